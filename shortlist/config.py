@@ -1,0 +1,105 @@
+"""Flags and YAML -> a stage's Config: a YAML file is saved flags, put before the user's and parsed once."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from shortlist.errors import UserError, unknown
+
+C = TypeVar("C")
+
+
+def parse(config: type[C], argv: Sequence[str], *, prog: str, description: str | None = None) -> C:
+    """Parse flags into a Config; `--config FILE` stands for the flags saved in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read or names a setting that does not exist.
+        SystemExit: usage error (2) or --help (0), with the message printed.
+    """
+    import tyro
+
+    saved, rest = _saved_flags(config, argv)
+    return tyro.cli(config, args=[*saved, *rest], prog=prog, description=description)
+
+
+def from_settings(config: type[C], settings: Mapping[str, Any], *, where: str) -> C:
+    """The Config that these settings make, checked exactly as flags are.
+
+    Raises:
+        UserError: a name or value does not fit; `where` says in which file and step.
+    """
+    import tyro
+
+    flags = to_flags(config, settings, where=where)
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message), contextlib.redirect_stdout(message):
+            return tyro.cli(config, args=flags, prog=where)
+    except SystemExit:
+        words = " ".join(message.getvalue().translate(str.maketrans("╭╮╰╯─│", "      ")).split())
+        raise UserError(f"{where}: {words}") from None
+
+
+def to_flags(config: type, settings: Mapping[str, Any], *, where: str) -> list[str]:
+    """Settings as command-line flags: {"k": 10, "runs": [a, b], "json": True} -> --k 10 --runs a b --json.
+
+    Raises:
+        UserError: a setting the Config does not have.
+    """
+    known = {field.name: field for field in fields(config)}
+    flags: list[str] = []
+    for name, value in settings.items():
+        name = name.replace("-", "_")
+        if name not in known:
+            raise UserError(f"{where}: {unknown('setting', name, known)}")
+        flag = name.replace("_", "-")
+        if "Positional" in str(known[name].type):
+            flags.insert(0, str(value))
+        elif isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, (list, tuple)):
+            flags += [f"--{flag}", *map(str, value)]
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file; expected a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}; expected `name: value` lines.")
+    return content
+
+
+def _saved_flags(config: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split `--config FILE` off the flags and read it."""
+    saved: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            rest.append(word)
+            continue
+        path = value if equals else next(words, None)
+        if not path:
+            print("--config needs the name of a YAML file.", file=sys.stderr)
+            raise SystemExit(2)
+        saved += to_flags(config, load_yaml(Path(path)), where=path)
+    return saved, rest

@@ -1,0 +1,206 @@
+"""What went in, beside everything that comes out: jobs that are done, resumed or refused by what they were made from."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import shortlist
+from shortlist.data.files import atomic_write, sha256
+from shortlist.errors import UserError
+from shortlist.progress import say
+
+FORMAT = 1
+NOT_INPUTS = {"out", "overwrite", "json"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage's claim on one output path.
+
+    Attributes:
+        out: the file or folder to write.
+        manifest: this job's manifest, as far as it is known before the work.
+        done: the output is there, whole, and made from exactly these settings and inputs.
+        resuming: the same job was begun before and not finished.
+    """
+
+    out: Path
+    manifest: dict[str, Any]
+    done: bool
+    resuming: bool
+
+    def finish(self, **results: Any) -> None:
+        """Write the manifest as complete, with what was counted and measured."""
+        _write(self.out, self.manifest | {"complete": True, "finished": _now(), "results": results})
+
+
+def start_job(
+    config: Any,
+    *,
+    stage: str,
+    inputs: Mapping[str, str | Sequence[str]],
+    ignore: Sequence[str] = (),
+    folder: bool = False,
+) -> Job:
+    """Claim `config.out` for a stage, or find the work there done or begun.
+
+    Args:
+        config: the stage's Config; its `out` and `overwrite` are used.
+        stage: the command's name.
+        inputs: identity of everything read, under the name of the config field that names it.
+        ignore: config fields that cannot change the result, such as a token budget.
+        folder: the output is a folder (made here, with config.yaml and manifest.json in it), else one file.
+
+    Raises:
+        UserError: `out` holds something else, and `overwrite` is off or it is nothing of ours.
+    """
+    out = Path(config.out)
+    settings = {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+    made_from = {k: v for k, v in settings.items() if k not in NOT_INPUTS | set(ignore) | set(inputs)}
+    made_from |= {name: list(i) if not isinstance(i, str) else i for name, i in inputs.items()}
+    job_id = hashlib.sha256(json.dumps([FORMAT, stage, made_from], sort_keys=True).encode()).hexdigest()
+    manifest = {
+        "format": FORMAT,
+        "stage": stage,
+        "job": job_id,
+        "complete": False,
+        "version": shortlist.__version__,
+        "commit": commit(),
+        "started": _now(),
+        "config": settings,
+        "made_from": made_from,
+    }
+    _refuse_the_wrong_kind(out, folder)
+    there = out.exists() and (not folder or any(out.iterdir()))
+    before = read_manifest(out) if there or _manifest_path(out, folder).exists() else None
+    same = before is not None and before["job"] == job_id
+    if same and before["complete"] and there:
+        say(f"{stage}: {out} is already done.")
+        return Job(out, before, done=True, resuming=False)
+    if there and not same:
+        _clear(out, before, manifest, overwrite=config.overwrite)
+    if folder:
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out / "config.yaml") as file:
+            yaml.safe_dump(settings, file, sort_keys=False)
+    _write(out, manifest, folder)
+    return Job(out, manifest, done=False, resuming=same)
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest that belongs to an output file or folder, None if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = _manifest_path(out, out.is_dir())
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        return manifest if {"job", "complete", "stage"} <= manifest.keys() else None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        raise UserError(f"{path}: not a manifest of ours; delete the output it belongs to and make it again.") from None
+
+
+def identity(path: str | Path) -> str:
+    """What a file or folder holds, as a string: the job of an output folder of ours, else a hash of the contents.
+
+    Raises:
+        UserError: nothing is there, or it is an output folder that was never finished.
+    """
+    path = Path(path)
+    if path.is_file():
+        return f"sha256:{sha256(path)}"
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder.")
+    manifest = read_manifest(path)
+    if manifest is not None:
+        if not manifest["complete"]:
+            raise UserError(f"{path}: `shortlist {manifest['stage']}` has not finished here; run it again to continue.")
+        return f"job:{manifest['job']}"
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    names = "\n".join(p.relative_to(path).as_posix() for p in files)
+    return f"sha256:{hashlib.sha256((names + sha256(*files)).encode()).hexdigest()}"
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, None where it is not run from one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _manifest_path(out: Path, folder: bool) -> Path:
+    return out / "manifest.json" if folder else out.with_name(out.name + ".manifest.json")
+
+
+def _write(out: Path, manifest: dict[str, Any], folder: bool | None = None) -> None:
+    folder = out.is_dir() if folder is None else folder
+    with atomic_write(_manifest_path(out, folder)) as file:
+        json.dump(manifest, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def _refuse_the_wrong_kind(out: Path, folder: bool) -> None:
+    if out.exists() and out.is_dir() != folder:
+        found, expected = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise UserError(f"--out {out}: is {found}, and this command writes {expected}; choose another name.")
+
+
+def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, overwrite: bool) -> None:
+    """Make room for a new job, or refuse: what this package did not write is never deleted."""
+    if before is None:
+        raise UserError(f"--out {out}: exists, and no command of ours wrote it; choose another name or move it away.")
+    if not overwrite:
+        raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or --overwrite.")
+    if out.is_dir():
+        shutil.rmtree(out)
+    else:
+        out.unlink()
+        _manifest_path(out, False).unlink()
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    if before["stage"] != now["stage"]:
+        return f"of `shortlist {before['stage']}`"
+    old, new = before.get("made_from", {}), now["made_from"]
+    names = [name for name in new.keys() | old.keys() if old.get(name) != new.get(name)]
+
+    def side(manifest: dict[str, Any], name: str) -> str:
+        return str(manifest["config"].get(name, "nothing"))
+
+    def words(name: str) -> str:
+        was, is_now = side(before, name), side(now, name)
+        return f"{name}: {was} there, {is_now} now" if was != is_now else f"{name}: the contents of {is_now} changed"
+
+    return "; ".join(words(name) for name in sorted(names))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,35 @@
+"""From one hidden state per token to one vector per text."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Pooling = Callable[[Float[Tensor, "batch tokens dim"], Int[Tensor, " batch"]], Float[Tensor, "batch dim"]]
+
+
+def last(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+    """The hidden state of each text's last real token, `</s>` where the contract appends it.
+
+    Args:
+        hidden: final hidden states, padded on the right.
+        lengths: real tokens of each text. Ids are not looked at: a pad that equals `</s>` cannot move the position.
+
+    https://arxiv.org/abs/2310.08319
+    """
+    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+
+
+def cls(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+    """The hidden state of each text's first token."""
+    return hidden[:, 0]
+
+
+def mean(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+    """The mean hidden state of each text's real tokens."""
+    real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    return torch.where(real[..., None], hidden, 0).sum(1) / lengths[:, None].to(hidden.dtype)
+
+
+POOLINGS: dict[str, Pooling] = {"last": last, "cls": cls, "mean": mean}

@@ -1,0 +1,128 @@
+"""The transformer under every model: loading it, running it on right-padded ids, putting LoRA on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from shortlist.errors import UserError, unknown
+
+
+def load_backbone(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a decoder or encoder without its language-model head, from a folder or the hub.
+
+    Raises:
+        UserError: nothing usable is there, or it would need code of its own to run.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        model = AutoModel.from_pretrained(name, config=config, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise not_a_model(name, error) from None
+    return model.eval()
+
+
+def not_a_model(name: str, error: Exception | str) -> UserError:
+    """The error for a name under which no model can be loaded."""
+    return UserError(
+        f"{name}: cannot load a model ({_first_line(error)}); expected a model folder with config.json and safetensors "
+        "weights, or the name of one on the hub."
+    )
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether a token sees only those before it, so that padding on the right changes nothing and needs no mask."""
+    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def hidden_states(
+    model: nn.Module,
+    token_ids: Int[Tensor, "batch tokens"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    causal: bool,
+) -> Float[Tensor, "batch tokens dim"]:
+    """Final-layer hidden states, after the final norm, of right-padded ids. Rows at and past a length mean nothing."""
+    mask = None
+    if not causal:
+        mask = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
+    options = {"use_cache": False} if causal else {}
+    return model(input_ids=token_ids, attention_mask=mask, **options).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation of some linear layers (https://arxiv.org/abs/2106.09685)."""
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj")
+
+
+LORAS = {"paper": Lora(), "paper+k": Lora(targets=(*Lora().targets, "k_proj"))}
+"""Presets: the paper's public code adapts every projection but k; a later recipe of its authors adds k."""
+
+
+def parse_lora(text: str) -> Lora:
+    """`paper`, `paper+k`, or `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj` (what is left out is the paper's).
+
+    Raises:
+        UserError: none of these.
+    """
+    if text in LORAS:
+        return LORAS[text]
+    if "=" not in text:
+        raise unknown("LoRA preset", text, LORAS)
+    readers = {"r": int, "alpha": int, "dropout": float, "targets": lambda names: tuple(names.split("+"))}
+    values: dict[str, Any] = {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        if name not in readers:
+            raise unknown("LoRA setting", name, readers)
+        try:
+            values[name] = readers[name](value)
+        except ValueError:
+            raise UserError(f"--lora: {name} is {value!r}; expected a number.") from None
+    return Lora(**values)
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
+    """Freeze the model and put trainable low-rank updates on it, in place; returns the PEFT wrapper that can save them.
+
+    Raises:
+        UserError: the model has no layer of one of those names.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for target in set(lora.targets) - names:
+        raise unknown("layer for LoRA", target, names)
+    targets = list(lora.targets)
+    settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    return get_peft_model(model, settings)
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Add a saved LoRA adapter's updates to the model's weights.
+
+    Raises:
+        UserError: the adapter does not fit the model.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{folder}: the adapter does not fit its base model ({_first_line(error)}).") from None
+
+
+def _first_line(error: Exception | str) -> str:
+    lines: Sequence[str] = str(error).strip().split("\n")
+    return lines[0][:200] or type(error).__name__

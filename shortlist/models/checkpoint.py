@@ -1,0 +1,229 @@
+"""A folder or hub name -> a model with its input contract; and back to a folder.
+
+A model folder of ours is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`. A reranker's
+weights carry the key `score.weight` beside the backbone's, as in transformers' sequence classifiers. A LoRA folder holds
+`adapter_config.json` and `adapter_model.safetensors` instead, head included, and names its base.
+"""
+
+import json
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shortlist.data.files import atomic_write
+from shortlist.data.manifest import identity
+from shortlist.errors import UserError
+from shortlist.models.backbone import is_causal, load_backbone, merge_adapter, not_a_model
+from shortlist.models.reranker import Reranker, new_head
+from shortlist.models.retriever import Retriever
+from shortlist.text.contract import InputContract, Inputs, named_contract
+from shortlist.text.tokenizer import load_tokenizer
+
+HEAD = "score.weight"
+ADAPTER = "adapter_model.safetensors"
+
+
+
+def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Retriever:
+    """Load a retriever: a folder of ours, a sentence-transformers folder, or a plain backbone with a named contract.
+
+    Raises:
+        UserError: no model is there, or nothing says what its input looks like.
+    """
+    form = _contract(name, contract, "document")
+    return Retriever(_backbone(name, dtype), Inputs(form, load_tokenizer(local_folder(name))))
+
+
+def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Reranker:
+    """Load a reranker with its trained head.
+
+    Raises:
+        UserError: no model is there, it has no head, or nothing says what its input looks like.
+    """
+    form = _contract(name, contract, "pair")
+    head = _head(local_folder(name))
+    if head is None:
+        raise UserError(f"{name}: the weights have no {HEAD!r}, so this is not a trained reranker; train one from it.")
+    return Reranker(_backbone(name, dtype), Inputs(form, load_tokenizer(local_folder(name))), head)
+
+
+def retriever_to_train(name: str, contract: InputContract | None) -> Retriever:
+    """A retriever to start training from; without a contract, the folder's own or the paper's for its architecture."""
+    backbone = _backbone(name, torch.float32)
+    form = contract or _own_contract(local_folder(name), "document")
+    form = form or named_contract("repllama" if is_causal(backbone) else "bert")
+    return Retriever(backbone, Inputs(form, load_tokenizer(local_folder(name))))
+
+
+def reranker_to_train(name: str, contract: InputContract | None, *, seed: int) -> Reranker:
+    """A reranker to start training from: with the head of a trained one, with a new head on any other backbone."""
+    backbone = _backbone(name, torch.float32)
+    form = contract or _own_contract(local_folder(name), "pair")
+    form = form or named_contract("rankllama" if is_causal(backbone) else "bert-pair")
+    head = _head(local_folder(name))
+    head = new_head(backbone, seed=seed) if head is None else head
+    return Reranker(backbone, Inputs(form, load_tokenizer(local_folder(name))), head)
+
+
+def save_model(model: Retriever | Reranker, folder: Path, *, adapter: Any = None, base: str | None = None) -> None:
+    """Write the model into a folder: weights, tokenizer, contract.
+
+    Args:
+        adapter: PEFT's wrapper of the backbone; only its updates (and a reranker's head) are then written.
+        base: name of the model that the adapter updates.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {HEAD: model.score.detach()} if isinstance(model, Reranker) else {}
+    if adapter is not None:
+        _save_adapter(adapter, folder, head, base)
+    else:
+        _save_weights(model.backbone, folder, head)
+    model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    with atomic_write(folder / "contract.json") as file:
+        json.dump(model.inputs.contract.to_dict(), file, indent=2)
+        file.write("\n")
+
+
+def model_identity(name: str) -> str:
+    """What a model is, for manifests: the contents of a folder, or the name of a hub model with its revision."""
+    if Path(name).exists():
+        return identity(name)
+    return f"hub:{name}@{local_folder(name).name}"
+
+
+def local_folder(name: str) -> Path:
+    """The folder that holds a model: `name` itself, or where the hub's client keeps it (fetched if need be).
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
+        raise not_a_model(name, "no such folder")
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"]))
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        raise not_a_model(name, error) from None
+
+
+def _backbone(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    folder = local_folder(name)
+    config = folder / "adapter_config.json"
+    if not config.exists():
+        return load_backbone(str(folder), dtype=dtype)
+    base = _json(config).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{config}: names no base model; expected base_model_name_or_path.")
+    return merge_adapter(_backbone(base, dtype), folder)
+
+
+def _contract(name: str, given: str | None, kind: str) -> InputContract:
+    if given is not None:
+        return named_contract(given)
+    form = _own_contract(local_folder(name), kind)
+    if form is None:
+        raise UserError(f"{name}: has no contract.json that says how its input looks; name one with --contract.")
+    return form
+
+
+def _own_contract(folder: Path, kind: str) -> InputContract | None:
+    """The contract in a model folder, if it is one for this kind of input; sentence-transformers' files count as one."""
+    path = folder / "contract.json"
+    if path.exists():
+        form = InputContract.from_dict(_json(path), where=str(path))
+        return form if getattr(form, kind) else None
+    if kind == "document" and (folder / "modules.json").exists():
+        return _sentence_transformers_contract(folder)
+    return None
+
+
+def _sentence_transformers_contract(folder: Path) -> InputContract:
+    """Read modules.json: pooling, normalisation, length and prompts.
+
+    Raises:
+        UserError: a module that has no counterpart here.
+    """
+    modules = {m["type"].rsplit(".", 1)[-1]: folder / m["path"] for m in _json(folder / "modules.json")}
+    for module in modules.keys() - {"Transformer", "Pooling", "Normalize"}:
+        raise UserError(f"{folder}/modules.json: module {module!r} is not supported; expected Transformer, Pooling, Normalize.")
+    modes = _pooling_modes(_json(modules["Pooling"] / "config.json"))
+    poolings = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    if len(modes) != 1 or modes[0] not in poolings:
+        raise UserError(f"{folder}: pools by {' + '.join(modes) or 'nothing'}; expected one of {', '.join(poolings)}.")
+    settings = _optional_json(folder / "sentence_bert_config.json")
+    prompts = _optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    length = settings.get("max_seq_length") or 512
+    return InputContract(
+        query=("<cls>", prompts.get("query", "") + "{query}", "<sep>"),
+        document=("<cls>", prompts.get("document", "") + "{title} {text}", "<sep>"),
+        query_length=length,
+        document_length=length,
+        pooling=poolings[modes[0]],
+        normalize="Normalize" in modules,
+    )
+
+
+def _pooling_modes(settings: dict[str, Any]) -> list[str]:
+    """Names of the pooling modes in use, from either spelling of sentence-transformers' settings."""
+    if "pooling_mode" in settings:
+        names = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
+        mode = settings["pooling_mode"]
+        return [names.get(m, m) for m in ([mode] if isinstance(mode, str) else mode)]
+    return [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+
+
+def _head(folder: Path) -> Tensor | None:
+    """A reranker's head, wherever in the folder's safetensors it lies; None if there is none."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            for key in weights.keys():
+                if key == HEAD or key.endswith(f".{HEAD}"):
+                    return weights.get_tensor(key)
+    return None
+
+
+def _save_weights(backbone: PreTrainedModel, folder: Path, head: dict[str, Tensor]) -> None:
+    """Backbone weights under the names that transformers' own model with a head would give them."""
+    prefix = f"{backbone.base_model_prefix}." if head else ""
+    state = {prefix + name: tensor.detach().contiguous() for name, tensor in backbone.state_dict().items()}
+    save_torch_state_dict({**state, **head}, folder)
+    config = backbone.config.to_dict()
+    if head and is_causal(backbone):
+        name = type(backbone).__name__.removesuffix("Model") + "ForSequenceClassification"
+        config |= {"architectures": [name], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
+    with atomic_write(folder / "config.json") as file:
+        json.dump(config, file, indent=2)
+        file.write("\n")
+
+
+def _save_adapter(adapter: Any, folder: Path, head: dict[str, Tensor], base: str | None) -> None:
+    from peft import get_peft_model_state_dict
+
+    settings = adapter.peft_config["default"]
+    settings.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).exists() else base
+    state = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(adapter).items()}
+    save_file(state | {f"base_model.model.{name}": tensor for name, tensor in head.items()}, folder / ADAPTER)
+    settings.inference_mode = True
+    settings.save_pretrained(folder)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}).") from None
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return _json(path) if path.exists() else {}

@@ -1,0 +1,68 @@
+"""What a person sees while waiting: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Advance(Protocol):
+    """Call with the number of units done since the last call, and a few words on how it goes."""
+
+    def __call__(self, amount: float = 1, note: str = "") -> None: ...
+
+
+PLAIN_SECONDS = 20.0
+
+
+@contextmanager
+def progress(description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
+    """Show progress on stderr towards `total` units; yields the function that advances it."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(description, total=total, note="")
+            yield lambda amount=1, note="": bar.update(task, advance=amount, **({"note": note} if note else {}))
+        return
+
+    start = last = time.monotonic()
+    done = 0.0
+
+    def advance(amount: float = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last >= PLAIN_SECONDS:
+            last = now
+            left = f", {(now - start) / done * (total - done):.0f} s left" if total and done else ""
+            say(f"{description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}{left} {note}".rstrip())
+
+    yield advance
+
+
+def track(items: Iterable[T], description: str, total: float | None = None, unit: str = "") -> Iterator[T]:
+    """Yield the items, showing how many have gone by."""
+    with progress(description, total, unit) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+def say(message: str) -> None:
+    """One line to stderr, where it cannot mix with results."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,215 @@
+"""How text becomes token ids, for one checkpoint family: templates, special tokens, lengths, pooling.
+
+A model trained on one form of input and run on another gives plausible, worse numbers. So the form is data: an
+`InputContract`, stored in every model folder, and `Inputs`, the only code that turns text into ids.
+
+A template is a tuple of pieces. A piece is a special token (`<bos>`, `<eos>`, `<cls>`, `<sep>`) or text with fields
+({query}, {url}, {title}, {text}); each text piece is tokenised on its own, without special tokens. Too long an input is
+cut at the end of its last text piece, so that no special token is ever lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
+
+from shortlist.errors import UserError, unknown
+from shortlist.records import Document, Query
+
+SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token_id", "<sep>": "sep_token_id"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """The input form of one checkpoint family.
+
+    A retriever has `query` and `document` templates, a reranker has `pair`.
+    """
+
+    query: tuple[str, ...] = ()
+    """Template of a query."""
+    document: tuple[str, ...] = ()
+    """Template of a document."""
+    pair: tuple[str, ...] = ()
+    """Template of a query with a document."""
+    query_length: int = 32
+    """Most tokens of a query, special tokens included."""
+    document_length: int = 196
+    """Most tokens of a document, special tokens included."""
+    pair_length: int = 196
+    """Most tokens of a pair, special tokens included; only the document is ever cut."""
+    pooling: str = "last"
+    """Which hidden state stands for the input: a name in math.pooling.POOLINGS."""
+    normalize: bool = True
+    """Vectors have length 1."""
+    verbatim: bool = False
+    """Fields go in unstripped and even when empty, with hyphens in titles as spaces; then the whole is stripped."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, where: str) -> "InputContract":
+        """Back from JSON.
+
+        Raises:
+            UserError: a name that no contract has; `where` says which file.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in values.keys() - known:
+            raise UserError(f"{where}: {unknown('contract setting', name, known)}")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "InputContract":
+        """The same contract with other lengths; `document` bounds a document or, in a reranker, the whole pair."""
+        return replace(
+            self,
+            query_length=query or self.query_length,
+            document_length=document or self.document_length,
+            pair_length=document or self.pair_length,
+        )
+
+
+_REPLLAMA = InputContract(
+    query=("<bos>", "query: {query}", "<eos>"), document=("<bos>", "passage: {title} {text}", "<eos>")
+)
+_RANKLLAMA = InputContract(
+    pair=("<bos>", "query: {query} document: {title} {text}", "<eos>"), normalize=False, pooling="last"
+)
+
+CONTRACTS = {
+    "repllama": _REPLLAMA,
+    "repllama-document": replace(
+        _REPLLAMA, document=("<bos>", "passage: {url} {title} {text}", "<eos>"), document_length=2048
+    ),
+    "rankllama": _RANKLLAMA,
+    "rankllama-document": replace(
+        _RANKLLAMA, pair=("<bos>", "query: {query} document: {url} {title} {text}", "<eos>"), pair_length=2048
+    ),
+    "rankllama-v1": replace(_RANKLLAMA, pair=("<bos>", "query: {query}", "<bos>", "document: {title} {text}")),
+    "rankllama-v2": replace(
+        _RANKLLAMA, pair=("<bos>", "query:  {query} document:  {title} {text}"), verbatim=True
+    ),
+    "bert": InputContract(
+        query=("<cls>", "{query}", "<sep>"),
+        document=("<cls>", "{title} {text}", "<sep>"),
+        query_length=64,
+        document_length=256,
+        pooling="mean",
+    ),
+    "bert-pair": InputContract(
+        pair=("<cls>", "{query}", "<sep>", "{title} {text}", "<sep>"), pair_length=256, pooling="cls", normalize=False
+    ),
+}
+"""Presets by name; the LLaMA ones are those of https://arxiv.org/abs/2310.08319 and of its released checkpoints."""
+
+
+def named_contract(name: str) -> InputContract:
+    """A preset by its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in CONTRACTS:
+        raise unknown("contract", name, CONTRACTS)
+    return CONTRACTS[name]
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    name_or_path: str
+
+    def __call__(self, text: list[str], /, **options: Any) -> Any: ...
+
+
+class Inputs:
+    """Turns queries, documents and pairs into token ids by a contract.
+
+    Raises:
+        UserError: the tokenizer lacks a special token that the contract needs.
+    """
+
+    def __init__(self, contract: InputContract, tokenizer: Any) -> None:
+        self.contract = contract
+        self.tokenizer: Tokenizer = tokenizer
+        self.pad_id: int = tokenizer.pad_token_id or 0
+        self._special: dict[str, int] = {}
+        for piece in {*contract.query, *contract.document, *contract.pair} & SPECIAL.keys():
+            token_id = getattr(tokenizer, SPECIAL[piece])
+            if token_id is None:
+                raise UserError(
+                    f"{tokenizer.name_or_path}: the tokenizer has no {piece} token, which the input contract needs; "
+                    "choose another --contract or a tokenizer that has one."
+                )
+            self._special[piece] = token_id
+
+    def query_ids(self, queries: Sequence[Query]) -> list[list[int]]:
+        """Token ids of each query."""
+        rows = [{"query": q.text} for q in queries]
+        return self._ids(self._template("query"), rows, self.contract.query_length)
+
+    def document_ids(self, documents: Sequence[Document]) -> list[list[int]]:
+        """Token ids of each document."""
+        rows = [self._fields(d) for d in documents]
+        return self._ids(self._template("document"), rows, self.contract.document_length)
+
+    def pair_ids(self, pairs: Sequence[tuple[Query, Document]]) -> list[list[int]]:
+        """Token ids of each query with its document; only the document is cut.
+
+        Raises:
+            UserError: a query leaves no room for its document.
+        """
+        template, length = self._template("pair"), self.contract.pair_length
+        rows = [{"query": q.text} | self._fields(d) for q, d in pairs]
+        ids = self._ids(template, rows, length)
+        full = [i for i, row in enumerate(ids) if len(row) == length]
+        bare = {pairs[i][0]: {"query": pairs[i][0].text, "url": "", "title": "", "text": ""} for i in full}
+        for query, row in zip(bare, self._ids(template, list(bare.values()), None), strict=True):
+            if len(row) >= length:
+                raise UserError(
+                    f"query {query.query_id!r}: takes {len(row)} tokens with its prompt, and a whole pair may have "
+                    f"{length}; raise --max-length or shorten the query."
+                )
+        return ids
+
+    def _template(self, kind: str) -> tuple[str, ...]:
+        template = getattr(self.contract, kind)
+        if not template:
+            raise UserError(f"{self.tokenizer.name_or_path}: the model's contract has no {kind} input; wrong kind of model.")
+        return template
+
+    def _fields(self, document: Document) -> dict[str, str]:
+        url, title, text = document.url, document.title, document.text
+        if self.contract.verbatim:
+            return {"url": url, "title": title.replace("-", " ").strip(), "text": text}
+        return {"url": url.strip(), "title": title.strip(), "text": text.strip()}
+
+    def _ids(self, template: tuple[str, ...], rows: Sequence[dict[str, str]], length: int | None) -> list[list[int]]:
+        """Token ids of each row of fields, cut to `length` at the end of the last text piece."""
+        if not rows:
+            return []
+        pieces = [[self._special[p]] if p in SPECIAL else self._tokenize(p, rows) for p in template]
+        last = max(i for i, piece in enumerate(template) if piece not in SPECIAL)
+        ids = []
+        for row in range(len(rows)):
+            parts = [p if template[i] in SPECIAL else p[row] for i, p in enumerate(pieces)]
+            if length is not None:
+                others = sum(map(len, parts)) - len(parts[last])
+                parts[last] = parts[last][: max(0, length - others)]
+            ids.append([token for part in parts for token in part])
+        return ids
+
+    def _tokenize(self, piece: str, rows: Sequence[dict[str, str]]) -> list[list[int]]:
+        verbatim = self.contract.verbatim
+        texts = [piece.format_map(row).strip() if verbatim else fill(piece, row) for row in rows]
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def fill(piece: str, values: dict[str, str]) -> str:
+    """Put values into a text piece; a field that is empty takes one space with it (no title -> just the text)."""
+    for name, value in values.items():
+        if not value:
+            for field in (f"{{{name}}} ", f" {{{name}}}", f"{{{name}}}"):
+                piece = piece.replace(field, "")
+    return piece.format_map(values)

@@ -1,0 +1,116 @@
+"""Loading a tokenizer exactly as its files define it.
+
+transformers' own class for LLaMA rebuilds the tokenizer and differs from the files: with a bare `tokenizer.model` it orders
+merges by id (double spaces come out wrong), and it drops a leading space. So `tokenizer.json` is taken as it stands, and
+a SentencePiece BPE model is converted here and compared with the original on the spot.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from shortlist.errors import UserError
+
+PROBE = "query:  a b   c\n\tdouble  spaces, (1999) naïve café – 東京 🦙 "
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model folder.
+
+    Raises:
+        UserError: the folder has none that can be used.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if (folder / "tokenizer.json").exists():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        if (folder / "tokenizer.model").exists():
+            return from_sentencepiece(folder / "tokenizer.model")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{folder}: no usable tokenizer ({reason}); expected tokenizer.json or tokenizer.model.") from None
+
+
+def from_sentencepiece(path: Path) -> Any:
+    """A fast tokenizer that gives the same ids as a SentencePiece BPE model (LLaMA 1 and 2, Mistral).
+
+    Raises:
+        UserError: not such a model.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        proto = ModelProto.FromString(path.read_bytes())
+    except DecodeError:
+        raise UserError(f"{path}: not a SentencePiece model.") from None
+    pieces = [piece.piece for piece in proto.pieces]
+    spec = proto.trainer_spec
+    unk = pieces[spec.unk_id]
+    core = models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=_merges(proto),
+        unk_token=unk,
+        fuse_unk=True,
+        byte_fallback=spec.byte_fallback,
+    )
+    fast = Tokenizer(core)
+    fast.normalizer = _normalizer(proto.normalizer_spec)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    fast.decoder = decoders.Sequence(steps)
+    named = {"unk_token": spec.unk_id, "bos_token": spec.bos_id, "eos_token": spec.eos_id}
+    special = {name: pieces[i] for name, i in named.items() if i >= 0}
+    fast.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special.values()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast, **special, pad_token=unk, padding_side="right", name_or_path=str(path.parent)
+    )
+    original = SentencePieceProcessor(model_file=str(path))
+    if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != original.encode(PROBE):
+        raise UserError(f"{path}: not a BPE model that can be converted; save the tokenizer as tokenizer.json first.")
+    return tokenizer
+
+
+def _normalizer(spec: Any) -> Any:
+    """What SentencePiece does to text before it looks for pieces."""
+    from tokenizers import Regex, normalizers
+
+    steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend("▁"))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+
+
+def _merges(proto: Any) -> list[tuple[str, str]]:
+    """Every way to make a piece of two, in the order in which SentencePiece would choose: by score, then by id."""
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    ranked = []
+    for i, entry in enumerate(proto.pieces):
+        for cut in range(1, len(entry.piece)):
+            left, right = entry.piece[:cut], entry.piece[cut:]
+            if left in ids and right in ids:
+                ranked.append((-entry.score, i, ids[left], ids[right], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def train_bpe(texts: Any, *, vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer with `<s>`, `</s>` and `<pad>`, fitted to an iterable of texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Tokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
