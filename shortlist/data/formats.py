@@ -1,0 +1,410 @@
+"""Files of documents, queries, judgements and runs, in the forms the field already has: read_* and write_*.
+
+Every file may be gzipped (.gz). A line that cannot be read is a UserError that names the file and the line.
+"""
+
+import gc
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from shortlist.data.files import atomic_write
+from shortlist.data.lines import MalformedError, numbered_lines, parse_json, parse_lines, read_lines
+from shortlist.errors import UserError
+from shortlist.records import Document, Hit, Qrels, Query, Run
+
+Ties = Literal["trec", "rank"]
+SPACE = re.compile(r"[ \t\r\n\f\v]")
+
+
+def _column(record: Mapping[str, Any], kind: str, *names: str) -> Any:
+    """The value under the first of `names` that is there."""
+    for name in names:
+        if record.get(name) is not None:
+            return record[name]
+    found = ", ".join(sorted(record)) or "no field"
+    raise MalformedError(
+        f"{kind} has no {names[0]!r} field (found: {found}). Expected {' or '.join(map(repr, names))}."
+    )
+
+
+def _text(value: Any, kind: str) -> str:
+    if not isinstance(value, str):
+        raise MalformedError(f"{kind} is {value!r}; expected a string.")
+    return value
+
+
+def _identifier(value: Any, kind: str) -> str:
+    """An id as text: runs are split on spaces, so an id must not hold any."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, f"{kind} id")
+    if not text or SPACE.search(text):
+        raise MalformedError(
+            f"{kind} id {text!r} is empty or holds white space, which a run file cannot express; rename it."
+        )
+    return text
+
+
+def to_document(record: Mapping[str, Any]) -> Document:
+    """The document in a BEIR (`_id`, `title`, `text`) or Tevatron (`docid`, `title`, `text`) record.
+
+    The text must be there but may be empty: published collections hold such documents, and leaving them out
+    would change their scores.
+    """
+    return Document(
+        _identifier(_column(record, "document", "_id", "docid", "doc_id", "id"), "document"),
+        _text(_column(record, "document", "text"), "document text"),
+        _text(record.get("title") or "", "document title"),
+        _text(record.get("url") or "", "document url"),
+    )
+
+
+def to_query(record: Mapping[str, Any]) -> Query:
+    """The query in a BEIR (`_id`, `text`) or Tevatron (`query_id`, `query`) record."""
+    return _query(
+        _column(record, "query", "_id", "query_id", "qid", "id"),
+        _column(record, "query", "text", "query"),
+    )
+
+
+def _query(query_id: Any, text: Any) -> Query:
+    query = Query(_identifier(query_id, "query"), _text(text, "query text"))
+    if not query.text.strip():
+        raise MalformedError(f"query {query.query_id!r} has no text; expected at least one word.")
+    return query
+
+
+def document_parser(path: Path) -> Callable[[str], Document]:
+    """What turns a line of this corpus into a Document.
+
+    `.jsonl` holds objects as in `to_document`; `.tsv` and `.txt` hold `id, text` or `id, url, title, text`
+    (MS MARCO passages, documents), one of the two throughout.
+    """
+    if _is_json(path):
+        return lambda line: to_document(parse_json(line))
+    first = next(numbered_lines(path), (0, 0, ""))[2]
+    return partial(_document_from_columns, count=4 if first.count("\t") == 3 else 2)
+
+
+def _document_from_columns(line: str, count: int) -> Document:
+    columns = line.split("\t")
+    if len(columns) != count:
+        expected = "2 (id, text) or 4 (id, url, title, text), the same on every line"
+        raise MalformedError(f"found {len(columns)} tab-separated columns; expected {expected}.")
+    doc_id, text = _identifier(columns[0], "document"), columns[-1]
+    return Document(doc_id, text, title=columns[2], url=columns[1]) if count == 4 else Document(doc_id, text)
+
+
+def _query_from_columns(line: str) -> Query:
+    columns = line.split("\t")
+    if len(columns) != 2:
+        raise MalformedError(f"found {len(columns)} tab-separated columns; expected 2 (id, text).")
+    return _query(*columns)
+
+
+def _is_json(path: Path) -> bool:
+    name = path.name.removesuffix(".gz")
+    if not name.endswith((".jsonl", ".json", ".tsv", ".txt")):
+        raise UserError(f"{path}: cannot tell the format from the name; expected .jsonl, .tsv or .txt (and .gz).")
+    return name.endswith((".jsonl", ".json"))
+
+
+def _located(path: Path) -> Iterator[tuple[int, Document]]:
+    """Yield (byte at which its line starts, document), having checked that ids are unique and that there is one."""
+    seen: set[str] = set()
+    for number, start, document in parse_lines(path, document_parser(path)):
+        if document.doc_id in seen:
+            raise UserError(f"{path}:{number}: document id {document.doc_id!r} occurs twice; every id must occur once.")
+        seen.add(document.doc_id)
+        yield start, document
+    if not seen:
+        raise UserError(f"{path}: holds no documents; expected one per line.")
+
+
+def read_corpus(path: Path) -> Iterator[Document]:
+    """Yield the documents of a JSONL or TSV file (see `document_parser`), in file order.
+
+    Raises:
+        UserError: a malformed line, an id that occurs twice, no document at all.
+    """
+    return (document for _, document in _located(path))
+
+
+def corpus_offsets(path: Path) -> dict[str, int]:
+    """The byte at which each document's line starts: with `documents_at`, random access without holding texts."""
+    return {document.doc_id: start for start, document in _located(path)}
+
+
+def documents_at(path: Path, offsets: Iterable[int]) -> Iterator[Document]:
+    """Yield the documents whose lines start at these bytes of an uncompressed file, in the order asked."""
+    parse = document_parser(path)
+    with open(path, "rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            yield parse(file.readline().decode().rstrip("\r\n"))
+
+
+def read_queries(path: Path) -> list[Query]:
+    """The queries of a JSONL file (see `to_query`) or of a TSV file (`id, text`), in file order.
+
+    Raises:
+        UserError: a malformed line, a query without text, an id that occurs twice, no query at all.
+    """
+    parse = (lambda line: to_query(parse_json(line))) if _is_json(path) else _query_from_columns
+    queries: dict[str, Query] = {}
+    for number, _, query in parse_lines(path, parse):
+        if query.query_id in queries:
+            raise UserError(f"{path}:{number}: query id {query.query_id!r} occurs twice; every id must occur once.")
+        queries[query.query_id] = query
+    if not queries:
+        raise UserError(f"{path}: holds no queries; expected one per line.")
+    return list(queries.values())
+
+
+def write_corpus(path: Path, documents: Iterable[Document]) -> None:
+    """Write documents as BEIR JSONL: `_id`, `title`, `text`, and `url` where there is one."""
+    with atomic_write(path) as file:
+        for document in documents:
+            record = {"_id": document.doc_id, "title": document.title, "text": document.text}
+            record |= {"url": document.url} if document.url else {}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_queries(path: Path, queries: Iterable[Query]) -> None:
+    """Write queries as BEIR JSONL: `_id`, `text`."""
+    with atomic_write(path) as file:
+        for query in queries:
+            file.write(json.dumps({"_id": query.query_id, "text": query.text}, ensure_ascii=False) + "\n")
+
+
+def read_qrels(path: Path) -> Qrels:
+    """The judgements of a TREC file (`query 0 document relevance`) or a BEIR one (`query document relevance`, header).
+
+    Raises:
+        UserError: a malformed line, two different judgements of one pair, no judgement at all.
+    """
+    qrels: Qrels = {}
+    for number, start, columns in parse_lines(path, _split):
+        if start == 0 and len(columns) == 3 and not _is_integer(columns[2]):
+            continue  # the header of a BEIR file
+        try:
+            add_judgement(qrels, *_judgement(columns))
+        except MalformedError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+    if not qrels:
+        raise UserError(f"{path}: holds no judgements; expected one per line.")
+    return qrels
+
+
+def add_judgement(qrels: Qrels, query_id: str, doc_id: str, relevance: int) -> None:
+    """Put one judgement into `qrels`.
+
+    Raises:
+        MalformedError: the pair is judged otherwise already.
+    """
+    before = qrels.setdefault(query_id, {}).setdefault(doc_id, relevance)
+    if before != relevance:
+        pair = f"query {query_id!r}, document {doc_id!r}"
+        raise MalformedError(f"{pair} is judged {relevance}, but {before} further up; keep one of the two.")
+
+
+def to_judgement(record: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Query id, document id and relevance in a BEIR (`query-id`, `corpus-id`, `score`) record."""
+    relevance = _column(record, "judgement", "score", "relevance")
+    if not isinstance(relevance, int | float) or relevance != int(relevance):
+        raise MalformedError(f"relevance is {relevance!r}; expected a whole number.")
+    return (
+        _identifier(_column(record, "judgement", "query-id", "query_id"), "query"),
+        _identifier(_column(record, "judgement", "corpus-id", "doc_id", "docid"), "document"),
+        int(relevance),
+    )
+
+
+def _split(line: str) -> list[str]:
+    return re.split("[ \t]+", line.strip(" \t\r"))
+
+
+def _is_integer(text: str) -> bool:
+    return re.fullmatch("[+-]?[0-9]+", text) is not None
+
+
+def _judgement(columns: list[str]) -> tuple[str, str, int]:
+    if len(columns) not in (3, 4):
+        expected = "4 (query 0 document relevance) or 3 (query document relevance)"
+        raise MalformedError(f"found {len(columns)} columns; expected {expected}.")
+    if not _is_integer(columns[-1]):
+        raise MalformedError(f"relevance is {columns[-1]!r}; expected a whole number in the last column.")
+    return columns[0], columns[-2], int(columns[-1])
+
+
+def write_qrels(path: Path, qrels: Qrels) -> None:
+    """Write judgements as BEIR TSV with its header."""
+    with atomic_write(path) as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        for query_id, judgements in qrels.items():
+            file.writelines(f"{query_id}\t{doc_id}\t{relevance}\n" for doc_id, relevance in judgements.items())
+
+
+RUN_COLUMNS = {  # the six columns of a TREC run, as pyarrow reads them
+    "query_id": pa.dictionary(pa.int32(), pa.string()),
+    "q0": pa.string(),
+    "doc_id": pa.string(),
+    "rank": pa.int64(),
+    "score": pa.float64(),
+    "tag": pa.string(),
+}
+_USED = ["query_id", "doc_id", "rank", "score"]
+ORDERS = {
+    "trec": [("query", "ascending"), ("score32", "descending"), ("doc_id", "descending")],
+    "rank": [("query", "ascending"), ("rank", "ascending")],
+}
+
+
+def read_run(path: Path, *, ties: Ties = "trec") -> Run:
+    """The hits of a TREC run (`query Q0 document rank score tag`); queries in the order of their first line.
+
+    Args:
+        ties: `trec` orders a query's hits as trec_eval does: by score as a 32-bit float, equal scores by document id
+            from last to first, whatever the rank column says. `rank` orders them by the rank column, equal ranks as
+            in the file.
+
+    Raises:
+        UserError: a malformed line, a score that is not finite, a document twice for one query, no line at all.
+    """
+    table = _run_table(path) or _run_table_by_line(path)
+    query = table["query_id"].unify_dictionaries().combine_chunks()
+    table = table.drop_columns("query_id").append_column("query", query.indices)
+    table = table.append_column("score32", table["score"].cast(pa.float32(), safe=False))
+    return _hits(path, table.sort_by(ORDERS[ties]), query.dictionary.to_pylist())
+
+
+def _hits(path: Path, table: pa.Table, query_ids: list[str]) -> Run:
+    """Cut the sorted table into one list of hits per query."""
+    doc_ids, scores = table["doc_id"].to_numpy().tolist(), table["score"].to_numpy().tolist()
+    ends = np.cumsum(np.bincount(table["query"].to_numpy())).tolist()
+    run: Run = {}
+    with _collector_paused():
+        for query_id, start, end in zip(query_ids, [0, *ends], ends, strict=False):
+            names = doc_ids[start:end]
+            if len(set(names)) < len(names):
+                _refuse_duplicate(path)
+            run[query_id] = list(map(Hit._make, zip(names, scores[start:end], strict=True)))
+    return run
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for cycles while millions of tuples are made that cannot form one: 4 times as fast at 7 million."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _run_table(path: Path) -> pa.Table | None:
+    """The run's columns, read many lines at a time; None where a line is not as simple as that takes."""
+    first = next(numbered_lines(path), (0, 0, ""))[2]
+    parse = csv.ParseOptions(delimiter="\t" if "\t" in first else " ", quote_char=False)
+    convert = csv.ConvertOptions(column_types=RUN_COLUMNS, null_values=[], include_columns=_USED)
+    try:
+        with pa.input_stream(str(path), compression="detect") as file:
+            table = csv.read_csv(
+                file,
+                read_options=csv.ReadOptions(column_names=list(RUN_COLUMNS)),
+                parse_options=parse,
+                convert_options=convert,
+            )
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return table if np.isfinite(table["score"].to_numpy()).all() else None
+
+
+def _run_table_by_line(path: Path) -> pa.Table:
+    """The same table read line by line: any white space between columns, and an error that names the line."""
+    rows = list(read_lines(path, _run_row))
+    if not rows:
+        raise UserError(f"{path}: holds no hits; expected lines of: query Q0 document rank score tag.")
+    columns = zip(_USED, zip(*rows, strict=True), strict=True)
+    return pa.table({name: pa.array(column, RUN_COLUMNS[name]) for name, column in columns})
+
+
+def _run_row(line: str) -> tuple[str, str, int, float]:
+    columns = _split(line)
+    if len(columns) != 6:
+        raise MalformedError(f"found {len(columns)} columns; expected 6: query Q0 document rank score tag.")
+    query_id, _, doc_id, rank, score, _ = columns
+    if not _is_integer(rank):
+        raise MalformedError(f"rank is {rank!r}; expected a whole number in column 4.")
+    try:
+        value = float(score)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise MalformedError(f"score is {score!r}; expected a finite number in column 5.")
+    return query_id, doc_id, int(rank), value
+
+
+def _refuse_duplicate(path: Path) -> NoReturn:
+    seen: set[tuple[str, str]] = set()
+    for number, _, (query_id, doc_id, *_) in parse_lines(path, _run_row):
+        if (query_id, doc_id) in seen:
+            raise UserError(
+                f"{path}:{number}: document {doc_id!r} occurs twice for query {query_id!r}; "
+                "a run names a document once per query."
+            )
+        seen.add((query_id, doc_id))
+    raise UserError(f"{path}: changed while it was read; run the command again.")
+
+
+def write_run(path: Path, run: Run, tag: str = "shortlist") -> None:
+    """Write a TREC run whose order every reader agrees on.
+
+    Scores are written as 32-bit floats, each the nearest to its own that lies below the one before it: trec_eval
+    ignores the rank column, keeps 32 bits and would break ties by document id.
+
+    Raises:
+        UserError: an id with white space.
+        ValueError: hits that are not best first, or a score that is not finite.
+    """
+    with atomic_write(path) as file:
+        for query_id, hits in run.items():
+            _refuse_space([query_id, tag, *(hit.doc_id for hit in hits)])
+            texts = strictly_decreasing(np.array([hit.score for hit in hits], dtype=np.float64)).astype(str).tolist()
+            file.writelines(
+                f"{query_id} Q0 {hit.doc_id} {rank} {score} {tag}\n"
+                for rank, (hit, score) in enumerate(zip(hits, texts, strict=True), 1)
+            )
+
+
+def _refuse_space(ids: list[str]) -> None:
+    if "" in ids or SPACE.search("".join(ids)):
+        found = next(name for name in ids if not name or SPACE.search(name))
+        raise UserError(f"id {found!r} is empty or holds white space, which a run file cannot express; rename it.")
+
+
+def strictly_decreasing(scores: np.ndarray) -> np.ndarray:
+    """The scores (best first) as 32-bit floats, lowered by as little as makes each less than the one before.
+
+    Raises:
+        ValueError: scores that are not best first, or not finite.
+    """
+    with np.errstate(over="ignore"):
+        rounded = scores.astype(np.float32)
+    if not np.isfinite(rounded).all() or (np.diff(scores) > 0).any():
+        raise ValueError("scores must be finite and best first")
+    bits = rounded.view(np.int32).astype(np.int64)
+    place = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # neighbouring floats are neighbouring integers
+    steps = np.arange(len(place))
+    place = np.minimum.accumulate(place + steps) - steps
+    bits = np.where(place < 0, -place | 0x80000000, place).astype(np.uint32)
+    return bits.view(np.float32)

@@ -1,0 +1,305 @@
+import gzip
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from shortlist.data.collections import FolderCollection, open_collection
+from shortlist.data.formats import write_corpus, write_qrels, write_queries
+from shortlist.errors import UserError
+from shortlist.records import Document, Query
+
+DOCUMENTS = [Document("d1", "one\u2028uno", "First"), Document("d2", "two"), Document("d3", "")]
+QUERIES = [Query("q2", "which is two?"), Query("q1", "which is one?"), Query("q3", "which is three?")]
+TEST = {"q1": {"d1": 1, "d2": 0}, "q2": {"d2": 2}}
+TRAIN = {"q3": {"d3": 1}}
+
+
+def beir(folder: Path, gz: str = "") -> Path:
+    write_corpus(folder / f"corpus.jsonl{gz}", DOCUMENTS)
+    write_queries(folder / f"queries.jsonl{gz}", QUERIES)
+    write_qrels(folder / f"qrels/test.tsv{gz}", TEST)
+    write_qrels(folder / f"qrels/train-small.tsv{gz}", TRAIN)
+    return folder
+
+
+def tsv(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+    (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(text.encode())
+
+
+def trec(qrels):
+    return [(q, 0, d, relevance) for q, judged in qrels.items() for d, relevance in judged.items()]
+
+
+@pytest.mark.parametrize("gz", ["", ".gz"])
+def test_a_beir_folder_gives_its_corpus_queries_and_judgements(tmp_path, gz):
+    collection = open_collection(str(beir(tmp_path / "c", gz)))
+    assert list(collection.corpus()) == DOCUMENTS
+    assert collection.splits() == ["test", "train-small"]
+    assert collection.queries("test") == QUERIES[:2]
+    assert collection.qrels("test") == TEST
+    assert collection.queries("train-small") == QUERIES[2:]
+    assert list(collection.documents(["d3", "d1", "d3"]).items()) == [("d3", DOCUMENTS[2]), ("d1", DOCUMENTS[0])]
+
+
+def test_an_msmarco_passage_folder_gives_its_corpus_queries_and_judgements(tmp_path):
+    tsv(tmp_path / "collection.tsv", [("7", "seven"), ("8", "eight")])
+    tsv(tmp_path / "queries.dev.small.tsv", [("1", "x"), ("2", "y")])
+    tsv(tmp_path / "qrels.dev.small.tsv", [("2", 0, "8", 1)])
+    tsv(tmp_path / "queries.eval.tsv", [("3", "z")])
+    collection = open_collection(str(tmp_path))
+    assert list(collection.corpus()) == [Document("7", "seven"), Document("8", "eight")]
+    assert collection.splits() == ["dev.small", "eval"]
+    assert (collection.queries("dev.small"), collection.qrels("dev.small")) == ([Query("2", "y")], {"2": {"8": 1}})
+    assert collection.queries("eval") == [Query("3", "z")]
+    with pytest.raises(UserError, match="split 'eval' has no judgements"):
+        collection.qrels("eval")
+
+
+def test_an_msmarco_document_folder_keeps_url_and_title(tmp_path):
+    tsv(tmp_path / "msmarco-docs.tsv.gz", [("D1", "http://u", "T", "body"), ("D2", "http://v", "", "more")])
+    tsv(tmp_path / "msmarco-doctrain-queries.tsv.gz", [("1", "x")])
+    tsv(tmp_path / "msmarco-doctrain-qrels.tsv.gz", [("1", 0, "D2", 1)])
+    collection = open_collection(str(tmp_path))
+    assert collection.documents(["D1"]) == {"D1": Document("D1", "body", "T", "http://u")}
+    assert (collection.splits(), collection.queries("train")) == (["train"], [Query("1", "x")])
+
+
+def test_a_collection_without_judgements_has_one_split_with_every_query(tmp_path):
+    write_corpus(tmp_path / "corpus.jsonl", DOCUMENTS)
+    write_queries(tmp_path / "queries.jsonl", QUERIES)
+    assert open_collection(str(tmp_path)).splits() == ["all"]
+    assert open_collection(str(tmp_path)).queries("all") == QUERIES
+
+
+def test_documents_are_looked_up_without_reading_the_corpus_again(tmp_path, monkeypatch):
+    collection = FolderCollection(beir(tmp_path / "c"))
+    collection.documents(["d1"])
+    monkeypatch.setattr("shortlist.data.collections.corpus_offsets", None)
+    assert collection.documents(["d2"]) == {"d2": DOCUMENTS[1]}
+
+
+def test_identity_follows_the_contents_of_just_the_parts_asked_for(tmp_path):
+    one, two = open_collection(str(beir(tmp_path / "one"))), open_collection(str(beir(tmp_path / "two")))
+    parts = ("corpus", "queries", "qrels/test")
+    assert one.identity(*parts) == two.identity(*parts)
+    write_qrels(tmp_path / "two/qrels/test.tsv", TRAIN)
+    assert one.identity(*parts) != two.identity(*parts)
+    assert one.identity("corpus", "queries") == two.identity("corpus", "queries")
+    assert len({one.identity(part) for part in (*parts, "qrels/train-small")}) == 4
+    with pytest.raises(UserError, match="split 'dev' has no judgements"):
+        one.identity("qrels/dev")
+    with pytest.raises(ValueError, match="has the parts corpus, queries and qrels/SPLIT"):
+        one.identity("documents")
+
+
+def test_ids_that_the_collection_lacks_are_named_and_counted(tmp_path):
+    collection = open_collection(str(beir(tmp_path)))
+    with pytest.raises(UserError, match=r"has no document 'x1', 'x2', 'x3', ... \(4 of 5 asked for\)"):
+        collection.documents(["x1", "d1", "x2", "x3", "x4"])
+    write_qrels(tmp_path / "qrels/test.tsv", TEST | {"q9": {"d1": 1}})
+    with pytest.raises(UserError, match=r"has no query 'q9' \(1 of 3 asked for\)"):
+        collection.queries("test")
+
+
+def test_an_unknown_split_names_the_near_one(tmp_path):
+    collection = open_collection(str(beir(tmp_path)))
+    for ask in (collection.queries, collection.qrels):
+        with pytest.raises(UserError, match=r"unknown split of .* 'tset': perhaps 'test'"):
+            ask("tset")
+
+
+def test_a_folder_that_is_no_collection_says_what_was_found(tmp_path):
+    with pytest.raises(UserError, match="no such collection; expected a folder"):
+        open_collection(str(tmp_path / "none"))
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(UserError, match=r"holds no corpus.jsonl .*\(found: notes.md\)"):
+        open_collection(str(tmp_path))
+
+
+def test_the_collections_at_hand_have_the_counts_they_are_known_for(shared_data):
+    scifact = open_collection(str(shared_data / "scifact"))
+    assert sum(1 for _ in scifact.corpus()) == 5183
+    assert (len(scifact.queries("train")), len(scifact.queries("test"))) == (809, 300)
+    assert [sum(map(len, scifact.qrels(split).values())) for split in ("train", "test")] == [919, 339]
+    dl19 = open_collection(str(shared_data / "msmarco-dl19"))
+    assert (len(dl19.queries("dl19")), sum(map(len, dl19.qrels("dl19").values()))) == (43, 9260)
+    cranfield = open_collection(str(shared_data / "cranfield"))
+    assert cranfield.documents(["471"])["471"].text == ""
+
+
+@pytest.fixture
+def irds(tmp_path, monkeypatch):
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
+    ir_datasets = pytest.importorskip("ir_datasets")
+    from ir_datasets.formats import TrecQrels, TsvDocs, TsvQueries
+    from ir_datasets.util import LocalDownload
+
+    tsv(tmp_path / "docs.tsv", [("d1", "one"), ("d2", "two")])
+    tsv(tmp_path / "queries.tsv", [(q.query_id, q.text) for q in QUERIES])
+    tsv(tmp_path / "qrels.txt", trec(TEST))
+    docs = TsvDocs(LocalDownload(tmp_path / "docs.tsv"))
+    queries = TsvQueries(LocalDownload(tmp_path / "queries.tsv"))
+    qrels = TrecQrels(LocalDownload(tmp_path / "qrels.txt"), {})
+    registered = {"tiny": (docs, queries), "tiny/test": (docs, queries, qrels), "tiny/bare": (queries,)}
+    for name, parts in registered.items():
+        monkeypatch.setitem(ir_datasets.registry._registered, name, ir_datasets.Dataset(*parts))
+    return ir_datasets
+
+
+def test_an_irds_id_has_the_ids_below_it_as_splits(irds):
+    collection = open_collection("irds:tiny")
+    assert collection.name == "irds:tiny"
+    assert list(collection.corpus()) == [Document("d1", "one"), Document("d2", "two")]
+    assert collection.documents(["d2"]) == {"d2": Document("d2", "two")}
+    assert collection.splits() == ["all", "bare", "test", "tiny"]
+    assert (collection.queries("test"), collection.qrels("test")) == (QUERIES[:2], TEST)
+    assert collection.queries("all") == QUERIES
+    assert collection.identity("corpus") != collection.identity("queries")
+
+
+def test_an_irds_id_of_a_split_knows_that_split(irds):
+    collection = open_collection("irds:tiny/test")
+    assert collection.splits() == ["all", "test"]
+    assert collection.queries("test") == QUERIES[:2]
+
+
+def test_an_irds_document_keeps_title_and_url_apart_from_its_text(irds):
+    from ir_datasets.datasets.beir import BeirTitleDoc
+    from ir_datasets.datasets.msmarco_document import MsMarcoDocument
+
+    class Docs:
+        def docs_iter(self):
+            yield MsMarcoDocument("D1", "http://u", "T", "body")
+            yield BeirTitleDoc("d2", "text", "title")
+
+    irds.registry._registered["tiny"] = irds.Dataset(type("D", (Docs,), {"docs_handler": lambda self: self})())
+    assert list(open_collection("irds:tiny").corpus()) == [
+        Document("D1", "body", "T", "http://u"),
+        Document("d2", "text", "title"),
+    ]
+
+
+def test_what_irds_lacks_is_one_line(irds):
+    with pytest.raises(UserError, match="unknown ir_datasets id 'tiny/tset': perhaps 'tiny/test'"):
+        open_collection("irds:tiny/tset")
+    with pytest.raises(UserError, match="irds:tiny/bare: has no documents"):
+        open_collection("irds:tiny/bare")
+    with pytest.raises(UserError, match="split 'bare' has no judgements"):
+        open_collection("irds:tiny").qrels("bare")
+    with pytest.raises(UserError, match="irds:tiny: has no document 'd9'"):
+        open_collection("irds:tiny").documents(["d9"])
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    return tmp_path / "hub"
+
+
+CARD = """---
+configs:
+- config_name: corpus
+  data_files: [{split: corpus, path: corpus.jsonl}]
+- config_name: queries
+  data_files: [{split: queries, path: queries.jsonl}]
+"""
+QRELS_CONFIG = """- config_name: default
+  data_files: [{split: test, path: qrels/test.jsonl}]
+"""
+
+
+def hub_folder(folder: Path, card: str) -> str:
+    write_corpus(folder / "corpus.jsonl", DOCUMENTS)
+    write_queries(folder / "queries.jsonl", QUERIES)
+    (folder / "README.md").write_text(card + "---\n")
+    return f"hf:{folder}"
+
+
+def check_hub(name: str) -> None:
+    collection = open_collection(name)
+    assert list(collection.corpus()) == DOCUMENTS
+    assert collection.splits() == ["test"]
+    assert (collection.queries("test"), collection.qrels("test")) == (QUERIES[:2], TEST)
+    assert list(collection.documents(["d3", "d1", "d3"]).items()) == [("d3", DOCUMENTS[2]), ("d1", DOCUMENTS[0])]
+    with pytest.raises(UserError, match=r"unknown split of .* 'tset': perhaps 'test'"):
+        collection.queries("tset")
+    with pytest.raises(UserError, match="has no document 'd9'"):
+        collection.documents(["d9"])
+
+
+def test_beir_on_the_hub_is_read_with_judgements_in_the_same_repository(hub):
+    name = hub_folder(hub, CARD + QRELS_CONFIG)
+    rows = [{"query-id": q, "corpus-id": d, "score": float(s)} for q, judged in TEST.items() for d, s in judged.items()]
+    (hub / "qrels").mkdir()
+    (hub / "qrels/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_hub(name)
+
+
+def test_beir_on_the_hub_is_read_with_judgements_in_the_repository_beside_it(hub):
+    write_qrels(Path(f"{hub}-qrels/test.tsv"), TEST)
+    check_hub(hub_folder(hub, CARD))
+
+
+def test_the_identity_of_a_hub_collection_is_that_of_its_contents(hub):
+    write_qrels(Path(f"{hub}-qrels/test.tsv"), TEST)
+    parts = ("corpus", "queries", "qrels/test")
+    name = hub_folder(hub, CARD)
+    before = open_collection(name).identity(*parts)
+    (hub / "corpus.jsonl").touch()
+    assert open_collection(name).identity(*parts) == before
+    write_corpus(hub / "corpus.jsonl", DOCUMENTS[:2])
+    assert open_collection(name).identity(*parts) != before
+    assert open_collection(name).identity("queries") == open_collection(name).identity("queries")
+
+
+def test_a_tevatron_corpus_on_the_hub_is_a_collection_without_queries(hub):
+    hub.mkdir()
+    (hub / "corpus.jsonl").write_text(
+        '{"docid": "7", "title": null, "text": "x"}\n{"docid": "8", "title": "T", "text": "y"}\n'
+    )
+    collection = open_collection(f"hf:{hub}")
+    assert list(collection.corpus()) == [Document("7", "x"), Document("8", "y", "T")]
+    assert collection.splits() == []
+    with pytest.raises(UserError, match="unknown split"):
+        collection.queries("test")
+
+
+def test_a_hub_corpus_with_an_id_twice_or_no_text_is_refused(hub):
+    hub.mkdir()
+    (hub / "corpus.jsonl").write_text('{"docid": "7", "text": "x"}\n{"docid": "7", "text": "y"}\n')
+    with pytest.raises(UserError, match="document id '7' occurs twice"):
+        list(open_collection(f"hf:{hub}").corpus())
+    (hub / "corpus.jsonl").write_text('{"docid": "7", "body": "x"}\n')
+    with pytest.raises(UserError, match=r"record 1: document has no 'text' field .found: body, docid"):
+        list(open_collection(f"hf:{hub}").corpus())
+
+
+def test_a_hub_file_that_is_not_json_is_one_line(hub):
+    hub.mkdir()
+    (hub / "corpus.jsonl").write_text('{"docid": "7", "text":\n')
+    with pytest.raises(UserError, match=r"cannot be read .*JSON parse error"):
+        list(open_collection(f"hf:{hub}").corpus())
+
+
+def test_what_the_hub_cannot_give_is_one_line(hub):
+    for name in ("hf:nobody/nothing", f"hf:{hub}/none"):
+        with pytest.raises(UserError, match=r"cannot be read .*check the id") as caught:
+            open_collection(name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["irds:beir/scifact", "hf:BeIR/scifact"])
+def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch, name):
+    def missing(module, *_):
+        raise ModuleNotFoundError(module)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"pip install 'shortlist\[hub\]'"):
+        open_collection(name)
