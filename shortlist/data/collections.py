@@ -3,36 +3,18 @@
 A collection streams its corpus, gives documents by id, and holds queries and judgements by split.
 """
 
-import hashlib
-import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, TypeVar, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
+from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, split_of
 from shortlist.data.files import sha256
-from shortlist.data.formats import (
-    add_judgement,
-    corpus_offsets,
-    documents_at,
-    read_corpus,
-    read_qrels,
-    read_queries,
-    to_document,
-    to_judgement,
-    to_query,
-)
-from shortlist.data.lines import MalformedError
-from shortlist.errors import UserError, unknown
+from shortlist.data.formats import corpus_offsets, documents_at, read_corpus, read_qrels, read_queries
+from shortlist.data.hub import HubCollection, IrdsCollection
+from shortlist.errors import UserError
 from shortlist.records import Document, Qrels, Query
-
-T = TypeVar("T")
-
-ALL = "all"
-"""The one split of a collection that has no judgements: every query."""
 
 
 @runtime_checkable
@@ -98,8 +80,8 @@ class FolderCollection:
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
         wanted = list(dict.fromkeys(doc_ids))
         if self._corpus.suffix == ".gz":
-            return _pick(self.name, "document", wanted, self._held)
-        offsets = _pick(self.name, "document", wanted, self._offsets)
+            return pick(self.name, "document", wanted, self._held)
+        offsets = pick(self.name, "document", wanted, self._offsets)
         found = {document.doc_id: document for document in documents_at(self._corpus, sorted(offsets.values()))}
         return {doc_id: found[doc_id] for doc_id in wanted}
 
@@ -116,16 +98,16 @@ class FolderCollection:
         return sorted(self._queries.keys() | self._qrels.keys())
 
     def queries(self, split: str) -> list[Query]:
-        _check_split(self, split)
+        check_split(self.name, split, self.splits())
         if split not in self._queries:
             raise UserError(f"{self.name}: split {split!r} has judgements but no queries; add queries.{split}.tsv.")
         queries = read_queries(self._queries[split])
-        return _judged(self.name, queries, self.qrels(split)) if split in self._qrels else queries
+        return judged(self.name, queries, self.qrels(split)) if split in self._qrels else queries
 
     def qrels(self, split: str) -> Qrels:
-        _check_split(self, split)
+        check_split(self.name, split, self.splits())
         if split not in self._qrels:
-            raise _no_qrels(self.name, split)
+            raise no_qrels(self.name, split)
         return read_qrels(self._qrels[split])
 
     def identity(self, *parts: str) -> str:
@@ -136,9 +118,9 @@ class FolderCollection:
             return [self._corpus]
         if part == "queries":
             return sorted(set(self._queries.values()))
-        split = _split_of(part)
+        split = split_of(part)
         if split not in self._qrels:
-            raise _no_qrels(self.name, split)
+            raise no_qrels(self.name, split)
         return [self._qrels[split]]
 
 
@@ -169,247 +151,3 @@ def _by_split(files: list[Path], *patterns: str) -> dict[str, Path]:
     """The files whose names match one of the patterns, by the split that its group captures."""
     matches = ((re.fullmatch(p, path.name.removesuffix(".gz")), path) for path in files for p in patterns)
     return {match[1]: path for match, path in matches if match}
-
-
-@final
-class IrdsCollection:
-    """An ir_datasets id such as `beir/scifact`: its splits are the ids below it (`test` is `beir/scifact/test`).
-
-    An id that has queries of its own holds them as the split `all`, and as its last component: `irds:beir/scifact/test`
-    knows `all` and `test`.
-    """
-
-    def __init__(self, dataset_id: str):
-        self.name = f"irds:{dataset_id}"
-        self._module, self._id = _hub("ir_datasets"), dataset_id
-        with _readable(self.name):
-            if not self._load(dataset_id).has_docs():
-                raise UserError(f"{self.name}: has no documents; name the id that holds the corpus.")
-
-    def _load(self, dataset_id: str) -> Any:
-        try:
-            return self._module.load(dataset_id)
-        except KeyError:
-            raise unknown("ir_datasets id", dataset_id, self._module.registry) from None
-
-    def corpus(self) -> Iterator[Document]:
-        with _readable(self.name):
-            yield from _unique(self.name, self._load(self._id).docs_iter(), _irds_document)
-
-    def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
-        wanted = list(dict.fromkeys(doc_ids))
-        with _readable(self.name):
-            records = self._load(self._id).docs_store().get_many(wanted)
-        documents = _convert(self.name, records.values(), _irds_document)
-        return _pick(self.name, "document", wanted, {document.doc_id: document for document in documents})
-
-    def splits(self) -> list[str]:
-        return sorted(self._split_ids)
-
-    @cached_property
-    def _split_ids(self) -> dict[str, str]:
-        below = [name for name in self._module.registry if name.startswith(f"{self._id}/")]
-        own = {ALL: self._id, self._id.rpartition("/")[2]: self._id}
-        ids = own | {name.removeprefix(f"{self._id}/"): name for name in below}
-        return {split: name for split, name in ids.items() if self._load(name).has_queries()}
-
-    def queries(self, split: str) -> list[Query]:
-        _check_split(self, split)
-        dataset = self._load(self._split_ids[split])
-        with _readable(self.name):
-            queries = list(_convert(self.name, dataset.queries_iter(), _irds_query))
-        return _judged(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
-
-    def qrels(self, split: str) -> Qrels:
-        _check_split(self, split)
-        dataset = self._load(self._split_ids[split])
-        if not dataset.has_qrels():
-            raise _no_qrels(self.name, split)
-        with _readable(self.name):
-            return dataset.qrels_dict()
-
-    def identity(self, *parts: str) -> str:
-        # ir_datasets checks what it downloads against a pinned hash, so the id alone says what the contents are.
-        return hashlib.sha256("\n".join([self.name, *parts]).encode()).hexdigest()
-
-
-def _irds_document(record: Any) -> Document:
-    """Title and text where the record keeps them apart, else all its text."""
-    text = getattr(record, "text", None) or getattr(record, "body", None)
-    fields = {"title": getattr(record, "title", ""), "url": getattr(record, "url", "")} if text is not None else {}
-    return to_document({"_id": record.doc_id, "text": record.default_text() if text is None else text, **fields})
-
-
-def _irds_query(record: Any) -> Query:
-    return to_query({"_id": record.query_id, "text": record.default_text()})
-
-
-@final
-class HubCollection:
-    """A dataset of the Hugging Face hub, or a local folder that `datasets.load_dataset` reads.
-
-    Either BEIR on the hub: configs `corpus` and `queries`, judgements by split in the config `qrels` or `default` or in
-    the data set of the same name with `-qrels` after it. Or a Tevatron corpus (`docid`, `title`, `text`), no queries.
-    """
-
-    def __init__(self, dataset_id: str):
-        self.name = f"hf:{dataset_id}"
-        self._module, self._id = _hub("datasets"), dataset_id
-        with _readable(self.name):
-            self._configs: list[str] = self._module.get_dataset_config_names(dataset_id)
-
-    def _load(self, dataset_id: str, config: str | None = None) -> dict[str, Any]:
-        # datasets 5.2 goes on serving its cached copy of a local folder whose files have changed: make it afresh.
-        fresh = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
-        with _readable(f"hf:{dataset_id}", self._module.exceptions.DatasetsError):
-            return self._module.load_dataset(dataset_id, config, **(fresh if Path(dataset_id).is_dir() else {}))
-
-    def _table(self, part: str) -> Any:
-        """The rows of the config `part` (`corpus`, `queries`) or of the only config, whatever its split is called."""
-        tables = self._load(self._id, part if part in self._configs else None)
-        table = tables.get(part, tables.get("train", next(iter(tables.values())) if len(tables) == 1 else None))
-        if table is None:
-            raise unknown(f"{part} split of {self.name}", part, tables)
-        return table
-
-    @cached_property
-    def _corpus(self) -> Any:
-        return self._table("corpus")
-
-    @cached_property
-    def _queries(self) -> list[Query]:
-        return list(_convert(self.name, _rows(self._table("queries")), to_query))
-
-    def corpus(self) -> Iterator[Document]:
-        yield from _unique(self.name, _rows(self._corpus), to_document)
-
-    def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
-        wanted = list(dict.fromkeys(doc_ids))
-        numbers = _pick(self.name, "document", wanted, self._numbers)
-        columns = self._corpus[list(numbers.values())]
-        return dict(zip(wanted, map(to_document, _records(columns)), strict=True))
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {document.doc_id: number for number, document in enumerate(self.corpus())}
-
-    @cached_property
-    def _qrels(self) -> dict[str, Any]:
-        if "queries" not in self._configs:
-            return {}
-        config = next((name for name in ("qrels", "default") if name in self._configs), None)
-        return self._load(self._id, config) if config else self._load(f"{self._id}-qrels")
-
-    def splits(self) -> list[str]:
-        return sorted(self._qrels)
-
-    def queries(self, split: str) -> list[Query]:
-        judgements = self.qrels(split)  # first, so that a collection without queries says that it has no such split
-        return _judged(self.name, self._queries, judgements)
-
-    def qrels(self, split: str) -> Qrels:
-        _check_split(self, split)
-        qrels: Qrels = {}
-        for _ in _convert(self.name, _rows(self._qrels[split]), lambda row: add_judgement(qrels, *to_judgement(row))):
-            pass
-        return qrels
-
-    def identity(self, *parts: str) -> str:
-        digest = hashlib.sha256()
-        for part in parts:
-            for record in self._records(part):
-                digest.update(repr(record).encode())
-        return digest.hexdigest()
-
-    def _records(self, part: str) -> Iterable[Any]:
-        # The records themselves: a data set's own fingerprint changes with the cache it was read from.
-        if part in ("corpus", "queries"):
-            return self.corpus() if part == "corpus" else self._queries
-        return self.qrels(_split_of(part)).items()
-
-
-def _rows(table: Any) -> Iterator[dict[str, Any]]:
-    for columns in table.iter(batch_size=1000):
-        yield from _records(columns)
-
-
-def _records(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-
-
-def _hub(module: str) -> ModuleType:
-    """Import a module of the extra `hub`."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{module} is not installed: `irds:` and `hf:` need it; pip install 'shortlist[hub]'."
-        ) from None
-
-
-@contextmanager
-def _readable(name: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a library says when it cannot fetch or read a data set into one line."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, *errors) as error:
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{name}: cannot be read ({reason}); check the id, and the network if it is to be fetched."
-        ) from None
-
-
-def _convert(name: str, records: Iterable[Any], convert: Callable[[Any], T]) -> Iterator[T]:
-    """Yield `convert(record)`; a MalformedError becomes a UserError that names the record's number."""
-    for number, record in enumerate(records, 1):
-        try:
-            converted = convert(record)
-        except MalformedError as error:
-            raise UserError(f"{name}: record {number}: {error}") from None
-        yield converted
-
-
-def _unique(name: str, records: Iterable[Any], convert: Callable[[Any], Document]) -> Iterator[Document]:
-    """Yield the converted documents, having checked that ids are unique and that there is one."""
-    seen: set[str] = set()
-    for document in _convert(name, records, convert):
-        if document.doc_id in seen:
-            raise UserError(f"{name}: document id {document.doc_id!r} occurs twice; every id must occur once.")
-        seen.add(document.doc_id)
-        yield document
-    if not seen:
-        raise UserError(f"{name}: holds no documents.")
-
-
-def _pick(name: str, kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str, T]:
-    """The wanted entries of `known`, in the order asked; any that it lacks are a UserError."""
-    wanted = list(wanted)
-    if missing := [key for key in wanted if key not in known]:
-        some = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
-        raise UserError(
-            f"{name}: has no {kind} {some} ({len(missing):,} of {len(wanted):,} asked for); "
-            "check that the run, groups or judgements were made from this collection."
-        )
-    return {key: known[key] for key in wanted}
-
-
-def _judged(name: str, queries: list[Query], qrels: Qrels) -> list[Query]:
-    """The queries that have judgements, in their own order; a judged query without text is a UserError."""
-    _pick(name, "query", qrels, {query.query_id: query for query in queries})
-    return [query for query in queries if query.query_id in qrels]
-
-
-def _check_split(collection: Collection, split: str) -> None:
-    if split not in (known := collection.splits()):
-        raise unknown(f"split of {collection.name}", split, known)
-
-
-def _no_qrels(name: str, split: str) -> UserError:
-    return UserError(f"{name}: split {split!r} has no judgements (qrels); add them or choose another split.")
-
-
-def _split_of(part: str) -> str:
-    kind, _, split = part.partition("/")
-    if kind != "qrels" or not split:
-        raise ValueError(f"a collection has the parts corpus, queries and qrels/SPLIT, not {part!r}")
-    return split

@@ -19,6 +19,7 @@ from pyarrow import csv
 from shortlist.data.files import atomic_write
 from shortlist.data.lines import MalformedError, numbered_lines, parse_json, parse_lines, read_lines
 from shortlist.errors import UserError
+from shortlist.math.ordering import strictly_decreasing
 from shortlist.records import Document, Hit, Qrels, Query, Run
 
 Ties = Literal["trec", "rank"]
@@ -326,7 +327,8 @@ def _run_table(path: Path) -> pa.Table | None:
             )
     except (pa.ArrowInvalid, OSError):
         return None
-    return table if np.isfinite(table["score"].to_numpy()).all() else None
+    simple = np.isfinite(table["score"].to_numpy()).all() and table["doc_id"].index("").as_py() < 0
+    return table if simple else None
 
 
 def _run_table_by_line(path: Path) -> pa.Table:
@@ -390,21 +392,3 @@ def _refuse_space(ids: list[str]) -> None:
     if "" in ids or SPACE.search("".join(ids)):
         found = next(name for name in ids if not name or SPACE.search(name))
         raise UserError(f"id {found!r} is empty or holds white space, which a run file cannot express; rename it.")
-
-
-def strictly_decreasing(scores: np.ndarray) -> np.ndarray:
-    """The scores (best first) as 32-bit floats, lowered by as little as makes each less than the one before.
-
-    Raises:
-        ValueError: scores that are not best first, or not finite.
-    """
-    with np.errstate(over="ignore"):
-        rounded = scores.astype(np.float32)
-    if not np.isfinite(rounded).all() or (np.diff(scores) > 0).any():
-        raise ValueError("scores must be finite and best first")
-    bits = rounded.view(np.int32).astype(np.int64)
-    place = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # neighbouring floats are neighbouring integers
-    steps = np.arange(len(place))
-    place = np.minimum.accumulate(place + steps) - steps
-    bits = np.where(place < 0, -place | 0x80000000, place).astype(np.uint32)
-    return bits.view(np.float32)

@@ -17,13 +17,13 @@ from shortlist.data.formats import (
     read_qrels,
     read_queries,
     read_run,
-    strictly_decreasing,
     write_corpus,
     write_qrels,
     write_queries,
     write_run,
 )
 from shortlist.errors import UserError
+from shortlist.math.ordering import strictly_decreasing
 from shortlist.records import Document, Hit, Query, Run
 
 
@@ -230,6 +230,7 @@ def test_any_white_space_separates_the_columns_of_a_run(tmp_path, name, text):
         ("q Q0 a 1 inf t\n", "run:1: score is 'inf'"),
         ("q Q0 a 1 high t\n", "run:1: score is 'high'"),
         ("q Q0 a first 2 t\n", "run:1: rank is 'first'; expected a whole number in column 4"),
+        ("q Q0  1 2.5 t\n", "run:1: found 5 columns; expected 6"),
         ("q a 2\n", "run:1: found 3 columns; expected 6"),
         ("q Q0 a 1 2 t\nq Q0 b 1 2\n", "run:2: found 5 columns"),
         ("", "run: holds no hits"),
@@ -240,30 +241,17 @@ def test_a_bad_run_is_named_by_file_line_and_fault(tmp_path, text, message):
         read_run(put(tmp_path / "run", text))
 
 
-def test_equal_scores_become_the_next_smaller_floats():
-    one, below = np.float32(1), np.nextafter(np.float32(1), np.float32(0))
-    two_below = np.nextafter(below, np.float32(0))
-    assert strictly_decreasing(np.array([1.0, 1.0, 1 - 1e-12, 0.5])).tolist() == [one, below, two_below, 0.5]
-    tiny = np.nextafter(np.float32(0), np.float32(-1))
-    assert strictly_decreasing(np.array([0.0, -0.0])).tolist() == [0.0, tiny]
-
-
-@given(st.lists(st.floats(-1e30, 1e30), min_size=1).map(lambda scores: sorted(scores, reverse=True)))
-def test_lowered_scores_follow_the_plain_definition(scores):
-    expected = [np.float32(scores[0])]
-    for score in scores[1:]:
-        expected.append(min(np.float32(score), np.nextafter(expected[-1], np.float32(-math.inf))))
-    lowered = strictly_decreasing(np.array(scores))
-    assert lowered.tolist() == expected
-    assert all(np.diff(lowered.astype(np.float64)) < 0)
-
-
 def test_a_written_score_is_read_back_to_the_last_bit(tmp_path):
     scores = np.sort(np.random.default_rng(0).normal(size=2000).astype(np.float32))[::-1]
     write_run(tmp_path / "run", {"q": [Hit(str(i), float(s)) for i, s in enumerate(scores)]})
     assert np.array_equal(
         np.array([hit.score for hit in read_run(tmp_path / "run")["q"]], dtype=np.float32), strictly_decreasing(scores)
     )
+
+
+def test_a_query_without_hits_leaves_no_line(tmp_path):
+    write_run(tmp_path / "run", {"q": [], "r": [Hit("a", 1.0)]})
+    assert (tmp_path / "run").read_text() == "r Q0 a 1 1.0 shortlist\n"
 
 
 def test_a_run_that_cannot_be_expressed_is_refused_and_leaves_no_file(tmp_path):

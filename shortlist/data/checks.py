@@ -1,0 +1,49 @@
+"""What every kind of collection checks: ids, splits and judgements that must be there."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from shortlist.errors import UserError, unknown
+from shortlist.records import Qrels, Query
+
+T = TypeVar("T")
+
+ALL = "all"
+"""The split that holds every query, where a collection has no judgements to split them by."""
+
+
+def pick(name: str, kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str, T]:
+    """The wanted entries of `known`, in the order asked; any that it lacks are a UserError."""
+    wanted = list(wanted)
+    if missing := [key for key in wanted if key not in known]:
+        some = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise UserError(
+            f"{name}: has no {kind} {some} ({len(missing):,} of {len(wanted):,} asked for); "
+            "check that the run, groups or judgements were made from this collection."
+        )
+    return {key: known[key] for key in wanted}
+
+
+def judged(name: str, queries: list[Query], qrels: Qrels) -> list[Query]:
+    """The queries that have judgements, in their own order; a judged query without text is a UserError."""
+    pick(name, "query", qrels, {query.query_id: query for query in queries})
+    return [query for query in queries if query.query_id in qrels]
+
+
+def check_split(name: str, split: str, known: Iterable[str]) -> None:
+    """Refuse a split that the collection does not know."""
+    if split not in known:
+        raise unknown(f"split of {name}", split, known)
+
+
+def no_qrels(name: str, split: str) -> UserError:
+    """The error for judgements that a split does not have."""
+    return UserError(f"{name}: split {split!r} has no judgements (qrels); add them or choose another split.")
+
+
+def split_of(part: str) -> str:
+    """SPLIT of a part `qrels/SPLIT`."""
+    kind, _, split = part.partition("/")
+    if kind != "qrels" or not split:
+        raise ValueError(f"a collection has the parts corpus, queries and qrels/SPLIT, not {part!r}")
+    return split
