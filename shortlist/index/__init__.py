@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import start_job
@@ -11,6 +11,7 @@ from shortlist.progress import track
 from shortlist.records import Query, Run
 
 
+@runtime_checkable
 class Index(Protocol):
     """A first stage: anything that finds documents for queries."""
 
@@ -38,7 +39,8 @@ class Config:
 
 
 def run(config: Config) -> None:
-    from shortlist.index.bm25 import BM25Index  # its libraries load slowly, and dense search needs none of them
+    # Its libraries load slowly, and dense search needs none of them.
+    from shortlist.index.bm25 import BM25Index
 
     collection = open_collection(config.collection)
     job = start_job(config, stage="index", inputs={"collection": collection.identity("corpus")}, folder=True)

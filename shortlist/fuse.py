@@ -1,0 +1,52 @@
+"""Stage `fuse`: one run out of several."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shortlist.data.formats import read_run, write_run
+from shortlist.data.manifest import identity, start_job
+from shortlist.errors import UserError
+from shortlist.math.fusion import FUSIONS
+from shortlist.progress import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    runs: tuple[Path, ...]
+    """TREC run files, two or more."""
+    out: Path
+    """Run file to write."""
+    method: Literal["rrf", "weighted", "zscore"] = "rrf"
+    """`rrf` adds up ranks; `weighted` scores brought to [0, 1], `zscore` scores brought to mean 0 and deviation 1."""
+    weights: tuple[float, ...] | None = None
+    """How much each run counts, one number per run; all count 1 by default."""
+    k: int = 1000
+    """Documents to keep per query."""
+    ties: Literal["trec", "rank"] = "trec"
+    """How a run is put in order: by score and id as trec_eval does, or by its own rank column."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+def run(config: Config) -> None:
+    if len(config.runs) < 2:
+        raise UserError(f"--runs names {len(config.runs)} file; expected two or more to fuse.")
+    if config.weights is not None and len(config.weights) != len(config.runs):
+        raise UserError(
+            f"--weights has {len(config.weights)} numbers for {len(config.runs)} runs; expected one per run."
+        )
+    if config.k < 1:
+        raise UserError(f"--k is {config.k}; expected 1 or more documents per query.")
+    job = start_job(config, stage="fuse", inputs={"runs": [identity(path) for path in config.runs]})
+    if job.done:
+        return
+    start = time.perf_counter()
+    runs = [read_run(path, ties=config.ties) for path in config.runs]
+    fused = FUSIONS[config.method](runs, weights=config.weights)
+    write_run(job.out, {query_id: hits[: config.k] for query_id, hits in fused.items()}, tag=config.method)
+    in_all = sum(all(query_id in run for run in runs) for query_id in fused)
+    if in_all < len(fused):
+        say(f"fuse: {len(fused) - in_all} of {len(fused)} queries are missing from at least one run.")
+    job.finish(num_queries=len(fused), in_all_runs=in_all, seconds=round(time.perf_counter() - start, 3))

@@ -1,0 +1,167 @@
+"""Stage `mine`: from runs to training groups, each a query with what answers it and what only seems to."""
+
+import time
+import zlib
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from shortlist.data.collections import open_collection
+from shortlist.data.formats import read_run
+from shortlist.data.groups import write_groups
+from shortlist.data.manifest import identity, start_job
+from shortlist.errors import UserError
+from shortlist.math.sampling import draw_negatives, interleave
+from shortlist.progress import say, track
+from shortlist.records import Document, Group, Qrels, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    runs: tuple[Path, ...]
+    """TREC run files of the split's queries; several are blended rank by rank."""
+    collection: str
+    """BEIR or MS MARCO folder, `irds:` or `hf:` name."""
+    out: Path
+    """JSONL file of groups to write."""
+    split: str = "train"
+    """Split of the collection whose judgements are the positives."""
+    depth: int = 200
+    """Ranks of the blended run to draw from."""
+    negatives: int = 15
+    """Negatives per query."""
+    random_share: float = 0.0
+    """Part of the negatives, 0 to 1, to draw from the whole corpus instead: easier ones, to start training on."""
+    seed: int = 0
+    """Decides the draw."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+def mine(
+    runs: Sequence[Run],
+    qrels: Qrels,
+    corpus: Sequence[str],
+    same_text: Mapping[str, Collection[str]],
+    *,
+    depth: int,
+    negatives: int,
+    random_share: float = 0.0,
+    seed: int = 0,
+) -> tuple[list[Group], Counter[str]]:
+    """Draw negatives for every query that has a relevant document.
+
+    Neither a relevant document nor one with the text of a relevant document becomes a negative. What a query gets
+    depends on the seed and on its own id, lists and judgements alone.
+
+    Args:
+        runs: blended rank by rank.
+        qrels: documents above grade 0 are the positives.
+        corpus: ids of the whole collection.
+        same_text: relevant document -> the documents whose text equals its own, itself included.
+        depth: ranks of the blended run to draw from.
+        negatives: how many to draw per query.
+        random_share: part of them to draw from the whole corpus.
+        seed: decides the draw.
+
+    Returns:
+        The groups, in the order of the qrels, and counts of what was left out.
+
+    Raises:
+        UserError: a run names a document that the corpus lacks.
+    """
+    known, groups, counts = set(corpus), [], Counter(queries=len(qrels))
+    for query_id, judgements in qrels.items():
+        positives = [doc_id for doc_id, relevance in judgements.items() if relevance > 0]
+        lists = [[hit.doc_id for hit in run.get(query_id, [])] for run in runs]
+        candidates = interleave(lists, depth)
+        for doc_id in candidates:
+            if doc_id not in known:
+                raise UserError(f"query {query_id!r}: document {doc_id!r} of the runs is not in the collection.")
+        excluded = {doc_id for positive in positives for doc_id in same_text[positive]}
+        rng = np.random.default_rng([seed, zlib.crc32(query_id.encode())])
+        drawn = draw_negatives(candidates, corpus, excluded, rng, number=negatives, random_share=random_share)
+        counts["without_positives"] += not positives
+        counts["without_candidates"] += bool(positives) and not drawn
+        counts["with_fewer_negatives"] += bool(positives) and 0 < len(drawn) < negatives
+        counts["excluded_equal_texts"] += len(excluded.difference(positives).intersection(candidates))
+        if positives and drawn:
+            groups.append(Group(query_id, tuple(positives), tuple(drawn)))
+    return groups, counts
+
+
+def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Read a corpus once: all its ids, and for each of `doc_ids` the documents with the same text, itself included.
+
+    Raises:
+        UserError: the corpus lacks one of the ids.
+    """
+    ids, prints = [], array("Q")  # 8 bytes a document, where the texts would not fit
+    for document in corpus:
+        ids.append(document.doc_id)
+        prints.append(fingerprint(document))
+    wanted = set(doc_ids)
+    print_of = {doc_id: number for doc_id, number in zip(ids, prints, strict=True) if doc_id in wanted}
+    if missing := sorted(wanted - print_of.keys()):
+        raise UserError(
+            f"{len(missing)} of {len(wanted)} relevant documents are not in the corpus, the first {missing[0]!r}; "
+            "expected judgements of this collection."
+        )
+    numbers, same = set(print_of.values()), defaultdict(list)
+    for doc_id, number in zip(ids, prints, strict=True):
+        if number in numbers:
+            same[number].append(doc_id)
+    return ids, {doc_id: same[number] for doc_id, number in print_of.items()}
+
+
+def fingerprint(document: Document) -> int:
+    """64 bits of the text, or of the title where there is no text, blind to case and white space."""
+    words = (document.text.strip() or document.title).casefold().split()
+    return int.from_bytes(blake2b(" ".join(words).encode(), digest_size=8).digest())
+
+
+def run(config: Config) -> None:
+    _check(config)
+    collection = open_collection(config.collection)
+    inputs = {
+        "runs": [identity(path) for path in config.runs],
+        "collection": collection.identity("corpus", f"qrels/{config.split}"),
+    }
+    job = start_job(config, stage="mine", inputs=inputs)
+    if job.done:
+        return
+    start = time.perf_counter()
+    qrels = collection.qrels(config.split)
+    relevant = {doc_id for judgements in qrels.values() for doc_id, relevance in judgements.items() if relevance > 0}
+    corpus, same_text = find_same_text(track(collection.corpus(), "reading texts", unit="documents"), relevant)
+    groups, counts = mine(
+        [read_run(path) for path in config.runs],
+        qrels,
+        corpus,
+        same_text,
+        depth=config.depth,
+        negatives=config.negatives,
+        random_share=config.random_share,
+        seed=config.seed,
+    )
+    if not groups:
+        raise UserError(f"none of the {len(qrels)} queries of {config.split!r} has both a positive and a negative.")
+    write_groups(job.out, groups)
+    say(f"mine: {len(groups)} groups; " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()))
+    job.finish(groups=len(groups), **counts, seconds=round(time.perf_counter() - start, 3))
+
+
+def _check(config: Config) -> None:
+    if not config.runs:
+        raise UserError("--runs names no file; expected one or more runs of the split's queries.")
+    if config.depth < 1 or config.negatives < 1:
+        raise UserError(f"--depth is {config.depth}, --negatives {config.negatives}; expected 1 or more.")
+    if not 0 <= config.random_share <= 1:
+        raise UserError(f"--random-share is {config.random_share}; expected a number from 0 to 1.")
+    if config.seed < 0:
+        raise UserError(f"--seed is {config.seed}; expected 0 or more.")

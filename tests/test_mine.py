@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from shortlist import mine
+from shortlist.data.formats import write_corpus, write_qrels, write_queries, write_run
+from shortlist.data.groups import read_groups
+from shortlist.errors import UserError
+from shortlist.records import Document, Group, Hit, Query, Run
+
+DOCUMENTS = [Document(f"d{i}", f"text number {i}") for i in range(30)] + [
+    Document("twin", "  TEXT number\n0 ", title="Another title"),
+    Document("title_only", "", title="A title"),
+    Document("title_twin", "", title="a  TITLE"),
+    Document("other_title", "", title="Other title"),
+]
+QRELS = {"q1": {"d0": 1, "d1": 2, "d2": 0}, "q2": {"title_only": 1}, "q3": {"d5": 0}, "q4": {"d6": 1}}
+RANKED = {
+    "q1": ["d0", "twin", "d2", "d1", *(f"d{i}" for i in range(3, 20))],
+    "q2": ["title_twin", "d9", "d8"],
+    "q3": ["d1"],
+}
+
+
+def as_run(ranked: dict[str, list[str]]) -> Run:
+    return {
+        query_id: [Hit(doc_id, -float(rank)) for rank, doc_id in enumerate(ids)] for query_id, ids in ranked.items()
+    }
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> mine.Config:
+    folder = tmp_path / "collection"
+    write_corpus(folder / "corpus.jsonl", DOCUMENTS)
+    write_queries(folder / "queries.jsonl", [Query(query_id, f"query {query_id}") for query_id in QRELS])
+    write_qrels(folder / "qrels" / "train.tsv", QRELS)
+    write_run(tmp_path / "run.trec", as_run(RANKED))
+    return mine.Config(
+        runs=(tmp_path / "run.trec",), collection=str(folder), out=tmp_path / "groups.jsonl", negatives=8
+    )
+
+
+def changed(config: mine.Config, **change) -> mine.Config:
+    return mine.Config(**(vars(config) | change))
+
+
+def mined(config: mine.Config) -> dict[str, Group]:
+    mine.run(config)
+    return {group.query_id: group for group in read_groups(config.out)}
+
+
+def test_negatives_are_ranked_documents_that_answer_nothing(config: mine.Config):
+    groups = mined(config)
+    assert groups["q1"].positives == ("d0", "d1")
+    assert len(set(groups["q1"].negatives)) == 8
+    assert set(groups["q1"].negatives) <= {"d2", *(f"d{i}" for i in range(3, 20))}
+
+
+def test_documents_with_the_text_of_a_positive_are_no_negatives(config: mine.Config):
+    groups = mined(changed(config, negatives=100, random_share=0.5))
+    assert "twin" not in groups["q1"].negatives
+    assert "title_twin" not in groups["q2"].negatives
+    assert "other_title" in groups["q2"].negatives
+    assert len(groups["q1"].negatives) == len(DOCUMENTS) - 3  # all but d0, d1 and twin
+
+
+def test_only_the_first_ranks_are_drawn_from(config: mine.Config):
+    assert set(mined(changed(config, depth=6))["q1"].negatives) == {"d2", "d3", "d4"}
+
+
+def test_several_runs_are_blended_rank_by_rank(config: mine.Config, tmp_path: Path):
+    write_run(tmp_path / "other.trec", as_run({"q1": ["d29", "d28", "d27", "d26"]}))
+    groups = mined(changed(config, runs=(*config.runs, tmp_path / "other.trec"), depth=6))
+    assert set(groups["q1"].negatives) == {"d29", "d28", "d27", "d2"}
+
+
+def test_the_random_share_reaches_beyond_the_runs(config: mine.Config):
+    groups = mined(changed(config, random_share=1.0))
+    ranked = {doc_id for ids in RANKED.values() for doc_id in ids}
+    assert set(groups["q1"].negatives) - ranked
+    assert len(groups["q4"].negatives) == 8  # in no run at all
+
+
+def test_what_was_left_out_is_counted(config: mine.Config, capsys: pytest.CaptureFixture[str]):
+    groups = mined(config)
+    assert groups.keys() == {"q1", "q2"}
+    results = json.loads(config.out.with_name("groups.jsonl.manifest.json").read_text())["results"]
+    expected = {
+        "groups": 2,
+        "queries": 4,
+        "without_positives": 1,
+        "without_candidates": 1,
+        "with_fewer_negatives": 1,
+        "excluded_equal_texts": 2,
+    }
+    assert {name: results[name] for name in expected} == expected
+    assert "2 groups" in capsys.readouterr().err
+
+
+def test_the_seed_alone_decides_the_draw(config: mine.Config, tmp_path: Path):
+    first = mined(config)
+    again = mined(changed(config, out=tmp_path / "again.jsonl"))
+    other = mined(changed(config, out=tmp_path / "other.jsonl", seed=1))
+    assert first == again
+    assert first["q1"] != other["q1"]
+
+
+def test_what_a_query_gets_does_not_depend_on_the_other_queries():
+    corpus = [document.doc_id for document in DOCUMENTS]
+    same_text = {doc_id: [doc_id] for doc_id in corpus}
+    run = as_run(RANKED)
+    every, _ = mine.mine([run], QRELS, corpus, same_text, depth=20, negatives=4)
+    alone, _ = mine.mine([run], {"q2": QRELS["q2"]}, corpus, same_text, depth=20, negatives=4)
+    assert alone == [group for group in every if group.query_id == "q2"]
+
+
+def test_queries_with_the_same_candidates_draw_differently():
+    corpus = [document.doc_id for document in DOCUMENTS]
+    run = as_run({"q1": corpus, "q2": corpus})
+    (first, second), _ = mine.mine(
+        [run], {"q1": {"d0": 1}, "q2": {"d0": 1}}, corpus, {"d0": ["d0"]}, depth=30, negatives=9
+    )
+    assert first.negatives != second.negatives
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": ()}, "--runs"),
+        ({"depth": 0}, "--depth is 0"),
+        ({"negatives": 0}, "--negatives 0"),
+        ({"random_share": 1.5}, "--random-share is 1.5"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"split": "tran"}, "split 'tran'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(config: mine.Config, change: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        mine.run(changed(config, **change))
+
+
+def test_a_run_of_another_collection_is_refused(config: mine.Config, tmp_path: Path):
+    write_run(tmp_path / "other.trec", as_run({"q1": ["d3", "elsewhere"]}))
+    with pytest.raises(UserError, match=r"'q1': document 'elsewhere' .* not in the collection"):
+        mine.run(changed(config, runs=(tmp_path / "other.trec",)))
+    assert not config.out.exists()
+
+
+def test_judgements_of_documents_that_do_not_exist_are_refused(config: mine.Config):
+    write_qrels(Path(config.collection) / "qrels" / "train.tsv", {"q1": {"gone": 1, "d1": 1}})
+    with pytest.raises(UserError, match="1 of 2 relevant documents are not in the corpus, the first 'gone'"):
+        mine.run(config)
+
+
+def test_runs_without_a_single_group_are_refused(config: mine.Config, tmp_path: Path):
+    write_run(tmp_path / "other.trec", as_run({"another_query": ["d3"]}))
+    with pytest.raises(UserError, match="none of the 4 queries"):
+        mine.run(changed(config, runs=(tmp_path / "other.trec",)))
