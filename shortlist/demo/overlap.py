@@ -1,0 +1,74 @@
+"""Which functions are copies of one another, whatever was renamed, reformatted or commented in between."""
+
+import ast
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+
+SHINGLE = 5
+"""Words per shingle."""
+NEAR = 0.7
+"""Jaccard similarity of the shingle sets from which two bodies count as the same."""
+
+WORD = re.compile(r"[^\W\d_]+|\d+")
+COMMENT_OR_STRING = re.compile(
+    r'#[^\n]*|""".*?"""|\'\'\'.*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.DOTALL
+)
+
+
+def normalized(text: str) -> str:
+    """Lowercase words only: identifiers split at underscores, no punctuation, one space between."""
+    return " ".join(WORD.findall(text.lower()))
+
+
+def quiet_parse(source: str) -> ast.Module:
+    """`ast.parse` without warnings: invalid escapes in other people's strings are not ours to report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
+
+
+def body_words(text: str) -> str:
+    """The normalised words of a function's body: no name, no signature, no comments. `text` is one function."""
+    first = quiet_parse(text).body[0].body[0]  # pyright: ignore[reportAttributeAccessIssue]
+    lines = text.split("\n")[first.lineno - 1 :]
+    lines[0] = lines[0].encode()[first.col_offset :].decode()  # ast counts columns in UTF-8 bytes
+    code = COMMENT_OR_STRING.sub(lambda match: "" if match[0].startswith("#") else match[0], "\n".join(lines))
+    return normalized(code)
+
+
+def shingles(body: str) -> set[tuple[str, ...]]:
+    """Every run of five words; a shorter text is one shingle."""
+    words = tuple(body.split())
+    return {words[start : start + SHINGLE] for start in range(max(len(words) - SHINGLE + 1, 1))}
+
+
+class Overlap:
+    """Finds which of the bodies given resemble another one (Jaccard similarity of shingles >= 0.7), exactly.
+
+    Two sets that similar must share one of the first `floor(0.3 n) + 1` shingles of each, in any common order, so
+    only those are indexed and looked up (prefix filtering, https://doi.org/10.1145/1242572.1242591).
+    """
+
+    def __init__(self, bodies: Iterable[str]):
+        self._bodies = [shingles(body) for body in bodies]
+        self._index: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for position, body in enumerate(self._bodies):
+            for shingle in _prefix(body):
+                self._index[shingle].append(position)
+
+    def near(self, body: str) -> set[int]:
+        """Positions of the bodies that resemble this one."""
+        own = shingles(body)
+        found = {position for shingle in _prefix(own) for position in self._index.get(shingle, ())}
+        return {position for position in found if _jaccard(own, self._bodies[position]) >= NEAR}
+
+
+def _prefix(body: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return sorted(body, key=hash)[: int((1 - NEAR) * len(body)) + 1]
+
+
+def _jaccard(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
