@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from shortlist.data.formats import read_run, write_run
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.manifest import identity, ms_per_query, start_job
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS
 from shortlist.progress import say
@@ -49,4 +49,5 @@ def run(config: Config) -> None:
     in_all = sum(all(query_id in run for run in runs) for query_id in fused)
     if in_all < len(fused):
         say(f"fuse: {len(fused) - in_all} of {len(fused)} queries are missing from at least one run.")
-    job.finish(num_queries=len(fused), in_all_runs=in_all, seconds=round(time.perf_counter() - start, 3))
+    milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(fused)) + sum(map(ms_per_query, config.runs))
+    job.finish(num_queries=len(fused), in_all_runs=in_all, ms_per_query=round(milliseconds, 3))

@@ -112,6 +112,12 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: not a manifest of ours; delete the output it belongs to and make it again.") from None
 
 
+def ms_per_query(run: Path) -> float:
+    """Milliseconds that one query of a run took, all stages up to it; 0 where its manifest does not say."""
+    manifest = read_manifest(run)
+    return manifest.get("results", {}).get("ms_per_query", 0.0) if manifest else 0.0
+
+
 def identity(path: str | Path) -> str:
     """What a file or folder holds, as a string: the job of an output folder of ours, else a hash of the contents.
 

@@ -1,6 +1,7 @@
 """The transformer under every model: loading it, running it on right-padded ids, putting LoRA on it."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from shortlist.errors import UserError, unknown
+from shortlist.math.pooling import POOLINGS
+from shortlist.models.linear import last_mlp_only_at
 
 
 def load_backbone(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -41,19 +44,24 @@ def is_causal(model: PreTrainedModel) -> bool:
     return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def hidden_states(
-    model: nn.Module,
+def pooled_states(
+    model: PreTrainedModel,
     token_ids: Int[Tensor, "batch tokens"],
     lengths: Int[Tensor, " batch"],
     *,
-    causal: bool,
-) -> Float[Tensor, "batch tokens dim"]:
-    """Final-layer hidden states, after the final norm, of right-padded ids. Rows at and past a length mean nothing."""
-    mask = None
-    if not causal:
+    pooling: str,
+) -> Float[Tensor, "batch dim"]:
+    """One hidden state for each row of right-padded ids: final layer, after the final norm, pooled.
+
+    Args:
+        pooling: a name in math.pooling.POOLINGS.
+    """
+    if not is_causal(model):
         mask = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
-    options = {"use_cache": False} if causal else {}
-    return model(input_ids=token_ids, attention_mask=mask, **options).last_hidden_state
+        return POOLINGS[pooling](model(input_ids=token_ids, attention_mask=mask).last_hidden_state, lengths)
+    with last_mlp_only_at(model, lengths - 1) if pooling == "last" else nullcontext():
+        hidden = model(input_ids=token_ids, use_cache=False).last_hidden_state
+    return POOLINGS[pooling](hidden, lengths)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from shortlist.errors import unknown
 from shortlist.math.pooling import POOLINGS
-from shortlist.models.backbone import hidden_states, is_causal
+from shortlist.models.backbone import pooled_states
 from shortlist.text.contract import Inputs
 
 
@@ -24,16 +24,15 @@ class Reranker(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
-        self.causal = is_causal(backbone)
         if inputs.contract.pooling not in POOLINGS:
             raise unknown("pooling", inputs.contract.pooling, POOLINGS)
-        self.pool = POOLINGS[inputs.contract.pooling]
         self.score = nn.Parameter(head.float())
 
     def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Scores, float32, of right-padded pairs."""
-        pooled = self.pool(hidden_states(self.backbone, token_ids, lengths, causal=self.causal), lengths)
-        return (pooled.float() @ self.score.T).squeeze(-1)
+        pooling = self.inputs.contract.pooling
+        pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
+        return (pooled @ self.score.T).squeeze(-1)
 
 
 def new_head(backbone: PreTrainedModel, *, seed: int) -> Float[Tensor, "1 dim"]:

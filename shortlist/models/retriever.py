@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from shortlist.errors import unknown
 from shortlist.math.pooling import POOLINGS
-from shortlist.models.backbone import hidden_states, is_causal
+from shortlist.models.backbone import pooled_states
 from shortlist.text.contract import Inputs
 
 
@@ -21,10 +21,8 @@ class Retriever(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
-        self.causal = is_causal(backbone)
         if inputs.contract.pooling not in POOLINGS:
             raise unknown("pooling", inputs.contract.pooling, POOLINGS)
-        self.pool = POOLINGS[inputs.contract.pooling]
 
     @property
     def dim(self) -> int:
@@ -35,5 +33,6 @@ class Retriever(nn.Module):
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
         """Vectors, float32, of right-padded ids."""
-        vectors = self.pool(hidden_states(self.backbone, token_ids, lengths, causal=self.causal), lengths).float()
+        pooling = self.inputs.contract.pooling
+        vectors = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
         return F.normalize(vectors, dim=-1) if self.inputs.contract.normalize else vectors

@@ -1,0 +1,78 @@
+"""Many texts -> vectors, many pairs -> scores: the one inference loop that every stage shares."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from shortlist.models.linear import pack_linears
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.progress import Advance
+from shortlist.records import Document, Query
+from shortlist.text.batching import pad, token_batches
+
+CPU_TOKENS = 2048
+GPU_TOKENS = 65536
+
+
+def pick_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_token_budget(device: torch.device) -> int:
+    """Tokens per forward pass that keep a device busy and its caches warm."""
+    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+
+
+def for_inference(model: Retriever | Reranker, device: torch.device | None = None) -> Retriever | Reranker:
+    """Make a loaded model ready to run and nothing else: on its device, dropout off, linears packed where that is faster."""
+    device = device or pick_device()
+    model.eval().requires_grad_(False).to(device)
+    if device.type == "cpu":
+        pack_linears(model)
+    return model
+
+
+def run_model(
+    model: Retriever | Reranker,
+    token_ids: Sequence[list[int]],
+    *,
+    token_budget: int | None = None,
+    advance: Advance | None = None,
+) -> Float[np.ndarray, "texts *dim"]:
+    """The model's output for every input, in the order given; batches are made of inputs of like length.
+
+    Args:
+        token_budget: most tokens in one forward pass, padding included.
+        advance: told the number of texts done.
+    """
+    device = next(model.parameters()).device
+    outputs: np.ndarray | None = None
+    for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
+        ids, lengths = pad([token_ids[i] for i in batch], model.inputs.pad_id)
+        with torch.inference_mode():
+            output = model(ids.to(device), lengths.to(device)).cpu().numpy()
+        if outputs is None:
+            outputs = np.empty((len(token_ids), *output.shape[1:]), dtype=np.float32)
+        outputs[batch] = output
+        if advance:
+            advance(len(batch))
+    return np.empty((0,), dtype=np.float32) if outputs is None else outputs
+
+
+def embed_queries(retriever: Retriever, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
+    """Vectors of queries; options as in `run_model`."""
+    return run_model(retriever, retriever.inputs.query_ids(queries), **options)
+
+
+def embed_documents(retriever: Retriever, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
+    """Vectors of documents; options as in `run_model`."""
+    return run_model(retriever, retriever.inputs.document_ids(documents), **options)
+
+
+def score_pairs(reranker: Reranker, pairs: Sequence[tuple[Query, Document]], **options) -> Float[np.ndarray, " pairs"]:
+    """Score of each document for its query; options as in `run_model`."""
+    return run_model(reranker, reranker.inputs.pair_ids(pairs), **options)

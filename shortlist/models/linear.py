@@ -1,0 +1,175 @@
+"""Fast linears for inference on a CPU: weights laid out once as oneDNN wants them, where that is right and faster."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import TypeGuard, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+ROWS = 2048
+"""Tokens that a packed weight is laid out for; other numbers of rows are as right and nearly as fast."""
+
+MIN_FEATURES = 64
+"""Narrower linears (heads, small adapters) gain nothing."""
+
+ACTIVATIONS = {"SiLU": "swish", "SiLUActivation": "swish"}
+"""Class of an activation -> oneDNN's name for it."""
+
+
+class PackedLinear(nn.Module):
+    """A float32 nn.Linear whose weight only oneDNN can read: no gradient, no state dict, no change of device."""
+
+    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.activation = linear.in_features, linear.out_features, activation
+        self.weight = linear.weight.detach().to("meta")  # some models ask a layer's weight for its dtype
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = _pack(linear.weight)
+
+    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("packed linears have no gradient, and PyTorch would only warn; run under no_grad.")
+        return _multiply(x, self.packed, self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, activation={self.activation}"
+
+
+class PackedGatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)) with the activation and the product inside the matrix multiplications."""
+
+    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, activation: str) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (
+            PackedLinear(gate, activation),
+            PackedLinear(up),
+            PackedLinear(down),
+        )
+
+    def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        return self.down_proj(_multiply_by(self.gate_proj(x), x, self.up_proj.packed, self.up_proj.bias))
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Replace the linears of a model on the CPU by faster ones that give the same results to rounding.
+
+    For inference only, and last: merge adapters, choose dtype and device before. Nothing is replaced on a GPU, in
+    another dtype than float32, or where oneDNN is missing or no faster. The original weights are let go.
+
+    Returns:
+        Number of linears replaced.
+    """
+    replaced = 0
+    for name, child in list(model.named_children()):
+        if fused := _fuse(child):
+            setattr(model, name, fused)
+            replaced += 3
+        elif _packable(child):
+            setattr(model, name, PackedLinear(child))
+            replaced += 1
+        else:
+            replaced += pack_linears(child)
+    return replaced
+
+
+def _packable(module: nn.Module | None) -> TypeGuard[nn.Linear]:
+    return (
+        type(module) is nn.Linear  # subclasses are quantised, or compute something else
+        and module.weight.device.type == "cpu"
+        and module.weight.dtype == torch.float32  # in bf16 F.linear calls oneDNN already: measured 0.96-1.08x
+        and min(module.weight.shape) >= MIN_FEATURES
+        and packing_pays()
+    )
+
+
+def _fuse(module: nn.Module) -> PackedGatedMLP | None:
+    """Stand in for the gated MLP of the LLaMA family, whatever its class, if a few rows come out the same."""
+    children = dict(module.named_children())
+    gate, up, down = map(children.get, ("gate_proj", "up_proj", "down_proj"))
+    activation = ACTIVATIONS.get(type(children.get("act_fn")).__name__)
+    if not (activation and len(children) == 4 and _packable(gate) and _packable(up) and _packable(down)):
+        return None
+    sample = torch.randn(8, gate.in_features, generator=torch.Generator().manual_seed(0))
+    return _stand_in(module, partial(PackedGatedMLP, gate, up, down, activation), sample)
+
+
+@cache
+def packing_pays() -> bool:
+    """Whether packed linears are right and faster here: measured once per process, in about 50 ms."""
+    generator = torch.Generator().manual_seed(0)  # leaves the caller's random numbers alone
+    plain = nn.Linear(512, 512, bias=False, device="meta")
+    plain.weight = nn.Parameter(torch.randn(512, 512, generator=generator), requires_grad=False)
+    x = torch.randn(512, 512, generator=generator)
+    packed = _stand_in(plain, partial(PackedLinear, plain), x)
+    if packed is None:
+        return False
+    plain_seconds, packed_seconds = _fastest([partial(plain, x), partial(packed, x)], repeats=12)
+    return packed_seconds < 0.9 * plain_seconds
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _stand_in(module: nn.Module, make: Callable[[], M], x: Tensor) -> M | None:
+    """What `make` builds, if it gives what the module gives for x, but for the order of the sums."""
+    try:
+        with torch.no_grad():
+            replacement = make()
+            expected, actual = module(x), replacement(x)
+    except (AttributeError, RuntimeError, TypeError):  # private operators: absent, or changed since
+        return None
+    same = (actual - expected).abs().max() <= 64 * torch.finfo(expected.dtype).eps * expected.abs().max()
+    return replacement if same else None
+
+
+def _fastest(functions: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Seconds of each function's fastest call, in turns, so that a busy moment hits all of them alike."""
+    seconds = [float("inf")] * len(functions)
+    for _ in range(repeats):
+        for place, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            seconds[place] = min(seconds[place], time.perf_counter() - start)
+    return seconds
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+
+
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "")
+
+
+def _multiply_by(other: Tensor, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, bias, "mul")
+
+
+@contextmanager
+def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
+    """Inside, a decoder's last MLP runs at one position of each row, as nothing else will be read.
+
+    Everything after the last attention works token by token, so the states at `positions` are what they would
+    have been; those elsewhere mean nothing. Does nothing for a model without `layers[-1].mlp`, or where
+    gradients are on: checkpointing runs layers again when this is over.
+    """
+    mlp = getattr(next(iter(reversed(getattr(model, "layers", None) or [])), None), "mlp", None)
+    if mlp is None or torch.is_grad_enabled():
+        yield
+        return
+    full, rows = mlp.forward, torch.arange(len(positions), device=positions.device)
+
+    def only_there(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        out = torch.zeros_like(x)
+        out[rows, positions] = full(x[rows, positions])
+        return out
+
+    mlp.forward = only_there
+    try:
+        yield
+    finally:
+        del mlp.forward

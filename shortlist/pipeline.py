@@ -1,0 +1,124 @@
+"""Command `run`: the stages of a recipe in order, each in a folder of its own, what is done and unchanged left alone.
+
+A recipe is YAML: `settings` (names for values, which `--set` changes) and `steps`, each a stage's settings under the step's
+name. `$name` stands for a setting, or for the output of an earlier step.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+import yaml
+
+from shortlist.config import from_settings, load_yaml
+from shortlist.data.files import atomic_write
+from shortlist.errors import UserError, unknown
+from shortlist.progress import say
+
+OUTPUTS = {
+    "index": "",
+    "init": "",
+    "train": "",
+    "encode": "",
+    "search": "run.trec",
+    "rerank": "run.trec",
+    "fuse": "run.trec",
+    "mine": "groups.jsonl",
+    "evaluate": "results.json",
+}
+"""The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    recipe: tyro.conf.Positional[Path]
+    """YAML file; the project's own are in recipes/."""
+    out: Path
+    """Folder for everything the steps write, one folder each."""
+    set: tuple[str, ...] = ()
+    """Settings of the recipe to change, as name=value."""
+
+
+class Step(NamedTuple):
+    """One stage of a recipe, ready to run."""
+
+    name: str
+    stage: str
+    config: Any
+
+
+def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
+    """Check a whole recipe and put values for its names, before anything runs.
+
+    Raises:
+        UserError: a stage, setting or `$name` that does not exist; `where` says in which file.
+    """
+    for section in recipe.keys() - {"settings", "steps"}:
+        raise UserError(f"{where}: {unknown('section', section, ['settings', 'steps'])}")
+    values: dict[str, Any] = dict(recipe.get("settings") or {})
+    steps = []
+    for name, given in (recipe.get("steps") or {}).items():
+        at = f"{where}: step {name!r}"
+        if not isinstance(given, dict) or "stage" not in given:
+            raise UserError(f"{at}: expected settings with `stage:`, one of {', '.join(OUTPUTS)}.")
+        if given["stage"] not in OUTPUTS:
+            raise UserError(f"{at}: {unknown('stage', given['stage'], OUTPUTS)}")
+        if name in values:
+            raise UserError(f"{at}: the name is taken by a setting or an earlier step; choose another.")
+        output = out / name / OUTPUTS[given["stage"]]
+        settings = {key: _resolve(value, values, at) for key, value in given.items() if key != "stage"}
+        settings |= {"out": str(output), "overwrite": True}
+        module = import_module(f"shortlist.{given['stage']}")
+        steps.append(Step(name, given["stage"], from_settings(module.Config, settings, where=at)))
+        values[name] = str(output)
+    if not steps:
+        raise UserError(f"{where}: has no steps.")
+    return steps
+
+
+def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
+    """Put values for `$name`, in lists too."""
+    if isinstance(value, list):
+        return [_resolve(item, values, at) for item in value]
+    if not isinstance(value, str) or not value.startswith("$"):
+        return value
+    if value[1:] not in values:
+        raise UserError(f"{at}: {unknown('setting or earlier step', value[1:], values)}")
+    return values[value[1:]]
+
+
+def run_steps(steps: list[Step]) -> None:
+    """Run the steps in order; a step that finds its work done and unchanged says so and does nothing."""
+    for number, step in enumerate(steps, start=1):
+        say(f"[{number}/{len(steps)}] {step.name}")
+        start = time.perf_counter()
+        import_module(f"shortlist.{step.stage}").run(step.config)
+        seconds = time.perf_counter() - start
+        if seconds > 1:
+            say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
+
+
+def run(config: Config) -> None:
+    """Run a recipe file."""
+    recipe = load_yaml(config.recipe)
+    settings = dict(recipe.get("settings") or {})
+    for item in config.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item}: expected name=value.")
+        if name not in settings:
+            raise UserError(f"--set {item}: {unknown('setting', name, settings)}")
+        settings[name] = yaml.safe_load(value)
+    run_recipe({**recipe, "settings": settings}, config.out, where=str(config.recipe))
+
+
+def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str) -> None:
+    """Run a recipe into a folder and keep a copy of it there."""
+    steps = plan(recipe, out, where=where)
+    with atomic_write(out / "recipe.yaml") as file:
+        yaml.safe_dump(dict(recipe), file, sort_keys=False)
+    run_steps(steps)

@@ -1,0 +1,124 @@
+"""Groups -> batches: which queries meet in a step, which of their documents, in which order. All a function of the seed."""
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from shortlist.data.collections import Collection
+from shortlist.errors import UserError
+from shortlist.math.sampling import epoch_negatives
+from shortlist.records import Document, Group, Query
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """The groups of one step: each query with its documents, the positive first."""
+
+    queries: list[Query]
+    documents: list[list[Document]]
+    positives: list[frozenset[str]]
+    """Ids of all that is relevant to each query, those outside the batch too."""
+
+
+def draw_groups(groups: Sequence[Group], *, epoch: int, seed: int, negatives: int | None) -> list[Group]:
+    """One epoch's groups in their order, each with one positive and a slice of its negatives.
+
+    Args:
+        negatives: how many per query (fewer where a query has fewer); None for all.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(groups))
+    drawn = []
+    for i in order:
+        group = groups[i]
+        rng = np.random.default_rng([seed, epoch, int(i)])
+        positive = group.positives[rng.integers(len(group.positives))]
+        count = len(group.negatives) if negatives is None else negatives
+        chosen = epoch_negatives(group.negatives, count, epoch=epoch, seed=[seed, int(i)])
+        drawn.append(Group(group.query_id, (positive,), tuple(chosen)))
+    return drawn
+
+
+def num_steps(num_groups: int, batch_size: int, epochs: int) -> int:
+    """Steps in all; the last of an epoch may be short of queries, never of their groups."""
+    return -(-num_groups // batch_size) * epochs
+
+
+def batches(
+    groups: Sequence[Group],
+    queries: Mapping[str, Query],
+    collection: Collection,
+    *,
+    batch_size: int,
+    negatives: int | None,
+    seed: int,
+    first_step: int,
+    steps: int,
+) -> Iterator[Batch]:
+    """Yield the batches of steps first_step, first_step + 1, ... steps - 1, with their texts."""
+    relevant = {group.query_id: frozenset(group.positives) for group in groups}
+    per_epoch = num_steps(len(groups), batch_size, 1)
+    drawn: list[Group] = []
+    for step in range(first_step, steps):
+        epoch, place = divmod(step, per_epoch)
+        if not drawn or place == 0:
+            drawn = draw_groups(groups, epoch=epoch, seed=seed, negatives=negatives)
+        chosen = drawn[place * batch_size : (place + 1) * batch_size]
+        texts = collection.documents({doc_id for group in chosen for doc_id in group.positives + group.negatives})
+        yield Batch(
+            queries=[queries[group.query_id] for group in chosen],
+            documents=[[texts[doc_id] for doc_id in group.positives + group.negatives] for group in chosen],
+            positives=[relevant[group.query_id] for group in chosen],
+        )
+
+
+def check_groups(groups: Sequence[Group], queries: Mapping[str, Query], *, where: str) -> None:
+    """Refuse groups that cannot be trained on, before anything is loaded.
+
+    Raises:
+        UserError: there are none, or one names a query that the collection lacks.
+    """
+    if not groups:
+        raise UserError(f"{where}: no groups; expected at least one query with a positive.")
+    missing = [group.query_id for group in groups if group.query_id not in queries]
+    if missing:
+        raise UserError(
+            f"{where}: {len(missing)} of {len(groups)} queries are not in the collection, the first {missing[0]!r}; "
+            "check --collection and --split."
+        )
+
+
+def ahead(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
+    """Yield the items from a thread that works up to `depth` items ahead; its exceptions surface here."""
+    waiting: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return waiting.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item, None)
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
