@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaModel
+from transformers.utils import logging
 
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import start_job
@@ -80,6 +81,7 @@ def run(config: Config) -> None:
 
     tokenizer = train_bpe(texts(), vocab_size=config.vocab_size)
     model = new_llama(config, tokenizer)
+    logging.disable_progress_bar()
     model.save_pretrained(job.out)
     tokenizer.save_pretrained(job.out)
     job.finish(parameters=sum(p.numel() for p in model.parameters()), vocab_size=len(tokenizer))

@@ -12,14 +12,14 @@ T = TypeVar("T")
 class Advance(Protocol):
     """Call with the number of units done since the last call, and a few words on how it goes."""
 
-    def __call__(self, amount: float = 1, note: str = "") -> None: ...
+    def __call__(self, amount: int | float = 1, note: str = "") -> None: ...
 
 
 PLAIN_SECONDS = 20.0
 
 
 @contextmanager
-def progress(description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
+def progress(description: str, total: int | float | None, unit: str = "") -> Iterator[Advance]:
     """Show progress on stderr towards `total` units; yields the function that advances it."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -43,7 +43,7 @@ def progress(description: str, total: float | None, unit: str = "") -> Iterator[
     start = last = time.monotonic()
     done = 0.0
 
-    def advance(amount: float = 1, note: str = "") -> None:
+    def advance(amount: int | float = 1, note: str = "") -> None:
         nonlocal done, last
         done += amount
         now = time.monotonic()
@@ -55,7 +55,7 @@ def progress(description: str, total: float | None, unit: str = "") -> Iterator[
     yield advance
 
 
-def track(items: Iterable[T], description: str, total: float | None = None, unit: str = "") -> Iterator[T]:
+def track(items: Iterable[T], description: str, total: int | float | None = None, unit: str = "") -> Iterator[T]:
     """Yield the items, showing how many have gone by."""
     with progress(description, total, unit) as advance:
         for item in items:

@@ -17,17 +17,16 @@ def top_k(scores: Float[Tensor, "queries docs"], k: int) -> tuple[Scores, Indice
     Returns:
         Scores and their columns, best first; `docs` of them where there are fewer than k.
     """
-    k = min(k, scores.shape[1])
+    num_docs = scores.shape[1]
+    k = min(k, num_docs)
     if k == 0:
         return scores[:, :0], torch.empty(len(scores), 0, dtype=torch.int64, device=scores.device)
-    values, columns = scores.topk(min(k + 1, scores.shape[1]))
-    tied = (
-        values[:, k - 1] == values[:, -1] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
-    )
+    found, columns = scores.topk(min(k + 1, num_docs))
     columns = columns[:, :k].sort(dim=1).values
     values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
-    if tied.any():  # topk took any of the documents that tie for the last place
+    if k < num_docs:  # among documents that tie for the last place, topk took any
+        tied = found[:, k - 1] == found[:, k]
         columns[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return values, columns
 

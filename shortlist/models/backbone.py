@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from shortlist.errors import UserError, unknown
 from shortlist.math.pooling import POOLINGS
@@ -23,6 +24,7 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32) -> PreTraine
     Raises:
         UserError: nothing usable is there, or it would need code of its own to run.
     """
+    logging.disable_progress_bar()  # ours says more
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         model = AutoModel.from_pretrained(name, config=config, dtype=dtype, trust_remote_code=False)

@@ -44,11 +44,9 @@ class PackedGatedMLP(nn.Module):
 
     def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, activation: str) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = (
-            PackedLinear(gate, activation),
-            PackedLinear(up),
-            PackedLinear(down),
-        )
+        self.gate_proj = PackedLinear(gate, activation)
+        self.up_proj = PackedLinear(up)
+        self.down_proj = PackedLinear(down)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         return self.down_proj(_multiply_by(self.gate_proj(x), x, self.up_proj.packed, self.up_proj.bias))
