@@ -162,8 +162,9 @@ def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iter
     full, rows = mlp.forward, torch.arange(len(positions), device=positions.device)
 
     def only_there(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        out = torch.zeros_like(x)
-        out[rows, positions] = full(x[rows, positions])
+        there = full(x[rows, positions])
+        out = torch.zeros_like(x, dtype=there.dtype)  # autocast may have narrowed it
+        out[rows, positions] = there
         return out
 
     mlp.forward = only_there

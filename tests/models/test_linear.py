@@ -1,0 +1,213 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+
+from shortlist.models import linear
+from shortlist.models.linear import PackedGatedMLP, PackedLinear, last_mlp_only_at, pack_linears
+
+packable = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN linears"
+)
+
+
+@pytest.fixture
+def always_pays(monkeypatch):
+    """So that no test depends on how busy or how fast the machine is."""
+    monkeypatch.setattr(linear, "packing_pays", lambda: True)
+
+
+def tiny_llama(**options) -> Any:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 344}
+    return LlamaModel(LlamaConfig(vocab_size=500, **(shape | options))).eval().requires_grad_(False)
+
+
+def states(model, ids):
+    with torch.inference_mode():
+        return model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+IDS = torch.randint(0, 500, (3, 17), generator=torch.Generator().manual_seed(0))
+
+
+@packable
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_linear_equals_f_linear_for_any_number_of_rows(bias):
+    torch.manual_seed(0)
+    plain = nn.Linear(96, 160, bias=bias).requires_grad_(False)
+    packed = PackedLinear(plain)
+    for rows in (0, 1, 2, 7, 64, 513, 2048):
+        x = torch.randn(rows, 96)
+        torch.testing.assert_close(packed(x), F.linear(x, plain.weight, plain.bias), atol=1e-5, rtol=0)
+
+
+@packable
+def test_a_packed_linear_takes_any_leading_axes_and_strides():
+    plain = nn.Linear(96, 160).requires_grad_(False)
+    x = torch.randn(5, 96, 3).transpose(1, 2)
+    torch.testing.assert_close(PackedLinear(plain)(x), plain(x), atol=1e-5, rtol=0)
+
+
+@packable
+def test_a_packed_linear_refuses_to_lose_a_gradient_silently():
+    x = torch.randn(3, 96, requires_grad=True)
+    packed = PackedLinear(nn.Linear(96, 160))
+    with pytest.raises(RuntimeError, match="no gradient"):
+        packed(x)
+    with torch.no_grad():
+        packed(x)
+
+
+@packable
+@pytest.mark.parametrize("options", [{}, {"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 1}])
+def test_packing_leaves_the_hidden_states_of_a_llama_as_they_were(always_pays, options):
+    model = tiny_llama(**options)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.05)  # biases start at zero, which would hide them
+    expected = states(model, IDS)
+    assert pack_linears(model) == 14
+    assert sum(isinstance(module, PackedGatedMLP) for module in model.modules()) == 2
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    torch.testing.assert_close(states(model, IDS), expected, atol=1e-5, rtol=0)
+
+
+@packable
+def test_packing_leaves_the_hidden_states_of_a_bert_as_they_were(always_pays):
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
+    model = BertModel(config).eval().requires_grad_(False)
+    expected = states(model, IDS)
+    assert pack_linears(model) == 2 * 6 + 1
+    torch.testing.assert_close(states(model, IDS), expected, atol=1e-5, rtol=0)
+
+
+@packable
+def test_packing_lets_the_original_weights_go_but_not_their_dtype(always_pays):
+    model = tiny_llama()
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    before = sum(parameter.numel() for parameter in model.parameters())
+    pack_linears(model)
+    assert before - sum(parameter.numel() for parameter in model.parameters()) == weights
+    left = model.layers[0].self_attn.q_proj.weight
+    assert (left.dtype, left.device.type) == (torch.float32, "meta")
+
+
+@packable
+def test_a_gated_mlp_that_computes_something_else_is_not_fused(always_pays):
+    model = tiny_llama()
+    mlp = model.layers[0].mlp
+    mlp.forward = lambda x: 2 * type(mlp).forward(mlp, x)
+    expected = states(model, IDS)
+    pack_linears(model)
+    assert model.layers[0].mlp is mlp
+    assert isinstance(model.layers[1].mlp, PackedGatedMLP)
+    torch.testing.assert_close(states(model, IDS), expected, atol=1e-5, rtol=0)
+
+
+@packable
+def test_a_gated_mlp_with_another_activation_is_packed_but_not_fused(always_pays):
+    model = tiny_llama(hidden_act="gelu")
+    expected = states(model, IDS)
+    assert pack_linears(model) == 14
+    assert not any(isinstance(module, PackedGatedMLP) for module in model.modules())
+    torch.testing.assert_close(states(model, IDS), expected, atol=1e-5, rtol=0)
+
+
+def test_heads_subclasses_and_other_dtypes_stay_as_they_are(always_pays):
+    class Special(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(128, 1), nn.Linear(128, 16), Special(128, 128), nn.Linear(128, 128).bfloat16())
+    assert pack_linears(model) == 0
+
+
+@packable
+def test_packing_twice_is_packing_once(always_pays):
+    model = tiny_llama()
+    pack_linears(model)
+    once = copy.copy(dict(model.named_modules()))
+    assert pack_linears(model) == 0
+    assert dict(model.named_modules()) == once
+
+
+@packable
+def test_a_gated_mlp_is_packed_but_not_fused_where_the_fused_operator_fails(always_pays, monkeypatch):
+    monkeypatch.setattr(linear, "_multiply_by", broken)
+    model = tiny_llama()
+    expected = states(model, IDS)
+    assert pack_linears(model) == 14
+    assert not any(isinstance(module, PackedGatedMLP) for module in model.modules())
+    torch.testing.assert_close(states(model, IDS), expected, atol=1e-5, rtol=0)
+
+
+def broken(*_):
+    raise RuntimeError("operator changed")
+
+
+def missing(*_):
+    raise AttributeError("no such operator")
+
+
+def wrong(x, *_):
+    return torch.zeros(*x.shape[:-1], 512)
+
+
+@pytest.mark.parametrize("operator", [broken, missing, wrong])
+def test_nothing_is_replaced_where_the_private_operators_fail(monkeypatch, operator):
+    monkeypatch.setattr(linear, "_multiply", operator)
+    linear.packing_pays.cache_clear()
+    model = tiny_llama()
+    try:
+        assert pack_linears(model) == 0
+    finally:
+        linear.packing_pays.cache_clear()
+    assert type(model.layers[0].self_attn.q_proj) is nn.Linear
+
+
+@packable
+@pytest.mark.parametrize(("seconds", "pays"), [([1.0, 0.5], True), ([1.0, 0.95], False), ([1.0, 2.0], False)])
+def test_packing_pays_only_where_it_was_measured_faster(monkeypatch, seconds, pays):
+    monkeypatch.setattr(linear, "_fastest", lambda functions, repeats: seconds)
+    linear.packing_pays.cache_clear()
+    try:
+        assert linear.packing_pays() is pays
+    finally:
+        linear.packing_pays.cache_clear()
+
+
+def test_measuring_leaves_the_random_numbers_of_the_caller_alone():
+    linear.packing_pays.cache_clear()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    linear.packing_pays()
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=packable)])
+def test_the_last_mlp_at_one_position_gives_the_states_there(always_pays, packed):
+    model = tiny_llama()
+    if packed:
+        pack_linears(model)
+    positions = torch.tensor([16, 4, 0])
+    rows = torch.arange(3)
+    expected = states(model, IDS)
+    with torch.inference_mode(), last_mlp_only_at(model, positions):
+        there = states(model, IDS)
+    torch.testing.assert_close(there[rows, positions], expected[rows, positions], atol=1e-6, rtol=0)
+    assert not torch.allclose(there[0, 3], expected[0, 3], atol=1e-3), "the MLP ran everywhere, nothing was saved"
+    assert torch.equal(states(model, IDS), expected), "outside, the MLP runs everywhere again"
+
+
+def test_the_last_mlp_runs_everywhere_where_gradients_are_on_or_there_is_none():
+    model = tiny_llama()
+    expected = states(model, IDS)
+    with last_mlp_only_at(model, torch.tensor([16, 4, 0])):
+        torch.testing.assert_close(model(input_ids=IDS).last_hidden_state, expected)
+    with torch.inference_mode(), last_mlp_only_at(nn.Linear(2, 2), torch.tensor([0])):
+        pass
