@@ -1,0 +1,129 @@
+"""Time several ways of doing the same work in one process, interleaved; check that they agree; write the table."""
+
+import gc
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from shortlist.data.files import atomic_write
+from shortlist.progress import say
+
+ROOT = Path(__file__).resolve().parents[1]
+TOLERANCE = {"float32": 1e-5, "bf16": 5e-2}
+Side = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long each round of one side took, and how far its numbers are from the definition's."""
+
+    name: str
+    seconds: list[float]
+    difference: float
+
+    @property
+    def median(self) -> float:
+        """Seconds of the middle round."""
+        return statistics.median(self.seconds)
+
+
+def measure(sides: dict[str, Side], expected: np.ndarray, rounds: int, *, num_tokens: int) -> str:
+    """Time the sides in turn and return the table of medians and ratios.
+
+    Args:
+        sides: name -> the whole work, which returns one row per text; a name that ends in `bf16` may differ more.
+        expected: the definition's rows, which every side must give.
+        rounds: times every side runs after its warm-up; each round starts with another side, so that none always
+            runs behind the same neighbour.
+        num_tokens: of all texts together, padding not counted.
+
+    Raises:
+        SystemExit: a side gives other numbers, so that its time means nothing.
+    """
+    timings = [Timing(name, [], _difference(name, side(), expected)) for name, side in sides.items()]
+    for number in range(rounds):
+        shift = number % len(timings)
+        for timing in timings[shift:] + timings[:shift]:
+            timing.seconds.append(_seconds(sides[timing.name]))
+        last = ", ".join(f"{timing.name} {timing.seconds[-1]:.2f} s" for timing in timings)
+        say(f"round {number + 1}/{rounds}: {last}")
+    return _table(timings, num_texts=len(expected), num_tokens=num_tokens)
+
+
+def publish(title: str, sections: Sequence[str], out: Path | None, tevatron: Path | None) -> None:
+    """Print the tables under the conditions they were measured in, and write them to `out`."""
+    page = "\n\n".join([f"# {title}", _conditions(tevatron), *sections]) + "\n"
+    print(page, end="")
+    if out:
+        with atomic_write(out) as file:
+            file.write(page)
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and notes off the terminal."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _difference(name: str, result: np.ndarray, expected: np.ndarray) -> float:
+    difference = float(np.abs(result - expected).max())
+    tolerance = TOLERANCE["bf16" if name.endswith("bf16") else "float32"]
+    if not difference <= tolerance:
+        raise SystemExit(f"{name}: differs from the definition by {difference:.1e}; expected at most {tolerance:.0e}.")
+    return difference
+
+
+def _seconds(side: Side) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
+def _table(timings: Sequence[Timing], *, num_texts: int, num_tokens: int) -> str:
+    peers = [timing for timing in timings if not timing.name.startswith("shortlist")]
+    ratios = [f"x {timing.name}" for timing in peers]
+    columns = ["", "median s", "fastest-slowest", "texts/s", "tokens/s", *ratios, "max difference"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for timing in timings:
+        cells = [timing.name, f"{timing.median:.2f}", f"{min(timing.seconds):.2f}-{max(timing.seconds):.2f}"]
+        cells += [f"{num_texts / timing.median:,.0f}", f"{num_tokens / timing.median:,.0f}"]
+        cells += [f"{other.median / timing.median:.2f}" for other in peers]
+        lines.append("| " + " | ".join([*cells, f"{timing.difference:.1e}"]) + " |")
+    return "\n".join(lines)
+
+
+def _conditions(tevatron: Path | None) -> str:
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers")]
+    if tevatron:
+        versions.append(f"Tevatron {_commit(tevatron)}")
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return (
+        f"- {date.today()}, commit {_commit(ROOT)}\n"
+        f"- {_processor()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads\n"
+        f"- {', '.join(versions)}\n"
+        f"- `{command}`"
+    )
+
+
+def _commit(checkout: Path) -> str:
+    """The commit of a checkout, with `-dirty` behind it if files of it are changed."""
+    git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n")
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")

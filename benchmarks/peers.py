@@ -1,0 +1,138 @@
+"""The same random LLaMA weights and the same token ids in other tools: Tevatron, sentence-transformers, transformers.
+
+Every side takes texts with their prompts in place and gives a float32 array; a pair's text is `query: Q document: D`.
+All tokenise within the measured time, put EOS at the end, and cut at `max_length` tokens.
+
+Tevatron is not on PyPI: check out github.com/texttron/tevatron and pass the folder. Its own model and collator run in
+its own inference loop (batches of 64 as they come, right padding), with the settings kindest to it here: float32, SDPA
+attention, padding to the longest text only. Its data set classes, which read files, are left out.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import processors
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, LlamaModel
+
+from shortlist.text.tokenizer import from_sentencepiece
+
+Size = Literal["S", "M"]
+SIZES: dict[Size, dict[str, Any]] = {
+    "S": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
+    "M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
+}
+TEVATRON_BATCH = 64
+BOS, EOS = 1, 2
+
+
+def save_llama(folder: Path, size: Size, tokenizer_file: Path, *, reranker: bool, seed: int = 0) -> None:
+    """Write a randomly initialised LLaMA with the LLaMA-2 tokenizer into a folder that every side can load."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**SIZES[size], vocab_size=32_000, pad_token_id=0, bos_token_id=BOS, eos_token_id=EOS)
+    config.num_labels = 1
+    model = LlamaForSequenceClassification(config) if reranker else LlamaModel(config)
+    model.save_pretrained(folder)
+    tokenizer = from_sentencepiece(tokenizer_file)
+    _use_templates(tokenizer, single="<s> $A")
+    tokenizer.save_pretrained(folder)
+
+
+def token_ids(folder: Path, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """BOS, text, EOS: what every side should feed its model."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = tokenizer(list(texts), truncation=True, max_length=max_length - 1)["input_ids"]
+    return [[*row, EOS] for row in rows]
+
+
+@torch.inference_mode()
+def expected_vectors(folder: Path, ids: Sequence[list[int]]) -> np.ndarray:
+    """The definition: transformers' LlamaModel on one text at a time; the unit vector of the state at EOS."""
+    model = LlamaModel.from_pretrained(folder).eval()
+    states = [model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in ids]
+    return F.normalize(torch.stack(states), dim=-1).numpy()
+
+
+@torch.inference_mode()
+def expected_scores(folder: Path, ids: Sequence[list[int]]) -> np.ndarray:
+    """The definition: transformers' LlamaForSequenceClassification on one pair at a time."""
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    return np.array([model(input_ids=torch.tensor([row])).logits.item() for row in ids], dtype=np.float32)
+
+
+def tevatron_encoder(checkout: Path, folder: Path, max_length: int) -> Callable[[list[str]], np.ndarray]:
+    """Tevatron's DenseModel and EncodeCollator."""
+    _importable(checkout)
+    from tevatron.retriever.arguments import DataArguments  # pyright: ignore[reportMissingImports]
+    from tevatron.retriever.collator import EncodeCollator  # pyright: ignore[reportMissingImports]
+    from tevatron.retriever.modeling import DenseModel  # pyright: ignore[reportMissingImports]
+
+    settings = {"torch_dtype": torch.float32, "attn_implementation": "sdpa"}
+    model = DenseModel.load(str(folder), pooling="eos", normalize=True, **settings).eval()
+    arguments = DataArguments(passage_max_len=max_length, append_eos_token=True, pad_to_multiple_of=None)
+    collator = EncodeCollator(arguments, AutoTokenizer.from_pretrained(folder))
+
+    @torch.no_grad()
+    def encode(texts: list[str]) -> np.ndarray:
+        rows = [(i, text, None) for i, text in enumerate(texts)]
+        batches = DataLoader(rows, batch_size=TEVATRON_BATCH, collate_fn=collator)  # pyright: ignore[reportArgumentType]
+        return np.concatenate([model(passage=dict(batch)).p_reps.numpy() for _, batch in batches])
+
+    return encode
+
+
+def tevatron_reranker(checkout: Path, folder: Path, max_length: int) -> Callable[[list[str]], np.ndarray]:
+    """Tevatron's RerankerModel and RerankerInferenceCollator."""
+    _importable(checkout)
+    from tevatron.reranker.arguments import DataArguments  # pyright: ignore[reportMissingImports]
+    from tevatron.reranker.collator import RerankerInferenceCollator  # pyright: ignore[reportMissingImports]
+    from tevatron.reranker.modeling import RerankerModel  # pyright: ignore[reportMissingImports]
+
+    model = RerankerModel.load(str(folder), torch_dtype=torch.float32, attn_implementation="sdpa").eval()
+    arguments = DataArguments(rerank_max_len=max_length, append_eos_token=True, pad_to_multiple_of=None)
+    collator = RerankerInferenceCollator(arguments, AutoTokenizer.from_pretrained(folder))
+
+    @torch.no_grad()
+    def score(texts: list[str]) -> np.ndarray:
+        rows = [("", i, text) for i, text in enumerate(texts)]
+        batches = DataLoader(rows, batch_size=TEVATRON_BATCH, collate_fn=collator)  # pyright: ignore[reportArgumentType]
+        return np.concatenate([model(dict(batch)).scores.numpy()[:, 0] for *_, batch in batches])
+
+    return score
+
+
+def sentence_transformers_encoder(folder: Path, max_length: int) -> Callable[[list[str]], np.ndarray]:
+    """SentenceTransformer.encode with its default batches of 32, which it sorts by length."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    transformer = Transformer(str(folder), max_seq_length=max_length)
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
+    _use_templates(transformer.tokenizer, single="<s> $A </s>")
+    return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
+
+
+def sentence_transformers_reranker(folder: Path, max_length: int) -> Callable[[list[tuple[str, str]]], np.ndarray]:
+    """CrossEncoder.predict with its default batches of 32, which it sorts by length; raw scores."""
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(folder), max_length=max_length, activation_fn=torch.nn.Identity(), device="cpu")
+    _use_templates(model.tokenizer, single="<s> $A </s>", pair="<s> $A $B </s>")
+    return lambda pairs: model.predict(pairs, batch_size=32, show_progress_bar=False)  # pyright: ignore
+
+
+def _use_templates(tokenizer: Any, **templates: str) -> None:
+    special = [("<s>", BOS), ("</s>", EOS)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(**templates, special_tokens=special)
+
+
+def _importable(checkout: Path) -> None:
+    source = str(checkout / "src")
+    if source not in sys.path:
+        sys.path.insert(0, source)
