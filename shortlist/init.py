@@ -30,6 +30,8 @@ class Config:
     """Attention heads; --hidden must be a multiple."""
     vocab_size: int = 8192
     """Pieces of the tokenizer."""
+    words_only: bool = False
+    """A tokenizer that sees lower-cased words and parts of identifiers, no white space and no punctuation."""
     max_positions: int = 2048
     """Longest input the backbone is meant for, in tokens."""
     seed: int = 0
@@ -79,7 +81,7 @@ def run(config: Config) -> None:
         for query in collection.queries(config.split):
             yield query.text
 
-    tokenizer = train_bpe(texts(), vocab_size=config.vocab_size)
+    tokenizer = train_bpe(texts(), vocab_size=config.vocab_size, words_only=config.words_only)
     model = new_llama(config, tokenizer)
     logging.disable_progress_bar()
     model.save_pretrained(job.out)

@@ -81,14 +81,15 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
 
 
 def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
-    """Put values for `$name`, in lists too."""
+    """Put values for `$name`, in lists too; a value may itself be a `$name`, but not in a circle."""
     if isinstance(value, list):
         return [_resolve(item, values, at) for item in value]
     if not isinstance(value, str) or not value.startswith("$"):
         return value
-    if value[1:] not in values:
-        raise UserError(f"{at}: {unknown('setting or earlier step', value[1:], values)}")
-    return values[value[1:]]
+    name = value[1:]
+    if name not in values:
+        raise UserError(f"{at}: {unknown('setting or earlier step', name, values)}")
+    return _resolve(values[name], {other: v for other, v in values.items() if other != name}, at)
 
 
 def run_steps(steps: list[Step]) -> None:

@@ -1,0 +1,96 @@
+"""Command `demo`: a whole search system, trained and measured on this machine's own Python."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from importlib.resources import files
+from pathlib import Path
+from sys import version
+from typing import Any
+
+import yaml
+
+from shortlist.data.collections import open_collection
+from shortlist.data.files import atomic_write
+from shortlist.data.manifest import start_job
+from shortlist.demo.sources import build_test, build_train
+from shortlist.pipeline import run_recipe
+from shortlist.progress import say
+from shortlist.search import DEMO_FOLDER, open_index, print_hits
+from shortlist.search import Config as SearchConfig
+
+EXAMPLES = ("parse an ISO date", "remove a directory and everything in it", "split a string the way a shell would")
+HITS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    out: Path = DEMO_FOLDER
+    """Folder for the collections, models, runs and results; continued where it left off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What the collections are made with; a job of its own, since no stage but the demo makes them."""
+
+    out: Path
+    overwrite: bool = False
+
+
+def build_collections(out: Path) -> None:
+    """Write the collections `test` and `train`, unless they are there and made from the Python of today."""
+    installed = sorted(f"{d.name}=={d.version}" for d in distributions())
+    inputs = {"python": version, "packages": installed}
+    job = start_job(Sources(out=out, overwrite=True), stage="demo", inputs=inputs, folder=True)
+    if job.done:
+        return
+    test = build_test(out / "test")
+    train = build_train(out / "train", test=out / "test")
+    say(
+        f"demo: {test['functions']:,} functions to search, {test['queries']} queries; "
+        f"{train['pairs']:,} pairs to learn from, {train['test_summaries'] + train['test_bodies']} like the "
+        "standard library's left out."
+    )
+    job.finish(test=test, train=train)
+
+
+def run(config: Config) -> None:
+    """Build, train, measure, and show."""
+    out = config.out
+    build_collections(out / "collections")
+    recipe = yaml.safe_load(files("shortlist.demo").joinpath("recipe.yaml").read_text("utf-8"))
+    recipe["settings"] |= {name: str(out / "collections" / name) for name in ("test", "train")}
+    run_recipe(recipe, out, where="the demo's recipe")
+    results = json.loads((out / "results" / "results.json").read_text("utf-8"))
+    with atomic_write(out / "results.json") as file:
+        json.dump(results, file, indent=2)
+    explain(results)
+    show_examples(out)
+
+
+def explain(results: dict[str, Any]) -> None:
+    """Say what the table shows of the reranker."""
+    rows = {row["name"]: row for row in results["rows"]}
+    change = rows["Hybrid + RankLLaMA"]["MRR@10"] - rows["Hybrid"]["MRR@10"]
+    verb = "adds" if change >= 0 else "takes away"
+    print(f"RankLLaMA {verb} {abs(change):.3f} MRR@10 of the hybrid: a reranker wants more training than minutes can give.")
+
+
+def show_examples(out: Path) -> None:
+    """Print what a few questions find, and how to ask more; leaves the settings for that in search.yaml."""
+    settings = {
+        "collection": str(out / "collections" / "test"),
+        "index": str(out / "bm25"),
+        "model": str(out / "repllama"),
+        "vectors": str(out / "vectors"),
+    }
+    with atomic_write(out / "search.yaml") as file:
+        yaml.safe_dump(settings, file, sort_keys=False)
+    search = SearchConfig(**{k: v if k in ("collection", "model") else Path(v) for k, v in settings.items()})
+    collection, index = open_collection(settings["collection"]), open_index(search)
+    for example in EXAMPLES:
+        print(f"\n> {example}")
+        print_hits(collection, index, example, k=HITS)
+    where = "" if out == DEMO_FOLDER else f" --demo-folder {shlex.quote(str(out))}"
+    print(f'\nSearch by hand:  shortlist search --demo "parse an ISO date"{where}')

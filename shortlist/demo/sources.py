@@ -211,9 +211,17 @@ def build_test(
 
 
 def build_train(
-    out: Path, *, test: Path, sources: Sequence[Source] | None = None, max_pairs: int = 60_000, seed: int = 0
+    out: Path,
+    *,
+    test: Path,
+    sources: Sequence[Source] | None = None,
+    max_pairs: int = 60_000,
+    num_mined: int = 5_000,
+    seed: int = 0,
 ) -> dict[str, int]:
     """Write the collection that is learnt from: one judgement per pair, nothing in it from the collection `test`.
+
+    Split `train` is all pairs; split `mined` a sample of `num_mined` of them, to mine negatives for.
 
     Returns:
         Counts for the manifest: files, files_skipped, functions; dropped because the collection `test` has the same
@@ -240,6 +248,8 @@ def build_train(
         kept = sorted(random.Random(seed).sample(range(len(pairs)), max_pairs))
         pairs = [pairs[position] for position in kept]
     write_pairs(out, pairs, "train", range(len(pairs)))
+    mined = sorted(random.Random(seed).sample(range(len(pairs)), min(num_mined, len(pairs))))
+    write_qrels(out / "qrels" / "mined.tsv", {f"q{position}": {pairs[position].name: 1} for position in mined})
     return counts | dropped | {"pairs": len(pairs)}
 
 

@@ -5,6 +5,7 @@ merges by id (double spaces come out wrong), and it drops a leading space. So `t
 a SentencePiece BPE model is converted here and compared with the original on the spot.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,33 @@ def _merges(proto: Any) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def train_bpe(texts: Any, *, vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer with `<s>`, `</s>` and `<pad>`, fitted to an iterable of texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def train_bpe(texts: Iterable[str], *, vocab_size: int, words_only: bool = False) -> Any:
+    """A BPE tokenizer with `<pad>`, `<s>` and `</s>`, fitted to texts.
+
+    Args:
+        vocab_size: pieces, special ones included.
+        words_only: see nothing but lower-cased words, numbers and the parts of identifiers (`parseISODate` is "parse iso
+            date"): no white space, no punctuation. For small models that search and never write. Otherwise byte-level:
+            nothing is lost.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    fast = Tokenizer(models.BPE())
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
+    fast = Tokenizer(models.BPE(unk_token="<pad>" if words_only else None))
+    alphabet: list[str] = []
+    if words_only:
+        humps = normalizers.Replace(Regex("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"), " ")
+        fast.normalizer = normalizers.Sequence([normalizers.NFKC(), humps, normalizers.Lowercase()])
+        fast.pre_tokenizer = pre_tokenizers.Split(Regex("[^\\W_]+"), behavior="removed", invert=True)
+    else:
+        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        fast.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
+        limit_alphabet=max(256, vocab_size // 8),
         show_progress=False,
     )
     fast.train_from_iterator(texts, trainer)
