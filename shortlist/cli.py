@@ -1,4 +1,4 @@
-"""`shortlist <stage> [flags]`: finds the stage, parses its Config, runs it, and turns errors into one line and a code."""
+"""`shortlist <stage> [flags]`: finds the stage, parses its Config, runs it; turns errors into one line and a code."""
 
 import errno
 import os
@@ -69,7 +69,10 @@ def _run(name: str, argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in EXPECTED:
             raise
-        print(f"shortlist {name}: {error.filename or 'writing'}: {error.strerror}; mend that and run it again.", file=sys.stderr)
+        print(
+            f"shortlist {name}: {error.filename or 'writing'}: {error.strerror}; mend that and run it again.",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -1,7 +1,7 @@
 """Command `run`: the stages of a recipe in order, each in a folder of its own, what is done and unchanged left alone.
 
-A recipe is YAML: `settings` (names for values, which `--set` changes) and `steps`, each a stage's settings under the step's
-name. `$name` stands for a setting, or for the output of an earlier step.
+A recipe is YAML: `settings` (names for values, which `--set` changes) and `steps`, each a stage's settings under the
+step's name. `$name` stands for a setting, or for the output of an earlier step.
 """
 
 import time

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -23,7 +23,14 @@ def progress(description: str, total: int | float | None, unit: str = "") -> Ite
     """Show progress on stderr towards `total` units; yields the function that advances it."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("{task.description}"),
@@ -37,7 +44,12 @@ def progress(description: str, total: int | float | None, unit: str = "") -> Ite
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(description, total=total, note="")
-            yield lambda amount=1, note="": bar.update(task, advance=amount, **({"note": note} if note else {}))
+
+            def advance_bar(amount: int | float = 1, note: str = "") -> None:
+                fields: dict[str, Any] = {"note": note} if note else {}
+                bar.update(task, advance=amount, **fields)
+
+            yield advance_bar
         return
 
     start = last = time.monotonic()

@@ -114,7 +114,9 @@ def run(config: Config) -> None:
             reranked |= rerank(reranker, part, queries, documents, depth=config.depth, **options)
     milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(candidates))
     write_run(job.out, reranked, tag="shortlist")
-    job.finish(num_queries=len(reranked), num_pairs=total, ms_per_query=round(milliseconds + ms_per_query(config.run), 3))
+    job.finish(
+        num_queries=len(reranked), num_pairs=total, ms_per_query=round(milliseconds + ms_per_query(config.run), 3)
+    )
 
 
 def windows(run: Run, *, depth: int) -> list[Run]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from shortlist.errors import UserError
 
@@ -19,8 +19,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    opener = gzip.open if path.suffix == ".gz" else open
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(partial, mode if "b" in mode else mode + "t", **text) as file:
             yield file

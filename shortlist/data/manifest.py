@@ -1,4 +1,4 @@
-"""What went in, beside everything that comes out: jobs that are done, resumed or refused by what they were made from."""
+"""What went in, beside everything that comes out: jobs done, resumed or refused by what they were made from."""
 
 import hashlib
 import json
@@ -83,7 +83,7 @@ def start_job(
     there = out.exists() and (not folder or any(out.iterdir()))
     before = read_manifest(out) if there or _manifest_path(out, folder).exists() else None
     same = before is not None and before["job"] == job_id
-    if same and before["complete"] and there:
+    if before is not None and same and before["complete"] and there:
         say(f"{stage}: {out} is already done.")
         return Job(out, before, done=True, resuming=False)
     if there and not same:

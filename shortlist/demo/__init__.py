@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from shortlist import search
+from shortlist.config import from_settings
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import start_job
@@ -18,7 +20,6 @@ from shortlist.demo.sources import build_test, build_train
 from shortlist.pipeline import run_recipe
 from shortlist.progress import say
 from shortlist.search import DEMO_FOLDER, open_index, print_hits
-from shortlist.search import Config as SearchConfig
 
 EXAMPLES = ("parse an ISO date", "remove a directory and everything in it", "split a string the way a shell would")
 HITS = 3
@@ -74,21 +75,19 @@ def explain(results: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in results["rows"]}
     change = rows["Hybrid + RankLLaMA"]["MRR@10"] - rows["Hybrid"]["MRR@10"]
     verb = "adds" if change >= 0 else "takes away"
-    print(f"RankLLaMA {verb} {abs(change):.3f} MRR@10 of the hybrid: a reranker wants more training than minutes can give.")
+    print(
+        f"RankLLaMA {verb} {abs(change):.3f} MRR@10 of the hybrid: a reranker wants more training than minutes can give."
+    )
 
 
 def show_examples(out: Path) -> None:
     """Print what a few questions find, and how to ask more; leaves the settings for that in search.yaml."""
-    settings = {
-        "collection": str(out / "collections" / "test"),
-        "index": str(out / "bm25"),
-        "model": str(out / "repllama"),
-        "vectors": str(out / "vectors"),
-    }
+    settings = {"collection": "collections/test", "index": "bm25", "model": "repllama", "vectors": "vectors"}
+    settings = {name: str(out.resolve() / place) for name, place in settings.items()}
     with atomic_write(out / "search.yaml") as file:
         yaml.safe_dump(settings, file, sort_keys=False)
-    search = SearchConfig(**{k: v if k in ("collection", "model") else Path(v) for k, v in settings.items()})
-    collection, index = open_collection(settings["collection"]), open_index(search)
+    index = open_index(from_settings(search.Config, settings, where="the demo's search.yaml"))
+    collection = open_collection(settings["collection"])
     for example in EXAMPLES:
         print(f"\n> {example}")
         print_hits(collection, index, example, k=HITS)

@@ -17,8 +17,8 @@ def infonce(
 ) -> Float[Tensor, ""]:
     """Each query must pick its positive out of the documents in its row.
 
-    With a row of every document of the batch this trains a retriever on in-batch negatives; with a row of the query's own
-    group, positive first, it is the softmax loss of a reranker.
+    With a row of every document of the batch this trains a retriever on in-batch negatives; with a row of the
+    query's own group, positive first, it is the softmax loss of a reranker.
 
     Args:
         scores: similarity of every query to every document of its row.
@@ -39,8 +39,8 @@ def countable(
 ) -> Bool[Tensor, "queries docs"]:
     """Which documents of a batch may count for which query.
 
-    Not another positive of the query (pushing it away would unlearn it), and each document id once, however often the batch
-    holds it.
+    Not another positive of the query (pushing it away would unlearn it), and each document id once, however often the
+    batch holds it.
 
     Args:
         doc_ids: id of every document of the batch.

@@ -1,12 +1,11 @@
 """A folder or hub name -> a model with its input contract; and back to a folder.
 
-A model folder of ours is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`. A reranker's
-weights carry the key `score.weight` beside the backbone's, as in transformers' sequence classifiers. A LoRA folder holds
+A model folder of ours is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`. A
+reranker's weights carry the key `score.weight` beside the backbone's, as in transformers' sequence classifiers. A LoRA folder holds
 `adapter_config.json` and `adapter_model.safetensors` instead, head included, and names its base.
 """
 
 import json
-
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,11 @@ from shortlist.models.retriever import Retriever
 from shortlist.text.contract import InputContract, Inputs, named_contract
 from shortlist.text.tokenizer import load_tokenizer
 
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"]
+"""What is fetched from the hub: weights in safetensors only, and no code."""
+
 HEAD = "score.weight"
 ADAPTER = "adapter_model.safetensors"
-
 
 
 def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Retriever:
@@ -110,7 +111,9 @@ def local_folder(name: str) -> Path:
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
         raise not_a_model(name, "no such folder")
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"]))
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"])
+        )
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise not_a_model(name, error) from None
 
@@ -154,7 +157,9 @@ def _sentence_transformers_contract(folder: Path) -> InputContract:
     """
     modules = {m["type"].rsplit(".", 1)[-1]: folder / m["path"] for m in _json(folder / "modules.json")}
     for module in modules.keys() - {"Transformer", "Pooling", "Normalize"}:
-        raise UserError(f"{folder}/modules.json: module {module!r} is not supported; expected Transformer, Pooling, Normalize.")
+        raise UserError(
+            f"{folder}/modules.json: module {module!r} is not supported; expected Transformer, Pooling, Normalize."
+        )
     modes = _pooling_modes(_json(modules["Pooling"] / "config.json"))
     poolings = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     if len(modes) != 1 or modes[0] not in poolings:
@@ -175,7 +180,11 @@ def _sentence_transformers_contract(folder: Path) -> InputContract:
 def _pooling_modes(settings: dict[str, Any]) -> list[str]:
     """Names of the pooling modes in use, from either spelling of sentence-transformers' settings."""
     if "pooling_mode" in settings:
-        names = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
+        names = {
+            "mean": "pooling_mode_mean_tokens",
+            "cls": "pooling_mode_cls_token",
+            "lasttoken": "pooling_mode_lasttoken",
+        }
         mode = settings["pooling_mode"]
         return [names.get(m, m) for m in ([mode] if isinstance(mode, str) else mode)]
     return [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
@@ -185,7 +194,7 @@ def _head(folder: Path) -> Tensor | None:
     """A reranker's head, wherever in the folder's safetensors it lies; None if there is none."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
-            for key in weights.keys():
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
                 if key == HEAD or key.endswith(f".{HEAD}"):
                     return weights.get_tensor(key)
     return None

@@ -28,7 +28,7 @@ def default_token_budget(device: torch.device) -> int:
 
 
 def for_inference(model: Retriever | Reranker, device: torch.device | None = None) -> Retriever | Reranker:
-    """Make a loaded model ready to run and nothing else: on its device, dropout off, linears packed where that is faster."""
+    """Make a loaded model ready to run and nothing else: on its device, no dropout, linears packed where that pays."""
     device = device or pick_device()
     model.eval().requires_grad_(False).to(device)
     if device.type == "cpu":

@@ -28,7 +28,9 @@ class Reranker(nn.Module):
             raise unknown("pooling", inputs.contract.pooling, POOLINGS)
         self.score = nn.Parameter(head.float())
 
-    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def forward(
+        self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
         """Scores, float32, of right-padded pairs."""
         pooling = self.inputs.contract.pooling
         pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()

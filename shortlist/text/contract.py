@@ -58,7 +58,8 @@ class InputContract:
         known = {field.name for field in fields(cls)}
         for name in values.keys() - known:
             raise UserError(f"{where}: {unknown('contract setting', name, known)}")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**settings)
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "InputContract":
         """The same contract with other lengths; `document` bounds a document or, in a reranker, the whole pair."""
@@ -87,9 +88,7 @@ CONTRACTS = {
         _RANKLLAMA, pair=("<bos>", "query: {query} document: {url} {title} {text}", "<eos>"), pair_length=2048
     ),
     "rankllama-v1": replace(_RANKLLAMA, pair=("<bos>", "query: {query}", "<bos>", "document: {title} {text}")),
-    "rankllama-v2": replace(
-        _RANKLLAMA, pair=("<bos>", "query:  {query} document:  {title} {text}"), verbatim=True
-    ),
+    "rankllama-v2": replace(_RANKLLAMA, pair=("<bos>", "query:  {query} document:  {title} {text}"), verbatim=True),
     "bert": InputContract(
         query=("<cls>", "{query}", "<sep>"),
         document=("<cls>", "{title} {text}", "<sep>"),
@@ -176,7 +175,9 @@ class Inputs:
     def _template(self, kind: str) -> tuple[str, ...]:
         template = getattr(self.contract, kind)
         if not template:
-            raise UserError(f"{self.tokenizer.name_or_path}: the model's contract has no {kind} input; wrong kind of model.")
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: the model's contract has no {kind} input; wrong kind of model."
+            )
         return template
 
     def _fields(self, document: Document) -> dict[str, str]:
@@ -189,11 +190,14 @@ class Inputs:
         """Token ids of each row of fields, cut to `length` at the end of the last text piece."""
         if not rows:
             return []
-        pieces = [[self._special[p]] if p in SPECIAL else self._tokenize(p, rows) for p in template]
+        columns = [
+            [[self._special[piece]]] * len(rows) if piece in SPECIAL else self._tokenize(piece, rows)
+            for piece in template
+        ]
         last = max(i for i, piece in enumerate(template) if piece not in SPECIAL)
         ids = []
-        for row in range(len(rows)):
-            parts = [p if template[i] in SPECIAL else p[row] for i, p in enumerate(pieces)]
+        for row in zip(*columns, strict=True):
+            parts = list(row)
             if length is not None:
                 others = sum(map(len, parts)) - len(parts[last])
                 parts[last] = parts[last][: max(0, length - others)]

@@ -1,8 +1,8 @@
 """Loading a tokenizer exactly as its files define it.
 
-transformers' own class for LLaMA rebuilds the tokenizer and differs from the files: with a bare `tokenizer.model` it orders
-merges by id (double spaces come out wrong), and it drops a leading space. So `tokenizer.json` is taken as it stands, and
-a SentencePiece BPE model is converted here and compared with the original on the spot.
+transformers' own class for LLaMA rebuilds the tokenizer and differs from the files: with a bare `tokenizer.model` it
+orders merges by id (double spaces come out wrong), and it drops a leading space. So `tokenizer.json` is taken as it
+stands, and a SentencePiece BPE model is converted here and compared with the original on the spot.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,9 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{folder}: no usable tokenizer ({reason}); expected tokenizer.json or tokenizer.model.") from None
+        raise UserError(
+            f"{folder}: no usable tokenizer ({reason}); expected tokenizer.json or tokenizer.model."
+        ) from None
 
 
 def from_sentencepiece(path: Path) -> Any:
@@ -41,7 +43,7 @@ def from_sentencepiece(path: Path) -> Any:
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -104,9 +106,9 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, words_only: bool = False
 
     Args:
         vocab_size: pieces, special ones included.
-        words_only: see nothing but lower-cased words, numbers and the parts of identifiers (`parseISODate` is "parse iso
-            date"): no white space, no punctuation. For small models that search and never write. Otherwise byte-level:
-            nothing is lost.
+        words_only: see nothing but lower-cased words, numbers and the parts of identifiers (`parseISODate` is
+            "parse iso date"): no white space, no punctuation. For small models that search and never write.
+            Otherwise byte-level: nothing is lost.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

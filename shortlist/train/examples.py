@@ -1,5 +1,6 @@
-"""Groups -> batches: which queries meet in a step, which of their documents, in which order. All a function of the seed."""
+"""Groups -> batches: which queries meet in a step, which of their documents, in which order: all from the seed."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,10 +99,9 @@ def ahead(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
 
     def put(item: T | None, error: BaseException | None) -> None:
         while not stop.is_set():
-            try:
-                return waiting.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                waiting.put((item, error), timeout=0.1)
+                break
 
     def work() -> None:
         try:

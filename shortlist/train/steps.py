@@ -1,7 +1,7 @@
 """One training step: token ids -> outputs -> loss -> gradients, in length-bucketed micro-batches.
 
-The plain step keeps every activation until the backward pass. The cached step runs the model twice instead and keeps the
-activations of one micro-batch at a time (https://arxiv.org/abs/2101.06983); its gradients are the same.
+The plain step keeps every activation until the backward pass. The cached step runs the model twice instead and keeps
+the activations of one micro-batch at a time (https://arxiv.org/abs/2101.06983); its gradients are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.math.losses import Loss, countable
@@ -58,7 +58,9 @@ def reranker_example(model: Reranker, batch: Batch, *, loss: Loss, temperature: 
     keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
 
     def objective(scores: Float[Tensor, " pairs"]) -> Outcome:
-        rows = pad_sequence(list(scores.split(sizes)), batch_first=True)  # short groups stay whole: nothing is regrouped
+        rows = pad_sequence(
+            list(scores.split(sizes)), batch_first=True
+        )  # short groups stay whole: nothing is regrouped
         return _outcome(rows, own, keep, loss, temperature)
 
     return Example(model.inputs.pair_ids(pairs), [q.query_id for q in batch.queries], objective)
@@ -105,7 +107,7 @@ def backward(
     return Outcome(outcome.loss.detach(), outcome.accuracy)
 
 
-def _forward(model: nn.Module, token_ids: Sequence[list[int]], *, bf16: bool, seed: int) -> Tensor:
+def _forward(model: Retriever | Reranker, token_ids: Sequence[list[int]], *, bf16: bool, seed: int) -> Tensor:
     device = next(model.parameters()).device
     ids, lengths = pad(list(token_ids), model.inputs.pad_id)
     torch.manual_seed(seed)
