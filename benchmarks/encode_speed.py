@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from measuring import ROOT, Side, measure, publish, quiet
+from measuring import ROOT, Side, conditions, measure, publish, quiet
 from peers import Size, expected_vectors, save_llama, sentence_transformers_encoder, tevatron_encoder, token_ids
 
 from shortlist.data.formats import read_corpus
@@ -77,10 +77,11 @@ def section(size: Size, docs: list[Document], config: Config) -> str:
 
 def main(config: Config) -> None:
     quiet()
+    under = conditions(config.tevatron)
     corpus = list(read_corpus(config.data / "msmarco-dl19" / "corpus.jsonl"))
     docs = corpus[:: max(1, len(corpus) // config.docs)][: config.docs]
     sections = [section(size, docs, config) for size in config.model]
-    publish("Encoding a corpus, float32, text to unit vectors", sections, config.out, config.tevatron)
+    publish("Encoding a corpus, float32, text to unit vectors", under, sections, config.out)
 
 
 if __name__ == "__main__":

@@ -62,9 +62,23 @@ def measure(sides: dict[str, Side], expected: np.ndarray, rounds: int, *, num_to
     return _table(timings, num_texts=len(expected), num_tokens=num_tokens)
 
 
-def publish(title: str, sections: Sequence[str], out: Path | None, tevatron: Path | None) -> None:
-    """Print the tables under the conditions they were measured in, and write them to `out`."""
-    page = "\n\n".join([f"# {title}", _conditions(tevatron), *sections]) + "\n"
+def conditions(tevatron: Path | None) -> str:
+    """Date, commit, machine, versions and command; ask before measuring, while the code is what was loaded."""
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers")]
+    if tevatron:
+        versions.append(f"Tevatron {_commit(tevatron)}")
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return (
+        f"- {date.today()}, commit {_commit(ROOT)}\n"
+        f"- {_processor()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads\n"
+        f"- {', '.join(versions)}\n"
+        f"- `{command}`"
+    )
+
+
+def publish(title: str, under: str, sections: Sequence[str], out: Path | None) -> None:
+    """Print the tables below the conditions they were measured under, and write them to `out`."""
+    page = "\n\n".join([f"# {title}", under, *sections]) + "\n"
     print(page, end="")
     if out:
         with atomic_write(out) as file:
@@ -103,19 +117,6 @@ def _table(timings: Sequence[Timing], *, num_texts: int, num_tokens: int) -> str
         cells += [f"{other.median / timing.median:.2f}" for other in peers]
         lines.append("| " + " | ".join([*cells, f"{timing.difference:.1e}"]) + " |")
     return "\n".join(lines)
-
-
-def _conditions(tevatron: Path | None) -> str:
-    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers")]
-    if tevatron:
-        versions.append(f"Tevatron {_commit(tevatron)}")
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    return (
-        f"- {date.today()}, commit {_commit(ROOT)}\n"
-        f"- {_processor()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads\n"
-        f"- {', '.join(versions)}\n"
-        f"- `{command}`"
-    )
 
 
 def _commit(checkout: Path) -> str:

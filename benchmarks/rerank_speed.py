@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from measuring import ROOT, Side, measure, publish, quiet
+from measuring import ROOT, Side, conditions, measure, publish, quiet
 from peers import Size, expected_scores, save_llama, sentence_transformers_reranker, tevatron_reranker, token_ids
 
 from shortlist.data.formats import read_corpus, read_queries, read_run
@@ -90,9 +90,10 @@ def section(size: Size, pairs: list[Pair], config: Config) -> str:
 
 def main(config: Config) -> None:
     quiet()
+    under = conditions(config.tevatron)
     pairs = candidates(config.data / "msmarco-dl19", config.queries, config.depth)
     sections = [section(size, pairs, config) for size in config.model]
-    publish("Reranking BM25's candidates, float32, text to scores", sections, config.out, config.tevatron)
+    publish("Reranking BM25's candidates, float32, text to scores", under, sections, config.out)
 
 
 if __name__ == "__main__":
