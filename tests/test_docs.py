@@ -1,0 +1,154 @@
+"""What the documents say can be typed: commands, recipes, links and Python."""
+
+import ast
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shortlist.cli import MODULES, STAGES
+from shortlist.config import parse
+from shortlist.data.collections import open_collection
+from shortlist.pipeline import plan
+from shortlist.text.contract import CONTRACTS
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SET_UP = [
+    ROOT / "Makefile",
+    ROOT / "constraints.txt",
+    ROOT / "pyproject.toml",
+    ROOT / "scripts/check",
+    ROOT / ".ci/run",
+]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+REGISTRIES = re.compile(
+    r"pypi\.|pythonhosted|pytorch\.org|anaconda|huggingface\.co|hf\.co|npmjs|index-url", re.IGNORECASE
+)
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    return [body for language, body in FENCE.findall(path.read_text("utf-8")) if language in languages]
+
+
+def prose(path: Path) -> str:
+    """The text outside the fenced blocks."""
+    return FENCE.sub("", path.read_text("utf-8"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each `shortlist ...` line, continuation lines joined."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("shortlist ")]
+
+
+COMMANDS = [(path, words) for path in DOCS for body in blocks(path, "", "bash") for words in commands(body)]
+MENTIONS = [
+    (path, shlex.split(mention))
+    for path in DOCS
+    for mention in re.findall(r"`shortlist ([^`]+)`", " ".join(prose(path).split()))
+]
+
+
+def stage(name: str):
+    return import_module(f"shortlist.{MODULES.get(name, name)}")
+
+
+def words_of(value: Path | list[str]) -> str:
+    return value.name if isinstance(value, Path) else " ".join(value[:2])
+
+
+@pytest.mark.parametrize(("path", "words"), COMMANDS, ids=words_of)
+def test_every_command_in_a_block_can_be_typed(path, words):
+    name, *flags = words
+    assert name in STAGES, path
+    assert parse(stage(name).Config, flags, prog=f"shortlist {name}")
+
+
+@pytest.mark.parametrize(("path", "words"), MENTIONS, ids=words_of)
+def test_every_command_in_the_text_exists_with_its_flags(path, words):
+    name, *rest = words
+    assert name in STAGES or name in {"COMMAND", "--help", "--version"}, path
+    if name in STAGES:
+        known = {"help", "config", *(field.replace("_", "-") for field in stage(name).Config.__dataclass_fields__)}
+        assert {word[2:] for word in rest if word.startswith("--")} <= known, path
+
+
+def test_the_readme_and_the_guide_show_commands():
+    shown = {words[0] for path, words in COMMANDS if path.name == "guide.md"}
+    assert shown == set(STAGES) - {"demo"}
+    assert any(path.name == "README.md" for path, _ in COMMANDS)
+
+
+def test_every_flag_in_the_text_belongs_to_some_command():
+    known = {field.replace("_", "-") for name in STAGES for field in stage(name).Config.__dataclass_fields__}
+    known |= {"help", "version", "config", "no-deps"}
+    for path in DOCS:
+        flags = {
+            flag for code in re.findall(r"`([^`]+)`", prose(path)) for flag in re.findall(r"--([a-z][\w-]*)", code)
+        }
+        assert flags <= known, path
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_recipe_in_a_document_can_be_planned(path, tmp_path):
+    for body in blocks(path, "yaml"):
+        assert plan(yaml.safe_load(body), tmp_path, where=path.name)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_the_project_can_be_planned(path, tmp_path):
+    assert plan(yaml.safe_load(path.read_text("utf-8")), tmp_path, where=path.name)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_python_block_is_python(path):
+    for body in blocks(path, "python"):
+        ast.parse(body)
+
+
+def test_the_stage_that_the_documents_show_works(tmp_path):
+    body = next(body for body in blocks(ROOT / "docs/extending.md", "python") if "Stage `count`" in body)
+    module: dict = {"__name__": "count"}
+    exec(body, module)
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d1", "text": "three words here"}\n')
+    config = module["Config"](collection=str(tmp_path), out=tmp_path / "words.txt")
+    module["run"](config)
+    assert (tmp_path / "words.txt").read_text() == "3\n"
+    assert open_collection(str(tmp_path)).splits() == ["all"]
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", prose(path)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = path.parent / name if name else path
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("path", [*DOCS, *SET_UP], ids=lambda path: path.name)
+def test_no_document_and_no_set_up_file_names_a_registry(path):
+    assert REGISTRIES.findall(path.read_text("utf-8")) == []
+
+
+def test_the_presets_are_documented():
+    rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/formats.md").read_text("utf-8"), re.MULTILINE)
+    assert set(CONTRACTS) <= set(rows)
+
+
+def test_the_extending_document_names_every_room():
+    listed = (ROOT / "docs/extending.md").read_text("utf-8")
+    rooms = {path.stem for path in (ROOT / "shortlist").iterdir() if not path.name.startswith(("_", "py.typed"))}
+    assert {room for room in rooms if room not in listed} == set()
