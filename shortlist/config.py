@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,12 +43,12 @@ def from_settings(config: type[C], settings: Mapping[str, Any], *, where: str) -
         with contextlib.redirect_stderr(message), contextlib.redirect_stdout(message):
             return tyro.cli(config, args=flags, prog=where)
     except SystemExit:
-        words = " ".join(message.getvalue().translate(str.maketrans("╭╮╰╯─│", "      ")).split())
-        raise UserError(f"{where}: {words}") from None
+        words = re.sub("[╭╮╰╯─│]|-{4,}", " ", message.getvalue()).partition("For full helptext")[0]
+        raise UserError(f"{where}: {' '.join(words.split())}") from None
 
 
 def to_flags(config: type, settings: Mapping[str, Any], *, where: str) -> list[str]:
-    """Settings as command-line flags: {"k": 10, "runs": [a, b], "json": True} -> --k 10 --runs a b --json.
+    """Settings as command-line flags: {"k": 10, "runs": [a, b], "json": True} -> --k=10 --runs a b --json.
 
     Raises:
         UserError: a setting the Config does not have.
@@ -59,15 +60,19 @@ def to_flags(config: type, settings: Mapping[str, Any], *, where: str) -> list[s
         if name not in known:
             raise UserError(f"{where}: {unknown('setting', name, known)}")
         flag = name.replace("_", "-")
-        if "Positional" in str(known[name].type):
+        if _is_positional(known[name]):
             flags.insert(0, str(value))
         elif isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, (list, tuple)):
             flags += [f"--{flag}", *map(str, value)]
         else:
-            flags += [f"--{flag}", str(value)]
+            flags.append(f"--{flag}={value}")  # one word, as the value may begin with a dash
     return flags
+
+
+def _is_positional(field: Field) -> bool:
+    return "Positional" in str(field.type)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -89,6 +94,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def _saved_flags(config: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split `--config FILE` off the flags and read it."""
+    positional = {field.name for field in fields(config) if _is_positional(field)}
     saved: list[str] = []
     rest: list[str] = []
     words = iter(argv)
@@ -101,5 +107,8 @@ def _saved_flags(config: type, argv: Sequence[str]) -> tuple[list[str], list[str
         if not path:
             print("--config needs the name of a YAML file.", file=sys.stderr)
             raise SystemExit(2)
-        saved += to_flags(config, load_yaml(Path(path)), where=path)
+        settings = load_yaml(Path(path))
+        if argv[0][:1] != "-":  # the user names it; a second one would not replace the first, as flags do
+            settings = {name: v for name, v in settings.items() if name not in positional}
+        saved += to_flags(config, settings, where=path)
     return saved, rest

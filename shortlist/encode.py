@@ -12,6 +12,7 @@ from jaxtyping import Float
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import start_job
 from shortlist.data.vectors import VectorWriter, finished_shards
+from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_retriever, model_identity
 from shortlist.models.embed import embed_documents, for_inference
 from shortlist.models.retriever import Retriever
@@ -71,6 +72,8 @@ def encode(
 
 def run(config: Config) -> None:
     """Embed the corpus into a vector store."""
+    if config.shard_size < 1:
+        raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
     collection = open_collection(config.collection)
     job = start_job(
         config,

@@ -42,12 +42,12 @@ def run(config: Config) -> None:
     job = start_job(config, stage="fuse", inputs={"runs": [identity(path) for path in config.runs]})
     if job.done:
         return
-    start = time.perf_counter()
     runs = [read_run(path, ties=config.ties) for path in config.runs]
+    start = time.perf_counter()
     fused = FUSIONS[config.method](runs, weights=config.weights)
+    milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(fused)) + sum(map(ms_per_query, config.runs))
     write_run(job.out, {query_id: hits[: config.k] for query_id, hits in fused.items()}, tag=config.method)
     in_all = sum(all(query_id in run for run in runs) for query_id in fused)
     if in_all < len(fused):
         say(f"fuse: {len(fused) - in_all} of {len(fused)} queries are missing from at least one run.")
-    milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(fused)) + sum(map(ms_per_query, config.runs))
     job.finish(num_queries=len(fused), in_all_runs=in_all, ms_per_query=round(milliseconds, 3))

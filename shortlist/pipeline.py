@@ -59,6 +59,9 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
     """
     for section in recipe.keys() - {"settings", "steps"}:
         raise UserError(f"{where}: {unknown('section', section, ['settings', 'steps'])}")
+    for section in ("settings", "steps"):
+        if not isinstance(recipe.get(section) or {}, dict):
+            raise UserError(f"{where}: {section} holds {recipe[section]!r}; expected `name: value` lines.")
     values: dict[str, Any] = dict(recipe.get("settings") or {})
     steps = []
     for name, given in (recipe.get("steps") or {}).items():
@@ -106,14 +109,14 @@ def run_steps(steps: list[Step]) -> None:
 def run(config: Config) -> None:
     """Run a recipe file."""
     recipe = load_yaml(config.recipe)
-    settings = dict(recipe.get("settings") or {})
+    settings = recipe.get("settings") or {}
     for item in config.set:
         name, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"--set {item}: expected name=value.")
         if name not in settings:
             raise UserError(f"--set {item}: {unknown('setting', name, settings)}")
-        settings[name] = yaml.safe_load(value)
+        settings = {**settings, name: yaml.safe_load(value)}
     run_recipe({**recipe, "settings": settings}, config.out, where=str(config.recipe))
 
 

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +20,9 @@ from shortlist.records import Hit, Query, Run
 
 DEMO_FOLDER = Path("shortlist-demo")
 SNIPPET = 300
+"""Characters of a document that are printed."""
+HYBRID_DEPTH = 100
+"""Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ class Hybrid:
 
     def search(self, queries: list[Query], k: int) -> Run:
         """Each query's k best documents of all parts together."""
-        fused = rrf([part.search(queries, k) for part in self.parts])
+        fused = rrf([part.search(queries, max(k, HYBRID_DEPTH)) for part in self.parts])
         return {query.query_id: fused.get(query.query_id, [])[:k] for query in queries}
 
 
@@ -146,21 +150,20 @@ def run(config: Config) -> None:
         return
     if config.out is None:
         raise UserError("--out is missing: name the run file to write, or ask one question with --query.")
-    index = open_index(config)
-    job = start_job(config, stage="search", inputs=_inputs(config, collection), ignore=("query", "demo", "demo_folder"))
+    index, queries = open_index(config), collection.queries(config.split)
+    job = start_job(config, stage="search", inputs=_inputs(config, queries), ignore=("query", "demo", "demo_folder"))
     if job.done:
         return
-    queries = collection.queries(config.split)
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
     found, milliseconds = search(index, queries, config.k)
     write_run(job.out, found, tag="shortlist")
     job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3))
 
 
-def _inputs(config: Config, collection: Collection) -> dict[str, str]:
+def _inputs(config: Config, queries: list[Query]) -> dict[str, str]:
     made_by = {"index": config.index, "vectors": config.vectors}
     inputs = {name: identity(path) for name, path in made_by.items() if path}
-    inputs["collection"] = collection.identity("queries", f"qrels/{config.split}")
+    inputs["collection"] = f"sha256:{sha256(repr(queries).encode()).hexdigest()}"  # not the qrels: there may be none
     if config.model:
         from shortlist.models.checkpoint import model_identity
 
@@ -185,4 +188,4 @@ def _demo_config(config: Config) -> Config:
     path = config.demo_folder / "search.yaml"
     if not path.exists():
         raise UserError(f"{config.demo_folder}: holds no finished demo; run `shortlist demo` first (`make demo`).")
-    return replace(from_settings(Config, load_yaml(path), where=str(path)), query=config.demo)
+    return replace(from_settings(Config, load_yaml(path), where=str(path)), query=config.demo, k=config.k)

@@ -41,6 +41,7 @@ class Job:
     def finish(self, **results: Any) -> None:
         """Write the manifest as complete, with what was counted and measured."""
         _write(self.out, self.manifest | {"complete": True, "finished": _now(), "results": results})
+        say(f"{self.manifest['stage']}: wrote {self.out}")
 
 
 def start_job(
@@ -80,7 +81,7 @@ def start_job(
         "made_from": made_from,
     }
     _refuse_the_wrong_kind(out, folder)
-    there = out.exists() and (not folder or any(out.iterdir()))
+    there = out.exists() and (not folder or any(not path.name.startswith(".") for path in out.iterdir()))
     before = read_manifest(out) if there or _manifest_path(out, folder).exists() else None
     same = before is not None and before["job"] == job_id
     if before is not None and same and before["complete"] and there:
@@ -88,11 +89,10 @@ def start_job(
         return Job(out, before, done=True, resuming=False)
     if there and not same:
         _clear(out, before, manifest, overwrite=config.overwrite)
+    _write(out, manifest, folder)  # first of all: a folder without one is not ours to go on in
     if folder:
-        out.mkdir(parents=True, exist_ok=True)
         with atomic_write(out / "config.yaml") as file:
             yaml.safe_dump(settings, file, sort_keys=False)
-    _write(out, manifest, folder)
     return Job(out, manifest, done=False, resuming=same)
 
 
@@ -176,7 +176,10 @@ def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, ove
     if not overwrite:
         raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or --overwrite.")
     if out.is_dir():
-        shutil.rmtree(out)
+        for path in sorted(
+            out.iterdir(), key=lambda path: path.name == "manifest.json"
+        ):  # last, as it says whose it is
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     else:
         out.unlink()
         _manifest_path(out, False).unlink()

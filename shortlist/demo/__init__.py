@@ -76,7 +76,7 @@ def explain(results: dict[str, Any]) -> None:
     change = rows["Hybrid + RankLLaMA"]["MRR@10"] - rows["Hybrid"]["MRR@10"]
     verb = "adds" if change >= 0 else "takes away"
     print(
-        f"RankLLaMA {verb} {abs(change):.3f} MRR@10 of the hybrid: a reranker wants more training than minutes can give."
+        f"RankLLaMA {verb} {abs(change):.3f} MRR@10 on the hybrid: a reranker wants more training than minutes."
     )
 
 

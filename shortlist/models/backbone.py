@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -25,11 +27,16 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32) -> PreTraine
         UserError: nothing usable is there, or it would need code of its own to run.
     """
     logging.disable_progress_bar()  # ours says more
+    logging.set_verbosity_error()  # what is missing is an error below; what is not needed is no news
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        model = AutoModel.from_pretrained(name, config=config, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        options = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+        model, loaded = AutoModel.from_pretrained(name, config=config, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise not_a_model(name, error) from None
+    # transformers would go on with random weights in their place; the pooler above an encoder is never used here
+    if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
+        raise not_a_model(name, f"{len(missing)} weights are missing, {missing[0]} among them")
     return model.eval()
 
 
@@ -100,7 +107,12 @@ def parse_lora(text: str) -> Lora:
             values[name] = readers[name](value)
         except ValueError:
             raise UserError(f"--lora: {name} is {value!r}; expected a number.") from None
-    return Lora(**values)
+    lora = Lora(**values)
+    if lora.r < 1 or lora.alpha < 1:
+        raise UserError(f"--lora: r is {lora.r} and alpha is {lora.alpha}; expected at least 1.")
+    if not 0 <= lora.dropout < 1:
+        raise UserError(f"--lora: dropout is {lora.dropout}; expected at least 0 and below 1.")
+    return lora
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
@@ -129,7 +141,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     try:
         return PeftModel.from_pretrained(model, folder).merge_and_unload()
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"{folder}: the adapter does not fit its base model ({_first_line(error)}).") from None
 
 

@@ -1,8 +1,8 @@
 """A folder or hub name -> a model with its input contract; and back to a folder.
 
 A model folder of ours is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`. A
-reranker's weights carry the key `score.weight` beside the backbone's, as in transformers' sequence classifiers. A LoRA folder holds
-`adapter_config.json` and `adapter_model.safetensors` instead, head included, and names its base.
+reranker's weights carry the key `score.weight` beside the backbone's, as in transformers' sequence classifiers. A LoRA
+folder holds `adapter_config.json` and `adapter_model.safetensors` instead, head included, and names its base.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -85,7 +85,7 @@ def save_model(model: Retriever | Reranker, folder: Path, *, adapter: Any = None
     if adapter is not None:
         _save_adapter(adapter, folder, head, base)
     else:
-        _save_weights(model.backbone, folder, head)
+        _save_weights(model, folder, head)
     model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     with atomic_write(folder / "contract.json") as file:
         json.dump(model.inputs.contract.to_dict(), file, indent=2)
@@ -131,15 +131,20 @@ def _backbone(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def _contract(name: str, given: str | None, kind: str) -> InputContract:
     if given is not None:
-        return named_contract(given)
+        form = named_contract(given)
+        if not getattr(form, kind):
+            raise UserError(f"--contract: {given!r} has no {kind!r} input, so it is for another kind of model.")
+        return form
     form = _own_contract(local_folder(name), kind)
+    if form is None and (local_folder(name) / "contract.json").exists():
+        raise UserError(f"{name}: its contract.json has no {kind!r} input, so it is another kind of model.")
     if form is None:
         raise UserError(f"{name}: has no contract.json that says how its input looks; name one with --contract.")
     return form
 
 
 def _own_contract(folder: Path, kind: str) -> InputContract | None:
-    """The contract in a model folder, if it is one for this kind of input; sentence-transformers' files count as one."""
+    """The contract in a model folder, if it is for this kind of input; sentence-transformers' files count as one."""
     path = folder / "contract.json"
     if path.exists():
         form = InputContract.from_dict(_json(path), where=str(path))
@@ -155,7 +160,7 @@ def _sentence_transformers_contract(folder: Path) -> InputContract:
     Raises:
         UserError: a module that has no counterpart here.
     """
-    modules = {m["type"].rsplit(".", 1)[-1]: folder / m["path"] for m in _json(folder / "modules.json")}
+    modules = {m["type"].rsplit(".", 1)[-1]: folder / m["path"] for m in _json(folder / "modules.json", list)}
     for module in modules.keys() - {"Transformer", "Pooling", "Normalize"}:
         raise UserError(
             f"{folder}/modules.json: module {module!r} is not supported; expected Transformer, Pooling, Normalize."
@@ -166,6 +171,7 @@ def _sentence_transformers_contract(folder: Path) -> InputContract:
         raise UserError(f"{folder}: pools by {' + '.join(modes) or 'nothing'}; expected one of {', '.join(poolings)}.")
     settings = _optional_json(folder / "sentence_bert_config.json")
     prompts = _optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    prompts = {name: prompt.replace("{", "{{").replace("}", "}}") for name, prompt in prompts.items()}
     length = settings.get("max_seq_length") or 512
     return InputContract(
         query=("<cls>", prompts.get("query", "") + "{query}", "<sep>"),
@@ -193,15 +199,19 @@ def _pooling_modes(settings: dict[str, Any]) -> list[str]:
 def _head(folder: Path) -> Tensor | None:
     """A reranker's head, wherever in the folder's safetensors it lies; None if there is none."""
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118 (not a dict)
-                if key == HEAD or key.endswith(f".{HEAD}"):
-                    return weights.get_tensor(key)
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 (not a dict)
+                    if key == HEAD or key.endswith(f".{HEAD}"):
+                        return weights.get_tensor(key)
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None
     return None
 
 
-def _save_weights(backbone: PreTrainedModel, folder: Path, head: dict[str, Tensor]) -> None:
+def _save_weights(model: Retriever | Reranker, folder: Path, head: dict[str, Tensor]) -> None:
     """Backbone weights under the names that transformers' own model with a head would give them."""
+    backbone, pad_id = model.backbone, model.inputs.pad_id
     prefix = f"{backbone.base_model_prefix}." if head else ""
     state = {prefix + name: tensor.detach().contiguous() for name, tensor in backbone.state_dict().items()}
     save_torch_state_dict({**state, **head}, folder)
@@ -209,6 +219,8 @@ def _save_weights(backbone: PreTrainedModel, folder: Path, head: dict[str, Tenso
     if head and is_causal(backbone):
         name = type(backbone).__name__.removesuffix("Model") + "ForSequenceClassification"
         config |= {"architectures": [name], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
+        # transformers scores the last token that is not this one: were it `</s>`, that would be the token before it
+        config["pad_token_id"] = None if pad_id == model.inputs.tokenizer.eos_token_id else pad_id
     with atomic_write(folder / "config.json") as file:
         json.dump(config, file, indent=2)
         file.write("\n")
@@ -219,19 +231,25 @@ def _save_adapter(adapter: Any, folder: Path, head: dict[str, Tensor], base: str
 
     settings = adapter.peft_config["default"]
     settings.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).exists() else base
-    state = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(adapter).items()}
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in get_peft_model_state_dict(adapter, save_embedding_layers=False).items()
+    }
     save_file(state | {f"base_model.model.{name}": tensor for name, tensor in head.items()}, folder / ADAPTER)
     settings.inference_mode = True
     settings.save_pretrained(folder)
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, kind: type = dict) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}).") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: holds a {type(value).__name__}, expected a {kind.__name__}.")
+    return value
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

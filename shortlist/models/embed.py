@@ -27,13 +27,12 @@ def default_token_budget(device: torch.device) -> int:
     return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
-def for_inference(model: Retriever | Reranker, device: torch.device | None = None) -> Retriever | Reranker:
+def for_inference(model: Retriever | Reranker, device: torch.device | None = None) -> None:
     """Make a loaded model ready to run and nothing else: on its device, no dropout, linears packed where that pays."""
     device = device or pick_device()
     model.eval().requires_grad_(False).to(device)
     if device.type == "cpu":
         pack_linears(model)
-    return model
 
 
 def run_model(
@@ -50,17 +49,15 @@ def run_model(
         advance: told the number of texts done.
     """
     device = next(model.parameters()).device
-    outputs: np.ndarray | None = None
+    dim = (model.dim,) if isinstance(model, Retriever) else ()
+    outputs = np.empty((len(token_ids), *dim), dtype=np.float32)
     for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
         ids, lengths = pad([token_ids[i] for i in batch], model.inputs.pad_id)
         with torch.inference_mode():
-            output = model(ids.to(device), lengths.to(device)).cpu().numpy()
-        if outputs is None:
-            outputs = np.empty((len(token_ids), *output.shape[1:]), dtype=np.float32)
-        outputs[batch] = output
+            outputs[batch] = model(ids.to(device), lengths.to(device)).cpu().numpy()
         if advance:
             advance(len(batch))
-    return np.empty((0,), dtype=np.float32) if outputs is None else outputs
+    return outputs
 
 
 def embed_queries(retriever: Retriever, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:

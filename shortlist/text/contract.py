@@ -118,6 +118,7 @@ class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     name_or_path: str
+    eos_token_id: int | None
 
     def __call__(self, text: list[str], /, **options: Any) -> Any: ...
 
@@ -162,7 +163,7 @@ class Inputs:
         template, length = self._template("pair"), self.contract.pair_length
         rows = [{"query": q.text} | self._fields(d) for q, d in pairs]
         ids = self._ids(template, rows, length)
-        full = [i for i, row in enumerate(ids) if len(row) == length]
+        full = [i for i, row in enumerate(ids) if len(row) >= length]
         bare = {pairs[i][0]: {"query": pairs[i][0].text, "url": "", "title": "", "text": ""} for i in full}
         for query, row in zip(bare, self._ids(template, list(bare.values()), None), strict=True):
             if len(row) >= length:

@@ -51,6 +51,8 @@ def from_sentencepiece(path: Path) -> Any:
         proto = ModelProto.FromString(path.read_bytes())
     except DecodeError:
         raise UserError(f"{path}: not a SentencePiece model.") from None
+    if not proto.pieces:
+        raise UserError(f"{path}: a SentencePiece model without pieces.")
     pieces = [piece.piece for piece in proto.pieces]
     spec = proto.trainer_spec
     unk = pieces[spec.unk_id]

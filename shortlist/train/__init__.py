@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import groups_from_qrels, read_groups
 from shortlist.data.manifest import Job, identity, start_job
+from shortlist.errors import UserError
 from shortlist.math.losses import LOSSES
 from shortlist.models.backbone import add_lora, parse_lora
 from shortlist.models.checkpoint import model_identity, reranker_to_train, retriever_to_train, save_model
@@ -78,7 +80,7 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-def train(config: Config, model: Retriever | Reranker, groups: list[Group], job: Job) -> dict[str, float]:
+def train(config: Config, model: Retriever | Reranker, groups: list[Group], job: Job) -> dict[str, int | float]:
     """Train the model's parameters that require gradients, from the job's checkpoint if it has one."""
     collection = open_collection(config.collection)
     queries = {query.query_id: query for query in collection.queries(config.split)}
@@ -133,6 +135,7 @@ def train(config: Config, model: Retriever | Reranker, groups: list[Group], job:
 
 def run(config: Config) -> None:
     """Train and save the model with its contract and manifest."""
+    _check(config)
     start = time.perf_counter()
     contract = named_contract(config.contract) if config.contract else None
     lora = parse_lora(config.lora) if config.lora else None
@@ -152,11 +155,25 @@ def run(config: Config) -> None:
     if job.done:
         return
     model = _model(config, contract)
+    torch.manual_seed(config.seed)  # of the adapter's weights
     adapter = add_lora(model.backbone, lora) if lora else None
     last = train(config, model, groups, job)
     save_model(model.cpu(), job.out, adapter=adapter, base=config.backbone)
     job.finish(num_groups=len(groups), seconds=round(time.perf_counter() - start, 1), **last)
     drop_checkpoint(job.out)
+
+
+def _check(config: Config) -> None:
+    for name in ("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
+    for name in ("negatives", "warmup_steps", "seed"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 0.")
+    if config.temperature is not None and config.temperature <= 0:
+        raise UserError(f"--temperature is {config.temperature}; expected more than 0.")
 
 
 def _model(config: Config, contract: InputContract | None) -> Retriever | Reranker:

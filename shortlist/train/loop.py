@@ -47,7 +47,7 @@ def fit(
     seed: int,
     log: Path,
     checkpoint: Callable[[int], None],
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """Train from `first_step` to `steps`; returns the last step's measurements.
 
     Args:
@@ -60,7 +60,7 @@ def fit(
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     _keep_lines(log, first_step)
-    record: dict[str, float] = {}
+    record: dict[str, int | float] = {}
     model.train()
     with open(log, "a", encoding="utf-8") as file, progress("training", steps, "steps") as advance:
         advance(first_step)

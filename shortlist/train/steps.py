@@ -58,9 +58,7 @@ def reranker_example(model: Reranker, batch: Batch, *, loss: Loss, temperature: 
     keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
 
     def objective(scores: Float[Tensor, " pairs"]) -> Outcome:
-        rows = pad_sequence(
-            list(scores.split(sizes)), batch_first=True
-        )  # short groups stay whole: nothing is regrouped
+        rows = pad_sequence(list(scores.split(sizes)), batch_first=True)  # short groups stay whole, never regrouped
         return _outcome(rows, own, keep, loss, temperature)
 
     return Example(model.inputs.pair_ids(pairs), [q.query_id for q in batch.queries], objective)
