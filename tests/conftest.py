@@ -1,8 +1,12 @@
 """Fixtures that every room's tests share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny import Tiny
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +16,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real data in ../shared/data, which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """A collection and models in a folder that every test may read and none may change."""
+    from tiny import write_all
+
+    return write_all(tmp_path_factory.mktemp("tiny"))

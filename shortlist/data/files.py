@@ -16,7 +16,8 @@ from shortlist.errors import UserError
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a temporary neighbour of `path` for writing; rename it onto `path` only if the block succeeds.
 
-    Text is UTF-8 with "\\n" line ends; a name ending in .gz is compressed. After a crash the old file, or none, is there.
+    Text is UTF-8 with "\\n" line ends; a name ending in .gz is compressed. After a crash the old file, or none, is
+    there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

@@ -1,0 +1,86 @@
+import errno
+import gzip
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from shortlist.data.files import atomic_write, open_text, sha256
+from shortlist.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_what_is_written_is_read_back(tmp_path: Path, name: str):
+    with atomic_write(tmp_path / "new" / name) as file:
+        file.write("naïve\nsecond\u2028still second\r\n")
+    with open_text(tmp_path / "new" / name) as file:
+        assert list(file) == ["naïve\n", "second\u2028still second\r\n"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+    assert (tmp_path / "new" / name).read_bytes().startswith(b"\x1f\x8b" if name.endswith("gz") else b"na")
+
+
+def test_bytes_are_written_as_they_are(tmp_path: Path):
+    with atomic_write(tmp_path / "a", "wb") as file:
+        file.write(b"\r\n\x00")
+    assert (tmp_path / "a").read_bytes() == b"\r\n\x00"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: type[BaseException]):
+    (tmp_path / "a").write_text("old")
+
+    def fail() -> None:
+        with atomic_write(tmp_path / "a") as file:
+            file.write("new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert (tmp_path / "a").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole_and_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a").write_text("old")
+    seen: list[str] = []
+
+    def full(fd: int) -> None:
+        seen.append((tmp_path / "a").read_text())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), atomic_write(tmp_path / "a") as file:
+        file.write("new")
+    assert seen == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_that_is_not_there_or_a_folder_is_the_users_to_mend(tmp_path: Path):
+    for path, message in ((tmp_path / "a", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=message), open_text(path):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\n\xff\n", "not UTF-8 text .* at byte 5"),
+        ("a.txt.gz", b"plain text", "not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"text " * 1000)[:-10], "not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(bytes(range(256)) * 20)[:12] + b"\xff" * 30, "not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"\xff\n"), "not UTF-8 text"),
+    ],
+)
+def test_a_damaged_file_is_the_users_to_mend(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message), open_text(tmp_path / name) as file:
+        file.read()
+
+
+def test_the_hash_is_that_of_the_contents_in_order(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two" * 1_000_000)
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"one").hexdigest()
+    assert sha256(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"one" + b"two" * 1_000_000).hexdigest()
+    assert sha256(tmp_path / "a", tmp_path / "b") != sha256(tmp_path / "b", tmp_path / "a")

@@ -1,0 +1,256 @@
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shortlist.data import manifest
+from shortlist.data.manifest import Job, identity, ms_per_query, read_manifest, start_job
+from shortlist.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    out: Path
+    source: Path | None = None
+    size: int = 3
+    speed: int = 1
+    json: bool = False
+    overwrite: bool = False
+
+
+@pytest.fixture(params=["file", "folder"])
+def folder(request: pytest.FixtureRequest) -> bool:
+    return request.param == "folder"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "source.txt").write_text("the source")
+    return Config(out=tmp_path / "out", source=tmp_path / "source.txt")
+
+
+def begin(config: Config, *, folder: bool, stage: str = "fuse") -> Job:
+    assert config.source is not None
+    return start_job(config, stage=stage, inputs={"source": identity(config.source)}, ignore=("speed",), folder=folder)
+
+
+def work(config: Config, *, folder: bool) -> Job:
+    """Begin and, unless it is done, write the output and finish."""
+    job = begin(config, folder=folder)
+    if not job.done:
+        (job.out / "result" if folder else job.out).write_text(f"result of size {config.size}")
+        job.finish(counted=7)
+    return job
+
+
+def result(config: Config, folder: bool) -> str:
+    return (config.out / "result" if folder else config.out).read_text()
+
+
+def test_work_is_begun_finished_and_found_done(config: Config, folder: bool, capsys: pytest.CaptureFixture[str]):
+    first, second = work(config, folder=folder), work(config, folder=folder)
+    assert (first.done, first.resuming, second.done) == (False, False, True)
+    assert "already done" in capsys.readouterr().err
+    found = read_manifest(config.out)
+    assert found is not None
+    assert (found["complete"], found["stage"], found["results"]) == (True, "fuse", {"counted": 7})
+    assert found["config"]["size"] == 3
+    assert {"version", "commit", "started", "finished"} < found.keys()
+
+
+def test_a_folder_holds_its_manifest_and_settings_and_a_file_has_its_manifest_beside_it(tmp_path: Path, config: Config):
+    work(config, folder=True)
+    assert {path.name for path in config.out.iterdir()} == {"manifest.json", "config.yaml", "result"}
+    assert yaml.safe_load((config.out / "config.yaml").read_text())["size"] == 3
+    work(replace(config, out=tmp_path / "run.trec"), folder=False)
+    assert (tmp_path / "run.trec.manifest.json").is_file()
+
+
+def test_work_that_was_not_finished_is_resumed(config: Config, folder: bool):
+    begin(config, folder=folder)
+    again = begin(config, folder=folder)
+    assert (again.done, again.resuming) == (False, True)
+
+
+def test_work_whose_output_has_gone_is_done_again(config: Config, folder: bool):
+    work(config, folder=folder)
+    shutil.rmtree(config.out) if folder else config.out.unlink()
+    assert not work(config, folder=folder).done
+    assert work(config, folder=folder).done
+
+
+def test_what_cannot_change_the_result_makes_no_other_job(config: Config, folder: bool):
+    work(config, folder=folder)
+    assert work(replace(config, speed=9, json=True, overwrite=True), folder=folder).done
+
+
+def test_an_input_under_another_name_with_the_same_contents_makes_no_other_job(
+    config: Config, folder: bool, tmp_path: Path
+):
+    work(config, folder=folder)
+    (tmp_path / "copy.txt").write_text("the source")
+    assert work(replace(config, source=tmp_path / "copy.txt"), folder=folder).done
+
+
+def test_another_job_is_refused_with_the_difference(config: Config, folder: bool, tmp_path: Path):
+    work(config, folder=folder)
+    with pytest.raises(UserError, match=r"--out .*out: holds another job \(size: 3 there, 4 now\); .* --overwrite"):
+        work(replace(config, size=4), folder=folder)
+    with pytest.raises(UserError, match=r"\(of `shortlist fuse`\)"):
+        begin(config, folder=folder, stage="mine")
+    (tmp_path / "source.txt").write_text("another source")
+    with pytest.raises(UserError, match=r"source: the contents of .*source.txt changed"):
+        work(config, folder=folder)
+    (tmp_path / "other.txt").write_text("third")
+    with pytest.raises(UserError, match=r"size: 3 there, 4 now; source: .*source.txt there, .*other.txt now"):
+        work(replace(config, size=4, source=tmp_path / "other.txt"), folder=folder)
+    assert result(config, folder) == "result of size 3"
+
+
+def test_overwrite_makes_room_for_another_job(config: Config, folder: bool):
+    work(config, folder=folder)
+    if folder:
+        (config.out / "old" / "deep").mkdir(parents=True)
+    assert not work(replace(config, size=4, overwrite=True), folder=folder).resuming
+    assert result(config, folder) == "result of size 4"
+    assert not (config.out / "old").exists()
+    assert work(replace(config, size=4), folder=folder).done
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_no_command_of_ours_wrote_is_never_touched(config: Config, folder: bool, overwrite: bool):
+    if folder:
+        config.out.mkdir()
+        (config.out / "thesis.tex").write_text("years of work")
+        (config.out / "manifest.json").write_text('{"name": "of something else"}')
+    else:
+        config.out.write_text("years of work")
+    with pytest.raises(UserError, match="no command of ours wrote it; choose another name or move it away"):
+        work(replace(config, overwrite=overwrite), folder=folder)
+    assert (config.out / "thesis.tex" if folder else config.out).read_text() == "years of work"
+
+
+def test_overwriting_follows_no_link_out_of_the_folder(config: Config, tmp_path: Path):
+    work(config, folder=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (config.out / "link").symlink_to(tmp_path / "mine")
+    work(replace(config, size=4, overwrite=True), folder=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    assert not (config.out / "link").exists()
+
+
+def test_an_empty_folder_is_free_to_use(config: Config):
+    config.out.mkdir()
+    assert not work(config, folder=True).done
+
+
+def test_a_folder_where_a_file_belongs_is_refused_and_the_reverse(config: Config):
+    config.out.mkdir()
+    with pytest.raises(UserError, match="is a folder, and this command writes a file"):
+        work(config, folder=False)
+    config.out.rmdir()
+    config.out.write_text("a file")
+    with pytest.raises(UserError, match="is a file, and this command writes a folder"):
+        work(config, folder=True)
+
+
+@pytest.mark.parametrize("at", ["manifest.json", "config.yaml"])
+def test_a_crash_at_the_very_beginning_does_not_lock_the_folder(
+    config: Config, monkeypatch: pytest.MonkeyPatch, at: str
+):
+    write = manifest.atomic_write
+
+    def crash(path: Path, *mode: str):
+        if path.name == at:
+            path.parent.mkdir(exist_ok=True)
+            path.with_name(f".{at}.partial").write_text("half")  # what kill -9 leaves
+            raise KeyboardInterrupt
+        return write(path, *mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "atomic_write", crash)
+        with pytest.raises(KeyboardInterrupt):
+            begin(config, folder=True)
+    assert not work(config, folder=True).done
+    assert work(config, folder=True).done
+
+
+def test_a_crash_while_making_room_does_not_lock_the_folder(config: Config, monkeypatch: pytest.MonkeyPatch):
+    work(config, folder=True)
+    (config.out / "zz").write_text("the last by name")
+    unlink = Path.unlink
+
+    def crash(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "zz":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    other = replace(config, size=4, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", crash)
+        with pytest.raises(KeyboardInterrupt):
+            begin(other, folder=True)
+    assert not work(other, folder=True).done
+    assert result(other, True) == "result of size 4"
+
+
+def test_a_broken_manifest_is_named(config: Config, folder: bool):
+    work(config, folder=folder)
+    path = config.out / "manifest.json" if folder else config.out.with_name("out.manifest.json")
+    for broken in ("{", "[]"):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=r"manifest.json: not a manifest of ours"):
+            work(config, folder=folder)
+
+
+def test_a_file_is_known_by_its_contents(tmp_path: Path):
+    for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
+        (tmp_path / name).write_text(text)
+    assert identity(tmp_path / "a") == identity(str(tmp_path / "b")) != identity(tmp_path / "c")
+
+
+def test_a_folder_of_others_is_known_by_names_and_contents(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "a").write_text("text")
+    assert identity(tmp_path / "one") == identity(tmp_path / "two")
+    (tmp_path / "one" / ".hidden").write_text("of the system")
+    assert identity(tmp_path / "one") == identity(tmp_path / "two")
+    (tmp_path / "one" / "deep" / "a").rename(tmp_path / "one" / "deep" / "b")
+    assert identity(tmp_path / "one") != identity(tmp_path / "two")
+    (tmp_path / "one" / "deep" / "b").rename(tmp_path / "one" / "deep" / "a")
+    (tmp_path / "one" / "deep" / "a").write_text("Text")
+    assert identity(tmp_path / "one") != identity(tmp_path / "two")
+
+
+def test_a_folder_of_ours_is_known_by_its_job(config: Config):
+    job = work(config, folder=True)
+    assert identity(config.out) == f"job:{job.manifest['job']}"
+
+
+def test_an_output_that_was_never_finished_is_no_input(config: Config):
+    begin(config, folder=True)
+    with pytest.raises(UserError, match=r"out: `shortlist fuse` has not finished here; run it again"):
+        identity(config.out)
+    with pytest.raises(UserError, match="no such file or folder"):
+        identity(config.out / "nowhere")
+
+
+def test_the_time_per_query_comes_from_the_runs_manifest(config: Config):
+    begin(config, folder=False)
+    assert ms_per_query(config.out) == 0.0
+    job = begin(config, folder=False)
+    config.out.write_text("a run")
+    job.finish(ms_per_query=2.5)
+    assert ms_per_query(config.out) == 2.5
+    assert ms_per_query(config.out.with_name("other")) == 0.0
+
+
+def test_settings_in_the_manifest_are_plain_values(config: Config):
+    job = begin(config, folder=False)
+    assert json.loads(json.dumps(job.manifest)) == job.manifest
+    assert job.manifest["config"]["source"] == str(config.source)

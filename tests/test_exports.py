@@ -1,0 +1,130 @@
+"""The names that others may use: a change here is a change of the interface, and belongs in CHANGELOG.md."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "shortlist"
+FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+STAGE = {"Config", "run"}
+"""What every stage has: its module's docstring says what it does, and `Config` says it field by field."""
+
+NAMES = {
+    "shortlist.cli": "EXPECTED MODULES STAGES main",
+    "shortlist.config": "from_settings load_yaml parse to_flags",
+    "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
+    "shortlist.data.collections": "Collection FolderCollection open_collection",
+    "shortlist.data.files": "atomic_write open_text sha256",
+    "shortlist.data.formats": (
+        "ORDERS RUN_COLUMNS SPACE Ties add_judgement corpus_offsets document_parser documents_at read_corpus "
+        "read_qrels read_queries read_run to_document to_judgement to_query write_corpus write_qrels "
+        "write_queries write_run"
+    ),
+    "shortlist.data.groups": "groups_from_qrels read_groups write_groups",
+    "shortlist.data.hub": "HubCollection IrdsCollection",
+    "shortlist.data.lines": "MalformedError numbered_lines parse_json parse_lines read_lines",
+    "shortlist.data.manifest": "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest start_job",
+    "shortlist.data.vectors": "DTYPES VectorReader VectorWriter finished_shards",
+    "shortlist.demo": "Config EXAMPLES HITS Sources build_collections explain run show_examples",
+    "shortlist.demo.overlap": "COMMENT_OR_STRING NEAR Overlap SHINGLE WORD body_words normalized quiet_parse shingles",
+    "shortlist.demo.sources": (
+        "COPIES Function MAX_BYTES NOT_STANDARD NO_SENTENCE OURSELVES_AND_BACKPORTS SENTENCE_END Source TESTS "
+        "build_test build_train collect definitions find_sources first_sentence installed_packages is_trivial "
+        "parse_functions read_functions source_without_docstring standard_library unambiguous write_pairs"
+    ),
+    "shortlist.encode": "Config Shard encode run",
+    "shortlist.errors": "UserError unknown",
+    "shortlist.evaluate": "Config PROVIDER Values p_value parse_measures per_query run",
+    "shortlist.fuse": "Config run",
+    "shortlist.index": "Config Index run",
+    "shortlist.index.bm25": "ANALYSERS Analyser BM25Index STOP_WORDS code english",
+    "shortlist.index.flat": "BLOCK_NUMBERS Candidates FlatIndex",
+    "shortlist.init": "Config new_llama run",
+    "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
+    "shortlist.math.losses": "LOSSES Loss countable infonce",
+    "shortlist.math.ordering": "strictly_decreasing",
+    "shortlist.math.pooling": "POOLINGS Pooling cls last mean",
+    "shortlist.math.sampling": "draw_negatives epoch_negatives interleave",
+    "shortlist.math.scoring": "Indices NOWHERE Scores above merge_top_k top_k",
+    "shortlist.mine": "Config find_same_text fingerprint mine run",
+    "shortlist.models.backbone": (
+        "LORAS Lora add_lora is_causal load_backbone merge_adapter not_a_model parse_lora pooled_states"
+    ),
+    "shortlist.models.checkpoint": (
+        "ADAPTER FILES HEAD load_reranker load_retriever local_folder model_identity reranker_to_train "
+        "retriever_to_train save_model"
+    ),
+    "shortlist.models.embed": (
+        "CPU_TOKENS GPU_TOKENS default_token_budget embed_documents embed_queries for_inference pick_device "
+        "run_model score_pairs"
+    ),
+    "shortlist.models.linear": (
+        "ACTIVATIONS MIN_FEATURES PackedGatedMLP PackedLinear ROWS last_mlp_only_at pack_linears packing_pays"
+    ),
+    "shortlist.models.reranker": "Reranker new_head",
+    "shortlist.models.retriever": "Retriever",
+    "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
+    "shortlist.progress": "Advance PLAIN_SECONDS progress say track",
+    "shortlist.records": "Document Group Hit Qrels Query Run",
+    "shortlist.rerank": "Config PAIRS_AT_ONCE reorder rerank run windows",
+    "shortlist.search": "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid SNIPPET open_index print_hits run search",
+    "shortlist.text.batching": "pad token_batches",
+    "shortlist.text.contract": "CONTRACTS InputContract Inputs SPECIAL Tokenizer fill named_contract",
+    "shortlist.text.tokenizer": "PROBE from_sentencepiece load_tokenizer train_bpe",
+    "shortlist.train": "Config TEMPERATURES run train",
+    "shortlist.train.examples": "Batch ahead batches check_groups draw_groups num_steps",
+    "shortlist.train.loop": "MAX_GRADIENT_NORM fit learning_rate_factor new_optimizer",
+    "shortlist.train.resume": "CHECKPOINT drop_checkpoint load_checkpoint save_checkpoint",
+    "shortlist.train.steps": "Example Outcome backward reranker_example retriever_example",
+}
+
+
+def module(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(("shortlist", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+def body(path: Path) -> list[ast.stmt]:
+    return ast.parse((ROOT / path).read_text("utf-8")).body
+
+
+def public(statements: list[ast.stmt]) -> set[str]:
+    """Names that a file defines at its top, imported and private ones left out, and type variables."""
+    names: set[str] = set()
+    for node in statements:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_") and len(name) > 1}
+
+
+def test_every_module_is_listed():
+    assert {module(path) for path in FILES if public(body(path))} == NAMES.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_the_public_names_are_those_listed(path: Path):
+    assert sorted(public(body(path))) == NAMES.get(module(path), "").split()
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_everything_public_says_what_it_is(path: Path):
+    for node in body(path):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or node.name in STAGE, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_setting_says_what_it_does(path: Path):
+    for node in body(path):
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            assert [type(field) for field in node.body] == [ast.AnnAssign, ast.Expr] * (len(node.body) // 2)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if body(path)], ids=str)
+def test_every_module_says_what_it_is_about(path: Path):
+    assert ast.get_docstring(ast.parse((ROOT / path).read_text("utf-8"))) or path == Path("__init__.py")

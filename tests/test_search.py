@@ -1,0 +1,219 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import DOCUMENTS, QUERIES, Tiny, write_collection
+
+import shortlist.index as index_stage
+from shortlist import encode, search
+from shortlist.data.formats import read_run, write_qrels
+from shortlist.data.manifest import read_manifest
+from shortlist.data.vectors import VectorReader
+from shortlist.errors import UserError
+from shortlist.math.fusion import rrf
+from shortlist.models.checkpoint import load_retriever, save_model
+from shortlist.models.embed import embed_documents, embed_queries
+from shortlist.records import Hit, Query, Run
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an index and vectors."""
+    folder = tmp_path_factory.mktemp("search")
+    index_stage.run(index_stage.Config(collection=str(tiny.collection), out=folder / "index"))
+    encode.run(encode.Config(model=str(tiny.retriever), collection=str(tiny.collection), out=folder / "vectors"))
+    return folder
+
+
+@pytest.fixture
+def sparse(tiny: Tiny, made: Path, tmp_path: Path) -> search.Config:
+    return search.Config(collection=str(tiny.collection), index=made / "index", k=5, out=tmp_path / "run.trec")
+
+
+@pytest.fixture
+def dense(tiny: Tiny, made: Path, tmp_path: Path) -> search.Config:
+    return search.Config(
+        collection=str(tiny.collection),
+        model=str(tiny.retriever),
+        vectors=made / "vectors",
+        k=5,
+        out=tmp_path / "run.trec",
+    )
+
+
+@pytest.fixture
+def both(dense: search.Config, made: Path) -> search.Config:
+    return replace(dense, index=made / "index")
+
+
+def found(config: search.Config) -> Run:
+    search.run(config)
+    assert config.out is not None
+    return read_run(config.out)
+
+
+def ids(run: Run) -> dict[str, list[str]]:
+    return {query_id: [hit.doc_id for hit in hits] for query_id, hits in run.items()}
+
+
+def test_bm25_finds_the_document_with_the_querys_rare_word(sparse: search.Config):
+    run = found(sparse)
+    assert list(run) == [query.query_id for query in QUERIES]
+    assert all(hits[0].doc_id == "d" + query_id[1:] for query_id, hits in run.items())
+    assert all(0 < len(hits) <= 5 for hits in run.values())
+
+
+def test_dense_search_ranks_by_the_similarity_of_vectors(dense: search.Config, tiny: Tiny):
+    model = load_retriever(str(tiny.retriever)).eval()
+    scores = torch.from_numpy(embed_queries(model, QUERIES) @ embed_documents(model, DOCUMENTS).T)
+    run = found(dense)
+    for query, row in zip(QUERIES, scores, strict=True):
+        best = row.topk(5)
+        assert [hit.doc_id for hit in run[query.query_id]] == [f"d{i}" for i in best.indices.tolist()]
+        assert [hit.score for hit in run[query.query_id]] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_index_and_vectors_together_are_searched_and_fused(
+    sparse: search.Config, dense: search.Config, both: search.Config, tmp_path: Path
+):
+    parts = [found(replace(one, k=5, out=tmp_path / name)) for one, name in ((sparse, "a"), (dense, "b"))]
+    expected = {query_id: hits[:5] for query_id, hits in rrf(parts).items()}
+    assert ids(found(replace(both, out=tmp_path / "c"))) == ids(expected)
+    assert ids(expected) != ids(parts[0])
+
+
+def test_a_hybrid_answers_every_query_even_with_nothing():
+    class Empty:
+        def search(self, queries: list[Query], k: int) -> Run:
+            return {}
+
+    class One:
+        def search(self, queries: list[Query], k: int) -> Run:
+            return {queries[0].query_id: [Hit("a", 2.0), Hit("b", 1.0)]}
+
+    assert search.Hybrid([Empty(), Empty()]).search(QUERIES[:1], 3) == {"q0": []}
+    assert ids(search.Hybrid([Empty(), One()]).search(QUERIES[:2], 1)) == {"q0": ["a"], "q1": []}
+
+
+def test_only_the_queries_of_the_split_are_searched(sparse: search.Config):
+    assert len(found(replace(sparse, split="train"))) == 8
+
+
+def test_the_manifest_says_how_long_a_query_takes(dense: search.Config):
+    found(dense)
+    assert dense.out is not None
+    manifest = read_manifest(dense.out)
+    assert manifest is not None
+    assert manifest["results"]["num_queries"] == 12
+    assert manifest["results"]["ms_per_query"] > 0
+
+
+def test_query_prints_hits_and_writes_nothing(
+    sparse: search.Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    search.run(replace(sparse, query="the history of the lamp", k=2))
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].startswith(" 1. d11  (")
+    assert out.splitlines()[1].strip() == DOCUMENTS[11].text.strip()
+    assert out.splitlines()[2].startswith(" 2. ")
+    assert " 3. " not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_query_says_so_when_nothing_is_found(sparse: search.Config, capsys: pytest.CaptureFixture[str]):
+    search.run(replace(sparse, query="zzz"))
+    assert capsys.readouterr() == ("", "nothing found\n")
+
+
+def test_query_searches_by_vectors_and_by_both(
+    dense: search.Config, both: search.Config, capsys: pytest.CaptureFixture[str]
+):
+    for config in (dense, both):
+        search.run(replace(config, query="the history of the lamp", k=1000))
+        assert "10. d" in capsys.readouterr().out
+
+
+def test_demo_takes_its_settings_from_the_demos_folder(
+    both: search.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = search.Config(demo="the history of the lamp", demo_folder=tmp_path, k=3)
+    with pytest.raises(UserError, match="holds no finished demo; run `shortlist demo` first"):
+        search.run(asked)
+    names = ("collection", "index", "model", "vectors")
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({name: str(getattr(both, name)) for name in names}))
+    search.run(asked)
+    out = capsys.readouterr().out
+    assert " 3. " in out
+    assert " 4. " not in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"collection": None}, "--collection is missing"),
+        ({"out": None}, "--out is missing"),
+        ({"k": 0}, "--k is 0"),
+        ({"model": None}, "--vectors without --model"),
+        ({"vectors": None}, "--model without --vectors"),
+        ({"model": None, "vectors": None}, "nothing to search with"),
+        ({"vectors": Path("nowhere")}, "nowhere: no such file or folder"),
+        ({"index": Path("nowhere")}, "nowhere: no such file or folder"),
+        ({"split": "tets"}, "perhaps 'test'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(dense: search.Config, change: dict, message: str, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        search.run(replace(dense, **change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_of_another_model_are_refused(dense: search.Config, tiny: Tiny, tmp_path: Path):
+    other = load_retriever(str(tiny.retriever))
+    for p in other.parameters():
+        p.data += 0.1
+    save_model(other, tmp_path / "other")
+    with pytest.raises(UserError, match=r"vectors: were made by .*retriever, which is not what --model .*other holds"):
+        search.run(replace(dense, model=str(tmp_path / "other")))
+
+
+def test_vectors_that_were_never_finished_are_refused(dense: search.Config, tmp_path: Path, made: Path):
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    for path in (made / "vectors").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    with pytest.raises(UserError, match="`shortlist encode` has not finished here; run it again"):
+        search.run(replace(dense, vectors=folder))
+
+
+def test_the_same_search_is_done_once_and_other_queries_are_another_job(
+    tiny: Tiny, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    collection = write_collection(tmp_path / "collection")
+    config = search.Config(collection=str(collection), index=made / "index", out=tmp_path / "run.trec")
+    first = found(config)
+    write_qrels(collection / "qrels" / "test.tsv", {f"q{i}": {"d0": 2} for i in range(12)})
+    assert found(config) == first
+    assert "already done" in capsys.readouterr().err
+    write_qrels(collection / "qrels" / "test.tsv", {"q3": {"d3": 1}})
+    with pytest.raises(UserError, match="collection: the contents of"):
+        search.run(config)
+    assert list(found(replace(config, overwrite=True))) == ["q3"]
+
+
+def test_queries_without_judgements_are_all_searched(tiny: Tiny, made: Path, tmp_path: Path):
+    collection = write_collection(tmp_path / "collection")
+    shutil.rmtree(collection / "qrels")
+    config = search.Config(collection=str(collection), index=made / "index", split="all", out=tmp_path / "run.trec")
+    assert len(found(config)) == 12
+
+
+def test_dense_searches_as_deep_as_there_are_documents(dense: search.Config, tiny: Tiny, made: Path):
+    retriever = load_retriever(str(tiny.retriever)).eval()
+    run = search.Dense(retriever, VectorReader(made / "vectors")).search(QUERIES[:2], 99)
+    assert [len(hits) for hits in run.values()] == [12, 12]

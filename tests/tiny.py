@@ -1,0 +1,98 @@
+"""A collection and models so small that a test can train them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from shortlist.data.formats import write_corpus, write_qrels, write_queries
+from shortlist.models.checkpoint import reranker_to_train, retriever_to_train, save_model
+from shortlist.records import Document, Query
+
+NAMES = ["apple", "boat", "cello", "desk", "engine", "fern", "goat", "harbour", "island", "jacket", "kettle", "lamp"]
+PARTS = ["colour", "weight", "price", "owner", "history"]
+DOCUMENTS = [
+    Document(
+        f"d{i}", f"the {name} has a {PARTS[i % 5]} and a {PARTS[(i + 2) % 5]} of the {name} " + "really " * (i % 4)
+    )
+    for i, name in enumerate(NAMES)
+]
+QUERIES = [Query(f"q{i}", f"which {PARTS[i % 5]} has the {name}") for i, name in enumerate(NAMES)]
+WORDS = ["<pad>", "<s>", "</s>", "query", "passage", "document", ":", "which", "the", "has", "a", "and", "of", "really"]
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+SHAPE |= {"initializer_range": 0.2}  # with the usual 0.02 a layer this small hardly tells texts apart
+
+
+class Tiny(NamedTuple):
+    """Folders to read; a test that changes one makes its own."""
+
+    collection: Path
+    llama: Path
+    """A backbone alone."""
+    bert: Path
+    """A backbone alone, with dropout."""
+    retriever: Path
+    reranker: Path
+
+
+def write_collection(folder: Path) -> Path:
+    """12 documents and the query that each of them answers; the first 8 are for training, all are for tests."""
+    write_corpus(folder / "corpus.jsonl", DOCUMENTS)
+    write_queries(folder / "queries.jsonl", QUERIES)
+    write_qrels(folder / "qrels" / "train.tsv", {f"q{i}": {f"d{i}": 1} for i in range(8)})
+    write_qrels(folder / "qrels" / "test.tsv", {f"q{i}": {f"d{i}": 1} for i in range(12)})
+    return folder
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, with the special tokens of LLaMA and of BERT."""
+    vocabulary = {word: i for i, word in enumerate([*WORDS, *PARTS, *NAMES])}
+    fast = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", **ends)
+
+
+def write_llama(folder: Path, seed: int = 0) -> Path:
+    """A LLaMA of one layer."""
+    torch.manual_seed(seed)
+    LlamaModel(LlamaConfig(vocab_size=32, pad_token_id=0, **SHAPE)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_bert(folder: Path) -> Path:
+    """A BERT of one layer, dropout 0.1."""
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=32, pad_token_id=0, **SHAPE)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_all(folder: Path) -> Tiny:
+    """Everything there is, under one folder."""
+    llama = write_llama(folder / "llama")
+    save_model(retriever_to_train(str(llama), None), folder / "retriever")
+    save_model(reranker_to_train(str(llama), None, seed=0), folder / "reranker")
+    collection, bert = write_collection(folder / "collection"), write_bert(folder / "bert")
+    return Tiny(collection, llama, bert, folder / "retriever", folder / "reranker")
+
+
+def kill_when(it_is_time: Callable[[], bool], command: list[str]) -> None:
+    """Start `shortlist` in a process of its own and kill -9 it in the middle of its work."""
+    process = subprocess.Popen([sys.executable, "-m", "shortlist", *command], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not it_is_time():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline, "it did nothing"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL

@@ -1,0 +1,133 @@
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from tiny import Tiny
+
+from shortlist.data.collections import open_collection
+from shortlist.errors import UserError
+from shortlist.records import Group, Query
+from shortlist.train.examples import Batch, ahead, batches, check_groups, draw_groups, num_steps
+
+GROUPS = [Group(f"q{i}", (f"d{i}",), tuple(f"d{j}" for j in range(12) if j != i)) for i in range(5)]
+QUERIES = {f"q{i}": Query(f"q{i}", f"query {i}") for i in range(5)}
+
+
+def made(tiny: Tiny, groups: list[Group] = GROUPS, **options) -> list[Batch]:
+    defaults = {"batch_size": 2, "negatives": 3, "seed": 0, "first_step": 0, "steps": 6}
+    return list(batches(groups, QUERIES, open_collection(str(tiny.collection)), **(defaults | options)))
+
+
+def ids(batch: Batch) -> list[list[str]]:
+    return [[document.doc_id for document in group] for group in batch.documents]
+
+
+def test_a_batch_is_queries_by_group_with_the_positive_first(tiny: Tiny):
+    for batch in made(tiny, steps=2):
+        assert len(batch.queries) == len(batch.documents) == len(batch.positives) == 2
+        for query, group, positives in zip(batch.queries, ids(batch), batch.positives, strict=True):
+            own = "d" + query.query_id[1:]
+            assert group[0] == own
+            assert len(set(group)) == 4
+            assert positives == {own}
+
+
+def test_the_last_batch_of_an_epoch_is_short_of_queries_and_none_is_left_out(tiny: Tiny):
+    epoch = made(tiny, steps=3)
+    assert [len(batch.queries) for batch in epoch] == [2, 2, 1]
+    assert sorted(query.query_id for batch in epoch for query in batch.queries) == sorted(QUERIES)
+    assert num_steps(5, 2, 1) == 3
+    assert num_steps(4, 2, 3) == 6
+
+
+def test_batches_go_on_from_any_step_as_if_never_interrupted(tiny: Tiny):
+    whole = made(tiny)
+    for first_step in range(1, 6):
+        assert made(tiny, first_step=first_step) == whole[first_step:]
+
+
+def test_all_positives_are_named_though_one_is_drawn(tiny: Tiny):
+    groups = [Group("q0", ("d0", "d1", "d2"), ("d3",))]
+    seen = made(tiny, groups, batch_size=1, steps=12)
+    assert {group[0] for batch in seen for group in ids(batch)} == {"d0", "d1", "d2"}
+    assert {batch.positives[0] for batch in seen} == {frozenset({"d0", "d1", "d2"})}
+    assert all(group[1:] == ["d3"] for batch in seen for group in ids(batch))
+
+
+def test_seed_and_epoch_alone_decide_the_draw():
+    def draw(epoch: int, seed: int) -> list[Group]:
+        return draw_groups(GROUPS, epoch=epoch, seed=seed, negatives=3)
+
+    assert draw(1, 7) == draw(1, 7)
+    assert [g.query_id for g in draw(0, 7)] != [g.query_id for g in draw(1, 7)]
+    assert draw(0, 7) != draw(0, 8)
+
+
+def test_every_epoch_takes_another_slice_of_the_negatives():
+    slices = [
+        {group.query_id: set(group.negatives) for group in draw_groups(GROUPS, epoch=epoch, seed=0, negatives=3)}
+        for epoch in range(3)
+    ]
+    for query_id in QUERIES:
+        first, second, third = (epoch[query_id] for epoch in slices)
+        assert len(first | second | third) == 9  # of 11: none twice before all were used
+
+
+def test_groups_differ_in_their_slices():
+    same = [Group(f"q{i}", ("p",), tuple(f"n{j}" for j in range(50))) for i in range(4)]
+    assert len({group.negatives for group in draw_groups(same, epoch=0, seed=0, negatives=5)}) == 4
+
+
+def test_without_a_number_all_negatives_are_used():
+    for group in draw_groups(GROUPS, epoch=3, seed=0, negatives=None):
+        assert group.negatives == GROUPS[int(group.query_id[1:])].negatives
+
+
+def test_groups_without_a_query_are_refused():
+    with pytest.raises(UserError, match=r"here: 1 of 2 queries are not in the collection, the first 'x'"):
+        check_groups([GROUPS[0], Group("x", ("d0",))], QUERIES, where="here")
+    with pytest.raises(UserError, match="here: no groups"):
+        check_groups([], QUERIES, where="here")
+    check_groups(GROUPS, QUERIES, where="here")
+
+
+def test_working_ahead_keeps_the_order_and_everything():
+    assert list(ahead(iter(range(20)))) == list(range(20))
+    assert list(ahead(iter([]))) == []
+
+
+def test_working_ahead_goes_no_further_than_asked():
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    stream = ahead(items(), depth=2)
+    next(stream)
+    time.sleep(0.1)
+    assert len(made) <= 4  # one used, two waiting, one in hand
+
+
+def test_an_error_of_the_thread_surfaces_where_the_items_are_used():
+    def items() -> Iterator[int]:
+        yield 1
+        raise UserError("no such document")
+
+    stream = ahead(items())
+    assert next(stream) == 1
+    with pytest.raises(UserError, match="no such document"):
+        next(stream)
+
+
+def test_the_thread_ends_when_nobody_wants_more():
+    before = threading.active_count()
+    stream = ahead(iter(range(1000)))
+    next(stream)
+    stream.close()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() == before

@@ -1,0 +1,190 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import DOCUMENTS, QUERIES, Tiny
+from torch import Tensor
+
+from shortlist.math.losses import infonce
+from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.text.batching import pad
+from shortlist.train.examples import Batch
+from shortlist.train.steps import Example, Outcome, backward, reranker_example, retriever_example
+
+ONE_BUCKET = 100_000
+BUCKETS = 40
+"""Tokens per forward pass that split every batch below into several."""
+
+RAGGED = Batch(
+    queries=QUERIES[:3],
+    documents=[[DOCUMENTS[i] for i in group] for group in ([0, 3, 4, 9], [1, 5], [2, 7, 10])],
+    positives=[frozenset({f"d{i}"}) for i in range(3)],
+)
+
+
+@pytest.fixture
+def retriever(tiny: Tiny) -> Retriever:
+    return retriever_to_train(str(tiny.llama), None)
+
+
+@pytest.fixture
+def reranker(tiny: Tiny) -> Reranker:
+    return new_reranker(tiny.llama)
+
+
+def new_reranker(backbone: Path) -> Reranker:
+    model = reranker_to_train(str(backbone), None, seed=0)
+    model.score.data *= 5  # far enough from 0 for scores to differ
+    return model
+
+
+@pytest.fixture(params=["retriever", "reranker"])
+def model(request: pytest.FixtureRequest, tiny: Tiny) -> Retriever | Reranker:
+    """A BERT: it has dropout, and padding to get wrong."""
+    if request.param == "retriever":
+        return retriever_to_train(str(tiny.bert), None)
+    return new_reranker(tiny.bert)
+
+
+def example(model: Retriever | Reranker, batch: Batch = RAGGED, temperature: float = 0.5) -> Example:
+    if isinstance(model, Retriever):
+        return retriever_example(model, batch, loss=infonce, temperature=temperature)
+    return reranker_example(model, batch, loss=infonce, temperature=temperature)
+
+
+def step(model: Retriever | Reranker, item: Example, **options) -> tuple[Outcome, Tensor]:
+    """The outcome of one step, and all its gradients in a row."""
+    model.zero_grad()
+    defaults = {"token_budget": ONE_BUCKET, "bf16": False, "seed": 3}
+    outcome = backward(model, item, **(defaults | options))
+    return outcome, torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
+
+
+def assert_same(one: tuple[Outcome, Tensor], other: tuple[Outcome, Tensor], relative: float = 1e-5) -> None:
+    assert one[0].loss.item() == pytest.approx(other[0].loss.item(), rel=relative)
+    assert one[0].accuracy == other[0].accuracy
+    assert one[1].norm() > 1e-3
+    assert (one[1] - other[1]).norm() <= relative * other[1].norm()
+
+
+def vector(model: Retriever | Reranker, token_ids: list[int]) -> Tensor:
+    """The output for one input alone: no padding, no bucket."""
+    return model(*pad([token_ids], 0))[0]
+
+
+def test_buckets_change_neither_loss_nor_gradients(model: Retriever | Reranker):
+    model.eval()
+    assert_same(step(model, example(model), token_budget=BUCKETS), step(model, example(model)))
+    assert_same(step(model, example(model), token_budget=1), step(model, example(model)))
+
+
+@pytest.mark.parametrize("token_budget", [BUCKETS, ONE_BUCKET])
+def test_the_cached_step_has_the_plain_steps_gradients_dropout_included(model: Retriever | Reranker, token_budget: int):
+    model.train()
+    plain = step(model, example(model), token_budget=token_budget)
+    cached = step(model, example(model), token_budget=token_budget, cached=True)
+    assert_same(cached, plain)
+    other = step(model, example(model), token_budget=token_budget, seed=4)
+    assert other[0].loss.item() != pytest.approx(plain[0].loss.item(), rel=1e-4)  # there is dropout to get wrong
+
+
+def test_gradients_are_added_to_those_that_are_there(reranker: Reranker):
+    _, once = step(reranker, example(reranker))
+    backward(reranker, example(reranker), token_budget=ONE_BUCKET, bf16=False, seed=3)
+    twice = torch.cat([p.grad.flatten() for p in reranker.parameters() if p.grad is not None])
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_bfloat16_is_close_to_float32_and_leaves_weights_and_gradients_in_it(model: Retriever | Reranker):
+    model.eval()
+    exact, narrow = step(model, example(model)), step(model, example(model), bf16=True)
+    assert narrow[0].loss.item() == pytest.approx(exact[0].loss.item(), rel=0.02)
+    assert narrow[0].loss.item() != exact[0].loss.item()
+    assert torch.cosine_similarity(narrow[1], exact[1], dim=0) > 0.99
+    assert {p.dtype for p in model.parameters()} == {narrow[1].dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_retrievers_loss_equals_a_loop_over_every_query_and_document(retriever: Retriever, cached: bool):
+    outcome, _ = step(retriever, example(retriever, temperature=0.05), token_budget=BUCKETS, cached=cached)
+    documents = [document for group in RAGGED.documents for document in group]
+    losses, right = [], 0
+    for query, own in zip(RAGGED.queries, [0, 4, 6], strict=True):
+        query_vector = vector(retriever, retriever.inputs.query_ids([query])[0])
+        scores = [(query_vector @ vector(retriever, ids)).item() for ids in retriever.inputs.document_ids(documents)]
+        odds = [math.exp(score / 0.05) for score in scores]
+        losses.append(-math.log(odds[own] / sum(odds)))
+        right += max(scores) == scores[own]
+    assert outcome.loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert outcome.accuracy == pytest.approx(right / 3)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_rerankers_loss_equals_a_loop_over_groups_that_stay_ragged(reranker: Reranker, cached: bool):
+    outcome, _ = step(reranker, example(reranker, temperature=0.3), token_budget=BUCKETS, cached=cached)
+    losses, right = [], 0
+    for query, group in zip(RAGGED.queries, RAGGED.documents, strict=True):
+        pairs = reranker.inputs.pair_ids([(query, document) for document in group])
+        scores = [vector(reranker, ids).item() for ids in pairs]
+        odds = [math.exp(score / 0.3) for score in scores]
+        losses.append(-math.log(odds[0] / sum(odds)))
+        right += max(scores) == scores[0]
+    assert outcome.loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert outcome.accuracy == pytest.approx(right / 3)
+
+
+def test_a_reranker_does_not_see_the_documents_of_other_queries(reranker: Reranker):
+    def loss(*places: int) -> float:
+        parts = (RAGGED.queries, RAGGED.documents, RAGGED.positives)
+        batch = Batch(*([part[place] for place in places] for part in parts))  # type: ignore[arg-type]
+        return step(reranker, example(reranker, batch))[0].loss.item()
+
+    assert loss(0, 1, 2) == pytest.approx((loss(0) + loss(1) + loss(2)) / 3, rel=1e-6)
+
+
+def test_a_retriever_does_see_the_documents_of_other_queries(retriever: Retriever):
+    alone = Batch(RAGGED.queries[1:2], RAGGED.documents[1:2], RAGGED.positives[1:2])
+    losses = [step(retriever, example(retriever, batch))[0].loss.item() for batch in (RAGGED, alone)]
+    assert losses[0] > losses[1] + 0.1
+
+
+def outcome_of(batch: Batch, scores: list[list[float]], model: Retriever) -> Outcome:
+    """What a retriever's objective makes of these similarities: one-hot queries pick them out of the documents."""
+    vectors = torch.cat([torch.eye(len(scores)), torch.tensor(scores).T])
+    return retriever_example(model, batch, loss=infonce, temperature=1.0).objective(vectors)
+
+
+def test_another_positive_of_a_query_does_not_count_as_its_negative(retriever: Retriever):
+    batch = Batch(
+        QUERIES[:2], [[DOCUMENTS[0]], [DOCUMENTS[1], DOCUMENTS[2]]], [frozenset({"d0", "d2"}), frozenset({"d1"})]
+    )
+    outcome = outcome_of(batch, [[1.0, 0.0, 9.0], [0.0, 1.0, 2.0]], retriever)
+    first = math.log(1 + math.exp(-1))  # d0 against d1; d2 is an answer too
+    second = math.log(1 + math.exp(-1) + math.exp(1))
+    assert outcome.loss.item() == pytest.approx((first + second) / 2)
+    assert outcome.accuracy == 0.5
+
+
+def test_a_document_counts_once_however_often_the_batch_holds_it(retriever: Retriever):
+    shared = DOCUMENTS[5]
+    batch = Batch(QUERIES[:2], [[DOCUMENTS[0], shared], [DOCUMENTS[1], shared]], [frozenset({"d0"}), frozenset({"d1"})])
+    outcome = outcome_of(batch, [[2.0, 1.0, 0.0, 1.0], [0.0, 1.0, 2.0, 1.0]], retriever)
+    assert outcome.loss.item() == pytest.approx(math.log(1 + math.exp(-1) + math.exp(-2)))
+
+
+def test_a_positive_that_two_queries_share_stays_the_positive_of_both(retriever: Retriever):
+    batch = Batch(QUERIES[:2], [[DOCUMENTS[0]], [DOCUMENTS[0]]], [frozenset({"d0"})] * 2)
+    assert outcome_of(batch, [[1.0, 1.0], [1.0, 1.0]], retriever).loss.item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_the_gradient_draws_the_positive_near_and_pushes_the_negatives_away(retriever: Retriever):
+    batch = Batch(QUERIES[:1], [DOCUMENTS[:3]], [frozenset({"d0"})])
+    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.8, -0.6]], requires_grad=True)
+    retriever_example(retriever, batch, loss=infonce, temperature=1.0).objective(vectors).loss.backward()
+    assert vectors.grad is not None
+    odds = torch.softmax(torch.tensor([0.6, 0.0, 0.8]), dim=0)
+    expected = torch.stack([odds - torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3)], dim=1)
+    torch.testing.assert_close(vectors.grad[1:], expected)

@@ -1,0 +1,231 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import DOCUMENTS, QUERIES, Tiny, kill_when, write_llama
+
+from shortlist import train
+from shortlist.cli import main
+from shortlist.data.groups import write_groups
+from shortlist.data.manifest import read_manifest
+from shortlist.errors import UserError
+from shortlist.math.losses import infonce
+from shortlist.models.checkpoint import load_reranker, load_retriever
+from shortlist.models.embed import embed_documents, embed_queries, score_pairs
+from shortlist.records import Group
+from shortlist.train import loop
+from shortlist.train.examples import Batch
+from shortlist.train.resume import CHECKPOINT
+from shortlist.train.steps import Outcome
+
+LORA = "r=8,dropout=0,targets=q_proj+v_proj+o_proj+up_proj+down_proj"
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Path:
+    """Eight groups with four negatives each."""
+    path = tmp_path / "groups.jsonl"
+    write_groups(path, [Group(f"q{i}", (f"d{i}",), tuple(f"d{(i + j) % 12}" for j in range(1, 5))) for i in range(8)])
+    return path
+
+
+def settings(tiny: Tiny, out: Path, **change) -> train.Config:
+    values = {"kind": "retriever", "backbone": str(tiny.llama), "collection": str(tiny.collection), "out": out}
+    values |= {"batch_size": 4, "steps": 2, "learning_rate": 0.01, "warmup_steps": 2}
+    return train.Config(**(values | change))
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_training_learns_and_the_saved_model_knows_it(
+    tiny: Tiny, tmp_path: Path, groups: Path, kind: str, lora: str | None
+):
+    change = {"temperature": 0.1} if kind == "retriever" else {}
+    out = tmp_path / "model"
+    train.run(settings(tiny, out, kind=kind, groups=groups, batch_size=8, steps=40, lora=lora, **change))
+    curve = losses(out)
+    assert sum(curve[-4:]) < 0.3 * sum(curve[:4])
+    scores = retriever_scores(out) if kind == "retriever" else reranker_scores(out)
+    own = scores[torch.arange(8), torch.arange(8)]
+    others = torch.stack([scores[i, [(i + j) % 12 for j in range(1, 5)]] for i in range(8)])
+    assert (own > others.max(1).values).sum() >= 7
+
+
+def retriever_scores(model: Path) -> torch.Tensor:
+    """Of the 8 queries for training and all documents."""
+    loaded = load_retriever(str(model))
+    return torch.from_numpy(embed_queries(loaded, QUERIES[:8]) @ embed_documents(loaded, DOCUMENTS).T)
+
+
+def reranker_scores(model: Path) -> torch.Tensor:
+    """Of the 8 queries for training and all documents."""
+    pairs = [(query, document) for query in QUERIES[:8] for document in DOCUMENTS]
+    return torch.from_numpy(score_pairs(load_reranker(str(model)), pairs)).reshape(8, 12)
+
+
+def test_without_groups_the_judged_pairs_are_trained_on(tiny: Tiny, tmp_path: Path):
+    train.run(settings(tiny, tmp_path / "m"))
+    manifest = read_manifest(tmp_path / "m")
+    assert manifest is not None
+    assert manifest["complete"]
+    assert manifest["results"]["num_groups"] == 8
+    assert manifest["results"]["step"] == 2
+
+
+def test_epochs_give_the_number_of_steps_where_no_number_is_given(tiny: Tiny, tmp_path: Path):
+    train.run(settings(tiny, tmp_path / "m", steps=None, epochs=2, batch_size=3))
+    assert len(losses(tmp_path / "m")) == 6
+
+
+@pytest.mark.parametrize(("change", "temperature"), [({}, 0.01), ({"temperature": 0.5}, 0.5)])
+@pytest.mark.parametrize("grad_cache", [False, True])
+def test_the_temperature_divides_the_scores(
+    tiny: Tiny, tmp_path: Path, change: dict, temperature: float, grad_cache: bool
+):
+    train.run(settings(tiny, tmp_path / "m", batch_size=8, steps=1, grad_cache=grad_cache, **change))
+    scores = retriever_scores(tiny.retriever)[:, :8]
+    expected = infonce(scores, torch.arange(8), temperature=temperature).item()
+    assert losses(tmp_path / "m")[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_lengths_and_contract_travel_with_the_model(tiny: Tiny, tmp_path: Path):
+    train.run(settings(tiny, tmp_path / "m", contract="bert", query_length=5, max_length=7))
+    contract = load_retriever(str(tmp_path / "m")).inputs.contract
+    assert (contract.query_length, contract.document_length, contract.pooling) == (5, 7, "mean")
+
+
+def test_the_number_of_negatives_is_per_query_and_step(
+    tiny: Tiny, tmp_path: Path, groups: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Batch] = []
+    example = train.retriever_example
+
+    def watched(model, batch, **options):
+        seen.append(batch)
+        return example(model, batch, **options)
+
+    monkeypatch.setattr(train, "retriever_example", watched)
+    train.run(settings(tiny, tmp_path / "m", groups=groups, negatives=2))
+    assert [[len(group) for group in batch.documents] for batch in seen] == [[3] * 4] * 2
+
+
+def test_the_seed_alone_decides_the_model(tiny: Tiny, tmp_path: Path):
+    def weights(name: str, seed: int) -> bytes:
+        train.run(settings(tiny, tmp_path / name, kind="reranker", lora=LORA, seed=seed))
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    first = weights("a", 3)
+    torch.randn(5)
+    assert weights("b", 3) == first
+    assert weights("c", 4) != first
+
+
+def test_a_retriever_becomes_a_reranker_and_a_reranker_keeps_its_head(tiny: Tiny, tmp_path: Path, groups: Path):
+    still = {"kind": "reranker", "groups": groups, "learning_rate": 1e-12, "steps": 1}
+    train.run(settings(tiny, tmp_path / "one", backbone=str(tiny.retriever), **still))
+    train.run(settings(tiny, tmp_path / "two", backbone=str(tmp_path / "one"), **(still | {"seed": 5})))
+    one, two = load_reranker(str(tmp_path / "one")), load_reranker(str(tmp_path / "two"))
+    torch.testing.assert_close(one.score, two.score)
+    torch.testing.assert_close(
+        one.backbone.state_dict(), load_retriever(str(tiny.retriever)).backbone.state_dict(), atol=1e-6, rtol=0
+    )
+
+
+def test_a_loss_that_is_no_number_is_the_users_to_mend_and_keeps_the_checkpoint(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    backward, count = loop.backward, iter(range(100))
+
+    def diverging(*args, **options) -> Outcome:
+        outcome = backward(*args, **options)
+        return outcome._replace(loss=torch.tensor(math.nan)) if next(count) == 3 else outcome
+
+    monkeypatch.setattr(loop, "backward", diverging)
+    with pytest.raises(UserError, match=r"step 4: the loss is nan .* Lower --learning-rate"):
+        train.run(settings(tiny, tmp_path / "m", steps=6, checkpoint_steps=2))
+    assert torch.load(tmp_path / "m" / CHECKPOINT, weights_only=True)["step"] == 2
+    assert not (tmp_path / "m" / "model.safetensors").exists()
+
+
+def test_a_finished_model_is_left_alone_and_another_job_is_refused(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train.run(settings(tiny, tmp_path / "m"))
+    before = (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns
+    train.run(settings(tiny, tmp_path / "m", token_budget=64, checkpoint_steps=7))
+    assert "already done" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"holds another job \(learning_rate: 0.01 there, 0.02 now\)"):
+        train.run(settings(tiny, tmp_path / "m", learning_rate=0.02))
+    assert (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns == before
+    train.run(settings(tiny, tmp_path / "m", learning_rate=0.02, overwrite=True))
+    assert (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns > before
+
+
+def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path: Path):
+    backbone = write_llama(tmp_path / "llama")
+    train.run(settings(tiny, tmp_path / "m", backbone=str(backbone)))
+    write_llama(backbone, seed=1)
+    with pytest.raises(UserError, match=r"backbone: the contents of .*llama changed"):
+        train.run(settings(tiny, tmp_path / "m", backbone=str(backbone)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size is 0; expected at least 1"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"checkpoint_steps": 0}, "--checkpoint-steps is 0"),
+        ({"token_budget": -1}, "--token-budget is -1"),
+        ({"negatives": -1}, "--negatives is -1; expected at least 0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"temperature": 0.0}, "--temperature is 0.0; expected more than 0"),
+        ({"contract": "replama"}, "perhaps 'repllama'"),
+        ({"lora": "papre"}, "perhaps 'paper'"),
+        ({"split": "tran"}, "perhaps 'train'"),
+        ({"backbone": "./nowhere"}, "./nowhere: cannot load a model"),
+        ({"collection": "nowhere"}, "nowhere"),
+        ({"groups": Path("nowhere.jsonl")}, "nowhere.jsonl"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
+    tiny: Tiny, tmp_path: Path, change: dict, message: str
+):
+    with pytest.raises(UserError, match=message):
+        train.run(settings(tiny, tmp_path / "m", **change))
+    assert not (tmp_path / "m").exists()
+
+
+def test_groups_of_another_collection_are_refused(tiny: Tiny, tmp_path: Path):
+    write_groups(tmp_path / "groups.jsonl", [Group("q0", ("d0",)), Group("elsewhere", ("d1",))])
+    with pytest.raises(UserError, match=r"groups.jsonl: 1 of 2 queries .* the first 'elsewhere'"):
+        train.run(settings(tiny, tmp_path / "m", groups=tmp_path / "groups.jsonl"))
+    write_groups(tmp_path / "groups.jsonl", [Group("q0", ("d0",), ("nowhere",))])
+    with pytest.raises(UserError, match="nowhere"):
+        train.run(settings(tiny, tmp_path / "n", groups=tmp_path / "groups.jsonl"))
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(tiny: Tiny, tmp_path: Path):
+    def command(out: Path) -> list[str]:
+        texts = ["--backbone", str(tiny.bert), "--collection", str(tiny.collection), "--out", str(out)]
+        return ["train", "retriever", *texts, "--batch-size", "3", "--steps", "100", "--checkpoint-steps", "10"]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(command(whole)) == 0
+    kill_when(lambda: len(lines(broken / "log.jsonl")) >= 25, command(broken))
+    assert not (broken / "model.safetensors").exists()
+    assert main(command(broken)) == 0
+    for name in ("model.safetensors", "contract.json", "config.json", "tokenizer.json"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert losses(broken) == losses(whole)
+    assert {path.name for path in broken.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
