@@ -31,6 +31,7 @@ def collection(tmp_path: Path) -> Path:
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     """The one line on stderr with which a command fails."""
+    capsys.readouterr()
     assert main([str(word) for word in argv]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -230,7 +231,6 @@ def test_a_run_that_does_not_fit_is_named(
 def test_vectors_of_another_model_are_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     texts = ["--collection", str(tiny.collection)]
     assert main(["encode", "--model", str(tiny.retriever), *texts, "--out", str(tmp_path / "vectors")]) == 0
-    capsys.readouterr()
     flags = ["--model", tiny.llama, "--contract", "repllama", "--vectors", tmp_path / "vectors", *texts]
     assert "which is not what --model" in refusal(capsys, "search", *flags, "--out", tmp_path / "run.trec")
 
@@ -238,6 +238,5 @@ def test_vectors_of_another_model_are_named(tiny: Tiny, tmp_path: Path, capsys: 
 def test_the_output_of_another_job_is_named(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = ["index", "--collection", collection, "--out", tmp_path / "out"]
     assert main([str(word) for word in command]) == 0
-    capsys.readouterr()
     line = refusal(capsys, *command, "--k1", "0.5")
     assert "holds another job (k1: 0.9 there, 0.5 now); choose another or --overwrite." in line

@@ -73,7 +73,7 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
         assert (once / "out" / name / OUTPUTS[step["stage"]]).exists()
     assert len(read_run(once / "out" / "reranked" / "run.trec")) == 12
     results = yaml.safe_load((once / "out" / "results" / "results.json").read_text())
-    assert [row["MRR@10"] for row in results["rows"]][0] == 1.0
+    assert results["rows"][0]["MRR@10"] == 1.0
     assert yaml.safe_load((once / "out" / "recipe.yaml").read_text()) == yaml.safe_load(
         (once / "recipe.yaml").read_text()
     )

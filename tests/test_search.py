@@ -80,10 +80,22 @@ def test_dense_search_ranks_by_the_similarity_of_vectors(dense: search.Config, t
 def test_index_and_vectors_together_are_searched_and_fused(
     sparse: search.Config, dense: search.Config, both: search.Config, tmp_path: Path
 ):
-    parts = [found(replace(one, k=5, out=tmp_path / name)) for one, name in ((sparse, "a"), (dense, "b"))]
+    parts = [found(replace(one, k=100, out=tmp_path / name)) for one, name in ((sparse, "a"), (dense, "b"))]
     expected = {query_id: hits[:5] for query_id, hits in rrf(parts).items()}
     assert ids(found(replace(both, out=tmp_path / "c"))) == ids(expected)
-    assert ids(expected) != ids(parts[0])
+    assert ids(expected) != {query_id: ranked[:5] for query_id, ranked in ids(parts[0]).items()}
+
+
+def test_a_hybrid_looks_deeper_than_it_shows():
+    class Ranked:
+        def __init__(self, *doc_ids: str) -> None:
+            self.hits = [Hit(doc_id, -float(rank)) for rank, doc_id in enumerate(doc_ids)]
+
+        def search(self, queries: list[Query], k: int) -> Run:
+            return {query.query_id: self.hits[:k] for query in queries}
+
+    parts = Ranked("a", "b", "second"), Ranked("c", "d", "second")
+    assert ids(search.Hybrid(parts).search(QUERIES[:1], 1)) == {"q0": ["second"]}
 
 
 def test_a_hybrid_answers_every_query_even_with_nothing():
