@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+import torch
+from samples import PAIRS
+from transformers import AutoModel, LlamaForSequenceClassification
+
+from shortlist.models.backbone import load_backbone
+from shortlist.models.embed import score_pairs
+from shortlist.models.reranker import Reranker, new_head
+from shortlist.text.batching import pad
+from shortlist.text.contract import Inputs, named_contract
+from shortlist.text.tokenizer import load_tokenizer
+
+HEAD = torch.randn(1, 64, generator=torch.Generator().manual_seed(7))
+
+
+def make(folder: Path, contract: str, dtype: torch.dtype = torch.float32) -> Reranker:
+    backbone = load_backbone(str(folder), dtype=dtype)
+    return Reranker(backbone, Inputs(named_contract(contract), load_tokenizer(folder)), HEAD)
+
+
+def classifier(folder: Path) -> LlamaForSequenceClassification:
+    """transformers' own model with the same head."""
+    model = LlamaForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    model.score.weight.data.copy_(HEAD)
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("contract", ["rankllama", "rankllama-v1", "rankllama-v2"])
+def test_scores_are_those_of_transformers_own_classifier(contract: str, llama: Path):
+    reranker, reference = make(llama, contract), classifier(llama)
+    ids = reranker.inputs.pair_ids(PAIRS)
+    padded, lengths = pad(ids, 0)
+    scores = reranker(padded, lengths)
+    alone = torch.stack([reference(torch.tensor([row])).logits[0, 0] for row in ids])
+    torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
+    reference.config.pad_token_id = 0
+    together = reference(padded, attention_mask=(padded != 0)).logits[:, 0]
+    torch.testing.assert_close(scores, together, atol=1e-5, rtol=0)
+    assert scores.std() > 0.1  # else any two would be close
+
+
+@torch.inference_mode()
+def test_an_encoder_scores_by_its_first_token(bert: Path):
+    reranker, reference = make(bert, "bert-pair"), AutoModel.from_pretrained(bert).eval()
+    ids = reranker.inputs.pair_ids(PAIRS)
+    alone = [reference(torch.tensor([row])).last_hidden_state[0, 0] @ HEAD[0] for row in ids]
+    torch.testing.assert_close(torch.from_numpy(score_pairs(reranker, PAIRS)), torch.stack(alone), atol=1e-5, rtol=0)
+
+
+def test_the_head_and_the_backbone_learn(llama: Path):
+    reranker = make(llama, "rankllama")
+    reranker(*pad(reranker.inputs.pair_ids(PAIRS[:2]), 0)).sum().backward()
+    first = next(reranker.backbone.parameters())
+    for parameter in (reranker.score, first):
+        assert parameter.grad is not None
+        assert parameter.grad.any()
+
+
+def test_scores_and_head_are_float32_whatever_the_backbone_is(llama: Path):
+    exact, half = make(llama, "rankllama"), make(llama, "rankllama", torch.bfloat16)
+    assert half.score.dtype == torch.float32
+    batch = pad(exact.inputs.pair_ids(PAIRS), 0)
+    with torch.inference_mode():
+        assert half(*batch).dtype == torch.float32
+        assert torch.corrcoef(torch.stack([half(*batch), exact(*batch)]))[0, 1] > 0.99
+
+
+def test_a_new_head_is_the_seeds_and_as_small_as_the_backbones_first_weights(llama: Path):
+    backbone = load_backbone(str(llama))
+    first, again, other = (new_head(backbone, seed=seed) for seed in (1, 1, 2))
+    assert first.equal(again)
+    assert not first.equal(other)
+    assert first.shape == (1, 64)
+    assert first.std().item() == pytest.approx(0.2, rel=0.4)
+
+
+def test_a_new_head_leaves_the_callers_random_numbers_alone(llama: Path):
+    backbone = load_backbone(str(llama))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    new_head(backbone, seed=0)
+    assert torch.rand(1).equal(expected)

