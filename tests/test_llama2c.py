@@ -23,14 +23,14 @@ def test_stories260k_continues_the_known_sentence(shared_data: Path, tmp_path: P
 
 
 def test_babyllama_knows_its_language(shared_data: Path, tmp_path: Path):
-    """A bit and a half for a character is what 105 pieces, trained, come to; by chance it is log2(105) = 6.7."""
+    """This story costs 0.18 bits a piece; with rows in the wrong order 5.4, by chance log2(105) = 6.7."""
     baby = shared_data / "babyllama"
     folder = convert(baby / "model5000.bin", baby / "tok105.model", tmp_path)
     model, tokenizer = LlamaForCausalLM.from_pretrained(folder), load_tokenizer(folder)
     ids = torch.tensor([[1, *tokenizer(STORY, add_special_tokens=False)["input_ids"]]])
     with torch.inference_mode():
         loss = model(ids, labels=ids).loss
-    assert loss / torch.tensor(2.0).log() < 1.5
+    assert loss / torch.tensor(2.0).log() < 0.5
 
 
 def test_a_file_cut_short_is_refused(shared_data: Path, tmp_path: Path):
