@@ -53,8 +53,8 @@ def own_scores(tiny: Tiny, run: Run) -> dict[str, dict[str, float]]:
 
 
 def test_new_scores_decide_and_equal_ones_keep_the_old_order():
-    hits = [Hit("a", 9), Hit("b", 8), Hit("c", 7), Hit("d", 6)]
-    assert reorder(hits, [1.0, 3.0, 1.0, 3.0]) == [Hit("b", 3.0), Hit("d", 3.0), Hit("a", 1.0), Hit("c", 1.0)]
+    hits = [Hit("d", 9), Hit("c", 8), Hit("b", 7), Hit("a", 6)]
+    assert reorder(hits, [1.0, 3.0, 1.0, 3.0]) == [Hit("c", 3.0), Hit("a", 3.0), Hit("d", 1.0), Hit("b", 1.0)]
 
 
 def test_what_has_no_new_score_follows_in_its_old_order():

@@ -68,7 +68,7 @@ def test_a_file_that_is_not_there_or_a_folder_is_the_users_to_mend(tmp_path: Pat
         ("a.txt", b"fine\n\xff\n", "not UTF-8 text .* at byte 5"),
         ("a.txt.gz", b"plain text", "not a whole gzip file"),
         ("a.txt.gz", gzip.compress(b"text " * 1000)[:-10], "not a whole gzip file"),
-        ("a.txt.gz", gzip.compress(bytes(range(256)) * 20)[:12] + b"\xff" * 30, "not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "not a whole gzip file"),
         ("a.txt.gz", gzip.compress(b"\xff\n"), "not UTF-8 text"),
     ],
 )

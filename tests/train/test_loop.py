@@ -35,6 +35,7 @@ def train(
     steps: int = 4,
     first_step: int = 0,
     warmup_steps: int = 2,
+    token_budget: int = 10_000,
     examples: Iterator[Example] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     checkpoint: Callable[[int], None] = lambda step: None,
@@ -47,7 +48,7 @@ def train(
         steps=steps,
         learning_rate=0.01,
         warmup_steps=warmup_steps,
-        step_options={"token_budget": 10_000, "bf16": False},
+        step_options={"token_budget": token_budget, "bf16": False},
         seed=0,
         log=folder / "log.jsonl",
         checkpoint=checkpoint,
@@ -113,6 +114,15 @@ class StandStill(torch.optim.SGD):
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         pass
+
+
+def test_every_micro_batch_of_every_step_has_dropout_of_its_own(
+    model: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seeds: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    train(model, tmp_path, steps=3, token_budget=1)
+    assert len(seeds) == len(set(seeds)) == 3 * 8
 
 
 def test_the_optimizer_has_no_weight_decay_and_only_what_trains(model: Retriever):

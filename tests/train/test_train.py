@@ -115,6 +115,22 @@ def test_the_number_of_negatives_is_per_query_and_step(
     assert [[len(group) for group in batch.documents] for batch in seen] == [[3] * 4] * 2
 
 
+def test_precision_memory_and_token_budget_reach_the_step(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict] = []
+    backward = loop.backward
+
+    def watched(*args, seed: int, **options) -> Outcome:
+        seen.append(options)
+        return backward(*args, seed=seed, **options)
+
+    monkeypatch.setattr(loop, "backward", watched)
+    change = {"precision": "bf16", "grad_cache": True, "token_budget": 77}
+    train.run(settings(tiny, tmp_path / "a", steps=1, **change))
+    train.run(settings(tiny, tmp_path / "b", steps=1, token_budget=88))
+    assert seen[0] == {"token_budget": 77, "bf16": True, "cached": True}
+    assert seen[1] == {"token_budget": 88, "bf16": False, "cached": False}
+
+
 def test_the_seed_alone_decides_the_model(tiny: Tiny, tmp_path: Path):
     def weights(name: str, seed: int) -> bytes:
         train.run(settings(tiny, tmp_path / name, kind="reranker", lora=LORA, seed=seed))
