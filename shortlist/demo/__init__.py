@@ -71,18 +71,17 @@ def run(config: Config) -> None:
 
 
 def explain(results: dict[str, Any]) -> None:
-    """Say what the table shows of the reranker."""
+    """Say what the table does not: what the hybrid is made of, and what to expect of the reranker."""
     rows = {row["name"]: row for row in results["rows"]}
     change = rows["Hybrid + RankLLaMA"]["MRR@10"] - rows["Hybrid"]["MRR@10"]
     verb = "adds" if change >= 0 else "takes away"
-    print(
-        f"RankLLaMA {verb} {abs(change):.3f} MRR@10 on the hybrid: a reranker wants more training than minutes."
-    )
+    print("Hybrid: RepLLaMA and the BM25 that splits identifiers, fused by reciprocal rank.")
+    print(f"RankLLaMA {verb} {abs(change):.3f} MRR@10 on the hybrid: a reranker wants more training than minutes.")
 
 
 def show_examples(out: Path) -> None:
     """Print what a few questions find, and how to ask more; leaves the settings for that in search.yaml."""
-    settings = {"collection": "collections/test", "index": "bm25", "model": "repllama", "vectors": "vectors"}
+    settings = {"collection": "collections/test", "index": "bm25-code", "model": "repllama", "vectors": "vectors"}
     settings = {name: str(out.resolve() / place) for name, place in settings.items()}
     with atomic_write(out / "search.yaml") as file:
         yaml.safe_dump(settings, file, sort_keys=False)

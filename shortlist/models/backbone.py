@@ -1,5 +1,6 @@
 """The transformer under every model: loading it, running it on right-padded ids, putting LoRA on it."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -73,6 +74,16 @@ def pooled_states(
     return POOLINGS[pooling](hidden, lengths)
 
 
+def narrow_stream(model: PreTrainedModel) -> None:
+    """Let hidden states flow between layers in bfloat16 under autocast, which would otherwise widen and narrow them
+    at every matrix product; norms still compute in float32. A sixth of a training step on a CPU."""
+
+    def narrow(module: nn.Module, inputs: object, embeddings: Tensor) -> Tensor:
+        return embeddings.to(torch.bfloat16) if torch.is_autocast_enabled(embeddings.device.type) else embeddings
+
+    model.get_input_embeddings().register_forward_hook(narrow)
+
+
 @dataclass(frozen=True)
 class Lora:
     """Low-rank adaptation of some linear layers (https://arxiv.org/abs/2106.09685)."""
@@ -128,7 +139,8 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
         raise unknown("layer for LoRA", target, names)
     targets = list(lora.targets)
     settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    return get_peft_model(model, settings)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of libraries to one another
+        return get_peft_model(model, settings)
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
