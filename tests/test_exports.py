@@ -49,7 +49,7 @@ NAMES = {
     "shortlist.math.scoring": "Indices NOWHERE Scores above merge_top_k top_k",
     "shortlist.mine": "Config find_same_text fingerprint mine run",
     "shortlist.models.backbone": (
-        "LORAS Lora add_lora is_causal load_backbone merge_adapter narrow_stream not_a_model parse_lora pooled_states"
+        "LORAS Lora add_lora is_causal load_backbone merge_adapter not_a_model parse_lora pooled_states"
     ),
     "shortlist.models.checkpoint": (
         "ADAPTER FILES HEAD load_reranker load_retriever local_folder model_identity reranker_to_train "

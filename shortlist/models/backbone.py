@@ -74,16 +74,6 @@ def pooled_states(
     return POOLINGS[pooling](hidden, lengths)
 
 
-def narrow_stream(model: PreTrainedModel) -> None:
-    """Let hidden states flow between layers in bfloat16 under autocast, which would otherwise widen and narrow them
-    at every matrix product; norms still compute in float32. A sixth of a training step on a CPU."""
-
-    def narrow(module: nn.Module, inputs: object, embeddings: Tensor) -> Tensor:
-        return embeddings.to(torch.bfloat16) if torch.is_autocast_enabled(embeddings.device.type) else embeddings
-
-    model.get_input_embeddings().register_forward_hook(narrow)
-
-
 @dataclass(frozen=True)
 class Lora:
     """Low-rank adaptation of some linear layers (https://arxiv.org/abs/2106.09685)."""

@@ -14,7 +14,7 @@ from shortlist.data.groups import groups_from_qrels, read_groups
 from shortlist.data.manifest import Job, identity, start_job
 from shortlist.errors import UserError
 from shortlist.math.losses import LOSSES
-from shortlist.models.backbone import add_lora, narrow_stream, parse_lora
+from shortlist.models.backbone import add_lora, parse_lora
 from shortlist.models.checkpoint import model_identity, reranker_to_train, retriever_to_train, save_model
 from shortlist.models.embed import default_token_budget, pick_device
 from shortlist.models.reranker import Reranker
@@ -87,8 +87,6 @@ def train(config: Config, model: Retriever | Reranker, groups: list[Group], job:
     check_groups(groups, queries, where=str(config.groups or f"{config.collection} {config.split}"))
     device = pick_device()
     model.to(device)
-    if config.precision == "bf16":
-        narrow_stream(model.backbone)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate)
     first_step = load_checkpoint(job.out, model, optimizer)
     if first_step:

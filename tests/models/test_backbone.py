@@ -19,7 +19,6 @@ from shortlist.models.backbone import (
     is_causal,
     load_backbone,
     merge_adapter,
-    narrow_stream,
     parse_lora,
     pooled_states,
 )
@@ -228,17 +227,3 @@ def test_stories260k_gives_the_states_of_its_language_model(stories: Path):
     states = pooled_states(retriever.backbone, torch.tensor([ids]), torch.tensor([len(ids)]), pooling="last")
     logits = states @ whole.lm_head.weight.T
     torch.testing.assert_close(logits[0], whole(torch.tensor([ids])).logits[0, -1], atol=1e-4, rtol=1e-5)
-
-
-@torch.inference_mode()
-def test_a_narrow_stream_is_bfloat16_between_layers_under_autocast_and_nothing_else_otherwise(llama: Path):
-    plain, narrow = load_backbone(str(llama)), load_backbone(str(llama))
-    narrow_stream(narrow)
-    seen: list[torch.dtype] = []
-    narrow.layers[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
-    expected = pooled_states(plain, IDS, LENGTHS, pooling="last")
-    torch.testing.assert_close(pooled_states(narrow, IDS, LENGTHS, pooling="last"), expected, rtol=0, atol=0)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual = pooled_states(narrow, IDS, LENGTHS, pooling="last").float()
-    assert seen == [torch.float32, torch.bfloat16]
-    torch.testing.assert_close(actual, expected, rtol=0.1, atol=0.1)
