@@ -4,6 +4,7 @@ A recipe is YAML: `settings` (names for values, which `--set` changes) and `step
 step's name. `$name` stands for a setting, or for the output of an earlier step.
 """
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def run_steps(steps: list[Step]) -> None:
         say(f"[{number}/{len(steps)}] {step.name}")
         start = time.perf_counter()
         import_module(f"shortlist.{step.stage}").run(step.config)
+        gc.collect()  # models hang in cycles; what one step held must not add to what the next one needs
         seconds = time.perf_counter() - start
         if seconds > 1:
             say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")

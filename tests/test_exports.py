@@ -70,7 +70,7 @@ NAMES = {
     "shortlist.rerank": "Config PAIRS_AT_ONCE reorder rerank run windows",
     "shortlist.search": "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid SNIPPET open_index print_hits run search",
     "shortlist.text.batching": "pad token_batches",
-    "shortlist.text.contract": "CONTRACTS InputContract Inputs SPECIAL Tokenizer fill named_contract",
+    "shortlist.text.contract": "CONTRACTS InputContract Inputs SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract",
     "shortlist.text.tokenizer": "PROBE from_sentencepiece load_tokenizer train_bpe",
     "shortlist.train": "Config TEMPERATURES run train",
     "shortlist.train.examples": "Batch ahead batches check_groups draw_groups num_steps",

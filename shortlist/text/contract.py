@@ -15,6 +15,9 @@ from typing import Any, Protocol
 from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Query
 
+TEXTS_AT_ONCE = 1024
+"""Texts per call of the tokenizer, which keeps a hundred bytes per token until it returns."""
+
 SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token_id", "<sep>": "sep_token_id"}
 
 
@@ -208,7 +211,9 @@ class Inputs:
     def _tokenize(self, piece: str, rows: Sequence[dict[str, str]]) -> list[list[int]]:
         verbatim = self.contract.verbatim
         texts = [piece.format_map(row).strip() if verbatim else fill(piece, row) for row in rows]
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        starts = range(0, len(texts), TEXTS_AT_ONCE)
+        return [ids for i in starts for ids in self.tokenizer(texts[i : i + TEXTS_AT_ONCE], **options)["input_ids"]]
 
 
 def fill(piece: str, values: dict[str, str]) -> str:
