@@ -130,6 +130,7 @@ def p_value(values: Values, baseline: Values) -> float | None:
 
 
 def run(config: Config) -> None:
+    """Print the measurements, and write them where --out says."""
     names = config.names or tuple(map(str, config.runs))
     if len(names) != len(config.runs):
         raise UserError(f"--names has {len(names)} names for {len(config.runs)} runs; expected one per run.")

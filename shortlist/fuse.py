@@ -31,6 +31,7 @@ class Config:
 
 
 def run(config: Config) -> None:
+    """Write the fused run."""
     if len(config.runs) < 2:
         raise UserError(f"--runs names {len(config.runs)} file; expected two or more to fuse.")
     if config.weights is not None and len(config.weights) != len(config.runs):

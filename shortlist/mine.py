@@ -126,6 +126,7 @@ def fingerprint(document: Document) -> int:
 
 
 def run(config: Config) -> None:
+    """Write the groups, and say what was left out."""
     _check(config)
     collection = open_collection(config.collection)
     inputs = {

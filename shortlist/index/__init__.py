@@ -39,6 +39,7 @@ class Config:
 
 
 def run(config: Config) -> None:
+    """Index the corpus into a folder."""
     # Its libraries load slowly, and dense search needs none of them.
     from shortlist.index.bm25 import BM25Index
 
