@@ -1,15 +1,66 @@
-"""Training groups as JSONL: one query, the documents that answer it and the ones that do not, all by id."""
+"""Training groups: one query, the documents that answer it and the ones that do not, all by id."""
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shown
+from sys import intern
+from typing import Any, NamedTuple
 
 from shortlist.data.files import atomic_write
+from shortlist.data.formats import to_query
+from shortlist.data.hub import hub_rows
 from shortlist.data.lines import MalformedError, parse_json, read_lines
+from shortlist.data.manifest import identity
 from shortlist.errors import UserError
-from shortlist.records import Group, Qrels
+from shortlist.progress import say
+from shortlist.records import Group, Qrels, Query
+
+
+class GroupSource(NamedTuple):
+    """Training groups, and what else came with them."""
+
+    groups: list[Group]
+    queries: dict[str, Query]
+    """The queries' texts by id, where the source carries them."""
+    identity: str
+    """What the source holds, for manifests."""
+
+
+class _Entry(NamedTuple):
+    """One record: its group, the query's text if it is there, and how many ids the group was better off without."""
+
+    group: Group
+    query: Query | None = None
+    dropped: int = 0
+
+
+def open_groups(name: str) -> GroupSource:
+    """Groups by the name they have on the command line: a JSONL file of ours or of Tevatron's (gzip too), or `hf:ID`.
+
+    Of Tevatron's passages only the ids are kept, each distinct id once in memory: 8 bytes per negative, 110 per
+    distinct document and 700 per group with its query, about 2 GB for 500,000 queries with 200 negatives each. Ids that
+    repeat in a group, and negatives that are positives too, are left out and counted.
+
+    Args:
+        name: a file whose lines hold `positives` and `negatives`, `positive_passages` and `negative_passages`, or
+            `positive_document_ids` and `negative_document_ids`; or `hf:` and a hub data set, or local folder, whose
+            split `train` (or only split) has those columns.
+
+    Raises:
+        UserError: it cannot be read, a malformed record, a group without a positive, two texts for one query id,
+            no group at all.
+    """
+    kind, _, dataset_id = name.partition(":")
+    on_hub = kind == "hf"
+    entries = (
+        _hub_entries(name, dataset_id) if on_hub else read_lines(Path(name), lambda line: _entry(parse_json(line)))
+    )
+    groups, queries = _collect(entries, name)
+    return GroupSource(groups, queries, _contents(groups, queries) if on_hub else identity(name))
 
 
 def read_groups(path: Path) -> list[Group]:
@@ -18,32 +69,110 @@ def read_groups(path: Path) -> list[Group]:
     Raises:
         UserError: a malformed line, a group without a positive, a document twice in one group, no group at all.
     """
-    groups = list(read_lines(path, lambda line: _group(parse_json(line))))
+    return _collect(read_lines(path, lambda line: _Entry(_group(parse_json(line)))), str(path))[0]
+
+
+def _collect(entries: Iterable[_Entry], name: str) -> tuple[list[Group], dict[str, Query]]:
+    """The groups and the queries of a source; says how many ids were left out."""
+    groups: list[Group] = []
+    queries: dict[str, Query] = {}
+    dropped = touched = 0
+    for group, query, count in entries:
+        groups.append(group)
+        dropped += count
+        touched += count > 0
+        if query and queries.setdefault(query.query_id, query) != query:
+            raise UserError(f"{name}: query {query.query_id!r} has two different texts; give one of them another id.")
     if not groups:
-        raise UserError(f"{path}: holds no groups; expected one per line.")
-    return groups
+        raise UserError(f"{name}: holds no groups; expected one per line.")
+    if dropped:
+        say(f"{name}: left out {dropped:,} ids of {touched:,} groups: repeated, or positive and negative at once.")
+    return groups, queries
+
+
+def _hub_entries(name: str, dataset_id: str) -> Iterator[_Entry]:
+    for number, row in enumerate(hub_rows(dataset_id), 1):
+        try:
+            yield _entry(row)
+        except MalformedError as error:
+            raise UserError(f"{name}: record {number}: {error}") from None
+
+
+def _contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
+    """A hash of what was read: a data set's own fingerprint changes with the cache it was read from."""
+    digest = hashlib.sha256()
+    for record in (*groups, *queries.values()):
+        digest.update(repr(tuple(record)).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _entry(record: dict[str, Any]) -> _Entry:
+    """A group in any of the layouts, told apart by their fields."""
+    for field in ("passages", "document_ids"):
+        if record.get(f"positive_{field}") is not None:
+            return _tevatron(record, field)
+    if "positives" in record:
+        return _Entry(_group(record))
+    found = ", ".join(sorted(record)) or "no field"
+    raise MalformedError(
+        f"group has no 'positives' field (found: {found}). Expected positives and negatives, or Tevatron's "
+        "positive_passages and negative_passages or positive_document_ids and negative_document_ids."
+    )
+
+
+def _tevatron(record: dict[str, Any], field: str) -> _Entry:
+    """A group as Tevatron publishes it, made to keep our rules."""
+    query_id = record.get("query_id")
+    read = partial(_passage_ids if field == "passages" else _doc_ids, record)
+    positives, negatives = read(f"positive_{field}"), read(f"negative_{field}")
+    kept = tuple(dict.fromkeys(positives))
+    held = set(kept)
+    others = tuple(doc_id for doc_id in dict.fromkeys(negatives) if doc_id not in held)
+    text = record.get("query") or record.get("query_text")
+    query = to_query({"_id": query_id, "text": text}) if text else None
+    group = _checked(Group(_query_id(query_id), kept, others))
+    return _Entry(group, query, len(positives) + len(negatives) - len(kept) - len(others))
 
 
 def _group(record: dict[str, Any]) -> Group:
-    query_id = record.get("query_id")
-    if not isinstance(query_id, str):
-        raise MalformedError(f"query_id is {query_id!r}; expected a string.")
-    group = Group(query_id, _doc_ids(record, "positives"), _doc_ids(record, "negatives"))
-    if not group.positives:
-        raise MalformedError(f"group of query {query_id!r} has no positive; expected at least one document id.")
-    if both := sorted(set(group.positives) & set(group.negatives)):
-        raise MalformedError(f"document {both[0]!r} is both positive and negative for query {query_id!r}; remove one.")
+    """A group in our own layout, whose writers know better than to repeat an id."""
+    group = Group(_query_id(record.get("query_id")), _doc_ids(record, "positives"), _doc_ids(record, "negatives"))
+    if both := sorted(set(_checked(group).positives) & set(group.negatives)):
+        raise MalformedError(
+            f"document {both[0]!r} is both positive and negative for query {group.query_id!r}; remove one."
+        )
     doc_id, count = Counter(group.positives + group.negatives).most_common(1)[0]
     if count > 1:
-        raise MalformedError(f"document {doc_id!r} occurs {count} times in the group of query {query_id!r}; keep one.")
+        raise MalformedError(
+            f"document {doc_id!r} occurs {count} times in the group of query {group.query_id!r}; keep one."
+        )
     return group
+
+
+def _checked(group: Group) -> Group:
+    if not group.positives:
+        raise MalformedError(f"group of query {group.query_id!r} has no positive; expected at least one document id.")
+    return group
+
+
+def _query_id(value: Any) -> str:
+    if not isinstance(value, str):
+        raise MalformedError(f"query_id is {value!r}; expected a string.")
+    return value
 
 
 def _doc_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
     doc_ids = record.get(field)
     if not isinstance(doc_ids, list) or not all(isinstance(doc_id, str) for doc_id in doc_ids):
-        raise MalformedError(f"{field} is {doc_ids!r}; expected a list of document ids, each a string.")
-    return tuple(doc_ids)
+        raise MalformedError(f"{field} is {shown(doc_ids)}; expected a list of document ids, each a string.")
+    return tuple(map(intern, doc_ids))
+
+
+def _passage_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
+    passages = record.get(field)
+    if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
+        raise MalformedError(f"{field} is not a list of passages; expected objects with docid, title and text.")
+    return _doc_ids({f"docid in {field}": [passage.get("docid") for passage in passages]}, f"docid in {field}")
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:

@@ -106,10 +106,7 @@ class HubCollection:
             self._configs: list[str] = self._module.get_dataset_config_names(dataset_id)
 
     def _load(self, dataset_id: str, config: str | None = None) -> dict[str, Any]:
-        # datasets 5.2 goes on serving its cached copy of a local folder whose files have changed: make it afresh.
-        fresh = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
-        with _readable(f"hf:{dataset_id}", self._module.exceptions.DatasetsError):
-            return self._module.load_dataset(dataset_id, config, **(fresh if Path(dataset_id).is_dir() else {}))
+        return _load_tables(self._module, dataset_id, config)
 
     def _table(self, part: str) -> Any:
         """The rows of the config `part` (`corpus`, `queries`) or of the only config, whatever its split is called."""
@@ -173,6 +170,33 @@ class HubCollection:
         if part in ("corpus", "queries"):
             return self.corpus() if part == "corpus" else self._queries
         return self.qrels(split_of(part)).items()
+
+
+def hub_rows(dataset_id: str) -> Iterator[dict[str, Any]]:
+    """The rows of a data set's split `train`, or of its only split, as `HubCollection` reads them.
+
+    Raises:
+        UserError: it cannot be fetched or read, has several splits and none is `train`, or the extra is not installed.
+    """
+    tables = _load_tables(_hub("datasets"), dataset_id, None)
+    split = "train" if len(tables) > 1 else next(iter(tables))
+    if split not in tables:
+        raise unknown(f"split of hf:{dataset_id}", split, tables)
+    return _rows(tables[split])
+
+
+def _load_tables(module: ModuleType, dataset_id: str, config: str | None) -> dict[str, Any]:
+    # datasets 5.2 goes on serving its cached copy of a local folder whose files have changed: make it afresh.
+    fresh = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
+    options: dict[str, Any] = fresh if Path(dataset_id).is_dir() else {}
+    with _readable(f"hf:{dataset_id}", module.exceptions.DatasetsError):
+        try:
+            return module.load_dataset(dataset_id, config, **options)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            # A data set that comes as a program is not run; of most, the hub keeps the tables that it makes.
+            return module.load_dataset(dataset_id, config, revision="refs/convert/parquet")
 
 
 def _rows(table: Any) -> Iterator[dict[str, Any]]:

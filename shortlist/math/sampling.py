@@ -1,9 +1,11 @@
 """Which documents stand beside the positives of a training group."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, islice, zip_longest
 
 import numpy as np
+
+from shortlist.records import Group
 
 
 def interleave(lists: Sequence[Sequence[str]], depth: int) -> list[str]:
@@ -64,3 +66,8 @@ def epoch_negatives(negatives: Sequence[str], number: int, *, epoch: int, seed: 
     circle = _draw(negatives, len(negatives), np.random.default_rng(seed))
     start = epoch * number % len(circle)
     return (circle + circle)[start : start + number]
+
+
+def shortfall(groups: Iterable[Group], negatives: int) -> int:
+    """How many groups have fewer negatives than asked for."""
+    return sum(len(group.negatives) < negatives for group in groups)

@@ -1,10 +1,23 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from shortlist.data.groups import groups_from_qrels, read_groups, write_groups
+from shortlist.data.files import atomic_write
+from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups, read_groups, write_groups
+from shortlist.data.manifest import identity
 from shortlist.errors import UserError
-from shortlist.records import Group
+from shortlist.records import Group, Query
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that `hf:` reads, with a cache of its own."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    return tmp_path / "hub"
 
 
 def test_groups_survive_writing_and_reading(tmp_path):
@@ -44,3 +57,137 @@ def test_judgements_become_groups_of_what_is_relevant_enough():
     qrels = {"q": {"a": 2, "b": 1, "c": 0}, "r": {"a": 0}, "s": {"d": 1}}
     assert groups_from_qrels(qrels) == [Group("q", ("a", "b")), Group("s", ("d",))]
     assert groups_from_qrels(qrels, min_relevance=2) == [Group("q", ("a",))]
+
+
+TEVATRON = {
+    "query_id": "q1",
+    "query": "which is one?",
+    "positive_passages": [{"docid": "a", "title": "A", "text": "one"}],
+    "negative_passages": [{"docid": "b", "title": "", "text": "two"}, {"docid": "c", "title": "", "text": "three"}],
+}
+BY_ID = {
+    "query_id": "q2",
+    "query_text": "which is two?",
+    "positive_document_ids": ["b", "d"],
+    "negative_document_ids": ["a"],
+}
+OURS = {"query_id": "q3", "positives": ["a"], "negatives": []}
+GROUPS = [Group("q1", ("a",), ("b", "c")), Group("q2", ("b", "d"), ("a",)), Group("q3", ("a",))]
+TEXTS = {"q1": Query("q1", "which is one?"), "q2": Query("q2", "which is two?")}
+
+
+def write_lines(path: Path, *records: dict) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with atomic_write(path) as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    return path
+
+
+@pytest.mark.parametrize("name", ["groups.jsonl", "groups.jsonl.gz"])
+def test_groups_are_opened_in_every_layout_that_is_published(tmp_path, name):
+    path = write_lines(tmp_path / name, TEVATRON, BY_ID, OURS)
+    assert open_groups(str(path)) == GroupSource(GROUPS, TEXTS, identity(path))
+
+
+def test_groups_of_our_own_are_opened_as_they_are_read(tmp_path):
+    write_groups(tmp_path / "groups.jsonl", GROUPS)
+    assert open_groups(str(tmp_path / "groups.jsonl")).groups == read_groups(tmp_path / "groups.jsonl") == GROUPS
+
+
+def test_ids_that_repeat_in_published_groups_are_left_out_and_counted(tmp_path, capsys):
+    again = [{"docid": doc_id} for doc_id in ("b", "a", "c", "b")]
+    path = write_lines(tmp_path / "g.jsonl", TEVATRON | {"negative_passages": again}, BY_ID, BY_ID)
+    assert open_groups(str(path)).groups == [GROUPS[0], GROUPS[1], GROUPS[1]]
+    assert (
+        capsys.readouterr().err == f"{path}: left out 2 ids of 1 groups: repeated, or positive and negative at once.\n"
+    )
+    open_groups(str(write_lines(path, BY_ID | {"positive_document_ids": ["b", "d", "b"]})))
+    assert "left out 1 ids of 1 groups" in capsys.readouterr().err
+    open_groups(str(write_lines(path, TEVATRON, BY_ID)))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (TEVATRON | {"positive_passages": []}, "group of query 'q1' has no positive"),
+        (TEVATRON | {"positive_passages": ["a"]}, "positive_passages is not a list of passages"),
+        (TEVATRON | {"negative_passages": None}, "negative_passages is not a list of passages"),
+        (TEVATRON | {"negative_passages": [{"text": "x"}]}, "docid in negative_passages is .None.; expected a list"),
+        (TEVATRON | {"query_id": 7}, "query_id is 7; expected a string"),
+        (TEVATRON | {"query": " "}, "query 'q1' has no text"),
+        (BY_ID | {"positive_document_ids": []}, "group of query 'q2' has no positive"),
+        (BY_ID | {"negative_document_ids": [1] * 99}, r"negative_document_ids is \[1, 1, 1, 1, 1, 1, ...\]; expected"),
+        (OURS | {"negatives": ["a"]}, "document 'a' is both positive and negative"),
+        (
+            {"query_id": "q", "text": "x"},
+            r"group has no 'positives' field \(found: query_id, text\). Expected .*positive_passages",
+        ),
+    ],
+)
+def test_a_bad_record_is_named_by_its_source_number_and_fault(tmp_path, record, message):
+    path = write_lines(tmp_path / "g.jsonl", OURS, record)
+    with pytest.raises(UserError, match=f"g.jsonl:2: {message}"):
+        open_groups(str(path))
+
+
+def test_a_query_id_with_two_texts_is_refused(tmp_path):
+    path = write_lines(tmp_path / "g.jsonl", BY_ID, TEVATRON | {"query_id": "q2"})
+    with pytest.raises(UserError, match="query 'q2' has two different texts"):
+        open_groups(str(path))
+
+
+def test_each_id_is_in_memory_once(tmp_path):
+    path = write_lines(tmp_path / "g.jsonl", BY_ID | {"negative_document_ids": ["the-same-id"]}, TEVATRON, BY_ID)
+    one, _, other = open_groups(str(path)).groups
+    assert one.positives[0] is other.positives[0]
+
+
+@pytest.mark.parametrize("records", [[TEVATRON, TEVATRON | {"query_id": "q9"}], [BY_ID], [OURS]])
+def test_groups_on_the_hub_are_those_of_the_same_file(hub, records):
+    path = write_lines(hub / "train.jsonl", *records)
+    on_hub, in_file = open_groups(f"hf:{hub}"), open_groups(str(path))
+    assert on_hub[:2] == in_file[:2]
+
+
+def test_the_split_train_is_read_and_another_only_if_it_is_alone(hub):
+    write_lines(hub / "dev.jsonl", BY_ID)
+    assert open_groups(f"hf:{hub}").groups == [GROUPS[1]]
+    write_lines(hub / "train.jsonl", BY_ID | {"query_id": "q5"})
+    assert [group.query_id for group in open_groups(f"hf:{hub}").groups] == ["q5"]
+    (hub / "train.jsonl").rename(hub / "test.jsonl")
+    with pytest.raises(UserError, match=r"unknown split of hf:.* 'train': .*test"):
+        open_groups(f"hf:{hub}")
+
+
+def test_the_identity_of_groups_on_the_hub_is_that_of_their_contents(hub):
+    def now(*records: dict) -> str:
+        write_lines(hub / "train.jsonl", *records)
+        return open_groups(f"hf:{hub}").identity
+
+    first = now(BY_ID)
+    assert now(BY_ID) == first
+    changed = [now(BY_ID | change) for change in ({"query_text": "else?"}, {"negative_document_ids": ["c"]})]
+    assert len({first, *changed}) == 3
+
+
+def test_what_the_hub_cannot_give_is_one_line_with_the_record(hub):
+    write_lines(hub / "train.jsonl", BY_ID, BY_ID | {"positive_document_ids": []})
+    with pytest.raises(UserError, match=r"^hf:.*hub: record 2: group of query 'q2' has no positive"):
+        open_groups(f"hf:{hub}")
+    with pytest.raises(UserError, match=r"hf:nobody/nothing: cannot be read .*check the id"):
+        open_groups("hf:nobody/nothing")
+
+
+def test_of_a_data_set_that_comes_as_a_program_the_hubs_own_tables_are_read(hub, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    write_lines(hub / "train.jsonl", BY_ID)
+    tables = datasets.load_dataset(str(hub))
+
+    def load_dataset(name, config=None, *, revision=None):
+        if revision != "refs/convert/parquet":
+            raise RuntimeError(f"Dataset scripts are no longer supported, but found {name}.py")
+        return tables
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert open_groups("hf:Tevatron/msmarco-passage-aug").groups == [GROUPS[1]]

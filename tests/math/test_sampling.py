@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shortlist.math.sampling import draw_negatives, epoch_negatives, interleave
+from shortlist.math.sampling import draw_negatives, epoch_negatives, interleave, shortfall
+from shortlist.records import Group
 
 CANDIDATES = [f"c{i}" for i in range(10)]
 CORPUS = CANDIDATES + [f"r{i}" for i in range(90)]
@@ -86,3 +87,8 @@ def test_a_group_with_too_few_negatives_gives_those_it_has():
 
 def test_groups_of_different_seeds_are_shuffled_differently():
     assert epoch_negatives(CANDIDATES, 5, epoch=0, seed=[0, 1]) != epoch_negatives(CANDIDATES, 5, epoch=0, seed=[0, 2])
+
+
+def test_groups_with_fewer_negatives_than_asked_are_counted():
+    groups = [Group(f"q{n}", ("p",), tuple(CANDIDATES[:n])) for n in (0, 2, 3, 4)]
+    assert [shortfall(groups, negatives) for negatives in (0, 1, 3, 4, 9)] == [0, 1, 2, 3, 4]
