@@ -1,7 +1,7 @@
 """The best k documents of each query, in an order that never depends on chance: score, then index."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NOWHERE = 1 << 62
@@ -62,3 +62,15 @@ def above(
     values[rows, places] = scores[rows, columns]
     indices[rows, places] = columns
     return values, indices
+
+
+def reciprocal_ranks(
+    scores: Float[Tensor, "queries docs"], relevant: Bool[Tensor, "queries docs"], *, cutoff: int
+) -> Float[Tensor, " queries"]:
+    """One over the rank of each query's first relevant document, 0 where none is among the first `cutoff`.
+
+    Equal scores rank by ascending column. The mean over queries is MRR@cutoff.
+    """
+    _, columns = top_k(scores, cutoff)
+    ranks = torch.arange(1, columns.shape[1] + 1, device=scores.device)
+    return (relevant.gather(1, columns) / ranks).amax(1)

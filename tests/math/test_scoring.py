@@ -1,8 +1,11 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.math.scoring import NOWHERE, above, merge_top_k, top_k
+from shortlist.evaluate import per_query
+from shortlist.math.scoring import NOWHERE, above, merge_top_k, reciprocal_ranks, top_k
+from shortlist.records import Hit
 
 
 def by_the_book(scores, k):
@@ -82,3 +85,29 @@ def test_a_place_without_document_loses_to_a_document_of_minus_infinity():
     nothing = torch.full((1, 1), -torch.inf)
     merged = merge_top_k(nothing, torch.tensor([[NOWHERE]]), nothing, torch.tensor([[7]]), 1)
     assert merged[1].tolist() == [[7]]
+
+
+def test_reciprocal_ranks_equal_the_values_worked_out_by_hand():
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.9, 0.5, 0.1]])
+    relevant = torch.tensor([[True, False, True], [False, True, False], [False, False, True]])
+    torch.testing.assert_close(reciprocal_ranks(scores, relevant, cutoff=2), torch.tensor([1 / 2, 1.0, 0.0]))
+    torch.testing.assert_close(reciprocal_ranks(scores, relevant, cutoff=9), torch.tensor([1 / 2, 1.0, 1 / 3]))
+
+
+def test_reciprocal_ranks_of_equal_scores_follow_the_columns():
+    relevant = torch.eye(3, dtype=torch.bool)
+    expected = torch.tensor([1.0, 1 / 2, 1 / 3])
+    torch.testing.assert_close(reciprocal_ranks(torch.zeros(3, 3), relevant, cutoff=10), expected)
+
+
+def test_reciprocal_ranks_equal_those_of_ir_measures():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(20, (50, 40), generator=generator).float()
+    relevant = torch.rand(50, 40, generator=generator) < 0.05
+    order = [sorted(range(40), key=lambda column: (-row[column], column)) for row in scores.tolist()]
+    run = {f"q{i}": [Hit(f"d{column}", -rank) for rank, column in enumerate(row)] for i, row in enumerate(order)}
+    qrels = {f"q{i}": {f"d{j}": int(grade) for j, grade in enumerate(row)} for i, row in enumerate(relevant.tolist())}
+    expected = per_query(run, qrels, ["RR@10"])["RR@10"]
+    actual = reciprocal_ranks(scores, relevant, cutoff=10).tolist()
+    assert actual == pytest.approx([expected[f"q{i}"] for i in range(50)], abs=1e-6)
+    assert 0 < sum(actual) < 50

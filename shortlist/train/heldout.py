@@ -1,0 +1,113 @@
+"""How good the model is at what it was not trained on: MRR@10 over a sample of a held-out split and of the corpus."""
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from shortlist.data.checks import pick
+from shortlist.data.collections import Collection
+from shortlist.data.groups import groups_from_qrels
+from shortlist.errors import UserError
+from shortlist.index.bm25 import BM25Index
+from shortlist.math.scoring import reciprocal_ranks
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.records import Document, Query
+
+CUTOFF = 10
+
+
+class Heldout(NamedTuple):
+    """A small search task: queries, the documents to search, and what is relevant."""
+
+    queries: list[Query]
+    documents: list[Document]
+    """In corpus order, which decides between equal scores."""
+    relevant: list[frozenset[str]]
+    """Ids of what is relevant to each query; all of them are among the documents."""
+
+
+class Evaluation(NamedTuple):
+    """A held-out task made ready for one model, whose outputs change while its inputs do not."""
+
+    token_ids: list[list[int]]
+    """Every input of the model."""
+    mrr: Callable[[Tensor], float]
+    """MRR@10 of the model's outputs, one row for each input, in the same order."""
+
+
+def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_docs: int, seed: int) -> Heldout:
+    """A sample of a split's queries, and of the corpus: all that is relevant to them, and others at random.
+
+    The corpus streams by once, however large; the same seed draws the same.
+
+    Args:
+        num_queries: most queries, out of those with a relevant document.
+        num_docs: most documents, but for relevant ones, which are never left out.
+
+    Raises:
+        UserError: the split does not exist, has no judgements or nothing relevant, or a relevant document is missing.
+    """
+    positives = {group.query_id: frozenset(group.positives) for group in groups_from_qrels(collection.qrels(split))}
+    answered = [query for query in collection.queries(split) if query.query_id in positives]
+    if not answered:
+        raise UserError(f"{collection.name}: split {split!r} has no query with a relevant document to evaluate on.")
+    rng = random.Random(seed)
+    places = sorted(rng.sample(range(len(answered)), min(num_queries, len(answered))))
+    queries = [answered[place] for place in places]
+    relevant = [positives[query.query_id] for query in queries]
+    needed = frozenset().union(*relevant)
+
+    def lots() -> Iterator[tuple[float, int, Document]]:
+        for place, document in enumerate(collection.corpus()):
+            yield -1.0 if document.doc_id in needed else rng.random(), place, document
+
+    drawn = heapq.nsmallest(max(num_docs, len(needed)), lots())
+    documents = [document for _, _, document in sorted(drawn, key=lambda lot: lot[1])]
+    pick(collection.name, "document", sorted(needed), {document.doc_id: document for document in documents})
+    return Heldout(queries, documents, relevant)
+
+
+def retriever_evaluation(model: Retriever, heldout: Heldout) -> Evaluation:
+    """Every query against every document; the outputs are vectors."""
+    count = len(heldout.queries)
+    relevant = torch.tensor([[d.doc_id in ids for d in heldout.documents] for ids in heldout.relevant])
+
+    def mrr(vectors: Tensor) -> float:
+        scores = vectors[:count] @ vectors[count:].T
+        return reciprocal_ranks(scores, relevant.to(scores.device), cutoff=CUTOFF).mean().item()
+
+    token_ids = model.inputs.query_ids(heldout.queries) + model.inputs.document_ids(heldout.documents)
+    return Evaluation(token_ids, mrr)
+
+
+def reranker_evaluation(model: Reranker, heldout: Heldout, *, candidates: int) -> Evaluation:
+    """Every query with what is relevant to it and with what BM25 finds; the outputs are scores.
+
+    Args:
+        candidates: how many of BM25's hits.
+    """
+    hits = BM25Index.build(heldout.documents).search(heldout.queries, candidates)
+    wanted = [
+        relevant | {hit.doc_id for hit in hits[query.query_id]}
+        for query, relevant in zip(heldout.queries, heldout.relevant, strict=True)
+    ]
+    found = [[d for d in heldout.documents if d.doc_id in ids] for ids in wanted]
+    sizes = [len(documents) for documents in found]
+    marks = [
+        torch.tensor([d.doc_id in ids for d in documents])
+        for documents, ids in zip(found, heldout.relevant, strict=True)
+    ]
+    relevant = pad_sequence(marks, batch_first=True)
+
+    def mrr(scores: Tensor) -> float:
+        rows = pad_sequence(list(scores.split(sizes)), batch_first=True, padding_value=-torch.inf)
+        return reciprocal_ranks(rows, relevant.to(rows.device), cutoff=CUTOFF).mean().item()
+
+    pairs = [(query, d) for query, documents in zip(heldout.queries, found, strict=True) for d in documents]
+    return Evaluation(model.inputs.pair_ids(pairs), mrr)
