@@ -1,9 +1,10 @@
 """The transformer under every model: loading it, running it on right-padded ids, putting LoRA on it."""
 
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,33 +13,147 @@ import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from shortlist.errors import UserError, unknown
 from shortlist.math.pooling import POOLINGS
 from shortlist.models.linear import last_mlp_only_at
+from shortlist.text.contract import InputContract
 
 
-def load_backbone(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_backbone(
+    name: str, *, dtype: torch.dtype = torch.float32, attention: str | None = None, four_bit: bool = False
+) -> PreTrainedModel:
     """Load a decoder or encoder without its language-model head, from a folder or the hub.
 
+    Args:
+        attention: how attention is computed, in transformers' words: eager, sdpa, flash_attention_2, ... (None: sdpa
+            where the model has it).
+        four_bit: keep the linear layers as 4-bit NF4 (https://arxiv.org/abs/2305.14314) and compute in `dtype`; on
+            the current GPU if there is one. They cannot learn: put LoRA on them.
+
     Raises:
-        UserError: nothing usable is there, or it would need code of its own to run.
+        UserError: nothing usable is there, it would need code of its own to run, or a package is missing.
     """
-    logging.disable_progress_bar()  # ours says more
-    logging.set_verbosity_error()  # what is missing is an error below; what is not needed is no news
+    config = _config(name)
+    options: dict[str, Any] = {"attn_implementation": _known_attention(attention, name), "dtype": dtype}
+    if four_bit:
+        options["quantization_config"] = _nf4(dtype)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        options = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
-        model, loaded = AutoModel.from_pretrained(name, config=config, dtype=dtype, **options)
+        model, loaded = AutoModel.from_pretrained(
+            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise not_a_model(name, error) from None
     # transformers would go on with random weights in their place; the pooler above an encoder is never used here
     if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
         raise not_a_model(name, f"{len(missing)} weights are missing, {missing[0]} among them")
+    _freeze_pooler(model)
+    if not getattr(config, "is_causal", True):
+        see_both_ways(model)  # transformers itself reads this for some inputs and not for others
+    # else, on some CPUs and out of training, bitsandbytes would repack the weights for good, into a form that computes
+    # in bfloat16, has no gradient, and dequantises to other weights
+    _switch_off(model, "support_avx512bf16_for_cpu")
     return model.eval()
+
+
+def empty_backbone(name: str, *, attention: str | None = None) -> PreTrainedModel:
+    """The backbone that `load_backbone` would load, without its weights: shapes alone, on the device `meta`.
+
+    Raises:
+        UserError: no usable config.json is there, or a package is missing.
+    """
+    config = _config(name)
+    _known_attention(attention, name)
+    try:
+        model = _on_meta(config)
+    except ValueError as error:
+        raise not_a_model(name, error) from None
+    _freeze_pooler(model)
+    return model.eval()
+
+
+def dequantize(model: PreTrainedModel) -> PreTrainedModel:
+    """Give a 4-bit model plain float32 layers that compute what its 4-bit ones did, in place.
+
+    An adapter trained on the 4-bit model belongs on these weights; on those that were quantised it scores otherwise.
+    """
+    model.dequantize(dtype=torch.float32)
+    return model.float()
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """While training, keep only what went into each layer and run the layer again in the backward pass, in place.
+
+    Raises:
+        UserError: the model's code cannot.
+    """
+    try:
+        with _hushed():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError:
+        raise UserError(
+            f"--gradient-checkpointing: {type(model).__name__} cannot; leave it out, and lower --token-budget or use "
+            "--grad-cache instead."
+        ) from None
+
+
+def _config(name: str) -> Any:
+    logging.disable_progress_bar()  # ours says more
+    logging.set_verbosity_error()  # what is missing is an error below; what is not needed is no news
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise not_a_model(name, error) from None
+
+
+def _on_meta(config: Any, **options: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32, **options)
+
+
+def _known_attention(attention: str | None, name: str) -> str | None:
+    """The name itself, if the model can be built with it here: before its weights are read, and with a better word."""
+    if attention is None:
+        return None
+    known = ["eager", *(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if not key.startswith("paged"))]
+    if attention not in known:
+        raise unknown("attention", attention, known)
+    try:
+        _on_meta(_config(name), attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"--attention: {attention} cannot be used for {name} here ({_first_line(error)}); leave it out, or install "
+            "what it needs."
+        ) from None
+    return attention
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    try:
+        with _hushed():
+            import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError("--four-bit: needs bitsandbytes; pip install 'shortlist[qlora]'.") from None
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(load_in_4bit=True, **options)
+
+
+def _switch_off(model: nn.Module, name: str) -> None:
+    """Set an attribute to False in every module that has it."""
+    for module in model.modules():
+        if hasattr(module, name):
+            setattr(module, name, False)
+
+
+def _freeze_pooler(model: PreTrainedModel) -> None:
+    """The pooler above an encoder takes no part, yet stays, so that others can load what we save."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("pooler."):
+            parameter.requires_grad_(False)
 
 
 def not_a_model(name: str, error: Exception | str) -> UserError:
@@ -49,9 +164,34 @@ def not_a_model(name: str, error: Exception | str) -> UserError:
     )
 
 
+def is_decoder(model: PreTrainedModel) -> bool:
+    """Whether the architecture was made to predict the next token, whatever its tokens see now."""
+    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether a token sees only those before it, so that padding on the right changes nothing and needs no mask."""
-    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    config = model.config
+    both_ways = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False)
+    return is_decoder(model) and not both_ways
+
+
+def see_both_ways(model: PreTrainedModel) -> None:
+    """Let every token of a decoder see those after it too, in place (https://arxiv.org/abs/2404.05961)."""
+    model.config.is_causal = False  # read where a mask is made
+    _switch_off(model, "is_causal")  # read where none is needed
+
+
+def apply_contract(model: PreTrainedModel, contract: InputContract) -> None:
+    """Make the model read its input as the contract says, in place.
+
+    Raises:
+        UserError: there is no such pooling.
+    """
+    if contract.pooling not in POOLINGS:
+        raise unknown("pooling", contract.pooling, POOLINGS)
+    if contract.bidirectional:
+        see_both_ways(model)
 
 
 def pooled_states(
@@ -66,11 +206,12 @@ def pooled_states(
     Args:
         pooling: a name in math.pooling.POOLINGS.
     """
+    options: dict[str, Any] = {"use_cache": False} if is_decoder(model) else {}
     if not is_causal(model):
-        mask = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
-        return POOLINGS[pooling](model(input_ids=token_ids, attention_mask=mask).last_hidden_state, lengths)
-    with last_mlp_only_at(model, lengths - 1) if pooling == "last" else nullcontext():
-        hidden = model(input_ids=token_ids, use_cache=False).last_hidden_state
+        options["attention_mask"] = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
+    only_last = is_decoder(model) and pooling == "last"
+    with last_mlp_only_at(model, lengths - 1) if only_last else nullcontext():
+        hidden = model(input_ids=token_ids, **options).last_hidden_state
     return POOLINGS[pooling](hidden, lengths)
 
 
@@ -122,14 +263,15 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
     Raises:
         UserError: the model has no layer of one of those names.
     """
-    from peft import LoraConfig, get_peft_model
+    with _hushed():
+        from peft import LoraConfig, get_peft_model
 
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for target in set(lora.targets) - names:
         raise unknown("layer for LoRA", target, names)
     targets = list(lora.targets)
     settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of libraries to one another
+    with _hushed():
         return get_peft_model(model, settings)
 
 
@@ -139,12 +281,22 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         UserError: the adapter does not fit the model.
     """
-    from peft import PeftModel
+    with _hushed():
+        from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, folder).merge_and_unload()
+        with _hushed():
+            return PeftModel.from_pretrained(model, folder).merge_and_unload()
     except (RuntimeError, ValueError, OSError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"{folder}: the adapter does not fit its base model ({_first_line(error)}).") from None
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the warnings of peft, bitsandbytes and transformers to one another."""
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # of a kernel, when imported, that is not used here
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        yield
 
 
 def _first_line(error: Exception | str) -> str:

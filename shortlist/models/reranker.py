@@ -5,9 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.errors import unknown
-from shortlist.math.pooling import POOLINGS
-from shortlist.models.backbone import pooled_states
+from shortlist.models.backbone import apply_contract, pooled_states
 from shortlist.text.contract import Inputs
 
 
@@ -24,8 +22,7 @@ class Reranker(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
-        if inputs.contract.pooling not in POOLINGS:
-            raise unknown("pooling", inputs.contract.pooling, POOLINGS)
+        apply_contract(backbone, inputs.contract)
         self.score = nn.Parameter(head.float())
 
     def forward(

@@ -20,6 +20,10 @@ TEXTS_AT_ONCE = 1024
 
 SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token_id", "<sep>": "sep_token_id"}
 
+KINDS = ("query", "document", "pair")
+
+NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
@@ -44,6 +48,8 @@ class InputContract:
     """Which hidden state stands for the input: a name in math.pooling.POOLINGS."""
     normalize: bool = True
     """Vectors have length 1."""
+    bidirectional: bool = False
+    """Every token of a decoder sees those after it too, as an encoder's always do."""
     verbatim: bool = False
     """Fields go in unstripped and even when empty, with hyphens in titles as spaces; then the whole is stripped."""
 
@@ -65,13 +71,26 @@ class InputContract:
         return cls(**settings)
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "InputContract":
-        """The same contract with other lengths; `document` bounds a document or, in a reranker, the whole pair."""
+        """The same contract with other lengths; `document` bounds a document or, in a reranker, the whole pair.
+
+        Raises:
+            UserError: a length below 1.
+        """
+        for flag, length in (("query-length", query), ("max-length", document)):
+            if length is not None and length < 1:
+                raise UserError(f"--{flag} is {length}; expected at least 1.")
         return replace(
             self,
             query_length=query or self.query_length,
             document_length=document or self.document_length,
             pair_length=document or self.pair_length,
         )
+
+    def fitted(self, tokenizer: Any) -> "InputContract":
+        """The same contract without `<bos>`, where the tokenizer has none (Qwen's, whose models never saw one)."""
+        if tokenizer.bos_token_id is not None:
+            return self
+        return replace(self, **{k: tuple(p for p in getattr(self, k) if p != "<bos>") for k in KINDS})
 
 
 _REPLLAMA = InputContract(
@@ -127,25 +146,48 @@ class Tokenizer(Protocol):
 
 
 class Inputs:
-    """Turns queries, documents and pairs into token ids by a contract.
+    """Turns queries, documents and pairs into token ids by a contract, which may be replaced.
 
     Raises:
-        UserError: the tokenizer lacks a special token that the contract needs.
+        UserError: the tokenizer lacks a special token that the contract needs, or a length leaves no room for text.
     """
 
     def __init__(self, contract: InputContract, tokenizer: Any) -> None:
-        self.contract = contract
         self.tokenizer: Tokenizer = tokenizer
         self.pad_id: int = tokenizer.pad_token_id or 0
+        self.contract = contract
+
+    @property
+    def contract(self) -> InputContract:
+        """The form that texts are put into."""
+        return self._contract
+
+    @contract.setter
+    def contract(self, contract: InputContract) -> None:
+        self._contract = contract
         self._special: dict[str, int] = {}
         for piece in {*contract.query, *contract.document, *contract.pair} & SPECIAL.keys():
-            token_id = getattr(tokenizer, SPECIAL[piece])
+            token_id = getattr(self.tokenizer, SPECIAL[piece])
             if token_id is None:
                 raise UserError(
-                    f"{tokenizer.name_or_path}: the tokenizer has no {piece} token, which the input contract needs; "
-                    "choose another --contract or a tokenizer that has one."
+                    f"{self.tokenizer.name_or_path}: the tokenizer has no {piece} token, which the input contract "
+                    "needs; choose another --contract or a tokenizer that has one."
                 )
             self._special[piece] = token_id
+        for kind in KINDS:
+            if getattr(contract, kind):
+                self._check_room(kind)
+
+    def _check_room(self, kind: str) -> None:
+        length = getattr(self.contract, f"{kind}_length")
+        [bare] = self._ids(self._template(kind), [NO_TEXT], None)
+        least = len(bare) + (2 if kind == "pair" else 1)
+        if length < least:
+            flag = "--query-length" if kind == "query" else "--max-length"
+            raise UserError(
+                f"{kind}_length is {length}, but prompt and special tokens alone take {len(bare)}, which leaves no "
+                f"room for text; expected at least {least} ({flag})."
+            )
 
     def query_ids(self, queries: Sequence[Query]) -> list[list[int]]:
         """Token ids of each query."""
@@ -167,7 +209,7 @@ class Inputs:
         rows = [{"query": q.text} | self._fields(d) for q, d in pairs]
         ids = self._ids(template, rows, length)
         full = [i for i, row in enumerate(ids) if len(row) >= length]
-        bare = {pairs[i][0]: {"query": pairs[i][0].text, "url": "", "title": "", "text": ""} for i in full}
+        bare = {pairs[i][0]: NO_TEXT | {"query": pairs[i][0].text} for i in full}
         for query, row in zip(bare, self._ids(template, list(bare.values()), None), strict=True):
             if len(row) >= length:
                 raise UserError(

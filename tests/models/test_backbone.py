@@ -2,30 +2,41 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from samples import DOCUMENTS
-from torch import nn
-from transformers import LlamaForCausalLM
+from samples import DECODERS, DOCUMENTS, FAMILIES, small
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from shortlist.errors import UserError
 from shortlist.models.backbone import (
     LORAS,
     Lora,
     add_lora,
+    checkpoint_layers,
+    dequantize,
+    empty_backbone,
     is_causal,
+    is_decoder,
     load_backbone,
     merge_adapter,
     parse_lora,
     pooled_states,
+    see_both_ways,
 )
 from shortlist.models.checkpoint import load_retriever, save_model
 
 IDS = torch.tensor([[1, 5, 9, 7, 2], [1, 8, 2, 0, 0]])
 LENGTHS = torch.tensor([5, 3])
+
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs shortlist[qlora]")
 
 
 @pytest.fixture
@@ -54,9 +65,10 @@ def test_weights_come_in_the_dtype_asked_for(llama: Path):
     assert {p.dtype for p in load_backbone(str(llama)).parameters()} == {torch.float32}
 
 
-def test_only_the_decoder_is_causal(llama: Path, bert: Path):
-    assert is_causal(load_backbone(str(llama)))
-    assert not is_causal(load_backbone(str(bert)))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_decoder_is_causal(family: str):
+    assert is_causal(small(family)) == (family in DECODERS)
+    assert is_decoder(small(family)) == (family in DECODERS or family == "embedding-gemma")
 
 
 @torch.inference_mode()
@@ -72,6 +84,228 @@ def test_padding_changes_no_state_whatever_its_id(family: str, pooling: str, req
         ids[1, 3:] = pad_id
         together = pooled_states(backbone, ids, LENGTHS, pooling=pooling)
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+LONG = torch.tensor([[1, 5, 9, 7, 8, 11, 3]])
+
+
+def first_states(model: PreTrainedModel, *, padding: int) -> tuple[Tensor, Tensor]:
+    """The first token's state in a text, and in the same text with another last token."""
+    other = LONG.clone()
+    other[0, -1] = 50
+    ids = torch.nn.functional.pad(torch.cat([LONG, other]), (0, padding), value=77)
+    with torch.inference_mode():
+        one, two = pooled_states(model, ids, torch.tensor([7, 7]), pooling="cls")
+    return one, two
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_first_token_sees_the_last_one_if_the_model_is_not_causal(family: str, attention: str | None):
+    model = small(family, attn_implementation=attention)
+    for padding in (0, 3):
+        one, two = first_states(model, padding=padding)
+        assert torch.allclose(one, two, atol=1e-6) == (family in DECODERS)
+        torch.testing.assert_close(one, first_states(model, padding=0)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_decoder_can_be_made_to_see_both_ways(family: str, attention: str | None):
+    model = small(family, attn_implementation=attention)
+    see_both_ways(model)
+    assert is_decoder(model)
+    assert not is_causal(model)
+    for padding in (0, 3):
+        one, two = first_states(model, padding=padding)
+        assert (one - two).abs().max() > 0.01
+        torch.testing.assert_close(one, first_states(model, padding=0)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_saved_decoder_that_sees_both_ways_still_does(family: str, tmp_path: Path):
+    model = small(family)
+    see_both_ways(model)
+    model.save_pretrained(tmp_path)
+    for padding in (0, 3):
+        expected, actual = (first_states(m, padding=padding) for m in (model, load_backbone(str(tmp_path))))
+        torch.testing.assert_close(actual, expected)
+
+
+def test_the_pooler_is_kept_but_does_not_learn(bert: Path):
+    backbone = load_backbone(str(bert))
+    frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_an_attention_that_does_not_exist_is_refused(llama: Path):
+    for load in (load_backbone, empty_backbone):
+        with pytest.raises(UserError, match="unknown attention 'spda': perhaps 'sdpa'"):
+            load(str(llama), attention="spda")
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="needs a machine without flash attention")
+def test_an_attention_whose_package_is_missing_is_refused_in_one_line(llama: Path):
+    for load in (load_backbone, empty_backbone):
+        with pytest.raises(UserError, match=r"--attention: flash_attention_2 cannot be used .* leave it out") as error:
+            load(str(llama), attention="flash_attention_2")
+        assert "\n" not in str(error.value)
+
+
+def test_attention_is_computed_as_asked_for(llama: Path):
+    eager, sdpa = (load_backbone(str(llama), attention=name) for name in ("eager", "sdpa"))
+    assert (eager.config._attn_implementation, sdpa.config._attn_implementation) == ("eager", "sdpa")
+    states = [pooled_states(model, IDS, LENGTHS, pooling="last") for model in (eager, sdpa)]
+    torch.testing.assert_close(*states, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_an_empty_backbone_has_the_shapes_of_the_loaded_one(family: str, request: pytest.FixtureRequest):
+    folder = Path(request.getfixturevalue(family))
+    loaded, empty = load_backbone(str(folder)), empty_backbone(str(folder))
+    lora = replace(Lora(), targets=("q_proj", "down_proj") if family == "llama" else ("query", "value"))
+
+    def shapes(model: PreTrainedModel) -> dict[str, tuple[torch.Size, bool]]:
+        return {name: (p.shape, p.requires_grad) for name, p in model.named_parameters()}
+
+    assert shapes(loaded) == shapes(empty)
+    for model in (loaded, empty):
+        add_lora(model, lora)
+    assert shapes(loaded) == shapes(empty)
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+
+
+def test_an_empty_backbone_needs_no_weights_but_a_config(copy: Path, tmp_path: Path):
+    (copy / "model.safetensors").unlink()
+    assert empty_backbone(str(copy)).config.num_hidden_layers == 2
+    (copy / "config.json").write_text("{}")
+    for folder in (copy, tmp_path / "absent"):
+        with pytest.raises(UserError, match="cannot load a model"):
+            empty_backbone(str(folder))
+
+
+def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Of a loss over the pooled states; every use of dropout draws the same numbers."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    pooled_states(model, IDS, LENGTHS, pooling="last").square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bert", "modernbert"])
+def test_layers_run_again_in_the_backward_pass_give_the_same_gradients(family: str, lora: bool):
+    model = small(family).train()
+    if lora:
+        targets = {"bert": ("query", "value"), "modernbert": ("Wqkv", "Wo")}.get(family, Lora().targets)
+        add_lora(model, replace(Lora(r=4), targets=targets))
+        spread_lora(model)
+    expected = gradients(model)
+    calls: list[None] = []
+    layer = next(m for name, m in model.named_modules() if name.endswith(("layers.0", "layer.0")))
+    next(layer.children()).register_forward_hook(lambda *_: calls.append(None))
+    checkpoint_layers(model)
+    actual = gradients(model)
+    assert len(calls) == 2
+    assert expected.keys() == actual.keys()
+    assert all("lora_" in name for name in actual) == lora
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], msg=name)
+
+
+def test_a_model_that_cannot_run_layers_again_is_refused(monkeypatch: pytest.MonkeyPatch):
+    model = small("llama")
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="--gradient-checkpointing: LlamaModel cannot"):
+        checkpoint_layers(model)
+
+
+def spread_lora(model: PreTrainedModel) -> None:
+    """Give the B of every LoRA, zero in a new one, something to add."""
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1, generator=generator)
+
+
+def states(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        return pooled_states(model.eval(), IDS, LENGTHS, pooling="last")
+
+
+@needs_bitsandbytes
+def test_four_bit_layers_are_smaller_and_near(llama: Path):
+    small_one, exact = load_backbone(str(llama), four_bit=True), load_backbone(str(llama))
+    layers = [m for m in small_one.modules() if isinstance(m, nn.Linear)]
+    assert len(layers) == 2 * 7
+    assert {layer.weight.dtype for layer in layers} == {torch.uint8}
+    assert not any(layer.weight.requires_grad for layer in layers)
+    assert layers[0].weight.numel() == 64 * 64 / 2
+    similarity = torch.cosine_similarity(states(small_one), states(exact))
+    assert similarity.min() > 0.8
+    assert similarity.max() < 0.9999
+
+
+@needs_bitsandbytes
+def test_dequantised_layers_compute_what_the_four_bit_ones_did(llama: Path):
+    expected = states(load_backbone(str(llama), four_bit=True))
+    plain = dequantize(load_backbone(str(llama), four_bit=True))
+    torch.testing.assert_close(states(plain), expected, atol=1e-5, rtol=0)
+    assert {type(m) for m in plain.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    assert "quantization_config" not in plain.config.to_dict()
+    half = dequantize(load_backbone(str(llama), dtype=torch.bfloat16, four_bit=True))
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+
+
+@needs_bitsandbytes
+def test_an_adapter_merged_into_dequantised_layers_scores_as_in_training(llama: Path, tmp_path: Path):
+    trained = load_backbone(str(llama), four_bit=True)
+    wrapper = add_lora(trained, Lora(r=4))
+    spread_lora(trained)
+    expected = states(trained)
+    wrapper.save_pretrained(tmp_path)
+    merged = merge_adapter(dequantize(load_backbone(str(llama), four_bit=True)), tmp_path)
+    torch.testing.assert_close(states(merged), expected, atol=1e-5, rtol=0)
+    assert (states(merge_adapter(load_backbone(str(llama)), tmp_path)) - expected).abs().max() > 0.01
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_lora_on_four_bit_layers_learns_and_evaluation_leaves_them_alone(llama: Path, checkpointed: bool):
+    backbone = load_backbone(str(llama), four_bit=True)
+    add_lora(backbone, Lora(r=4, dropout=0.0))
+    spread_lora(backbone)
+    if checkpointed:
+        checkpoint_layers(backbone)
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    optimizer, losses = torch.optim.SGD(trained, lr=0.001), []
+    for _ in range(4):
+        before = states(backbone)
+        output = pooled_states(backbone.train(), IDS, LENGTHS, pooling="last")
+        torch.testing.assert_close(output.detach(), before, atol=1e-5, rtol=0)
+        losses.append(loss := (output - 1).square().mean())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in trained)
+        optimizer.step()
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_four_bits_without_bitsandbytes_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"--four-bit: needs bitsandbytes; pip install 'shortlist\[qlora\]'"):
+        load_backbone(str(llama), four_bit=True)
+
+
+@pytest.mark.slow
+@needs_bitsandbytes
+def test_four_bits_and_lora_say_nothing(llama: Path):
+    """In a process of its own: bitsandbytes speaks when it is imported."""
+    lines = ["from shortlist.models.backbone import Lora, add_lora, load_backbone"]
+    lines += [f"add_lora(load_backbone({str(llama)!r}, four_bit=True), Lora())"]
+    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 class Trap:

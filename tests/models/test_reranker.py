@@ -1,10 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from samples import PAIRS
+from samples import DECODERS, FAMILIES, PAIRS, small
+from tiny import tokenizer
 from transformers import AutoModel, LlamaForSequenceClassification
 
+from shortlist.errors import UserError
 from shortlist.models.backbone import load_backbone
 from shortlist.models.embed import score_pairs
 from shortlist.models.reranker import Reranker, new_head
@@ -48,6 +51,35 @@ def test_an_encoder_scores_by_its_first_token(bert: Path):
     ids = reranker.inputs.pair_ids(PAIRS)
     alone = [reference(torch.tensor([row])).last_hidden_state[0, 0] @ HEAD[0] for row in ids]
     torch.testing.assert_close(torch.from_numpy(score_pairs(reranker, PAIRS)), torch.stack(alone), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_to_score_and_its_padding_changes_nothing(family: str, bidirectional: bool):
+    form = named_contract("rankllama" if family in DECODERS else "bert-pair")
+    reranker = Reranker(small(family), Inputs(replace(form, bidirectional=bidirectional), tokenizer()), HEAD)
+    rows = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2]]
+    scores = reranker(*pad(rows, 0))
+    alone = torch.cat([reranker(*pad([row], 0)) for row in rows])
+    torch.testing.assert_close(scores, alone, atol=1e-4, rtol=0)
+    scores.sum().backward()
+    learning = {name: p for name, p in reranker.named_parameters() if "pooler" not in name}
+    assert {name for name, p in learning.items() if p.grad is None or not p.grad.isfinite().all()} == set()
+
+
+def test_a_bidirectional_contract_lets_the_query_see_the_document(llama: Path):
+    backbone, (first, second) = load_backbone(str(llama)), ([1, 5, 9, 2], [1, 5, 7, 2])
+    for both_ways in (False, True):
+        form = replace(named_contract("rankllama"), pooling="cls", bidirectional=both_ways)
+        reranker = Reranker(backbone, Inputs(form, load_tokenizer(llama)), HEAD)
+        one, two = reranker(*pad([first, second], 0)).tolist()
+        assert (one == pytest.approx(two, abs=1e-5)) != both_ways
+
+
+def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
+    inputs = Inputs(replace(named_contract("rankllama"), pooling="lats"), load_tokenizer(llama))
+    with pytest.raises(UserError, match="unknown pooling 'lats': perhaps 'last'"):
+        Reranker(load_backbone(str(llama)), inputs, HEAD)
 
 
 def test_the_head_and_the_backbone_learn(llama: Path):

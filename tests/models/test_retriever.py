@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from samples import DOCUMENTS, QUERIES
+from samples import DECODERS, DOCUMENTS, ENCODERS, FAMILIES, QUERIES, small
+from tiny import tokenizer
 from transformers import AutoModel
 
 from shortlist.errors import UserError
 from shortlist.models.backbone import load_backbone
 from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import embed_documents, embed_queries
+from shortlist.models.linear import pack_linears, packing_pays
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad
@@ -93,6 +95,53 @@ def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
     form = replace(named_contract("repllama"), pooling="maen")
     with pytest.raises(UserError, match="unknown pooling 'maen': perhaps 'mean'"):
         Retriever(load_backbone(str(llama)), Inputs(form, load_tokenizer(llama)))
+
+
+def of_family(family: str, **settings: Any) -> Retriever:
+    form = replace(named_contract("repllama" if family in DECODERS else "bert"), **settings)
+    return Retriever(small(family), Inputs(form, tokenizer()))
+
+
+IDS = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2], [1, 20, 6, 2], [1, 5, 9, 7, 8, 30, 2]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"pooling": "mean"}, {"bidirectional": True}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_and_its_padding_changes_nothing(family: str, settings: dict[str, Any]):
+    retriever = of_family(family, **settings)
+    vectors = retriever(*pad(IDS, 0))
+    close(vectors.detach(), torch.cat([run(retriever, [ids]) for ids in IDS]))
+    loss = F.cross_entropy(vectors[:2] @ vectors[2:].T, torch.tensor([1, 0]))
+    loss.backward()
+    learning = {name: p for name, p in retriever.named_parameters() if p.requires_grad and "pooler" not in name}
+    assert {name for name, p in learning.items() if p.grad is None or not p.grad.isfinite().all()} == set()
+    torch.optim.SGD(learning.values(), lr=1e-4).step()
+    vectors = run(retriever, IDS)
+    assert F.cross_entropy(vectors[:2] @ vectors[2:].T, torch.tensor([1, 0])) < loss
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_the_same_vectors_with_packed_linears(family: str):
+    if not packing_pays():
+        pytest.skip("packed linears are no faster here")
+    retriever = of_family(family)
+    expected = run(retriever, IDS)
+    retriever.requires_grad_(False)
+    assert pack_linears(retriever) >= 2 * 4
+    close(run(retriever, IDS), expected)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_bidirectional_contract_lets_a_query_see_what_follows(family: str):
+    other = [[*IDS[0][:-2], 30, 2]]
+    for both_ways in (False, True):
+        retriever = of_family(family, pooling="cls", bidirectional=both_ways)
+        assert torch.allclose(run(retriever, IDS[:1]), run(retriever, other), atol=1e-6) != both_ways
+
+
+@pytest.mark.parametrize("family", sorted(set(ENCODERS) - {"embedding-gemma"}))
+def test_a_bidirectional_contract_changes_nothing_in_an_encoder(family: str):
+    close(run(of_family(family, bidirectional=True), IDS), run(of_family(family), IDS))
 
 
 def sentence_transformer(source: Path, folder: Path, *, pooling: str, normalize: bool, **more: Any) -> Path:

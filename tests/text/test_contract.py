@@ -236,6 +236,11 @@ def test_a_contract_survives_json(name: str):
     assert InputContract.from_dict(values, where="here") == CONTRACTS[name]
 
 
+def test_every_setting_survives_json():
+    form = replace(named_contract("repllama"), bidirectional=True, verbatim=True, normalize=False, pooling="mean")
+    assert InputContract.from_dict(json.loads(json.dumps(form.to_dict())), where="here") == form
+
+
 def test_a_contract_setting_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="unknown contract setting 'poling': perhaps 'pooling'"):
         InputContract.from_dict({"poling": "mean"}, where="contract.json")
@@ -245,6 +250,83 @@ def test_lengths_are_replaced_where_given():
     form = named_contract("repllama").with_lengths(document=512)
     assert (form.query_length, form.document_length, form.pair_length) == (32, 512, 512)
     assert form.with_lengths(query=64).query_length == 64
+
+
+def test_a_length_of_nothing_is_refused():
+    with pytest.raises(UserError, match="--query-length is 0; expected at least 1"):
+        named_contract("repllama").with_lengths(query=0)
+    with pytest.raises(UserError, match="--max-length is -3"):
+        named_contract("repllama").with_lengths(document=-3)
+
+
+def test_a_length_of_a_billion_cuts_nothing(inputs):
+    form = named_contract("repllama").with_lengths(query=10**9, document=10**9)
+    long = "some text " * 3000
+    assert len(inputs(form).document_ids([Document("d", long)])[0]) > 6000
+    assert len(inputs(form).query_ids([Query("q", long)])[0]) > 6000
+    pair = named_contract("rankllama").with_lengths(document=10**9)
+    assert len(inputs(pair).pair_ids([(Query("q", long), Document("d", long))])[0]) > 12000
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "least", "flag"),
+    [
+        ("repllama", {"query": 4}, 5, "--query-length"),  # <s>, "query", ":", </s>
+        ("repllama", {"document": 4}, 5, "--max-length"),
+        ("rankllama", {"document": 7}, 8, "--max-length"),  # <s>, "query", ":", "document", ":", </s>, and two texts
+        ("bert", {"query": 2}, 3, "--query-length"),
+        ("bert-pair", {"document": 4}, 5, "--max-length"),
+    ],
+)
+def test_a_length_that_leaves_no_room_for_text_is_refused(
+    name: str, lengths: dict[str, int], least: int, flag: str, inputs
+):
+    form = named_contract(name).with_lengths(**lengths)
+    with pytest.raises(UserError, match=rf"expected at least {least} \({flag}\)"):
+        inputs(form)
+    good = inputs(form.with_lengths(**dict.fromkeys(lengths, least)))
+    query, document = Query("q", "x"), Document("d", "text " * 9)
+    if form.pair:
+        assert [len(ids) for ids in good.pair_ids([(query, document)])] == [least]
+    elif "document" in lengths:
+        assert good.document_ids([document]) != good.document_ids([Document("d", "what")])
+
+
+def test_a_replaced_contract_needs_room_too(inputs):
+    made = inputs("repllama")
+    with pytest.raises(UserError, match="document_length is 3, .* leaves no room for text"):
+        made.contract = made.contract.with_lengths(document=3)
+
+
+def test_only_the_inputs_that_a_contract_has_need_room(inputs):
+    assert inputs(named_contract("rankllama").with_lengths(query=1)).pair_ids([(WHAT_IS_X, BARE)])
+
+
+def test_a_replaced_contract_is_the_one_in_use(inputs):
+    made = inputs("repllama")
+    made.contract = named_contract("rankllama")
+    assert made.pair_ids([(WHAT_IS_X, FULL)]) == inputs("rankllama").pair_ids([(WHAT_IS_X, FULL)])
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_a_contract_is_fitted_to_a_tokenizer_without_bos(name: str):
+    tokenizer, form = train_bpe(["query: what is x", "document: some text"] * 5, vocab_size=300), CONTRACTS[name]
+    assert form.fitted(tokenizer) == form
+    tokenizer.bos_token = None
+    pieces = {*form.fitted(tokenizer).query, *form.fitted(tokenizer).document, *form.fitted(tokenizer).pair}
+    assert pieces == {*form.query, *form.document, *form.pair} - {"<bos>"}
+    if name == "repllama":
+        assert form.fitted(tokenizer).query == ("query: {query}", "<eos>")
+        assert form.fitted(tokenizer).document == ("passage: {title} {text}", "<eos>")
+        [ids] = Inputs(form.fitted(tokenizer), tokenizer).query_ids([WHAT_IS_X])
+        assert ids == [*tokenizer("query: what is x", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_without_eos_stays_unfit():
+    tokenizer = train_bpe(["some text"], vocab_size=300)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(UserError, match="has no <eos> token"):
+        Inputs(named_contract("repllama").fitted(tokenizer), tokenizer)
 
 
 @pytest.mark.parametrize(
