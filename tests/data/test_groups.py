@@ -138,9 +138,9 @@ def test_a_query_id_with_two_texts_is_refused(tmp_path):
 
 
 def test_each_id_is_in_memory_once(tmp_path):
-    path = write_lines(tmp_path / "g.jsonl", BY_ID | {"negative_document_ids": ["the-same-id"]}, TEVATRON, BY_ID)
-    one, _, other = open_groups(str(path)).groups
-    assert one.positives[0] is other.positives[0]
+    first, second = TEVATRON | {"negative_passages": [{"docid": "d-17"}]}, BY_ID | {"negative_document_ids": ["d-17"]}
+    one, other = open_groups(str(write_lines(tmp_path / "g.jsonl", first, second))).groups
+    assert one.negatives[0] is other.negatives[0]
 
 
 @pytest.mark.parametrize("records", [[TEVATRON, TEVATRON | {"query_id": "q9"}], [BY_ID], [OURS]])

@@ -1,0 +1,159 @@
+"""The project's recipes: what their headers promise, and that they run from end to end on something tiny."""
+
+import gc
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import DOCUMENTS, QUERIES, Tiny
+
+from shortlist import train
+from shortlist.cli import main
+from shortlist.config import parse
+from shortlist.data.collections import open_collection
+from shortlist.data.files import atomic_write
+from shortlist.data.manifest import read_manifest
+from shortlist.pipeline import OUTPUTS, Step, plan
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
+OURS = [name for name in RECIPES if not name.endswith("scifact.yaml")]  # needs a real model: see benchmarks/scifact.md
+
+
+def header(name: str) -> str:
+    """The comment on top of a recipe, continuation lines joined."""
+    lines = RECIPES[name].read_text("utf-8").split("\n")
+    count = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:count]).replace("\\\n", " ")
+
+
+def said(name: str, label: str) -> str | None:
+    """What the header says under a label."""
+    match = re.search(rf"\b{label}: *(.*?)(?=\n|  +\w+:|$)", header(name))
+    return match[1] if match else None
+
+
+def command(name: str) -> list[str]:
+    """The words of the header's command."""
+    return shlex.split(said(name, "command") or "")
+
+
+def out_of(name: str) -> Path:
+    return Path(command(name)[command(name).index("--out") + 1])
+
+
+@cache
+def steps_of(name: str) -> list[Step]:
+    return plan(yaml.safe_load(RECIPES[name].read_text("utf-8")), out_of(name), where=name)
+
+
+def settings_of(name: str) -> dict:
+    return yaml.safe_load(RECIPES[name].read_text("utf-8"))["settings"]
+
+
+def torchrun(name: str) -> list[str] | None:
+    """The flags of `shortlist train` in the header's line for several GPUs."""
+    match = re.search(r"^torchrun .* -m shortlist train (.*)$", header(name), re.MULTILINE)
+    return shlex.split(match[1]) if match else None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_how_it_is_run_and_what_to_expect(name: str):
+    assert command(name)[:5] == ["shortlist", "run", name, "--out", f"runs/{Path(name).stem}"]
+    assert all(said(name, label) for label in ("hardware", "time", "scores"))
+    assert steps_of(name)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if torchrun(name)])
+def test_the_line_for_several_gpus_trains_what_the_recipe_trains(name: str):
+    config = parse(train.Config, torchrun(name) or [], prog="shortlist train")
+    assert replace(config, overwrite=True) in [step.config for step in steps_of(name)]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_a_recipe_takes_over_another_one_makes(name: str):
+    made = {str(out_of(r) / step.name / OUTPUTS[step.stage]) for r in RECIPES for step in steps_of(r)}
+    taken = {value for value in settings_of(name).values() if str(value).startswith("runs/")}
+    assert taken <= made
+    before = said(name, "after")
+    assert all(value.startswith(f"{out_of(before)}/") for value in taken) if before else not taken
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.skipif(not importlib.util.find_spec("ir_datasets"), reason="needs ir_datasets")
+def test_a_recipe_names_splits_that_its_collection_has(name: str):
+    splits = open_collection(settings_of(name)["collection"]).splits()
+    named = {step.config.split for step in steps_of(name) if hasattr(step.config, "split")}
+    assert named <= set(splits)
+
+
+@pytest.fixture(scope="module")
+def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Run a recipe by the command in its header, with those before it, on the tiny collection; gives its folder."""
+    folder = tmp_path_factory.mktemp("recipes")
+    groups = write_groups(folder / "groups.jsonl.gz")
+    smaller = {"backbone": tiny.llama, "collection": tiny.collection, "dev": "test", "dl19": "test", "dl20": "test"}
+
+    @cache
+    def run(name: str) -> Path:
+        if before := said(name, "after"):
+            run(before)
+        settings = settings_of(name)
+        changes = {setting: value for setting, value in smaller.items() if setting in settings}
+        if str(settings.get("groups")).startswith("hf:"):
+            changes["groups"] = groups
+        words = [f"{setting}={value}" for setting, value in changes.items()]
+        gc.freeze()  # a recipe collects garbage after every step: not once more over all that is imported
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            assert main([command(name)[1], str(RECIPES[name]), *command(name)[3:], "--set", *words]) == 0
+        return folder / out_of(name)
+
+    yield run
+    gc.unfreeze()
+
+
+def write_groups(path: Path) -> Path:
+    """Groups of the tiny collection's training queries, as Tevatron publishes them."""
+
+    def passages(*numbers: int) -> list[dict[str, str]]:
+        return [{"docid": DOCUMENTS[i].doc_id, "title": "", "text": DOCUMENTS[i].text} for i in numbers]
+
+    with atomic_write(path) as file:
+        for i, query in enumerate(QUERIES[:8]):
+            parts = {"positive_passages": passages(i), "negative_passages": passages(i + 1, i + 2, i + 4)}
+            file.write(json.dumps({"query_id": query.query_id, "query": query.text, **parts}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
+    out = ran(name)
+    for step in steps_of(name):
+        manifest = read_manifest(out / step.name / OUTPUTS[step.stage])
+        assert manifest is not None
+        assert manifest["complete"]
+        if step.stage == "evaluate":
+            rows = json.loads((out / step.name / "results.json").read_text())["rows"]
+            assert len(rows) == len(step.config.runs) == len(step.config.names)
+            assert all(set(step.config.measures) <= row.keys() for row in rows)
+
+
+def test_training_done_by_the_line_for_several_gpus_is_not_done_again(tiny: Tiny, tmp_path, monkeypatch, capsys):
+    name = "recipes/repllama-passage.yaml"
+    monkeypatch.chdir(tmp_path)
+    groups = write_groups(tmp_path / "groups.jsonl")
+    changes = {"backbone": tiny.llama, "collection": tiny.collection, "groups": groups}
+    assert main(["train", *(torchrun(name) or []), *(f"--{key}={value}" for key, value in changes.items())]) == 0
+    settings = changes | {"dev": "test", "dl19": "test", "dl20": "test"}
+    words = [f"{key}={value}" for key, value in settings.items()]
+    capsys.readouterr()
+    assert main(["run", str(RECIPES[name]), *command(name)[3:], "--set", *words]) == 0
+    assert f"train: {out_of(name)}/repllama is already done." in capsys.readouterr().err
