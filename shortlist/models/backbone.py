@@ -52,11 +52,11 @@ def load_backbone(
     if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
         raise not_a_model(name, f"{len(missing)} weights are missing, {missing[0]} among them")
     _freeze_pooler(model)
-    if not getattr(config, "is_causal", True):
-        see_both_ways(model)  # transformers itself reads this for some inputs and not for others
     # else, on some CPUs and out of training, bitsandbytes would repack the weights for good, into a form that computes
     # in bfloat16, has no gradient, and dequantises to other weights
-    _switch_off(model, "support_avx512bf16_for_cpu")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model.eval()
 
 
@@ -142,13 +142,6 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, **options)
 
 
-def _switch_off(model: nn.Module, name: str) -> None:
-    """Set an attribute to False in every module that has it."""
-    for module in model.modules():
-        if hasattr(module, name):
-            setattr(module, name, False)
-
-
 def _freeze_pooler(model: PreTrainedModel) -> None:
     """The pooler above an encoder takes no part, yet stays, so that others can load what we save."""
     for name, parameter in model.named_parameters():
@@ -178,8 +171,7 @@ def is_causal(model: PreTrainedModel) -> bool:
 
 def see_both_ways(model: PreTrainedModel) -> None:
     """Let every token of a decoder see those after it too, in place (https://arxiv.org/abs/2404.05961)."""
-    model.config.is_causal = False  # read where a mask is made
-    _switch_off(model, "is_causal")  # read where none is needed
+    model.config.is_causal = False  # transformers looks here in every forward pass
 
 
 def apply_contract(model: PreTrainedModel, contract: InputContract) -> None:
@@ -209,8 +201,7 @@ def pooled_states(
     options: dict[str, Any] = {"use_cache": False} if is_decoder(model) else {}
     if not is_causal(model):
         options["attention_mask"] = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
-    only_last = is_decoder(model) and pooling == "last"
-    with last_mlp_only_at(model, lengths - 1) if only_last else nullcontext():
+    with last_mlp_only_at(model, lengths - 1) if pooling == "last" else nullcontext():
         hidden = model(input_ids=token_ids, **options).last_hidden_state
     return POOLINGS[pooling](hidden, lengths)
 
