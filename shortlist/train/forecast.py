@@ -1,0 +1,220 @@
+"""What a training run would take, said beforehand: steps, tokens, what is cut, memory. No weights are needed."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from shortlist.data.collections import Collection
+from shortlist.math.sampling import shortfall
+from shortlist.models.embed import pick_device
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.records import Group, Query
+from shortlist.text.contract import Inputs
+from shortlist.train.examples import Batch, batches, num_steps
+from shortlist.train.memory import Memory, Pass, step_memory
+from shortlist.train.steps import deal
+
+MOST_BATCHES = 64
+MOST_TEXTS = 2000
+"""Of the sample: as many whole batches as stay within both, and at least one."""
+
+UNCUT = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run would take. Whatever depends on texts comes from a sample of batches."""
+
+    parameters: int
+    trainable: int
+    groups: int
+    short_groups: int
+    """Those with fewer negatives than asked for."""
+    steps: int
+    epochs: float
+    processes: int
+    texts_per_step: dict[str, float]
+    """By kind: queries and documents, or pairs."""
+    tokens_per_step: float
+    padding: float
+    """Tokens of padding for each real one."""
+    tokens: float
+    """In the whole run, without padding."""
+    cut: dict[str, float]
+    """Share of the texts of each kind that are too long for the contract."""
+    longest: dict[str, int]
+    """Tokens of the longest text of each kind, uncut."""
+    sampled_batches: int
+    sampled_texts: int
+    memory: Memory
+    """Of one process."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = asdict(self)
+        values["memory"]["total"] = self.memory.total
+        return values
+
+    def lines(self) -> list[str]:
+        """The same in words."""
+        share = _percent(self.trainable / self.parameters)
+        texts = " and ".join(f"{count:,.0f} {kind}" for kind, count in self.texts_per_step.items())
+        where = f"for each of {self.processes} processes" if self.processes > 1 else "at most"
+        rows = [
+            ("parameters", f"{self.parameters:,}; {self.trainable:,} of them train ({share})"),
+            ("steps", f"{self.steps:,}, or {self.epochs:,.3g} times through {self.groups:,} groups"),
+            ("negatives", f"{self.short_groups:,} groups have fewer than asked for"),
+            ("a step", texts),
+            ("", f"{self.tokens_per_step:,.0f} tokens, and {_percent(self.padding)} of that again as padding"),
+            ("tokens", f"{self.tokens:,.0f} in all"),
+            *((f"{kind} cut", self._cut_in_words(kind)) for kind in self.cut),
+            ("sample", f"what depends on texts is from {self.sampled_texts:,} in {self.sampled_batches:,} batches"),
+            ("memory", f"about {_gib(self.memory.total)} GiB {where}: an estimate; allocators keep more"),
+            ("", " + ".join(f"{name} {_gib(size)}" for name, size in asdict(self.memory).items())),
+        ]
+        return [f"{name:<15}{line}" for name, line in rows]
+
+    def _cut_in_words(self, kind: str) -> str:
+        return f"{_percent(self.cut[kind])}; the longest has {self.longest[kind]:,} tokens"
+
+
+def forecast(
+    model: Retriever | Reranker,
+    groups: Sequence[Group],
+    queries: Mapping[str, Query],
+    collection: Collection,
+    *,
+    batch_size: int,
+    negatives: int | None,
+    steps: int,
+    seed: int,
+    token_budget: int,
+    processes: int = 1,
+    sharded: bool = False,
+    cached: bool = False,
+    device: torch.device | None = None,
+    **precision: Any,
+) -> Forecast:
+    """Foresee a run.
+
+    Args:
+        model: with its adapter, and with its layers checkpointed if they will be; may lie on the device `meta`.
+        sharded: divide the model among the processes.
+        cached: the grad-cached step.
+        device: what it would run on (None: what is here).
+        precision: `bf16`, `dtype` and `four_bit` of `step_memory`.
+
+    Raises:
+        UserError: a text that cannot be trained on, such as a query that leaves no room for its document.
+    """
+    options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
+    sample = [_measure(model, batch) for batch in _sample(groups, queries, collection, **options)]
+    shares = [_passes(texts, token_budget, processes) for texts in sample]
+    first = [each[0] for each in shares]  # the first process has the largest passes
+    worst = max(first, key=lambda passes: _tokens(passes[:1] if cached else passes))
+    real = sum(map(sum, (texts.lengths for texts in sample)))
+    num_groups = sum(texts.num_groups for texts in sample)
+    full_epochs, rest = divmod(steps, num_steps(len(groups), batch_size, 1))
+    visits = full_epochs * len(groups) + min(rest * batch_size, len(groups))
+    size = min(batch_size, len(groups))
+    kinds = sample[0].cut.keys()
+    uncut = {kind: np.concatenate([texts.uncut[kind] for texts in sample]) for kind in kinds}
+    cut = {kind: np.concatenate([texts.cut[kind] for texts in sample]) for kind in kinds}
+    return Forecast(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        groups=len(groups),
+        short_groups=0 if negatives is None else shortfall(groups, negatives),
+        steps=steps,
+        epochs=visits / len(groups),
+        processes=processes,
+        texts_per_step={kind: len(cut[kind]) / num_groups * size for kind in kinds},
+        tokens_per_step=real / num_groups * size,
+        padding=sum(_tokens(passes) for each in shares for passes in each) / real - 1,
+        tokens=real / num_groups * visits,
+        cut={kind: float((uncut[kind] > cut[kind]).mean()) for kind in kinds},
+        longest={kind: int(uncut[kind].max()) for kind in kinds},
+        sampled_batches=len(sample),
+        sampled_texts=sum(map(len, cut.values())),
+        memory=step_memory(
+            model,
+            worst,
+            device=device or pick_device(),
+            cached=cached,
+            shards=processes if sharded else 1,
+            **precision,
+        ),
+    )
+
+
+class _Texts(NamedTuple):
+    """The inputs of one batch: tokens of each by kind, `queries` and `documents` or `pairs`."""
+
+    num_groups: int
+    uncut: dict[str, list[int]]
+    cut: dict[str, list[int]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of all inputs of the model, in the order of a step."""
+        return [length for lengths in self.cut.values() for length in lengths]
+
+
+def _sample(
+    groups: Sequence[Group],
+    queries: Mapping[str, Query],
+    collection: Collection,
+    *,
+    batch_size: int,
+    negatives: int | None,
+    seed: int,
+) -> Iterator[Batch]:
+    """Batches of groups from everywhere in the list, within MOST_BATCHES and MOST_TEXTS."""
+    most = sys.maxsize if negatives is None else negatives
+    texts = batch_size * (2 + fmean(min(len(group.negatives), most) for group in groups))
+    count = max(1, min(MOST_BATCHES, int(MOST_TEXTS / texts)))
+    places = np.linspace(0, len(groups) - 1, min(len(groups), count * batch_size)).round()
+    chosen = [groups[int(place)] for place in places]
+    options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
+    return batches(chosen, queries, collection, first_step=0, steps=num_steps(len(chosen), batch_size, 1), **options)
+
+
+def _measure(model: Retriever | Reranker, batch: Batch) -> _Texts:
+    contract = model.inputs.contract.with_lengths(query=UNCUT, document=UNCUT)
+    uncut, cut = (
+        {kind: list(map(len, ids)) for kind, ids in _token_ids(model, inputs, batch).items()}
+        for inputs in (Inputs(contract, model.inputs.tokenizer), model.inputs)
+    )
+    return _Texts(len(batch.queries), uncut, cut)
+
+
+def _token_ids(model: Retriever | Reranker, inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
+    pairs = [(query, d) for query, group in zip(batch.queries, batch.documents, strict=True) for d in group]
+    if isinstance(model, Reranker):
+        return {"pairs": inputs.pair_ids(pairs)}
+    return {"queries": inputs.query_ids(batch.queries), "documents": inputs.document_ids([d for _, d in pairs])}
+
+
+def _passes(texts: _Texts, token_budget: int, processes: int) -> list[list[Pass]]:
+    """The shapes of each process's forward passes."""
+    shares = deal(texts.lengths, token_budget, seed=0, processes=processes)
+    lengths = np.array(texts.lengths)
+    return [[(len(micro.rows), int(lengths[micro.rows].max())) for micro in share] for share in shares]
+
+
+def _tokens(passes: Sequence[Pass]) -> int:
+    return sum(rows * tokens for rows, tokens in passes)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if 0 < share < 0.01 else f"{share:.1%}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**30:.3f}"

@@ -1,0 +1,162 @@
+"""What a training step takes of one device's memory, found without that memory.
+
+The model's own code runs on tensors without contents, forwards and backwards, while the bytes of all that is alive are
+counted: so it holds for any architecture, adapter, precision and kind of attention. What libraries and messages between
+processes take is not counted, nor what an allocator keeps for later: a CPU's may keep as much again, and more.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+
+FOUR_BITS = 0.5 + 1 / 64
+"""Bytes of a 4-bit weight with its part of the scales: a byte for every 64 weights."""
+
+Pass = tuple[int, int]
+"""The shape of a forward pass: rows, tokens in each with padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device at the worst moment of a step: an estimate."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    activations: int
+    """What the forward passes leave for the backward pass, and what that needs besides."""
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def step_memory(
+    model: Retriever | Reranker,
+    passes: Sequence[Pass],
+    *,
+    device: torch.device,
+    bf16: bool = False,
+    dtype: torch.dtype = torch.float32,
+    four_bit: bool = False,
+    cached: bool = False,
+    shards: int = 1,
+) -> Memory:
+    """Memory of one process that runs these passes in a step.
+
+    Args:
+        model: its weights may lie on the device `meta`.
+        passes: the largest first; those after the second are taken to hold as much per token as the second.
+        device: what it would run on; a kind of device that this machine has.
+        dtype: of the weights that do not train; the others keep their own.
+        four_bit: linear weights that do not train are kept in 4 bits.
+        cached: the grad-cached step, which holds one pass at a time.
+        shards: among how many processes weights, gradients and moments are divided, layer by layer (FSDP2).
+    """
+    bits = _four_bit_weights(model) if four_bit else set()
+
+    def size(p: Tensor) -> int | float:
+        width = p.element_size() if p.requires_grad else FOUR_BITS if id(p) in bits else dtype.itemsize
+        return p.numel() * width
+
+    def trained(p: Tensor) -> int | float:
+        return size(p) if p.requires_grad else 0
+
+    moments = 2 * sum(map(trained, model.parameters())) / shards
+    step = _Step(model, passes[:1] if cached else passes[:2], bf16=bf16)
+    peak, per_token = step.run(device, dtype)
+    further = 0 if cached else sum(rows * tokens for rows, tokens in passes[2:])
+    return Memory(
+        weights=round(_divided(model, size, shards)),
+        gradients=round(_divided(model, trained, shards)),
+        optimizer=round(moments),
+        activations=round(peak + further * per_token),
+    )
+
+
+def _four_bit_weights(model: nn.Module) -> set[int]:
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return {id(linear.weight) for linear in linears if not linear.weight.requires_grad}
+
+
+def _divided(model: nn.Module, size: Callable[[Tensor], int | float], shards: int) -> int | float:
+    """This process's part, and what it holds whole for a while: two layers, and all that is in no layer."""
+    whole = sum(map(size, model.parameters()))
+    if shards == 1:
+        return whole
+    layers = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), ())
+    sizes = [sum(map(size, layer.parameters())) for layer in layers]
+    return whole / shards + whole - sum(sizes) + 2 * max(sizes, default=0)
+
+
+class _Step(nn.Module):
+    """Forward passes and one backward pass through all of them, on tensors without contents."""
+
+    def __init__(self, model: Retriever | Reranker, passes: Sequence[Pass], *, bf16: bool) -> None:
+        super().__init__()
+        self.model, self.passes, self.bf16 = model, passes, bf16
+
+    def run(self, device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
+        """Most bytes alive at once but for weights and gradients; bytes per token that the last forward pass left."""
+        self.train()
+        with FakeTensorMode(allow_non_fake_inputs=True), _Alive() as alive:
+            tensors = {}
+            for name, tensor in chain(self.named_parameters(), self.named_buffers()):
+                frozen = tensor.is_floating_point() and isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+                tensors[name] = torch.empty_like(tensor, device=device, dtype=dtype if frozen else tensor.dtype)
+                if tensor.requires_grad:  # gradients are counted elsewhere, so they are here from the start
+                    tensors[name].requires_grad_().grad = torch.empty_like(tensors[name])
+            return functional_call(self, tensors, (device, alive))
+
+    def forward(self, device: torch.device, alive: "_Alive") -> tuple[int, float]:
+        start, left, outputs = alive.now, 0, []
+        alive.most = start
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            for rows, tokens in self.passes:
+                before = alive.now
+                ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
+                outputs.append(self.model(ids, torch.full((rows,), tokens, device=device)).float())
+                left = (alive.now - before) / (rows * tokens)
+        torch.cat(outputs).sum().backward()
+        return alive.most - start, left
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._seen:
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._seen.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._drop, key, size).atexit = False
+
+    def _drop(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
