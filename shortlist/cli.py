@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 from importlib import import_module
 
 import shortlist
@@ -59,6 +60,8 @@ def _run(name: str, argv: list[str]) -> int:
         stage = import_module(f"shortlist.{MODULES.get(name, name)}")  # late, so that --help never loads torch
         stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=STAGES[name]))
     except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(2)  # of processes that all fail alike the first one speaks, and torchrun ends the others
         print(f"shortlist {name}: {error}", file=sys.stderr)
         return 1
     except SystemExit as stop:

@@ -5,9 +5,11 @@ step's name. `$name` stands for a setting, or for the output of an earlier step.
 """
 
 import gc
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import tyro
 import yaml
 
-from shortlist.config import from_settings, load_yaml
+from shortlist.config import from_settings, load_yaml, to_flags
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
 from shortlist.progress import say
@@ -42,6 +44,8 @@ class Config:
     """Folder for everything the steps write, one folder each."""
     set: tuple[str, ...] = ()
     """Settings of the recipe to change, as name=value."""
+    processes: int = 1
+    """Processes on this machine that train together, one per GPU; all other steps run in one."""
 
 
 class Step(NamedTuple):
@@ -96,16 +100,32 @@ def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
     return _resolve(values[name], {other: v for other, v in values.items() if other != name}, at)
 
 
-def run_steps(steps: list[Step]) -> None:
-    """Run the steps in order; a step that finds its work done and unchanged says so and does nothing."""
+def run_steps(steps: list[Step], *, processes: int = 1) -> None:
+    """Run the steps in order; a step that finds its work done and unchanged says so and does nothing.
+
+    Args:
+        processes: how many train together; with more than one, training runs in processes of its own.
+    """
     for number, step in enumerate(steps, start=1):
         say(f"[{number}/{len(steps)}] {step.name}")
         start = time.perf_counter()
-        import_module(f"shortlist.{step.stage}").run(step.config)
+        if step.stage == "train" and processes > 1:
+            _train_together(step, processes)
+        else:
+            import_module(f"shortlist.{step.stage}").run(step.config)
         gc.collect()  # models hang in cycles; what one step held must not add to what the next one needs
         seconds = time.perf_counter() - start
         if seconds > 1:
             say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
+
+
+def _train_together(step: Step, processes: int) -> None:
+    """Run a training step under torchrun."""
+    settings = {name: value for name, value in asdict(step.config).items() if value is not None}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    flags = to_flags(type(step.config), settings, where=step.name)
+    if subprocess.run([*launcher, "-m", "shortlist", "train", *flags]).returncode:
+        raise UserError(f"step {step.name!r}: training stopped, as said above; the same command continues it.")
 
 
 def run(config: Config) -> None:
@@ -119,12 +139,12 @@ def run(config: Config) -> None:
         if name not in settings:
             raise UserError(f"--set {item}: {unknown('setting', name, settings)}")
         settings = {**settings, name: yaml.safe_load(value)}
-    run_recipe({**recipe, "settings": settings}, config.out, where=str(config.recipe))
+    run_recipe({**recipe, "settings": settings}, config.out, where=str(config.recipe), processes=config.processes)
 
 
-def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str) -> None:
+def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: int = 1) -> None:
     """Run a recipe into a folder and keep a copy of it there."""
     steps = plan(recipe, out, where=where)
     with atomic_write(out / "recipe.yaml") as file:
         yaml.safe_dump(dict(recipe), file, sort_keys=False)
-    run_steps(steps)
+    run_steps(steps, processes=processes)

@@ -1,5 +1,6 @@
 """What a person sees while waiting: a bar with the time left on a terminal, a plain line now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,9 +21,11 @@ PLAIN_SECONDS = 20.0
 
 
 @contextmanager
-def progress(description: str, total: int | float | None, unit: str = "") -> Iterator[Advance]:
-    """Show progress on stderr towards `total` units; yields the function that advances it."""
-    if sys.stderr.isatty():
+def progress(
+    description: str, total: int | float | None, unit: str = "", *, done: int | float = 0
+) -> Iterator[Advance]:
+    """Show progress on stderr towards `total` units, `done` of them before; yields the function that advances it."""
+    if sys.stderr.isatty() and leads():
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -44,7 +47,7 @@ def progress(description: str, total: int | float | None, unit: str = "") -> Ite
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(description, total=total, note="")
+            task = bar.add_task(description, total=total, completed=int(done), note="")
 
             def advance_bar(amount: int | float = 1, note: str = "") -> None:
                 fields: dict[str, Any] = {"note": note} if note else {}
@@ -54,7 +57,7 @@ def progress(description: str, total: int | float | None, unit: str = "") -> Ite
         return
 
     start = last = time.monotonic()
-    done = 0.0
+    before = done
 
     def advance(amount: int | float = 1, note: str = "") -> None:
         nonlocal done, last
@@ -62,7 +65,7 @@ def progress(description: str, total: int | float | None, unit: str = "") -> Ite
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS:
             last = now
-            left = f", {(now - start) / done * (total - done):.0f} s left" if total and done else ""
+            left = f", {(now - start) / (done - before) * (total - done):.0f} s left" if total and done > before else ""
             say(f"{description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}{left} {note}".rstrip())
 
     yield advance
@@ -77,5 +80,11 @@ def track(items: Iterable[T], description: str, total: int | float | None = None
 
 
 def say(message: str) -> None:
-    """One line to stderr, where it cannot mix with results."""
-    print(message, file=sys.stderr, flush=True)
+    """One line to stderr, where it cannot mix with results; of processes that do the same, the first one speaks."""
+    if leads():
+        print(message, file=sys.stderr, flush=True)
+
+
+def leads() -> bool:
+    """Whether this is the first, or only, process of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,3 +61,26 @@ def sha256(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a folder: its files are written to a temporary neighbour, which takes the name only if the block succeeds.
+
+    After a crash the folder is there with all its files, or not at all.
+
+    Raises:
+        OSError: the folder is there already and not empty.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in sorted(p for p in partial.rglob("*") if p.is_file()):
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -6,6 +6,8 @@ folder holds `adapter_config.json` and `adapter_model.safetensors` instead, head
 """
 
 import json
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,14 @@ from transformers import PreTrainedModel
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
-from shortlist.models.backbone import is_causal, load_backbone, merge_adapter, not_a_model
+from shortlist.models.backbone import (
+    dequantize,
+    empty_backbone,
+    is_decoder,
+    load_backbone,
+    merge_adapter,
+    not_a_model,
+)
 from shortlist.models.reranker import Reranker, new_head
 from shortlist.models.retriever import Retriever
 from shortlist.text.contract import InputContract, Inputs, named_contract
@@ -30,6 +39,8 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"]
 
 HEAD = "score.weight"
 ADAPTER = "adapter_model.safetensors"
+QUANTIZATION = "quantization_config.json"
+"""Beside an adapter: how its base was quantised while it was trained."""
 
 
 def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Retriever:
@@ -39,7 +50,7 @@ def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype
         UserError: no model is there, or nothing says what its input looks like.
     """
     form = _contract(name, contract, "document")
-    return Retriever(_backbone(name, dtype), Inputs(form, load_tokenizer(local_folder(name))))
+    return Retriever(_backbone(name, dtype=dtype), Inputs(form, load_tokenizer(local_folder(name))))
 
 
 def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Reranker:
@@ -52,44 +63,109 @@ def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype 
     head = _head(local_folder(name))
     if head is None:
         raise UserError(f"{name}: the weights have no {HEAD!r}, so this is not a trained reranker; train one from it.")
-    return Reranker(_backbone(name, dtype), Inputs(form, load_tokenizer(local_folder(name))), head)
+    return Reranker(_backbone(name, dtype=dtype), Inputs(form, load_tokenizer(local_folder(name))), head)
 
 
-def retriever_to_train(name: str, contract: InputContract | None) -> Retriever:
-    """A retriever to start training from; without a contract, the folder's own or the paper's for its architecture."""
-    backbone = _backbone(name, torch.float32)
-    form = contract or _own_contract(local_folder(name), "document")
-    form = form or named_contract("repllama" if is_causal(backbone) else "bert")
-    return Retriever(backbone, Inputs(form, load_tokenizer(local_folder(name))))
+def retriever_to_train(
+    name: str,
+    contract: InputContract | None = None,
+    *,
+    adjust: Callable[[InputContract], InputContract] | None = None,
+    **loading: Any,
+) -> Retriever:
+    """A retriever to start training from.
+
+    Args:
+        contract: how its input looks (None: the folder's own, else the paper's for its architecture).
+        adjust: makes the contract that is used of that one, such as with other lengths.
+        loading: dtype, attention and four_bit as for `load_backbone`; or `empty=True` for shapes without weights.
+    """
+    backbone = _backbone(name, **loading)
+    contract = contract or _own_contract(local_folder(name), "document")
+    contract = contract or named_contract("repllama" if is_decoder(backbone) else "bert")
+    return Retriever(backbone, _inputs(name, adjust(contract) if adjust else contract))
 
 
-def reranker_to_train(name: str, contract: InputContract | None, *, seed: int) -> Reranker:
-    """A reranker to start training from: with the head of a trained one, with a new head on any other backbone."""
-    backbone = _backbone(name, torch.float32)
-    form = contract or _own_contract(local_folder(name), "pair")
-    form = form or named_contract("rankllama" if is_causal(backbone) else "bert-pair")
+def reranker_to_train(
+    name: str,
+    contract: InputContract | None = None,
+    *,
+    seed: int,
+    adjust: Callable[[InputContract], InputContract] | None = None,
+    **loading: Any,
+) -> Reranker:
+    """A reranker to start training from: with the head of a trained one, with a new head on any other backbone.
+
+    Args:
+        seed: of the new head.
+        contract: as for `retriever_to_train`, and so are the others.
+    """
+    backbone = _backbone(name, **loading)
+    contract = contract or _own_contract(local_folder(name), "pair")
+    contract = contract or named_contract("rankllama" if is_decoder(backbone) else "bert-pair")
     head = _head(local_folder(name))
     head = new_head(backbone, seed=seed) if head is None else head
-    return Reranker(backbone, Inputs(form, load_tokenizer(local_folder(name))), head)
+    return Reranker(backbone, _inputs(name, adjust(contract) if adjust else contract), head)
 
 
-def save_model(model: Retriever | Reranker, folder: Path, *, adapter: Any = None, base: str | None = None) -> None:
+def _inputs(name: str, contract: InputContract) -> Inputs:
+    """Inputs for training: a contract's `<bos>` is left out for a tokenizer that has none."""
+    tokenizer = load_tokenizer(local_folder(name))
+    return Inputs(contract.fitted(tokenizer), tokenizer)
+
+
+def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]:
+    """What of a model is saved: name in the model -> key in the folder's safetensors.
+
+    Args:
+        adapter: only what trains, as PEFT names it; else all weights, as transformers' own model would name them.
+    """
+    if adapter:
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        prefix, others = "base_model.model.", {"score": f"base_model.model.{HEAD}"}
+    else:
+        names = list(model.state_dict())
+        prefix = f"{model.backbone.base_model_prefix}." if isinstance(model, Reranker) else ""
+        others = {"score": HEAD}
+    return {
+        name: others.get(name) or prefix + name.removeprefix("backbone.").replace(".default.", ".") for name in names
+    }
+
+
+def save_model(
+    model: Retriever | Reranker,
+    folder: Path,
+    *,
+    adapter: Any = None,
+    base: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the model into a folder: weights, tokenizer, contract.
 
     Args:
         adapter: PEFT's wrapper of the backbone; only its updates (and a reranker's head) are then written.
         base: name of the model that the adapter updates.
+        weights: what to write instead of the model's own values, under its names: those of a sharded model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    head = {HEAD: model.score.detach()} if isinstance(model, Reranker) else {}
+    names = saved_names(model, adapter=adapter is not None)
+    weights = weights or model.state_dict()
+    state = {key: weights[name].detach().contiguous() for name, key in names.items()}
     if adapter is not None:
-        _save_adapter(adapter, folder, head, base)
+        _save_adapter(adapter, folder, state, base)
     else:
-        _save_weights(model, folder, head)
+        _save_weights(model, folder, state)
     model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
-    with atomic_write(folder / "contract.json") as file:
-        json.dump(model.inputs.contract.to_dict(), file, indent=2)
-        file.write("\n")
+    _write_json(folder / "contract.json", model.inputs.contract.to_dict())
+
+
+def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a folder that `save_model` wrote, with its key, one after the other."""
+    paths = [folder / ADAPTER] if (folder / ADAPTER).exists() else sorted(folder.glob("model*.safetensors"))
+    for path in paths:
+        with safe_open(path, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
+                yield key, weights.get_tensor(key)
 
 
 def model_identity(name: str) -> str:
@@ -111,22 +187,29 @@ def local_folder(name: str) -> Path:
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
         raise not_a_model(name, "no such folder")
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"])
-        )
+        return Path(snapshot_download(name, allow_patterns=FILES))
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise not_a_model(name, error) from None
 
 
-def _backbone(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def _backbone(name: str, *, empty: bool = False, **loading: Any) -> PreTrainedModel:
+    """The backbone of a folder or hub name, adapters merged; `loading` as for `load_backbone`."""
     folder = local_folder(name)
     config = folder / "adapter_config.json"
     if not config.exists():
-        return load_backbone(str(folder), dtype=dtype)
+        return (empty_backbone if empty else load_backbone)(str(folder), **loading)
     base = _json(config).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{config}: names no base model; expected base_model_name_or_path.")
-    return merge_adapter(_backbone(base, dtype), folder)
+    if empty:
+        return _backbone(base, empty=True, **loading)
+    if loading.get("four_bit"):
+        raise UserError(f"{name}: is an adapter, which --four-bit cannot start from; name a whole model.")
+    if (folder / QUANTIZATION).exists():  # the updates were learnt on top of weights that were rounded from this dtype
+        dtype = getattr(torch, _json(folder / QUANTIZATION)["bnb_4bit_compute_dtype"])
+        rounded = dequantize(_backbone(base, dtype=dtype, four_bit=True))
+        return merge_adapter(rounded, folder).to(loading.get("dtype", torch.float32))
+    return merge_adapter(_backbone(base, **loading), folder)
 
 
 def _contract(name: str, given: str | None, kind: str) -> InputContract:
@@ -209,35 +292,33 @@ def _head(folder: Path) -> Tensor | None:
     return None
 
 
-def _save_weights(model: Retriever | Reranker, folder: Path, head: dict[str, Tensor]) -> None:
-    """Backbone weights under the names that transformers' own model with a head would give them."""
+def _save_weights(model: Retriever | Reranker, folder: Path, state: dict[str, Tensor]) -> None:
+    """A folder that transformers' own model, or its sequence classifier for a reranker, can load."""
     backbone, pad_id = model.backbone, model.inputs.pad_id
-    prefix = f"{backbone.base_model_prefix}." if head else ""
-    state = {prefix + name: tensor.detach().contiguous() for name, tensor in backbone.state_dict().items()}
-    save_torch_state_dict({**state, **head}, folder)
+    save_torch_state_dict(state, folder)
     config = backbone.config.to_dict()
-    if head and is_causal(backbone):
+    if isinstance(model, Reranker) and is_decoder(backbone):
         name = type(backbone).__name__.removesuffix("Model") + "ForSequenceClassification"
         config |= {"architectures": [name], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
         # transformers scores the last token that is not this one: were it `</s>`, that would be the token before it
         config["pad_token_id"] = None if pad_id == model.inputs.tokenizer.eos_token_id else pad_id
-    with atomic_write(folder / "config.json") as file:
-        json.dump(config, file, indent=2)
-        file.write("\n")
+    _write_json(folder / "config.json", config)
 
 
-def _save_adapter(adapter: Any, folder: Path, head: dict[str, Tensor], base: str | None) -> None:
-    from peft import get_peft_model_state_dict
-
-    settings = adapter.peft_config["default"]
+def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None) -> None:
+    settings = copy(adapter.peft_config["default"])
     settings.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).exists() else base
-    state = {
-        name: tensor.contiguous()
-        for name, tensor in get_peft_model_state_dict(adapter, save_embedding_layers=False).items()
-    }
-    save_file(state | {f"base_model.model.{name}": tensor for name, tensor in head.items()}, folder / ADAPTER)
     settings.inference_mode = True
+    save_file(state, folder / ADAPTER)
     settings.save_pretrained(folder)
+    if quantization := getattr(adapter.config, "quantization_config", None):
+        _write_json(folder / QUANTIZATION, quantization.to_dict())
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
 
 
 def _json(path: Path, kind: type = dict) -> Any:

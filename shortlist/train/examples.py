@@ -60,7 +60,9 @@ def batches(
     steps: int,
 ) -> Iterator[Batch]:
     """Yield the batches of steps first_step, first_step + 1, ... steps - 1, with their texts."""
-    relevant = {group.query_id: frozenset(group.positives) for group in groups}
+    relevant: dict[str, frozenset[str]] = {}
+    for group in groups:  # a query may have several
+        relevant[group.query_id] = relevant.get(group.query_id, frozenset()) | frozenset(group.positives)
     per_epoch = num_steps(len(groups), batch_size, 1)
     drawn: list[Group] = []
     for step in range(first_step, steps):

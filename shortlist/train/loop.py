@@ -1,24 +1,25 @@
-"""The training loop: steps, learning rate, log, checkpoints."""
+"""The training loop: steps, learning rate, what is measured on the way."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from shortlist.data.files import open_text
 from shortlist.errors import UserError
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
-from shortlist.progress import progress
+from shortlist.progress import progress, say
 from shortlist.train.examples import ahead
-from shortlist.train.steps import Example, backward
+from shortlist.train.gather import ALONE, OutOfMemory, World, is_sharded, whole
+from shortlist.train.resume import State
+from shortlist.train.steps import Example, Outcome, backward
 
 MAX_GRADIENT_NORM = 1.0
+
+Record = dict[str, int | float]
+"""What is measured of a step, by name."""
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
@@ -38,71 +39,107 @@ def fit(
     model: Retriever | Reranker,
     examples: Iterator[Example],
     optimizer: Optimizer,
+    state: State,
     *,
-    first_step: int,
     steps: int,
     learning_rate: float,
     warmup_steps: int,
-    step_options: dict[str, Any],
+    bf16: bool,
     seed: int,
-    log: Path,
-    checkpoint: Callable[[int], None],
-) -> dict[str, int | float]:
-    """Train from `first_step` to `steps`; returns the last step's measurements.
+    after: Callable[[State, Record], State],
+    world: World = ALONE,
+) -> State:
+    """Train until `steps` steps are done.
 
     Args:
-        step_options: passed on to `steps.backward`.
-        log: JSON lines, one per step; lines past `first_step` are from a run that was interrupted, and go.
-        checkpoint: called with the number of steps done, after each.
+        examples: those of the steps that are left.
+        state: where to begin; on out-of-memory its token budget is halved and the step done again.
+        after: called after each step with the state and what was measured; what it returns goes on.
 
     Raises:
-        UserError: the loss is no longer a number.
+        UserError: the loss or its gradient is no longer a number, or one input alone does not fit into memory.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    _keep_lines(log, first_step)
-    record: dict[str, int | float] = {}
     model.train()
-    with open(log, "a", encoding="utf-8") as file, progress("training", steps, "steps") as advance:
-        advance(first_step)
-        for step, example in enumerate(ahead(examples), start=first_step):
-            start = time.perf_counter()
-            rate = learning_rate * learning_rate_factor(step, steps=steps, warmup_steps=warmup_steps)
+    with progress("training", steps, "steps", done=state.step) as advance:
+        start = time.perf_counter()
+        for example in ahead(examples):
+            rate = learning_rate * learning_rate_factor(state.step, steps=steps, warmup_steps=warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            outcome = backward(model, example, seed=seed + (step << 20), **step_options)
-            _stop_if_not_finite(outcome.loss.item(), step, example)
-            norm = torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
+            outcome, state = _within_memory(model, example, state, bf16=bf16, seed=seed, world=world)
+            norm = whole(torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)).item()
+            _stop_if_not_finite(outcome.loss.item(), norm, state.step, example)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            seconds = time.perf_counter() - start
-            record = {
-                "step": step + 1,
+            state = state._replace(step=state.step + 1)
+            record: Record = {
+                "step": state.step,
                 "loss": round(outcome.loss.item(), 6),
                 "accuracy": round(outcome.accuracy, 4),
-                "gradient_norm": round(norm.item(), 4),
+                "gradient_norm": round(norm, 4),
                 "learning_rate": rate,
-                "tokens_per_second": round(sum(map(len, example.token_ids)) / seconds),
+                "tokens_per_second": round(sum(map(len, example.token_ids)) / (time.perf_counter() - start)),
             }
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            checkpoint(step + 1)
-            advance(1, f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.2f}")
-    return record
+            advance(1, _words(record))
+            state = after(state, record)
+            start = time.perf_counter()
+    return state
 
 
-def _keep_lines(log: Path, count: int) -> None:
-    """Cut the log back to its first `count` lines, so that steps done again are not logged twice."""
-    if not log.exists():
-        return
-    with open_text(log) as file:
-        lines = [line for _, line in zip(range(count), file, strict=False)]
-    log.write_text("".join(lines), "utf-8")
+def _within_memory(
+    model: Retriever | Reranker, example: Example, state: State, *, bf16: bool, seed: int, world: World
+) -> tuple[Outcome, State]:
+    """One step's gradients; out of memory, with smaller micro-batches, one at a time, from here on."""
+    while True:
+        try:
+            outcome = backward(
+                model,
+                example,
+                token_budget=state.token_budget,
+                bf16=bf16,
+                seed=seed + (state.step << 20),
+                cached=state.cached,
+                world=world,
+            )
+            return outcome, state
+        except OutOfMemory:
+            pass  # let go of what the traceback holds first
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        state = _smaller(state, example, processes=world.size, sharded=is_sharded(model))
 
 
-def _stop_if_not_finite(loss: float, step: int, example: Example) -> None:
-    if not math.isfinite(loss):
-        shown = ", ".join(example.query_ids[:5])
+def _smaller(state: State, example: Example, *, processes: int, sharded: bool) -> State:
+    lengths = list(map(len, example.token_ids))
+    budget = min(state.token_budget, -(-sum(lengths) // processes)) // 2
+    if sharded:
         raise UserError(
-            f"step {step + 1}: the loss is {loss} (queries {shown}, ...); the last checkpoint is kept. "
+            f"step {state.step + 1}: out of memory, and sharded training cannot repeat a step that the other processes "
+            f"are in; the last checkpoint is kept. Use --token-budget {budget} or less, or --grad-cache."
+        )
+    if state.cached and state.token_budget <= max(lengths):
+        raise UserError(
+            f"step {state.step + 1}: out of memory with one input of {max(lengths)} tokens at a time; the last "
+            "checkpoint is kept. Use --gradient-checkpointing, --lora, bf16 or shorter inputs."
+        )
+    say(f"step {state.step + 1}: out of memory; from here on {budget} tokens per pass, and one pass's activations.")
+    return state._replace(token_budget=budget, cached=True)
+
+
+def _words(record: Record) -> str:
+    return (
+        f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.2f}, gradient {record['gradient_norm']:.2f}, "
+        f"rate {record['learning_rate']:.1e}, {record['tokens_per_second']:,} tokens/s"
+    )
+
+
+def _stop_if_not_finite(loss: float, norm: float, step: int, example: Example) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        shown = ", ".join(example.query_ids[:5]) + (", ..." if len(example.query_ids) > 5 else "")
+        raise UserError(
+            f"step {step + 1}: {what} (queries {shown}); the last checkpoint is kept. "
             "Lower --learning-rate, or train in fp32."
         )

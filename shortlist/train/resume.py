@@ -1,39 +1,140 @@
-"""Checkpoints of a training run: one whole file or none, and training goes on from it as if nothing had happened."""
+"""Checkpoints of a training run, from which it goes on as if nothing had happened.
 
+`checkpoints/step-000100/` is a model folder like the one training ends with (so it can be encoded with and measured),
+plus the optimizer's moments and the state of the run. It is there whole or not at all. One written by many processes
+holds the whole model, and any number of processes goes on from it.
+"""
+
+import json
+import re
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shortlist.data.files import atomic_write
+from shortlist.data.files import atomic_folder
+from shortlist.models.checkpoint import save_model, saved_names, saved_weights
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.train.gather import ALONE, World, like, whole
 
-CHECKPOINT = "checkpoint.pt"
-
-
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, *, step: int) -> None:
-    """Write what has been learnt in `step` steps. Batches and dropout are functions of seed and step: not state."""
-    state = {"step": step, "model": _trained(model), "optimizer": optimizer.state_dict()}
-    with atomic_write(folder / CHECKPOINT, "wb") as file:
-        torch.save(state, file)
-
-
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> int:
-    """Continue from the checkpoint in a folder; returns the steps already done, 0 without one."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return 0
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+CHECKPOINTS = "checkpoints"
+MOMENTS = "optimizer.safetensors"
+STATE = "training.json"
 
 
-def drop_checkpoint(folder: Path) -> None:
-    """Remove the checkpoint once the model itself is saved."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+class State(NamedTuple):
+    """What training has come to. Batches and dropout are functions of seed and step: no state."""
+
+    step: int = 0
+    """Steps done."""
+    token_budget: int = 0
+    """As it was at the end: it is lower than asked for if memory ran out."""
+    cached: bool = False
+    best_step: int = 0
+    """Step of the best held-out score so far, 0 if there is none."""
+    best_score: float = -1.0
 
 
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+def save_checkpoint(
+    out: Path,
+    model: Retriever | Reranker,
+    optimizer: Optimizer,
+    state: State,
+    *,
+    keep: int,
+    adapter: Any = None,
+    base: str | None = None,
+    world: World = ALONE,
+) -> None:
+    """Write what has been learnt so far; then remove older checkpoints, but for the last `keep` and the best.
+
+    Args:
+        out: the run's output folder.
+        adapter: as for `save_model`.
+        base: as for `save_model`.
+        world: the leading process writes; all must call.
+    """
+    folder = _folder(out, state.step)
+    weights = whole_weights(model, adapter=adapter is not None, world=world)
+    moments = _collect(_moments(model, optimizer), world)
+    if not world.leads or folder.exists():
+        return
+    with atomic_folder(folder) as partial:
+        save_model(model, partial, adapter=adapter, base=base, weights=weights)
+        save_file(moments, partial / MOMENTS)
+        (partial / STATE).write_text(json.dumps(state._asdict(), indent=2) + "\n", "utf-8")
+    for old in checkpoints(out)[:-keep]:
+        if old != _folder(out, state.best_step):
+            shutil.rmtree(old)
+
+
+def load_checkpoint(
+    out: Path, model: Retriever | Reranker, optimizer: Optimizer, *, adapter: bool = False
+) -> State | None:
+    """Continue from a run's newest checkpoint; None without one."""
+    folders = checkpoints(out)
+    if not folders:
+        return None
+    state = State(**json.loads((folders[-1] / STATE).read_text("utf-8")))
+    load_weights(out, model, state.step, adapter=adapter)
+    parameters = dict(model.named_parameters())
+    with safe_open(folders[-1] / MOMENTS, framework="pt") as moments:
+        for key in moments.keys():  # noqa: SIM118 (not a dict)
+            kind, _, name = key.partition("/")
+            value, p = moments.get_tensor(key), parameters[name]
+            optimizer.state[p][kind] = like(value, p) if value.ndim else value.to(p.device)
+    return state
+
+
+def load_weights(out: Path, model: Retriever | Reranker, step: int, *, adapter: bool = False) -> None:
+    """Give the model the weights it had after a step of which there is a checkpoint."""
+    names = {key: name for name, key in saved_names(model, adapter=adapter).items()}
+    tensors = model.state_dict()
+    with torch.no_grad():
+        for key, value in saved_weights(_folder(out, step)):
+            tensors[names[key]].copy_(like(value, tensors[names[key]]))
+
+
+def whole_weights(model: Retriever | Reranker, *, adapter: bool = False, world: World = ALONE) -> dict[str, Tensor]:
+    """What is saved of a model, put together from all processes on the CPU of the leading one; empty in the others."""
+    tensors = model.state_dict()
+    return _collect({name: tensors[name] for name in saved_names(model, adapter=adapter)}, world)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    found = [path for path in (folder / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove a run's checkpoints once the model itself is saved."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _folder(folder: Path, step: int) -> Path:
+    return folder / CHECKPOINTS / f"step-{step:06d}"
+
+
+def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{kind}/{name}": value
+        for name, p in model.named_parameters()
+        for kind, value in optimizer.state.get(p, {}).items()
+    }
+
+
+def _collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The whole tensors in the leading process, none in the others; one at a time on the device."""
+    collected = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor).detach()
+        if world.leads:  # what was put together may lie in a larger buffer, which would be saved whole
+            collected[name] = value.cpu() if value.untyped_storage().nbytes() == value.nbytes else value.cpu().clone()
+    return collected

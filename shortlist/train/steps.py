@@ -1,15 +1,17 @@
 """One training step: token ids -> outputs -> loss -> gradients, in length-bucketed micro-batches.
 
 The plain step keeps every activation until the backward pass. The cached step runs the model twice instead and keeps
-the activations of one micro-batch at a time (https://arxiv.org/abs/2101.06983); its gradients are the same.
+the activations of one micro-batch at a time (https://arxiv.org/abs/2101.06983); its gradients are the same. So are
+those of several processes, each of which runs its share of the micro-batches.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.math.losses import Loss, countable
@@ -17,6 +19,7 @@ from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.text.batching import pad, token_batches
 from shortlist.train.examples import Batch
+from shortlist.train.gather import ALONE, World, gather_rows, is_sharded, sum_gradients, within_memory
 
 
 class Outcome(NamedTuple):
@@ -71,43 +74,111 @@ def _outcome(scores: Tensor, own: Tensor, keep: Tensor, loss: Loss, temperature:
     return Outcome(value, (best == own).float().mean().item())
 
 
-def backward(
-    model: Retriever | Reranker, example: Example, *, token_budget: int, bf16: bool, seed: int, cached: bool = False
-) -> Outcome:
-    """Add the example's gradients to the model's parameters.
+class Micro(NamedTuple):
+    """One forward pass: which inputs, and the seed of its dropout."""
+
+    rows: np.ndarray
+    seed: int
+
+
+def deal(lengths: Sequence[int], token_budget: int, *, seed: int, processes: int = 1) -> list[list[Micro]]:
+    """Each process's forward passes, as many for every process and alike in size.
+
+    Where the last round does not go up, the shortest input is run again: sharded models need every process to take
+    part in every pass, and a parameter must not have a gradient in some processes only.
 
     Args:
+        lengths: tokens of each input.
+        token_budget: most tokens in one forward pass, padding included.
+    """
+    budget = min(token_budget, -(-sum(lengths) // processes))  # else a few large passes would leave processes idle
+    buckets = token_batches(lengths, max(1, budget))
+    buckets += [buckets[-1][-1:]] * (-len(buckets) % processes)
+    return [[Micro(buckets[i], seed + i) for i in range(rank, len(buckets), processes)] for rank in range(processes)]
+
+
+def compute_outputs(
+    model: Retriever | Reranker, token_ids: Sequence[list[int]], *, token_budget: int, bf16: bool, world: World = ALONE
+) -> Tensor:
+    """The model's outputs for all inputs, in their order, without gradients; every process runs its share.
+
+    Args:
+        token_budget: most tokens in one forward pass, padding included.
+        bf16: matrix products in bfloat16.
+    """
+    shares = deal([len(ids) for ids in token_ids], token_budget, seed=0, processes=world.size)
+    with torch.no_grad(), _precision(model, bf16=bf16):
+        own = torch.cat([_forward(model, token_ids, micro) for micro in shares[world.rank]])
+    return _in_order(own, shares, world)
+
+
+def backward(
+    model: Retriever | Reranker,
+    example: Example,
+    *,
+    token_budget: int,
+    bf16: bool,
+    seed: int,
+    cached: bool = False,
+    world: World = ALONE,
+) -> Outcome:
+    """Set the gradients of the model's parameters to those of the example's loss.
+
+    Args:
+        example: the whole batch, the same in every process.
         token_budget: most tokens in one micro-batch, padding included.
         bf16: matrix products in bfloat16; weights, loss and gradients stay float32.
         seed: of the dropout masks; one per micro-batch, so that both passes of the cached step draw the same.
         cached: the cached step instead of the plain one.
+
+    Raises:
+        OutOfMemory: in every process if any ran out; gradients are then undefined.
     """
-    buckets = token_batches([len(ids) for ids in example.token_ids], token_budget)
+    shares = deal([len(ids) for ids in example.token_ids], token_budget, seed=seed, processes=world.size)
+    own = shares[world.rank]
+    together = ALONE if is_sharded(model) else world  # a sharded model's passes wait for the other processes
 
-    def forward(i: int) -> Tensor:
-        return _forward(model, [example.token_ids[row] for row in buckets[i]], bf16=bf16, seed=seed + i)
+    def outputs() -> Tensor:
+        with torch.set_grad_enabled(not cached), _precision(model, bf16=bf16):
+            return torch.cat([_forward(model, example.token_ids, micro) for micro in own])
 
-    places = torch.cat([torch.as_tensor(bucket) for bucket in buckets])
-    order = torch.argsort(places)
-    if not cached:
-        outcome = example.objective(torch.cat([forward(i) for i in range(len(buckets))])[order])
-        outcome.loss.backward()
-        return Outcome(outcome.loss.detach(), outcome.accuracy)
-    with torch.no_grad():
-        outputs = torch.cat([forward(i) for i in range(len(buckets))])[order]
-    outputs.requires_grad_()
-    outcome = example.objective(outputs)
+    def again(gradients: Tensor) -> None:
+        with _precision(model, bf16=bf16):
+            for micro, gradient in zip(own, gradients.split([len(micro.rows) for micro in own]), strict=True):
+                output = _forward(model, example.token_ids, micro)
+                with torch.autocast(output.device.type, enabled=False):
+                    output.backward(gradient)
+
+    rows = within_memory(outputs, together)
+    leaf = rows.detach().requires_grad_()
+    outcome = example.objective(_in_order(leaf, shares, world))
     outcome.loss.backward()
-    gradients = outputs.grad
+    gradients = leaf.grad
     assert gradients is not None  # set by backward, for the type checker
-    for i, bucket in enumerate(buckets):
-        torch.autograd.backward(forward(i), gradients[torch.as_tensor(bucket)])
+    within_memory(lambda: again(gradients) if cached else rows.backward(gradients), together)
+    sum_gradients(model, world)
     return Outcome(outcome.loss.detach(), outcome.accuracy)
 
 
-def _forward(model: Retriever | Reranker, token_ids: Sequence[list[int]], *, bf16: bool, seed: int) -> Tensor:
-    device = next(model.parameters()).device
-    ids, lengths = pad(list(token_ids), model.inputs.pad_id)
-    torch.manual_seed(seed)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return model(ids.to(device), lengths.to(device)).float()
+def _in_order(own: Tensor, shares: Sequence[Sequence[Micro]], world: World) -> Tensor:
+    """The outputs of all processes in the order of the inputs, each once."""
+    places = [np.concatenate([micro.rows for micro in share]) for share in shares]
+    rows = gather_rows(own, [len(place) for place in places], world)
+    _, first = np.unique(np.concatenate(places), return_index=True)
+    return rows[torch.from_numpy(first).to(rows.device)]
+
+
+def _precision(model: nn.Module, *, bf16: bool) -> torch.autocast:
+    """Around all passes of a step, so that each weight is rounded to bfloat16 once."""
+    return torch.autocast(_device(model).type, torch.bfloat16, enabled=bf16)
+
+
+def _forward(model: Retriever | Reranker, token_ids: Sequence[list[int]], micro: Micro) -> Tensor:
+    device = _device(model)
+    ids, lengths = pad([token_ids[row] for row in micro.rows], model.inputs.pad_id)
+    torch.manual_seed(micro.seed)
+    return model(ids.to(device), lengths.to(device)).float()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -286,7 +286,7 @@ def test_training_starts_from_the_papers_contract_for_the_architecture(llama: Pa
 
 
 def test_training_keeps_the_folders_contract_unless_another_is_given(llama: Path, tmp_path: Path):
-    own = named_contract("repllama").with_lengths(query=7)
+    own = named_contract("repllama").with_lengths(query=9)
     save_model(retriever_to_train(str(llama), own), tmp_path)
     assert retriever_to_train(str(tmp_path), None).inputs.contract == own
     other = replace(own, pooling="mean")

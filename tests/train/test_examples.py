@@ -55,6 +55,16 @@ def test_all_positives_are_named_though_one_is_drawn(tiny: Tiny):
     assert all(group[1:] == ["d3"] for batch in seen for group in ids(batch))
 
 
+def test_a_positive_of_one_group_is_known_in_the_querys_other_groups(tiny: Tiny):
+    groups = [Group("q0", ("d0",), ("d3",)), Group("q0", ("d1",), ("d4",)), Group("q1", ("d2",))]
+    for batch in made(tiny, groups, batch_size=3, steps=1):
+        assert dict(zip([q.query_id for q in batch.queries], batch.positives, strict=True)) == {
+            "q0": frozenset({"d0", "d1"}),
+            "q1": frozenset({"d2"}),
+        }
+        assert sum(positives == {"d0", "d1"} for positives in batch.positives) == 2
+
+
 def test_seed_and_epoch_alone_decide_the_draw():
     def draw(epoch: int, seed: int) -> list[Group]:
         return draw_groups(GROUPS, epoch=epoch, seed=seed, negatives=3)

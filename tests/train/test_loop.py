@@ -1,7 +1,6 @@
-import json
+import copy
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,11 @@ from shortlist.errors import UserError
 from shortlist.math.losses import infonce
 from shortlist.models.checkpoint import retriever_to_train
 from shortlist.models.retriever import Retriever
+from shortlist.train import loop
 from shortlist.train.examples import Batch
-from shortlist.train.loop import fit, learning_rate_factor, new_optimizer
+from shortlist.train.gather import OutOfMemory
+from shortlist.train.loop import Record, fit, learning_rate_factor, new_optimizer
+from shortlist.train.resume import State
 from shortlist.train.steps import Example, Outcome, retriever_example
 
 BATCH = Batch(QUERIES[:4], [[document] for document in DOCUMENTS[:4]], [frozenset({d.doc_id}) for d in DOCUMENTS[:4]])
@@ -30,33 +32,36 @@ def same_batch(model: Retriever, count: int, temperature: float = 0.05) -> Itera
 
 def train(
     model: Retriever,
-    folder: Path,
     *,
     steps: int = 4,
-    first_step: int = 0,
+    state: State | None = None,
     warmup_steps: int = 2,
     token_budget: int = 10_000,
     examples: Iterator[Example] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    checkpoint: Callable[[int], None] = lambda step: None,
-) -> dict[str, int | float]:
-    return fit(
+    after: Callable[[State], State] = lambda state: state,
+) -> list[Record]:
+    """What was measured of every step."""
+    records: list[Record] = []
+    state = state or State(token_budget=token_budget)
+
+    def note(state: State, record: Record) -> State:
+        records.append(record)
+        return after(state)
+
+    fit(
         model,
-        examples or same_batch(model, steps - first_step),
+        examples or same_batch(model, steps - state.step),
         optimizer or new_optimizer(model, learning_rate=0.01),
-        first_step=first_step,
+        state,
         steps=steps,
         learning_rate=0.01,
         warmup_steps=warmup_steps,
-        step_options={"token_budget": token_budget, "bf16": False},
+        bf16=False,
         seed=0,
-        log=folder / "log.jsonl",
-        checkpoint=checkpoint,
+        after=note,
     )
-
-
-def logged(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return records
 
 
 def test_the_learning_rate_rises_and_falls_in_straight_lines():
@@ -73,36 +78,38 @@ def test_a_warmup_longer_than_the_training_never_ends():
     assert learning_rate_factor(2, steps=3, warmup_steps=100) == 3 / 100
 
 
-def test_every_step_is_logged_with_its_learning_rate(model: Retriever, tmp_path: Path):
-    last = train(model, tmp_path)
-    records = logged(tmp_path)
+def test_every_step_is_measured_at_its_learning_rate(model: Retriever):
+    records = train(model)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert [record["learning_rate"] for record in records] == pytest.approx([0.005, 0.01, 0.01, 0.005])
-    assert last == records[-1]
-    assert {"loss", "accuracy", "gradient_norm", "tokens_per_second"} < last.keys()
+    assert {"loss", "accuracy", "gradient_norm", "tokens_per_second"} < records[0].keys()
 
 
-def test_training_makes_the_loss_smaller(model: Retriever, tmp_path: Path):
-    train(model, tmp_path, steps=12)
-    losses = [record["loss"] for record in logged(tmp_path)]
+def test_training_goes_on_at_the_learning_rate_of_the_step_it_begins_with(model: Retriever):
+    records = train(model, state=State(step=2, token_budget=10_000))
+    assert [record["step"] for record in records] == [3, 4]
+    assert [record["learning_rate"] for record in records] == pytest.approx([0.01, 0.005])
+
+
+def test_training_makes_the_loss_smaller(model: Retriever):
+    losses = [record["loss"] for record in train(model, steps=12)]
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_the_learning_rate_reaches_the_weights_and_gradients_are_cut_to_length_1(model: Retriever, tmp_path: Path):
+def test_the_learning_rate_reaches_the_weights_and_gradients_are_cut_to_length_1(model: Retriever):
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     plain = torch.optim.SGD(model.parameters(), lr=123.0)
-    last = train(model, tmp_path, steps=1, warmup_steps=2, optimizer=plain)
+    (record,) = train(model, steps=1, warmup_steps=2, optimizer=plain)
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
-    assert last["gradient_norm"] > 1.5
+    assert record["gradient_norm"] > 1.5
     assert (after - before).norm().item() == pytest.approx(0.005, rel=1e-4)
 
 
-def test_each_step_starts_from_gradients_of_zero(model: Retriever, tmp_path: Path):
+def test_each_step_starts_from_gradients_of_zero(model: Retriever):
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     for group in still.param_groups:
         group["lr"] = 0.0
-    train(model, tmp_path, steps=2, warmup_steps=0, optimizer=StandStill(still))
-    first, second = logged(tmp_path)
+    first, second = train(model, steps=2, warmup_steps=0, optimizer=StandStill(still))
     assert first["gradient_norm"] == second["gradient_norm"]
 
 
@@ -116,12 +123,10 @@ class StandStill(torch.optim.SGD):
         pass
 
 
-def test_every_micro_batch_of_every_step_has_dropout_of_its_own(
-    model: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_every_micro_batch_of_every_step_has_dropout_of_its_own(model: Retriever, monkeypatch: pytest.MonkeyPatch):
     seeds: list[int] = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
-    train(model, tmp_path, steps=3, token_budget=1)
+    train(model, steps=3, token_budget=1)
     assert len(seeds) == len(set(seeds)) == 3 * 8
 
 
@@ -132,38 +137,85 @@ def test_the_optimizer_has_no_weight_decay_and_only_what_trains(model: Retriever
     assert (group["weight_decay"], group["lr"], len(group["params"])) == (0.0, 0.5, 1)
 
 
-def test_a_checkpoint_is_offered_after_every_step_that_is_logged(model: Retriever, tmp_path: Path):
-    seen: list[tuple[int, int]] = []
-    train(model, tmp_path, checkpoint=lambda step: seen.append((step, len(logged(tmp_path)))))
-    assert seen == [(1, 1), (2, 2), (3, 3), (4, 4)]
+def test_what_is_done_after_a_step_decides_how_the_next_begins(model: Retriever):
+    budgets: list[int] = []
 
+    def shrink(state: State) -> State:
+        budgets.append(state.token_budget)
+        return state._replace(token_budget=state.token_budget - 1)
 
-def test_lines_of_steps_that_are_done_again_leave_the_log(model: Retriever, tmp_path: Path):
-    train(model, tmp_path)
-    train(model, tmp_path, first_step=2)
-    assert [record["step"] for record in logged(tmp_path)] == [1, 2, 3, 4]
-
-
-def test_the_log_ends_in_whole_lines_after_a_crash_in_the_middle_of_one(model: Retriever, tmp_path: Path):
-    train(model, tmp_path)
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write('{"step": 5, "lo')
-    train(model, tmp_path, first_step=4, steps=6)
-    assert [record["step"] for record in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    train(model, steps=3, token_budget=100, after=shrink)
+    assert budgets == [100, 99, 98]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_training_before_it_touches_the_weights(
-    model: Retriever, tmp_path: Path, loss: float
-):
+def test_a_loss_that_is_no_number_ends_the_training_before_it_touches_the_weights(model: Retriever, loss: float):
     def broken() -> Iterator[Example]:
         good, *_ = same_batch(model, 1)
         yield good
         yield good._replace(objective=lambda vectors: Outcome(vectors.sum() * loss, 0.0))
 
-    done: list[int] = []
-    with pytest.raises(UserError, match=r"step 2: the loss is (nan|-?inf) \(queries q0, q1, q2, q3, ...\)"):
-        train(model, tmp_path, examples=broken(), checkpoint=done.append)
-    assert done == [1]
-    assert len(logged(tmp_path)) == 1
+    done: list[State] = []
+    with pytest.raises(UserError, match=r"step 2: the loss is (nan|-?inf) \(queries q0, q1, q2, q3\); the last"):
+        train(model, examples=broken(), after=lambda state: done.append(state) or state)
+    assert [state.step for state in done] == [1]
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_so_does_a_gradient_that_is_no_number(model: Retriever):
+    def broken() -> Iterator[Example]:
+        (good,) = same_batch(model, 1)
+        yield good._replace(objective=lambda vectors: Outcome((vectors * 0).sqrt().sum(), 0.0))  # 0, with slope 0 * inf
+
+    with pytest.raises(UserError, match="step 1: the gradient's norm is nan"):
+        train(model, examples=broken())
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+class TestOutOfMemory:
+    """The device is made to hold so many tokens per pass, and in the plain step so many in all."""
+
+    @pytest.fixture
+    def device_holds(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, bool]]]:
+        """Set the limits; what comes back lists the tries, as token budget and whether cached."""
+
+        def limit(tokens: int) -> list[tuple[int, bool]]:
+            tries: list[tuple[int, bool]] = []
+            backward = loop.backward
+
+            def limited(model, example, *, token_budget: int, cached: bool, **options):
+                tries.append((token_budget, cached))
+                next(model.parameters()).grad = torch.full_like(next(model.parameters()), torch.nan)  # half done
+                if not cached or token_budget > tokens:
+                    raise OutOfMemory
+                model.zero_grad()
+                return backward(model, example, token_budget=token_budget, cached=cached, **options)
+
+            monkeypatch.setattr(loop, "backward", limited)
+            return tries
+
+        return limit
+
+    def test_the_budget_is_halved_and_the_step_repeated(
+        self, model: Retriever, device_holds: Callable, capsys: pytest.CaptureFixture
+    ):
+        expected = [record["loss"] for record in train(copy.deepcopy(model), steps=2)]
+        tries = device_holds(40)
+        records = train(model, steps=2, token_budget=100)
+        assert tries == [(100, False), (50, True), (25, True), (25, True)]
+        assert [record["loss"] for record in records] == pytest.approx(expected, rel=1e-4)
+        said = capsys.readouterr().err.strip().split("\n")
+        assert said[0].startswith("step 1: out of memory; from here on 50 tokens per pass")
+        assert len(said) == 2
+
+    def test_a_budget_larger_than_the_batch_is_halved_from_the_batch(self, model: Retriever, device_holds: Callable):
+        tries = device_holds(10_000)
+        train(model, steps=1, token_budget=1_000_000)
+        assert 1 < tries[1][0] < 200
+
+    def test_when_one_input_is_too_much_training_ends_with_what_would_help(
+        self, model: Retriever, device_holds: Callable
+    ):
+        device_holds(0)
+        with pytest.raises(UserError, match=r"step 1: out of memory with one input of \d+ tokens at a time"):
+            train(model, token_budget=100)

@@ -4,14 +4,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import Tiny
+from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
 from shortlist.models.backbone import LORAS, add_lora
-from shortlist.models.checkpoint import reranker_to_train
-from shortlist.train import loop
+from shortlist.models.checkpoint import load_reranker, reranker_to_train
+from shortlist.models.embed import score_pairs
+from shortlist.models.reranker import Reranker
+from shortlist.train import loop, resume
 from shortlist.train.loop import new_optimizer
-from shortlist.train.resume import CHECKPOINT, drop_checkpoint, load_checkpoint, save_checkpoint
+from shortlist.train.resume import (
+    State,
+    checkpoints,
+    drop_checkpoints,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 
 def settings(tiny: Tiny, out: Path, **change) -> train.Config:
@@ -44,7 +53,11 @@ def weights(folder: Path) -> bytes:
 
 def steps(folder: Path) -> list[tuple[int, float]]:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [(record["step"], record["loss"]) for record in records]
+    return [(record["step"], record.get("loss", record.get("mrr@10"))) for record in records]
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints(folder)]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +71,7 @@ def steps(folder: Path) -> list[tuple[int, float]]:
         ({"lora": "r=4,targets=query+value"}, 3),
         ({"kind": "reranker", "lora": "r=4,targets=query"}, 4),
         ({"grad_cache": True, "precision": "bf16", "token_budget": 30}, 3),
+        ({"gradient_checkpointing": True}, 3),
     ],
 )
 def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_does(
@@ -67,13 +81,13 @@ def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_doe
     train.run(whole)
     torch.manual_seed(99)  # nothing may depend on what the process drew before
     interrupted(monkeypatch, broken, after)
-    assert (broken.out / CHECKPOINT).exists() == (after >= 2)
+    assert names(broken.out) == ([f"step-{after // 2 * 2:06d}"] if after >= 2 else [])
     assert not list(broken.out.glob("*.safetensors"))
     train.run(broken)
     assert weights(broken.out) == weights(whole.out)
     assert steps(broken.out) == steps(whole.out)
     assert [step for step, _ in steps(broken.out)] == [1, 2, 3, 4, 5, 6]
-    assert not (broken.out / CHECKPOINT).exists()
+    assert not names(broken.out)
 
 
 def test_another_interval_of_checkpoints_is_the_same_job(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -82,53 +96,117 @@ def test_another_interval_of_checkpoints_is_the_same_job(tiny: Tiny, tmp_path: P
     assert [step for step, _ in steps(tmp_path / "model")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_checkpoint_holds_what_trains_and_the_optimizer_and_nothing_else(tiny: Tiny, tmp_path: Path):
-    model = reranker_to_train(str(tiny.llama), None, seed=0)
-    add_lora(model.backbone, LORAS["paper"])
+@pytest.fixture
+def model(tiny: Tiny) -> Reranker:
+    return reranker_to_train(str(tiny.llama), None, seed=0)
+
+
+def stepped(model: Reranker, gradient: float = 1.0) -> torch.optim.Optimizer:
+    """Its optimizer after a step."""
     optimizer = new_optimizer(model, learning_rate=0.1)
-    save_checkpoint(tmp_path, model, optimizer, step=7)
-    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    assert state.keys() == {"step", "model", "optimizer"}
-    assert all("lora_" in name or name == "score" for name in state["model"])
-    assert "score" in state["model"]
-
-
-def test_loading_gives_back_step_weights_and_optimizer(tiny: Tiny, tmp_path: Path):
-    def made() -> tuple:
-        model = reranker_to_train(str(tiny.llama), None, seed=0)
-        return model, new_optimizer(model, learning_rate=0.1)
-
-    model, optimizer = made()
     for p in model.parameters():
-        p.grad = torch.ones_like(p)
+        if p.requires_grad:
+            p.grad = torch.full_like(p, gradient)
     optimizer.step()
-    save_checkpoint(tmp_path, model, optimizer, step=7)
-    other, other_optimizer = made()
-    assert load_checkpoint(tmp_path, other, other_optimizer) == 7
+    return optimizer
+
+
+def test_a_checkpoint_is_a_model_that_loads(model: Reranker, tmp_path: Path):
+    save_checkpoint(tmp_path, model, stepped(model), State(step=7), keep=1)
+    loaded = load_reranker(str(checkpoints(tmp_path)[0]))
+    pairs = [(QUERIES[0], document) for document in DOCUMENTS]
+    assert score_pairs(loaded, pairs) == pytest.approx(score_pairs(model.eval(), pairs), abs=1e-6)
+
+
+def test_a_checkpoint_of_an_adapter_holds_what_trains_and_nothing_else(model: Reranker, tiny: Tiny, tmp_path: Path):
+    adapter = add_lora(model.backbone, LORAS["paper"])
+    options = {"adapter": adapter, "base": str(tiny.llama)}
+    save_checkpoint(tmp_path, model, stepped(model), State(step=7), keep=1, **options)
+    (folder,) = checkpoints(tmp_path)
+    assert {path.name for path in folder.glob("*.safetensors")} == {
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+    }
+    pairs = [(QUERIES[0], document) for document in DOCUMENTS]
+    expected = score_pairs(model.eval(), pairs)
+    assert score_pairs(load_reranker(str(folder)), pairs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_loading_gives_back_state_weights_and_optimizer(model: Reranker, tiny: Tiny, tmp_path: Path):
+    state = State(step=7, token_budget=99, cached=True, best_step=5, best_score=0.25)
+    optimizer = stepped(model)
+    save_checkpoint(tmp_path, model, optimizer, state, keep=1)
+    other = reranker_to_train(str(tiny.llama), None, seed=1)
+    other_optimizer = new_optimizer(other, learning_rate=0.1)
+    assert load_checkpoint(tmp_path, other, other_optimizer) == state
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
-    assert str(other_optimizer.state_dict()) == str(optimizer.state_dict())
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        for kind, value in optimizer.state[one].items():
+            assert torch.equal(other_optimizer.state[two][kind], value)
 
 
-def test_without_a_checkpoint_training_starts_at_step_0(tiny: Tiny, tmp_path: Path):
-    model = reranker_to_train(str(tiny.llama), None, seed=0)
-    assert load_checkpoint(tmp_path, model, new_optimizer(model, learning_rate=0.1)) == 0
-    drop_checkpoint(tmp_path)  # nor is there anything to drop
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(model: Reranker, tmp_path: Path):
+    assert load_checkpoint(tmp_path, model, new_optimizer(model, learning_rate=0.1)) is None
+    drop_checkpoints(tmp_path)  # nor is there anything to drop
+
+
+def test_the_last_ones_and_the_best_one_are_kept(model: Reranker, tmp_path: Path):
+    optimizer = stepped(model)
+    for step in (2, 4, 6, 8, 10):
+        best = {"best_step": 4, "best_score": 0.5} if step >= 4 else {}
+        save_checkpoint(tmp_path, model, optimizer, State(step=step, **best), keep=2)
+    assert names(tmp_path) == ["step-000004", "step-000008", "step-000010"]
+
+
+def test_checkpoints_are_in_order_of_their_steps_past_a_million(model: Reranker, tmp_path: Path):
+    optimizer = stepped(model)
+    for step in (999_999, 1_000_000):
+        save_checkpoint(tmp_path, model, optimizer, State(step=step), keep=2)
+    state = load_checkpoint(tmp_path, model, optimizer)
+    assert state is not None
+    assert state.step == 1_000_000
+
+
+def test_the_weights_of_an_earlier_step_come_back(model: Reranker, tmp_path: Path):
+    before = model.score.detach().clone()
+    save_checkpoint(tmp_path, model, new_optimizer(model, learning_rate=0.1), State(step=1), keep=2)
+    save_checkpoint(tmp_path, model, stepped(model), State(step=2), keep=2)
+    assert not torch.equal(model.score, before)
+    load_weights(tmp_path, model, 1)
+    assert torch.equal(model.score, before)
 
 
 def test_a_crash_while_writing_leaves_the_checkpoint_before(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Reranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model = reranker_to_train(str(tiny.llama), None, seed=0)
-    optimizer = new_optimizer(model, learning_rate=0.1)
-    save_checkpoint(tmp_path, model, optimizer, step=1)
+    optimizer = stepped(model)
+    save_checkpoint(tmp_path, model, optimizer, State(step=1), keep=1)
 
-    def half(state: object, file) -> None:
-        file.write(b"half a checkpoint")
+    def full_disk(state: object, path: Path) -> None:
+        path.write_bytes(b"half a checkpoint")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(resume, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(tmp_path, model, optimizer, step=2)
-    assert load_checkpoint(tmp_path, model, optimizer) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+        save_checkpoint(tmp_path, model, optimizer, State(step=2), keep=1)
+    state = load_checkpoint(tmp_path, model, optimizer)
+    assert state is not None
+    assert state.step == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_the_best_model_is_saved_though_it_was_not_the_last(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scores = iter([0.7, 0.1, 0.3])
+    evaluation = SimpleNamespace(token_ids=[[1, 2]], mrr=lambda outputs: next(scores))
+    monkeypatch.setattr(train, "_evaluation", lambda *args: evaluation)
+    change = {"heldout_split": "test", "heldout_steps": 2, "checkpoint_steps": 1, "keep": 2}
+    out = tmp_path / "model"
+    train.run(settings(tiny, out, **change))
+    assert names(out) == ["step-000002", "step-000004", "step-000005"]
+    best = out / "checkpoints" / "step-000002" / "model.safetensors"
+    assert weights(out) == best.read_bytes()
+    results = json.loads((out / "manifest.json").read_text())["results"]
+    assert (results["best_step"], results["mrr@10"], results["step"]) == (2, 0.7, 6)

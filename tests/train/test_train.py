@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import DOCUMENTS, QUERIES, Tiny, kill_when, write_llama
 
 from shortlist import train
@@ -17,7 +18,8 @@ from shortlist.models.embed import embed_documents, embed_queries, score_pairs
 from shortlist.records import Group
 from shortlist.train import loop
 from shortlist.train.examples import Batch
-from shortlist.train.resume import CHECKPOINT
+from shortlist.train.gather import ALONE
+from shortlist.train.resume import checkpoints
 from shortlist.train.steps import Outcome
 
 LORA = "r=8,dropout=0,targets=q_proj+v_proj+o_proj+up_proj+down_proj"
@@ -48,7 +50,7 @@ def test_training_learns_and_the_saved_model_knows_it(
 ):
     change = {"temperature": 0.1} if kind == "retriever" else {}
     out = tmp_path / "model"
-    train.run(settings(tiny, out, kind=kind, groups=groups, batch_size=8, steps=40, lora=lora, **change))
+    train.run(settings(tiny, out, kind=kind, groups=str(groups), batch_size=8, steps=40, lora=lora, **change))
     curve = losses(out)
     assert sum(curve[-4:]) < 0.3 * sum(curve[:4])
     scores = retriever_scores(out) if kind == "retriever" else reranker_scores(out)
@@ -111,8 +113,27 @@ def test_the_number_of_negatives_is_per_query_and_step(
         return example(model, batch, **options)
 
     monkeypatch.setattr(train, "retriever_example", watched)
-    train.run(settings(tiny, tmp_path / "m", groups=groups, negatives=2))
+    train.run(settings(tiny, tmp_path / "m", groups=str(groups), negatives=2))
     assert [[len(group) for group in batch.documents] for batch in seen] == [[3] * 4] * 2
+
+
+def test_groups_with_fewer_negatives_than_asked_are_counted_and_not_filled_up(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_groups(tmp_path / "g.jsonl", [Group("q0", ("d0",), ("d5",)), Group("q1", ("d1",), ("d5", "d6", "d7"))])
+    train.run(settings(tiny, tmp_path / "m", groups=str(tmp_path / "g.jsonl"), negatives=3))
+    assert "1 of 2 groups have fewer than 3 negatives" in capsys.readouterr().err
+    manifest = read_manifest(tmp_path / "m")
+    assert manifest is not None
+    assert manifest["results"]["short_groups"] == 1
+
+
+def test_tevatrons_groups_bring_their_own_queries(tiny: Tiny, tmp_path: Path):
+    record = {"query_id": "new", "query": "which price", "positive_passages": [{"docid": "d0"}]}
+    record |= {"negative_passages": [{"docid": "d1"}]}
+    (tmp_path / "g.jsonl").write_text(json.dumps(record) + "\n")
+    train.run(settings(tiny, tmp_path / "m", groups=str(tmp_path / "g.jsonl"), split="no such split"))
+    assert len(losses(tmp_path / "m")) == 2
 
 
 def test_precision_memory_and_token_budget_reach_the_step(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -127,8 +148,8 @@ def test_precision_memory_and_token_budget_reach_the_step(tiny: Tiny, tmp_path: 
     change = {"precision": "bf16", "grad_cache": True, "token_budget": 77}
     train.run(settings(tiny, tmp_path / "a", steps=1, **change))
     train.run(settings(tiny, tmp_path / "b", steps=1, token_budget=88))
-    assert seen[0] == {"token_budget": 77, "bf16": True, "cached": True}
-    assert seen[1] == {"token_budget": 88, "bf16": False, "cached": False}
+    assert seen[0] == {"token_budget": 77, "bf16": True, "cached": True, "world": ALONE}
+    assert seen[1] == {"token_budget": 88, "bf16": False, "cached": False, "world": ALONE}
 
 
 def test_the_seed_alone_decides_the_model(tiny: Tiny, tmp_path: Path):
@@ -143,7 +164,7 @@ def test_the_seed_alone_decides_the_model(tiny: Tiny, tmp_path: Path):
 
 
 def test_a_retriever_becomes_a_reranker_and_a_reranker_keeps_its_head(tiny: Tiny, tmp_path: Path, groups: Path):
-    still = {"kind": "reranker", "groups": groups, "learning_rate": 1e-12, "steps": 1}
+    still = {"kind": "reranker", "groups": str(groups), "learning_rate": 1e-12, "steps": 1}
     train.run(settings(tiny, tmp_path / "one", backbone=str(tiny.retriever), **still))
     train.run(settings(tiny, tmp_path / "two", backbone=str(tmp_path / "one"), **(still | {"seed": 5})))
     one, two = load_reranker(str(tmp_path / "one")), load_reranker(str(tmp_path / "two"))
@@ -165,7 +186,7 @@ def test_a_loss_that_is_no_number_is_the_users_to_mend_and_keeps_the_checkpoint(
     monkeypatch.setattr(loop, "backward", diverging)
     with pytest.raises(UserError, match=r"step 4: the loss is nan .* Lower --learning-rate"):
         train.run(settings(tiny, tmp_path / "m", steps=6, checkpoint_steps=2))
-    assert torch.load(tmp_path / "m" / CHECKPOINT, weights_only=True)["step"] == 2
+    assert [path.name for path in checkpoints(tmp_path / "m")] == ["step-000002"]
     assert not (tmp_path / "m" / "model.safetensors").exists()
 
 
@@ -202,12 +223,19 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"negatives": -1}, "--negatives is -1; expected at least 0"),
         ({"seed": -1}, "--seed is -1"),
         ({"temperature": 0.0}, "--temperature is 0.0; expected more than 0"),
+        ({"learning_rate": 0.0}, "--learning-rate is 0.0; expected more than 0"),
+        ({"keep": 0}, "--keep is 0"),
+        ({"heldout_split": "tset"}, "perhaps 'test'"),
+        ({"four_bit": True}, "--four-bit: .* add --lora"),
+        ({"four_bit": True, "lora": "paper", "sharded": True}, "--four-bit: .* leave out one"),
+        ({"max_length": 4}, "--max-length"),
+        ({"attention": "flahs_attention_2"}, "perhaps 'flash_attention_2'"),
         ({"contract": "replama"}, "perhaps 'repllama'"),
         ({"lora": "papre"}, "perhaps 'paper'"),
         ({"split": "tran"}, "perhaps 'train'"),
         ({"backbone": "./nowhere"}, "./nowhere: cannot load a model"),
         ({"collection": "nowhere"}, "nowhere"),
-        ({"groups": Path("nowhere.jsonl")}, "nowhere.jsonl"),
+        ({"groups": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
@@ -221,27 +249,135 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
 def test_groups_of_another_collection_are_refused(tiny: Tiny, tmp_path: Path):
     write_groups(tmp_path / "groups.jsonl", [Group("q0", ("d0",)), Group("elsewhere", ("d1",))])
     with pytest.raises(UserError, match=r"groups.jsonl: 1 of 2 queries .* the first 'elsewhere'"):
-        train.run(settings(tiny, tmp_path / "m", groups=tmp_path / "groups.jsonl"))
+        train.run(settings(tiny, tmp_path / "m", groups=str(tmp_path / "groups.jsonl")))
     write_groups(tmp_path / "groups.jsonl", [Group("q0", ("d0",), ("nowhere",))])
     with pytest.raises(UserError, match="nowhere"):
-        train.run(settings(tiny, tmp_path / "n", groups=tmp_path / "groups.jsonl"))
+        train.run(settings(tiny, tmp_path / "n", groups=str(tmp_path / "groups.jsonl")))
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(tiny: Tiny, tmp_path: Path):
+@pytest.mark.parametrize("lora", [None, "r=4,dropout=0.1,targets=query+value"])
+def test_a_killed_training_goes_on_to_the_same_bytes_many_epochs_later(tiny: Tiny, tmp_path: Path, lora: str | None):
     def command(out: Path) -> list[str]:
         texts = ["--backbone", str(tiny.bert), "--collection", str(tiny.collection), "--out", str(out)]
-        return ["train", "retriever", *texts, "--batch-size", "3", "--steps", "100", "--checkpoint-steps", "10"]
+        steps = ["--batch-size", "3", "--steps", "100", "--checkpoint-steps", "10", "--heldout-steps", "30"]
+        return ["train", "retriever", *texts, *steps, "--heldout-split", "test", *(["--lora", lora] if lora else [])]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(command(whole)) == 0
     kill_when(lambda: len(lines(broken / "log.jsonl")) >= 25, command(broken))
-    assert not (broken / "model.safetensors").exists()
+    weights = "adapter_model.safetensors" if lora else "model.safetensors"
+    assert not (broken / weights).exists()
     assert main(command(broken)) == 0
-    for name in ("model.safetensors", "contract.json", "config.json", "tokenizer.json"):
+    for name in (weights, "contract.json", "tokenizer.json"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
-    assert losses(broken) == losses(whole)
+    assert measured(broken) == measured(whole)
     assert {path.name for path in broken.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def measured(out: Path) -> list[dict]:
+    """The log, but for what the clock said."""
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines(out / "log.jsonl")
+    ]
 
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
+
+
+def test_held_out_scores_are_logged_with_the_last_step_and_the_drawing_is_there(tiny: Tiny, tmp_path: Path):
+    for kind in ("retriever", "reranker"):
+        out = tmp_path / kind
+        train.run(settings(tiny, out, kind=kind, steps=5, heldout_split="test", heldout_steps=2))
+        scores = {r["step"]: r["mrr@10"] for r in map(json.loads, lines(out / "log.jsonl")) if "mrr@10" in r}
+        assert scores.keys() == {2, 4, 5}
+        assert all(0 < score <= 1 for score in scores.values())
+        assert (out / "loss.svg").read_text().startswith("<?xml")
+        manifest = read_manifest(out)
+        assert manifest is not None
+        assert manifest["results"]["mrr@10"] == max(scores.values())
+
+
+def test_measuring_changes_nothing_of_what_is_learnt(tiny: Tiny, tmp_path: Path):
+    change = {"backbone": str(tiny.bert), "steps": 5}
+    train.run(settings(tiny, tmp_path / "without", **change))
+    heldout = {"heldout_split": "test", "heldout_steps": 2, "keep": 9, "checkpoint_steps": 1}
+    train.run(settings(tiny, tmp_path / "with", **change, **heldout))
+    assert losses_of_steps(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def losses_of_steps(out: Path) -> list[float]:
+    return [r["loss"] for r in map(json.loads, lines(out / "log.jsonl")) if "loss" in r]
+
+
+def test_tensorboard_gets_the_numbers_too(tiny: Tiny, tmp_path: Path):
+    train.run(settings(tiny, tmp_path / "m", tensorboard=True))
+    assert list((tmp_path / "m" / "tensorboard").glob("events*"))
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def no_weights(*args: object, **options: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("shortlist.models.checkpoint.load_backbone", no_weights)
+    for kind in ("retriever", "reranker"):
+        for lora in (None, LORA):
+            train.run(settings(tiny, tmp_path / "m", kind=kind, lora=lora, dry_run=True))
+            said = capsys.readouterr().out
+            assert "parameters" in said
+            assert "memory" in said
+            assert "steps          2" in said
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_decoder_trained_to_see_both_ways_does_so_when_loaded(tiny: Tiny, tmp_path: Path):
+    for lora in (None, LORA):
+        out = tmp_path / f"lora-{lora is not None}"
+        train.run(settings(tiny, out, bidirectional=True, lora=lora))
+        loaded = load_retriever(str(out))
+        assert loaded.inputs.contract.bidirectional
+        ids = torch.tensor([[1, 5, 6, 7], [1, 5, 6, 8]])
+        one, other = loaded.backbone(input_ids=ids).last_hidden_state[:, 0]
+        assert (one - other).abs().max() > 1e-3
+
+
+def test_memory_savers_change_nothing_but_rounding(tiny: Tiny, tmp_path: Path):
+    change = {"backbone": str(tiny.bert), "steps": 3, "temperature": 0.5}
+    train.run(settings(tiny, tmp_path / "plain", **change))
+    expected = losses(tmp_path / "plain")
+    for name, saver in {"a": {"gradient_checkpointing": True}, "b": {"grad_cache": True}}.items():
+        train.run(settings(tiny, tmp_path / name, **change, **saver))
+        assert losses(tmp_path / name) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_what_was_learnt_on_a_4_bit_base_scores_the_same_when_loaded(
+    tiny: Tiny, tmp_path: Path, groups: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    trained: list = []
+    save = train.save_model
+
+    def watched(model, folder: Path, **options) -> None:
+        trained.append(model)
+        save(model, folder, **options)
+
+    monkeypatch.setattr(train, "save_model", watched)
+    change = {"kind": kind, "groups": str(groups), "lora": LORA, "four_bit": True, "steps": 8, "temperature": 0.5}
+    train.run(settings(tiny, tmp_path / "m", **change))
+    model = trained[0].eval()
+    if kind == "retriever":
+        vectors = embed_documents(model, DOCUMENTS)
+        assert embed_documents(load_retriever(str(tmp_path / "m")), DOCUMENTS) == pytest.approx(vectors, abs=1e-5)
+    else:
+        pairs = [(QUERIES[0], document) for document in DOCUMENTS]
+        scores = score_pairs(model, pairs)
+        assert score_pairs(load_reranker(str(tmp_path / "m")), pairs) == pytest.approx(scores, abs=1e-4)
+    values = load_file(tmp_path / "m" / "adapter_model.safetensors")
+    assert all("lora_" in name or name.endswith("score.weight") for name in values)
+
+
+def test_alone_there_is_nobody_to_share_a_model_with(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.run(settings(tiny, tmp_path / "m", sharded=True))
+    assert "--sharded has nobody to share with" in capsys.readouterr().err

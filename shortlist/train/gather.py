@@ -1,0 +1,194 @@
+"""Many processes, one step: which process this is, everybody's rows in one tensor, sums over all of them.
+
+Every process draws the same batch from the seed, runs the model on its share of the inputs, gathers the outputs of all,
+and computes the whole loss. So there are no ranks in a loss, and no process's negatives can be out of line with
+another's labels.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from shortlist.models.embed import pick_device
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)
+"""How long one process waits for another: the first may have a large corpus to read. torchrun ends all if one dies."""
+
+BUFFER = 1 << 24
+"""Numbers per message when gradients are summed: 64 MiB."""
+
+
+class World(NamedTuple):
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among the processes of this machine."""
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+
+ALONE = World()
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """Meet the other processes that torchrun started; a process that it did not start is alone."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    world = World(*(int(os.environ[name]) for name in names)) if "RANK" in os.environ else ALONE
+    if world.size == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    yield world
+    dist.destroy_process_group()  # not after an error: the others may be in the middle of a message
+
+
+def own_device(world: World) -> torch.device:
+    """Where this process computes: the GPU of its number on this machine, or the CPU."""
+    device = pick_device()
+    return torch.device("cuda", world.local_rank) if device.type == "cuda" else device
+
+
+def in_turn(work: Callable[[], T], world: World) -> T:
+    """Do the work in one process of each machine after the other, as when each needs much memory for a while."""
+    result = None
+    for turn in range(world.local_size):
+        if turn == world.local_rank:
+            result = work()
+        if world.size > 1:
+            dist.barrier()
+    return result  # type: ignore[return-value]
+
+
+def shard(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
+    """Split every parameter among the processes; each layer is put together only while it works (FSDP2).
+
+    Gradients add up over the processes, as they do for whole models here; FSDP's own default is their mean.
+
+    https://arxiv.org/abs/2304.11277
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # without it, 1 is a factor to multiply by, not on a CPU
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has split this model."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each process may hold a shard. All processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: Tensor, tensor: Tensor) -> Tensor:
+    """The value on the device of another tensor and, if that one is sharded, this process's shard of the value."""
+    value = value.to(tensor.device, tensor.dtype)
+    if not isinstance(tensor, DTensor):
+        return value
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def gather_rows(
+    rows: Shaped[Tensor, "own *dim"], counts: Sequence[int], world: World = ALONE
+) -> Shaped[Tensor, "all *dim"]:
+    """The rows of all processes, the first process's first; gradients come back to the process that made the row.
+
+    Args:
+        counts: how many rows each process has.
+    """
+    if world.size == 1:
+        return rows
+    return _Gather.apply(rows, tuple(counts), world.rank)  # type: ignore[return-value]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...], rank: int) -> Tensor:
+        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        # Every process computes the whole loss, so its gradient of its own rows is whole too: nothing to add up here.
+        return gradients[0][ctx.start : ctx.start + ctx.count], None, None
+
+
+def sum_gradients(model: nn.Module, world: World = ALONE) -> None:
+    """Add up the gradients of all processes, in place, so that all have the whole batch's. FSDP has done so already."""
+    if world.size == 1 or is_sharded(model):
+        return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    start = 0
+    while start < len(trained):
+        end, numbers = start + 1, trained[start].numel()
+        while end < len(trained) and numbers + trained[end].numel() <= BUFFER:
+            numbers += trained[end].numel()
+            end += 1
+        gradients = [p.grad for p in trained[start:end] if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+        start = end
+
+
+def on_any(claim: bool, world: World = ALONE) -> bool:
+    """Whether the claim is true in at least one process."""
+    if world.size == 1:
+        return claim
+    flag = torch.tensor(float(claim), device=own_device(world))
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+class OutOfMemory(Exception):  # noqa: N818 (a condition to react to)
+    """A device could not hold what a step needs."""
+
+
+def within_memory(work: Callable[[], T], world: World = ALONE) -> T:
+    """Do the work in every process, or in none: raises OutOfMemory everywhere if one of them ran out.
+
+    The work must not wait for another process: the one that ran out would not come.
+    """
+    result, failed = None, False
+    try:
+        result = work()
+    except (RuntimeError, MemoryError) as error:  # on a CPU, torch has no type of its own for it
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
+            raise
+        failed = True
+    if on_any(failed, world):
+        raise OutOfMemory
+    return result  # type: ignore[return-value]

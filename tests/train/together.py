@@ -1,0 +1,150 @@
+"""What every process of a test with several of them runs: one step of each case, results written by the first process.
+
+torchrun --nproc-per-node 2 tests/train/together.py MODELS OUT
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny import DOCUMENTS, QUERIES
+
+from shortlist import train
+from shortlist.data.collections import open_collection
+from shortlist.data.groups import groups_from_qrels
+from shortlist.math.losses import infonce
+from shortlist.models.backbone import Lora, add_lora, checkpoint_layers
+from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.train import loop
+from shortlist.train.examples import Batch
+from shortlist.train.gather import World, join, shard, whole
+from shortlist.train.steps import backward, reranker_example, retriever_example
+
+BATCH = Batch(
+    queries=QUERIES[:3],
+    documents=[[DOCUMENTS[i] for i in group] for group in ([0, 3, 4, 9, 5], [1, 5], [2, 7, 10, 0])],
+    positives=[frozenset({"d0"}), frozenset({"d1", "d3"}), frozenset({"d2"})],
+)
+"""Groups of three sizes, an odd number of inputs, a document twice, a positive that is not this query's only one."""
+
+
+class Case(NamedTuple):
+    """One way to make a step."""
+
+    kind: str = "retriever"
+    backbone: str = "llama"
+    lora: bool = False
+    cached: bool = False
+    token_budget: int = 40
+    sharded: bool = False
+    checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self))
+
+
+CASES = [
+    Case(kind, lora=lora, cached=cached, token_budget=token_budget, sharded=sharded)
+    for kind in ("retriever", "reranker")
+    for lora in (False, True)
+    for cached in (False, True)
+    for token_budget in (40, 100_000)
+    for sharded in (False, True)
+]
+CASES += [Case(kind, "bert", cached=cached) for kind in ("retriever", "reranker") for cached in (False, True)]
+CASES += [Case(cached=cached, checkpointing=True, sharded=True) for cached in (False, True)]
+
+
+def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
+    """Loss, accuracy and all gradients of one step from the same weights."""
+    name = str(models / case.backbone)
+    model: Retriever | Reranker
+    if case.kind == "retriever":
+        model = retriever_to_train(name, None)
+        example = retriever_example(model, BATCH, loss=infonce, temperature=0.05)
+    else:
+        model = reranker_to_train(name, None, seed=0)
+        example = reranker_example(model, BATCH, loss=infonce, temperature=0.05)
+    if case.lora:
+        _add_lora(model)
+    if case.checkpointing:
+        checkpoint_layers(model.backbone)
+    if case.sharded and world.size > 1:
+        shard(model, model.backbone.layers, torch.device("cpu"))
+    outcome = backward(
+        model.train(), example, token_budget=case.token_budget, bf16=False, seed=0, cached=case.cached, world=world
+    )
+    gradients = {n: whole(p.grad) for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    return gradients | {"loss": outcome.loss, "accuracy": torch.tensor(outcome.accuracy)}
+
+
+def _add_lora(model: Retriever | Reranker) -> None:
+    torch.manual_seed(0)
+    add_lora(model.backbone, Lora(r=4, dropout=0.0))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:  # it starts at 0, and then A has no gradient
+            nn.init.normal_(p, std=0.1)
+
+
+RUNS = {
+    "full": {},
+    "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert"},
+    "lora": {"lora": "r=4,dropout=0,targets=q_proj+v_proj"},
+    "lora-sharded": {"lora": "r=4,dropout=0,targets=q_proj+v_proj", "sharded": True, "kind": "reranker"},
+}
+
+
+def settings(run: str, models: Path, out: Path) -> train.Config:
+    """Six steps over two epochs, a checkpoint after each second, held-out scores."""
+    values = {"kind": "retriever", "backbone": "llama", **RUNS[run]}
+    values |= {"backbone": str(models / str(values["backbone"])), "collection": str(models / "collection"), "out": out}
+    values |= {"batch_size": 3, "steps": 6, "learning_rate": 0.003, "warmup_steps": 2, "checkpoint_steps": 2}
+    return train.Config(**values, token_budget=40, heldout_split="test", heldout_steps=3, keep=3)
+
+
+def train_run(config: train.Config, world: World, *, stop_after: int | None = None) -> None:
+    """Train as the stage does, or stop in the middle of the step after so many."""
+    collection = open_collection(config.collection)
+    source = train.GroupSource(groups_from_qrels(collection.qrels("train")), {}, "")
+    source = source._replace(queries={query.query_id: query for query in collection.queries("train")})
+    backward = loop.backward
+    done = 0
+
+    def until_stopped(*args: Any, **options: Any) -> Any:
+        nonlocal done
+        if done == stop_after:
+            raise KeyboardInterrupt
+        done += 1
+        return backward(*args, **options)
+
+    loop.backward = until_stopped
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            train.train(config, collection, source, world)
+    finally:
+        loop.backward = backward
+
+
+def main(models: Path, out: Path) -> None:
+    with join() as world:
+        for case in CASES:
+            result = step(case, models, world)
+            if world.leads:
+                save_file({name: value.contiguous() for name, value in result.items()}, out / case.name)
+        for name in RUNS:
+            train_run(settings(name, models, out / f"whole-{name}"), world)
+            train_run(settings(name, models, out / f"broken-{name}"), world, stop_after=5)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
