@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tiny import write_collection
 
 from shortlist import encode, pipeline
 from shortlist.data.formats import read_run, write_qrels
+from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.pipeline import OUTPUTS, plan, run_recipe
 
@@ -54,14 +56,15 @@ def done(once: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def again(folder: Path, *settings: str) -> set[str]:
+def again(folder: Path, *settings: str, processes: int = 1) -> set[str]:
     """Run the recipe once more; the names of the steps in whose folders anything was written."""
 
     def times() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
 
     before = times()
-    pipeline.run(pipeline.Config(recipe=folder / "recipe.yaml", out=folder / "out", set=settings))
+    recipe, out = folder / "recipe.yaml", folder / "out"
+    pipeline.run(pipeline.Config(recipe=recipe, out=out, set=settings, processes=processes))
     changed = {path for path, time in times().items() if before.get(path) != time}
     return {path.relative_to(folder / "out").parts[0] for path in changed} - {"recipe.yaml"}
 
@@ -125,6 +128,24 @@ def test_an_interrupted_recipe_goes_on_where_it_was(done: Path, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt):
             again(done)
     assert again(done) == {"vectors"}  # which come out the same, so that all that follows stays
+
+
+@pytest.mark.slow
+def test_several_processes_train_together_and_one_finds_their_work_done(done: Path):
+    shutil.rmtree(done / "out" / "retriever")
+    assert again(done, processes=2) == {"retriever"}
+    manifest = read_manifest(done / "out" / "retriever")
+    assert manifest is not None
+    assert manifest["results"]["processes"] == 2
+    assert again(done) == set()
+
+
+def test_training_that_stops_in_processes_of_its_own_stops_the_recipe(done: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.rmtree(done / "out" / "results")
+    monkeypatch.setattr(pipeline.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(UserError, match="step 'retriever': training stopped, as said above"):
+        again(done, processes=2)
+    assert not (done / "out" / "results").exists()
 
 
 def edited(tmp_path: Path, edit: Callable[[dict], object]) -> dict:

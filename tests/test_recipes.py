@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import yaml
 from tiny import DOCUMENTS, QUERIES, Tiny
 
-from shortlist import train
+from shortlist import pipeline
 from shortlist.cli import main
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
@@ -40,13 +39,16 @@ def said(name: str, label: str) -> str | None:
     return match[1] if match else None
 
 
-def command(name: str) -> list[str]:
-    """The words of the header's command."""
-    return shlex.split(said(name, "command") or "")
+@cache
+def command(name: str) -> pipeline.Config:
+    """What the header's command asks for."""
+    program, stage, *flags = shlex.split(said(name, "command") or "")
+    assert (program, stage) == ("shortlist", "run")
+    return parse(pipeline.Config, flags, prog="shortlist run")
 
 
 def out_of(name: str) -> Path:
-    return Path(command(name)[command(name).index("--out") + 1])
+    return command(name).out
 
 
 @cache
@@ -58,23 +60,17 @@ def settings_of(name: str) -> dict:
     return yaml.safe_load(RECIPES[name].read_text("utf-8"))["settings"]
 
 
-def torchrun(name: str) -> list[str] | None:
-    """The flags of `shortlist train` in the header's line for several GPUs."""
-    match = re.search(r"^torchrun .* -m shortlist train (.*)$", header(name), re.MULTILINE)
-    return shlex.split(match[1]) if match else None
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_how_it_is_run_and_what_to_expect(name: str):
-    assert command(name)[:5] == ["shortlist", "run", name, "--out", f"runs/{Path(name).stem}"]
+    assert (command(name).recipe, out_of(name)) == (Path(name), Path("runs", Path(name).stem))
     assert all(said(name, label) for label in ("hardware", "time", "scores"))
     assert steps_of(name)
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if torchrun(name)])
-def test_the_line_for_several_gpus_trains_what_the_recipe_trains(name: str):
-    config = parse(train.Config, torchrun(name) or [], prog="shortlist train")
-    assert replace(config, overwrite=True) in [step.config for step in steps_of(name)]
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_in_one_process_for_each_gpu_that_it_names(name: str):
+    gpus = re.match(r"(\d+) GPUs", said(name, "hardware") or "")
+    assert command(name).processes == (int(gpus[1]) if gpus else 1)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -96,7 +92,7 @@ def test_a_recipe_names_splits_that_its_collection_has(name: str):
 
 @pytest.fixture(scope="module")
 def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """Run a recipe by the command in its header, with those before it, on the tiny collection; gives its folder."""
+    """Run a recipe as its header says, but in one process, after those before it, on the tiny collection."""
     folder = tmp_path_factory.mktemp("recipes")
     groups = write_groups(folder / "groups.jsonl.gz")
     smaller = {"backbone": tiny.llama, "collection": tiny.collection, "dev": "test", "dl19": "test", "dl20": "test"}
@@ -113,7 +109,7 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
         gc.freeze()  # a recipe collects garbage after every step: not once more over all that is imported
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            assert main([command(name)[1], str(RECIPES[name]), *command(name)[3:], "--set", *words]) == 0
+            assert main(["run", str(RECIPES[name]), "--out", str(out_of(name)), "--set", *words]) == 0
         return folder / out_of(name)
 
     yield run
@@ -144,16 +140,3 @@ def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
             rows = json.loads((out / step.name / "results.json").read_text())["rows"]
             assert len(rows) == len(step.config.runs) == len(step.config.names)
             assert all(set(step.config.measures) <= row.keys() for row in rows)
-
-
-def test_training_done_by_the_line_for_several_gpus_is_not_done_again(tiny: Tiny, tmp_path, monkeypatch, capsys):
-    name = "recipes/repllama-passage.yaml"
-    monkeypatch.chdir(tmp_path)
-    groups = write_groups(tmp_path / "groups.jsonl")
-    changes = {"backbone": tiny.llama, "collection": tiny.collection, "groups": groups}
-    assert main(["train", *(torchrun(name) or []), *(f"--{key}={value}" for key, value in changes.items())]) == 0
-    settings = changes | {"dev": "test", "dl19": "test", "dl20": "test"}
-    words = [f"{key}={value}" for key, value in settings.items()]
-    capsys.readouterr()
-    assert main(["run", str(RECIPES[name]), *command(name)[3:], "--set", *words]) == 0
-    assert f"train: {out_of(name)}/repllama is already done." in capsys.readouterr().err
