@@ -61,7 +61,7 @@ def _run(name: str, argv: list[str]) -> int:
         stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=STAGES[name]))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(2)  # of processes that all fail alike the first one speaks, and torchrun ends the others
+            time.sleep(10)  # of processes that all fail alike the first one speaks, and torchrun ends the others
         print(f"shortlist {name}: {error}", file=sys.stderr)
         return 1
     except SystemExit as stop:
