@@ -7,11 +7,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +26,10 @@ from shortlist.progress import say
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = {"float32": 1e-5, "bf16": 5e-2}
+PACKAGES = ("torch", "transformers", "sentence-transformers")
 Side = Callable[[], np.ndarray]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,20 +60,40 @@ def measure(sides: dict[str, Side], expected: np.ndarray, rounds: int, *, num_to
         SystemExit: a side gives other numbers, so that its time means nothing.
     """
     timings = [Timing(name, [], _difference(name, side(), expected)) for name, side in sides.items()]
-    for number in range(rounds):
-        shift = number % len(timings)
-        for timing in timings[shift:] + timings[:shift]:
+    for number, turn in enumerate(turns(timings, rounds)):
+        for timing in turn:
             timing.seconds.append(_seconds(sides[timing.name]))
         last = ", ".join(f"{timing.name} {timing.seconds[-1]:.2f} s" for timing in timings)
         say(f"round {number + 1}/{rounds}: {last}")
     return _table(timings, num_texts=len(expected), num_tokens=num_tokens)
 
 
-def conditions(tevatron: Path | None) -> str:
+def turns(sides: Sequence[T], rounds: int) -> Iterator[list[T]]:
+    """The order of the sides in each round, another one first each time."""
+    for number in range(rounds):
+        shift = number % len(sides)
+        yield [*sides[shift:], *sides[:shift]]
+
+
+def in_a_process(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Call a function in a new process, for what belongs to a process: its peak memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **named).result()
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held, GiB.
+
+    Not getrusage's number: a new process starts that one at its parent's.
+    """
+    lines = Path("/proc/self/status").read_text("utf-8").split("\n")
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
+
+
+def conditions(tevatron: Path | None, *, grad_cache: Path | None = None, packages: Sequence[str] = PACKAGES) -> str:
     """Date, commit, machine, versions and command; ask before measuring, while the code is what was loaded."""
-    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers")]
-    if tevatron:
-        versions.append(f"Tevatron {_commit(tevatron)}")
+    versions = [f"{name} {version(name)}" for name in packages]
+    versions += [f"{name} {_commit(at)}" for name, at in (("Tevatron", tevatron), ("GradCache", grad_cache)) if at]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return (
         f"- {date.today()}, commit {_commit(ROOT)}\n"
@@ -85,10 +112,17 @@ def publish(title: str, under: str, sections: Sequence[str], out: Path | None) -
             file.write(page)
 
 
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
+
+
 def quiet() -> None:
     """Keep the libraries' progress bars and notes off the terminal."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _difference(name: str, result: np.ndarray, expected: np.ndarray) -> float:
@@ -110,13 +144,13 @@ def _table(timings: Sequence[Timing], *, num_texts: int, num_tokens: int) -> str
     peers = [timing for timing in timings if not timing.name.startswith("shortlist")]
     ratios = [f"x {timing.name}" for timing in peers]
     columns = ["", "median s", "fastest-slowest", "texts/s", "tokens/s", *ratios, "max difference"]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    rows = []
     for timing in timings:
         cells = [timing.name, f"{timing.median:.2f}", f"{min(timing.seconds):.2f}-{max(timing.seconds):.2f}"]
         cells += [f"{num_texts / timing.median:,.0f}", f"{num_tokens / timing.median:,.0f}"]
         cells += [f"{other.median / timing.median:.2f}" for other in peers]
-        lines.append("| " + " | ".join([*cells, f"{timing.difference:.1e}"]) + " |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{timing.difference:.1e}"])
+    return table(columns, rows)
 
 
 def _commit(checkout: Path) -> str:

@@ -1,11 +1,12 @@
 """The same random LLaMA weights and the same token ids in other tools: Tevatron, sentence-transformers, transformers.
 
-Every side takes texts with their prompts in place and gives a float32 array; a pair's text is `query: Q document: D`.
-All tokenise within the measured time, put EOS at the end, and cut at `max_length` tokens.
+Every side takes texts with their prompts in place, a pair's text being `query: Q document: D`, puts EOS at the end,
+and cuts at `max_length` tokens. Those that encode or score give a float32 array and tokenise within the measured time;
+those that train tokenise beforehand.
 
 Tevatron is not on PyPI: check out github.com/texttron/tevatron and pass the folder. Its own model and collator run in
-its own inference loop (batches of 64 as they come, right padding), with the settings kindest to it here: float32, SDPA
-attention, padding to the longest text only. Its data set classes, which read files, are left out.
+its own loops (inference in batches of 64 as they come, right padding), with the settings kindest to it here: float32,
+SDPA attention, padding to the longest text only. Its data set classes, which read files, are left out.
 """
 
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import processors
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
@@ -27,7 +29,8 @@ SIZES: dict[Size, dict[str, Any]] = {
     "S": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
     "M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
 }
-TEVATRON_BATCH = 64
+TEVATRON_BATCH, TEVATRON_CHUNK = 64, 16
+QUERY_LENGTH, MAX_LENGTH = 32, 196
 BOS, EOS = 1, 2
 
 
@@ -104,6 +107,79 @@ def tevatron_reranker(checkout: Path, folder: Path, max_length: int) -> Callable
         return np.concatenate([model(dict(batch)).scores.numpy()[:, 0] for *_, batch in batches])
 
     return score
+
+
+def tevatron_training(
+    checkout: Path,
+    folder: Path,
+    batches: Sequence[Sequence[tuple[str, list[str]]]],
+    *,
+    lora: bool = False,
+    checkpointing: bool = False,
+    grad_cache: Path | None = None,
+    temperature: float,
+) -> tuple[nn.Module, Callable[[int], Tensor]]:
+    """Tevatron's DenseModel, TrainCollator and gradient cache, put together as its train.py and its Trainer do.
+
+    Args:
+        batches: each a list of (query, passages); as many passages for every query, the positive first.
+        lora: the paper's adapters instead of all weights.
+        grad_cache: checkout of GradCache, which Tevatron's trainer then runs on chunks of 16 texts.
+
+    Returns:
+        The model, and the function that adds the gradients of one batch and returns its loss.
+    """
+    _importable(checkout)
+    from tevatron.retriever.arguments import (  # pyright: ignore[reportMissingImports]
+        DataArguments,
+        ModelArguments,
+        TevatronTrainingArguments,
+    )
+    from tevatron.retriever.collator import TrainCollator  # pyright: ignore[reportMissingImports]
+    from tevatron.retriever.modeling import DenseModel  # pyright: ignore[reportMissingImports]
+
+    settings = {"model_name_or_path": str(folder), "pooling": "eos", "normalize": True, "temperature": temperature}
+    adapters = {"lora_r": 32, "lora_target_modules": "q_proj,v_proj,o_proj,down_proj,up_proj,gate_proj"}
+    training = TevatronTrainingArguments(str(folder / "unused"), use_cpu=True)
+    training.gradient_checkpointing = checkpointing
+    options = {"torch_dtype": torch.float32, "attn_implementation": "sdpa"}
+    model = DenseModel.build(ModelArguments(**settings, lora=lora, **adapters), training, **options)
+    model.train().config.use_cache = training.use_cache
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    lengths = {"query_max_len": QUERY_LENGTH, "passage_max_len": MAX_LENGTH, "pad_to_multiple_of": None}
+    collate = TrainCollator(DataArguments(**lengths, append_eos_token=True), AutoTokenizer.from_pretrained(folder))
+    padded = [collate([((query,), [(text,) for text in texts]) for query, texts in batch]) for batch in batches]
+    cached = _tevatron_cached(model, grad_cache, temperature) if grad_cache else None
+
+    def backward(i: int) -> Tensor:
+        query, passage = map(dict, padded[i])
+        if cached:
+            return cached({"query": query}, {"passage": passage})
+        loss = model(query=query, passage=passage).loss
+        loss.backward()
+        return loss.detach()
+
+    return model, backward
+
+
+def _tevatron_cached(model: nn.Module, grad_cache: Path, temperature: float) -> Callable[..., Tensor]:
+    """GradCache as Tevatron's GradCacheTrainer sets it up, but for the temperature, which its loss leaves out."""
+    _importable(grad_cache)
+    from grad_cache import GradCache  # pyright: ignore[reportMissingImports]
+    from tevatron.retriever.gc_trainer import (  # pyright: ignore[reportMissingImports]
+        SimpleContrastiveLoss,
+        get_dense_rep,
+        split_dense_inputs,
+    )
+
+    return GradCache(
+        models=[model, model],
+        chunk_sizes=TEVATRON_CHUNK,
+        loss_fn=lambda queries, passages: SimpleContrastiveLoss()(queries / temperature, passages),
+        split_input_fn=split_dense_inputs,
+        get_rep_fn=get_dense_rep,
+    )
 
 
 def sentence_transformers_encoder(folder: Path, max_length: int) -> Callable[[list[str]], np.ndarray]:
