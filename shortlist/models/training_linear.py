@@ -225,7 +225,7 @@ def _random_int16(shape: torch.Size) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).contiguous()
+    return x.reshape(-1, x.shape[-1])
 
 
 def _weight_gradient(gradient: Float[Tensor, "*rows out"], x: Float[Tensor, "*rows in"]) -> Float[Tensor, "out in"]:

@@ -111,8 +111,9 @@ def test_a_fast_linear_has_the_output_and_gradients_of_nn_linear(layout, width, 
     assert all(p.grad is None for p in fast.parameters()) == frozen
 
 
-def test_a_gradient_that_is_one_number_everywhere_is_no_trap():
-    plain = nn.Linear(96, 64)
+@pytest.mark.parametrize("width", [64, 160])
+def test_a_gradient_that_is_one_number_everywhere_is_no_trap(width):
+    plain = nn.Linear(96, width)
     fast, x = fast_copy(plain), torch.randn(7, 96)
     fast(x).sum().backward()  # expands, so its strides are zero
     plain(x).sum().backward()
@@ -136,6 +137,15 @@ def test_parameters_stay_the_same_objects_under_the_same_names():
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
     assert model.state_dict().keys() == tiny_llama().state_dict().keys()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_fast_linear_keeps_its_input_only_where_its_weight_trains(frozen):
+    fast, x, kept = nn.Linear(96, 64), torch.randn(7, 96, requires_grad=True), []
+    speed_up_training(fast.requires_grad_(not frozen))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()), lambda _: x):
+        fast(x)
+    assert (x.data_ptr() in kept) != frozen
 
 
 CHANGES = {
@@ -196,6 +206,13 @@ def test_variants_of_lora_keep_pefts_own_forward_over_fast_linears(options):
     assert_same_gradients(fast, plain)
 
 
+def test_lora_over_a_base_that_trains_keeps_pefts_own_forward():
+    plain = tiny_lora().requires_grad_()
+    fast = fast_copy(plain)
+    assert not any(isinstance(module, FastLora) for module in fast.modules())
+    assert_same_gradients(fast, plain)
+
+
 def test_lora_without_training_or_gradients_has_no_dropout():
     plain = tiny_lora(dropout=0.5).eval()
     fast = fast_copy(plain)
@@ -234,6 +251,7 @@ def test_random_bits_are_uniform_and_follow_the_seed():
     first = training_linear._random_int16(torch.Size([1000, 333]))
     torch.manual_seed(1)
     assert torch.equal(training_linear._random_int16(torch.Size([1000, 333])), first)
+    assert len(first.unique()) > 65000
     torch.testing.assert_close(first.double().mean().item(), -0.5, rtol=0, atol=5 * 18918 / math.sqrt(333_000))
     torch.testing.assert_close(first.double().std().item(), 18918.6, rtol=0.01, atol=0)
 
