@@ -31,7 +31,7 @@ class Reranker(nn.Module):
         """Scores, float32, of right-padded pairs."""
         pooling = self.inputs.contract.pooling
         pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
-        return (pooled @ self.score.T).squeeze(-1)
+        return pooled @ self.score[0]
 
 
 def new_head(backbone: PreTrainedModel, *, seed: int) -> Float[Tensor, "1 dim"]:

@@ -58,7 +58,9 @@ def join() -> Iterator[World]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    device = own_device(world)
+    options = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    dist.init_process_group(timeout=PATIENCE, **options)
     yield world
     dist.destroy_process_group()  # not after an error: the others may be in the middle of a message
 
