@@ -15,14 +15,14 @@ NAMES = {
     "shortlist.config": "from_settings load_yaml parse to_flags",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
-    "shortlist.data.files": "atomic_write open_text sha256",
+    "shortlist.data.files": "atomic_folder atomic_write open_text sha256",
     "shortlist.data.formats": (
         "ORDERS RUN_COLUMNS SPACE Ties add_judgement corpus_offsets document_parser documents_at read_corpus "
-        "read_qrels read_queries read_run to_document to_judgement to_query write_corpus write_qrels "
-        "write_queries write_run"
+        "read_qrels read_queries read_run to_document to_judgement to_query write_corpus write_qrels write_queries "
+        "write_run"
     ),
-    "shortlist.data.groups": "groups_from_qrels read_groups write_groups",
-    "shortlist.data.hub": "HubCollection IrdsCollection",
+    "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
+    "shortlist.data.hub": "HubCollection IrdsCollection hub_rows",
     "shortlist.data.lines": "MalformedError numbered_lines parse_json parse_lines read_lines",
     "shortlist.data.manifest": "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest start_job",
     "shortlist.data.vectors": "DTYPES VectorReader VectorWriter finished_shards",
@@ -45,15 +45,17 @@ NAMES = {
     "shortlist.math.losses": "LOSSES Loss countable infonce",
     "shortlist.math.ordering": "strictly_decreasing",
     "shortlist.math.pooling": "POOLINGS Pooling cls last mean",
-    "shortlist.math.sampling": "draw_negatives epoch_negatives interleave",
-    "shortlist.math.scoring": "Indices NOWHERE Scores above merge_top_k top_k",
+    "shortlist.math.sampling": "draw_negatives epoch_negatives interleave shortfall",
+    "shortlist.math.scoring": "Indices NOWHERE Scores above merge_top_k reciprocal_ranks top_k",
+    "shortlist.math.smoothing": "running_mean",
     "shortlist.mine": "Config find_same_text fingerprint mine run",
     "shortlist.models.backbone": (
-        "LORAS Lora add_lora is_causal load_backbone merge_adapter not_a_model parse_lora pooled_states"
+        "LORAS Lora add_lora apply_contract checkpoint_layers dequantize empty_backbone is_causal is_decoder "
+        "load_backbone merge_adapter not_a_model parse_lora pooled_states see_both_ways"
     ),
     "shortlist.models.checkpoint": (
-        "ADAPTER FILES HEAD load_reranker load_retriever local_folder model_identity reranker_to_train "
-        "retriever_to_train save_model"
+        "ADAPTER FILES HEAD QUANTIZATION load_reranker load_retriever local_folder model_identity "
+        "reranker_to_train retriever_to_train save_model saved_names saved_weights"
     ),
     "shortlist.models.embed": (
         "CPU_TOKENS GPU_TOKENS default_token_budget embed_documents embed_queries for_inference pick_device "
@@ -64,19 +66,37 @@ NAMES = {
     ),
     "shortlist.models.reranker": "Reranker new_head",
     "shortlist.models.retriever": "Retriever",
+    "shortlist.models.training_linear": (
+        "FastLinear FastLora RANDOM_VALUES SparseEmbedding products_are_right speed_up_training"
+    ),
     "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
-    "shortlist.progress": "Advance PLAIN_SECONDS progress say track",
+    "shortlist.progress": "Advance PLAIN_SECONDS leads progress say track",
     "shortlist.records": "Document Group Hit Qrels Query Run",
     "shortlist.rerank": "Config PAIRS_AT_ONCE reorder rerank run windows",
     "shortlist.search": "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid SNIPPET open_index print_hits run search",
     "shortlist.text.batching": "pad token_batches",
-    "shortlist.text.contract": "CONTRACTS InputContract Inputs SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract",
+    "shortlist.text.contract": (
+        "CONTRACTS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract"
+    ),
     "shortlist.text.tokenizer": "PROBE from_sentencepiece load_tokenizer train_bpe",
-    "shortlist.train": "Config TEMPERATURES run train",
+    "shortlist.train": "CANDIDATES TEMPERATURES run train",
+    "shortlist.train.build": "adapted_model build_model collect_groups weights_dtype",
     "shortlist.train.examples": "Batch ahead batches check_groups draw_groups num_steps",
+    "shortlist.train.forecast": "Forecast MOST_BATCHES MOST_TEXTS UNCUT forecast",
+    "shortlist.train.gather": (
+        "ALONE BUFFER OutOfMemory PATIENCE World gather_rows in_turn is_sharded join like on_any own_device shard "
+        "sum_gradients whole within_memory"
+    ),
+    "shortlist.train.heldout": "CUTOFF Evaluation Heldout draw_heldout reranker_evaluation retriever_evaluation",
+    "shortlist.train.log": "DRAWING LOG MEASURE MOST_POINTS Record STYLE TrainingLog draw_loss read_log",
     "shortlist.train.loop": "MAX_GRADIENT_NORM fit learning_rate_factor new_optimizer",
-    "shortlist.train.resume": "CHECKPOINT drop_checkpoint load_checkpoint save_checkpoint",
-    "shortlist.train.steps": "Example Outcome backward reranker_example retriever_example",
+    "shortlist.train.memory": "FOUR_BITS Memory Pass step_memory",
+    "shortlist.train.resume": (
+        "CHECKPOINTS MOMENTS STATE State checkpoints drop_checkpoints load_checkpoint load_weights save_checkpoint "
+        "whole_weights"
+    ),
+    "shortlist.train.settings": "Config check",
+    "shortlist.train.steps": "Example Micro Outcome backward compute_outputs deal reranker_example retriever_example",
 }
 
 

@@ -56,11 +56,12 @@ def join() -> Iterator[World]:
     if world.size == 1:
         yield ALONE
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
     device = own_device(world)
-    options = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
-    dist.init_process_group(timeout=PATIENCE, **options)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     yield world
     dist.destroy_process_group()  # not after an error: the others may be in the middle of a message
 

@@ -17,6 +17,7 @@ MEASURE = "mrr@10"
 """What held-out records are about; all others hold a `loss`."""
 
 Record = dict[str, int | float]
+"""What is measured of a step, by name; a `step` counts from 1."""
 
 MOST_POINTS = 2000
 """A line of more shows nothing more."""

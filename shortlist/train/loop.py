@@ -13,13 +13,11 @@ from shortlist.models.retriever import Retriever
 from shortlist.progress import progress, say
 from shortlist.train.examples import ahead
 from shortlist.train.gather import ALONE, OutOfMemory, World, is_sharded, whole
+from shortlist.train.log import Record
 from shortlist.train.resume import State
 from shortlist.train.steps import Example, Outcome, backward
 
 MAX_GRADIENT_NORM = 1.0
-
-Record = dict[str, int | float]
-"""What is measured of a step, by name."""
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:

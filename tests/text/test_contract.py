@@ -294,7 +294,7 @@ def test_a_length_that_leaves_no_room_for_text_is_refused(
 
 def test_a_replaced_contract_needs_room_too(inputs):
     made = inputs("repllama")
-    with pytest.raises(UserError, match="document_length is 3, .* leaves no room for text"):
+    with pytest.raises(UserError, match=r"document_length is 3, .* leaves no room for text"):
         made.contract = made.contract.with_lengths(document=3)
 
 

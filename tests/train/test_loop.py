@@ -13,7 +13,8 @@ from shortlist.models.retriever import Retriever
 from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import OutOfMemory
-from shortlist.train.loop import Record, fit, learning_rate_factor, new_optimizer
+from shortlist.train.log import Record
+from shortlist.train.loop import fit, learning_rate_factor, new_optimizer
 from shortlist.train.resume import State
 from shortlist.train.steps import Example, Outcome, retriever_example
 

@@ -18,7 +18,7 @@ from tiny import DOCUMENTS, QUERIES
 
 from shortlist import train
 from shortlist.data.collections import open_collection
-from shortlist.data.groups import groups_from_qrels
+from shortlist.data.groups import GroupSource, groups_from_qrels
 from shortlist.math.losses import infonce
 from shortlist.models.backbone import Lora, add_lora, checkpoint_layers
 from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
@@ -115,7 +115,7 @@ def settings(run: str, models: Path, out: Path) -> train.Config:
 def train_run(config: train.Config, world: World, *, stop_after: int | None = None) -> None:
     """Train as the stage does, or stop in the middle of the step after so many."""
     collection = open_collection(config.collection)
-    source = train.GroupSource(groups_from_qrels(collection.qrels("train")), {}, "")
+    source = GroupSource(groups_from_qrels(collection.qrels("train")), {}, "")
     source = source._replace(queries={query.query_id: query for query in collection.queries("train")})
     backward = loop.backward
     done = 0

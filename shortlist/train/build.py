@@ -1,0 +1,84 @@
+"""What a training run starts from: groups with their queries, and a model with what is to train in it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from shortlist.data.collections import Collection
+from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.math.sampling import shortfall
+from shortlist.models.backbone import add_lora, checkpoint_layers, parse_lora
+from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.models.training_linear import speed_up_training
+from shortlist.progress import say
+from shortlist.text.contract import InputContract, named_contract
+from shortlist.train.examples import check_groups
+from shortlist.train.gather import World, shard
+from shortlist.train.settings import Config
+
+
+def collect_groups(config: Config, collection: Collection) -> GroupSource:
+    """The groups with their queries; says how many are short of negatives."""
+    if config.groups:
+        source = open_groups(config.groups)
+    else:
+        qrels = collection.qrels(config.split)
+        source = GroupSource(groups_from_qrels(qrels), {}, collection.identity(f"qrels/{config.split}"))
+    if any(group.query_id not in source.queries for group in source.groups):
+        queries = {query.query_id: query for query in collection.queries(config.split)}
+        source = source._replace(queries=queries | source.queries)
+    check_groups(source.groups, source.queries, where=config.groups or f"{config.collection} {config.split}")
+    if short := shortfall(source.groups, config.negatives or 0):
+        say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
+    return source
+
+
+def build_model(config: Config, device: torch.device, world: World) -> tuple[Retriever | Reranker, Any]:
+    """The model on its device, ready to train, and PEFT's wrapper if it has a LoRA."""
+    loading = {"dtype": weights_dtype(config, device), "attention": config.attention, "four_bit": config.four_bit}
+    model, adapter = adapted_model(config, **loading)
+    if config.sharded and world.size > 1:
+        shard(model, _layers(model.backbone), device)
+    elif config.sharded:
+        say("train: --sharded has nobody to share with, as torchrun did not start several processes; going on.")
+    model.to(device)
+    if device.type == "cpu":
+        speed_up_training(model)
+    return model, adapter
+
+
+def weights_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Of the weights: those that do not train need no more precision than they are used with."""
+    frozen = config.lora is not None and config.precision == "bf16" and device.type == "cuda"
+    return torch.bfloat16 if frozen else torch.float32
+
+
+def adapted_model(config: Config, **loading: Any) -> tuple[Retriever | Reranker, Any]:
+    """The model with what is to train in it, and PEFT's wrapper if that is a LoRA."""
+    model = _loaded(config, **loading)
+    torch.manual_seed(config.seed)  # of the adapter's weights
+    adapter = add_lora(model.backbone, parse_lora(config.lora)) if config.lora else None
+    if config.gradient_checkpointing:
+        checkpoint_layers(model.backbone)
+    return model, adapter
+
+
+def _loaded(config: Config, **loading: Any) -> Retriever | Reranker:
+    contract = named_contract(config.contract) if config.contract else None
+
+    def adjusted(contract: InputContract) -> InputContract:
+        contract = contract.with_lengths(query=config.query_length, document=config.max_length)
+        return replace(contract, bidirectional=contract.bidirectional or config.bidirectional)
+
+    if config.kind == "retriever":
+        return retriever_to_train(config.backbone, contract, adjust=adjusted, **loading)
+    return reranker_to_train(config.backbone, contract, seed=config.seed, adjust=adjusted, **loading)
+
+
+def _layers(backbone: nn.Module) -> nn.ModuleList:
+    """A transformer's layers: the first list of modules in it."""
+    return next(module for module in backbone.modules() if isinstance(module, nn.ModuleList))

@@ -1,0 +1,114 @@
+"""What a training run is told, and what of it can be refused before anything is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from shortlist.errors import UserError
+from shortlist.models.backbone import parse_lora
+from shortlist.text.contract import named_contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    kind: tyro.conf.Positional[Literal["retriever", "reranker"]]
+    """What to train."""
+    backbone: str
+    """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
+    collection: str
+    """Where the texts are: folder, `irds:` or `hf:` name."""
+    out: Path
+    """Folder for the model; continued where it left off if it holds the same job, refused if another."""
+    groups: str | None = None
+    """Groups from `shortlist mine`, Tevatron's training JSONL, or an `hf:` name. Without them, the judged pairs of
+    --split, and in-batch negatives only."""
+    split: str = "train"
+    """Which queries of the collection the groups are about."""
+    contract: str | None = None
+    """Input contract by name (None: the backbone's own, else the paper's for its architecture)."""
+    query_length: int | None = None
+    """Most tokens of a query (None: the contract's)."""
+    max_length: int | None = None
+    """Most tokens of a document or, for a reranker, of a pair (None: the contract's)."""
+    lora: str | None = None
+    """Train a LoRA instead of all weights: paper, paper+k, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj."""
+    four_bit: bool = False
+    """Keep the weights below the LoRA in 4 bits (QLoRA)."""
+    bidirectional: bool = False
+    """Let every token of a decoder see the whole input, not only what is before it."""
+    negatives: int | None = None
+    """Negatives per query and step, another slice each epoch (None: all of the group's)."""
+    batch_size: int = 128
+    """Queries per step."""
+    epochs: int = 1
+    """Times through the groups."""
+    steps: int | None = None
+    """Stop after this many steps, whatever --epochs says."""
+    learning_rate: float = 1e-4
+    """At its highest, after the warm-up; then it decays linearly to 0."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate grows."""
+    temperature: float | None = None
+    """Divides the scores in the loss (None: 0.01 for a retriever, 1 for a reranker)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of matrix products; what trains and the loss are fp32 in both."""
+    attention: str | None = None
+    """How attention is computed, in transformers' words: sdpa, flash_attention_2, ... (None: its default)."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 65,536 on a GPU); halved if memory runs out."""
+    grad_cache: bool = False
+    """Run the model twice per step and hold one micro-batch in memory at a time: any --batch-size fits."""
+    gradient_checkpointing: bool = False
+    """Hold one layer's activations in memory at a time, and run layers twice: any length fits."""
+    sharded: bool = False
+    """Under torchrun: split weights, gradients and optimizer among the processes (FSDP), for models too large for one
+    device. Otherwise every process holds all of the model."""
+    checkpoint_steps: int = 100
+    """Steps between checkpoints."""
+    keep: int = 1
+    """Checkpoints that stay, besides the best; with 1, none stays once the model is saved."""
+    heldout_split: str | None = None
+    """Split to measure MRR@10 on while training; the model saved is then the best one, not the last."""
+    heldout_steps: int = 100
+    """Steps between such measurements; the last step is always measured."""
+    heldout_queries: int = 100
+    """At most so many queries of that split."""
+    heldout_docs: int = 2000
+    """Documents they are searched in, theirs included; a reranker orders BM25's best 20 of them for each query."""
+    tensorboard: bool = False
+    """Write TensorBoard's files too."""
+    seed: int = 0
+    """Of the order of groups, the choice of negatives, dropout and a new head."""
+    dry_run: bool = False
+    """Say what training would take, in steps, tokens and memory, without loading weights or writing anything."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+def check(config: Config) -> None:
+    """Refuse settings that mean nothing.
+
+    Raises:
+        UserError: one is out of range, is a name that does not exist, or contradicts another.
+    """
+    at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
+    at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
+    at_least |= dict.fromkeys(("negatives", "warmup_steps", "seed"), 0)
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
+    for name in ("temperature", "learning_rate"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
+    if config.lora:
+        parse_lora(config.lora)
+    if config.contract:
+        named_contract(config.contract)
+    if config.four_bit and not config.lora:
+        raise UserError("--four-bit: weights in 4 bits cannot learn; add --lora paper.")
+    if config.four_bit and config.sharded:
+        raise UserError("--four-bit: 4-bit weights cannot be sharded; leave out one of the two.")
