@@ -24,7 +24,7 @@ SET_UP = [
     ROOT / "scripts/check",
     ROOT / ".ci/run",
 ]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 REGISTRIES = re.compile(
     r"pypi\.|pythonhosted|pytorch\.org|anaconda|huggingface\.co|hf\.co|npmjs|index-url", re.IGNORECASE
@@ -41,9 +41,9 @@ def prose(path: Path) -> str:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each `shortlist ...` line, continuation lines joined."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("shortlist ")]
+    """The words of each line that runs `shortlist`, under torchrun too; continuation lines joined."""
+    lines = re.findall(r"^(?:torchrun .* -m )?shortlist (.*)", text.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 COMMANDS = [(path, words) for path in DOCS for body in blocks(path, "", "bash") for words in commands(body)]
