@@ -5,10 +5,11 @@
     python benchmarks/train_speed.py --tevatron ../tevatron --grad-cache ../grad-cache --out benchmarks/train_speed.md
 
 A step is 8 queries with 16 passages each: real MS MARCO queries, a relevant passage, 15 negatives out of BM25's first
-100; random LLaMA weights (the same in both tools), the paper's input form (32 and 196 tokens at most), InfoNCE over all
-128 passages at temperature 0.01, gradients clipped to norm 1, fused AdamW. The texts are tokenised beforehand. All
-variants see the same batches in the same order; all must give the same first loss and, without LoRA's dropout, the same
-gradients. Tevatron's settings are those kindest to it here: float32, SDPA attention, padding to the longest text only.
+100 (which are longer than most: `--mean-tokens` cuts and joins them to lengths drawn around another mean); random LLaMA
+weights (the same in both tools), the paper's input form (32 and 196 tokens at most), InfoNCE over all 128 passages at
+temperature 0.01, gradients clipped to norm 1, fused AdamW. The texts are tokenised beforehand. All variants see the
+same batches in the same order; all must give the same first loss and, without LoRA's dropout, the same gradients.
+Tevatron's settings are those kindest to it here: float32, SDPA attention, padding to the longest text only.
 One run is minutes for S and an hour for M; leave the machine alone meanwhile.
 """
 
@@ -18,8 +19,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 from measuring import ROOT, TOLERANCE, conditions, in_a_process, peak_gib, publish, quiet, table, turns
@@ -33,7 +36,9 @@ from shortlist.math.losses import infonce
 from shortlist.mine import find_same_text, mine
 from shortlist.models.backbone import LORAS, add_lora
 from shortlist.models.checkpoint import retriever_to_train
+from shortlist.models.training_linear import speed_up_training
 from shortlist.progress import say
+from shortlist.records import Document
 from shortlist.text.contract import named_contract
 from shortlist.train.examples import Batch, batches
 from shortlist.train.loop import MAX_GRADIENT_NORM, new_optimizer
@@ -41,6 +46,8 @@ from shortlist.train.steps import backward, retriever_example
 
 DATA, SPLIT = "msmarco-dl19", "dl19_sub"
 QUERIES, NEGATIVES, TEMPERATURE = 8, 15, 0.01
+SPREAD, TOKENS_PER_WORD = 0.39, 1.52
+"""Standard deviation of the logarithm of a passage's tokens, and tokens for each word: as in the passages here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,8 @@ class Config:
     """Processes of every variant."""
     token_budget: int = 2048
     """Tokens per forward pass of shortlist, padding included."""
+    mean_tokens: float | None = None
+    """Give the passages lognormal lengths of this mean, special tokens and prompt included (None: their own)."""
     seed: int = 0
     """Of the negatives, the batches and dropout."""
     data: Path = ROOT.parent / "shared" / "data"
@@ -128,7 +137,20 @@ def draw(folder: Path, config: Config) -> list[Batch]:
     queries = {query.query_id: query for query in collection.queries(SPLIT)}
     options = {"batch_size": QUERIES, "negatives": NEGATIVES, "seed": config.seed}
     groups = read_groups(folder / "groups.jsonl")
-    return list(batches(groups, queries, collection, first_step=0, steps=1 + config.steps, **options))
+    drawn = list(batches(groups, queries, collection, first_step=0, steps=1 + config.steps, **options))
+    return drawn if config.mean_tokens is None else with_lengths(drawn, config.mean_tokens, config.seed)
+
+
+def with_lengths(drawn: list[Batch], mean_tokens: float, seed: int) -> list[Batch]:
+    """The same batches with passages of other lengths, made of their words in a row."""
+    rng = np.random.default_rng(seed)
+    words = cycle(word for batch in drawn for group in batch.documents for d in group for word in d.text.split())
+
+    def passage(document: Document) -> Document:
+        tokens = mean_tokens * rng.lognormal(-(SPREAD**2) / 2, SPREAD)
+        return document._replace(text=" ".join(islice(words, max(1, round((tokens - 5) / TOKENS_PER_WORD)))))
+
+    return [batch._replace(documents=[list(map(passage, group)) for group in batch.documents]) for batch in drawn]
 
 
 def texts(batch: Batch) -> list[tuple[str, list[str]]]:
@@ -158,7 +180,7 @@ def build(name: str, folder: Path, drawn: list[Batch], config: Config) -> tuple[
     model = retriever_to_train(str(folder), named_contract("repllama"))
     if variant.lora:
         add_lora(model.backbone, LORAS["paper"])
-    model.train()
+    speed_up_training(model.train())
     examples = [retriever_example(model, batch, loss=infonce, temperature=TEMPERATURE) for batch in drawn]
     options = {"token_budget": config.token_budget, "bf16": variant.bf16, "cached": variant.cached}
     return model, lambda i: backward(model, examples[i], seed=config.seed + (i << 20), **options).loss

@@ -80,10 +80,11 @@ def retriever_to_train(
         adjust: makes the contract that is used of that one, such as with other lengths.
         loading: dtype, attention and four_bit as for `load_backbone`; or `empty=True` for shapes without weights.
     """
+    folder = local_folder(name, weights=not loading.get("empty"))
     backbone = _backbone(name, **loading)
-    contract = contract or _own_contract(local_folder(name), "document")
+    contract = contract or _own_contract(folder, "document")
     contract = contract or named_contract("repllama" if is_decoder(backbone) else "bert")
-    return Retriever(backbone, _inputs(name, adjust(contract) if adjust else contract))
+    return Retriever(backbone, _inputs(folder, adjust(contract) if adjust else contract))
 
 
 def reranker_to_train(
@@ -100,17 +101,18 @@ def reranker_to_train(
         seed: of the new head.
         contract: as for `retriever_to_train`, and so are the others.
     """
+    folder = local_folder(name, weights=not loading.get("empty"))
     backbone = _backbone(name, **loading)
-    contract = contract or _own_contract(local_folder(name), "pair")
+    contract = contract or _own_contract(folder, "pair")
     contract = contract or named_contract("rankllama" if is_decoder(backbone) else "bert-pair")
-    head = _head(local_folder(name))
+    head = _head(folder)
     head = new_head(backbone, seed=seed) if head is None else head
-    return Reranker(backbone, _inputs(name, adjust(contract) if adjust else contract), head)
+    return Reranker(backbone, _inputs(folder, adjust(contract) if adjust else contract), head)
 
 
-def _inputs(name: str, contract: InputContract) -> Inputs:
+def _inputs(folder: Path, contract: InputContract) -> Inputs:
     """Inputs for training: a contract's `<bos>` is left out for a tokenizer that has none."""
-    tokenizer = load_tokenizer(local_folder(name))
+    tokenizer = load_tokenizer(folder)
     return Inputs(contract.fitted(tokenizer), tokenizer)
 
 
@@ -175,8 +177,11 @@ def model_identity(name: str) -> str:
     return f"hub:{name}@{local_folder(name).name}"
 
 
-def local_folder(name: str) -> Path:
+def local_folder(name: str, *, weights: bool = True) -> Path:
     """The folder that holds a model: `name` itself, or where the hub's client keeps it (fetched if need be).
+
+    Args:
+        weights: without them, fetch the small files only.
 
     Raises:
         UserError: neither.
@@ -187,14 +192,16 @@ def local_folder(name: str) -> Path:
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
         raise not_a_model(name, "no such folder")
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        return Path(
+            snapshot_download(name, allow_patterns=FILES if weights else [f for f in FILES if "safetensors" not in f])
+        )
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise not_a_model(name, error) from None
 
 
 def _backbone(name: str, *, empty: bool = False, **loading: Any) -> PreTrainedModel:
     """The backbone of a folder or hub name, adapters merged; `loading` as for `load_backbone`."""
-    folder = local_folder(name)
+    folder = local_folder(name, weights=not empty)
     config = folder / "adapter_config.json"
     if not config.exists():
         return (empty_backbone if empty else load_backbone)(str(folder), **loading)

@@ -152,20 +152,17 @@ def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iter
     """Inside, a decoder's last MLP runs at one position of each row, as nothing else will be read.
 
     Everything after the last attention works token by token, so the states at `positions` are what they would
-    have been; those elsewhere mean nothing. Does nothing for a model without `layers[-1].mlp`, or where
-    gradients are on: checkpointing runs layers again when this is over.
+    have been, and so are the gradients that come from them; states elsewhere mean nothing. Does nothing for a model
+    without `layers[-1].mlp`, or whose layers are checkpointed while it trains: they run again when this is over.
     """
     mlp = getattr(next(iter(reversed(getattr(model, "layers", None) or [])), None), "mlp", None)
-    if mlp is None or torch.is_grad_enabled():
+    if mlp is None or (model.training and getattr(model, "is_gradient_checkpointing", False)):
         yield
         return
     full, rows = mlp.forward, torch.arange(len(positions), device=positions.device)
 
-    def only_there(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        there = full(x[rows, positions])
-        out = torch.zeros_like(x, dtype=there.dtype)  # autocast may have narrowed it
-        out[rows, positions] = there
-        return out
+    def only_there(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
+        return full(x[rows, positions])[:, None]  # added to the states of all tokens, right for one of them
 
     mlp.forward = only_there
     try:

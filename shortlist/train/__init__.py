@@ -70,12 +70,13 @@ def run(config: Config) -> None:
 def train(config: Config, collection: Collection, source: GroupSource, world: World = ALONE) -> None:
     """Train from the newest checkpoint in `config.out`, if there is one, and save the model there."""
     device, bf16 = own_device(world), config.precision == "bf16"
-    model, adapter = in_turn(partial(build_model, config, device, world), world if config.sharded else ALONE)
+    model, adapter = in_turn(partial(build_model, config, device, world), world)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate)
-    state = load_checkpoint(config.out, model, optimizer, adapter=adapter is not None)
-    if state:
-        say(f"train: continuing after step {state.step}.")
-    state = state or State(token_budget=config.token_budget or default_token_budget(device), cached=config.grad_cache)
+    state = State(token_budget=config.token_budget or default_token_budget(device), cached=config.grad_cache)
+    if before := load_checkpoint(config.out, model, optimizer, adapter=adapter is not None):
+        say(f"train: continuing after step {before.step}.")
+        smaller = min(before.token_budget, state.token_budget)  # than either, if memory ran out in the meantime
+        state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
     steps, evaluation = _num_steps(config, source), _evaluation(config, collection, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
 

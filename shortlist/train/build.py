@@ -24,14 +24,14 @@ from shortlist.train.settings import Config
 def collect_groups(config: Config, collection: Collection) -> GroupSource:
     """The groups with their queries; says how many are short of negatives."""
     if config.groups:
-        source = open_groups(config.groups)
+        source = open_groups(str(config.groups))
     else:
         qrels = collection.qrels(config.split)
         source = GroupSource(groups_from_qrels(qrels), {}, collection.identity(f"qrels/{config.split}"))
     if any(group.query_id not in source.queries for group in source.groups):
         queries = {query.query_id: query for query in collection.queries(config.split)}
         source = source._replace(queries=queries | source.queries)
-    check_groups(source.groups, source.queries, where=config.groups or f"{config.collection} {config.split}")
+    check_groups(source.groups, source.queries, where=str(config.groups or f"{config.collection} {config.split}"))
     if short := shortfall(source.groups, config.negatives or 0):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
     return source

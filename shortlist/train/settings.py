@@ -21,7 +21,7 @@ class Config:
     """Where the texts are: folder, `irds:` or `hf:` name."""
     out: Path
     """Folder for the model; continued where it left off if it holds the same job, refused if another."""
-    groups: str | None = None
+    groups: str | Path | None = None
     """Groups from `shortlist mine`, Tevatron's training JSONL, or an `hf:` name. Without them, the judged pairs of
     --split, and in-batch negatives only."""
     split: str = "train"

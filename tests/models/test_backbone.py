@@ -185,10 +185,11 @@ def test_an_empty_backbone_needs_no_weights_but_a_config(copy: Path, tmp_path: P
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Of a loss over the pooled states; every use of dropout draws the same numbers."""
+    """Of a loss over the pooled states, whose length is fixed by the last norm; dropout draws the same each time."""
     model.zero_grad()
     torch.manual_seed(1)
-    pooled_states(model, IDS, LENGTHS, pooling="last").square().sum().backward()
+    states = pooled_states(model, IDS, LENGTHS, pooling="last")
+    (states * torch.linspace(-1, 2, states.shape[-1])).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -198,7 +199,7 @@ def test_layers_run_again_in_the_backward_pass_give_the_same_gradients(family: s
     model = small(family).train()
     if lora:
         targets = {"bert": ("query", "value"), "modernbert": ("Wqkv", "Wo")}.get(family, Lora().targets)
-        add_lora(model, replace(Lora(r=4), targets=targets))
+        add_lora(model, Lora(r=4, dropout=0.0, targets=targets))
         spread_lora(model)
     expected = gradients(model)
     calls: list[None] = []
@@ -210,7 +211,7 @@ def test_layers_run_again_in_the_backward_pass_give_the_same_gradients(family: s
     assert expected.keys() == actual.keys()
     assert all("lora_" in name for name in actual) == lora
     for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], msg=name)
+        assert (actual[name] - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-6, name
 
 
 def test_a_model_that_cannot_run_layers_again_is_refused(monkeypatch: pytest.MonkeyPatch):

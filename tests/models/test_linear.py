@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -204,10 +205,25 @@ def test_the_last_mlp_at_one_position_gives_the_states_there(always_pays, packed
     assert torch.equal(states(model, IDS), expected), "outside, the MLP runs everywhere again"
 
 
-def test_the_last_mlp_runs_everywhere_where_gradients_are_on_or_there_is_none():
-    model = tiny_llama()
-    expected = states(model, IDS)
-    with last_mlp_only_at(model, torch.tensor([16, 4, 0])):
-        torch.testing.assert_close(model(input_ids=IDS).last_hidden_state, expected)
+def test_the_last_mlp_at_one_position_has_the_gradients_of_one_everywhere():
+    positions, rows = torch.tensor([16, 4, 0]), torch.arange(3)
+    gradients = []
+    for only_there in (False, True):
+        model = tiny_llama().requires_grad_(True)
+        with last_mlp_only_at(model, positions) if only_there else nullcontext():
+            there = model(input_ids=IDS).last_hidden_state[rows, positions]
+        (there * torch.linspace(-1, 2, 128)).sum().backward()  # a square would be the same for all weights
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm(), name
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0].values())
+
+
+def test_the_last_mlp_runs_everywhere_where_layers_will_run_again_or_there_is_none():
+    model = tiny_llama().train()
+    model.gradient_checkpointing_enable()
+    expected = states(model.eval(), IDS)
+    with last_mlp_only_at(model.train(), torch.tensor([16, 4, 0])):
+        torch.testing.assert_close(states(model, IDS), expected)
     with torch.inference_mode(), last_mlp_only_at(nn.Linear(2, 2), torch.tensor([0])):
         pass

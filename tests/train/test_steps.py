@@ -7,6 +7,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 
 from shortlist.math.losses import infonce
+from shortlist.models.backbone import Lora, add_lora, checkpoint_layers
 from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
@@ -91,6 +92,23 @@ def test_the_cached_step_has_the_plain_steps_gradients_dropout_included(model: R
     assert other[0].loss.item() != pytest.approx(plain[0].loss.item(), rel=1e-4)  # there is dropout to get wrong
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_so_it_does_with_dropout_in_the_lora_of_a_decoder(tiny: Tiny, checkpointing: bool):
+    model = retriever_to_train(str(tiny.llama), None)
+    torch.manual_seed(0)
+    add_lora(model.backbone, Lora(r=4, dropout=0.3))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    if checkpointing:
+        checkpoint_layers(model.backbone)
+    item = example(model.train())
+    plain, expected = step(model, item, token_budget=BUCKETS)
+    cached, gradients = step(model, item, token_budget=BUCKETS, cached=True)
+    assert cached.loss == pytest.approx(plain.loss.item(), rel=1e-5)
+    torch.testing.assert_close(gradients, expected, atol=1e-5 * expected.norm().item(), rtol=1e-3)
+
+
 def test_gradients_are_added_to_those_that_are_there(reranker: Reranker):
     _, once = step(reranker, example(reranker))
     backward(reranker, example(reranker), token_budget=ONE_BUCKET, bf16=False, seed=3)
@@ -142,7 +160,7 @@ def test_a_reranker_does_not_see_the_documents_of_other_queries(reranker: Rerank
         batch = Batch(*([part[place] for place in places] for part in parts))  # type: ignore[arg-type]
         return step(reranker, example(reranker, batch))[0].loss.item()
 
-    assert loss(0, 1, 2) == pytest.approx((loss(0) + loss(1) + loss(2)) / 3, rel=1e-6)
+    assert loss(0, 1, 2) == pytest.approx((loss(0) + loss(1) + loss(2)) / 3, rel=1e-5)
 
 
 def test_a_retriever_does_see_the_documents_of_other_queries(retriever: Retriever):
