@@ -155,8 +155,9 @@ def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iter
     have been, and so are the gradients that come from them; states elsewhere mean nothing. Does nothing for a model
     without `layers[-1].mlp`, or whose layers are checkpointed while it trains: they run again when this is over.
     """
-    mlp = getattr(next(iter(reversed(getattr(model, "layers", None) or [])), None), "mlp", None)
-    if mlp is None or (model.training and getattr(model, "is_gradient_checkpointing", False)):
+    layer = next(iter(reversed(getattr(model, "layers", None) or [])), None)
+    mlp = getattr(layer, "mlp", None)
+    if mlp is None or (model.training and getattr(layer, "gradient_checkpointing", False)):
         yield
         return
     full, rows = mlp.forward, torch.arange(len(positions), device=positions.device)

@@ -99,6 +99,13 @@ _REPLLAMA = InputContract(
 _RANKLLAMA = InputContract(
     pair=("<bos>", "query: {query} document: {title} {text}", "<eos>"), normalize=False, pooling="last"
 )
+_BERT = InputContract(
+    query=("<cls>", "{query}", "<sep>"),
+    document=("<cls>", "{title} {text}", "<sep>"),
+    query_length=64,
+    document_length=256,
+    pooling="mean",
+)
 
 CONTRACTS = {
     "repllama": _REPLLAMA,
@@ -111,13 +118,8 @@ CONTRACTS = {
     ),
     "rankllama-v1": replace(_RANKLLAMA, pair=("<bos>", "query: {query}", "<bos>", "document: {title} {text}")),
     "rankllama-v2": replace(_RANKLLAMA, pair=("<bos>", "query:  {query} document:  {title} {text}"), verbatim=True),
-    "bert": InputContract(
-        query=("<cls>", "{query}", "<sep>"),
-        document=("<cls>", "{title} {text}", "<sep>"),
-        query_length=64,
-        document_length=256,
-        pooling="mean",
-    ),
+    "bert": _BERT,
+    "bert-cls": replace(_BERT, pooling="cls"),
     "bert-pair": InputContract(
         pair=("<cls>", "{query}", "<sep>", "{title} {text}", "<sep>"), pair_length=256, pooling="cls", normalize=False
     ),

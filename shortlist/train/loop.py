@@ -136,8 +136,7 @@ def _words(record: Record) -> str:
 def _stop_if_not_finite(loss: float, norm: float, step: int, example: Example) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
-        shown = ", ".join(example.query_ids[:5]) + (", ..." if len(example.query_ids) > 5 else "")
         raise UserError(
-            f"step {step + 1}: {what} (queries {shown}); the last checkpoint is kept. "
+            f"step {step + 1}: {what} (queries {', '.join(example.query_ids)}); the last checkpoint is kept. "
             "Lower --learning-rate, or train in fp32."
         )

@@ -39,6 +39,7 @@ GOLDEN_RETRIEVERS = {
         [BOS, *PASSAGE, *TEXT, EOS],
     ),
     "bert": ([CLS, *BERT_QUERY, SEP], [CLS, *BERT_TITLE, *BERT_TEXT, SEP], [CLS, *BERT_TEXT, SEP]),
+    "bert-cls": ([CLS, *BERT_QUERY, SEP], [CLS, *BERT_TITLE, *BERT_TEXT, SEP], [CLS, *BERT_TEXT, SEP]),
 }
 """Preset -> ids of the query, of the document with all its fields, of the document with nothing but text."""
 
@@ -60,7 +61,7 @@ GOLDEN_RERANKERS = {
 }
 """Preset -> ids of the query with the document with all its fields, and with the document with nothing but text."""
 
-RETRIEVERS = [name for name in GOLDEN_RETRIEVERS if name != "bert"]
+RETRIEVERS = [name for name in GOLDEN_RETRIEVERS if not name.startswith("bert")]
 RERANKERS = [name for name in GOLDEN_RERANKERS if name != "bert-pair"]
 
 
