@@ -93,7 +93,6 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     """
     try:
         with _hushed():
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name from 5.23 on
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError:
         raise UserError(
