@@ -95,7 +95,7 @@ class Config:
     """Steps timed in every process, after one to warm up; with 4, each of 40 queries is seen once."""
     rounds: int = 3
     """Processes of every variant."""
-    token_budget: int = 2048
+    token_budget: int = 1024
     """Tokens per forward pass of shortlist, padding included."""
     mean_tokens: float | None = None
     """Give the passages lognormal lengths of this mean, special tokens and prompt included (None: their own)."""

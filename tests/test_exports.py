@@ -67,7 +67,7 @@ NAMES = {
     "shortlist.models.reranker": "Reranker new_head",
     "shortlist.models.retriever": "Retriever",
     "shortlist.models.training_linear": (
-        "FastLinear FastLora RANDOM_VALUES SparseEmbedding products_are_right speed_up_training"
+        "FastLinear FastLora SparseEmbedding draw_kept products_are_right speed_up_training"
     ),
     "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
     "shortlist.progress": "Advance PLAIN_SECONDS leads progress say track",
@@ -89,7 +89,7 @@ NAMES = {
     ),
     "shortlist.train.heldout": "CUTOFF Evaluation Heldout draw_heldout reranker_evaluation retriever_evaluation",
     "shortlist.train.log": "DRAWING LOG MEASURE MOST_POINTS Record STYLE TrainingLog draw_loss read_log",
-    "shortlist.train.loop": "MAX_GRADIENT_NORM fit learning_rate_factor new_optimizer",
+    "shortlist.train.loop": "MAX_GRADIENT_NORM TOKENS fit learning_rate_factor new_optimizer",
     "shortlist.train.memory": "FOUR_BITS Memory Pass step_memory",
     "shortlist.train.resume": (
         "CHECKPOINTS MOMENTS STATE State checkpoints drop_checkpoints load_checkpoint load_weights save_checkpoint "

@@ -149,24 +149,29 @@ def _multiply_by(other: Tensor, x: Tensor, packed: Tensor, bias: Tensor | None) 
 
 @contextmanager
 def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
-    """Inside, a decoder's last MLP runs at one position of each row, as nothing else will be read.
+    """Inside, a decoder's last output projection and MLP run at one position of each row: nothing else will be read.
 
     Everything after the last attention works token by token, so the states at `positions` are what they would
     have been, and so are the gradients that come from them; states elsewhere mean nothing. Does nothing for a model
     without `layers[-1].mlp`, or whose layers are checkpointed while it trains: they run again when this is over.
     """
     layer = next(iter(reversed(getattr(model, "layers", None) or [])), None)
-    mlp = getattr(layer, "mlp", None)
+    mlp, projection = getattr(layer, "mlp", None), getattr(getattr(layer, "self_attn", None), "o_proj", None)
     if mlp is None or (model.training and getattr(layer, "gradient_checkpointing", False)):
         yield
         return
-    full, rows = mlp.forward, torch.arange(len(positions), device=positions.device)
-
-    def only_there(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
-        return full(x[rows, positions])[:, None]  # added to the states of all tokens, right for one of them
-
-    mlp.forward = only_there
+    rows = torch.arange(len(positions), device=positions.device)
+    modules = [module for module in (projection, mlp) if module is not None]
+    for module in modules:
+        module.forward = partial(_only_there, module.forward, rows, positions)
     try:
         yield
     finally:
-        del mlp.forward
+        for module in modules:
+            del module.forward
+
+
+def _only_there(
+    forward: Callable[[Tensor], Tensor], rows: Tensor, positions: Tensor, x: Float[Tensor, "batch tokens dim"]
+) -> Float[Tensor, "batch 1 out"]:
+    return forward(x[rows, positions])[:, None]  # is added to the states of all tokens, and right for one of them

@@ -13,7 +13,6 @@ from shortlist.data.manifest import Job, start_job
 from shortlist.math.losses import LOSSES
 from shortlist.math.sampling import shortfall
 from shortlist.models.checkpoint import model_identity, save_model
-from shortlist.models.embed import default_token_budget
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.progress import say
@@ -23,7 +22,7 @@ from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, join, on_any, own_device
 from shortlist.train.heldout import Evaluation, draw_heldout, reranker_evaluation, retriever_evaluation
 from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
-from shortlist.train.loop import fit, new_optimizer
+from shortlist.train.loop import TOKENS, fit, new_optimizer
 from shortlist.train.resume import (
     State,
     drop_checkpoints,
@@ -72,7 +71,7 @@ def train(config: Config, collection: Collection, source: GroupSource, world: Wo
     device, bf16 = own_device(world), config.precision == "bf16"
     model, adapter = in_turn(partial(build_model, config, device, world), world)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate)
-    state = State(token_budget=config.token_budget or default_token_budget(device), cached=config.grad_cache)
+    state = State(token_budget=config.token_budget or TOKENS[device.type], cached=config.grad_cache)
     if before := load_checkpoint(config.out, model, optimizer, adapter=adapter is not None):
         say(f"train: continuing after step {before.step}.")
         smaller = min(before.token_budget, state.token_budget)  # than either, if memory ran out in the meantime
@@ -147,7 +146,7 @@ def _foresee(
         negatives=config.negatives,
         steps=_num_steps(config, source),
         seed=config.seed,
-        token_budget=config.token_budget or default_token_budget(device),
+        token_budget=config.token_budget or TOKENS[device.type],
         processes=world.size,
         sharded=config.sharded,
         cached=config.grad_cache,

@@ -19,6 +19,9 @@ from shortlist.train.steps import Example, Outcome, backward
 
 MAX_GRADIENT_NORM = 1.0
 
+TOKENS = {"cpu": 1024, "cuda": 65536}
+"""Tokens per forward pass by device: on a CPU few enough for caches, as activations wait for the backward pass."""
+
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
     """Linear from 0 to 1 over the warm-up, then linear to 0 at the end; `step` counts from 0."""

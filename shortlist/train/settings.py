@@ -57,7 +57,7 @@ class Config:
     attention: str | None = None
     """How attention is computed, in transformers' words: sdpa, flash_attention_2, ... (None: its default)."""
     token_budget: int | None = None
-    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 65,536 on a GPU); halved if memory runs out."""
+    """Tokens per forward pass, padding included (None: 1,024 on a CPU, 65,536 on a GPU); halved if memory runs out."""
     grad_cache: bool = False
     """Run the model twice per step and hold one micro-batch in memory at a time: any --batch-size fits."""
     gradient_checkpointing: bool = False

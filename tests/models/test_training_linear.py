@@ -16,6 +16,7 @@ from shortlist.models.training_linear import (
     FastLinear,
     FastLora,
     SparseEmbedding,
+    draw_kept,
     products_are_right,
     speed_up_training,
 )
@@ -226,7 +227,7 @@ def test_dropout_drops_a_share_of_p_and_scales_the_rest_up(p):
     x, eye = torch.ones(2000, 128), torch.eye(128)
     out = training_linear._LoraLinear.apply(x, torch.zeros(128, 128), None, eye, eye, 1.0, p, torch.float32)
     kept = out != 0
-    assert kept.float().mean().item() == pytest.approx(1 - p, abs=5 * math.sqrt(p * (1 - p) / out.numel()))
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=5 * math.sqrt(p * (1 - p) / out.numel()) + 1 / 256)
     torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / (1 - p)), rtol=1e-4, atol=0)
 
 
@@ -236,7 +237,7 @@ def test_the_gradients_of_lora_with_dropout_are_those_of_its_forward():
     seed = torch.random.get_rng_state()
     out = training_linear._LoraLinear.apply(x, w.detach(), None, a, b, 2.0, 0.25, torch.float32)
     torch.random.set_rng_state(seed)
-    kept = training_linear._random_int16(x.shape) >= (1 << 14) - (1 << 15)
+    kept = draw_kept(x.shape, 0.25)
     plain = x @ w.detach().T + (x * kept / 0.75) @ a.T @ b.T * 2.0
     close(out, plain)
     factor = torch.randn_like(out)
@@ -246,14 +247,17 @@ def test_the_gradients_of_lora_with_dropout_are_those_of_its_forward():
         close(actual, expected)
 
 
-def test_random_bits_are_uniform_and_follow_the_seed():
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.001])
+def test_masks_drop_with_probability_p_and_follow_the_seed(p):
     torch.manual_seed(1)
-    first = training_linear._random_int16(torch.Size([1000, 333]))
+    masks = [draw_kept(torch.Size([100, 33]), p) for _ in range(300)]
     torch.manual_seed(1)
-    assert torch.equal(training_linear._random_int16(torch.Size([1000, 333])), first)
-    assert len(first.unique()) > 65000
-    torch.testing.assert_close(first.double().mean().item(), -0.5, rtol=0, atol=5 * 18918 / math.sqrt(333_000))
-    torch.testing.assert_close(first.double().std().item(), 18918.6, rtol=0.01, atol=0)
+    assert torch.equal(draw_kept(torch.Size([100, 33]), p), masks[0])
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) > 50
+    drawn = torch.stack(masks).float()
+    # a mask's own rate is one of two that are 1/256 apart
+    tolerance = 5 * math.sqrt(p * (1 - p) / drawn.numel() + (0.5 / 256) ** 2 / len(masks))
+    assert drawn.mean().item() == pytest.approx(1 - p, abs=tolerance)
 
 
 def test_lora_still_can_be_switched_off_and_merged():
