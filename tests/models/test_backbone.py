@@ -86,6 +86,25 @@ def test_padding_changes_no_state_whatever_its_id(family: str, pooling: str, req
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_state_is_that_of_transformers_own_model_with_its_gradients(family: str):
+    model = small(family)
+    mask = (torch.arange(5) < LENGTHS[:, None]).long()
+    found = []
+    for states in (
+        pooled_states(model, IDS, LENGTHS, pooling="last"),
+        model(input_ids=IDS, attention_mask=mask).last_hidden_state[torch.arange(2), LENGTHS - 1],
+    ):
+        model.zero_grad()
+        (states * torch.linspace(-1, 2, states.shape[-1])).sum().backward()
+        found.append((states, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (states, gradients), (expected, expected_gradients) = found
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - expected_gradients[name]).norm() <= 1e-4 * expected_gradients[name].norm() + 1e-6, name
+
+
 LONG = torch.tensor([[1, 5, 9, 7, 8, 11, 3]])
 
 
