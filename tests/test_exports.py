@@ -67,7 +67,7 @@ NAMES = {
     "shortlist.models.reranker": "Reranker new_head",
     "shortlist.models.retriever": "Retriever",
     "shortlist.models.training_linear": (
-        "FastLinear FastLora SparseEmbedding draw_kept products_are_right speed_up_training"
+        "FastLinear FastLora FastNorm SparseEmbedding draw_kept products_are_right speed_up_training"
     ),
     "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
     "shortlist.progress": "Advance PLAIN_SECONDS leads progress say track",

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from samples import small
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaModel
@@ -334,6 +335,17 @@ def test_lora_keeps_less_for_the_backward_pass_than_peft_does():
     assert kept_bytes(fast_copy(plain)) < 0.8 * kept_bytes(plain)  # with norms and attention
 
 
+@pytest.mark.parametrize(("family", "fast"), [("llama", True), ("qwen3", True), ("gemma2", False)])
+def test_norms_become_faster_unless_they_are_of_another_kind(family, fast):
+    plain = small(family)
+    ours = fast_copy(plain)
+    norms = [module for module in ours.modules() if "Norm" in type(module).__name__]
+    assert len(norms) > 3
+    assert all(isinstance(norm, training_linear.FastNorm) == fast for norm in norms)
+    x = torch.randn(5, plain.config.hidden_size, dtype=torch.bfloat16)
+    assert torch.equal(ours.norm(x), plain.norm(x))
+
+
 def test_heads_subclasses_other_dtypes_and_frozen_embeddings_stay_as_they_are():
     class Special(nn.Linear):
         pass
@@ -365,7 +377,9 @@ def test_no_linear_changes_where_the_private_operators_fail(monkeypatch, name, o
     monkeypatch.setattr(training_linear, name, operator)
     products_are_right.cache_clear()
     try:
-        assert speed_up_training(tiny_lora()) == 0
+        model = tiny_lora()
+        speed_up_training(model)
+        assert not any(isinstance(module, FastLinear | FastLora) for module in model.modules())
     finally:
         products_are_right.cache_clear()
 
