@@ -105,6 +105,8 @@ def _is_plain_norm(module: Any) -> bool:
     """Whether a module computes weight * x / sqrt(mean(x^2) + epsilon): some families add 1 to the weight."""
     if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
         return False
+    if type(module.weight) is not nn.Parameter:  # a shard of one
+        return False
     x = torch.linspace(-2, 3, module.weight.numel())
     with torch.no_grad():
         return _close(FastNorm.forward(module, x), module(x))
