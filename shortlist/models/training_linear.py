@@ -69,7 +69,7 @@ def speed_up_training(model: nn.Module) -> int:
     """Make the linears, LoRA layers, norms and embeddings of a float32 model on the CPU train faster, in place.
 
     Parameters, their names and their gradients (to rounding) stay. Does nothing on a GPU, in another dtype, or where
-    oneDNN's products are missing or wrong. Call it last: a model is adapted and sharded before.
+    oneDNN's products are missing or wrong, nor to a sharded model. Call it last: a model is adapted before.
 
     Returns:
         Number of layers that are faster now.
@@ -88,9 +88,10 @@ def speed_up_training(model: nn.Module) -> int:
 
 def _faster_class(module: nn.Module) -> type[nn.Module] | None:
     weight = getattr(module, "weight", None)
-    if not (isinstance(weight, Tensor) and weight.device.type == "cpu" and weight.dtype == torch.float32):
+    # a shard of a weight is no plain parameter, nor is a quantised one
+    if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
-    if type(module) is nn.Embedding and type(weight) is nn.Parameter:  # a shard of one is not
+    if type(module) is nn.Embedding:
         if not weight.requires_grad or module.max_norm is not None or module.scale_grad_by_freq:
             return None
         weight.register_post_accumulate_grad_hook(_make_dense)
@@ -104,8 +105,6 @@ def _faster_class(module: nn.Module) -> type[nn.Module] | None:
 def _is_plain_norm(module: Any) -> bool:
     """Whether a module computes weight * x / sqrt(mean(x^2) + epsilon): some families add 1 to the weight."""
     if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
-        return False
-    if type(module.weight) is not nn.Parameter:  # a shard of one
         return False
     x = torch.linspace(-2, 3, module.weight.numel())
     with torch.no_grad():

@@ -51,7 +51,8 @@ def run(config: Config) -> None:
         if config.heldout_split:
             collection.qrels(config.heldout_split)
         if config.dry_run:
-            _foresee(config, empty, collection, source, world)
+            if world.leads:
+                _foresee(config, empty, collection, source, world)
             return
         job = _claim(config, collection, source) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
@@ -155,8 +156,7 @@ def _foresee(
         dtype=weights_dtype(config, device),
         four_bit=config.four_bit,
     )
-    if world.leads:
-        print("\n".join(expected.lines()))
+    print("\n".join(expected.lines()))
 
 
 def _num_steps(config: Config, source: GroupSource) -> int:

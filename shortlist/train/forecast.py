@@ -120,12 +120,9 @@ def forecast(
     worst = max(first, key=lambda passes: _tokens(passes[:1] if cached else passes))
     real = sum(map(sum, (texts.lengths for texts in sample)))
     num_groups = sum(texts.num_groups for texts in sample)
-    full_epochs, rest = divmod(steps, num_steps(len(groups), batch_size, 1))
-    visits = full_epochs * len(groups) + min(rest * batch_size, len(groups))
+    visits = _visits(len(groups), batch_size, steps)
     size = min(batch_size, len(groups))
-    kinds = sample[0].cut.keys()
-    uncut = {kind: np.concatenate([texts.uncut[kind] for texts in sample]) for kind in kinds}
-    cut = {kind: np.concatenate([texts.cut[kind] for texts in sample]) for kind in kinds}
+    uncut, cut = _by_kind([texts.uncut for texts in sample]), _by_kind([texts.cut for texts in sample])
     return Forecast(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -134,12 +131,12 @@ def forecast(
         steps=steps,
         epochs=visits / len(groups),
         processes=processes,
-        texts_per_step={kind: len(cut[kind]) / num_groups * size for kind in kinds},
+        texts_per_step={kind: len(cut[kind]) / num_groups * size for kind in cut},
         tokens_per_step=real / num_groups * size,
         padding=sum(_tokens(passes) for each in shares for passes in each) / real - 1,
         tokens=real / num_groups * visits,
-        cut={kind: float((uncut[kind] > cut[kind]).mean()) for kind in kinds},
-        longest={kind: int(uncut[kind].max()) for kind in kinds},
+        cut={kind: float((uncut[kind] > cut[kind]).mean()) for kind in cut},
+        longest={kind: int(uncut[kind].max()) for kind in cut},
         sampled_batches=len(sample),
         sampled_texts=sum(map(len, cut.values())),
         memory=step_memory(
@@ -164,6 +161,16 @@ class _Texts(NamedTuple):
     def lengths(self) -> list[int]:
         """Of all inputs of the model, in the order of a step."""
         return [length for lengths in self.cut.values() for length in lengths]
+
+
+def _visits(num_groups: int, batch_size: int, steps: int) -> int:
+    """How many groups are trained on in so many steps, the last batch of an epoch being short."""
+    full_epochs, rest = divmod(steps, num_steps(num_groups, batch_size, 1))
+    return full_epochs * num_groups + min(rest * batch_size, num_groups)
+
+
+def _by_kind(lengths: Sequence[Mapping[str, list[int]]]) -> dict[str, np.ndarray]:
+    return {kind: np.concatenate([each[kind] for each in lengths]) for kind in lengths[0]}
 
 
 def _sample(

@@ -122,7 +122,7 @@ def backward(
     cached: bool = False,
     world: World = ALONE,
 ) -> Outcome:
-    """Set the gradients of the model's parameters to those of the example's loss.
+    """Add the gradients of the example's loss to the model's parameters; several processes must start from none.
 
     Args:
         example: the whole batch, the same in every process.

@@ -194,15 +194,6 @@ def test_what_irds_lacks_is_one_line(irds):
         open_collection("irds:tiny").documents(["d9"])
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    return tmp_path / "hub"
-
-
 CARD = """---
 configs:
 - config_name: corpus

@@ -10,16 +10,6 @@ from shortlist.errors import UserError
 from shortlist.records import Group, Query
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A folder that `hf:` reads, with a cache of its own."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    return tmp_path / "hub"
-
-
 def test_groups_survive_writing_and_reading(tmp_path):
     groups = [Group("q", ("a", "é"), ("b",)), Group("q", ("c",)), Group("r", ("a",), ("c", "d"))]
     write_groups(tmp_path / "groups.jsonl", groups)
