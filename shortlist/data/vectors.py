@@ -1,31 +1,85 @@
 """The vector store on disk: shards of raw little-endian rows with their document ids, checksummed and memory-mapped.
 
-Shard 7 is three files: shard-00007.bin (rows), shard-00007.ids (one document id per line, in row order) and
-shard-00007.json (dtype, dim, count, SHA-256 of the other two). The header comes last: a shard that has one is whole.
+Shard 7 is a few files: shard-00007.bin (rows), shard-00007.ids (one document id per line, in row order),
+shard-00007.keys (16 bytes per document that say what its text was; see data/snapshots.py), shard-00007.scales (a
+float32 per row of int8), and shard-00007.json (dtype, dim, count, SHA-256 of the others). The header comes last: a
+shard that has one is whole.
+
+A document is known by its position, its place in corpus order. In a store as encoded that is its row; where the corpus
+has changed since, snapshot.json names the shards that count and the file that gives each row's position.
 """
 
+import ctypes
 import hashlib
 import json
-from collections.abc import Iterator
+import mmap
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from shortlist.data.files import atomic_write, sha256
+from shortlist.data.ids import DocIds
 from shortlist.errors import UserError, unknown
+from shortlist.math.quantize import from_int8, to_int8
 
-DTYPES = {"float32": "<f4"}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+KEY_BYTES = 16
+DEAD = -1
+"""Position of a row whose document is no longer in the corpus."""
 
 
-def _shard(folder: Path, index: int, suffix: str) -> Path:
-    return folder / f"shard-{index:05d}.{suffix}"
+class Snapshot(NamedTuple):
+    """What of a store counts: its shards in row order, and each row's position where that is not the row."""
+
+    shards: list[int]
+    order: str | None = None
+
+
+class Block(NamedTuple):
+    """Some rows of a store; the vectors may lie on disk, so they are never to be written to."""
+
+    rows: Int[Tensor, " block"]
+    positions: Int[Tensor, " block"]
+    vectors: Tensor
+    """[block, dim] in the dtype of the store."""
+    scales: Float[Tensor, " block"] | None
+    """What int8 rows are to be multiplied by."""
+
+    def float32(self) -> Float[Tensor, "block dim"]:
+        """The vectors as numbers to compute with."""
+        return self.vectors.float() if self.scales is None else from_int8(self.vectors, self.scales)
+
+
+def shard_file(folder: Path, number: int, suffix: str) -> Path:
+    """One of the files of a shard."""
+    return folder / f"shard-{number:05d}.{suffix}"
 
 
 def finished_shards(folder: Path) -> list[int]:
     """Numbers of the shards that are whole, ascending; empty where there is no folder."""
     return sorted(int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.json"))
+
+
+def read_snapshot(folder: Path) -> Snapshot | None:
+    """The snapshot that an update has written, None where every shard counts.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = folder / "snapshot.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        return Snapshot([int(number) for number in record["shards"]], record["order"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a snapshot of a vector store; encode into an empty folder.") from None
 
 
 @final
@@ -43,13 +97,14 @@ class VectorWriter:
             raise unknown("vector dtype", dtype, DTYPES)
         self.folder, self.dim, self.dtype = folder, dim, dtype
 
-    def write_shard(self, index: int, doc_ids: list[str], vectors: np.ndarray) -> None:
+    def write_shard(self, number: int, doc_ids: Sequence[str], vectors: np.ndarray, keys: bytes | None = None) -> None:
         """Write one shard, replacing it if it is there.
 
         Args:
-            index: its place in corpus order, from 0.
+            number: its place in row order, from 0.
             doc_ids: one per row.
             vectors: [rows, dim].
+            keys: KEY_BYTES per row, for a store that can be updated.
 
         Raises:
             UserError: a vector that is not finite, an id that holds a line end.
@@ -59,38 +114,58 @@ class VectorWriter:
             raise ValueError(
                 f"{len(doc_ids)} ids and vectors of shape {vectors.shape} do not make a shard of dim {self.dim}"
             )
-        _check(doc_ids, vectors)
-        rows = np.ascontiguousarray(vectors, dtype=DTYPES[self.dtype])
-        contents = {"bin": rows.tobytes(), "ids": "".join(f"{doc_id}\n" for doc_id in doc_ids).encode()}
+        contents = {name: _bytes(part) for name, part in self._stored(doc_ids, vectors).items()}
+        contents["ids"] = "".join(f"{doc_id}\n" for doc_id in doc_ids).encode()
+        if keys is not None:
+            contents["keys"] = keys
+        shard_file(self.folder, number, "json").unlink(missing_ok=True)  # while its files change, it is not whole
         for suffix, content in contents.items():
-            with atomic_write(_shard(self.folder, index, suffix), "wb") as file:
+            with atomic_write(shard_file(self.folder, number, suffix), "wb") as file:
                 file.write(content)
         hashes = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()}
         header = {"dtype": self.dtype, "dim": self.dim, "count": len(doc_ids), "sha256": hashes}
-        with atomic_write(_shard(self.folder, index, "json")) as file:
+        with atomic_write(shard_file(self.folder, number, "json")) as file:
             json.dump(header, file)
 
+    def _stored(self, doc_ids: Sequence[str], vectors: np.ndarray) -> dict[str, Tensor]:
+        """The rows in their dtype, checked."""
+        if broken := [doc_id for doc_id in doc_ids if "\n" in doc_id]:
+            raise UserError(f"document id {broken[0]!r} holds a line end; rename it.")
+        given = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+        rows, scales = to_int8(given) if self.dtype == "int8" else (given.to(DTYPES[self.dtype]), None)
+        finite = (given if scales is not None else rows).isfinite().all(1)
+        if not finite.all():
+            first = doc_ids[int(finite.int().argmin())]
+            raise UserError(
+                f"the vector of document {first!r} is not finite in {self.dtype} ({int((~finite).sum())} such in its "
+                "shard): the model overflows on it; try a wider --dtype or --precision."
+            )
+        return {"bin": rows} if scales is None else {"bin": rows, "scales": scales}
 
-def _check(doc_ids: list[str], vectors: np.ndarray) -> None:
-    if broken := [doc_id for doc_id in doc_ids if "\n" in doc_id]:
-        raise UserError(f"document id {broken[0]!r} holds a line end; rename it.")
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        first = doc_ids[int(finite.argmin())]
-        raise UserError(
-            f"the vector of document {first!r} is not finite ({(~finite).sum()} such in its shard): "
-            "the model overflows on it; try float32 instead of a narrower type."
-        )
+
+class _Shard(NamedTuple):
+    """The files of a shard, mapped into memory: they can be read even when their names are gone."""
+
+    number: int
+    header: dict[str, Any]
+    vectors: Tensor
+    scales: Tensor | None
+    ids: np.ndarray
 
 
 @final
 class VectorReader:
-    """A store opened for reading; rows stay on disk until they are touched.
+    """A store opened for reading, as it is now: an update or its compaction changes nothing for who has it open.
+
+    Rows stay on disk until they are touched.
 
     Attributes:
         dim: numbers per vector.
-        dtype: how they are stored.
-        num_docs: vectors in all shards.
+        dtype: how they are stored, one of DTYPES.
+        num_docs: documents.
+        num_rows: vectors on disk, those of documents that are gone included.
+        num_bytes: size of those vectors.
+        shard_hashes: SHA-256 of each shard's vectors, in row order: what an index over them was built from.
 
     Raises:
         UserError: no shard, a missing shard, shards that differ in dtype or dim, a file of the wrong size.
@@ -98,83 +173,171 @@ class VectorReader:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        indices = finished_shards(folder)
-        if not indices:
+        finished = finished_shards(folder)
+        if not finished:
             raise UserError(f"{folder}: holds no vectors (no shard-*.json); expected the output of `shortlist encode`.")
-        if gap := sorted(set(range(len(indices))) - set(indices)):
-            raise UserError(f"{folder}: shard {gap[0]} is missing; run `shortlist encode` again to fill it in.")
-        self._headers = [_read_header(_shard(folder, index, "json")) for index in indices]
-        self.dtype, self.dim = self._headers[0]["dtype"], self._headers[0]["dim"]
-        self.num_docs: int = sum(header["count"] for header in self._headers)
-        for index, header in enumerate(self._headers):
-            self._check_shard(index, header)
+        snapshot = read_snapshot(folder) or Snapshot(list(range(finished[-1] + 1)))
+        self._shards = [_open_shard(folder, number) for number in snapshot.shards]
+        first = self._shards[0].header
+        self.dtype: str = first["dtype"]
+        self.dim: int = first["dim"]
+        self._starts = np.cumsum([0, *(shard.header["count"] for shard in self._shards)])
+        self.num_rows = int(self._starts[-1])
+        self.num_bytes = self.num_rows * self.dim * DTYPES[self.dtype].itemsize
+        self.shard_hashes: list[str] = [shard.header["sha256"]["bin"] for shard in self._shards]
+        self._check_alike()
+        self._positions = self._read_order(snapshot.order) if snapshot.order else None
+        self.num_docs = self.num_rows if self._positions is None else int((self._positions != DEAD).sum())
 
-    def _check_shard(self, index: int, header: dict[str, Any]) -> None:
-        path = _shard(self.folder, index, "bin")
-        if (header["dtype"], header["dim"]) != (self.dtype, self.dim):
+    def _check_alike(self) -> None:
+        for shard in self._shards:
+            if (shard.header["dtype"], shard.header["dim"]) != (self.dtype, self.dim):
+                raise UserError(
+                    f"{shard_file(self.folder, shard.number, 'bin')}: holds {shard.header['dtype']} vectors of dim "
+                    f"{shard.header['dim']}, but the first shard {self.dtype} of dim {self.dim}; "
+                    "encode into an empty folder."
+                )
+
+    def _read_order(self, name: str) -> Int[np.ndarray, " rows"]:
+        path = self.folder / name
+        if not path.is_file() or path.stat().st_size != 8 * self.num_rows:
             raise UserError(
-                f"{path}: holds {header['dtype']} vectors of dim {header['dim']}, "
-                f"but shard 0 {self.dtype} of dim {self.dim}; encode into an empty folder."
+                f"{path}: does not hold a position for each of {self.num_rows:,} rows; "
+                "run `shortlist encode --update` again to make it."
             )
-        expected = header["count"] * self.dim * np.dtype(DTYPES[self.dtype]).itemsize
-        found = path.stat().st_size if path.is_file() else 0
-        if found != expected:
-            raise UserError(
-                f"{path}: holds {found:,} bytes, its header says {expected:,}; {_repair(self.folder, index)}"
-            )
+        return np.fromfile(path, dtype="<i8")
 
     @cached_property
-    def doc_ids(self) -> list[str]:
-        """The document ids in row order."""
-        doc_ids: list[str] = []
-        for index, header in enumerate(self._headers):
-            path = _shard(self.folder, index, "ids")
-            names = path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.is_file() else []
-            if len(names) != header["count"]:
-                counts = f"{len(names):,} ids, its header says {header['count']:,}"
-                raise UserError(f"{path}: holds {counts}; {_repair(self.folder, index)}")
-            doc_ids += names
-        return doc_ids
+    def _rows(self) -> Int[np.ndarray, " docs"] | None:
+        """The row of each position, where that is not the position."""
+        if self._positions is None:
+            return None
+        living = np.flatnonzero(self._positions != DEAD)
+        rows = np.empty(self.num_docs, dtype=np.int64)
+        rows[self._positions[living]] = living
+        return rows
 
-    def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number of the first row, vectors [at most rows, dim]); a block never spans two shards."""
-        start = 0
-        for index, header in enumerate(self._headers):
-            shape = (header["count"], self.dim)
-            shard = np.memmap(_shard(self.folder, index, "bin"), dtype=DTYPES[self.dtype], mode="r", shape=shape)
-            for first in range(0, len(shard), rows):
-                yield start + first, shard[first : first + rows]
-            start += len(shard)
+    @cached_property
+    def doc_ids(self) -> DocIds:
+        """Document ids by position."""
+        counts = [shard.header["count"] for shard in self._shards]
+        return DocIds([shard.ids for shard in self._shards], counts, self._rows)
 
-    def verify(self) -> None:
-        """Hash every file again.
+    def blocks(self, rows: int, *, shards: Sequence[int] | None = None, release: bool = False) -> Iterator[Block]:
+        """Yield the documents' vectors in row order, at most `rows` at a time; a block never spans two shards.
+
+        Args:
+            shards: places in `shard_hashes` of those to read (None: all).
+            release: give a block's memory back when the next one is asked for, so that no more than one is held.
+        """
+        for place in range(len(self._shards)) if shards is None else shards:
+            shard, start = self._shards[place], int(self._starts[place])
+            for first in range(0, len(shard.vectors), rows):
+                vectors = shard.vectors[first : first + rows]
+                yield self._block(start + first, vectors, shard.scales, first)
+                if release:
+                    _release(vectors)
+
+    def _block(self, row: int, vectors: Tensor, scales: Tensor | None, first: int) -> Block:
+        rows = torch.arange(row, row + len(vectors))
+        scales = None if scales is None else scales[first : first + len(vectors)]
+        if self._positions is None:
+            return Block(rows, rows, vectors, scales)
+        positions = torch.from_numpy(self._positions[row : row + len(vectors)])
+        living = positions != DEAD
+        if living.all():
+            return Block(rows, positions, vectors, scales)
+        return Block(rows[living], positions[living], vectors[living], None if scales is None else scales[living])
+
+    def take(self, positions: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
+        """The vectors of some documents, float32, in the order asked."""
+        rows = positions if self._rows is None else self._rows[positions]
+        places = np.searchsorted(self._starts, rows, side="right") - 1
+        taken = np.empty((len(rows), self.dim), dtype=np.float32)
+        for place in np.unique(places):
+            shard, wanted = self._shards[place], np.flatnonzero(places == place)
+            inside = torch.from_numpy(rows[wanted] - self._starts[place])
+            scales = None if shard.scales is None else shard.scales[inside]
+            taken[wanted] = Block(inside, inside, shard.vectors[inside], scales).float32().numpy()
+        return taken
+
+    def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The position of each row, DEAD where its document is gone."""
+        return rows if self._positions is None else self._positions[rows]
+
+    def beyond(self, shard_hashes: Sequence[str]) -> int:
+        """Documents that an index built from these shards does not know.
 
         Raises:
-            UserError: a file that differs from its header, a document that occurs twice.
+            UserError: the store no longer begins with these shards.
         """
-        for index, header in enumerate(self._headers):
-            for suffix, expected in header["sha256"].items():
-                path = _shard(self.folder, index, suffix)
-                if not path.is_file() or sha256(path) != expected:
-                    raise UserError(
-                        f"{path}: its contents are not those that were written; {_repair(self.folder, index)}"
-                    )
-        if len(set(self.doc_ids)) < self.num_docs:
-            raise UserError(f"{self.folder}: a document occurs in it twice; encode into an empty folder.")
+        known = len(shard_hashes)
+        if self.shard_hashes[:known] != list(shard_hashes):
+            raise UserError(
+                f"{self.folder}: does not begin with the vectors that the index was built from (encoded anew or "
+                "compacted since); build the index again."
+            )
+        rows = np.arange(int(self._starts[known]), self.num_rows)
+        return int((self.positions_of(rows) != DEAD).sum())
 
 
-def _repair(folder: Path, index: int) -> str:
-    return f"delete {_shard(folder, index, 'json')} and run `shortlist encode` again to redo this shard."
+def damage(folder: Path, number: int) -> str | None:
+    """What is wrong with a shard, as a line that names the file; None if every byte is as it was written."""
+    try:
+        header = _read_header(shard_file(folder, number, "json"))
+    except UserError as error:
+        return str(error)
+    for suffix, expected in header["sha256"].items():
+        path = shard_file(folder, number, suffix)
+        if not path.is_file() or sha256(path) != expected:
+            return f"{path}: its contents are not those that were written; {_REPAIR.format(folder)}"
+    return None
+
+
+_REPAIR = "`shortlist verify {} --repair` encodes this shard again."
+
+
+def _open_shard(folder: Path, number: int) -> _Shard:
+    header = _read_header(shard_file(folder, number, "json"))
+    count, dim, dtype = header["count"], header["dim"], DTYPES[header["dtype"]]
+    vectors = _map(folder, number, "bin", count * dim * dtype.itemsize).view(dtype).view(count, dim)
+    scales = _map(folder, number, "scales", 4 * count).view(torch.float32) if dtype == torch.int8 else None
+    path = shard_file(folder, number, "ids")
+    ids = _map(folder, number, "ids", path.stat().st_size if path.is_file() else 0).numpy()
+    if (found := int((ids == ord("\n")).sum())) != count:
+        raise UserError(f"{path}: holds {found:,} ids, its header says {count:,}; {_REPAIR.format(folder)}")
+    return _Shard(number, header, vectors, scales, ids)
+
+
+def _map(folder: Path, number: int, suffix: str, size: int) -> Tensor:
+    """The bytes of a file of a shard, which stay on disk until they are read; no file is held open."""
+    path = shard_file(folder, number, suffix)
+    found = path.stat().st_size if path.is_file() else 0
+    if found != size or not size:
+        raise UserError(f"{path}: holds {found:,} bytes, its header says {size:,}; {_REPAIR.format(folder)}")
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+
+
+def _release(vectors: Tensor) -> None:
+    """Let the system drop the pages of a mapped block from this process; they are read again if need be."""
+    start = -(-vectors.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = vectors.data_ptr() + vectors.nbytes - start
+    if size > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _read_header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: the shard is missing; run `shortlist encode` again to fill it in.")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         fields = (header["dim"], header["count"], header["sha256"]["bin"], header["sha256"]["ids"], header["dtype"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: not the header of a vector shard; delete it and run `shortlist encode` again."
-        ) from None
+        raise UserError(f"{path}: not the header of a vector shard; {_REPAIR.format(path.parent)}") from None
     if fields[-1] not in DTYPES:
         raise unknown(f"vector dtype in {path}", str(fields[-1]), DTYPES)
     return header

@@ -1,0 +1,62 @@
+"""Document ids that stay as bytes on disk until one is asked for: a million of them cost no Python objects."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import final, overload
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+LINE_END = 10
+
+
+@final
+class DocIds(Sequence[str]):
+    """Ids by position.
+
+    Args:
+        parts: UTF-8 text of one id per line, in as many parts as there are files.
+        counts: ids in each part.
+        lines: the line that holds each position's id, where positions are not lines.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[UInt8[np.ndarray, " bytes"]],
+        counts: Sequence[int],
+        lines: Int[np.ndarray, " ids"] | None = None,
+    ) -> None:
+        self._parts, self._lines = parts, lines
+        self._starts = [0, *accumulate(counts)]
+        self._ends: dict[int, Int[np.ndarray, " lines"]] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1] if self._lines is None else len(self._lines)
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[str]: ...
+    def __getitem__(self, position: int | slice) -> str | list[str]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
+        line = position % len(self) if self._lines is None else int(self._lines[position])
+        part = bisect_right(self._starts, line) - 1
+        ends, place = self._line_ends(part), line - self._starts[part]
+        start = int(ends[place - 1]) + 1 if place else 0
+        return self._parts[part][start : int(ends[place])].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        if self._lines is not None:
+            yield from (self[i] for i in range(len(self)))
+            return
+        for part in self._parts:
+            yield from part.tobytes().decode().split("\n")[:-1]
+
+    def _line_ends(self, part: int) -> Int[np.ndarray, " lines"]:
+        if part not in self._ends:
+            self._ends[part] = np.flatnonzero(self._parts[part] == LINE_END)
+        return self._ends[part]
