@@ -110,7 +110,7 @@ def run(config: Config) -> None:
     with progress("reranking", total, "pairs") as advance:
         for part in windows(candidates, depth=config.depth):
             documents = collection.documents({hit.doc_id for hits in part.values() for hit in hits[: config.depth]})
-            options = {"token_budget": config.token_budget, "advance": advance}
+            options = {"token_budget": config.token_budget, "advance": lambda num_pairs, _: advance(num_pairs)}
             reranked |= rerank(reranker, part, queries, documents, depth=config.depth, **options)
     milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(candidates))
     write_run(job.out, reranked, tag="shortlist")

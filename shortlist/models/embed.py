@@ -1,20 +1,32 @@
 """Many texts -> vectors, many pairs -> scores: the one inference loop that every stage shares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
-from shortlist.models.linear import pack_linears
+from shortlist.models.linear import pack_linears, packing_pays
+from shortlist.models.quantized import quantize_linears
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
-from shortlist.progress import Advance
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad, token_batches
 
 CPU_TOKENS = 2048
 GPU_TOKENS = 65536
+TEXTS_AT_ONCE = 4096
+"""Texts whose token ids are Python's integers at the same time: 36 bytes for each, an array's are 4."""
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+TokenIds = Sequence[int] | Int32[np.ndarray, " _"]
+
+Done = Callable[[int, int], None]
+"""Told the number of texts and of their tokens, padding not counted, that were done since the last call."""
+
+T = TypeVar("T")
 
 
 def pick_device() -> torch.device:
@@ -27,26 +39,45 @@ def default_token_budget(device: torch.device) -> int:
     return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
-def for_inference(model: Retriever | Reranker, device: torch.device | None = None) -> None:
-    """Make a loaded model ready to run and nothing else: on its device, no dropout, linears packed where that pays."""
+def for_inference(
+    model: Retriever | Reranker,
+    device: torch.device | None = None,
+    *,
+    precision: Precision = "fp32",
+    packed: bool | None = None,
+) -> None:
+    """Make a loaded model ready to run and nothing else: on its device, no dropout; its outputs stay float32.
+
+    Args:
+        precision: of the weights and of what passes between layers; in int8, of the linears' inputs and weights, the
+            rest being float32 on a CPU and bfloat16 on a GPU.
+        packed: whether a CPU's float32 linears are laid out for oneDNN, where this PyTorch can (None: if a measurement
+            finds it faster, and another time that may end otherwise, with vectors that differ in their last digits).
+    """
     device = device or pick_device()
     model.eval().requires_grad_(False).to(device)
-    if device.type == "cpu":
+    narrow = precision == "bf16" or (precision == "int8" and device.type != "cpu")
+    for parameter in model.backbone.parameters():  # not the buffers: rotations rounded to bfloat16 turn too far
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16 if narrow else torch.float32)
+    if precision == "int8":
+        quantize_linears(model.backbone)
+    elif precision == "fp32" and device.type == "cpu" and (packing_pays() if packed is None else packed):
         pack_linears(model)
 
 
 def run_model(
     model: Retriever | Reranker,
-    token_ids: Sequence[list[int]],
+    token_ids: Sequence[TokenIds],
     *,
     token_budget: int | None = None,
-    advance: Advance | None = None,
+    advance: Done | None = None,
 ) -> Float[np.ndarray, "texts *dim"]:
     """The model's output for every input, in the order given; batches are made of inputs of like length.
 
     Args:
         token_budget: most tokens in one forward pass, padding included.
-        advance: told the number of texts done.
+        advance: called after each forward pass.
     """
     device = next(model.parameters()).device
     dim = (model.dim,) if isinstance(model, Retriever) else ()
@@ -56,20 +87,25 @@ def run_model(
         with torch.inference_mode():
             outputs[batch] = model(ids.to(device), lengths.to(device)).cpu().numpy()
         if advance:
-            advance(len(batch))
+            advance(len(batch), int(lengths.sum()))
     return outputs
 
 
 def embed_queries(retriever: Retriever, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
     """Vectors of queries; options as in `run_model`."""
-    return run_model(retriever, retriever.inputs.query_ids(queries), **options)
+    return run_model(retriever, _token_ids(retriever.inputs.query_ids, queries), **options)
 
 
 def embed_documents(retriever: Retriever, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
     """Vectors of documents; options as in `run_model`."""
-    return run_model(retriever, retriever.inputs.document_ids(documents), **options)
+    return run_model(retriever, _token_ids(retriever.inputs.document_ids, documents), **options)
 
 
 def score_pairs(reranker: Reranker, pairs: Sequence[tuple[Query, Document]], **options) -> Float[np.ndarray, " pairs"]:
     """Score of each document for its query; options as in `run_model`."""
-    return run_model(reranker, reranker.inputs.pair_ids(pairs), **options)
+    return run_model(reranker, _token_ids(reranker.inputs.pair_ids, pairs), **options)
+
+
+def _token_ids(tokenize: Callable[[Sequence[T]], list[list[int]]], texts: Sequence[T]) -> list[Int32[np.ndarray, " _"]]:
+    starts = range(0, len(texts), TEXTS_AT_ONCE)
+    return [np.array(ids, dtype=np.int32) for i in starts for ids in tokenize(texts[i : i + TEXTS_AT_ONCE])]

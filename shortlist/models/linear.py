@@ -1,7 +1,7 @@
 """Fast linears for inference on a CPU: weights laid out once as oneDNN wants them, where that is right and faster."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TypeGuard, TypeVar
@@ -56,7 +56,7 @@ def pack_linears(model: nn.Module) -> int:
     """Replace the linears of a model on the CPU by faster ones that give the same results to rounding.
 
     For inference only, and last: merge adapters, choose dtype and device before. Nothing is replaced on a GPU, in
-    another dtype than float32, or where oneDNN is missing or no faster. The original weights are let go.
+    another dtype than float32, or where oneDNN is missing or wrong. The original weights are let go.
 
     Returns:
         Number of linears replaced.
@@ -80,7 +80,7 @@ def _packable(module: nn.Module | None) -> TypeGuard[nn.Linear]:
         and module.weight.device.type == "cpu"
         and module.weight.dtype == torch.float32  # in bf16 F.linear calls oneDNN already: measured 0.96-1.08x
         and min(module.weight.shape) >= MIN_FEATURES
-        and packing_pays()
+        and packing_is_right()
     )
 
 
@@ -96,17 +96,29 @@ def _fuse(module: nn.Module) -> PackedGatedMLP | None:
 
 
 @cache
+def packing_is_right() -> bool:
+    """Whether oneDNN's private operators are there and give what F.linear gives; looked at once per process."""
+    return _packed_sample() is not None
+
+
+@cache
 def packing_pays() -> bool:
     """Whether packed linears are right and faster here: measured once per process, in about 50 ms."""
+    sample = _packed_sample()
+    if sample is None:
+        return False
+    plain_seconds, packed_seconds = _fastest(sample, repeats=12)
+    return packed_seconds < 0.9 * plain_seconds
+
+
+def _packed_sample() -> list[Callable[[], Tensor]] | None:
+    """A product as F.linear and as a packed linear compute it, if they agree."""
     generator = torch.Generator().manual_seed(0)  # leaves the caller's random numbers alone
     plain = nn.Linear(512, 512, bias=False, device="meta")
     plain.weight = nn.Parameter(torch.randn(512, 512, generator=generator), requires_grad=False)
     x = torch.randn(512, 512, generator=generator)
     packed = _stand_in(plain, partial(PackedLinear, plain), x)
-    if packed is None:
-        return False
-    plain_seconds, packed_seconds = _fastest([partial(plain, x), partial(packed, x)], repeats=12)
-    return packed_seconds < 0.9 * plain_seconds
+    return packed and [partial(plain, x), partial(packed, x)]
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -124,7 +136,7 @@ def _stand_in(module: nn.Module, make: Callable[[], M], x: Tensor) -> M | None:
     return replacement if same else None
 
 
-def _fastest(functions: list[Callable[[], object]], repeats: int) -> list[float]:
+def _fastest(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     """Seconds of each function's fastest call, in turns, so that a busy moment hits all of them alike."""
     seconds = [float("inf")] * len(functions)
     for _ in range(repeats):

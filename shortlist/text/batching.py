@@ -1,7 +1,6 @@
 """Texts of like length share a batch, so that almost nothing is spent on padding."""
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import torch
@@ -39,7 +38,9 @@ def token_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> lis
     return batches
 
 
-def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
+def pad(
+    token_ids: Sequence[Sequence[int] | np.ndarray], pad_id: int
+) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
     """Make one rectangle of the texts by padding on the right.
 
     On the right, because then a causal model needs no mask: no real token ever sees a pad.
@@ -49,5 +50,6 @@ def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "b
     """
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
     ids = np.full((len(token_ids), lengths.max(initial=0)), pad_id, dtype=np.int64)
-    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64)
+    if ids.size:
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(token_ids)
     return torch.from_numpy(ids), torch.from_numpy(lengths)

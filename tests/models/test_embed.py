@@ -8,15 +8,17 @@ from samples import DOCUMENTS, PAIRS, QUERIES
 from torch import nn
 from transformers import AutoModel, LlamaForSequenceClassification
 
-from shortlist.models import linear
+from shortlist.models import embed, linear
 from shortlist.models.checkpoint import load_reranker, load_retriever, reranker_to_train, retriever_to_train, save_model
 from shortlist.models.embed import (
+    Precision,
     default_token_budget,
     embed_documents,
     embed_queries,
     for_inference,
     score_pairs,
 )
+from shortlist.models.linear import PackedLinear, packing_is_right
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 
@@ -60,12 +62,13 @@ def test_nothing_in_gives_nothing_out_of_the_right_shape(retriever: Retriever, r
     assert score_pairs(reranker, []).shape == (0,)
 
 
-def test_progress_is_told_every_text(retriever: Retriever):
-    told: list[float] = []
+def test_progress_is_told_every_text_and_token(retriever: Retriever):
+    told: list[tuple[int, int]] = []
     for token_budget in (1, 1000):
-        advance = lambda amount=1, note="": told.append(amount)  # noqa: E731
+        advance = lambda num_texts, num_tokens: told.append((num_texts, num_tokens))  # noqa: E731
         embed_queries(retriever, QUERIES, token_budget=token_budget, advance=advance)
-    assert told == [1, 1, 1, 3]
+    lengths = sorted(map(len, retriever.inputs.query_ids(QUERIES)), reverse=True)
+    assert told == [*((1, length) for length in lengths), (3, sum(lengths))]
 
 
 def test_outputs_are_float32_without_a_gradient(retriever: Retriever):
@@ -73,18 +76,68 @@ def test_outputs_are_float32_without_a_gradient(retriever: Retriever):
     assert all(p.grad is None for p in retriever.parameters())
 
 
-def test_a_model_made_ready_gives_the_same_and_can_no_longer_learn(
-    retriever: Retriever, reranker: Reranker, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(linear, "packing_pays", lambda: True)
+def test_a_model_made_ready_gives_the_same_and_can_no_longer_learn(retriever: Retriever, reranker: Reranker):
     vectors, scores = embed_documents(retriever, DOCUMENTS), score_pairs(reranker, PAIRS)
     for model in (retriever, reranker):
         model.train()
-        for_inference(model, torch.device("cpu"))
+        for_inference(model, torch.device("cpu"), packed=True)
         assert not any(part.training for part in model.modules() if isinstance(part, nn.Dropout))
         assert not any(p.requires_grad for p in model.parameters())
     close(embed_documents(retriever, DOCUMENTS), vectors)
     close(score_pairs(reranker, PAIRS), scores)
+
+
+@pytest.mark.parametrize(
+    ("packed", "pays", "expected"),
+    [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],
+)
+def test_linears_are_packed_as_told_or_where_that_pays(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, packed: bool | None, pays: bool, expected: bool
+):
+    monkeypatch.setattr(embed, "packing_pays", lambda: pays)
+    retriever = retriever_to_train(str(llama), None)
+    for_inference(retriever, torch.device("cpu"), packed=packed)
+    assert any(isinstance(module, PackedLinear) for module in retriever.modules()) is (expected and packing_is_right())
+
+
+def test_being_told_to_pack_changes_nothing_where_the_private_operators_fail(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(linear, "packing_is_right", lambda: False)
+    retriever = retriever_to_train(str(llama), None)
+    expected = embed_documents(retriever, DOCUMENTS)
+    for_inference(retriever, torch.device("cpu"), packed=True)
+    assert not any(isinstance(module, PackedLinear) for module in retriever.modules())
+    close(embed_documents(retriever, DOCUMENTS), expected)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("int8", 0.998)])
+def test_narrow_precisions_give_nearly_the_same_in_float32(
+    retriever: Retriever, reranker: Reranker, precision: Precision, least: float
+):
+    vectors, scores = embed_documents(retriever, DOCUMENTS), score_pairs(reranker, PAIRS)
+    for model in (retriever, reranker):
+        for_inference(model, torch.device("cpu"), precision=precision)
+    actual = embed_documents(retriever, DOCUMENTS)
+    assert actual.dtype == np.float32
+    assert np.abs(actual - vectors).max() > 1e-6, "nothing was rounded"
+    assert F.cosine_similarity(torch.from_numpy(actual), torch.from_numpy(vectors)).min() > least
+    actual = score_pairs(reranker, PAIRS)
+    assert actual.dtype == np.float32
+    assert np.corrcoef(actual, scores)[0, 1] > least
+
+
+def test_in_bf16_tokens_are_rotated_by_angles_that_were_not_rounded(llama: Path):
+    retriever = retriever_to_train(str(llama), None)
+    for_inference(retriever, torch.device("cpu"), precision="bf16")
+    assert retriever.backbone.embed_tokens.weight.dtype == torch.bfloat16
+    assert retriever.backbone.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_a_model_loaded_in_bf16_runs_in_float32_unless_told_otherwise(llama: Path):
+    retriever = retriever_to_train(str(llama), None, dtype=torch.bfloat16)
+    for_inference(retriever, torch.device("cpu"), packed=False)
+    assert {p.dtype for p in retriever.parameters()} == {torch.float32}
 
 
 def test_a_gpu_gets_larger_batches():

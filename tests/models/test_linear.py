@@ -16,12 +16,6 @@ packable = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def always_pays(monkeypatch):
-    """So that no test depends on how busy or how fast the machine is."""
-    monkeypatch.setattr(linear, "packing_pays", lambda: True)
-
-
 def tiny_llama(**options) -> Any:
     torch.manual_seed(0)
     shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 344}
@@ -66,7 +60,7 @@ def test_a_packed_linear_refuses_to_lose_a_gradient_silently():
 
 @packable
 @pytest.mark.parametrize("options", [{}, {"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 1}])
-def test_packing_leaves_the_hidden_states_of_a_llama_as_they_were(always_pays, options):
+def test_packing_leaves_the_hidden_states_of_a_llama_as_they_were(options):
     model = tiny_llama(**options)
     for parameter in model.parameters():
         parameter.normal_(std=0.05)  # biases start at zero, which would hide them
@@ -78,7 +72,7 @@ def test_packing_leaves_the_hidden_states_of_a_llama_as_they_were(always_pays, o
 
 
 @packable
-def test_packing_leaves_the_hidden_states_of_a_bert_as_they_were(always_pays):
+def test_packing_leaves_the_hidden_states_of_a_bert_as_they_were():
     torch.manual_seed(0)
     config = BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
     model = BertModel(config).eval().requires_grad_(False)
@@ -88,7 +82,7 @@ def test_packing_leaves_the_hidden_states_of_a_bert_as_they_were(always_pays):
 
 
 @packable
-def test_packing_lets_the_original_weights_go_but_not_their_dtype(always_pays):
+def test_packing_lets_the_original_weights_go_but_not_their_dtype():
     model = tiny_llama()
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     before = sum(parameter.numel() for parameter in model.parameters())
@@ -99,7 +93,7 @@ def test_packing_lets_the_original_weights_go_but_not_their_dtype(always_pays):
 
 
 @packable
-def test_a_gated_mlp_that_computes_something_else_is_not_fused(always_pays):
+def test_a_gated_mlp_that_computes_something_else_is_not_fused():
     model = tiny_llama()
     mlp = model.layers[0].mlp
     mlp.forward = lambda x: 2 * type(mlp).forward(mlp, x)
@@ -111,7 +105,7 @@ def test_a_gated_mlp_that_computes_something_else_is_not_fused(always_pays):
 
 
 @packable
-def test_a_gated_mlp_with_another_activation_is_packed_but_not_fused(always_pays):
+def test_a_gated_mlp_with_another_activation_is_packed_but_not_fused():
     model = tiny_llama(hidden_act="gelu")
     expected = states(model, IDS)
     assert pack_linears(model) == 14
@@ -119,7 +113,7 @@ def test_a_gated_mlp_with_another_activation_is_packed_but_not_fused(always_pays
     torch.testing.assert_close(states(model, IDS), expected, atol=1e-5, rtol=0)
 
 
-def test_heads_subclasses_and_other_dtypes_stay_as_they_are(always_pays):
+def test_heads_subclasses_and_other_dtypes_stay_as_they_are():
     class Special(nn.Linear):
         pass
 
@@ -128,7 +122,7 @@ def test_heads_subclasses_and_other_dtypes_stay_as_they_are(always_pays):
 
 
 @packable
-def test_packing_twice_is_packing_once(always_pays):
+def test_packing_twice_is_packing_once():
     model = tiny_llama()
     pack_linears(model)
     once = copy.copy(dict(model.named_modules()))
@@ -137,7 +131,7 @@ def test_packing_twice_is_packing_once(always_pays):
 
 
 @packable
-def test_a_gated_mlp_is_packed_but_not_fused_where_the_fused_operator_fails(always_pays, monkeypatch):
+def test_a_gated_mlp_is_packed_but_not_fused_where_the_fused_operator_fails(monkeypatch):
     monkeypatch.setattr(linear, "_multiply_by", broken)
     model = tiny_llama()
     expected = states(model, IDS)
@@ -161,11 +155,14 @@ def wrong(x, *_):
 @pytest.mark.parametrize("operator", [broken, missing, wrong])
 def test_nothing_is_replaced_where_the_private_operators_fail(monkeypatch, operator):
     monkeypatch.setattr(linear, "_multiply", operator)
+    linear.packing_is_right.cache_clear()
     linear.packing_pays.cache_clear()
     model = tiny_llama()
     try:
         assert pack_linears(model) == 0
+        assert not linear.packing_pays()
     finally:
+        linear.packing_is_right.cache_clear()
         linear.packing_pays.cache_clear()
     assert type(model.layers[0].self_attn.q_proj) is nn.Linear
 
@@ -191,7 +188,7 @@ def test_measuring_leaves_the_random_numbers_of_the_caller_alone():
 
 
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=packable)])
-def test_the_last_mlp_at_one_position_gives_the_states_there(always_pays, packed):
+def test_the_last_mlp_at_one_position_gives_the_states_there(packed):
     model = tiny_llama()
     if packed:
         pack_linears(model)
