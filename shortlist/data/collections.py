@@ -13,6 +13,7 @@ from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, spli
 from shortlist.data.files import sha256
 from shortlist.data.formats import corpus_offsets, documents_at, read_corpus, read_qrels, read_queries
 from shortlist.data.hub import HubCollection, IrdsCollection
+from shortlist.data.lines import OnBad, count_lines
 from shortlist.errors import UserError
 from shortlist.records import Document, Qrels, Query
 
@@ -23,8 +24,21 @@ class Collection(Protocol):
 
     name: str
 
-    def corpus(self) -> Iterator[Document]:
-        """Stream the documents in corpus order; an id that occurs twice and an empty corpus are UserErrors."""
+    def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
+        """Stream the documents in corpus order.
+
+        Args:
+            on_bad: told of each record that cannot be used (malformed, or an id that occurred before), which is left
+                out; without it the first one is a UserError.
+            allow_empty: False where a document with neither title nor text cannot be used.
+
+        Raises:
+            UserError: a record that cannot be used, without `on_bad`; no document at all.
+        """
+        ...
+
+    def num_docs(self) -> int:
+        """The number of records in the corpus, those that cannot be used included; they are not parsed for it."""
         ...
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
@@ -74,8 +88,11 @@ class FolderCollection:
         self.name = str(folder)
         self._corpus, self._queries, self._qrels = _layout(folder)
 
-    def corpus(self) -> Iterator[Document]:
-        return read_corpus(self._corpus)
+    def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
+        return read_corpus(self._corpus, on_bad, allow_empty=allow_empty)
+
+    def num_docs(self) -> int:
+        return count_lines(self._corpus)
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
         wanted = list(dict.fromkeys(doc_ids))

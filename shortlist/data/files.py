@@ -1,14 +1,16 @@
 """Files that are whole or absent: atomic writing, gzip-transparent reading, hashing."""
 
+import errno
 import gzip
 import hashlib
 import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from shortlist.errors import UserError
 
@@ -18,7 +20,10 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a temporary neighbour of `path` for writing; rename it onto `path` only if the block succeeds.
 
     Text is UTF-8 with "\\n" line ends; a name ending in .gz is compressed. After a crash the old file, or none, is
-    there.
+    there; once the block has succeeded the new one is, even after a power cut.
+
+    Raises:
+        OSError: it cannot be written; where the disk is full, the error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -27,12 +32,50 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     try:
         with opener(partial, mode if "b" in mode else mode + "t", **text) as file:
             yield file
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        _say_where(error, path)
         raise
+    _sync_folder(path.parent)
+
+
+def _say_where(error: BaseException, path: Path) -> None:
+    """Name the path in the error of a full disk or quota, which the system leaves out."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error.filename = error.filename or str(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # some systems cannot: then a power cut may still undo the renaming
+        _sync(path)
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, gzip or plain.
+
+    Raises:
+        UserError: the file is missing, is a folder, or is a damaged gzip file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a file.")
+    packed = path.suffix == ".gz"
+    try:
+        with BufferedReader(gzip.open(path), 1 << 18) if packed else open(path, "rb", 1 << 18) as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}); fetch or compress it again.") from None
 
 
 @contextmanager
@@ -40,17 +83,13 @@ def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a UTF-8 text file, gzip or plain, whose lines end in "\\n" alone (U+2028 inside JSON is not a line end).
 
     Raises:
-        UserError: the file is missing, is a folder, or is not UTF-8.
+        UserError: as for `open_bytes`, or the file is not UTF-8.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a file.")
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
-            yield file
+        with open_bytes(path) as file, TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
+            yield text
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first.") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}); fetch or compress it again.") from None
 
 
 def sha256(*paths: Path) -> str:
@@ -67,20 +106,22 @@ def sha256(*paths: Path) -> str:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Make a folder: its files are written to a temporary neighbour, which takes the name only if the block succeeds.
 
-    After a crash the folder is there with all its files, or not at all.
+    After a crash or a power cut the folder is there with all its files, or not at all.
 
     Raises:
-        OSError: the folder is there already and not empty.
+        OSError: the folder is there already and not empty, or cannot be written (as for `atomic_write`).
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in sorted(p for p in partial.rglob("*") if p.is_file()):
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
+        for inside in partial.rglob("*"):
+            (_sync_folder if inside.is_dir() else _sync)(inside)
+        _sync_folder(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        _say_where(error, path)
         raise
+    _sync_folder(path.parent)

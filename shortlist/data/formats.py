@@ -17,7 +17,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from shortlist.data.files import atomic_write
-from shortlist.data.lines import MalformedError, numbered_lines, parse_json, parse_lines, read_lines
+from shortlist.data.lines import MalformedError, OnBad, numbered_lines, parse_json, parse_lines, read_lines, to_text
+from shortlist.data.seen import checked
 from shortlist.errors import UserError
 from shortlist.math.ordering import strictly_decreasing
 from shortlist.records import Document, Hit, Qrels, Query, Run
@@ -29,24 +30,18 @@ SPACE = re.compile(r"[ \t\r\n\f\v]")
 def _column(record: Mapping[str, Any], kind: str, *names: str) -> Any:
     """The value under the first of `names` that is there."""
     for name in names:
-        if record.get(name) is not None:
-            return record[name]
+        if (value := record.get(name)) is not None:
+            return value
     found = ", ".join(sorted(record)) or "no field"
     raise MalformedError(
         f"{kind} has no {names[0]!r} field (found: {found}). Expected {' or '.join(map(repr, names))}."
     )
 
 
-def _text(value: Any, kind: str) -> str:
-    if not isinstance(value, str):
-        raise MalformedError(f"{kind} is {value!r}; expected a string.")
-    return value
-
-
 def _identifier(value: Any, kind: str) -> str:
     """An id as text: runs are split on spaces, so an id must not hold any."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, f"{kind} id")
-    if not text or SPACE.search(text):
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else to_text(value, f"{kind} id")
+    if not text.isalnum() and (not text or SPACE.search(text)):  # the first question is the quickest
         raise MalformedError(
             f"{kind} id {text!r} is empty or holds white space, which a run file cannot express; rename it."
         )
@@ -61,9 +56,9 @@ def to_document(record: Mapping[str, Any]) -> Document:
     """
     return Document(
         _identifier(_column(record, "document", "_id", "docid", "doc_id", "id"), "document"),
-        _text(_column(record, "document", "text"), "document text"),
-        _text(record.get("title") or "", "document title"),
-        _text(record.get("url") or "", "document url"),
+        to_text(_column(record, "document", "text"), "document text"),
+        to_text(record.get("title") or "", "document title"),
+        to_text(record.get("url") or "", "document url"),
     )
 
 
@@ -76,7 +71,7 @@ def to_query(record: Mapping[str, Any]) -> Query:
 
 
 def _query(query_id: Any, text: Any) -> Query:
-    query = Query(_identifier(query_id, "query"), _text(text, "query text"))
+    query = Query(_identifier(query_id, "query"), to_text(text, "query text"))
     if not query.text.strip():
         raise MalformedError(f"query {query.query_id!r} has no text; expected at least one word.")
     return query
@@ -90,8 +85,8 @@ def document_parser(path: Path) -> Callable[[str], Document]:
     """
     if _is_json(path):
         return lambda line: to_document(parse_json(line))
-    first = next(numbered_lines(path), (0, 0, ""))[2]
-    return partial(_document_from_columns, count=4 if first.count("\t") == 3 else 2)
+    counts = (line.count("\t") + 1 for _, _, line in numbered_lines(path, on_bad=lambda _: None))
+    return partial(_document_from_columns, count=next((count for count in counts if count in (2, 4)), 2))
 
 
 def _document_from_columns(line: str, count: int) -> Document:
@@ -117,30 +112,31 @@ def _is_json(path: Path) -> bool:
     return name.endswith((".jsonl", ".json"))
 
 
-def _located(path: Path) -> Iterator[tuple[int, Document]]:
+def _located(path: Path, on_bad: OnBad | None, *, allow_empty: bool) -> Iterator[tuple[int, Document]]:
     """Yield (byte at which its line starts, document), having checked that ids are unique and that there is one."""
-    seen: set[str] = set()
-    for number, start, document in parse_lines(path, document_parser(path)):
-        if document.doc_id in seen:
-            raise UserError(f"{path}:{number}: document id {document.doc_id!r} occurs twice; every id must occur once.")
-        seen.add(document.doc_id)
+    start = None
+    for _, start, document in parse_lines(path, checked(document_parser(path), allow_empty=allow_empty), on_bad):
         yield start, document
-    if not seen:
+    if start is None:
         raise UserError(f"{path}: holds no documents; expected one per line.")
 
 
-def read_corpus(path: Path) -> Iterator[Document]:
+def read_corpus(path: Path, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
     """Yield the documents of a JSONL or TSV file (see `document_parser`), in file order.
 
+    Args:
+        on_bad: told of each line that cannot be used, an id's second one included; it is left out.
+        allow_empty: False where a document with neither title nor text cannot be used.
+
     Raises:
-        UserError: a malformed line, an id that occurs twice, no document at all.
+        UserError: a line that cannot be used, without `on_bad`; no document at all; a file that cannot be read.
     """
-    return (document for _, document in _located(path))
+    return (document for _, document in _located(path, on_bad, allow_empty=allow_empty))
 
 
 def corpus_offsets(path: Path) -> dict[str, int]:
     """The byte at which each document's line starts: with `documents_at`, random access without holding texts."""
-    return {document.doc_id: start for start, document in _located(path)}
+    return {document.doc_id: start for start, document in _located(path, None, allow_empty=True)}
 
 
 def documents_at(path: Path, offsets: Iterable[int]) -> Iterator[Document]:

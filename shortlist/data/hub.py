@@ -11,7 +11,8 @@ from typing import Any, TypeVar, final
 
 from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, split_of
 from shortlist.data.formats import add_judgement, to_document, to_judgement, to_query
-from shortlist.data.lines import MalformedError
+from shortlist.data.lines import MalformedError, OnBad, refuse
+from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Qrels, Query
 
@@ -39,9 +40,18 @@ class IrdsCollection:
         except KeyError:
             raise unknown("ir_datasets id", dataset_id, self._module.registry) from None
 
-    def corpus(self) -> Iterator[Document]:
+    def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
+        parse = checked(_irds_document, allow_empty=allow_empty)
+        return _documents(self.name, _convert(self.name, self._docs(), parse, on_bad))
+
+    def _docs(self) -> Iterator[Any]:
         with _readable(self.name):
-            yield from _unique(self.name, self._load(self._id).docs_iter(), _irds_document)
+            yield from self._load(self._id).docs_iter()
+
+    def num_docs(self) -> int:
+        with _readable(self.name):
+            known = self._load(self._id).docs_count()  # None where nothing but reading the records would tell
+        return known if known is not None else sum(1 for _ in self._docs())
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
         wanted = list(dict.fromkeys(doc_ids))
@@ -124,8 +134,12 @@ class HubCollection:
     def _queries(self) -> list[Query]:
         return list(_convert(self.name, _rows(self._table("queries")), to_query))
 
-    def corpus(self) -> Iterator[Document]:
-        yield from _unique(self.name, _rows(self._corpus), to_document)
+    def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
+        parse = checked(to_document, allow_empty=allow_empty)
+        yield from _documents(self.name, _convert(self.name, _rows(self._corpus), parse, on_bad))
+
+    def num_docs(self) -> int:
+        return len(self._corpus)
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
         wanted = list(dict.fromkeys(doc_ids))
@@ -168,7 +182,7 @@ class HubCollection:
     def _records(self, part: str) -> Iterable[Any]:
         # The records themselves: a data set's own fingerprint changes with the cache it was read from.
         if part in ("corpus", "queries"):
-            return self.corpus() if part == "corpus" else self._queries
+            return self.corpus(on_bad=lambda _: None) if part == "corpus" else self._queries
         return self.qrels(split_of(part)).items()
 
 
@@ -230,23 +244,24 @@ def _readable(name: str, *errors: type[Exception]) -> Iterator[None]:
         ) from None
 
 
-def _convert(name: str, records: Iterable[Any], convert: Callable[[Any], T]) -> Iterator[T]:
-    """Yield `convert(record)`; a MalformedError becomes a UserError that names the record's number."""
+def _convert(
+    name: str, records: Iterable[Any], convert: Callable[[Any], T], on_bad: OnBad | None = None
+) -> Iterator[T]:
+    """Yield `convert(record)`; a MalformedError goes to `on_bad`, with the record's number; without it, a UserError."""
+    on_bad = on_bad or refuse
     for number, record in enumerate(records, 1):
         try:
             converted = convert(record)
         except MalformedError as error:
-            raise UserError(f"{name}: record {number}: {error}") from None
-        yield converted
+            on_bad(f"{name}: record {number}: {error}")
+        else:
+            yield converted
 
 
-def _unique(name: str, records: Iterable[Any], convert: Callable[[Any], Document]) -> Iterator[Document]:
-    """Yield the converted documents, having checked that ids are unique and that there is one."""
-    seen: set[str] = set()
-    for document in _convert(name, records, convert):
-        if document.doc_id in seen:
-            raise UserError(f"{name}: document id {document.doc_id!r} occurs twice; every id must occur once.")
-        seen.add(document.doc_id)
+def _documents(name: str, documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, of which there must be one."""
+    document = None
+    for document in documents:
         yield document
-    if not seen:
+    if document is None:
         raise UserError(f"{name}: holds no documents.")

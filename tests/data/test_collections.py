@@ -131,6 +131,20 @@ def test_the_collections_at_hand_have_the_counts_they_are_known_for(shared_data)
     assert cranfield.documents(["471"])["471"].text == ""
 
 
+@pytest.mark.parametrize("gz", ["", ".gz"])
+def test_a_folder_counts_its_records_and_tells_the_bad_ones(tmp_path, gz):
+    collection, told = open_collection(str(beir(tmp_path, gz))), []
+    assert collection.num_docs() == 3
+    with (gzip.open if gz else open)(tmp_path / f"corpus.jsonl{gz}", "ab") as file:
+        file.write(b"\n{}\n")
+    assert collection.num_docs() == 4
+    assert list(collection.corpus(told.append)) == DOCUMENTS
+    assert list(collection.corpus(told.append, allow_empty=False)) == DOCUMENTS[:2]
+    assert [message.split(": ")[0].rpartition(":")[2] for message in told] == ["5", "3", "5"]
+    with pytest.raises(UserError, match=r"corpus.jsonl.*:3: document 'd3' has neither title nor text"):
+        list(collection.corpus(allow_empty=False))
+
+
 @pytest.fixture
 def irds(tmp_path, monkeypatch):
     monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
@@ -181,6 +195,29 @@ def test_an_irds_document_keeps_title_and_url_apart_from_its_text(irds):
         Document("D1", "body", "T", "http://u"),
         Document("d2", "text", "title"),
     ]
+
+
+def test_irds_counts_its_records_and_tells_the_bad_ones(irds, tmp_path, monkeypatch):
+    collection, told = open_collection("irds:tiny"), []
+    assert collection.num_docs() == 2
+    tsv(tmp_path / "docs.tsv", [("d1", "one"), ("d 2", "two"), ("d1", "again"), ("d3", ""), ("d4", "four")])
+    documents = [Document("d1", "one"), Document("d4", "four")]
+    assert list(collection.corpus(told.append, allow_empty=False)) == documents
+    assert [message.split(": ")[:2] for message in told] == [["irds:tiny", f"record {n}"] for n in (2, 3, 4)]
+    with pytest.raises(UserError, match="irds:tiny: record 2: document id 'd 2' is empty or holds white space"):
+        list(collection.corpus())
+    irds.load("tiny").docs_store().build()  # then ir_datasets knows the number without reading
+    monkeypatch.setattr(collection, "_docs", None)
+    assert collection.num_docs() == 5
+
+
+def test_what_a_listener_raises_is_not_taken_for_a_fault_of_irds(irds, tmp_path):
+    def full(message: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    tsv(tmp_path / "docs.tsv", [("d 2", "two")])
+    with pytest.raises(OSError, match="No space left"):
+        list(open_collection("irds:tiny").corpus(full))
 
 
 def test_what_irds_lacks_is_one_line(irds):
@@ -260,6 +297,22 @@ def test_a_tevatron_corpus_on_the_hub_is_a_collection_without_queries(hub):
     assert collection.splits() == []
     with pytest.raises(UserError, match="unknown split"):
         collection.queries("test")
+
+
+def test_the_hub_counts_its_records_and_tells_the_bad_ones(hub):
+    hub.mkdir()
+    rows = [("7", "x"), ("7", "y"), ("8", None), ("9", " "), ("10", "z")]
+    (hub / "corpus.jsonl").write_text("".join(json.dumps({"docid": d, "text": t}) + "\n" for d, t in rows))
+    collection, told = open_collection(f"hf:{hub}"), []
+    assert collection.num_docs() == 5
+    assert list(collection.corpus(told.append, allow_empty=False)) == [Document("7", "x"), Document("10", "z")]
+    faults = [
+        "record 2: document id '7' occurs twice",
+        "record 3: document has no 'text'",
+        "record 4: document '9' has",
+    ]
+    assert all(m.startswith(f"hf:{hub}: {fault}") for m, fault in zip(told, faults, strict=True))
+    assert len(collection.identity("corpus")) == 64
 
 
 def test_a_hub_corpus_with_an_id_twice_or_no_text_is_refused(hub):

@@ -2,11 +2,12 @@ import errno
 import gzip
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from shortlist.data.files import atomic_write, open_text, sha256
+from shortlist.data.files import atomic_folder, atomic_write, open_bytes, open_text, sha256
 from shortlist.errors import UserError
 
 
@@ -54,6 +55,70 @@ def test_the_old_file_stays_until_the_new_one_is_whole_and_on_the_disk(tmp_path:
         file.write("new")
     assert seen == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+@pytest.mark.parametrize("name", ["a", "a.gz"])
+def test_a_full_disk_leaves_the_old_file_and_says_which_file_it_was(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("old")
+    (tmp_path / f".{name}.partial").symlink_to("/dev/full")
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"),
+        atomic_write(tmp_path / name) as file,
+    ):
+        file.write("new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_full_disk_leaves_no_folder_and_says_which_folder_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'a'}'"),
+        atomic_folder(tmp_path / "a") as folder,
+    ):
+        (folder / "inside").write_text("new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_name_is_on_the_disk_too_once_the_writing_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced: list[tuple[str, bool]] = []
+
+    def sync(fd: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{fd}")).name if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+        synced.append((name, (tmp_path / "new").exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with atomic_write(tmp_path / "new") as file:
+        file.write("x")
+    assert synced == [("file", False), (tmp_path.name, True)]
+    (tmp_path / "new").unlink()
+    synced.clear()
+    with atomic_folder(tmp_path / "new") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub/inside").write_text("x")
+    before = [("file", False), ("sub", False), (".new.partial", False)]
+    assert (sorted(synced[:3]), synced[3:]) == (sorted(before), [(tmp_path.name, True)])
+
+
+def test_a_system_that_cannot_sync_folders_writes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with atomic_write(tmp_path / "a") as file:
+        file.write("x")
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def test_bytes_are_read_line_by_line_from_plain_and_packed_files(tmp_path: Path):
+    for name, content in (("a", b"one\r\xff\ntwo"), ("a.gz", gzip.compress(b"one\r\xff\ntwo"))):
+        (tmp_path / name).write_bytes(content)
+        with open_bytes(tmp_path / name) as file:
+            assert list(file) == [b"one\r\xff\n", b"two"]
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_the_users_to_mend(tmp_path: Path):

@@ -102,6 +102,74 @@ def test_a_bad_corpus_is_named_by_file_line_and_fault(tmp_path, name, text, mess
         list(read_corpus(put(tmp_path / name, text)))
 
 
+JSON_FAULTS = [
+    (b'{"_id": "bad", "text": "x"', "not JSON"),
+    (b'{"_id": "bad", "title": "x"}', "document has no 'text' field"),
+    (b'{"_id": "b d", "text": "x"}', "document id 'b d' is empty or holds white space"),
+    (b'{"_id": "bad", "text": "\\ud800"}', "the text holds half of a surrogate pair"),
+    (b'{"_id": "bad", "text": "\xff"}', "not UTF-8 text"),
+    (b'{"_id": "good", "text": "again"}', "document id 'good' occurs twice"),
+    (b'{"_id": "bad", "title": " ", "text": ""}', "document 'bad' has neither title nor text"),
+]
+TSV_FAULTS = [
+    (b"bad", "found 1 tab-separated columns; expected 2"),
+    (b"bad\tu\tx", "found 3 tab-separated columns"),
+    (b"\tx", "document id '' is empty"),
+    (b"bad\t\xff", "not UTF-8 text"),
+    (b"good\tagain", "document id 'good' occurs twice"),
+    (b"bad\t ", "document 'bad' has neither title nor text"),
+]
+
+
+@pytest.mark.parametrize("gz", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "good", "faults"),
+    [("c.jsonl", b'{"_id": "%s", "text": "x"}', JSON_FAULTS), ("c.tsv", b"%s\tx", TSV_FAULTS)],
+)
+def test_every_bad_line_of_a_corpus_is_told_and_left_out(tmp_path, name, good, faults, gz):
+    path, told = tmp_path / (name + gz), []
+    lines = [faults[1][0], good % b"good", *(line for line, _ in faults), good % b"last"]
+    (gzip.open if gz else open)(path, "wb").write(b"\n".join(lines))
+    documents = list(read_corpus(path, told.append, allow_empty=False))
+    assert documents == [Document("good", "x"), Document("last", "x")]
+    expected = [(1, faults[1][1]), *((number, fault) for number, (_, fault) in enumerate(faults, 3))]
+    assert len(told) == len(expected)
+    for message, (number, fault) in zip(told, expected, strict=True):
+        assert message.startswith(f"{path}:{number}: {fault}")
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(("line", "fault"), JSON_FAULTS)
+def test_without_anyone_to_tell_each_of_these_lines_is_an_error(tmp_path, line, fault):
+    (tmp_path / "c.jsonl").write_bytes(b'{"_id": "good", "text": "x"}\n' + line)
+    with pytest.raises(UserError, match=f"c.jsonl:2: {fault}"):
+        list(read_corpus(tmp_path / "c.jsonl", allow_empty=False))
+
+
+def test_a_document_without_title_and_text_is_read_unless_it_is_refused(tmp_path):
+    path, told = put(tmp_path / "c.tsv", "1\t\n2\tx\n"), []
+    assert list(read_corpus(path, told.append)) == list(read_corpus(path)) == [Document("1", ""), Document("2", "x")]
+    assert told == []
+
+
+def test_a_corpus_of_bad_lines_alone_is_an_error_whoever_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"c\.jsonl: holds no documents"):
+        list(read_corpus(put(tmp_path / "c.jsonl", "x\ny\n"), lambda _: None))
+
+
+def test_a_bad_first_line_does_not_decide_how_many_columns_the_others_have(tmp_path):
+    told = []
+    path = put(tmp_path / "c.tsv", "D1\tu\tT\nD2\tu\tT\tx\n")
+    assert list(read_corpus(path, told.append)) == [Document("D2", "x", "T", "u")]
+    assert len(told) == 1
+
+
+def test_an_endless_value_is_named_in_few_words(tmp_path):
+    with pytest.raises(UserError) as caught:
+        list(read_corpus(put(tmp_path / "c.jsonl", '{"_id": "1", "text": [' + "1, " * 10_000 + "1]}")))
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
+
+
 def test_a_missing_file_is_a_user_error(tmp_path):
     for read in (lambda path: list(read_corpus(path)), read_queries, read_qrels, read_run):
         with pytest.raises(UserError, match="no such file"):
