@@ -23,7 +23,7 @@ class DocIds(Sequence[str]):
 
     def __init__(
         self,
-        parts: Sequence[UInt8[np.ndarray, " bytes"]],
+        parts: Sequence[UInt8[np.ndarray, "_"]],
         counts: Sequence[int],
         lines: Int[np.ndarray, " ids"] | None = None,
     ) -> None:
@@ -56,7 +56,28 @@ class DocIds(Sequence[str]):
         for part in self._parts:
             yield from part.tobytes().decode().split("\n")[:-1]
 
+    def take(self, positions: Int[np.ndarray, " ids"]) -> list[str]:
+        """The ids at these positions, none of them negative: faster than asking for one at a time."""
+        lines = positions if self._lines is None else self._lines[positions]
+        parts = np.searchsorted(self._starts, lines, side="right") - 1
+        found = [""] * len(lines)
+        for part in np.unique(parts).tolist():
+            asked = np.flatnonzero(parts == part)
+            ends, places = self._line_ends(part), lines[asked] - self._starts[part]
+            starts = np.where(places > 0, ends[places - 1] + 1, 0)
+            text = _joined(self._parts[part], starts, ends[places] + 1)
+            for i, doc_id in zip(asked.tolist(), text.split("\n")[:-1], strict=True):
+                found[i] = doc_id
+        return found
+
     def _line_ends(self, part: int) -> Int[np.ndarray, " lines"]:
         if part not in self._ends:
             self._ends[part] = np.flatnonzero(self._parts[part] == LINE_END)
         return self._ends[part]
+
+
+def _joined(text: UInt8[np.ndarray, "_"], starts: Int[np.ndarray, " spans"], ends: Int[np.ndarray, " spans"]) -> str:
+    """Spans of UTF-8 text, one after the other; without a Python step per span."""
+    lengths = ends - starts
+    stops = np.cumsum(lengths)
+    return text[np.arange(stops[-1]) + np.repeat(starts - stops + lengths, lengths)].tobytes().decode()

@@ -1,126 +1,95 @@
 """BM25: words weighed by how rare they are, the first stage that needs no training."""
 
 import json
-from array import array
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from tempfile import TemporaryDirectory
+from typing import IO, final
 
 import bm25s
 import numpy as np
-import regex
-import Stemmer
 
 from shortlist.data.files import atomic_write
+from shortlist.data.ids import DocIds
 from shortlist.errors import UserError, unknown
+from shortlist.index.analysis import ANALYSERS, Analyser
+from shortlist.index.postings import PostingsSorter
+from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.records import Document, Hit, Query, Run
 
-# The word boundaries of UAX #29, as far as they matter to text in words: letters and digits stick together, ' . : join
-# letters, ' . , ; join digits, and each ideograph or hiragana sign stands alone.
-_WORD = regex.compile(
-    r"""[\p{Han}\p{Hiragana}]
-    | [\w--[\p{Han}\p{Hiragana}]]+
-      (?: (?: (?<=[^\W\d_]) [.'’:·] (?=[^\W\d_]) | (?<=\d) [.,;'’] (?=\d) ) [\w--[\p{Han}\p{Hiragana}]]+ )*""",
-    regex.VERSION1 | regex.VERBOSE,
-)
-_POSSESSIVE = regex.compile(r"(?<=\w)['’＇]s\b")
-_IDENTIFIER = regex.compile(r"\w+")
-_PART = regex.compile(r"\p{Lu}+(?!\p{Ll})|\p{Lu}?\p{Ll}+|\p{N}+|[^\W_\p{Lu}\p{Ll}\p{N}]+")
-# The 33 of Lucene's EnglishAnalyzer.
-STOP_WORDS = frozenset(
-    _IDENTIFIER.findall(
-        "a an and are as at be but by for if in into is it no not of on or such "
-        "that the their then there these they this to was will with"
-    )
-)
-_PORTER = Stemmer.Stemmer("porter")
-
-
-def english(text: str) -> list[str]:
-    """Words as Lucene's EnglishAnalyzer sees them: no possessive 's, lower case, no stop words, Porter stems.
-
-    https://lucene.apache.org/core/9_11_0/analysis/common/org/apache/lucene/analysis/en/EnglishAnalyzer.html
-    """
-    words = _WORD.findall(_POSSESSIVE.sub("", text.lower()))
-    return _stems([word for word in words if word not in STOP_WORDS and word.strip("_")])
-
-
-def code(text: str) -> list[str]:
-    """Words of source code and of questions about it: `parseISODate` is pars, iso, date and parseisodate.
-
-    Identifiers are split at underscores and capitals; the parts are treated as English, the whole is kept beside them.
-    """
-    identifiers = [(name.lower(), _PART.findall(name)) for name in _IDENTIFIER.findall(text)]
-    parts = [part.lower() for _, parts in identifiers for part in parts]
-    wholes = [name for name, parts in identifiers if len(parts) > 1]
-    return _stems([part for part in parts if part not in STOP_WORDS]) + wholes
-
-
-def _stems(words: list[str]) -> list[str]:
-    """Porter stems; words of one or two letters stay, as in Lucene (Snowball would make "s" empty and "us" a "u")."""
-    return [stem if len(word) > 2 else word for word, stem in zip(words, _PORTER.stemWords(words), strict=True)]
-
-
-Analyser = Callable[[str], list[str]]
-
-ANALYSERS: dict[str, Analyser] = {"english": english, "code": code}
+WEIGHTS, DOCUMENTS, STARTS = (f"{name}.csc.index.npy" for name in ("data", "indices", "indptr"))
+FILES = (WEIGHTS, DOCUMENTS, STARTS, "vocab.index.json", "params.index.json", "doc_ids.txt", "index.json")
+"""Of a saved index: bm25s's own, a document id per line, and, written last, what marks the folder as a whole index."""
 
 
 @final
 class BM25Index:
     """A corpus that can be asked for the documents whose words answer a query best.
 
-    Scores are those of Lucene's BM25 with exact document lengths, computed once per (word, document) by bm25s.
-    https://cs.uwaterloo.ca/~jimmylin/publications/Kamphuis_etal_ECIR2020_preprint.pdf
+    Scores are those of Lucene's BM25 with exact document lengths, computed once per (word, document). They stay on
+    disk, in the files of bm25s, which can open the folder too; memory holds the vocabulary.
     """
 
-    def __init__(self, scores: bm25s.BM25, doc_ids: list[str], analyser: str) -> None:
+    def __init__(self, scores: bm25s.BM25, doc_ids: DocIds, analyser: str, folder: Path) -> None:
         self._scores = scores
         self._doc_ids = doc_ids
         self._analyser = analyser
+        self._folder = folder
+        self._temporary: TemporaryDirectory[str] | None = None
 
     def __len__(self) -> int:
         return len(self._doc_ids)
 
     @classmethod
     def build(
-        cls, documents: Iterable[Document], *, analyser: str = "english", k1: float = 0.9, b: float = 0.4
+        cls,
+        documents: Iterable[Document],
+        *,
+        analyser: str = "english",
+        k1: float = 0.9,
+        b: float = 0.4,
+        folder: Path | None = None,
     ) -> "BM25Index":
-        """Index title and text of every document.
+        """Index title and text of every document; memory holds the vocabulary and some 20 bytes per document.
 
         Args:
             documents: the corpus; its order decides ties.
             analyser: a name in ANALYSERS, used for queries too.
             k1: how much a word's second occurrence still counts (0: nothing).
             b: how much longer documents are held back (0: not at all, 1: fully).
+            folder: where the index is to lie (None: in a temporary folder that goes when the index goes).
 
         Raises:
-            UserError: no such analyser, k1 or b out of range, or no document with a word in it.
+            UserError: no such analyser, k1 or b out of range, a document id that holds a line end, or no document
+                with a word in it.
         """
         if k1 < 0 or not 0 <= b <= 1:
             raise UserError(f"BM25 with k1 {k1} and b {b}: expected k1 of 0 or more and b from 0 to 1.")
         analyse = _find(analyser)
-        doc_ids: list[str] = []
-        tokens: list[array[int]] = []
-        vocabulary: dict[str, int] = {}
-        for document in documents:
-            words = analyse(f"{document.title} {document.text}")
-            doc_ids.append(document.doc_id)
-            tokens.append(array("i", [vocabulary.setdefault(word, len(vocabulary)) for word in words]))
-        if not vocabulary:
-            raise UserError(f"the {len(doc_ids)} documents of the corpus hold no word to index; expected some text.")
-        scores = bm25s.BM25(k1=k1, b=b, method="lucene")
-        scores.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(scores, doc_ids, analyser)
+        if folder is None:
+            temporary = TemporaryDirectory(prefix="shortlist-bm25-")
+            index = cls.build(documents, analyser=analyser, k1=k1, b=b, folder=Path(temporary.name))
+            index._temporary = temporary
+            return index
+        with _new_index(folder, analyser) as work:
+            postings = PostingsSorter(work)
+            with atomic_write(folder / "doc_ids.txt") as file:
+                vocabulary = _read(documents, analyse, postings, file)
+            scores = bm25s.BM25(k1=k1, b=b, method="lucene")
+            scores.vocab_dict = vocabulary
+            _write_scores(folder, scores, postings)
+        return cls.load(folder)
 
     def save(self, folder: Path) -> None:
-        """Write the index into a folder: .npy arrays and JSON, none of it able to run code."""
+        """Write the index into a folder: .npy arrays, JSON and text, none of it able to run code."""
+        if folder.resolve() == self._folder.resolve():
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        self._scores.save(folder, show_progress=False)
-        with atomic_write(folder / "doc_ids.json") as file:
-            json.dump(self._doc_ids, file, ensure_ascii=False)
-        with atomic_write(folder / "index.json") as file:
-            json.dump({"kind": "bm25", "analyser": self._analyser}, file)
+        (folder / FILES[-1]).unlink(missing_ok=True)
+        for name in FILES:
+            shutil.copyfile(self._folder / name, folder / name)
 
     @classmethod
     def load(cls, folder: Path) -> "BM25Index":
@@ -131,14 +100,18 @@ class BM25Index:
         """
         try:
             settings = json.loads((folder / "index.json").read_text("utf-8"))
-            doc_ids = json.loads((folder / "doc_ids.json").read_text("utf-8"))
             scores = bm25s.BM25.load(folder, mmap=True, allow_pickle=False, show_progress=False)
+            lines = np.memmap(folder / "doc_ids.txt", np.uint8, mode="r", shape=(settings["id_bytes"],))
+            doc_ids = DocIds([np.asarray(lines)], [scores.scores["num_docs"]])
             analyser = settings["analyser"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a whole BM25 index ({reason}); make one with `shortlist index`.") from None
         _find(analyser)
-        return cls(scores, doc_ids, analyser)
+        for name in ("data", "indices", "indptr"):
+            scores.scores[name] = np.asarray(scores.scores[name])  # the same map; np.memmap is slow to slice
+        scores.unique_token_ids_set = set()  # as large as the vocabulary, and nothing that we call reads it
+        return cls(scores, doc_ids, analyser, folder)
 
     def search(self, queries: list[Query], k: int) -> Run:
         """The at most k best documents of each query; equal scores in corpus order, unrelated documents left out."""
@@ -147,7 +120,70 @@ class BM25Index:
     def _search(self, text: str, k: int) -> list[Hit]:
         tokens = self._scores.get_tokens_ids(ANALYSERS[self._analyser](text))
         scores = self._scores.get_scores_from_ids(tokens)
-        return [Hit(self._doc_ids[row], float(scores[row])) for row in _best(scores, k)]
+        rows = _best(scores, k)
+        return list(map(Hit, self._doc_ids.take(rows), scores[rows].tolist()))
+
+
+@contextmanager
+def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
+    """Give a folder for temporary files inside an index's folder; the folder counts as an index once the block ends."""
+    (folder / "index.json").unlink(missing_ok=True)
+    work = folder / ".postings"
+    shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
+    work.mkdir(parents=True)
+    try:
+        yield work
+        with atomic_write(folder / "index.json") as file:
+            id_bytes = (folder / "doc_ids.txt").stat().st_size
+            json.dump({"kind": "bm25", "analyser": analyser, "id_bytes": id_bytes}, file)
+    finally:
+        shutil.rmtree(work)
+
+
+def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSorter, ids: IO[str]) -> dict[str, int]:
+    """Take in the corpus: postings and document ids go to disk, the vocabulary comes back."""
+    vocabulary: dict[str, int] = {}
+    for document in documents:
+        if "\n" in document.doc_id:
+            raise UserError(
+                f"document id {document.doc_id!r} holds a line end; ids are stored one per line, rename it."
+            )
+        ids.write(f"{document.doc_id}\n")
+        words = analyse(f"{document.title} {document.text}")
+        postings.add([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+    if not vocabulary:
+        raise UserError(
+            f"the {len(postings.lengths)} documents of the corpus hold no word to index; expected some text."
+        )
+    return vocabulary
+
+
+def _write_scores(folder: Path, scores: bm25s.BM25, postings: PostingsSorter) -> None:
+    """Write what bm25s would have written, its two long arrays a part at a time."""
+    frequencies, lengths = postings.frequencies(), postings.lengths
+    starts = np.concatenate([[0], np.cumsum(frequencies)])
+    empty = np.zeros(0, dtype=np.float32)
+    scores.nonoccurrence_array = None
+    scores.scores = {"data": empty, "indices": empty, "indptr": starts, "num_docs": len(lengths)}
+    scores.save(folder, show_progress=False)
+    rarities = rarity(frequencies, len(lengths))
+    penalties = length_penalty(lengths, k1=scores.k1, b=scores.b)
+    with (
+        _npy(folder / WEIGHTS, "<f4", int(starts[-1])) as weights,
+        _npy(folder / DOCUMENTS, "<i4", int(starts[-1])) as documents,
+    ):
+        for part in postings.merged():
+            weights.write(bm25(part.counts, rarities[part.words], penalties[part.documents]).data)
+            documents.write(part.documents.astype(np.int32).data)
+
+
+@contextmanager
+def _npy(path: Path, dtype: str, count: int) -> Iterator[IO[bytes]]:
+    """Open a .npy file of one dimension whose numbers are written piece by piece."""
+    with atomic_write(path, "wb") as file:
+        header = {"descr": dtype, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""How text becomes the words that BM25 counts: an analyser per language, one for code, one that only splits."""
+
+import unicodedata
+from collections.abc import Callable
+from functools import partial
+
+import regex
+import Stemmer
+from bm25s import stopwords
+
+Analyser = Callable[[str], list[str]]
+
+# The word boundaries of UAX #29, as far as they matter to text in words: letters and digits stick together, ' . : join
+# letters, ' . , ; join digits, and each ideograph or hiragana sign stands alone.
+_WORD = regex.compile(
+    r"""[\p{Han}\p{Hiragana}]
+    | [\w--[\p{Han}\p{Hiragana}]]+
+      (?: (?: (?<=[^\W\d_]) [.'’:·] (?=[^\W\d_]) | (?<=\d) [.,;'’] (?=\d) ) [\w--[\p{Han}\p{Hiragana}]]+ )*""",
+    regex.VERSION1 | regex.VERBOSE,
+)
+_POSSESSIVE = regex.compile(r"(?<=\w)['’＇]s\b")
+_APOSTROPHE = regex.compile(r"(?<=\p{L})['’＇](?=\p{L})")
+_IDENTIFIER = regex.compile(r"\w+")
+_PART = regex.compile(r"\p{Lu}+(?!\p{Ll})|\p{Lu}?\p{Ll}+|\p{N}+|[^\W_\p{Lu}\p{Ll}\p{N}]+")
+# The 33 of Lucene's EnglishAnalyzer.
+STOP_WORDS = frozenset(
+    _IDENTIFIER.findall(
+        "a an and are as at be but by for if in into is it no not of on or such "
+        "that the their then there these they this to was will with"
+    )
+)
+_PORTER = Stemmer.Stemmer("porter")
+LANGUAGES = (
+    *("danish", "dutch", "french", "german", "italian", "norwegian", "portuguese", "russian", "spanish", "swedish"),
+    *("turkish", "catalan", "finnish", "greek", "hungarian", "romanian"),
+)
+"""Those that `snowball` knows, besides English; bm25s carries no stop words for the last five."""
+
+
+def english(text: str) -> list[str]:
+    """Words as Lucene's EnglishAnalyzer sees them: no possessive 's, lower case, no stop words, Porter stems.
+
+    https://lucene.apache.org/core/9_11_0/analysis/common/org/apache/lucene/analysis/en/EnglishAnalyzer.html
+    """
+    words = _WORD.findall(_POSSESSIVE.sub("", text.lower()))
+    return _stems([word for word in words if word not in STOP_WORDS and word.strip("_")])
+
+
+def code(text: str) -> list[str]:
+    """Words of source code and of questions about it: `parseISODate` is pars, iso, date and parseisodate.
+
+    Identifiers are split at underscores and capitals; the parts are treated as English, the whole is kept beside them.
+    """
+    identifiers = [(name.lower(), _PART.findall(name)) for name in _IDENTIFIER.findall(text)]
+    parts = [part.lower() for _, parts in identifiers for part in parts]
+    wholes = [name for name, parts in identifiers if len(parts) > 1]
+    return _stems([part for part in parts if part not in STOP_WORDS]) + wholes
+
+
+def whitespace(text: str) -> list[str]:
+    """What stands between white space, exactly as it is: for text that another tool has cut into words."""
+    return text.split()
+
+
+def snowball(language: str) -> Analyser:
+    """Words of a language in LANGUAGES: lower case, no stop words, Snowball stems.
+
+    An apostrophe between letters parts two words, since it joins an article (l'eau, dell'arte) or an ending
+    (Ankara'nın) to one; `english` keeps Lucene's rule instead.
+
+    https://snowballstem.org
+    """
+    stop_words = frozenset(getattr(stopwords, f"STOPWORDS_{language.upper()}", ()))
+    return partial(_snowball, Stemmer.Stemmer(language), stop_words, language == "turkish")
+
+
+def _snowball(stemmer: Stemmer.Stemmer, stop_words: frozenset[str], dotless: bool, text: str) -> list[str]:
+    text = unicodedata.normalize("NFC", text)  # as stop words and stemmers spell accents
+    if dotless:  # Turkish lower-cases I to ı and İ to i
+        text = text.replace("I", "ı").replace("İ", "i")
+    words = _WORD.findall(_APOSTROPHE.sub(" ", text.lower()))
+    return _stems([word for word in words if word not in stop_words and word.strip("_")], stemmer)
+
+
+def _stems(words: list[str], stemmer: Stemmer.Stemmer = _PORTER) -> list[str]:
+    """Stems; words of one or two letters stay, as in Lucene (Snowball would make "s" empty and "us" a "u")."""
+    return [stem if len(word) > 2 else word for word, stem in zip(words, stemmer.stemWords(words), strict=True)]
+
+
+ANALYSERS: dict[str, Analyser] = {
+    "english": english,
+    "code": code,
+    "whitespace": whitespace,
+    **{language: snowball(language) for language in LANGUAGES},
+}

@@ -1,0 +1,112 @@
+"""Postings (word, document, count) of a corpus larger than memory: sorted in blocks on disk, merged word by word."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, final
+
+import numpy as np
+from jaxtyping import Int
+
+BLOCK_TOKENS = 1 << 21
+"""Tokens whose postings are sorted at a time, and postings merged at a time: about 200 MiB of memory."""
+
+
+class Postings(NamedTuple):
+    """Some postings in order of word, then document."""
+
+    words: Int[np.ndarray, " postings"]
+    documents: Int[np.ndarray, " postings"]
+    counts: Int[np.ndarray, " postings"]
+
+
+@final
+class PostingsSorter:
+    """Takes documents one by one and gives their postings back in order of word.
+
+    Memory holds one block, a length per document and a frequency per word.
+
+    Args:
+        folder: an empty one, for the blocks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lengths = array("i")
+        self._tokens = array("i")
+        self._sorted_docs = self._num_blocks = 0
+        self._frequencies = np.zeros(0, dtype=np.int64)
+
+    def add(self, words: Sequence[int]) -> None:
+        """Take the next document: the numbers of its words, from 0."""
+        self._tokens.extend(words)
+        self._lengths.append(len(words))
+        if len(self._tokens) >= BLOCK_TOKENS:
+            self._sort_block()
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " docs"]:
+        """Words in each document."""
+        return np.array(self._lengths)
+
+    def frequencies(self) -> Int[np.ndarray, " words"]:
+        """Documents that hold each word; no more documents can be added."""
+        self._sort_block()
+        return self._frequencies
+
+    def _sort_block(self) -> None:
+        if not self._tokens:
+            return
+        lengths = np.array(self._lengths[self._sorted_docs :])
+        documents = np.repeat(np.arange(self._sorted_docs, len(self._lengths)), lengths)
+        keys = np.array(self._tokens).astype(np.int64) << 32 | documents
+        keys, counts = np.unique(keys, return_counts=True)
+        self._keys_of(self._num_blocks).write_bytes(keys.data)
+        self._counts_of(self._num_blocks).write_bytes(counts.astype(np.int32).data)
+        frequencies = np.bincount(keys >> 32, minlength=len(self._frequencies))
+        frequencies[: len(self._frequencies)] += self._frequencies
+        self._frequencies = frequencies
+        self._tokens, self._sorted_docs, self._num_blocks = array("i"), len(self._lengths), self._num_blocks + 1
+
+    def merged(self) -> Iterator[Postings]:
+        """All postings, about BLOCK_TOKENS at a time or fewer."""
+        stops = _stops(np.cumsum(self.frequencies()))
+        cuts = [self._cuts(block, stops) for block in range(self._num_blocks)]
+        for turn in range(len(stops)):
+            spans = [(block, int(c[turn]), int(c[turn + 1] - c[turn])) for block, c in enumerate(cuts)]
+            if sum(count for *_, count in spans) <= BLOCK_TOKENS:
+                yield self._merge(spans)
+            else:  # a single word, whose documents come in the order of the blocks
+                yield from (self._merge([span]) for span in spans if span[-1])
+
+    def _merge(self, spans: Sequence[tuple[int, int, int]]) -> Postings:
+        """Postings of several blocks in order; a span is a block, its first posting, how many."""
+        keys = np.concatenate([_read(self._keys_of(block), np.int64, *span) for block, *span in spans])
+        counts = np.concatenate([_read(self._counts_of(block), np.int32, *span) for block, *span in spans])
+        order = np.argsort(keys, kind="stable")  # merges runs that are sorted already
+        keys = keys[order]
+        return Postings(keys >> 32, keys & 0xFFFFFFFF, counts[order])
+
+    def _cuts(self, block: int, stops: Int[np.ndarray, " turns"]) -> Int[np.ndarray, " cuts"]:
+        keys = np.memmap(self._keys_of(block), np.int64, mode="r")
+        return np.searchsorted(keys, np.concatenate([[0], stops]) << 32)
+
+    def _keys_of(self, block: int) -> Path:
+        """Word and document of each posting, as one number that sorts by word first."""
+        return self._folder / f"{block:05d}.keys"
+
+    def _counts_of(self, block: int) -> Path:
+        return self._folder / f"{block:05d}.counts"
+
+
+def _stops(ends: Int[np.ndarray, " words"]) -> Int[np.ndarray, " turns"]:
+    """Where to cut the words so that each part has at most BLOCK_TOKENS postings, or a single word."""
+    stops = [0]
+    while stops[-1] < len(ends):
+        done = ends[stops[-1] - 1] if stops[-1] else 0
+        stops.append(max(int(np.searchsorted(ends, done + BLOCK_TOKENS, side="right")), stops[-1] + 1))
+    return np.array(stops[1:])
+
+
+def _read(path: Path, dtype: type[np.signedinteger], start: int, count: int) -> Int[np.ndarray, " numbers"]:
+    return np.fromfile(path, dtype, count, offset=np.dtype(dtype).itemsize * start)
