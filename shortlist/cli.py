@@ -14,6 +14,7 @@ STAGES = {
     "init": "make a new backbone: random weights, and a tokenizer fitted to a collection",
     "train": "fine-tune a retriever or a reranker",
     "encode": "embed a corpus",
+    "verify": "check that vectors are as they were encoded, and repair them",
     "search": "find each query's long list, by BM25, vectors or both",
     "mine": "draw hard negatives from runs",
     "rerank": "reorder a run with a reranker",

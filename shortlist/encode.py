@@ -1,12 +1,14 @@
 """Stage `encode`: embed a corpus once, so that search only ever embeds queries."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,23 +16,33 @@ from jaxtyping import Float
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
+from shortlist.data.lines import OnBad
 from shortlist.data.manifest import Job, start_job
 from shortlist.data.snapshots import compact, document_keys, missing, pin, read_known, renew
-from shortlist.data.vectors import VectorWriter, finished_shards
+from shortlist.data.vectors import (
+    DTYPES,
+    KEY_BYTES,
+    VectorReader,
+    VectorWriter,
+    count_rows,
+    finished_shards,
+    to_rows,
+)
 from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
-from shortlist.math.agreement import agreement
-from shortlist.math.quantize import from_int8, to_int8
+from shortlist.math.agreement import NEIGHBOURS, agreement
+from shortlist.math.quantize import from_int8
 from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
 from shortlist.models.embed import Done, Precision, embed_documents, for_inference
 from shortlist.models.linear import packing_pays
 from shortlist.models.retriever import Retriever
-from shortlist.progress import Advance, progress, say
+from shortlist.progress import duration, paced, peak_bytes, progress, say
 from shortlist.records import Document
 from shortlist.text.batching import windows
 
 SAMPLE = 256
 """Documents on which a narrow precision is compared with fp32."""
+MEASURED_SECONDS = 60
 LISTED = 5
 """Skipped records that are shown; skipped.txt has them all."""
 
@@ -87,7 +99,9 @@ class Shard(NamedTuple):
     keys: bytes
 
 
-def parts(documents: Iterable[Document], shard_size: int, *, done: Container[int] = (), first: int = 0) -> Iterator[Part]:
+def parts(
+    documents: Iterable[Document], shard_size: int, *, done: Container[int] = (), first: int = 0
+) -> Iterator[Part]:
     """Cut a corpus into shards, leaving out those that are done; numbers start with `first`."""
     for number, window in enumerate(windows(documents, shard_size), first):
         if number not in done:
@@ -118,7 +132,9 @@ def encode(
 def embed_part(retriever: Retriever, part: Part, **options) -> Shard:
     """Embed one shard; options as in `run_model`."""
     doc_ids = [document.doc_id for document in part.documents]
-    return Shard(part.number, doc_ids, embed_documents(retriever, part.documents, **options), document_keys(part.documents))
+    return Shard(
+        part.number, doc_ids, embed_documents(retriever, part.documents, **options), document_keys(part.documents)
+    )
 
 
 @dataclass(frozen=True)
@@ -161,11 +177,139 @@ def run(config: Config) -> None:
         raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
     collection = open_collection(config.collection)
     if config.dry_run:
-        ...
+        print(forecast(config, collection))
+        return
     job = claim(config, collection)
-    start = time.perf_counter()
-    results = {} if job.done else fill(job, config, collection)
+    if not job.done:
+        start = time.perf_counter()
+        results = fill(job, config, collection)
+        job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     if config.compact:
         say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
-    if not job.done:
-        job.finish(**results, seconds=round(time.perf_counter() - start, 3))
+
+
+def claim(config: Config, collection: Collection) -> Job:
+    """The store that a Config describes: done, begun, new, or refused."""
+    form = retriever_contract(config.model, config.contract).with_lengths(document=config.max_length)
+    inputs = {
+        "model": model_identity(config.model),
+        "contract": f"sha256:{sha256(repr(form.of_documents()).encode()).hexdigest()}",
+        "collection": collection.identity("corpus"),
+    }
+    ignore = ("token_budget", "workers", "engine", "update", "compact", "dry_run")
+    update = ("collection",) if config.update else ()
+    return start_job(config, stage="encode", inputs=inputs, ignore=ignore, folder=True, update=update)
+
+
+def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
+    """Write the shards that a store lacks; returns what the manifest says of it."""
+    encoder = Encoder(config, packed=job.decide("packed", packing_pays))
+    results: dict[str, Any] = {}
+    if config.precision != "fp32" or config.dtype != "float32":
+        results["agreement"] = job.decide("agreement", lambda: compare(encoder, collection))
+        say(f"encode: agreement with fp32 in float32 on {results['agreement']}.")
+    bad: list[str] = []
+    documents = _usable(config, collection, bad.append)
+    done = finished_shards(job.out)
+    before = 0 if job.updating else count_rows(job.out)
+    if before:
+        say(f"encode: continuing after {len(done)} shards.")
+    with progress("encoding", collection.num_docs(), "documents", done=before) as advance:
+        if job.updating:
+            pin(job.out)
+            documents = missing(documents, read_known(job.out, done), advance)
+            wanted = parts(documents, config.shard_size, first=done[-1] + 1 if done else 0)
+        else:
+            wanted = parts(documents, config.shard_size, done=done)
+        write(job.out, encoder, wanted, paced(advance, "documents"))
+    if job.updating:
+        results["dead"] = renew(job.out, _usable(config, collection))
+    store = VectorReader(job.out)
+    return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
+
+
+def write(out: Path, encoder: Encoder, wanted: Iterator[Part], advance: Done) -> None:
+    """Embed these parts, wherever the Config says, and write each as it comes."""
+    config = encoder.config
+    workers = config.workers or (None if config.engine == "ray" else max(1, torch.cuda.device_count()))
+    here = config.engine == "local" and workers == 1
+    task = replace(encoder, advance=advance) if here else encoder
+    with closing(spread(task, wanted, engine=config.engine, workers=workers)) as shards:
+        for shard, tokens in shards:
+            VectorWriter(out, shard.vectors.shape[1], config.dtype).write_shard(*shard)
+            if not here:
+                advance(len(shard.doc_ids), tokens)
+
+
+def compare(encoder: Encoder, collection: Collection) -> str:
+    """How far vectors as they will be computed and stored agree with exact ones, on the first documents."""
+    config = encoder.config
+    documents = list(islice(_usable(config, collection), SAMPLE))
+    exact = torch.from_numpy(embed_documents(open_retriever(config), documents, token_budget=config.token_budget))
+    shard, _ = replace(encoder)(Part(0, documents))  # a copy, as its model is to go before the work begins
+    rows, scales = to_rows(torch.from_numpy(shard.vectors), config.dtype)
+    found = agreement(rows.float() if scales is None else from_int8(rows, scales), exact)
+    return (
+        f"{len(documents)} documents: cosine {found.mean_cosine:.6f} on average, {found.least_cosine:.6f} at least, "
+        f"{found.neighbours:.1%} of the {NEIGHBOURS} nearest neighbours the same"
+    )
+
+
+def _usable(config: Config, collection: Collection, on_bad: OnBad = lambda _: None) -> Iterator[Document]:
+    """The documents that are embedded."""
+    return collection.corpus(on_bad if config.skip_bad else None, allow_empty=False)
+
+
+def _list_skipped(out: Path, bad: list[str]) -> int:
+    """Tell which records were left out, in a file and, of a few, at once."""
+    if bad:
+        with atomic_write(out / "skipped.txt") as file:
+            file.writelines(f"{line}\n" for line in bad)
+        say(f"encode: left out {len(bad):,} records that cannot be used; {out / 'skipped.txt'} lists them:")
+        for line in bad[:LISTED]:
+            say(f"  {line}")
+    return len(bad)
+
+
+def forecast(config: Config, collection: Collection) -> str:
+    """What encoding a collection takes on this machine, by a measurement on its first documents, in one process."""
+    total = collection.num_docs()
+    encoder = Encoder(config, packed=packing_pays())
+    speed = measure(encoder, _usable(config, collection))
+    dim, itemsize = encoder.retriever.dim, DTYPES[config.dtype].itemsize
+    row = dim * itemsize + (4 if config.dtype == "int8" else 0) + KEY_BYTES
+    in_flight = min(total, config.shard_size) * (dim * (4 + itemsize) + speed.text_bytes)
+    lines = {
+        "documents": f"{total:,}, of {speed.tokens:,.0f} tokens on average",
+        "shards": f"{-(-total // config.shard_size):,} of {min(total, config.shard_size):,} documents",
+        "on disk": f"{total * (row + speed.id_bytes) / 2**30:,.2f} GiB ({dim} dimensions, {config.dtype})",
+        "in memory": f"about {(peak_bytes() + in_flight) / 2**30:,.1f} GiB for each worker",
+        "time": f"{duration(total / speed.per_second)} ({speed.per_second:,.1f} documents/s in one process)",
+    }
+    return "\n".join(f"{name:10} {words}" for name, words in lines.items())
+
+
+class Speed(NamedTuple):
+    """What a measurement found; the sizes are averages per document."""
+
+    per_second: float
+    tokens: float
+    text_bytes: float
+    id_bytes: float
+
+
+def measure(encoder: Encoder, documents: Iterator[Document]) -> Speed:
+    """Embed more and more of the documents, for about a minute."""
+    seen: list[Document] = []
+    num_tokens, seconds, start = 0, 0.0, time.perf_counter()
+    while seconds < MEASURED_SECONDS / 2 and (more := list(islice(documents, max(16, len(seen))))):
+        if not seen:
+            encoder(Part(0, more))  # loads the model
+            start = time.perf_counter()
+        num_tokens += encoder(Part(0, more))[1]
+        seen += more
+        seconds = time.perf_counter() - start
+    text = sum(len("".join(document)) for document in seen)
+    ids = sum(len(document.doc_id.encode()) + 1 for document in seen)
+    count = len(seen)
+    return Speed(count / seconds, num_tokens / count, text / count, ids / count)

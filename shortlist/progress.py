@@ -1,9 +1,10 @@
 """What a person sees while waiting: a bar with the time left on a terminal, a plain line now and then elsewhere."""
 
 import os
+import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -69,6 +70,33 @@ def progress(
             say(f"{description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}{left} {note}".rstrip())
 
     yield advance
+
+
+def paced(advance: Advance, unit: str) -> Callable[[int, int], None]:
+    """A function that advances by texts, told their tokens too, and notes how many of both a second takes."""
+    start, texts, tokens = time.monotonic(), 0, 0
+
+    def done(num_texts: int, num_tokens: int) -> None:
+        nonlocal texts, tokens
+        texts, tokens = texts + num_texts, tokens + num_tokens
+        seconds = max(time.monotonic() - start, 1e-9)
+        advance(num_texts, note=f"({texts / seconds:,.0f} {unit}/s, {tokens / seconds:,.0f} tokens/s)")
+
+    return done
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: 42 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    for size, unit, small_size, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // small_size)} {small}"
+    return f"{seconds:.0f} s"
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def track(items: Iterable[T], description: str, total: int | float | None = None, unit: str = "") -> Iterator[T]:

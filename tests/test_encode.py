@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import DOCUMENTS, Tiny, kill_when
 
-from shortlist import encode
+from shortlist import encode, verify
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
@@ -15,6 +18,7 @@ from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import embed_documents
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document
+from shortlist.text.contract import CONTRACTS
 
 
 @pytest.fixture
@@ -28,7 +32,19 @@ def retriever(tiny: Tiny) -> Retriever:
 
 
 def stored(out: Path) -> np.ndarray:
-    return np.concatenate([rows for _, rows in VectorReader(out).blocks(100)])
+    store = VectorReader(out)
+    return store.take(np.arange(store.num_docs))
+
+
+def write_texts(folder: Path, documents: list[Document]) -> str:
+    write_corpus(folder / "corpus.jsonl", documents)
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
+    return str(folder)
+
+
+def holds(out: Path, retriever: Retriever, documents: list[Document], atol: float = 1e-6) -> None:
+    assert list(VectorReader(out).doc_ids) == [document.doc_id for document in documents]
+    np.testing.assert_allclose(stored(out), embed_documents(retriever, documents), atol=atol)
 
 
 @pytest.mark.parametrize("shard_size", [5, 12, 100])
@@ -36,27 +52,23 @@ def test_vectors_are_those_of_the_documents_in_corpus_order(
     config: encode.Config, retriever: Retriever, shard_size: int
 ):
     encode.run(replace(config, shard_size=shard_size))
-    store = VectorReader(config.out)
-    assert store.doc_ids == [document.doc_id for document in DOCUMENTS]
-    np.testing.assert_allclose(stored(config.out), embed_documents(retriever, DOCUMENTS), atol=1e-6)
+    holds(config.out, retriever, DOCUMENTS)
     np.testing.assert_allclose(np.linalg.norm(stored(config.out), axis=1), 1, atol=1e-6)
     assert len(finished_shards(config.out)) == -(-12 // shard_size)
 
 
 def test_shards_come_one_by_one_and_those_that_are_done_are_left_out(retriever: Retriever):
-    told: list[float] = []
-
-    def advance(amount: int | float = 1, note: str = "") -> None:
-        told.append(amount)
-
-    shards = list(encode.encode(retriever, DOCUMENTS, shard_size=5, done=[1], advance=advance))
-    assert [(number, doc_ids[0], len(doc_ids)) for number, doc_ids, _ in shards] == [(0, "d0", 5), (2, "d10", 2)]
-    assert sum(told) == 12
+    told: list[tuple[int, int]] = []
+    shards = encode.encode(retriever, DOCUMENTS, shard_size=5, done=[1], advance=lambda *done: told.append(done))
+    found = [(shard.number, shard.doc_ids[0], len(shard.vectors), len(shard.keys)) for shard in shards]
+    assert found == [(0, "d0", 5, 80), (2, "d10", 2, 32)]
+    lengths = [len(ids) for ids in retriever.inputs.document_ids([*DOCUMENTS[:5], *DOCUMENTS[10:]])]
+    assert np.sum(told, axis=0).tolist() == [7, sum(lengths)]
 
 
 def test_the_token_budget_changes_no_vector_and_is_no_other_job(config: encode.Config, retriever: Retriever):
     encode.run(replace(config, token_budget=1))
-    np.testing.assert_allclose(stored(config.out), embed_documents(retriever, DOCUMENTS), atol=1e-6)
+    holds(config.out, retriever, DOCUMENTS)
     before = (config.out / "shard-00000.bin").stat().st_mtime_ns
     encode.run(replace(config, token_budget=999))
     assert (config.out / "shard-00000.bin").stat().st_mtime_ns == before
@@ -65,15 +77,16 @@ def test_the_token_budget_changes_no_vector_and_is_no_other_job(config: encode.C
 def test_documents_are_cut_to_the_length_asked_for(config: encode.Config, retriever: Retriever):
     encode.run(replace(config, max_length=6))
     retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=6)
-    np.testing.assert_allclose(stored(config.out), embed_documents(retriever, DOCUMENTS), atol=1e-6)
+    holds(config.out, retriever, DOCUMENTS)
 
 
 def test_the_manifest_counts_and_says_what_the_vectors_are(config: encode.Config):
     encode.run(config)
     manifest = json.loads((config.out / "manifest.json").read_text())
-    results = manifest["results"]
+    results = manifest["results"] | {"dtype": manifest["config"]["dtype"]}
     assert (manifest["complete"], results["num_docs"], results["dim"], results["dtype"]) == (True, 12, 32, "float32")
     assert manifest["config"]["model"] == config.model
+    assert manifest["made_from"].keys() >= {"model", "contract", "collection", "dtype", "precision"}
 
 
 def test_an_interrupted_encoding_makes_only_the_shards_that_are_missing(
@@ -82,10 +95,10 @@ def test_an_interrupted_encoding_makes_only_the_shards_that_are_missing(
     config = replace(config, shard_size=3)
     write = VectorWriter.write_shard
 
-    def until_interrupted(self, index, doc_ids, vectors):
-        if index == 2:
+    def until_interrupted(self, number, doc_ids, vectors, keys):
+        if number == 2:
             raise KeyboardInterrupt
-        write(self, index, doc_ids, vectors)
+        write(self, number, doc_ids, vectors, keys)
 
     with monkeypatch.context() as patch:
         patch.setattr(VectorWriter, "write_shard", until_interrupted)
@@ -106,8 +119,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def test_a_killed_encoding_goes_on_to_the_same_bytes(tiny: Tiny, tmp_path: Path):
     texts = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(1000)]
-    write_corpus(tmp_path / "collection" / "corpus.jsonl", texts)
-    (tmp_path / "collection" / "queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
+    write_texts(tmp_path / "collection", texts)
 
     def command(out: Path) -> list[str]:
         paths = ["--model", str(tiny.retriever), "--collection", str(tmp_path / "collection"), "--out", str(out)]
@@ -122,9 +134,8 @@ def test_a_killed_encoding_goes_on_to_the_same_bytes(tiny: Tiny, tmp_path: Path)
 
 
 def test_a_changed_corpus_is_another_job(tiny: Tiny, tmp_path: Path):
-    write_corpus(tmp_path / "c" / "corpus.jsonl", DOCUMENTS)
-    (tmp_path / "c" / "queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
-    config = encode.Config(model=str(tiny.retriever), collection=str(tmp_path / "c"), out=tmp_path / "vectors")
+    collection = write_texts(tmp_path / "c", DOCUMENTS)
+    config = encode.Config(model=str(tiny.retriever), collection=collection, out=tmp_path / "vectors")
     encode.run(config)
     write_corpus(tmp_path / "c" / "corpus.jsonl", DOCUMENTS[:4])
     with pytest.raises(UserError, match=r"collection: the contents of .* changed"):
@@ -157,3 +168,230 @@ def test_a_backbone_without_a_contract_is_told_to_name_one(tiny: Tiny, config: e
 def test_a_reranker_does_not_embed(tiny: Tiny, config: encode.Config):
     with pytest.raises(UserError, match=r"contract"):
         encode.run(replace(config, model=str(tiny.reranker)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_length": 5}, "contract: .*; max_length: None there, 5 now"),
+        ({"contract": "bert"}, "contract: None there, bert now"),
+        ({"dtype": "int8"}, "dtype: float32 there, int8 now"),
+        ({"precision": "bf16"}, "precision: fp32 there, bf16 now"),
+        ({"model": "bert"}, "model: .* there, .*bert now"),
+    ],
+)
+def test_another_job_in_the_same_folder_is_refused_with_the_difference(
+    tiny: Tiny, config: encode.Config, change: dict, message: str
+):
+    encode.run(config)
+    if "model" in change:
+        change = {"model": str(tiny.bert), "contract": "bert"}
+    with pytest.raises(UserError, match=f"holds another job .*{message}"):
+        encode.run(replace(config, **change))
+
+
+def test_a_preset_contract_that_means_something_else_now_is_another_job(
+    tiny: Tiny, config: encode.Config, monkeypatch: pytest.MonkeyPatch
+):
+    config = replace(config, model=str(tiny.llama), contract="repllama")
+    encode.run(config)
+    monkeypatch.setitem(CONTRACTS, "repllama", replace(CONTRACTS["repllama"], query=("{query}",)))
+    encode.run(config)  # of no concern to documents
+    monkeypatch.setitem(CONTRACTS, "repllama", replace(CONTRACTS["repllama"], document=("{text}",)))
+    with pytest.raises(UserError, match="contract: the contents of repllama changed"):
+        encode.run(config)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float16", 1e-3), ("bfloat16", 4e-3), ("int8", 8e-3)])
+def test_narrow_stores_hold_the_same_vectors_less_precisely(
+    config: encode.Config, retriever: Retriever, capsys: pytest.CaptureFixture[str], dtype: str, atol: float
+):
+    encode.run(replace(config, dtype=dtype))
+    holds(config.out, retriever, DOCUMENTS, atol=atol)
+    said = re.findall("agreement with fp32 in float32 on 12 documents: cosine ([01][.][0-9]+)", capsys.readouterr().err)
+    exact = embed_documents(retriever, DOCUMENTS)
+    cosines = (stored(config.out) * exact).sum(axis=1) / np.linalg.norm(stored(config.out), axis=1)
+    assert float(said[0]) == pytest.approx(cosines.mean(), abs=2e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_narrow_computing_says_how_far_it_agrees_and_goes_on_saying_so(
+    config: encode.Config, retriever: Retriever, capsys: pytest.CaptureFixture[str], precision: str
+):
+    config = replace(config, precision=precision)
+    encode.run(config)
+    said = re.findall("agreement .*", capsys.readouterr().err)
+    holds(config.out, retriever, DOCUMENTS, atol=0.1)
+    exact = embed_documents(retriever, DOCUMENTS)
+    cosine = (stored(config.out) * exact).sum(axis=1).mean()
+    assert 0.99 < cosine <= 1.000001
+    assert f"cosine {cosine:.6f} on average" in said[0]
+    manifest = json.loads((config.out / "manifest.json").read_text())
+    assert manifest["results"]["agreement"] in said[0]
+
+
+def test_processes_write_the_store_that_one_would(config: encode.Config, retriever: Retriever):
+    encode.run(replace(config, shard_size=2, workers=2))
+    holds(config.out, retriever, DOCUMENTS)
+    alone = replace(config, out=config.out.with_name("alone"), shard_size=2)
+    encode.run(alone)
+    assert [path.name for path in sorted(config.out.iterdir())] == [path.name for path in sorted(alone.out.iterdir())]
+
+
+def test_going_on_packs_linears_as_at_the_start(config: encode.Config, monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool | None] = []
+    monkeypatch.setattr(encode, "for_inference", lambda model, precision, packed: asked.append(packed))
+    monkeypatch.setattr(encode, "packing_pays", lambda: True)
+    encode.run(replace(config, shard_size=5))
+    verify.reopen(config.out, updating=False)
+    (config.out / "shard-00001.json").unlink()
+    monkeypatch.setattr(encode, "packing_pays", lambda: False)
+    encode.run(replace(config, shard_size=5))
+    assert asked == [True, True]
+
+
+GROWN = [*DOCUMENTS[:6], Document("n1", "the new lamp"), *DOCUMENTS[6:], Document("n2", "the price of the boat")]
+CHANGED = [*DOCUMENTS[:3], DOCUMENTS[3]._replace(text="the goat has a lamp"), *DOCUMENTS[5:]]
+
+
+@pytest.mark.parametrize("documents", [GROWN, CHANGED, DOCUMENTS[::-1], GROWN[8:]])
+def test_an_update_embeds_what_is_new_and_leaves_the_store_of_the_corpus_as_it_is(
+    tiny: Tiny, tmp_path: Path, retriever: Retriever, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+):
+    collection = write_texts(tmp_path / "c", DOCUMENTS)
+    config = encode.Config(model=str(tiny.retriever), collection=collection, out=tmp_path / "vectors", shard_size=5)
+    encode.run(config)
+    write_texts(tmp_path / "c", documents)
+    with pytest.raises(UserError, match=r"collection: the contents of .* changed"):
+        encode.run(config)
+    embedded: list[str] = []
+    embed = encode.embed_part
+    monkeypatch.setattr(
+        encode, "embed_part", lambda model, part, **o: embedded.extend(part.documents) or embed(model, part, **o)
+    )
+    encode.run(replace(config, update=True))
+    assert embedded == [document for document in documents if document not in DOCUMENTS]
+    holds(config.out, retriever, documents)
+    encode.run(config)  # is done now, without --update too
+    encode.run(replace(config, compact=True))
+    holds(config.out, retriever, documents)
+    assert VectorReader(config.out).num_rows == len(documents)
+    assert json.loads((config.out / "manifest.json").read_text())["complete"]
+
+
+def test_an_update_of_nothing_is_an_encoding_and_goes_on_as_one(config: encode.Config, retriever: Retriever):
+    encode.run(replace(config, update=True))
+    holds(config.out, retriever, DOCUMENTS)
+    assert not (config.out / "snapshot.json").exists()
+
+
+def test_a_killed_update_leaves_the_old_store_and_goes_on(tiny: Tiny, tmp_path: Path, retriever: Retriever):
+    collection = write_texts(tmp_path / "c", DOCUMENTS)
+    out = tmp_path / "vectors"
+    command = ["encode", "--model", str(tiny.retriever), "--collection", collection, "--out", str(out)]
+    assert main(command) == 0
+    more = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(500)]
+    write_texts(tmp_path / "c", [*DOCUMENTS, *more])
+    command += ["--update", "--shard-size", "20000"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "renew", interrupted)
+        assert main(command) == 130
+    holds(out, retriever, DOCUMENTS)
+    written = finished_shards(out)
+    assert main(command) == 0
+    assert finished_shards(out) == written
+    holds(out, retriever, [*DOCUMENTS, *more])
+
+
+def interrupted(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_encoding_is_updated_to_a_corpus_that_changed_meanwhile(
+    tiny: Tiny, tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+):
+    collection = write_texts(tmp_path / "c", DOCUMENTS)
+    config = encode.Config(model=str(tiny.retriever), collection=collection, out=tmp_path / "vectors", shard_size=4)
+    encode.run(config)
+    verify.reopen(config.out, updating=False)
+    (config.out / "shard-00002.json").unlink()
+    write_texts(tmp_path / "c", GROWN)
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "renew", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode.run(replace(config, update=True))
+    encode.run(config)  # goes on as the update that it is
+    holds(config.out, retriever, GROWN)
+
+
+def write_bad(folder: Path) -> str:
+    good = [json.dumps({"_id": document.doc_id, "text": document.text}) for document in DOCUMENTS]
+    lines = [*good[:3], "{", '{"_id": "e", "text": " "}', *good[3:9], good[0], *good[9:], '{"_id": "a b", "text": "x"}']
+    write_texts(folder, [])
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+def test_a_record_that_cannot_be_used_stops_the_work_and_nothing_is_lost(
+    tiny: Tiny, tmp_path: Path, retriever: Retriever
+):
+    config = encode.Config(
+        model=str(tiny.retriever), collection=write_bad(tmp_path / "c"), out=tmp_path / "v", shard_size=3
+    )
+    with pytest.raises(UserError, match=r"corpus.jsonl:4: not JSON"):
+        encode.run(config)
+    assert finished_shards(config.out) == [0]
+    lines = (tmp_path / "c" / "corpus.jsonl").read_text().splitlines()
+    (tmp_path / "c" / "corpus.jsonl").write_text("\n".join(lines[:3] + lines[4:]))
+    with pytest.raises(UserError, match=r"corpus.jsonl:4: document 'e' has neither title nor text"):
+        encode.run(replace(config, update=True))
+    assert finished_shards(config.out) == [0]
+    (tmp_path / "c" / "corpus.jsonl").write_text("\n".join(lines[:3] + lines[5:11] + lines[12:-1]))
+    encode.run(replace(config, update=True))
+    holds(config.out, retriever, DOCUMENTS)
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_records_that_cannot_be_used_are_counted_and_listed(
+    tiny: Tiny, tmp_path: Path, retriever: Retriever, capsys: pytest.CaptureFixture[str], update: bool
+):
+    config = encode.Config(model=str(tiny.retriever), collection=str(tmp_path / "c"), out=tmp_path / "v", skip_bad=True)
+    if update:
+        write_texts(tmp_path / "c", DOCUMENTS[:5])
+        encode.run(config)
+    write_bad(tmp_path / "c")
+    encode.run(replace(config, update=update))
+    holds(config.out, retriever, DOCUMENTS)
+    assert "left out 4 records that cannot be used" in capsys.readouterr().err
+    listed = (config.out / "skipped.txt").read_text().splitlines()
+    assert [re.findall(r"corpus.jsonl:(\d+): ", line) for line in listed] == [["4"], ["5"], ["12"], ["16"]]
+    assert json.loads((config.out / "manifest.json").read_text())["results"]["skipped"] == 4
+
+
+def test_a_full_disk_loses_nothing(
+    config: encode.Config, retriever: Retriever, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--model", config.model, "--collection", config.collection, "--out", str(config.out), "--shard-size", "5"]
+    write = VectorWriter.write_rows
+
+    def full(self, number, doc_ids, rows, scales, keys):
+        if number == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(config.out / "shard-00001.bin"))
+        write(self, number, doc_ids, rows, scales, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VectorWriter, "write_rows", full)
+        assert main(["encode", *flags]) == 1
+    assert "shard-00001.bin: No space left on device; mend that and run it again." in capsys.readouterr().err
+    assert finished_shards(config.out) == [0]
+    assert main(["encode", *flags]) == 0
+    holds(config.out, retriever, DOCUMENTS)
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(config: encode.Config, capsys: pytest.CaptureFixture[str]):
+    encode.run(replace(config, dry_run=True, shard_size=5, dtype="int8"))
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if not line.startswith("on"))
+    assert said["documents"].startswith("12, of ")
+    assert said["shards"] == "3 of 5 documents"
+    assert re.fullmatch(r"\d+ s \([\d,.]+ documents/s in one process\)", said["time"])
+    assert not config.out.exists()

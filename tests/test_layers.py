@@ -10,11 +10,12 @@ FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != 
 
 LAYERS = [
     {"errors", "records", "progress"},
+    {"engine"},
     {"math", "text", "config"},
     {"data"},
     {"models", "index"},
     {"train", "mine", "encode", "search", "rerank", "fuse", "evaluate", "init"},
-    {"pipeline"},
+    {"pipeline", "verify"},
     {"demo"},
     {"cli"},
     {"__main__"},

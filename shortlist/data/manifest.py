@@ -4,12 +4,12 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -17,6 +17,8 @@ import shortlist
 from shortlist.data.files import atomic_write, sha256
 from shortlist.errors import UserError
 from shortlist.progress import say
+
+T = TypeVar("T")
 
 FORMAT = 1
 NOT_INPUTS = {"out", "overwrite", "json"}
@@ -31,12 +33,23 @@ class Job:
         manifest: this job's manifest, as far as it is known before the work.
         done: the output is there, whole, and made from exactly these settings and inputs.
         resuming: the same job was begun before and not finished.
+        updating: the output was made from other inputs, whose results are to be used again.
     """
 
     out: Path
     manifest: dict[str, Any]
     done: bool
     resuming: bool
+    updating: bool = False
+
+    def decide(self, name: str, choose: Callable[[], T]) -> T:
+        """A choice that this machine makes, such as by a measurement: made once, and the same when the job goes on."""
+        decided = self.manifest.setdefault("decided", {})
+        if name not in decided:
+            decided[name] = choose()
+            if not self.updating:  # what is there stays what it is until the update is complete
+                _write(self.out, self.manifest)
+        return decided[name]
 
     def finish(self, **results: Any) -> None:
         """Write the manifest as complete, with what was counted and measured."""
@@ -51,6 +64,7 @@ def start_job(
     inputs: Mapping[str, str | Sequence[str]],
     ignore: Sequence[str] = (),
     folder: bool = False,
+    update: Sequence[str] = (),
 ) -> Job:
     """Claim `config.out` for a stage, or find the work there done or begun.
 
@@ -60,6 +74,8 @@ def start_job(
         inputs: identity of everything read, under the name of the config field that names it.
         ignore: config fields that cannot change the result, such as a token budget.
         folder: the output is a folder (made here, with config.yaml and manifest.json in it), else one file.
+        update: inputs whose contents may have changed since; the job is then one of updating, and what is complete
+            stays complete until it is finished.
 
     Raises:
         UserError: `out` holds something else, and `overwrite` is off or it is nothing of ours.
@@ -87,8 +103,14 @@ def start_job(
     if before is not None and same and before["complete"] and there:
         say(f"{stage}: {out} is already done.")
         return Job(out, before, done=True, resuming=False)
+    manifest["decided"] = before.get("decided", {}) if before is not None else {}
+    if before is not None and there and ((same and before.get("updating")) or _only_changed(before, manifest, update)):
+        if not before["complete"]:
+            _write(out, manifest | {"updating": True})
+        return Job(out, manifest, done=False, resuming=same, updating=True)
     if there and not same:
         _clear(out, before, manifest, overwrite=config.overwrite)
+        manifest["decided"] = {}
     _write(out, manifest, folder)  # first of all: a folder without one is not ours to go on in
     if folder:
         with atomic_write(out / "config.yaml") as file:
@@ -110,6 +132,17 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return manifest if {"job", "complete", "stage"} <= manifest.keys() else None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         raise UserError(f"{path}: not a manifest of ours; delete the output it belongs to and make it again.") from None
+
+
+def reopen(out: Path, *, updating: bool) -> None:
+    """Take back that an output is complete, so that its command makes what is missing.
+
+    Args:
+        updating: it was completed by an update, and will be by another.
+    """
+    manifest = read_manifest(out)
+    if manifest is not None:
+        _write(out, manifest | {"complete": False, "updating": updating})
 
 
 def ms_per_query(run: Path) -> float:
@@ -176,20 +209,26 @@ def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, ove
     if not overwrite:
         raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or --overwrite.")
     if out.is_dir():
-        for path in sorted(
-            out.iterdir(), key=lambda path: path.name == "manifest.json"
-        ):  # last, as it says whose it is
+        for path in sorted(out.iterdir(), key=lambda path: path.name == "manifest.json"):  # last: it says whose it is
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     else:
         out.unlink()
         _manifest_path(out, False).unlink()
 
 
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    old, new = before.get("made_from", {}), now["made_from"]
+    return sorted(name for name in new.keys() | old.keys() if old.get(name) != new.get(name))
+
+
+def _only_changed(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:
+    changed = _changed(before, now)
+    return before["stage"] == now["stage"] and bool(changed) and set(changed) <= set(names)
+
+
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before["stage"] != now["stage"]:
         return f"of `shortlist {before['stage']}`"
-    old, new = before.get("made_from", {}), now["made_from"]
-    names = [name for name in new.keys() | old.keys() if old.get(name) != new.get(name)]
 
     def side(manifest: dict[str, Any], name: str) -> str:
         return str(manifest["config"].get(name, "nothing"))
@@ -198,7 +237,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
         was, is_now = side(before, name), side(now, name)
         return f"{name}: {was} there, {is_now} now" if was != is_now else f"{name}: the contents of {is_now} changed"
 
-    return "; ".join(words(name) for name in sorted(names))
+    return "; ".join(map(words, _changed(before, now)))
 
 
 def _plain(value: Any) -> Any:

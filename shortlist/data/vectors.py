@@ -56,6 +56,11 @@ class Block(NamedTuple):
         return self.vectors.float() if self.scales is None else from_int8(self.vectors, self.scales)
 
 
+def to_rows(vectors: Float[Tensor, "rows dim"], dtype: str) -> tuple[Tensor, Float[Tensor, " rows"] | None]:
+    """Vectors as a store of this dtype holds them, and the scales of int8 rows."""
+    return to_int8(vectors) if dtype == "int8" else (vectors.to(DTYPES[dtype]), None)
+
+
 def shard_file(folder: Path, number: int, suffix: str) -> Path:
     """One of the files of a shard."""
     return folder / f"shard-{number:05d}.{suffix}"
@@ -64,6 +69,17 @@ def shard_file(folder: Path, number: int, suffix: str) -> Path:
 def finished_shards(folder: Path) -> list[int]:
     """Numbers of the shards that are whole, ascending; empty where there is no folder."""
     return sorted(int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.json"))
+
+
+def remove_shard(folder: Path, number: int) -> None:
+    """Delete a shard, its header first."""
+    for suffix in ("json", "bin", "ids", "keys", "scales"):
+        shard_file(folder, number, suffix).unlink(missing_ok=True)
+
+
+def count_rows(folder: Path) -> int:
+    """Vectors in all shards that are whole."""
+    return sum(_read_header(shard_file(folder, number, "json"))["count"] for number in finished_shards(folder))
 
 
 def read_snapshot(folder: Path) -> Snapshot | None:
@@ -114,10 +130,20 @@ class VectorWriter:
             raise ValueError(
                 f"{len(doc_ids)} ids and vectors of shape {vectors.shape} do not make a shard of dim {self.dim}"
             )
-        contents = {name: _bytes(part) for name, part in self._stored(doc_ids, vectors).items()}
-        contents["ids"] = "".join(f"{doc_id}\n" for doc_id in doc_ids).encode()
-        if keys is not None:
-            contents["keys"] = keys
+        if broken := [doc_id for doc_id in doc_ids if "\n" in doc_id]:
+            raise UserError(f"document id {broken[0]!r} holds a line end; rename it.")
+        given = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+        rows, scales = to_rows(given, self.dtype)
+        self._check_finite(doc_ids, given if scales is not None else rows)
+        self.write_rows(number, doc_ids, rows, scales, keys)
+
+    def write_rows(
+        self, number: int, doc_ids: Sequence[str], rows: Tensor, scales: Tensor | None, keys: bytes | None
+    ) -> None:
+        """Like `write_shard`, with rows as a store holds them."""
+        contents = {"bin": _bytes(rows), "ids": "".join(f"{doc_id}\n" for doc_id in doc_ids).encode()}
+        contents |= {"scales": _bytes(scales)} if scales is not None else {}
+        contents |= {"keys": keys} if keys is not None else {}
         shard_file(self.folder, number, "json").unlink(missing_ok=True)  # while its files change, it is not whole
         for suffix, content in contents.items():
             with atomic_write(shard_file(self.folder, number, suffix), "wb") as file:
@@ -127,20 +153,14 @@ class VectorWriter:
         with atomic_write(shard_file(self.folder, number, "json")) as file:
             json.dump(header, file)
 
-    def _stored(self, doc_ids: Sequence[str], vectors: np.ndarray) -> dict[str, Tensor]:
-        """The rows in their dtype, checked."""
-        if broken := [doc_id for doc_id in doc_ids if "\n" in doc_id]:
-            raise UserError(f"document id {broken[0]!r} holds a line end; rename it.")
-        given = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
-        rows, scales = to_int8(given) if self.dtype == "int8" else (given.to(DTYPES[self.dtype]), None)
-        finite = (given if scales is not None else rows).isfinite().all(1)
+    def _check_finite(self, doc_ids: Sequence[str], rows: Tensor) -> None:
+        finite = rows.isfinite().all(1)
         if not finite.all():
             first = doc_ids[int(finite.int().argmin())]
             raise UserError(
                 f"the vector of document {first!r} is not finite in {self.dtype} ({int((~finite).sum())} such in its "
                 "shard): the model overflows on it; try a wider --dtype or --precision."
             )
-        return {"bin": rows} if scales is None else {"bin": rows, "scales": scales}
 
 
 class _Shard(NamedTuple):
@@ -251,15 +271,21 @@ class VectorReader:
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
         """The vectors of some documents, float32, in the order asked."""
+        return self.pick(positions).float32().numpy()
+
+    def pick(self, positions: Int[np.ndarray, " n"]) -> Block:
+        """Some documents, in the order asked."""
         rows = positions if self._rows is None else self._rows[positions]
         places = np.searchsorted(self._starts, rows, side="right") - 1
-        taken = np.empty((len(rows), self.dim), dtype=np.float32)
+        vectors = torch.empty((len(rows), self.dim), dtype=DTYPES[self.dtype])
+        scales = torch.empty(len(rows)) if self.dtype == "int8" else None
         for place in np.unique(places):
-            shard, wanted = self._shards[place], np.flatnonzero(places == place)
-            inside = torch.from_numpy(rows[wanted] - self._starts[place])
-            scales = None if shard.scales is None else shard.scales[inside]
-            taken[wanted] = Block(inside, inside, shard.vectors[inside], scales).float32().numpy()
-        return taken
+            shard, wanted = self._shards[place], torch.from_numpy(np.flatnonzero(places == place))
+            inside = torch.from_numpy(rows - self._starts[place])[wanted]
+            vectors[wanted] = shard.vectors[inside]
+            if scales is not None and shard.scales is not None:
+                scales[wanted] = shard.scales[inside]
+        return Block(torch.from_numpy(rows), torch.from_numpy(positions), vectors, scales)
 
     def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The position of each row, DEAD where its document is gone."""

@@ -43,13 +43,22 @@ QUANTIZATION = "quantization_config.json"
 """Beside an adapter: how its base was quantised while it was trained."""
 
 
+def retriever_contract(name: str, given: str | None = None) -> InputContract:
+    """The input contract of a retriever, without its weights: the named one, else the folder's own.
+
+    Raises:
+        UserError: no model is there, or nothing says what its input looks like.
+    """
+    return _contract(name, given, "document")
+
+
 def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Retriever:
     """Load a retriever: a folder of ours, a sentence-transformers folder, or a plain backbone with a named contract.
 
     Raises:
         UserError: no model is there, or nothing says what its input looks like.
     """
-    form = _contract(name, contract, "document")
+    form = retriever_contract(name, contract)
     return Retriever(_backbone(name, dtype=dtype), Inputs(form, load_tokenizer(local_folder(name))))
 
 

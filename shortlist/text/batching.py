@@ -1,6 +1,8 @@
 """Texts of like length share a batch, so that almost nothing is spent on padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -8,6 +10,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shortlist.errors import UserError
+
+T = TypeVar("T")
+
+
+def windows(items: Iterable[T], count: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `count`, the last one shorter; no more than one list is held."""
+    stream = iter(items)
+    while window := list(islice(stream, count)):
+        yield window
 
 
 def token_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> list[np.ndarray]:

@@ -86,6 +86,10 @@ class InputContract:
             pair_length=document or self.pair_length,
         )
 
+    def of_documents(self) -> "InputContract":
+        """What of it a document's vector depends on: queries may be cut elsewhere, and pairs are another model's."""
+        return replace(self, query=(), query_length=0, pair=(), pair_length=0)
+
     def fitted(self, tokenizer: Any) -> "InputContract":
         """The same contract without `<bos>`, where the tokenizer has none (Qwen's, whose models never saw one)."""
         if tokenizer.bos_token_id is not None:

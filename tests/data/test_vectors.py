@@ -1,30 +1,152 @@
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.data.files import sha256
+from shortlist.data.ids import DocIds
+from shortlist.data.vectors import (
+    DTYPES,
+    VectorReader,
+    VectorWriter,
+    count_rows,
+    damage,
+    finished_shards,
+    read_snapshot,
+)
 from shortlist.errors import UserError
 
 VECTORS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 DOC_IDS = [f"d\u2028{i}" for i in range(7)]
+SHARDS = [(0, 4), (4, 6), (6, 7)]
+
+
+def write(folder, dtype="float32"):
+    writer = VectorWriter(folder, dim=3, dtype=dtype)
+    for number, (start, end) in enumerate(SHARDS):
+        writer.write_shard(number, DOC_IDS[start:end], VECTORS[start:end])
+    return folder
 
 
 @pytest.fixture
 def store(tmp_path):
-    writer = VectorWriter(tmp_path / "store", dim=3)
-    for index, (start, end) in enumerate([(0, 4), (4, 6), (6, 7)]):
-        writer.write_shard(index, DOC_IDS[start:end], VECTORS[start:end])
-    return tmp_path / "store"
+    return write(tmp_path / "store")
+
+
+@pytest.fixture
+def updated(store):
+    """Rows 0, 2 and 5 are dead, and the others stand in reverse order."""
+    positions = np.array([-1, 3, -1, 2, 1, -1, 0], dtype="<i8")
+    positions.tofile(store / "order-00001.bin")
+    (store / "snapshot.json").write_text(json.dumps({"shards": [0, 1, 2], "order": "order-00001.bin"}))
+    return store
 
 
 def test_vectors_are_read_back_bit_for_bit_in_the_order_written(store):
     reader = VectorReader(store)
-    reader.verify()
-    assert (reader.dim, reader.num_docs, reader.dtype, reader.doc_ids) == (3, 7, "float32", DOC_IDS)
+    assert (reader.dim, reader.num_docs, reader.num_rows, reader.dtype) == (3, 7, 7, "float32")
+    assert (list(reader.doc_ids), reader.num_bytes, count_rows(store)) == (DOC_IDS, 84, 7)
     blocks = list(reader.blocks(3))
-    assert [start for start, _ in blocks] == [0, 3, 4, 6]
-    assert np.array_equal(np.concatenate([block for _, block in blocks]), VECTORS)
+    assert [block.rows.tolist() for block in blocks] == [[0, 1, 2], [3], [4, 5], [6]]
+    assert all(block.positions.equal(block.rows) for block in blocks)
+    assert np.array_equal(torch.cat([block.vectors for block in blocks]), VECTORS)
+    assert np.array_equal(reader.take(np.array([5, 0, 6, 5])), VECTORS[[5, 0, 6, 5]])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 0), ("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_narrow_floats_are_the_nearest_ones(tmp_path, dtype, error):
+    reader = VectorReader(write(tmp_path, dtype))
+    vectors = torch.cat([block.vectors for block in reader.blocks(100)])
+    assert (vectors.dtype, reader.dtype, reader.num_bytes) == (DTYPES[dtype], dtype, 21 * vectors.itemsize)
+    assert vectors.equal(torch.from_numpy(VECTORS).to(DTYPES[dtype]))
+    np.testing.assert_allclose(reader.take(np.arange(7)), VECTORS, rtol=error)
+
+
+def test_int8_rows_have_a_scale_each(tmp_path):
+    reader = VectorReader(write(tmp_path, "int8"))
+    steps = np.abs(VECTORS).max(axis=1, keepdims=True) / 127
+    assert np.array_equal(np.fromfile(tmp_path / "shard-00001.scales", dtype="<f4"), steps[4:6, 0])
+    assert np.array_equal(
+        np.fromfile(tmp_path / "shard-00001.bin", "i1").reshape(-1, 3), (VECTORS / steps).round()[4:6]
+    )
+    stored = torch.cat([block.float32() for block in reader.blocks(3)]).numpy()
+    assert (np.abs(stored - VECTORS) <= steps / 2 * 1.0001).all()
+    assert np.array_equal(reader.take(np.array([6, 2])), stored[[6, 2]])
+
+
+def test_an_updated_store_is_read_by_position(updated):
+    reader = VectorReader(updated)
+    assert (reader.num_docs, reader.num_rows) == (4, 7)
+    assert list(reader.doc_ids) == [DOC_IDS[row] for row in (6, 4, 3, 1)] == reader.doc_ids[:]
+    blocks = list(reader.blocks(3))
+    assert [block.rows.tolist() for block in blocks] == [[1], [3], [4], [6]]
+    assert [block.positions.tolist() for block in blocks] == [[3], [2], [1], [0]]
+    assert np.array_equal(torch.cat([block.vectors for block in blocks]), VECTORS[[1, 3, 4, 6]])
+    assert np.array_equal(reader.take(np.array([0, 3])), VECTORS[[6, 1]])
+    assert reader.positions_of(np.arange(7)).tolist() == [-1, 3, -1, 2, 1, -1, 0]
+
+
+def test_a_store_counts_the_documents_that_an_older_index_lacks(updated):
+    reader = VectorReader(updated)
+    assert reader.shard_hashes == [sha256(updated / f"shard-0000{number}.bin") for number in range(3)]
+    assert [reader.beyond(reader.shard_hashes[:known]) for known in (3, 2, 1, 0)] == [0, 1, 2, 4]
+    with pytest.raises(UserError, match="does not begin with the vectors that the index was built from"):
+        reader.beyond(reader.shard_hashes[1:])
+
+
+def test_a_reader_keeps_what_it_opened_when_the_files_are_gone(store):
+    reader = VectorReader(store)
+    for path in store.iterdir():
+        path.unlink()
+    assert np.array_equal(reader.take(np.arange(7)), VECTORS)
+    assert list(reader.doc_ids) == DOC_IDS
+
+
+def test_released_blocks_are_read_again(store):
+    reader = VectorReader(store)
+    for _ in range(2):
+        assert np.array_equal(torch.cat([block.vectors.clone() for block in reader.blocks(2, release=True)]), VECTORS)
+
+
+def test_only_the_shards_asked_for_are_read(store):
+    assert [block.rows.tolist() for block in VectorReader(store).blocks(9, shards=[2, 0])] == [[6], [0, 1, 2, 3]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a process as Linux does")
+def test_releasing_keeps_the_memory_of_a_scan_small(tmp_path):
+    writer = VectorWriter(tmp_path, dim=1024)
+    writer.write_shard(0, [str(i) for i in range(16384)], np.ones((16384, 1024), dtype=np.float32))
+    reader = VectorReader(tmp_path)
+
+    def mapped():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    before = mapped()
+    most = max(mapped() for block in reader.blocks(1024, release=True) if block.vectors.sum())
+    assert most - before < 16 * 1024
+    kept = max(mapped() for block in reader.blocks(1024) if block.vectors.sum())
+    assert kept - before > 48 * 1024
+
+
+@pytest.mark.parametrize("lines", [None, [3, 0, 2]])
+def test_ids_are_a_sequence_of_strings(lines):
+    parts = [np.frombuffer("a\nbé\n".encode(), np.uint8), np.frombuffer("c\n\u2028d\n".encode(), np.uint8)]
+    ids = DocIds(parts, [2, 2], None if lines is None else np.array(lines))
+    expected = ["a", "bé", "c", "\u2028d"] if lines is None else ["\u2028d", "a", "c"]
+    assert list(ids) == expected == [ids[i] for i in range(len(ids))]
+    assert (ids[-1], ids[1:], len(ids), "c" in ids, "x" in ids) == (
+        expected[-1],
+        expected[1:],
+        len(expected),
+        True,
+        False,
+    )
+    with pytest.raises(IndexError):
+        ids[len(expected)]
 
 
 def test_rows_are_raw_little_endian_floats_that_need_no_library_of_ours(store):
@@ -43,52 +165,60 @@ def test_a_shard_counts_only_when_its_header_is_there(store, tmp_path):
 
 def test_the_header_is_written_after_what_it_describes(store, monkeypatch):
     def full(*_):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr("shortlist.data.vectors.json.dump", full)
-    with pytest.raises(OSError, match="disk full"):
-        VectorWriter(store, dim=3).write_shard(3, ["x"], VECTORS[:1])
+    for number in (3, 1):  # a new shard, and one that is replaced
+        with pytest.raises(OSError, match="disk full"):
+            VectorWriter(store, dim=3).write_shard(number, ["x"], VECTORS[:1])
     assert (store / "shard-00003.bin").exists()
-    assert finished_shards(store) == [0, 1, 2]
+    assert finished_shards(store) == [0, 2]
 
 
-def damage(path, change):
+def damage_file(path, change):
     content = bytearray(path.read_bytes())
     change(content)
     path.write_bytes(content)
 
 
 def test_a_truncated_shard_is_found_at_opening(store):
-    damage(store / "shard-00001.bin", lambda content: content.pop())
+    damage_file(store / "shard-00001.bin", lambda content: content.pop())
     with pytest.raises(
-        UserError, match=r"shard-00001.bin: holds 23 bytes, its header says 24; delete .*shard-00001.json"
+        UserError, match=r"shard-00001.bin: holds 23 bytes, its header says 24; `shortlist verify .* --repair`"
     ):
         VectorReader(store)
 
 
-def test_a_flipped_bit_is_found_by_verify(store):
-    damage(store / "shard-00001.bin", lambda content: content.__setitem__(5, content[5] ^ 1))
-    with pytest.raises(UserError, match=r"shard-00001.bin: its contents are not those that were written"):
-        VectorReader(store).verify()
+@pytest.mark.parametrize("suffix", ["bin", "ids"])
+def test_a_flipped_bit_is_found_by_hashing(store, suffix):
+    assert [damage(store, number) for number in range(3)] == [None, None, None]
+    damage_file(store / f"shard-00001.{suffix}", lambda content: content.__setitem__(1, content[1] ^ 1))
+    assert f"shard-00001.{suffix}: its contents are not those that were written" in str(damage(store, 1))
+    assert damage(store, 0) is None
+    (store / "shard-00002.json").write_text("{")
+    assert "shard-00002.json: not the header of a vector shard" in str(damage(store, 2))
 
 
-def test_lost_ids_are_found_when_they_are_read(store):
-    damage(store / "shard-00000.ids", lambda content: content.__delitem__(slice(0, content.index(b"\n") + 1)))
+def test_lost_ids_are_found_at_opening(store):
+    damage_file(store / "shard-00000.ids", lambda content: content.__delitem__(slice(0, content.index(b"\n") + 1)))
     with pytest.raises(UserError, match=r"shard-00000.ids: holds 3 ids, its header says 4"):
-        _ = VectorReader(store).doc_ids
+        VectorReader(store)
 
 
-def test_a_document_that_occurs_twice_is_found_by_verify(store):
-    VectorWriter(store, dim=3).write_shard(3, DOC_IDS[:1], VECTORS[:1])
-    with pytest.raises(UserError, match="a document occurs in it twice"):
-        VectorReader(store).verify()
+def test_a_snapshot_or_order_that_is_broken_is_refused(updated):
+    (updated / "order-00001.bin").write_bytes(b"1234")
+    with pytest.raises(UserError, match=r"order-00001.bin: does not hold a position for each of 7 rows"):
+        VectorReader(updated)
+    (updated / "snapshot.json").write_text("{}")
+    with pytest.raises(UserError, match=r"snapshot.json: not a snapshot of a vector store"):
+        read_snapshot(updated)
 
 
 def test_a_missing_shard_an_empty_folder_and_a_broken_header_are_refused(store, tmp_path):
     with pytest.raises(UserError, match="holds no vectors"):
         VectorReader(tmp_path)
     (store / "shard-00001.json").unlink()
-    with pytest.raises(UserError, match="shard 1 is missing"):
+    with pytest.raises(UserError, match=r"shard-00001.json: the shard is missing"):
         VectorReader(store)
     (store / "shard-00001.json").write_text("{}")
     with pytest.raises(UserError, match=r"shard-00001.json: not the header of a vector shard"):
@@ -100,7 +230,7 @@ def test_a_dtype_nobody_knows_and_a_dim_that_differs_are_refused(store):
         VectorWriter(store, dim=3, dtype="float3")
     VectorWriter(store, dim=2).write_shard(1, ["x"], VECTORS[:1, :2])
     with pytest.raises(
-        UserError, match=r"shard-00001.bin: holds float32 vectors of dim 2, but shard 0 float32 of dim 3"
+        UserError, match=r"shard-00001.bin: holds float32 vectors of dim 2, but the first shard float32 of dim 3"
     ):
         VectorReader(store)
     header = json.loads((store / "shard-00000.json").read_text())
@@ -113,10 +243,15 @@ def test_vectors_that_would_poison_a_search_are_refused(tmp_path):
     vectors = VECTORS[:2].copy()
     vectors[1, 2] = np.nan
     writer = VectorWriter(tmp_path, dim=3)
-    with pytest.raises(UserError, match="the vector of document 'b' is not finite"):
+    with pytest.raises(UserError, match="the vector of document 'b' is not finite in float32"):
         writer.write_shard(0, ["a", "b"], vectors)
     with pytest.raises(UserError, match="holds a line end"):
         writer.write_shard(0, ["a", "b\n"], VECTORS[:2])
     with pytest.raises(ValueError, match="do not make a shard of dim 3"):
         writer.write_shard(0, ["a"], VECTORS[:2])
+    with pytest.raises(UserError, match="not finite in float16"):
+        VectorWriter(tmp_path, dim=3, dtype="float16").write_shard(0, ["a"], VECTORS[:1] * 1e6)
+    vectors[1, 2] = np.inf
+    with pytest.raises(UserError, match="not finite in int8"):
+        VectorWriter(tmp_path, dim=3, dtype="int8").write_shard(0, ["a", "b"], vectors)
     assert finished_shards(tmp_path) == []

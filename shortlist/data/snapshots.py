@@ -1,0 +1,150 @@
+"""Stores that follow their corpus: what is already encoded, where it stands now, and what of it is still needed.
+
+Beside every vector lies the key of its document, a hash of id and text. A changed corpus is matched with the keys: what
+has none is encoded into new shards, and the order file gives every row the position of its document, or none. Only
+then does snapshot.json, which is replaced at once, make this the store.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from shortlist.data.files import atomic_write
+from shortlist.data.vectors import (
+    DEAD,
+    KEY_BYTES,
+    Snapshot,
+    VectorReader,
+    VectorWriter,
+    finished_shards,
+    read_snapshot,
+    remove_shard,
+    shard_file,
+)
+from shortlist.errors import UserError
+from shortlist.records import Document
+from shortlist.text.batching import windows
+
+AT_ONCE = 10_000
+"""Documents whose keys are looked up together."""
+
+
+def document_keys(documents: Iterable[Document]) -> bytes:
+    """KEY_BYTES for each document: another id, title, text or url gives another key."""
+    return b"".join(blake2b("\0".join(document).encode(), digest_size=KEY_BYTES).digest() for document in documents)
+
+
+class Known(NamedTuple):
+    """The keys of all rows of a store, sorted, and the row of each."""
+
+    keys: np.ndarray
+    rows: Int[np.ndarray, " rows"]
+
+    def look_up(self, keys: bytes) -> Int[np.ndarray, " keys"]:
+        """The row that each key has, DEAD for none."""
+        wanted = _as_keys(keys)
+        if not len(self.keys):
+            return np.full(len(wanted), DEAD)
+        places = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[places] == wanted, self.rows[places], DEAD)
+
+
+def read_known(folder: Path, shards: Iterable[int]) -> Known:
+    """The documents that these shards hold, in this order.
+
+    Raises:
+        UserError: a shard without keys.
+    """
+    paths = [shard_file(folder, number, "keys") for number in shards]
+    if lost := [path for path in paths if not path.exists()]:
+        raise UserError(f"{lost[0]}: is missing, so nobody knows which texts were encoded; encode into another folder.")
+    keys = _as_keys(b"".join(path.read_bytes() for path in paths))
+    rows = np.argsort(keys, kind="stable")
+    return Known(keys[rows], rows)
+
+
+def _as_keys(keys: bytes) -> np.ndarray:
+    return np.frombuffer(keys, dtype=f"S{KEY_BYTES}")
+
+
+def missing(documents: Iterable[Document], known: Known, skipped: Callable[[int], None]) -> Iterator[Document]:
+    """Yield the documents that are not known; `skipped` is told how many are."""
+    for some in windows(documents, AT_ONCE):
+        rows = known.look_up(document_keys(some))
+        yield from (document for document, row in zip(some, rows, strict=True) if row == DEAD)
+        skipped(int((rows != DEAD).sum()))
+
+
+def pin(folder: Path) -> None:
+    """Say which shards count, so that others may be added beside them."""
+    if read_snapshot(folder) is None:
+        _write_snapshot(folder, Snapshot(finished_shards(folder)))
+
+
+def renew(folder: Path, documents: Iterable[Document]) -> int:
+    """Make a store that holds the vectors of these documents, somewhere, a store of exactly them in this order.
+
+    Returns:
+        Number of rows that belong to none of them.
+    """
+    shards = finished_shards(folder)
+    known = read_known(folder, shards)
+    positions, start = np.full(len(known.rows), DEAD, dtype="<i8"), 0
+    for some in windows(documents, AT_ONCE):
+        positions[known.look_up(document_keys(some))] = np.arange(start, start + len(some))
+        start += len(some)
+    _replace(folder, shards, positions)
+    return int((positions == DEAD).sum())
+
+
+def compact(folder: Path, shard_size: int) -> int:
+    """Copy the living rows, in corpus order, into shards of their own, and delete all others.
+
+    Returns:
+        Number of rows dropped.
+    """
+    store = VectorReader(folder)
+    snapshot = read_snapshot(folder)
+    if snapshot is None or (store.num_docs == store.num_rows and _in_order(store)):
+        return 0
+    known = np.concatenate([_as_keys(shard_file(folder, n, "keys").read_bytes()) for n in snapshot.shards])
+    writer = VectorWriter(folder, store.dim, store.dtype)
+    first = finished_shards(folder)[-1] + 1
+    starts = range(0, store.num_docs, shard_size)
+    for number, start in enumerate(starts, first):
+        block = store.pick(np.arange(start, min(start + shard_size, store.num_docs)))
+        doc_ids = store.doc_ids[start : start + shard_size]
+        writer.write_rows(number, doc_ids, block.vectors, block.scales, known[block.rows.numpy()].tobytes())
+    _replace(folder, list(range(first, first + len(starts))), None)
+    return store.num_rows - store.num_docs
+
+
+def _in_order(store: VectorReader) -> bool:
+    rows = np.arange(store.num_rows)
+    return bool((store.positions_of(rows) == rows).all())
+
+
+def _replace(folder: Path, shards: list[int], positions: Int[np.ndarray, " rows"] | None) -> None:
+    """Switch to another snapshot, then delete what it does not need."""
+    order = None
+    if positions is not None:
+        before = [int(path.stem.removeprefix("order-")) for path in folder.glob("order-*.bin")]
+        order = f"order-{max(before, default=0) + 1:05d}.bin"
+        with atomic_write(folder / order, "wb") as file:
+            file.write(positions.tobytes())
+    _write_snapshot(folder, Snapshot(shards, order))
+    for path in folder.glob("order-*.bin"):
+        if path.name != order:
+            path.unlink()
+    for number in set(finished_shards(folder)) - set(shards):
+        remove_shard(folder, number)
+
+
+def _write_snapshot(folder: Path, snapshot: Snapshot) -> None:
+    with atomic_write(folder / "snapshot.json") as file:
+        json.dump(snapshot._asdict(), file)
