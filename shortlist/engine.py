@@ -3,22 +3,27 @@
 import os
 import pickle
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property, partial
+from importlib import import_module
 from itertools import islice
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 from traceback import format_exc
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, Protocol, TypeVar, final
 
 from shortlist.errors import UserError
+from shortlist.progress import say
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 Engine = Literal["local", "ray"]
+Wait = Callable[[list[Any]], list[Any]]
 
 TRIES = 3
 """How many processes one item may end before it is given up."""
@@ -45,135 +50,52 @@ def spread(
     """
     if workers is not None and workers < 1:
         raise UserError(f"{workers} workers; expected at least 1.")
+    if engine == "ray":
+        return _on_ray(_ray(), task, items, workers)
     devices = _devices() if workers != 1 else []
     workers = workers or max(1, len(devices))
     return (task(item) for item in items) if workers == 1 else _in_processes(task, items, workers, devices)
 
 
 def _in_processes(task: Callable[[T], R], items: Iterable[T], workers: int, devices: list[str]) -> Iterator[R]:
-    stream = iter(items)
     pickled, threads = pickle.dumps(task), _threads(workers)
-    made: list[_Worker] = []
-    try:
-        for slot, item in enumerate(islice(stream, workers)):
-            device = devices[slot % len(devices)] if devices else None
-            made.append(_Worker(item, (pickled, threads, device)))
-        for worker in made:  # once all are starting, as a process takes a large item only when it is up
-            worker.send()
-        busy: dict[Any, _Worker] = {worker.pipe: worker for worker in made}
-        while busy:
-            for pipe in wait(list(busy)):
-                worker = busy.pop(pipe)
-                try:
-                    result = worker.receive()
-                except _DiedError:
-                    worker.try_again()
-                    busy[worker.pipe] = worker
-                    continue
-                for item in islice(stream, 1):  # now, so that the process works while the caller does
-                    worker.give(item)
-                    busy[worker.pipe] = worker
-                yield result
-    finally:
-        for worker in made:
-            worker.process.kill()
-        for worker in made:
-            worker.process.join()
-            worker.pipe.close()
+    places = [devices[number % len(devices)] if devices else None for number in range(workers)]
+    return _drive([partial(_Process, device, pickled, threads) for device in places], items, wait)
 
 
-class _DiedError(Exception):
-    """A process ended before it answered."""
+def _on_ray(ray: Any, task: Callable[[T], R], items: Iterable[T], workers: int | None) -> Iterator[R]:
+    with _cluster(ray):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        workers, cpus, gpus = _shares(nodes, workers)
+        pickled = ray.cloudpickle.dumps(task)
+        # An actor and not a Ray task: a process that keeps its task keeps its GPU too. Ray hands the processes of tasks
+        # another GPU with every item, which what is loaded there cannot follow.
+        actor = ray.remote(_Server).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+        starts = [lambda: _Actor(ray, actor.remote(pickled, max(1, cpus)))] * workers
+        yield from _drive(starts, items, lambda pending: ray.wait(pending)[0])
 
 
 @final
-class _Worker:
-    """A process that holds the task, and the item that it is working on."""
+class _Server:
+    """What a worker is on either engine: the task, and answers to one item after another."""
 
-    def __init__(self, item: object, args: tuple[bytes, int, str | None]):
-        self.item, self.args, self.deaths = item, args, 0
-        self._start()
+    def __init__(self, pickled: bytes, threads: int):
+        self.pickled, self.threads = pickled, threads
 
-    def _start(self) -> None:
-        self.pipe, theirs = get_context("spawn").Pipe()
-        self.process = get_context("spawn").Process(target=_serve, args=(theirs, *self.args), daemon=True)
-        with _interrupts_blocked():
-            self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+    @cached_property
+    def task(self) -> Callable[[Any], Any]:
+        os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(self.threads)
+        task = pickle.loads(self.pickled)
+        if torch := sys.modules.get("torch"):  # it may have been imported before it could read the environment
+            torch.set_num_threads(self.threads)
+        return task
 
-    def give(self, item: object) -> None:
-        self.item, self.deaths = item, 0
-        self.send()
-
-    def send(self) -> None:
-        with suppress(OSError):  # a process that has ended is noticed by `receive`
-            self.pipe.send_bytes(pickle.dumps(self.item, pickle.HIGHEST_PROTOCOL))
-
-    def receive(self) -> Any:
-        """The result; or raise what the task raised, or _DiedError."""
+    def answer(self, item: bytes) -> bytes:
+        """The result, or the error that the task raised."""
         try:
-            answer = self.pipe.recv_bytes()
-        except (EOFError, OSError):
-            raise _DiedError from None
-        return _result(pickle.loads(answer))
-
-    def try_again(self) -> None:
-        """Give the item to a fresh process.
-
-        Raises:
-            UserError: it has ended enough of them.
-        """
-        self.process.join()
-        self.pipe.close()
-        self.deaths += 1
-        if self.deaths == TRIES:
-            code = self.process.exitcode or 0
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise UserError(
-                f"the same piece of work ended {TRIES} processes; the last one {how}. "
-                "Memory is the usual reason (SIGKILL): use fewer workers, or smaller pieces."
-            )
-        self._start()
-        self.send()
-
-
-def _serve(pipe: Connection, pickled: bytes, threads: int, device: str | None) -> None:
-    """What a process does: answer every item until it is ended."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    task: Callable[[Any], Any] | None = None
-    with suppress(EOFError, BrokenPipeError):  # the parent has ended, and so will this process
-        while True:
-            item = pipe.recv_bytes()
-            try:
-                task = task or _load(pickled, threads)
-                answer = pickle.dumps((True, task(pickle.loads(item))), pickle.HIGHEST_PROTOCOL)
-            except Exception as error:
-                answer = pickle.dumps((False, _portable(error)))
-            pipe.send_bytes(answer)
-
-
-def _load(pickled: bytes, threads: int) -> Callable[[Any], Any]:
-    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
-    task = pickle.loads(pickled)
-    if torch := sys.modules.get("torch"):  # it may have been imported before it could read the environment
-        torch.set_num_threads(threads)
-    return task
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, even killed."""
-    if parent := parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def _result(answer: tuple[bool, Any]) -> Any:
-    done, value = answer
-    if not done:
-        raise value
-    return value
+            return pickle.dumps((True, self.task(pickle.loads(item))), pickle.HIGHEST_PROTOCOL)
+        except Exception as error:
+            return pickle.dumps((False, _portable(error)))
 
 
 def _portable(error: Exception) -> Exception:
@@ -185,6 +107,215 @@ def _portable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(format_exc())
     return error
+
+
+def _result(answer: bytes) -> Any:
+    done, value = pickle.loads(answer)
+    if not done:
+        raise value
+    return value
+
+
+class _DiedError(Exception):
+    """A place ended before it answered; says how."""
+
+
+class _Place(Protocol):
+    """Where a worker is: a process that holds the task and answers one item at a time."""
+
+    pending: Any
+    """What to wait for until it has answered."""
+
+    def send(self, item: Any) -> None: ...
+
+    def receive(self) -> bytes: ...
+
+    def end(self) -> None: ...
+
+
+@final
+class _Worker:
+    """Works at one item at a time, in a fresh place where the last one died."""
+
+    def __init__(self, start: Callable[[], _Place]):
+        self.start, self.place = start, start()
+
+    def give(self, item: Any) -> None:
+        self.item, self.deaths = item, 0
+        self.place.send(item)
+
+    def receive(self) -> bytes | None:
+        """The answer; None where the place has died and the item was given to another.
+
+        Raises:
+            UserError: it has died of this item too often.
+        """
+        try:
+            return self.place.receive()
+        except _DiedError as died:
+            self.place.end()
+            self.deaths += 1
+            if self.deaths == TRIES:
+                raise UserError(
+                    f"the same piece of work ended {TRIES} processes ({died}). "
+                    "Memory is the usual reason: use fewer workers, or smaller pieces."
+                ) from None
+        self.place = self.start()
+        self.place.send(self.item)
+        return None
+
+
+def _drive(starts: Iterable[Callable[[], _Place]], items: Iterable[Any], wait: Wait) -> Iterator[Any]:
+    """Keep a worker busy for each way to start one; one that has no more to do makes room for the others."""
+    stream = iter(items)
+    workers: list[_Worker] = []
+    try:
+        first = [(start, item) for start, item in zip(starts, stream, strict=False)]
+        workers.extend(_Worker(start) for start, _ in first)
+        for worker, (_, item) in zip(workers, first, strict=True):  # all start by now: a large item waits for its place
+            worker.give(item)
+        busy = {worker.place.pending: worker for worker in workers}
+        while busy:
+            for pending in wait(list(busy)):
+                worker = busy.pop(pending)
+                answer = worker.receive()
+                # Before the yield, so that it works while the caller does.
+                more = [worker.give(item) for item in islice(stream, 1)] if answer else [None]
+                if more:
+                    busy[worker.place.pending] = worker
+                else:
+                    worker.place.end()
+                if answer:
+                    yield _result(answer)
+    finally:
+        for worker in workers:
+            worker.place.end()
+
+
+@final
+class _Process:
+    """A process of this machine."""
+
+    def __init__(self, *args: Any):
+        self.pending, theirs = get_context("spawn").Pipe()
+        self.process = get_context("spawn").Process(target=_serve, args=(theirs, *args), daemon=True)
+        with _interrupts_blocked():
+            self.process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+
+    def send(self, item: Any) -> None:
+        with suppress(OSError):  # a process that has ended is noticed by `receive`
+            self.pending.send_bytes(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
+
+    def receive(self) -> bytes:
+        try:
+            return self.pending.recv_bytes()
+        except (EOFError, OSError):
+            self.process.join(10)
+            code = self.process.exitcode or 0
+            raise _DiedError(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pending.close()
+
+
+def _serve(pipe: Connection, device: str | None, pickled: bytes, threads: int) -> None:
+    """What a process of this machine does until it is ended."""
+    Thread(target=_end_with_parent, daemon=True).start()
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    server = _Server(pickled, threads)
+    with suppress(EOFError, BrokenPipeError):  # the parent has ended, and so will this process
+        while True:
+            pipe.send_bytes(server.answer(pipe.recv_bytes()))
+
+
+@final
+class _Actor:
+    """A process somewhere on a Ray cluster."""
+
+    def __init__(self, ray: Any, actor: Any):
+        self.ray, self.actor, self.pending = ray, actor, None
+
+    def send(self, item: Any) -> None:
+        self.pending = self.actor.answer.remote(self.ray.cloudpickle.dumps(item))
+
+    def receive(self) -> bytes:
+        try:
+            return self.ray.get(self.pending)
+        except self.ray.exceptions.RayError as error:  # what the task raises comes as an answer
+            raise _DiedError(next(iter(str(error).splitlines()), type(error).__name__)) from None
+
+    def end(self) -> None:
+        self.ray.kill(self.actor)
+
+
+def _shares(nodes: list[dict[str, float]], workers: int | None) -> tuple[int, int, int]:
+    """How many workers a cluster of these nodes has, and the CPUs and GPUs of each.
+
+    A worker has a GPU where there are any. Else it has as many CPUs as let all workers run at the same time; by default
+    there is one for each node, a node with less than half the CPUs of the largest not counted.
+    """
+    sizes = [int(node.get("CPU", 0)) for node in nodes]
+    if with_gpu := [(int(node.get("CPU", 0)), int(node["GPU"])) for node in nodes if node.get("GPU", 0) >= 1]:
+        return workers or sum(gpus for _, gpus in with_gpu), min(cpus // gpus for cpus, gpus in with_gpu), 1
+    if not any(sizes):
+        raise UserError("the Ray cluster has no CPUs to work with; start a node with `ray start --address=...`.")
+    workers = workers or sum(2 * size >= max(sizes) for size in sizes)
+    fitting = (cpus for cpus in range(max(sizes), 0, -1) if sum(size // cpus for size in sizes) >= workers)
+    return workers, next(fitting, 1), 0
+
+
+def _ray() -> Any:
+    """Ray, of the extra `dist`."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return import_module("ray")
+    except ModuleNotFoundError:
+        raise UserError("ray is not installed: --engine ray needs it; pip install 'shortlist[dist]'.") from None
+
+
+@contextmanager
+def _cluster(ray: Any) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS or of `ray start`, else start one here; leave as it is one already joined."""
+    if ray.is_initialized():
+        yield
+        return
+    private = ray._private
+    # Ray prints what goes wrong on a node to stdout, at length, and has no setting for it.
+    private.worker.print_to_stdstream = lambda data, **_: say(f"ray: {data['lines'][0].splitlines()[0]}")
+    quiet = {"logging_level": "error", "log_to_driver": False}
+    if address := private.services.canonicalize_bootstrap_address(None):
+        _check_answers(address)
+        ray.init(address=address, **quiet)
+    else:
+        private.ray_constants.ENABLE_RAY_CLUSTER = False  # of one machine: all that it listens on is the loopback
+        ray.init(address="local", include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        raise UserError(
+            f"no Ray cluster answers at {address}, the address in RAY_ADDRESS or left by `ray start`: "
+            "correct it or start the cluster; RAY_ADDRESS=local starts one for this run."
+        ) from None
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, even killed."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shortlist import engine
 from shortlist.engine import spread
 from shortlist.errors import UserError
 
@@ -75,6 +77,11 @@ def threads(_: int) -> tuple[str, str, str]:
     import torch
 
     return os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.environ["OMP_NUM_THREADS"], str(torch.get_num_threads())
+
+
+def device(_: int) -> tuple[int, str]:
+    time.sleep(0.05)
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def not_picklable(_: int) -> object:
@@ -178,7 +185,7 @@ def test_an_item_whose_process_is_killed_is_done_by_another(tmp_path: Path):
 
 
 def test_an_item_that_ends_every_process_is_named_in_one_line(tmp_path: Path):
-    with pytest.raises(UserError, match=r"ended 3 processes; the last one was killed by SIGKILL\. .*fewer workers"):
+    with pytest.raises(UserError, match=r"ended 3 processes \(SIGKILL\)\. .*fewer workers"):
         list(spread(Die(tmp_path, times=9), range(8), workers=2))
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -189,42 +196,6 @@ def test_closing_early_ends_the_processes(tmp_path: Path):
     results.close()
     assert len(processes(tmp_path)) >= 1
     assert end(processes(tmp_path))
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-
-from shortlist.engine import spread
-from test_engine import Sleep
-
-if __name__ == "__main__":
-    try:
-        list(spread(Sleep(Path(sys.argv[1])), [30] * 4, workers=2))
-    except KeyboardInterrupt:
-        sys.exit(130)
-"""
-
-
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
-def test_no_process_outlives_a_program_that_was(tmp_path: Path, kill: signal.Signals):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    folder = tmp_path / "processes"
-    folder.mkdir()
-    program = subprocess.Popen(
-        [sys.executable, tmp_path / "program.py", folder],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    while len(processes(folder)) < 2:
-        assert program.poll() is None
-        time.sleep(0.02)
-    # A terminal sends Ctrl-C to the whole group; a kill meets one process.
-    os.killpg(program.pid, kill) if kill == signal.SIGINT else program.kill()
-    _, stderr = program.communicate(timeout=10)
-    assert end(processes(folder))
-    assert stderr == b""
 
 
 def test_workers_share_the_threads_and_the_gpus(monkeypatch: pytest.MonkeyPatch):
@@ -240,3 +211,184 @@ def test_workers_share_the_threads_and_the_gpus(monkeypatch: pytest.MonkeyPatch)
 def test_fewer_workers_than_one_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="0 workers; expected at least 1"):
         spread(Square(tmp_path), range(3), workers=0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that works at nothing and two nodes of two CPUs, joined by this process."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the nodes find the tasks below
+        # A dead node is noticed within seconds.
+        config = {
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 300,
+            "health_check_failure_threshold": 5,
+        }
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": config}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@dataclass(frozen=True)
+class Where:
+    """Says on which node of a cluster an item was done, and in which process."""
+
+    seconds: float
+
+    def __call__(self, number: int) -> tuple[int, str, int, str]:
+        import ray
+
+        time.sleep(self.seconds)
+        return number, ray.get_runtime_context().get_node_id(), os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def test_a_cluster_works_at_one_item_per_node_with_all_its_threads(cluster: Any):
+    drawn, results = Drawn(), []
+    for result in spread(Where(0.05), drawn.numbers(12), engine="ray"):
+        results.append(result)
+        assert drawn.count <= len(results) + 2
+    assert sorted(number for number, *_ in results) == list(range(12))
+    assert len({node for _, node, _, _ in results}) == len({pid for _, _, pid, _ in results}) == 2
+    assert {threads for *_, threads in results} == {"2"}
+
+
+def test_a_cluster_works_at_as_many_items_as_are_asked_for(cluster: Any):
+    results = list(spread(Where(0.05), range(12), engine="ray", workers=4))
+    assert len({pid for _, _, pid, _ in results}) == 4
+    assert {threads for *_, threads in results} == {"1"}
+
+
+def test_a_cluster_loads_the_task_once_per_worker(cluster: Any, tmp_path: Path):
+    assert sorted(spread(Square(tmp_path), range(12), engine="ray")) == [(n, n * n) for n in range(12)]
+    assert Counter(path.name.split("-")[1] for path in tmp_path.iterdir()).most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("error", [UserError("corpus.jsonl:7: no text."), KeyError("x")], ids=["user", "other"])
+def test_an_error_on_a_cluster_is_raised_as_it_is(cluster: Any, error: Exception):
+    with pytest.raises(type(error)) as raised:
+        list(spread(Refuse(error), range(20), engine="ray"))
+    assert type(raised.value) is type(error)
+    assert raised.value.args == error.args
+
+
+def test_an_item_that_ends_every_worker_of_a_cluster_is_given_up(cluster: Any, tmp_path: Path):
+    with pytest.raises(UserError, match=r"ended 3 processes \(.*\)\. .*fewer workers"):
+        list(spread(Die(tmp_path, times=9), range(8), engine="ray"))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_closing_early_ends_the_workers_of_a_cluster(cluster: Any, tmp_path: Path):
+    results = spread(Sleep(tmp_path), [0, 30, 30, 30], engine="ray")
+    next(results)
+    results.close()
+    assert len(processes(tmp_path)) >= 1
+    assert end(processes(tmp_path))
+
+
+def test_a_worker_of_a_cluster_keeps_its_gpu(cluster: Any):
+    node = cluster.add_node(num_cpus=2, num_gpus=2)
+    cluster.wait_for_nodes()
+    seen = set(spread(device, range(12), engine="ray"))
+    cluster.remove_node(node)
+    assert sorted(gpu for _, gpu in seen) == ["0", "1"]
+
+
+def test_nothing_is_lost_and_nothing_done_twice_when_a_node_is_killed(cluster: Any):
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    results, killed = [], False
+    for result in spread(Where(0.2), range(30), engine="ray"):
+        results.append(result)
+        if not killed and result[1] == node.node_id:  # its next item has been given to it
+            cluster.remove_node(node, allow_graceful=False)
+            killed = True
+    assert sorted(number for number, *_ in results) == list(range(30))
+    assert 1 <= sum(place == node.node_id for _, place, _, _ in results) <= 2
+    assert len({place for _, place, _, _ in results}) == 3
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+from shortlist import engine
+from shortlist.engine import spread
+from test_engine import Sleep
+
+if __name__ == "__main__":
+    try:
+        list(spread(Sleep(Path(sys.argv[1])), [30] * 4, engine=sys.argv[2], workers=2))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_no_process_outlives_a_program_that_was(
+    tmp_path: Path, engine: str, kill: signal.Signals, request: pytest.FixtureRequest
+):
+    address = request.getfixturevalue("cluster").address if engine == "ray" else ""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    program = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", folder, engine],
+        env=os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    while len(processes(folder)) < 2:
+        assert program.poll() is None
+        time.sleep(0.02)
+    # A terminal sends Ctrl-C to the whole group; a kill meets one process.
+    os.killpg(program.pid, kill) if kill == signal.SIGINT else program.kill()
+    said, _ = program.communicate(timeout=20)
+    assert end(processes(folder))
+    assert said == b""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "expected"),
+    [
+        ([(8, 0), (8, 0)], None, (2, 8, 0)),
+        ([(1, 0), (64, 0), (64, 0)], None, (2, 64, 0)),
+        ([(8, 0), (16, 0)], None, (2, 8, 0)),
+        ([(8, 0), (8, 0)], 3, (3, 4, 0)),
+        ([(2, 0)], 5, (5, 1, 0)),
+        ([(8, 0), (32, 4), (16, 1)], None, (5, 8, 1)),
+        ([(32, 4)], 2, (2, 8, 1)),
+    ],
+)
+def test_every_worker_of_a_cluster_has_its_share(
+    nodes: list[tuple[int, int]], workers: int | None, expected: tuple[int, int, int]
+):
+    resources = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
+    assert engine._shares(resources, workers) == expected
+
+
+def test_a_cluster_without_cpus_is_refused():
+    with pytest.raises(UserError, match="no CPUs to work with"):
+        engine._shares([{"memory": 1.0}], None)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'shortlist\[dist\]'"):
+        spread(threads, range(3), engine="ray")
+
+
+def test_a_cluster_that_does_not_answer_is_named():
+    with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:1,"):
+        engine._check_answers("127.0.0.1:1")
