@@ -40,7 +40,7 @@ def _column(record: Mapping[str, Any], kind: str, *names: str) -> Any:
 
 def _identifier(value: Any, kind: str) -> str:
     """An id as text: runs are split on spaces, so an id must not hold any."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else to_text(value, f"{kind} id")
+    text = str(value) if type(value) is int else to_text(value, f"{kind} id")
     if not text.isalnum() and (not text or SPACE.search(text)):  # the first question is the quickest
         raise MalformedError(
             f"{kind} id {text!r} is empty or holds white space, which a run file cannot express; rename it."

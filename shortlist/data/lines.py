@@ -26,41 +26,36 @@ def refuse(message: str) -> NoReturn:
     raise UserError(message) from None
 
 
-def numbered_lines(path: Path, on_bad: OnBad | None = None) -> Iterator[tuple[int, int, str]]:
-    """Yield (line number from 1, byte at which it starts, line without its end) of the lines that are not blank.
+def parse_lines(path: Path, parse: Callable[[str], T], on_bad: OnBad | None = None) -> Iterator[tuple[int, int, T]]:
+    """Yield (line number from 1, byte at which it starts, `parse(line)`) of the lines that are not blank.
 
-    A line that is not UTF-8 goes to `on_bad`; without it, that is a UserError.
+    A line that is not UTF-8, or for which `parse` raises MalformedError, goes to `on_bad`; without it, to a UserError.
     """
     on_bad, start = on_bad or refuse, 0
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if not line.isspace():
                 try:
-                    text = line.decode()
+                    record = parse(line.decode().rstrip("\r\n"))
                 except UnicodeDecodeError as error:
                     where = f"{error.reason} at byte {error.start + 1} of the line"
                     on_bad(f"{path}:{number}: not UTF-8 text ({where}); convert it.")
+                except MalformedError as error:
+                    on_bad(f"{path}:{number}: {error}")
                 else:
-                    yield number, start, text.rstrip("\r\n")
+                    yield number, start, record
             start += len(line)
+
+
+def numbered_lines(path: Path, on_bad: OnBad | None = None) -> Iterator[tuple[int, int, str]]:
+    """Like `parse_lines`, with the line itself, without its end."""
+    return parse_lines(path, str, on_bad)
 
 
 def count_lines(path: Path) -> int:
     """The number of lines that are not blank."""
     with open_bytes(path) as file:
         return sum(not line.isspace() for line in file)
-
-
-def parse_lines(path: Path, parse: Callable[[str], T], on_bad: OnBad | None = None) -> Iterator[tuple[int, int, T]]:
-    """Like `numbered_lines`, with `parse(line)`; a MalformedError goes to `on_bad` too, with file and line."""
-    on_bad = on_bad or refuse
-    for number, start, line in numbered_lines(path, on_bad):
-        try:
-            record = parse(line)
-        except MalformedError as error:
-            on_bad(f"{path}:{number}: {error}")
-        else:
-            yield number, start, record
 
 
 def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:

@@ -28,7 +28,7 @@ class Seen:
     def add(self, name: str) -> bool:
         """Remember an id; whether it was new."""
         bucket, packed = self._buckets[crc32(name.encode()) % BUCKETS], _pack(hash(name))
-        if packed in bucket:
+        if bucket.find(packed) >= 0:  # `in` would try first to take it for a number
             return False
         bucket += packed
         return True

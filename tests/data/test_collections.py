@@ -220,6 +220,12 @@ def test_what_a_listener_raises_is_not_taken_for_a_fault_of_irds(irds, tmp_path)
         list(open_collection("irds:tiny").corpus(full))
 
 
+def test_an_irds_corpus_of_bad_records_alone_is_an_error_whoever_is_told(irds, tmp_path):
+    tsv(tmp_path / "docs.tsv", [("d 2", "two")])
+    with pytest.raises(UserError, match="irds:tiny: holds no documents"):
+        list(open_collection("irds:tiny").corpus(lambda _: None))
+
+
 def test_what_irds_lacks_is_one_line(irds):
     with pytest.raises(UserError, match="unknown ir_datasets id 'tiny/tset': perhaps 'tiny/test'"):
         open_collection("irds:tiny/tset")
