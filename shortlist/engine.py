@@ -1,4 +1,4 @@
-"""The same task over many items: in this process or in several of this machine."""
+"""The same task over many items: in this process, in several of this machine, or on the machines of a Ray cluster."""
 
 import os
 import pickle
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib import import_module
-from itertools import islice
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from threading import Thread
@@ -40,12 +39,14 @@ def spread(
     Args:
         task: picklable. Every process receives it once and keeps it, so what is costly to load belongs in attributes
             that fill at the first call.
-        engine: `local` for processes of this machine.
-        workers: how many items are worked on at a time; the processes share the GPUs, and the threads that this one
-            would use. With 1 the task runs in this very process. None: one process per GPU, or this one.
+        engine: `local` for this machine. `ray` for the cluster of RAY_ADDRESS or `ray start`, or else one of this
+            machine alone; shortlist and the files that the task names must be on every node.
+        workers: how many items are worked on at a time. On this machine, processes that share its GPUs and the threads
+            that this one would use; with 1 the task runs in this very process; None: one per GPU, or this process. On
+            Ray each has a GPU, or a share of the CPUs of a node; None: one per GPU, or per node.
 
     Raises:
-        UserError: an item has ended three processes, or there are no workers.
+        UserError: an item has ended three processes, there are no workers, or Ray is missing or does not answer.
         Exception: whatever the task raised, in whichever process.
     """
     if workers is not None and workers < 1:
@@ -144,6 +145,13 @@ class _Worker:
         self.item, self.deaths = item, 0
         self.place.send(item)
 
+    def draw(self, stream: Iterator[Any]) -> bool:
+        """Work at the next item; False where there is none."""
+        for item in stream:
+            self.give(item)
+            return True
+        return False
+
     def receive(self) -> bytes | None:
         """The answer; None where the place has died and the item was given to another.
 
@@ -158,7 +166,7 @@ class _Worker:
             if self.deaths == TRIES:
                 raise UserError(
                     f"the same piece of work ended {TRIES} processes ({died}). "
-                    "Memory is the usual reason: use fewer workers, or smaller pieces."
+                    "Where they were killed, memory is the usual reason: use fewer workers, or smaller pieces."
                 ) from None
         self.place = self.start()
         self.place.send(self.item)
@@ -170,7 +178,7 @@ def _drive(starts: Iterable[Callable[[], _Place]], items: Iterable[Any], wait: W
     stream = iter(items)
     workers: list[_Worker] = []
     try:
-        first = [(start, item) for start, item in zip(starts, stream, strict=False)]
+        first = list(zip(starts, stream, strict=False))
         workers.extend(_Worker(start) for start, _ in first)
         for worker, (_, item) in zip(workers, first, strict=True):  # all start by now: a large item waits for its place
             worker.give(item)
@@ -179,13 +187,11 @@ def _drive(starts: Iterable[Callable[[], _Place]], items: Iterable[Any], wait: W
             for pending in wait(list(busy)):
                 worker = busy.pop(pending)
                 answer = worker.receive()
-                # Before the yield, so that it works while the caller does.
-                more = [worker.give(item) for item in islice(stream, 1)] if answer else [None]
-                if more:
+                if answer is None or worker.draw(stream):  # before the yield, so that it works while the caller does
                     busy[worker.place.pending] = worker
                 else:
                     worker.place.end()
-                if answer:
+                if answer is not None:
                     yield _result(answer)
     finally:
         for worker in workers:
@@ -246,7 +252,8 @@ class _Actor:
         try:
             return self.ray.get(self.pending)
         except self.ray.exceptions.RayError as error:  # what the task raises comes as an answer
-            raise _DiedError(next(iter(str(error).splitlines()), type(error).__name__)) from None
+            # What matters is the first line, but the last where the worker could not even import its code.
+            raise _DiedError(str(error).splitlines()[-getattr(error, "actor_init_failed", False)]) from None
 
     def end(self) -> None:
         self.ray.kill(self.actor)
