@@ -5,7 +5,7 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib import import_module
@@ -30,7 +30,7 @@ TRIES = 3
 
 def spread(
     task: Callable[[T], R], items: Iterable[T], *, engine: Engine = "local", workers: int | None = None
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yield `task(item)` of every item, in the order in which they finish.
 
     Items are drawn as they are needed: at most `workers` are drawn and not yet yielded, and one more. Closing the
@@ -58,13 +58,15 @@ def spread(
     return (task(item) for item in items) if workers == 1 else _in_processes(task, items, workers, devices)
 
 
-def _in_processes(task: Callable[[T], R], items: Iterable[T], workers: int, devices: list[str]) -> Iterator[R]:
+def _in_processes(
+    task: Callable[[T], R], items: Iterable[T], workers: int, devices: list[str]
+) -> Generator[R, None, None]:
     pickled, threads = pickle.dumps(task), _threads(workers)
     places = [devices[number % len(devices)] if devices else None for number in range(workers)]
     return _drive([partial(_Process, device, pickled, threads) for device in places], items, wait)
 
 
-def _on_ray(ray: Any, task: Callable[[T], R], items: Iterable[T], workers: int | None) -> Iterator[R]:
+def _on_ray(ray: Any, task: Callable[[T], R], items: Iterable[T], workers: int | None) -> Generator[R, None, None]:
     with _cluster(ray):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         workers, cpus, gpus = _shares(nodes, workers)
@@ -173,7 +175,7 @@ class _Worker:
         return None
 
 
-def _drive(starts: Iterable[Callable[[], _Place]], items: Iterable[Any], wait: Wait) -> Iterator[Any]:
+def _drive(starts: Iterable[Callable[[], _Place]], items: Iterable[Any], wait: Wait) -> Generator[Any, None, None]:
     """Keep a worker busy for each way to start one; one that has no more to do makes room for the others."""
     stream = iter(items)
     workers: list[_Worker] = []

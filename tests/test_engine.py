@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import two_nodes
 
 from shortlist import engine
 from shortlist.engine import spread
@@ -229,27 +230,8 @@ def test_fewer_workers_than_one_are_refused(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head that works at nothing and two nodes of two CPUs, joined by this process."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the nodes find the tasks below
-        # A dead node is noticed within seconds.
-        config = {
-            "health_check_initial_delay_ms": 0,
-            "health_check_period_ms": 300,
-            "health_check_failure_threshold": 5,
-        }
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": config}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(2):
-            cluster.add_node(num_cpus=2)
-        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+    with two_nodes() as cluster:
         yield cluster
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @dataclass(frozen=True)

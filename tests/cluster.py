@@ -1,0 +1,33 @@
+"""A Ray cluster on this machine, with nodes that a test can kill."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A head that works at nothing and two nodes of two CPUs, joined by this process."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the nodes find the tests' tasks
+        # A dead node is noticed within seconds.
+        config = {
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 300,
+            "health_check_failure_threshold": 5,
+        }
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": config}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()

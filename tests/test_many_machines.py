@@ -1,0 +1,57 @@
+"""Encoding and searching on a cluster of two nodes: what one machine would write and find, also when a node dies."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster import two_nodes
+from tiny import DOCUMENTS, Tiny
+
+from shortlist import encode
+from shortlist.data.formats import write_corpus
+from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.models.checkpoint import load_retriever
+from shortlist.models.embed import embed_documents
+from shortlist.records import Document
+
+TEXTS = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(400)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with two_nodes() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> encode.Config:
+    folder = tmp_path_factory.mktemp("cluster")
+    write_corpus(folder / "c" / "corpus.jsonl", TEXTS)
+    (folder / "c" / "queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
+    return encode.Config(model=str(tiny.retriever), collection=str(folder / "c"), out=folder / "vectors", shard_size=10)
+
+
+def test_a_cluster_encodes_what_one_process_does_though_a_node_is_killed(
+    tiny: Tiny, config: encode.Config, cluster: Any, monkeypatch: pytest.MonkeyPatch
+):
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    written: list[int] = []
+    write = VectorWriter.write_shard
+
+    def kill_a_node_half_way(self: VectorWriter, number: int, *shard: Any) -> None:
+        written.append(number)
+        write(self, number, *shard)
+        if len(written) == 15:
+            cluster.remove_node(node, allow_graceful=False)
+
+    monkeypatch.setattr(VectorWriter, "write_shard", kill_a_node_half_way)
+    encode.run(replace(config, engine="ray"))
+    assert sorted(written) == list(range(40)) == finished_shards(config.out)
+    store = VectorReader(config.out)
+    assert list(store.doc_ids) == [document.doc_id for document in TEXTS]
+    exact = embed_documents(load_retriever(str(tiny.retriever)).eval(), TEXTS)
+    np.testing.assert_allclose(store.take(np.arange(400)), exact, atol=1e-6)
