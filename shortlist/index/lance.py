@@ -1,0 +1,323 @@
+"""Vectors in LanceDB (the extra `lance`), in a folder or on S3: any machine that can read the place can search them.
+
+An index called `vectors` is two tables: `vectors` (row, doc_id, shard, vector), and `vectors_order`, which is written
+last, at once: what the index was built from, and each row's place in corpus order where that is not the order of rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int
+
+from shortlist.data.vectors import DEAD, VectorReader
+from shortlist.errors import UserError
+from shortlist.progress import Advance
+from shortlist.records import Hit
+
+ROWS_AT_ONCE = 1000
+"""Vectors read from the store together."""
+QUERIES_AT_ONCE = 64
+RUNS_AT_ONCE = 500
+"""Stretches of rows that one deletion names."""
+PROBES = 32
+"""Lists of an approximate index that are searched."""
+REFINE = 10
+"""Candidates that are scored by their own vectors, in multiples of k."""
+MOST_TABLES = 1_000_000
+"""Tables of one LanceDB that are looked through for ours."""
+MOST_WORDS = 300
+"""Characters of a message of LanceDB that are passed on."""
+
+
+@final
+class LanceIndex:
+    """A LanceDB table of vectors, searched by inner product; made by `load` or `open`.
+
+    Attributes:
+        dim: numbers per vector.
+        num_docs: documents in the table.
+        shard_hashes: the shards it was loaded from, in row order; `VectorReader.beyond` says what they lack.
+        disk_bytes: size of the table and its index.
+        memory_bytes: what a search reads: the approximate index, or else every vector.
+    """
+
+    def __init__(self, place: "_Place", *, approximate: bool, probes: int, refine: int) -> None:
+        self._place, self.approximate, self.probes, self.refine = place, approximate, probes, refine
+        if not (place.has(place.order) and place.has(place.table)):
+            raise UserError(f"{place}: is not there or not finished; `shortlist index --kind lance` fills it.")
+        self._table, order = place.open(place.table), place.open(place.order)
+        self.dim: int = self._table.schema.field("vector").type.list_size
+        self.num_docs: int = self._table.count_rows()
+        self.shard_hashes: list[str] = _described(order)["shards"]
+        self._positions: Int[np.ndarray, " rows"] = order.to_arrow()["position"].to_numpy()
+        indices = [index for index in self._table.list_indices() if index.columns == ["vector"]]
+        if approximate and not indices:
+            raise UserError(f"{place}: has no approximate index: make it with `shortlist index`, or search exactly.")
+        index_bytes = sum(index.size_bytes or 0 for index in indices)
+        self.disk_bytes: int = self._table.stats()["total_bytes"] + index_bytes
+        self.memory_bytes: int = index_bytes if approximate else self.num_docs * self.dim * 4
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        uri: str,
+        table: str = "vectors",
+        approximate: bool = False,
+        probes: int = PROBES,
+        refine: int = REFINE,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> "LanceIndex":
+        """An index as it is at its place; the vector store is not needed.
+
+        Args:
+            uri: as in `load`.
+            table: its name.
+            approximate: search the approximate index instead of every vector.
+            probes: lists of it that are searched.
+            refine: candidates that are scored by their own vectors, in multiples of k.
+            storage_options: as in `load`.
+
+        Raises:
+            UserError: the place cannot be read, there is no such table, or no index where one is asked for.
+        """
+        with _plain_errors(uri):
+            return cls(_Place(uri, table, storage_options), approximate=approximate, probes=probes, refine=refine)
+
+    @classmethod
+    def load(
+        cls,
+        vectors: VectorReader,
+        *,
+        uri: str,
+        table: str = "vectors",
+        approximate: bool = False,
+        partitions: int | None = None,
+        sub_vectors: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
+        advance: Advance | None = None,
+    ) -> "LanceIndex":
+        """Make the table hold the documents of a store, whatever of them it holds already.
+
+        One commit for each shard, so that what was interrupted goes on from there. A store that has changed costs only
+        its changes. One process at a time may load a table.
+
+        Args:
+            uri: a folder, or `s3://bucket/path`; credentials come from the environment (AWS_ACCESS_KEY_ID, ...).
+            table: its name.
+            approximate: make an IVF-PQ index too.
+            partitions: its lists (None: chosen by LanceDB).
+            sub_vectors: bytes that it keeps of each vector (None: chosen by LanceDB, about dim / 16).
+            storage_options: what else the place takes, as LanceDB calls it: `endpoint`, `region`, `allow_http`.
+            advance: told of documents done.
+
+        Raises:
+            UserError: the place cannot be written, the table is another's or of another dimension.
+        """
+        with _plain_errors(uri):
+            place = _Place(uri, table, storage_options)
+            changed = _fill(place, vectors, advance)
+            if approximate:
+                _make_index(place.open(table), changed, partitions, sub_vectors)
+            return cls(place, approximate=approximate, probes=PROBES, refine=REFINE)
+
+    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+        """The at most k documents of each query with the greatest inner product, equal ones in corpus order.
+
+        Raises:
+            UserError: the queries have another dimension than the vectors, or the place cannot be read.
+        """
+        if queries.shape[1] != self.dim:
+            raise UserError(
+                f"queries have {queries.shape[1]} dimensions, the vectors of {self._place} {self.dim}: "
+                "encode both with the same model."
+            )
+        hits: list[list[Hit]] = []
+        wanted = min(k + 1, self.num_docs)
+        with _plain_errors(self._place.uri):
+            for start in range(0, len(queries) if k and wanted else 0, QUERIES_AT_ONCE):
+                some = np.asarray(queries[start : start + QUERIES_AT_ONCE], dtype=np.float32)
+                found = self._nearest(some, wanted)
+                hits += [self._rank(query, nearest, k) for query, nearest in zip(some, found, strict=True)]
+        return hits or [[] for _ in queries]
+
+    def _rank(self, query: Float[np.ndarray, " dim"], found: "_Nearest", k: int) -> list[Hit]:
+        """The k best; fetches more where the k-th place might be shared with documents that were not fetched."""
+        fetched = len(found.scores)
+        while not self.approximate and k < fetched < self.num_docs and found.scores[k - 1] == found.scores[-1]:
+            fetched = min(2 * fetched, self.num_docs)
+            found = self._nearest(query[None], fetched)[0]
+        places = found.rows
+        if len(self._positions):
+            places = self._positions[np.minimum(found.rows, len(self._positions) - 1)]
+        best = np.lexsort((places, -found.scores))[:k]
+        return [Hit(found.doc_ids[i], float(found.scores[i])) for i in best]
+
+    def _nearest(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list["_Nearest"]:
+        search = self._table.search(queries, vector_column_name="vector").distance_type("dot").limit(k)
+        if self.approximate:
+            search = search.nprobes(self.probes).refine_factor(self.refine)
+        else:
+            search = search.bypass_vector_index()
+        found = search.select(["row", "doc_id", "_distance"]).to_arrow()
+        asked = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found))
+        scores = 1 - found["_distance"].to_numpy()  # what LanceDB calls a distance is one minus the inner product
+        rows, doc_ids = found["row"].to_numpy(), np.asarray(found["doc_id"].to_pylist(), dtype=object)
+        each = [asked == i for i in range(len(queries))]
+        return [_Nearest(scores[mine], rows[mine], doc_ids[mine].tolist()) for mine in each]
+
+
+class _Nearest(NamedTuple):
+    """What a search has found for one query."""
+
+    scores: Float[np.ndarray, " found"]
+    rows: Int[np.ndarray, " found"]
+    doc_ids: list[str]
+
+
+@final
+class _Place:
+    """A LanceDB, and the names of an index's tables in it."""
+
+    def __init__(self, uri: str, table: str, storage_options: Mapping[str, str] | None) -> None:
+        try:
+            import lancedb
+        except ModuleNotFoundError:
+            raise UserError(
+                "lancedb is not installed: --kind lance needs it; pip install 'shortlist[lance]'."
+            ) from None
+        self.uri, self.table, self.order = uri, table, f"{table}_order"
+        self.connection: Any = lancedb.connect(uri, storage_options=dict(storage_options or {}))
+
+    def __str__(self) -> str:
+        return f"table {self.table} of {self.uri}"
+
+    def has(self, name: str) -> bool:
+        return name in self.connection.list_tables(limit=MOST_TABLES).tables
+
+    def open(self, name: str) -> Any:
+        return self.connection.open_table(name)
+
+    def make(self, dim: int) -> Any:
+        """The table, made if it is not there.
+
+        Raises:
+            UserError: it is another's or for other vectors.
+        """
+        wanted = _schema(dim)
+        if not self.has(self.table):
+            return self.connection.create_table(self.table, schema=wanted)
+        table = self.open(self.table)
+        if table.schema.names != wanted.names:
+            raise UserError(f"{self}: is there and was not made by shortlist; choose another name.")
+        if (found := table.schema.field("vector").type.list_size) != dim:
+            raise UserError(f"{self}: holds vectors of {found} dimensions, these have {dim}; choose another name.")
+        return table
+
+
+def _schema(dim: int) -> pa.Schema:
+    vector = pa.list_(pa.float32(), dim)
+    return pa.schema([("row", pa.int64()), ("doc_id", pa.string()), ("shard", pa.string()), ("vector", vector)])
+
+
+def _fill(place: _Place, vectors: VectorReader, advance: Advance | None) -> bool:
+    """Make the table hold just the living documents; whether it did not before."""
+    table, living = place.make(vectors.dim), vectors.positions_of(np.arange(vectors.num_rows)) != DEAD
+    held, gone = _survey(table, vectors)
+    if len(gone):
+        place.connection.drop_table(place.order, ignore_missing=True)  # until it is whole again, nobody may open it
+        _delete(table, gone)
+    for number, (start, stop) in enumerate(zip(vectors._starts[:-1], vectors._starts[1:], strict=True)):
+        missing = living & ~held
+        if missing[start:stop].any():
+            table.add(pa.RecordBatchReader.from_batches(_schema(vectors.dim), _read(vectors, number, missing)))
+        if advance is not None:
+            advance(int(living[start:stop].sum()))
+    _write_order(place, vectors, living)
+    return bool(len(gone)) or not held[living].all()
+
+
+def _survey(table: Any, vectors: VectorReader) -> tuple[Bool[np.ndarray, " rows"], Int[np.ndarray, " gone"]]:
+    """Which rows of the store the table holds, and which rows in it are another's, dead, renamed or there twice."""
+    count, gone = np.zeros(vectors.num_rows, dtype=np.int64), [np.empty(0, dtype=np.int64)]
+    doc_ids, hashes = vectors.doc_ids, vectors.shard_hashes
+    for batch in table.search().select(["row", "doc_id", "shard"]).to_batches():
+        rows = batch["row"].to_numpy()
+        inside = np.minimum(rows, vectors.num_rows - 1)
+        positions, shards = vectors.positions_of(inside), np.searchsorted(vectors._starts, inside, side="right") - 1
+        told = zip(batch["doc_id"].to_pylist(), batch["shard"].to_pylist(), strict=True)
+        ours = zip(positions.tolist(), shards.tolist(), strict=True)
+        good = rows == inside
+        good &= [
+            position != DEAD and (doc_ids[position], hashes[shard]) == names
+            for (position, shard), names in zip(ours, told, strict=True)
+        ]
+        np.add.at(count, rows[good], 1)
+        gone.append(rows[~good])
+    bad = np.unique(np.concatenate([*gone, np.flatnonzero(count > 1)]))
+    held = count == 1
+    held[bad[bad < vectors.num_rows]] = False
+    return held, bad
+
+
+def _delete(table: Any, rows: Int[np.ndarray, " rows"]) -> None:
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    for start in range(0, len(runs), RUNS_AT_ONCE):
+        some = runs[start : start + RUNS_AT_ONCE]
+        table.delete(" OR ".join(f"(row >= {run[0]} AND row <= {run[-1]})" for run in some))
+
+
+def _read(vectors: VectorReader, number: int, wanted: Bool[np.ndarray, " rows"]) -> Iterator[pa.RecordBatch]:
+    """Yield those rows of a shard that are wanted."""
+    for block in vectors.blocks(ROWS_AT_ONCE, shards=[number], release=True):
+        keep = wanted[block.rows.numpy()]
+        floats = block.float32().numpy()[keep]
+        doc_ids = [vectors.doc_ids[i] for i in block.positions.numpy()[keep].tolist()]
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(floats.reshape(-1)), vectors.dim)
+        columns = [pa.array(block.rows.numpy()[keep]), pa.array(doc_ids, pa.string()), lists]
+        columns.insert(2, pa.array([vectors.shard_hashes[number]] * len(doc_ids), pa.string()))
+        yield pa.record_batch(columns, schema=_schema(vectors.dim))
+
+
+def _write_order(place: _Place, vectors: VectorReader, living: Bool[np.ndarray, " rows"]) -> None:
+    """Say that the table is whole, unless that has been said already."""
+    positions = vectors.positions_of(np.arange(vectors.num_rows))
+    if (np.diff(positions[living]) > 0).all():
+        positions = positions[:0]
+    digest = hashlib.sha256(np.ascontiguousarray(positions).tobytes()).hexdigest()
+    description = {"shards": vectors.shard_hashes, "positions": digest}
+    if place.has(place.order) and _described(place.open(place.order)) == description:
+        return
+    schema = pa.schema([("position", pa.int64())], metadata={"shortlist": json.dumps(description)})
+    place.connection.create_table(place.order, pa.table([positions], schema=schema), mode="overwrite")
+
+
+def _described(order: Any) -> dict[str, Any]:
+    return json.loads((order.schema.metadata or {}).get(b"shortlist", b'{"shards": []}'))
+
+
+def _make_index(table: Any, changed: bool, partitions: int | None, sub_vectors: int | None) -> None:
+    """Make the approximate index where there is none or another is asked for, else put what is new into it."""
+    from lancedb.index import IvfPq
+
+    there = any(index.columns == ["vector"] for index in table.list_indices())
+    if partitions or sub_vectors or not there:
+        config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=sub_vectors)
+        table.create_index("vector", config=config)
+    elif changed:
+        table.optimize()
+
+
+@contextmanager
+def _plain_errors(uri: str) -> Iterator[None]:
+    """Turn what LanceDB says into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"LanceDB at {uri}: {words[:MOST_WORDS]}{' ...' if len(words) > MOST_WORDS else ''}") from None
