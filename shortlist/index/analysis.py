@@ -29,7 +29,8 @@ STOP_WORDS = frozenset(
         "that the their then there these they this to was will with"
     )
 )
-_PORTER = Stemmer.Stemmer("porter")
+_NO_CACHE = 0  # PyStemmer sorts its cache to make room: with the rare words of a large corpus, 5 times as slow as none
+_PORTER = Stemmer.Stemmer("porter", _NO_CACHE)
 LANGUAGES = (
     *("danish", "dutch", "french", "german", "italian", "norwegian", "portuguese", "russian", "spanish", "swedish"),
     *("turkish", "catalan", "finnish", "greek", "hungarian", "romanian"),
@@ -71,7 +72,7 @@ def snowball(language: str) -> Analyser:
     https://snowballstem.org
     """
     stop_words = frozenset(getattr(stopwords, f"STOPWORDS_{language.upper()}", ()))
-    return partial(_snowball, Stemmer.Stemmer(language), stop_words, language == "turkish")
+    return partial(_snowball, Stemmer.Stemmer(language, _NO_CACHE), stop_words, language == "turkish")
 
 
 def _snowball(stemmer: Stemmer.Stemmer, stop_words: frozenset[str], dotless: bool, text: str) -> list[str]:

@@ -20,7 +20,8 @@ from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.records import Document, Hit, Query, Run
 
 WEIGHTS, DOCUMENTS, STARTS = (f"{name}.csc.index.npy" for name in ("data", "indices", "indptr"))
-FILES = (WEIGHTS, DOCUMENTS, STARTS, "vocab.index.json", "params.index.json", "doc_ids.txt", "index.json")
+VOCABULARY = "vocab.index.json"
+FILES = (WEIGHTS, DOCUMENTS, STARTS, VOCABULARY, "params.index.json", "doc_ids.txt", "index.json")
 """Of a saved index: bm25s's own, a document id per line, and, written last, what marks the folder as a whole index."""
 
 
@@ -75,11 +76,8 @@ class BM25Index:
             return index
         with _new_index(folder, analyser) as work:
             postings = PostingsSorter(work)
-            with atomic_write(folder / "doc_ids.txt") as file:
-                vocabulary = _read(documents, analyse, postings, file)
-            scores = bm25s.BM25(k1=k1, b=b, method="lucene")
-            scores.vocab_dict = vocabulary
-            _write_scores(folder, scores, postings)
+            _read(documents, analyse, postings, folder)
+            _write_scores(folder, bm25s.BM25(k1=k1, b=b, method="lucene"), postings)
         return cls.load(folder)
 
     def save(self, folder: Path) -> None:
@@ -100,7 +98,9 @@ class BM25Index:
         """
         try:
             settings = json.loads((folder / "index.json").read_text("utf-8"))
-            scores = bm25s.BM25.load(folder, mmap=True, allow_pickle=False, show_progress=False)
+            # With its vocabulary bm25s would keep a set of all numbers in it, which nothing here reads.
+            scores = bm25s.BM25.load(folder, mmap=True, load_vocab=False, allow_pickle=False, show_progress=False)
+            scores.vocab_dict = json.loads((folder / VOCABULARY).read_text("utf-8"))
             lines = np.memmap(folder / "doc_ids.txt", np.uint8, mode="r", shape=(settings["id_bytes"],))
             doc_ids = DocIds([np.asarray(lines)], [scores.scores["num_docs"]])
             analyser = settings["analyser"]
@@ -110,7 +110,6 @@ class BM25Index:
         _find(analyser)
         for name in ("data", "indices", "indptr"):
             scores.scores[name] = np.asarray(scores.scores[name])  # the same map; np.memmap is slow to slice
-        scores.unique_token_ids_set = set()  # as large as the vocabulary, and nothing that we call reads it
         return cls(scores, doc_ids, analyser, folder)
 
     def search(self, queries: list[Query], k: int) -> Run:
@@ -140,32 +139,34 @@ def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
         shutil.rmtree(work)
 
 
-def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSorter, ids: IO[str]) -> dict[str, int]:
-    """Take in the corpus: postings and document ids go to disk, the vocabulary comes back."""
+def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSorter, folder: Path) -> None:
+    """Take in the corpus, and write its document ids and its vocabulary."""
     vocabulary: dict[str, int] = {}
-    for document in documents:
-        if "\n" in document.doc_id:
-            raise UserError(
-                f"document id {document.doc_id!r} holds a line end; ids are stored one per line, rename it."
-            )
-        ids.write(f"{document.doc_id}\n")
-        words = analyse(f"{document.title} {document.text}")
-        postings.add([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+    with atomic_write(folder / "doc_ids.txt") as file:
+        for document in documents:
+            if "\n" in document.doc_id:
+                raise UserError(
+                    f"document id {document.doc_id!r} holds a line end; ids are stored one per line, rename it."
+                )
+            file.write(f"{document.doc_id}\n")
+            words = analyse(f"{document.title} {document.text}")
+            postings.add([vocabulary.setdefault(word, len(vocabulary)) for word in words])
     if not vocabulary:
         raise UserError(
             f"the {len(postings.lengths)} documents of the corpus hold no word to index; expected some text."
         )
-    return vocabulary
+    with atomic_write(folder / VOCABULARY) as file:
+        json.dump(vocabulary, file, ensure_ascii=False)  # word by word, where json.dumps would hold it all twice
 
 
 def _write_scores(folder: Path, scores: bm25s.BM25, postings: PostingsSorter) -> None:
-    """Write what bm25s would have written, its two long arrays a part at a time."""
+    """Write what bm25s would have written besides the vocabulary, its two long arrays a part at a time."""
     frequencies, lengths = postings.frequencies(), postings.lengths
     starts = np.concatenate([[0], np.cumsum(frequencies)])
     empty = np.zeros(0, dtype=np.float32)
-    scores.nonoccurrence_array = None
+    scores.vocab_dict, scores.nonoccurrence_array = {}, None
     scores.scores = {"data": empty, "indices": empty, "indptr": starts, "num_docs": len(lengths)}
-    scores.save(folder, show_progress=False)
+    scores.save(folder, vocab_name=".postings/no-vocabulary.json", show_progress=False)
     rarities = rarity(frequencies, len(lengths))
     penalties = length_penalty(lengths, k1=scores.k1, b=scores.b)
     with (

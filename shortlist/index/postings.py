@@ -77,7 +77,7 @@ class PostingsSorter:
             if sum(count for *_, count in spans) <= BLOCK_TOKENS:
                 yield self._merge(spans)
             else:  # a single word, whose documents come in the order of the blocks
-                yield from (self._merge([span]) for span in spans if span[-1])
+                yield from (self._merge([span]) for span in spans)
 
     def _merge(self, spans: Sequence[tuple[int, int, int]]) -> Postings:
         """Postings of several blocks in order; a span is a block, its first posting, how many."""

@@ -38,5 +38,4 @@ def bm25(
         rarities: the word's `rarity`.
         penalties: the document's `length_penalty`.
     """
-    held = counts.astype(np.float32)
-    return (rarities * (held / (penalties + held))).astype(np.float32)
+    return (rarities * (counts / (penalties + counts))).astype(np.float32)
