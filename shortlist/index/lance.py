@@ -291,10 +291,13 @@ def _write_order(place: _Place, vectors: VectorReader, living: Bool[np.ndarray, 
         positions = positions[:0]
     digest = hashlib.sha256(np.ascontiguousarray(positions).tobytes()).hexdigest()
     description = {"shards": vectors.shard_hashes, "positions": digest}
-    if place.has(place.order) and _described(place.open(place.order)) == description:
+    there = place.has(place.order)
+    if there and _described(place.open(place.order)) == description:
         return
     schema = pa.schema([("position", pa.int64())], metadata={"shortlist": json.dumps(description)})
-    place.connection.create_table(place.order, pa.table([positions], schema=schema), mode="overwrite")
+    place.connection.create_table(
+        place.order, pa.table([positions], schema=schema), mode="overwrite" if there else "create"
+    )
 
 
 def _described(order: Any) -> dict[str, Any]:

@@ -158,6 +158,13 @@ def test_an_update_that_is_interrupted_is_not_opened_and_goes_on(uri, store, mon
     check(LanceIndex.load(encode(store.folder, changed), uri=uri), changed)
 
 
+def test_a_store_encoded_anew_takes_the_place_of_the_old_one(uri, tmp_path, store):
+    LanceIndex.load(store, uri=uri)
+    anew = {doc_id: 2 - vector for doc_id, vector in list(CORPUS.items())[:220]}
+    index = LanceIndex.load(encode(tmp_path / "new", anew), uri=uri)
+    assert index.find(QUERIES, 250) == best(anew, QUERIES, 250)
+
+
 def test_documents_that_only_changed_their_names_are_renamed(uri, store):
     """After the compaction the shard holds the same vectors in the same rows as before, of other documents."""
     LanceIndex.load(store, uri=uri)

@@ -77,6 +77,15 @@ def test_approximate_search_uses_the_hnsw_index_and_exact_search_does_not(dsn, t
     assert scans(ask, table, lambda _, by_row: by_row >= 10)[0] == by_index
 
 
+def test_the_hnsw_index_is_used_where_the_server_would_think_it_not_worth_while(dsn, tmp_path, ask, table):
+    index = PgVectorIndex.load(
+        encode(tmp_path, dict(list(CORPUS.items())[:20])), dsn=dsn, table=table, approximate=True
+    )
+    assert [len(hits) for hits in index.find(QUERIES, 15)] == [15] * 5
+    index.close()
+    assert scans(ask, table, lambda by_index, _: by_index >= 5)
+
+
 def scans(ask, table, enough):
     """How often the HNSW index and the table have been read, which the server writes down a moment later."""
     deadline = time.monotonic() + 20
@@ -158,6 +167,13 @@ def check(index, corpus):
         assert recall(index, corpus, QUERIES, 249) > 0.9
     else:
         assert index.find(QUERIES, 249) == best(corpus, QUERIES, 249)
+
+
+def test_a_store_encoded_anew_takes_the_place_of_the_old_one(dsn, tmp_path, table):
+    PgVectorIndex.load(encode(tmp_path / "old", CORPUS), dsn=dsn, table=table)
+    anew = {doc_id: 2 - vector for doc_id, vector in list(CORPUS.items())[:220]}
+    index = PgVectorIndex.load(encode(tmp_path / "new", anew), dsn=dsn, table=table)
+    assert index.find(QUERIES, 250) == best(anew, QUERIES, 250)
 
 
 def test_documents_that_only_changed_their_names_are_renamed(dsn, tmp_path, table):
