@@ -203,7 +203,7 @@ def pooled_states(
         options["attention_mask"] = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
     with last_mlp_only_at(model, lengths - 1) if pooling == "last" else nullcontext():
         hidden = model(input_ids=token_ids, **options).last_hidden_state
-    return POOLINGS[pooling](hidden, lengths)
+    return POOLINGS[pooling](hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer gives that position alone
 
 
 @dataclass(frozen=True)

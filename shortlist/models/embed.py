@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int32
 
-from shortlist.models.linear import pack_linears, packing_pays
-from shortlist.models.quantized import quantize_linears
+from shortlist.models.backbone import is_causal
+from shortlist.models.fused import fuse_layers
+from shortlist.models.linear import PackedLinear, pack_linears, packing_is_right, packing_pays
+from shortlist.models.quantized import Int8Linear, quantize_linears
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
@@ -56,14 +58,18 @@ def for_inference(
     """
     device = device or pick_device()
     model.eval().requires_grad_(False).to(device)
-    narrow = precision == "bf16" or (precision == "int8" and device.type != "cpu")
-    for parameter in model.backbone.parameters():  # not the buffers: rotations rounded to bfloat16 turn too far
+    backbone, on_cpu = model.backbone, device.type == "cpu"
+    dtype = torch.bfloat16 if precision == "bf16" or (precision == "int8" and not on_cpu) else torch.float32
+    pack = on_cpu and precision != "int8" and (packing_pays() if packed is None else packed) and packing_is_right(dtype)
+    if is_causal(backbone) and (pack or (on_cpu and precision == "int8")):
+        fuse_layers(backbone, PackedLinear if pack else Int8Linear, dtype)
+    for parameter in backbone.parameters():  # not the buffers: rotations rounded to bfloat16 turn too far
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.bfloat16 if narrow else torch.float32)
-    if precision == "int8":
-        quantize_linears(model.backbone)
-    elif precision == "fp32" and device.type == "cpu" and (packing_pays() if packed is None else packed):
-        pack_linears(model)
+            parameter.data = parameter.data.to(dtype)
+    if pack:
+        pack_linears(backbone)
+    elif precision == "int8":
+        quantize_linears(backbone)
 
 
 def run_model(

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import TypeGuard, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -20,8 +21,45 @@ ACTIVATIONS = {"SiLU": "swish", "SiLUActivation": "swish"}
 """Class of an activation -> oneDNN's name for it."""
 
 
+EXACTNESS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+"""How far a stand-in may be from what it stands in for, as a share of the largest number: a few roundings."""
+
+
+@runtime_checkable
+class FusibleLinear(Protocol):
+    """A linear that does what stands next to it as well: activation(x W^T + bias) * times + add."""
+
+    def __call__(self, x: Tensor, *, times: Tensor | None = None, add: Tensor | None = None) -> Tensor: ...
+
+
+MakesLinear = Callable[..., FusibleLinear]
+"""Called with an nn.Linear and, where it has one, the name of an activation."""
+
+
+class PlainLinear(nn.Module):
+    """The definition: PyTorch's own operators, one after another."""
+
+    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        self.linear, self.activation = linear, activation
+
+    def forward(
+        self, x: Float[Tensor, "*rows in"], *, times: Tensor | None = None, add: Tensor | None = None
+    ) -> Float[Tensor, "*rows out"]:
+        return finish(self.linear(x), self.activation, times=times, add=add)
+
+
+def finish(
+    x: Float[Tensor, "*rows out"], activation: str, *, times: Tensor | None = None, add: Tensor | None = None
+) -> Float[Tensor, "*rows out"]:
+    """activation(x) * times + add, in place."""
+    x = F.silu(x, inplace=True) if activation == "swish" else x
+    x = x if times is None else x.mul_(times)
+    return x if add is None else x.add_(add)
+
+
 class PackedLinear(nn.Module):
-    """A float32 nn.Linear whose weight only oneDNN can read: no gradient, no state dict, no change of device."""
+    """An nn.Linear whose weight only oneDNN can read: no gradient, no state dict, no change of device."""
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
@@ -30,10 +68,16 @@ class PackedLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.packed = _pack(linear.weight)
 
-    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+    def forward(
+        self, x: Float[Tensor, "*rows in"], *, times: Tensor | None = None, add: Tensor | None = None
+    ) -> Float[Tensor, "*rows out"]:
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("packed linears have no gradient, and PyTorch would only warn; run under no_grad.")
-        return _multiply(x, self.packed, self.bias, self.activation)
+        if self.activation != "none" or (times is None and add is None):
+            return finish(_multiply(x, self.packed, self.bias, self.activation), "none", times=times, add=add)
+        if times is None:
+            return _multiply_and("add", add, x, self.packed, self.bias)
+        return finish(_multiply_and("mul", times, x, self.packed, self.bias), "none", add=add)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, activation={self.activation}"
@@ -49,14 +93,14 @@ class PackedGatedMLP(nn.Module):
         self.down_proj = PackedLinear(down)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        return self.down_proj(_multiply_by(self.gate_proj(x), x, self.up_proj.packed, self.up_proj.bias))
+        return self.down_proj(self.up_proj(x, times=self.gate_proj(x)))
 
 
 def pack_linears(model: nn.Module) -> int:
     """Replace the linears of a model on the CPU by faster ones that give the same results to rounding.
 
     For inference only, and last: merge adapters, choose dtype and device before. Nothing is replaced on a GPU, in
-    another dtype than float32, or where oneDNN is missing or wrong. The original weights are let go.
+    another dtype than float32 and bfloat16, or where oneDNN is missing or wrong. The original weights are let go.
 
     Returns:
         Number of linears replaced.
@@ -78,9 +122,9 @@ def _packable(module: nn.Module | None) -> TypeGuard[nn.Linear]:
     return (
         type(module) is nn.Linear  # subclasses are quantised, or compute something else
         and module.weight.device.type == "cpu"
-        and module.weight.dtype == torch.float32  # in bf16 F.linear calls oneDNN already: measured 0.96-1.08x
+        and module.weight.dtype in EXACTNESS
         and min(module.weight.shape) >= MIN_FEATURES
-        and packing_is_right()
+        and packing_is_right(module.weight.dtype)
     )
 
 
@@ -91,48 +135,50 @@ def _fuse(module: nn.Module) -> PackedGatedMLP | None:
     activation = ACTIVATIONS.get(type(children.get("act_fn")).__name__)
     if not (activation and len(children) == 4 and _packable(gate) and _packable(up) and _packable(down)):
         return None
-    sample = torch.randn(8, gate.in_features, generator=torch.Generator().manual_seed(0))
-    return _stand_in(module, partial(PackedGatedMLP, gate, up, down, activation), sample)
+    sample = torch.randn(8, gate.in_features, generator=torch.Generator().manual_seed(0)).to(gate.weight.dtype)
+    return stand_in(module, partial(PackedGatedMLP, gate, up, down, activation), sample)
 
 
 @cache
-def packing_is_right() -> bool:
-    """Whether oneDNN's private operators are there and give what F.linear gives; looked at once per process."""
-    return _packed_sample() is not None
+def packing_is_right(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether oneDNN's private operators are there and give what PyTorch's own give; looked at once per process."""
+    plain, x = _sample(dtype)
+    forms = [("none", {}), ("swish", {}), ("none", {"times": x}), ("none", {"add": x})]
+    return all(
+        stand_in(PlainLinear(plain, activation), partial(PackedLinear, plain, activation), x, **options)
+        for activation, options in forms
+    )
 
 
 @cache
 def packing_pays() -> bool:
     """Whether packed linears are right and faster here: measured once per process, in about 50 ms."""
-    sample = _packed_sample()
-    if sample is None:
+    if not packing_is_right():
         return False
-    plain_seconds, packed_seconds = _fastest(sample, repeats=12)
+    plain, x = _sample(torch.float32)
+    plain_seconds, packed_seconds = _fastest([partial(plain, x), partial(PackedLinear(plain), x)], repeats=12)
     return packed_seconds < 0.9 * plain_seconds
 
 
-def _packed_sample() -> list[Callable[[], Tensor]] | None:
-    """A product as F.linear and as a packed linear compute it, if they agree."""
+def _sample(dtype: torch.dtype) -> tuple[nn.Linear, Tensor]:
     generator = torch.Generator().manual_seed(0)  # leaves the caller's random numbers alone
     plain = nn.Linear(512, 512, bias=False, device="meta")
-    plain.weight = nn.Parameter(torch.randn(512, 512, generator=generator), requires_grad=False)
-    x = torch.randn(512, 512, generator=generator)
-    packed = _stand_in(plain, partial(PackedLinear, plain), x)
-    return packed and [partial(plain, x), partial(packed, x)]
+    plain.weight = nn.Parameter(torch.randn(512, 512, generator=generator).to(dtype), requires_grad=False)
+    return plain, torch.randn(512, 512, generator=generator).to(dtype)
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def _stand_in(module: nn.Module, make: Callable[[], M], x: Tensor) -> M | None:
+def stand_in(module: nn.Module, make: Callable[[], M], x: Tensor, **options: Any) -> M | None:
     """What `make` builds, if it gives what the module gives for x, but for the order of the sums."""
     try:
         with torch.no_grad():
             replacement = make()
-            expected, actual = module(x), replacement(x)
+            expected, actual = module(x, **options), replacement(x, **options)
+            same = (actual - expected).abs().max() <= EXACTNESS[expected.dtype] * expected.abs().max()
     except (AttributeError, RuntimeError, TypeError):  # private operators: absent, or changed since
         return None
-    same = (actual - expected).abs().max() <= 64 * torch.finfo(expected.dtype).eps * expected.abs().max()
     return replacement if same else None
 
 
@@ -155,8 +201,8 @@ def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "")
 
 
-def _multiply_by(other: Tensor, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, bias, "mul")
+def _multiply_and(operation: str, other: Tensor | None, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, bias, operation)
 
 
 @contextmanager
@@ -167,7 +213,14 @@ def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iter
     have been, and so are the gradients that come from them; states elsewhere mean nothing. Does nothing for a model
     without `layers[-1].mlp`, or whose layers are checkpointed while it trains: they run again when this is over.
     """
-    layer = next(iter(reversed(getattr(model, "layers", None) or [])), None)
+    layer: Any = next(iter(reversed(getattr(model, "layers", None) or [])), None)
+    if hasattr(layer, "only_at"):  # a fused layer
+        layer.only_at = positions
+        try:
+            yield
+        finally:
+            layer.only_at = None
+        return
     mlp, projection = getattr(layer, "mlp", None), getattr(getattr(layer, "self_attn", None), "o_proj", None)
     if mlp is None or (model.training and getattr(layer, "gradient_checkpointing", False)):
         yield

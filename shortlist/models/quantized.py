@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor, nn
 
-from shortlist.models.linear import MIN_FEATURES
+from shortlist.models.linear import MIN_FEATURES, finish
 
 LEVELS = 127
 """Largest integer a number is rounded to; -128 is not used, so that plus and minus are alike."""
@@ -29,8 +29,9 @@ class Int8Linear(nn.Module):
     scales: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
+        self.activation = activation
         self.in_features, self.out_features = linear.in_features, linear.out_features
         integers, scales = to_int8(linear.weight.detach().float())
         self.register_buffer("integers", integers)
@@ -38,11 +39,14 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
         self.weight = linear.weight.detach().to("meta")  # some models ask a layer's weight for its dtype
 
-    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+    def forward(
+        self, x: Float[Tensor, "*rows in"], *, times: Tensor | None = None, add: Tensor | None = None
+    ) -> Float[Tensor, "*rows out"]:
         rows, scales = to_int8(x.reshape(-1, self.in_features))
         sums = int8_product(rows, self.integers)
         out = sums.to(scales.dtype).mul_(scales).mul_(self.scales).view(*x.shape[:-1], self.out_features).to(x.dtype)
-        return out if self.bias is None else out.add_(self.bias)
+        out = out if self.bias is None else out.add_(self.bias)
+        return finish(out, self.activation, times=times, add=add)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
@@ -66,9 +70,9 @@ def quantize_linears(model: nn.Module) -> int:
 
 def to_int8(x: Float[Tensor, "rows dim"]) -> tuple[Int8[Tensor, "rows dim"], Float[Tensor, "rows 1"]]:
     """Integers from -127 to 127 and a float32 scale per row, whose product is x to half a scale."""
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
+    largest = x.abs().amax(-1, keepdim=True).float()
     scales = largest.clamp_min_(torch.finfo(torch.float32).tiny * LEVELS).div_(LEVELS)
-    return (x / scales).round_().to(torch.int8), scales
+    return torch.mul(x, scales.reciprocal()).round_().to(torch.int8), scales
 
 
 def int8_product(x: Int8[Tensor, "rows in"], weight: Int8[Tensor, "out in"]) -> Int32[Tensor, "rows out"]:

@@ -8,7 +8,7 @@ from samples import DOCUMENTS, PAIRS, QUERIES
 from torch import nn
 from transformers import AutoModel, LlamaForSequenceClassification
 
-from shortlist.models import embed, linear
+from shortlist.models import embed
 from shortlist.models.checkpoint import load_reranker, load_retriever, reranker_to_train, retriever_to_train, save_model
 from shortlist.models.embed import (
     Precision,
@@ -103,7 +103,7 @@ def test_linears_are_packed_as_told_or_where_that_pays(
 def test_being_told_to_pack_changes_nothing_where_the_private_operators_fail(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(linear, "packing_is_right", lambda: False)
+    monkeypatch.setattr(embed, "packing_is_right", lambda dtype: False)
     retriever = retriever_to_train(str(llama), None)
     expected = embed_documents(retriever, DOCUMENTS)
     for_inference(retriever, torch.device("cpu"), packed=True)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from shortlist.models import linear
-from shortlist.models.linear import PackedGatedMLP, PackedLinear, last_mlp_only_at, pack_linears
+from shortlist.models.linear import PackedGatedMLP, PackedLinear, PlainLinear, last_mlp_only_at, pack_linears
 
 packable = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN linears"
@@ -39,6 +39,33 @@ def test_a_packed_linear_equals_f_linear_for_any_number_of_rows(bias):
     for rows in (0, 1, 2, 7, 64, 513, 2048):
         x = torch.randn(rows, 96)
         torch.testing.assert_close(packed(x), F.linear(x, plain.weight, plain.bias), atol=1e-5, rtol=0)
+
+
+@packable
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["none", "swish"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_linear_does_what_stands_next_to_it(dtype, activation, bias):
+    torch.manual_seed(0)
+    plain = nn.Linear(96, 160, bias=bias).requires_grad_(False).to(dtype)
+    x, times, add = (torch.randn(2, 5, size).to(dtype) for size in (96, 160, 160))
+    product = F.linear(x, plain.weight, plain.bias).float()
+    product = F.silu(product) if activation == "swish" else product
+    atol = 1e-5 if dtype == torch.float32 else 0.05
+    for layer in (PackedLinear(plain, activation), PlainLinear(plain, activation)):
+        torch.testing.assert_close(layer(x).float(), product, atol=atol, rtol=0)
+        torch.testing.assert_close(layer(x, times=times).float(), product * times, atol=atol, rtol=0)
+        torch.testing.assert_close(layer(x, add=add).float(), product + add, atol=atol, rtol=0)
+        torch.testing.assert_close(layer(x, times=times, add=add).float(), product * times + add, atol=atol, rtol=0)
+
+
+@packable
+def test_packing_in_bf16_is_as_close_as_bf16_itself():
+    model = tiny_llama().float()
+    exact = states(model, IDS)
+    plain = states(model.bfloat16(), IDS)
+    assert pack_linears(model) == 14
+    assert (states(model, IDS) - exact).norm() < 1.2 * (plain - exact).norm()
 
 
 @packable
@@ -117,7 +144,7 @@ def test_heads_subclasses_and_other_dtypes_stay_as_they_are():
     class Special(nn.Linear):
         pass
 
-    model = nn.Sequential(nn.Linear(128, 1), nn.Linear(128, 16), Special(128, 128), nn.Linear(128, 128).bfloat16())
+    model = nn.Sequential(nn.Linear(128, 1), nn.Linear(128, 16), Special(128, 128), nn.Linear(128, 128).double())
     assert pack_linears(model) == 0
 
 
@@ -130,16 +157,6 @@ def test_packing_twice_is_packing_once():
     assert dict(model.named_modules()) == once
 
 
-@packable
-def test_a_gated_mlp_is_packed_but_not_fused_where_the_fused_operator_fails(monkeypatch):
-    monkeypatch.setattr(linear, "_multiply_by", broken)
-    model = tiny_llama()
-    expected = states(model, IDS)
-    assert pack_linears(model) == 14
-    assert not any(isinstance(module, PackedGatedMLP) for module in model.modules())
-    torch.testing.assert_close(states(model, IDS), expected, atol=1e-5, rtol=0)
-
-
 def broken(*_):
     raise RuntimeError("operator changed")
 
@@ -148,13 +165,14 @@ def missing(*_):
     raise AttributeError("no such operator")
 
 
-def wrong(x, *_):
-    return torch.zeros(*x.shape[:-1], 512)
+def wrong(*_):
+    return torch.zeros(512, 512)
 
 
+@pytest.mark.parametrize("name", ["_multiply", "_multiply_and"])
 @pytest.mark.parametrize("operator", [broken, missing, wrong])
-def test_nothing_is_replaced_where_the_private_operators_fail(monkeypatch, operator):
-    monkeypatch.setattr(linear, "_multiply", operator)
+def test_nothing_is_replaced_where_the_private_operators_fail(monkeypatch, name, operator):
+    monkeypatch.setattr(linear, name, operator)
     linear.packing_is_right.cache_clear()
     linear.packing_pays.cache_clear()
     model = tiny_llama()
