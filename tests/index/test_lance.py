@@ -132,6 +132,8 @@ def test_a_store_that_has_changed_costs_only_its_changes(uri, tmp_path, store, r
     check(index, CORPUS)
     compact(store.folder, 60)
     check(LanceIndex.load(encode(store.folder, CORPUS), uri=uri, approximate=approximate), CORPUS)
+    for built in lancedb.connect(uri).open_table("vectors").list_indices():
+        assert (built.num_indexed_rows, built.num_unindexed_rows) == (250, 0)
 
 
 def check(index, corpus):
