@@ -308,8 +308,9 @@ def _make_index(table: Any, changed: bool, partitions: int | None, sub_vectors: 
     """Make the approximate index where there is none or another is asked for, else put what is new into it."""
     from lancedb.index import IvfPq
 
-    there = any(index.columns == ["vector"] for index in table.list_indices())
-    if partitions or sub_vectors or not there:
+    there = [index for index in table.list_indices() if index.columns == ["vector"]]
+    outgrown = any(index.num_unindexed_rows > index.num_indexed_rows for index in there)  # its lists suit other vectors
+    if partitions or sub_vectors or outgrown or not there:
         config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=sub_vectors)
         table.create_index("vector", config=config)
     elif changed:
