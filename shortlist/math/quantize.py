@@ -1,10 +1,16 @@
 """Vectors as small integers: each row of 8-bit integers with the factor that brings them back."""
 
+from functools import cache
+
 import torch
-from jaxtyping import Float, Int8
+import torch.nn.functional as F
+from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
 LARGEST = 127
+
+CUDA_ROWS, CUDA_STEP = 32, 8
+"""On a GPU the integer product takes at least so many rows (PyTorch asks for 17), and numbers in multiples of 8."""
 
 
 def to_int8(vectors: Float[Tensor, "rows dim"]) -> tuple[Int8[Tensor, "rows dim"], Float[Tensor, " rows"]]:
@@ -21,3 +27,32 @@ def to_int8(vectors: Float[Tensor, "rows dim"]) -> tuple[Int8[Tensor, "rows dim"
 def from_int8(rows: Int8[Tensor, "rows dim"], scales: Float[Tensor, " rows"]) -> Float[Tensor, "rows dim"]:
     """The rows that `to_int8` rounded."""
     return rows.float() * scales[:, None]
+
+
+def int8_product(x: Int8[Tensor, "rows dim"], weight: Int8[Tensor, "out dim"]) -> Int32[Tensor, "rows out"]:
+    """x W^T, exactly: by the processor's own integer product, or slowly where it has none for these shapes."""
+    if not _has_int8_product(x.device.type):
+        return _slow_product(x, weight)
+    if not x.is_cuda:
+        return torch.ops.aten._int_mm(x, weight.T)
+    if x.shape[1] % CUDA_STEP:
+        return _slow_product(x, weight)
+    rows, out = max(CUDA_ROWS - len(x), 0), -len(weight) % CUDA_STEP
+    padded = torch.ops.aten._int_mm(F.pad(x, (0, 0, 0, rows)), F.pad(weight, (0, 0, 0, out)).T)
+    return padded[: len(x), : len(weight)]
+
+
+def _slow_product(x: Tensor, weight: Tensor) -> Tensor:
+    return (x.double() @ weight.double().T).to(torch.int32)  # float32 is exact for 1,040 numbers only
+
+
+@cache
+def _has_int8_product(device: str) -> bool:
+    """Whether PyTorch's private operator is there and right; looked at once per process."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randint(-LARGEST, LARGEST + 1, (64, 64), generator=generator).to(torch.int8) for _ in range(2))
+    try:
+        actual = torch.ops.aten._int_mm(x.to(device), weight.to(device).T).cpu()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.equal(actual, _slow_product(x, weight))

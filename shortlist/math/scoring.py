@@ -1,11 +1,15 @@
 """The best k documents of each query, in an order that never depends on chance: score, then index."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-NOWHERE = 1 << 62
-"""Index of a place that holds no document: behind every document of the same score, and safe to add an offset to."""
+LAST_POSITION = (1 << 32) - 1
+"""The largest position that fits into a key."""
+
+SIGNLESS = (1 << 31) - 1
+"""All bits of a float32 but its sign: turned over in a negative number, they order it as an integer."""
 
 Scores = Float[Tensor, "queries k"]
 Indices = Int[Tensor, "queries k"]
@@ -31,37 +35,77 @@ def top_k(scores: Float[Tensor, "queries docs"], k: int) -> tuple[Scores, Indice
     return values, columns
 
 
-def merge_top_k(
-    scores: Float[Tensor, "queries found"],
-    indices: Int[Tensor, "queries found"],
-    new_scores: Float[Tensor, "queries more"],
-    new_indices: Int[Tensor, "queries more"],
-    k: int,
+def to_keys(scores: Float[Tensor, "..."], positions: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Score and position in one integer, the larger the better: by score, equal scores by ascending position.
+
+    No two documents have the same key, so the best k of any keys are never left to chance.
+
+    Args:
+        scores: not NaN.
+        positions: broadcast to the scores; from 0 to LAST_POSITION.
+    """
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 equals 0.0
+    return ((bits ^ (bits >> 31 & SIGNLESS)).long() << 32) + (LAST_POSITION - positions)
+
+
+def from_keys(keys: Int[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Int[Tensor, "..."]]:
+    """The scores and positions that `to_keys` joined."""
+    bits = (keys >> 32).int()
+    return (bits ^ (bits >> 31 & SIGNLESS)).view(torch.float32), LAST_POSITION - (keys & LAST_POSITION)
+
+
+def top_keys(keys: Int[Tensor, "queries found"], k: int, *, ordered: bool = True) -> Int[Tensor, "queries _"]:
+    """The k largest keys of each query, or all where there are fewer; largest first if `ordered`."""
+    k = min(k, keys.shape[1])
+    if keys.is_cuda or k == 0:
+        return keys.topk(k, sorted=ordered).values
+    best = np.partition(keys.numpy(), -k, axis=1)[:, -k:]  # several times as fast as torch's
+    return torch.from_numpy(np.sort(best, axis=1)).flip(1) if ordered else torch.from_numpy(best)
+
+
+def best_of(
+    scores: Float[Tensor, "queries found"], positions: Int[Tensor, "queries found"], k: int
 ) -> tuple[Scores, Indices]:
-    """The best k of two lists of candidates, each in any order, as `top_k` of all of them at once would give."""
-    indices, order = torch.cat([indices, new_indices], dim=1).sort(dim=1)
-    values, columns = top_k(torch.cat([scores, new_scores], dim=1).gather(1, order), k)
-    return values, indices.gather(1, columns)
+    """The best k of candidates in any order, as `top_k` of all of them in corpus order would give."""
+    return from_keys(top_keys(to_keys(scores, positions), k))
 
 
-def above(
-    scores: Float[Tensor, "queries docs"], threshold: Float[Tensor, " queries"]
-) -> tuple[Float[Tensor, "queries most"], Int[Tensor, "queries most"]]:
-    """The documents that beat each query's threshold: cheap where they are few.
+def at_least(
+    scores: Float[Tensor, "docs queries"], thresholds: Float[Tensor, " queries"]
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+    """The documents that reach each query's threshold: cheap where they are few.
 
     Returns:
-        Scores and columns by ascending column, filled up with -inf at NOWHERE where others have more.
+        Their places in the flattened scores and the query of each, sorted by query, then document.
     """
-    keep = scores > threshold[:, None]
-    rows, columns = keep.nonzero(as_tuple=True)
-    counts = rows.bincount(minlength=len(scores))
-    places = torch.arange(len(rows), device=scores.device) - (counts.cumsum(0) - counts)[rows]
-    shape = (len(scores), int(counts.max()) if len(counts) else 0)
-    values = torch.full(shape, -torch.inf, dtype=scores.dtype, device=scores.device)
-    indices = torch.full(shape, NOWHERE, device=scores.device)
-    values[rows, places] = scores[rows, columns]
-    indices[rows, places] = columns
-    return values, indices
+    if scores.is_cuda:
+        columns, rows = (scores >= thresholds).T.nonzero(as_tuple=True)
+        return rows * scores.shape[1] + columns, columns
+    flags = (scores.numpy() >= thresholds.numpy()).reshape(-1)  # NumPy: three times as fast as torch's
+    places = _true_places(flags)
+    columns = places % scores.shape[1]
+    order = np.argsort(columns.astype(np.uint16), kind="stable")  # 16-bit numbers are counted, not compared
+    return torch.from_numpy(places[order]), torch.from_numpy(columns[order])
+
+
+def _true_places(flags: Bool[np.ndarray, " places"]) -> Int[np.ndarray, " found"]:
+    """Where the flags are True: looks at eight of them at once, as few are."""
+    if len(flags) % 8:
+        return np.flatnonzero(flags)
+    eights = np.flatnonzero(flags.view(np.int64) != 0)
+    found = np.flatnonzero(flags.reshape(-1, 8)[eights])
+    return eights[found >> 3] * 8 + (found & 7)
+
+
+def recall_at(found: Int[Tensor, "queries _"], exact: Int[Tensor, "queries _"], k: int) -> float:
+    """The share of each query's first k of `exact` that are among its first k of `found`, averaged over queries.
+
+    Args:
+        found: documents by position, best first, each at most once.
+        exact: the same of a search that misses none.
+    """
+    shares = [torch.isin(best[:k], some[:k]).float().mean() for some, best in zip(found, exact, strict=True)]
+    return torch.stack(shares).mean().item()
 
 
 def reciprocal_ranks(

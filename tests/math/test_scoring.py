@@ -4,7 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortlist.evaluate import per_query
-from shortlist.math.scoring import NOWHERE, above, merge_top_k, reciprocal_ranks, top_k
+from shortlist.math.scoring import (
+    LAST_POSITION,
+    at_least,
+    best_of,
+    from_keys,
+    recall_at,
+    reciprocal_ranks,
+    to_keys,
+    top_k,
+    top_keys,
+)
 from shortlist.records import Hit
 
 
@@ -56,35 +66,64 @@ def test_more_places_than_documents_give_all_documents():
     assert top_k(torch.ones(2, 3), 0)[1].shape == (2, 0)
 
 
-@given(tied_scores(), st.integers(1, 70), st.integers(0, 60))
-def test_merging_two_parts_in_any_order_equals_the_whole(scores, k, cut):
-    cut = min(cut, scores.shape[1])
-    first, first_indices = top_k(scores[:, :cut], k)
-    rest, rest_indices = top_k(scores[:, cut:], k)
-    expected = by_the_book(scores, k)
-    for merged in (
-        merge_top_k(first, first_indices, rest, rest_indices + cut, k),
-        merge_top_k(rest, rest_indices + cut, first, first_indices, k),
-    ):
-        assert tuple(part.tolist() for part in merged) == expected
+def test_keys_equal_the_values_worked_out_by_hand():
+    one = 0x3F800000  # 1.0 as IEEE 754 writes it
+    assert to_keys(torch.tensor([0.0, 1.0]), torch.tensor([0, 3])).tolist() == [2**32 - 1, (one << 32) + 2**32 - 4]
 
 
-def test_above_keeps_only_what_beats_the_threshold():
-    scores = torch.tensor([[1.0, 5.0, 3.0, 4.0], [0.0, 2.0, 9.0, 2.0]])
-    values, indices = above(scores, torch.tensor([2.5, 2.0]))
-    assert values.tolist() == [[5.0, 3.0, 4.0], [9.0, -torch.inf, -torch.inf]]
-    assert indices.tolist() == [[1, 2, 3], [2, NOWHERE, NOWHERE]]
+@given(st.lists(st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, LAST_POSITION)), min_size=1))
+def test_keys_order_like_score_then_position_and_can_be_taken_apart(pairs):
+    scores = torch.tensor([score for score, _ in pairs])
+    positions = torch.tensor([position for _, position in pairs])
+    keys = to_keys(scores, positions)
+    again = from_keys(keys)
+    assert torch.equal(again[0], scores)
+    assert torch.equal(again[1], positions)
+    best_first = sorted(zip(keys.tolist(), pairs, strict=True), reverse=True)
+    assert [(-score, position) for _, (score, position) in best_first] == sorted((-s, p) for s, p in pairs)
 
 
-def test_above_an_unreachable_threshold_is_nothing():
-    values, indices = above(torch.zeros(2, 3), torch.zeros(2))
-    assert values.shape == indices.shape == (2, 0)
+def test_a_zero_of_either_sign_is_the_same_score():
+    keys = to_keys(torch.tensor([-0.0, 0.0]), torch.tensor([5, 5]))
+    assert keys[0] == keys[1]
 
 
-def test_a_place_without_document_loses_to_a_document_of_minus_infinity():
-    nothing = torch.full((1, 1), -torch.inf)
-    merged = merge_top_k(nothing, torch.tensor([[NOWHERE]]), nothing, torch.tensor([[7]]), 1)
-    assert merged[1].tolist() == [[7]]
+@given(tied_scores(), st.integers(1, 70), st.randoms(use_true_random=False))
+def test_the_best_of_candidates_in_any_order_equals_the_whole(scores, k, random):
+    order = list(range(scores.shape[1]))
+    random.shuffle(order)
+    found = best_of(scores[:, order], torch.tensor(order).expand(scores.shape), k)
+    assert tuple(part.tolist() for part in found) == by_the_book(scores, k)
+
+
+def test_largest_keys_in_any_order_are_the_same_keys():
+    keys = torch.randint(100, (3, 50), generator=torch.Generator().manual_seed(0))
+    expected = keys.topk(7).values
+    assert torch.equal(top_keys(keys, 7), expected)
+    assert torch.equal(top_keys(keys, 7, ordered=False).sort(descending=True).values, expected)
+    assert top_keys(keys, 0).shape == (3, 0)
+
+
+def test_at_least_finds_what_reaches_the_threshold_query_by_query():
+    scores = torch.tensor([[1.0, 0.0], [5.0, 2.0], [2.5, 9.0], [4.0, 1.9]])
+    places, columns = at_least(scores, torch.tensor([2.5, 2.0]))
+    assert places.tolist() == [2, 4, 6, 3, 5]
+    assert columns.tolist() == [0, 0, 0, 1, 1]
+
+
+@given(tied_scores(), st.sampled_from([-2.0, 0.0, 0.5, 3.0]))
+def test_at_least_equals_looking_at_every_score(scores, threshold):
+    expected = (scores >= threshold).nonzero()
+    places, columns = at_least(scores.T.contiguous(), torch.full((len(scores),), threshold))
+    assert columns.tolist() == expected[:, 0].tolist()
+    assert (places // len(scores)).tolist() == expected[:, 1].tolist()
+
+
+def test_recall_equals_the_value_worked_out_by_hand():
+    found, exact = torch.tensor([[3, 1, 2], [9, 8, 7]]), torch.tensor([[1, 3, 5], [7, 8, 9]])
+    assert recall_at(found, exact, 3) == pytest.approx((2 / 3 + 1) / 2)
+    assert recall_at(found, exact, 2) == pytest.approx((1 + 1 / 2) / 2)
+    assert recall_at(exact, exact, 10) == 1.0
 
 
 def test_reciprocal_ranks_equal_the_values_worked_out_by_hand():
