@@ -1,0 +1,384 @@
+"""Approximate search with FAISS: a compressed index proposes candidates, the store on disk scores them exactly."""
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from shortlist.data.files import atomic_write
+from shortlist.data.vectors import DEAD, Block, VectorReader
+from shortlist.errors import UserError
+from shortlist.index.parameters import (
+    BLOCK_BYTES,
+    NAMES,
+    PQ_CENTROIDS,
+    SCALAR_BITS,
+    Parameters,
+    check_kind,
+    check_parameters,
+)
+from shortlist.index.parameters import automatic as automatic
+from shortlist.index.parameters import memory_and_disk as memory_and_disk
+from shortlist.progress import Advance
+from shortlist.records import Hit
+
+LISTS = "lists.ivfdata"
+Done = Callable[[float], object]
+"""Told of documents, or halves of them, that are done."""
+QUERIES_AT_ONCE = 1024
+STORED = {"float16": "QT_fp16", "bfloat16": "QT_bf16", "int8": "QT_8bit"}
+"""How FAISS calls what a store holds, float32 apart."""
+LEAST_READ = 10
+"""Documents in the lists that are read, in multiples of k, on average: of a small corpus, k is a large part."""
+
+
+@final
+class AnnIndex:
+    """A FAISS index over a vector store, opened for searching by inner product; its ids are the store's rows.
+
+    What grows with the corpus is mapped from disk: an hnsw index's codes and graph, the lists of an ivf index. The
+    graph and the lists are meant for vectors of about one length, as embeddings usually are.
+
+    Attributes:
+        kind: as built.
+        parameters: as built, with the effort and refinement of this opening.
+        num_docs: documents that can be found.
+        missing: documents of the store that are newer than the index, and are never found.
+        ram_bytes: memory that a search comes to hold, besides the pages of the store that it touches.
+        disk_bytes: size of the index's files.
+    """
+
+    def __init__(self, folder: Path, vectors: VectorReader, description: dict[str, Any], parameters: Parameters):
+        self.kind: str = description["kind"]
+        self.parameters, self.vectors = parameters, vectors
+        self.missing = vectors.beyond(description["shard_hashes"])
+        self.num_docs = vectors.num_docs - self.missing
+        self.ram_bytes: int = description["files"]["index.faiss"]
+        self.disk_bytes = sum(description["files"].values())
+        self._faiss = _faiss()
+        self._index = _read(self._faiss, folder, description)
+        alive = vectors.positions_of(np.arange(description["num_rows"])) != DEAD
+        self._alive = None if alive.all() else self._faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
+
+    @staticmethod
+    def build(
+        vectors: VectorReader, folder: Path, *, kind: str, parameters: Parameters, advance: Advance | None = None
+    ) -> None:
+        """Write an index over a store; memory holds a training sample, a block of vectors, and what `Sizes` says.
+
+        The same store and parameters give the same ivf index. An hnsw graph is linked by all cores at once, and comes
+        out a little different every time unless OMP_NUM_THREADS is 1.
+
+        Args:
+            folder: where index.faiss, index.json and, for ivf-flat, lists.ivfdata go; made if missing.
+            kind: a Kind.
+            advance: told of documents that are done.
+
+        Raises:
+            UserError: no such kind, parameters that do not fit the store, or FAISS is not installed.
+        """
+        check_kind(kind)
+        check_parameters(kind, parameters, vectors.num_docs, vectors.dim)
+        faiss, done = _faiss(), cast(Done, advance or (lambda amount: None))
+        index = _empty(faiss, kind, parameters, vectors)
+        index.train(_sample(vectors, parameters.sample))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "index.json").unlink(missing_ok=True)  # while the files change, it is not whole
+        if kind == "ivf-flat":
+            list_sizes = _fill_on_disk(index, vectors, folder / LISTS, done).tolist()
+        else:
+            list_sizes = _fill(index, vectors, done)
+        with atomic_write(folder / "index.faiss", "wb") as file:
+            faiss.write_index(index, file.name)
+        names = ["index.faiss", LISTS] if list_sizes else ["index.faiss"]
+        description = {
+            "kind": kind,
+            "parameters": asdict(parameters),
+            "dim": vectors.dim,
+            "num_docs": vectors.num_docs,
+            "num_rows": vectors.num_rows,
+            "shard_hashes": vectors.shard_hashes,
+            "list_sizes": list_sizes,
+            "files": {name: (folder / name).stat().st_size for name in names},
+        }
+        with atomic_write(folder / "index.json") as file:
+            json.dump(description, file, indent=2)
+
+    @classmethod
+    def open(
+        cls, folder: Path, vectors: VectorReader, *, effort: int | None = None, refine: int | None = None
+    ) -> "AnnIndex":
+        """Open an index for the store that it was built from; documents that are gone since are not found.
+
+        Args:
+            effort: instead of what it was built with, as is `refine`.
+
+        Raises:
+            UserError: the folder holds no whole index, or one of another store; an effort or refinement below 1.
+        """
+        description = _describe(folder)
+        if description["dim"] != vectors.dim:
+            raise UserError(
+                f"{folder}: indexes vectors of dim {description['dim']}, {vectors.folder} holds dim {vectors.dim}; "
+                "open it with the store that it was built from."
+            )
+        asked = {name: value for name, value in (("effort", effort), ("refine", refine)) if value is not None}
+        parameters = replace(Parameters(**description["parameters"]), **asked)
+        check_parameters(description["kind"], parameters, description["num_docs"], vectors.dim)
+        return cls(folder, vectors, description, parameters)
+
+    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+        """The at most k best documents found for each query, best first, equal scores in corpus order."""
+        doc_ids = self.vectors.doc_ids
+        return [
+            [Hit(doc_ids[place], score) for score, place in zip(*row, strict=True) if place >= 0]
+            for row in zip(*(array.tolist() for array in self.search_vectors(queries, k)), strict=True)
+        ]
+
+    def search_vectors(
+        self, queries: Float[np.ndarray, "queries dim"], k: int
+    ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
+        """The k best documents found for each query, equal scores in corpus order.
+
+        Returns:
+            Exact scores and positions in the store, best first; -inf and -1 behind the last one found. Fewer than k
+            columns if the store is smaller.
+
+        Raises:
+            UserError: the queries have another dimension than the store, or are not finite; k is below 1.
+        """
+        self._check(queries, k)
+        k = min(k, self.vectors.num_docs)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        positions = np.full((len(queries), k), -1, dtype=np.int64)
+        if self.num_docs == 0:
+            return scores, positions
+        propose = self._from_graph if self.kind == "hnsw" else self._from_lists
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            some = np.ascontiguousarray(queries[start : start + QUERIES_AT_ONCE], dtype=np.float32)
+            for number, (query, rows) in enumerate(zip(some, propose(some, k), strict=True), start):
+                best, places = self._rescored(query, rows[rows >= 0], k)
+                scores[number, : len(best)], positions[number, : len(best)] = best, places
+        return scores, positions
+
+    def _check(self, queries: Float[np.ndarray, "queries dim"], k: int) -> None:
+        if queries.shape[1] != self.vectors.dim:
+            raise UserError(
+                f"queries have {queries.shape[1]} dimensions, the vectors {self.vectors.dim}: "
+                "encode both with the same model."
+            )
+        if k < 1:
+            raise UserError(f"k is {k}; expected at least 1.")
+        if not np.isfinite(queries).all():
+            raise UserError("the vector of a query is not finite: the model overflows on it; try a wider precision.")
+
+    def _rescored(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        positions = np.sort(self.vectors.positions_of(rows))  # corpus order: the disk's, and that of ties
+        # Not BLAS, in which the last digits of equal vectors may depend on where they stand.
+        scores = np.einsum("nd,d->n", self.vectors.take(positions), query)
+        order = np.argsort(-scores, kind="stable")[:k]
+        return scores[order], positions[order]
+
+    def _from_graph(self, queries: np.ndarray, k: int) -> Int[np.ndarray, "queries candidates"]:
+        count = self._num_candidates(k)
+        effort = max(self.parameters.effort, count)
+        how = self._faiss.SearchParametersHNSW(efSearch=effort, sel=self._alive)
+        return self._index.search(queries, count, params=how)[1]
+
+    def _from_lists(self, queries: np.ndarray, k: int) -> Int[np.ndarray, "queries candidates"]:
+        """Rows of candidates; where the lists that are read hold too few, more are read."""
+        index, count = self._index, self._num_candidates(k)
+        index.parallel_mode = 0 if len(queries) >= self._faiss.omp_get_max_threads() else 1  # over each query's lists
+        rows, todo = np.full((len(queries), count), -1), np.arange(len(queries))
+        probes = max(self.parameters.effort, min(index.nlist, LEAST_READ * k * index.nlist // max(1, index.ntotal)))
+        while len(todo):
+            how = self._faiss.SearchParametersIVF(nprobe=probes, sel=self._alive)
+            rows[todo] = index.search(queries[todo], count, params=how)[1]
+            todo = todo[(rows[todo] >= 0).sum(1) < min(k, self.num_docs)] if probes < index.nlist else todo[:0]
+            probes = min(2 * probes, index.nlist)
+        return rows
+
+    def _num_candidates(self, k: int) -> int:
+        return min(self.parameters.refine * k, self.num_docs)
+
+
+def _faiss() -> ModuleType:
+    try:
+        faiss = importlib.import_module("faiss")
+    except ModuleNotFoundError:
+        raise UserError("faiss is not installed: approximate search needs it; pip install faiss-cpu.") from None
+    faiss.cvar.distance_compute_blas_threshold = 1  # as it comes, k-means and assignment take ten times as long
+    return faiss
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    """index.json, once the files that it names have proved to be there in full: a short one, mapped, would crash."""
+    again = "build it again with `shortlist index`."
+    try:
+        description = json.loads((folder / "index.json").read_text("utf-8"))
+        files, _ = description["files"], Parameters(**description["parameters"])
+        whole = description["kind"] in NAMES and "index.faiss" in files
+        whole = whole and {"dim", "num_docs", "num_rows", "shard_hashes"} <= description.keys()
+        whole = whole and (LISTS in files) == bool(description["list_sizes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        whole, files, description = False, {}, {}
+    if not whole:
+        raise UserError(f"{folder}: holds no whole approximate index (index.json); {again}")
+    for name, size in files.items():
+        path = folder / Path(name).name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise UserError(f"{path}: holds {found:,} bytes, expected {size:,}; {again}")
+    return description
+
+
+def _read(faiss: ModuleType, folder: Path, description: dict[str, Any]) -> Any:
+    """Map an index into memory. FAISS maps graphs and flat codes one way, inverted lists another."""
+    how = faiss.IO_FLAG_MMAP_IFC if description["kind"] == "hnsw" else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+    try:
+        index = faiss.read_index(str(folder / "index.faiss"), how)
+        if description["list_sizes"]:
+            _attach(faiss, index, folder / LISTS, description["list_sizes"])
+        if (index.d, index.ntotal) != (description["dim"], description["num_docs"]):
+            raise RuntimeError(f"{index.ntotal:,} vectors of dim {index.d} are not what index.json says")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"{folder / 'index.faiss'}: FAISS cannot read it ({reason}); build it again with `shortlist index`."
+        ) from None
+    return index
+
+
+def _attach(faiss: ModuleType, index: Any, path: Path, sizes: list[int]) -> None:
+    """Give an index the inverted lists of a file: the codes of a list, then its ids, list after list.
+
+    Not FAISS's own reading of such lists: it opens whatever file the index names.
+    """
+    on_disk = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(path))
+    table, offset = faiss.OnDiskOneListVector(), 0
+    for size in sizes:
+        one = faiss.OnDiskOneList()
+        one.size, one.capacity, one.offset = size, size, offset
+        table.push_back(one)
+        offset += size * (index.code_size + 8)
+    if len(sizes) != index.nlist or offset != path.stat().st_size:
+        raise RuntimeError(f"{len(sizes)} lists of {offset:,} bytes are not those of {path.name}")
+    on_disk.lists, on_disk.totsize, on_disk.read_only = table, offset, True
+    on_disk.do_mmap()
+    index.replace_invlists(on_disk, True)
+    on_disk.this.disown()  # the index owns it now
+    index.ntotal = sum(sizes)
+
+
+def _empty(faiss: ModuleType, kind: str, parameters: Parameters, vectors: VectorReader) -> Any:
+    """An index without documents, to be trained."""
+    dim, metric = vectors.dim, faiss.METRIC_INNER_PRODUCT
+    if kind == "hnsw":
+        code = getattr(faiss.ScalarQuantizer, SCALAR_BITS[parameters.bits])
+        graph = faiss.IndexHNSWSQ(dim, code, parameters.links, metric)
+        graph.hnsw.efConstruction = parameters.construction
+        _reserve(faiss, graph, vectors.num_docs, parameters.links)
+        return faiss.IndexIDMap(graph)
+    centroids, lists = faiss.IndexFlatIP(dim), parameters.lists
+    if kind == "ivf-pq":
+        index = faiss.IndexIVFPQ(centroids, dim, lists, parameters.code_bytes, 8, metric)
+        index.pq.cp.min_points_per_centroid = 1
+    elif vectors.dtype == "float32":
+        index = faiss.IndexIVFFlat(centroids, dim, lists, metric)
+    else:
+        code = getattr(faiss.ScalarQuantizer, STORED[vectors.dtype])
+        index = faiss.IndexIVFScalarQuantizer(centroids, dim, lists, code, metric, False)  # not of residuals
+    index.cp.min_points_per_centroid = 1  # a small corpus is no reason to warn: most of it is searched
+    return index
+
+
+def _reserve(faiss: ModuleType, graph: Any, num_docs: int, links: int) -> None:
+    """Set room aside for a graph and its codes: arrays that grow by copying would take it twice."""
+    codes = faiss.downcast_index(graph.storage)
+    for array, size in ((codes.codes, codes.code_size), (graph.hnsw.neighbors, 2 * links + 1.1 * links / (links - 1))):
+        array.resize(math.ceil(num_docs * size))
+        array.resize(0)
+
+
+def _rows_at_once(vectors: VectorReader) -> int:
+    return max(1, BLOCK_BYTES // (4 * vectors.dim))
+
+
+def _sample(vectors: VectorReader, size: int) -> Float[np.ndarray, "sample dim"]:
+    """Vectors evenly spaced over the store; repeated if there are fewer than product quantisation needs."""
+    wanted = np.linspace(0, vectors.num_docs - 1, min(size, vectors.num_docs)).astype(np.int64)
+    sample, seen, taken = np.empty((len(wanted), vectors.dim), dtype=np.float32), 0, 0
+    for block in vectors.blocks(_rows_at_once(vectors), release=True):
+        end = int(np.searchsorted(wanted, seen + len(block.rows)))
+        picked = torch.from_numpy(wanted[taken:end] - seen)
+        scales = None if block.scales is None else block.scales[picked]
+        part = Block(block.rows[picked], block.positions[picked], block.vectors[picked], scales)
+        sample[taken:end] = part.float32().numpy()
+        seen, taken = seen + len(block.rows), end
+    return sample if len(sample) >= PQ_CENTROIDS else np.resize(sample, (PQ_CENTROIDS, vectors.dim))
+
+
+def _fill(index: Any, vectors: VectorReader, advance: Done) -> list[int]:
+    for block in vectors.blocks(_rows_at_once(vectors), release=True):
+        index.add_with_ids(block.float32().numpy(), block.rows.numpy())
+        advance(len(block.rows))
+    return []
+
+
+def _fill_on_disk(index: Any, vectors: VectorReader, path: Path, advance: Done) -> Int[np.ndarray, " lists"]:
+    """Write the inverted lists where each belongs in the file, so that no two blocks need be in memory.
+
+    Returns:
+        How many documents are in each list.
+    """
+    lists, rows = _assign(index, vectors, advance)
+    sizes, entry = np.bincount(lists, minlength=index.nlist), index.code_size + 8
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    ids, ends = rows[np.argsort(lists, kind="stable")], entry * starts[:-1]
+    with atomic_write(path, "wb") as file:
+        file.truncate(entry * len(rows))
+        done = 0
+        for block in vectors.blocks(_rows_at_once(vectors), release=True):
+            here = lists[done : done + len(block.rows)]
+            order = np.argsort(here, kind="stable")
+            numbers, firsts = np.unique(here[order], return_index=True)
+            codes = _codes(index, block)[order]
+            for number, first, last in zip(numbers, firsts, [*firsts, len(here)][1:], strict=True):
+                file.seek(ends[number])
+                ends[number] += file.write(codes[first:last].tobytes())
+            done += len(here)
+            advance(len(here) / 2)
+        for number, end in enumerate(ends):  # behind the last code
+            file.seek(end)
+            file.write(ids[starts[number] : starts[number + 1]].tobytes())
+    return sizes
+
+
+def _assign(
+    index: Any, vectors: VectorReader, advance: Done
+) -> tuple[Int[np.ndarray, " docs"], Int[np.ndarray, " docs"]]:
+    """The list that each document belongs to, and its row, in row order."""
+    lists, rows = np.empty(vectors.num_docs, dtype=np.int32), np.empty(vectors.num_docs, dtype=np.int64)
+    done = 0
+    for block in vectors.blocks(_rows_at_once(vectors), release=True):
+        here = slice(done, done + len(block.rows))
+        lists[here] = index.quantizer.assign(block.float32().numpy(), 1)[:, 0]
+        rows[here] = block.rows.numpy()
+        done = here.stop
+        advance(len(block.rows) / 2)
+    return lists, rows
+
+
+def _codes(index: Any, block: Block) -> np.ndarray:
+    """The bytes that FAISS keeps of each vector: those of the store, where its numbers need no scale."""
+    if block.scales is not None:
+        return index.sq.compute_codes(block.float32().numpy())
+    return block.vectors.contiguous().view(torch.uint8).numpy()

@@ -1,0 +1,154 @@
+"""How an approximate index is built and searched: parameters by corpus size, and the memory and disk they take."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from shortlist.data.vectors import DTYPES
+from shortlist.errors import UserError, unknown
+
+BLOCK_BYTES = 1 << 27
+"""Vectors, as float32, that are held at a time while an index is built."""
+SAMPLE_BYTES = 1 << 32
+"""Most that the training sample takes, as float32, unless it is asked for."""
+MOST_LISTS = 1 << 14
+LEAST_PER_LIST = 39
+"""Training vectors per list that k-means wants (FAISS warns below it)."""
+PQ_CENTROIDS = 256
+SCALAR_BITS = {4: "QT_4bit", 6: "QT_6bit", 8: "QT_8bit", 16: "QT_fp16"}
+"""How FAISS calls numbers of so many bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """How an index is built and searched; 0 where a parameter is none of the kind's. See `automatic`."""
+
+    effort: int
+    """hnsw: documents kept in sight while the graph is walked; ivf: lists read. More is slower and finds more."""
+    refine: int
+    """Candidates that are scored exactly, in multiples of k."""
+    sample: int
+    """Vectors that the compression, or the lists, are trained on."""
+    links: int = 0
+    """hnsw: neighbours of a document (twice as many on the lowest level): 8 bytes each."""
+    construction: int = 0
+    """hnsw: documents kept in sight while a document is linked."""
+    bits: int = 0
+    """hnsw: for each number of a vector, one of SCALAR_BITS."""
+    lists: int = 0
+    """ivf: clusters of documents."""
+    code_bytes: int = 0
+    """ivf-pq: for each vector; divides its dimension."""
+
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "hnsw": ("effort", "refine", "sample", "links", "construction", "bits"),
+    "ivf-flat": ("effort", "refine", "sample", "lists"),
+    "ivf-pq": ("effort", "refine", "sample", "lists", "code_bytes"),
+}
+
+
+class Sizes(NamedTuple):
+    """Bytes that an index takes, estimated."""
+
+    ram: int
+    """While it is searched."""
+    disk: int
+    """Of its files, the store not counted."""
+    building: int
+    """RAM while it is built."""
+
+
+def automatic(kind: str, num_docs: int, dim: int, **chosen: int | None) -> Parameters:
+    """The parameters for a corpus, as measured to find 95% of the 10 and of the 100 best documents.
+
+    Args:
+        kind: a Kind.
+        num_docs: documents.
+        dim: numbers per vector.
+        chosen: values of Parameters that are given; those that depend on them follow (None: automatic).
+
+    Raises:
+        UserError: no such kind, a parameter that it does not have, or a value that cannot be.
+    """
+    check_kind(kind)
+    given = {name: value for name, value in chosen.items() if value is not None}
+    for name, value in given.items():
+        if name not in NAMES[kind]:
+            raise unknown(f"parameter of an {kind} index", name, NAMES[kind])
+        _check_positive(name, value)
+    most = min(num_docs, max(SAMPLE_BYTES // (4 * dim), PQ_CENTROIDS))
+    lists = given.get("lists") or max(1, min(round(4 * math.sqrt(num_docs)), most // LEAST_PER_LIST, MOST_LISTS))
+    code_bytes = given.get("code_bytes", _code_bytes(dim))
+    values = {
+        "effort": 128 if kind == "hnsw" else min(lists, max(8, math.ceil(4 * math.sqrt(lists)))),
+        "refine": {"hnsw": 2, "ivf-flat": 1, "ivf-pq": max(4, dim // code_bytes)}[kind],
+        "sample": min(most, 1 << 16 if kind == "hnsw" else max(64 * lists, LEAST_PER_LIST * PQ_CENTROIDS)),
+        "links": 32,
+        "construction": 200,
+        "bits": 8,
+        "lists": lists,
+        "code_bytes": code_bytes,
+    }
+    parameters = Parameters(**{name: values[name] for name in NAMES[kind]} | given)
+    check_parameters(kind, parameters, num_docs, dim)
+    return parameters
+
+
+def _code_bytes(dim: int) -> int:
+    """A byte for 4 numbers, for 8 of a long vector: those are more redundant."""
+    most = max(1, dim // (4 if dim <= 1024 else 8))
+    return next(size for size in range(most, 0, -1) if dim % size == 0)
+
+
+def check_kind(kind: str) -> None:
+    """Raises UserError if there is no such kind."""
+    if kind not in NAMES:
+        raise unknown("kind of approximate index", kind, NAMES)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} {value}: expected at least 1.")
+
+
+def check_parameters(kind: str, parameters: Parameters, num_docs: int, dim: int) -> None:
+    """Raises UserError if an index over that many documents cannot have these parameters."""
+    for name in NAMES[kind]:
+        _check_positive(name, getattr(parameters, name))
+    if kind == "hnsw":
+        if parameters.links < 2:
+            raise UserError("links 1: expected at least 2, or the graph falls apart.")
+        if parameters.bits not in SCALAR_BITS:
+            raise UserError(f"bits {parameters.bits}: expected one of {', '.join(map(str, SCALAR_BITS))}.")
+    elif parameters.lists > min(num_docs, parameters.sample):
+        raise UserError(
+            f"{parameters.lists:,} lists of {num_docs:,} documents, trained on a sample of {parameters.sample:,}: "
+            "expected no more lists than either."
+        )
+    if kind == "ivf-pq" and dim % parameters.code_bytes:
+        raise UserError(f"code_bytes {parameters.code_bytes}: does not divide the vectors' dimension, {dim}.")
+
+
+def memory_and_disk(kind: str, parameters: Parameters, num_docs: int, dim: int, *, dtype: str = "float32") -> Sizes:
+    """What an index of that many documents takes.
+
+    hnsw: dim * bits / 8 + 8 * links + about 25 bytes per document, in RAM. ivf-pq: code_bytes + 8, in RAM. ivf-flat: a
+    copy of the store and 8 bytes per document, on disk. Both ivf kinds hold 4 * dim bytes per list in RAM.
+
+    Args:
+        dtype: of the store.
+    """
+    check_kind(kind)
+    codebook = 4 * dim * (parameters.lists + (PQ_CENTROIDS if kind == "ivf-pq" else 0)) + 24 * parameters.lists
+    training = 4 * dim * parameters.sample + 2 * BLOCK_BYTES
+    if kind == "ivf-flat":
+        stored = num_docs * (dim * DTYPES[dtype].itemsize + 8)
+        return Sizes(codebook, codebook + stored, codebook + training + 16 * num_docs)
+    if kind == "hnsw":
+        upper = 4 * parameters.links / (parameters.links - 1)  # a document is on a level 1/links as often as below it
+        per_document = math.ceil(dim * parameters.bits / 8) + 8 * parameters.links + upper + 20
+    else:
+        per_document = parameters.code_bytes + 8
+    ram = codebook + round(num_docs * per_document)
+    return Sizes(ram, ram, 2 * ram + training)  # lists that grow take up to twice their size
