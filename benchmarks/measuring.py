@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,10 +23,11 @@ import torch
 import transformers
 
 from shortlist.data.files import atomic_write
+from shortlist.models.linear import PackedLinear, packing_is_right
 from shortlist.progress import say
 
 ROOT = Path(__file__).resolve().parents[1]
-TOLERANCE = {"float32": 1e-5, "bf16": 5e-2}
+TOLERANCE = {"float32": 1e-5, "bf16": 5e-2, "int8": 1e-1}
 PACKAGES = ("torch", "transformers", "sentence-transformers")
 Side = Callable[[], np.ndarray]
 P = ParamSpec("P")
@@ -46,15 +48,19 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def measure(sides: dict[str, Side], expected: np.ndarray, rounds: int, *, num_tokens: int) -> str:
+def measure(
+    sides: dict[str, Side], expected: np.ndarray, rounds: int, *, num_tokens: int, peak_seconds: float | None = None
+) -> str:
     """Time the sides in turn and return the table of medians and ratios.
 
     Args:
-        sides: name -> the whole work, which returns one row per text; a name that ends in `bf16` may differ more.
+        sides: name -> the whole work, which returns one row per text; where a name ends in `bf16` or `int8`, the rows
+            may differ more.
         expected: the definition's rows, which every side must give.
         rounds: times every side runs after its warm-up; each round starts with another side, so that none always
             runs behind the same neighbour.
         num_tokens: of all texts together, padding not counted.
+        peak_seconds: how long the work's arithmetic would take at the machine's float32 matrix peak.
 
     Raises:
         SystemExit: a side gives other numbers, so that its time means nothing.
@@ -65,7 +71,7 @@ def measure(sides: dict[str, Side], expected: np.ndarray, rounds: int, *, num_to
             timing.seconds.append(_seconds(sides[timing.name]))
         last = ", ".join(f"{timing.name} {timing.seconds[-1]:.2f} s" for timing in timings)
         say(f"round {number + 1}/{rounds}: {last}")
-    return _table(timings, num_texts=len(expected), num_tokens=num_tokens)
+    return _table(timings, num_texts=len(expected), num_tokens=num_tokens, peak_seconds=peak_seconds)
 
 
 def turns(sides: Sequence[T], rounds: int) -> Iterator[list[T]]:
@@ -88,6 +94,18 @@ def peak_gib() -> float:
     """
     lines = Path("/proc/self/status").read_text("utf-8").split("\n")
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
+
+
+@torch.inference_mode()
+def matrix_peak(rounds: int = 10) -> float:
+    """Most float32 operations per second that a large matrix product reaches here: PyTorch's own or a packed one."""
+    fastest = 0.0
+    for rows, width in ((2048, 1024), (2048, 2048), (4096, 4096)):
+        plain, x = torch.nn.Linear(width, width, bias=False), torch.randn(rows, width)
+        products = [plain, PackedLinear(plain)] if packing_is_right() else [plain]
+        seconds = min(_seconds(partial(product, x)) for _ in range(rounds) for product in products)
+        fastest = max(fastest, 2 * rows * width * width / seconds)
+    return fastest
 
 
 def conditions(tevatron: Path | None, *, grad_cache: Path | None = None, packages: Sequence[str] = PACKAGES) -> str:
@@ -127,29 +145,37 @@ def quiet() -> None:
 
 def _difference(name: str, result: np.ndarray, expected: np.ndarray) -> float:
     difference = float(np.abs(result - expected).max())
-    tolerance = TOLERANCE["bf16" if name.endswith("bf16") else "float32"]
+    tolerance = TOLERANCE[_precision(name)]
     if not difference <= tolerance:
         raise SystemExit(f"{name}: differs from the definition by {difference:.1e}; expected at most {tolerance:.0e}.")
     return difference
 
 
-def _seconds(side: Side) -> float:
+def _precision(name: str) -> str:
+    return next((narrow for narrow in ("bf16", "int8") if name.endswith(narrow)), "float32")
+
+
+def _seconds(side: Callable[[], object]) -> float:
     gc.collect()
     start = time.perf_counter()
     side()
     return time.perf_counter() - start
 
 
-def _table(timings: Sequence[Timing], *, num_texts: int, num_tokens: int) -> str:
+def _table(timings: Sequence[Timing], *, num_texts: int, num_tokens: int, peak_seconds: float | None) -> str:
     peers = [timing for timing in timings if not timing.name.startswith("shortlist")]
     ratios = [f"x {timing.name}" for timing in peers]
     columns = ["", "median s", "fastest-slowest", "texts/s", "tokens/s", *ratios, "max difference"]
+    columns += ["of the fp32 peak"] if peak_seconds else []
     rows = []
     for timing in timings:
         cells = [timing.name, f"{timing.median:.2f}", f"{min(timing.seconds):.2f}-{max(timing.seconds):.2f}"]
         cells += [f"{num_texts / timing.median:,.0f}", f"{num_tokens / timing.median:,.0f}"]
         cells += [f"{other.median / timing.median:.2f}" for other in peers]
-        rows.append([*cells, f"{timing.difference:.1e}"])
+        cells.append(f"{timing.difference:.1e}")
+        if peak_seconds:
+            cells.append(f"{peak_seconds / timing.median:.0%}" if _precision(timing.name) == "float32" else "")
+        rows.append(cells)
     return table(columns, rows)
 
 

@@ -32,6 +32,7 @@ SIZES: dict[Size, dict[str, Any]] = {
 TEVATRON_BATCH, TEVATRON_CHUNK = 64, 16
 QUERY_LENGTH, MAX_LENGTH = 32, 196
 BOS, EOS = 1, 2
+Texts = Sequence[str] | Sequence[list[int]]
 
 
 def save_llama(folder: Path, size: Size, tokenizer_file: Path, *, reranker: bool, seed: int = 0) -> None:
@@ -68,23 +69,31 @@ def expected_scores(folder: Path, ids: Sequence[list[int]]) -> np.ndarray:
     return np.array([model(input_ids=torch.tensor([row])).logits.item() for row in ids], dtype=np.float32)
 
 
-def tevatron_encoder(checkout: Path, folder: Path, max_length: int) -> Callable[[list[str]], np.ndarray]:
-    """Tevatron's DenseModel and EncodeCollator."""
+def tevatron_encoder(
+    checkout: Path, folder: Path, max_length: int, dtype: torch.dtype = torch.float32
+) -> Callable[[Texts], np.ndarray]:
+    """Tevatron's DenseModel and EncodeCollator; given ids instead of texts, the padding of the collator alone."""
     _importable(checkout)
     from tevatron.retriever.arguments import DataArguments  # pyright: ignore[reportMissingImports]
     from tevatron.retriever.collator import EncodeCollator  # pyright: ignore[reportMissingImports]
     from tevatron.retriever.modeling import DenseModel  # pyright: ignore[reportMissingImports]
 
-    settings = {"torch_dtype": torch.float32, "attn_implementation": "sdpa"}
+    settings = {"torch_dtype": dtype, "attn_implementation": "sdpa"}
     model = DenseModel.load(str(folder), pooling="eos", normalize=True, **settings).eval()
     arguments = DataArguments(passage_max_len=max_length, append_eos_token=True, pad_to_multiple_of=None)
-    collator = EncodeCollator(arguments, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    collator = EncodeCollator(arguments, tokenizer)
+
+    def collate(rows: list[tuple[int, Any, None]]) -> tuple[Any, Any]:
+        return (
+            collator(rows) if isinstance(rows[0][1], str) else (None, _padded(tokenizer, [ids for _, ids, _ in rows]))
+        )
 
     @torch.no_grad()
-    def encode(texts: list[str]) -> np.ndarray:
+    def encode(texts: Texts) -> np.ndarray:
         rows = [(i, text, None) for i, text in enumerate(texts)]
-        batches = DataLoader(rows, batch_size=TEVATRON_BATCH, collate_fn=collator)  # pyright: ignore[reportArgumentType]
-        return np.concatenate([model(passage=dict(batch)).p_reps.numpy() for _, batch in batches])
+        batches = DataLoader(rows, batch_size=TEVATRON_BATCH, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+        return np.concatenate([model(passage=dict(batch)).p_reps.float().numpy() for _, batch in batches])
 
     return encode
 
@@ -182,8 +191,11 @@ def _tevatron_cached(model: nn.Module, grad_cache: Path, temperature: float) -> 
     )
 
 
-def sentence_transformers_encoder(folder: Path, max_length: int) -> Callable[[list[str]], np.ndarray]:
-    """SentenceTransformer.encode with its default batches of 32, which it sorts by length."""
+def sentence_transformers_encoder(folder: Path, max_length: int) -> Callable[[Texts], np.ndarray]:
+    """SentenceTransformer.encode with its default batches of 32, which it sorts by length.
+
+    It takes no ids; given them, its modules run on batches put together in the same way.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -191,7 +203,18 @@ def sentence_transformers_encoder(folder: Path, max_length: int) -> Callable[[li
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
     _use_templates(transformer.tokenizer, single="<s> $A </s>")
-    return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
+
+    @torch.inference_mode()
+    def encode(texts: Texts) -> np.ndarray:
+        if isinstance(texts[0], str):
+            return model.encode(texts, batch_size=32, show_progress_bar=False)  # pyright: ignore
+        order = np.argsort([-len(ids) for ids in texts], kind="stable")
+        batches = [order[i : i + 32] for i in range(0, len(order), 32)]
+        features = (_padded(transformer.tokenizer, [texts[i] for i in batch]) for batch in batches)
+        vectors = np.concatenate([model(dict(batch))["sentence_embedding"].numpy() for batch in features])
+        return vectors[np.argsort(order)]
+
+    return encode
 
 
 def sentence_transformers_reranker(folder: Path, max_length: int) -> Callable[[list[tuple[str, str]]], np.ndarray]:
@@ -201,6 +224,10 @@ def sentence_transformers_reranker(folder: Path, max_length: int) -> Callable[[l
     model = CrossEncoder(str(folder), max_length=max_length, activation_fn=torch.nn.Identity(), device="cpu")
     _use_templates(model.tokenizer, single="<s> $A </s>", pair="<s> $A $B </s>")
     return lambda pairs: model.predict(pairs, batch_size=32, show_progress_bar=False)  # pyright: ignore
+
+
+def _padded(tokenizer: Any, ids: Sequence[Any]) -> Any:
+    return tokenizer.pad({"input_ids": list(ids)}, padding=True, padding_side="right", return_tensors="pt")
 
 
 def _use_templates(tokenizer: Any, **templates: str) -> None:
