@@ -137,11 +137,7 @@ class AnnIndex:
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
         """The at most k best documents found for each query, best first, equal scores in corpus order."""
-        doc_ids = self.vectors.doc_ids
-        return [
-            [Hit(doc_ids[place], score) for score, place in zip(*row, strict=True) if place >= 0]
-            for row in zip(*(array.tolist() for array in self.search_vectors(queries, k)), strict=True)
-        ]
+        return self.vectors.doc_ids.hits(*self.search_vectors(queries, k))
 
     def search_vectors(
         self, queries: Float[np.ndarray, "queries dim"], k: int
@@ -290,13 +286,12 @@ def _empty(faiss: ModuleType, kind: str, parameters: Parameters, vectors: Vector
     centroids, lists = faiss.IndexFlatIP(dim), parameters.lists
     if kind == "ivf-pq":
         index = faiss.IndexIVFPQ(centroids, dim, lists, parameters.code_bytes, 8, metric)
-        index.pq.cp.min_points_per_centroid = 1
+        index.pq.cp.min_points_per_centroid = 1  # a small corpus is no reason to warn: most of it is rescored
     elif vectors.dtype == "float32":
         index = faiss.IndexIVFFlat(centroids, dim, lists, metric)
     else:
         code = getattr(faiss.ScalarQuantizer, STORED[vectors.dtype])
         index = faiss.IndexIVFScalarQuantizer(centroids, dim, lists, code, metric, False)  # not of residuals
-    index.cp.min_points_per_centroid = 1  # a small corpus is no reason to warn: most of it is searched
     return index
 
 
