@@ -10,6 +10,7 @@ from shortlist import init
 from shortlist.data.collections import open_collection
 from shortlist.data.vectors import VectorReader, VectorWriter
 from shortlist.encode import encode
+from shortlist.index.flat import FlatIndex
 from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import for_inference
 from shortlist.search import Dense
@@ -24,9 +25,9 @@ retriever = load_retriever(model, contract=None if (Path(model) / "contract.json
 for_inference(retriever)
 
 writer = VectorWriter(work / "vectors", retriever.dim)
-for number, doc_ids, vectors in encode(retriever, collection.corpus(), shard_size=50_000):
-    writer.write_shard(number, doc_ids, vectors)
+for shard in encode(retriever, collection.corpus(), shard_size=20_000):
+    writer.write_shard(*shard)
 
-index = Dense(retriever, VectorReader(work / "vectors"))
+index = Dense(retriever, FlatIndex(VectorReader(work / "vectors")))
 for query_id, hits in index.search(collection.queries("test"), k=3).items():
     print(query_id, *(f"{hit.doc_id} {hit.score:.3f}" for hit in hits), sep="  ")

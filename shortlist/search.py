@@ -2,25 +2,26 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from shortlist.config import from_settings, load_yaml
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.formats import write_run
 from shortlist.data.manifest import identity, read_manifest, start_job
-from shortlist.data.vectors import VectorReader
+from shortlist.engine import Engine
 from shortlist.errors import UserError
-from shortlist.index import Index
-from shortlist.math.fusion import rrf
-from shortlist.records import Hit, Query, Run
+from shortlist.index import Index, VectorIndex
+from shortlist.math.fusion import FUSIONS, rrf
+from shortlist.records import Query, Run
 
 DEMO_FOLDER = Path("shortlist-demo")
 SNIPPET = 300
 """Characters of a document that are printed."""
+IGNORED = ("query", "demo", "demo_folder", "memory_gib", "engine")
 HYBRID_DEPTH = 100
 """Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
 
@@ -29,12 +30,12 @@ HYBRID_DEPTH = 100
 class Config:
     collection: str | None = None
     """Where the queries are: folder, `irds:` or `hf:` name."""
-    index: Path | None = None
-    """BM25 index from `shortlist index`. With --vectors too, both are searched and fused by reciprocal rank."""
+    index: tuple[Path, ...] = ()
+    """Indexes from `shortlist index`: one over words, one over vectors, or both, which are then fused."""
     model: str | None = None
     """Retriever that made the vectors: folder or hub name."""
     vectors: Path | None = None
-    """Vectors from `shortlist encode`."""
+    """Vectors from `shortlist encode`, to be searched exactly; with an index over them, where they are now."""
     out: Path | None = None
     """Run file to write; needed unless --query is given."""
     split: str = "test"
@@ -47,6 +48,18 @@ class Config:
     """Input contract by name, for a model folder that does not say its own."""
     query_length: int | None = None
     """Most tokens of a query (None: the model's)."""
+    memory_gib: float | None = None
+    """Most memory for vectors at a time, GiB (None: half of what is free); they may be many times as large."""
+    effort: int | None = None
+    """What approximate search spends on a query: hnsw, candidates; ivf, lists (None: what the index was built with)."""
+    refine: int | None = None
+    """Candidates that are scored exactly, in multiples of --k (None: what the index was built with)."""
+    fusion: Literal["rrf", "weighted", "zscore"] = "rrf"
+    """How two first stages become one run, as in `shortlist fuse`."""
+    weights: tuple[float, ...] | None = None
+    """How much each counts, --index in the order given, then --vectors."""
+    engine: Engine = "local"
+    """`ray`: scan vectors exactly on a Ray cluster, whose nodes all find them at the same place."""
     demo: str | None = None
     """Search the demo's collection for this text, with what `shortlist demo` has trained."""
     demo_folder: Path = DEMO_FOLDER
@@ -57,36 +70,36 @@ class Config:
 
 @final
 class Dense:
-    """Exact search by the vectors of a retriever."""
+    """Search by the vectors of a retriever."""
 
-    def __init__(self, retriever: Any, vectors: VectorReader) -> None:
-        from shortlist.index.flat import FlatIndex
-
-        self.retriever = retriever
-        self.flat = FlatIndex(vectors)
-        self.doc_ids = vectors.doc_ids
+    def __init__(self, retriever: Any, vectors: VectorIndex) -> None:
+        self.retriever, self.vectors = retriever, vectors
 
     def search(self, queries: list[Query], k: int) -> Run:
         """Each query's k documents of greatest similarity."""
         from shortlist.models.embed import embed_queries
 
-        scores, places = self.flat.search_vectors(embed_queries(self.retriever, queries), k)
-        return {
-            query.query_id: [Hit(self.doc_ids[place], score) for place, score in zip(*row, strict=True)]
-            for query, *row in zip(queries, places.tolist(), scores.tolist(), strict=True)
-        }
+        found = self.vectors.find(embed_queries(self.retriever, queries), k)
+        return dict(zip([query.query_id for query in queries], found, strict=True))
 
 
 @final
 class Hybrid:
-    """Several first stages, fused by reciprocal rank."""
+    """Several first stages, fused.
 
-    def __init__(self, parts: Sequence[Index]) -> None:
-        self.parts = parts
+    Args:
+        fuse: a function in math.fusion.FUSIONS.
+        weights: how much each part counts (None: all alike).
+    """
+
+    def __init__(
+        self, parts: Sequence[Index], fuse: Callable[..., Run] = rrf, weights: Sequence[float] | None = None
+    ) -> None:
+        self.parts, self.fuse, self.weights = parts, fuse, weights
 
     def search(self, queries: list[Query], k: int) -> Run:
         """Each query's k best documents of all parts together."""
-        fused = rrf([part.search(queries, max(k, HYBRID_DEPTH)) for part in self.parts])
+        fused = self.fuse([part.search(queries, max(k, HYBRID_DEPTH)) for part in self.parts], weights=self.weights)
         return {query.query_id: fused.get(query.query_id, [])[:k] for query in queries}
 
 
@@ -96,37 +109,78 @@ def open_index(config: Config) -> Index:
     Raises:
         UserError: it describes none, or vectors of another model.
     """
-    parts: list[Index] = []
-    if config.index:
+    words = [path for path in config.index if kind_of(path) == "bm25"]
+    over_vectors = [path for path in config.index if path not in words]
+    parts: dict[Path, Index] = {}
+    for path in words:
         from shortlist.index.bm25 import BM25Index
 
-        identity(config.index)  # refuses an unfinished index
-        parts.append(BM25Index.load(config.index))
-    if config.vectors or config.model:
-        if not (config.vectors and config.model):
-            given, wanted = ("--vectors", "--model") if config.vectors else ("--model", "--vectors")
+        parts[path] = BM25Index.load(path)
+    where = over_vectors or ([config.vectors] if config.vectors else [])
+    if where or config.model:
+        if not (where and config.model):
+            given, wanted = ("--model", "--vectors or an --index over vectors")
+            if where:
+                given, wanted = (f"--index {where[0]}" if over_vectors else "--vectors"), "--model"
             raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
-        parts.append(_open_dense(config.model, config.vectors, config))
+        retriever = _open_retriever(config.model, where, config)
+        parts |= {path: Dense(retriever, _open_vectors(path, config)) for path in where}
     if not parts:
         raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
-    return parts[0] if len(parts) == 1 else Hybrid(parts)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    if config.weights is not None and len(config.weights) != len(parts):
+        raise UserError(f"--weights has {len(config.weights)} numbers for {len(parts)} first stages; expected as many.")
+    in_order = [parts[path] for path in [*config.index, *where] if path in parts]
+    return Hybrid(list(dict.fromkeys(in_order)), FUSIONS[config.fusion], config.weights)
 
 
-def _open_dense(model: str, vectors: Path, config: Config) -> Dense:
+def kind_of(index: Path) -> str:
+    """The kind of a finished index.
+
+    Raises:
+        UserError: there is none.
+    """
+    identity(index)  # refuses an unfinished one
+    manifest = read_manifest(index)
+    if manifest is None or manifest["stage"] != "index":
+        raise UserError(f"--index {index}: not the output of `shortlist index`.")
+    return manifest["config"].get("kind", "bm25")
+
+
+def _open_retriever(model: str, made: Sequence[Path], config: Config) -> Any:
+    from shortlist.index.kinds import made_by
     from shortlist.models.checkpoint import load_retriever, model_identity
     from shortlist.models.embed import for_inference
 
-    identity(vectors)  # refuses an unfinished store
-    manifest = read_manifest(vectors)
-    if manifest and manifest["made_from"].get("model") != model_identity(model):
-        raise UserError(
-            f"--vectors {vectors}: were made by {manifest['config'].get('model')}, which is not what --model {model} "
-            "holds now; encode again, or name the model that made them."
-        )
+    for path in made:
+        identity(path)  # refuses an unfinished store
+        if (maker := made_by(path)) is not None and maker != model_identity(model):
+            raise UserError(
+                f"{path}: its vectors were not made by what --model {model} holds now; encode again, or name the model "
+                "that made them."
+            )
     retriever = load_retriever(model, contract=config.contract)
     retriever.inputs.contract = retriever.inputs.contract.with_lengths(query=config.query_length)
     for_inference(retriever)
-    return Dense(retriever, VectorReader(vectors))
+    return retriever
+
+
+def _open_vectors(path: Path, config: Config) -> VectorIndex:
+    from shortlist.index.flat import FlatIndex
+    from shortlist.index.kinds import Opening, exact_index, open_index
+    from shortlist.index.scattered import ScatteredIndex
+
+    if path == config.vectors:
+        index = exact_index(path, memory_gib=config.memory_gib)
+    else:
+        options = {"effort": config.effort, "refine": config.refine, "memory_gib": config.memory_gib}
+        index = open_index(path, Opening(vectors=config.vectors, **options))
+    if config.engine == "local":
+        return index
+    if not isinstance(index, FlatIndex):
+        raise UserError(f"--engine ray searches vectors exactly; {path} is an index of another kind.")
+    return ScatteredIndex(index, engine=config.engine)
 
 
 def search(index: Index, queries: list[Query], k: int) -> tuple[Run, float]:
@@ -151,7 +205,7 @@ def run(config: Config) -> None:
     if config.out is None:
         raise UserError("--out is missing: name the run file to write, or ask one question with --query.")
     index, queries = open_index(config), collection.queries(config.split)
-    job = start_job(config, stage="search", inputs=_inputs(config, queries), ignore=("query", "demo", "demo_folder"))
+    job = start_job(config, stage="search", inputs=_inputs(config, queries), ignore=IGNORED)
     if job.done:
         return
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
@@ -160,9 +214,9 @@ def run(config: Config) -> None:
     job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3))
 
 
-def _inputs(config: Config, queries: list[Query]) -> dict[str, str]:
-    made_by = {"index": config.index, "vectors": config.vectors}
-    inputs = {name: identity(path) for name, path in made_by.items() if path}
+def _inputs(config: Config, queries: list[Query]) -> dict[str, str | list[str]]:
+    inputs: dict[str, str | list[str]] = {"index": [identity(path) for path in config.index]}
+    inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
     inputs["collection"] = f"sha256:{sha256(repr(queries).encode()).hexdigest()}"  # not the qrels: there may be none
     if config.model:
         from shortlist.models.checkpoint import model_identity

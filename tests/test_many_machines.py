@@ -10,9 +10,11 @@ import pytest
 from cluster import two_nodes
 from tiny import DOCUMENTS, Tiny
 
-from shortlist import encode
+from shortlist import encode, search
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.index.flat import FlatIndex, narrow
+from shortlist.index.scattered import ScatteredIndex
 from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import embed_documents
 from shortlist.records import Document
@@ -55,3 +57,25 @@ def test_a_cluster_encodes_what_one_process_does_though_a_node_is_killed(
     assert list(store.doc_ids) == [document.doc_id for document in TEXTS]
     exact = embed_documents(load_retriever(str(tiny.retriever)).eval(), TEXTS)
     np.testing.assert_allclose(store.take(np.arange(400)), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_cluster_finds_to_the_last_bit_what_one_machine_does(
+    config: encode.Config, cluster: Any, dtype: str | None, tmp_path: Path
+):
+    store, scan = VectorReader(config.out), None
+    if dtype:
+        narrow(store, tmp_path / "narrow", dtype)
+        scan = VectorReader(tmp_path / "narrow")
+    queries = store.take(np.arange(0, 400, 9))
+    alone = FlatIndex(store, scan=scan)
+    assert ScatteredIndex(alone).find(queries, 30) == alone.find(queries, 30)
+
+
+def test_the_search_stage_scans_on_a_cluster(config: encode.Config, cluster: Any, tmp_path: Path):
+    asked = search.Config(collection=config.collection, model=config.model, vectors=config.out, split="all", k=20)
+    runs = {}
+    for engine in ("local", "ray"):
+        runs[engine] = tmp_path / f"{engine}.trec"
+        search.run(replace(asked, engine=engine, out=runs[engine]))
+    assert runs["ray"].read_text() == runs["local"].read_text()

@@ -14,7 +14,8 @@ from shortlist.data.formats import read_run, write_qrels
 from shortlist.data.manifest import read_manifest
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
-from shortlist.math.fusion import rrf
+from shortlist.index.flat import FlatIndex
+from shortlist.math.fusion import rrf, weighted
 from shortlist.models.checkpoint import load_retriever, save_model
 from shortlist.models.embed import embed_documents, embed_queries
 from shortlist.records import Hit, Query, Run
@@ -31,7 +32,7 @@ def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sparse(tiny: Tiny, made: Path, tmp_path: Path) -> search.Config:
-    return search.Config(collection=str(tiny.collection), index=made / "index", k=5, out=tmp_path / "run.trec")
+    return search.Config(collection=str(tiny.collection), index=(made / "index",), k=5, out=tmp_path / "run.trec")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def dense(tiny: Tiny, made: Path, tmp_path: Path) -> search.Config:
 
 @pytest.fixture
 def both(dense: search.Config, made: Path) -> search.Config:
-    return replace(dense, index=made / "index")
+    return replace(dense, index=(made / "index",))
 
 
 def found(config: search.Config) -> Run:
@@ -156,7 +157,8 @@ def test_demo_takes_its_settings_from_the_demos_folder(
     with pytest.raises(UserError, match="holds no finished demo; run `shortlist demo` first"):
         search.run(asked)
     names = ("collection", "index", "model", "vectors")
-    (tmp_path / "search.yaml").write_text(yaml.safe_dump({name: str(getattr(both, name)) for name in names}))
+    settings = {name: str(getattr(both, name)) for name in names} | {"index": str(both.index[0])}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
     search.run(asked)
     out = capsys.readouterr().out
     assert " 3. " in out
@@ -173,8 +175,9 @@ def test_demo_takes_its_settings_from_the_demos_folder(
         ({"vectors": None}, "--model without --vectors"),
         ({"model": None, "vectors": None}, "nothing to search with"),
         ({"vectors": Path("nowhere")}, "nowhere: no such file or folder"),
-        ({"index": Path("nowhere")}, "nowhere: no such file or folder"),
+        ({"index": (Path("nowhere"),)}, "nowhere: no such file or folder"),
         ({"split": "tets"}, "perhaps 'test'"),
+        ({"engine": "ray", "vectors": Path("nowhere")}, "nowhere: no such file or folder"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(dense: search.Config, change: dict, message: str, tmp_path: Path):
@@ -188,7 +191,7 @@ def test_vectors_of_another_model_are_refused(dense: search.Config, tiny: Tiny, 
     for p in other.parameters():
         p.data += 0.1
     save_model(other, tmp_path / "other")
-    with pytest.raises(UserError, match=r"vectors: were made by .*retriever, which is not what --model .*other holds"):
+    with pytest.raises(UserError, match=r"vectors: its vectors were not made by what --model .*other holds now"):
         search.run(replace(dense, model=str(tmp_path / "other")))
 
 
@@ -207,7 +210,7 @@ def test_the_same_search_is_done_once_and_other_queries_are_another_job(
     tiny: Tiny, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     collection = write_collection(tmp_path / "collection")
-    config = search.Config(collection=str(collection), index=made / "index", out=tmp_path / "run.trec")
+    config = search.Config(collection=str(collection), index=(made / "index",), out=tmp_path / "run.trec")
     first = found(config)
     write_qrels(collection / "qrels" / "test.tsv", {f"q{i}": {"d0": 2} for i in range(12)})
     assert found(config) == first
@@ -221,11 +224,34 @@ def test_the_same_search_is_done_once_and_other_queries_are_another_job(
 def test_queries_without_judgements_are_all_searched(tiny: Tiny, made: Path, tmp_path: Path):
     collection = write_collection(tmp_path / "collection")
     shutil.rmtree(collection / "qrels")
-    config = search.Config(collection=str(collection), index=made / "index", split="all", out=tmp_path / "run.trec")
+    config = search.Config(collection=str(collection), index=(made / "index",), split="all", out=tmp_path / "run.trec")
     assert len(found(config)) == 12
 
 
 def test_dense_searches_as_deep_as_there_are_documents(dense: search.Config, tiny: Tiny, made: Path):
     retriever = load_retriever(str(tiny.retriever)).eval()
-    run = search.Dense(retriever, VectorReader(made / "vectors")).search(QUERIES[:2], 99)
+    run = search.Dense(retriever, FlatIndex(VectorReader(made / "vectors"))).search(QUERIES[:2], 99)
     assert [len(hits) for hits in run.values()] == [12, 12]
+
+
+def test_two_first_stages_are_fused_as_asked(both: search.Config, sparse: search.Config, dense: search.Config):
+    run = found(replace(both, fusion="weighted", weights=(0.25, 0.75), k=12, overwrite=True))
+    words = search.open_index(sparse).search(QUERIES, search.HYBRID_DEPTH)
+    vectors = search.open_index(dense).search(QUERIES, search.HYBRID_DEPTH)
+    assert ids(run) == ids(weighted([words, vectors], weights=(0.25, 0.75)))
+    with pytest.raises(UserError, match="--weights has 3 numbers for 2 first stages"):
+        search.run(replace(both, weights=(1.0, 2.0, 3.0), overwrite=True))
+
+
+@pytest.mark.parametrize("kind", ["narrow", "hnsw", "ivf-flat", "ivf-pq"])
+def test_an_index_over_vectors_finds_what_exact_search_does(
+    dense: search.Config, both: search.Config, made: Path, tmp_path: Path, kind: str
+):
+    index_stage.run(index_stage.Config(kind=kind, vectors=made / "vectors", out=tmp_path / "index"))
+    exact = found(dense)
+    over = replace(dense, vectors=None, index=(tmp_path / "index",), out=tmp_path / "over.trec", effort=12, refine=8)
+    run = found(replace(over, effort=None if kind == "narrow" else 12))
+    assert ids(run) == ids(exact)
+    assert [h.score for h in run["q3"]] == pytest.approx([h.score for h in exact["q3"]], abs=1e-6)
+    hybrid = replace(over, index=(*both.index, tmp_path / "index"), overwrite=True)
+    assert ids(found(hybrid)) == ids(found(replace(both, overwrite=True)))

@@ -92,6 +92,11 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first.") from None
 
 
+def folder_bytes(folder: Path) -> int:
+    """The size of all files in a folder and below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def sha256(*paths: Path) -> str:
     """Hex digest of the contents of the files, in the order given."""
     digest = hashlib.sha256()

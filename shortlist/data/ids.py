@@ -6,7 +6,9 @@ from itertools import accumulate
 from typing import final, overload
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
+
+from shortlist.records import Hit
 
 LINE_END = 10
 
@@ -69,6 +71,15 @@ class DocIds(Sequence[str]):
             for i, doc_id in zip(asked.tolist(), text.split("\n")[:-1], strict=True):
                 found[i] = doc_id
         return found
+
+    def hits(self, scores: Float[np.ndarray, "queries k"], positions: Int[np.ndarray, "queries k"]) -> list[list[Hit]]:
+        """What a search has found, as hits; a negative position is none."""
+        found = positions >= 0
+        names = iter(self.take(positions[found]))
+        return [
+            [Hit(next(names), score) for score, there in zip(*row, strict=True) if there]
+            for row in zip(scores.tolist(), found.tolist(), strict=True)
+        ]
 
     def _line_ends(self, part: int) -> Int[np.ndarray, " lines"]:
         if part not in self._ends:

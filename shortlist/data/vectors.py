@@ -185,6 +185,7 @@ class VectorReader:
         num_docs: documents.
         num_rows: vectors on disk, those of documents that are gone included.
         num_bytes: size of those vectors.
+        starts: the first row of each shard, and behind them the number of rows.
         shard_hashes: SHA-256 of each shard's vectors, in row order: what an index over them was built from.
 
     Raises:
@@ -201,8 +202,8 @@ class VectorReader:
         first = self._shards[0].header
         self.dtype: str = first["dtype"]
         self.dim: int = first["dim"]
-        self._starts = np.cumsum([0, *(shard.header["count"] for shard in self._shards)])
-        self.num_rows = int(self._starts[-1])
+        self.starts: Int[np.ndarray, " shards"] = np.cumsum([0, *(shard.header["count"] for shard in self._shards)])
+        self.num_rows = int(self.starts[-1])
         self.num_bytes = self.num_rows * self.dim * DTYPES[self.dtype].itemsize
         self.shard_hashes: list[str] = [shard.header["sha256"]["bin"] for shard in self._shards]
         self._check_alike()
@@ -251,7 +252,7 @@ class VectorReader:
             release: give a block's memory back when the next one is asked for, so that no more than one is held.
         """
         for place in range(len(self._shards)) if shards is None else shards:
-            shard, start = self._shards[place], int(self._starts[place])
+            shard, start = self._shards[place], int(self.starts[place])
             for first in range(0, len(shard.vectors), rows):
                 vectors = shard.vectors[first : first + rows]
                 yield self._block(start + first, vectors, shard.scales, first)
@@ -276,12 +277,12 @@ class VectorReader:
     def pick(self, positions: Int[np.ndarray, " n"]) -> Block:
         """Some documents, in the order asked."""
         rows = positions if self._rows is None else self._rows[positions]
-        places = np.searchsorted(self._starts, rows, side="right") - 1
+        places = np.searchsorted(self.starts, rows, side="right") - 1
         vectors = torch.empty((len(rows), self.dim), dtype=DTYPES[self.dtype])
         scales = torch.empty(len(rows)) if self.dtype == "int8" else None
         for place in np.unique(places):
             shard, wanted = self._shards[place], torch.from_numpy(np.flatnonzero(places == place))
-            inside = torch.from_numpy(rows - self._starts[place])[wanted]
+            inside = torch.from_numpy(rows - self.starts[place])[wanted]
             vectors[wanted] = shard.vectors[inside]
             if scales is not None and shard.scales is not None:
                 scales[wanted] = shard.scales[inside]
@@ -303,7 +304,7 @@ class VectorReader:
                 f"{self.folder}: does not begin with the vectors that the index was built from (encoded anew or "
                 "compacted since); build the index again."
             )
-        rows = np.arange(int(self._starts[known]), self.num_rows)
+        rows = np.arange(int(self.starts[known]), self.num_rows)
         return int((self.positions_of(rows) != DEAD).sum())
 
 

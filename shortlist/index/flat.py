@@ -40,7 +40,7 @@ SIZES = {"cpu": Sizes(64, 1 << 25, 1 << 20), "cuda": Sizes(512, 1 << 30, 1 << 26
 CANDIDATES_BYTES = 1 << 28
 """For the candidates of all queries that one reading of the store serves."""
 
-RESCORED_BYTES = 1 << 26
+RESCORED_BYTES = 1 << 24
 """For the vectors that are rescored at a time."""
 
 NARROW_NUMBERS = 1 << 24
@@ -93,9 +93,7 @@ class FlatIndex:
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
         """The at most k documents of greatest inner product with each query, best first, equal ones in corpus order."""
-        scores, positions = self.search_vectors(queries, k)
-        doc_ids = iter(self.vectors.doc_ids.take(positions.reshape(-1)))
-        return [[Hit(next(doc_ids), score) for score in row] for row in scores.tolist()]
+        return self.vectors.doc_ids.hits(*self.search_vectors(queries, k))
 
     def search_vectors(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
         """The k documents of each query with the greatest inner product, equal ones in corpus order.

@@ -232,7 +232,7 @@ def _fill(place: _Place, vectors: VectorReader, advance: Advance | None) -> bool
     if len(gone):
         place.connection.drop_table(place.order, ignore_missing=True)  # until it is whole again, nobody may open it
         _delete(table, gone)
-    for number, (start, stop) in enumerate(zip(vectors._starts[:-1], vectors._starts[1:], strict=True)):
+    for number, (start, stop) in enumerate(zip(vectors.starts[:-1], vectors.starts[1:], strict=True)):
         missing = living & ~held
         if missing[start:stop].any():
             table.add(pa.RecordBatchReader.from_batches(_schema(vectors.dim), _read(vectors, number, missing)))
@@ -249,7 +249,7 @@ def _survey(table: Any, vectors: VectorReader) -> tuple[Bool[np.ndarray, " rows"
     for batch in table.search().select(["row", "doc_id", "shard"]).to_batches():
         rows = batch["row"].to_numpy()
         inside = np.minimum(rows, vectors.num_rows - 1)
-        positions, shards = vectors.positions_of(inside), np.searchsorted(vectors._starts, inside, side="right") - 1
+        positions, shards = vectors.positions_of(inside), np.searchsorted(vectors.starts, inside, side="right") - 1
         told = zip(batch["doc_id"].to_pylist(), batch["shard"].to_pylist(), strict=True)
         ours = zip(positions.tolist(), shards.tolist(), strict=True)
         good = rows == inside

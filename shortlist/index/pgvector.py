@@ -184,7 +184,7 @@ class PgVectorIndex:
 
 
 def _fill(database: Database, vectors: VectorReader, advance: Advance | None) -> None:
-    starts = vectors._starts.tolist()
+    starts = vectors.starts.tolist()
     shards = list(zip(starts, starts[1:], vectors.shard_hashes, strict=False))
     changed = False
     for shard in database.run("SELECT start, stop, hash FROM {shards}").fetchall():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from shortlist.data.ids import DocIds
+from shortlist.records import Hit
 
 NAMES = ["a", "bé", "東京", "a b", "e", "longer-than-others"]
 
@@ -24,3 +25,10 @@ def test_many_ids_at_once_are_the_ids_one_by_one(cuts: list[int], lines: list[in
 
 def test_ids_are_those_of_the_lines():
     assert doc_ids([2]).take(np.arange(6)) == list(doc_ids([2])) == NAMES
+
+
+def test_hits_are_named_and_what_was_not_found_is_left_out():
+    ids = DocIds([np.frombuffer(b"a\nb\nc\n", np.uint8)], [3])
+    scores, positions = np.array([[3.0, 2.0], [1.0, -np.inf]]), np.array([[2, 0], [1, -1]])
+    assert ids.hits(scores, positions) == [[Hit("c", 3.0), Hit("a", 2.0)], [Hit("b", 1.0)]]
+    assert ids.hits(scores[:0], positions[:0]) == []

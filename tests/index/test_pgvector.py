@@ -1,15 +1,21 @@
+import json
+import re
 import sys
 import time
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from stores import CORPUS, QUERIES, VECTORS, best, clustered, encode, kill_when_it_says_so, recall
 
+from shortlist.cli import main
 from shortlist.data.snapshots import compact
 from shortlist.errors import UserError
 from shortlist.index import VectorIndex, pgvector
+from shortlist.index.kinds import Opening, made_by, open_index
 from shortlist.index.pgvector import PgVectorIndex
 from shortlist.index.postgres import without_password
 
@@ -21,15 +27,19 @@ if not SERVERS:
 
 
 @pytest.fixture(scope="module")
-def dsn(tmp_path_factory):
-    """A PostgreSQL of our own, reached by a socket in its folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-        server = import_module(SERVERS[0]).get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION vector")
-    yield server.get_uri()
-    server.cleanup()
+def dsn():
+    """A PostgreSQL of our own, reached by a socket in its folder.
+
+    Not in pytest's folder: the server has a user of its own, and each start of pytest closes that to others.
+    """
+    with TemporaryDirectory(prefix="shortlist-postgres-", ignore_cleanup_errors=True) as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", folder)
+            server = import_module(SERVERS[0]).get_server(Path(folder) / "data", cleanup_mode="delete")
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION vector")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture
@@ -304,3 +314,21 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UserError, match=r"psycopg is not installed: .* pip install 'shortlist\[pgvector\]'"):
         PgVectorIndex.open(dsn="")
+
+
+def test_the_stage_fills_a_table_and_searches_it_without_the_store(dsn, tmp_path, capsys):
+    vectors = encode(tmp_path / "store", CORPUS)
+    manifest = {"stage": "encode", "job": "one", "complete": True, "made_from": {"model": "m"}, "config": {}}
+    (vectors.folder / "manifest.json").write_text(json.dumps(manifest))
+    command = ["index", "--kind", "pgvector", "--dsn", dsn, "--table", "stage", "--vectors", str(vectors.folder)]
+    command += ["--out", str(tmp_path / "index"), "--set", "m=8", "--check"]
+    assert main(command) == 0
+    found = re.search(r"pgvector over .*recall@10 +([0-9.]+)", capsys.readouterr().out, re.DOTALL)
+    assert found
+    assert float(found[1]) > 0.9
+    vectors.folder.rename(tmp_path / "gone")
+    opened = open_index(tmp_path / "index", Opening(effort=400))
+    scores = [[hit.score for hit in hits] for hits in opened.find(QUERIES, 10)]
+    expected = [[score for _, score in hits] for hits in best(CORPUS, QUERIES, 10)]  # many documents tie
+    assert np.mean(np.isclose(scores, expected)) > 0.9
+    assert made_by(tmp_path / "index") == "m"

@@ -1,0 +1,122 @@
+"""How an index over vectors compares with exact search: what it finds, how fast, in how much memory and disk."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import numpy as np
+from jaxtyping import Float
+
+from shortlist.data.collections import open_collection
+from shortlist.data.files import folder_bytes
+from shortlist.data.vectors import VectorReader
+from shortlist.errors import UserError
+from shortlist.index import IN_DATABASES, Config, VectorIndex, given
+from shortlist.index.kinds import exact_index, made_by, open_index
+from shortlist.models.checkpoint import load_retriever, model_identity
+from shortlist.models.embed import embed_queries, for_inference
+from shortlist.progress import resident_bytes
+from shortlist.records import Hit
+
+DEPTHS = (10, 100, 1000)
+QUERIES = 200
+"""Queries that are searched together; or documents in their place."""
+ALONE = 20
+"""Queries that are searched one at a time."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check has measured."""
+
+    recalls: dict[int, float]
+    """By depth k, the share of the k exactly best documents that are among the k found, averaged over queries."""
+    per_second: float
+    """Queries searched together."""
+    exact_per_second: float
+    alone_ms: float
+    """Of one query alone, in the middle of several."""
+    exact_alone_ms: float
+    memory: int
+    """Bytes by which this process has grown from opening the index to the last query; a database's are its own."""
+    disk: int
+    """Bytes of an index that knows; 0 else."""
+
+
+def compare(
+    open_it: Callable[[], VectorIndex], exact: VectorIndex, queries: Float[np.ndarray, "queries dim"], *, k: int
+) -> Findings:
+    """Search the same queries both ways.
+
+    Args:
+        open_it: opens the index, as what that takes counts.
+        k: the most documents that a query is asked for.
+    """
+    before = resident_bytes()
+    index = open_it()
+    index.find(queries[:1], 1)  # what is read or compiled on first use is not a query's time
+    found, seconds = _timed(index, queries, k)
+    alone = _alone(index, queries, k)
+    memory, disk = resident_bytes() - before, getattr(index, "disk_bytes", 0)
+    exact.find(queries[:1], 1)
+    wanted, exact_seconds = _timed(exact, queries, k)
+    recalls = {depth: recall(found, wanted, depth) for depth in DEPTHS if depth <= k}
+    per_second, exact_per_second = len(queries) / seconds, len(queries) / exact_seconds
+    return Findings(recalls, per_second, exact_per_second, alone, _alone(exact, queries, k), memory, disk)
+
+
+def recall(found: Sequence[Sequence[Hit]], wanted: Sequence[Sequence[Hit]], depth: int) -> float:
+    """The share of the first `depth` hits of `wanted` that are among those of `found`, averaged over queries."""
+    shares = [
+        len({hit.doc_id for hit in hits[:depth]} & {hit.doc_id for hit in best[:depth]}) / max(1, len(best[:depth]))
+        for hits, best in zip(found, wanted, strict=True)
+    ]
+    return sum(shares) / max(1, len(shares))
+
+
+def _timed(index: VectorIndex, queries: np.ndarray, k: int) -> tuple[list[list[Hit]], float]:
+    start = time.perf_counter()
+    return index.find(queries, k), time.perf_counter() - start
+
+
+def _alone(index: VectorIndex, queries: np.ndarray, k: int) -> float:
+    return 1000 * median(_timed(index, query[None], k)[1] for query in queries[:ALONE])
+
+
+def check(config: Config) -> str:
+    """Compare a finished index with exact search over its vectors.
+
+    The queries are those of --collection, embedded with --model; without these, documents stand in for them, which
+    are easier to find than answers: each is its own nearest neighbour.
+    """
+    vectors = VectorReader(given(config.vectors, "--vectors", "--check compares with them"))
+    queries = _embedded(config, vectors) if config.model else _documents(vectors)
+    found = compare(
+        partial(open_index, config.out), exact_index(vectors.folder), queries, k=min(DEPTHS[-1], vectors.num_docs)
+    )
+    whose = f"queries of {config.collection}" if config.model else "documents as queries"
+    lines = [f"{config.kind} over {vectors.num_docs:,} documents, {len(queries)} {whose}"]
+    lines += [f"recall@{depth:<5} {share:.4f}" for depth, share in found.recalls.items()]
+    lines += [
+        f"queries/s    {found.per_second:,.1f} (exact search {found.exact_per_second:,.1f})",
+        f"one query    {found.alone_ms:,.1f} ms (exact search {found.exact_alone_ms:,.1f} ms)",
+        f"memory       {found.memory / 2**20:,.0f} MiB{' here' if config.kind in IN_DATABASES else ''}",
+        f"disk         {(found.disk or folder_bytes(config.out)) / 2**20:,.0f} MiB",
+    ]
+    return "\n".join(lines)
+
+
+def _documents(vectors: VectorReader) -> Float[np.ndarray, "queries dim"]:
+    return vectors.take(np.linspace(0, vectors.num_docs - 1, min(QUERIES, vectors.num_docs)).astype(np.int64))
+
+
+def _embedded(config: Config, vectors: VectorReader) -> Float[np.ndarray, "queries dim"]:
+    if config.model is None or config.collection is None:
+        raise UserError("--model without --collection: --check embeds the queries of a collection with the model.")
+    if made_by(vectors.folder) not in (None, model_identity(config.model)):
+        raise UserError(f"--model {config.model}: is not what made {vectors.folder}; name the model that did.")
+    retriever = load_retriever(config.model)
+    for_inference(retriever)
+    return embed_queries(retriever, open_collection(config.collection).queries(config.split)[:QUERIES])
