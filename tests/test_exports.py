@@ -15,7 +15,7 @@ NAMES = {
     "shortlist.config": "from_settings load_yaml parse to_flags",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
-    "shortlist.data.files": "atomic_folder atomic_write open_text sha256",
+    "shortlist.data.files": "atomic_folder atomic_write folder_bytes open_bytes open_text sha256",
     "shortlist.data.formats": (
         "ORDERS RUN_COLUMNS SPACE Ties add_judgement corpus_offsets document_parser documents_at read_corpus "
         "read_qrels read_queries read_run to_document to_judgement to_query write_corpus write_qrels write_queries "
@@ -23,9 +23,17 @@ NAMES = {
     ),
     "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
     "shortlist.data.hub": "HubCollection IrdsCollection hub_rows",
-    "shortlist.data.lines": "MalformedError numbered_lines parse_json parse_lines read_lines",
-    "shortlist.data.manifest": "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest start_job",
-    "shortlist.data.vectors": "DTYPES VectorReader VectorWriter finished_shards",
+    "shortlist.data.ids": "DocIds LINE_END",
+    "shortlist.data.lines": (
+        "MalformedError OnBad count_lines numbered_lines parse_json parse_lines read_lines refuse to_text"
+    ),
+    "shortlist.data.manifest": "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen start_job",
+    "shortlist.data.seen": "BUCKETS Record Seen checked",
+    "shortlist.data.snapshots": "AT_ONCE Known compact document_keys missing pin read_known renew",
+    "shortlist.data.vectors": (
+        "Block DEAD DTYPES KEY_BYTES Snapshot VectorReader VectorWriter count_rows damage finished_shards "
+        "read_snapshot remove_shard shard_file to_rows"
+    ),
     "shortlist.demo": "Config EXAMPLES HITS Sources build_collections explain run show_examples",
     "shortlist.demo.overlap": "COMMENT_OR_STRING NEAR Overlap SHINGLE WORD body_words normalized quiet_parse shingles",
     "shortlist.demo.sources": (
@@ -33,21 +41,51 @@ NAMES = {
         "build_test build_train collect definitions find_sources first_sentence installed_packages is_trivial "
         "parse_functions read_functions source_without_docstring standard_library unambiguous write_pairs"
     ),
-    "shortlist.encode": "Config Shard encode run",
+    "shortlist.encode": (
+        "Config Encoder LISTED MEASURED_SECONDS Part SAMPLE Shard Speed claim compare embed_part encode fill "
+        "forecast measure open_retriever parts run write"
+    ),
+    "shortlist.engine": "Engine TRIES Wait spread",
     "shortlist.errors": "UserError unknown",
     "shortlist.evaluate": "Config PROVIDER Values p_value parse_measures per_query run",
     "shortlist.fuse": "Config run",
-    "shortlist.index": "Config Index run",
-    "shortlist.index.bm25": "ANALYSERS Analyser BM25Index STOP_WORDS code english",
-    "shortlist.index.flat": "BLOCK_NUMBERS Candidates FlatIndex",
+    "shortlist.index": "Config IN_DATABASES Index Kind VectorIndex build given parse_parameters run",
+    "shortlist.index.analysis": "ANALYSERS Analyser LANGUAGES STOP_WORDS code english snowball whitespace",
+    "shortlist.index.ann": "AnnIndex Done LEAST_READ LISTS QUERIES_AT_ONCE STORED",
+    "shortlist.index.bm25": "BM25Index FILES VOCABULARY",
+    "shortlist.index.check": "ALONE DEPTHS Findings QUERIES check compare recall",
+    "shortlist.index.flat": (
+        "CANDIDATES_BYTES FEWEST_WAITING FlatIndex Found NARROW_NUMBERS NOTHING RESCORED_BYTES SIZES ScanShards "
+        "Sizes narrow"
+    ),
+    "shortlist.index.forecast": "FIRST_DOCS MEASURED_SECONDS PART_DOCS ROW_BYTES forecast",
+    "shortlist.index.kinds": "Opening REFINE build_index exact_index made_by open_index",
+    "shortlist.index.lance": (
+        "LanceIndex MOST_TABLES MOST_WORDS PROBES QUERIES_AT_ONCE REFINE ROWS_AT_ONCE RUNS_AT_ONCE"
+    ),
+    "shortlist.index.parameters": (
+        "BLOCK_BYTES LEAST_PER_LIST MOST_LISTS NAMES PQ_CENTROIDS Parameters SAMPLE_BYTES SCALAR_BITS Sizes "
+        "automatic check_kind check_parameters memory_and_disk"
+    ),
+    "shortlist.index.pgvector": "EF_SEARCH MOST_EF_SEARCH PgVectorIndex ROWS_AT_ONCE",
+    "shortlist.index.postgres": "CONNECT_SECONDS Database HNSW_DIMS connected hnsw_terms plain_errors without_password",
+    "shortlist.index.postings": "BLOCK_TOKENS Postings PostingsSorter",
+    "shortlist.index.scattered": "PIECES ScatteredIndex",
     "shortlist.init": "Config new_llama run",
+    "shortlist.math.agreement": "Agreement NEIGHBOURS agreement",
     "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
     "shortlist.math.losses": "LOSSES Loss countable infonce",
     "shortlist.math.ordering": "strictly_decreasing",
     "shortlist.math.pooling": "POOLINGS Pooling cls last mean",
+    "shortlist.math.products": "Product ROWS SLOW_PACKED float_product full_precision packing_is_right",
+    "shortlist.math.quantize": "LARGEST from_int8 int8_product to_int8",
     "shortlist.math.sampling": "draw_negatives epoch_negatives interleave shortfall",
-    "shortlist.math.scoring": "Indices NOWHERE Scores above merge_top_k reciprocal_ranks top_k",
+    "shortlist.math.scoring": (
+        "Indices LAST_POSITION SIGNLESS Scores at_least best_of from_keys recall_at reciprocal_ranks to_keys top_k "
+        "top_keys"
+    ),
     "shortlist.math.smoothing": "running_mean",
+    "shortlist.math.weighting": "bm25 length_penalty rarity",
     "shortlist.mine": "Config find_same_text fingerprint mine run",
     "shortlist.models.backbone": (
         "LORAS Lora add_lora apply_contract checkpoint_layers dequantize empty_backbone is_causal is_decoder "
@@ -55,26 +93,31 @@ NAMES = {
     ),
     "shortlist.models.checkpoint": (
         "ADAPTER FILES HEAD QUANTIZATION load_reranker load_retriever local_folder model_identity "
-        "reranker_to_train retriever_to_train save_model saved_names saved_weights"
+        "reranker_to_train retriever_contract retriever_to_train save_model saved_names saved_weights"
     ),
     "shortlist.models.embed": (
-        "CPU_TOKENS GPU_TOKENS default_token_budget embed_documents embed_queries for_inference pick_device "
-        "run_model score_pairs"
+        "CPU_TOKENS Done GPU_TOKENS Precision TEXTS_AT_ONCE TokenIds default_token_budget embed_documents "
+        "embed_queries for_inference pick_device run_model score_pairs"
     ),
+    "shortlist.models.fused": "FusedLayer FusedNorm PARTS fuse_layers",
     "shortlist.models.linear": (
-        "ACTIVATIONS MIN_FEATURES PackedGatedMLP PackedLinear ROWS last_mlp_only_at pack_linears packing_pays"
+        "ACTIVATIONS EXACTNESS FusibleLinear MIN_FEATURES MakesLinear PackedGatedMLP PackedLinear PlainLinear ROWS "
+        "finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
     ),
+    "shortlist.models.quantized": "Int8Linear LEVELS int8_product quantize_linears to_int8",
     "shortlist.models.reranker": "Reranker new_head",
     "shortlist.models.retriever": "Retriever",
     "shortlist.models.training_linear": (
         "FastLinear FastLora FastNorm SparseEmbedding draw_kept products_are_right speed_up_training"
     ),
     "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
-    "shortlist.progress": "Advance PLAIN_SECONDS leads progress say track",
+    "shortlist.progress": "Advance PLAIN_SECONDS duration leads paced peak_bytes progress resident_bytes say track",
     "shortlist.records": "Document Group Hit Qrels Query Run",
     "shortlist.rerank": "Config PAIRS_AT_ONCE reorder rerank run windows",
-    "shortlist.search": "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid SNIPPET open_index print_hits run search",
-    "shortlist.text.batching": "pad token_batches",
+    "shortlist.search": (
+        "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index print_hits run search"
+    ),
+    "shortlist.text.batching": "pad token_batches windows",
     "shortlist.text.contract": (
         "CONTRACTS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract"
     ),
@@ -97,6 +140,7 @@ NAMES = {
     ),
     "shortlist.train.settings": "Config check",
     "shortlist.train.steps": "Example Micro Outcome backward compute_outputs deal reranker_example retriever_example",
+    "shortlist.verify": "Config damaged_shards misplaced repair run",
 }
 
 
