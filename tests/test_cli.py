@@ -232,7 +232,9 @@ def test_vectors_of_another_model_are_named(tiny: Tiny, tmp_path: Path, capsys: 
     texts = ["--collection", str(tiny.collection)]
     assert main(["encode", "--model", str(tiny.retriever), *texts, "--out", str(tmp_path / "vectors")]) == 0
     flags = ["--model", tiny.llama, "--contract", "repllama", "--vectors", tmp_path / "vectors", *texts]
-    assert "which is not what --model" in refusal(capsys, "search", *flags, "--out", tmp_path / "run.trec")
+    assert "its vectors were not made by what --model" in refusal(
+        capsys, "search", *flags, "--out", tmp_path / "run.trec"
+    )
 
 
 def test_the_output_of_another_job_is_named(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -104,7 +104,7 @@ NAMES = {
         "ACTIVATIONS EXACTNESS FusibleLinear MIN_FEATURES MakesLinear PackedGatedMLP PackedLinear PlainLinear ROWS "
         "finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
     ),
-    "shortlist.models.quantized": "Int8Linear LEVELS int8_product quantize_linears to_int8",
+    "shortlist.models.quantized": "Int8Linear quantize_linears",
     "shortlist.models.reranker": "Reranker new_head",
     "shortlist.models.retriever": "Retriever",
     "shortlist.models.training_linear": (

@@ -19,9 +19,9 @@ def to_int8(vectors: Float[Tensor, "rows dim"]) -> tuple[Int8[Tensor, "rows dim"
     Returns:
         Integers and the scale of each row; their product is within half a scale of the row.
     """
-    scales = vectors.abs().amax(1) / LARGEST
+    scales = vectors.abs().amax(1).float() / LARGEST
     scales = torch.where(scales > 0, scales, 1.0)
-    return (vectors / scales[:, None]).round_().to(torch.int8), scales.float()
+    return (vectors / scales[:, None]).round_().to(torch.int8), scales
 
 
 def from_int8(rows: Int8[Tensor, "rows dim"], scales: Float[Tensor, " rows"]) -> Float[Tensor, "rows dim"]:

@@ -11,10 +11,11 @@ def test_integers_equal_the_values_worked_out_by_hand():
     torch.testing.assert_close(scales, torch.tensor([0.1, 1.0]))
 
 
-def test_rows_come_back_to_within_half_a_scale():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_come_back_to_within_half_a_scale(dtype: torch.dtype):
     vectors = torch.randn(50, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 50)[:, None]
-    rows, scales = to_int8(vectors)
-    assert ((from_int8(rows, scales) - vectors).abs() <= 0.5001 * scales[:, None]).all()
+    rows, scales = to_int8(vectors.to(dtype))
+    assert ((from_int8(rows, scales) - vectors.to(dtype).float()).abs() <= 0.5001 * scales[:, None]).all()
 
 
 def test_the_largest_number_of_a_row_comes_back_exactly():

@@ -3,43 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shortlist.models import quantized
-from shortlist.models.quantized import Int8Linear, int8_product, quantize_linears, to_int8
-
-
-def test_integers_and_scales_are_those_worked_out_by_hand():
-    integers, scales = to_int8(torch.tensor([[1.0, -2.54, 0.011], [127.0, 0.5, -0.6]]))
-    assert integers.tolist() == [[50, -127, 1], [127, 0, -1]]
-    torch.testing.assert_close(scales, torch.tensor([[0.02], [1.0]]))
-
-
-def test_a_row_of_zeros_stays_zero():
-    integers, scales = to_int8(torch.zeros(2, 5))
-    assert integers.abs().sum() == 0
-    assert scales.isfinite().all()
-    assert (scales > 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounding_is_off_by_half_a_scale_at_most(dtype):
-    x = torch.randn(20, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
-    integers, scales = to_int8(x)
-    assert ((integers * scales - x.float()).abs() <= 0.5001 * scales).all()
-
-
-def integers(rows, columns, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-127, 128, (rows, columns), generator=generator).to(torch.int8)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 17, 100])
-@pytest.mark.parametrize(("features", "outputs"), [(64, 96), (67, 65), (4096, 64)])
-@pytest.mark.parametrize("available", [True, False])
-def test_the_integer_product_is_exact(monkeypatch, rows, features, outputs, available):
-    if not available:
-        monkeypatch.setattr(quantized, "_has_int8_product", lambda device: False)
-    x, weight = integers(rows, features, 0), integers(outputs, features, 1)
-    assert torch.equal(int8_product(x, weight), (x.long() @ weight.long().T).int())
+from shortlist.math.quantize import from_int8, to_int8
+from shortlist.models.quantized import Int8Linear, quantize_linears
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -47,8 +12,8 @@ def test_an_int8_linear_is_a_linear_of_rounded_inputs_and_weights(bias):
     torch.manual_seed(0)
     plain = nn.Linear(96, 160, bias=bias).requires_grad_(False)
     x = torch.randn(3, 7, 96)
-    (rows, row_scales), (weights, weight_scales) = to_int8(x.reshape(-1, 96)), to_int8(plain.weight)
-    expected = F.linear(rows * row_scales, weights * weight_scales, plain.bias).view(3, 7, 160)
+    rounded = from_int8(*to_int8(x.reshape(-1, 96)))
+    expected = F.linear(rounded, from_int8(*to_int8(plain.weight)), plain.bias).view(3, 7, 160)
     actual = Int8Linear(plain)(x)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert 1e-4 < (actual - plain(x)).abs().max() < 0.05
