@@ -64,7 +64,7 @@ class Config:
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     """Number type of the vectors on disk; int8 has a scale for each vector."""
     token_budget: int | None = None
-    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 65,536 on a GPU)."""
+    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
     shard_size: int = 20_000
     """Documents per shard: what is sorted by length together, and at most what an interruption loses."""
     workers: int | None = None

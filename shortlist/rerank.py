@@ -40,7 +40,7 @@ class Config:
     max_length: int | None = None
     """Most tokens of a pair (None: the model's)."""
     token_budget: int | None = None
-    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 65,536 on a GPU)."""
+    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
     overwrite: bool = False
     """Replace an output of another job instead of refusing."""
 

@@ -17,7 +17,7 @@ from shortlist.records import Document, Query
 from shortlist.text.batching import pad, token_batches
 
 CPU_TOKENS = 2048
-GPU_TOKENS = 65536
+GPU_TOKENS = 16384
 TEXTS_AT_ONCE = 4096
 """Texts whose token ids are Python's integers at the same time: 36 bytes for each, an array's are 4."""
 

@@ -8,7 +8,6 @@ import torch
 from torch.optim import Optimizer
 
 from shortlist.errors import UserError
-from shortlist.models.embed import GPU_TOKENS
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.progress import progress, say
@@ -20,7 +19,7 @@ from shortlist.train.steps import Example, Outcome, backward
 
 MAX_GRADIENT_NORM = 1.0
 
-TOKENS = {"cpu": 1024, "cuda": GPU_TOKENS}
+TOKENS = {"cpu": 1024, "cuda": 65536}
 """Tokens per forward pass by device: on a CPU few enough for caches, as activations wait for the backward pass."""
 
 
