@@ -36,7 +36,7 @@ from shortlist.models.checkpoint import load_retriever, model_identity, retrieve
 from shortlist.models.embed import Done, Precision, embed_documents, for_inference
 from shortlist.models.linear import packing_pays
 from shortlist.models.retriever import Retriever
-from shortlist.progress import duration, paced, peak_bytes, progress, say
+from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
 from shortlist.text.batching import windows
 
@@ -224,6 +224,10 @@ def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
         write(job.out, encoder, wanted, paced(advance, "documents"))
     if job.updating:
         results["dead"] = renew(job.out, _usable(config, collection))
+        if results["dead"] and not config.compact:
+            say(
+                f"encode: {results['dead']:,} vectors of documents that are gone stay on the disk; --compact drops them."
+            )
     store = VectorReader(job.out)
     return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
 
@@ -282,8 +286,8 @@ def forecast(config: Config, collection: Collection) -> str:
     lines = {
         "documents": f"{total:,}, of {speed.tokens:,.0f} tokens on average",
         "shards": f"{-(-total // config.shard_size):,} of {min(total, config.shard_size):,} documents",
-        "on disk": f"{total * (row + speed.id_bytes) / 2**30:,.2f} GiB ({dim} dimensions, {config.dtype})",
-        "in memory": f"about {(peak_bytes() + in_flight) / 2**30:,.1f} GiB for each worker",
+        "on disk": f"{size(total * (row + speed.id_bytes))} ({dim} dimensions, {config.dtype})",
+        "in memory": f"about {size(peak_bytes() + in_flight)} for each worker",
         "time": f"{duration(total / speed.per_second)} ({speed.per_second:,.1f} documents/s in one process)",
     }
     return "\n".join(f"{name:10} {words}" for name, words in lines.items())

@@ -93,6 +93,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def size(num_bytes: int | float) -> str:
+    """A number of bytes as a person says it."""
+    return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
+
+
 def peak_bytes() -> int:
     """The most memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -109,7 +109,8 @@ def start_job(
             _write(out, manifest | {"updating": True})
         return Job(out, manifest, done=False, resuming=same, updating=True)
     if there and not same:
-        _clear(out, before, manifest, overwrite=config.overwrite)
+        ways = "--update or --overwrite" if hasattr(config, "update") else "--overwrite"
+        _clear(out, before, manifest, overwrite=config.overwrite, ways=ways)
         manifest["decided"] = {}
     _write(out, manifest, folder)  # first of all: a folder without one is not ours to go on in
     if folder:
@@ -202,12 +203,12 @@ def _refuse_the_wrong_kind(out: Path, folder: bool) -> None:
         raise UserError(f"--out {out}: is {found}, and this command writes {expected}; choose another name.")
 
 
-def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, overwrite: bool) -> None:
-    """Make room for a new job, or refuse: what this package did not write is never deleted."""
+def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, overwrite: bool, ways: str) -> None:
+    """Make room for a new job, or refuse, naming the ways: what this package did not write is never deleted."""
     if before is None:
         raise UserError(f"--out {out}: exists, and no command of ours wrote it; choose another name or move it away.")
     if not overwrite:
-        raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or --overwrite.")
+        raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or {ways}.")
     if out.is_dir():
         for path in sorted(out.iterdir(), key=lambda path: path.name == "manifest.json"):  # last: it says whose it is
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

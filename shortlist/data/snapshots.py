@@ -98,7 +98,8 @@ def renew(folder: Path, documents: Iterable[Document]) -> int:
     for some in windows(documents, AT_ONCE):
         positions[known.look_up(document_keys(some))] = np.arange(start, start + len(some))
         start += len(some)
-    _replace(folder, shards, positions)
+    in_order = np.array_equal(positions, np.arange(len(positions)))
+    _replace(folder, shards, None if in_order else positions)
     return int((positions == DEAD).sum())
 
 

@@ -17,7 +17,7 @@ from shortlist.index import IN_DATABASES, Config, VectorIndex, given
 from shortlist.index.kinds import exact_index, made_by, open_index
 from shortlist.models.checkpoint import load_retriever, model_identity
 from shortlist.models.embed import embed_queries, for_inference
-from shortlist.progress import resident_bytes
+from shortlist.progress import resident_bytes, size
 from shortlist.records import Hit
 
 DEPTHS = (10, 100, 1000)
@@ -102,8 +102,8 @@ def check(config: Config) -> str:
     lines += [
         f"queries/s    {found.per_second:,.1f} (exact search {found.exact_per_second:,.1f})",
         f"one query    {found.alone_ms:,.1f} ms (exact search {found.exact_alone_ms:,.1f} ms)",
-        f"memory       {found.memory / 2**20:,.0f} MiB{' here' if config.kind in IN_DATABASES else ''}",
-        f"disk         {(found.disk or folder_bytes(config.out)) / 2**20:,.0f} MiB",
+        f"memory       {size(found.memory)}{' here' if config.kind in IN_DATABASES else ''}",
+        f"disk         {size(found.disk or folder_bytes(config.out))}",
     ]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter
 from shortlist.index import IN_DATABASES, Config, build, given
 from shortlist.index.bm25 import BM25Index
 from shortlist.index.parameters import Parameters, automatic, memory_and_disk
-from shortlist.progress import duration, peak_bytes
+from shortlist.progress import duration, peak_bytes, size
 
 MEASURED_SECONDS = 60
 FIRST_DOCS = 10_000
@@ -46,7 +46,7 @@ def _over_words(config: Config) -> dict[str, str]:
             seconds, disk, found = time.perf_counter() - start, folder_bytes(folder), len(index)
             count *= 2
     lines = _lines(total, disk * total / found, disk * total / found, seconds * total / found, measured=found)
-    return lines | {"building": f"about {_gib(peak_bytes())} of memory"}
+    return lines | {"building": f"about {size(peak_bytes())} of memory"}
 
 
 def _over_vectors(config: Config, parameters: Mapping[str, int]) -> dict[str, str]:
@@ -58,13 +58,13 @@ def _over_vectors(config: Config, parameters: Mapping[str, int]) -> dict[str, st
     part = np.linspace(0, total - 1, min(total, PART_DOCS)).astype(np.int64)
     seconds = _seconds(config, vectors, part)
     if config.kind == "narrow":
-        size = total * dim * DTYPES[config.dtype].itemsize
-        return _lines(total, size, size, seconds * total / len(part), measured=len(part))
+        scanned = total * dim * DTYPES[config.dtype].itemsize
+        return _lines(total, scanned, scanned, seconds * total / len(part), measured=len(part))
     chosen = automatic(config.kind, total, dim, **parameters)
     sizes = memory_and_disk(config.kind, chosen, total, dim, dtype=vectors.dtype)
     times = total / len(part) * _growth(config.kind, total, len(part))
     lines = _lines(total, sizes.disk, sizes.ram, seconds * times, measured=len(part))
-    return lines | {"building": f"about {_gib(sizes.building)} of memory", "parameters": _words(chosen)}
+    return lines | {"building": f"about {size(sizes.building)} of memory", "parameters": _words(chosen)}
 
 
 def _seconds(config: Config, vectors: VectorReader, part: Int[np.ndarray, " part"]) -> float:
@@ -86,15 +86,11 @@ def _growth(kind: str, total: int, part: int) -> float:
 def _lines(total: int, disk: int | float, ram: int | float, seconds: float, *, measured: int) -> dict[str, str]:
     return {
         "documents": f"{total:,}",
-        "disk": f"about {_gib(disk)}",
-        "memory": f"about {_gib(ram)} while searching",
+        "disk": f"about {size(disk)}",
+        "memory": f"about {size(ram)} while searching",
         "time": f"about {duration(seconds)}, from building it over {measured:,} documents here",
     }
 
 
 def _words(chosen: Parameters) -> str:
     return ", ".join(f"{name}={value}" for name, value in asdict(chosen).items() if value)
-
-
-def _gib(size: int | float) -> str:
-    return f"{size / 2**30:,.2f} GiB"

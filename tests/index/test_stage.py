@@ -128,7 +128,7 @@ def test_check_prints_recall_speed_memory_and_disk(
     assert list(recalls) == ["10", "100", "1000"]
     assert float(recalls["10"]) > 0.9
     assert re.search(r"queries/s +[\d,.]+ \(exact search [\d,.]+\)\none query +[\d,.]+ ms", out)
-    assert re.search(r"memory +-?[\d,]+ MiB\ndisk +\d+ MiB", out)
+    assert re.search(r"memory +-?[\d,.]+ MiB\ndisk +[\d.]+ MiB", out)
     assert main(command) == 0
     assert "recall@10 " in capsys.readouterr().out
 
@@ -182,7 +182,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(
 ):
     index.run(index.Config(kind=kind, vectors=store, out=tmp_path / "index", dry_run=True))
     out = capsys.readouterr().out
-    assert re.search(r"documents +1,000\ndisk +about [\d.]+ GiB\nmemory +about [\d.]+ GiB while searching\n", out)
+    assert re.search(r"documents +1,000\ndisk +about [\d.]+ MiB\nmemory +about [\d.]+ MiB while searching\n", out)
     assert re.search(r"time +about .* s, from building it over 1,000 documents here", out)
     assert not (tmp_path / "index").exists()
 
