@@ -3,7 +3,8 @@
 import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,8 @@ Done = Callable[[float], object]
 QUERIES_AT_ONCE = 1024
 STORED = {"float16": "QT_fp16", "bfloat16": "QT_bf16", "int8": "QT_8bit"}
 """How FAISS calls what a store holds, float32 apart."""
+THREAD_PRODUCTS = 1 << 24
+"""Multiplications that make a thread worth its while: FAISS's spin when they are done, and hold up torch's."""
 LEAST_READ = 10
 """Documents in the lists that are read, in multiples of k, on average: of a small corpus, k is a large part."""
 
@@ -187,20 +190,33 @@ class AnnIndex:
         count = self._num_candidates(k)
         effort = max(self.parameters.effort, count)
         how = self._faiss.SearchParametersHNSW(efSearch=effort, sel=self._alive)
-        return self._index.search(queries, count, params=how)[1]
+        with self._threads(len(queries), effort * self.parameters.links, len(queries)):
+            return self._index.search(queries, count, params=how)[1]
 
     def _from_lists(self, queries: np.ndarray, k: int) -> Int[np.ndarray, "queries candidates"]:
         """Rows of candidates; where the lists that are read hold too few, more are read."""
         index, count = self._index, self._num_candidates(k)
-        index.parallel_mode = 0 if len(queries) >= self._faiss.omp_get_max_threads() else 1  # over each query's lists
         rows, todo = np.full((len(queries), count), -1), np.arange(len(queries))
         probes = max(self.parameters.effort, min(index.nlist, LEAST_READ * k * index.nlist // max(1, index.ntotal)))
         while len(todo):
             how = self._faiss.SearchParametersIVF(nprobe=probes, sel=self._alive)
-            rows[todo] = index.search(queries[todo], count, params=how)[1]
+            with self._threads(len(todo), index.nlist + index.ntotal * probes // index.nlist, probes) as threads:
+                index.parallel_mode = 0 if len(todo) >= threads else 1  # over queries, or over the lists of each
+                rows[todo] = index.search(queries[todo], count, params=how)[1]
             todo = todo[(rows[todo] >= 0).sum(1) < min(k, self.num_docs)] if probes < index.nlist else todo[:0]
             probes = min(2 * probes, index.nlist)
         return rows
+
+    @contextmanager
+    def _threads(self, num_queries: int, docs: int, most: int) -> Iterator[int]:
+        """As many threads as are worth it for comparing each query with so many documents."""
+        before = self._faiss.omp_get_max_threads()
+        threads = max(1, min(before, most, num_queries * docs * self.vectors.dim // THREAD_PRODUCTS))
+        self._faiss.omp_set_num_threads(threads)
+        try:
+            yield threads
+        finally:
+            self._faiss.omp_set_num_threads(before)
 
     def _num_candidates(self, k: int) -> int:
         return min(self.parameters.refine * k, self.num_docs)

@@ -50,6 +50,14 @@ def made(tmp_path_factory):
     return vectors, {kind: build(vectors, folder / kind, kind) for kind in KINDS}
 
 
+@pytest.fixture
+def set_threads():
+    """Sets FAISS's threads for the time of a test."""
+    before = ann._faiss().omp_get_max_threads()
+    yield ann._faiss().omp_set_num_threads
+    ann._faiss().omp_set_num_threads(before)
+
+
 @pytest.fixture(params=KINDS)
 def opened(request, made):
     vectors, folders = made
@@ -139,6 +147,29 @@ def test_one_query_finds_what_it_finds_among_others(opened):
         alone = opened.search_vectors(QUERIES[number : number + 1], 50)
         assert np.array_equal(alone[0][0], scores[number])
         assert np.array_equal(alone[1][0], positions[number])
+
+
+def test_threads_are_started_only_for_work_that_is_worth_it(opened, set_threads):
+    set_threads(4)
+    enough = ann.THREAD_PRODUCTS // DIM
+    found = []
+    for num_queries, docs, most in ((1, enough - 1, 9), (3, enough, 9), (9, enough, 9), (9, enough, 2)):
+        with opened._threads(num_queries, docs, most) as threads:
+            found.append((threads, ann._faiss().omp_get_max_threads()))
+    assert found == [(1, 1), (3, 3), (4, 4), (2, 2)]
+    assert ann._faiss().omp_get_max_threads() == 4
+
+
+def test_the_lists_of_one_query_are_shared_by_threads_and_give_the_same(made, monkeypatch, set_threads):
+    vectors, folders = made
+    index = AnnIndex.open(folders["ivf-flat"], vectors)
+    expected = index.search_vectors(QUERIES[:1], 50)
+    set_threads(3)
+    monkeypatch.setattr(ann, "THREAD_PRODUCTS", 1)
+    found = index.search_vectors(QUERIES[:1], 50)
+    assert index._index.parallel_mode == 1
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_many_queries_are_searched_in_turns(opened, monkeypatch):
@@ -234,8 +265,8 @@ def test_an_index_is_mapped_from_disk(opened, made):
     assert all(line.split()[1].startswith("r-") for line in mapped)
 
 
-def test_room_set_aside_changes_nothing(made, tmp_path, monkeypatch):
-    ann._faiss().omp_set_num_threads(1)
+def test_room_set_aside_changes_nothing(made, tmp_path, monkeypatch, set_threads):
+    set_threads(1)
     build(made[0], tmp_path / "reserved", "hnsw")
     monkeypatch.setattr(ann, "_reserve", lambda *_: None)
     build(made[0], tmp_path / "grown", "hnsw")
@@ -249,9 +280,11 @@ def test_an_index_takes_what_was_foretold(opened):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_store_gives_the_same_index_and_progress_ends_at_its_size(made, tmp_path, kind, monkeypatch):
+def test_the_same_store_gives_the_same_index_and_progress_ends_at_its_size(
+    made, tmp_path, kind, monkeypatch, set_threads
+):
     monkeypatch.setattr(ann, "BLOCK_BYTES", 4 * DIM * 128)  # in other blocks
-    ann._faiss().omp_set_num_threads(1)
+    set_threads(1)
     vectors, folders = made
     parameters, done = automatic(kind, 1000, DIM), []
     AnnIndex.build(
