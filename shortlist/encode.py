@@ -225,9 +225,7 @@ def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
     if job.updating:
         results["dead"] = renew(job.out, _usable(config, collection))
         if results["dead"] and not config.compact:
-            say(
-                f"encode: {results['dead']:,} vectors of documents that are gone stay on the disk; --compact drops them."
-            )
+            say(f"encode: {results['dead']:,} vectors of documents that are gone are kept; --compact drops them.")
     store = VectorReader(job.out)
     return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
 
