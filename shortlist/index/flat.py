@@ -1,27 +1,36 @@
 """Exact search: every query against every vector, block by block."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, cast, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shortlist.data.vectors import DTYPES, Block, VectorReader, VectorWriter, finished_shards, to_rows
 from shortlist.errors import UserError
+from shortlist.index.leaders import Leaders
 from shortlist.math.products import float_product, full_precision
 from shortlist.math.quantize import int8_product, to_int8
-from shortlist.math.scoring import at_least, best_of, from_keys, to_keys, top_keys
+from shortlist.math.scoring import best_of, from_keys
 from shortlist.records import Hit
 
 Found = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
 """Scores and positions, best first."""
+
+
+Product = Callable[[Block], Float[Tensor, "rows queries"]]
+Tile = tuple[Product, Leaders]
+"""Queries that are multiplied together, and what they have found."""
 
 
 class Sizes(NamedTuple):
@@ -29,13 +38,17 @@ class Sizes(NamedTuple):
 
     queries: int
     """Multiplied together."""
-    block_bytes: int
+    piece_bytes: int
+    """Of documents, multiplied together by one thread."""
     scores: int
-    """Of a block and as many queries."""
+    """Of a piece and as many queries."""
 
 
-SIZES = {"cpu": Sizes(64, 1 << 25, 1 << 20), "cuda": Sizes(512, 1 << 30, 1 << 26)}
-"""By device. On a CPU, 64 queries are multiplied at the highest rate, and their scores stay in the cache."""
+SIZES = {"cpu": Sizes(256, 1 << 24, 1 << 19), "cuda": Sizes(512, 1 << 30, 1 << 26)}
+"""By device. On a CPU the scores stay in the cache, and many queries at a time are multiplied at the highest rate."""
+
+EVEN = 16
+"""Queries are filled up to a multiple of this, as odd numbers take longer: 100 longer than 112."""
 
 CANDIDATES_BYTES = 1 << 28
 """For the candidates of all queries that one reading of the store serves."""
@@ -46,11 +59,11 @@ RESCORED_BYTES = 1 << 24
 NARROW_NUMBERS = 1 << 24
 """In a shard of a narrow copy."""
 
-FEWEST_WAITING = 1024
-"""Candidates that wait until they are compared with the best, at least."""
+THREADS = 4
+"""That multiply different pieces at most; they share the cores. More would wait for each other."""
 
-NOTHING = torch.iinfo(torch.int64).min
-"""Key of no document."""
+PIECES = 4
+"""Of a block that is read at once."""
 
 
 @final
@@ -115,7 +128,7 @@ class FlatIndex:
         """
         self._check(queries, k)
         k = min(k if self.scan is None else self.refine * k, self.vectors.num_docs)
-        at_once = max(CANDIDATES_BYTES // (8 * _Leaders.capacity(k)), 1)
+        at_once = max(CANDIDATES_BYTES // (8 * Leaders.capacity(k)), 1)
         parts = [self._scan(queries[start : start + at_once], k, shards) for start in range(0, len(queries), at_once)]
         keys = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
         scores, positions = from_keys(keys)
@@ -146,21 +159,43 @@ class FlatIndex:
     def _scan(
         self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None
     ) -> Int[Tensor, "queries k"]:
+        """Keys of the best documents of some shards."""
         sizes = SIZES[self.device.type]
         given = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device)
         with full_precision():
-            tiles = [(self._product(part), _Leaders(len(part), k, self.device)) for part in given.split(sizes.queries)]
-            for block in self._blocks(self._rows(len(queries), sizes), shards):
-                rows = block if self.scan else block._replace(vectors=block.float32(), scales=None)
-                for product, leaders in tiles:
-                    leaders.offer(product(rows), block.positions, wave=sizes.scores // 8)
+            tiles = [self._tile(part, k, sizes) for part in given.split(sizes.queries)]
+            self._read(tiles, self._rows(len(queries), sizes), shards)
         return torch.cat([leaders.best() for _, leaders in tiles]).cpu()
 
+    def _tile(self, queries: Float[Tensor, "queries dim"], k: int, sizes: Sizes) -> Tile:
+        unused = -len(queries) % EVEN if len(queries) > 1 else 0
+        product = self._product(F.pad(queries, (0, 0, 0, unused)))
+        return product, Leaders(len(queries), k, unused=unused, wave=sizes.scores // 4, device=self.device)
+
+    def _read(self, tiles: Sequence[Tile], rows: int, shards: Sequence[int] | None) -> None:
+        """Offer all documents of some shards to all tiles."""
+
+        def offer(piece: Block) -> None:
+            with torch.no_grad():
+                piece = self._widened(piece)
+                for product, leaders in tiles:
+                    leaders.offer(product(piece), piece.positions)
+
+        blocks = self._blocks(rows if self.device.type == "cuda" else rows * PIECES, shards)
+        if self.device.type == "cuda":
+            for block in blocks:
+                offer(block)
+            return
+        _in_threads(offer, blocks, rows, ahead=0 if self.release else 2)
+
+    def _widened(self, block: Block) -> Block:
+        return block if self.scan else block._replace(vectors=block.float32(), scales=None)
+
     def _rows(self, num_queries: int, sizes: Sizes) -> int:
-        """Of a block. On a GPU the same for any number of queries, as the blocks stay there."""
+        """Of a piece. On a GPU the same for any number of queries, as the blocks stay there."""
         together = min(num_queries, sizes.queries) if self.device.type == "cpu" else sizes.queries
         itemsize = self.scanned.num_bytes // self.scanned.num_rows if self.scan else 4 * self.vectors.dim
-        return max(1, min(sizes.block_bytes // itemsize, sizes.scores // together))
+        return max(1, min(sizes.piece_bytes // itemsize, sizes.scores // together))
 
     def _blocks(self, rows: int, shards: Sequence[int] | None) -> Iterable[Block]:
         if self.device.type == "cpu":
@@ -173,7 +208,7 @@ class FlatIndex:
             return self._resident
         return blocks
 
-    def _product(self, queries: Float[Tensor, "queries dim"]) -> Callable[[Block], Float[Tensor, "rows queries"]]:
+    def _product(self, queries: Float[Tensor, "queries dim"]) -> Product:
         """The scores of a block; of a narrow scan but for a factor, the same for all documents of a query."""
         if self.scan is None:
             product = float_product(queries)
@@ -198,86 +233,36 @@ class FlatIndex:
         return scores
 
 
+def _pieces(block: Block, rows: int) -> list[Block]:
+    scales = [None] * len(block.rows) if block.scales is None else block.scales.split(rows)
+    parts = zip(block.rows.split(rows), block.positions.split(rows), block.vectors.split(rows), scales, strict=False)
+    return [Block(*part) for part in parts]
+
+
+def _in_threads(work: Callable[[Block], None], blocks: Iterable[Block], rows: int, *, ahead: int) -> None:
+    """Do the work on pieces of each block, asking for a block when all pieces of the one `ahead` before are done.
+
+    Every thread multiplies by itself: two that share each small product mostly wait for each other.
+    """
+    cores = torch.get_num_threads()
+    threads = min(cores, THREADS)
+    under_way: deque[list[Future[None]]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
+            for block in blocks:
+                under_way.append([pool.submit(work, piece) for piece in _pieces(block, rows)])
+                while len(under_way) > ahead:
+                    for piece in under_way.popleft():
+                        piece.result()
+            for piece in chain(*under_way):
+                piece.result()
+    finally:
+        torch.set_num_threads(cores)  # threads that start later would take the number from those above
+
+
 def _moved(block: Block, device: torch.device) -> Block:
     scales = None if block.scales is None else block.scales.to(device)
     return Block(block.rows, block.positions.to(device), block.vectors.to(device), scales)
-
-
-@final
-class _Leaders:
-    """The best k documents of some queries so far, and a few candidates that are still to be compared with them.
-
-    What scores less than the k-th best is never looked at again: after the first blocks that is nearly everything.
-    """
-
-    def __init__(self, num_queries: int, k: int, device: torch.device) -> None:
-        self.k, self.waiting = k, max(k, FEWEST_WAITING)
-        self.keys = torch.full((num_queries, self.capacity(k)), NOTHING, device=device)
-        self.counts = torch.zeros(num_queries, dtype=torch.int64, device=device)
-        self.thresholds = torch.full((num_queries,), -torch.inf, device=device)
-        self.seen = 0
-        self.pending: list[tuple[Tensor, Tensor]] = []
-
-    @staticmethod
-    def capacity(k: int) -> int:
-        """Keys held for a query."""
-        return k + 2 * max(k, FEWEST_WAITING)
-
-    def offer(self, scores: Float[Tensor, "rows queries"], positions: Int[Tensor, " rows"], *, wave: int) -> None:
-        """Take in a block, or keep it until there are `wave` scores: small ones are not worth a look each."""
-        self.pending.append((scores, positions))
-        if sum(scores.numel() for scores, _ in self.pending) >= wave:
-            self._take_pending()
-
-    def best(self) -> Int[Tensor, "queries k"]:
-        """Keys of the best k documents, best first; fewer where there were fewer."""
-        self._take_pending()
-        return top_keys(self.keys, min(self.k, self.seen))
-
-    def _take_pending(self) -> None:
-        if not self.pending:
-            return
-        scores, positions = (_joined(parts) for parts in zip(*self.pending, strict=True))
-        self.pending, start = [], 0
-        while start < len(scores):  # never more than were seen before, so that about k of each query pass
-            step = max(self.seen, self.keys.shape[1])
-            self._add(scores[start : start + step], positions[start : start + step])
-            start += step
-
-    def _add(self, scores: Float[Tensor, "rows queries"], positions: Int[Tensor, " rows"]) -> None:
-        queries = scores.shape[1]
-        found, columns = at_least(scores, self.thresholds)  # one that equals the k-th may come earlier in the corpus
-        new = columns.bincount(minlength=queries)
-        if int((self.counts + new).max()) > self.keys.shape[1]:
-            self._split(scores, positions)
-            return
-        places = torch.arange(len(found), device=found.device) + (self.counts + new - new.cumsum(0))[columns]
-        self.keys[columns, places] = to_keys(scores.reshape(-1)[found], positions[found // queries])
-        self.counts += new
-        self.seen += len(scores)
-        if int(self.counts.max()) > self.k + self.waiting:
-            self._drop(self.counts > self.k + self.waiting // 2)
-
-    def _split(self, scores: Float[Tensor, "rows queries"], positions: Int[Tensor, " rows"]) -> None:
-        """Add in two parts what does not fit at once."""
-        self._drop(self.counts > self.k)
-        middle = len(scores) // 2 if len(scores) > self.waiting else len(scores)
-        for part in (slice(0, middle), slice(middle, None)):
-            if len(scores[part]):
-                self._add(scores[part], positions[part])
-
-    def _drop(self, crowded: Bool[Tensor, " queries"]) -> None:
-        """Keep the best k of some queries, in any order, and raise what others must reach."""
-        places = crowded.nonzero()[:, 0]
-        best = top_keys(self.keys[places], self.k, ordered=False)
-        self.keys[places, : self.k] = best
-        self.keys[places, self.k :] = NOTHING
-        self.counts[places] = self.k
-        self.thresholds[places] = from_keys(best.amin(1))[0]
-
-
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,48 +24,39 @@ class Leaders:
     Blocks may be offered by several threads, in any order.
 
     Args:
-        thresholds: scores that each query's k best are believed to reach (None: any).
+        unused: columns behind those of the queries whose scores mean nothing.
+        wave: scores that are looked at together, at least; fewer would not be worth it.
     """
 
     def __init__(
-        self, num_queries: int, k: int, device: torch.device, thresholds: Float[Tensor, " queries"] | None = None
+        self, num_queries: int, k: int, *, unused: int = 0, wave: int = 1, device: torch.device | None = None
     ) -> None:
-        self.k, self.waiting = k, max(k, FEWEST_WAITING)
-        self.keys = torch.full((num_queries, self.capacity(k)), NOTHING, device=device)
-        self.counts = torch.zeros(num_queries, dtype=torch.int64, device=device)
-        self.thresholds = torch.full((num_queries,), -torch.inf, device=device) if thresholds is None else thresholds
-        self.lock = Lock()
+        self.num_queries, self.k, self.wave = num_queries, k, wave
+        self.waiting = max(k, FEWEST_WAITING)
+        self.keys = torch.full((num_queries + unused, self.capacity(k)), NOTHING, device=device)
+        self.counts = torch.zeros(num_queries + unused, dtype=torch.int64, device=device)
+        self.thresholds = torch.full((num_queries + unused,), -torch.inf, device=device)
+        self.thresholds[num_queries:] = torch.inf
         self.seen = 0
         self.pending: list[tuple[Tensor, Tensor]] = []
+        self.lock = Lock()
 
     @staticmethod
     def capacity(k: int) -> int:
         """Keys held for a query."""
         return k + 2 * max(k, FEWEST_WAITING)
 
-    def offer(self, scores: Float[Tensor, "rows queries"], positions: Int[Tensor, " rows"], *, wave: int) -> None:
-        """Take in a block, or keep it until there are `wave` scores: small ones are not worth a look each."""
+    def offer(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
+        """Take in the scores of some documents."""
         with self.lock:
             self.pending.append((scores, positions))
-            if sum(scores.numel() for scores, _ in self.pending) >= wave:
+            if sum(scores.numel() for scores, _ in self.pending) >= self.wave:
                 self._take_pending()
 
     def best(self) -> Int[Tensor, "queries k"]:
-        """Keys of the best k documents, best first; fewer where there were fewer, unless `are_short`."""
+        """Keys of the best k documents, best first; fewer where there were fewer."""
         self._take_pending()
-        return top_keys(self.keys, min(self.k, self.seen))
-
-    def are_short(self) -> bool:
-        """Whether too few documents of some query have reached its threshold."""
-        self._take_pending()
-        return bool((self.counts < min(self.k, self.seen)).any())
-
-    def start_again(self) -> None:
-        """Forget everything: from now on, any score will do."""
-        self.keys.fill_(NOTHING)
-        self.counts.zero_()
-        self.thresholds.fill_(-torch.inf)
-        self.seen = 0
+        return top_keys(self.keys[: self.num_queries], min(self.k, self.seen))
 
     def _take_pending(self) -> None:
         if not self.pending:
@@ -77,21 +68,21 @@ class Leaders:
             self._add(scores[start : start + step], positions[start : start + step])
             start += step
 
-    def _add(self, scores: Float[Tensor, "rows queries"], positions: Int[Tensor, " rows"]) -> None:
-        queries = scores.shape[1]
+    def _add(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
+        width = scores.shape[1]
         found, columns = at_least(scores, self.thresholds)  # one that equals the k-th may come earlier in the corpus
-        new = columns.bincount(minlength=queries)
+        new = columns.bincount(minlength=width)
         if int((self.counts + new).max()) > self.keys.shape[1]:
             self._split(scores, positions)
             return
         places = torch.arange(len(found), device=found.device) + (self.counts + new - new.cumsum(0))[columns]
-        self.keys[columns, places] = to_keys(scores.reshape(-1)[found], positions[found // queries])
+        self.keys[columns, places] = to_keys(scores.reshape(-1)[found], positions[found // width])
         self.counts += new
         self.seen += len(scores)
         if int(self.counts.max()) > self.k + self.waiting:
             self._drop(self.counts > self.k + self.waiting // 2)
 
-    def _split(self, scores: Float[Tensor, "rows queries"], positions: Int[Tensor, " rows"]) -> None:
+    def _split(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
         """Add in two parts what does not fit at once."""
         self._drop(self.counts > self.k)
         middle = len(scores) // 2 if len(scores) > self.waiting else len(scores)
@@ -99,7 +90,7 @@ class Leaders:
             if len(scores[part]):
                 self._add(scores[part], positions[part])
 
-    def _drop(self, crowded: Bool[Tensor, " queries"]) -> None:
+    def _drop(self, crowded: Bool[Tensor, " columns"]) -> None:
         """Keep the best k of some queries, in any order, and raise what others must reach."""
         places = crowded.nonzero()[:, 0]
         best = top_keys(self.keys[places], self.k, ordered=False)

@@ -12,16 +12,13 @@ from torch import Tensor
 ROWS = 2048
 """Rows that a weight is laid out for; other numbers of rows are as right and nearly as fast."""
 
-SLOW_PACKED = range(2, 8)
-"""So few rows of weight are padded to 16 by oneDNN, and cost more than the plain product."""
-
 Product = Callable[[Float[Tensor, "rows dim"]], Float[Tensor, "rows out"]]
 
 
 def float_product(weight: Float[Tensor, "out dim"]) -> Product:
     """x -> x W^T in float32, with the weight laid out once as oneDNN reads it, where that is right and faster."""
     plain = partial(F.linear, weight=weight)
-    if weight.device.type != "cpu" or len(weight) in SLOW_PACKED or not packing_is_right():
+    if weight.device.type != "cpu" or not packing_is_right():
         return plain
     return _packed(weight)
 

@@ -3,6 +3,7 @@ import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
-from shortlist.index import VectorIndex, flat
+from shortlist.index import VectorIndex, flat, leaders
 from shortlist.index.flat import FlatIndex, ScanShards, Sizes, narrow
 from shortlist.records import Hit
 
@@ -61,7 +62,7 @@ def unit_vectors(num_rows: int, dim: int, seed: int = 0) -> np.ndarray:
 def sizes(request, monkeypatch):
     """One block, some blocks, blocks far smaller than k; one tile of queries, or several."""
     monkeypatch.setattr(flat, "SIZES", {"cpu": Sizes(4, 4 * request.param, request.param)})
-    monkeypatch.setattr(flat, "FEWEST_WAITING", min(request.param, 1024))
+    monkeypatch.setattr(leaders, "FEWEST_WAITING", min(request.param, 1024))
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 299, 300, 1000])
@@ -165,7 +166,7 @@ def test_queries_that_do_not_fit_at_once_find_the_same(tmp_path, monkeypatch, dt
     vectors, queries = small_integers(300, 8), small_integers(20, 8, seed=1)
     full = write(tmp_path / "v", vectors)
     scan = write(tmp_path / "n", vectors, dtype) if dtype else None
-    monkeypatch.setattr(flat, "FEWEST_WAITING", 16)
+    monkeypatch.setattr(leaders, "FEWEST_WAITING", 16)
     monkeypatch.setattr(flat, "CANDIDATES_BYTES", 8 * (100 + 2 * 100) * 3)
     monkeypatch.setattr(flat, "RESCORED_BYTES", 4 * 8 * 100 * 2)
     readings = []
@@ -176,17 +177,52 @@ def test_queries_that_do_not_fit_at_once_find_the_same(tmp_path, monkeypatch, dt
     assert len(readings) == 7  # three queries at a time
 
 
-def test_no_block_is_larger_than_the_sizes_say(store, monkeypatch):
-    asked = []
-    monkeypatch.setattr(flat, "SIZES", {"cpu": Sizes(4, 4 * 400, 1000)})
-    monkeypatch.setattr(VectorReader, "blocks", lambda self, rows, **_: asked.append(rows) or iter(()))
+def test_no_block_or_piece_is_larger_than_the_sizes_say(store, monkeypatch):
+    asked, multiplied = [], set()
+    read, product = VectorReader.blocks, flat.float_product
+    monkeypatch.setattr(
+        VectorReader, "blocks", lambda self, rows, **named: asked.append(rows) or read(self, rows, **named)
+    )
+    monkeypatch.setattr(
+        flat, "float_product", lambda weight: lambda rows: multiplied.add(len(rows)) or product(weight)(rows)
+    )
     index = FlatIndex(store(np.ones((300, 8))))
-    for num_queries in (1, 3, 100):
-        index.candidates(np.ones((num_queries, 8), dtype=np.float32), 3)
-    assert asked == [400 // 8, 400 // 8, 400 // 8]
-    monkeypatch.setattr(flat, "SIZES", {"cpu": Sizes(100, 4 * 400, 1000)})
-    index.candidates(np.ones((100, 8), dtype=np.float32), 3)
-    assert asked[-1] == 1000 // 100
+    for piece_bytes, scores, rows in ((4 * 8 * 20, 1000, 20), (1 << 20, 30, 10)):
+        monkeypatch.setattr(flat, "SIZES", {"cpu": Sizes(4, piece_bytes, scores)})
+        index.candidates(np.ones((3, 8), dtype=np.float32), 3)
+        assert asked.pop() == flat.PIECES * rows
+        assert max(multiplied) == rows
+        multiplied.clear()
+
+
+def test_blocks_are_taken_one_at_a_time_where_they_are_given_back(store, monkeypatch):
+    at_work, product = [], flat.float_product
+
+    def slowly(weight):
+        def multiply(rows):
+            at_work.append(1)
+            sleep(0.002)
+            at_work.pop()
+            return product(weight)(rows)
+
+        return multiply
+
+    def watched(self, rows, **named):
+        for block in read(self, rows, **named):
+            assert not at_work, "a block was asked for while another was at work"
+            yield block
+
+    read = VectorReader.blocks
+    monkeypatch.setattr(VectorReader, "blocks", watched)
+    monkeypatch.setattr(flat, "float_product", slowly)
+    monkeypatch.setattr(flat, "SIZES", {"cpu": Sizes(4, 4 * 8 * 10, 1000)})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        FlatIndex(store(small_integers(300, 8)), memory_gib=1e-6).search_vectors(small_integers(2, 8), 5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("memory_gib", "released"), [(1e-6, True), (1.0, False), (None, False)])
