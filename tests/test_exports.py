@@ -51,18 +51,19 @@ NAMES = {
     "shortlist.fuse": "Config run",
     "shortlist.index": "Config IN_DATABASES Index Kind VectorIndex build given parse_parameters run",
     "shortlist.index.analysis": "ANALYSERS Analyser LANGUAGES STOP_WORDS code english snowball whitespace",
-    "shortlist.index.ann": "AnnIndex Done LEAST_READ LISTS QUERIES_AT_ONCE STORED",
+    "shortlist.index.ann": "AnnIndex Done LEAST_READ LISTS QUERIES_AT_ONCE STORED THREAD_PRODUCTS",
     "shortlist.index.bm25": "BM25Index FILES VOCABULARY",
     "shortlist.index.check": "ALONE DEPTHS Findings QUERIES check compare recall",
     "shortlist.index.flat": (
-        "CANDIDATES_BYTES FEWEST_WAITING FlatIndex Found NARROW_NUMBERS NOTHING RESCORED_BYTES SIZES ScanShards "
-        "Sizes narrow"
+        "CANDIDATES_BYTES EVEN FEWEST_SAMPLING FlatIndex Found NARROW_NUMBERS PIECES Product RESCORED_BYTES "
+        "SAMPLED SAMPLE_BYTES SIZES ScanShards Sizes THREADS Tile narrow"
     ),
     "shortlist.index.forecast": "FIRST_DOCS MEASURED_SECONDS PART_DOCS ROW_BYTES forecast",
     "shortlist.index.kinds": "Opening REFINE build_index exact_index made_by open_index",
     "shortlist.index.lance": (
         "LanceIndex MOST_TABLES MOST_WORDS PROBES QUERIES_AT_ONCE REFINE ROWS_AT_ONCE RUNS_AT_ONCE"
     ),
+    "shortlist.index.leaders": "FEWEST_WAITING Leaders NOTHING",
     "shortlist.index.parameters": (
         "BLOCK_BYTES LEAST_PER_LIST MOST_LISTS NAMES PQ_CENTROIDS Parameters SAMPLE_BYTES SCALAR_BITS Sizes "
         "automatic check_kind check_parameters memory_and_disk"
@@ -77,7 +78,7 @@ NAMES = {
     "shortlist.math.losses": "LOSSES Loss countable infonce",
     "shortlist.math.ordering": "strictly_decreasing",
     "shortlist.math.pooling": "POOLINGS Pooling cls last mean",
-    "shortlist.math.products": "Product ROWS SLOW_PACKED float_product full_precision packing_is_right",
+    "shortlist.math.products": "Product ROWS float_product full_precision packing_is_right",
     "shortlist.math.quantize": "LARGEST from_int8 int8_product to_int8",
     "shortlist.math.sampling": "draw_negatives epoch_negatives interleave shortfall",
     "shortlist.math.scoring": (
@@ -111,7 +112,9 @@ NAMES = {
         "FastLinear FastLora FastNorm SparseEmbedding draw_kept products_are_right speed_up_training"
     ),
     "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
-    "shortlist.progress": "Advance PLAIN_SECONDS duration leads paced peak_bytes progress resident_bytes say track",
+    "shortlist.progress": (
+        "Advance PLAIN_SECONDS duration leads paced peak_bytes progress resident_bytes say size track"
+    ),
     "shortlist.records": "Document Group Hit Qrels Query Run",
     "shortlist.rerank": "Config PAIRS_AT_ONCE reorder rerank run windows",
     "shortlist.search": (
