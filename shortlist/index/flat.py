@@ -1,9 +1,11 @@
 """Exact search: every query against every vector, block by block."""
 
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -53,8 +55,8 @@ EVEN = 16
 CANDIDATES_BYTES = 1 << 28
 """For the candidates of all queries that one reading of the store serves."""
 
-RESCORED_BYTES = 1 << 24
-"""For the vectors that are rescored at a time."""
+RESCORED_BYTES = 1 << 22
+"""For the vectors that a thread rescores at a time: they stay in the cache."""
 
 NARROW_NUMBERS = 1 << 24
 """In a shard of a narrow copy."""
@@ -64,6 +66,14 @@ THREADS = 4
 
 PIECES = 4
 """Of a block that is read at once."""
+
+SAMPLE_BYTES = 1 << 25
+"""Of the documents whose scores say in advance what the best will reach; they are 1 in SAMPLED at most."""
+
+SAMPLED = 64
+
+FEWEST_SAMPLING = 16
+"""Queries for which that is worth while."""
 
 
 @final
@@ -162,9 +172,18 @@ class FlatIndex:
         """Keys of the best documents of some shards."""
         sizes = SIZES[self.device.type]
         given = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device)
+        rows = self._rows(len(queries), sizes)
         with full_precision():
+            sample, rank = self._sample(k) if shards is None and len(queries) >= FEWEST_SAMPLING else (None, 0)
             tiles = [self._tile(part, k, sizes) for part in given.split(sizes.queries)]
-            self._read(tiles, self._rows(len(queries), sizes), shards)
+            if sample:
+                for product, leaders in tiles:
+                    leaders.expect(product(sample).T.contiguous().topk(rank).values[:, -1])
+            self._read(tiles, rows, shards)
+            if short := [tile for tile in tiles if tile[1].are_short()]:
+                for _, leaders in short:
+                    leaders.start_again()
+                self._read(short, rows, shards)
         return torch.cat([leaders.best() for _, leaders in tiles]).cpu()
 
     def _tile(self, queries: Float[Tensor, "queries dim"], k: int, sizes: Sizes) -> Tile:
@@ -187,6 +206,20 @@ class FlatIndex:
                 offer(block)
             return
         _in_threads(offer, blocks, rows, ahead=0 if self.release else 2)
+
+    def _sample(self, k: int) -> tuple[Block | None, int]:
+        """Some documents, evenly spread, and the rank among them that the k best of all exceed nearly always.
+
+        Nothing where that would save nothing, or hold pages that are to be given back.
+        """
+        num_docs = self.scanned.num_docs
+        size = min(num_docs // SAMPLED, SAMPLE_BYTES // (4 * self.vectors.dim))
+        expected = k * size / num_docs  # of the k best, in the sample
+        rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
+        if self.release or 8 * rank > size:
+            return None, 0
+        positions = np.linspace(0, num_docs - 1, size).astype(np.int64)
+        return self._widened(_moved(self.scanned.pick(positions), self.device)), rank
 
     def _widened(self, block: Block) -> Block:
         return block if self.scan else block._replace(vectors=block.float32(), scales=None)
@@ -225,11 +258,15 @@ class FlatIndex:
         """The scores of some documents for each query."""
         scores = torch.empty(positions.shape)
         at_once = max(1, RESCORED_BYTES // (4 * self.vectors.dim * positions.shape[1] + 1))
-        with full_precision():
-            for start in range(0, len(queries), at_once):
-                part, places = queries[start : start + at_once], positions[start : start + at_once]
-                vectors = torch.from_numpy(self.vectors.take(places.reshape(-1).numpy())).view(*places.shape, -1)
-                scores[start : start + at_once] = torch.bmm(vectors, part[:, :, None])[:, :, 0]
+
+        def score(start: int) -> None:
+            places = positions[start : start + at_once]
+            vectors = torch.from_numpy(self.vectors.take(places.reshape(-1).numpy())).view(*places.shape, -1)
+            scores[start : start + at_once] = torch.bmm(vectors, queries[start : start + at_once, :, None])[:, :, 0]
+
+        with full_precision(), _threads() as pool:
+            for _ in pool.map(score, range(0, len(queries), at_once)):
+                pass
         return scores
 
 
@@ -240,22 +277,26 @@ def _pieces(block: Block, rows: int) -> list[Block]:
 
 
 def _in_threads(work: Callable[[Block], None], blocks: Iterable[Block], rows: int, *, ahead: int) -> None:
-    """Do the work on pieces of each block, asking for a block when all pieces of the one `ahead` before are done.
+    """Do the work on pieces of each block, asking for a block when all pieces of the one `ahead` before are done."""
+    under_way: deque[list[Future[None]]] = deque()
+    with _threads() as pool:
+        for block in blocks:
+            under_way.append([pool.submit(work, piece) for piece in _pieces(block, rows)])
+            while len(under_way) > ahead:
+                for piece in under_way.popleft():
+                    piece.result()
+        for piece in chain(*under_way):
+            piece.result()
 
-    Every thread multiplies by itself: two that share each small product mostly wait for each other.
-    """
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that multiply by themselves: two that share each small product mostly wait for each other."""
     cores = torch.get_num_threads()
     threads = min(cores, THREADS)
-    under_way: deque[list[Future[None]]] = deque()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
-            for block in blocks:
-                under_way.append([pool.submit(work, piece) for piece in _pieces(block, rows)])
-                while len(under_way) > ahead:
-                    for piece in under_way.popleft():
-                        piece.result()
-            for piece in chain(*under_way):
-                piece.result()
+            yield pool
     finally:
         torch.set_num_threads(cores)  # threads that start later would take the number from those above
 

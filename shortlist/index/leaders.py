@@ -53,6 +53,22 @@ class Leaders:
             if sum(scores.numel() for scores, _ in self.pending) >= self.wave:
                 self._take_pending()
 
+    def expect(self, thresholds: Float[Tensor, " columns"]) -> None:
+        """Look only at what reaches these scores, before any is offered: a guess, which `are_short` judges."""
+        self.thresholds[: self.num_queries] = thresholds[: self.num_queries]
+
+    def are_short(self) -> bool:
+        """Whether fewer than k documents have reached what was expected of them, of some query."""
+        self._take_pending()
+        return bool((self.counts[: self.num_queries] < min(self.k, self.seen)).any())
+
+    def start_again(self) -> None:
+        """Forget everything, and expect nothing."""
+        self.keys.fill_(NOTHING)
+        self.counts.zero_()
+        self.thresholds[: self.num_queries] = -torch.inf
+        self.seen = 0
+
     def best(self) -> Int[Tensor, "queries k"]:
         """Keys of the best k documents, best first; fewer where there were fewer."""
         self._take_pending()

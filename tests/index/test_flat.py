@@ -177,6 +177,27 @@ def test_queries_that_do_not_fit_at_once_find_the_same(tmp_path, monkeypatch, dt
     assert len(readings) == 7  # three queries at a time
 
 
+@pytest.mark.parametrize(("unlike", "readings"), [(False, 1), (True, 2)], ids=["like the rest", "unlike the rest"])
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_sample_that_expects_too_much_costs_a_reading_and_changes_nothing(
+    tmp_path, monkeypatch, dtype, unlike, readings
+):
+    monkeypatch.setattr(flat, "SAMPLED", 4)
+    monkeypatch.setattr(flat, "FEWEST_SAMPLING", 2)
+    vectors, queries = small_integers(4000, 8), small_integers(3, 8, seed=1)
+    if unlike:
+        vectors[np.linspace(0, 3999, 1000).astype(np.int64)] *= 4
+        vectors[:, 0], queries[:, 0] = np.abs(vectors[:, 0]), 10
+    full = write(tmp_path / "v", vectors)
+    scan = write(tmp_path / "n", vectors, dtype) if dtype else None
+    looked_at = []
+    read = VectorReader.blocks
+    monkeypatch.setattr(VectorReader, "blocks", lambda *args, **named: looked_at.append(1) or read(*args, **named))
+    k = 60 if dtype else 120
+    same(FlatIndex(full, scan=scan).search_vectors(queries, k), by_the_book(queries, vectors, k))
+    assert len(looked_at) == readings
+
+
 def test_no_block_or_piece_is_larger_than_the_sizes_say(store, monkeypatch):
     asked, multiplied = [], set()
     read, product = VectorReader.blocks, flat.float_product

@@ -52,6 +52,24 @@ def test_what_scores_less_than_the_kth_best_is_not_kept(monkeypatch):
     assert from_keys(found.best())[0].tolist() == [[19.0, 18.0]]
 
 
+def test_what_is_not_expected_is_not_found_until_it_starts_again():
+    scores = torch.tensor([[5.0, 1.0], [4.0, 2.0], [3.0, 3.0]])
+    found = Leaders(2, 2)
+    found.expect(torch.tensor([4.0, 2.5]))
+    found.offer(scores, torch.arange(3))
+    assert found.are_short()  # of the second query, only one document reaches 2.5
+    found.start_again()
+    found.offer(scores, torch.arange(3))
+    assert not found.are_short()
+    assert from_keys(found.best())[1].tolist() == [[0, 1], [2, 1]]
+
+
+def test_a_store_smaller_than_k_is_not_short():
+    found = Leaders(1, 10, unused=3)
+    found.offer(torch.zeros(2, 4), torch.arange(2))
+    assert not found.are_short()
+
+
 def test_threads_may_offer_at_the_same_time():
     scores = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))
     positions = torch.arange(3000)
