@@ -29,7 +29,6 @@ from shortlist.records import Hit
 Found = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
 """Scores and positions, best first."""
 
-
 Product = Callable[[Block], Float[Tensor, "rows queries"]]
 Tile = tuple[Product, Leaders]
 """Queries that are multiplied together, and what they have found."""

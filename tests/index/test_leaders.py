@@ -61,6 +61,7 @@ def test_what_is_not_expected_is_not_found_until_it_starts_again():
     found.start_again()
     found.offer(scores, torch.arange(3))
     assert not found.are_short()
+    assert found.counts.tolist() == [3, 3]
     assert from_keys(found.best())[1].tolist() == [[0, 1], [2, 1]]
 
 
