@@ -20,7 +20,7 @@ from shortlist.progress import say
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 NOT_INPUTS = {"out", "overwrite", "json"}
 
 
