@@ -109,30 +109,27 @@ def open_index(config: Config) -> Index:
     Raises:
         UserError: it describes none, or vectors of another model.
     """
-    words = [path for path in config.index if kind_of(path) == "bm25"]
-    over_vectors = [path for path in config.index if path not in words]
-    parts: dict[Path, Index] = {}
-    for path in words:
-        from shortlist.index.bm25 import BM25Index
-
-        parts[path] = BM25Index.load(path)
-    where = over_vectors or ([config.vectors] if config.vectors else [])
-    if where or config.model:
-        if not (where and config.model):
-            given, wanted = ("--model", "--vectors or an --index over vectors")
-            if where:
-                given, wanted = (f"--index {where[0]}" if over_vectors else "--vectors"), "--model"
-            raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
-        retriever = _open_retriever(config.model, where, config)
-        parts |= {path: Dense(retriever, _open_vectors(path, config)) for path in where}
+    kinds = {path: kind_of(path) for path in config.index}
+    over_vectors = [path for path, kind in kinds.items() if kind != "bm25"]
+    if config.vectors and not over_vectors:
+        over_vectors = [config.vectors]
+    retriever = _open_retriever(config, over_vectors) if over_vectors or config.model else None
+    parts = [_open_part(path, config, retriever) for path in dict.fromkeys([*config.index, *over_vectors])]
     if not parts:
         raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
     if len(parts) == 1:
-        return next(iter(parts.values()))
+        return parts[0]
     if config.weights is not None and len(config.weights) != len(parts):
         raise UserError(f"--weights has {len(config.weights)} numbers for {len(parts)} first stages; expected as many.")
-    in_order = [parts[path] for path in [*config.index, *where] if path in parts]
-    return Hybrid(list(dict.fromkeys(in_order)), FUSIONS[config.fusion], config.weights)
+    return Hybrid(parts, FUSIONS[config.fusion], config.weights)
+
+
+def _open_part(path: Path, config: Config, retriever: Any) -> Index:
+    if path != config.vectors and kind_of(path) == "bm25":
+        from shortlist.index.bm25 import BM25Index
+
+        return BM25Index.load(path)
+    return Dense(retriever, _open_vectors(path, config))
 
 
 def kind_of(index: Path) -> str:
@@ -148,19 +145,25 @@ def kind_of(index: Path) -> str:
     return manifest["config"].get("kind", "bm25")
 
 
-def _open_retriever(model: str, made: Sequence[Path], config: Config) -> Any:
+def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
+    """The model that made the vectors, ready to embed queries."""
     from shortlist.index.kinds import made_by
     from shortlist.models.checkpoint import load_retriever, model_identity
     from shortlist.models.embed import for_inference
 
-    for path in made:
+    if not (over_vectors and config.model):
+        given, wanted = "--model", "--vectors or an --index over vectors"
+        if over_vectors:
+            given, wanted = "--vectors" if over_vectors[0] == config.vectors else f"--index {over_vectors[0]}", given
+        raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
+    for path in over_vectors:
         identity(path)  # refuses an unfinished store
-        if (maker := made_by(path)) is not None and maker != model_identity(model):
+        if made_by(path) not in (None, model_identity(config.model)):
             raise UserError(
-                f"{path}: its vectors were not made by what --model {model} holds now; encode again, or name the model "
-                "that made them."
+                f"{path}: its vectors were not made by what --model {config.model} holds now; encode again, or name "
+                "the model that made them."
             )
-    retriever = load_retriever(model, contract=config.contract)
+    retriever = load_retriever(config.model, contract=config.contract)
     retriever.inputs.contract = retriever.inputs.contract.with_lengths(query=config.query_length)
     for_inference(retriever)
     return retriever
