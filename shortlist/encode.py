@@ -5,7 +5,6 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -193,7 +192,7 @@ def claim(config: Config, collection: Collection) -> Job:
     form = retriever_contract(config.model, config.contract).with_lengths(document=config.max_length)
     inputs = {
         "model": model_identity(config.model),
-        "contract": f"sha256:{sha256(repr(form.of_documents()).encode()).hexdigest()}",
+        "contract": form.of_documents(),
         "collection": collection.identity("corpus"),
     }
     ignore = ("token_budget", "workers", "engine", "update", "compact", "dry_run")

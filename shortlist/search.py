@@ -148,7 +148,7 @@ def kind_of(index: Path) -> str:
 def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
     """The model that made the vectors, ready to embed queries."""
     from shortlist.index.kinds import made_by
-    from shortlist.models.checkpoint import load_retriever, model_identity
+    from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
     from shortlist.models.embed import for_inference
 
     if not (over_vectors and config.model):
@@ -162,6 +162,15 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
             raise UserError(
                 f"{path}: its vectors were not made by what --model {config.model} holds now; encode again, or name "
                 "the model that made them."
+            )
+        made = read_manifest(path) or {}
+        form = retriever_contract(config.model, config.contract)
+        form = form.with_lengths(document=made.get("config", {}).get("max_length"))
+        if made.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
+            was = made["config"].get("contract") or "the model's own"
+            raise UserError(
+                f"{path}: its vectors were made with the input contract {was}, which is not what --contract "
+                f"{config.contract or '(the model has its own)'} is now; search with the same."
             )
     retriever = load_retriever(config.model, contract=config.contract)
     retriever.inputs.contract = retriever.inputs.contract.with_lengths(query=config.query_length)

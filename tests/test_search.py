@@ -255,3 +255,14 @@ def test_an_index_over_vectors_finds_what_exact_search_does(
     assert [h.score for h in run["q3"]] == pytest.approx([h.score for h in exact["q3"]], abs=1e-6)
     hybrid = replace(over, index=(*both.index, tmp_path / "index"), overwrite=True)
     assert ids(found(hybrid)) == ids(found(replace(both, overwrite=True)))
+
+
+def test_vectors_of_another_contract_are_refused(tiny: Tiny, tmp_path: Path):
+    made = encode.Config(
+        model=str(tiny.llama), contract="repllama", collection=str(tiny.collection), out=tmp_path / "v", max_length=9
+    )
+    encode.run(made)
+    config = search.Config(collection=str(tiny.collection), model=str(tiny.llama), vectors=tmp_path / "v")
+    search.run(replace(config, contract="repllama", out=tmp_path / "run.trec"))
+    with pytest.raises(UserError, match=r"v: its vectors were made with the input contract repllama, which is not"):
+        search.run(replace(config, contract="bert", out=tmp_path / "other.trec"))

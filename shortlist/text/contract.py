@@ -10,6 +10,7 @@ cut at the end of its last text piece, so that no special token is ever lost.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from typing import Any, Protocol
 
 from shortlist.errors import UserError, unknown
@@ -86,9 +87,10 @@ class InputContract:
             pair_length=document or self.pair_length,
         )
 
-    def of_documents(self) -> "InputContract":
-        """What of it a document's vector depends on: queries may be cut elsewhere, and pairs are another model's."""
-        return replace(self, query=(), query_length=0, pair=(), pair_length=0)
+    def of_documents(self) -> str:
+        """A hash of what a document's vector depends on: the contract but for queries and pairs."""
+        form = replace(self, query=(), query_length=0, pair=(), pair_length=0)
+        return f"sha256:{sha256(repr(form).encode()).hexdigest()}"
 
     def fitted(self, tokenizer: Any) -> "InputContract":
         """The same contract without `<bos>`, where the tokenizer has none (Qwen's, whose models never saw one)."""
