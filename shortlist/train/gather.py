@@ -5,6 +5,7 @@ and computes the whole loss. So there are no ranks in a loss, and no process's n
 another's labels.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ def join() -> Iterator[World]:
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)
     yield world
+    gc.collect()  # sharded models hang in cycles; what they keep of the group must not outlive it, or the exit aborts
     dist.destroy_process_group()  # not after an error: the others may be in the middle of a message
 
 

@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 tests/train/together.py MODELS OUT
 """
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,3 +149,5 @@ def main(models: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.stderr.flush()
+    os._exit(0)  # all is written; on a busy machine a library's thread may still run, and abort an ordinary exit
