@@ -114,7 +114,11 @@ def open_index(config: Config) -> Index:
     if config.vectors and not over_vectors:
         over_vectors = [config.vectors]
     retriever = _open_retriever(config, over_vectors) if over_vectors or config.model else None
-    parts = [_open_part(path, config, retriever) for path in dict.fromkeys([*config.index, *over_vectors])]
+    paths = dict.fromkeys([*config.index, *over_vectors])
+    parts = [
+        _open_words(path) if kinds.get(path) == "bm25" else Dense(retriever, _open_vectors(path, config))
+        for path in paths
+    ]
     if not parts:
         raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
     if len(parts) == 1:
@@ -124,12 +128,10 @@ def open_index(config: Config) -> Index:
     return Hybrid(parts, FUSIONS[config.fusion], config.weights)
 
 
-def _open_part(path: Path, config: Config, retriever: Any) -> Index:
-    if path != config.vectors and kind_of(path) == "bm25":
-        from shortlist.index.bm25 import BM25Index
+def _open_words(path: Path) -> Index:
+    from shortlist.index.bm25 import BM25Index
 
-        return BM25Index.load(path)
-    return Dense(retriever, _open_vectors(path, config))
+    return BM25Index.load(path)
 
 
 def kind_of(index: Path) -> str:

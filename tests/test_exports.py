@@ -56,7 +56,7 @@ NAMES = {
     "shortlist.index.check": "ALONE DEPTHS Findings QUERIES check compare recall",
     "shortlist.index.flat": (
         "CANDIDATES_BYTES EVEN FEWEST_SAMPLING FlatIndex Found NARROW_NUMBERS PIECES Product RESCORED_BYTES "
-        "SAMPLED SAMPLE_BYTES SIZES ScanShards Sizes THREADS Tile narrow"
+        "SAMPLED SAMPLE_BYTES SIZES ScanShards Sizes THREADS Tile check_queries narrow"
     ),
     "shortlist.index.forecast": "FIRST_DOCS MEASURED_SECONDS PART_DOCS ROW_BYTES forecast",
     "shortlist.index.kinds": "Opening REFINE build_index exact_index made_by open_index",

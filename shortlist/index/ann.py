@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from shortlist.data.files import atomic_write
 from shortlist.data.vectors import DEAD, Block, VectorReader
 from shortlist.errors import UserError
+from shortlist.index.flat import check_queries
 from shortlist.index.parameters import (
     BLOCK_BYTES,
     NAMES,
@@ -26,8 +27,6 @@ from shortlist.index.parameters import (
     check_kind,
     check_parameters,
 )
-from shortlist.index.parameters import automatic as automatic
-from shortlist.index.parameters import memory_and_disk as memory_and_disk
 from shortlist.progress import Advance
 from shortlist.records import Hit
 
@@ -154,7 +153,7 @@ class AnnIndex:
         Raises:
             UserError: the queries have another dimension than the store, or are not finite; k is below 1.
         """
-        self._check(queries, k)
+        check_queries(queries, k, dim=self.vectors.dim)
         k = min(k, self.vectors.num_docs)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         positions = np.full((len(queries), k), -1, dtype=np.int64)
@@ -167,17 +166,6 @@ class AnnIndex:
                 best, places = self._rescored(query, rows[rows >= 0], k)
                 scores[number, : len(best)], positions[number, : len(best)] = best, places
         return scores, positions
-
-    def _check(self, queries: Float[np.ndarray, "queries dim"], k: int) -> None:
-        if queries.shape[1] != self.vectors.dim:
-            raise UserError(
-                f"queries have {queries.shape[1]} dimensions, the vectors {self.vectors.dim}: "
-                "encode both with the same model."
-            )
-        if k < 1:
-            raise UserError(f"k is {k}; expected at least 1.")
-        if not np.isfinite(queries).all():
-            raise UserError("the vector of a query is not finite: the model overflows on it; try a wider precision.")
 
     def _rescored(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         positions = np.sort(self.vectors.positions_of(rows))  # corpus order: the disk's, and that of ties

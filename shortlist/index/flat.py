@@ -75,6 +75,18 @@ FEWEST_SAMPLING = 16
 """Queries for which that is worth while."""
 
 
+def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int) -> None:
+    """Refuse what cannot be searched for among vectors of `dim` numbers."""
+    if queries.shape[1] != dim:
+        raise UserError(
+            f"queries have {queries.shape[1]} dimensions, the vectors {dim}: encode both with the same model."
+        )
+    if k < 1:
+        raise UserError(f"k is {k}; expected at least 1.")
+    if not np.isfinite(queries).all():
+        raise UserError("the vector of a query is not finite: the model overflows on it; try a wider precision.")
+
+
 @final
 class FlatIndex:
     """The whole vector store, searched by inner product; memory does not grow with the store.
@@ -135,7 +147,7 @@ class FlatIndex:
 
         Of a narrow scan these are `refine` times k, and the scores compare documents of one query only.
         """
-        self._check(queries, k)
+        check_queries(queries, k, dim=self.vectors.dim)
         k = min(k if self.scan is None else self.refine * k, self.vectors.num_docs)
         at_once = max(CANDIDATES_BYTES // (8 * Leaders.capacity(k)), 1)
         parts = [self._scan(queries[start : start + at_once], k, shards) for start in range(0, len(queries), at_once)]
@@ -152,17 +164,6 @@ class FlatIndex:
         positions = best_of(scores, positions, self.refine * k)[1].sort(dim=1).values  # neighbours are read together
         best = best_of(self._exact(torch.from_numpy(queries), positions), positions, k)
         return best[0].numpy(), best[1].numpy()
-
-    def _check(self, queries: Float[np.ndarray, "queries dim"], k: int) -> None:
-        if queries.shape[1] != self.vectors.dim:
-            raise UserError(
-                f"queries have {queries.shape[1]} dimensions, the vectors {self.vectors.dim}: "
-                "encode both with the same model."
-            )
-        if k < 1:
-            raise UserError(f"k is {k}; expected at least 1.")
-        if not np.isfinite(queries).all():
-            raise UserError("the vector of a query is not finite: the model overflows on it; try a wider precision.")
 
     @torch.no_grad()
     def _scan(
