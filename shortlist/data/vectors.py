@@ -277,17 +277,28 @@ class VectorReader:
     def pick(self, positions: Int[np.ndarray, " n"]) -> Block:
         """Some documents, in the order asked."""
         rows = positions if self._rows is None else self._rows[positions]
-        order = np.argsort(rows, kind="stable")
-        ends = np.searchsorted(rows, self.starts, sorter=order)
+        if (rows[1:] >= rows[:-1]).all():
+            vectors, scales = self._gathered(rows)
+        else:
+            order = np.argsort(rows, kind="stable")
+            back = torch.from_numpy(np.argsort(order))
+            vectors, scales = self._gathered(rows[order])
+            vectors, scales = vectors[back], None if scales is None else scales[back]
+        return Block(torch.from_numpy(rows), torch.from_numpy(positions), vectors, scales)
+
+    def _gathered(self, rows: Int[np.ndarray, " n"]) -> tuple[Tensor, Tensor | None]:
+        """The vectors of rows in ascending order, and their scales."""
+        ends = np.searchsorted(rows, self.starts)
         vectors = torch.empty((len(rows), self.dim), dtype=DTYPES[self.dtype])
         scales = torch.empty(len(rows)) if self.dtype == "int8" else None
         for place in np.flatnonzero(np.diff(ends)):
-            shard, wanted = self._shards[place], order[ends[place] : ends[place + 1]]
-            inside = rows[wanted] - self.starts[place]
-            _bytewise(vectors)[wanted] = _bytewise(shard.vectors)[inside]  # NumPy copies rows whole: 3 times as fast
+            shard, here = self._shards[place], slice(ends[place], ends[place + 1])
+            inside = rows[here] - self.starts[place]
+            # NumPy copies rows whole, and, told not to check, straight to their place: 3 to 5 times as fast as torch
+            np.take(_bytewise(shard.vectors), inside, axis=0, out=_bytewise(vectors)[here], mode="clip")
             if scales is not None and shard.scales is not None:
-                scales.numpy()[wanted] = shard.scales.numpy()[inside]
-        return Block(torch.from_numpy(rows), torch.from_numpy(positions), vectors, scales)
+                np.take(shard.scales.numpy(), inside, out=scales.numpy()[here], mode="clip")
+        return vectors, scales
 
     def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The position of each row, DEAD where its document is gone."""

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast, final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shortlist.data.vectors import DTYPES, Block, VectorReader, VectorWriter, finished_shards, to_rows
@@ -23,7 +23,7 @@ from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
 from shortlist.math.products import float_product, full_precision
 from shortlist.math.quantize import int8_product, to_int8
-from shortlist.math.scoring import best_of, from_keys
+from shortlist.math.scoring import best_of, contenders, from_keys
 from shortlist.records import Hit
 
 Found = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
@@ -54,8 +54,11 @@ EVEN = 16
 CANDIDATES_BYTES = 1 << 28
 """For the candidates of all queries that one reading of the store serves."""
 
-RESCORED_BYTES = 1 << 22
+RESCORED_BYTES = 1 << 20
 """For the vectors that a thread rescores at a time: they stay in the cache."""
+
+FEWEST_RESCORED = 128
+"""Candidates of a narrow scan from whose scores its error is judged, at least."""
 
 NARROW_NUMBERS = 1 << 24
 """In a shard of a narrow copy."""
@@ -70,9 +73,6 @@ SAMPLE_BYTES = 1 << 25
 """Of the documents whose scores say in advance what the best will reach; they are 1 in SAMPLED at most."""
 
 SAMPLED = 64
-
-FEWEST_SAMPLING = 16
-"""Queries for which that is worth while."""
 
 
 def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int) -> None:
@@ -98,7 +98,7 @@ class FlatIndex:
         memory_gib: most of the scanned store that stays in memory, GiB (None: half of what is free now). A larger store
             is read again for every search.
         device: where to multiply; a GPU keeps the vectors if they fit into its free memory.
-        refine: candidates of the narrow scan, in multiples of k.
+        refine: candidates of the narrow scan, in multiples of k; those that can be among the best are rescored.
 
     Raises:
         UserError: the two stores differ in documents or dimension.
@@ -161,9 +161,12 @@ class FlatIndex:
         if self.scan is None:
             best = best_of(scores, positions, k) if len(parts) > 1 else (scores, positions)
             return best[0].numpy(), best[1].numpy()
-        positions = best_of(scores, positions, self.refine * k)[1].sort(dim=1).values  # neighbours are read together
-        best = best_of(self._exact(torch.from_numpy(queries), positions), positions, k)
-        return best[0].numpy(), best[1].numpy()
+        candidates = best_of(scores, positions, self.refine * k)
+        at_once = max(CANDIDATES_BYTES // (64 * max(candidates[0].shape[1], 1)), 1)
+        columns = (torch.from_numpy(queries), *candidates)
+        some = zip(*(column.split(at_once) for column in columns), strict=True)
+        found = [self._rescored(*each, k=k) for each in some]
+        return np.concatenate([scores for scores, _ in found]), np.concatenate([places for _, places in found])
 
     @torch.no_grad()
     def _scan(
@@ -174,11 +177,11 @@ class FlatIndex:
         given = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device)
         rows = self._rows(len(queries), sizes)
         with full_precision():
-            sample, rank = self._sample(k) if shards is None and len(queries) >= FEWEST_SAMPLING else (None, 0)
-            tiles = [self._tile(part, k, sizes) for part in given.split(sizes.queries)]
-            if sample:
+            rank = self._sample_rank(k) if shards is None else None
+            tiles = [self._tile(part, k) for part in given.split(sizes.queries)]
+            if rank:
                 for product, leaders in tiles:
-                    leaders.expect(product(sample).T.contiguous().topk(rank).values[:, -1])
+                    leaders.expect(product(self._sample).T.contiguous().topk(rank).values[:, -1])
             self._read(tiles, rows, shards)
             if short := [tile for tile in tiles if tile[1].are_short()]:
                 for _, leaders in short:
@@ -186,10 +189,10 @@ class FlatIndex:
                 self._read(short, rows, shards)
         return torch.cat([leaders.best() for _, leaders in tiles]).cpu()
 
-    def _tile(self, queries: Float[Tensor, "queries dim"], k: int, sizes: Sizes) -> Tile:
+    def _tile(self, queries: Float[Tensor, "queries dim"], k: int) -> Tile:
         unused = -len(queries) % EVEN if len(queries) > 1 else 0
         product = self._product(F.pad(queries, (0, 0, 0, unused)))
-        return product, Leaders(len(queries), k, unused=unused, wave=sizes.scores // 4, device=self.device)
+        return product, Leaders(len(queries), k, unused=unused, device=self.device)
 
     def _read(self, tiles: Sequence[Tile], rows: int, shards: Sequence[int] | None) -> None:
         """Offer all documents of some shards to all tiles."""
@@ -207,19 +210,24 @@ class FlatIndex:
             return
         _in_threads(offer, blocks, rows, ahead=0 if self.release else 2)
 
-    def _sample(self, k: int) -> tuple[Block | None, int]:
-        """Some documents, evenly spread, and the rank among them that the k best of all exceed nearly always.
-
-        Nothing where that would save nothing, or hold pages that are to be given back.
-        """
+    @cached_property
+    def _sample_size(self) -> int:
+        """Documents in the sample; 0 where it would hold pages that are to be given back."""
         num_docs = self.scanned.num_docs
-        size = min(num_docs // SAMPLED, SAMPLE_BYTES // (4 * self.vectors.dim))
-        expected = k * size / num_docs  # of the k best, in the sample
+        return 0 if self.release else min(num_docs // SAMPLED, SAMPLE_BYTES // (4 * self.vectors.dim))
+
+    @cached_property
+    def _sample(self) -> Block:
+        """Some documents, evenly spread; kept, as every search looks at them first."""
+        positions = np.linspace(0, self.scanned.num_docs - 1, self._sample_size).astype(np.int64)
+        return self._widened(_moved(self.scanned.pick(positions), self.device))
+
+    def _sample_rank(self, k: int) -> int | None:
+        """The rank in the sample that the k best of all exceed nearly always; None where that would save nothing."""
+        size = self._sample_size
+        expected = k * size / max(self.scanned.num_docs, 1)  # of the k best, in the sample
         rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
-        if self.release or 8 * rank > size:
-            return None, 0
-        positions = np.linspace(0, num_docs - 1, size).astype(np.int64)
-        return self._widened(_moved(self.scanned.pick(positions), self.device)), rank
+        return rank if 8 * rank <= size else None
 
     def _widened(self, block: Block) -> Block:
         return block if self.scan else block._replace(vectors=block.float32(), scales=None)
@@ -248,26 +256,47 @@ class FlatIndex:
             return lambda block: product(block.vectors)
         if self.scan.dtype == "int8":
             integers = to_int8(queries)[0]
-            return lambda block: int8_product(block.vectors, integers) * cast(Tensor, block.scales)[:, None]
+            return lambda block: int8_product(block.vectors, integers).float().mul_(cast(Tensor, block.scales)[:, None])
         narrow_queries = queries.to(DTYPES[self.scan.dtype])
         return lambda block: F.linear(block.vectors, narrow_queries).float()
 
-    def _exact(
-        self, queries: Float[Tensor, "queries dim"], positions: Int[Tensor, "queries found"]
-    ) -> Float[Tensor, "queries found"]:
-        """The scores of some documents for each query."""
-        scores = torch.empty(positions.shape)
-        at_once = max(1, RESCORED_BYTES // (4 * self.vectors.dim * positions.shape[1] + 1))
+    def _rescored(
+        self,
+        queries: Float[Tensor, "queries dim"],
+        scores: Float[Tensor, "queries found"],
+        positions: Int[Tensor, "queries found"],
+        *,
+        k: int,
+    ) -> Found:
+        """The k best of the candidates of a narrow scan, best first, by their exact scores."""
+        first = min(max(k, FEWEST_RESCORED), positions.shape[1])
+        exact = torch.full(positions.shape, -torch.inf)
+        ranks = torch.arange(positions.shape[1]).expand_as(positions)
+        self._score(exact, queries, positions, ranks < first)
+        count = contenders(scores, exact[:, :first], k)
+        self._score(exact, queries, positions, (ranks >= first) & (ranks < count[:, None]))
+        best = best_of(exact, positions, k)
+        return best[0].numpy(), best[1].numpy()
 
-        def score(start: int) -> None:
-            places = positions[start : start + at_once]
-            vectors = torch.from_numpy(self.vectors.take(places.reshape(-1).numpy())).view(*places.shape, -1)
-            scores[start : start + at_once] = torch.bmm(vectors, queries[start : start + at_once, :, None])[:, :, 0]
+    def _score(
+        self,
+        exact: Float[Tensor, "queries found"],
+        queries: Float[Tensor, "queries dim"],
+        positions: Int[Tensor, "queries found"],
+        wanted: Bool[Tensor, "queries found"],
+    ) -> None:
+        """Put in the scores of the wanted documents, which are read in the order in which they lie on disk."""
+        rows, columns = wanted.nonzero(as_tuple=True)
+        order = positions[rows, columns].argsort()
 
-        with full_precision(), _threads() as pool:
-            for _ in pool.map(score, range(0, len(queries), at_once)):
+        def score(part: Int[Tensor, " part"]) -> None:
+            places = rows[part], columns[part]
+            vectors = torch.from_numpy(self.vectors.take(positions[places].numpy()))
+            exact[places] = vectors.mul_(queries[places[0]]).sum(1)
+
+        with _threads() as pool:
+            for _ in pool.map(score, order.split(max(1, RESCORED_BYTES // (4 * self.vectors.dim)))):
                 pass
-        return scores
 
 
 def _pieces(block: Block, rows: int) -> list[Block]:
@@ -294,6 +323,7 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
     """Threads that multiply by themselves: two that share each small product mostly wait for each other."""
     cores = torch.get_num_threads()
     threads = min(cores, THREADS)
+    torch.set_num_threads(cores // threads)  # here too: OpenMP's threads of this one would wait by spinning
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
             yield pool

@@ -25,20 +25,17 @@ class Leaders:
 
     Args:
         unused: columns behind those of the queries whose scores mean nothing.
-        wave: scores that are looked at together, at least; fewer would not be worth it.
     """
 
-    def __init__(
-        self, num_queries: int, k: int, *, unused: int = 0, wave: int = 1, device: torch.device | None = None
-    ) -> None:
-        self.num_queries, self.k, self.wave = num_queries, k, wave
+    def __init__(self, num_queries: int, k: int, *, unused: int = 0, device: torch.device | None = None) -> None:
+        self.num_queries, self.k = num_queries, k
         self.waiting = max(k, FEWEST_WAITING)
         self.keys = torch.full((num_queries + unused, self.capacity(k)), NOTHING, device=device)
         self.counts = torch.zeros(num_queries + unused, dtype=torch.int64, device=device)
         self.thresholds = torch.full((num_queries + unused,), -torch.inf, device=device)
         self.thresholds[num_queries:] = torch.inf
-        self.seen = 0
-        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.num_pending, self.seen, self.expecting = 0, 0, False
         self.lock = Lock()
 
     @staticmethod
@@ -48,14 +45,16 @@ class Leaders:
 
     def offer(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
         """Take in the scores of some documents."""
-        with self.lock:
-            self.pending.append((scores, positions))
-            if sum(scores.numel() for scores, _ in self.pending) >= self.wave:
-                self._take_pending()
+        start = 0
+        while start < len(scores):  # never more than were seen before, so that about k of each query pass
+            step = len(scores) if self.expecting else max(self.seen, self.keys.shape[1])
+            self._look_at(scores[start : start + step], positions[start : start + step])
+            start += step
 
     def expect(self, thresholds: Float[Tensor, " columns"]) -> None:
         """Look only at what reaches these scores, before any is offered: a guess, which `are_short` judges."""
         self.thresholds[: self.num_queries] = thresholds[: self.num_queries]
+        self.expecting = True
 
     def are_short(self) -> bool:
         """Whether fewer than k documents have reached what was expected of them, of some query."""
@@ -67,44 +66,39 @@ class Leaders:
         self.keys.fill_(NOTHING)
         self.counts.zero_()
         self.thresholds[: self.num_queries] = -torch.inf
-        self.seen = 0
+        self.seen, self.expecting = 0, False
 
     def best(self) -> Int[Tensor, "queries k"]:
         """Keys of the best k documents, best first; fewer where there were fewer."""
         self._take_pending()
         return top_keys(self.keys[: self.num_queries], min(self.k, self.seen))
 
+    def _look_at(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
+        # One that equals the k-th may come earlier in the corpus. Another thread may be raising the thresholds.
+        found, columns = at_least(scores, self.thresholds)
+        candidates = columns, scores.reshape(-1)[found], positions[found // scores.shape[1]]
+        with self.lock:
+            self.pending.append(candidates)
+            self.num_pending += len(found)
+            self.seen += len(scores)
+            if not self.expecting or self.num_pending > self.waiting * len(self.counts):
+                self._take_pending()
+
     def _take_pending(self) -> None:
-        if not self.pending:
+        if not self.num_pending:
             return
-        scores, positions = (_joined(parts) for parts in zip(*self.pending, strict=True))
-        self.pending, start = [], 0
-        while start < len(scores):  # never more than were seen before, so that about k of each query pass
-            step = max(self.seen, self.keys.shape[1])
-            self._add(scores[start : start + step], positions[start : start + step])
-            start += step
-
-    def _add(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
-        width = scores.shape[1]
-        found, columns = at_least(scores, self.thresholds)  # one that equals the k-th may come earlier in the corpus
-        new = columns.bincount(minlength=width)
-        if int((self.counts + new).max()) > self.keys.shape[1]:
-            self._split(scores, positions)
-            return
-        places = torch.arange(len(found), device=found.device) + (self.counts + new - new.cumsum(0))[columns]
-        self.keys[columns, places] = to_keys(scores.reshape(-1)[found], positions[found // width])
-        self.counts += new
-        self.seen += len(scores)
-        if int(self.counts.max()) > self.k + self.waiting:
-            self._drop(self.counts > self.k + self.waiting // 2)
-
-    def _split(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
-        """Add in two parts what does not fit at once."""
-        self._drop(self.counts > self.k)
-        middle = len(scores) // 2 if len(scores) > self.waiting else len(scores)
-        for part in (slice(0, middle), slice(middle, None)):
-            if len(scores[part]):
-                self._add(scores[part], positions[part])
+        columns, scores, positions = (torch.cat(parts) for parts in zip(*self.pending, strict=True))
+        self.pending, self.num_pending = [], 0
+        keys = to_keys(scores, positions)
+        while len(keys):  # as many of each column as there is room for, then the next
+            columns, order = columns.sort(stable=True)
+            new = columns.bincount(minlength=len(self.counts))
+            places = self.counts[columns] + torch.arange(len(keys), device=keys.device) - (new.cumsum(0) - new)[columns]
+            keys, fits = keys[order], places < self.keys.shape[1]
+            self.keys[columns[fits], places[fits]] = keys[fits]
+            self.counts = (self.counts + new).clamp(max=self.keys.shape[1])
+            self._drop(self.counts > self.k + self.waiting)
+            columns, keys = columns[~fits], keys[~fits]
 
     def _drop(self, crowded: Bool[Tensor, " columns"]) -> None:
         """Keep the best k of some queries, in any order, and raise what others must reach."""
@@ -114,7 +108,3 @@ class Leaders:
         self.keys[places, self.k :] = NOTHING
         self.counts[places] = self.k
         self.thresholds[places] = from_keys(best.amin(1))[0]
-
-
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -70,22 +70,40 @@ def best_of(
     return from_keys(top_keys(to_keys(scores, positions), k))
 
 
+def contenders(
+    scores: Float[Tensor, "queries found"],
+    exact: Float[Tensor, "queries first"],
+    k: int,
+    *,
+    deviations: float = 5.0,
+) -> Int[Tensor, " queries"]:
+    """How many candidates of an inexact search can be among each query's k best, judged by those scored exactly.
+
+    Args:
+        scores: inexact and but for a factor of the query, best first.
+        exact: of the first of them, at least k where there are so many.
+        deviations: one that is by more standard errors of `scores` below the k-th best is none.
+    """
+    known = scores[:, : exact.shape[1]]
+    factor = (known * exact).sum(1, keepdim=True) / known.square().sum(1, keepdim=True).clamp(min=1e-30)
+    error = (factor * known - exact).square().mean(1, keepdim=True).sqrt()
+    least = exact.topk(min(k, exact.shape[1])).values[:, -1:] - deviations * error
+    return (factor * scores >= least).sum(1).clamp(min=exact.shape[1])
+
+
 def at_least(
     scores: Float[Tensor, "docs queries"], thresholds: Float[Tensor, " queries"]
 ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
     """The documents that reach each query's threshold: cheap where they are few.
 
     Returns:
-        Their places in the flattened scores and the query of each, sorted by query, then document.
+        Their places in the flattened scores, ascending, and the query of each.
     """
     if scores.is_cuda:
-        columns, rows = (scores >= thresholds).T.nonzero(as_tuple=True)
-        return rows * scores.shape[1] + columns, columns
-    flags = (scores.numpy() >= thresholds.numpy()).reshape(-1)  # NumPy: three times as fast as torch's
-    places = _true_places(flags)
-    columns = places % scores.shape[1]
-    order = np.argsort(columns.astype(np.uint16), kind="stable")  # 16-bit numbers are counted, not compared
-    return torch.from_numpy(places[order]), torch.from_numpy(columns[order])
+        places = (scores >= thresholds).flatten().nonzero()[:, 0]
+        return places, places % scores.shape[1]
+    places = _true_places((scores.numpy() >= thresholds.numpy()).reshape(-1))  # NumPy: three times as fast as torch's
+    return torch.from_numpy(places), torch.from_numpy(places % scores.shape[1])
 
 
 def _true_places(flags: Bool[np.ndarray, " places"]) -> Int[np.ndarray, " found"]:

@@ -183,7 +183,6 @@ def test_a_sample_that_expects_too_much_costs_a_reading_and_changes_nothing(
     tmp_path, monkeypatch, dtype, unlike, readings
 ):
     monkeypatch.setattr(flat, "SAMPLED", 4)
-    monkeypatch.setattr(flat, "FEWEST_SAMPLING", 2)
     vectors, queries = small_integers(4000, 8), small_integers(3, 8, seed=1)
     if unlike:
         vectors[np.linspace(0, 3999, 1000).astype(np.int64)] *= 4

@@ -18,17 +18,16 @@ def by_the_book(scores, positions, k):
     num_docs=st.integers(0, 200),
     k=st.integers(1, 60),
     pieces=st.integers(1, 40),
-    wave=st.integers(1, 300),
     fewest_waiting=st.integers(1, 30),
     seed=st.integers(0, 1000),
 )
-def test_the_best_are_those_of_all_scores_at_once(num_docs, k, pieces, wave, fewest_waiting, seed):
+def test_the_best_are_those_of_all_scores_at_once(num_docs, k, pieces, fewest_waiting, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-3, 4, (num_docs, 3), generator=generator).float()
     positions = torch.randperm(num_docs, generator=generator)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(leaders, "FEWEST_WAITING", fewest_waiting)
-        found = Leaders(3, k, wave=wave)
+        found = Leaders(3, k)
         for some, places in zip(scores.split(pieces), positions.split(pieces), strict=True):
             found.offer(some, places)
         assert torch.equal(found.best(), by_the_book(scores, positions, k))

@@ -8,6 +8,7 @@ from shortlist.math.scoring import (
     LAST_POSITION,
     at_least,
     best_of,
+    contenders,
     from_keys,
     recall_at,
     reciprocal_ranks,
@@ -104,19 +105,38 @@ def test_largest_keys_in_any_order_are_the_same_keys():
     assert top_keys(keys, 0).shape == (3, 0)
 
 
-def test_at_least_finds_what_reaches_the_threshold_query_by_query():
+def test_at_least_finds_what_reaches_its_querys_threshold():
     scores = torch.tensor([[1.0, 0.0], [5.0, 2.0], [2.5, 9.0], [4.0, 1.9]])
     places, columns = at_least(scores, torch.tensor([2.5, 2.0]))
-    assert places.tolist() == [2, 4, 6, 3, 5]
-    assert columns.tolist() == [0, 0, 0, 1, 1]
+    assert places.tolist() == [2, 3, 4, 5, 6]
+    assert columns.tolist() == [0, 1, 0, 1, 0]
 
 
 @given(tied_scores(), st.sampled_from([-2.0, 0.0, 0.5, 3.0]))
 def test_at_least_equals_looking_at_every_score(scores, threshold):
-    expected = (scores >= threshold).nonzero()
+    expected = (threshold <= scores.T).nonzero()
     places, columns = at_least(scores.T.contiguous(), torch.full((len(scores),), threshold))
-    assert columns.tolist() == expected[:, 0].tolist()
-    assert (places // len(scores)).tolist() == expected[:, 1].tolist()
+    assert (places // len(scores)).tolist() == expected[:, 0].tolist()
+    assert columns.tolist() == expected[:, 1].tolist()
+
+
+def test_contenders_are_those_within_the_error_of_the_scores_below_the_kth():
+    scores = torch.tensor([[8.0, 7.0, 6.0, 5.0, 4.0, 3.0], [8.0, 7.0, 6.0, 5.9, 5.8, 3.0]])
+    exact = torch.tensor([[4.0, 3.5, 3.0], [4.2, 3.3, 3.0]])  # half the scores; those of the second but nearly
+    assert contenders(scores, exact, 2).tolist() == [3, 5]
+    assert contenders(scores, exact, 2, deviations=0.0).tolist() == [3, 3]
+    assert contenders(scores, exact, 3, deviations=100.0).tolist() == [3, 6]
+    assert contenders(scores[:, :3], exact, 5).tolist() == [3, 3]
+
+
+def test_contenders_do_not_depend_on_the_unit_of_the_scores():
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(5, 400, generator=generator)
+    scores, order = (exact + 0.3 * torch.randn(5, 400, generator=generator)).sort(descending=True)
+    exact = exact.gather(1, order)
+    expected = contenders(scores, exact[:, :110], 100)
+    assert contenders(1000 * scores, exact[:, :110], 100).tolist() == expected.tolist()
+    assert ((expected > 110) & (expected < 400)).all()
 
 
 def test_recall_equals_the_value_worked_out_by_hand():
