@@ -18,7 +18,8 @@ import tyro
 from measuring import ROOT, Side, conditions, measure, publish, quiet
 from peers import Size, expected_scores, save_llama, sentence_transformers_reranker, tevatron_reranker, token_ids
 
-from shortlist.data.formats import read_corpus, read_queries, read_run
+from shortlist.data.formats import read_corpus, read_queries
+from shortlist.data.runs import read_run
 from shortlist.models.checkpoint import load_reranker
 from shortlist.models.embed import for_inference, score_pairs
 from shortlist.progress import say

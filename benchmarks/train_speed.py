@@ -30,8 +30,8 @@ from peers import MAX_LENGTH, QUERY_LENGTH, Size, save_llama, tevatron_training,
 from torch import Tensor, nn
 
 from shortlist.data.collections import open_collection
-from shortlist.data.formats import read_run
 from shortlist.data.groups import read_groups, write_groups
+from shortlist.data.runs import read_run
 from shortlist.math.losses import infonce
 from shortlist.mine import find_same_text, mine
 from shortlist.models.backbone import LORAS, add_lora

@@ -8,7 +8,8 @@ from statistics import fmean
 from tiny_collection import tiny_collection
 
 from shortlist.data.collections import open_collection
-from shortlist.data.formats import read_qrels, read_run, write_run
+from shortlist.data.formats import read_qrels
+from shortlist.data.runs import read_run, write_run
 from shortlist.evaluate import p_value, per_query
 from shortlist.index.bm25 import BM25Index
 from shortlist.records import Query

@@ -8,7 +8,7 @@ from tiny_collection import tiny_collection
 
 from shortlist import init, mine, train
 from shortlist.data.collections import open_collection
-from shortlist.data.formats import write_run
+from shortlist.data.runs import write_run
 from shortlist.index.bm25 import BM25Index
 from shortlist.models.checkpoint import load_reranker
 from shortlist.models.embed import for_inference

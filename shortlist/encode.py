@@ -30,14 +30,25 @@ from shortlist.data.vectors import (
 from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
 from shortlist.math.agreement import NEIGHBOURS, agreement
+from shortlist.math.combination import avgp
 from shortlist.math.quantize import from_int8
-from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
+from shortlist.models.checkpoint import load_retriever, local_folder, model_identity, retriever_contract
 from shortlist.models.embed import Done, Precision, embed_documents, for_inference
 from shortlist.models.linear import packing_pays
 from shortlist.models.retriever import Retriever
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
 from shortlist.text.batching import windows
+from shortlist.text.contract import InputContract, Inputs
+from shortlist.text.segments import (
+    Segments,
+    document_segments,
+    named_segments,
+    segment_contract,
+    unused_settings,
+    whole_id,
+)
+from shortlist.text.tokenizer import load_tokenizer
 
 SAMPLE = 256
 """Documents on which a narrow precision is compared with fp32."""
@@ -58,6 +69,14 @@ class Config:
     """Input contract by name, for a model folder that does not say its own."""
     max_length: int | None = None
     """Most tokens of a document (None: the model's)."""
+    segments: Segments = "whole"
+    """whole: a document is embedded from its beginning to --max-length. Or in segments of --window tokens: the first
+    (firstp), the mean vector of all (avgp), or each with a vector of its own, the best of which counts in search
+    (maxp)."""
+    window: int = 512
+    """Tokens of a segment, prompt and title included."""
+    stride: int = 256
+    """Tokens from the beginning of a segment's text to that of the next one's."""
     precision: Precision = "fp32"
     """Number type that the model computes in; for bf16 and int8, their agreement with fp32 on a sample is printed."""
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
@@ -128,12 +147,19 @@ def encode(
         yield embed_part(retriever, part, token_budget=token_budget, advance=advance)
 
 
-def embed_part(retriever: Retriever, part: Part, **options) -> Shard:
-    """Embed one shard; options as in `run_model`."""
-    doc_ids = [document.doc_id for document in part.documents]
-    return Shard(
-        part.number, doc_ids, embed_documents(retriever, part.documents, **options), document_keys(part.documents)
-    )
+def embed_part(retriever: Retriever, part: Part, *, mean_stride: int | None = None, **options) -> Shard:
+    """Embed one shard; options as in `run_model`.
+
+    Args:
+        mean_stride: embed each document as the mean of its segments, which begin so many tokens apart.
+    """
+    doc_ids, keys = [document.doc_id for document in part.documents], document_keys(part.documents)
+    if mean_stride is None:
+        return Shard(part.number, doc_ids, embed_documents(retriever, part.documents, **options), keys)
+    segments = document_segments(retriever.inputs, part.documents, stride=mean_stride)
+    vectors = embed_documents(retriever, [segment for some in segments for segment in some], **options)
+    starts = np.cumsum([0, *map(len, segments[:-1])])
+    return Shard(part.number, doc_ids, avgp(vectors, starts), keys)
 
 
 @dataclass(frozen=True)
@@ -158,16 +184,26 @@ class Encoder:
             if self.advance:
                 self.advance(num_texts, num_tokens)
 
-        shard = embed_part(self.retriever, part, token_budget=self.config.token_budget, advance=count)
+        config = self.config
+        mean_stride = config.stride if config.segments == "avgp" else None
+        options = {"token_budget": config.token_budget, "advance": count, "mean_stride": mean_stride}
+        shard = embed_part(self.retriever, part, **options)
         return shard, tokens
 
 
 def open_retriever(config: Config, *, precision: Precision = "fp32", packed: bool | None = None) -> Retriever:
     """The model that a Config names, ready to embed documents."""
     retriever = load_retriever(config.model, contract=config.contract)
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=config.max_length)
+    retriever.inputs.contract = contract_of(config)
     for_inference(retriever, precision=precision, packed=packed)
     return retriever
+
+
+def contract_of(config: Config) -> InputContract:
+    """The form in which documents are read."""
+    form = retriever_contract(config.model, config.contract)
+    lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
+    return segment_contract(form, config.segments, **lengths)
 
 
 def run(config: Config) -> None:
@@ -189,13 +225,13 @@ def run(config: Config) -> None:
 
 def claim(config: Config, collection: Collection) -> Job:
     """The store that a Config describes: done, begun, new, or refused."""
-    form = retriever_contract(config.model, config.contract).with_lengths(document=config.max_length)
     inputs = {
         "model": model_identity(config.model),
-        "contract": form.of_documents(),
+        "contract": contract_of(config).of_documents(),
         "collection": collection.identity("corpus"),
     }
-    ignore = ("token_budget", "workers", "engine", "update", "compact", "dry_run")
+    unused = unused_settings(config.segments)
+    ignore = ("token_budget", "workers", "engine", "update", "compact", "dry_run", *unused)
     update = ("collection",) if config.update else ()
     return start_job(config, stage="encode", inputs=inputs, ignore=ignore, folder=True, update=update)
 
@@ -213,7 +249,8 @@ def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
     before = 0 if job.updating else count_rows(job.out)
     if before:
         say(f"encode: continuing after {len(done)} shards.")
-    with progress("encoding", collection.num_docs(), "documents", done=before) as advance:
+    total = collection.num_docs() if config.segments != "maxp" else None
+    with progress("encoding", total, "segments" if total is None else "documents", done=before) as advance:
         if job.updating:
             pin(job.out)
             documents = missing(documents, read_known(job.out, done), advance)
@@ -257,8 +294,12 @@ def compare(encoder: Encoder, collection: Collection) -> str:
 
 
 def _usable(config: Config, collection: Collection, on_bad: OnBad = lambda _: None) -> Iterator[Document]:
-    """The documents that are embedded."""
-    return collection.corpus(on_bad if config.skip_bad else None, allow_empty=False)
+    """The documents that are embedded, or their segments, where each gets a vector."""
+    documents = collection.corpus(on_bad if config.skip_bad else None, allow_empty=False)
+    if config.segments != "maxp":
+        return documents
+    inputs = Inputs(contract_of(config), load_tokenizer(local_folder(config.model)))
+    return named_segments(inputs, documents, stride=config.stride)
 
 
 def _list_skipped(out: Path, bad: list[str]) -> int:
@@ -274,14 +315,16 @@ def _list_skipped(out: Path, bad: list[str]) -> int:
 
 def forecast(config: Config, collection: Collection) -> str:
     """What encoding a collection takes on this machine, by a measurement on its first documents, in one process."""
-    total = collection.num_docs()
     encoder = Encoder(config, packed=packing_pays())
     speed = measure(encoder, _usable(config, collection))
+    total = round(collection.num_docs() * speed.rows_per_document)
     dim, itemsize = encoder.retriever.dim, DTYPES[config.dtype].itemsize
     row = dim * itemsize + (4 if config.dtype == "int8" else 0) + KEY_BYTES
     in_flight = min(total, config.shard_size) * (dim * (4 + itemsize) + speed.text_bytes)
     lines = {
-        "documents": f"{total:,}, of {speed.tokens:,.0f} tokens on average",
+        "segments"
+        if config.segments == "maxp"
+        else "documents": f"{total:,}, of {speed.tokens:,.0f} tokens on average",
         "shards": f"{-(-total // config.shard_size):,} of {min(total, config.shard_size):,} documents",
         "on disk": f"{size(total * (row + speed.id_bytes))} ({dim} dimensions, {config.dtype})",
         "in memory": f"about {size(peak_bytes() + in_flight)} for each worker",
@@ -297,6 +340,7 @@ class Speed(NamedTuple):
     tokens: float
     text_bytes: float
     id_bytes: float
+    rows_per_document: float
 
 
 def measure(encoder: Encoder, documents: Iterator[Document]) -> Speed:
@@ -313,4 +357,5 @@ def measure(encoder: Encoder, documents: Iterator[Document]) -> Speed:
     text = sum(len("".join(document)) for document in seen)
     ids = sum(len(document.doc_id.encode()) + 1 for document in seen)
     count = len(seen)
-    return Speed(count / seconds, num_tokens / count, text / count, ids / count)
+    whole = len({whole_id(document.doc_id) for document in seen}) if encoder.config.segments == "maxp" else count
+    return Speed(count / seconds, num_tokens / count, text / count, ids / count, count / whole)

@@ -13,8 +13,9 @@ from ir_measures import providers
 
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
-from shortlist.data.formats import read_qrels, read_run
+from shortlist.data.formats import read_qrels
 from shortlist.data.manifest import identity, read_manifest, start_job
+from shortlist.data.runs import read_run
 from shortlist.errors import UserError, unknown
 from shortlist.progress import say
 from shortlist.records import Qrels, Run

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shortlist.data.formats import read_run, write_run
 from shortlist.data.manifest import identity, ms_per_query, start_job
+from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS
 from shortlist.progress import say

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from shortlist.data.collections import open_collection
-from shortlist.data.formats import read_run
 from shortlist.data.groups import write_groups
 from shortlist.data.manifest import identity, start_job
+from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.math.sampling import draw_negatives, interleave
 from shortlist.progress import say, track

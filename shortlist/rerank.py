@@ -1,22 +1,46 @@
 """Stage `rerank`: read each query together with its candidates, and put the best first."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from shortlist.data.collections import open_collection
-from shortlist.data.formats import read_run, write_run
-from shortlist.data.manifest import identity, ms_per_query, start_job
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+
+from shortlist.data.collections import Collection, open_collection
+from shortlist.data.manifest import Job, identity, ms_per_query, start_job
+from shortlist.data.runs import RunColumns, read_run_columns, write_run
+from shortlist.data.scores import ScoreLog
+from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import load_reranker, model_identity
-from shortlist.models.embed import for_inference, score_pairs
-from shortlist.models.reranker import Reranker
-from shortlist.progress import progress
-from shortlist.records import Document, Hit, Query, Run
+from shortlist.math.agreement import kendall_tau
+from shortlist.models.checkpoint import load_reranker, local_folder, model_identity, reranker_contract
+from shortlist.models.embed import Precision, for_inference, stream_scores
+from shortlist.models.linear import packing_pays
+from shortlist.models.reranker import AnyReranker
+from shortlist.progress import paced, progress, say
+from shortlist.records import Document, Hit, Qrels, Query, Run
+from shortlist.text.contract import InputContract, Inputs
+from shortlist.text.segments import Segments, segment_contract, unused_settings
+from shortlist.text.tokenizer import load_tokenizer
 
-PAIRS_AT_ONCE = 20_000
+PAIRS_AT_ONCE = 4096
+"""Pairs that are sorted by length together, and at most what an interruption of several processes loses."""
+
+BEST_FIRST = 256
+"""The same where time is limited: whatever the lengths, no pair is read before most of those ranked above it."""
+
+SAMPLE_QUERIES, SAMPLE_DEPTH = 16, 32
+"""What a narrow precision is compared with fp32 on."""
+
+LISTED = 5
+"""Ids that the collection lacks which are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +52,8 @@ class Config:
     collection: str
     """Where the texts are: folder, `irds:` or `hf:` name."""
     out: Path
-    """Run file to write."""
+    """Run file to write; the scores are kept beside it, in a file ending in .scores, from which the same command goes
+    on."""
     split: str = "test"
     """Which queries of the collection."""
     depth: int = 200
@@ -37,10 +62,32 @@ class Config:
     """How the run is put in order: by score and id as trec_eval does, or by its own rank column."""
     contract: str | None = None
     """Input contract by name, for a model folder that does not say its own."""
+    instruction: str | None = None
+    """What the model is told to look for, where its contract has a place for that (None: the contract's words)."""
     max_length: int | None = None
     """Most tokens of a pair (None: the model's)."""
+    segments: Segments = "whole"
+    """whole: a document is read from its beginning to --max-length. Or in segments of --window tokens, of which the
+    first (firstp), the best (maxp) or the mean of all (avgp) counts."""
+    window: int = 512
+    """Tokens of a segment, query and prompt included."""
+    stride: int = 256
+    """Tokens from the beginning of a segment's text to that of the next one's."""
+    precision: Precision = "fp32"
+    """Number type that the model computes in; for bf16 and int8, their agreement with fp32 on a sample is printed."""
     token_budget: int | None = None
     """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
+    workers: int | None = None
+    """Processes that score at a time (None: one per GPU, else one; on Ray, one per node or GPU)."""
+    engine: Engine = "local"
+    """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
+    max_pairs: int | None = None
+    """Read at most this many pairs, the best-ranked candidates of all queries first; the others keep their places."""
+    budget_seconds: float | None = None
+    """Stop reading after this many seconds, best-ranked candidates first; the same command goes on from there."""
+    skip_missing: bool = False
+    """Leave candidates whose query or document the collection lacks, or whose document is empty, behind the others in
+    their old order instead of stopping."""
     overwrite: bool = False
     """Replace an output of another job instead of refusing."""
 
@@ -50,19 +97,20 @@ def reorder(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
 
     Args:
         hits: best first.
-        scores: of the first len(scores) hits.
+        scores: one per hit, NaN where it has none.
 
     Returns:
         All hits. Those that were not scored get scores below the lowest new one, 1 apart.
     """
-    ranked = sorted(zip(scores, hits, strict=False), key=lambda pair: -pair[0])
-    head = [Hit(hit.doc_id, score) for score, hit in ranked]
+    pairs = list(zip(hits, scores, strict=True))
+    head = sorted((Hit(hit.doc_id, score) for hit, score in pairs if score == score), key=lambda hit: -hit.score)
     lowest = head[-1].score if head else 0.0
-    return head + [Hit(hit.doc_id, lowest - place) for place, hit in enumerate(hits[len(scores) :], start=1)]
+    rest = [hit for hit, score in pairs if score != score]
+    return head + [Hit(hit.doc_id, lowest - place) for place, hit in enumerate(rest, start=1)]
 
 
 def rerank(
-    reranker: Reranker,
+    reranker: AnyReranker,
     run: Run,
     queries: Mapping[str, Query],
     documents: Mapping[str, Document],
@@ -70,63 +118,273 @@ def rerank(
     depth: int,
     **options,
 ) -> Run:
-    """Reorder the first `depth` candidates of every query; options as in `models.embed.run_model`."""
+    """Reorder the first `depth` candidates of every query; options as of `models.embed.stream_scores`."""
     pairs = [(queries[query_id], documents[hit.doc_id]) for query_id, hits in run.items() for hit in hits[:depth]]
-    scores = iter(score_pairs(reranker, pairs, **options).tolist())
-    return {query_id: reorder(hits, [next(scores) for _ in hits[:depth]]) for query_id, hits in run.items()}
+    scores = np.empty(len(pairs), dtype=np.float32)
+    for places, some, _ in stream_scores(reranker, pairs, **options):
+        scores[places] = some
+    found = iter(scores.tolist())
+    return {
+        query_id: reorder(hits, [next(found) if place < depth else np.nan for place in range(len(hits))])
+        for query_id, hits in run.items()
+    }
+
+
+class Chunk(NamedTuple):
+    """Pairs that are scored together, and their numbers among the run's hits."""
+
+    numbers: Int[np.ndarray, " pairs"]
+    pairs: list[tuple[Query, Document]]
+
+
+class Scored(NamedTuple):
+    """Pairs by their numbers, their scores, and how many tokens were read for them."""
+
+    numbers: Int[np.ndarray, " pairs"]
+    scores: Float[np.ndarray, " pairs"]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores chunks in whichever process it is sent to; the model is loaded there, when the first one comes."""
+
+    config: Config
+    packed: bool
+    precision: Precision
+
+    @cached_property
+    def reranker(self) -> AnyReranker:
+        """The model, ready to score."""
+        reranker = load_reranker(self.config.model, contract=self.config.contract)
+        reranker.inputs.contract = contract_of(self.config)
+        for_inference(reranker, precision=self.precision, packed=self.packed)
+        return reranker
+
+    def parts(self, chunk: Chunk) -> Iterator[Scored]:
+        """The chunk's pairs, as they are scored."""
+        config = self.config
+        options = {"token_budget": config.token_budget, "segments": config.segments, "stride": config.stride}
+        for places, scores, num_tokens in stream_scores(self.reranker, chunk.pairs, **options):
+            yield Scored(chunk.numbers[places], scores, num_tokens)
+
+    def __call__(self, chunk: Chunk) -> Scored:
+        """The whole chunk."""
+        numbers, scores, tokens = zip(*self.parts(chunk), strict=True)
+        return Scored(np.concatenate(numbers), np.concatenate(scores), sum(tokens))
+
+
+def contract_of(config: Config) -> InputContract:
+    """The form in which pairs are read."""
+    form = reranker_contract(config.model, config.contract).with_instruction(config.instruction)
+    lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
+    return segment_contract(form, config.segments, **lengths)
 
 
 def run(config: Config) -> None:
     """Write the reranked run."""
-    if config.depth < 1:
-        raise UserError(f"--depth is {config.depth}; expected at least 1.")
+    for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
+        if value < 1:
+            raise UserError(f"--{flag} is {value}; expected at least 1.")
     collection = open_collection(config.collection)
-    job = start_job(
-        config,
-        stage="rerank",
-        inputs={
-            "model": model_identity(config.model),
-            "run": identity(config.run),
-            "collection": collection.identity("corpus", "queries"),
-        },
-        ignore=("token_budget",),
-    )
+    made_from = {
+        "model": model_identity(config.model),
+        "contract": contract_of(config).of_pairs(),
+        "collection": collection.identity("corpus", "queries"),
+    }
+    inputs = made_from | {"run": identity(config.run)}
+    unused = unused_settings(config.segments)
+    ignore = ("token_budget", "workers", "engine", "max_pairs", "budget_seconds", "skip_missing", *unused)
+    job = start_job(config, stage="rerank", inputs=inputs, ignore=ignore)
     if job.done:
         return
-    candidates = read_run(config.run, ties=config.ties)
+    reading = {name: getattr(config, name) for name in ("precision", "segments", "window", "stride")}
+    made_from |= {name: value for name, value in reading.items() if name not in unused}
+    with closing(ScoreLog(log_path(config.out), made_from, overwrite=config.overwrite)) as log:
+        fill(job, config, collection, log)
+
+
+def log_path(out: Path) -> Path:
+    """Where the scores of a run that is being made are."""
+    return out.with_name(out.name + ".scores")
+
+
+def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> None:
+    """Score what the log lacks, and write the run."""
+    run = read_run_columns(config.run, ties=config.ties)
     queries = {query.query_id: query for query in collection.queries(config.split)}
-    lacking = candidates.keys() - queries.keys()
-    if lacking:
-        raise UserError(
-            f"{config.run}: {len(lacking)} of {len(candidates)} queries are not in {config.collection} {config.split}, "
-            f"such as {min(lacking)!r}; check --collection and --split."
-        )
-    reranker = load_reranker(config.model, contract=config.contract)
-    reranker.inputs.contract = reranker.inputs.contract.with_lengths(document=config.max_length)
-    for_inference(reranker)
+    candidates = Candidates(config, run, queries, collection)
+    inputs = Inputs(contract_of(config), load_tokenizer(local_folder(config.model)))
+    inputs.check_queries(queries[query_id] for query_id in run.query_ids if query_id in queries)
+    readable = candidates.readable()
+    wanted = readable
+    if config.max_pairs is not None or config.budget_seconds is not None:
+        wanted = readable[np.argsort(candidates.ranks[readable], kind="stable")][: config.max_pairs]
+    scores = log.read(run)
+    left = wanted[np.isnan(scores[wanted])]
+    if 0 < len(left) < len(wanted):
+        say(f"rerank: continuing after {len(wanted) - len(left):,} pairs.")
+    scorer = Scorer(config, job.decide("packed", packing_pays), config.precision)
+    results: dict[str, Any] = {}
+    if config.precision != "fp32" and len(left):
+        results["agreement"] = job.decide("agreement", lambda: compare(scorer, candidates, readable))
+        say(f"rerank: agreement with fp32 on {results['agreement']}.")
     start = time.perf_counter()
-    reranked: Run = {}
-    total = sum(len(hits[: config.depth]) for hits in candidates.values())
-    with progress("reranking", total, "pairs") as advance:
-        for part in windows(candidates, depth=config.depth):
-            documents = collection.documents({hit.doc_id for hits in part.values() for hit in hits[: config.depth]})
-            options = {"token_budget": config.token_budget, "advance": lambda num_pairs, _: advance(num_pairs)}
-            reranked |= rerank(reranker, part, queries, documents, depth=config.depth, **options)
-    milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(candidates))
-    write_run(job.out, reranked, tag="shortlist")
-    job.finish(
-        num_queries=len(reranked), num_pairs=total, ms_per_query=round(milliseconds + ms_per_query(config.run), 3)
+    with progress("reranking", len(wanted), "pairs", done=len(wanted) - len(left)) as advance:
+        told = paced(advance, "pairs")
+        with closing(score(scorer, candidates.chunks(left))) as parts:
+            for part in parts:
+                log.append(run.pairs(part.numbers), part.scores)
+                scores[part.numbers] = part.scores
+                told(len(part.numbers), part.num_tokens)
+                if config.budget_seconds is not None and time.perf_counter() - start >= config.budget_seconds:
+                    break
+    milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(run.query_ids)) + ms_per_query(config.run)
+    chosen = np.full(len(scores), np.nan, dtype=np.float32)  # the log may know more than this job asks for
+    chosen[wanted] = scores[wanted]
+    write_run(job.out, reranked(run, chosen), tag="shortlist")
+    num_pairs = int(np.isfinite(chosen).sum())
+    not_reached = len(readable) - num_pairs - candidates.num_empty
+    results |= {"num_queries": len(run.query_ids), "num_pairs": num_pairs, "not_reached": not_reached}
+    results["ms_per_query"] = round(milliseconds, 3)
+    if not not_reached:
+        job.finish(**results)
+        return
+    job.pause(**results)
+    say(
+        f"rerank: {not_reached:,} of {len(readable):,} pairs were not reached and keep their places; the same command "
+        "with more time or pairs goes on."
     )
 
 
-def windows(run: Run, *, depth: int) -> list[Run]:
-    """Split a run by query so that no part has many more than PAIRS_AT_ONCE pairs: what is held as text at a time."""
-    parts: list[Run] = [{}]
-    pairs = 0
-    for query_id, hits in run.items():
-        if pairs >= PAIRS_AT_ONCE:
-            parts.append({})
-            pairs = 0
-        parts[-1][query_id] = hits
-        pairs += min(depth, len(hits))
-    return parts
+def reranked(run: RunColumns, scores: Float[np.ndarray, " hits"]) -> Iterator[tuple[str, list[Hit]]]:
+    """The new order of each query's candidates."""
+    for number, query_id in enumerate(run.query_ids):
+        own = scores[run.starts[number] : run.starts[number + 1]]
+        yield query_id, reorder(run.hits(number), own.tolist())
+
+
+@dataclass
+class Candidates:
+    """The hits of a run, with what is needed to read them.
+
+    Attributes:
+        num_empty: of those that were put into chunks, how many were left out because their document has no text.
+    """
+
+    config: Config
+    run: RunColumns
+    queries: Mapping[str, Query]
+    collection: Collection
+    num_empty: int = 0
+
+    @cached_property
+    def ranks(self) -> Int[np.ndarray, " hits"]:
+        """The rank of every hit, from 0."""
+        starts = self.run.starts
+        return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
+
+    def readable(self) -> Int[np.ndarray, " readable"]:
+        """The numbers of the hits down to the depth whose query and document there are.
+
+        Raises:
+            UserError: others are not to be skipped.
+        """
+        run, wanted = self.run, np.flatnonzero(self.ranks < self.config.depth)
+        there = np.array([query_id in self.queries for query_id in run.query_ids], dtype=bool)
+        if lacking := [query_id for query_id, known in zip(run.query_ids, there, strict=True) if not known]:
+            self._skip_or_refuse("queries", lacking, len(there))
+            wanted = wanted[there[run.queries_of(wanted)]]
+        doc_ids = run.doc_ids.take(pa.array(wanted))
+        asked = doc_ids.unique()
+        if lacking := self.collection.missing(asked.to_pylist()):
+            self._skip_or_refuse("documents", sorted(lacking), len(asked))
+            wanted = wanted[~np.isin(doc_ids.to_numpy(zero_copy_only=False), lacking)]
+        return wanted
+
+    def _skip_or_refuse(self, kind: str, names: Sequence[str], total: int) -> None:
+        config = self.config
+        where, flags = config.collection, "--collection"
+        if kind == "queries":
+            where, flags = f"{where} {config.split}", "--collection and --split"
+        some = ", ".join(map(repr, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
+        found = f"{config.run}: {len(names):,} of {total:,} {kind} are not in {where}: {some}"
+        if not config.skip_missing:
+            raise UserError(f"{found}; check {flags}, or leave them where they are with --skip-missing.")
+        say(f"rerank: {found}; left where they are.")
+
+    def chunks(self, numbers: Int[np.ndarray, " some"]) -> Iterator[Chunk]:
+        """Put texts to the numbers, a bounded number of pairs at a time.
+
+        Raises:
+            UserError: a document is empty, and such are not to be skipped.
+        """
+        at_once = BEST_FIRST if self.config.budget_seconds is not None else PAIRS_AT_ONCE
+        for start in range(0, len(numbers), at_once):
+            some = numbers[start : start + at_once]
+            names = self.run.pairs(some)
+            documents = self.collection.documents({doc_id for _, doc_id in names})
+            empty = {doc_id for doc_id, each in documents.items() if not (each.text.strip() or each.title.strip())}
+            if empty and not self.config.skip_missing:
+                raise UserError(
+                    f"{self.config.collection}: document {min(empty)!r} has neither title nor text; give it some, or "
+                    "leave such candidates where they are with --skip-missing."
+                )
+            full = np.array([doc_id not in empty for _, doc_id in names], dtype=bool)
+            self.num_empty += int((~full).sum())
+            pairs = [(self.queries[query_id], documents[doc_id]) for query_id, doc_id in names if doc_id not in empty]
+            if pairs:
+                yield Chunk(some[full], pairs)
+
+
+def score(scorer: Scorer, chunks: Iterator[Chunk]) -> Generator[Scored, None, None]:
+    """Score chunks wherever the Config says: here, batch by batch, or elsewhere, chunk by chunk."""
+    config = scorer.config
+    workers = config.workers or (None if config.engine == "ray" else max(1, torch.cuda.device_count()))
+    if config.engine == "local" and workers == 1:
+        for chunk in chunks:
+            yield from scorer.parts(chunk)
+        return
+    with closing(spread(scorer, chunks, engine=config.engine, workers=workers)) as parts:
+        yield from parts
+
+
+def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " readable"]) -> str:
+    """How far scores as they will be computed order the first candidates of some queries as exact ones do."""
+    config, collection = scorer.config, candidates.collection
+    queries = candidates.run.queries_of(readable)
+    some = readable[(queries < SAMPLE_QUERIES) & (candidates.ranks[readable] < SAMPLE_DEPTH)]
+    sample = replace(candidates, config=replace(config, budget_seconds=None))  # its own count of empty documents
+    chunk = next(sample.chunks(some), Chunk(some[:0], []))
+    if not chunk.pairs:
+        return "no pairs"
+    runs: list[Run] = []
+    for precision in (
+        "fp32",
+        config.precision,
+    ):  # copies of the scorer, as their models are to go before the work begins
+        part = replace(scorer, precision=precision)(chunk)
+        run: Run = {}
+        for (query_id, doc_id), value in zip(candidates.run.pairs(part.numbers), part.scores.tolist(), strict=True):
+            run.setdefault(query_id, []).append(Hit(doc_id, value))
+        runs.append({query_id: sorted(hits, key=lambda hit: hit.doc_id) for query_id, hits in run.items()})
+    exact, narrow = runs
+    taus = [kendall_tau(*(np.array([hit.score for hit in each[query_id]]) for each in runs)) for query_id in exact]
+    told = f"{len(chunk.pairs)} pairs of {len(exact)} queries: Kendall's tau {np.mean(taus):.4f}"
+    try:
+        qrels = collection.qrels(config.split)
+    except UserError:  # there are no judgements
+        return told
+    values = [mean_ndcg(each, qrels) for each in (exact, narrow)]
+    return f"{told}, nDCG@10 {values[1]:.4f} instead of {values[0]:.4f}"
+
+
+def mean_ndcg(run: Run, qrels: Qrels) -> float:
+    """The mean nDCG@10 of a run's judged queries, 0 where none is."""
+    import ir_measures
+
+    scored = {query_id: {hit.doc_id: hit.score for hit in hits} for query_id, hits in run.items()}
+    own = {query_id: qrels[query_id] for query_id in run.keys() & qrels.keys()}
+    return (
+        float(ir_measures.calc_aggregate([ir_measures.nDCG @ 10], own, scored)[ir_measures.nDCG @ 10]) if own else 0.0
+    )

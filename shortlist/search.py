@@ -10,8 +10,8 @@ from typing import Any, Literal, final
 
 from shortlist.config import from_settings, load_yaml
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.formats import write_run
 from shortlist.data.manifest import identity, read_manifest, start_job
+from shortlist.data.runs import write_run
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index import Index, VectorIndex
@@ -152,6 +152,7 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
     from shortlist.index.kinds import made_by
     from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
     from shortlist.models.embed import for_inference
+    from shortlist.text.segments import segment_contract, segment_settings
 
     if not (over_vectors and config.model):
         given, wanted = "--model", "--vectors or an --index over vectors"
@@ -167,7 +168,8 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
             )
         made = read_manifest(path) or {}
         form = retriever_contract(config.model, config.contract)
-        form = form.with_lengths(document=made.get("config", {}).get("max_length"))
+        if made.get("stage") == "encode":
+            form = segment_contract(form, **segment_settings(made))
         if made.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
             was = made["config"].get("contract") or "the model's own"
             raise UserError(
@@ -182,19 +184,20 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
 
 def _open_vectors(path: Path, config: Config) -> VectorIndex:
     from shortlist.index.flat import FlatIndex
-    from shortlist.index.kinds import Opening, exact_index, open_index
+    from shortlist.index.kinds import Opening, exact_index, holds_segments, open_index
     from shortlist.index.scattered import ScatteredIndex
+    from shortlist.index.segmented import SegmentIndex
 
     if path == config.vectors:
         index = exact_index(path, memory_gib=config.memory_gib)
     else:
         options = {"effort": config.effort, "refine": config.refine, "memory_gib": config.memory_gib}
         index = open_index(path, Opening(vectors=config.vectors, **options))
-    if config.engine == "local":
-        return index
-    if not isinstance(index, FlatIndex):
-        raise UserError(f"--engine ray searches vectors exactly; {path} is an index of another kind.")
-    return ScatteredIndex(index, engine=config.engine)
+    if config.engine != "local":
+        if not isinstance(index, FlatIndex):
+            raise UserError(f"--engine ray searches vectors exactly; {path} is an index of another kind.")
+        index = ScatteredIndex(index, engine=config.engine)
+    return SegmentIndex(index) if holds_segments(path) else index
 
 
 def search(index: Index, queries: list[Query], k: int) -> tuple[Run, float]:

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from shortlist.models.embed import embed_documents
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document
 from shortlist.text.contract import CONTRACTS
+from shortlist.text.segments import named_segments
 
 
 @pytest.fixture
@@ -395,3 +397,60 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(config: encode.Config, 
     assert said["shards"] == "3 of 5 documents"
     assert re.fullmatch(r"\d+ s \([\d,.]+ documents/s in one process\)", said["time"])
     assert not config.out.exists()
+
+
+@pytest.mark.parametrize("segments", ["firstp", "maxp", "avgp"])
+def test_one_segment_for_every_document_has_the_vectors_of_whole_documents(
+    config: encode.Config, retriever: Retriever, segments: Any
+):
+    encode.run(replace(config, segments=segments, window=196, stride=100, shard_size=5))
+    names = [f"{document.doc_id}#0" if segments == "maxp" else document.doc_id for document in DOCUMENTS]
+    holds(config.out, retriever, [d._replace(doc_id=name) for d, name in zip(DOCUMENTS, names, strict=True)])
+
+
+def test_every_segment_has_a_vector_and_an_updated_store_equals_one_encoded_anew(
+    config: encode.Config, retriever: Retriever, tiny: Tiny, tmp_path: Path
+):
+    def texts(words: int) -> list[Document]:
+        return [Document(f"x{i}", " ".join([DOCUMENTS[i].text] * (1 + i * words % 4))) for i in range(9)]
+
+    collection = write_texts(tmp_path / "c", texts(1))
+    config = replace(config, collection=collection, segments="maxp", window=20, stride=9, shard_size=4)
+    encode.run(config)
+    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=20)
+    expected = list(named_segments(retriever.inputs, texts(1), stride=9))
+    assert len(expected) > 20
+    holds(config.out, retriever, expected)
+    verify.run(verify.Config(folder=config.out))
+    write_texts(tmp_path / "c", texts(3))
+    encode.run(replace(config, update=True))
+    holds(config.out, retriever, list(named_segments(retriever.inputs, texts(3), stride=9)))
+
+
+def test_the_mean_of_a_documents_segments_is_its_vector(config: encode.Config, retriever: Retriever, tmp_path: Path):
+    texts = [Document(f"x{i}", " ".join([DOCUMENTS[i].text] * (1 + i % 3))) for i in range(9)]
+    collection = write_texts(tmp_path / "c", texts)
+    encode.run(replace(config, collection=collection, segments="avgp", window=20, stride=9, shard_size=4))
+    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=20)
+    means = [
+        embed_documents(retriever, list(named_segments(retriever.inputs, [text], stride=9))).mean(0) for text in texts
+    ]
+    np.testing.assert_allclose(stored(config.out), means, atol=1e-6)
+
+
+def test_segments_are_part_of_the_job_and_settings_that_change_nothing_are_not(config: encode.Config):
+    encode.run(config)
+    encode.run(replace(config, window=99, stride=3))
+    with pytest.raises(UserError, match=r"segments: nothing there, maxp now|segments: whole there, maxp now"):
+        encode.run(replace(config, segments="maxp", window=99, stride=3))
+    with pytest.raises(UserError, match=r"--window is 5 and --stride 9; expected"):
+        encode.run(replace(config, segments="maxp", window=5, stride=9))
+
+
+def test_a_forecast_counts_segments(config: encode.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    texts = [Document(f"x{i}", " ".join([DOCUMENTS[i].text] * 4)) for i in range(9)]
+    collection = write_texts(tmp_path / "c", texts)
+    encode.run(replace(config, collection=collection, segments="maxp", window=20, stride=9, dry_run=True))
+    told = re.search(r"segments +(\d+), of \d+ tokens", capsys.readouterr().out)
+    assert told
+    assert int(told[1]) > 30

@@ -9,7 +9,8 @@ import pytrec_eval
 from scipy import stats
 
 from shortlist import evaluate
-from shortlist.data.formats import read_run, write_qrels, write_run
+from shortlist.data.formats import write_qrels
+from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
 from shortlist.evaluate import p_value, parse_measures, per_query
 from shortlist.records import Hit, Qrels, Run

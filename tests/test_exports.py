@@ -15,19 +15,22 @@ NAMES = {
     "shortlist.config": "from_settings load_yaml parse to_flags",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
-    "shortlist.data.files": "atomic_folder atomic_write folder_bytes open_bytes open_text sha256",
+    "shortlist.data.files": (
+        "atomic_folder atomic_write folder_bytes open_bytes open_text optional_json read_json sha256 write_json"
+    ),
     "shortlist.data.formats": (
-        "ORDERS RUN_COLUMNS SPACE Ties add_judgement corpus_offsets document_parser documents_at read_corpus "
-        "read_qrels read_queries read_run to_document to_judgement to_query write_corpus write_qrels write_queries "
-        "write_run"
+        "SPACE add_judgement corpus_offsets document_parser documents_at is_integer read_corpus read_qrels "
+        "read_queries split_columns to_document to_judgement to_query write_corpus write_qrels write_queries"
     ),
     "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
-    "shortlist.data.hub": "HubCollection IrdsCollection hub_rows",
+    "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection hub_rows",
     "shortlist.data.ids": "DocIds LINE_END",
     "shortlist.data.lines": (
         "MalformedError OnBad count_lines numbered_lines parse_json parse_lines read_lines refuse to_text"
     ),
     "shortlist.data.manifest": "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen start_job",
+    "shortlist.data.runs": "ORDERS RUN_COLUMNS RunColumns Ties read_run read_run_columns write_run",
+    "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
     "shortlist.data.seen": "BUCKETS Record Seen checked",
     "shortlist.data.snapshots": "AT_ONCE Known compact document_keys missing pin read_known renew",
     "shortlist.data.vectors": (
@@ -42,8 +45,8 @@ NAMES = {
         "parse_functions read_functions source_without_docstring standard_library unambiguous write_pairs"
     ),
     "shortlist.encode": (
-        "Config Encoder LISTED MEASURED_SECONDS Part SAMPLE Shard Speed claim compare embed_part encode fill "
-        "forecast measure open_retriever parts run write"
+        "Config Encoder LISTED MEASURED_SECONDS Part SAMPLE Shard Speed claim compare contract_of embed_part encode "
+        "fill forecast measure open_retriever parts run write"
     ),
     "shortlist.engine": "Engine TRIES Wait spread",
     "shortlist.errors": "UserError unknown",
@@ -55,11 +58,11 @@ NAMES = {
     "shortlist.index.bm25": "BM25Index FILES VOCABULARY",
     "shortlist.index.check": "ALONE DEPTHS Findings QUERIES check compare recall",
     "shortlist.index.flat": (
-        "CANDIDATES_BYTES EVEN FEWEST_SAMPLING FlatIndex Found NARROW_NUMBERS PIECES Product RESCORED_BYTES "
-        "SAMPLED SAMPLE_BYTES SIZES ScanShards Sizes THREADS Tile check_queries narrow"
+        "CANDIDATES_BYTES EVEN FEWEST_RESCORED FlatIndex Found NARROW_NUMBERS PIECES Product RESCORED_BYTES SAMPLED "
+        "SAMPLE_BYTES SIZES ScanShards Sizes THREADS Tile check_queries narrow"
     ),
     "shortlist.index.forecast": "FIRST_DOCS MEASURED_SECONDS PART_DOCS ROW_BYTES forecast",
-    "shortlist.index.kinds": "Opening REFINE build_index exact_index made_by open_index",
+    "shortlist.index.kinds": "Opening REFINE build_index exact_index holds_segments made_by open_index",
     "shortlist.index.lance": (
         "LanceIndex MOST_TABLES MOST_WORDS PROBES QUERIES_AT_ONCE REFINE ROWS_AT_ONCE RUNS_AT_ONCE"
     ),
@@ -72,8 +75,10 @@ NAMES = {
     "shortlist.index.postgres": "CONNECT_SECONDS Database HNSW_DIMS connected hnsw_terms plain_errors without_password",
     "shortlist.index.postings": "BLOCK_TOKENS Postings PostingsSorter",
     "shortlist.index.scattered": "PIECES ScatteredIndex",
+    "shortlist.index.segmented": "SegmentIndex best_of_each",
     "shortlist.init": "Config new_llama run",
-    "shortlist.math.agreement": "Agreement NEIGHBOURS agreement",
+    "shortlist.math.agreement": "Agreement NEIGHBOURS agreement kendall_tau",
+    "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
     "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
     "shortlist.math.losses": "LOSSES Loss countable infonce",
     "shortlist.math.ordering": "strictly_decreasing",
@@ -82,31 +87,32 @@ NAMES = {
     "shortlist.math.quantize": "LARGEST from_int8 int8_product to_int8",
     "shortlist.math.sampling": "draw_negatives epoch_negatives interleave shortfall",
     "shortlist.math.scoring": (
-        "Indices LAST_POSITION SIGNLESS Scores at_least best_of from_keys recall_at reciprocal_ranks to_keys top_k "
-        "top_keys"
+        "Indices LAST_POSITION SIGNLESS Scores at_least best_of contenders from_keys recall_at reciprocal_ranks "
+        "to_keys top_k top_keys"
     ),
     "shortlist.math.smoothing": "running_mean",
     "shortlist.math.weighting": "bm25 length_penalty rarity",
     "shortlist.mine": "Config find_same_text fingerprint mine run",
     "shortlist.models.backbone": (
         "LORAS Lora add_lora apply_contract checkpoint_layers dequantize empty_backbone is_causal is_decoder "
-        "load_backbone merge_adapter not_a_model parse_lora pooled_states see_both_ways"
+        "load_backbone load_classifier merge_adapter not_a_model parse_lora pooled_states real_tokens see_both_ways"
     ),
     "shortlist.models.checkpoint": (
-        "ADAPTER FILES HEAD QUANTIZATION load_reranker load_retriever local_folder model_identity "
+        "ADAPTER FILES QUANTIZATION load_reranker load_retriever local_folder model_identity reranker_contract "
         "reranker_to_train retriever_contract retriever_to_train save_model saved_names saved_weights"
     ),
     "shortlist.models.embed": (
-        "CPU_TOKENS Done GPU_TOKENS Precision TEXTS_AT_ONCE TokenIds default_token_budget embed_documents "
-        "embed_queries for_inference pick_device run_model score_pairs"
+        "CPU_TOKENS Done GPU_TOKENS Pair Precision TEXTS_AT_ONCE TokenIds compact_ids default_token_budget "
+        "embed_documents embed_queries for_inference pick_device run_batches run_model score_pairs stream_scores"
     ),
     "shortlist.models.fused": "FusedLayer FusedNorm PARTS fuse_layers",
+    "shortlist.models.heads": "HEAD OUTPUT_EMBEDDING answer_head find_head is_classifier one_label",
     "shortlist.models.linear": (
         "ACTIVATIONS EXACTNESS FusibleLinear MIN_FEATURES MakesLinear PackedGatedMLP PackedLinear PlainLinear ROWS "
         "finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
     ),
     "shortlist.models.quantized": "Int8Linear quantize_linears",
-    "shortlist.models.reranker": "Reranker new_head",
+    "shortlist.models.reranker": "AnyReranker CrossEncoder Reranker new_head",
     "shortlist.models.retriever": "Retriever",
     "shortlist.models.training_linear": (
         "FastLinear FastLora FastNorm SparseEmbedding draw_kept products_are_right speed_up_training"
@@ -116,13 +122,20 @@ NAMES = {
         "Advance PLAIN_SECONDS duration leads paced peak_bytes progress resident_bytes say size track"
     ),
     "shortlist.records": "Document Group Hit Qrels Query Run",
-    "shortlist.rerank": "Config PAIRS_AT_ONCE reorder rerank run windows",
+    "shortlist.rerank": (
+        "BEST_FIRST Candidates Chunk Config LISTED PAIRS_AT_ONCE Scored Scorer compare contract_of fill log_path "
+        "mean_ndcg reorder rerank reranked run score"
+    ),
     "shortlist.search": (
         "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index print_hits run search"
     ),
     "shortlist.text.batching": "pad token_batches windows",
     "shortlist.text.contract": (
-        "CONTRACTS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract"
+        "CONTRACTS FIELDS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract"
+    ),
+    "shortlist.text.segments": (
+        "DOCUMENTS_AT_ONCE FEWEST_TOKENS Segments cut document_segments named_segments pair_segments "
+        "segment_contract segment_settings unused_settings whole_id"
     ),
     "shortlist.text.tokenizer": "PROBE from_sentencepiece load_tokenizer train_bpe",
     "shortlist.train": "CANDIDATES TEMPERATURES run train",

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from shortlist import fuse
-from shortlist.data.formats import read_run
+from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS
 

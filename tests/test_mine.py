@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from shortlist import mine
-from shortlist.data.formats import write_corpus, write_qrels, write_queries, write_run
+from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.groups import read_groups
+from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.records import Document, Group, Hit, Query, Run
 

@@ -8,8 +8,9 @@ import yaml
 from tiny import write_collection
 
 from shortlist import encode, pipeline
-from shortlist.data.formats import read_run, write_qrels
+from shortlist.data.formats import write_qrels
 from shortlist.data.manifest import read_manifest
+from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.pipeline import OUTPUTS, plan, run_recipe
 

@@ -1,19 +1,26 @@
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny import DOCUMENTS, QUERIES, Tiny
+from cluster import two_nodes
+from tiny import DOCUMENTS, QUERIES, Tiny, kill_when
 
 from shortlist import rerank
-from shortlist.data.formats import read_run, write_run
+from shortlist.cli import main
+from shortlist.data.formats import write_corpus, write_queries
 from shortlist.data.manifest import read_manifest, start_job
+from shortlist.data.runs import read_run, write_run
+from shortlist.data.scores import ScoreLog
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker
 from shortlist.models.embed import score_pairs
-from shortlist.records import Hit, Run
-from shortlist.rerank import PAIRS_AT_ONCE, reorder, windows
+from shortlist.records import Document, Hit, Query, Run
+from shortlist.rerank import reorder
+from shortlist.text.segments import pair_segments
 
 CANDIDATES: Run = {
     query.query_id: [Hit(document.doc_id, 10.0 - rank) for rank, document in enumerate(DOCUMENTS[place:] + DOCUMENTS)][
@@ -52,6 +59,9 @@ def own_scores(tiny: Tiny, run: Run) -> dict[str, dict[str, float]]:
     }
 
 
+NAN = float("nan")
+
+
 def test_new_scores_decide_and_equal_ones_keep_the_old_order():
     hits = [Hit("d", 9), Hit("c", 8), Hit("b", 7), Hit("a", 6)]
     assert reorder(hits, [1.0, 3.0, 1.0, 3.0]) == [Hit("c", 3.0), Hit("a", 3.0), Hit("d", 1.0), Hit("b", 1.0)]
@@ -59,14 +69,16 @@ def test_new_scores_decide_and_equal_ones_keep_the_old_order():
 
 def test_what_has_no_new_score_follows_in_its_old_order():
     hits = [Hit("a", 9), Hit("b", 8), Hit("c", 700), Hit("d", 6)]
-    assert reorder(hits, [-2.0, 5.0]) == [Hit("b", 5.0), Hit("a", -2.0), Hit("c", -3.0), Hit("d", -4.0)]
+    assert reorder(hits, [-2.0, 5.0, NAN, NAN]) == [Hit("b", 5.0), Hit("a", -2.0), Hit("c", -3.0), Hit("d", -4.0)]
+    assert reorder(hits, [NAN, 5.0, NAN, 6.0]) == [Hit("d", 6.0), Hit("b", 5.0), Hit("a", 4.0), Hit("c", 3.0)]
+    assert reorder(hits[:2], [NAN, NAN]) == [Hit("a", -1.0), Hit("b", -2.0)]
 
 
 def test_reordering_loses_and_invents_nothing():
     assert reorder([], []) == []
     rng = random.Random(0)
     hits = [Hit(str(i), 0.0) for i in range(50)]
-    new = reorder(hits, [rng.random() for _ in range(30)])
+    new = reorder(hits, [rng.random() for _ in range(30)] + [NAN] * 20)
     assert sorted(hit.doc_id for hit in new) == sorted(hit.doc_id for hit in hits)
     assert [hit.score for hit in new] == sorted((hit.score for hit in new), reverse=True)
 
@@ -89,7 +101,7 @@ def test_candidates_beyond_the_depth_keep_their_order_behind_the_others(config: 
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 5, 1000])
-def test_windows_change_nothing(
+def test_how_many_pairs_are_held_at_once_changes_nothing(
     config: rerank.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs_at_once: int
 ):
     whole = reranked(config)
@@ -98,15 +110,6 @@ def test_windows_change_nothing(
     assert list(parts) == list(whole)
     for query_id in whole:
         assert [h.doc_id for h in parts[query_id]] == [h.doc_id for h in whole[query_id]]
-
-
-def test_windows_hold_whole_queries_and_a_bounded_number_of_pairs():
-    run = {f"q{i}": [Hit(str(j), -float(j)) for j in range(1000)] for i in range(30)}
-    parts = windows(run, depth=2000)
-    assert {query_id: hits for part in parts for query_id, hits in part.items()} == run
-    assert [sum(len(hits) for hits in part.values()) for part in parts] == [PAIRS_AT_ONCE, 10_000]
-    assert len(windows(run, depth=10)) == 1
-    assert windows({}, depth=10) == [{}]
 
 
 def test_pairs_are_cut_to_the_length_asked_for(config: rerank.Config, tmp_path: Path):
@@ -135,12 +138,27 @@ def test_the_time_of_all_stages_adds_up(config: rerank.Config, tmp_path: Path):
 
 def test_a_run_of_other_queries_or_documents_is_refused(config: rerank.Config):
     write_run(config.run, CANDIDATES | {"q99": [Hit("d1", 1.0)]})
-    with pytest.raises(UserError, match=r"run.trec: 1 of 5 queries are not in .*collection test, such as 'q99'"):
+    with pytest.raises(UserError, match=r"run.trec: 1 of 5 queries are not in .*collection test: 'q99'; check"):
         rerank.run(config)
-    write_run(config.run, {"q0": [Hit("d1", 2.0), Hit("elsewhere", 1.0)]})
-    with pytest.raises(UserError, match="elsewhere"):
-        rerank.run(replace(config, overwrite=True))
+    write_run(config.run, {"q0": [Hit("d1", 2.0), Hit("elsewhere", 1.0), Hit("lost", 0.5)]})
+    with pytest.raises(UserError, match=r"2 of 3 documents are not in .*collection: 'elsewhere', 'lost'; check"):
+        rerank.run(config)
     assert not config.out.exists()
+
+
+def test_what_the_collection_lacks_keeps_its_place_if_asked(
+    config: rerank.Config, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+):
+    run = CANDIDATES | {"q99": [Hit("d1", 2.0), Hit("d0", 1.0)]}
+    run["q0"] = [Hit("lost", 99.0), *run["q0"], Hit("elsewhere", 0.5)]
+    write_run(config.run, run)
+    found = reranked(replace(config, skip_missing=True))
+    said = capsys.readouterr().err
+    assert "1 of 5 queries are not in" in said
+    assert "'elsewhere', 'lost'; left where they are" in said
+    assert [hit.doc_id for hit in found["q99"]] == ["d1", "d0"]
+    best = sorted(own_scores(tiny, CANDIDATES)["q0"].items(), key=lambda pair: -pair[1])
+    assert [hit.doc_id for hit in found["q0"]] == [doc_id for doc_id, _ in best] + ["lost", "elsewhere"]
 
 
 @pytest.mark.parametrize(
@@ -160,3 +178,245 @@ def test_settings_that_make_no_sense_are_refused(config: rerank.Config, change: 
 def test_a_backbone_without_a_head_is_no_reranker(config: rerank.Config, tiny: Tiny):
     with pytest.raises(UserError, match="not a trained reranker"):
         rerank.run(replace(config, model=str(tiny.llama), contract="rankllama"))
+
+
+def long_run(folder: Path, num_queries: int = 40, depth: int = 25) -> tuple[str, Path]:
+    """A collection, and a run with enough candidates that something can happen in the middle of them."""
+    texts = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(100)]
+    write_corpus(folder / "c" / "corpus.jsonl", texts)
+    queries = [Query(f"q{i}", QUERIES[i % 12].text + " really" * (i // 12)) for i in range(num_queries)]
+    write_queries(folder / "c" / "queries.jsonl", queries)
+    rng = random.Random(0)
+    run = {q.query_id: [Hit(d.doc_id, float(-i)) for i, d in enumerate(rng.sample(texts, depth))] for q in queries}
+    write_run(folder / "long.trec", run)
+    return str(folder / "c"), folder / "long.trec"
+
+
+def logged(out: Path) -> list[str]:
+    """The pairs in the log of scores."""
+    path = rerank.log_path(out)
+    return [line.rpartition("\t")[0] for line in path.read_text().split("\n")[1:-1]] if path.exists() else []
+
+
+def test_a_killed_command_goes_on_without_scoring_a_pair_twice(tiny: Tiny, tmp_path: Path):
+    collection, run = long_run(tmp_path)
+
+    def command(out: str) -> list[str]:
+        paths = ["--model", str(tiny.reranker), "--run", str(run), "--collection", collection, "--split", "all"]
+        return ["rerank", *paths, "--token-budget", "100", "--out", str(tmp_path / out)]
+
+    assert main(command("whole.trec")) == 0
+    kill_when(lambda: len(logged(tmp_path / "broken.trec")) >= 30, command("broken.trec"))
+    assert not (tmp_path / "broken.trec").exists()
+    before = logged(tmp_path / "broken.trec")
+    assert 30 <= len(before) < 1000
+    assert main(command("broken.trec")) == 0
+    after = logged(tmp_path / "broken.trec")
+    assert after[: len(before) - 1] == before[:-1]  # the last one may have been cut off
+    assert len(set(after)) == len(after) == 1000
+    assert (tmp_path / "broken.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()
+
+
+def test_what_is_done_is_not_done_again_and_another_model_is_refused(
+    config: rerank.Config, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+):
+    rerank.run(config)
+    before = config.out.stat().st_mtime_ns
+    rerank.run(replace(config, workers=2, token_budget=7))
+    assert "already done" in capsys.readouterr().err
+    assert config.out.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"holds another job \(contract: None there, rankllama-v1 now"):
+        rerank.run(replace(config, contract="rankllama-v1"))
+    with pytest.raises(UserError, match=r"holds another job .*max_length: None there, 20 now"):
+        rerank.run(replace(config, max_length=20))
+
+
+def test_an_interrupted_job_of_another_model_is_refused_before_there_is_a_run(
+    config: rerank.Config, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rerank, "write_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rerank.run(config)
+    assert len(logged(config.out)) == 32
+    assert not config.out.exists()
+    with pytest.raises(UserError, match=r"reranked.trec.scores: holds scores made with another contract; choose"):
+        rerank.run(replace(config, contract="rankllama-v1"))
+    rerank.run(replace(config, contract="rankllama-v1", overwrite=True))
+    assert len(logged(config.out)) == 32
+
+
+def test_a_greater_depth_needs_no_score_again(config: rerank.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rerank.run(replace(config, depth=3))
+    scored = []
+    stream = rerank.stream_scores
+    monkeypatch.setattr(rerank, "stream_scores", lambda m, pairs, **kw: scored.extend(pairs) or stream(m, pairs, **kw))
+    rerank.run(replace(config, depth=8, overwrite=True))
+    assert len(scored) == 4 * 5
+    whole = reranked(replace(config, out=tmp_path / "whole.trec"))
+    again = read_run(config.out)
+    assert {q: [h.doc_id for h in hits] for q, hits in again.items()} == {
+        q: [h.doc_id for h in hits] for q, hits in whole.items()
+    }
+
+
+def test_several_processes_write_the_same_bytes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    collection, run = long_run(tmp_path, num_queries=8)
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 64)
+    config = rerank.Config(
+        model=str(tiny.reranker), run=run, collection=collection, split="all", out=tmp_path / "one.trec"
+    )
+    rerank.run(config)
+    rerank.run(replace(config, out=tmp_path / "two.trec", workers=2))
+    assert sorted(logged(tmp_path / "two.trec")) == sorted(logged(tmp_path / "one.trec"))
+    assert (tmp_path / "two.trec").read_bytes() == (tmp_path / "one.trec").read_bytes()
+
+
+def test_the_best_ranked_pairs_are_read_first_and_the_rest_is_told(
+    config: rerank.Config, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+):
+    expected = own_scores(tiny, CANDIDATES)
+    run = reranked(replace(config, max_pairs=10))  # the first two of four queries, and the third of two
+    assert "22 of 32 pairs were not reached and keep their places" in capsys.readouterr().err
+    for query_id, count in zip(CANDIDATES, (3, 3, 2, 2), strict=True):
+        old = [hit.doc_id for hit in CANDIDATES[query_id]]
+        head = sorted(old[:count], key=lambda doc_id, scores=expected[query_id]: -scores[doc_id])
+        assert [hit.doc_id for hit in run[query_id]] == head + old[count:]
+    manifest = read_manifest(config.out)
+    assert manifest is not None
+    assert (manifest["complete"], manifest["results"]["num_pairs"], manifest["results"]["not_reached"]) == (
+        False,
+        10,
+        22,
+    )
+    again = config.out.read_bytes()
+    rerank.run(replace(config, max_pairs=10))
+    assert config.out.read_bytes() == again
+    rerank.run(config)
+    assert len(logged(config.out)) == 32
+    for query_id, hits in read_run(config.out).items():
+        assert [hit.doc_id for hit in hits] == sorted(expected[query_id], key=lambda d, s=expected[query_id]: -s[d])
+
+
+def test_time_that_runs_out_leaves_a_valid_run_that_goes_on(config: rerank.Config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rerank, "BEST_FIRST", 4)
+    rerank.run(replace(config, budget_seconds=0.0))
+    first = read_run(config.out)
+    assert len(logged(config.out)) == 4  # a chunk was under way
+    assert {line.partition("\t")[0] for line in logged(config.out)} == {"q0", "q1", "q2", "q3"}
+    assert {q: sorted(h.doc_id for h in hits) for q, hits in first.items()} == {
+        q: sorted(h.doc_id for h in hits) for q, hits in CANDIDATES.items()
+    }
+    rerank.run(replace(config, budget_seconds=0.0))
+    assert len(logged(config.out)) == 8
+    rerank.run(replace(config, budget_seconds=60.0))
+    manifest = read_manifest(config.out)
+    assert manifest is not None
+    assert (manifest["complete"], manifest["results"]["not_reached"]) == (True, 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_narrow_precision_tells_how_far_it_agrees(
+    config: rerank.Config, precision: Any, capsys: pytest.CaptureFixture[str]
+):
+    rerank.run(replace(config, precision=precision))
+    said = capsys.readouterr().err
+    assert re.search(
+        r"agreement with fp32 on 32 pairs of 4 queries: Kendall's tau 0\.\d+, nDCG@10 0\.\d+ instead", said
+    )
+    manifest = read_manifest(config.out)
+    assert manifest is not None
+    assert manifest["results"]["agreement"] in said
+
+
+def test_agreement_needs_no_judgements(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    collection, run = long_run(tmp_path, num_queries=3)
+    out = tmp_path / "out.trec"
+    settings = {"model": str(tiny.reranker), "run": run, "collection": collection, "split": "all", "out": out}
+    rerank.run(rerank.Config(**settings, precision="bf16"))
+    assert re.search(r"75 pairs of 3 queries: Kendall's tau \d\.\d+\.\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("segments", ["firstp", "maxp", "avgp"])
+def test_one_segment_for_every_document_equals_no_segmentation(config: rerank.Config, tmp_path: Path, segments: Any):
+    rerank.run(config)
+    rerank.run(replace(config, segments=segments, window=196, stride=100, out=tmp_path / "segments.trec"))
+    assert (tmp_path / "segments.trec").read_bytes() == config.out.read_bytes()
+
+
+def test_segments_reach_behind_the_length_of_a_whole_document(config: rerank.Config, tiny: Tiny, tmp_path: Path):
+    model = load_reranker(str(tiny.reranker)).eval()
+    model.inputs.contract = model.inputs.contract.with_lengths(document=20)
+    queries = {query.query_id: query for query in QUERIES}
+    pairs = [(queries["q0"], document) for document in DOCUMENTS]
+    parts = pair_segments(model.inputs, pairs, stride=2)
+    assert max(map(len, parts)) > 1
+    write_run(config.run, {"q0": [Hit(document.doc_id, float(-i)) for i, document in enumerate(DOCUMENTS)]})
+    for segments, combine in (("maxp", np.max), ("avgp", np.mean)):
+        out = tmp_path / f"{segments}.trec"
+        run = reranked(replace(config, segments=segments, window=20, stride=2, out=out))  # type: ignore[arg-type]
+        expected = {d.doc_id: float(combine(score_pairs(model, p))) for d, p in zip(DOCUMENTS, parts, strict=True)}
+        assert {hit.doc_id: hit.score for hit in run["q0"]} == pytest.approx(expected, abs=1e-6)
+
+
+def test_empty_documents_are_refused_or_left_where_they_are(tiny: Tiny, tmp_path: Path):
+    collection, run = long_run(tmp_path, num_queries=2, depth=5)
+    texts = [Document(f"x{i}", "" if i % 2 else "the apple") for i in range(100)]
+    write_corpus(tmp_path / "c" / "corpus.jsonl", texts)
+    settings = {"model": str(tiny.reranker), "run": run, "collection": collection, "split": "all"}
+    with pytest.raises(UserError, match=r"document 'x\d+' has neither title nor text; .*--skip-missing"):
+        rerank.run(rerank.Config(**settings, out=tmp_path / "out.trec"))
+    rerank.run(rerank.Config(**settings, out=tmp_path / "out.trec", skip_missing=True))
+    for hits in read_run(tmp_path / "out.trec").values():
+        odd = [int(hit.doc_id[1:]) % 2 for hit in hits]
+        assert odd == sorted(odd)
+        assert len(odd) == 5
+
+
+def test_a_query_longer_than_a_pair_is_refused_before_anything_is_scored(
+    tiny: Tiny, config: rerank.Config, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 8)
+    with pytest.raises(UserError, match=r"query 'q\d'.*raise --max-length"):
+        rerank.run(replace(config, max_length=9))
+    assert logged(config.out) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q0 d1 1\n", r"run.trec:1: found 3 columns; expected 6"),
+        ("q0 Q0 d1 1 2.0 t\nq0 Q0 d1 2 1.0 t\n", r"run.trec:2: document 'd1' occurs twice for query 'q0'"),
+        ("q0 Q0 d1 1 nan t\n", r"run.trec:1: score is 'nan'"),
+    ],
+)
+def test_runs_that_are_none_are_refused(config: rerank.Config, text: str, message: str):
+    config.run.write_text(text)
+    with pytest.raises(UserError, match=message):
+        rerank.run(config)
+    assert not config.out.exists()
+
+
+def test_a_cluster_reranks_what_one_process_does(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    collection, run = long_run(tmp_path, num_queries=20)
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 20)
+    settings = {"model": str(tiny.reranker), "run": run, "collection": collection, "split": "all"}
+    rerank.run(rerank.Config(**settings, out=tmp_path / "one.trec"))
+    with two_nodes() as cluster:
+        append, appended = ScoreLog.append, []
+        node = cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+
+        def kill_a_node_half_way(self: ScoreLog, pairs: Any, scores: Any) -> None:
+            append(self, pairs, scores)
+            appended.append(len(pairs))
+            if len(appended) == 8:
+                cluster.remove_node(node, allow_graceful=False)
+
+        monkeypatch.setattr(ScoreLog, "append", kill_a_node_half_way)
+        rerank.run(rerank.Config(**settings, out=tmp_path / "many.trec", engine="ray"))
+    assert len(set(logged(tmp_path / "many.trec"))) == len(logged(tmp_path / "many.trec")) == 500
+    assert (tmp_path / "many.trec").read_bytes() == (tmp_path / "one.trec").read_bytes()

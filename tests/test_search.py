@@ -2,7 +2,9 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,8 +12,9 @@ from tiny import DOCUMENTS, QUERIES, Tiny, write_collection
 
 import shortlist.index as index_stage
 from shortlist import encode, search
-from shortlist.data.formats import read_run, write_qrels
+from shortlist.data.formats import write_qrels
 from shortlist.data.manifest import read_manifest
+from shortlist.data.runs import read_run
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex
@@ -19,6 +22,7 @@ from shortlist.math.fusion import rrf, weighted
 from shortlist.models.checkpoint import load_retriever, save_model
 from shortlist.models.embed import embed_documents, embed_queries
 from shortlist.records import Hit, Query, Run
+from shortlist.text.segments import named_segments
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +270,24 @@ def test_vectors_of_another_contract_are_refused(tiny: Tiny, tmp_path: Path):
     search.run(replace(config, contract="repllama", out=tmp_path / "run.trec"))
     with pytest.raises(UserError, match=r"v: its vectors were made with the input contract repllama, which is not"):
         search.run(replace(config, contract="bert", out=tmp_path / "other.trec"))
+
+
+@pytest.mark.parametrize("kind", [None, "narrow", "hnsw"])
+def test_a_document_is_found_by_its_best_segment(tiny: Tiny, dense: search.Config, kind: Any, tmp_path: Path):
+    segments = {"segments": "maxp", "window": 16, "stride": 4}
+    encode.run(encode.Config(model=dense.model, collection=dense.collection, out=tmp_path / "v", **segments))  # type: ignore[arg-type]
+    asked = replace(dense, vectors=tmp_path / "v", k=5)
+    if kind:
+        index_stage.run(index_stage.Config(kind=kind, vectors=tmp_path / "v", out=tmp_path / "index"))
+        asked = replace(asked, vectors=None, index=(tmp_path / "index",))
+    run = found(asked)
+    retriever = load_retriever(str(tiny.retriever)).eval()
+    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=16)
+    parts = [list(named_segments(retriever.inputs, [document], stride=4)) for document in DOCUMENTS]
+    assert max(map(len, parts)) > 1
+    vectors = embed_queries(retriever, QUERIES)
+    scores = np.stack([(vectors @ embed_documents(retriever, some).T).max(1) for some in parts], axis=1)
+    for query, row in zip(QUERIES, scores, strict=True):
+        best = np.argsort(-row, kind="stable")[:5]
+        assert [hit.doc_id for hit in run[query.query_id]] == [DOCUMENTS[i].doc_id for i in best]
+        assert [hit.score for hit in run[query.query_id]] == pytest.approx(row[best].tolist(), abs=1e-6)

@@ -45,6 +45,10 @@ class Collection(Protocol):
         """The documents with these ids; ids that the corpus lacks are a UserError."""
         ...
 
+    def missing(self, doc_ids: Iterable[str]) -> list[str]:
+        """Those of these ids that the corpus lacks, in the order asked."""
+        ...
+
     def splits(self) -> list[str]:
         """The names that `queries` and `qrels` know."""
         ...
@@ -101,6 +105,10 @@ class FolderCollection:
         offsets = pick(self.name, "document", wanted, self._offsets)
         found = {document.doc_id: document for document in documents_at(self._corpus, sorted(offsets.values()))}
         return {doc_id: found[doc_id] for doc_id in wanted}
+
+    def missing(self, doc_ids: Iterable[str]) -> list[str]:
+        known = self._held if self._corpus.suffix == ".gz" else self._offsets
+        return [doc_id for doc_id in doc_ids if doc_id not in known]
 
     @cached_property
     def _offsets(self) -> dict[str, int]:

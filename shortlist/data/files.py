@@ -3,6 +3,7 @@
 import errno
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import zlib
@@ -130,3 +131,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _say_where(error, path)
         raise
     _sync_folder(path.parent)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object as indented JSON, atomically."""
+    with atomic_write(path) as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: no such file, no JSON, or a value of another kind.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}).") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: holds a {type(value).__name__}, expected a {kind.__name__}.")
+    return value
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no such file."""
+    return read_json(path) if path.exists() else {}

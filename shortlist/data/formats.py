@@ -1,29 +1,21 @@
-"""Files of documents, queries, judgements and runs, in the forms the field already has: read_* and write_*.
+"""Files of documents, queries and judgements, in the forms the field already has: read_* and write_*.
 
 Every file may be gzipped (.gz). A line that cannot be read is a UserError that names the file and the line.
 """
 
-import gc
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import numpy as np
-import pyarrow as pa
-from pyarrow import csv
+from typing import Any
 
 from shortlist.data.files import atomic_write
-from shortlist.data.lines import MalformedError, OnBad, numbered_lines, parse_json, parse_lines, read_lines, to_text
+from shortlist.data.lines import MalformedError, OnBad, numbered_lines, parse_json, parse_lines, to_text
 from shortlist.data.seen import checked
 from shortlist.errors import UserError
-from shortlist.math.ordering import strictly_decreasing
-from shortlist.records import Document, Hit, Qrels, Query, Run
+from shortlist.records import Document, Qrels, Query
 
-Ties = Literal["trec", "rank"]
 SPACE = re.compile(r"[ \t\r\n\f\v]")
 
 
@@ -188,8 +180,8 @@ def read_qrels(path: Path) -> Qrels:
         UserError: a malformed line, two different judgements of one pair, no judgement at all.
     """
     qrels: Qrels = {}
-    for number, start, columns in parse_lines(path, _split):
-        if start == 0 and len(columns) == 3 and not _is_integer(columns[2]):
+    for number, start, columns in parse_lines(path, split_columns):
+        if start == 0 and len(columns) == 3 and not is_integer(columns[2]):
             continue  # the header of a BEIR file
         try:
             add_judgement(qrels, *_judgement(columns))
@@ -224,11 +216,13 @@ def to_judgement(record: Mapping[str, Any]) -> tuple[str, str, int]:
     )
 
 
-def _split(line: str) -> list[str]:
+def split_columns(line: str) -> list[str]:
+    """The columns of a line, whatever white space is between them."""
     return re.split("[ \t]+", line.strip(" \t\r"))
 
 
-def _is_integer(text: str) -> bool:
+def is_integer(text: str) -> bool:
+    """Whether a text is a whole number."""
     return re.fullmatch("[+-]?[0-9]+", text) is not None
 
 
@@ -236,7 +230,7 @@ def _judgement(columns: list[str]) -> tuple[str, str, int]:
     if len(columns) not in (3, 4):
         expected = "4 (query 0 document relevance) or 3 (query document relevance)"
         raise MalformedError(f"found {len(columns)} columns; expected {expected}.")
-    if not _is_integer(columns[-1]):
+    if not is_integer(columns[-1]):
         raise MalformedError(f"relevance is {columns[-1]!r}; expected a whole number in the last column.")
     return columns[0], columns[-2], int(columns[-1])
 
@@ -247,144 +241,3 @@ def write_qrels(path: Path, qrels: Qrels) -> None:
         file.write("query-id\tcorpus-id\tscore\n")
         for query_id, judgements in qrels.items():
             file.writelines(f"{query_id}\t{doc_id}\t{relevance}\n" for doc_id, relevance in judgements.items())
-
-
-RUN_COLUMNS = {  # the six columns of a TREC run, as pyarrow reads them
-    "query_id": pa.dictionary(pa.int32(), pa.string()),
-    "q0": pa.string(),
-    "doc_id": pa.string(),
-    "rank": pa.int64(),
-    "score": pa.float64(),
-    "tag": pa.string(),
-}
-_USED = ["query_id", "doc_id", "rank", "score"]
-ORDERS = {
-    "trec": [("query", "ascending"), ("score32", "descending"), ("doc_id", "descending")],
-    "rank": [("query", "ascending"), ("rank", "ascending")],
-}
-
-
-def read_run(path: Path, *, ties: Ties = "trec") -> Run:
-    """The hits of a TREC run (`query Q0 document rank score tag`); queries in the order of their first line.
-
-    Args:
-        ties: `trec` orders a query's hits as trec_eval does: by score as a 32-bit float, equal scores by document id
-            from last to first, whatever the rank column says. `rank` orders them by the rank column, equal ranks as
-            in the file.
-
-    Raises:
-        UserError: a malformed line, a score that is not finite, a document twice for one query, no line at all.
-    """
-    table = _run_table(path) or _run_table_by_line(path)
-    query = table["query_id"].unify_dictionaries().combine_chunks()
-    table = table.drop_columns("query_id").append_column("query", query.indices)
-    table = table.append_column("score32", table["score"].cast(pa.float32(), safe=False))
-    return _hits(path, table.sort_by(ORDERS[ties]), query.dictionary.to_pylist())
-
-
-def _hits(path: Path, table: pa.Table, query_ids: list[str]) -> Run:
-    """Cut the sorted table into one list of hits per query."""
-    doc_ids, scores = table["doc_id"].to_numpy().tolist(), table["score"].to_numpy().tolist()
-    ends = np.cumsum(np.bincount(table["query"].to_numpy())).tolist()
-    run: Run = {}
-    with _collector_paused():
-        for query_id, start, end in zip(query_ids, [0, *ends], ends, strict=False):
-            names = doc_ids[start:end]
-            if len(set(names)) < len(names):
-                _refuse_duplicate(path)
-            run[query_id] = list(map(Hit._make, zip(names, scores[start:end], strict=True)))
-    return run
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No search for cycles while millions of tuples are made that cannot form one: 4 times as fast at 7 million."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _run_table(path: Path) -> pa.Table | None:
-    """The run's columns, read many lines at a time; None where a line is not as simple as that takes."""
-    first = next(numbered_lines(path), (0, 0, ""))[2]
-    parse = csv.ParseOptions(delimiter="\t" if "\t" in first else " ", quote_char=False)
-    convert = csv.ConvertOptions(column_types=RUN_COLUMNS, null_values=[], include_columns=_USED)
-    try:
-        with pa.input_stream(str(path), compression="detect") as file:
-            table = csv.read_csv(
-                file,
-                read_options=csv.ReadOptions(column_names=list(RUN_COLUMNS)),
-                parse_options=parse,
-                convert_options=convert,
-            )
-    except (pa.ArrowInvalid, OSError):
-        return None
-    simple = np.isfinite(table["score"].to_numpy()).all() and table["doc_id"].index("").as_py() < 0
-    return table if simple else None
-
-
-def _run_table_by_line(path: Path) -> pa.Table:
-    """The same table read line by line: any white space between columns, and an error that names the line."""
-    rows = list(read_lines(path, _run_row))
-    if not rows:
-        raise UserError(f"{path}: holds no hits; expected lines of: query Q0 document rank score tag.")
-    columns = zip(_USED, zip(*rows, strict=True), strict=True)
-    return pa.table({name: pa.array(column, RUN_COLUMNS[name]) for name, column in columns})
-
-
-def _run_row(line: str) -> tuple[str, str, int, float]:
-    columns = _split(line)
-    if len(columns) != 6:
-        raise MalformedError(f"found {len(columns)} columns; expected 6: query Q0 document rank score tag.")
-    query_id, _, doc_id, rank, score, _ = columns
-    if not _is_integer(rank):
-        raise MalformedError(f"rank is {rank!r}; expected a whole number in column 4.")
-    try:
-        value = float(score)
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
-        raise MalformedError(f"score is {score!r}; expected a finite number in column 5.")
-    return query_id, doc_id, int(rank), value
-
-
-def _refuse_duplicate(path: Path) -> NoReturn:
-    seen: set[tuple[str, str]] = set()
-    for number, _, (query_id, doc_id, *_) in parse_lines(path, _run_row):
-        if (query_id, doc_id) in seen:
-            raise UserError(
-                f"{path}:{number}: document {doc_id!r} occurs twice for query {query_id!r}; "
-                "a run names a document once per query."
-            )
-        seen.add((query_id, doc_id))
-    raise UserError(f"{path}: changed while it was read; run the command again.")
-
-
-def write_run(path: Path, run: Run, tag: str = "shortlist") -> None:
-    """Write a TREC run whose order every reader agrees on.
-
-    Scores are written as 32-bit floats, each the nearest to its own that lies below the one before it: trec_eval
-    ignores the rank column, keeps 32 bits and would break ties by document id.
-
-    Raises:
-        UserError: an id with white space.
-        ValueError: hits that are not best first, or a score that is not finite.
-    """
-    with atomic_write(path) as file:
-        for query_id, hits in run.items():
-            _refuse_space([query_id, tag, *(hit.doc_id for hit in hits)])
-            texts = strictly_decreasing(np.array([hit.score for hit in hits], dtype=np.float64)).astype(str).tolist()
-            file.writelines(
-                f"{query_id} Q0 {hit.doc_id} {rank} {score} {tag}\n"
-                for rank, (hit, score) in enumerate(zip(hits, texts, strict=True), 1)
-            )
-
-
-def _refuse_space(ids: list[str]) -> None:
-    if "" in ids or SPACE.search("".join(ids)):
-        found = next(name for name in ids if not name or SPACE.search(name))
-        raise UserError(f"id {found!r} is empty or holds white space, which a run file cannot express; rename it.")

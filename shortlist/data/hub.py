@@ -15,8 +15,12 @@ from shortlist.data.lines import MalformedError, OnBad, refuse
 from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Qrels, Query
+from shortlist.text.batching import windows
 
 T = TypeVar("T")
+
+AT_ONCE = 1000
+"""Records that are read to see whether they are there, held at the same time."""
 
 
 @final
@@ -59,6 +63,15 @@ class IrdsCollection:
             records = self._load(self._id).docs_store().get_many(wanted)
         documents = _convert(self.name, records.values(), _irds_document)
         return pick(self.name, "document", wanted, {document.doc_id: document for document in documents})
+
+    def missing(self, doc_ids: Iterable[str]) -> list[str]:
+        lacking: list[str] = []
+        with _readable(self.name):
+            store = self._load(self._id).docs_store()
+            for some in windows(doc_ids, AT_ONCE):
+                found = store.get_many(some)
+                lacking += [doc_id for doc_id in some if doc_id not in found]
+        return lacking
 
     def splits(self) -> list[str]:
         return sorted(self._split_ids)
@@ -146,6 +159,9 @@ class HubCollection:
         numbers = pick(self.name, "document", wanted, self._numbers)
         columns = self._corpus[list(numbers.values())]
         return dict(zip(wanted, map(to_document, _records(columns)), strict=True))
+
+    def missing(self, doc_ids: Iterable[str]) -> list[str]:
+        return [doc_id for doc_id in doc_ids if doc_id not in self._numbers]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

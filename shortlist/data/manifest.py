@@ -51,6 +51,11 @@ class Job:
                 _write(self.out, self.manifest)
         return decided[name]
 
+    def pause(self, **results: Any) -> None:
+        """Write what was counted and measured of an output that can be used, though the same command has more to do."""
+        _write(self.out, self.manifest | {"results": results})
+        say(f"{self.manifest['stage']}: wrote {self.out}")
+
     def finish(self, **results: Any) -> None:
         """Write the manifest as complete, with what was counted and measured."""
         _write(self.out, self.manifest | {"complete": True, "finished": _now(), "results": results})

@@ -50,7 +50,9 @@ def build_index(config: Config, folder: Path, parameters: Mapping[str, int]) -> 
         else:
             chosen = automatic(config.kind, vectors.num_docs, vectors.dim, **parameters)
             AnnIndex.build(vectors, folder, kind=config.kind, parameters=chosen, advance=advance)
-    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": made.get("made_from", {}).get("model")}
+    model = made.get("made_from", {}).get("model")
+    segments = {"segments": True} if holds_segments(vectors.folder) else {}
+    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **segments}
 
 
 def _load(config: Config, vectors: VectorReader, parameters: Mapping[str, Any], advance: Advance) -> VectorIndex:
@@ -132,3 +134,11 @@ def made_by(folder: Path) -> str | None:
     if manifest.get("stage") == "encode":
         return manifest["made_from"].get("model")
     return manifest.get("results", {}).get("model")
+
+
+def holds_segments(folder: Path) -> bool:
+    """Whether the vectors of a store, or those that an index was built over, are of segments."""
+    manifest = read_manifest(folder) or {}
+    if manifest.get("stage") == "encode":
+        return manifest["config"].get("segments") == "maxp"
+    return manifest.get("results", {}).get("segments", False)

@@ -1,7 +1,8 @@
-"""How much of what exact vectors say is left in those of a narrower number type."""
+"""How much of what exact vectors or scores say is left in those of a narrower number type."""
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -28,6 +29,18 @@ def agreement(vectors: Float[Tensor, "docs dim"], exact: Float[Tensor, "docs dim
     near, same = _nearest(vectors, k), _nearest(exact, k)
     shared = (near[:, :, None] == same[:, None, :]).any(2).float().mean().item() if k > 0 else 1.0
     return Agreement(cosines.mean().item(), cosines.min().item(), shared)
+
+
+def kendall_tau(one: Float[np.ndarray, " items"], other: Float[np.ndarray, " items"]) -> float:
+    """How far two lists of scores agree on the order: 1 the same, -1 the opposite, ties counting half (tau-b).
+
+    1 where one of them has no order. For some hundred items: every two are compared.
+
+    https://doi.org/10.1093/biomet/33.3.239
+    """
+    first, second = (np.sign(scores[:, None] - scores[None]) for scores in (one, other))
+    ordered = np.sqrt((first * first).sum() * (second * second).sum())
+    return float((first * second).sum() / ordered) if ordered else 1.0
 
 
 def _nearest(vectors: Float[Tensor, "docs dim"], k: int) -> Tensor:

@@ -10,10 +10,16 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -42,15 +48,7 @@ def load_backbone(
     options: dict[str, Any] = {"attn_implementation": _known_attention(attention, name), "dtype": dtype}
     if four_bit:
         options["quantization_config"] = _nf4(dtype)
-    try:
-        model, loaded = AutoModel.from_pretrained(
-            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise not_a_model(name, error) from None
-    # transformers would go on with random weights in their place; the pooler above an encoder is never used here
-    if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
-        raise not_a_model(name, f"{len(missing)} weights are missing, {missing[0]} among them")
+    model = _load(AutoModel, name, config=config, **options)
     _freeze_pooler(model)
     # else, on some CPUs and out of training, bitsandbytes would repack the weights for good, into a form that computes
     # in bfloat16, has no gradient, and dequantises to other weights
@@ -58,6 +56,32 @@ def load_backbone(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model.eval()
+
+
+def load_classifier(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load an encoder with its sequence-classification head, of one label or two, from a folder or the hub.
+
+    Raises:
+        UserError: nothing usable is there, its head is missing, or has more labels.
+    """
+    config = _config(name)
+    if config.num_labels > 2:
+        raise UserError(f"{name}: its head has {config.num_labels} labels; a reranker has one, or two.")
+    return _load(AutoModelForSequenceClassification, name, config=config, dtype=dtype).eval()
+
+
+def _load(kind: Any, name: str, **options: Any) -> PreTrainedModel:
+    """Load a model of this kind, all its weights being there."""
+    try:
+        model, loaded = kind.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise not_a_model(name, error) from None
+    # transformers would go on with random weights in their place; the pooler above a bare encoder is never used here
+    if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
+        raise not_a_model(name, f"{len(missing)} weights are missing, {missing[0]} among them")
+    return model
 
 
 def empty_backbone(name: str, *, attention: str | None = None) -> PreTrainedModel:
@@ -159,7 +183,7 @@ def not_a_model(name: str, error: Exception | str) -> UserError:
 
 def is_decoder(model: PreTrainedModel) -> bool:
     """Whether the architecture was made to predict the next token, whatever its tokens see now."""
-    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not model.config.is_encoder_decoder
 
 
 def is_causal(model: PreTrainedModel) -> bool:
@@ -198,12 +222,31 @@ def pooled_states(
     Args:
         pooling: a name in math.pooling.POOLINGS.
     """
+    if model.config.is_encoder_decoder:
+        return _first_answer(model, token_ids, lengths)
     options: dict[str, Any] = {"use_cache": False} if is_decoder(model) else {}
     if not is_causal(model):
-        options["attention_mask"] = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
+        options["attention_mask"] = real_tokens(token_ids, lengths)
     with last_mlp_only_at(model, lengths - 1) if pooling == "last" else nullcontext():
         hidden = model(input_ids=token_ids, **options).last_hidden_state
     return POOLINGS[pooling](hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer gives that position alone
+
+
+def real_tokens(token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
+    """True where a token is not padding."""
+    return torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
+
+
+def _first_answer(
+    model: PreTrainedModel, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch dim"]:
+    """The state from which the decoder would choose its first token, as its language-model head would get it."""
+    config = model.config
+    begin = torch.full_like(token_ids[:, :1], config.decoder_start_token_id)
+    mask = real_tokens(token_ids, lengths)
+    options = {"attention_mask": mask, "decoder_input_ids": begin, "use_cache": False}
+    states = model(input_ids=token_ids, **options).last_hidden_state[:, 0]
+    return states * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else states
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ reranker's weights carry the key `score.weight` beside the backbone's, as in tra
 folder holds `adapter_config.json` and `adapter_model.safetensors` instead, head included, and names its base.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shortlist.data.files import atomic_write
+from shortlist.data.files import optional_json, read_json, write_json
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
 from shortlist.models.backbone import (
@@ -26,10 +25,12 @@ from shortlist.models.backbone import (
     empty_backbone,
     is_decoder,
     load_backbone,
+    load_classifier,
     merge_adapter,
     not_a_model,
 )
-from shortlist.models.reranker import Reranker, new_head
+from shortlist.models.heads import HEAD, answer_head, find_head, is_classifier, one_label
+from shortlist.models.reranker import AnyReranker, CrossEncoder, Reranker, new_head
 from shortlist.models.retriever import Retriever
 from shortlist.text.contract import InputContract, Inputs, named_contract
 from shortlist.text.tokenizer import load_tokenizer
@@ -37,7 +38,6 @@ from shortlist.text.tokenizer import load_tokenizer
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"]
 """What is fetched from the hub: weights in safetensors only, and no code."""
 
-HEAD = "score.weight"
 ADAPTER = "adapter_model.safetensors"
 QUANTIZATION = "quantization_config.json"
 """Beside an adapter: how its base was quantised while it was trained."""
@@ -62,17 +62,39 @@ def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype
     return Retriever(_backbone(name, dtype=dtype), Inputs(form, load_tokenizer(local_folder(name))))
 
 
-def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Reranker:
-    """Load a reranker with its trained head.
+def reranker_contract(name: str, given: str | None = None) -> InputContract:
+    """The input contract of a reranker, without its weights: the named one, else the folder's own.
+
+    Raises:
+        UserError: no model is there, or nothing says what its input looks like.
+    """
+    return _contract(name, given, "pair")
+
+
+def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> AnyReranker:
+    """Load a reranker with its trained head, of whichever kind the checkpoint has.
+
+    That is `score.weight` (transformers' decoder classifiers, and what is trained here), an encoder's own classifier,
+    or the answer of a language model, where the contract names its tokens.
 
     Raises:
         UserError: no model is there, it has no head, or nothing says what its input looks like.
     """
-    form = _contract(name, contract, "pair")
-    head = _head(local_folder(name))
-    if head is None:
-        raise UserError(f"{name}: the weights have no {HEAD!r}, so this is not a trained reranker; train one from it.")
-    return Reranker(_backbone(name, dtype=dtype), Inputs(form, load_tokenizer(local_folder(name))), head)
+    form = reranker_contract(name, contract)
+    folder = local_folder(name)
+    tokenizer = load_tokenizer(folder)
+    if form.answer:
+        backbone = _backbone(name, dtype=dtype)
+        return Reranker(backbone, Inputs(form, tokenizer), answer_head(backbone, tokenizer, form, _base_folder(folder)))
+    head = find_head(folder)
+    if head is not None:
+        return Reranker(_backbone(name, dtype=dtype), Inputs(form, tokenizer), one_label(head, name))
+    if is_classifier(folder):
+        return CrossEncoder(load_classifier(str(folder), dtype=dtype), Inputs(form, tokenizer))
+    raise UserError(
+        f"{name}: has no head for scores (no {HEAD!r}, no classifier in its config.json), so this is not a trained "
+        "reranker; train one from it."
+    )
 
 
 def retriever_to_train(
@@ -111,11 +133,18 @@ def reranker_to_train(
         contract: as for `retriever_to_train`, and so are the others.
     """
     folder = local_folder(name, weights=not loading.get("empty"))
+    if is_classifier(folder):
+        raise UserError(
+            f"{name}: is a cross-encoder, whose own head training here would replace by a new one; start from the "
+            "encoder that it was made from."
+        )
     backbone = _backbone(name, **loading)
     contract = contract or _own_contract(folder, "pair")
     contract = contract or named_contract("rankllama" if is_decoder(backbone) else "bert-pair")
-    head = _head(folder)
-    head = new_head(backbone, seed=seed) if head is None else head
+    if contract.answer or backbone.config.is_encoder_decoder:
+        raise UserError(f"{name}: models that answer with a token are not trained here; choose another --contract.")
+    head = find_head(folder)
+    head = new_head(backbone, seed=seed) if head is None else one_label(head, name)
     return Reranker(backbone, _inputs(folder, adjust(contract) if adjust else contract), head)
 
 
@@ -167,7 +196,7 @@ def save_model(
     else:
         _save_weights(model, folder, state)
     model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
-    _write_json(folder / "contract.json", model.inputs.contract.to_dict())
+    write_json(folder / "contract.json", model.inputs.contract.to_dict())
 
 
 def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -214,7 +243,7 @@ def _backbone(name: str, *, empty: bool = False, **loading: Any) -> PreTrainedMo
     config = folder / "adapter_config.json"
     if not config.exists():
         return (empty_backbone if empty else load_backbone)(str(folder), **loading)
-    base = _json(config).get("base_model_name_or_path")
+    base = read_json(config).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{config}: names no base model; expected base_model_name_or_path.")
     if empty:
@@ -222,7 +251,7 @@ def _backbone(name: str, *, empty: bool = False, **loading: Any) -> PreTrainedMo
     if loading.get("four_bit"):
         raise UserError(f"{name}: is an adapter, which --four-bit cannot start from; name a whole model.")
     if (folder / QUANTIZATION).exists():  # the updates were learnt on top of weights that were rounded from this dtype
-        dtype = getattr(torch, _json(folder / QUANTIZATION)["bnb_4bit_compute_dtype"])
+        dtype = getattr(torch, read_json(folder / QUANTIZATION)["bnb_4bit_compute_dtype"])
         rounded = dequantize(_backbone(base, dtype=dtype, four_bit=True))
         return merge_adapter(rounded, folder).to(loading.get("dtype", torch.float32))
     return merge_adapter(_backbone(base, **loading), folder)
@@ -246,7 +275,7 @@ def _own_contract(folder: Path, kind: str) -> InputContract | None:
     """The contract in a model folder, if it is for this kind of input; sentence-transformers' files count as one."""
     path = folder / "contract.json"
     if path.exists():
-        form = InputContract.from_dict(_json(path), where=str(path))
+        form = InputContract.from_dict(read_json(path), where=str(path))
         return form if getattr(form, kind) else None
     if kind == "document" and (folder / "modules.json").exists():
         return _sentence_transformers_contract(folder)
@@ -259,17 +288,17 @@ def _sentence_transformers_contract(folder: Path) -> InputContract:
     Raises:
         UserError: a module that has no counterpart here.
     """
-    modules = {m["type"].rsplit(".", 1)[-1]: folder / m["path"] for m in _json(folder / "modules.json", list)}
+    modules = {m["type"].rsplit(".", 1)[-1]: folder / m["path"] for m in read_json(folder / "modules.json", list)}
     for module in modules.keys() - {"Transformer", "Pooling", "Normalize"}:
         raise UserError(
             f"{folder}/modules.json: module {module!r} is not supported; expected Transformer, Pooling, Normalize."
         )
-    modes = _pooling_modes(_json(modules["Pooling"] / "config.json"))
+    modes = _pooling_modes(read_json(modules["Pooling"] / "config.json"))
     poolings = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     if len(modes) != 1 or modes[0] not in poolings:
         raise UserError(f"{folder}: pools by {' + '.join(modes) or 'nothing'}; expected one of {', '.join(poolings)}.")
-    settings = _optional_json(folder / "sentence_bert_config.json")
-    prompts = _optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    settings = optional_json(folder / "sentence_bert_config.json")
+    prompts = optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
     prompts = {name: prompt.replace("{", "{{").replace("}", "}}") for name, prompt in prompts.items()}
     length = settings.get("max_seq_length") or 512
     return InputContract(
@@ -295,17 +324,10 @@ def _pooling_modes(settings: dict[str, Any]) -> list[str]:
     return [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
 
 
-def _head(folder: Path) -> Tensor | None:
-    """A reranker's head, wherever in the folder's safetensors it lies; None if there is none."""
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118 (not a dict)
-                    if key == HEAD or key.endswith(f".{HEAD}"):
-                        return weights.get_tensor(key)
-        except SafetensorError as error:
-            raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None
-    return None
+def _base_folder(folder: Path) -> Path:
+    """Where the whole weights of a folder are: in its base's, if it holds an adapter."""
+    config = folder / "adapter_config.json"
+    return _base_folder(local_folder(read_json(config)["base_model_name_or_path"])) if config.exists() else folder
 
 
 def _save_weights(model: Retriever | Reranker, folder: Path, state: dict[str, Tensor]) -> None:
@@ -318,7 +340,7 @@ def _save_weights(model: Retriever | Reranker, folder: Path, state: dict[str, Te
         config |= {"architectures": [name], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
         # transformers scores the last token that is not this one: were it `</s>`, that would be the token before it
         config["pad_token_id"] = None if pad_id == model.inputs.tokenizer.eos_token_id else pad_id
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None) -> None:
@@ -328,26 +350,4 @@ def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: st
     save_file(state, folder / ADAPTER)
     settings.save_pretrained(folder)
     if quantization := getattr(adapter.config, "quantization_config", None):
-        _write_json(folder / QUANTIZATION, quantization.to_dict())
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-
-
-def _json(path: Path, kind: type = dict) -> Any:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}).") from None
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected a {kind.__name__}.")
-    return value
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return _json(path) if path.exists() else {}
+        write_json(folder / QUANTIZATION, quantization.to_dict())

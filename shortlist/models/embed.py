@@ -1,20 +1,22 @@
 """Many texts -> vectors, many pairs -> scores: the one inference loop that every stage shares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int, Int32
 
+from shortlist.math.combination import COMBINATIONS
 from shortlist.models.backbone import is_causal
 from shortlist.models.fused import fuse_layers
 from shortlist.models.linear import PackedLinear, pack_linears, packing_is_right, packing_pays
 from shortlist.models.quantized import Int8Linear, quantize_linears
-from shortlist.models.reranker import Reranker
+from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad, token_batches
+from shortlist.text.segments import Segments, pair_segments
 
 CPU_TOKENS = 2048
 GPU_TOKENS = 16384
@@ -24,6 +26,8 @@ TEXTS_AT_ONCE = 4096
 Precision = Literal["fp32", "bf16", "int8"]
 
 TokenIds = Sequence[int] | Int32[np.ndarray, " _"]
+
+Pair = tuple[Query, Document]
 
 Done = Callable[[int, int], None]
 """Told the number of texts and of their tokens, padding not counted, that were done since the last call."""
@@ -42,7 +46,7 @@ def default_token_budget(device: torch.device) -> int:
 
 
 def for_inference(
-    model: Retriever | Reranker,
+    model: Retriever | AnyReranker,
     device: torch.device | None = None,
     *,
     precision: Precision = "fp32",
@@ -72,46 +76,97 @@ def for_inference(
         quantize_linears(backbone)
 
 
+def run_batches(
+    model: Retriever | AnyReranker, token_ids: Sequence[TokenIds], *, token_budget: int | None = None
+) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[np.ndarray, "batch *dim"], int]]:
+    """Yield which inputs a forward pass was made of, its outputs, and the number of its tokens, padding not counted.
+
+    Batches are made of inputs of like length, longest first; what is left of the same inputs makes the same batches.
+
+    Args:
+        token_budget: most tokens in one forward pass, padding included.
+    """
+    device = next(model.parameters()).device
+    for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
+        ids, lengths = pad([token_ids[i] for i in batch], model.inputs.pad_id)
+        with torch.inference_mode():
+            outputs = model(ids.to(device), lengths.to(device)).cpu().numpy()
+        yield batch, outputs, int(lengths.sum())
+
+
 def run_model(
-    model: Retriever | Reranker,
+    model: Retriever | AnyReranker,
     token_ids: Sequence[TokenIds],
     *,
     token_budget: int | None = None,
     advance: Done | None = None,
 ) -> Float[np.ndarray, "texts *dim"]:
-    """The model's output for every input, in the order given; batches are made of inputs of like length.
+    """The model's output for every input, in the order given; options as in `run_batches`.
 
     Args:
-        token_budget: most tokens in one forward pass, padding included.
         advance: called after each forward pass.
     """
-    device = next(model.parameters()).device
     dim = (model.dim,) if isinstance(model, Retriever) else ()
     outputs = np.empty((len(token_ids), *dim), dtype=np.float32)
-    for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
-        ids, lengths = pad([token_ids[i] for i in batch], model.inputs.pad_id)
-        with torch.inference_mode():
-            outputs[batch] = model(ids.to(device), lengths.to(device)).cpu().numpy()
+    for batch, found, num_tokens in run_batches(model, token_ids, token_budget=token_budget):
+        outputs[batch] = found
         if advance:
-            advance(len(batch), int(lengths.sum()))
+            advance(len(batch), num_tokens)
     return outputs
 
 
 def embed_queries(retriever: Retriever, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
     """Vectors of queries; options as in `run_model`."""
-    return run_model(retriever, _token_ids(retriever.inputs.query_ids, queries), **options)
+    return run_model(retriever, compact_ids(retriever.inputs.query_ids, queries), **options)
 
 
 def embed_documents(retriever: Retriever, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
     """Vectors of documents; options as in `run_model`."""
-    return run_model(retriever, _token_ids(retriever.inputs.document_ids, documents), **options)
+    return run_model(retriever, compact_ids(retriever.inputs.document_ids, documents), **options)
 
 
-def score_pairs(reranker: Reranker, pairs: Sequence[tuple[Query, Document]], **options) -> Float[np.ndarray, " pairs"]:
+def score_pairs(reranker: AnyReranker, pairs: Sequence[Pair], **options) -> Float[np.ndarray, " pairs"]:
     """Score of each document for its query; options as in `run_model`."""
-    return run_model(reranker, _token_ids(reranker.inputs.pair_ids, pairs), **options)
+    return run_model(reranker, compact_ids(reranker.inputs.pair_ids, pairs), **options)
 
 
-def _token_ids(tokenize: Callable[[Sequence[T]], list[list[int]]], texts: Sequence[T]) -> list[Int32[np.ndarray, " _"]]:
+def stream_scores(
+    reranker: AnyReranker,
+    pairs: Sequence[Pair],
+    *,
+    token_budget: int | None = None,
+    segments: Segments = "whole",
+    stride: int = 256,
+) -> Iterator[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"], int]]:
+    """Yield places in `pairs`, their scores and the number of tokens read, as the scores become known.
+
+    Args:
+        token_budget: most tokens in one forward pass, padding included.
+        segments: what a document's score is made of: `maxp` and `avgp` read all of it, as far as the model's input
+            length reaches at a time; others what that length holds.
+        stride: tokens between the beginnings of two segments.
+    """
+    combine = COMBINATIONS.get(segments)
+    if combine is None:
+        yield from run_batches(reranker, compact_ids(reranker.inputs.pair_ids, pairs), token_budget=token_budget)
+        return
+    parts = pair_segments(reranker.inputs, pairs, stride=stride)
+    left = np.array([len(some) for some in parts], dtype=np.int64)
+    owners, ends = np.repeat(np.arange(len(parts)), left), np.cumsum(left)
+    starts, scores = ends - left, np.empty(len(owners), dtype=np.float32)
+    token_ids = compact_ids(reranker.inputs.pair_ids, [pair for some in parts for pair in some])
+    for batch, found, num_tokens in run_batches(reranker, token_ids, token_budget=token_budget):
+        scores[batch] = found
+        np.subtract.at(left, owners[batch], 1)
+        ready = np.unique(owners[batch])
+        ready = ready[left[ready] == 0]
+        whole = [combine(scores[starts[i] : ends[i]], np.zeros(1, dtype=np.int64))[0] for i in ready]
+        yield ready, np.array(whole, dtype=np.float32), num_tokens
+
+
+def compact_ids(
+    tokenize: Callable[[Sequence[T]], list[list[int]]], texts: Sequence[T]
+) -> list[Int32[np.ndarray, " _"]]:
+    """The token ids of many texts, as arrays."""
     starts = range(0, len(texts), TEXTS_AT_ONCE)
     return [np.array(ids, dtype=np.int32) for i in starts for ids in tokenize(texts[i : i + TEXTS_AT_ONCE])]

@@ -1,16 +1,22 @@
-"""The pointwise reranker: a query and a document read together, one score."""
+"""Pointwise rerankers: a query and a document read together, one score."""
+
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.models.backbone import apply_contract, pooled_states
+from shortlist.models.backbone import apply_contract, pooled_states, real_tokens
 from shortlist.text.contract import Inputs
 
 
+@final
 class Reranker(nn.Module):
     """A backbone and a bias-less projection of its pooled hidden state to a scalar (RankLLaMA).
+
+    A language model that answers with a token is one too: the projection is then that token's row of its output
+    embedding, or the difference of two.
 
     Args:
         head: weight of the projection. There is no default: a checkpoint without its head is not a reranker.
@@ -32,6 +38,36 @@ class Reranker(nn.Module):
         pooling = self.inputs.contract.pooling
         pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
         return pooled @ self.score[0]
+
+
+@final
+class CrossEncoder(nn.Module):
+    """An encoder with the classification head that it was published with, of one label or two.
+
+    Args:
+        classifier: transformers' own sequence classifier. With two labels the score is how much larger the second
+            one's logit is: the log-odds of being relevant.
+    """
+
+    def __init__(self, classifier: PreTrainedModel, inputs: Inputs) -> None:
+        super().__init__()
+        self.backbone = classifier
+        self.inputs = inputs
+        apply_contract(classifier, inputs.contract)
+
+    def forward(
+        self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Scores, float32, of right-padded pairs."""
+        options: dict[str, Any] = {"attention_mask": real_tokens(token_ids, lengths)}
+        if self.inputs.contract.token_types and getattr(self.backbone.config, "type_vocab_size", 0) > 1:
+            ends = (token_ids == self.inputs.special_id("<sep>")).long()
+            options["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=1)  # 1 behind the first `<sep>`
+        logits = self.backbone(input_ids=token_ids, **options).logits.float()
+        return logits[:, -1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
+
+
+AnyReranker = Reranker | CrossEncoder
 
 
 def new_head(backbone: PreTrainedModel, *, seed: int) -> Float[Tensor, "1 dim"]:

@@ -4,11 +4,11 @@ A model trained on one form of input and run on another gives plausible, worse n
 `InputContract`, stored in every model folder, and `Inputs`, the only code that turns text into ids.
 
 A template is a tuple of pieces. A piece is a special token (`<bos>`, `<eos>`, `<cls>`, `<sep>`) or text with fields
-({query}, {url}, {title}, {text}); each text piece is tokenised on its own, without special tokens. Too long an input is
-cut at the end of its last text piece, so that no special token is ever lost.
+({instruction}, {query}, {url}, {title}, {text}); each text piece is tokenised on its own, without special tokens. Too
+long an input is cut at the end of the last piece that has a field, so that no special token and no prompt is ever lost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token
 KINDS = ("query", "document", "pair")
 
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
+FIELDS = ("instruction", *NO_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,13 @@ class InputContract:
     """Every token of a decoder sees those after it too, as an encoder's always do."""
     verbatim: bool = False
     """Fields go in unstripped and even when empty, with hyphens in titles as spaces; then the whole is stripped."""
+    answer: tuple[str, ...] = ()
+    """Tokens of a language model's answer that are a pair's score: the logit of one, or that of the first less that of
+    the second. None: the checkpoint has a head for scores."""
+    instruction: str = ""
+    """What {instruction} stands for."""
+    token_types: bool = False
+    """A cross-encoder is told which tokens are the document's (type 1), where its model has token types."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -87,10 +95,31 @@ class InputContract:
             pair_length=document or self.pair_length,
         )
 
+    def with_instruction(self, instruction: str | None) -> "InputContract":
+        """The same contract with another instruction.
+
+        Raises:
+            UserError: its inputs have none.
+        """
+        if instruction is None:
+            return self
+        if not any("{instruction}" in piece for kind in KINDS for piece in getattr(self, kind)):
+            raise UserError("--instruction: the model's input contract has no place for one; leave it out.")
+        return replace(self, instruction=instruction)
+
     def of_documents(self) -> str:
         """A hash of what a document's vector depends on: the contract but for queries and pairs."""
-        form = replace(self, query=(), query_length=0, pair=(), pair_length=0)
-        return f"sha256:{sha256(repr(form).encode()).hexdigest()}"
+        return replace(self, query=(), query_length=0, pair=(), pair_length=0)._hash()
+
+    def of_pairs(self) -> str:
+        """A hash of what a pair's score depends on: the contract but for queries and documents alone."""
+        return replace(self, query=(), query_length=0, document=(), document_length=0)._hash()
+
+    def _hash(self) -> str:
+        """Of what is not as by default, so that a setting that comes to exist changes no hash."""
+        default = type(self)()
+        chosen = {name: value for name, value in sorted(asdict(self).items()) if value != getattr(default, name)}
+        return f"sha256:{sha256(repr(chosen).encode()).hexdigest()}"
 
     def fitted(self, tokenizer: Any) -> "InputContract":
         """The same contract without `<bos>`, where the tokenizer has none (Qwen's, whose models never saw one)."""
@@ -112,6 +141,15 @@ _BERT = InputContract(
     document_length=256,
     pooling="mean",
 )
+_CROSS_ENCODER = InputContract(
+    pair=("<cls>", "{query}", "<sep>", "{title} {text}", "<sep>"),
+    pair_length=512,
+    pooling="cls",
+    normalize=False,
+    token_types=True,
+)
+_T5 = InputContract(pair_length=512, pooling="cls", normalize=False)
+_T5_PAIR = "Query: {query} Document: {title} {text}"
 
 CONTRACTS = {
     "repllama": _REPLLAMA,
@@ -126,11 +164,29 @@ CONTRACTS = {
     "rankllama-v2": replace(_RANKLLAMA, pair=("<bos>", "query:  {query} document:  {title} {text}"), verbatim=True),
     "bert": _BERT,
     "bert-cls": replace(_BERT, pooling="cls"),
-    "bert-pair": InputContract(
-        pair=("<cls>", "{query}", "<sep>", "{title} {text}", "<sep>"), pair_length=256, pooling="cls", normalize=False
+    "bert-pair": replace(_CROSS_ENCODER, pair_length=256, token_types=False),
+    "cross-encoder": _CROSS_ENCODER,
+    "cross-encoder-roberta": replace(
+        _CROSS_ENCODER, pair=("<cls>", "{query}", "<sep>", "<sep>", "{title} {text}", "<sep>"), token_types=False
+    ),
+    "monot5": replace(_T5, pair=(_T5_PAIR, "Relevant:", "<eos>"), answer=("▁true", "▁false")),
+    "rankt5": replace(_T5, pair=(_T5_PAIR, "<eos>"), answer=("<extra_id_10>",)),
+    "qwen3-reranker": InputContract(
+        pair=(
+            "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+            'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+            "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {title} {text}",
+            "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ),
+        pair_length=2048,
+        normalize=False,
+        answer=("yes", "no"),
+        instruction="Given a web search query, retrieve relevant passages that answer the query",
     ),
 }
-"""Presets by name; the LLaMA ones are those of https://arxiv.org/abs/2310.08319 and of its released checkpoints."""
+"""Presets by name. The LLaMA ones are those of https://arxiv.org/abs/2310.08319 and of its released checkpoints;
+`monot5` is of https://arxiv.org/abs/2003.06713, `rankt5` of https://arxiv.org/abs/2210.10634, `qwen3-reranker` of
+https://arxiv.org/abs/2506.05176."""
 
 
 def named_contract(name: str) -> InputContract:
@@ -197,17 +253,21 @@ class Inputs:
                 f"room for text; expected at least {least} ({flag})."
             )
 
+    def special_id(self, piece: str) -> int:
+        """The id of a special token that the contract uses, such as `<sep>`."""
+        return self._special[piece]
+
     def query_ids(self, queries: Sequence[Query]) -> list[list[int]]:
         """Token ids of each query."""
         rows = [{"query": q.text} for q in queries]
         return self._ids(self._template("query"), rows, self.contract.query_length)
 
-    def document_ids(self, documents: Sequence[Document]) -> list[list[int]]:
-        """Token ids of each document."""
+    def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
+        """Token ids of each document; uncut ones may be of any length."""
         rows = [self._fields(d) for d in documents]
-        return self._ids(self._template("document"), rows, self.contract.document_length)
+        return self._ids(self._template("document"), rows, self.contract.document_length if cut else None)
 
-    def pair_ids(self, pairs: Sequence[tuple[Query, Document]]) -> list[list[int]]:
+    def pair_ids(self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True) -> list[list[int]]:
         """Token ids of each query with its document; only the document is cut.
 
         Raises:
@@ -215,16 +275,27 @@ class Inputs:
         """
         template, length = self._template("pair"), self.contract.pair_length
         rows = [{"query": q.text} | self._fields(d) for q, d in pairs]
-        ids = self._ids(template, rows, length)
-        full = [i for i, row in enumerate(ids) if len(row) >= length]
-        bare = {pairs[i][0]: NO_TEXT | {"query": pairs[i][0].text} for i in full}
-        for query, row in zip(bare, self._ids(template, list(bare.values()), None), strict=True):
+        ids = self._ids(template, rows, length if cut else None)
+        self.check_queries(dict.fromkeys(pairs[i][0] for i, row in enumerate(ids) if len(row) >= length))
+        return ids
+
+    def check_queries(self, queries: Iterable[Query]) -> None:
+        """Refuse a query that leaves no room in a pair for its document."""
+        queries, length = list(queries), self.contract.pair_length
+        bare = self._ids(self._template("pair"), [NO_TEXT | {"query": query.text} for query in queries], None)
+        for query, row in zip(queries, bare, strict=True):
             if len(row) >= length:
                 raise UserError(
                     f"query {query.query_id!r}: takes {len(row)} tokens with its prompt, and a whole pair may have "
                     f"{length}; raise --max-length or shorten the query."
                 )
-        return ids
+
+    def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The first character and the end of each token of each text by itself."""
+        if not texts:
+            return []
+        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return self.tokenizer(list(texts), return_offsets_mapping=True, **options)["offset_mapping"]
 
     def _template(self, kind: str) -> tuple[str, ...]:
         template = getattr(self.contract, kind)
@@ -241,14 +312,14 @@ class Inputs:
         return {"url": url.strip(), "title": title.strip(), "text": text.strip()}
 
     def _ids(self, template: tuple[str, ...], rows: Sequence[dict[str, str]], length: int | None) -> list[list[int]]:
-        """Token ids of each row of fields, cut to `length` at the end of the last text piece."""
+        """Token ids of each row of fields, cut to `length` at the end of the last piece that has one."""
         if not rows:
             return []
         columns = [
             [[self._special[piece]]] * len(rows) if piece in SPECIAL else self._tokenize(piece, rows)
             for piece in template
         ]
-        last = max(i for i, piece in enumerate(template) if piece not in SPECIAL)
+        last = max(i for i, piece in enumerate(template) if any(f"{{{field}}}" in piece for field in FIELDS))
         ids = []
         for row in zip(*columns, strict=True):
             parts = list(row)
@@ -260,6 +331,7 @@ class Inputs:
 
     def _tokenize(self, piece: str, rows: Sequence[dict[str, str]]) -> list[list[int]]:
         verbatim = self.contract.verbatim
+        piece = piece.replace("{instruction}", self.contract.instruction.replace("{", "{{").replace("}", "}}"))
         texts = [piece.format_map(row).strip() if verbatim else fill(piece, row) for row in rows]
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         starts = range(0, len(texts), TEXTS_AT_ONCE)

@@ -1,13 +1,8 @@
 import gzip
-import math
 from pathlib import Path
 
 import ir_measures
-import numpy as np
 import pytest
-import pytrec_eval
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ir_measures import nDCG
 
 from shortlist.data.formats import (
@@ -16,15 +11,13 @@ from shortlist.data.formats import (
     read_corpus,
     read_qrels,
     read_queries,
-    read_run,
     write_corpus,
     write_qrels,
     write_queries,
-    write_run,
 )
+from shortlist.data.runs import read_run
 from shortlist.errors import UserError
-from shortlist.math.ordering import strictly_decreasing
-from shortlist.records import Document, Hit, Query, Run
+from shortlist.records import Document, Query, Run
 
 
 def put(path: Path, text: str) -> Path:
@@ -240,97 +233,3 @@ def test_qrels_survive_writing_and_reading(tmp_path):
 def test_bad_qrels_are_named_by_file_line_and_fault(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_qrels(put(tmp_path / "q.txt", text))
-
-
-def test_the_published_repllama_run_has_its_two_known_values(shared_data):
-    qrels = read_qrels(shared_data / "msmarco-dl19/qrels/dl19.tsv")
-    path = shared_data / "msmarco-dl19/runs/repllama-1000.trec"
-    assert ndcg_by_position(read_run(path, ties="rank"), qrels) == pytest.approx(0.7439, abs=5e-5)
-    assert ndcg_by_position(read_run(path, ties="trec"), qrels) == pytest.approx(0.7384, abs=5e-5)
-
-
-def test_the_order_by_rank_survives_writing_for_readers_that_ignore_ranks(shared_data, tmp_path):
-    qrels = read_qrels(shared_data / "msmarco-dl19/qrels/dl19.tsv")
-    run = read_run(shared_data / "msmarco-dl19/runs/repllama-1000.trec", ties="rank")
-    write_run(tmp_path / "run.trec", run, "ours")
-    with open(tmp_path / "run.trec") as file:
-        parsed = pytrec_eval.parse_run(file)
-    measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10"}).evaluate(parsed)
-    assert np.mean([m["ndcg_cut_10"] for m in measured.values()]) == pytest.approx(0.7439, abs=5e-5)
-    for ties in ("trec", "rank"):
-        again = read_run(tmp_path / "run.trec", ties=ties)
-        assert all(doc_ids(again, q) == doc_ids(run, q) for q in run)
-
-
-SCORES = st.sampled_from([1.0, 1.0 + 1e-12, 1.0 + 1e-6, 0.0, -0.0, 1e-45, -2.5, 3e8, 3e8 + 1])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.sampled_from(["1", "10", "9", "a", "B", "é", "z", "Ω", "𝄞"]), SCORES, min_size=2))
-def test_ties_are_broken_exactly_as_trec_eval_breaks_them(tmp_path_factory, scores):
-    lines = [f"q Q0 {doc} 1 {score!r} t\n" for doc, score in scores.items()]
-    ranked = doc_ids(read_run(put(tmp_path_factory.getbasetemp() / "ties.trec", "".join(lines))))
-    for place, relevant in enumerate(ranked, 1):
-        evaluator = pytrec_eval.RelevanceEvaluator({"q": {relevant: 1}}, {"recip_rank"})
-        assert evaluator.evaluate({"q": scores})["q"]["recip_rank"] == pytest.approx(1 / place)
-
-
-def test_quotes_in_a_run_are_part_of_the_ids(tmp_path):
-    path = put(tmp_path / "run", 'q Q0 "a" 1 2 t\n')
-    assert doc_ids(read_run(path)) == ['"a"']
-
-
-def test_equal_ranks_keep_the_order_of_the_file(tmp_path):
-    path = put(tmp_path / "run", "q Q0 a 2 1 t\nr Q0 a 1 1 t\nq Q0 b 1 1 t\nq Q0 z 2 5 t\n")
-    assert doc_ids(read_run(path, ties="rank")) == ["b", "a", "z"]
-    assert doc_ids(read_run(path)) == ["z", "b", "a"]
-    assert list(read_run(path)) == ["q", "r"]
-
-
-@pytest.mark.parametrize("name", ["run.trec", "run.trec.gz"])
-@pytest.mark.parametrize(
-    "text", ["q Q0 a 1 2.5 t\n", "q\tQ0\ta\t1\t2.5\tt\n", "q  Q0 a\t1 2.5 t \r\n", 'q Q0 a 1 25e-1 "t\n']
-)
-def test_any_white_space_separates_the_columns_of_a_run(tmp_path, name, text):
-    assert read_run(put(tmp_path / name, "\n" + text)) == {"q": [Hit("a", 2.5)]}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("q Q0 a 1 2 t\nq Q0 a 2 1 t\n", "run:2: document 'a' occurs twice for query 'q'"),
-        ("q Q0 a 1 2 t\n\nq Q0 b 2 nan t\n", "run:3: score is 'nan'; expected a finite number in column 5"),
-        ("q Q0 a 1 inf t\n", "run:1: score is 'inf'"),
-        ("q Q0 a 1 high t\n", "run:1: score is 'high'"),
-        ("q Q0 a first 2 t\n", "run:1: rank is 'first'; expected a whole number in column 4"),
-        ("q Q0  1 2.5 t\n", "run:1: found 5 columns; expected 6"),
-        ("q a 2\n", "run:1: found 3 columns; expected 6"),
-        ("q Q0 a 1 2 t\nq Q0 b 1 2\n", "run:2: found 5 columns"),
-        ("", "run: holds no hits"),
-    ],
-)
-def test_a_bad_run_is_named_by_file_line_and_fault(tmp_path, text, message):
-    with pytest.raises(UserError, match=message):
-        read_run(put(tmp_path / "run", text))
-
-
-def test_a_written_score_is_read_back_to_the_last_bit(tmp_path):
-    scores = np.sort(np.random.default_rng(0).normal(size=2000).astype(np.float32))[::-1]
-    write_run(tmp_path / "run", {"q": [Hit(str(i), float(s)) for i, s in enumerate(scores)]})
-    assert np.array_equal(
-        np.array([hit.score for hit in read_run(tmp_path / "run")["q"]], dtype=np.float32), strictly_decreasing(scores)
-    )
-
-
-def test_a_query_without_hits_leaves_no_line(tmp_path):
-    write_run(tmp_path / "run", {"q": [], "r": [Hit("a", 1.0)]})
-    assert (tmp_path / "run").read_text() == "r Q0 a 1 1.0 shortlist\n"
-
-
-def test_a_run_that_cannot_be_expressed_is_refused_and_leaves_no_file(tmp_path):
-    with pytest.raises(UserError, match="id 'a b' is empty or holds white space"):
-        write_run(tmp_path / "run", {"q": [Hit("a b", 1.0)]})
-    for scores in ([1.0, 2.0], [math.nan], [1e39]):
-        with pytest.raises(ValueError, match="finite and best first"):
-            write_run(tmp_path / "run", {"q": [Hit(str(i), s) for i, s in enumerate(scores)]})
-    assert list(tmp_path.iterdir()) == []

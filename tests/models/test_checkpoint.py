@@ -220,12 +220,12 @@ def test_a_pickled_adapter_runs_no_code(llama: Path, tmp_path: Path):
 
 
 def test_a_model_without_a_head_is_no_reranker(llama: Path, reranker: Path, copied: Callable):
-    with pytest.raises(UserError, match=r"have no 'score\.weight'"):
+    with pytest.raises(UserError, match=r"no 'score\.weight', no classifier"):
         load_reranker(str(llama), contract="rankllama")
     folder = copied(reranker)
     weights = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in weights.items() if k != "score.weight"}, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"have no 'score\.weight'"):
+    with pytest.raises(UserError, match=r"no 'score\.weight', no classifier"):
         load_reranker(str(folder))
 
 

@@ -1,0 +1,108 @@
+"""A log of the scores of pairs: what has been scored once is there after any end, and is not scored again."""
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Float32
+from pyarrow import csv
+
+from shortlist.data.runs import RunColumns
+from shortlist.errors import UserError
+
+FORMAT = 1
+COLUMNS = {"query_id": pa.string(), "doc_id": pa.string(), "score": pa.float32()}
+
+
+@final
+class ScoreLog:
+    """A file of lines `query id, document id, score`, tab-separated, that is only ever appended to.
+
+    Its first line says, as JSON, what the scores depend on. A last line that was cut off by a crash is dropped.
+
+    Args:
+        path: made if it is not there.
+        made_from: what the scores depend on, by name.
+        overwrite: begin again where a log holds scores that depend on something else.
+
+    Raises:
+        UserError: it does, and `overwrite` is off (what differs is named); or the file is no such log.
+    """
+
+    def __init__(self, path: Path, made_from: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        self._header = json.dumps({"format": FORMAT, **made_from}, sort_keys=True) + "\n"
+        if not path.exists() or not _whole_lines(path) or not self._goes_on(overwrite):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self._header, "utf-8")
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (open as long as the log)
+
+    def _goes_on(self, overwrite: bool) -> bool:
+        """Whether the log's scores are of the same kind."""
+        with open(self.path, encoding="utf-8") as file:
+            found = file.readline()
+        if found == self._header:
+            return True
+        expected = json.loads(self._header)
+        try:
+            there = dict(json.loads(found))
+        except ValueError:
+            raise UserError(f"{self.path}: not a log of scores; move it away.") from None
+        if overwrite:
+            return False
+        other = sorted(name for name in expected.keys() | there.keys() if there.get(name) != expected.get(name))
+        raise UserError(
+            f"{self.path}: holds scores made with another {', '.join(other)}; choose another --out, or --overwrite."
+        )
+
+    def read(self, run: RunColumns) -> Float32[np.ndarray, " hits"]:
+        """The scores of a run's hits, NaN for those that are not in the log."""
+        scores = np.full(len(run.doc_ids), np.nan, dtype=np.float32)
+        with open(self.path, "rb") as file:
+            file.readline()
+            lines = file.read()
+        if not lines:
+            return scores
+        known = csv.read_csv(
+            io.BytesIO(lines),
+            read_options=csv.ReadOptions(column_names=list(COLUMNS)),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=csv.ConvertOptions(column_types=COLUMNS, null_values=[]),
+        )
+        places = np.arange(len(scores))
+        query_ids = pa.array(run.query_ids).take(run.queries_of(places))
+        asked = pa.table({"query_id": query_ids, "doc_id": run.doc_ids, "place": places})
+        found = asked.join(known, keys=["query_id", "doc_id"], join_type="inner")
+        scores[found["place"].to_numpy()] = found["score"].to_numpy()
+        return scores
+
+    def append(self, pairs: Sequence[tuple[str, str]], scores: Float[np.ndarray, " pairs"]) -> None:
+        """Add the scores of some pairs of query id and document id; they are there even if this process is killed."""
+        texts = scores.astype(np.float32).astype(str).tolist()
+        self._file.writelines(f"{query}\t{doc}\t{text}\n" for (query, doc), text in zip(pairs, texts, strict=True))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Wait until everything is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _whole_lines(path: Path) -> bool:
+    """Cut off a last line that is not whole; whether anything is left."""
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - (1 << 16))
+            file.seek(start)
+            if (place := file.read(end - start).rfind(b"\n")) >= 0:
+                file.truncate(start + place + 1)
+                return True
+            end = start
+    return False

@@ -1,0 +1,33 @@
+"""From the scores or vectors of a document's segments to those of the document."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Values = Float[np.ndarray, "segments *dim"]
+Combined = Float[np.ndarray, "docs *dim"]
+Combine = Callable[[Values, Int[np.ndarray, " docs"]], Combined]
+
+
+def maxp(
+    values: Float[np.ndarray, "segments *dim"], starts: Int[np.ndarray, " docs"]
+) -> Float[np.ndarray, "docs *dim"]:
+    """The greatest value of each document's segments (https://arxiv.org/abs/1905.09217).
+
+    Args:
+        values: of all segments, those of a document one after another.
+        starts: the first segment of each document.
+    """
+    return np.maximum.reduceat(values, starts, axis=0)
+
+
+def avgp(
+    values: Float[np.ndarray, "segments *dim"], starts: Int[np.ndarray, " docs"]
+) -> Float[np.ndarray, "docs *dim"]:
+    """The mean value of each document's segments; of vectors, that whose inner products are the means of theirs."""
+    counts = np.diff(starts, append=len(values)).astype(values.dtype)
+    return np.add.reduceat(values, starts, axis=0) / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+
+COMBINATIONS: dict[str, Combine] = {"maxp": maxp, "avgp": avgp}

@@ -1,0 +1,85 @@
+"""Where the head of a reranker is, in the folders of those who publish one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from shortlist.data.files import optional_json
+from shortlist.errors import UserError
+from shortlist.text.contract import InputContract
+
+HEAD = "score.weight"
+OUTPUT_EMBEDDING = "lm_head.weight"
+
+
+def one_label(head: Tensor, name: str) -> Float[Tensor, "1 dim"]:
+    """A head's projection to one score: of two labels, how much larger the second one's logit is.
+
+    Raises:
+        UserError: it has more labels.
+    """
+    if len(head) > 2:
+        raise UserError(f"{name}: its head has {len(head)} labels; a reranker has one, or two.")
+    return head if len(head) == 1 else head[1:].float() - head[:1].float()
+
+
+def answer_head(backbone: PreTrainedModel, tokenizer: Any, form: InputContract, folder: Path) -> Float[Tensor, "1 dim"]:
+    """The projection of a language model's last state to the score that a contract's answer is.
+
+    Args:
+        folder: where its weights are; one without an output embedding uses that of the input.
+
+    Raises:
+        UserError: the tokenizer has no such token, or the logits are more than a product.
+    """
+    if getattr(backbone.config, "final_logit_softcapping", None):
+        raise UserError(f"{folder}: caps its logits, which an answer's score is not made for; use another model.")
+    token_ids = [tokenizer.convert_tokens_to_ids(token) for token in form.answer]
+    for token, token_id in zip(form.answer, token_ids, strict=True):
+        if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != token:
+            raise UserError(
+                f"{folder}: the tokenizer has no token {token!r}, whose logit is the score by the input contract; "
+                "choose another --contract."
+            )
+    rows = [_row(folder, OUTPUT_EMBEDDING, token_id) for token_id in token_ids]
+    if any(row is None for row in rows):
+        embeddings = cast(Tensor, backbone.get_input_embeddings().weight)
+        rows = [embeddings[token_id] for token_id in token_ids]
+    first, *second = (row.detach().float() for row in rows if row is not None)
+    return (first - second[0] if second else first)[None]
+
+
+def find_head(folder: Path) -> Tensor | None:
+    """A reranker's head, wherever in the folder's safetensors it lies; None if there is none."""
+    return next((weights.get_tensor(key) for weights, key in _tensors(folder, HEAD)), None)
+
+
+def _row(folder: Path, name: str, number: int) -> Tensor | None:
+    """One row of a matrix in the folder's safetensors; None if there is none of that name."""
+    return next((weights.get_slice(key)[number : number + 1][0] for weights, key in _tensors(folder, name)), None)
+
+
+def _tensors(folder: Path, name: str) -> Iterator[tuple[Any, str]]:
+    """The tensors of a name, whatever prefix it has: an open file and the key."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 (not a dict)
+                    if key == name or key.endswith(f".{name}"):
+                        yield weights, key
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the folder holds an encoder with a classification head of transformers' own."""
+    config = optional_json(folder / "config.json")
+    [architecture] = (config.get("architectures") or [""])[:1]
+    encoder = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return encoder and architecture.endswith("ForSequenceClassification")

@@ -1,0 +1,132 @@
+"""Long documents as overlapping segments, each a document of its own."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from shortlist.errors import UserError
+from shortlist.records import Document, Query
+from shortlist.text.batching import windows
+from shortlist.text.contract import InputContract, Inputs
+
+Segments = Literal["whole", "firstp", "maxp", "avgp"]
+"""What of a document is read, and what its score is: all of it in one input; its first segment alone; every segment,
+and the best or the mean of their scores."""
+
+DOCUMENTS_AT_ONCE = 1000
+
+FEWEST_TOKENS = 8
+"""A segment that has less room for text than this, behind a long title or query, would not be worth reading."""
+
+
+def segment_contract(
+    form: InputContract, segments: Segments, *, window: int, stride: int, max_length: int | None
+) -> InputContract:
+    """The contract by which documents, or pairs, are read: an input is a whole document or one segment.
+
+    Raises:
+        UserError: lengths that make no segments, or a length of whole documents for segments.
+    """
+    if segments == "whole":
+        return form.with_lengths(document=max_length)
+    if max_length is not None:
+        raise UserError(f"--max-length is of whole documents; with --segments {segments} say --window.")
+    if not 1 <= stride <= window:
+        raise UserError(f"--window is {window} and --stride {stride}; expected 1 <= stride <= window.")
+    return form.with_lengths(document=window)
+
+
+def segment_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What `segment_contract` was called with for an output, by its manifest."""
+    config = manifest["config"]
+    defaults = {"segments": "whole", "window": 512, "stride": 256, "max_length": None}
+    return {name: config.get(name, default) for name, default in defaults.items()}
+
+
+def unused_settings(segments: Segments) -> tuple[str, ...]:
+    """Which of the settings `segments`, `window` and `stride` change nothing."""
+    return {"whole": ("segments", "window", "stride"), "firstp": ("stride",)}.get(segments, ())
+
+
+def document_segments(inputs: Inputs, documents: Sequence[Document], *, stride: int) -> list[list[Document]]:
+    """Each document as segments that its input length has room for, title and prompt included.
+
+    Args:
+        inputs: whose contract's document length is a segment's.
+        stride: tokens from where one segment's text begins to where the next one's does.
+
+    Returns:
+        A document that fits whole as itself alone; else segments that cover all of its text, begin and end between
+        words where there are any, and have its id, title and url.
+    """
+    bare = inputs.document_ids([document._replace(text="") for document in documents], cut=False)
+    whole = inputs.document_ids(documents, cut=False)
+    return _segmented(inputs, documents, bare, whole, inputs.contract.document_length, stride)
+
+
+def pair_segments(
+    inputs: Inputs, pairs: Sequence[tuple[Query, Document]], *, stride: int
+) -> list[list[tuple[Query, Document]]]:
+    """Each pair as pairs of the query with a segment, as in `document_segments`."""
+    bare = inputs.pair_ids([(query, document._replace(text="")) for query, document in pairs], cut=False)
+    whole = inputs.pair_ids(pairs, cut=False)
+    documents = [document for _, document in pairs]
+    found = _segmented(inputs, documents, bare, whole, inputs.contract.pair_length, stride)
+    return [[(query, segment) for segment in some] for (query, _), some in zip(pairs, found, strict=True)]
+
+
+def named_segments(inputs: Inputs, documents: Iterable[Document], *, stride: int) -> Iterator[Document]:
+    """The segments of a corpus as a corpus: segment 0 of document `d` is `d#0`."""
+    for some in windows(documents, DOCUMENTS_AT_ONCE):
+        for segments in document_segments(inputs, some, stride=stride):
+            for number, segment in enumerate(segments):
+                yield segment._replace(doc_id=f"{segment.doc_id}#{number}")
+
+
+def whole_id(segment_id: str) -> str:
+    """The id of the document that a segment of `named_segments` is of."""
+    return segment_id.rpartition("#")[0]
+
+
+def _segmented(
+    inputs: Inputs,
+    documents: Sequence[Document],
+    bare: Sequence[Sequence[int]],
+    whole: Sequence[Sequence[int]],
+    length: int,
+    stride: int,
+) -> list[list[Document]]:
+    long = [i for i, ids in enumerate(whole) if len(ids) > length and length - len(bare[i]) > FEWEST_TOKENS]
+    spans = dict(zip(long, inputs.token_spans([documents[i].text for i in long]), strict=True))
+    segments = [[document] for document in documents]
+    for i in long:
+        room = length - len(bare[i]) - 1  # text may take a token more behind a prompt than alone
+        texts = cut(documents[i].text, spans[i], room=room, stride=stride)
+        segments[i] = [documents[i]._replace(text=text) for text in texts]
+    return segments
+
+
+def cut(text: str, spans: Sequence[tuple[int, int]], *, room: int, stride: int) -> list[str]:
+    """Overlapping parts of a text, each of at most `room` of its tokens, together all of it.
+
+    Args:
+        spans: first character and end of each token.
+        stride: tokens from the beginning of one part to that of the next, or fewer, so that a part begins and ends
+            between words; only where no word ends are words cut.
+    """
+    begins = [_begins_a_word(text, start) for start, _ in spans]
+    parts, begin = [], 0
+    while True:
+        end = len(spans) if begin + room >= len(spans) else _back_to_a_word(begins, begin + room, begin + room // 2)
+        parts.append(text[spans[begin][0] : spans[end - 1][1]].strip())
+        if end == len(spans):
+            return parts
+        begin = _back_to_a_word(begins, min(begin + stride, end), begin)
+
+
+def _begins_a_word(text: str, place: int) -> bool:
+    return place == 0 or text[place].isspace() or text[place - 1].isspace()
+
+
+def _back_to_a_word(begins: Sequence[bool], place: int, least: int) -> int:
+    """The last token up to `place` and behind `least` that begins a word; `place` itself where there is none."""
+    return next((i for i in range(place, least, -1) if begins[i]), place)
