@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.manifest import Job, identity, ms_per_query, start_job
@@ -220,41 +220,73 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
     wanted = readable
     if config.max_pairs is not None or config.budget_seconds is not None:
         wanted = readable[np.argsort(candidates.ranks[readable], kind="stable")][: config.max_pairs]
-    scores = log.read(run)
-    left = wanted[np.isnan(scores[wanted])]
-    if 0 < len(left) < len(wanted):
-        say(f"rerank: continuing after {len(wanted) - len(left):,} pairs.")
+    known = log.read(run)
+    scores = np.full(len(known), np.nan, dtype=np.float32)  # the log may know more than this job asks for
+    scores[wanted] = known[wanted]
     scorer = Scorer(config, job.decide("packed", packing_pays), config.precision)
-    results: dict[str, Any] = {}
-    if config.precision != "fp32" and len(left):
+    results: dict[str, Any] = {"num_queries": len(run.query_ids)}
+    if config.precision != "fp32" and np.isnan(scores[wanted]).any():
         results["agreement"] = job.decide("agreement", lambda: compare(scorer, candidates, readable))
         say(f"rerank: agreement with fp32 on {results['agreement']}.")
-    start = time.perf_counter()
-    with progress("reranking", len(wanted), "pairs", done=len(wanted) - len(left)) as advance:
-        told = paced(advance, "pairs")
-        with closing(score(scorer, candidates.chunks(left))) as parts:
-            for part in parts:
-                log.append(run.pairs(part.numbers), part.scores)
-                scores[part.numbers] = part.scores
-                told(len(part.numbers), part.num_tokens)
-                if config.budget_seconds is not None and time.perf_counter() - start >= config.budget_seconds:
-                    break
-    milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(run.query_ids)) + ms_per_query(config.run)
-    chosen = np.full(len(scores), np.nan, dtype=np.float32)  # the log may know more than this job asks for
-    chosen[wanted] = scores[wanted]
-    write_run(job.out, reranked(run, chosen), tag="shortlist")
-    num_pairs = int(np.isfinite(chosen).sum())
-    not_reached = len(readable) - num_pairs - candidates.num_empty
-    results |= {"num_queries": len(run.query_ids), "num_pairs": num_pairs, "not_reached": not_reached}
-    results["ms_per_query"] = round(milliseconds, 3)
-    if not not_reached:
+    pace = read(scorer, candidates, wanted, scores, log)
+    write_run(job.out, reranked(run, scores), tag="shortlist")
+    results["num_pairs"] = int(np.isfinite(scores).sum())
+    results["not_reached"] = len(readable) - results["num_pairs"] - candidates.num_empty
+    if pace is not None:
+        milliseconds = 1000 * pace * results["num_pairs"] / max(1, len(run.query_ids))
+        results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
+    if not results["not_reached"]:
         job.finish(**results)
         return
     job.pause(**results)
     say(
-        f"rerank: {not_reached:,} of {len(readable):,} pairs were not reached and keep their places; the same command "
-        "with more time or pairs goes on."
+        f"rerank: {results['not_reached']:,} of {len(readable):,} pairs were not reached and keep their places; the "
+        "same command with more time or pairs goes on."
     )
+
+
+def read(
+    scorer: Scorer,
+    candidates: "Candidates",
+    wanted: Int[np.ndarray, " wanted"],
+    scores: Float[np.ndarray, " hits"],
+    log: ScoreLog,
+) -> float | None:
+    """Put in the scores of the wanted hits that have none yet, into the log too, as long as time allows.
+
+    Returns:
+        Seconds that a pair took; None where there was nothing to read.
+
+    Raises:
+        UserError: a score that is not finite.
+    """
+    run, budget = candidates.run, scorer.config.budget_seconds
+    left = int(np.isnan(scores[wanted]).sum())
+    if 0 < left < len(wanted):
+        say(f"rerank: continuing after {len(wanted) - left:,} pairs.")
+    start, num_read = time.perf_counter(), 0
+    with progress("reranking", len(wanted), "pairs", done=len(wanted) - left) as advance:
+        told = paced(advance, "pairs")
+        with closing(score(scorer, candidates.chunks(wanted, ~np.isnan(scores)))) as parts:
+            for part in parts:
+                check_finite(run.pairs(part.numbers), part.scores)
+                log.append(run.pairs(part.numbers), part.scores)
+                scores[part.numbers] = part.scores
+                told(len(part.numbers), part.num_tokens)
+                num_read += len(part.numbers)
+                if budget is not None and time.perf_counter() - start >= budget:
+                    break
+    return (time.perf_counter() - start) / num_read if num_read else None
+
+
+def check_finite(pairs: Sequence[tuple[str, str]], scores: Float[np.ndarray, " pairs"]) -> None:
+    """Refuse a score that says nothing."""
+    if not np.isfinite(scores).all():
+        query_id, doc_id = pairs[int(np.argmin(np.isfinite(scores)))]
+        raise UserError(
+            f"query {query_id!r}, document {doc_id!r}: the model gives no finite score; it overflows, so try a wider "
+            "--precision."
+        )
 
 
 def reranked(run: RunColumns, scores: Float[np.ndarray, " hits"]) -> Iterator[tuple[str, list[Hit]]]:
@@ -313,8 +345,8 @@ class Candidates:
             raise UserError(f"{found}; check {flags}, or leave them where they are with --skip-missing.")
         say(f"rerank: {found}; left where they are.")
 
-    def chunks(self, numbers: Int[np.ndarray, " some"]) -> Iterator[Chunk]:
-        """Put texts to the numbers, a bounded number of pairs at a time.
+    def chunks(self, numbers: Int[np.ndarray, " some"], done: Bool[np.ndarray, " hits"]) -> Iterator[Chunk]:
+        """Put texts to the numbers, a bounded number of pairs at a time; what is done is left out, and moves no other.
 
         Raises:
             UserError: a document is empty, and such are not to be skipped.
@@ -322,6 +354,7 @@ class Candidates:
         at_once = BEST_FIRST if self.config.budget_seconds is not None else PAIRS_AT_ONCE
         for start in range(0, len(numbers), at_once):
             some = numbers[start : start + at_once]
+            some = some[~done[some]]
             names = self.run.pairs(some)
             documents = self.collection.documents({doc_id for _, doc_id in names})
             empty = {doc_id for doc_id, each in documents.items() if not (each.text.strip() or each.title.strip())}
@@ -355,7 +388,7 @@ def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " 
     queries = candidates.run.queries_of(readable)
     some = readable[(queries < SAMPLE_QUERIES) & (candidates.ranks[readable] < SAMPLE_DEPTH)]
     sample = replace(candidates, config=replace(config, budget_seconds=None))  # its own count of empty documents
-    chunk = next(sample.chunks(some), Chunk(some[:0], []))
+    chunk = next(sample.chunks(some, np.zeros(len(candidates.ranks), dtype=bool)), Chunk(some[:0], []))
     if not chunk.pairs:
         return "no pairs"
     runs: list[Run] = []

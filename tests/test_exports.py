@@ -123,8 +123,8 @@ NAMES = {
     ),
     "shortlist.records": "Document Group Hit Qrels Query Run",
     "shortlist.rerank": (
-        "BEST_FIRST Candidates Chunk Config LISTED PAIRS_AT_ONCE Scored Scorer compare contract_of fill log_path "
-        "mean_ndcg reorder rerank reranked run score"
+        "BEST_FIRST Candidates Chunk Config LISTED PAIRS_AT_ONCE Scored Scorer check_finite compare contract_of "
+        "fill log_path mean_ndcg read reorder rerank reranked run score"
     ),
     "shortlist.search": (
         "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index print_hits run search"

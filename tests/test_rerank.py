@@ -217,6 +217,49 @@ def test_a_killed_command_goes_on_without_scoring_a_pair_twice(tiny: Tiny, tmp_p
     assert (tmp_path / "broken.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()
 
 
+@pytest.mark.parametrize("after", [1, 7, 30])
+def test_an_interruption_in_any_chunk_changes_no_byte(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 64)
+    collection, run = long_run(tmp_path, num_queries=8)
+    config = rerank.Config(
+        model=str(tiny.reranker),
+        run=run,
+        collection=collection,
+        split="all",
+        out=tmp_path / "whole.trec",
+        token_budget=100,
+    )
+    rerank.run(config)
+    chunks: list[list[int]] = []
+    append = ScoreLog.append
+
+    def until_interrupted(self: ScoreLog, pairs: Any, scores: Any) -> None:
+        chunks.append(pairs)
+        if len(chunks) > after:
+            raise KeyboardInterrupt
+        append(self, pairs, scores)
+
+    broken = replace(config, out=tmp_path / "broken.trec")
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreLog, "append", until_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rerank.run(broken)
+    rerank.run(broken)
+    assert logged(broken.out) == logged(config.out)
+    assert rerank.log_path(broken.out).read_bytes() == rerank.log_path(config.out).read_bytes()
+    assert broken.out.read_bytes() == config.out.read_bytes()
+
+
+def test_a_score_that_is_not_finite_is_named(config: rerank.Config, monkeypatch: pytest.MonkeyPatch):
+    stream = rerank.stream_scores
+    monkeypatch.setattr(rerank, "stream_scores", lambda *a, **kw: ((p, s * np.nan, n) for p, s, n in stream(*a, **kw)))
+    with pytest.raises(UserError, match=r"query 'q\d', document 'd\d+': the model gives no finite score"):
+        rerank.run(config)
+    assert logged(config.out) == []
+
+
 def test_what_is_done_is_not_done_again_and_another_model_is_refused(
     config: rerank.Config, tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ):

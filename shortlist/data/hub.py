@@ -15,7 +15,6 @@ from shortlist.data.lines import MalformedError, OnBad, refuse
 from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Qrels, Query
-from shortlist.text.batching import windows
 
 T = TypeVar("T")
 
@@ -65,10 +64,11 @@ class IrdsCollection:
         return pick(self.name, "document", wanted, {document.doc_id: document for document in documents})
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
-        lacking: list[str] = []
+        asked, lacking = list(doc_ids), []
         with _readable(self.name):
             store = self._load(self._id).docs_store()
-            for some in windows(doc_ids, AT_ONCE):
+            for start in range(0, len(asked), AT_ONCE):
+                some = asked[start : start + AT_ONCE]
                 found = store.get_many(some)
                 lacking += [doc_id for doc_id in some if doc_id not in found]
         return lacking
