@@ -17,6 +17,7 @@ from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import start_job
 from shortlist.demo.sources import build_test, build_train
+from shortlist.models.linear import bf16_pays
 from shortlist.pipeline import run_recipe
 from shortlist.progress import say
 from shortlist.search import DEMO_FOLDER, open_index, print_hits
@@ -39,13 +40,18 @@ class Sources:
     overwrite: bool = False
 
 
-def build_collections(out: Path) -> None:
-    """Write the collections `test` and `train`, unless they are there and made from the Python of today."""
+def build_collections(out: Path) -> str:
+    """Write the collections `test` and `train`, unless they are there and made from the Python of today.
+
+    Returns:
+        The precision to train with on this machine, chosen once.
+    """
     installed = sorted(f"{d.name}=={d.version}" for d in distributions())
     inputs = {"python": version, "packages": installed}
     job = start_job(Sources(out=out, overwrite=True), stage="demo", inputs=inputs, folder=True)
+    precision = job.decide("precision", lambda: "bf16" if bf16_pays() else "fp32")
     if job.done:
-        return
+        return precision
     test = build_test(out / "test")
     train = build_train(out / "train", test=out / "test")
     say(
@@ -54,14 +60,16 @@ def build_collections(out: Path) -> None:
         "standard library's left out."
     )
     job.finish(test=test, train=train)
+    return precision
 
 
 def run(config: Config) -> None:
     """Build, train, measure, and show."""
     out = config.out
-    build_collections(out / "collections")
+    precision = build_collections(out / "collections")
     recipe = yaml.safe_load(files("shortlist.demo").joinpath("recipe.yaml").read_text("utf-8"))
     recipe["settings"] |= {name: str(out / "collections" / name) for name in ("test", "train")}
+    recipe["settings"]["precision"] = precision
     run_recipe(recipe, out, where="the demo's recipe")
     results = json.loads((out / "results" / "results.json").read_text("utf-8"))
     with atomic_write(out / "results.json") as file:

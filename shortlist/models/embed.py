@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Int32
 from shortlist.math.combination import COMBINATIONS
 from shortlist.models.backbone import is_causal
 from shortlist.models.fused import fuse_layers
-from shortlist.models.linear import PackedLinear, pack_linears, packing_is_right, packing_pays
+from shortlist.models.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
 from shortlist.models.quantized import Int8Linear, quantize_linears
 from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
@@ -65,8 +65,8 @@ def for_inference(
     backbone, on_cpu = model.backbone, device.type == "cpu"
     dtype = torch.bfloat16 if precision == "bf16" or (precision == "int8" and not on_cpu) else torch.float32
     pack = on_cpu and precision != "int8" and (packing_pays() if packed is None else packed) and packing_is_right(dtype)
-    if is_causal(backbone) and (pack or (on_cpu and precision == "int8")):
-        fuse_layers(backbone, PackedLinear if pack else Int8Linear, dtype)
+    if is_causal(backbone) and on_cpu:
+        fuse_layers(backbone, PackedLinear if pack else Int8Linear if precision == "int8" else PlainLinear, dtype)
     for parameter in backbone.parameters():  # not the buffers: rotations rounded to bfloat16 turn too far
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)

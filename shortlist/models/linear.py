@@ -160,6 +160,16 @@ def packing_pays() -> bool:
     return packed_seconds < 0.9 * plain_seconds
 
 
+@cache
+def bf16_pays() -> bool:
+    """Whether products in bfloat16 are faster here than in float32: on a GPU that has them, else by a measurement."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    products = [partial(*_sample(dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    exact_seconds, narrow_seconds = _fastest(products, repeats=12)
+    return narrow_seconds < exact_seconds
+
+
 def _sample(dtype: torch.dtype) -> tuple[nn.Linear, Tensor]:
     generator = torch.Generator().manual_seed(0)  # leaves the caller's random numbers alone
     plain = nn.Linear(512, 512, bias=False, device="meta")

@@ -43,6 +43,7 @@ def test_a_beir_folder_gives_its_corpus_queries_and_judgements(tmp_path, gz):
     assert collection.qrels("test") == TEST
     assert collection.queries("train-small") == QUERIES[2:]
     assert list(collection.documents(["d3", "d1", "d3"]).items()) == [("d3", DOCUMENTS[2]), ("d1", DOCUMENTS[0])]
+    assert collection.missing(["x2", "d1", "x1"]) == ["x2", "x1"]
 
 
 def test_an_msmarco_passage_folder_gives_its_corpus_queries_and_judgements(tmp_path):
@@ -235,6 +236,7 @@ def test_what_irds_lacks_is_one_line(irds):
         open_collection("irds:tiny").qrels("bare")
     with pytest.raises(UserError, match="irds:tiny: has no document 'd9'"):
         open_collection("irds:tiny").documents(["d9"])
+    assert open_collection("irds:tiny").missing(["d9", "d1", "d8"]) == ["d9", "d8"]
 
 
 CARD = """---
@@ -266,6 +268,7 @@ def check_hub(name: str) -> None:
         collection.queries("tset")
     with pytest.raises(UserError, match="has no document 'd9'"):
         collection.documents(["d9"])
+    assert collection.missing(["d9", "d1", "d8"]) == ["d9", "d8"]
 
 
 def test_beir_on_the_hub_is_read_with_judgements_in_the_same_repository(hub):

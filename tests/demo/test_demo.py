@@ -126,9 +126,11 @@ def test_another_set_of_packages_makes_other_collections(
     once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     shrink(monkeypatch, once)
-    demo.build_collections(tmp_path / "collections")
+    monkeypatch.setattr(demo, "bf16_pays", lambda: True)
+    assert demo.build_collections(tmp_path / "collections") == "bf16"
     assert "24 functions to search, 12 queries; 24 pairs to learn from" in capsys.readouterr().err
-    demo.build_collections(tmp_path / "collections")
+    monkeypatch.setattr(demo, "bf16_pays", lambda: False)  # chosen once: another choice would train again
+    assert demo.build_collections(tmp_path / "collections") == "bf16"
     assert "already done" in capsys.readouterr().err
     monkeypatch.setattr(demo, "distributions", list)
     demo.build_collections(tmp_path / "collections")

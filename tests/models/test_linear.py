@@ -242,3 +242,14 @@ def test_the_last_mlp_runs_everywhere_where_layers_will_run_again_or_there_is_no
         torch.testing.assert_close(states(model, IDS), expected)
     with torch.inference_mode(), last_mlp_only_at(nn.Linear(2, 2), torch.tensor([0])):
         pass
+
+
+@pytest.mark.parametrize(("seconds", "pays"), [([1.0, 0.9], True), ([1.0, 1.0], False), ([1.0, 4.0], False)])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about CPUs")
+def test_bfloat16_pays_only_where_it_was_measured_faster(monkeypatch, seconds, pays):
+    monkeypatch.setattr(linear, "_fastest", lambda *_, **__: seconds)
+    linear.bf16_pays.cache_clear()
+    try:
+        assert linear.bf16_pays() is pays
+    finally:
+        linear.bf16_pays.cache_clear()
