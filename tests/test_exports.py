@@ -109,7 +109,7 @@ NAMES = {
     "shortlist.models.heads": "HEAD OUTPUT_EMBEDDING answer_head find_head is_classifier one_label",
     "shortlist.models.linear": (
         "ACTIVATIONS EXACTNESS FusibleLinear MIN_FEATURES MakesLinear PackedGatedMLP PackedLinear PlainLinear ROWS "
-        "finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
+        "bf16_pays finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
     ),
     "shortlist.models.quantized": "Int8Linear quantize_linears",
     "shortlist.models.reranker": "AnyReranker CrossEncoder Reranker new_head",
