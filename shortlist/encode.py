@@ -321,10 +321,9 @@ def forecast(config: Config, collection: Collection) -> str:
     dim, itemsize = encoder.retriever.dim, DTYPES[config.dtype].itemsize
     row = dim * itemsize + (4 if config.dtype == "int8" else 0) + KEY_BYTES
     in_flight = min(total, config.shard_size) * (dim * (4 + itemsize) + speed.text_bytes)
+    rows = "segments" if config.segments == "maxp" else "documents"
     lines = {
-        "segments"
-        if config.segments == "maxp"
-        else "documents": f"{total:,}, of {speed.tokens:,.0f} tokens on average",
+        rows: f"{total:,}, of {speed.tokens:,.0f} tokens on average",
         "shards": f"{-(-total // config.shard_size):,} of {min(total, config.shard_size):,} documents",
         "on disk": f"{size(total * (row + speed.id_bytes))} ({dim} dimensions, {config.dtype})",
         "in memory": f"about {size(peak_bytes() + in_flight)} for each worker",

@@ -392,10 +392,8 @@ def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " 
     if not chunk.pairs:
         return "no pairs"
     runs: list[Run] = []
-    for precision in (
-        "fp32",
-        config.precision,
-    ):  # copies of the scorer, as their models are to go before the work begins
+    # copies of the scorer, as their models are to go before the work begins
+    for precision in ("fp32", config.precision):
         part = replace(scorer, precision=precision)(chunk)
         run: Run = {}
         for (query_id, doc_id), value in zip(candidates.run.pairs(part.numbers), part.scores.tolist(), strict=True):
@@ -414,10 +412,8 @@ def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " 
 
 def mean_ndcg(run: Run, qrels: Qrels) -> float:
     """The mean nDCG@10 of a run's judged queries, 0 where none is."""
-    import ir_measures
+    from ir_measures import calc_aggregate, nDCG
 
     scored = {query_id: {hit.doc_id: hit.score for hit in hits} for query_id, hits in run.items()}
     own = {query_id: qrels[query_id] for query_id in run.keys() & qrels.keys()}
-    return (
-        float(ir_measures.calc_aggregate([ir_measures.nDCG @ 10], own, scored)[ir_measures.nDCG @ 10]) if own else 0.0
-    )
+    return float(calc_aggregate([nDCG @ 10], own, scored)[nDCG @ 10]) if own else 0.0

@@ -1,9 +1,7 @@
 import gzip
 from pathlib import Path
 
-import ir_measures
 import pytest
-from ir_measures import nDCG
 
 from shortlist.data.formats import (
     corpus_offsets,
@@ -17,21 +15,12 @@ from shortlist.data.formats import (
 )
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
-from shortlist.records import Document, Query, Run
+from shortlist.records import Document, Query
 
 
 def put(path: Path, text: str) -> Path:
     (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(text.encode())
     return path
-
-
-def doc_ids(run: Run, query_id: str = "q") -> list[str]:
-    return [hit.doc_id for hit in run[query_id]]
-
-
-def ndcg_by_position(run: Run, qrels) -> float:
-    scores = {q: {hit.doc_id: float(-place) for place, hit in enumerate(hits)} for q, hits in run.items()}
-    return ir_measures.calc_aggregate([nDCG @ 10], qrels, scores)[nDCG @ 10]
 
 
 @pytest.mark.parametrize(
