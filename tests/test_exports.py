@@ -15,6 +15,7 @@ NAMES = {
     "shortlist.config": "from_settings load_yaml parse to_flags",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
+    "shortlist.data.figures": "COLORS STYLE svg write_svg",
     "shortlist.data.files": (
         "atomic_folder atomic_write folder_bytes open_bytes open_text optional_json read_json sha256 write_json"
     ),
@@ -147,7 +148,7 @@ NAMES = {
         "sum_gradients whole within_memory"
     ),
     "shortlist.train.heldout": "CUTOFF Evaluation Heldout draw_heldout reranker_evaluation retriever_evaluation",
-    "shortlist.train.log": "DRAWING LOG MEASURE MOST_POINTS Record STYLE TrainingLog draw_loss read_log",
+    "shortlist.train.log": "DRAWING LOG MEASURE MOST_POINTS Record TrainingLog draw_loss draw_records read_log",
     "shortlist.train.loop": "MAX_GRADIENT_NORM TOKENS fit learning_rate_factor new_optimizer",
     "shortlist.train.memory": "FOUR_BITS Memory Pass step_memory",
     "shortlist.train.resume": (

@@ -1,11 +1,13 @@
 """The record of a training run: JSON lines, TensorBoard's files if asked for, and a drawing of the loss."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
+from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write, open_text
 from shortlist.data.lines import MalformedError, parse_json
 from shortlist.errors import UserError
@@ -21,9 +23,6 @@ Record = dict[str, int | float]
 
 MOST_POINTS = 2000
 """A line of more shows nothing more."""
-
-STYLE = {"svg.hashsalt": "shortlist", "svg.fonttype": "none", "axes.spines.top": False, "font.size": 9}
-"""A fixed salt and text as text: the same log gives the same bytes."""
 
 
 @final
@@ -88,19 +87,14 @@ def _record(path: Path, number: int, line: str) -> Record:
 
 def draw_loss(folder: Path) -> Path:
     """Draw the log of a folder into its `loss.svg`: the loss of every step, its course, and the held-out MRR@10."""
-    from matplotlib.figure import Figure
-    from matplotlib.style import context
-
     records = read_log(folder)
-    with context(["default", STYLE]):  # whatever the user's own settings are
-        figure = Figure(figsize=(700 / 96, 400 / 96), layout="constrained")
-        _draw(figure, [r for r in records if "loss" in r], [r for r in records if MEASURE in r])
-        with atomic_write(folder / DRAWING) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None})
+    write_svg(folder / DRAWING, partial(draw_records, records))
     return folder / DRAWING
 
 
-def _draw(figure: Any, training: list[Record], heldout: list[Record]) -> None:
+def draw_records(records: list[Record], figure: Any) -> None:
+    """Draw a run's records on a figure."""
+    training, heldout = [r for r in records if "loss" in r], [r for r in records if MEASURE in r]
     steps = np.array([record["step"] for record in training])
     losses = np.array([record["loss"] for record in training], dtype=float)
     axes = figure.add_subplot(xlabel="step", ylabel="training loss")
