@@ -10,8 +10,9 @@ from tiny_collection import tiny_collection
 from shortlist.data.collections import open_collection
 from shortlist.data.formats import read_qrels
 from shortlist.data.runs import read_run, write_run
-from shortlist.evaluate import p_value, per_query
+from shortlist.evaluate import difference
 from shortlist.index.bm25 import BM25Index
+from shortlist.measure import per_query
 from shortlist.records import Query
 
 
@@ -33,4 +34,5 @@ values_a = per_query(read_run(path_a), qrels, measures)
 values_b = per_query(read_run(path_b), qrels, measures)
 for measure in measures:
     a, b = values_a[measure], values_b[measure]
-    print(f"{measure:8}  {fmean(a.values()):.4f}  {fmean(b.values()):.4f}  p = {p_value(b, a)}")
+    p = difference(b, a)["randomisation"]
+    print(f"{measure:8}  {fmean(a.values()):.4f}  {fmean(b.values()):.4f}  p = {p:.3f}")

@@ -20,6 +20,7 @@ from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
 from shortlist.math.agreement import kendall_tau
+from shortlist.measure import per_query
 from shortlist.models.checkpoint import load_reranker, local_folder, model_identity, reranker_contract
 from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.linear import packing_pays
@@ -406,14 +407,12 @@ def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " 
         qrels = collection.qrels(config.split)
     except UserError:  # there are no judgements
         return told
-    values = [mean_ndcg(each, qrels) for each in (exact, narrow)]
-    return f"{told}, nDCG@10 {values[1]:.4f} instead of {values[0]:.4f}"
+    before, after = (mean_ndcg(each, qrels) for each in (exact, narrow))
+    return f"{told}, nDCG@10 {after:.4f} instead of {before:.4f}"
 
 
 def mean_ndcg(run: Run, qrels: Qrels) -> float:
-    """The mean nDCG@10 of a run's judged queries, 0 where none is."""
-    from ir_measures import calc_aggregate, nDCG
-
-    scored = {query_id: {hit.doc_id: hit.score for hit in hits} for query_id, hits in run.items()}
-    own = {query_id: qrels[query_id] for query_id in run.keys() & qrels.keys()}
-    return float(calc_aggregate([nDCG @ 10], own, scored)[nDCG @ 10]) if own else 0.0
+    """The mean nDCG@10 of a run's judged queries, 0 where none is, its hits taken in the order of their scores."""
+    ordered = {query_id: sorted(hits, key=lambda hit: -hit.score) for query_id, hits in run.items()}
+    values = per_query(ordered, qrels, ["nDCG@10"])["nDCG@10"].values()
+    return sum(values) / max(1, len(values))

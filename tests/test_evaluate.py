@@ -1,18 +1,17 @@
 import json
-import math
 import random
 from pathlib import Path
-from statistics import fmean
 
+import numpy as np
 import pytest
-import pytrec_eval
 from scipy import stats
 
 from shortlist import evaluate
 from shortlist.data.formats import write_qrels
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
-from shortlist.evaluate import p_value, parse_measures, per_query
+from shortlist.evaluate import difference
+from shortlist.math.significance import randomisation_test
 from shortlist.records import Hit, Qrels, Run
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"a": 1}, "q3": {"b": 1}}
@@ -44,107 +43,41 @@ def random_example(num_queries: int = 20) -> tuple[Run, Qrels]:
     return run, qrels
 
 
-def test_values_equal_those_worked_out_by_hand():
-    values = per_query(RUN, QRELS, ["nDCG@10", "RR@10", "P@2"])
-    ideal = 2 + 1 / math.log2(3)
-    assert values["nDCG@10"] == pytest.approx({"q1": (2 / math.log2(3) + 1 / 2) / ideal, "q2": 1.0})
-    assert values["RR@10"] == {"q1": 0.5, "q2": 1.0}
-    assert values["P@2"] == {"q1": 0.5, "q2": 0.5}
-
-
-def test_values_equal_pytrec_evals_ties_included(tmp_path: Path):
-    run, qrels = random_example()
-    lines = [
-        f"{query_id} Q0 {hit.doc_id} {rank} {hit.score} tag\n"
-        for query_id, hits in run.items()
-        for rank, hit in enumerate(hits, 1)
-    ]
-    (tmp_path / "run.trec").write_text("".join(lines))
-    ours = per_query(read_run(tmp_path / "run.trec"), qrels, ["nDCG@10", "RR", "R@20", "AP"], relevance_level=2)
-    names = {"RR": "recip_rank", "R@20": "recall_20", "AP": "map"}
-    as_dicts = {query_id: {hit.doc_id: hit.score for hit in hits} for query_id, hits in run.items()}
-    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank", "recall.20", "map"}, relevance_level=2)
-    for query_id, expected in theirs.evaluate(as_dicts).items():
-        for name, theirs_name in names.items():
-            assert ours[name][query_id] == pytest.approx(expected[theirs_name], abs=1e-6)
-    for query_id, expected in pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(as_dicts).items():
-        assert ours["nDCG@10"][query_id] == pytest.approx(expected["ndcg_cut_10"], abs=1e-6)
-
-
-@pytest.mark.parametrize("measure", ["nDCG@10", "MRR@10", "R@20", "AP", "Success@1", "Judged@10"])
-def test_the_order_of_the_run_counts_and_not_its_scores(measure: str):
-    run, qrels = random_example()
-    without = {query_id: [Hit(hit.doc_id, 0.0) for hit in hits] for query_id, hits in run.items()}
-    assert per_query(without, qrels, [measure]) == per_query(run, qrels, [measure])
-
-
-def test_values_keep_the_names_they_were_asked_by():
-    assert set(per_query(RUN, QRELS, ["MRR@10", "RR@10", "R(rel=2)@5"])) == {"MRR@10", "RR@10", "R(rel=2)@5"}
-
-
-def test_the_relevance_level_holds_for_measures_that_take_one_and_do_not_name_their_own():
-    parsed = parse_measures(["RR@10", "R(rel=3)@5", "nDCG@10"], relevance_level=2)
-    assert [str(measure) for measure in parsed.values()] == ["RR(rel=2)@10", "R(rel=3)@5", "nDCG@10"]
-
-
-def test_missing_queries_are_left_out_or_counted_as_zero():
-    assert per_query(RUN, QRELS, ["RR"])["RR"] == {"q1": 0.5, "q2": 1.0}
-    assert per_query(RUN, QRELS, ["RR"], complete=True)["RR"] == {"q1": 0.5, "q2": 1.0, "q3": 0.0}
-
-
-def test_with_no_query_in_common_there_is_nothing_to_measure():
-    assert per_query({"q9": RUN["q9"]}, QRELS, ["RR", "nDCG@10"]) == {"RR": {}, "nDCG@10": {}}
-    assert per_query({}, QRELS, ["RR"], complete=True) == {"RR": {"q1": 0.0, "q2": 0.0, "q3": 0.0}}
-
-
-def test_a_query_without_hits_counts_as_zero():
-    assert per_query({"q1": [], "q2": RUN["q2"]}, QRELS, ["nDCG@10", "RR@10"])["RR@10"] == {"q1": 0.0, "q2": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nDGC@10", "unknown measure 'nDGC': perhaps .*'nDCG'"),
-        ("ndcg_cut.10", "measure 'ndcg_cut.10'"),
-        ("nDCG@ten", "such as nDCG@10"),
-        ("nDCG@0", "cannot be computed"),
-        ("nDCG(rel=2)@10", "rel"),
-        ("ERR@10", "cannot be computed"),
-        ("", "such as nDCG@10"),
-    ],
-)
-def test_a_measure_that_does_not_exist_is_refused(name: str, message: str):
-    with pytest.raises(UserError, match=message):
-        parse_measures([name])
-
-
-def test_the_p_value_is_that_of_a_paired_t_test():
+def test_a_difference_is_that_of_the_queries_both_have():
     rng = random.Random(1)
     first = {f"q{i}": rng.random() for i in range(30)}
     second = {query_id: value + rng.gauss(0.05, 0.1) for query_id, value in reversed(first.items())}
-    differences = [second[query_id] - first[query_id] for query_id in first]
-    t = fmean(differences) / (stats.tstd(differences) / math.sqrt(30))
-    assert p_value(second, first) == pytest.approx(2 * stats.t.sf(abs(t), df=29))
+    each = np.array([second[query_id] - first[query_id] for query_id in first])
+    found = difference(second | {"other": 9.0}, first | {"another": 9.0}, resamples=2000)
+    assert found["queries"] == 30
+    assert found["mean"] == pytest.approx(each.mean())
+    assert found["t_test"] == pytest.approx(stats.ttest_1samp(each, 0).pvalue)
+    assert found["randomisation"] == randomisation_test(each, resamples=2000)
+    assert found["interval"][0] < each.mean() < found["interval"][1]
 
 
-def test_the_p_value_of_equal_runs_is_one_and_of_one_query_unknown():
-    assert p_value({"a": 0.5, "b": 0.1}, {"a": 0.5, "b": 0.1}) == 1.0
-    assert p_value({"a": 0.5, "b": 0.1}, {"a": 0.5, "c": 0.1}) is None
+def test_a_difference_over_one_query_or_none_has_no_tests():
+    assert difference({"a": 0.5, "b": 0.1}, {"a": 0.5, "c": 0.1})["t_test"] is None
+    assert difference({"b": 0.1}, {"c": 0.1})["mean"] is None
 
 
 def test_json_has_one_object_per_run(files: dict, capsys: pytest.CaptureFixture[str]):
     first, second = printed(capsys, **files, measures=("MRR@10",))
     assert (first["run"], first["MRR@10"], first["queries"]) == (str(files["runs"][0]), 0.75, 2)
     assert second["MRR@10"] == pytest.approx((1 / 3 + 1 / 2) / 2)
-    assert "p" not in first
-    assert 0 < second["p"]["MRR@10"] < 1
+    assert "difference" not in first
+    assert second["difference"]["MRR@10"]["mean"] == pytest.approx(second["MRR@10"] - 0.75)
+    assert 0 < second["difference"]["MRR@10"]["t_test"] < 1
+    assert (first["judged"], first["holes"], second["holes"]) == (1.0, 0, 2)
 
 
 def test_every_run_is_compared_with_the_first(files: dict, capsys: pytest.CaptureFixture[str]):
     first, worse = files["runs"]
     rows = printed(capsys, runs=(first, worse, worse, first), qrels=files["qrels"], measures=("MRR@10",))
-    assert rows[1]["p"] == rows[2]["p"] != {"MRR@10": 1.0}
-    assert rows[3]["p"] == {"MRR@10": 1.0}
+    compared = [row["difference"]["MRR@10"] for row in rows[1:]]
+    assert compared[0] == compared[1]
+    assert compared[0]["t_test_holm"] == pytest.approx(min(1.0, 3 * compared[0]["t_test"]))
+    assert compared[2]["t_test"] == compared[2]["t_test_holm"] == 1.0
 
 
 def test_flags_change_what_counts(files: dict, capsys: pytest.CaptureFixture[str]):
@@ -198,6 +131,47 @@ def test_the_table_shows_names_values_significance_and_time(files: dict, capsys:
     assert all(words in out for words in ("BM25", "dense", "RR@10", "0.7500", "0.4167 (p=", "ms/query", "12.3"))
 
 
+def test_the_output_says_what_counts_as_relevant(files: dict, capsys: pytest.CaptureFixture[str]):
+    evaluate.run(evaluate.Config(**files, relevance_level=2))
+    assert "relevant: grade 2 and above" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"measures": ("RR@10",)}, True),
+        ({"measures": ("nDCG@10",)}, False),
+        ({"measures": ("RR(rel=2)@10",)}, False),
+        ({"measures": ("RR@10",), "relevance_level": 2}, False),
+    ],
+)
+def test_grades_that_a_measure_ignores_are_pointed_at(files: dict, capsys, settings: dict, expected: bool):
+    evaluate.run(evaluate.Config(**files, **settings))
+    assert ("grades go up to 2" in capsys.readouterr().err) == expected
+
+
+def test_details_show_intervals_and_both_tests(files: dict, capsys: pytest.CaptureFixture[str]):
+    evaluate.run(evaluate.Config(**files, names=("BM25", "dense"), measures=("RR@10",), details=True))
+    out = capsys.readouterr().out
+    assert all(words in out for words in ("p randomisation", "0.5000 to 1.0000", "-0.3333"))
+
+
+@pytest.mark.parametrize("name", ["values.tsv", "values.json"])
+def test_the_value_of_every_query_is_written(files: dict, tmp_path: Path, capsys, name: str):
+    settings = files | {"names": ("BM25", "dense"), "measures": ("RR@10", "P@1"), "per_query": tmp_path / name}
+    for _ in range(2):  # with --out it is written again, though the measuring is done
+        evaluate.run(evaluate.Config(**settings, out=tmp_path / "results.json"))
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).unlink()
+    if name.endswith(".json"):
+        assert json.loads(text)["dense"]["RR@10"] == {"q1": 1 / 3, "q2": 0.5}
+    else:
+        lines = [line.split("\t") for line in text.splitlines()]
+        assert lines[0] == ["run", "measure", "query_id", "value"]
+        assert ["dense", "RR@10", "q1", repr(1 / 3)] in lines
+        assert len(lines) == 1 + 2 * 2 * 2
+
+
 def test_results_are_written_once_and_printed_again(files: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     settings = files | {"names": ("BM25", "dense"), "measures": ("MRR@10",), "out": tmp_path / "results.json"}
     rows = printed(capsys, **settings)
@@ -216,6 +190,9 @@ def test_results_are_written_once_and_printed_again(files: dict, tmp_path: Path,
         ({"runs": ()}, "--runs"),
         ({"measures": ()}, "--measures"),
         ({"names": ("one",)}, "1 names for 2 runs"),
+        ({"names": ("one", "one"), "per_query": Path("values.tsv")}, "tell them apart"),
+        ({"resamples": 9}, "--resamples is 9"),
+        ({"judged_at": 0}, "--judged-at 0"),
         ({"qrels": None}, "either --qrels"),
         ({"collection": "c"}, "not both"),
         ({"qrels": Path("absent.tsv")}, "absent.tsv"),
@@ -239,3 +216,18 @@ def test_published_runs_have_their_published_values(
     (row,) = printed(capsys, **settings, measures=("nDCG@10",), ties=ties)
     assert row["nDCG@10"] == pytest.approx(expected, abs=5e-5)
     assert row["queries"] == 43
+
+
+def test_runs_of_any_form_have_the_same_values(shared_data: Path, tmp_path: Path, capsys):
+    folder = shared_data / "msmarco-dl19"
+    run = read_run(folder / "runs" / "bm25-100.trec")
+    forms = {
+        "scores.tsv": lambda q, hit, rank: f"{q}\t{hit.doc_id}\t{hit.score!r}\n",
+        "ranks.tsv": lambda q, hit, rank: f"{q}\t{hit.doc_id}\t{rank}\n",
+    }
+    for name, line in forms.items():
+        lines = [line(q, hit, rank) for q, hits in run.items() for rank, hit in enumerate(hits, 1)]
+        (tmp_path / name).write_text("".join(lines))
+    paths = (folder / "runs" / "bm25-100.trec", *(tmp_path / name for name in forms))
+    rows = printed(capsys, runs=paths, qrels=folder / "qrels" / "dl19.tsv", measures=("nDCG@10", "AP"))
+    assert len({(row["nDCG@10"], row["AP"], row["holes"]) for row in rows}) == 1

@@ -20,8 +20,9 @@ NAMES = {
         "atomic_folder atomic_write folder_bytes open_bytes open_text optional_json read_json sha256 write_json"
     ),
     "shortlist.data.formats": (
-        "SPACE add_judgement corpus_offsets document_parser documents_at is_integer read_corpus read_qrels "
-        "read_queries split_columns to_document to_judgement to_query write_corpus write_qrels write_queries"
+        "SPACE add_judgement corpus_offsets document_parser documents_at is_integer is_number read_corpus "
+        "read_qrels read_queries split_columns to_document to_judgement to_query write_corpus write_qrels "
+        "write_queries"
     ),
     "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
     "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection hub_rows",
@@ -30,7 +31,10 @@ NAMES = {
         "MalformedError OnBad count_lines numbered_lines parse_json parse_lines read_lines refuse to_text"
     ),
     "shortlist.data.manifest": "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen start_job",
-    "shortlist.data.runs": "ORDERS RUN_COLUMNS RunColumns Ties read_run read_run_columns write_run",
+    "shortlist.data.runs": (
+        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns "
+        "write_run"
+    ),
     "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
     "shortlist.data.seen": "BUCKETS Record Seen checked",
     "shortlist.data.snapshots": "AT_ONCE Known compact document_keys missing pin read_known renew",
@@ -51,7 +55,7 @@ NAMES = {
     ),
     "shortlist.engine": "Engine TRIES Wait spread",
     "shortlist.errors": "UserError unknown",
-    "shortlist.evaluate": "Config PROVIDER Values p_value parse_measures per_query run",
+    "shortlist.evaluate": "Config difference run write_values",
     "shortlist.fuse": "Config run",
     "shortlist.index": "Config IN_DATABASES Index Kind VectorIndex build given parse_parameters run",
     "shortlist.index.analysis": "ANALYSERS Analyser LANGUAGES STOP_WORDS code english snowball whitespace",
@@ -82,6 +86,10 @@ NAMES = {
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
     "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
     "shortlist.math.losses": "LOSSES Loss countable infonce",
+    "shortlist.math.measures": (
+        "HIGHEST_GRADE JudgedHits MEASURES Measure Values average_precision expected_reciprocal_rank judged ndcg "
+        "precision recall reciprocal_rank success"
+    ),
     "shortlist.math.ordering": "strictly_decreasing",
     "shortlist.math.pooling": "POOLINGS Pooling cls last mean",
     "shortlist.math.products": "Product ROWS float_product full_precision packing_is_right",
@@ -91,8 +99,12 @@ NAMES = {
         "Indices LAST_POSITION SIGNLESS Scores at_least best_of contenders from_keys recall_at reciprocal_ranks "
         "to_keys top_k top_keys"
     ),
+    "shortlist.math.significance": "BATCH bootstrap_interval holm paired_t_test randomisation_test",
     "shortlist.math.smoothing": "running_mean",
     "shortlist.math.weighting": "bm25 length_penalty rarity",
+    "shortlist.measure": (
+        "INSTALLED_BY_SOME NO_INSTALLING OWN_PARAMETERS PROVIDER Values judged_hits parse_measures per_query"
+    ),
     "shortlist.mine": "Config find_same_text fingerprint mine run",
     "shortlist.models.backbone": (
         "LORAS Lora add_lora apply_contract checkpoint_layers dequantize empty_backbone is_causal is_decoder "

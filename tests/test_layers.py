@@ -13,7 +13,7 @@ LAYERS = [
     {"engine"},
     {"math", "text", "config"},
     {"data"},
-    {"models"},
+    {"models", "measure"},
     {"index"},
     {"train", "mine", "encode", "search", "rerank", "fuse", "evaluate", "init"},
     {"pipeline", "verify"},

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,14 @@ def split_columns(line: str) -> list[str]:
 def is_integer(text: str) -> bool:
     """Whether a text is a whole number."""
     return re.fullmatch("[+-]?[0-9]+", text) is not None
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _judgement(columns: list[str]) -> tuple[str, str, int]:

@@ -3,36 +3,41 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from pyarrow import csv
 
 from shortlist.data.files import atomic_write
-from shortlist.data.formats import SPACE, is_integer, split_columns
-from shortlist.data.lines import MalformedError, numbered_lines, parse_lines, read_lines
+from shortlist.data.formats import SPACE, is_integer, is_number, split_columns
+from shortlist.data.lines import MalformedError, numbered_lines, parse_lines
 from shortlist.errors import UserError
 from shortlist.math.ordering import strictly_decreasing
 from shortlist.records import Hit, Run
 
 Ties = Literal["trec", "rank"]
 
-RUN_COLUMNS = {  # the six columns of a TREC run, as pyarrow reads them
-    "query_id": pa.dictionary(pa.int32(), pa.string()),
+QUERY_ID = pa.dictionary(pa.int32(), pa.string())
+TREC = {  # the columns of a TREC run, as pyarrow reads them
+    "query_id": QUERY_ID,
     "q0": pa.string(),
     "doc_id": pa.string(),
     "rank": pa.int64(),
     "score": pa.float64(),
     "tag": pa.string(),
 }
-_USED = ["query_id", "doc_id", "rank", "score"]
-ORDERS = {
-    "trec": [("query", "ascending"), ("score32", "descending"), ("doc_id", "descending")],
-    "rank": [("query", "ascending"), ("rank", "ascending")],
-}
+SHORT = {"query_id": QUERY_ID, "doc_id": pa.string(), "value": pa.float64()}
+"""A run of three columns; the last holds ranks (MS MARCO) or scores."""
+UNUSED = ("q0", "tag")
+FORMS = {len(TREC): TREC, len(SHORT): SHORT}
+MIX = np.uint64(0x9E3779B97F4A7C15)
+"""An odd number whose bits are as if drawn by chance: what is multiplied by it spreads over all 64."""
+EXPECTED = "expected 6 (query Q0 document rank score tag) or 3 (query document, and score or rank)"
 
 
 class RunColumns(NamedTuple):
@@ -61,12 +66,14 @@ class RunColumns(NamedTuple):
 
 
 def read_run(path: Path, *, ties: Ties = "trec") -> Run:
-    """The hits of a TREC run (`query Q0 document rank score tag`); queries in the order of their first line.
+    """The hits of a TREC run (`query Q0 document rank score tag`) or of one of three columns (`query document`, and
+    the score, or the rank if the numbers of every query are 1, 2, 3 ...); queries in the order of their first line.
 
     Args:
         ties: `trec` orders a query's hits as trec_eval does: by score as a 32-bit float, equal scores by document id
             from last to first, whatever the rank column says. `rank` orders them by the rank column, equal ranks as
-            in the file.
+            in the file. Where a file has no scores they are -rank; where it has no ranks, the order of the file is
+            the rank.
 
     Raises:
         UserError: a malformed line, a score that is not finite, a document twice for one query, no line at all.
@@ -79,16 +86,80 @@ def read_run(path: Path, *, ties: Ties = "trec") -> Run:
 def read_run_columns(path: Path, *, ties: Ties = "trec") -> RunColumns:
     """The same as columns; errors as of `read_run`."""
     table = _run_table(path) or _run_table_by_line(path)
-    query = table["query_id"].unify_dictionaries().combine_chunks()
-    table = table.drop_columns("query_id").append_column("query", query.indices)
-    table = table.append_column("score32", table["score"].cast(pa.float32(), safe=False)).sort_by(ORDERS[ties])
-    queries = table["query"].to_numpy()
+    column = table["query_id"].unify_dictionaries().combine_chunks()
+    queries, query_ids = column.indices.to_numpy(), column.dictionary.to_pylist()
     doc_ids = table["doc_id"].combine_chunks()
-    pairs = doc_ids.dictionary_encode().indices.to_numpy().astype(np.int64) * len(query.dictionary) + queries
-    if len(np.unique(pairs)) < len(pairs):
+    pairs = np.sort(_fingerprints(doc_ids) ^ (queries.astype(np.uint64) * MIX))
+    if (pairs[1:] == pairs[:-1]).any():
         _refuse_duplicate(path)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(queries, minlength=len(query.dictionary)))])
-    return RunColumns(query.dictionary.to_pylist(), starts, doc_ids, table["score"].to_numpy())
+    starts = np.concatenate([[0], np.cumsum(np.bincount(queries, minlength=len(query_ids)))])
+    ranks, scores = _ranks_and_scores(table, queries, starts)
+    order = _order(queries, scores.astype(np.float32), doc_ids) if ties == "trec" else _sorted(queries, ranks)
+    if order is not None:
+        doc_ids, scores = doc_ids.take(pa.array(order)), scores[order]
+    return RunColumns(query_ids, starts, doc_ids, scores)
+
+
+def _ranks_and_scores(table: pa.Table, queries: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if "value" not in table.column_names:
+        return table["rank"].to_numpy(), table["score"].to_numpy()
+    values = table["value"].to_numpy()
+    expected = np.arange(1, len(values) + 1) - np.repeat(starts[:-1], np.diff(starts))
+    if np.array_equal(values[np.lexsort((values, queries))], expected):
+        return values, -values
+    return np.arange(len(values)), values
+
+
+def _sorted(queries: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
+    """The order by query and key, equal ones as they are; None where they are in it already."""
+    if _follow(queries, keys).all():
+        return None
+    return np.lexsort((keys, queries))
+
+
+def _follow(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Whether each hit but the first may stand behind the one before it."""
+    return (queries[1:] > queries[:-1]) | ((queries[1:] == queries[:-1]) & (keys[1:] >= keys[:-1]))
+
+
+def _order(queries: np.ndarray, scores: np.ndarray, doc_ids: pa.StringArray) -> np.ndarray | None:
+    """trec_eval's order: by query, falling score, falling document id; None where the hits are in it already."""
+    order = _sorted(queries, -scores)
+    if order is not None:
+        queries, scores = queries[order], scores[order]
+    equal = (queries[1:] == queries[:-1]) & (scores[1:] == scores[:-1])
+    if not equal.any():
+        return order
+    order = np.arange(len(queries)) if order is None else order
+    tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    group = np.cumsum(np.append(True, ~equal))[tied]
+    table = pa.table({"group": group, "doc_id": doc_ids.take(pa.array(order[tied]))})
+    order[tied] = order[tied][pc.sort_indices(table, [("group", "ascending"), ("doc_id", "descending")]).to_numpy()]
+    return order
+
+
+def _fingerprints(texts: pa.StringArray) -> np.ndarray:
+    """A 64-bit number for each text: of different texts it is almost surely different."""
+    _, ends, data = texts.buffers()
+    ends = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    letters = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(8, np.uint8)])
+    words = np.ndarray(len(letters) - 7, "<u8", letters, strides=(1,))  # the eight bytes from each byte on
+    starts, lengths = ends[:-1], np.diff(ends)
+    masks = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
+    values = lengths.astype(np.uint64) * MIX
+    for at in range(0, lengths.max(initial=0), 8):
+        word = words[np.minimum(starts + at, len(words) - 1)] & masks[np.clip(lengths - at, 0, 8)]
+        values = (values ^ word) * MIX
+        values ^= values >> np.uint64(29)
+    return values
+
+
+def run_columns(run: Run) -> RunColumns:
+    """The same run as columns."""
+    hits = [hit for own in run.values() for hit in own]
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in run.values()], dtype=np.int64)])
+    doc_ids = pa.array([hit.doc_id for hit in hits], pa.string())
+    return RunColumns(list(run), starts, doc_ids, np.array([hit.score for hit in hits], dtype=np.float64))
 
 
 @contextmanager
@@ -103,60 +174,84 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+class _Form(NamedTuple):
+    """How the lines of a run file look."""
+
+    columns: dict[str, pa.DataType]
+    delimiter: str
+    header: str | None
+    """The first line, where it says what the columns are (BEIR)."""
+
+    @property
+    def used(self) -> list[str]:
+        return [name for name in self.columns if name not in UNUSED]
+
+
+def _form(path: Path) -> _Form:
+    first = next(numbered_lines(path), (0, 0, ""))[2]
+    columns = split_columns(first)
+    header = first if len(columns) == len(SHORT) and not is_number(columns[-1]) else None
+    return _Form(FORMS.get(len(columns), TREC), "\t" if "\t" in first else " ", header)
+
+
 def _run_table(path: Path) -> pa.Table | None:
     """The run's columns, read many lines at a time; None where a line is not as simple as that takes."""
-    first = next(numbered_lines(path), (0, 0, ""))[2]
-    parse = csv.ParseOptions(delimiter="\t" if "\t" in first else " ", quote_char=False)
-    convert = csv.ConvertOptions(column_types=RUN_COLUMNS, null_values=[], include_columns=_USED)
+    form = _form(path)
+    read = csv.ReadOptions(column_names=list(form.columns), skip_rows=int(form.header is not None))
+    parse = csv.ParseOptions(delimiter=form.delimiter, quote_char=False)
+    convert = csv.ConvertOptions(column_types=form.columns, null_values=[], include_columns=form.used)
     try:
         with pa.input_stream(str(path), compression="detect") as file:
-            table = csv.read_csv(
-                file,
-                read_options=csv.ReadOptions(column_names=list(RUN_COLUMNS)),
-                parse_options=parse,
-                convert_options=convert,
-            )
+            table = csv.read_csv(file, read_options=read, parse_options=parse, convert_options=convert)
     except (pa.ArrowInvalid, OSError):
         return None
-    simple = np.isfinite(table["score"].to_numpy()).all() and table["doc_id"].index("").as_py() < 0
+    simple = len(table) and np.isfinite(table[form.used[-1]].to_numpy()).all() and table["doc_id"].index("").as_py() < 0
     return table if simple else None
 
 
 def _run_table_by_line(path: Path) -> pa.Table:
     """The same table read line by line: any white space between columns, and an error that names the line."""
-    rows = list(read_lines(path, _run_row))
+    form = _form(path)
+    rows = [row for _, row in _rows(path, form)]
     if not rows:
-        raise UserError(f"{path}: holds no hits; expected lines of: query Q0 document rank score tag.")
-    columns = zip(_USED, zip(*rows, strict=True), strict=True)
-    return pa.table({name: pa.array(column, RUN_COLUMNS[name]) for name, column in columns})
+        raise UserError(f"{path}: holds no hits; {EXPECTED}.")
+    columns = zip(form.used, zip(*rows, strict=True), strict=True)
+    return pa.table({name: pa.array(column, form.columns[name]) for name, column in columns})
 
 
-def _run_row(line: str) -> tuple[str, str, int, float]:
+def _rows(path: Path, form: _Form) -> Iterator[tuple[int, tuple]]:
+    """Yield (line number, what is used of the line)."""
+    for number, _, row in parse_lines(path, partial(_run_row, form)):
+        if row is not None:
+            yield number, row
+
+
+def _run_row(form: _Form, line: str) -> tuple | None:
+    if line == form.header:
+        return None
     columns = split_columns(line)
-    if len(columns) != 6:
-        raise MalformedError(f"found {len(columns)} columns; expected 6: query Q0 document rank score tag.")
-    query_id, _, doc_id, rank, score, _ = columns
-    if not is_integer(rank):
-        raise MalformedError(f"rank is {rank!r}; expected a whole number in column 4.")
-    try:
-        value = float(score)
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
-        raise MalformedError(f"score is {score!r}; expected a finite number in column 5.")
-    return query_id, doc_id, int(rank), value
+    if len(columns) != len(form.columns):
+        raise MalformedError(f"found {len(columns)} columns; {EXPECTED}, the same on every line.")
+    row = dict(zip(form.columns, columns, strict=True))
+    if "rank" in row and not is_integer(row["rank"]):
+        raise MalformedError(f"rank is {row['rank']!r}; expected a whole number in column 4.")
+    score = row.get("score", columns[-1])
+    if not is_number(score):
+        place = list(form.columns).index(form.used[-1]) + 1
+        raise MalformedError(f"score is {score!r}; expected a finite number in column {place}.")
+    return (*(int(row[name]) if name == "rank" else row[name] for name in form.used[:-1]), float(score))
 
 
-def _refuse_duplicate(path: Path) -> NoReturn:
+def _refuse_duplicate(path: Path) -> None:
+    """Name the line that has a document again; none does where two ids only had the same fingerprint."""
     seen: set[tuple[str, str]] = set()
-    for number, _, (query_id, doc_id, *_) in parse_lines(path, _run_row):
+    for number, (query_id, doc_id, *_) in _rows(path, _form(path)):
         if (query_id, doc_id) in seen:
             raise UserError(
                 f"{path}:{number}: document {doc_id!r} occurs twice for query {query_id!r}; "
                 "a run names a document once per query."
             )
         seen.add((query_id, doc_id))
-    raise UserError(f"{path}: changed while it was read; run the command again.")
 
 
 def write_run(path: Path, run: Run | Iterator[tuple[str, list[Hit]]], tag: str = "shortlist") -> None:

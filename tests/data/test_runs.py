@@ -4,14 +4,16 @@ from pathlib import Path
 
 import ir_measures
 import numpy as np
+import pyarrow as pa
 import pytest
 import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import nDCG
 
+from shortlist.data import runs
 from shortlist.data.formats import read_qrels
-from shortlist.data.runs import read_run, read_run_columns, write_run
+from shortlist.data.runs import _fingerprints, read_run, read_run_columns, run_columns, write_run
 from shortlist.errors import UserError
 from shortlist.math.ordering import strictly_decreasing
 from shortlist.records import Hit, Run
@@ -93,7 +95,10 @@ def test_any_white_space_separates_the_columns_of_a_run(tmp_path, name, text):
         ("q Q0 a 1 high t\n", "run:1: score is 'high'"),
         ("q Q0 a first 2 t\n", "run:1: rank is 'first'; expected a whole number in column 4"),
         ("q Q0  1 2.5 t\n", "run:1: found 5 columns; expected 6"),
-        ("q a 2\n", "run:1: found 3 columns; expected 6"),
+        ("q a\n", "run:1: found 2 columns; expected 6 .* or 3"),
+        ("q a 2\nq b high\n", "run:2: score is 'high'; expected a finite number in column 3"),
+        ("q a 2\nq Q0 b 1 2 t\n", "run:2: found 6 columns; expected 6 .* or 3 .*the same on every line"),
+        ("query-id doc score\n", "run: holds no hits"),
         ("q Q0 a 1 2 t\nq Q0 b 1 2\n", "run:2: found 5 columns"),
         ("", "run: holds no hits"),
     ],
@@ -101,6 +106,61 @@ def test_any_white_space_separates_the_columns_of_a_run(tmp_path, name, text):
 def test_a_bad_run_is_named_by_file_line_and_fault(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_run(put(tmp_path / "run", text))
+
+
+@pytest.mark.parametrize("name", ["run.tsv", "run.tsv.gz"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q\ta\t2\nq\tb\t1\nr\tb\t1\n", {"q": [Hit("b", -1.0), Hit("a", -2.0)], "r": [Hit("b", -1.0)]}),  # ranks
+        ("q\ta\t2\nq\tb\t3\n", {"q": [Hit("b", 3.0), Hit("a", 2.0)]}),  # not 1, 2: scores
+        ("q a 0.5\nq  b  1\n", {"q": [Hit("b", 1.0), Hit("a", 0.5)]}),
+        ("query-id\tcorpus-id\tscore\nq\ta\t1.5\n", {"q": [Hit("a", 1.5)]}),
+    ],
+)
+def test_a_run_of_three_columns_has_ranks_or_scores(tmp_path, name, text, expected):
+    assert read_run(put(tmp_path / name, text)) == expected
+
+
+def test_the_rank_in_a_run_without_ranks_is_the_order_of_the_file(tmp_path):
+    assert doc_ids(read_run(put(tmp_path / "run", "q a 0.5\nq b 1\nq c 1\n"), ties="rank")) == ["a", "b", "c"]
+
+
+LINES = st.lists(
+    st.tuples(st.sampled_from("qrs"), st.integers(0, 30), st.integers(1, 5), st.sampled_from([1.0, 2.0, 2.0 + 1e-9])),
+    min_size=1,
+    unique_by=lambda line: line[:2],
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LINES)
+def test_runs_in_any_order_are_sorted_as_plain_python_sorts_them(tmp_path_factory, lines):
+    path = tmp_path_factory.getbasetemp() / "shuffled.trec"
+    put(path, "".join(f"{q} Q0 d{doc} {rank} {score!r} t\n" for q, doc, rank, score in lines))
+    for ties in ("trec", "rank"):
+        run = read_run(path, ties=ties)
+        assert list(run) == list(dict.fromkeys(line[0] for line in lines))
+        for query_id in run:
+            own = [(f"d{doc}", rank, np.float32(score)) for q, doc, rank, score in lines if q == query_id]
+            if ties == "trec":
+                own = sorted(sorted(own, key=lambda hit: hit[0], reverse=True), key=lambda hit: -hit[2])
+            else:
+                own = sorted(own, key=lambda hit: hit[1])
+            assert doc_ids(run, query_id) == [hit[0] for hit in own]
+
+
+def test_ids_of_any_length_have_fingerprints_of_their_own():
+    texts = ["", "a", "b", "ab", "ba", "a\0", "12345678", "123456789", "x" * 16, "x" * 17, "y" + "x" * 16, "é", "Ω" * 9]
+    texts += [str(number) for number in range(100_000)]
+    prints = _fingerprints(pa.array(texts))
+    assert len(np.unique(prints)) == len(texts)
+    assert _fingerprints(pa.array(texts)[3:9]).tolist() == _fingerprints(pa.array(texts[3:9])).tolist()
+
+
+def test_ids_that_only_share_a_fingerprint_are_no_duplicates(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_fingerprints", lambda texts: np.zeros(len(texts), dtype=np.uint64))
+    assert doc_ids(read_run(put(tmp_path / "run", "q Q0 a 1 2 t\nq Q0 b 2 1 t\n"))) == ["a", "b"]
 
 
 def test_a_written_score_is_read_back_to_the_last_bit(tmp_path):
@@ -130,6 +190,7 @@ def test_the_columns_of_a_run_hold_the_same_hits(tmp_path):
     write_run(tmp_path / "run.trec", run)
     columns = read_run_columns(tmp_path / "run.trec")
     assert {name: columns.hits(number) for number, name in enumerate(columns.query_ids)} == run
+    assert {name: run_columns(run).hits(number) for number, name in enumerate(run)} == run
     assert columns.queries_of(np.array([0, 1, 2, 3, 7])).tolist() == [0, 0, 1, 2, 2]
     assert columns.pairs(np.array([7, 2, 0])) == [("c", "4"), ("a", "y"), ("b", "x")]
 

@@ -1,0 +1,85 @@
+"""Whether a difference between two systems could be chance: tests and intervals over paired values of queries."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+BATCH = 1 << 22
+"""Numbers that are drawn at the same time."""
+
+
+def paired_t_test(differences: Float[np.ndarray, " queries"]) -> float | None:
+    """How likely a mean at least this far from 0 is by chance, the differences being normally distributed.
+
+    Two-sided; None for fewer than two queries.
+    """
+    if len(differences) < 2:
+        return None
+    if differences.max() == differences.min():  # no variance: the test divides by it
+        return 1.0 if differences[0] == 0 else 0.0
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def randomisation_test(
+    differences: Float[np.ndarray, " queries"], *, resamples: int = 10_000, seed: int = 0
+) -> float | None:
+    """The share of random assignments of each query's two values to the two systems whose means differ as much.
+
+    Two-sided; exact where there are no more assignments than `resamples`; None for fewer than two queries.
+
+    https://doi.org/10.1145/1321440.1321528
+    """
+    if len(differences) < 2:
+        return None
+    if not differences.any():
+        return 1.0
+    from scipy.stats import permutation_test
+
+    test = permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, BATCH // len(differences)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " queries"], *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Between which two numbers the mean lies in this share of all samples of as many queries, drawn from these."""
+    if values.max() == values.min():
+        return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        vectorized=True,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        batch=max(1, BATCH // len(values)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several comparisons such that calling those below 0.05 real is wrong once in 20 families, not tests.
+
+    The k-th smallest of n counts (n - k + 1) times, and no less than the one before it.
+
+    https://www.jstor.org/stable/4615733
+    """
+    order = np.argsort(p_values)
+    corrected = np.maximum.accumulate(np.sort(p_values) * np.arange(len(p_values), 0, -1))
+    result = np.empty(len(p_values))
+    result[order] = np.minimum(corrected, 1.0)
+    return result.tolist()

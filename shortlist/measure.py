@@ -1,0 +1,136 @@
+"""How well a run agrees with judgements, query by query: measures by their names in ir_measures."""
+
+from collections.abc import Sequence
+
+import ir_measures
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ir_measures import providers
+
+from shortlist.data.runs import RunColumns, run_columns
+from shortlist.errors import UserError, unknown
+from shortlist.math.measures import MEASURES, JudgedHits
+from shortlist.records import Qrels, Run
+
+Values = dict[str, float]
+"""query_id -> value of one measure."""
+
+NO_INSTALLING = ("pytrec_eval", "msmarco", "judged", "accuracy", "compat")
+INSTALLED_BY_SOME = ("cwl_eval", "pyndeval", "ranx", "trectools")
+PROVIDER = providers.FallbackProvider([providers.registry[name] for name in NO_INSTALLING + INSTALLED_BY_SOME])
+"""Who computes what is not ours, the first one that can: those that come with ir_measures, then others."""
+
+OWN_PARAMETERS = {"cutoff", "rel", "dcg"}
+"""What our own formulas take; a measure with another parameter is computed by ir_measures."""
+
+
+def parse_measures(names: Sequence[str], *, relevance_level: int = 1) -> dict[str, ir_measures.Measure]:
+    """The measures of these names, each with the relevance level if it takes one and its name does not give one.
+
+    Raises:
+        UserError: a name that does not exist, or that is written or parametrised wrongly.
+    """
+    return {name: _parse_measure(name.strip(), relevance_level) for name in names}
+
+
+def _parse_measure(name: str, relevance_level: int) -> ir_measures.Measure:
+    try:
+        measure = ir_measures.parse_measure(name)
+        if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
+            measure = measure(rel=relevance_level)
+        measure.validate_params()
+        supported = (_is_own(measure) or PROVIDER.supports(measure)) and measure.params.get("cutoff", 1) >= 1
+    except NameError:
+        raise unknown("measure", name.partition("@")[0].partition("(")[0], ir_measures.measures.registry) from None
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"measure {name!r}: {error}. Expected a form such as nDCG@10 or R(rel=2)@100.") from None
+    if not supported:
+        by = [each.NAME for each in PROVIDER.providers if each.supports(measure) and not each.is_available()]
+        how = f"install {' or '.join(by)}" if by else "try one such as nDCG@10, RR@10, AP or R@1000"
+        raise UserError(f"measure {name!r} cannot be computed here; {how}.")
+    return measure
+
+
+def _is_own(measure: ir_measures.Measure) -> bool:
+    return measure.NAME in MEASURES and measure.params.keys() <= OWN_PARAMETERS
+
+
+def per_query(
+    run: Run | RunColumns, qrels: Qrels, measures: Sequence[str], *, relevance_level: int = 1, complete: bool = False
+) -> dict[str, Values]:
+    """Measure each query's hits, in the order in which the run lists them.
+
+    Args:
+        run: best first; scores are not looked at.
+        qrels: what is not judged counts as not relevant.
+        measures: names as in ir_measures.
+        relevance_level: lowest grade that counts as relevant, for measures that know no grades.
+        complete: include judged queries that the run lacks, at 0.
+
+    Returns:
+        name of the measure -> query_id -> value, over the queries that are both judged and in the run, in the order of
+        the judgements.
+
+    Raises:
+        UserError: an unknown measure.
+    """
+    parsed = parse_measures(measures, relevance_level=relevance_level)
+    run = run if isinstance(run, RunColumns) else run_columns(run)
+    found = set(run.query_ids)
+    judged = {query_id: each for query_id, each in qrels.items() if complete or query_id in found}
+    hits = judged_hits(run, judged)
+    others = [measure for measure in parsed.values() if not _is_own(measure)]
+    values = _by_ir_measures(others, run, judged) if others and judged else {measure: {} for measure in others}
+    for measure in parsed.values():
+        if _is_own(measure):
+            values[measure] = dict(zip(judged, MEASURES[measure.NAME](hits, **measure.params).tolist(), strict=True))
+    return {name: values[measure] for name, measure in parsed.items()}
+
+
+def judged_hits(run: RunColumns, qrels: Qrels) -> JudgedHits:
+    """Where a run has the judged documents; queries are counted in the order of the judgements."""
+    codes = {doc_id: code for code, doc_id in enumerate({doc_id: None for each in qrels.values() for doc_id in each})}
+    queries = np.repeat(np.arange(len(qrels)), [len(each) for each in qrels.values()])
+    documents = np.array([codes[doc_id] for each in qrels.values() for doc_id in each], dtype=np.int64)
+    grades = np.array([grade for each in qrels.values() for grade in each.values()], dtype=np.int64)
+    numbers = {query_id: number for number, query_id in enumerate(qrels)}
+    number_of = np.array([numbers.get(query_id, -1) for query_id in run.query_ids], dtype=np.int64)
+
+    found = pc.fill_null(pc.index_in(run.doc_ids, pa.array(codes, pa.string())), -1).to_numpy()
+    places = np.flatnonzero(found >= 0)
+    own = run.queries_of(places)
+    keys, wanted = number_of[own] * len(codes) + found[places], queries * len(codes) + documents
+    order = np.argsort(wanted)
+    at = order[np.minimum(np.searchsorted(wanted, keys, sorter=order), max(len(wanted) - 1, 0))]
+    kept = np.flatnonzero(wanted[at] == keys) if len(wanted) else places[:0]
+    kept = kept[np.argsort(number_of[own[kept]], kind="stable")]
+
+    lengths = np.zeros(len(qrels), dtype=np.int64)
+    lengths[number_of[number_of >= 0]] = np.diff(run.starts)[number_of >= 0]
+    best_first = np.lexsort((-grades, queries))
+    return JudgedHits(
+        queries=queries[at[kept]],
+        ranks=places[kept] - run.starts[own[kept]] + 1,
+        grades=grades[at[kept]],
+        lengths=lengths,
+        judged_queries=queries,
+        judged_grades=grades[best_first],
+    )
+
+
+def _by_ir_measures(
+    measures: Sequence[ir_measures.Measure], run: RunColumns, qrels: Qrels
+) -> dict[ir_measures.Measure, Values]:
+    ordered = {
+        query_id: {hit.doc_id: -float(rank) for rank, hit in enumerate(run.hits(number))}
+        for number, query_id in enumerate(run.query_ids)
+        if query_id in qrels
+    }
+    values: dict[ir_measures.Measure, Values] = {measure: {} for measure in measures}
+    for metric in PROVIDER.iter_calc(list(measures), qrels, ordered):
+        values[metric.measure][metric.query_id] = float(metric.value)
+    return {
+        measure: {query_id: each[query_id] for query_id in qrels if query_id in each}
+        for measure, each in values.items()
+    }
