@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.files import atomic_write
+from shortlist.data.files import atomic_write, folder_bytes
 from shortlist.data.lines import OnBad
 from shortlist.data.manifest import Job, start_job
 from shortlist.data.snapshots import compact, document_keys, missing, pin, read_known, renew
@@ -32,7 +32,13 @@ from shortlist.errors import UserError
 from shortlist.math.agreement import NEIGHBOURS, agreement
 from shortlist.math.combination import avgp
 from shortlist.math.quantize import from_int8
-from shortlist.models.checkpoint import load_retriever, local_folder, model_identity, retriever_contract
+from shortlist.models.checkpoint import (
+    load_retriever,
+    local_folder,
+    model_identity,
+    num_parameters,
+    retriever_contract,
+)
 from shortlist.models.embed import Done, Precision, embed_documents, for_inference
 from shortlist.models.linear import packing_pays
 from shortlist.models.retriever import Retriever
@@ -257,17 +263,19 @@ def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
             wanted = parts(documents, config.shard_size, first=done[-1] + 1 if done else 0)
         else:
             wanted = parts(documents, config.shard_size, done=done)
-        write(job.out, encoder, wanted, paced(advance, "documents"))
+        results |= write(job.out, encoder, wanted, paced(advance, "documents"))
     if job.updating:
         results["dead"] = renew(job.out, _usable(config, collection))
         if results["dead"] and not config.compact:
             say(f"encode: {results['dead']:,} vectors of documents that are gone are kept; --compact drops them.")
     store = VectorReader(job.out)
+    results |= {"num_parameters": num_parameters(config.model), "bytes": folder_bytes(job.out)}
     return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
 
 
-def write(out: Path, encoder: Encoder, wanted: Iterator[Part], advance: Done) -> None:
-    """Embed these parts, wherever the Config says, and write each as it comes."""
+def write(out: Path, encoder: Encoder, wanted: Iterator[Part], advance: Done) -> dict[str, float]:
+    """Embed these parts, wherever the Config says, and write each as it comes; returns the tokens of a second."""
+    start, num_tokens = time.perf_counter(), 0
     config = encoder.config
     workers = config.workers or (None if config.engine == "ray" else max(1, torch.cuda.device_count()))
     here = config.engine == "local" and workers == 1
@@ -275,8 +283,11 @@ def write(out: Path, encoder: Encoder, wanted: Iterator[Part], advance: Done) ->
     with closing(spread(task, wanted, engine=config.engine, workers=workers)) as shards:
         for shard, tokens in shards:
             VectorWriter(out, shard.vectors.shape[1], config.dtype).write_shard(*shard)
+            num_tokens += tokens
             if not here:
                 advance(len(shard.doc_ids), tokens)
+    seconds = time.perf_counter() - start
+    return {"tokens_per_second": round(num_tokens / seconds, 1)} if num_tokens else {}
 
 
 def compare(encoder: Encoder, collection: Collection) -> str:

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
-from shortlist.data.formats import read_qrels
+from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, read_manifest, start_job
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
@@ -60,9 +59,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Print the measurements, and write them where --out and --per-query say."""
-    names = config.names or tuple(map(str, config.runs))
-    if len(names) != len(config.runs):
-        raise UserError(f"--names has {len(names)} names for {len(config.runs)} runs; expected one per run.")
+    names = run_names(config.names, config.runs)
     if config.per_query is not None and len(set(names)) < len(names):
         raise UserError("--per-query: two runs have the same name; tell them apart with --names.")
     if not config.runs or not config.measures:
@@ -71,15 +68,14 @@ def run(config: Config) -> None:
         raise UserError(
             f"--resamples is {config.resamples} and --judged-at {config.judged_at}; expected at least 100 and 1."
         )
-    if (config.qrels is None) == (config.collection is None):
-        raise UserError("expected either --qrels FILE or --collection C, and not both.")
+    _judgements(config).check()
     results = _evaluate(config, names) if config.out is None else _evaluate_once(config, names, config.out)
     _print(results, config)
 
 
 def _evaluate_once(config: Config, names: Sequence[str], out: Path) -> dict[str, Any]:
     """Evaluate into a file, or read the file where that is done already."""
-    inputs = {"runs": [identity(path) for path in config.runs], **_judgements_identity(config)}
+    inputs = {"runs": [identity(path) for path in config.runs], **_judgements(config).identity()}
     job = start_job(config, stage="evaluate", inputs=inputs, ignore=("details", "per_query"))
     if job.done and config.per_query is None:
         return json.loads(out.read_text("utf-8"))
@@ -91,19 +87,13 @@ def _evaluate_once(config: Config, names: Sequence[str], out: Path) -> dict[str,
     return results
 
 
-def _judgements_identity(config: Config) -> dict[str, str]:
-    if config.qrels is not None:
-        return {"qrels": identity(config.qrels)}
-    return {"collection": open_collection(str(config.collection)).identity(f"qrels/{config.split}")}
+def _judgements(config: Config) -> Judgements:
+    return Judgements(config.qrels, config.collection, config.split)
 
 
 def _evaluate(config: Config, names: Sequence[str]) -> dict[str, Any]:
     parse_measures(config.measures)  # before big files are read
-    if config.qrels is not None:
-        qrels, where = read_qrels(config.qrels), str(config.qrels)
-    else:
-        qrels = open_collection(str(config.collection)).qrels(config.split)
-        where = f"{config.collection} ({config.split})"
+    qrels, where = _judgements(config).read(), _judgements(config).where
     _hint_at_grades(qrels, config)
     values: dict[str, dict[str, Values]] = {}
     rows, first = [], None

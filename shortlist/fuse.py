@@ -46,9 +46,10 @@ def run(config: Config) -> None:
     runs = [read_run(path, ties=config.ties) for path in config.runs]
     start = time.perf_counter()
     fused = FUSIONS[config.method](runs, weights=config.weights)
-    milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(fused)) + sum(map(ms_per_query, config.runs))
+    own = 1000 * (time.perf_counter() - start) / max(1, len(fused))
+    times = {"ms_per_query": round(own + sum(map(ms_per_query, config.runs)), 3), "stage_ms": round(own, 3)}
     write_run(job.out, {query_id: hits[: config.k] for query_id, hits in fused.items()}, tag=config.method)
     in_all = sum(all(query_id in run for run in runs) for query_id in fused)
     if in_all < len(fused):
         say(f"fuse: {len(fused) - in_all} of {len(fused)} queries are missing from at least one run.")
-    job.finish(num_queries=len(fused), in_all_runs=in_all, ms_per_query=round(milliseconds, 3))
+    job.finish(num_queries=len(fused), in_all_runs=in_all, **times)

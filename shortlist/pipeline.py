@@ -32,6 +32,7 @@ OUTPUTS = {
     "fuse": "run.trec",
     "mine": "groups.jsonl",
     "evaluate": "results.json",
+    "compare": "",
 }
 """The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""
 

@@ -21,7 +21,7 @@ from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
 from shortlist.math.agreement import kendall_tau
 from shortlist.measure import per_query
-from shortlist.models.checkpoint import load_reranker, local_folder, model_identity, reranker_contract
+from shortlist.models.checkpoint import load_reranker, local_folder, model_identity, num_parameters, reranker_contract
 from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
@@ -146,6 +146,13 @@ class Scored(NamedTuple):
     num_tokens: int
 
 
+class Pace(NamedTuple):
+    """What a pair took on average."""
+
+    seconds: float
+    tokens: float
+
+
 @dataclass(frozen=True)
 class Scorer:
     """Scores chunks in whichever process it is sent to; the model is loaded there, when the first one comes."""
@@ -234,8 +241,10 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
     results["num_pairs"] = int(np.isfinite(scores).sum())
     results["not_reached"] = len(readable) - results["num_pairs"] - candidates.num_empty
     if pace is not None:
-        milliseconds = 1000 * pace * results["num_pairs"] / max(1, len(run.query_ids))
+        milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, len(run.query_ids))
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
+        results |= {"stage_ms": round(milliseconds, 3), "tokens_per_second": round(pace.tokens / pace.seconds, 1)}
+    results["num_parameters"] = num_parameters(config.model)
     if not results["not_reached"]:
         job.finish(**results)
         return
@@ -252,11 +261,11 @@ def read(
     wanted: Int[np.ndarray, " wanted"],
     scores: Float[np.ndarray, " hits"],
     log: ScoreLog,
-) -> float | None:
+) -> Pace | None:
     """Put in the scores of the wanted hits that have none yet, into the log too, as long as time allows.
 
     Returns:
-        Seconds that a pair took; None where there was nothing to read.
+        None where there was nothing to read.
 
     Raises:
         UserError: a score that is not finite.
@@ -265,7 +274,7 @@ def read(
     left = int(np.isnan(scores[wanted]).sum())
     if 0 < left < len(wanted):
         say(f"rerank: continuing after {len(wanted) - left:,} pairs.")
-    start, num_read = time.perf_counter(), 0
+    start, num_read, num_tokens = time.perf_counter(), 0, 0
     with progress("reranking", len(wanted), "pairs", done=len(wanted) - left) as advance:
         told = paced(advance, "pairs")
         with closing(score(scorer, candidates.chunks(wanted, ~np.isnan(scores)))) as parts:
@@ -274,10 +283,10 @@ def read(
                 log.append(run.pairs(part.numbers), part.scores)
                 scores[part.numbers] = part.scores
                 told(len(part.numbers), part.num_tokens)
-                num_read += len(part.numbers)
+                num_read, num_tokens = num_read + len(part.numbers), num_tokens + part.num_tokens
                 if budget is not None and time.perf_counter() - start >= budget:
                     break
-    return (time.perf_counter() - start) / num_read if num_read else None
+    return Pace((time.perf_counter() - start) / num_read, num_tokens / num_read) if num_read else None
 
 
 def check_finite(pairs: Sequence[tuple[str, str]], scores: Float[np.ndarray, " pairs"]) -> None:

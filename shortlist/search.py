@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 
 from shortlist.config import from_settings, load_yaml
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.files import folder_bytes
 from shortlist.data.manifest import identity, read_manifest, start_job
 from shortlist.data.runs import write_run
 from shortlist.engine import Engine
@@ -227,8 +228,13 @@ def run(config: Config) -> None:
         return
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
     found, milliseconds = search(index, queries, config.k)
+    cost = {"index_bytes": sum(folder_bytes(path) for path in {*config.index, config.vectors} if path)}
+    if config.model:
+        from shortlist.models.checkpoint import num_parameters
+
+        cost["num_parameters"] = num_parameters(config.model)
     write_run(job.out, found, tag="shortlist")
-    job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3))
+    job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stage_ms=round(milliseconds, 3), **cost)
 
 
 def _inputs(config: Config, queries: list[Query]) -> dict[str, str | list[str]]:

@@ -12,6 +12,7 @@ STAGE = {"Config", "run"}
 
 NAMES = {
     "shortlist.cli": "EXPECTED MODULES STAGES main",
+    "shortlist.compare": "COSTS Config FILES costs draw_pareto run stages",
     "shortlist.config": "from_settings load_yaml parse to_flags",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
@@ -27,6 +28,7 @@ NAMES = {
     "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
     "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection hub_rows",
     "shortlist.data.ids": "DocIds LINE_END",
+    "shortlist.data.judgements": "Judgements run_names",
     "shortlist.data.lines": (
         "MalformedError OnBad count_lines numbered_lines parse_json parse_lines read_lines refuse to_text"
     ),
@@ -91,6 +93,7 @@ NAMES = {
         "precision recall reciprocal_rank success"
     ),
     "shortlist.math.ordering": "strictly_decreasing",
+    "shortlist.math.pareto": "frontier",
     "shortlist.math.pooling": "POOLINGS Pooling cls last mean",
     "shortlist.math.products": "Product ROWS float_product full_precision packing_is_right",
     "shortlist.math.quantize": "LARGEST from_int8 int8_product to_int8",
@@ -111,8 +114,9 @@ NAMES = {
         "load_backbone load_classifier merge_adapter not_a_model parse_lora pooled_states real_tokens see_both_ways"
     ),
     "shortlist.models.checkpoint": (
-        "ADAPTER FILES QUANTIZATION load_reranker load_retriever local_folder model_identity reranker_contract "
-        "reranker_to_train retriever_contract retriever_to_train save_model saved_names saved_weights"
+        "ADAPTER FILES QUANTIZATION load_reranker load_retriever local_folder model_identity num_parameters "
+        "reranker_contract reranker_to_train retriever_contract retriever_to_train save_model saved_names "
+        "saved_weights"
     ),
     "shortlist.models.embed": (
         "CPU_TOKENS Done GPU_TOKENS Pair Precision TEXTS_AT_ONCE TokenIds compact_ids default_token_budget "
@@ -132,12 +136,12 @@ NAMES = {
     ),
     "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
     "shortlist.progress": (
-        "Advance PLAIN_SECONDS duration leads paced peak_bytes progress resident_bytes say size track"
+        "Advance PLAIN_SECONDS duration forget_peak leads paced peak_bytes progress resident_bytes say size track"
     ),
     "shortlist.records": "Document Group Hit Qrels Query Run",
     "shortlist.rerank": (
-        "BEST_FIRST Candidates Chunk Config LISTED PAIRS_AT_ONCE Scored Scorer check_finite compare contract_of "
-        "fill log_path mean_ndcg read reorder rerank reranked run score"
+        "BEST_FIRST Candidates Chunk Config LISTED PAIRS_AT_ONCE Pace Scored Scorer check_finite compare "
+        "contract_of fill log_path mean_ndcg read reorder rerank reranked run score"
     ),
     "shortlist.search": (
         "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index print_hits run search"

@@ -16,7 +16,7 @@ import yaml
 import shortlist
 from shortlist.data.files import atomic_write, sha256
 from shortlist.errors import UserError
-from shortlist.progress import say
+from shortlist.progress import forget_peak, peak_bytes, say
 
 T = TypeVar("T")
 
@@ -53,11 +53,12 @@ class Job:
 
     def pause(self, **results: Any) -> None:
         """Write what was counted and measured of an output that can be used, though the same command has more to do."""
-        _write(self.out, self.manifest | {"results": results})
+        _write(self.out, self.manifest | {"results": results | {"peak_bytes": peak_bytes()}})
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
     def finish(self, **results: Any) -> None:
-        """Write the manifest as complete, with what was counted and measured."""
+        """Write the manifest as complete, with what was counted and measured, and the most memory of this process."""
+        results["peak_bytes"] = peak_bytes()
         _write(self.out, self.manifest | {"complete": True, "finished": _now(), "results": results})
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
@@ -85,6 +86,7 @@ def start_job(
     Raises:
         UserError: `out` holds something else, and `overwrite` is off or it is nothing of ours.
     """
+    forget_peak()
     out = Path(config.out)
     settings = {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
     made_from = {k: v for k, v in settings.items() if k not in NOT_INPUTS | set(ignore) | set(inputs)}

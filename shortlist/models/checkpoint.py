@@ -7,6 +7,7 @@ folder holds `adapter_config.json` and `adapter_model.safetensors` instead, head
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,15 @@ def _base_folder(folder: Path) -> Path:
     """Where the whole weights of a folder are: in its base's, if it holds an adapter."""
     config = folder / "adapter_config.json"
     return _base_folder(local_folder(read_json(config)["base_model_name_or_path"])) if config.exists() else folder
+
+
+def num_parameters(name: str) -> int:
+    """How many numbers a model is made of, by its files: those of an adapter are merged into its base's."""
+    total = 0
+    for path in _base_folder(local_folder(name)).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return total
 
 
 def _save_weights(model: Retriever | Reranker, folder: Path, state: dict[str, Tensor]) -> None:
