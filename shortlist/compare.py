@@ -15,7 +15,7 @@ import numpy as np
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write
 from shortlist.data.judgements import Judgements, run_names
-from shortlist.data.manifest import identity, read_manifest, start_job
+from shortlist.data.manifest import identity, stages, start_job
 from shortlist.data.runs import read_run_columns
 from shortlist.errors import UserError
 from shortlist.math.pareto import frontier
@@ -55,41 +55,22 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-def stages(run: Path) -> list[dict[str, Any]]:
-    """The stages that made a run, first to last, by the manifests beside it and beside the runs that it was made of.
-
-    Returns:
-        For each: `stage`, `run`, and what it says of its cost: `stage_ms` per query, `tokens_per_second`,
-        `index_bytes`, `peak_bytes`, `num_parameters`, `model`. None for a run without a manifest.
-    """
-    manifest = read_manifest(run)
-    if manifest is None:
-        return []
-    config, results = manifest["config"], manifest.get("results", {})
-    earlier = [Path(path) for path in [config.get("run"), *(config.get("runs") or [])] if path]
-    known = {name: results[name] for name in ("stage_ms", *COSTS) if name in results}
-    own = {"stage": manifest["stage"], "run": str(run), "model": config.get("model"), **known}
-    return [stage for path in earlier for stage in stages(path)] + [own]
-
-
 def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a run costs over all its stages; what a manifest does not say is left out.
+    """What a run costs over all its stages (see data.manifest.stages); what they do not say is left out.
 
-    Time per query is that of the stages together, memory the most that one of them held, the index all that the first
-    stages read, the parameters those of every model once, tokens per second those of the last stage that says so.
+    Time per query is that of all stages, memory the most that one of them held, the index all that the first stages
+    read, the parameters those of every model once, tokens per second those of the last stage that counts them.
     """
-    last = made_by[-1] if made_by else {}
     models = {stage["model"]: stage["num_parameters"] for stage in made_by if "num_parameters" in stage}
-    peaks = [stage["peak_bytes"] for stage in made_by if "peak_bytes" in stage]
     speeds = [stage["tokens_per_second"] for stage in made_by if "tokens_per_second" in stage]
     found = {
-        "ms_per_query": last.get("ms_per_query"),
+        "ms_per_query": round(sum(stage["ms"] for stage in made_by), 3),
         "tokens_per_second": speeds[-1] if speeds else None,
-        "index_bytes": sum(stage.get("index_bytes", 0) for stage in made_by) or None,
-        "peak_bytes": max(peaks, default=None),
-        "num_parameters": sum(models.values()) or None,
+        "index_bytes": sum(stage.get("index_bytes", 0) for stage in made_by),
+        "peak_bytes": max((stage.get("peak_bytes", 0) for stage in made_by), default=0),
+        "num_parameters": sum(models.values()),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value}
 
 
 def run(config: Config) -> None:
@@ -139,7 +120,7 @@ def _compare(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
             raise UserError(f"{path}: none of its queries is judged; expected a run of the judged queries.")
         made_by = stages(path)
         if not made_by:
-            say(f"{path}: no manifest of ours is beside it, so what it costs is not known.")
+            say(f"{path}: no manifest beside it says what it cost.")
         means = {measure: float(np.mean(list(each.values()))) for measure, each in values.items()}
         row = {"name": name, "run": str(path), "queries": len(next(iter(values.values()))), **means, **costs(made_by)}
         rows.append(row | {"stages": made_by})
@@ -205,7 +186,7 @@ def _print(rows: Sequence[Mapping[str, Any]], config: Config) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:
-    by_stage = [f"{stage['stage']} {stage['stage_ms']:,.1f}" for stage in row["stages"] if "stage_ms" in stage]
+    by_stage = [f"{stage['stage']} {stage['ms']:,.1f}" for stage in row["stages"]]
     yield "\n".join(by_stage) or "-"
     yield _known(row, "ms_per_query", lambda value: f"{value:,.1f}")
     yield _known(row, "tokens_per_second", lambda value: f"{value:,.0f}")

@@ -2,10 +2,11 @@
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from shortlist.data.manifest import identity, ms_per_query, start_job
+from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS
@@ -47,9 +48,10 @@ def run(config: Config) -> None:
     start = time.perf_counter()
     fused = FUSIONS[config.method](runs, weights=config.weights)
     own = 1000 * (time.perf_counter() - start) / max(1, len(fused))
-    times = {"ms_per_query": round(own + sum(map(ms_per_query, config.runs)), 3), "stage_ms": round(own, 3)}
+    cost: dict[str, Any] = {"ms_per_query": round(own + sum(map(ms_per_query, config.runs)), 3)}
+    cost["stages"] = [*chain.from_iterable(map(stages, config.runs)), {"stage": "fuse", "ms": round(own, 3)}]
     write_run(job.out, {query_id: hits[: config.k] for query_id, hits in fused.items()}, tag=config.method)
     in_all = sum(all(query_id in run for run in runs) for query_id in fused)
     if in_all < len(fused):
         say(f"fuse: {len(fused) - in_all} of {len(fused)} queries are missing from at least one run.")
-    job.finish(num_queries=len(fused), in_all_runs=in_all, **times)
+    job.finish(num_queries=len(fused), in_all_runs=in_all, **cost)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.manifest import Job, identity, ms_per_query, start_job
+from shortlist.data.manifest import Job, identity, ms_per_query, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine, spread
@@ -25,7 +25,7 @@ from shortlist.models.checkpoint import load_reranker, local_folder, model_ident
 from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
-from shortlist.progress import paced, progress, say
+from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Document, Hit, Qrels, Query, Run
 from shortlist.text.contract import InputContract, Inputs
 from shortlist.text.segments import Segments, segment_contract, unused_settings
@@ -243,8 +243,7 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
     if pace is not None:
         milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, len(run.query_ids))
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
-        results |= {"stage_ms": round(milliseconds, 3), "tokens_per_second": round(pace.tokens / pace.seconds, 1)}
-    results["num_parameters"] = num_parameters(config.model)
+        results["stages"] = [*stages(config.run), _cost(config, job, milliseconds, pace)]
     if not results["not_reached"]:
         job.finish(**results)
         return
@@ -253,6 +252,18 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
         f"rerank: {results['not_reached']:,} of {len(readable):,} pairs were not reached and keep their places; the "
         "same command with more time or pairs goes on."
     )
+
+
+def _cost(config: Config, job: Job, milliseconds: float, pace: Pace) -> dict[str, Any]:
+    """What reranking took, as `stages` gives it."""
+    return {
+        "stage": "rerank",
+        "ms": round(milliseconds, 3),
+        "tokens_per_second": round(pace.tokens / pace.seconds, 1),
+        "model": job.manifest["made_from"]["model"],
+        "num_parameters": num_parameters(config.model),
+        "peak_bytes": peak_bytes(),
+    }
 
 
 def read(

@@ -11,12 +11,13 @@ from typing import Any, Literal, final
 from shortlist.config import from_settings, load_yaml
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.manifest import identity, read_manifest, start_job
+from shortlist.data.manifest import Job, identity, read_manifest, start_job
 from shortlist.data.runs import write_run
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index import Index, VectorIndex
 from shortlist.math.fusion import FUSIONS, rrf
+from shortlist.progress import peak_bytes
 from shortlist.records import Query, Run
 
 DEMO_FOLDER = Path("shortlist-demo")
@@ -228,13 +229,19 @@ def run(config: Config) -> None:
         return
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
     found, milliseconds = search(index, queries, config.k)
-    cost = {"index_bytes": sum(folder_bytes(path) for path in {*config.index, config.vectors} if path)}
+    write_run(job.out, found, tag="shortlist")
+    job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stages=[_cost(config, job, milliseconds)])
+
+
+def _cost(config: Config, job: Job, milliseconds: float) -> dict[str, Any]:
+    """What the search took, as `stages` gives it."""
+    folders = {path for path in (*config.index, config.vectors) if path}
+    cost = {"stage": "search", "ms": round(milliseconds, 3), "index_bytes": sum(map(folder_bytes, folders))}
     if config.model:
         from shortlist.models.checkpoint import num_parameters
 
-        cost["num_parameters"] = num_parameters(config.model)
-    write_run(job.out, found, tag="shortlist")
-    job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stage_ms=round(milliseconds, 3), **cost)
+        cost |= {"model": job.manifest["made_from"]["model"], "num_parameters": num_parameters(config.model)}
+    return cost | {"peak_bytes": peak_bytes()}
 
 
 def _inputs(config: Config, queries: list[Query]) -> dict[str, str | list[str]]:

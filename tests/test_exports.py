@@ -12,7 +12,7 @@ STAGE = {"Config", "run"}
 
 NAMES = {
     "shortlist.cli": "EXPECTED MODULES STAGES main",
-    "shortlist.compare": "COSTS Config FILES costs draw_pareto run stages",
+    "shortlist.compare": "COSTS Config FILES costs draw_pareto run",
     "shortlist.config": "from_settings load_yaml parse to_flags",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
@@ -32,7 +32,9 @@ NAMES = {
     "shortlist.data.lines": (
         "MalformedError OnBad count_lines numbered_lines parse_json parse_lines read_lines refuse to_text"
     ),
-    "shortlist.data.manifest": "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen start_job",
+    "shortlist.data.manifest": (
+        "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen stages start_job"
+    ),
     "shortlist.data.runs": (
         "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns "
         "write_run"

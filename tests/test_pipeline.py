@@ -9,7 +9,7 @@ from tiny import write_collection
 
 from shortlist import encode, pipeline
 from shortlist.data.formats import write_qrels
-from shortlist.data.manifest import read_manifest
+from shortlist.data.manifest import read_manifest, stages
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.pipeline import OUTPUTS, plan, run_recipe
@@ -36,6 +36,7 @@ steps:
       max_length: 64, seed: $reranker_seed}}
   reranked: {{stage: rerank, model: $reranker, run: $hybrid, collection: $data, depth: $depth}}
   results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
+  compared: {{stage: compare, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
 """
 
 
@@ -83,20 +84,35 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
     )
 
 
+def test_every_run_says_what_each_of_its_stages_cost(once: Path):
+    made_by = stages(once / "out" / "reranked" / "run.trec")
+    assert [stage["stage"] for stage in made_by] == ["search", "search", "fuse", "rerank"]
+    words, dense, fused, reranked = made_by
+    assert words["index_bytes"] > 1000
+    assert dense["num_parameters"] == reranked["num_parameters"] - 32 > 10_000  # its head
+    assert dense["model"] != reranked["model"]
+    assert min(stage["peak_bytes"] for stage in (words, dense, reranked)) > 2**20
+    assert reranked["tokens_per_second"] > 1
+    total = read_manifest(once / "out" / "reranked" / "run.trec")["results"]["ms_per_query"]
+    assert sum(stage["ms"] for stage in made_by) == pytest.approx(total, abs=0.01)
+    assert fused["ms"] < reranked["ms"]
+    assert read_manifest(once / "out" / "vectors")["results"]["tokens_per_second"] > 1
+
+
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 12
-    assert "[12/12] results" in err
+    assert err.count("already done") == 13
+    assert "[13/13] compared" in err
 
 
 @pytest.mark.parametrize(
     ("setting", "steps"),
     [
-        ("depth=3", {"reranked", "results"}),
-        ("keep=5", {"hybrid", "reranked", "results"}),
-        ("reranker_seed=1", {"reranker", "reranked", "results"}),
-        ("start=$backbone", {"reranker", "reranked", "results"}),
+        ("depth=3", {"reranked", "results", "compared"}),
+        ("keep=5", {"hybrid", "reranked", "results", "compared"}),
+        ("reranker_seed=1", {"reranker", "reranked", "results", "compared"}),
+        ("start=$backbone", {"reranker", "reranked", "results", "compared"}),
     ],
 )
 def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, setting: str, steps: set[str]):
@@ -106,7 +122,7 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    assert again(done) == {"results"}
+    assert again(done) == {"results", "compared"}
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)
     assert {"retriever", "groups", "reranker", "results"} <= redone

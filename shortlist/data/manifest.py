@@ -159,6 +159,17 @@ def ms_per_query(run: Path) -> float:
     return manifest.get("results", {}).get("ms_per_query", 0.0) if manifest else 0.0
 
 
+def stages(run: Path) -> list[dict[str, Any]]:
+    """What each stage that made a run says it cost, first to last; none where its manifest does not say.
+
+    Returns:
+        For each: `stage`, and of these what it knows: `ms` of its own per query, `tokens_per_second`, `index_bytes`,
+        `peak_bytes`, `model` (its identity) and `num_parameters`.
+    """
+    manifest = read_manifest(run)
+    return manifest.get("results", {}).get("stages", []) if manifest else []
+
+
 def identity(path: str | Path) -> str:
     """What a file or folder holds, as a string: the job of an output folder of ours, else a hash of the contents.
 
