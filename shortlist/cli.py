@@ -20,6 +20,7 @@ STAGES = {
     "rerank": "reorder a run with a reranker",
     "fuse": "make one run of several",
     "evaluate": "measure runs against judgements",
+    "table": "put results beside published ones, in the rows and columns of a published table",
     "compare": "what runs are worth beside what they cost",
     "run": "run the stages of a recipe, skipping what is done",
     "demo": "train and measure a whole system on this machine's own Python sources",

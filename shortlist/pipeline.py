@@ -33,6 +33,7 @@ OUTPUTS = {
     "mine": "groups.jsonl",
     "evaluate": "results.json",
     "compare": "",
+    "table": "",
 }
 """The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""
 
@@ -60,6 +61,9 @@ class Step(NamedTuple):
 def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
     """Check a whole recipe and put values for its names, before anything runs.
 
+    Args:
+        where: the recipe's file; a step's `recipe:` is found from its folder.
+
     Raises:
         UserError: a stage, setting or `$name` that does not exist; `where` says in which file.
     """
@@ -72,21 +76,37 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
     steps = []
     for name, given in (recipe.get("steps") or {}).items():
         at = f"{where}: step {name!r}"
-        if not isinstance(given, dict) or "stage" not in given:
-            raise UserError(f"{at}: expected settings with `stage:`, one of {', '.join(OUTPUTS)}.")
-        if given["stage"] not in OUTPUTS:
-            raise UserError(f"{at}: {unknown('stage', given['stage'], OUTPUTS)}")
+        if not isinstance(given, dict) or len(given.keys() & {"stage", "recipe"}) != 1:
+            raise UserError(f"{at}: expected settings with `recipe:` or `stage:`, one of {', '.join(OUTPUTS)}.")
         if name in values:
             raise UserError(f"{at}: the name is taken by a setting or an earlier step; choose another.")
-        output = out / name / OUTPUTS[given["stage"]]
-        settings = {key: _resolve(value, values, at) for key, value in given.items() if key != "stage"}
-        settings |= {"out": str(output), "overwrite": True}
-        module = import_module(f"shortlist.{given['stage']}")
-        steps.append(Step(name, given["stage"], from_settings(module.Config, settings, where=at)))
-        values[name] = str(output)
+        settings = {key: _resolve(value, values, at) for key, value in given.items() if key not in ("stage", "recipe")}
+        if "recipe" in given:
+            inside = _inside(name, Path(where).parent / given["recipe"], settings, out / name)
+        else:
+            inside = [_step(name, given["stage"], settings, out / name, at)]
+        steps += inside
+        values |= {step.name: str(step.config.out) for step in inside}
     if not steps:
         raise UserError(f"{where}: has no steps.")
     return steps
+
+
+def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str) -> Step:
+    if stage not in OUTPUTS:
+        raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
+    settings |= {"out": str(folder / OUTPUTS[stage]), "overwrite": True}
+    return Step(name, stage, from_settings(import_module(f"shortlist.{stage}").Config, settings, where=at))
+
+
+def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Step]:
+    """The steps of a recipe that is a step of another one, as NAME/STEP, with these settings instead of its own."""
+    recipe = load_yaml(path)
+    own = recipe.get("settings") or {}
+    for setting in settings.keys() - own.keys():
+        raise UserError(f"step {name!r}: {path}: {unknown('setting', setting, own)}")
+    steps = plan({**recipe, "settings": {**own, **settings}}, folder, where=str(path))
+    return [step._replace(name=f"{name}/{step.name}") for step in steps]
 
 
 def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:

@@ -15,7 +15,7 @@ LAYERS = [
     {"data"},
     {"models", "measure"},
     {"index"},
-    {"train", "mine", "encode", "search", "rerank", "fuse", "evaluate", "compare", "init"},
+    {"train", "mine", "encode", "search", "rerank", "fuse", "evaluate", "compare", "table", "init"},
     {"pipeline", "verify"},
     {"demo"},
     {"cli"},

@@ -1,0 +1,188 @@
+"""Stage `table`: results in the rows and columns of a published table, beside what was published."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from shortlist.config import load_yaml
+from shortlist.data.figures import COLORS, write_svg
+from shortlist.data.files import atomic_write, read_json, write_json
+from shortlist.data.manifest import identity, start_job
+from shortlist.errors import UserError, unknown
+
+NOT_RUN, NOT_SAID = "not run", "-"
+"""What stands for a value of ours that there is none of, and for one that was not published."""
+
+Cells = list[float | None]
+"""A row's values, percent, column by column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    published: str
+    """A published table: passage, beir, document, full-or-lora, lengths (of the RepLLaMA paper), or a YAML file."""
+    results: tuple[Path, ...]
+    """Results from `shortlist evaluate`, one file for each of the table's sets that was run."""
+    sets: tuple[str, ...]
+    """Which of the table's sets each file is about."""
+    rows: tuple[str, ...]
+    """Our rows, by the names that the results give them; one without results is printed as not run."""
+    label: str = "ours"
+    """What to call our rows, such as the backbone and the data."""
+    out: Path
+    """Folder for table.md, table.json and, of a table whose columns are numbers, table.svg."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+class Column(NamedTuple):
+    """One column of a table: a measure on a set, or the mean of all others."""
+
+    name: str
+    set: str = ""
+    measure: str = ""
+    mean: bool = False
+
+
+class Table(NamedTuple):
+    """A published table."""
+
+    title: str
+    source: str
+    columns: list[Column]
+    rows: dict[str, Cells]
+
+
+def published_tables() -> list[str]:
+    """The names of the tables that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in files(__name__).iterdir() if path.name.endswith(".yaml"))
+
+
+def read_table(name: str) -> Table:
+    """A table by its name, or by its file: `title`, `source`, `columns` (`name`, `set`, `measure`; or `name`, `mean`)
+    and `rows`, percent, null where nothing was published.
+
+    Raises:
+        UserError: there is none, or it is not of this form.
+    """
+    if name in published_tables():
+        name = str(files(__name__) / f"{name}.yaml")
+    elif not Path(name).is_file():
+        raise unknown("published table", name, published_tables())
+    content = load_yaml(Path(name))
+    try:
+        columns = [Column(**column) for column in content["columns"]]
+        table = Table(content["title"], content["source"], columns, {str(row): v for row, v in content["rows"].items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}: not a table ({error}); expected title, source, columns and rows.") from None
+    for row, values in table.rows.items():
+        if len(values) != len(columns):
+            raise UserError(f"{name}: row {row!r} has {len(values)} values for {len(columns)} columns.")
+    return table
+
+
+def our_rows(
+    table: Table, results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]
+) -> dict[str, Cells]:
+    """Our values in a table's columns.
+
+    Args:
+        results: the rows of `shortlist evaluate` for each set that was run.
+        names: our rows.
+
+    Returns:
+        name -> values, percent; None where that was not run. A mean needs all other columns.
+    """
+
+    def value(name: str, column: Column) -> float | None:
+        found = [row for row in results.get(column.set, []) if row["name"] == name and column.measure in row]
+        return 100 * found[0][column.measure] if found else None
+
+    rows = {}
+    for name in names:
+        values = [value(name, column) for column in table.columns]
+        single = [v for v, column in zip(values, table.columns, strict=True) if not column.mean]
+        known = [v for v in single if v is not None]
+        mean = fmean(known) if known and len(known) == len(single) else None
+        rows[name] = [mean if column.mean else v for v, column in zip(values, table.columns, strict=True)]
+    return rows
+
+
+def run(config: Config) -> None:
+    """Print the table, and write it."""
+    table = read_table(config.published)
+    if len(config.sets) != len(config.results):
+        raise UserError(f"--sets has {len(config.sets)} names for {len(config.results)} results; expected as many.")
+    known = {column.set for column in table.columns}
+    for name in config.sets:
+        if name not in known:
+            raise unknown(f"set of {config.published}", name, sorted(known - {""}))
+    job = start_job(config, stage="table", inputs={"results": [identity(path) for path in config.results]}, folder=True)
+    if not job.done:
+        results = {name: _results(path) for name, path in zip(config.sets, config.results, strict=True)}
+        ours = our_rows(table, results, config.rows)
+        missing = [name for name in config.rows if all(value is None for value in ours[name])]
+        content = {**table._asdict(), "columns": [column.name for column in table.columns]}
+        write_json(config.out / "table.json", content | {"label": config.label, "ours": ours})
+        with atomic_write(config.out / "table.md") as file:
+            file.write(markdown(table, ours, config.label))
+        if all(column.name.isdigit() for column in table.columns):
+            write_svg(config.out / "table.svg", partial(draw, table, ours, config.label))
+        job.finish(rows=len(ours), not_run=missing)
+    name = "table.json" if config.json else "table.md"
+    sys.stdout.write((config.out / name).read_text("utf-8"))
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: has no rows; expected the output of `shortlist evaluate`.")
+    return rows
+
+
+def markdown(table: Table, ours: Mapping[str, Cells], label: str) -> str:
+    """The table as text: first what was published, then our rows."""
+    heading = ["", *(column.name for column in table.columns)]
+    lines = [[f"**published** ({table.source})"], *([name, *_texts(v, NOT_SAID)] for name, v in table.rows.items())]
+    lines += [[f"**{label}**"], *([name, *_texts(values, NOT_RUN)] for name, values in ours.items())]
+    lines = [[*line, *[""] * (len(heading) - len(line))] for line in [heading, *lines]]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(heading))]
+    text = [
+        "| "
+        + " | ".join(f"{cell:{'' if place == 0 else '>'}{widths[place]}}" for place, cell in enumerate(line))
+        + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join(
+        "-" * (width + 2) if not place else "-" * (width + 1) + ":" for place, width in enumerate(widths)
+    )
+    return "\n".join([f"# {table.title}", "", text[0], rule + "|", *text[1:]]) + "\n"
+
+
+def _texts(values: Cells, absent: str) -> list[str]:
+    return [absent if value is None else f"{value:.1f}" for value in values]
+
+
+def draw(table: Table, ours: Mapping[str, Cells], label: str, figure: Any) -> None:
+    """Draw the rows as lines over columns that are numbers: ours drawn through, what was published dashed."""
+    axes = figure.add_subplot(title=table.title, xlabel="tokens read", ylabel=f"{table.columns[0].measure}, percent")
+    places = range(len(table.columns))
+    axes.set_xticks(places, [column.name for column in table.columns])
+    axes.grid(color="#dddddd", linewidth=0.5)
+    for rows, style, kind in ((table.rows, "--", "published"), (ours, "-", label)):
+        for number, (name, values) in enumerate(rows.items()):
+            points = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
+            if points:
+                color = COLORS[number % len(COLORS)]
+                axes.plot(
+                    *zip(*points, strict=True), style, marker="o", markersize=4, color=color, label=f"{name} ({kind})"
+                )
+    if axes.get_lines():
+        figure.legend(loc="outside right upper", frameon=False)
