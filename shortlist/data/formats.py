@@ -240,7 +240,14 @@ def _judgement(columns: list[str]) -> tuple[str, str, int]:
         raise MalformedError(f"found {len(columns)} columns; expected {expected}.")
     if not is_integer(columns[-1]):
         raise MalformedError(f"relevance is {columns[-1]!r}; expected a whole number in the last column.")
-    return columns[0], columns[-2], int(columns[-1])
+    query_id, doc_id = map(_unquoted, (columns[0], columns[1])) if len(columns) == 3 else (columns[0], columns[2])
+    return query_id, doc_id, int(columns[-1])
+
+
+def _unquoted(column: str) -> str:
+    """What a column of a BEIR file stands for: one that holds a quote may be quoted, with each quote in it doubled."""
+    quoted = '""' in column and re.fullmatch('"(?:[^"]|"")+"', column)
+    return column[1:-1].replace('""', '"') if quoted else column
 
 
 def write_qrels(path: Path, qrels: Qrels) -> None:

@@ -263,7 +263,7 @@ def _hub(module: str) -> ModuleType:
 
 @contextmanager
 def _reached(module: ModuleType, dataset_id: str) -> Iterator[None]:
-    """Let `datasets` read a data set; from its cache alone where the hub does not answer, which it would ask for 24 s."""
+    """Let `datasets` read a data set; where the hub does not answer, from its cache alone: else it asks for 24 s."""
     local, offline = Path(dataset_id).exists(), module.config.HF_HUB_OFFLINE
     fault = None if local or offline else _fault(dataset_id)
     steps = (
@@ -299,10 +299,10 @@ def _readable(name: str, steps: str, *errors: type[Exception], reason: str | Non
         yield
     except (OSError, RuntimeError, ValueError, *errors) as error:
         if error.args and isinstance(error.args[0], Path):
-            reason, steps = f"{error.args[0]} is missing", "get it as its page in ir_datasets' documentation says"
+            reason, steps = f"{error.args[0]} is missing", "put it there, got as ir_datasets' documentation of it says"
         raise UserError(
-            f"{name}: cannot be read ({reason or _reason(error)}); {steps}; or bring its corpus, queries and judgements "
-            "into a folder in BEIR's layout and name that."
+            f"{name}: cannot be read ({reason or _reason(error)}); {steps}; or bring its corpus, queries and "
+            "judgements into a folder in BEIR's layout and name that."
         ) from None
 
 
