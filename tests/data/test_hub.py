@@ -75,14 +75,14 @@ def test_a_file_that_its_owners_give_out_is_named_with_its_place(home, monkeypat
 
 @pytest.fixture
 def online(hub, monkeypatch):
-    """A hub that `datasets` would ask."""
-    import datasets
+    """The settings of `datasets`, which would ask the hub."""
     import huggingface_hub
+    from datasets import config
 
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
-    return datasets
+    return config
 
 
 def test_a_hub_that_does_not_answer_is_not_asked_for_half_a_minute(online):
@@ -90,7 +90,7 @@ def test_a_hub_that_does_not_answer_is_not_asked_for_half_a_minute(online):
     assert said.startswith("hf:nobody/nothing: cannot be read (the hub does not answer: [Errno -2] Name or service not")
     assert "run `hf download --repo-type dataset nobody/nothing --local-dir FOLDER` where there is network" in said
     assert "nobody/nothing-qrels too, if there is one, into FOLDER-qrels" in said
-    assert online.config.HF_HUB_OFFLINE is False
+    assert online.HF_HUB_OFFLINE is False
 
 
 def test_a_folder_that_cannot_be_read_is_no_matter_of_downloads(online, hub):
