@@ -5,12 +5,13 @@ import zlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import write_groups
 from shortlist.data.manifest import identity, start_job
@@ -39,6 +40,8 @@ class Config:
     """Part of the negatives, 0 to 1, to draw from the whole corpus instead: easier ones, to start training on."""
     seed: int = 0
     """Decides the draw."""
+    exclude_self: bool | None = None
+    """Never draw the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
     overwrite: bool = False
     """Replace an output of another job instead of refusing."""
 
@@ -53,6 +56,7 @@ def mine(
     negatives: int,
     random_share: float = 0.0,
     seed: int = 0,
+    exclude_self: bool = False,
 ) -> tuple[list[Group], Counter[str]]:
     """Draw negatives for every query that has a relevant document.
 
@@ -68,6 +72,7 @@ def mine(
         negatives: how many to draw per query.
         random_share: part of them to draw from the whole corpus.
         seed: decides the draw.
+        exclude_self: the document of a query's own id is the query, and no negative.
 
     Returns:
         The groups, in the order of the qrels, and counts of what was left out.
@@ -84,8 +89,9 @@ def mine(
             if doc_id not in known:
                 raise UserError(f"query {query_id!r}: document {doc_id!r} of the runs is not in the collection.")
         excluded = {doc_id for positive in positives for doc_id in same_text[positive]}
+        blocked = {*excluded, query_id} if exclude_self else excluded
         rng = np.random.default_rng([seed, zlib.crc32(query_id.encode())])
-        drawn = draw_negatives(candidates, corpus, excluded, rng, number=negatives, random_share=random_share)
+        drawn = draw_negatives(candidates, corpus, blocked, rng, number=negatives, random_share=random_share)
         counts["without_positives"] += not positives
         counts["without_candidates"] += bool(positives) and not drawn
         counts["with_fewer_negatives"] += bool(positives) and 0 < len(drawn) < negatives
@@ -133,7 +139,10 @@ def run(config: Config) -> None:
         "runs": [identity(path) for path in config.runs],
         "collection": collection.identity("corpus", f"qrels/{config.split}"),
     }
-    job = start_job(config, stage="mine", inputs=inputs)
+    if config.exclude_self is None:
+        config = replace(config, exclude_self=shares_ids(config.collection))
+    ignore = () if config.exclude_self else ("exclude_self",)  # off: the job that it always was
+    job = start_job(config, stage="mine", inputs=inputs, ignore=ignore)
     if job.done:
         return
     start = time.perf_counter()
@@ -149,6 +158,7 @@ def run(config: Config) -> None:
         negatives=config.negatives,
         random_share=config.random_share,
         seed=config.seed,
+        exclude_self=bool(config.exclude_self),
     )
     if not groups:
         raise UserError(f"none of the {len(qrels)} queries of {config.split!r} has both a positive and a negative.")

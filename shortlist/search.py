@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from shortlist.config import from_settings, load_yaml
+from shortlist.data.beir import shares_ids
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import folder_bytes
 from shortlist.data.manifest import Job, identity, read_manifest, start_job
@@ -16,8 +17,9 @@ from shortlist.data.runs import write_run
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index import Index, VectorIndex
+from shortlist.math.exclusion import count_own, without_own
 from shortlist.math.fusion import FUSIONS, rrf
-from shortlist.progress import peak_bytes
+from shortlist.progress import peak_bytes, say
 from shortlist.records import Query, Run
 
 DEMO_FOLDER = Path("shortlist-demo")
@@ -44,6 +46,8 @@ class Config:
     """Which queries of the collection."""
     k: int = 1000
     """Documents per query."""
+    exclude_self: bool | None = None
+    """Leave out the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
     query: str | None = None
     """Search for this text and print the 10 best (or --k if fewer) instead of writing a run."""
     contract: str | None = None
@@ -202,10 +206,10 @@ def _open_vectors(path: Path, config: Config) -> VectorIndex:
     return SegmentIndex(index) if holds_segments(path) else index
 
 
-def search(index: Index, queries: list[Query], k: int) -> tuple[Run, float]:
-    """Each query's hits, and the milliseconds that one query took on average."""
+def search(index: Index, queries: list[Query], k: int, *, exclude_self: bool = False) -> tuple[Run, float]:
+    """Each query's hits, without the document of its own id if so asked, and the milliseconds one query took."""
     start = time.perf_counter()
-    found = index.search(queries, k)
+    found = without_own(index.search(queries, k + 1), k) if exclude_self else index.search(queries, k)
     return found, 1000 * (time.perf_counter() - start) / max(1, len(queries))
 
 
@@ -224,11 +228,16 @@ def run(config: Config) -> None:
     if config.out is None:
         raise UserError("--out is missing: name the run file to write, or ask one question with --query.")
     index, queries = open_index(config), collection.queries(config.split)
-    job = start_job(config, stage="search", inputs=_inputs(config, queries), ignore=IGNORED)
+    if config.exclude_self is None:
+        config = replace(config, exclude_self=shares_ids(config.collection))
+    ignore = IGNORED if config.exclude_self else (*IGNORED, "exclude_self")  # off: the job that it always was
+    job = start_job(config, stage="search", inputs=_inputs(config, queries), ignore=ignore)
     if job.done:
         return
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
-    found, milliseconds = search(index, queries, config.k)
+    found, milliseconds = search(index, queries, config.k, exclude_self=bool(config.exclude_self))
+    if own := count_own(found):
+        say(f"search: {own} of {len(queries)} queries found the document of their own id (--exclude-self True: not).")
     write_run(job.out, found, tag="shortlist")
     job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stages=[_cost(config, job, milliseconds)])
 

@@ -14,6 +14,7 @@ NAMES = {
     "shortlist.cli": "EXPECTED MODULES STAGES main",
     "shortlist.compare": "COSTS Config FILES costs draw_pareto run",
     "shortlist.config": "from_settings load_yaml parse to_flags",
+    "shortlist.data.beir": "BeirSet CQADUPSTACK SETS SPLITS beir_set is_whole parts_of shares_ids",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
     "shortlist.data.figures": "COLORS STYLE svg write_svg",
@@ -26,9 +27,10 @@ NAMES = {
         "write_queries"
     ),
     "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
-    "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection hub_rows",
+    "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection TIMEOUT_SECONDS hub_rows",
     "shortlist.data.ids": "DocIds LINE_END",
     "shortlist.data.judgements": "Judgements run_names",
+    "shortlist.data.layouts": "Files MSMARCO Names OURS find_files",
     "shortlist.data.lines": (
         "MalformedError OnBad count_lines numbered_lines parse_json parse_lines read_lines refuse to_text"
     ),
@@ -87,7 +89,9 @@ NAMES = {
     "shortlist.index.segmented": "SegmentIndex best_of_each",
     "shortlist.init": "Config new_llama run",
     "shortlist.math.agreement": "Agreement NEIGHBOURS agreement kendall_tau",
+    "shortlist.math.averaging": "macro_average",
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
+    "shortlist.math.exclusion": "count_own without_own",
     "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
     "shortlist.math.losses": "LOSSES Loss countable infonce",
     "shortlist.math.measures": (
@@ -148,6 +152,7 @@ NAMES = {
     "shortlist.search": (
         "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index print_hits run search"
     ),
+    "shortlist.table": "Cells Column Config Table draw markdown our_rows published_tables read_table run",
     "shortlist.text.batching": "pad token_batches windows",
     "shortlist.text.contract": (
         "CONTRACTS FIELDS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract"

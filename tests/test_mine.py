@@ -66,6 +66,18 @@ def test_documents_with_the_text_of_a_positive_are_no_negatives(config: mine.Con
     assert len(groups["q1"].negatives) == len(DOCUMENTS) - 3  # all but d0, d1 and twin
 
 
+def test_a_query_that_is_a_document_is_no_negative_of_itself(config: mine.Config, tmp_path: Path):
+    folder = Path(config.collection).rename(tmp_path / "arguana")
+    write_corpus(folder / "corpus.jsonl", [*DOCUMENTS, Document("q1", "query q1")])
+    write_run(config.runs[0], as_run(RANKED | {"q1": ["q1", *RANKED["q1"]]}))
+    asked = changed(config, collection=str(folder), negatives=100, random_share=0.5)
+    assert "q1" not in mined(asked)["q1"].negatives
+    assert "q1" in mined(asked)["q2"].negatives
+    with pytest.raises(UserError, match=r"another job .exclude_self: True there, False now"):
+        mine.run(changed(asked, exclude_self=False))
+    assert "q1" in mined(changed(asked, exclude_self=False, overwrite=True))["q1"].negatives
+
+
 def test_only_the_first_ranks_are_drawn_from(config: mine.Config):
     assert set(mined(changed(config, depth=6))["q1"].negatives) == {"d2", "d3", "d4"}
 

@@ -3,16 +3,17 @@
 A collection streams its corpus, gives documents by id, and holds queries and judgements by split.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
-from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, split_of
+from shortlist.data.beir import parts_of
+from shortlist.data.checks import check_split, judged, no_qrels, pick, split_of
 from shortlist.data.files import sha256
 from shortlist.data.formats import corpus_offsets, documents_at, read_corpus, read_qrels, read_queries
 from shortlist.data.hub import HubCollection, IrdsCollection
+from shortlist.data.layouts import find_files
 from shortlist.data.lines import OnBad, count_lines
 from shortlist.errors import UserError
 from shortlist.records import Document, Qrels, Query
@@ -70,8 +71,13 @@ def open_collection(name: str) -> Collection:
     """Open a collection by the name it has on the command line.
 
     Raises:
-        UserError: no such folder or id, a folder that holds no collection, or the extra `hub` is not installed.
+        UserError: no such folder or id, a folder that holds no collection, one that is several (see `parts_of`), or
+            the extra `hub` is not installed.
     """
+    if len(parts := parts_of(name)) > 1:
+        raise UserError(
+            f"{name}: is {len(parts)} collections, and its score is the mean of theirs; name one: {', '.join(parts)}."
+        )
     kind, _, rest = name.partition(":")
     if kind == "irds":
         return IrdsCollection(rest)
@@ -85,12 +91,12 @@ class FolderCollection:
     """A folder in the layout of BEIR or of MS MARCO; any file may be gzipped.
 
     BEIR: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv. MS MARCO: collection.tsv or msmarco-docs.tsv,
-    queries.SPLIT.tsv or msmarco-docSPLIT-queries.tsv, qrels.SPLIT.tsv (.txt) or msmarco-docSPLIT-qrels.tsv.
+    queries.SPLIT.tsv, qrels.SPLIT.tsv (.txt), and the names in `shortlist.data.layouts.MSMARCO`.
     """
 
     def __init__(self, folder: Path):
         self.name = str(folder)
-        self._corpus, self._queries, self._qrels = _layout(folder)
+        self._corpus, self._queries, self._qrels = find_files(folder)
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         return read_corpus(self._corpus, on_bad, allow_empty=allow_empty)
@@ -147,32 +153,3 @@ class FolderCollection:
         if split not in self._qrels:
             raise no_qrels(self.name, split)
         return [self._qrels[split]]
-
-
-def _layout(folder: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
-    """The files of a collection folder: corpus, queries by split, qrels by split."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such collection; expected a folder in BEIR or MS MARCO layout, irds:ID or hf:ID."
-        )
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    if corpus := _first(files, r"corpus\.jsonl"):
-        qrels = _by_split(sorted(folder.glob("qrels/*")), r"(.+)\.(?:tsv|txt)")
-        queries = _first(files, r"queries\.jsonl") or folder / "queries.jsonl"
-        return corpus, dict.fromkeys(qrels or [ALL], queries), qrels
-    if corpus := _first(files, r"collection\.tsv|msmarco-docs\.tsv"):
-        queries = _by_split(files, r"queries\.(.+)\.tsv", r"msmarco-doc(.+)-queries\.tsv")
-        qrels = _by_split(files, r"qrels\.(.+)\.(?:tsv|txt)", r"msmarco-doc(.+)-qrels\.tsv")
-        return corpus, queries, qrels
-    found = ", ".join(path.name for path in files[:5]) or "no files"
-    raise UserError(f"{folder}: holds no corpus.jsonl (BEIR), collection.tsv or msmarco-docs.tsv (found: {found}).")
-
-
-def _first(files: list[Path], pattern: str) -> Path | None:
-    return next((path for path in files if re.fullmatch(pattern, path.name.removesuffix(".gz"))), None)
-
-
-def _by_split(files: list[Path], *patterns: str) -> dict[str, Path]:
-    """The files whose names match one of the patterns, by the split that its group captures."""
-    matches = ((re.fullmatch(p, path.name.removesuffix(".gz")), path) for path in files for p in patterns)
-    return {match[1]: path for match, path in matches if match}

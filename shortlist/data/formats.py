@@ -74,12 +74,20 @@ def document_parser(path: Path) -> Callable[[str], Document]:
     """What turns a line of this corpus into a Document.
 
     `.jsonl` holds objects as in `to_document`; `.tsv` and `.txt` hold `id, text` or `id, url, title, text`
-    (MS MARCO passages, documents), one of the two throughout.
+    (MS MARCO passages, documents), one of the two throughout. Files named msmarco_v2_* hold objects of other fields.
     """
+    if path.name.startswith("msmarco_v2_"):
+        return lambda line: _document_of_msmarco_v2(parse_json(line))
     if _is_json(path):
         return lambda line: to_document(parse_json(line))
     counts = (line.count("\t") + 1 for _, _, line in numbered_lines(path, on_bad=lambda _: None))
     return partial(_document_from_columns, count=next((count for count in counts if count in (2, 4)), 2))
+
+
+def _document_of_msmarco_v2(record: Mapping[str, Any]) -> Document:
+    """A passage (`pid`, `passage`; its `docid` is the document it is from) or a document (`docid`, `title`, `body`)."""
+    doc_id, text = _column(record, "document", "pid", "docid"), _column(record, "document", "passage", "body")
+    return to_document({"_id": doc_id, "text": text, "title": record.get("title"), "url": record.get("url")})
 
 
 def _document_from_columns(line: str, count: int) -> Document:
@@ -241,7 +249,14 @@ def _judgement(columns: list[str]) -> tuple[str, str, int]:
         raise MalformedError(f"found {len(columns)} columns; expected {expected}.")
     if not is_integer(columns[-1]):
         raise MalformedError(f"relevance is {columns[-1]!r}; expected a whole number in the last column.")
-    return columns[0], columns[-2], int(columns[-1])
+    query_id, doc_id = map(_unquoted, (columns[0], columns[1])) if len(columns) == 3 else (columns[0], columns[2])
+    return query_id, doc_id, int(columns[-1])
+
+
+def _unquoted(column: str) -> str:
+    """What a column of a BEIR file stands for: one that holds a quote may be quoted, with each quote in it doubled."""
+    quoted = '""' in column and re.fullmatch('"(?:[^"]|"")+"', column)
+    return column[1:-1].replace('""', '"') if quoted else column
 
 
 def write_qrels(path: Path, qrels: Qrels) -> None:

@@ -3,12 +3,13 @@
 import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, final
 
+from shortlist.data.beir import is_whole
 from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, split_of
 from shortlist.data.formats import add_judgement, to_document, to_judgement, to_query
 from shortlist.data.lines import MalformedError, OnBad, refuse
@@ -18,6 +19,8 @@ from shortlist.records import Document, Qrels, Query
 
 T = TypeVar("T")
 
+TIMEOUT_SECONDS = 10
+"""How long the hub may take to say whether it is there."""
 AT_ONCE = 1000
 """Records that are read to see whether they are there, held at the same time."""
 
@@ -27,15 +30,23 @@ class IrdsCollection:
     """An ir_datasets id such as `beir/scifact`: its splits are the ids below it (`test` is `beir/scifact/test`).
 
     An id that has queries of its own holds them as the split `all`, and as its last component: `irds:beir/scifact/test`
-    knows `all` and `test`.
+    knows `all` and `test`. A data set of BEIR with one split holds it as `test` too.
     """
 
     def __init__(self, dataset_id: str):
         self.name = f"irds:{dataset_id}"
         self._module, self._id = _hub("ir_datasets"), dataset_id
-        with _readable(self.name):
+        with self._readable():
             if not self._load(dataset_id).has_docs():
                 raise UserError(f"{self.name}: has no documents; name the id that holds the corpus.")
+
+    def _readable(self) -> AbstractContextManager[None]:
+        return _readable(
+            self.name,
+            f"check the id; if its files are to be fetched, run `ir_datasets export {self._id} docs` where there is "
+            "network, the same with queries and qrels for the id of the split, and copy ~/.ir_datasets from there to "
+            f"{self._module.util.home_path()}",
+        )
 
     def _load(self, dataset_id: str) -> Any:
         try:
@@ -48,24 +59,24 @@ class IrdsCollection:
         return _documents(self.name, _convert(self.name, self._docs(), parse, on_bad))
 
     def _docs(self) -> Iterator[Any]:
-        with _readable(self.name):
+        with self._readable():
             yield from self._load(self._id).docs_iter()
 
     def num_docs(self) -> int:
-        with _readable(self.name):
+        with self._readable():
             known = self._load(self._id).docs_count()  # None where nothing but reading the records would tell
         return known if known is not None else sum(1 for _ in self._docs())
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
         wanted = list(dict.fromkeys(doc_ids))
-        with _readable(self.name):
+        with self._readable():
             records = self._load(self._id).docs_store().get_many(wanted)
         documents = _convert(self.name, records.values(), _irds_document)
         return pick(self.name, "document", wanted, {document.doc_id: document for document in documents})
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
         asked, lacking = list(doc_ids), []
-        with _readable(self.name):
+        with self._readable():
             store = self._load(self._id).docs_store()
             for start in range(0, len(asked), AT_ONCE):
                 some = asked[start : start + AT_ONCE]
@@ -78,15 +89,17 @@ class IrdsCollection:
 
     @cached_property
     def _split_ids(self) -> dict[str, str]:
-        below = [name for name in self._module.registry if name.startswith(f"{self._id}/")]
+        below = [name for name in self._module.registry if name.startswith(f"{self._id}/") and not is_whole(name)]
         own = {ALL: self._id, self._id.rpartition("/")[2]: self._id}
+        if is_whole(self._id) and self._load(self._id).has_qrels():
+            own["test"] = self._id
         ids = own | {name.removeprefix(f"{self._id}/"): name for name in below}
         return {split: name for split, name in ids.items() if self._load(name).has_queries()}
 
     def queries(self, split: str) -> list[Query]:
         check_split(self.name, split, self.splits())
         dataset = self._load(self._split_ids[split])
-        with _readable(self.name):
+        with self._readable():
             queries = list(_convert(self.name, dataset.queries_iter(), _irds_query))
         return judged(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
 
@@ -95,7 +108,7 @@ class IrdsCollection:
         dataset = self._load(self._split_ids[split])
         if not dataset.has_qrels():
             raise no_qrels(self.name, split)
-        with _readable(self.name):
+        with self._readable():
             return dataset.qrels_dict()
 
     def identity(self, *parts: str) -> str:
@@ -125,7 +138,7 @@ class HubCollection:
     def __init__(self, dataset_id: str):
         self.name = f"hf:{dataset_id}"
         self._module, self._id = _hub("datasets"), dataset_id
-        with _readable(self.name):
+        with _reached(self._module, dataset_id):
             self._configs: list[str] = self._module.get_dataset_config_names(dataset_id)
 
     def _load(self, dataset_id: str, config: str | None = None) -> dict[str, Any]:
@@ -219,7 +232,7 @@ def _load_tables(module: ModuleType, dataset_id: str, config: str | None) -> dic
     # datasets 5.2 goes on serving its cached copy of a local folder whose files have changed: make it afresh.
     fresh = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
     options: dict[str, Any] = fresh if Path(dataset_id).is_dir() else {}
-    with _readable(f"hf:{dataset_id}", module.exceptions.DatasetsError):
+    with _reached(module, dataset_id):
         try:
             return module.load_dataset(dataset_id, config, **options)
         except RuntimeError as error:
@@ -249,15 +262,57 @@ def _hub(module: str) -> ModuleType:
 
 
 @contextmanager
-def _readable(name: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a library says when it cannot fetch or read a data set into one line."""
+def _reached(module: ModuleType, dataset_id: str) -> Iterator[None]:
+    """Let `datasets` read a data set; where the hub does not answer, from its cache alone: else it asks for 24 s."""
+    local, offline = Path(dataset_id).exists(), module.config.HF_HUB_OFFLINE
+    fault = None if local or offline else _fault(dataset_id)
+    steps = (
+        f"check the id; if it is to be fetched, run `hf download --repo-type dataset {dataset_id} --local-dir FOLDER` "
+        f"where there is network ({dataset_id}-qrels too, if there is one, into FOLDER-qrels), copy and name hf:FOLDER"
+    )
+    module.config.HF_HUB_OFFLINE = offline or fault is not None
+    try:
+        known = (module.exceptions.DatasetsError,)
+        with _readable(f"hf:{dataset_id}", "check its files" if local else steps, *known, reason=fault):
+            yield
+    finally:
+        module.config.HF_HUB_OFFLINE = offline
+
+
+@cache
+def _fault(dataset_id: str) -> str | None:
+    """Why the hub says nothing of a data set, not even that there is none; None where it answers."""
+    hub = _hub("huggingface_hub")
+    try:
+        hub.HfApi().dataset_info(dataset_id, timeout=TIMEOUT_SECONDS)
+    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError):
+        return None
+    except Exception as error:  # of the library that it makes requests with, which differs from version to version
+        return f"the hub does not answer: {_reason(error)}"
+    return None
+
+
+@contextmanager
+def _readable(name: str, steps: str, *errors: type[Exception], reason: str | None = None) -> Iterator[None]:
+    """Turn what a library says when it cannot fetch or read a data set into one line, with what can be done instead."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, *errors) as error:
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        if error.args and isinstance(error.args[0], Path):
+            reason, steps = f"{error.args[0]} is missing", "put it there, got as ir_datasets' documentation of it says"
         raise UserError(
-            f"{name}: cannot be read ({reason}); check the id, and the network if it is to be fetched."
+            f"{name}: cannot be read ({reason or _reason(error)}); {steps}; or bring its corpus, queries and "
+            "judgements into a folder in BEIR's layout and name that."
         ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line, without the layers that it came through."""
+    first, *rest = error.args or (None,)
+    if rest and isinstance(rest[0], list):  # ir_datasets has tried several sources
+        return _reason(rest[0][-1][1])
+    reason = str(getattr(first, "reason", None) or error.__cause__ or error).strip()
+    return (reason or type(error).__name__).splitlines()[0]
 
 
 def _convert(
