@@ -77,7 +77,7 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
     for name, given in (recipe.get("steps") or {}).items():
         at = f"{where}: step {name!r}"
         if not isinstance(given, dict) or len(given.keys() & {"stage", "recipe"}) != 1:
-            raise UserError(f"{at}: expected settings with `recipe:` or `stage:`, one of {', '.join(OUTPUTS)}.")
+            raise UserError(f"{at}: expected settings with `stage:`, one of {', '.join(OUTPUTS)}, or `recipe:`.")
         if name in values:
             raise UserError(f"{at}: the name is taken by a setting or an earlier step; choose another.")
         settings = {key: _resolve(value, values, at) for key, value in given.items() if key not in ("stage", "recipe")}

@@ -36,6 +36,7 @@ steps:
       max_length: 64, seed: $reranker_seed}}
   reranked: {{stage: rerank, model: $reranker, run: $hybrid, collection: $data, depth: $depth}}
   results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
+  table: {{stage: table, published: lengths, results: [$results], sets: ["512"], rows: [BM25]}}
   compared: {{stage: compare, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
 """
 
@@ -84,6 +85,46 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
     )
 
 
+def write_nested(folder: Path, settings: str) -> Path:
+    """A recipe whose step is another recipe."""
+    (folder / "inner").mkdir()
+    (folder / "inner" / "words.yaml").write_text(
+        "settings: {data: nowhere, k: 3}\n"
+        "steps:\n  index: {stage: index, collection: $data}\n"
+        "  run: {stage: search, index: $index, collection: $data, k: $k}\n"
+    )
+    (folder / "outer.yaml").write_text(
+        f"settings: {{data: {folder / 'collection'}}}\nsteps:\n  words: {{recipe: inner/words.yaml, {settings}}}\n"
+        "  results: {stage: evaluate, runs: [$words/run], collection: $data, measures: [P@3]}\n"
+    )
+    return folder / "outer.yaml"
+
+
+def test_a_step_may_be_another_recipe_with_settings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_collection(tmp_path / "collection")
+    recipe = write_nested(tmp_path, "data: $data")
+    for _ in range(2):
+        pipeline.run(pipeline.Config(recipe=recipe, out=tmp_path / "out"))
+    assert "[2/3] words/run" in (err := capsys.readouterr().err)
+    assert err.count("already done") == 3
+    assert all(len(hits) == 3 for hits in read_run(tmp_path / "out" / "words" / "run" / "run.trec").values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("dta: $data", "step 'words': .*words.yaml: unknown setting 'dta': perhaps .*data"),
+        ("stage: search", "expected settings with `stage:`, .*or `recipe:`"),
+        ("k: many", "words.yaml: step 'run': .*many"),
+    ],
+)
+def test_a_recipe_inside_is_checked_too_before_anything_runs(tmp_path: Path, settings: str, message: str):
+    recipe = write_nested(tmp_path, settings)
+    with pytest.raises(UserError, match=message):
+        pipeline.run(pipeline.Config(recipe=recipe, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_run_says_what_each_of_its_stages_cost(once: Path):
     made_by = stages(once / "out" / "reranked" / "run.trec")
     assert [stage["stage"] for stage in made_by] == ["search", "search", "fuse", "rerank"]
@@ -102,17 +143,17 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 13
-    assert "[13/13] compared" in err
+    assert err.count("already done") == 14
+    assert "[14/14] compared" in err
 
 
 @pytest.mark.parametrize(
     ("setting", "steps"),
     [
-        ("depth=3", {"reranked", "results", "compared"}),
-        ("keep=5", {"hybrid", "reranked", "results", "compared"}),
-        ("reranker_seed=1", {"reranker", "reranked", "results", "compared"}),
-        ("start=$backbone", {"reranker", "reranked", "results", "compared"}),
+        ("depth=3", {"reranked", "results", "table", "compared"}),
+        ("keep=5", {"hybrid", "reranked", "results", "table", "compared"}),
+        ("reranker_seed=1", {"reranker", "reranked", "results", "table", "compared"}),
+        ("start=$backbone", {"reranker", "reranked", "results", "table", "compared"}),
     ],
 )
 def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, setting: str, steps: set[str]):
@@ -122,7 +163,7 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    assert again(done) == {"results", "compared"}
+    assert again(done) == {"results", "table", "compared"}
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)
     assert {"retriever", "groups", "reranker", "results"} <= redone

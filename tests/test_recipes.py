@@ -85,10 +85,9 @@ def test_what_a_recipe_takes_over_another_one_makes(name: str):
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.skipif(not importlib.util.find_spec("ir_datasets"), reason="needs ir_datasets")
 def test_a_recipe_names_splits_that_its_collection_has(name: str):
-    splits = open_collection(settings_of(name)["collection"]).splits()
     reads_queries = [step.config for step in steps_of(name) if hasattr(step.config, "split") and step.stage != "index"]
-    named = {config.split for config in reads_queries}
-    assert named <= set(splits)
+    named = {(config.collection, config.split) for config in reads_queries}
+    assert all(split in open_collection(collection).splits() for collection, split in named)
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +95,16 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
     """Run a recipe as its header says, but in one process, after those before it, on the tiny collection."""
     folder = tmp_path_factory.mktemp("recipes")
     groups = write_groups(folder / "groups.jsonl.gz")
-    smaller = {"backbone": tiny.llama, "collection": tiny.collection, "dev": "test", "dl19": "test", "dl20": "test"}
+    splits = {"dev": "test", "dl19": "test", "dl20": "test"}
+    smaller = {"irds:": tiny.collection, "meta-llama/": tiny.llama, "Qwen/": tiny.llama, "hf:": groups}
 
     @cache
     def run(name: str) -> Path:
         if before := said(name, "after"):
             run(before)
-        settings = settings_of(name)
-        changes = {setting: value for setting, value in smaller.items() if setting in settings}
-        if str(settings.get("groups")).startswith("hf:"):
-            changes["groups"] = groups
+        changes = {setting: value for setting, value in splits.items() if setting in settings_of(name)}
+        for start, small in smaller.items():
+            changes |= {setting: small for setting, value in settings_of(name).items() if str(value).startswith(start)}
         words = [f"{setting}={value}" for setting, value in changes.items()]
         gc.freeze()  # a recipe collects garbage after every step: not once more over all that is imported
         with pytest.MonkeyPatch.context() as patch:
@@ -141,3 +140,5 @@ def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
             rows = json.loads((out / step.name / "results.json").read_text())["rows"]
             assert len(rows) == len(step.config.runs) == len(step.config.names)
             assert all(set(step.config.measures) <= row.keys() for row in rows)
+        if step.stage == "table":
+            assert manifest["results"]["not_run"] == []
