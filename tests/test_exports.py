@@ -88,11 +88,13 @@ NAMES = {
     "shortlist.index.scattered": "PIECES ScatteredIndex",
     "shortlist.index.segmented": "SegmentIndex best_of_each",
     "shortlist.init": "Config new_llama run",
+    "shortlist.lengths": "Config QUANTILES TEXTS_AT_ONCE TOKENIZER_FILES count draw full_text run summarise",
     "shortlist.math.agreement": "Agreement NEIGHBOURS agreement kendall_tau",
     "shortlist.math.averaging": "macro_average",
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
     "shortlist.math.exclusion": "count_own without_own",
     "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
+    "shortlist.math.histogram": "Histogram add_lengths mean_length quantile share_at_most shares",
     "shortlist.math.losses": "LOSSES Loss countable infonce",
     "shortlist.math.measures": (
         "HIGHEST_GRADE JudgedHits MEASURES Measure Values average_precision expected_reciprocal_rank judged ndcg "

@@ -15,7 +15,7 @@ LAYERS = [
     {"data"},
     {"models", "measure"},
     {"index"},
-    {"train", "mine", "encode", "search", "rerank", "fuse", "evaluate", "compare", "table", "init"},
+    {"train", "mine", "encode", "search", "rerank", "fuse", "evaluate", "compare", "table", "lengths", "init"},
     {"pipeline", "verify"},
     {"demo"},
     {"cli"},

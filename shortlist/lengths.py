@@ -1,0 +1,165 @@
+"""Stage `lengths`: how many tokens a collection's texts have, and how many of them a limit would cut."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shortlist.data.collections import Collection, open_collection
+from shortlist.data.figures import COLORS, write_svg
+from shortlist.data.files import atomic_write, read_json, sha256, write_json
+from shortlist.data.manifest import start_job
+from shortlist.errors import UserError
+from shortlist.math.histogram import Histogram, add_lengths, mean_length, quantile, share_at_most, shares
+from shortlist.models.checkpoint import local_folder
+from shortlist.progress import track
+from shortlist.records import Document
+from shortlist.text.tokenizer import load_tokenizer
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+TEXTS_AT_ONCE = 512
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens", "added_tokens")
+"""What their names begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    collection: str
+    """Folder, `irds:` or `hf:` name."""
+    model: str
+    """Folder or hub name of a model, whose tokenizer counts."""
+    out: Path
+    """Folder for lengths.csv (every length, how many texts have it, the share at most as long), lengths.json and
+    lengths.svg."""
+    split: str | None = None
+    """Measure the queries of this split instead of the documents."""
+    sample: int | None = None
+    """Measure this many documents, spread evenly over the corpus, instead of all."""
+    limits: tuple[int, ...] = (512, 1024, 2048, 4096)
+    """Lengths whose shares are told, tokens."""
+    drop_longest: float = 0.03
+    """Share of the longest texts that the drawing leaves out, as the paper's figure 1 does."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+def count(texts: Iterable[str], tokenizer: Any) -> Histogram:
+    """How many texts have how many tokens, special tokens not counted; a bounded number of texts is held at a time."""
+    histogram, texts = np.zeros(0, dtype=np.int64), iter(texts)
+    while some := list(islice(texts, TEXTS_AT_ONCE)):
+        ids = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        histogram = add_lengths(histogram, list(map(len, ids)))
+    return histogram
+
+
+def full_text(document: Document) -> str:
+    """Title and text, as one."""
+    return f"{document.title} {document.text}".strip()
+
+
+def run(config: Config) -> None:
+    """Count, print, and write the table and the drawing."""
+    if min(config.limits, default=1) < 1:
+        raise UserError(f"--limits has {min(config.limits)}; expected numbers of tokens, 1 or more.")
+    if not 0 <= config.drop_longest < 1:
+        raise UserError(f"--drop-longest is {config.drop_longest}; expected a share from 0 to less than 1.")
+    if config.sample is not None and config.sample < 1:
+        raise UserError(f"--sample is {config.sample}; expected 1 or more documents.")
+    collection = open_collection(config.collection)
+    folder = local_folder(config.model, weights=False)
+    part = "corpus" if config.split is None else "queries"
+    inputs = {"model": _tokenizer_identity(folder), "collection": collection.identity(part)}
+    job = start_job(config, stage="lengths", inputs=inputs, folder=True)
+    if not job.done:
+        histogram = count(_texts(config, collection), load_tokenizer(folder))
+        summary = summarise(histogram, config.limits)
+        write_json(config.out / "lengths.json", {"texts": _what(config), **summary})
+        with atomic_write(config.out / "lengths.csv") as file:
+            _write_csv(file, histogram)
+        write_svg(
+            config.out / "lengths.svg", partial(draw, histogram, _what(config), config.limits, config.drop_longest)
+        )
+        job.finish(**summary)
+    _print(read_json(config.out / "lengths.json"), as_json=config.json)
+
+
+def _tokenizer_identity(folder: Path) -> str:
+    """A hash of what makes the tokenizer, whatever weights lie beside it."""
+    return f"sha256:{sha256(*sorted(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_FILES)))}"
+
+
+def _what(config: Config) -> str:
+    return "documents" if config.split is None else f"queries of {config.split}"
+
+
+def _texts(config: Config, collection: Collection) -> Iterator[str]:
+    if config.split is not None:
+        return (query.text for query in collection.queries(config.split))
+    total = collection.num_docs()
+    documents: Iterable[Document] = collection.corpus()
+    if config.sample is not None and config.sample < total:
+        wanted = {place * total // config.sample for place in range(config.sample)}
+        documents = (document for place, document in enumerate(documents) if place in wanted)
+        total = config.sample
+    return map(full_text, track(documents, "counting", total, "documents"))
+
+
+def summarise(histogram: Histogram, limits: Sequence[int]) -> dict[str, Any]:
+    """What is told of the lengths: `count`, `mean`, `longest`, `quantiles` and `at_most` each limit."""
+    return {
+        "count": int(histogram.sum()),
+        "mean": round(mean_length(histogram), 3),
+        "longest": len(histogram) - 1,
+        "quantiles": {f"{share:.0%}": quantile(histogram, share) for share in QUANTILES},
+        "at_most": {str(limit): share_at_most(histogram, limit) for limit in limits},
+    }
+
+
+def _write_csv(file: Any, histogram: Histogram) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["tokens", "texts", "share_at_most"])
+    there = np.flatnonzero(histogram)
+    writer.writerows(zip(there.tolist(), histogram[there].tolist(), shares(histogram)[there].tolist(), strict=True))
+
+
+def draw(histogram: Histogram, what: str, limits: Sequence[int], drop_longest: float, figure: Any) -> None:
+    """Draw the share of texts of at most each length, the longest left out, and the limits."""
+    longest = quantile(histogram, 1 - drop_longest)
+    axes = figure.add_subplot(xlabel=f"tokens of the {what}", ylabel="share of at most that length", ylim=(0, 1.05))
+    axes.grid(color="#dddddd", linewidth=0.5)
+    share = shares(histogram)[: longest + 1]
+    axes.plot(np.arange(len(share)), share, color=COLORS[0], linewidth=1.6)
+    for limit in limits:
+        if limit <= longest:
+            axes.axvline(limit, color=COLORS[1], linewidth=0.8, linestyle="--")
+            words = f"{limit:,}: {share_at_most(histogram, limit):.0%}"
+            axes.annotate(words, (limit, 0.03), xytext=(3, 0), textcoords="offset points", fontsize=8, rotation=90)
+    axes.set_xlim(0, max(longest, 1))
+    if drop_longest:
+        axes.set_title(f"the longest {drop_longest:.0%} left out", fontsize=9)
+
+
+def _print(summary: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{summary['count']:,} {summary['texts']}, tokens", title_justify="left")
+    columns = {"mean": f"{summary['mean']:,.1f}"} | {name: f"{v:,}" for name, v in summary["quantiles"].items()}
+    columns |= {"longest": f"{summary['longest']:,}"}
+    columns |= {f"<= {limit}": f"{share:.1%}" for limit, share in summary["at_most"].items()}
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row(*columns.values())
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
