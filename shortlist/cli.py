@@ -20,6 +20,7 @@ STAGES = {
     "rerank": "reorder a run with a reranker",
     "fuse": "make one run of several",
     "evaluate": "measure runs against judgements",
+    "diagnose": "where relevant documents are lost, and which queries",
     "lengths": "how many tokens a collection's texts have",
     "table": "put results beside published ones, in the rows and columns of a published table",
     "compare": "what runs are worth beside what they cost",

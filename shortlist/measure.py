@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ir_measures import providers
+from jaxtyping import Int
 
 from shortlist.data.runs import RunColumns, run_columns
 from shortlist.errors import UserError, unknown
@@ -90,33 +91,40 @@ def per_query(
 
 def judged_hits(run: RunColumns, qrels: Qrels) -> JudgedHits:
     """Where a run has the judged documents; queries are counted in the order of the judgements."""
+    queries = np.repeat(np.arange(len(qrels)), [len(each) for each in qrels.values()])
+    grades = np.array([grade for each in qrels.values() for grade in each.values()], dtype=np.int64)
+    ranks = judged_ranks(run, qrels)
+    found = np.flatnonzero(ranks)
+    found = found[np.lexsort((ranks[found], queries[found]))]
+    best_first = np.lexsort((-grades, queries))
+    num_hits = dict(zip(run.query_ids, np.diff(run.starts).tolist(), strict=True))
+    return JudgedHits(
+        queries=queries[found],
+        ranks=ranks[found],
+        grades=grades[found],
+        lengths=np.array([num_hits.get(query_id, 0) for query_id in qrels], dtype=np.int64),
+        judged_queries=queries,
+        judged_grades=grades[best_first],
+    )
+
+
+def judged_ranks(run: RunColumns, qrels: Qrels) -> Int[np.ndarray, " judgements"]:
+    """The rank, from 1, at which a run has each judged document, in the order of the judgements; 0 if it has it not."""
     codes = {doc_id: code for code, doc_id in enumerate({doc_id: None for each in qrels.values() for doc_id in each})}
     queries = np.repeat(np.arange(len(qrels)), [len(each) for each in qrels.values()])
-    documents = np.array([codes[doc_id] for each in qrels.values() for doc_id in each], dtype=np.int64)
-    grades = np.array([grade for each in qrels.values() for grade in each.values()], dtype=np.int64)
+    wanted = queries * len(codes) + np.array([codes[d] for each in qrels.values() for d in each], dtype=np.int64)
     numbers = {query_id: number for number, query_id in enumerate(qrels)}
     number_of = np.array([numbers.get(query_id, -1) for query_id in run.query_ids], dtype=np.int64)
 
     found = pc.fill_null(pc.index_in(run.doc_ids, pa.array(codes, pa.string())), -1).to_numpy()
     places = np.flatnonzero(found >= 0)
     own = run.queries_of(places)
-    keys, wanted = number_of[own] * len(codes) + found[places], queries * len(codes) + documents
-    order = np.argsort(wanted)
-    at = order[np.minimum(np.searchsorted(wanted, keys, sorter=order), max(len(wanted) - 1, 0))]
-    kept = np.flatnonzero(wanted[at] == keys) if len(wanted) else places[:0]
-    kept = kept[np.argsort(number_of[own[kept]], kind="stable")]
-
-    lengths = np.zeros(len(qrels), dtype=np.int64)
-    lengths[number_of[number_of >= 0]] = np.diff(run.starts)[number_of >= 0]
-    best_first = np.lexsort((-grades, queries))
-    return JudgedHits(
-        queries=queries[at[kept]],
-        ranks=places[kept] - run.starts[own[kept]] + 1,
-        grades=grades[at[kept]],
-        lengths=lengths,
-        judged_queries=queries,
-        judged_grades=grades[best_first],
-    )
+    keys = number_of[own] * len(codes) + found[places]  # negative for a query without judgements
+    order = np.argsort(keys)
+    at = np.searchsorted(keys, wanted, sorter=order)
+    at = order[np.minimum(at, len(keys) - 1)] if len(keys) else at
+    ranks = np.append(places - run.starts[own] + 1, 0)  # the last one stands for none
+    return ranks[np.where(np.append(keys, -1)[at] == wanted, at, -1)]
 
 
 def _by_ir_measures(

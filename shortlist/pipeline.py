@@ -34,6 +34,7 @@ OUTPUTS = {
     "evaluate": "results.json",
     "compare": "",
     "table": "",
+    "diagnose": "diagnosis.json",
     "lengths": "",
 }
 """The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""

@@ -55,6 +55,11 @@ NAMES = {
         "build_test build_train collect definitions find_sources first_sentence installed_packages is_trivial "
         "parse_functions read_functions source_without_docstring standard_library unambiguous write_pairs"
     ),
+    "shortlist.diagnose": (
+        "Config Measurer SNIPPET Sizes TEXTS_AT_ONCE Task compare_queries count_fates diagnose find_duplicates "
+        "find_unjudged run"
+    ),
+    "shortlist.diagnose.printing": "print_diagnosis",
     "shortlist.encode": (
         "Config Encoder LISTED MEASURED_SECONDS Part SAMPLE Shard Speed claim compare contract_of embed_part encode "
         "fill forecast measure open_retriever parts run write"
@@ -93,6 +98,7 @@ NAMES = {
     "shortlist.math.averaging": "macro_average",
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
     "shortlist.math.exclusion": "count_own without_own",
+    "shortlist.math.fates": "FATES fates",
     "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
     "shortlist.math.histogram": "Histogram add_lengths mean_length quantile share_at_most shares",
     "shortlist.math.losses": "LOSSES Loss countable infonce",
@@ -114,7 +120,8 @@ NAMES = {
     "shortlist.math.smoothing": "running_mean",
     "shortlist.math.weighting": "bm25 length_penalty rarity",
     "shortlist.measure": (
-        "INSTALLED_BY_SOME NO_INSTALLING OWN_PARAMETERS PROVIDER Values judged_hits parse_measures per_query"
+        "INSTALLED_BY_SOME NO_INSTALLING OWN_PARAMETERS PROVIDER Values judged_hits judged_ranks parse_measures "
+        "per_query"
     ),
     "shortlist.mine": "Config find_same_text fingerprint mine run",
     "shortlist.models.backbone": (
@@ -122,9 +129,9 @@ NAMES = {
         "load_backbone load_classifier merge_adapter not_a_model parse_lora pooled_states real_tokens see_both_ways"
     ),
     "shortlist.models.checkpoint": (
-        "ADAPTER FILES QUANTIZATION load_reranker load_retriever local_folder model_identity num_parameters "
-        "reranker_contract reranker_to_train retriever_contract retriever_to_train save_model saved_names "
-        "saved_weights"
+        "ADAPTER FILES QUANTIZATION any_contract load_reranker load_retriever local_folder model_identity "
+        "num_parameters reranker_contract reranker_to_train retriever_contract retriever_to_train save_model "
+        "saved_names saved_weights"
     ),
     "shortlist.models.embed": (
         "CPU_TOKENS Done GPU_TOKENS Pair Precision TEXTS_AT_ONCE TokenIds compact_ids default_token_budget "

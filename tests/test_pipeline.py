@@ -37,6 +37,7 @@ steps:
   reranked: {{stage: rerank, model: $reranker, run: $hybrid, collection: $data, depth: $depth}}
   results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
+  diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
   table: {{stage: table, published: lengths, results: [$results], sets: ["512"], rows: [BM25]}}
   compared: {{stage: compare, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
 """
@@ -144,17 +145,17 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 15
-    assert "[15/15] compared" in err
+    assert err.count("already done") == 16
+    assert "[16/16] compared" in err
 
 
 @pytest.mark.parametrize(
     ("setting", "steps"),
     [
-        ("depth=3", {"reranked", "results", "table", "compared"}),
-        ("keep=5", {"hybrid", "reranked", "results", "table", "compared"}),
-        ("reranker_seed=1", {"reranker", "reranked", "results", "table", "compared"}),
-        ("start=$backbone", {"reranker", "reranked", "results", "table", "compared"}),
+        ("depth=3", {"reranked", "results", "diagnosis", "table", "compared"}),
+        ("keep=5", {"hybrid", "reranked", "results", "diagnosis", "table", "compared"}),
+        ("reranker_seed=1", {"reranker", "reranked", "results", "diagnosis", "table", "compared"}),
+        ("start=$backbone", {"reranker", "reranked", "results", "diagnosis", "table", "compared"}),
     ],
 )
 def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, setting: str, steps: set[str]):
@@ -164,7 +165,7 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    assert again(done) == {"results", "table", "compared"}
+    assert again(done) == {"results", "diagnosis", "table", "compared"}
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)
     assert {"retriever", "groups", "reranker", "results"} <= redone

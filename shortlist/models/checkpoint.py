@@ -272,6 +272,18 @@ def _contract(name: str, given: str | None, kind: str) -> InputContract:
     return form
 
 
+def any_contract(name: str, given: str | None = None) -> InputContract:
+    """The input contract of a retriever or a reranker, whichever it is, without its weights.
+
+    Raises:
+        UserError: no model is there, or nothing says what its input looks like.
+    """
+    if given is not None:
+        return named_contract(given)
+    folder = local_folder(name, weights=False)
+    return _own_contract(folder, "pair") or _contract(name, None, "document")
+
+
 def _own_contract(folder: Path, kind: str) -> InputContract | None:
     """The contract in a model folder, if it is for this kind of input; sentence-transformers' files count as one."""
     path = folder / "contract.json"

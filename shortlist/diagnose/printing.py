@@ -1,0 +1,79 @@
+"""What `shortlist diagnose` prints."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from shortlist.math.fates import FATES
+
+
+def print_diagnosis(found: Mapping[str, Any]) -> None:
+    """Print what `diagnose` returns."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(_fate_table(found))
+    duplicates, unjudged, queries = found["duplicates"], found["unjudged"], found["queries"]
+    console.print(
+        f"duplicates among the first {found['depth']}: {duplicates['duplicates']:,} in "
+        f"{duplicates['queries_with_duplicates']} of {duplicates['queries_read']} queries"
+    )
+    for each in duplicates["examples"]:
+        console.print(f"  query {each['query_id']}: {each['doc_id']} is {each['same_as']} again", markup=False)
+    console.print(
+        f"not judged in the top {found['k']}: {unjudged['unjudged']:,} of {unjudged['shown']:,} "
+        f"({unjudged['share']:.1%}), {unjudged['above_a_relevant_one']:,} of them above a relevant document:"
+    )
+    for each in unjudged["examples"]:
+        console.print(f"  {each['query']} ({each['query_id']})", markup=False)
+        console.print(f"    rank {each['rank']}: {each['doc_id']} {each['text']}", markup=False)
+    _print_queries(console, queries)
+
+
+def _fate_table(found: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    told = found["fates"]
+    kinds = {kind: by for kind, by in told.items() if isinstance(by, dict)}
+    known = [fate for fate in FATES if any(fate in counts for by in kinds.values() for counts in by.values())]
+    table = Table(
+        title=f"{told['relevant']:,} relevant documents of {found['num_queries']:,} queries; the top is {found['k']}, "
+        f"the depth {found['depth']}; lengths in {found['unit']}",
+        title_justify="left",
+    )
+    table.add_column("")
+    for heading in ["documents", *known]:
+        table.add_column(heading, justify="right")
+    for kind, by in kinds.items():
+        for name, counts in by.items():
+            total = sum(counts.values())
+            label = name if kind == "all" else f"{kind} {name}"
+            table.add_row(label, f"{total:,}", *(f"{counts.get(fate, 0) / total:.1%}" for fate in known))
+    if told["not_in_the_collection"]:
+        table.caption = (
+            f"{told['not_in_the_collection']} of them are not in the collection and stand in the first row only"
+        )
+    return table
+
+
+def _print_queries(console: Any, queries: Mapping[str, Any]) -> None:
+    if "after" not in queries:
+        console.print(f"{queries['measure']} {queries['before']:.4f}; the lowest:")
+    else:
+        console.print(
+            f"{queries['measure']} {queries['before']:.4f} before, {queries['after']:.4f} after the reranker; "
+            f"{queries['num_won']} queries won, {queries['num_lost']} lost"
+        )
+    for kind in ("won", "lost", "lowest"):
+        for each in queries.get(kind, []):
+            console.print(f"{kind}: {each['query']} ({each['query_id']})", markup=False)
+            for side in ("before", "after"):
+                if side in each:
+                    at = each[side]
+                    place = (
+                        f"first relevant at {at['first_relevant']}" if at["first_relevant"] else "none relevant found"
+                    )
+                    console.print(
+                        f"  {side}: {at['value']:.4f}, {place}; first {at['first']['doc_id']} {at['first']['text']}",
+                        markup=False,
+                    )
