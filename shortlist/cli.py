@@ -24,6 +24,7 @@ STAGES = {
     "lengths": "how many tokens a collection's texts have",
     "table": "put results beside published ones, in the rows and columns of a published table",
     "compare": "what runs are worth beside what they cost",
+    "report": "write one page about everything that some folders hold",
     "run": "run the stages of a recipe, skipping what is done",
     "demo": "train and measure a whole system on this machine's own Python sources",
 }

@@ -137,7 +137,7 @@ def draw(histogram: Histogram, what: str, limits: Sequence[int], drop_longest: f
     axes = figure.add_subplot(xlabel=f"tokens of the {what}", ylabel="share of at most that length", ylim=(0, 1.05))
     axes.grid(color="#dddddd", linewidth=0.5)
     share = shares(histogram)[: longest + 1]
-    axes.plot(np.arange(len(share)), share, color=COLORS[0], linewidth=1.6)
+    axes.step(np.arange(len(share)), share, where="post", color=COLORS[0], linewidth=1.6)
     for limit in limits:
         if limit <= longest:
             axes.axvline(limit, color=COLORS[1], linewidth=0.8, linestyle="--")

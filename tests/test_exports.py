@@ -38,8 +38,7 @@ NAMES = {
         "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen stages start_job"
     ),
     "shortlist.data.runs": (
-        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns "
-        "write_run"
+        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns write_run"
     ),
     "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
     "shortlist.data.seen": "BUCKETS Record Seen checked",
@@ -154,6 +153,11 @@ NAMES = {
         "Advance PLAIN_SECONDS duration forget_peak leads paced peak_bytes progress resident_bytes say size track"
     ),
     "shortlist.records": "Document Group Hit Qrels Query Run",
+    "shortlist.report": (
+        "Config Output SECTIONS find_outputs run sections show_comparison show_diagnosis show_lengths "
+        "show_manifests show_results show_table show_training"
+    ),
+    "shortlist.report.html": "POLICY drawing folded heading page paragraph table",
     "shortlist.rerank": (
         "BEST_FIRST Candidates Chunk Config LISTED PAIRS_AT_ONCE Pace Scored Scorer check_finite compare "
         "contract_of fill log_path mean_ndcg read reorder rerank reranked run score"

@@ -27,6 +27,7 @@ LAYERS = [
         "table",
         "lengths",
         "diagnose",
+        "report",
         "init",
     },
     {"pipeline", "verify"},

@@ -172,7 +172,7 @@ def _texts(values: Cells, absent: str) -> list[str]:
 
 def draw(table: Table, ours: Mapping[str, Cells], label: str, figure: Any) -> None:
     """Draw the rows as lines over columns that are numbers: ours drawn through, what was published dashed."""
-    axes = figure.add_subplot(title=table.title, xlabel="tokens read", ylabel=f"{table.columns[0].measure}, percent")
+    axes = figure.add_subplot(xlabel="tokens read", ylabel=f"{table.columns[0].measure}, percent")
     places = range(len(table.columns))
     axes.set_xticks(places, [column.name for column in table.columns])
     axes.grid(color="#dddddd", linewidth=0.5)
