@@ -79,7 +79,7 @@ def test_every_command_in_the_text_exists_with_its_flags(path, words):
 
 
 def test_the_readme_and_the_guide_show_commands():
-    shown = {words[0] for path, words in COMMANDS if path.name in ("guide.md", "scale.md")}
+    shown = {words[0] for path, words in COMMANDS if path.name in ("guide.md", "scale.md", "evaluation.md")}
     assert shown == set(STAGES) - {"demo"}
     assert any(path.name == "README.md" for path, _ in COMMANDS)
 
@@ -102,7 +102,7 @@ def test_every_recipe_in_a_document_can_be_planned(path, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_of_the_project_can_be_planned(path, tmp_path):
-    assert plan(yaml.safe_load(path.read_text("utf-8")), tmp_path, where=path.name)
+    assert plan(yaml.safe_load(path.read_text("utf-8")), tmp_path, where=str(path))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
