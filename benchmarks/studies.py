@@ -2,10 +2,10 @@
 
     python benchmarks/studies.py --data ../shared/data --work work/studies --out benchmarks/studies.md
 
-A new LLaMA of random weights is made for each size, so the numbers show that the studies run and what they print, not how
-good such models can be. SciFact stands for MS MARCO, its test claims for dev, DL19 and DL20 alike; of BEIR's 13 sets
-SciFact, Cranfield and ADI are there, in turn. Groups are BM25's mistakes on the training claims. What is done is not done
-again: an interrupted run goes on.
+A new LLaMA of random weights is made for each size, so the numbers show that the studies run and what they print, not
+how good such models can be. SciFact stands for MS MARCO, its test claims for dev, DL19 and DL20 alike; of BEIR's 13 sets
+SciFact, Cranfield and ADI are there, in turn. Groups are BM25's mistakes on the training claims. What is done is not
+done again: an interrupted run goes on.
 """
 
 import time
