@@ -85,7 +85,8 @@ def per_query(
     values = _by_ir_measures(others, run, judged) if others and judged else {measure: {} for measure in others}
     for measure in parsed.values():
         if _is_own(measure):
-            values[measure] = dict(zip(judged, MEASURES[measure.NAME](hits, **measure.params).tolist(), strict=True))
+            each = MEASURES[str(measure.NAME)](hits, **measure.params)
+            values[measure] = dict(zip(judged, each.tolist(), strict=True))
     return {name: values[measure] for name, measure in parsed.items()}
 
 
@@ -116,7 +117,8 @@ def judged_ranks(run: RunColumns, qrels: Qrels) -> Int[np.ndarray, " judgements"
     numbers = {query_id: number for number, query_id in enumerate(qrels)}
     number_of = np.array([numbers.get(query_id, -1) for query_id in run.query_ids], dtype=np.int64)
 
-    found = pc.fill_null(pc.index_in(run.doc_ids, pa.array(codes, pa.string())), -1).to_numpy()
+    known = pa.array(codes, pa.string())
+    found = pc.index_in(run.doc_ids, known).fill_null(-1).to_numpy()  # type: ignore[attr-defined]
     places = np.flatnonzero(found >= 0)
     own = run.queries_of(places)
     keys = number_of[own] * len(codes) + found[places]  # negative for a query without judgements

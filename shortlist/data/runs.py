@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from pyarrow import csv
 
@@ -133,8 +132,8 @@ def _order(queries: np.ndarray, scores: np.ndarray, doc_ids: pa.StringArray) -> 
     order = np.arange(len(queries)) if order is None else order
     tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
     group = np.cumsum(np.append(True, ~equal))[tied]
-    table = pa.table({"group": group, "doc_id": doc_ids.take(pa.array(order[tied]))})
-    order[tied] = order[tied][pc.sort_indices(table, [("group", "ascending"), ("doc_id", "descending")]).to_numpy()]
+    table = pa.table({"group": group, "doc_id": doc_ids.take(pa.array(order[tied])), "place": order[tied]})
+    order[tied] = table.sort_by([("group", "ascending"), ("doc_id", "descending")])["place"].to_numpy()
     return order
 
 

@@ -11,4 +11,4 @@ def frontier(costs: Float[np.ndarray, " items"], values: Float[np.ndarray, " ite
     """
     cheaper = (costs[None] <= costs[:, None]) & (values[None] >= values[:, None])
     differ = (costs[None] < costs[:, None]) | (values[None] > values[:, None])
-    return ~(cheaper & differ).any(1)
+    return np.logical_not((cheaper & differ).any(axis=1))

@@ -20,7 +20,8 @@ def paired_t_test(differences: Float[np.ndarray, " queries"]) -> float | None:
         return 1.0 if differences[0] == 0 else 0.0
     from scipy.stats import ttest_1samp
 
-    return float(ttest_1samp(differences, 0.0).pvalue)
+    _, p = ttest_1samp(differences, 0.0)
+    return float(np.asarray(p))
 
 
 def randomisation_test(
