@@ -94,7 +94,6 @@ NAMES = {
     "shortlist.init": "Config new_llama run",
     "shortlist.lengths": "Config QUANTILES TEXTS_AT_ONCE TOKENIZER_FILES count draw full_text run summarise",
     "shortlist.math.agreement": "Agreement NEIGHBOURS agreement kendall_tau",
-    "shortlist.math.averaging": "macro_average",
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
     "shortlist.math.exclusion": "count_own without_own",
     "shortlist.math.fates": "FATES fates",

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from shortlist import table
+from shortlist.data.beir import CQADUPSTACK
 from shortlist.errors import UserError
 from shortlist.table import Column, Table, markdown, our_rows, published_tables, read_table
 
@@ -90,6 +91,15 @@ def test_the_published_averages_are_those_of_their_rows():
     published = read_table("beir")
     for values in published.rows.values():
         assert sum(values[:-1]) / 13 == pytest.approx(values[-1], abs=0.06)
+
+
+def test_cqadupstack_is_the_mean_of_its_twelve_parts():
+    published = read_table("cqadupstack")
+    assert [column.set for column in published.columns if not column.mean] == list(CQADUPSTACK)
+    results = {part: [{"name": "ours", "nDCG@10": number / 100}] for number, part in enumerate(CQADUPSTACK)}
+    assert our_rows(published, results, ["ours"])["ours"][-1] == pytest.approx(5.5)
+    results.pop("wordpress")
+    assert our_rows(published, results, ["ours"])["ours"][-1] is None
 
 
 @pytest.mark.parametrize(

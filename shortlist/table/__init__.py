@@ -25,7 +25,7 @@ Cells = list[float | None]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     published: str
-    """A published table: passage, beir, document, full-or-lora, lengths (of the RepLLaMA paper), or a YAML file."""
+    """passage, beir, document, full-or-lora or lengths (of the RepLLaMA paper), cqadupstack, or a YAML file."""
     results: tuple[Path, ...]
     """Results from `shortlist evaluate`, one file for each of the table's sets that was run."""
     sets: tuple[str, ...]

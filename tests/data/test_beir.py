@@ -15,7 +15,6 @@ from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
 from shortlist.evaluate import per_query
-from shortlist.math.averaging import macro_average
 from shortlist.records import Hit, Qrels, Run
 
 ODD_IDS = [
@@ -192,7 +191,7 @@ def test_cqadupstack_scores_the_mean_of_its_parts_however_many_queries_each_has(
         )
         values = per_query(searched(folder), open_collection(str(folder)).qrels("test"), ["Success@1"])
         scores.append({name: sum(value.values()) / len(value) for name, value in values.items()})
-    assert macro_average(scores) == {"Success@1": 0.5}
+    assert sum(score["Success@1"] for score in scores) / 12 == 0.5
 
 
 def test_ids_of_every_kind_survive_from_the_corpus_to_the_measure(tmp_path):
