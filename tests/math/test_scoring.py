@@ -3,7 +3,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.evaluate import per_query
 from shortlist.math.scoring import (
     LAST_POSITION,
     at_least,
@@ -16,6 +15,7 @@ from shortlist.math.scoring import (
     top_k,
     top_keys,
 )
+from shortlist.measure import per_query
 from shortlist.records import Hit
 
 
