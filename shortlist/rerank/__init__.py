@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.manifest import Job, identity, ms_per_query, stages, start_job
@@ -27,6 +26,7 @@ from shortlist.models.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
 from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Document, Hit, Qrels, Query, Run
+from shortlist.rerank.candidates import Candidates, Chunk
 from shortlist.text.contract import InputContract, Inputs
 from shortlist.text.segments import Segments, segment_contract, unused_settings
 from shortlist.text.tokenizer import load_tokenizer
@@ -39,9 +39,6 @@ BEST_FIRST = 256
 
 SAMPLE_QUERIES, SAMPLE_DEPTH = 16, 32
 """What a narrow precision is compared with fp32 on."""
-
-LISTED = 5
-"""Ids that the collection lacks which are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +128,6 @@ def rerank(
     }
 
 
-class Chunk(NamedTuple):
-    """Pairs that are scored together, and their numbers among the run's hits."""
-
-    numbers: Int[np.ndarray, " pairs"]
-    pairs: list[tuple[Query, Document]]
-
-
 class Scored(NamedTuple):
     """Pairs by their numbers, their scores, and how many tokens were read for them."""
 
@@ -221,7 +211,16 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
     """Score what the log lacks, and write the run."""
     run = read_run_columns(config.run, ties=config.ties)
     queries = {query.query_id: query for query in collection.queries(config.split)}
-    candidates = Candidates(config, run, queries, collection)
+    candidates = Candidates(
+        run,
+        queries,
+        collection,
+        name=str(config.run),
+        split=config.split,
+        depth=config.depth,
+        skip_missing=config.skip_missing,
+        at_once=PAIRS_AT_ONCE if config.budget_seconds is None else BEST_FIRST,
+    )
     inputs = Inputs(contract_of(config), load_tokenizer(local_folder(config.model)))
     inputs.check_queries(queries[query_id] for query_id in run.query_ids if query_id in queries)
     readable = candidates.readable()
@@ -268,7 +267,7 @@ def _cost(config: Config, job: Job, milliseconds: float, pace: Pace) -> dict[str
 
 def read(
     scorer: Scorer,
-    candidates: "Candidates",
+    candidates: Candidates,
     wanted: Int[np.ndarray, " wanted"],
     scores: Float[np.ndarray, " hits"],
     log: ScoreLog,
@@ -317,80 +316,6 @@ def reranked(run: RunColumns, scores: Float[np.ndarray, " hits"]) -> Iterator[tu
         yield query_id, reorder(run.hits(number), own.tolist())
 
 
-@dataclass
-class Candidates:
-    """The hits of a run, with what is needed to read them.
-
-    Attributes:
-        num_empty: of those that were put into chunks, how many were left out because their document has no text.
-    """
-
-    config: Config
-    run: RunColumns
-    queries: Mapping[str, Query]
-    collection: Collection
-    num_empty: int = 0
-
-    @cached_property
-    def ranks(self) -> Int[np.ndarray, " hits"]:
-        """The rank of every hit, from 0."""
-        starts = self.run.starts
-        return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
-
-    def readable(self) -> Int[np.ndarray, " readable"]:
-        """The numbers of the hits down to the depth whose query and document there are.
-
-        Raises:
-            UserError: others are not to be skipped.
-        """
-        run, wanted = self.run, np.flatnonzero(self.ranks < self.config.depth)
-        there = np.array([query_id in self.queries for query_id in run.query_ids], dtype=bool)
-        if lacking := [query_id for query_id, known in zip(run.query_ids, there, strict=True) if not known]:
-            self._skip_or_refuse("queries", lacking, len(there))
-            wanted = wanted[there[run.queries_of(wanted)]]
-        doc_ids = run.doc_ids.take(pa.array(wanted))
-        asked = doc_ids.unique()
-        if lacking := self.collection.missing(asked.to_pylist()):
-            self._skip_or_refuse("documents", sorted(lacking), len(asked))
-            wanted = wanted[~np.isin(doc_ids.to_numpy(zero_copy_only=False), lacking)]
-        return wanted
-
-    def _skip_or_refuse(self, kind: str, names: Sequence[str], total: int) -> None:
-        config = self.config
-        where, flags = config.collection, "--collection"
-        if kind == "queries":
-            where, flags = f"{where} {config.split}", "--collection and --split"
-        some = ", ".join(map(repr, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
-        found = f"{config.run}: {len(names):,} of {total:,} {kind} are not in {where}: {some}"
-        if not config.skip_missing:
-            raise UserError(f"{found}; check {flags}, or leave them where they are with --skip-missing.")
-        say(f"rerank: {found}; left where they are.")
-
-    def chunks(self, numbers: Int[np.ndarray, " some"], done: Bool[np.ndarray, " hits"]) -> Iterator[Chunk]:
-        """Put texts to the numbers, a bounded number of pairs at a time; what is done is left out, and moves no other.
-
-        Raises:
-            UserError: a document is empty, and such are not to be skipped.
-        """
-        at_once = BEST_FIRST if self.config.budget_seconds is not None else PAIRS_AT_ONCE
-        for start in range(0, len(numbers), at_once):
-            some = numbers[start : start + at_once]
-            some = some[~done[some]]
-            names = self.run.pairs(some)
-            documents = self.collection.documents({doc_id for _, doc_id in names})
-            empty = {doc_id for doc_id, each in documents.items() if not (each.text.strip() or each.title.strip())}
-            if empty and not self.config.skip_missing:
-                raise UserError(
-                    f"{self.config.collection}: document {min(empty)!r} has neither title nor text; give it some, or "
-                    "leave such candidates where they are with --skip-missing."
-                )
-            full = np.array([doc_id not in empty for _, doc_id in names], dtype=bool)
-            self.num_empty += int((~full).sum())
-            pairs = [(self.queries[query_id], documents[doc_id]) for query_id, doc_id in names if doc_id not in empty]
-            if pairs:
-                yield Chunk(some[full], pairs)
-
-
 def score(scorer: Scorer, chunks: Iterator[Chunk]) -> Generator[Scored, None, None]:
     """Score chunks wherever the Config says: here, batch by batch, or elsewhere, chunk by chunk."""
     config = scorer.config
@@ -408,7 +333,7 @@ def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " 
     config, collection = scorer.config, candidates.collection
     queries = candidates.run.queries_of(readable)
     some = readable[(queries < SAMPLE_QUERIES) & (candidates.ranks[readable] < SAMPLE_DEPTH)]
-    sample = replace(candidates, config=replace(config, budget_seconds=None))  # its own count of empty documents
+    sample = replace(candidates, at_once=PAIRS_AT_ONCE)  # its own count of empty documents
     chunk = next(sample.chunks(some, np.zeros(len(candidates.ranks), dtype=bool)), Chunk(some[:0], []))
     if not chunk.pairs:
         return "no pairs"
