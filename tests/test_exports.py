@@ -38,7 +38,8 @@ NAMES = {
         "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen stages start_job"
     ),
     "shortlist.data.runs": (
-        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns write_run"
+        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns "
+        "write_run"
     ),
     "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
     "shortlist.data.seen": "BUCKETS Record Seen checked",
@@ -158,9 +159,10 @@ NAMES = {
     ),
     "shortlist.report.html": "POLICY drawing folded heading page paragraph table",
     "shortlist.rerank": (
-        "BEST_FIRST Candidates Chunk Config LISTED PAIRS_AT_ONCE Pace Scored Scorer check_finite compare "
-        "contract_of fill log_path mean_ndcg read reorder rerank reranked run score"
+        "BEST_FIRST Config PAIRS_AT_ONCE Pace Scored Scorer check_finite compare contract_of fill log_path "
+        "mean_ndcg read reorder rerank reranked run score"
     ),
+    "shortlist.rerank.candidates": "Candidates Chunk LISTED",
     "shortlist.search": (
         "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index print_hits run search"
     ),
