@@ -431,7 +431,7 @@ def test_a_query_longer_than_a_pair_is_refused_before_anything_is_scored(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q0 d1 1\n", r"run.trec:1: found 3 columns; expected 6"),
+        ("q0 d1\n", r"run.trec:1: found 2 columns; expected 6"),
         ("q0 Q0 d1 1 2.0 t\nq0 Q0 d1 2 1.0 t\n", r"run.trec:2: document 'd1' occurs twice for query 'q0'"),
         ("q0 Q0 d1 1 nan t\n", r"run.trec:1: score is 'nan'"),
     ],
