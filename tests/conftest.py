@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tiny import Tiny
+
+settings.register_profile("patient", deadline=None)  # how long a test takes is the machine's business
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

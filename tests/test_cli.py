@@ -69,7 +69,7 @@ def test_no_command_and_an_unknown_one_are_usage_errors(capsys: pytest.CaptureFi
     assert main([]) == 2
     assert "usage: shortlist COMMAND" in capsys.readouterr().out
     assert main(["rernak"]) == 2
-    assert capsys.readouterr() == ("", "shortlist: unknown command 'rernak': perhaps 'rerank'?\n")
+    assert capsys.readouterr() == ("", "shortlist: unknown command 'rernak': perhaps 'rerank' or 'report'?\n")
 
 
 def test_the_words_of_the_command_line_are_taken_where_none_are_given(

@@ -56,7 +56,8 @@ def test_work_is_begun_finished_and_found_done(config: Config, folder: bool, cap
     assert "already done" in capsys.readouterr().err
     found = read_manifest(config.out)
     assert found is not None
-    assert (found["complete"], found["stage"], found["results"]) == (True, "fuse", {"counted": 7})
+    assert (found["complete"], found["stage"], found["results"]["counted"]) == (True, "fuse", 7)
+    assert found["results"]["peak_bytes"] > 2**20
     assert found["config"]["size"] == 3
     assert {"version", "commit", "started", "finished"} < found.keys()
 

@@ -56,7 +56,7 @@ def test_the_order_by_rank_survives_writing_for_readers_that_ignore_ranks(shared
 SCORES = st.sampled_from([1.0, 1.0 + 1e-12, 1.0 + 1e-6, 0.0, -0.0, 1e-45, -2.5, 3e8, 3e8 + 1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(["1", "10", "9", "a", "B", "é", "z", "Ω", "𝄞"]), SCORES, min_size=2))
 def test_ties_are_broken_exactly_as_trec_eval_breaks_them(tmp_path_factory, scores):
     lines = [f"q Q0 {doc} 1 {score!r} t\n" for doc, score in scores.items()]
@@ -133,7 +133,7 @@ LINES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LINES)
 def test_runs_in_any_order_are_sorted_as_plain_python_sorts_them(tmp_path_factory, lines):
     path = tmp_path_factory.getbasetemp() / "shuffled.trec"

@@ -73,7 +73,7 @@ def test_the_results_are_the_table_that_was_promised(once: Path):
         assert row["queries"] == 12
         assert row["ms_per_query"] > 0
     assert results["rows"][0]["MRR@10"] > 0.3  # BM25 knows the words of a function it never saw
-    assert all(set(row["p"]) == set(MEASURES) for row in results["rows"][1:])
+    assert all(set(row["difference"]) == set(MEASURES) for row in results["rows"][1:])
 
 
 def test_nothing_is_trained_on_that_is_searched(once: Path):

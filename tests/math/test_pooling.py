@@ -22,7 +22,7 @@ def test_a_pooling_gives_the_vectors_worked_out_by_hand(name: str, expected: lis
 
 
 @pytest.mark.parametrize("name", POOLINGS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), padding=st.integers(0, 4))
 def test_padding_changes_nothing_whatever_it_holds(name: str, seed: int, padding: int):
     generator = torch.Generator().manual_seed(seed)
