@@ -1,5 +1,6 @@
 """How well a run agrees with judgements, query by query: measures by their names in ir_measures."""
 
+import re
 from collections.abc import Sequence
 
 import ir_measures
@@ -45,7 +46,8 @@ def _parse_measure(name: str, relevance_level: int) -> ir_measures.Measure:
     except NameError:
         raise unknown("measure", name.partition("@")[0].partition("(")[0], ir_measures.measures.registry) from None
     except (ValueError, AssertionError) as error:
-        raise UserError(f"measure {name!r}: {error}. Expected a form such as nDCG@10 or R(rel=2)@100.") from None
+        words = re.sub("invalid param (.*)=<object .*>", r"needs a \1", str(error))
+        raise UserError(f"measure {name!r}: {words}. Expected a form such as nDCG@10 or R(rel=2)@100.") from None
     if not supported:
         by = [each.NAME for each in PROVIDER.providers if each.supports(measure) and not each.is_available()]
         how = f"install {' or '.join(by)}" if by else "try one such as nDCG@10, RR@10, AP or R@1000"
@@ -138,8 +140,12 @@ def _by_ir_measures(
         if query_id in qrels
     }
     values: dict[ir_measures.Measure, Values] = {measure: {} for measure in measures}
-    for metric in PROVIDER.iter_calc(list(measures), qrels, ordered):
-        values[metric.measure][metric.query_id] = float(metric.value)
+    try:
+        for metric in PROVIDER.iter_calc(list(measures), qrels, ordered):
+            values[metric.measure][metric.query_id] = float(metric.value)
+    except ArithmeticError as error:  # such as Accuracy where everything that was found is relevant
+        names = ", ".join(map(str, measures))
+        raise UserError(f"ir_measures cannot compute {names} for this run ({error}); leave it out.") from None
     return {
         measure: {query_id: each[query_id] for query_id in qrels if query_id in each}
         for measure, each in values.items()

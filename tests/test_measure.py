@@ -90,6 +90,7 @@ def test_a_query_without_hits_counts_as_zero():
         ("nDCG@ten", "such as nDCG@10"),
         ("nDCG@0", "cannot be computed"),
         ("nDCG(rel=2)@10", "rel"),
+        ("P(rel=2)", "needs a cutoff"),
         ("RBP(rel=1)", "cannot be computed here; install cwl_eval"),
         ("", "such as nDCG@10"),
     ],
@@ -116,3 +117,8 @@ def test_measures_that_are_not_ours_come_from_ir_measures():
     assert values["Bpref"] == pytest.approx({query_id: each["bpref"] for query_id, each in theirs.items()})
     assert values["nDCG(dcg='exp-log2')@10"] != values["nDCG@10"]
     assert len(values["Rprec"]) == len(run)
+
+
+def test_what_ir_measures_stumbles_over_is_said_in_one_line():
+    with pytest.raises(UserError, match=r"cannot compute Accuracy.* for this run \(.*division by zero\)"):
+        per_query({"q1": [Hit("a", 1.0)]}, {"q1": {"a": 1, "b": 0}}, ["Accuracy"])
