@@ -4,9 +4,9 @@
     python benchmarks/studies.py --wikiqa work/wikiqa --adi ../shared/data/adi --work work/studies
 
 A new LLaMA of random weights is made for each size, so the numbers show that the studies run and what they print,
-not how good such models can be. WikiQA stands for MS MARCO passages and documents, its dev split for dev, DL19 and
-DL20 alike; ADI stands for each of BEIR's 13 sets. Groups are BM25's mistakes on the training questions. What is done
-is not done again: an interrupted run goes on.
+not how good such models can be: an epoch is 7 steps here, and the recipes warm up for 100. WikiQA stands for MS MARCO
+passages and documents, its dev split for dev, DL19 and DL20 alike; ADI stands for each of BEIR's 13 sets. Groups are
+BM25's mistakes on the training questions. What is done is not done again: an interrupted run goes on.
 """
 
 import time
@@ -84,7 +84,7 @@ def run(config: Config) -> None:
         took = duration(time.perf_counter() - start)
         say(f"{study}: {took}")
         table = (config.work / study / "table" / "table.md").read_text("utf-8").split("\n", 2)
-        sections.append(f"## {path.name}: {table[0].removeprefix('# ')}\n\nIn {took}.\n{table[2].rstrip()}")
+        sections.append(f"## {path.name}: {table[0].removeprefix('# ')}\n\nIn {took}.\n\n{table[2].strip()}")
     publish(
         "The paper's studies, at a small size",
         under + "\n\n" + (__doc__ or "").split("\n\n")[2].strip(),
