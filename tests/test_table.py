@@ -74,9 +74,9 @@ def test_a_table_whose_columns_are_numbers_is_drawn(settings: dict, tmp_path: Pa
     put(tmp_path / "512.json", [{"name": "trained 512", "MRR@100": 0.4}])
     put(tmp_path / "1024.json", [{"name": "trained 512", "MRR@100": 0.5}])
     files = {"results": (tmp_path / "512.json", tmp_path / "1024.json"), "sets": ("512", "1024")}
-    table.run(table.Config(**(settings | files | {"published": "lengths", "rows": ("trained 512",), "label": "tiny"})))
+    table.run(table.Config(**(settings | files | {"published": "lengths", "rows": ("trained 512",)})))
     drawing = (settings["out"] / "table.svg").read_text()
-    assert all(words in drawing for words in ("trained 512 (tiny)", "trained 2048 (published)", "tokens read"))
+    assert all(words in drawing for words in ("trained 512 (ours)", "trained 2048 (published)", "tokens read"))
 
 
 @pytest.mark.parametrize("name", published_tables())

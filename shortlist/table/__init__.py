@@ -134,7 +134,7 @@ def run(config: Config) -> None:
         with atomic_write(config.out / "table.md") as file:
             file.write(markdown(table, ours, config.label))
         if all(column.name.isdigit() for column in table.columns):
-            write_svg(config.out / "table.svg", partial(draw, table, ours, config.label))
+            write_svg(config.out / "table.svg", partial(draw, table, ours))
         job.finish(rows=len(ours), not_run=missing)
     name = "table.json" if config.json else "table.md"
     sys.stdout.write((config.out / name).read_text("utf-8"))
@@ -170,13 +170,13 @@ def _texts(values: Cells, absent: str) -> list[str]:
     return [absent if value is None else f"{value:.1f}" for value in values]
 
 
-def draw(table: Table, ours: Mapping[str, Cells], label: str, figure: Any) -> None:
+def draw(table: Table, ours: Mapping[str, Cells], figure: Any) -> None:
     """Draw the rows as lines over columns that are numbers: ours drawn through, what was published dashed."""
     axes = figure.add_subplot(xlabel="tokens read", ylabel=f"{table.columns[0].measure}, percent")
     places = range(len(table.columns))
     axes.set_xticks(places, [column.name for column in table.columns])
     axes.grid(color="#dddddd", linewidth=0.5)
-    for rows, style, kind in ((table.rows, "--", "published"), (ours, "-", label)):
+    for rows, style, kind in ((table.rows, "--", "published"), (ours, "-", "ours")):
         for number, (name, values) in enumerate(rows.items()):
             points = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
             if points:
@@ -185,4 +185,4 @@ def draw(table: Table, ours: Mapping[str, Cells], label: str, figure: Any) -> No
                     *zip(*points, strict=True), style, marker="o", markersize=4, color=color, label=f"{name} ({kind})"
                 )
     if axes.get_lines():
-        figure.legend(loc="outside right upper", frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
