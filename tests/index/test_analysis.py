@@ -60,7 +60,7 @@ def test_languages_lose_their_stop_words_articles_and_endings(language: str, tex
     assert ANALYSERS[language](text) == expected
 
 
-@pytest.mark.parametrize("language", ANALYSERS.keys() & {"french", "german", "spanish"})
+@pytest.mark.parametrize("language", sorted(ANALYSERS.keys() & {"french", "german", "spanish"}))
 def test_accents_may_be_spelled_as_letters_of_their_own(language: str):
     text = "Élèves Mäuse niñas à"
     assert ANALYSERS[language](unicodedata.normalize("NFD", text)) == ANALYSERS[language](text)
