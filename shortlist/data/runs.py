@@ -137,10 +137,14 @@ def _order(queries: np.ndarray, scores: np.ndarray, doc_ids: pa.StringArray) -> 
     return order
 
 
+def _ends(texts: pa.StringArray) -> np.ndarray:
+    """Where each text ends among the letters of all, and before them where the first one begins."""
+    return np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+
+
 def _fingerprints(texts: pa.StringArray) -> np.ndarray:
     """A 64-bit number for each text: of different texts it is almost surely different."""
-    _, ends, data = texts.buffers()
-    ends = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    ends, data = _ends(texts), texts.buffers()[2]
     letters = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(8, np.uint8)])
     words = np.ndarray(len(letters) - 7, "<u8", letters, strides=(1,))  # the eight bytes from each byte on
     starts, lengths = ends[:-1], np.diff(ends)
@@ -204,7 +208,8 @@ def _run_table(path: Path) -> pa.Table | None:
             table = csv.read_csv(file, read_options=read, parse_options=parse, convert_options=convert)
     except (pa.ArrowInvalid, OSError):
         return None
-    simple = len(table) and np.isfinite(table[form.used[-1]].to_numpy()).all() and table["doc_id"].index("").as_py() < 0
+    named = all(np.diff(_ends(chunk)).min(initial=1) > 0 for chunk in table["doc_id"].chunks if len(chunk))
+    simple = len(table) and named and np.isfinite(table[form.used[-1]].to_numpy()).all()
     return table if simple else None
 
 
