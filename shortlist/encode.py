@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.files import atomic_write, folder_bytes
+from shortlist.data.files import atomic_write
 from shortlist.data.lines import OnBad
 from shortlist.data.manifest import Job, start_job
 from shortlist.data.snapshots import compact, document_keys, missing, pin, read_known, renew
@@ -269,7 +269,7 @@ def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
         if results["dead"] and not config.compact:
             say(f"encode: {results['dead']:,} vectors of documents that are gone are kept; --compact drops them.")
     store = VectorReader(job.out)
-    results |= {"num_parameters": num_parameters(config.model), "bytes": folder_bytes(job.out)}
+    results["num_parameters"] = num_parameters(config.model)
     return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from shortlist.data.files import atomic_write
 from shortlist.data.judgements import Judgements, run_names
-from shortlist.data.manifest import identity, read_manifest, start_job
+from shortlist.data.manifest import identity, ms_per_query, start_job
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.math.measures import JudgedHits, judged
@@ -105,7 +105,8 @@ def _evaluate(config: Config, names: Sequence[str]) -> dict[str, Any]:
         first = first or own
         row: dict[str, Any] = {"name": name, "run": str(path)}
         row |= {measure: float(np.mean(list(own[measure].values()))) for measure in own}
-        row |= {"queries": len(next(iter(own.values()))), **_holes(hits, config.judged_at), **_milliseconds(path)}
+        row |= {"queries": len(next(iter(own.values()))), **_holes(hits, config.judged_at)}
+        row |= {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(path)) else {}
         row["interval"] = {measure: _interval(list(own[measure].values()), config) for measure in own}
         if rows:
             row["difference"] = {m: difference(own[m], first[m], resamples=config.resamples) for m in own}
@@ -207,13 +208,6 @@ def _holes(hits: JudgedHits, depth: int) -> dict[str, Any]:
     """Of the first ranks of each query: the mean share that is judged, and how many documents are not."""
     num_holes = np.minimum(hits.lengths, depth).sum() - (hits.ranks <= depth).sum()
     return {"judged": float(judged(hits, cutoff=depth).mean()), "holes": int(num_holes)}
-
-
-def _milliseconds(path: Path) -> dict[str, float]:
-    """What making the run took per query, where its manifest tells."""
-    manifest = read_manifest(path) or {}
-    value = manifest.get("results", {}).get("ms_per_query")
-    return {} if value is None else {"ms_per_query": value}
 
 
 def _print(results: Mapping[str, Any], config: Config) -> None:

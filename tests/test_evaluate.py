@@ -12,7 +12,7 @@ from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
 from shortlist.evaluate import difference
 from shortlist.math.significance import randomisation_test
-from shortlist.records import Hit, Qrels, Run
+from shortlist.records import Hit
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"a": 1}, "q3": {"b": 1}}
 RUN = {"q1": [Hit("c", 3.0), Hit("a", 2.0), Hit("b", 1.0)], "q2": [Hit("a", 9.0)], "q9": [Hit("a", 1.0)]}
@@ -30,17 +30,6 @@ def files(tmp_path: Path) -> dict:
 def printed(capsys: pytest.CaptureFixture[str], **settings) -> list[dict]:
     evaluate.run(evaluate.Config(**settings, json=True))
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def random_example(num_queries: int = 20) -> tuple[Run, Qrels]:
-    rng = random.Random(0)
-    doc_ids = [f"d{i}" for i in range(200)]
-    run, qrels = {}, {}
-    for i in range(num_queries):
-        qrels[f"q{i}"] = {doc_id: rng.randint(0, 3) for doc_id in rng.sample(doc_ids, 30)}
-        scores = sorted((round(rng.random(), 1) for _ in range(100)), reverse=True)  # many ties
-        run[f"q{i}"] = [Hit(*pair) for pair in zip(rng.sample(doc_ids, 100), scores, strict=True)]
-    return run, qrels
 
 
 def test_a_difference_is_that_of_the_queries_both_have():
