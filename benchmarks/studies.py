@@ -18,8 +18,8 @@ import tyro
 import yaml
 from measuring import ROOT, conditions, publish
 
-from shortlist.pipeline import run_recipe
 from shortlist.progress import duration, say
+from shortlist.recipe import run_recipe
 
 STUDIES = ROOT / "recipes" / "studies"
 

@@ -1,1 +1,56 @@
+"""Fine-tune language models to search: the names that a program needs, each loaded when it is first used."""
+# ruff: noqa: F401 (type checkers read the imports, and programs `HOMES`)
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shortlist.data.collections import open_collection
+    from shortlist.data.formats import read_qrels, write_corpus, write_qrels, write_queries
+    from shortlist.data.groups import open_groups, write_groups
+    from shortlist.data.runs import read_run, write_run
+    from shortlist.data.vectors import VectorReader, VectorWriter
+    from shortlist.errors import UserError
+    from shortlist.index.bm25 import BM25Index
+    from shortlist.index.flat import FlatIndex
+    from shortlist.math.fusion import rrf
+    from shortlist.measure import per_query
+    from shortlist.models.reranker import CrossEncoder, Reranker
+    from shortlist.models.retriever import Retriever
+    from shortlist.pipeline import Answer, Pipeline, Result
+    from shortlist.records import Document, Group, Hit, Query
+    from shortlist.text.contract import InputContract
+
 __version__ = "0.1.0"
+
+HOMES = {
+    "data.collections": "open_collection",
+    "data.formats": "read_qrels write_corpus write_qrels write_queries",
+    "data.groups": "open_groups write_groups",
+    "data.runs": "read_run write_run",
+    "data.vectors": "VectorReader VectorWriter",
+    "errors": "UserError",
+    "index.bm25": "BM25Index",
+    "index.flat": "FlatIndex",
+    "math.fusion": "rrf",
+    "measure": "per_query",
+    "models.reranker": "CrossEncoder Reranker",
+    "models.retriever": "Retriever",
+    "pipeline": "Answer Pipeline Result",
+    "records": "Document Group Hit Query",
+    "text.contract": "InputContract",
+}
+"""Where each public name is defined. The stages are modules: `shortlist.train.run(shortlist.train.Config(...))`."""
+
+__all__ = [name for names in HOMES.values() for name in names.split()]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in HOMES.items():
+        if name in names.split():
+            return getattr(import_module(f"shortlist.{home}"), name)
+    raise AttributeError(f"module 'shortlist' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

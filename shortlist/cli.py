@@ -28,7 +28,7 @@ STAGES = {
     "run": "run the stages of a recipe, skipping what is done",
     "demo": "train and measure a whole system on this machine's own Python sources",
 }
-MODULES = {"run": "pipeline"}
+MODULES = {"run": "recipe"}
 
 EXPECTED = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 """Failures of the machine that a user can mend; any other OSError is our bug and keeps its traceback."""

@@ -1,173 +1,211 @@
-"""Command `run`: the stages of a recipe in order, each in a folder of its own, what is done and unchanged left alone.
+"""First stages and a reranker over one collection, ready for questions: what programs and servers search with."""
 
-A recipe is YAML: `settings` (names for values, which `--set` changes) and `steps`, each a stage's settings under the
-step's name. `$name` stands for a setting, or for the output of an earlier step.
-"""
-
-import gc
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, final, get_args, runtime_checkable
 
-import tyro
-import yaml
+import numpy as np
+from jaxtyping import Float
 
-from shortlist.config import from_settings, load_yaml, to_flags
-from shortlist.data.files import atomic_write
+from shortlist import search
+from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError, unknown
-from shortlist.progress import say
+from shortlist.index import Index
+from shortlist.math.fusion import rrf
+from shortlist.models.reranker import Reranker
+from shortlist.records import Document, Hit, Query, to_queries
+from shortlist.rerank import reorder
 
-OUTPUTS = {
-    "index": "",
-    "init": "",
-    "train": "",
-    "encode": "",
-    "search": "run.trec",
-    "rerank": "run.trec",
-    "fuse": "run.trec",
-    "mine": "groups.jsonl",
-    "evaluate": "results.json",
-    "compare": "",
-    "table": "",
-    "diagnose": "diagnosis.json",
-    "lengths": "",
-}
-"""The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""
+FirstStage = Literal["bm25", "dense", "hybrid"]
+
+DEPTH = 100
+"""Candidates that are reranked."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    recipe: tyro.conf.Positional[Path]
-    """YAML file; the project's own are in recipes/."""
-    out: Path
-    """Folder for everything the steps write, one folder each."""
-    set: tuple[str, ...] = ()
-    """Settings of the recipe to change, as name=value."""
-    processes: int = 1
-    """Processes on this machine that train together, one per GPU; all other steps run in one."""
+@runtime_checkable
+class Scores(Protocol):
+    """A reranker, or whatever stands for one."""
+
+    def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
+        """One score per candidate, higher is better."""
+        ...
 
 
-class Step(NamedTuple):
-    """One stage of a recipe, ready to run."""
+class Place(NamedTuple):
+    """Where a stage put a document."""
 
-    name: str
-    stage: str
-    config: Any
+    rank: int
+    """From 1."""
+    score: float
 
 
-def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
-    """Check a whole recipe and put values for its names, before anything runs.
+class Result(NamedTuple):
+    """One document that was found."""
+
+    document: Document
+    score: float
+    """That of the last stage."""
+    places: dict[str, Place]
+    """By stage: `bm25`, `dense`, `hybrid` and `reranker`, those that were asked and have found it."""
+
+
+class Answer(NamedTuple):
+    """What was found for one query."""
+
+    results: list[Result]
+    """Best first."""
+    milliseconds: dict[str, float]
+    """By stage, as `places`, and `documents` for fetching texts."""
+
+
+@final
+class Pipeline:
+    """First stages and a reranker over one collection.
 
     Args:
-        where: the recipe's file; a step's `recipe:` is found from its folder.
+        bm25: finds by words.
+        dense: finds by vectors.
+        reranker: reads the first candidates.
 
     Raises:
-        UserError: a stage, setting or `$name` that does not exist; `where` says in which file.
+        UserError: nothing to search with.
     """
-    for section in recipe.keys() - {"settings", "steps"}:
-        raise UserError(f"{where}: {unknown('section', section, ['settings', 'steps'])}")
-    for section in ("settings", "steps"):
-        if not isinstance(recipe.get(section) or {}, dict):
-            raise UserError(f"{where}: {section} holds {recipe[section]!r}; expected `name: value` lines.")
-    values: dict[str, Any] = dict(recipe.get("settings") or {})
-    steps = []
-    for name, given in (recipe.get("steps") or {}).items():
-        at = f"{where}: step {name!r}"
-        if not isinstance(given, dict) or len(given.keys() & {"stage", "recipe"}) != 1:
-            raise UserError(f"{at}: expected settings with `stage:`, one of {', '.join(OUTPUTS)}, or `recipe:`.")
-        if name in values:
-            raise UserError(f"{at}: the name is taken by a setting or an earlier step; choose another.")
-        settings = {key: _resolve(value, values, at) for key, value in given.items() if key not in ("stage", "recipe")}
-        if "recipe" in given:
-            inside = _inside(name, Path(where).parent / given["recipe"], settings, out / name)
-        else:
-            inside = [_step(name, given["stage"], settings, out / name, at)]
-        steps += inside
-        values |= {step.name: str(step.config.out) for step in inside}
-    if not steps:
-        raise UserError(f"{where}: has no steps.")
-    return steps
+
+    def __init__(
+        self,
+        collection: Collection,
+        *,
+        bm25: Index | None = None,
+        dense: Index | None = None,
+        reranker: Scores | None = None,
+    ) -> None:
+        self.collection, self.reranker = collection, reranker
+        self.parts = {name: part for name, part in (("bm25", bm25), ("dense", dense)) if part is not None}
+        if not self.parts:
+            raise UserError("nothing to search with: give a BM25 index, or a retriever with its vectors, or both.")
+
+    @classmethod
+    def load(
+        cls,
+        collection: str,
+        *,
+        retriever: str | None = None,
+        vectors: str | Path | None = None,
+        index: str | Path | None = None,
+        bm25: str | Path | None = None,
+        reranker: str | None = None,
+        **options: Any,
+    ) -> "Pipeline":
+        """Open everything by name.
+
+        Args:
+            collection: folder, `irds:` or `hf:` name.
+            retriever: the model that made the vectors.
+            vectors: from `shortlist encode`.
+            index: an index over them, of whichever kind.
+            bm25: from `shortlist index`.
+            reranker: model folder or hub name.
+            options: other settings of `search.Config`, such as memory_gib and effort.
+
+        Raises:
+            UserError: something is missing, or the vectors are another model's.
+        """
+        paths = tuple(Path(path) for path in (bm25, index) if path)
+        where = {"model": retriever, "vectors": Path(vectors) if vectors else None, "index": paths}
+        opened = search.open_parts(search.Config(collection=collection, **where, **options))
+        parts = {"dense" if isinstance(part, search.Dense) else "bm25": part for part in opened}
+        return cls(open_collection(collection), **parts, reranker=Reranker.load(reranker) if reranker else None)
+
+    @property
+    def first_stages(self) -> list[FirstStage]:
+        """What can be asked for, the best last."""
+        return [stage for stage in get_args(FirstStage) if stage in self.parts or len(self.parts) > 1]
+
+    def search(self, query: str, k: int = 10, **options: Any) -> list[Result]:
+        """The k best documents for a question; options as for `answer`."""
+        [answer] = self.answer([query], k, **options)
+        return answer.results
+
+    def answer(
+        self,
+        queries: Sequence[str | Query],
+        k: int = 10,
+        *,
+        depth: int = DEPTH,
+        first_stage: FirstStage | None = None,
+        rerank: bool | None = None,
+    ) -> list[Answer]:
+        """The k best documents for each query, with what every stage made of them.
+
+        Args:
+            depth: candidates that are reranked; those behind them keep their order.
+            first_stage: what finds the candidates (None: the best there is, `hybrid` if both).
+            rerank: whether the reranker reads them (None: if there is one).
+
+        Raises:
+            UserError: a stage that is not there.
+        """
+        first_stage = first_stage or self.first_stages[-1]
+        if first_stage not in self.first_stages:
+            raise unknown("first stage", first_stage, self.first_stages)
+        if rerank and self.reranker is None:
+            raise UserError("rerank: there is no reranker here; leave it out, or name one when loading.")
+        rerank = self.reranker is not None if rerank is None else rerank
+        num_candidates = max(k, depth) if rerank else k
+        return [self._answer(query, k, num_candidates, depth, first_stage, rerank) for query in to_queries(queries)]
+
+    def _answer(
+        self, query: Query, k: int, num_candidates: int, depth: int, first_stage: FirstStage, rerank: bool
+    ) -> Answer:
+        milliseconds: dict[str, float] = {}
+        lists = self._first(query, num_candidates, first_stage, milliseconds)
+        found = lists[first_stage]
+        with _timed("documents", milliseconds):
+            documents = self.collection.documents([hit.doc_id for hit in (found if rerank else found[:k])])
+        if rerank and self.reranker is not None:
+            with _timed("reranker", milliseconds):
+                scores = self.reranker.score(query, [documents[hit.doc_id] for hit in found[:depth]])
+            scored = [*scores.tolist(), *[float("nan")] * len(found[depth:])]
+            lists["reranker"] = found = reorder(found, scored)
+        places = {stage: _places(hits) for stage, hits in lists.items()}
+        if rerank:  # those behind the depth were not read
+            places["reranker"] = {i: p for i, p in places["reranker"].items() if p.rank <= depth}
+        results = [
+            Result(
+                documents[hit.doc_id], hit.score, {s: at[hit.doc_id] for s, at in places.items() if hit.doc_id in at}
+            )
+            for hit in found[:k]
+        ]
+        return Answer(results, milliseconds)
+
+    def _first(
+        self, query: Query, k: int, first_stage: FirstStage, milliseconds: dict[str, float]
+    ) -> dict[str, list[Hit]]:
+        """What each first stage that is asked finds, fused ones included."""
+        lists: dict[str, list[Hit]] = {}
+        hybrid = first_stage == "hybrid"
+        for name, part in self.parts.items():
+            if hybrid or name == first_stage:
+                with _timed(name, milliseconds):
+                    lists[name] = part.search([query], max(k, search.HYBRID_DEPTH) if hybrid else k)[query.query_id]
+        if hybrid:
+            fused = rrf([{query.query_id: hits} for hits in lists.values()])
+            lists["hybrid"] = fused.get(query.query_id, [])[:k]
+        return lists
 
 
-def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str) -> Step:
-    if stage not in OUTPUTS:
-        raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
-    settings |= {"out": str(folder / OUTPUTS[stage]), "overwrite": True}
-    return Step(name, stage, from_settings(import_module(f"shortlist.{stage}").Config, settings, where=at))
+@contextmanager
+def _timed(stage: str, milliseconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    milliseconds[stage] = 1000 * (time.perf_counter() - start)
 
 
-def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Step]:
-    """The steps of a recipe that is a step of another one, as NAME/STEP, with these settings instead of its own."""
-    recipe = load_yaml(path)
-    own = recipe.get("settings") or {}
-    for setting in settings.keys() - own.keys():
-        raise UserError(f"step {name!r}: {path}: {unknown('setting', setting, own)}")
-    steps = plan({**recipe, "settings": {**own, **settings}}, folder, where=str(path))
-    return [step._replace(name=f"{name}/{step.name}") for step in steps]
+def _places(hits: Sequence[Hit]) -> dict[str, Place]:
+    return {hit.doc_id: Place(rank, hit.score) for rank, hit in enumerate(hits, start=1)}
 
 
-def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
-    """Put values for `$name`, in lists too; a value may itself be a `$name`, but not in a circle."""
-    if isinstance(value, list):
-        return [_resolve(item, values, at) for item in value]
-    if not isinstance(value, str) or not value.startswith("$"):
-        return value
-    name = value[1:]
-    if name not in values:
-        raise UserError(f"{at}: {unknown('setting or earlier step', name, values)}")
-    return _resolve(values[name], {other: v for other, v in values.items() if other != name}, at)
-
-
-def run_steps(steps: list[Step], *, processes: int = 1) -> None:
-    """Run the steps in order; a step that finds its work done and unchanged says so and does nothing.
-
-    Args:
-        processes: how many train together; with more than one, training runs in processes of its own.
-    """
-    for number, step in enumerate(steps, start=1):
-        say(f"[{number}/{len(steps)}] {step.name}")
-        start = time.perf_counter()
-        if step.stage == "train" and processes > 1:
-            _train_together(step, processes)
-        else:
-            import_module(f"shortlist.{step.stage}").run(step.config)
-        gc.collect()  # models hang in cycles; what one step held must not add to what the next one needs
-        seconds = time.perf_counter() - start
-        if seconds > 1:
-            say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
-
-
-def _train_together(step: Step, processes: int) -> None:
-    """Run a training step under torchrun."""
-    settings = {name: value for name, value in asdict(step.config).items() if value is not None}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    flags = to_flags(type(step.config), settings, where=step.name)
-    if subprocess.run([*launcher, "-m", "shortlist", "train", *flags]).returncode:
-        raise UserError(f"step {step.name!r}: training stopped, as said above; the same command continues it.")
-
-
-def run(config: Config) -> None:
-    """Run a recipe file."""
-    recipe = load_yaml(config.recipe)
-    settings = recipe.get("settings") or {}
-    for item in config.set:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"--set {item}: expected name=value.")
-        if name not in settings:
-            raise UserError(f"--set {item}: {unknown('setting', name, settings)}")
-        settings = {**settings, name: yaml.safe_load(value)}
-    run_recipe({**recipe, "settings": settings}, config.out, where=str(config.recipe), processes=config.processes)
-
-
-def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: int = 1) -> None:
-    """Run a recipe into a folder and keep a copy of it there."""
-    steps = plan(recipe, out, where=where)
-    with atomic_write(out / "recipe.yaml") as file:
-        yaml.safe_dump(dict(recipe), file, sort_keys=False)
-    run_steps(steps, processes=processes)
+def _of(places: Mapping[str, Mapping[str, Place]], doc_id: str) -> dict[str, Place]:
+    return {stage: at[doc_id] for stage, at in places.items() if doc_id in at}

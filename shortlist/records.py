@@ -1,5 +1,6 @@
 """The nouns of search, as plain tuples and dicts: everything else in the package takes or returns these."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -39,3 +40,13 @@ Run = dict[str, list[Hit]]
 
 Qrels = dict[str, dict[str, int]]
 """query_id -> doc_id -> graded relevance (0 = judged not relevant)."""
+
+
+def to_queries(texts: Iterable[str | Query]) -> list[Query]:
+    """Queries as they are; a text becomes one whose id is its place."""
+    return [Query(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]
+
+
+def to_documents(texts: Iterable[str | Document]) -> list[Document]:
+    """Documents as they are; a text becomes one whose id is its place."""
+    return [Document(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
 
 from shortlist.config import from_settings, load_yaml
 from shortlist.data.beir import shares_ids
@@ -74,18 +77,25 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
+@runtime_checkable
+class EncodesQueries(Protocol):
+    """A retriever, or whatever stands for one."""
+
+    def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
+        """Vectors of queries."""
+        ...
+
+
 @final
 class Dense:
     """Search by the vectors of a retriever."""
 
-    def __init__(self, retriever: Any, vectors: VectorIndex) -> None:
+    def __init__(self, retriever: EncodesQueries, vectors: VectorIndex) -> None:
         self.retriever, self.vectors = retriever, vectors
 
     def search(self, queries: list[Query], k: int) -> Run:
         """Each query's k documents of greatest similarity."""
-        from shortlist.models.embed import embed_queries
-
-        found = self.vectors.find(embed_queries(self.retriever, queries), k)
+        found = self.vectors.find(self.retriever.encode_queries(queries), k)
         return dict(zip([query.query_id for query in queries], found, strict=True))
 
 
@@ -115,6 +125,20 @@ def open_index(config: Config) -> Index:
     Raises:
         UserError: it describes none, or vectors of another model.
     """
+    parts = open_parts(config)
+    if len(parts) == 1:
+        return parts[0]
+    if config.weights is not None and len(config.weights) != len(parts):
+        raise UserError(f"--weights has {len(config.weights)} numbers for {len(parts)} first stages; expected as many.")
+    return Hybrid(parts, FUSIONS[config.fusion], config.weights)
+
+
+def open_parts(config: Config) -> list[Index]:
+    """The first stages that a Config describes, each by itself.
+
+    Raises:
+        UserError: it describes none, or vectors of another model.
+    """
     kinds = {path: kind_of(path) for path in config.index}
     over_vectors = [path for path, kind in kinds.items() if kind != "bm25"]
     if config.vectors and not over_vectors:
@@ -127,11 +151,7 @@ def open_index(config: Config) -> Index:
     ]
     if not parts:
         raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
-    if len(parts) == 1:
-        return parts[0]
-    if config.weights is not None and len(config.weights) != len(parts):
-        raise UserError(f"--weights has {len(config.weights)} numbers for {len(parts)} first stages; expected as many.")
-    return Hybrid(parts, FUSIONS[config.fusion], config.weights)
+    return parts
 
 
 def _open_words(path: Path) -> Index:

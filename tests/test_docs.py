@@ -12,7 +12,7 @@ import yaml
 from shortlist.cli import MODULES, STAGES
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
-from shortlist.pipeline import plan
+from shortlist.recipe import plan
 from shortlist.text.contract import CONTRACTS
 
 ROOT = Path(__file__).parents[1]

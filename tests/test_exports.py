@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+import shortlist
+
 ROOT = Path(__file__).parents[1] / "shortlist"
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 STAGE = {"Config", "run"}
 """What every stage has: its module's docstring says what it does, and `Config` says it field by field."""
 
 NAMES = {
+    "shortlist": "HOMES",
     "shortlist.cli": "EXPECTED MODULES STAGES main",
     "shortlist.compare": "COSTS Config FILES costs draw_pareto run",
     "shortlist.config": "from_settings load_yaml parse to_flags",
@@ -142,16 +145,17 @@ NAMES = {
         "bf16_pays finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
     ),
     "shortlist.models.quantized": "Int8Linear quantize_linears",
-    "shortlist.models.reranker": "AnyReranker CrossEncoder Reranker new_head",
-    "shortlist.models.retriever": "Retriever",
+    "shortlist.models.reranker": "AnyReranker CrossEncoder Reranker Scores new_head",
+    "shortlist.models.retriever": "Activation Dense Retriever",
     "shortlist.models.training_linear": (
         "FastLinear FastLora FastNorm SparseEmbedding draw_kept products_are_right speed_up_training"
     ),
-    "shortlist.pipeline": "Config OUTPUTS Step plan run run_recipe run_steps",
+    "shortlist.pipeline": "Answer DEPTH FirstStage Pipeline Place Result Scores",
     "shortlist.progress": (
         "Advance PLAIN_SECONDS duration forget_peak leads paced peak_bytes progress resident_bytes say size track"
     ),
-    "shortlist.records": "Document Group Hit Qrels Query Run",
+    "shortlist.recipe": "Config OUTPUTS Step plan run run_recipe run_steps",
+    "shortlist.records": "Document Group Hit Qrels Query Run to_documents to_queries",
     "shortlist.report": (
         "Config Output SECTIONS find_outputs run sections show_comparison show_diagnosis show_lengths "
         "show_manifests show_results show_table show_training"
@@ -163,7 +167,8 @@ NAMES = {
     ),
     "shortlist.rerank.candidates": "Candidates Chunk LISTED",
     "shortlist.search": (
-        "Config DEMO_FOLDER Dense HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index print_hits run search"
+        "Config DEMO_FOLDER Dense EncodesQueries HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index open_parts "
+        "print_hits run search"
     ),
     "shortlist.table": "Cells Column Config Table draw markdown our_rows published_tables read_table run",
     "shortlist.text.batching": "pad token_batches windows",
@@ -245,3 +250,28 @@ def test_every_setting_says_what_it_does(path: Path):
 @pytest.mark.parametrize("path", [path for path in FILES if body(path)], ids=str)
 def test_every_module_says_what_it_is_about(path: Path):
     assert ast.get_docstring(ast.parse((ROOT / path).read_text("utf-8"))) or path == Path("__init__.py")
+
+
+PUBLIC = (
+    "Answer BM25Index CrossEncoder Document FlatIndex Group Hit InputContract Pipeline Query Reranker Result Retriever "
+    "UserError VectorReader VectorWriter open_collection open_groups per_query read_qrels read_run rrf write_corpus "
+    "write_groups write_qrels write_queries write_run"
+)
+"""What `import shortlist` gives."""
+
+
+def test_the_package_itself_gives_the_names_listed():
+    assert sorted(shortlist.__all__) == PUBLIC.split()
+    assert {name for name in PUBLIC.split() if getattr(shortlist, name).__name__ != name} == set()
+    assert set(PUBLIC.split()) <= set(dir(shortlist))
+
+
+def test_type_checkers_see_the_same_names():
+    [block] = [node for node in body(Path("__init__.py")) if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == {name: f"shortlist.{home}" for home, names in shortlist.HOMES.items() for name in names.split()}
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Retreiver'"):
+        _ = shortlist.Retreiver

@@ -30,7 +30,7 @@ LAYERS = [
         "report",
         "init",
     },
-    {"pipeline", "verify"},
+    {"recipe", "pipeline", "verify"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -1,274 +1,110 @@
-import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
-from tiny import write_collection
 
-from shortlist import encode, pipeline
-from shortlist.data.formats import write_qrels
-from shortlist.data.manifest import read_manifest, stages
-from shortlist.data.runs import read_run
+from shortlist import Pipeline, Query, Reranker, Retriever, encode, index
+from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
-from shortlist.pipeline import OUTPUTS, plan, run_recipe
+from shortlist.index.bm25 import BM25Index
+from shortlist.rerank import rerank
+from shortlist.search import Hybrid
 
-RECIPE = """
-settings:
-  data: {data}
-  keep: 12
-  depth: 12
-  reranker_seed: 0
-  start: $retriever
-steps:
-  index: {{stage: index, collection: $data}}
-  bm25: {{stage: search, index: $index, collection: $data, k: 12}}
-  backbone: {{stage: init, collection: $data, layers: 1, hidden: 32, heads: 2, vocab_size: 300}}
-  retriever: {{stage: train, kind: retriever, backbone: $backbone, collection: $data, batch_size: 4, steps: 2}}
-  vectors: {{stage: encode, model: $retriever, collection: $data}}
-  dense: {{stage: search, model: $retriever, vectors: $vectors, collection: $data, k: 12}}
-  hybrid: {{stage: fuse, runs: [$bm25, $dense], k: $keep}}
-  for-mining: {{stage: search, index: $index, collection: $data, split: train, k: 12}}
-  groups: {{stage: mine, runs: [$for-mining], collection: $data, depth: 12, negatives: 2, random_share: 0.5}}
-  reranker:
-    {{stage: train, kind: reranker, backbone: $start, collection: $data, groups: $groups, steps: 2, batch_size: 4,
-      max_length: 64, seed: $reranker_seed}}
-  reranked: {{stage: rerank, model: $reranker, run: $hybrid, collection: $data, depth: $depth}}
-  results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
-  lengths: {{stage: lengths, collection: $data, model: $backbone}}
-  diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
-  table: {{stage: table, published: lengths, results: [$results], sets: ["512"], rows: [BM25]}}
-  compared: {{stage: compare, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
-"""
+QUESTION = "which colour has the apple"
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a collection, a recipe and everything that it makes."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    write_collection(folder / "collection")
-    (folder / "recipe.yaml").write_text(RECIPE.format(data=folder / "collection"))
-    pipeline.run(pipeline.Config(recipe=folder / "recipe.yaml", out=folder / "out"))
+def built(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vectors and an index of words."""
+    folder = tmp_path_factory.mktemp("built")
+    encode.run(encode.Config(model=str(tiny.retriever), collection=str(tiny.collection), out=folder / "vectors"))
+    index.run(index.Config(collection=str(tiny.collection), out=folder / "words"))
     return folder
 
 
-@pytest.fixture
-def done(once: Path, tmp_path: Path) -> Path:
-    """A copy of it to change."""
-    shutil.copytree(once, tmp_path / "copy")
-    (tmp_path / "copy" / "recipe.yaml").write_text(RECIPE.format(data=tmp_path / "copy" / "collection"))
-    return tmp_path / "copy"
+@pytest.fixture(scope="module")
+def pipeline(tiny, built: Path) -> Pipeline:
+    names = {"retriever": str(tiny.retriever), "vectors": built / "vectors", "bm25": built / "words"}
+    return Pipeline.load(str(tiny.collection), **names, reranker=str(tiny.reranker))
 
 
-def again(folder: Path, *settings: str, processes: int = 1) -> set[str]:
-    """Run the recipe once more; the names of the steps in whose folders anything was written."""
-
-    def times() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
-
-    before = times()
-    recipe, out = folder / "recipe.yaml", folder / "out"
-    pipeline.run(pipeline.Config(recipe=recipe, out=out, set=settings, processes=processes))
-    changed = {path for path, time in times().items() if before.get(path) != time}
-    return {path.relative_to(folder / "out").parts[0] for path in changed} - {"recipe.yaml"}
+def ids(results) -> list[str]:
+    return [result.document.doc_id for result in results]
 
 
-def test_a_recipe_runs_from_texts_to_results(once: Path):
-    steps = yaml.safe_load((once / "recipe.yaml").read_text())["steps"]
-    assert {step["stage"] for step in steps.values()} == set(OUTPUTS)
-    for name, step in steps.items():
-        assert (once / "out" / name / OUTPUTS[step["stage"]]).exists()
-    assert len(read_run(once / "out" / "reranked" / "run.trec")) == 12
-    results = yaml.safe_load((once / "out" / "results" / "results.json").read_text())
-    assert results["rows"][0]["MRR@10"] == 1.0
-    assert yaml.safe_load((once / "out" / "recipe.yaml").read_text()) == yaml.safe_load(
-        (once / "recipe.yaml").read_text()
-    )
+def test_the_results_are_those_of_the_stages_one_after_the_other(tiny, pipeline: Pipeline):
+    query, collection = Query("q", QUESTION), open_collection(str(tiny.collection))
+    hits = Hybrid(list(pipeline.parts.values())).search([query], 12)["q"]
+    documents = collection.documents([hit.doc_id for hit in hits])
+    expected = rerank(Reranker.load(str(tiny.reranker)), {"q": hits}, {"q": query}, documents, depth=5)["q"]
+    results = pipeline.search(QUESTION, k=12, depth=5)
+    assert ids(results) == [hit.doc_id for hit in expected]
+    assert [result.score for result in results] == [hit.score for hit in expected]
+    assert results[0].document == documents[expected[0].doc_id]
 
 
-def write_nested(folder: Path, settings: str) -> Path:
-    """A recipe whose step is another recipe."""
-    (folder / "inner").mkdir()
-    (folder / "inner" / "words.yaml").write_text(
-        "settings: {data: nowhere, k: 3}\n"
-        "steps:\n  index: {stage: index, collection: $data}\n"
-        "  run: {stage: search, index: $index, collection: $data, k: $k}\n"
-    )
-    (folder / "outer.yaml").write_text(
-        f"settings: {{data: {folder / 'collection'}}}\nsteps:\n  words: {{recipe: inner/words.yaml, {settings}}}\n"
-        "  results: {stage: evaluate, runs: [$words/run], collection: $data, measures: [P@3]}\n"
-    )
-    return folder / "outer.yaml"
+def test_every_stage_says_where_it_put_a_document(pipeline: Pipeline):
+    [answer] = pipeline.answer([QUESTION], k=12, depth=5)
+    assert set(answer.milliseconds) == {"bm25", "dense", "hybrid", "documents", "reranker"} - {"hybrid"}
+    for rank, result in enumerate(answer.results, start=1):
+        assert ("reranker" in result.places) == (rank <= 5)
+        if rank <= 5:
+            assert result.places["reranker"] == (rank, result.score)
+    for stage in ("dense", "hybrid"):
+        assert sorted(result.places[stage].rank for result in answer.results) == list(range(1, 13))
 
 
-def test_a_step_may_be_another_recipe_with_settings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    write_collection(tmp_path / "collection")
-    recipe = write_nested(tmp_path, "data: $data")
-    for _ in range(2):
-        pipeline.run(pipeline.Config(recipe=recipe, out=tmp_path / "out"))
-    assert "[2/3] words/run" in (err := capsys.readouterr().err)
-    assert err.count("already done") == 3
-    assert all(len(hits) == 3 for hits in read_run(tmp_path / "out" / "words" / "run" / "run.trec").values())
+@pytest.mark.parametrize("stage", ["bm25", "dense"])
+def test_one_first_stage_can_be_asked_alone(stage, pipeline: Pipeline):
+    results = pipeline.search(QUESTION, k=2, first_stage=stage, rerank=False)
+    expected = pipeline.parts[stage].search([Query("q", QUESTION)], 2)["q"]
+    assert [(result.document.doc_id, result.score) for result in results] == expected
+    assert [set(result.places) for result in results] == [{stage}] * 2
+
+
+def test_more_results_than_are_reranked_follow_in_their_old_order(pipeline: Pipeline):
+    plain = ids(pipeline.search(QUESTION, k=12, first_stage="dense", rerank=False))
+    reranked = ids(pipeline.search(QUESTION, k=12, first_stage="dense", depth=3))
+    assert set(reranked[:3]) == set(plain[:3])
+    assert reranked[3:] == plain[3:]
+
+
+def test_several_questions_are_answered_each_by_itself(pipeline: Pipeline):
+    questions = [QUESTION, Query("mine", "which price has the boat")]
+    together = [ids(answer.results) for answer in pipeline.answer(questions, k=3)]
+    assert together == [ids(pipeline.answer([question], k=3)[0].results) for question in questions]
+
+
+def test_words_alone_are_a_pipeline(tiny, built: Path):
+    words = Pipeline(open_collection(str(tiny.collection)), bm25=BM25Index.load(built / "words"))
+    assert words.first_stages == ["bm25"]
+    assert ids(words.search(QUESTION, k=1)) == ["d0"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("options", "message"),
     [
-        ("dta: $data", "step 'words': .*words.yaml: unknown setting 'dta': perhaps .*data"),
-        ("stage: search", "expected settings with `stage:`, .*or `recipe:`"),
-        ("k: many", "words.yaml: step 'run': .*many"),
+        ({"first_stage": "dense"}, "unknown first stage 'dense'.*bm25"),
+        ({"rerank": True}, "there is no reranker"),
     ],
 )
-def test_a_recipe_inside_is_checked_too_before_anything_runs(tmp_path: Path, settings: str, message: str):
-    recipe = write_nested(tmp_path, settings)
+def test_a_stage_that_is_not_there_is_refused(options, message, tiny, built: Path):
+    words = Pipeline.load(str(tiny.collection), bm25=built / "words")
     with pytest.raises(UserError, match=message):
-        pipeline.run(pipeline.Config(recipe=recipe, out=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+        words.search(QUESTION, **options)
 
 
-def test_every_run_says_what_each_of_its_stages_cost(once: Path):
-    made_by = stages(once / "out" / "reranked" / "run.trec")
-    assert [stage["stage"] for stage in made_by] == ["search", "search", "fuse", "rerank"]
-    words, dense, fused, reranked = made_by
-    assert words["index_bytes"] > 1000
-    assert dense["num_parameters"] == reranked["num_parameters"] - 32 > 10_000  # its head
-    assert dense["model"] != reranked["model"]
-    assert min(stage["peak_bytes"] for stage in (words, dense, reranked)) > 2**20
-    assert reranked["tokens_per_second"] > 1
-    total = read_manifest(once / "out" / "reranked" / "run.trec")["results"]["ms_per_query"]
-    assert sum(stage["ms"] for stage in made_by) == pytest.approx(total, abs=0.01)
-    assert fused["ms"] < reranked["ms"]
-    assert read_manifest(once / "out" / "vectors")["results"]["tokens_per_second"] > 1
+def test_nothing_to_search_with_is_refused(tiny):
+    with pytest.raises(UserError, match="nothing to search with"):
+        Pipeline(open_collection(str(tiny.collection)))
+    with pytest.raises(UserError, match="nothing to search with"):
+        Pipeline.load(str(tiny.collection))
 
 
-def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
-    assert again(done) == set()
-    err = capsys.readouterr().err
-    assert err.count("already done") == 16
-    assert "[16/16] compared" in err
-
-
-@pytest.mark.parametrize(
-    ("setting", "steps"),
-    [
-        ("depth=3", {"reranked", "results", "diagnosis", "table", "compared"}),
-        ("keep=5", {"hybrid", "reranked", "results", "diagnosis", "table", "compared"}),
-        ("reranker_seed=1", {"reranker", "reranked", "results", "diagnosis", "table", "compared"}),
-        ("start=$backbone", {"reranker", "reranked", "results", "diagnosis", "table", "compared"}),
-    ],
-)
-def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, setting: str, steps: set[str]):
-    assert again(done, setting) == steps
-    assert again(done, setting) == set()
-
-
-def test_changed_judgements_redo_what_read_them(done: Path):
-    write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    assert again(done) == {"results", "diagnosis", "table", "compared"}
-    write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
-    redone = again(done)
-    assert {"retriever", "groups", "reranker", "results"} <= redone
-    assert not {"index", "bm25", "backbone", "for-mining"} & redone
-
-
-def test_a_changed_corpus_redoes_everything(done: Path):
-    path = done / "collection" / "corpus.jsonl"
-    path.write_text(path.read_text().replace("weight", "price"))
-    assert {"index", "backbone", "retriever", "vectors", "dense", "groups", "reranker", "reranked"} <= again(done)
-
-
-def test_an_interrupted_recipe_goes_on_where_it_was(done: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupted(config: encode.Config) -> None:
-        raise KeyboardInterrupt
-
-    shutil.rmtree(done / "out" / "vectors")
-    with monkeypatch.context() as patch:
-        patch.setattr(encode, "run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            again(done)
-    assert again(done) == {"vectors"}  # which come out the same, so that all that follows stays
-
-
-@pytest.mark.slow
-def test_several_processes_train_together_and_one_finds_their_work_done(done: Path):
-    shutil.rmtree(done / "out" / "retriever")
-    assert again(done, processes=2) == {"retriever"}
-    manifest = read_manifest(done / "out" / "retriever")
-    assert manifest is not None
-    assert manifest["results"]["processes"] == 2
-    assert again(done) == set()
-
-
-def test_training_that_stops_in_processes_of_its_own_stops_the_recipe(done: Path, monkeypatch: pytest.MonkeyPatch):
-    shutil.rmtree(done / "out" / "results")
-    monkeypatch.setattr(pipeline.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
-    with pytest.raises(UserError, match="step 'retriever': training stopped, as said above"):
-        again(done, processes=2)
-    assert not (done / "out" / "results").exists()
-
-
-def edited(tmp_path: Path, edit: Callable[[dict], object]) -> dict:
-    recipe = yaml.safe_load(RECIPE.format(data=tmp_path))
-    edit(recipe)
-    return recipe
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda r: r["steps"]["bm25"].update(stage="serach"), r"step 'bm25': unknown stage 'serach': perhaps 'search'"),
-        (lambda r: r["steps"]["bm25"].pop("stage"), r"step 'bm25': expected settings with `stage:`, one of index"),
-        (lambda r: r["steps"].update(bm25=3), r"step 'bm25': expected settings with `stage:`"),
-        (lambda r: r["steps"]["results"].update(mesures=["AP"]), r"step 'results': .*'mesures': perhaps 'measures'"),
-        (lambda r: r["steps"]["results"].update(ties="treck"), r"step 'results': .*'treck'"),
-        (lambda r: r["steps"]["bm25"].update(k="many"), r"step 'bm25': .*'many'"),
-        (lambda r: r["steps"]["results"].update(runs=["$renraked"]), r"'results': .*'renraked': perhaps 'reranked'"),
-        (lambda r: r["steps"]["bm25"].update(index="$vectors"), r"step 'bm25': unknown .*earlier step 'vectors'"),
-        (lambda r: r["settings"].update(start="$start"), r"step 'reranker': unknown .*'start'"),
-        (lambda r: r["settings"].update(bm25=1), r"step 'bm25': the name is taken"),
-        (lambda r: r.update(stages={}), r"unknown section 'stages'"),
-        (lambda r: r.update(steps={}), r"has no steps"),
-        (lambda r: r.update(steps=["index"]), r"steps holds \['index'\]; expected `name: value` lines"),
-        (lambda r: r.update(settings="x"), r"settings holds 'x'"),
-    ],
-)
-def test_a_recipe_with_a_mistake_is_refused_before_anything_runs(tmp_path: Path, edit: Callable, message: str):
-    with pytest.raises(UserError, match=message) as refusal:
-        run_recipe(edited(tmp_path, edit), tmp_path / "out", where="the recipe")
-    assert str(refusal.value).startswith("the recipe: ")
-    assert "\n" not in str(refusal.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("dept=3", "--set dept=3: unknown setting 'dept': perhaps 'depth'"),
-        ("depth", "--set depth: expected name=value"),
-    ],
-)
-def test_a_setting_that_the_recipe_does_not_have_is_refused(done: Path, setting: str, message: str):
-    with pytest.raises(UserError, match=message):
-        again(done, setting)
-
-
-def test_names_stand_for_settings_outputs_and_settings_that_are_names(tmp_path: Path):
-    recipe = {
-        "settings": {"data": "c", "measures": ["AP", "$other"], "other": "P@1", "first": "$run"},
-        "steps": {
-            "run": {"stage": "search", "index": "i", "collection": "$data"},
-            "results": {"stage": "evaluate", "runs": ["$first"], "collection": "$data", "measures": "$measures"},
-        },
-    }
-    first, second = plan(recipe, tmp_path, where="here")
-    assert (first.name, first.stage, first.config.out) == ("run", "search", tmp_path / "run" / "run.trec")
-    assert second.config.runs == (first.config.out,)
-    assert second.config.measures == ("AP", "P@1")
-    assert first.config.overwrite
-
-
-def test_values_that_are_set_are_read_as_yaml(done: Path):
-    pipeline.run(pipeline.Config(recipe=done / "recipe.yaml", out=done / "out", set=("depth=3", "keep=12")))
-    settings = yaml.safe_load((done / "out" / "recipe.yaml").read_text())["settings"]
-    assert (settings["depth"], settings["keep"], settings["reranker_seed"]) == (3, 12, 0)
+def test_a_model_encodes_and_scores_plain_texts(tiny):
+    retriever, reranker = Retriever.load(str(tiny.retriever)), Reranker.load(str(tiny.reranker))
+    assert retriever.encode_queries([QUESTION, "boat"]).shape == (2, retriever.dim)
+    near, far = retriever.encode_documents(["the apple has a colour", "lamp lamp lamp"])
+    assert near.shape == far.shape == (retriever.dim,)
+    one, two = reranker.score(QUESTION, ["the apple has a colour", "lamp lamp lamp"])
+    assert reranker.score(QUESTION, ["lamp lamp lamp"]) == pytest.approx([two], abs=1e-6)
+    assert one != two

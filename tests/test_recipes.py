@@ -13,13 +13,13 @@ import pytest
 import yaml
 from tiny import DOCUMENTS, QUERIES, Tiny
 
-from shortlist import pipeline
+import shortlist.recipe
 from shortlist.cli import main
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
-from shortlist.pipeline import OUTPUTS, Step, plan
+from shortlist.recipe import OUTPUTS, Step, plan
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
@@ -40,11 +40,11 @@ def said(name: str, label: str) -> str | None:
 
 
 @cache
-def command(name: str) -> pipeline.Config:
+def command(name: str) -> shortlist.recipe.Config:
     """What the header's command asks for."""
     program, stage, *flags = shlex.split(said(name, "command") or "")
     assert (program, stage) == ("shortlist", "run")
-    return parse(pipeline.Config, flags, prog="shortlist run")
+    return parse(shortlist.recipe.Config, flags, prog="shortlist run")
 
 
 def out_of(name: str) -> Path:

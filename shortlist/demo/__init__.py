@@ -18,8 +18,8 @@ from shortlist.data.files import atomic_write
 from shortlist.data.manifest import start_job
 from shortlist.demo.sources import build_test, build_train
 from shortlist.models.linear import bf16_pays
-from shortlist.pipeline import run_recipe
 from shortlist.progress import say
+from shortlist.recipe import run_recipe
 from shortlist.search import DEMO_FOLDER, open_index, print_hits
 
 EXAMPLES = ("parse an ISO date", "remove a directory and everything in it", "split a string the way a shell would")

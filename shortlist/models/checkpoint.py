@@ -163,11 +163,11 @@ def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]
     """
     if adapter:
         names = [name for name, p in model.named_parameters() if p.requires_grad]
-        prefix, others = "base_model.model.", {"score": f"base_model.model.{HEAD}"}
+        prefix, others = "base_model.model.", {"head": f"base_model.model.{HEAD}"}
     else:
         names = list(model.state_dict())
         prefix = f"{model.backbone.base_model_prefix}." if isinstance(model, Reranker) else ""
-        others = {"score": HEAD}
+        others = {"head": HEAD}
     return {
         name: others.get(name) or prefix + name.removeprefix("backbone.").replace(".default.", ".") for name in names
     }

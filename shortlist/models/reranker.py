@@ -1,14 +1,19 @@
 """Pointwise rerankers: a query and a document read together, one score."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_contract, pooled_states, real_tokens
+from shortlist.records import Document, Query, to_documents, to_queries
 from shortlist.text.contract import Inputs
+
+Scores = Float[np.ndarray, " docs"]
 
 
 @final
@@ -29,7 +34,29 @@ class Reranker(nn.Module):
         self.backbone = backbone
         self.inputs = inputs
         apply_contract(backbone, inputs.contract)
-        self.score = nn.Parameter(head.float())
+        self.head = nn.Parameter(head.float())
+
+    @classmethod
+    def load(cls, name: str, *, contract: str | None = None, **options: Any) -> "AnyReranker":
+        """Load a model folder, or the name of one on the hub, ready to score, whichever kind of reranker it holds.
+
+        Args:
+            contract: input contract by name, for a folder that does not say its own.
+            options: device and precision, as for `models.embed.for_inference`.
+
+        Raises:
+            UserError: no model is there, it has no head, or nothing says what its input looks like.
+        """
+        from shortlist.models.checkpoint import load_reranker
+        from shortlist.models.embed import for_inference
+
+        reranker = load_reranker(name, contract=contract)
+        for_inference(reranker, **options)
+        return reranker
+
+    def score(self, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
+        """Score of each document for the query; options as in `models.embed.run_model`."""
+        return _score(self, query, documents, **options)
 
     def forward(
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
@@ -37,7 +64,7 @@ class Reranker(nn.Module):
         """Scores, float32, of right-padded pairs."""
         pooling = self.inputs.contract.pooling
         pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
-        return pooled @ self.score[0]
+        return pooled @ self.head[0]
 
 
 @final
@@ -55,6 +82,10 @@ class CrossEncoder(nn.Module):
         self.inputs = inputs
         apply_contract(classifier, inputs.contract)
 
+    def score(self, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
+        """Score of each document for the query; options as in `models.embed.run_model`."""
+        return _score(self, query, documents, **options)
+
     def forward(
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
@@ -68,6 +99,13 @@ class CrossEncoder(nn.Module):
 
 
 AnyReranker = Reranker | CrossEncoder
+
+
+def _score(reranker: AnyReranker, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
+    from shortlist.models.embed import score_pairs
+
+    [query] = to_queries([query])
+    return score_pairs(reranker, [(query, document) for document in to_documents(documents)], **options)
 
 
 def new_head(backbone: PreTrainedModel, *, seed: int) -> Float[Tensor, "1 dim"]:

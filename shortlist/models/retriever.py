@@ -1,30 +1,100 @@
 """The bi-encoder: one text, one vector; the dot product of two vectors is their similarity."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_contract, pooled_states
+from shortlist.records import Document, Query, to_documents, to_queries
 from shortlist.text.contract import Inputs
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class Dense(nn.Module):
+    """A linear layer behind the pooling and what is done to its output, as sentence-transformers' module `Dense`.
+
+    Args:
+        activation: applied to the output (None: nothing).
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out features"],
+        bias: Float[Tensor, " out"] | None = None,
+        activation: Activation | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.float())
+        self.bias = None if bias is None else nn.Parameter(bias.float())
+        self.activation = activation
+
+    @property
+    def out_features(self) -> int:
+        """Numbers that come out."""
+        return len(self.weight)
+
+    def forward(self, vectors: Float[Tensor, "batch features"]) -> Float[Tensor, "batch out"]:
+        """The layer's output, float32."""
+        vectors = F.linear(vectors, self.weight, self.bias)
+        return vectors if self.activation is None else self.activation(vectors)
 
 
 class Retriever(nn.Module):
     """A backbone whose pooled hidden state is the vector of a query or a document (RepLLaMA, and encoders alike).
 
+    Args:
+        dense: layers that sentence-transformers puts behind the pooling, in their order.
+
     https://arxiv.org/abs/2310.08319
     """
 
-    def __init__(self, backbone: PreTrainedModel, inputs: Inputs) -> None:
+    def __init__(self, backbone: PreTrainedModel, inputs: Inputs, dense: Sequence[Dense] = ()) -> None:
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
+        self.dense = nn.ModuleList(dense)
         apply_contract(backbone, inputs.contract)
+
+    @classmethod
+    def load(cls, name: str, *, contract: str | None = None, **options: Any) -> "Retriever":
+        """Load a model folder, or the name of one on the hub, ready to encode.
+
+        Args:
+            contract: input contract by name, for a folder that does not say its own.
+            options: device and precision, as for `models.embed.for_inference`.
+
+        Raises:
+            UserError: no model is there, or nothing says what its input looks like.
+        """
+        from shortlist.models.checkpoint import load_retriever
+        from shortlist.models.embed import for_inference
+
+        retriever = load_retriever(name, contract=contract)
+        for_inference(retriever, **options)
+        return retriever
 
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return self.backbone.config.hidden_size
+        return self.dense[-1].out_features if len(self.dense) else self.backbone.config.hidden_size
+
+    def encode_queries(self, queries: Sequence[str | Query], **options: Any) -> Float[np.ndarray, "queries dim"]:
+        """Vectors of queries; options as in `models.embed.run_model`."""
+        from shortlist.models.embed import embed_queries
+
+        return embed_queries(self, to_queries(queries), **options)
+
+    def encode_documents(self, documents: Sequence[str | Document], **options: Any) -> Float[np.ndarray, "docs dim"]:
+        """Vectors of documents; options as in `models.embed.run_model`."""
+        from shortlist.models.embed import embed_documents
+
+        return embed_documents(self, to_documents(documents), **options)
 
     def forward(
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
@@ -32,4 +102,6 @@ class Retriever(nn.Module):
         """Vectors, float32, of right-padded ids."""
         pooling = self.inputs.contract.pooling
         vectors = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
+        for layer in self.dense:
+            vectors = layer(vectors)
         return F.normalize(vectors, dim=-1) if self.inputs.contract.normalize else vectors

@@ -7,7 +7,7 @@ import yaml
 from shortlist import demo
 from shortlist.cli import main
 from shortlist.demo.sources import build_test, build_train, find_sources
-from shortlist.pipeline import run_recipe
+from shortlist.recipe import run_recipe
 
 ROWS = ["BM25", "RepLLaMA", "Hybrid", "RepLLaMA + RankLLaMA", "Hybrid + RankLLaMA"]
 MEASURES = ["MRR@10", "nDCG@10", "R@10", "R@100"]

@@ -145,10 +145,10 @@ def test_an_adapter_gives_a_retriever_the_same_vectors(llama: Path, tmp_path: Pa
 
 def test_an_adapter_gives_a_reranker_the_same_scores_with_the_head_it_learned(llama: Path, tmp_path: Path):
     model = reranker_to_train(str(llama), None, seed=0)
-    fresh = model.score.detach().clone()
+    fresh = model.head.detach().clone()
     folder = lora_folder(model, llama, tmp_path / "lora")
-    assert (model.score - fresh).abs().max() > 0.05
-    assert load_reranker(str(folder)).score.equal(model.score)
+    assert (model.head - fresh).abs().max() > 0.05
+    assert load_reranker(str(folder)).head.equal(model.head)
     close(scores(folder), score_pairs(model, PAIRS))
 
 
@@ -157,7 +157,7 @@ def test_an_adapter_folder_holds_the_updates_and_the_head_alone(llama: Path, tmp
     folder = lora_folder(reranker_to_train(str(llama), None, seed=0), llama, tmp_path / "lora")
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         names = set(file.keys())
-    assert {name for name in names if "lora_" not in name} == {"base_model.model.score.weight"}
+    assert {name for name in names if "lora_" not in name} == {"base_model.model.head.weight"}
     assert not (folder / "model.safetensors").exists()
     assert json.loads((folder / "adapter_config.json").read_text())["inference_mode"]  # PEFT's mark of a finished one
     assert sha256(*sorted(llama.iterdir())) == before
@@ -294,9 +294,9 @@ def test_training_keeps_the_folders_contract_unless_another_is_given(llama: Path
 
 
 def test_a_reranker_starts_from_the_head_there_is(retriever: Path, reranker: Path):
-    head = load_reranker(str(reranker)).score
-    assert reranker_to_train(str(reranker), None, seed=9).score.equal(head)
-    assert not reranker_to_train(str(retriever), None, seed=9).score.equal(head)
+    head = load_reranker(str(reranker)).head
+    assert reranker_to_train(str(reranker), None, seed=9).head.equal(head)
+    assert not reranker_to_train(str(retriever), None, seed=9).head.equal(head)
 
 
 @pytest.mark.parametrize(

@@ -86,14 +86,14 @@ def test_the_head_and_the_backbone_learn(llama: Path):
     reranker = make(llama, "rankllama")
     reranker(*pad(reranker.inputs.pair_ids(PAIRS[:2]), 0)).sum().backward()
     first = next(reranker.backbone.parameters())
-    for parameter in (reranker.score, first):
+    for parameter in (reranker.head, first):
         assert parameter.grad is not None
         assert parameter.grad.any()
 
 
 def test_scores_and_head_are_float32_whatever_the_backbone_is(llama: Path):
     exact, half = make(llama, "rankllama"), make(llama, "rankllama", torch.bfloat16)
-    assert half.score.dtype == torch.float32
+    assert half.head.dtype == torch.float32
     batch = pad(exact.inputs.pair_ids(PAIRS), 0)
     with torch.inference_mode():
         assert half(*batch).dtype == torch.float32

@@ -169,12 +169,12 @@ def test_checkpoints_are_in_order_of_their_steps_past_a_million(model: Reranker,
 
 
 def test_the_weights_of_an_earlier_step_come_back(model: Reranker, tmp_path: Path):
-    before = model.score.detach().clone()
+    before = model.head.detach().clone()
     save_checkpoint(tmp_path, model, new_optimizer(model, learning_rate=0.1), State(step=1), keep=2)
     save_checkpoint(tmp_path, model, stepped(model), State(step=2), keep=2)
-    assert not torch.equal(model.score, before)
+    assert not torch.equal(model.head, before)
     load_weights(tmp_path, model, 1)
-    assert torch.equal(model.score, before)
+    assert torch.equal(model.head, before)
 
 
 def test_a_crash_while_writing_leaves_the_checkpoint_before(

@@ -38,7 +38,7 @@ def reranker(tiny: Tiny) -> Reranker:
 
 def new_reranker(backbone: Path) -> Reranker:
     model = reranker_to_train(str(backbone), None, seed=0)
-    model.score.data *= 5  # far enough from 0 for scores to differ
+    model.head.data *= 5  # far enough from 0 for scores to differ
     return model
 
 

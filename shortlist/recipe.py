@@ -1,0 +1,173 @@
+"""Command `run`: the stages of a recipe in order, each in a folder of its own, what is done and unchanged left alone.
+
+A recipe is YAML: `settings` (names for values, which `--set` changes) and `steps`, each a stage's settings under the
+step's name. `$name` stands for a setting, or for the output of an earlier step.
+"""
+
+import gc
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+import yaml
+
+from shortlist.config import from_settings, load_yaml, to_flags
+from shortlist.data.files import atomic_write
+from shortlist.errors import UserError, unknown
+from shortlist.progress import say
+
+OUTPUTS = {
+    "index": "",
+    "init": "",
+    "train": "",
+    "encode": "",
+    "search": "run.trec",
+    "rerank": "run.trec",
+    "fuse": "run.trec",
+    "mine": "groups.jsonl",
+    "evaluate": "results.json",
+    "compare": "",
+    "table": "",
+    "diagnose": "diagnosis.json",
+    "lengths": "",
+}
+"""The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    recipe: tyro.conf.Positional[Path]
+    """YAML file; the project's own are in recipes/."""
+    out: Path
+    """Folder for everything the steps write, one folder each."""
+    set: tuple[str, ...] = ()
+    """Settings of the recipe to change, as name=value."""
+    processes: int = 1
+    """Processes on this machine that train together, one per GPU; all other steps run in one."""
+
+
+class Step(NamedTuple):
+    """One stage of a recipe, ready to run."""
+
+    name: str
+    stage: str
+    config: Any
+
+
+def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
+    """Check a whole recipe and put values for its names, before anything runs.
+
+    Args:
+        where: the recipe's file; a step's `recipe:` is found from its folder.
+
+    Raises:
+        UserError: a stage, setting or `$name` that does not exist; `where` says in which file.
+    """
+    for section in recipe.keys() - {"settings", "steps"}:
+        raise UserError(f"{where}: {unknown('section', section, ['settings', 'steps'])}")
+    for section in ("settings", "steps"):
+        if not isinstance(recipe.get(section) or {}, dict):
+            raise UserError(f"{where}: {section} holds {recipe[section]!r}; expected `name: value` lines.")
+    values: dict[str, Any] = dict(recipe.get("settings") or {})
+    steps = []
+    for name, given in (recipe.get("steps") or {}).items():
+        at = f"{where}: step {name!r}"
+        if not isinstance(given, dict) or len(given.keys() & {"stage", "recipe"}) != 1:
+            raise UserError(f"{at}: expected settings with `stage:`, one of {', '.join(OUTPUTS)}, or `recipe:`.")
+        if name in values:
+            raise UserError(f"{at}: the name is taken by a setting or an earlier step; choose another.")
+        settings = {key: _resolve(value, values, at) for key, value in given.items() if key not in ("stage", "recipe")}
+        if "recipe" in given:
+            inside = _inside(name, Path(where).parent / given["recipe"], settings, out / name)
+        else:
+            inside = [_step(name, given["stage"], settings, out / name, at)]
+        steps += inside
+        values |= {step.name: str(step.config.out) for step in inside}
+    if not steps:
+        raise UserError(f"{where}: has no steps.")
+    return steps
+
+
+def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str) -> Step:
+    if stage not in OUTPUTS:
+        raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
+    settings |= {"out": str(folder / OUTPUTS[stage]), "overwrite": True}
+    return Step(name, stage, from_settings(import_module(f"shortlist.{stage}").Config, settings, where=at))
+
+
+def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Step]:
+    """The steps of a recipe that is a step of another one, as NAME/STEP, with these settings instead of its own."""
+    recipe = load_yaml(path)
+    own = recipe.get("settings") or {}
+    for setting in settings.keys() - own.keys():
+        raise UserError(f"step {name!r}: {path}: {unknown('setting', setting, own)}")
+    steps = plan({**recipe, "settings": {**own, **settings}}, folder, where=str(path))
+    return [step._replace(name=f"{name}/{step.name}") for step in steps]
+
+
+def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
+    """Put values for `$name`, in lists too; a value may itself be a `$name`, but not in a circle."""
+    if isinstance(value, list):
+        return [_resolve(item, values, at) for item in value]
+    if not isinstance(value, str) or not value.startswith("$"):
+        return value
+    name = value[1:]
+    if name not in values:
+        raise UserError(f"{at}: {unknown('setting or earlier step', name, values)}")
+    return _resolve(values[name], {other: v for other, v in values.items() if other != name}, at)
+
+
+def run_steps(steps: list[Step], *, processes: int = 1) -> None:
+    """Run the steps in order; a step that finds its work done and unchanged says so and does nothing.
+
+    Args:
+        processes: how many train together; with more than one, training runs in processes of its own.
+    """
+    for number, step in enumerate(steps, start=1):
+        say(f"[{number}/{len(steps)}] {step.name}")
+        start = time.perf_counter()
+        if step.stage == "train" and processes > 1:
+            _train_together(step, processes)
+        else:
+            import_module(f"shortlist.{step.stage}").run(step.config)
+        gc.collect()  # models hang in cycles; what one step held must not add to what the next one needs
+        seconds = time.perf_counter() - start
+        if seconds > 1:
+            say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
+
+
+def _train_together(step: Step, processes: int) -> None:
+    """Run a training step under torchrun."""
+    settings = {name: value for name, value in asdict(step.config).items() if value is not None}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    flags = to_flags(type(step.config), settings, where=step.name)
+    if subprocess.run([*launcher, "-m", "shortlist", "train", *flags]).returncode:
+        raise UserError(f"step {step.name!r}: training stopped, as said above; the same command continues it.")
+
+
+def run(config: Config) -> None:
+    """Run a recipe file."""
+    recipe = load_yaml(config.recipe)
+    settings = recipe.get("settings") or {}
+    for item in config.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item}: expected name=value.")
+        if name not in settings:
+            raise UserError(f"--set {item}: {unknown('setting', name, settings)}")
+        settings = {**settings, name: yaml.safe_load(value)}
+    run_recipe({**recipe, "settings": settings}, config.out, where=str(config.recipe), processes=config.processes)
+
+
+def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: int = 1) -> None:
+    """Run a recipe into a folder and keep a copy of it there."""
+    steps = plan(recipe, out, where=where)
+    with atomic_write(out / "recipe.yaml") as file:
+        yaml.safe_dump(dict(recipe), file, sort_keys=False)
+    run_steps(steps, processes=processes)
