@@ -157,7 +157,7 @@ def test_an_adapter_folder_holds_the_updates_and_the_head_alone(llama: Path, tmp
     folder = lora_folder(reranker_to_train(str(llama), None, seed=0), llama, tmp_path / "lora")
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         names = set(file.keys())
-    assert {name for name in names if "lora_" not in name} == {"base_model.model.head.weight"}
+    assert {name for name in names if "lora_" not in name} == {"base_model.model.score.weight"}
     assert not (folder / "model.safetensors").exists()
     assert json.loads((folder / "adapter_config.json").read_text())["inference_mode"]  # PEFT's mark of a finished one
     assert sha256(*sorted(llama.iterdir())) == before
