@@ -34,7 +34,7 @@ from shortlist.data.groups import read_groups, write_groups
 from shortlist.data.runs import read_run
 from shortlist.math.losses import infonce
 from shortlist.mine import find_same_text, mine
-from shortlist.models.backbone import LORAS, add_lora
+from shortlist.models.adapters import LORAS, add_lora
 from shortlist.models.checkpoint import retriever_to_train
 from shortlist.models.training_linear import speed_up_training
 from shortlist.progress import say

@@ -34,10 +34,10 @@ from shortlist.math.combination import avgp
 from shortlist.math.quantize import from_int8
 from shortlist.models.checkpoint import (
     load_retriever,
-    local_folder,
     model_identity,
     num_parameters,
     retriever_contract,
+    tokenizer_of,
 )
 from shortlist.models.embed import Done, Precision, embed_documents, for_inference
 from shortlist.models.linear import packing_pays
@@ -54,7 +54,6 @@ from shortlist.text.segments import (
     unused_settings,
     whole_id,
 )
-from shortlist.text.tokenizer import load_tokenizer
 
 SAMPLE = 256
 """Documents on which a narrow precision is compared with fp32."""
@@ -309,7 +308,7 @@ def _usable(config: Config, collection: Collection, on_bad: OnBad = lambda _: No
     documents = collection.corpus(on_bad if config.skip_bad else None, allow_empty=False)
     if config.segments != "maxp":
         return documents
-    inputs = Inputs(contract_of(config), load_tokenizer(local_folder(config.model)))
+    inputs = Inputs(contract_of(config), tokenizer_of(config.model))
     return named_segments(inputs, documents, stride=config.stride)
 
 

@@ -8,6 +8,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tiny import Tiny
+    from transformers import PreTrainedTokenizerFast
 
 settings.register_profile("patient", deadline=None)  # how long a test takes is the machine's business
 settings.load_profile("patient")
@@ -20,6 +21,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real data in ../shared/data, which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cl100k() -> "PreTrainedTokenizerFast":
+    """A real byte-level BPE tokenizer of 100,256 pieces, from a package's data, with <|begin|> and <|end|>."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    package = pytest.importorskip("llama_index.core", reason="needs the real BPE pieces in that package")
+    pieces = Path(package.__file__).parent / "_static/tiktoken_cache/9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
+    if not pieces.exists():
+        pytest.skip("needs the real BPE pieces, which that package no longer has")
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    special = ["<|pad|>", "<|begin|>", "<|end|>"]
+    fast = TikTokenConverter(vocab_file=str(pieces), pattern=pattern, extra_special_tokens=special).converted()
+    names = {"pad_token": special[0], "bos_token": special[1], "eos_token": special[2]}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, **names, padding_side="right")
 
 
 @pytest.fixture(scope="session")

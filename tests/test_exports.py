@@ -125,14 +125,18 @@ NAMES = {
         "per_query"
     ),
     "shortlist.mine": "Config find_same_text fingerprint mine run",
+    "shortlist.models.adapters": (
+        "ADAPTER CONFIG LORAS Lora PICKLED PREFIX adapter_head adapter_weights add_lora base_name is_adapter "
+        "merge_adapter parse_lora"
+    ),
     "shortlist.models.backbone": (
-        "LORAS Lora add_lora apply_contract checkpoint_layers dequantize empty_backbone is_causal is_decoder "
-        "load_backbone load_classifier merge_adapter not_a_model parse_lora pooled_states real_tokens see_both_ways"
+        "apply_contract checkpoint_layers dequantize empty_backbone first_line hushed is_causal is_decoder "
+        "load_backbone load_classifier not_a_model pooled_states real_tokens see_both_ways"
     ),
     "shortlist.models.checkpoint": (
-        "ADAPTER FILES QUANTIZATION any_contract load_reranker load_retriever local_folder model_identity "
+        "FILES QUANTIZATION WEIGHTS any_contract load_reranker load_retriever local_folder model_identity "
         "num_parameters reranker_contract reranker_to_train retriever_contract retriever_to_train save_model "
-        "saved_names saved_weights"
+        "saved_names saved_weights tokenizer_of"
     ),
     "shortlist.models.embed": (
         "CPU_TOKENS Done GPU_TOKENS Pair Precision TEXTS_AT_ONCE TokenIds compact_ids default_token_budget "
@@ -143,6 +147,9 @@ NAMES = {
     "shortlist.models.linear": (
         "ACTIVATIONS EXACTNESS FusibleLinear MIN_FEATURES MakesLinear PackedGatedMLP PackedLinear PlainLinear ROWS "
         "bf16_pays finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
+    ),
+    "shortlist.models.published": (
+        "ACTIVATIONS KNOWN MODULES POOLINGS UNLIMITED backbone_folder dense_layers published_contract"
     ),
     "shortlist.models.quantized": "Int8Linear quantize_linears",
     "shortlist.models.reranker": "AnyReranker CrossEncoder Reranker Scores new_head",
@@ -175,11 +182,13 @@ NAMES = {
     "shortlist.text.contract": (
         "CONTRACTS FIELDS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract"
     ),
+    "shortlist.text.proof": "TOKEN WORDS prove",
     "shortlist.text.segments": (
         "DOCUMENTS_AT_ONCE FEWEST_TOKENS Segments cut document_segments named_segments pair_segments "
         "segment_contract segment_settings unused_settings whole_id"
     ),
-    "shortlist.text.tokenizer": "PROBE from_sentencepiece load_tokenizer train_bpe",
+    "shortlist.text.surroundings": "PROBES around_one around_two literal",
+    "shortlist.text.tokenizer": "FILES PROBE from_sentencepiece has_tokenizer load_tokenizer train_bpe",
     "shortlist.train": "CANDIDATES TEMPERATURES run train",
     "shortlist.train.build": "adapted_model build_model collect_groups weights_dtype",
     "shortlist.train.examples": "Batch ahead batches check_groups draw_groups num_steps",

@@ -213,12 +213,11 @@ def _measurer(config: Config) -> Measurer:
     """Words without a model; with one, its tokens, and what it cuts."""
     if config.model is None:
         return lambda pairs: [Sizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
-    from shortlist.models.checkpoint import any_contract, local_folder
+    from shortlist.models.checkpoint import any_contract, tokenizer_of
     from shortlist.text.contract import Inputs
-    from shortlist.text.tokenizer import load_tokenizer
 
     form = any_contract(config.model, config.contract)
-    inputs = Inputs(form, load_tokenizer(local_folder(config.model, weights=False)))
+    inputs = Inputs(form, tokenizer_of(config.model))
 
     def measure(pairs: Sequence[tuple[Query, Document]]) -> list[Sizes]:
         texts = [query.text for query, _ in pairs], [" ".join(_words(document)) for _, document in pairs]

@@ -1,18 +1,15 @@
-"""The transformer under every model: loading it, running it on right-padded ids, putting LoRA on it."""
+"""The transformer under every model: loading it, and running it on right-padded ids."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from logging import ERROR, getLogger
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -116,7 +113,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         UserError: the model's code cannot.
     """
     try:
-        with _hushed():
+        with hushed():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError:
         raise UserError(
@@ -150,7 +147,7 @@ def _known_attention(attention: str | None, name: str) -> str | None:
         _on_meta(_config(name), attn_implementation=attention)
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"--attention: {attention} cannot be used for {name} here ({_first_line(error)}); leave it out, or install "
+            f"--attention: {attention} cannot be used for {name} here ({first_line(error)}); leave it out, or install "
             "what it needs."
         ) from None
     return attention
@@ -158,7 +155,7 @@ def _known_attention(attention: str | None, name: str) -> str | None:
 
 def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     try:
-        with _hushed():
+        with hushed():
             import bitsandbytes  # noqa: F401
     except ImportError:
         raise UserError("--four-bit: needs bitsandbytes; pip install 'shortlist[qlora]'.") from None
@@ -176,7 +173,7 @@ def _freeze_pooler(model: PreTrainedModel) -> None:
 def not_a_model(name: str, error: Exception | str) -> UserError:
     """The error for a name under which no model can be loaded."""
     return UserError(
-        f"{name}: cannot load a model ({_first_line(error)}); expected a model folder with config.json and safetensors "
+        f"{name}: cannot load a model ({first_line(error)}); expected a model folder with config.json and safetensors "
         "weights, or the name of one on the hub."
     )
 
@@ -249,90 +246,15 @@ def _first_answer(
     return states * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else states
 
 
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adaptation of some linear layers (https://arxiv.org/abs/2106.09685)."""
-
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.1
-    targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj")
-
-
-LORAS = {"paper": Lora(), "paper+k": Lora(targets=(*Lora().targets, "k_proj"))}
-"""Presets: the paper's public code adapts every projection but k; a later recipe of its authors adds k."""
-
-
-def parse_lora(text: str) -> Lora:
-    """`paper`, `paper+k`, or `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj` (what is left out is the paper's).
-
-    Raises:
-        UserError: none of these.
-    """
-    if text in LORAS:
-        return LORAS[text]
-    if "=" not in text:
-        raise unknown("LoRA preset", text, LORAS)
-    readers = {"r": int, "alpha": int, "dropout": float, "targets": lambda names: tuple(names.split("+"))}
-    values: dict[str, Any] = {}
-    for item in text.split(","):
-        name, _, value = item.partition("=")
-        if name not in readers:
-            raise unknown("LoRA setting", name, readers)
-        try:
-            values[name] = readers[name](value)
-        except ValueError:
-            raise UserError(f"--lora: {name} is {value!r}; expected a number.") from None
-    lora = Lora(**values)
-    if lora.r < 1 or lora.alpha < 1:
-        raise UserError(f"--lora: r is {lora.r} and alpha is {lora.alpha}; expected at least 1.")
-    if not 0 <= lora.dropout < 1:
-        raise UserError(f"--lora: dropout is {lora.dropout}; expected at least 0 and below 1.")
-    return lora
-
-
-def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
-    """Freeze the model and put trainable low-rank updates on it, in place; returns the PEFT wrapper that can save them.
-
-    Raises:
-        UserError: the model has no layer of one of those names.
-    """
-    with _hushed():
-        from peft import LoraConfig, get_peft_model
-
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for target in set(lora.targets) - names:
-        raise unknown("layer for LoRA", target, names)
-    targets = list(lora.targets)
-    settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    with _hushed():
-        return get_peft_model(model, settings)
-
-
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Add a saved LoRA adapter's updates to the model's weights.
-
-    Raises:
-        UserError: the adapter does not fit the model.
-    """
-    with _hushed():
-        from peft import PeftModel
-
-    try:
-        with _hushed():
-            return PeftModel.from_pretrained(model, folder).merge_and_unload()
-    except (RuntimeError, ValueError, OSError, SafetensorError, UnpicklingError) as error:
-        raise UserError(f"{folder}: the adapter does not fit its base model ({_first_line(error)}).") from None
-
-
 @contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """Without the warnings of peft, bitsandbytes and transformers to one another."""
     getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # of a kernel, when imported, that is not used here
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         yield
 
 
-def _first_line(error: Exception | str) -> str:
+def first_line(error: Exception | str) -> str:
+    """What an error of another library says first."""
     lines: Sequence[str] = str(error).strip().split("\n")
     return lines[0][:200] or type(error).__name__

@@ -18,28 +18,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shortlist.data.files import optional_json, read_json, write_json
+from shortlist.data.files import read_json, write_json
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
+from shortlist.models.adapters import ADAPTER, PICKLED, PREFIX, adapter_head, base_name, is_adapter, merge_adapter
 from shortlist.models.backbone import (
     dequantize,
     empty_backbone,
     is_decoder,
     load_backbone,
     load_classifier,
-    merge_adapter,
     not_a_model,
 )
 from shortlist.models.heads import HEAD, answer_head, find_head, is_classifier, one_label
+from shortlist.models.published import backbone_folder, dense_layers, published_contract
 from shortlist.models.reranker import AnyReranker, CrossEncoder, Reranker, new_head
 from shortlist.models.retriever import Retriever
 from shortlist.text.contract import InputContract, Inputs, named_contract
-from shortlist.text.tokenizer import load_tokenizer
+from shortlist.text.proof import prove
+from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
 
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"]
-"""What is fetched from the hub: weights in safetensors only, and no code."""
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
+"""What is fetched from the hub: no code, and weights in safetensors only, but for older adapters."""
 
-ADAPTER = "adapter_model.safetensors"
+WEIGHTS = ("*.safetensors", PICKLED)
 QUANTIZATION = "quantization_config.json"
 """Beside an adapter: how its base was quantised while it was trained."""
 
@@ -60,7 +62,9 @@ def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype
         UserError: no model is there, or nothing says what its input looks like.
     """
     form = retriever_contract(name, contract)
-    return Retriever(_backbone(name, dtype=dtype), Inputs(form, load_tokenizer(local_folder(name))))
+    inputs = Inputs(form, tokenizer_of(name))
+    prove(inputs)
+    return Retriever(_backbone(name, dtype=dtype), inputs, dense_layers(local_folder(name)))
 
 
 def reranker_contract(name: str, given: str | None = None) -> InputContract:
@@ -83,15 +87,16 @@ def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype 
     """
     form = reranker_contract(name, contract)
     folder = local_folder(name)
-    tokenizer = load_tokenizer(folder)
+    inputs = Inputs(form, tokenizer_of(name))
+    prove(inputs)
     if form.answer:
         backbone = _backbone(name, dtype=dtype)
-        return Reranker(backbone, Inputs(form, tokenizer), answer_head(backbone, tokenizer, form, _base_folder(folder)))
-    head = find_head(folder)
+        return Reranker(backbone, inputs, answer_head(backbone, inputs.tokenizer, form, _base_folder(folder)))
+    head = _head(folder)
     if head is not None:
-        return Reranker(_backbone(name, dtype=dtype), Inputs(form, tokenizer), one_label(head, name))
+        return Reranker(_backbone(name, dtype=dtype), inputs, one_label(head, name))
     if is_classifier(folder):
-        return CrossEncoder(load_classifier(str(folder), dtype=dtype), Inputs(form, tokenizer))
+        return CrossEncoder(load_classifier(str(folder), dtype=dtype), inputs)
     raise UserError(
         f"{name}: has no head for scores (no {HEAD!r}, no classifier in its config.json), so this is not a trained "
         "reranker; train one from it."
@@ -114,9 +119,11 @@ def retriever_to_train(
     """
     folder = local_folder(name, weights=not loading.get("empty"))
     backbone = _backbone(name, **loading)
-    contract = contract or _own_contract(folder, "document")
+    if dense_layers(folder):
+        raise UserError(f"{name}: has layers behind its pooling, which are not trained here; start from another model.")
+    contract = contract or _own_contract(name, "document")
     contract = contract or named_contract("repllama" if is_decoder(backbone) else "bert")
-    return Retriever(backbone, _inputs(folder, adjust(contract) if adjust else contract))
+    return Retriever(backbone, _inputs(name, adjust(contract) if adjust else contract))
 
 
 def reranker_to_train(
@@ -140,19 +147,25 @@ def reranker_to_train(
             "encoder that it was made from."
         )
     backbone = _backbone(name, **loading)
-    contract = contract or _own_contract(folder, "pair")
+    contract = contract or _own_contract(name, "pair")
     contract = contract or named_contract("rankllama" if is_decoder(backbone) else "bert-pair")
     if contract.answer or backbone.config.is_encoder_decoder:
         raise UserError(f"{name}: models that answer with a token are not trained here; choose another --contract.")
-    head = find_head(folder)
+    head = _head(folder)
     head = new_head(backbone, seed=seed) if head is None else one_label(head, name)
-    return Reranker(backbone, _inputs(folder, adjust(contract) if adjust else contract), head)
+    return Reranker(backbone, _inputs(name, adjust(contract) if adjust else contract), head)
 
 
-def _inputs(folder: Path, contract: InputContract) -> Inputs:
+def _inputs(name: str, contract: InputContract) -> Inputs:
     """Inputs for training: a contract's `<bos>` is left out for a tokenizer that has none."""
-    tokenizer = load_tokenizer(folder)
-    return Inputs(contract.fitted(tokenizer), tokenizer)
+    tokenizer = tokenizer_of(name)
+    inputs = Inputs(contract.fitted(tokenizer), tokenizer)
+    prove(inputs)
+    return inputs
+
+
+def _head(folder: Path) -> Tensor | None:
+    return adapter_head(folder) if is_adapter(folder) else find_head(folder)
 
 
 def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]:
@@ -161,13 +174,10 @@ def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]
     Args:
         adapter: only what trains, as PEFT names it; else all weights, as transformers' own model would name them.
     """
-    if adapter:
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        prefix, others = "base_model.model.", {"head": f"base_model.model.{HEAD}"}
-    else:
-        names = list(model.state_dict())
-        prefix = f"{model.backbone.base_model_prefix}." if isinstance(model, Reranker) else ""
-        others = {"head": HEAD}
+    names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
+    before = PREFIX if adapter else ""
+    prefix = before + (f"{model.backbone.base_model_prefix}." if isinstance(model, Reranker) else "")
+    others = {"head": before + HEAD}
     return {
         name: others.get(name) or prefix + name.removeprefix("backbone.").replace(".default.", ".") for name in names
     }
@@ -193,7 +203,7 @@ def save_model(
     weights = weights or model.state_dict()
     state = {key: weights[name].detach().contiguous() for name, key in names.items()}
     if adapter is not None:
-        _save_adapter(adapter, folder, state, base)
+        _save_adapter(adapter, folder, state, base, classifier=isinstance(model, Reranker))
     else:
         _save_weights(model, folder, state)
     model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
@@ -232,21 +242,30 @@ def local_folder(name: str, *, weights: bool = True) -> Path:
         raise not_a_model(name, "no such folder")
     try:
         return Path(
-            snapshot_download(name, allow_patterns=FILES if weights else [f for f in FILES if "safetensors" not in f])
+            snapshot_download(name, allow_patterns=FILES if weights else [f for f in FILES if f not in WEIGHTS])
         )
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise not_a_model(name, error) from None
 
 
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer of a model: in its folder; an adapter without one has its base's.
+
+    Raises:
+        UserError: there is none that can be used.
+    """
+    folder = backbone_folder(local_folder(name, weights=False))
+    if is_adapter(folder) and not has_tokenizer(folder):
+        return tokenizer_of(base_name(folder))
+    return load_tokenizer(folder)
+
+
 def _backbone(name: str, *, empty: bool = False, **loading: Any) -> PreTrainedModel:
     """The backbone of a folder or hub name, adapters merged; `loading` as for `load_backbone`."""
-    folder = local_folder(name, weights=not empty)
-    config = folder / "adapter_config.json"
-    if not config.exists():
+    folder = backbone_folder(local_folder(name, weights=not empty))
+    if not is_adapter(folder):
         return (empty_backbone if empty else load_backbone)(str(folder), **loading)
-    base = read_json(config).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{config}: names no base model; expected base_model_name_or_path.")
+    base = base_name(folder)
     if empty:
         return _backbone(base, empty=True, **loading)
     if loading.get("four_bit"):
@@ -264,7 +283,7 @@ def _contract(name: str, given: str | None, kind: str) -> InputContract:
         if not getattr(form, kind):
             raise UserError(f"--contract: {given!r} has no {kind!r} input, so it is for another kind of model.")
         return form
-    form = _own_contract(local_folder(name), kind)
+    form = _own_contract(name, kind)
     if form is None and (local_folder(name) / "contract.json").exists():
         raise UserError(f"{name}: its contract.json has no {kind!r} input, so it is another kind of model.")
     if form is None:
@@ -280,67 +299,22 @@ def any_contract(name: str, given: str | None = None) -> InputContract:
     """
     if given is not None:
         return named_contract(given)
-    folder = local_folder(name, weights=False)
-    return _own_contract(folder, "pair") or _contract(name, None, "document")
+    return _own_contract(name, "pair", weights=False) or _contract(name, None, "document")
 
 
-def _own_contract(folder: Path, kind: str) -> InputContract | None:
-    """The contract in a model folder, if it is for this kind of input; sentence-transformers' files count as one."""
+def _own_contract(name: str, kind: str, *, weights: bool = True) -> InputContract | None:
+    """The contract of a model, if it is for this kind of input: in its folder, else as it was published."""
+    folder = local_folder(name, weights=weights)
     path = folder / "contract.json"
     if path.exists():
         form = InputContract.from_dict(read_json(path), where=str(path))
         return form if getattr(form, kind) else None
-    if kind == "document" and (folder / "modules.json").exists():
-        return _sentence_transformers_contract(folder)
-    return None
-
-
-def _sentence_transformers_contract(folder: Path) -> InputContract:
-    """Read modules.json: pooling, normalisation, length and prompts.
-
-    Raises:
-        UserError: a module that has no counterpart here.
-    """
-    modules = {m["type"].rsplit(".", 1)[-1]: folder / m["path"] for m in read_json(folder / "modules.json", list)}
-    for module in modules.keys() - {"Transformer", "Pooling", "Normalize"}:
-        raise UserError(
-            f"{folder}/modules.json: module {module!r} is not supported; expected Transformer, Pooling, Normalize."
-        )
-    modes = _pooling_modes(read_json(modules["Pooling"] / "config.json"))
-    poolings = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-    if len(modes) != 1 or modes[0] not in poolings:
-        raise UserError(f"{folder}: pools by {' + '.join(modes) or 'nothing'}; expected one of {', '.join(poolings)}.")
-    settings = optional_json(folder / "sentence_bert_config.json")
-    prompts = optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    prompts = {name: prompt.replace("{", "{{").replace("}", "}}") for name, prompt in prompts.items()}
-    length = settings.get("max_seq_length") or 512
-    return InputContract(
-        query=("<cls>", prompts.get("query", "") + "{query}", "<sep>"),
-        document=("<cls>", prompts.get("document", "") + "{title} {text}", "<sep>"),
-        query_length=length,
-        document_length=length,
-        pooling=poolings[modes[0]],
-        normalize="Normalize" in modules,
-    )
-
-
-def _pooling_modes(settings: dict[str, Any]) -> list[str]:
-    """Names of the pooling modes in use, from either spelling of sentence-transformers' settings."""
-    if "pooling_mode" in settings:
-        names = {
-            "mean": "pooling_mode_mean_tokens",
-            "cls": "pooling_mode_cls_token",
-            "lasttoken": "pooling_mode_lasttoken",
-        }
-        mode = settings["pooling_mode"]
-        return [names.get(m, m) for m in ([mode] if isinstance(mode, str) else mode)]
-    return [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+    return published_contract(name, folder, kind)
 
 
 def _base_folder(folder: Path) -> Path:
     """Where the whole weights of a folder are: in its base's, if it holds an adapter."""
-    config = folder / "adapter_config.json"
-    return _base_folder(local_folder(read_json(config)["base_model_name_or_path"])) if config.exists() else folder
+    return _base_folder(local_folder(base_name(folder))) if is_adapter(folder) else folder
 
 
 def num_parameters(name: str) -> int:
@@ -365,8 +339,10 @@ def _save_weights(model: Retriever | Reranker, folder: Path, state: dict[str, Te
     write_json(folder / "config.json", config)
 
 
-def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None) -> None:
+def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None, *, classifier: bool) -> None:
     settings = copy(adapter.peft_config["default"])
+    if classifier:  # so that PEFT puts the head where transformers' sequence classifiers have theirs
+        settings.task_type, settings.modules_to_save = "SEQ_CLS", ["score"]
     settings.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).exists() else base
     settings.inference_mode = True
     save_file(state, folder / ADAPTER)

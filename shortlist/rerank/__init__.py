@@ -20,7 +20,7 @@ from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
 from shortlist.math.agreement import kendall_tau
 from shortlist.measure import per_query
-from shortlist.models.checkpoint import load_reranker, local_folder, model_identity, num_parameters, reranker_contract
+from shortlist.models.checkpoint import load_reranker, model_identity, num_parameters, reranker_contract, tokenizer_of
 from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
@@ -29,7 +29,6 @@ from shortlist.records import Document, Hit, Qrels, Query, Run
 from shortlist.rerank.candidates import Candidates, Chunk
 from shortlist.text.contract import InputContract, Inputs
 from shortlist.text.segments import Segments, segment_contract, unused_settings
-from shortlist.text.tokenizer import load_tokenizer
 
 PAIRS_AT_ONCE = 4096
 """Pairs that are sorted by length together, and at most what an interruption of several processes loses."""
@@ -221,7 +220,7 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
         skip_missing=config.skip_missing,
         at_once=PAIRS_AT_ONCE if config.budget_seconds is None else BEST_FIRST,
     )
-    inputs = Inputs(contract_of(config), load_tokenizer(local_folder(config.model)))
+    inputs = Inputs(contract_of(config), tokenizer_of(config.model))
     inputs.check_queries(queries[query_id] for query_id in run.query_ids if query_id in queries)
     readable = candidates.readable()
     wanted = readable

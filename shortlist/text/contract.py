@@ -134,6 +134,7 @@ _REPLLAMA = InputContract(
 _RANKLLAMA = InputContract(
     pair=("<bos>", "query: {query} document: {title} {text}", "<eos>"), normalize=False, pooling="last"
 )
+_RANKLLAMA_V1 = replace(_RANKLLAMA, pair=("<bos>", "query: {query}", "<bos>", "document: {title} {text}"))
 _BERT = InputContract(
     query=("<cls>", "{query}", "<sep>"),
     document=("<cls>", "{title} {text}", "<sep>"),
@@ -160,10 +161,27 @@ CONTRACTS = {
     "rankllama-document": replace(
         _RANKLLAMA, pair=("<bos>", "query: {query} document: {url} {title} {text}", "<eos>"), pair_length=2048
     ),
-    "rankllama-v1": replace(_RANKLLAMA, pair=("<bos>", "query: {query}", "<bos>", "document: {title} {text}")),
+    "rankllama-v1": _RANKLLAMA_V1,
+    "rankllama-v1-document": replace(
+        _RANKLLAMA_V1, pair=(*_RANKLLAMA_V1.pair[:-1], "document: {url} {title} {text}"), pair_length=2048
+    ),
     "rankllama-v2": replace(_RANKLLAMA, pair=("<bos>", "query:  {query} document:  {title} {text}"), verbatim=True),
     "bert": _BERT,
     "bert-cls": replace(_BERT, pooling="cls"),
+    "e5": replace(
+        _BERT,
+        query=("<cls>", "query: {query}", "<sep>"),
+        document=("<cls>", "passage: {title} {text}", "<sep>"),
+        query_length=512,
+        document_length=512,
+    ),
+    "bge": replace(
+        _BERT,
+        query=("<cls>", "Represent this sentence for searching relevant passages: {query}", "<sep>"),
+        query_length=512,
+        document_length=512,
+        pooling="cls",
+    ),
     "bert-pair": replace(_CROSS_ENCODER, pair_length=256, token_types=False),
     "cross-encoder": _CROSS_ENCODER,
     "cross-encoder-roberta": replace(
@@ -184,9 +202,9 @@ CONTRACTS = {
         instruction="Given a web search query, retrieve relevant passages that answer the query",
     ),
 }
-"""Presets by name. The LLaMA ones are those of https://arxiv.org/abs/2310.08319 and of its released checkpoints;
-`monot5` is of https://arxiv.org/abs/2003.06713, `rankt5` of https://arxiv.org/abs/2210.10634, `qwen3-reranker` of
-https://arxiv.org/abs/2506.05176."""
+"""Presets by name. The LLaMA ones are those of https://arxiv.org/abs/2310.08319 and of its released checkpoints. `e5`:
+https://arxiv.org/abs/2212.03533, `bge`: https://arxiv.org/abs/2309.07597, `monot5`: https://arxiv.org/abs/2003.06713,
+`rankt5`: https://arxiv.org/abs/2210.10634, `qwen3-reranker`: https://arxiv.org/abs/2506.05176."""
 
 
 def named_contract(name: str) -> InputContract:
@@ -219,6 +237,8 @@ class Inputs:
     def __init__(self, contract: InputContract, tokenizer: Any) -> None:
         self.tokenizer: Tokenizer = tokenizer
         self.pad_id: int = tokenizer.pad_token_id or 0
+        if self.pad_id == tokenizer.eos_token_id:  # what pads is masked everywhere, so any other token will do
+            self.pad_id = int(tokenizer.eos_token_id == 0)
         self.contract = contract
 
     @property

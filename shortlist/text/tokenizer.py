@@ -14,12 +14,33 @@ from shortlist.errors import UserError
 PROBE = "query:  a b   c\n\tdouble  spaces, (1999) naïve café – 東京 🦙 "
 
 
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+"""Files of which a folder with a tokenizer has at least one."""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer in the folder."""
+    return any((folder / name).exists() for name in FILES)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in a model folder.
+
+    Its padding token is never its end token, if it has any other special one: whoever looks for the last token that is
+    no padding, as transformers' classifiers do, would not find the end.
 
     Raises:
         UserError: the folder has none that can be used.
     """
+    tokenizer = _load(folder)
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        others = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
+        if other := next((token for token in others if token and token != tokenizer.eos_token), None):
+            tokenizer.pad_token = other
+    return tokenizer
+
+
+def _load(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:

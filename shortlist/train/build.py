@@ -9,7 +9,8 @@ from torch import nn
 from shortlist.data.collections import Collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
 from shortlist.math.sampling import shortfall
-from shortlist.models.backbone import add_lora, checkpoint_layers, parse_lora
+from shortlist.models.adapters import add_lora, parse_lora
+from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever

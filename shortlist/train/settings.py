@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 from shortlist.errors import UserError
-from shortlist.models.backbone import parse_lora
+from shortlist.models.adapters import parse_lora
 from shortlist.text.contract import named_contract
 
 

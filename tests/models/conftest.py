@@ -38,7 +38,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     fast.pre_tokenizer = split
     fast.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=fast, **special).save_pretrained(folder)

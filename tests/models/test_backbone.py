@@ -16,18 +16,14 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from shortlist.errors import UserError
+from shortlist.models.adapters import LORAS, Lora, add_lora, merge_adapter, parse_lora
 from shortlist.models.backbone import (
-    LORAS,
-    Lora,
-    add_lora,
     checkpoint_layers,
     dequantize,
     empty_backbone,
     is_causal,
     is_decoder,
     load_backbone,
-    merge_adapter,
-    parse_lora,
     pooled_states,
     see_both_ways,
 )
@@ -322,7 +318,10 @@ def test_four_bits_without_bitsandbytes_are_refused(llama: Path, monkeypatch: py
 @needs_bitsandbytes
 def test_four_bits_and_lora_say_nothing(llama: Path):
     """In a process of its own: bitsandbytes speaks when it is imported."""
-    lines = ["from shortlist.models.backbone import Lora, add_lora, load_backbone"]
+    lines = [
+        "from shortlist.models.adapters import Lora, add_lora",
+        "from shortlist.models.backbone import load_backbone",
+    ]
     lines += [f"add_lora(load_backbone({str(llama)!r}, four_bit=True), Lora())"]
     done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

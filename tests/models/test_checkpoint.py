@@ -3,6 +3,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from shortlist.data.files import sha256
 from shortlist.errors import UserError
 from shortlist.models import checkpoint
-from shortlist.models.backbone import Lora, add_lora
+from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.checkpoint import (
     load_reranker,
     load_retriever,
@@ -299,47 +300,6 @@ def test_a_reranker_starts_from_the_head_there_is(retriever: Path, reranker: Pat
     assert not reranker_to_train(str(retriever), None, seed=9).head.equal(head)
 
 
-@pytest.mark.parametrize(
-    ("pooling", "message"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "mean_tokens . pooling_mode_cls_token"),
-        ({"pooling_mode_max_tokens": True}, "pools by pooling_mode_max_tokens"),
-        ({"pooling_mode_mean_tokens": False}, "pools by nothing"),
-        ({"pooling_mode": "max"}, "pools by max"),
-    ],
-)
-def test_a_pooling_of_sentence_transformers_that_is_not_here_is_refused(
-    pooling: dict, message: str, bert: Path, copied: Callable
-):
-    folder = sentence_transformer(copied(bert), "Pooling", pooling)
-    with pytest.raises(UserError, match=message):
-        load_retriever(str(folder))
-
-
-def test_a_module_of_sentence_transformers_that_is_not_here_is_refused(bert: Path, copied: Callable):
-    folder = sentence_transformer(copied(bert), "Dense", {})
-    with pytest.raises(UserError, match="module 'Dense' is not supported"):
-        load_retriever(str(folder))
-
-
-@pytest.mark.parametrize(("spelling", "name"), [("mean", "mean"), (["cls"], "cls"), ("lasttoken", "last")])
-def test_the_new_spelling_of_sentence_transformers_is_read(spelling: Any, name: str, bert: Path, copied: Callable):
-    folder = sentence_transformer(copied(bert), "Pooling", {"pooling_mode": spelling})
-    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "{find}: "}}')
-    form = load_retriever(str(folder)).inputs
-    assert (form.contract.pooling, form.contract.normalize, form.contract.document_length) == (name, False, 512)
-    assert len(form.query_ids(QUERIES)[0]) > len(form.document_ids([DOCUMENTS[1]])[0])  # braces are only text
-
-
-def sentence_transformer(folder: Path, module: str, settings: dict[str, Any]) -> Path:
-    """Make a sentence-transformers folder of a backbone's."""
-    kinds = {"": "sentence_transformers.models.Transformer", "1": f"sentence_transformers.models.{module}"}
-    (folder / "modules.json").write_text(json.dumps([{"path": path, "type": kind} for path, kind in kinds.items()]))
-    (folder / "1").mkdir()
-    (folder / "1/config.json").write_text(json.dumps(settings))
-    return folder
-
-
 def test_a_hub_name_is_fetched_without_pickles(llama: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {}
 
@@ -350,7 +310,9 @@ def test_a_hub_name_is_fetched_without_pickles(llama: Path, monkeypatch: pytest.
     monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
     assert local_folder("some/model") == llama
     assert asked["name"] == "some/model"
-    assert not any(path.match(pattern) for pattern in asked["patterns"] for path in [Path("a.bin"), Path("a.py")])
+    names = ["pytorch_model.bin", "a.py", "adapter_model.bin", "model.safetensors", "1_Pooling/config.json"]
+    fetched = [name for name in names if any(fnmatch(name, pattern) for pattern in asked["patterns"])]
+    assert fetched == ["adapter_model.bin", "model.safetensors", "1_Pooling/config.json"]
     assert model_identity("some/model") == f"hub:some/model@{llama.name}"
     close(vectors("some/model", contract="repllama"), vectors(llama, contract="repllama"))
 

@@ -165,8 +165,9 @@ def test_the_t5_form_equals_the_whole_text_tokenised_at_once(tmp_path: Path):
 def test_a_language_model_scores_by_yes_and_no(tied: bool, tmp_path: Path):
     torch.manual_seed(0)
     tokenizer = train_bpe(["yes no yes no", *TEXTS] * 5, vocab_size=300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     heads = {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": tied}
-    reference = save(tmp_path, Qwen3ForCausalLM(Qwen3Config(vocab_size=300, **SHAPE, **heads)), tokenizer)
+    reference = save(tmp_path, Qwen3ForCausalLM(Qwen3Config(vocab_size=302, **SHAPE, **heads)), tokenizer)
     reranker = load_reranker(str(tmp_path), contract="qwen3-reranker")
     ids = reranker.inputs.pair_ids(PAIRS)
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
@@ -221,8 +222,8 @@ def test_a_bare_encoder_is_no_cross_encoder(bert: Path):
 
 
 def test_a_tokenizer_without_the_answer_is_refused(llama: Path):
-    with pytest.raises(UserError, match="has no token 'yes', whose logit is the score"):
-        load_reranker(str(llama), contract="qwen3-reranker")
+    with pytest.raises(UserError, match="has no token '▁true', whose logit is the score"):
+        load_reranker(str(llama), contract="monot5")
 
 
 def test_training_does_not_throw_a_trained_head_away(tmp_path: Path, llama: Path):

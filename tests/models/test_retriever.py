@@ -50,7 +50,8 @@ def test_a_pad_that_equals_eos_moves_nothing(llama: Path):
     tokenizer = load_tokenizer(llama)
     tokenizer.pad_token = tokenizer.eos_token
     padded_with_eos = Retriever(plain.backbone, Inputs(plain.inputs.contract, tokenizer))
-    assert padded_with_eos.inputs.pad_id == 2
+    assert padded_with_eos.inputs.tokenizer.pad_token_id == 2
+    assert padded_with_eos.inputs.pad_id == 0
     assert plain.inputs.pad_id == 0
     ids = plain.inputs.document_ids(DOCUMENTS)
     assert padded_with_eos.inputs.document_ids(DOCUMENTS) == ids

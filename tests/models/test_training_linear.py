@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaModel
 
 from shortlist.models import training_linear
-from shortlist.models.backbone import Lora, add_lora
+from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.training_linear import (
     FastLinear,
     FastLora,

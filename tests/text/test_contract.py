@@ -8,6 +8,7 @@ import pytest
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.contract import CONTRACTS, InputContract, Inputs, fill, named_contract
+from shortlist.text.proof import prove
 from shortlist.text.tokenizer import from_sentencepiece, train_bpe
 
 BOS, EOS = 1, 2
@@ -42,6 +43,16 @@ GOLDEN_RETRIEVERS = {
     ),
     "bert": ([CLS, *BERT_QUERY, SEP], [CLS, *BERT_TITLE, *BERT_TEXT, SEP], [CLS, *BERT_TEXT, SEP]),
     "bert-cls": ([CLS, *BERT_QUERY, SEP], [CLS, *BERT_TITLE, *BERT_TEXT, SEP], [CLS, *BERT_TEXT, SEP]),
+    "e5": (
+        [CLS, 23032, 1024, *BERT_QUERY, SEP],
+        [CLS, 6019, 1024, *BERT_TITLE, *BERT_TEXT, SEP],
+        [CLS, 6019, 1024, *BERT_TEXT, SEP],
+    ),
+    "bge": (
+        [CLS, 5050, 2023, 6251, 2005, 6575, 7882, 13768, 1024, *BERT_QUERY, SEP],
+        [CLS, *BERT_TITLE, *BERT_TEXT, SEP],
+        [CLS, *BERT_TEXT, SEP],
+    ),
 }
 """Preset -> ids of the query, of the document with all its fields, of the document with nothing but text."""
 
@@ -52,6 +63,10 @@ GOLDEN_RERANKERS = {
         [BOS, *QUERY, *DOCUMENT, *TEXT, EOS],
     ),
     "rankllama-v1": ([BOS, *QUERY, BOS, *DOCUMENT, *TITLE, *TEXT], [BOS, *QUERY, BOS, *DOCUMENT, *TEXT]),
+    "rankllama-v1-document": (
+        [BOS, *QUERY, BOS, *DOCUMENT, *URL, *TITLE, *TEXT],
+        [BOS, *QUERY, BOS, *DOCUMENT, *TEXT],
+    ),
     "rankllama-v2": (
         [1, 2346, 29901, 29871, 825, 338, 921, 1842, 29901, 29871, 319, 289, 274, 777, 1426],
         [1, 2346, 29901, 29871, 825, 338, 921, 1842, 29901, 259, 777, 1426],
@@ -76,13 +91,13 @@ GOLDEN_RERANKERS = {
 }
 """Preset -> ids of the query with the document with all its fields, and with the document with nothing but text."""
 
-RETRIEVERS = [name for name in GOLDEN_RETRIEVERS if not name.startswith("bert")]
+RETRIEVERS = [name for name, (ids, *_) in GOLDEN_RETRIEVERS.items() if ids[0] == BOS]
 RERANKERS = [name for name, (ids, _) in GOLDEN_RERANKERS.items() if ids[0] == BOS]
 
 
 def tail(name: str) -> int:
     """How many ids come behind the document."""
-    return {"rankllama-v1": 0, "rankllama-v2": 0, "monot5": len(RELEVANT) + 1}.get(name, 1)
+    return {"rankllama-v1": 0, "rankllama-v1-document": 0, "rankllama-v2": 0, "monot5": len(RELEVANT) + 1}.get(name, 1)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +160,43 @@ def test_the_chat_of_qwen3_rerankers_is_put_together_as_its_card_does():
     assert [token for token in expected if token in (start, end)] == [start, end, start, end, start]
     made.contract = form.with_lengths(document=len(expected) - 2)
     assert made.pair_ids([(WHAT_IS_X, BARE)]) == [[*expected[: -len(behind) - 2], *behind]]
+
+
+# Ids from tiktoken itself, on cl100k_base.
+BPE_QUERY = [1663, 25, 1148, 374, 865]
+BPE_PASSAGE = [6519, 425, 25]
+BPE_URL = [1795, 1129, 87, 2726]
+BPE_TITLE = [362, 1481, 272]
+BPE_TEXT = [1063, 1495]
+BPE_JOINED = [2246, 25]
+BPE_DOCUMENT = [6190, 25]
+BPE_BOS, BPE_EOS = 100257, 100258
+
+GOLDEN_BPE = {
+    "repllama": [BPE_BOS, *BPE_PASSAGE, *BPE_TITLE, *BPE_TEXT, BPE_EOS],
+    "repllama-document": [BPE_BOS, *BPE_PASSAGE, *BPE_URL, *BPE_TITLE, *BPE_TEXT, BPE_EOS],
+    "rankllama": [BPE_BOS, *BPE_QUERY, *BPE_JOINED, *BPE_TITLE, *BPE_TEXT, BPE_EOS],
+    "rankllama-document": [BPE_BOS, *BPE_QUERY, *BPE_JOINED, *BPE_URL, *BPE_TITLE, *BPE_TEXT, BPE_EOS],
+    "rankllama-v1": [BPE_BOS, *BPE_QUERY, BPE_BOS, *BPE_DOCUMENT, *BPE_TITLE, *BPE_TEXT],
+    "rankllama-v1-document": [BPE_BOS, *BPE_QUERY, BPE_BOS, *BPE_DOCUMENT, *BPE_URL, *BPE_TITLE, *BPE_TEXT],
+    "rankllama-v2": [BPE_BOS, 1663, 25, 220, 1148, 374, 865, 2246, 25, 220, 362, 293, 272, 1063, 1495],
+}
+"""Preset -> ids of the document with all its fields or, in a reranker, of the query with it."""
+
+
+def test_every_preset_of_a_decoder_has_golden_bpe_ids():
+    assert GOLDEN_BPE.keys() == {*RETRIEVERS, *RERANKERS}
+
+
+@pytest.mark.parametrize("name", GOLDEN_BPE)
+def test_a_preset_gives_the_golden_bpe_ids(name: str, cl100k):
+    made = Inputs(named_contract(name), cl100k)
+    prove(made)
+    if made.contract.pair:
+        assert made.pair_ids([(WHAT_IS_X, FULL)]) == [GOLDEN_BPE[name]]
+    else:
+        assert made.query_ids([WHAT_IS_X]) == [[BPE_BOS, *BPE_QUERY, BPE_EOS]]
+        assert made.document_ids([FULL]) == [GOLDEN_BPE[name]]
 
 
 def test_an_instruction_takes_the_place_of_the_contracts_own():

@@ -4,7 +4,8 @@ from tiny import Tiny
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from shortlist.models.backbone import LORAS, Lora, add_lora, checkpoint_layers
+from shortlist.models.adapters import LORAS, Lora, add_lora
+from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import load_retriever, reranker_to_train
 from shortlist.models.retriever import Retriever
 from shortlist.text.contract import Inputs

@@ -7,7 +7,7 @@ import torch
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
-from shortlist.models.backbone import LORAS, add_lora
+from shortlist.models.adapters import LORAS, add_lora
 from shortlist.models.checkpoint import load_reranker, reranker_to_train
 from shortlist.models.embed import score_pairs
 from shortlist.models.reranker import Reranker

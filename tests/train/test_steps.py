@@ -7,7 +7,8 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 
 from shortlist.math.losses import infonce
-from shortlist.models.backbone import Lora, add_lora, checkpoint_layers
+from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever

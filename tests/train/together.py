@@ -21,7 +21,8 @@ from shortlist import train
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels
 from shortlist.math.losses import infonce
-from shortlist.models.backbone import Lora, add_lora, checkpoint_layers
+from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever

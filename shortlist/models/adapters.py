@@ -1,0 +1,171 @@
+"""LoRA: putting it on a backbone, and adapter folders as PEFT saves them.
+
+An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`, or `.bin` where it is older.
+
+The keys of an adapter depend on what its maker put it on: the bare backbone, a language model or a classifier. Here it
+always goes on the backbone, so the keys are brought to that, and none may be left over or lacking: PEFT by itself would
+go on with random updates.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shortlist.data.files import read_json
+from shortlist.errors import UserError, unknown
+from shortlist.models.backbone import first_line, hushed
+from shortlist.models.heads import HEAD
+
+CONFIG = "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+"""Read as tensors alone, without running what else a pickle may hold."""
+
+PREFIX = "base_model.model."
+"""What PEFT puts before every key."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation of some linear layers (https://arxiv.org/abs/2106.09685)."""
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj")
+
+
+LORAS = {"paper": Lora(), "paper+k": Lora(targets=(*Lora().targets, "k_proj"))}
+"""Presets: the paper's public code adapts every projection but k; a later recipe of its authors adds k."""
+
+
+def parse_lora(text: str) -> Lora:
+    """`paper`, `paper+k`, or `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj` (what is left out is the paper's).
+
+    Raises:
+        UserError: none of these.
+    """
+    if text in LORAS:
+        return LORAS[text]
+    if "=" not in text:
+        raise unknown("LoRA preset", text, LORAS)
+    readers = {"r": int, "alpha": int, "dropout": float, "targets": lambda names: tuple(names.split("+"))}
+    values: dict[str, Any] = {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        if name not in readers:
+            raise unknown("LoRA setting", name, readers)
+        try:
+            values[name] = readers[name](value)
+        except ValueError:
+            raise UserError(f"--lora: {name} is {value!r}; expected a number.") from None
+    lora = Lora(**values)
+    if lora.r < 1 or lora.alpha < 1:
+        raise UserError(f"--lora: r is {lora.r} and alpha is {lora.alpha}; expected at least 1.")
+    if not 0 <= lora.dropout < 1:
+        raise UserError(f"--lora: dropout is {lora.dropout}; expected at least 0 and below 1.")
+    return lora
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
+    """Freeze the model and put trainable low-rank updates on it, in place; returns the PEFT wrapper that can save them.
+
+    Raises:
+        UserError: the model has no layer of one of those names.
+    """
+    with hushed():
+        from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for target in set(lora.targets) - names:
+        raise unknown("layer for LoRA", target, names)
+    targets = list(lora.targets)
+    settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    with hushed():
+        return get_peft_model(model, settings)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter, and no model of its own."""
+    return (folder / CONFIG).exists()
+
+
+def base_name(folder: Path) -> str:
+    """The model that an adapter belongs on: folder or hub name.
+
+    Raises:
+        UserError: the adapter does not say.
+    """
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{folder / CONFIG}: names no base model; expected base_model_name_or_path.")
+    return name
+
+
+def adapter_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of an adapter, under PEFT's keys.
+
+    Raises:
+        UserError: there are none, they are damaged, or a pickle holds something else.
+    """
+    path = next((folder / name for name in (ADAPTER, PICKLED) if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder}: the adapter has no weights; expected {ADAPTER} or {PICKLED} beside {CONFIG}.")
+    try:
+        if path.name == ADAPTER:
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: the adapter cannot be read ({first_line(error)}); expected tensors alone.") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path}: the adapter cannot be read; expected tensors by name.")
+    return weights
+
+
+def adapter_head(folder: Path) -> Tensor | None:
+    """The reranker's head in an adapter; None if there is none."""
+    return next((value for key, value in adapter_weights(folder).items() if key.endswith(f".{HEAD}")), None)
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Add a saved adapter's updates to the model's weights.
+
+    Raises:
+        UserError: the adapter does not fit the model.
+    """
+    with hushed():
+        from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    prefix = f"{model.base_model_prefix}."
+    weights = {
+        PREFIX + key.removeprefix(PREFIX).removeprefix(prefix): value
+        for key, value in adapter_weights(folder).items()
+        if not key.endswith(f".{HEAD}")
+    }
+    try:
+        with hushed():
+            settings = PeftConfig.from_pretrained(str(folder))
+            settings.task_type, settings.modules_to_save = None, None  # what they ask for is not on a backbone
+            adapted: Any = get_peft_model(model, settings)
+            found = set_peft_model_state_dict(adapted, weights)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise _does_not_fit(folder, model, first_line(error)) from None
+    lacking = [key for key in found.missing_keys if "lora_" in key]
+    for kind, keys in (("the model has no place for", found.unexpected_keys), ("it lacks", lacking)):
+        if keys:
+            raise _does_not_fit(folder, model, f"{kind} {len(keys)} of its weights, {min(keys)} among them")
+    return cast(PreTrainedModel, adapted.merge_and_unload())
+
+
+def _does_not_fit(folder: Path, model: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"{folder}: the adapter does not fit its base model {model.config.name_or_path} ({reason}); expected the "
+        "model that it was trained on."
+    )

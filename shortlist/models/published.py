@@ -1,0 +1,189 @@
+"""What the input of a model looks like that others have published, read from their files or known by its name.
+
+sentence-transformers' folders say it in `modules.json` and what that names; transformers' classifiers say it by what
+their tokenizer puts round a pair. A bare language model says nothing: a contract has to be named.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from shortlist.data.files import optional_json, read_json
+from shortlist.errors import UserError
+from shortlist.models.heads import is_classifier
+from shortlist.models.retriever import Activation, Dense
+from shortlist.text.contract import InputContract, named_contract
+from shortlist.text.surroundings import around_one, around_two, literal
+from shortlist.text.tokenizer import load_tokenizer
+
+MODULES = "modules.json"
+
+KNOWN = {
+    r"castorini/repllama-v1-7b-lora-passage": "repllama",
+    r"castorini/repllama-v1-7b-lora-doc": "repllama-document",
+    r"castorini/rankllama-v1-(7b|13b)-lora-passage": "rankllama-v1",
+    r"castorini/rankllama-v1-7b-lora-doc": "rankllama-v1-document",
+    r"castorini/monot5-.*": "monot5",
+    r"Qwen/Qwen3-Reranker-.*": "qwen3-reranker",
+    r"intfloat/(multilingual-)?e5-(small|base|large)(-v2)?": "e5",
+    r"BAAI/bge-(small|base|large)-en(-v1\.5)?": "bge",
+}
+"""Hub names whose files do not say how their input looks, or not all of it."""
+
+POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+"""sentence-transformers' names for the poolings that are here."""
+
+ACTIVATIONS: dict[str, Activation | None] = {
+    "torch.nn.modules.linear.Identity": None,
+    "torch.nn.modules.activation.Tanh": torch.tanh,
+    "torch.nn.modules.activation.ReLU": torch.relu,
+    "torch.nn.modules.activation.GELU": torch.nn.functional.gelu,
+    "torch.nn.modules.activation.Sigmoid": torch.sigmoid,
+}
+"""What may follow a dense layer, by the class that its settings name."""
+
+UNLIMITED = 10**9
+"""A longest input above this is tokenizers' way to say that there is none."""
+
+
+def published_contract(name: str, folder: Path, kind: str) -> InputContract | None:
+    """The input contract of a published model; None if neither its files nor its name say it.
+
+    Args:
+        name: as on the command line.
+        folder: where its files are.
+        kind: `document` for a retriever, `pair` for a reranker.
+
+    Raises:
+        UserError: the files ask for something that is not here.
+    """
+    for pattern, contract in KNOWN.items():
+        if re.fullmatch(pattern, name) and getattr(named_contract(contract), kind):
+            return named_contract(contract)
+    if kind == "document" and (folder / MODULES).exists():
+        return _of_modules(folder)
+    if kind == "pair" and is_classifier(folder):
+        return _of_classifier(folder)
+    return None
+
+
+def backbone_folder(folder: Path) -> Path:
+    """Where in a model folder the backbone is: sentence-transformers may keep it one folder deeper."""
+    if not (folder / MODULES).exists():
+        return folder
+    return next((path for kind, path in _modules(folder) if kind == "Transformer"), folder)
+
+
+def dense_layers(folder: Path) -> list[Dense]:
+    """The layers behind the pooling, in their order; none where modules.json names none.
+
+    Raises:
+        UserError: weights that are missing, or an activation that is not here.
+    """
+    if not (folder / MODULES).exists():
+        return []
+    return [_dense(path) for kind, path in _modules(folder) if kind == "Dense"]
+
+
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of each module, in their order."""
+    return [
+        (module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in read_json(folder / MODULES, list)
+    ]
+
+
+def _dense(folder: Path) -> Dense:
+    settings, path = read_json(folder / "config.json"), folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+        weight, bias = weights["linear.weight"], weights.get("linear.bias")
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: cannot read the layer ({error}); expected linear.weight in safetensors.") from None
+    name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if name not in ACTIVATIONS:
+        raise UserError(f"{folder}: activation {name!r} is not supported; expected one of {', '.join(ACTIVATIONS)}.")
+    return Dense(weight, bias, ACTIVATIONS[name])
+
+
+def _of_modules(folder: Path) -> InputContract:
+    """Pooling, normalisation, length and prompts, as modules.json and its neighbours say."""
+    modules = dict(_modules(folder))
+    for module in modules.keys() - {"Transformer", "Pooling", "Dense", "Normalize"}:
+        raise UserError(
+            f"{folder / MODULES}: module {module!r} is not supported; expected Transformer, Pooling, Dense, Normalize."
+        )
+    if "Pooling" not in modules:
+        raise UserError(f"{folder / MODULES}: has no module Pooling, so this is no retriever.")
+    pooling = read_json(modules["Pooling"] / "config.json")
+    modes = _pooling_modes(pooling)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise UserError(f"{folder}: pools by {' + '.join(modes) or 'nothing'}; expected one of {', '.join(POOLINGS)}.")
+    prompts = optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    query, document = prompts.get("query", ""), prompts.get("document") or prompts.get("passage", "")
+    if (query or document) and not pooling.get("include_prompt", True):
+        raise UserError(f"{folder}: leaves its prompts out of the pooling, which is not supported.")
+    backbone = modules.get("Transformer", folder)
+    settings = optional_json(backbone / "sentence_bert_config.json")
+    tokenizer = load_tokenizer(backbone)
+    if settings.get("do_lower_case") and tokenizer.tokenize("Aa Bb") != tokenizer.tokenize("aa bb"):
+        raise UserError(f"{folder}: lowers the case of texts before its tokenizer does not, which is not supported.")
+    start, end = around_one(tokenizer)
+    length = settings.get("max_seq_length") or _longest(backbone, tokenizer)
+    return InputContract(
+        query=(*start, literal(query) + "{query}", *end),
+        document=(*start, literal(document) + "{title} {text}", *end),
+        query_length=length,
+        document_length=length,
+        pooling=POOLINGS[modes[0]],
+        normalize="Normalize" in modules,
+    )
+
+
+def _of_classifier(folder: Path) -> InputContract:
+    """The form of a cross-encoder: what its tokenizer makes of two texts."""
+    settings = optional_json(folder / "config_sentence_transformers.json")
+    if settings.get("default_prompt_name"):
+        raise UserError(
+            f"{folder}: is a cross-encoder with the prompt {settings['default_prompt_name']!r}, which is not "
+            "supported; name a --contract."
+        )
+    tokenizer = load_tokenizer(folder)
+    start, middle, end = around_two(tokenizer)
+    return InputContract(
+        pair=(*start, "{query}", *middle, "{title} {text}", *end),
+        pair_length=_longest(folder, tokenizer),
+        pooling="cls",
+        normalize=False,
+        token_types=1 in _as_transformers_has_it(folder)("a", "b").get("token_type_ids", []),
+    )
+
+
+def _as_transformers_has_it(folder: Path) -> Any:
+    """The tokenizer of the class that the folder names, which decides whether models are told of token types."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _longest(folder: Path, tokenizer: Any) -> int:
+    """The longest input that a tokenizer or the positions of its model allow."""
+    positions = optional_json(folder / "config.json").get("max_position_embeddings") or UNLIMITED
+    length = min(tokenizer.model_max_length, positions)
+    return length if length < UNLIMITED else 512
+
+
+def _pooling_modes(settings: dict[str, Any]) -> list[str]:
+    """Names of the pooling modes in use, from either spelling of sentence-transformers' settings."""
+    if "pooling_mode" in settings:
+        names = {name.split("_")[2]: name for name in POOLINGS}
+        mode = settings["pooling_mode"]
+        return [names.get(m, m) for m in ([mode] if isinstance(mode, str) else mode)]
+    return [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]

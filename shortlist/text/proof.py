@@ -1,0 +1,71 @@
+"""Proof, before a model is used, that its tokenizer gives the ids that its input contract is about."""
+
+import re
+from typing import Any
+
+from shortlist.errors import UserError
+from shortlist.records import Document, Query
+from shortlist.text.contract import KINDS, SPECIAL, Inputs
+
+WORDS = "long words "
+TOKEN = re.compile(r"<\|[^|<>]+\|>|<extra_id_\d+>")
+"""What looks like a special token in a prompt."""
+
+
+def prove(inputs: Inputs) -> None:
+    """Refuse inputs that would give plausible but wrong numbers.
+
+    Of a text that is cut: special tokens at the ends are where the contract has them, the last one above all. Prompts
+    are whole, whatever text follows them. Special tokens in prompts are single tokens. Padding is no end.
+
+    Raises:
+        UserError: one of these does not hold.
+    """
+    name = inputs.tokenizer.name_or_path
+    if inputs.pad_id == inputs.tokenizer.eos_token_id:
+        raise UserError(f"{name}: the tokenizer pads with its end token; give it another pad_token.")
+    for kind in KINDS:
+        if template := getattr(inputs.contract, kind):
+            _prove_ends(inputs, kind, template)
+            _prove_prompts(inputs, kind, template)
+
+
+def _prove_ends(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
+    """A cut input begins and ends with the special tokens that the template begins and ends with."""
+    text = WORDS * getattr(inputs.contract, f"{kind}_length")
+    query, document = Query("", text), Document("", text)
+    examples = {"query": lambda: inputs.query_ids([query]), "document": lambda: inputs.document_ids([document])}
+    examples["pair"] = lambda: inputs.pair_ids([(query._replace(text=""), document)])
+    [ids] = examples[kind]()
+    for place, word in ((0, "first"), (-1, "last")):
+        piece = template[place]
+        if piece in SPECIAL and ids[place] != inputs.special_id(piece):
+            raise UserError(
+                f"{inputs.tokenizer.name_or_path}: the {word} token of a {kind} is {ids[place]}, not {piece} "
+                f"({inputs.special_id(piece)}), as the input contract has it; choose another --contract."
+            )
+
+
+def _prove_prompts(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
+    """A prompt is tokenised alike whatever follows it, but for its last token, and its special tokens are known."""
+    tokenizer = inputs.tokenizer
+    for piece in template:
+        if piece in SPECIAL:
+            continue
+        for token in TOKEN.findall(piece):
+            if len(_ids(tokenizer, token)) != 1:
+                raise UserError(
+                    f"{tokenizer.name_or_path}: the tokenizer has no token {token!r}, which the {kind} of the input "
+                    "contract holds; choose another --contract."
+                )
+        prompt = piece.split("{")[0].rstrip()
+        alone, before_text = _ids(tokenizer, prompt), _ids(tokenizer, f"{prompt} {WORDS}")
+        if before_text[: len(alone[:-1])] != alone[:-1]:
+            raise UserError(
+                f"{tokenizer.name_or_path}: the tokenizer takes the prompt {prompt!r} apart in another way before a "
+                "text than by itself, so a model cannot know it; choose another --contract."
+            )
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0]

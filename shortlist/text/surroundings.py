@@ -1,0 +1,61 @@
+"""What a tokenizer puts round texts by itself, as the pieces of an input contract."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from shortlist.errors import UserError
+from shortlist.text.contract import SPECIAL
+
+PROBES = ("a", "b")
+
+
+def around_one(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The pieces before and behind one text.
+
+    Raises:
+        UserError: the tokenizer changes the text itself when it adds special tokens.
+    """
+    [one] = _bare(tokenizer, PROBES[:1])
+    whole = tokenizer(PROBES[0])["input_ids"]
+    start = _find(tokenizer, one, whole, 0)
+    return _pieces(tokenizer, whole[:start]), _pieces(tokenizer, whole[start + len(one) :])
+
+
+def around_two(tokenizer: Any) -> tuple[list[str], list[str], list[str]]:
+    """The pieces before, between and behind two texts.
+
+    Raises:
+        UserError: the tokenizer changes the texts themselves when it adds special tokens.
+    """
+    one, two = _bare(tokenizer, PROBES)
+    whole = tokenizer(*PROBES)["input_ids"]
+    first = _find(tokenizer, one, whole, 0)
+    second = _find(tokenizer, two, whole, first + len(one))
+    parts = whole[:first], whole[first + len(one) : second], whole[second + len(two) :]
+    start, middle, end = (_pieces(tokenizer, part) for part in parts)
+    return start, middle, end
+
+
+def literal(text: str) -> str:
+    """Text that stands for itself in a piece, braces and all."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _bare(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def _find(tokenizer: Any, part: list[int], whole: list[int], start: int) -> int:
+    for place in range(start, len(whole) - len(part) + 1):
+        if part and whole[place : place + len(part)] == part:
+            return place
+    raise UserError(
+        f"{tokenizer.name_or_path}: the special tokens that the tokenizer adds cannot be told from the text; name a "
+        "--contract."
+    )
+
+
+def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Special tokens by their names in a contract, BERT's where a tokenizer has both; others by themselves."""
+    names = {getattr(tokenizer, SPECIAL[piece]): piece for piece in ("<bos>", "<eos>", "<cls>", "<sep>")}
+    return [names.get(i) or literal(tokenizer.convert_ids_to_tokens(i)) for i in ids]
