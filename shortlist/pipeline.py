@@ -25,6 +25,7 @@ from shortlist.progress import say
 OUTPUTS = {
     "index": "",
     "init": "",
+    "convert": "",
     "train": "",
     "encode": "",
     "search": "run.trec",
