@@ -24,8 +24,9 @@ from shortlist.errors import UserError
 from shortlist.progress import say, track
 from shortlist.records import Document, Group, Qrels, Query
 
-COLLECTION, PICKLED = "a collection", "pickled vectors"
-"""What a source may hold, beside the layouts of training data."""
+COLLECTION = "a collection"
+PICKLED = "pickled vectors"
+"""What a source may hold, beside training data in one of its layouts."""
 SHARD_SIZE = 20_000
 """Vectors per shard."""
 

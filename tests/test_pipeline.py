@@ -31,6 +31,7 @@ steps:
   hybrid: {{stage: fuse, runs: [$bm25, $dense], k: $keep}}
   for-mining: {{stage: search, index: $index, collection: $data, split: train, k: 12}}
   groups: {{stage: mine, runs: [$for-mining], collection: $data, depth: 12, negatives: 2, random_share: 0.5}}
+  passages: {{stage: convert, sources: [$groups], collection: $data, to: tevatron-old}}
   reranker:
     {{stage: train, kind: reranker, backbone: $start, collection: $data, groups: $groups, steps: 2, batch_size: 4,
       max_length: 64, seed: $reranker_seed}}

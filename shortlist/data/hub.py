@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from shortlist.data.beir import is_whole
 from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, split_of
@@ -16,8 +16,6 @@ from shortlist.data.lines import OnBad, parse_records
 from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Qrels, Query
-
-T = TypeVar("T")
 
 TIMEOUT_SECONDS = 10
 """How long the hub may take to say whether it is there."""

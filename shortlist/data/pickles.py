@@ -48,7 +48,7 @@ def read_embeddings(path: Path) -> tuple[Float[np.ndarray, "docs dim"], list[str
             f"{path}: asks for {refused}, which no array of numbers needs, and none of it was run; do not open this "
             "file with other tools, and ask where it came from."
         ) from None
-    except (MemoryError, OSError):
+    except (UserError, MemoryError, OSError):
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are bytes in it
         raise UserError(f"{path}: not a whole pickle ({error}); fetch it again.") from None

@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -54,8 +53,7 @@ def layout_of(name: str) -> Layout:
     Raises:
         UserError: there is no record, or it has none of the layouts.
     """
-    with closing(_rows(name, _layout)) as layouts:
-        layout = next(layouts, None)
+    layout = next(_rows(name, _layout), None)
     if layout is None:
         raise UserError(f"{name}: holds no records; expected at least one.")
     return layout
@@ -117,8 +115,7 @@ def _rows(name: str, parse: Callable[[Any], T]) -> Iterator[T]:
     with open_bytes(path) as file:
         if file.read(4) == b"PAR1":
             return parse_records(name, _parquet_rows(path), parse)
-    with closing(read_lines(path, str)) as lines:
-        first = next(lines, "")
+    first = next(read_lines(path, str), "")
     if first.lstrip()[:1] in ("{", "["):
         return read_lines(path, lambda line: parse(_parse(line)))
     for delimiter in ("\t", ","):
@@ -160,7 +157,7 @@ def _table(path: Path, delimiter: str, parse: Callable[[Any], T]) -> Iterator[T]
                     raise MalformedError(f"its columns are not the {len(rows.fieldnames or ())} of the header.")
                 yield parse(row)
         except (MalformedError, csv.Error) as error:
-            raise UserError(f"{path}:{rows.line_num}: {error}") from None
+            raise UserError(f"{path}:{rows.reader.line_num}: {error}") from None
 
 
 def _layout(record: Any) -> Layout:
