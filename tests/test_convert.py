@@ -114,7 +114,7 @@ def test_what_is_written_for_sentence_transformers_loads_and_trains_there(
     tiny: Tiny, tmp_path: Path, groups: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     datasets = pytest.importorskip("datasets")
-    models = pytest.importorskip("sentence_transformers")
+    peer, losses = map(pytest.importorskip, ("sentence_transformers", "sentence_transformers.losses"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     write_groups(groups, [*GROUPS, Group("q7", ("d7",))])
     out = converted(tmp_path / "out", groups, to="sentence-transformers", collection=str(tiny.collection))
@@ -123,12 +123,11 @@ def test_what_is_written_for_sentence_transformers_loads_and_trains_there(
     assert table.column_names == ["anchor", "positive", "negative"]
     assert len(table) == sum(len(group.positives) * len(group.negatives) for group in GROUPS)
     assert table[0] == {"anchor": QUERIES[0].text, "positive": TEXTS[0], "negative": TEXTS[1]}
-    pooling = models.models.Pooling(32)
-    model = models.SentenceTransformer(modules=[models.models.Transformer(str(tiny.bert)), pooling], device="cpu")
-    options = {"output_dir": str(tmp_path / "st"), "max_steps": 1, "report_to": [], "use_cpu": True}
-    training = models.SentenceTransformerTrainingArguments(**options, save_strategy="no")
-    loss = models.losses.MultipleNegativesRankingLoss(model)
-    trained = models.SentenceTransformerTrainer(model=model, args=training, train_dataset=table, loss=loss).train()
+    model = peer.SentenceTransformer(str(tiny.bert), device="cpu")
+    options = {"output_dir": str(tmp_path / "model"), "max_steps": 1, "report_to": [], "use_cpu": True}
+    training = peer.SentenceTransformerTrainingArguments(**options, save_strategy="no")
+    loss = losses.MultipleNegativesRankingLoss(model)
+    trained = peer.SentenceTransformerTrainer(model=model, args=training, train_dataset=table, loss=loss).train()
     assert np.isfinite(trained.training_loss)
 
 
@@ -352,3 +351,20 @@ def test_vectors_that_do_not_go_together_are_refused(tmp_path: Path, second: tup
     first = pickled(tmp_path / "a.pkl", np.ones((1, 2), dtype="f4"), ["a"])
     with pytest.raises(UserError, match=message):
         converted(tmp_path / "out", first, pickled(tmp_path / "b.pkl", *second), allow_pickle=True, **settings)
+
+
+def test_what_the_hub_has_is_told_apart_as_files_are(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", {"query": "which?", "positive": "one", "negative": "two"})
+    out = converted(tmp_path / "texts", f"hf:{folder}")
+    assert [document.text for document in read_corpus(out / "corpus.jsonl")] == ["one", "two"]
+    converted(tmp_path / "texts", f"hf:{folder}")
+    assert "already done" in capsys.readouterr().err
+    write_lines(folder / "train.jsonl", BY_ID)
+    out = converted(tmp_path / "ids", f"hf:{folder}", collection=str(tiny.collection))
+    assert read_groups(out / "groups.jsonl") == [Group("q0", ("d0",))]
