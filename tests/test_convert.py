@@ -2,6 +2,7 @@ import json
 import pickle
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -368,3 +369,15 @@ def test_what_the_hub_has_is_told_apart_as_files_are(
     write_lines(folder / "train.jsonl", BY_ID)
     out = converted(tmp_path / "ids", f"hf:{folder}", collection=str(tiny.collection))
     assert read_groups(out / "groups.jsonl") == [Group("q0", ("d0",))]
+
+
+def test_a_collection_of_the_hub_is_told_by_its_splits_whose_names_become_those_of_files(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    there = open_collection(str(tiny.collection))
+    parts = {name: getattr(there, name) for name in ("name", "corpus", "num_docs", "documents", "missing")}
+    answers = {"queries": lambda _: there.queries("train"), "qrels": lambda _: there.qrels("train")}
+    hub = SimpleNamespace(**parts, **answers, splits=lambda: ["train/judged"], identity=lambda *_: "contents")
+    monkeypatch.setattr(convert, "open_collection", lambda _: hub)
+    out = converted(tmp_path / "out", "hf:somebody/something", split="train/judged")
+    assert open_collection(str(out)).qrels("train-judged") == there.qrels("train")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from shortlist.data import seen
 from shortlist.data.lines import MalformedError
 from shortlist.data.seen import Seen, checked, distinct
+from shortlist.errors import UserError
 from shortlist.records import Document
 
 
