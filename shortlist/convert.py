@@ -72,6 +72,10 @@ def read(config: Config, layout: str) -> Training:
         UserError: a collection is missing, or not wanted; the layout's reader refuses a record; a query has no text.
     """
     training = _read_collection(config) if layout == COLLECTION else _read_records(config, layout)
+    if not training.groups:
+        raise UserError(
+            f"{config.sources[0]}: no document is relevant in split {config.split!r}; name another --split."
+        )
     asked = dict.fromkeys(group.query_id for group in training.groups)
     if missing := [query_id for query_id in asked if query_id not in training.queries]:
         raise UserError(
@@ -96,7 +100,7 @@ def _read_collection(config: Config) -> Training:
 def _read_records(config: Config, layout: str) -> Training:
     if layout == "texts":
         _refuse_collection(config, "holds texts, not ids")
-    if layout != "texts" and layout != "passages" and not config.collection:
+    if layout in ("groups", "id triples") and not config.collection:
         raise UserError(
             f"{config.sources[0]}: holds ids of documents, not their texts; name the collection that has them with "
             "--collection."
