@@ -12,6 +12,7 @@ from shortlist.errors import UserError, unknown
 STAGES = {
     "index": "build a BM25 index",
     "init": "make a new backbone: random weights, and a tokenizer fitted to a collection",
+    "convert": "turn training data and vectors of other tools into ours, and training data into theirs",
     "train": "fine-tune a retriever or a reranker",
     "encode": "embed a corpus",
     "verify": "check that vectors are as they were encoded, and repair them",

@@ -61,7 +61,7 @@ def to_flags(config: type, settings: Mapping[str, Any], *, where: str) -> list[s
             raise UserError(f"{where}: {unknown('setting', name, known)}")
         flag = name.replace("_", "-")
         if _is_positional(known[name]):
-            flags.insert(0, str(value))
+            flags[:0] = map(str, value) if isinstance(value, (list, tuple)) else [str(value)]
         elif isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, (list, tuple)):

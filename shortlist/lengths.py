@@ -15,6 +15,7 @@ import numpy as np
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write, read_json, sha256, write_json
+from shortlist.data.formats import full_text
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
 from shortlist.math.histogram import Histogram, add_lengths, mean_length, quantile, share_at_most, shares
@@ -59,11 +60,6 @@ def count(texts: Iterable[str], tokenizer: Any) -> Histogram:
         ids = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         histogram = add_lengths(histogram, list(map(len, ids)))
     return histogram
-
-
-def full_text(document: Document) -> str:
-    """Title and text, as one."""
-    return f"{document.title} {document.text}".strip()
 
 
 def run(config: Config) -> None:

@@ -31,6 +31,7 @@ OUTPUTS = {
     "rerank": "run.trec",
     "fuse": "run.trec",
     "mine": "groups.jsonl",
+    "convert": "",
     "evaluate": "results.json",
     "compare": "",
     "table": "",

@@ -81,6 +81,20 @@ def test_settings_become_flags():
     assert to_flags(Config, settings, where="here") == flags
 
 
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    """What from."""
+    out: Path
+    """Where to."""
+
+
+@pytest.mark.parametrize("sources", [["a", "b"], "a"])
+def test_a_list_without_a_flag_of_its_own_is_saved_like_any_other(sources: list[str] | str):
+    found = from_settings(Several, {"out": "x", "sources": sources}, where="here")
+    assert found == Several(sources=tuple(sources), out=Path("x"))
+
+
 def test_settings_make_the_config_that_their_flags_make():
     settings = {"out": "x", "runs": ["a"], "rate": "1e-4", "batch_size": -1, "json": True, "query": "-x --k"}
     expected = Config(out=Path("x"), runs=(Path("a"),), rate=1e-4, batch_size=-1, json=True, query="-x --k")

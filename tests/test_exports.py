@@ -17,35 +17,46 @@ NAMES = {
     "shortlist.cli": "EXPECTED MODULES STAGES main",
     "shortlist.compare": "COSTS Config FILES costs draw_pareto run",
     "shortlist.config": "from_settings load_yaml parse to_flags",
+    "shortlist.convert": "COLLECTION Config PICKLED SHARD_SIZE Training judgements read run",
     "shortlist.data.beir": "BeirSet CQADUPSTACK SETS SPLITS beir_set is_whole parts_of shares_ids",
     "shortlist.data.checks": "ALL check_split judged no_qrels pick split_of",
     "shortlist.data.collections": "Collection FolderCollection open_collection",
+    "shortlist.data.export": (
+        "Documents GROUPS_AT_ONCE LAYOUTS Layout flag_embedding tevatron tevatron_old triplets "
+        "write_tevatron_corpus write_training"
+    ),
     "shortlist.data.figures": "COLORS STYLE svg write_svg",
     "shortlist.data.files": (
         "atomic_folder atomic_write folder_bytes open_bytes open_text optional_json read_json sha256 write_json"
     ),
     "shortlist.data.formats": (
-        "SPACE add_judgement corpus_offsets document_parser documents_at is_integer is_number read_corpus "
+        "SPACE add_judgement corpus_offsets document_parser documents_at full_text is_integer is_number read_corpus "
         "read_qrels read_queries split_columns to_document to_judgement to_query write_corpus write_qrels "
         "write_queries"
     ),
-    "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
+    "shortlist.data.groups": (
+        "GroupSource contents groups_from_qrels open_groups read_groups read_passages write_groups"
+    ),
     "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection TIMEOUT_SECONDS hub_rows",
     "shortlist.data.ids": "DocIds LINE_END",
     "shortlist.data.judgements": "Judgements run_names",
     "shortlist.data.layouts": "Files MSMARCO Names OURS find_files",
     "shortlist.data.lines": (
-        "MalformedError OnBad count_lines numbered_lines parse_json parse_lines read_lines refuse to_text"
+        "MalformedError OnBad count_lines numbered_lines parse_json parse_lines parse_records read_lines refuse to_text"
     ),
     "shortlist.data.manifest": (
         "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen stages start_job"
     ),
+    "shortlist.data.pickles": "ALLOWED START is_pickle read_embeddings",
     "shortlist.data.runs": (
         "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns write_run"
     ),
     "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
-    "shortlist.data.seen": "BUCKETS Record Seen checked",
+    "shortlist.data.seen": "BUCKETS Record Seen checked distinct",
     "shortlist.data.snapshots": "AT_ONCE Known compact document_keys missing pin read_known renew",
+    "shortlist.data.triplets": (
+        "Example ID_BYTES Layout NEGATIVE POSITIVE QUERY collect layout_of read_documents read_examples text_id"
+    ),
     "shortlist.data.vectors": (
         "Block DEAD DTYPES KEY_BYTES Snapshot VectorReader VectorWriter count_rows damage finished_shards "
         "read_snapshot remove_shard shard_file to_rows"
@@ -95,7 +106,7 @@ NAMES = {
     "shortlist.index.scattered": "PIECES ScatteredIndex",
     "shortlist.index.segmented": "SegmentIndex best_of_each",
     "shortlist.init": "Config new_llama run",
-    "shortlist.lengths": "Config QUANTILES TEXTS_AT_ONCE TOKENIZER_FILES count draw full_text run summarise",
+    "shortlist.lengths": "Config QUANTILES TEXTS_AT_ONCE TOKENIZER_FILES count draw run summarise",
     "shortlist.math.agreement": "Agreement NEIGHBOURS agreement kendall_tau",
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
     "shortlist.math.exclusion": "count_own without_own",

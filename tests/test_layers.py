@@ -17,6 +17,7 @@ LAYERS = [
     {"index"},
     {
         "train",
+        "convert",
         "mine",
         "encode",
         "search",

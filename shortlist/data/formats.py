@@ -55,6 +55,11 @@ def to_document(record: Mapping[str, Any]) -> Document:
     )
 
 
+def full_text(document: Document) -> str:
+    """Title and text, as one."""
+    return f"{document.title} {document.text}".strip()
+
+
 def to_query(record: Mapping[str, Any]) -> Query:
     """The query in a BEIR (`_id`, `text`) or Tevatron (`query_id`, `query`) record."""
     return _query(

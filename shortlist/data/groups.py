@@ -3,21 +3,24 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from reprlib import repr as shown
 from sys import intern
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from shortlist.data.files import atomic_write
-from shortlist.data.formats import to_query
+from shortlist.data.formats import to_document, to_query
 from shortlist.data.hub import hub_rows
-from shortlist.data.lines import MalformedError, parse_json, read_lines
+from shortlist.data.lines import MalformedError, parse_json, parse_records, read_lines
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
 from shortlist.progress import say
-from shortlist.records import Group, Qrels, Query
+from shortlist.records import Document, Group, Qrels, Query
+
+T = TypeVar("T")
 
 
 class GroupSource(NamedTuple):
@@ -54,13 +57,17 @@ def open_groups(name: str) -> GroupSource:
         UserError: it cannot be read, a malformed record, a group without a positive, two texts for one query id,
             no group at all.
     """
-    kind, _, dataset_id = name.partition(":")
-    on_hub = kind == "hf"
-    entries = (
-        _hub_entries(name, dataset_id) if on_hub else read_lines(Path(name), lambda line: _entry(parse_json(line)))
-    )
-    groups, queries = _collect(entries, name)
-    return GroupSource(groups, queries, _contents(groups, queries) if on_hub else identity(name))
+    groups, queries = _collect(_records(name, _entry), name)
+    return GroupSource(groups, queries, contents(groups, queries) if name.startswith("hf:") else identity(name))
+
+
+def read_passages(name: str) -> Iterator[Document]:
+    """The documents whose texts Tevatron's groups carry, as often as they occur; `name` as in `open_groups`.
+
+    Raises:
+        UserError: it cannot be read, a passage without id or text.
+    """
+    return chain.from_iterable(_records(name, _passages))
 
 
 def read_groups(path: Path) -> list[Group]:
@@ -90,16 +97,15 @@ def _collect(entries: Iterable[_Entry], name: str) -> tuple[list[Group], dict[st
     return groups, queries
 
 
-def _hub_entries(name: str, dataset_id: str) -> Iterator[_Entry]:
-    for number, row in enumerate(hub_rows(dataset_id), 1):
-        try:
-            yield _entry(row)
-        except MalformedError as error:
-            raise UserError(f"{name}: record {number}: {error}") from None
+def _records(name: str, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """What `parse` makes of each record of a JSONL file or of `hf:ID`."""
+    if name.startswith("hf:"):
+        return parse_records(name, hub_rows(name.removeprefix("hf:")), parse)
+    return read_lines(Path(name), lambda line: parse(parse_json(line)))
 
 
-def _contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
-    """A hash of what was read: a data set's own fingerprint changes with the cache it was read from."""
+def contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
+    """A hash of what was read by an `hf:` name: a data set's own fingerprint changes with the cache it is read from."""
     digest = hashlib.sha256()
     for record in (*groups, *queries.values()):
         digest.update(repr(tuple(record)).encode())
@@ -173,6 +179,11 @@ def _passage_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
         raise MalformedError(f"{field} is not a list of passages; expected objects with docid, title and text.")
     return _doc_ids({f"docid in {field}": [passage.get("docid") for passage in passages]}, f"docid in {field}")
+
+
+def _passages(record: dict[str, Any]) -> list[Document]:
+    passages = chain(*(record.get(f"{kind}_passages") or () for kind in ("positive", "negative")))
+    return [to_document(passage) for passage in passages]
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:

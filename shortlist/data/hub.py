@@ -2,22 +2,20 @@
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from shortlist.data.beir import is_whole
 from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, split_of
 from shortlist.data.formats import add_judgement, to_document, to_judgement, to_query
-from shortlist.data.lines import MalformedError, OnBad, refuse
+from shortlist.data.lines import OnBad, parse_records
 from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Qrels, Query
-
-T = TypeVar("T")
 
 TIMEOUT_SECONDS = 10
 """How long the hub may take to say whether it is there."""
@@ -56,7 +54,7 @@ class IrdsCollection:
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         parse = checked(_irds_document, allow_empty=allow_empty)
-        return _documents(self.name, _convert(self.name, self._docs(), parse, on_bad))
+        return _documents(self.name, parse_records(self.name, self._docs(), parse, on_bad))
 
     def _docs(self) -> Iterator[Any]:
         with self._readable():
@@ -71,7 +69,7 @@ class IrdsCollection:
         wanted = list(dict.fromkeys(doc_ids))
         with self._readable():
             records = self._load(self._id).docs_store().get_many(wanted)
-        documents = _convert(self.name, records.values(), _irds_document)
+        documents = parse_records(self.name, records.values(), _irds_document)
         return pick(self.name, "document", wanted, {document.doc_id: document for document in documents})
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
@@ -100,7 +98,7 @@ class IrdsCollection:
         check_split(self.name, split, self.splits())
         dataset = self._load(self._split_ids[split])
         with self._readable():
-            queries = list(_convert(self.name, dataset.queries_iter(), _irds_query))
+            queries = list(parse_records(self.name, dataset.queries_iter(), _irds_query))
         return judged(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
 
     def qrels(self, split: str) -> Qrels:
@@ -158,11 +156,11 @@ class HubCollection:
 
     @cached_property
     def _queries(self) -> list[Query]:
-        return list(_convert(self.name, _rows(self._table("queries")), to_query))
+        return list(parse_records(self.name, _rows(self._table("queries")), to_query))
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         parse = checked(to_document, allow_empty=allow_empty)
-        yield from _documents(self.name, _convert(self.name, _rows(self._corpus), parse, on_bad))
+        yield from _documents(self.name, parse_records(self.name, _rows(self._corpus), parse, on_bad))
 
     def num_docs(self) -> int:
         return len(self._corpus)
@@ -197,7 +195,9 @@ class HubCollection:
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
         qrels: Qrels = {}
-        for _ in _convert(self.name, _rows(self._qrels[split]), lambda row: add_judgement(qrels, *to_judgement(row))):
+        for _ in parse_records(
+            self.name, _rows(self._qrels[split]), lambda row: add_judgement(qrels, *to_judgement(row))
+        ):
             pass
         return qrels
 
@@ -313,20 +313,6 @@ def _reason(error: BaseException) -> str:
         return _reason(rest[0][-1][1])
     reason = str(getattr(first, "reason", None) or error.__cause__ or error).strip()
     return (reason or type(error).__name__).splitlines()[0]
-
-
-def _convert(
-    name: str, records: Iterable[Any], convert: Callable[[Any], T], on_bad: OnBad | None = None
-) -> Iterator[T]:
-    """Yield `convert(record)`; a MalformedError goes to `on_bad`, with the record's number; without it, a UserError."""
-    on_bad = on_bad or refuse
-    for number, record in enumerate(records, 1):
-        try:
-            converted = convert(record)
-        except MalformedError as error:
-            on_bad(f"{name}: record {number}: {error}")
-        else:
-            yield converted
 
 
 def _documents(name: str, documents: Iterable[Document]) -> Iterator[Document]:

@@ -2,7 +2,7 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -10,6 +10,7 @@ from shortlist.data.files import open_bytes
 from shortlist.errors import UserError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 OnBad = Callable[[str], None]
 """Told, in one line, where a record that cannot be used is and what is wrong with it; reading goes on if it returns."""
@@ -65,6 +66,18 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
         UserError: `parse` raised MalformedError, or the file cannot be read.
     """
     return (record for _, _, record in parse_lines(path, parse))
+
+
+def parse_records(name: str, records: Iterable[R], parse: Callable[[R], T], on_bad: OnBad | None = None) -> Iterator[T]:
+    """Yield `parse(record)`; a MalformedError goes to `on_bad`, with the record's number; without it, a UserError."""
+    on_bad = on_bad or refuse
+    for number, record in enumerate(records, 1):
+        try:
+            parsed = parse(record)
+        except MalformedError as error:
+            on_bad(f"{name}: record {number}: {error}")
+        else:
+            yield parsed
 
 
 def parse_json(line: str) -> dict[str, Any]:

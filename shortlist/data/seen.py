@@ -1,12 +1,13 @@
 """Documents that a corpus may hold: each id once, known by a few bytes where a set of ids takes a hundred."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
 from typing import TypeVar
 from zlib import crc32
 
 from shortlist.data.lines import MalformedError
+from shortlist.errors import UserError
 from shortlist.records import Document
 
 Record = TypeVar("Record")
@@ -32,6 +33,24 @@ class Seen:
             return False
         bucket += packed
         return True
+
+
+def distinct(documents: Iterable[Document], where: str) -> Iterator[Document]:
+    """Each document once, at its first place.
+
+    Raises:
+        UserError: two with one id and different texts; `where` names their source.
+    """
+    new_id, new = Seen().add, Seen().add
+    for document in documents:
+        other = new("\0".join(document))
+        if new_id(document.doc_id):
+            yield document
+        elif other:
+            raise UserError(
+                f"{where}: document {document.doc_id!r} has two different texts; give one of them another id, or name "
+                "the collection that the ids are from with --collection."
+            )
 
 
 def checked(parse: Callable[[Record], Document], *, allow_empty: bool) -> Callable[[Record], Document]:

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from shortlist.data.files import atomic_write
-from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups, read_groups, write_groups
+from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups, read_groups, read_passages, write_groups
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
-from shortlist.records import Group, Query
+from shortlist.records import Document, Group, Query
 
 
 def test_groups_survive_writing_and_reading(tmp_path):
@@ -119,6 +119,17 @@ def test_a_bad_record_is_named_by_its_source_number_and_fault(tmp_path, record, 
     path = write_lines(tmp_path / "g.jsonl", OURS, record)
     with pytest.raises(UserError, match=f"g.jsonl:2: {message}"):
         open_groups(str(path))
+
+
+def test_passages_are_the_documents_that_groups_carry(tmp_path, hub):
+    path = write_lines(tmp_path / "g.jsonl", TEVATRON, BY_ID, TEVATRON)
+    expected = 2 * [Document("a", "one", "A"), Document("b", "two"), Document("c", "three")]
+    assert list(read_passages(str(path))) == expected
+    write_lines(hub / "train.jsonl", TEVATRON, TEVATRON)
+    assert list(read_passages(f"hf:{hub}")) == expected
+    write_lines(path, TEVATRON, TEVATRON | {"negative_passages": [{"docid": "b"}]})
+    with pytest.raises(UserError, match=r"g.jsonl:2: document has no 'text' field"):
+        list(read_passages(str(path)))
 
 
 def test_a_query_id_with_two_texts_is_refused(tmp_path):

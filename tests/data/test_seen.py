@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from shortlist.data import seen
 from shortlist.data.lines import MalformedError
-from shortlist.data.seen import Seen, checked
+from shortlist.data.seen import Seen, checked, distinct
+from shortlist.errors import UserError
 from shortlist.records import Document
 
 
@@ -59,3 +60,11 @@ def test_a_document_is_empty_without_a_word_in_title_or_text(title: str, text: s
             parse(None)
     else:
         assert parse(None) == document
+
+
+def test_a_document_that_comes_again_is_given_once_and_with_another_text_refused():
+    one, two = Document("a", "one"), Document("b", "one")
+    assert list(distinct([one, two, one, one, two], "here")) == [one, two]
+    for other in (Document("a", "two"), Document("a", "one", "title")):
+        with pytest.raises(UserError, match=r"^here: document 'a' has two different texts; .* --collection"):
+            list(distinct([one, other], "here"))

@@ -1,0 +1,92 @@
+"""Groups written with the texts, in the layouts of Tevatron, sentence-transformers and FlagEmbedding."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shortlist.data.collections import Collection
+from shortlist.data.files import atomic_write
+from shortlist.data.formats import full_text
+from shortlist.records import Document, Group, Query
+from shortlist.text.batching import windows
+
+GROUPS_AT_ONCE = 1000
+"""Groups whose documents are in memory together."""
+
+Documents = Mapping[str, Document]
+Layout = Callable[[Group, Query, Documents], Iterator[dict[str, Any]]]
+"""The records that a group becomes."""
+
+
+def tevatron(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
+    """Ids alone: the documents are looked up in a corpus, see `write_tevatron_corpus`."""
+    ids = {"positive_document_ids": group.positives, "negative_document_ids": group.negatives}
+    yield {"query_id": query.query_id, "query_text": query.text, **ids}
+
+
+def tevatron_old(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
+    """Titles and texts in each record."""
+
+    def passages(doc_ids: Iterable[str]) -> list[dict[str, str]]:
+        found = (documents[doc_id] for doc_id in doc_ids)
+        return [{"docid": each.doc_id, "title": each.title, "text": each.text} for each in found]
+
+    both = {"positive_passages": passages(group.positives), "negative_passages": passages(group.negatives)}
+    yield {"query_id": query.query_id, "query": query.text, **both}
+
+
+def triplets(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
+    """One record per positive and negative: groups differ in their numbers of negatives, and columns must not.
+
+    A group without negatives becomes pairs. https://sbert.net/docs/sentence_transformer/dataset_overview.html
+    """
+    for positive in group.positives:
+        pair = {"anchor": query.text, "positive": full_text(documents[positive])}
+        if not group.negatives:
+            yield pair
+        for negative in group.negatives:
+            yield {**pair, "negative": full_text(documents[negative])}
+
+
+def flag_embedding(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
+    """All texts of a group in one record."""
+    positives, negatives = ([full_text(documents[doc_id]) for doc_id in doc_ids] for doc_ids in group[1:])
+    yield {"query": query.text, "pos": positives, "neg": negatives}
+
+
+def write_training(
+    path: Path, groups: Sequence[Group], queries: Mapping[str, Query], collection: Collection, layout: Layout
+) -> int:
+    """Write groups as JSONL, with texts from the collection; returns the number of records.
+
+    Raises:
+        UserError: the collection lacks a document.
+    """
+    count = 0
+    with atomic_write(path) as file:
+        for some in windows(groups, GROUPS_AT_ONCE):
+            documents = collection.documents(doc_id for group in some for doc_id in group.positives + group.negatives)
+            for group in some:
+                for record in layout(group, queries[group.query_id], documents):
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    count += 1
+    return count
+
+
+def write_tevatron_corpus(path: Path, documents: Iterable[Document]) -> None:
+    """Write a corpus for groups by id.
+
+    Titles go before the texts: of such a corpus Tevatron trains on `text` alone, but encodes `title` and `text`.
+    """
+    with atomic_write(path) as file:
+        for document in documents:
+            file.write(json.dumps({"docid": document.doc_id, "text": full_text(document)}, ensure_ascii=False) + "\n")
+
+
+LAYOUTS: dict[str, Layout] = {
+    "tevatron": tevatron,
+    "tevatron-old": tevatron_old,
+    "sentence-transformers": triplets,
+    "flagembedding": flag_embedding,
+}
