@@ -14,6 +14,9 @@ STAGES = {
     "init": "make a new backbone: random weights, and a tokenizer fitted to a collection",
     "convert": "turn training data and vectors of other tools into ours, and training data into theirs",
     "train": "fine-tune a retriever or a reranker",
+    "inspect": "show what a model is, and what it makes of a query and a document",
+    "export": "write a model as other tools load it",
+    "push": "put a model on the hub, with a card",
     "encode": "embed a corpus",
     "verify": "check that vectors are as they were encoded, and repair them",
     "search": "find each query's long list, by BM25, vectors or both",
@@ -29,7 +32,7 @@ STAGES = {
     "run": "run the stages of a recipe, skipping what is done",
     "demo": "train and measure a whole system on this machine's own Python sources",
 }
-MODULES = {"run": "recipe"}
+MODULES = {"run": "recipe", "push": "export.push"}
 
 EXPECTED = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 """Failures of the machine that a user can mend; any other OSError is our bug and keeps its traceback."""

@@ -30,6 +30,8 @@ LAYERS = [
         "diagnose",
         "report",
         "init",
+        "inspect",
+        "export",
     },
     {"recipe", "pipeline", "verify"},
     {"demo"},

@@ -133,8 +133,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object as indented JSON, atomically."""
+def write_json(path: Path, values: dict[str, Any] | list[Any]) -> None:
+    """Write an object or a list as indented JSON, atomically."""
     with atomic_write(path) as file:
         json.dump(values, file, indent=2)
         file.write("\n")

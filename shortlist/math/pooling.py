@@ -18,7 +18,8 @@ def last(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch
 
     https://arxiv.org/abs/2310.08319
     """
-    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    places = (lengths - 1)[:, None, None].expand(-1, -1, hidden.shape[2])
+    return hidden.gather(1, places)[:, 0]  # unlike indexing by a range, of no fixed number of texts to torch.export
 
 
 def cls(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:

@@ -175,6 +175,7 @@ def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]
         adapter: only what trains, as PEFT names it; else all weights, as transformers' own model would name them.
     """
     names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
+    names = [name for name in names if not name.startswith("dense.")]  # sentence-transformers keeps those by themselves
     before = PREFIX if adapter else ""
     prefix = before + (f"{model.backbone.base_model_prefix}." if isinstance(model, Reranker) else "")
     others = {"head": before + HEAD}
@@ -317,10 +318,15 @@ def _base_folder(folder: Path) -> Path:
     return _base_folder(local_folder(base_name(folder))) if is_adapter(folder) else folder
 
 
+def weight_files(name: str) -> list[Path]:
+    """The files that hold a model's own weights; those of an adapter are merged into its base's."""
+    return sorted(backbone_folder(_base_folder(local_folder(name))).glob("*.safetensors"))
+
+
 def num_parameters(name: str) -> int:
-    """How many numbers a model is made of, by its files: those of an adapter are merged into its base's."""
+    """How many numbers a model is made of, by its files."""
     total = 0
-    for path in _base_folder(local_folder(name)).glob("*.safetensors"):
+    for path in weight_files(name):
         with safe_open(path, framework="pt") as weights:
             total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return total

@@ -1,0 +1,65 @@
+"""Stage `export`: a model as other tools load it, unmodified and with the same numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from shortlist.data.manifest import start_job
+from shortlist.errors import UserError
+from shortlist.export.card import write_card
+from shortlist.export.onnx import write_onnx
+from shortlist.export.tools import write_cross_encoder, write_merged, write_peft, write_sentence_transformer
+from shortlist.models.checkpoint import any_contract, load_reranker, load_retriever, model_identity
+from shortlist.models.reranker import AnyReranker
+from shortlist.models.retriever import Retriever
+
+Model = Retriever | AnyReranker
+Target = Literal["sentence-transformers", "cross-encoder", "peft", "merged", "onnx"]
+
+WRITERS: dict[str, tuple[str, Callable[..., None]]] = {
+    "sentence-transformers": ("retriever", write_sentence_transformer),
+    "cross-encoder": ("reranker", write_cross_encoder),
+    "peft": ("model", write_peft),
+    "merged": ("model", write_merged),
+    "onnx": ("model", write_onnx),
+}
+"""What each layout is for, and what writes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: tyro.conf.Positional[str]
+    """Retriever or reranker: folder or hub name."""
+    to: Target
+    """sentence-transformers: a retriever for SentenceTransformer. cross-encoder: a reranker for CrossEncoder and
+    transformers. peft: an adapter by itself. merged: whole weights. onnx: for onnxruntime."""
+    out: Path
+    """Folder to write."""
+    contract: str | None = None
+    """Input contract by name, for a model folder that does not say its own."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number type of the weights; bf16 is half the size, and its numbers differ in the third digit."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+def run(config: Config) -> None:
+    """Load the model and write it."""
+    kind, write = WRITERS[config.to]
+    form = any_contract(config.model, config.contract)
+    found = "reranker" if form.pair else "retriever"
+    if kind not in ("model", found):
+        raise UserError(f"--to {config.to}: is for a {kind}, and {config.model} is a {found}; choose another layout.")
+    inputs = {"model": model_identity(config.model), "contract": repr(sorted(form.to_dict().items()))}
+    job = start_job(config, stage="export", inputs=inputs, folder=True)
+    if job.done:
+        return
+    dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
+    model = (load_reranker if form.pair else load_retriever)(config.model, contract=config.contract, dtype=dtype)
+    write(model, job.out, name=config.model)
+    write_card(config.model, job.out, form)
+    job.finish()

@@ -1,0 +1,122 @@
+"""A model card, made of what the model's own files say."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shortlist.data.files import atomic_write
+from shortlist.data.manifest import read_manifest
+from shortlist.models.adapters import base_name, is_adapter
+from shortlist.models.checkpoint import local_folder
+from shortlist.text.contract import KINDS, SPECIAL, InputContract
+
+CARD = "README.md"
+SETTINGS = (
+    "lora",
+    "epochs",
+    "steps",
+    "batch_size",
+    "negatives",
+    "learning_rate",
+    "warmup_steps",
+    "temperature",
+    "precision",
+    "seed",
+)
+"""Of a training job, what a reader asks for."""
+
+
+def write_card(name: str, folder: Path, form: InputContract, *, results: Mapping[str, Any] | None = None) -> None:
+    """Write README.md into a folder of the model `name`, unless it has one.
+
+    Args:
+        results: what `shortlist evaluate` has written into its results.json, to be printed.
+    """
+    if not (folder / CARD).exists():
+        with atomic_write(folder / CARD) as file:
+            file.write(card(name, form, results=results))
+
+
+def card(name: str, form: InputContract, *, results: Mapping[str, Any] | None = None) -> str:
+    """The text of the card of a retriever or reranker."""
+    source = local_folder(name, weights=False)
+    manifest = read_manifest(source) or {}
+    config, kind = manifest.get("config", {}), "reranker" if form.pair else "retriever"
+    base = config.get("backbone") or (base_name(source) if is_adapter(source) else None)
+    front: dict[str, Any] = {"license": _licence(base), "library_name": "shortlist"}
+    front |= {"pipeline_tag": "text-ranking" if form.pair else "feature-extraction", "tags": ["shortlist", kind]}
+    front |= {"base_model": base} if base and not Path(base).exists() else {}
+    sections = [
+        f"# {Path(name).name}",
+        f"A {kind}" + (f", fine-tuned from {_shown(base)}" if base else "") + ", made with shortlist.",
+        _training(manifest),
+        _inputs(form),
+        _scores(results),
+        _use(kind),
+    ]
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _shown(name: str) -> str:
+    """A hub name as it is; of a path only its end, which says nothing about the machine."""
+    return f"`{Path(name).name if Path(name).is_absolute() or Path(name).exists() else name}`"
+
+
+def _licence(base: str | None) -> str:
+    """The licence in the base's own card, which the model inherits; `other` where it is not known."""
+    if base is None or not (Path(base) / CARD).is_file():
+        return "other"
+    front = re.match(r"---\n(.*?\n)---\n", (Path(base) / CARD).read_text("utf-8"), re.DOTALL)
+    try:
+        values = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        return "other"
+    return str(values.get("license", "other")) if isinstance(values, dict) else "other"
+
+
+def _training(manifest: Mapping[str, Any]) -> str:
+    if manifest.get("stage") != "train":
+        return ""
+    config, results = manifest["config"], manifest.get("results", {})
+    rows = {name: config[name] for name in SETTINGS if config.get(name) is not None}
+    rows |= {name: results[name] for name in ("num_groups", "step", "processes", "seconds") if name in results}
+    data = f"the split `{config['split']}` of {_shown(config['collection'])}"
+    data += f" with the groups {_shown(config['groups'])}" if config.get("groups") else ""
+    lines = [f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()]
+    made = f"Version {manifest['version']}, commit {manifest['commit']}, finished {manifest.get('finished')}."
+    return "\n".join(["## Training", "", f"Data: {data}.", "", "| setting | value |", "|---|---|", *lines, "", made])
+
+
+def _inputs(form: InputContract) -> str:
+    rows = []
+    for kind in KINDS:
+        if template := getattr(form, kind):
+            pieces = " ".join(f"`{p}`" if p in SPECIAL else f"`{json.dumps(p, ensure_ascii=False)}`" for p in template)
+            rows.append(f"| {kind} | {pieces} | {getattr(form, f'{kind}_length')} |")
+    pooled = f"Pooling: {form.pooling}." + (" Vectors have length 1." if form.normalize and not form.pair else "")
+    head = ["## Inputs", "", "Other prompts or a missing end token give other numbers.", ""]
+    return "\n".join([*head, "| input | pieces | most tokens |", "|---|---|---|", *rows, "", pooled])
+
+
+def _scores(results: Mapping[str, Any] | None) -> str:
+    if not results:
+        return ""
+    measures = results["measures"]
+    lines = [
+        f"| {row['name']} | " + " | ".join(f"{row[measure]:.4f}" for measure in measures) + " |"
+        for row in results["rows"]
+    ]
+    head = f"| run | {' | '.join(measures)} |\n|---|{'---|' * len(measures)}"
+    return "\n".join(["## Scores", "", f"Means over {results['queries']} queries.", "", head, *lines])
+
+
+def _use(kind: str) -> str:
+    call = 'encode_queries(["..."])' if kind == "retriever" else 'score("query", ["document", "..."])'
+    name = kind.capitalize()
+    code = f"```python\nfrom shortlist import {name}\n\n{kind} = {name}.load(FOLDER)\n{kind}.{call}\n```"
+    return f"## Use\n\n{code}"

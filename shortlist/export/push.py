@@ -1,0 +1,80 @@
+"""Stage `push`: put a model folder on the hub, with a card."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from shortlist.data.files import read_json
+from shortlist.errors import UserError
+from shortlist.export.card import CARD, card, write_card
+from shortlist.models.adapters import base_name, is_adapter
+from shortlist.models.backbone import first_line
+from shortlist.models.checkpoint import any_contract
+from shortlist.progress import say
+
+NOT_PUSHED = ("manifest.json", "config.yaml", "checkpoints/*", "*.bin", "*.pt", "log.jsonl", "*.svg")
+"""Left on this machine: what names its paths, what is a pickle, and what no one loads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: tyro.conf.Positional[Path]
+    """Model folder: from `shortlist train`, or from `shortlist export` so that other tools open it."""
+    to: str
+    """Name on the hub: USER/NAME. Who you are is taken from the hub's own login or HF_TOKEN, never from a flag."""
+    private: bool = False
+    """Only you can see it."""
+    results: Path | None = None
+    """results.json of `shortlist evaluate`, whose scores go into the card."""
+    dry_run: bool = False
+    """Print the card and the names of the files instead."""
+
+
+def files(folder: Path) -> list[str]:
+    """What of a model folder is pushed, by path within it."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [str(path) for path in paths if not any(path.match(pattern) for pattern in NOT_PUSHED)]
+
+
+def run(config: Config) -> None:
+    """Write the card if there is none, and upload."""
+    if not config.model.is_dir():
+        raise UserError(f"{config.model}: no such folder; expected a model folder.")
+    if config.to.count("/") != 1 or not all(config.to.split("/")):
+        raise UserError(f"--to {config.to}: no name on the hub; expected USER/NAME.")
+    form = any_contract(str(config.model))
+    if is_adapter(config.model) and Path(base := base_name(config.model)).exists():
+        raise UserError(
+            f"{config.model}: is an adapter of {base}, which is on this machine alone; push that first and name it in "
+            "adapter_config.json, or push `shortlist export --to merged`."
+        )
+    results = read_json(config.results) if config.results else None
+    if config.dry_run:
+        there = config.model / CARD
+        print(there.read_text("utf-8") if there.exists() else card(str(config.model), form, results=results))
+        print("\n".join(sorted({*files(config.model), CARD})))
+        return
+    write_card(str(config.model), config.model, form, results=results)
+    say(f"push: {upload(config.model, config.to, private=config.private)}")
+
+
+def upload(folder: Path, name: str, *, private: bool) -> str:
+    """Make the repository if need be, and upload the folder; returns its address.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        hub.create_repo(name, private=private, exist_ok=True)
+        options: Mapping[str, Any] = {"repo_id": name, "folder_path": folder, "allow_patterns": files(folder)}
+        return str(hub.upload_folder(**options))
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        raise UserError(
+            f"--to {name}: the hub did not take it ({first_line(error)}); log in with `hf auth login`, or set HF_TOKEN."
+        ) from None

@@ -1,0 +1,161 @@
+"""Tokenizers that put an input contract's prompts and special tokens round texts by themselves.
+
+Other tools know nothing of a contract: they give a tokenizer one text or two. So what the contract adds goes into the
+template of `tokenizer.json`, and the ids are compared with ours before anything is written, since a prompt may be
+tokenised otherwise beside a text than by itself.
+"""
+
+import re
+from itertools import product
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, normalizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from shortlist.errors import UserError
+from shortlist.records import Document, Query
+from shortlist.text.contract import SPECIAL, Inputs
+
+TEXTS = ("what is x", "How do 12 naïve cafés rank?", "(A-b) c", "東京 x", "once upon a time", "x")
+"""What the ids are compared on."""
+
+DOCUMENT_FIELDS = re.compile(r"\{(?:url|title|text)\}(?: ?\{(?:url|title|text)\})*")
+PIECE = re.compile(r"(\{query\}|\{document\})")
+
+
+def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
+    """A tokenizer of queries and documents alike, and the prompt of each, which its user puts before the text.
+
+    Raises:
+        UserError: the contract is more than special tokens, a prompt and a text.
+    """
+    forms = {kind: _split(inputs, getattr(inputs.contract, kind), kind) for kind in ("query", "document")}
+    (start, _, end), other = forms["query"], forms["document"]
+    if (start, end) != (other[0], other[2]):
+        raise _cannot(inputs, "its queries and documents have other special tokens")
+    tokenizer = _with_template(inputs, single=[*start, "$A", *end])
+    prompts = {kind: prompt for kind, (_, prompt, _) in forms.items()}
+    for text in TEXTS:
+        expected = inputs.query_ids([Query("", text)]) + inputs.document_ids([Document("", text)])
+        found = [tokenizer(prompts[kind] + text)["input_ids"] for kind in ("query", "document")]
+        longest = inputs.contract.query_length, inputs.contract.document_length
+        for ids, wanted, length in zip(found, expected, longest, strict=True):
+            if len(ids) <= length and ids != wanted:
+                raise _cannot(inputs, f"{text!r} gets other ids there")
+    return tokenizer, prompts
+
+
+def for_pairs(inputs: Inputs) -> Any:
+    """A tokenizer of a query with a document, prompts and all.
+
+    Raises:
+        UserError: the ids cannot be made the same.
+    """
+    for spaced, led in product((False, True), repeat=2):
+        pieces = [piece for part in inputs.contract.pair for piece in _pieces(part, led=led)]
+        tokenizer = _with_template(inputs, pair=pieces, spaced=spaced)
+        if all(_same(tokenizer, inputs, query, text) for query, text in product(TEXTS, TEXTS)):
+            return tokenizer
+    raise _cannot(inputs, "its prompts are tokenised otherwise beside a text than by themselves")
+
+
+def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[str], str, list[str]]:
+    """Special tokens before, the prompt, special tokens behind."""
+    texts = [place for place, piece in enumerate(template) if "{" in piece and piece not in SPECIAL]
+    if len(texts) != 1 or inputs.contract.verbatim:
+        raise _cannot(inputs, f"its {kind} is more than a prompt and a text")
+    place = texts[0]
+    prompt = _joined(template[place]).removesuffix("{document}").removesuffix("{query}")
+    if "{" in prompt.replace("{{", ""):
+        raise _cannot(inputs, f"its {kind} does not end with its text")
+    return [*template[:place]], prompt.replace("{{", "{").replace("}}", "}"), [*template[place + 1 :]]
+
+
+def _joined(piece: str) -> str:
+    """A text piece with {document} for all that is of the document."""
+    return DOCUMENT_FIELDS.sub("{document}", piece)
+
+
+def _pieces(part: str, *, led: bool) -> list[str]:
+    """One part of a pair's template as pieces: a special token, `$A`, `$B:1` or a prompt.
+
+    Args:
+        led: a prompt behind a text keeps the space between.
+    """
+    if part in SPECIAL:
+        return [part]
+    found = []
+    for place, piece in enumerate(PIECE.split(_joined(part))):
+        if piece in ("{query}", "{document}"):
+            found.append("$A" if piece == "{query}" else "$B")
+        elif piece.strip():
+            found.append(piece.rstrip() if place == 0 or led else piece.strip())
+    return found
+
+
+def _with_template(
+    inputs: Inputs, *, single: list[str] | None = None, pair: list[str] | None = None, spaced: bool = False
+) -> Any:
+    """A copy of the tokenizer with this template.
+
+    Args:
+        spaced: a space goes before each text, as it follows a prompt.
+    """
+    tokenizer: Any = inputs.tokenizer
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if spaced:
+        before = _space_before(inputs.contract.pair)
+        fast.normalizer = normalizers.Sequence([before, fast.normalizer]) if fast.normalizer else before
+    single, pair = single or _first_part(pair or []), pair or ["$A", "$B"]
+    entries = {piece: _entry(inputs, piece) for piece in (*single, *pair) if not piece.startswith("$")}
+    names = {piece: f"<{number}>" for number, piece in enumerate(entries)}
+    fast.post_processor = processors.TemplateProcessing(
+        single=[names.get(piece, piece) for piece in single],
+        pair=[names.get(piece, piece) for piece in pair],
+        special_tokens=[{"id": names[piece], **entry} for piece, entry in entries.items()],
+    )
+    names_of_special = ("bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    special = {name: getattr(tokenizer, name) for name in names_of_special}
+    special["pad_token"] = tokenizer.convert_ids_to_tokens(inputs.pad_id)
+    form = inputs.contract
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        **{name: token for name, token in special.items() if token is not None},
+        padding_side="right",
+        truncation_side="right",
+        model_max_length=form.document_length if form.document else form.pair_length,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _space_before(template: tuple[str, ...]) -> Any:
+    """Puts a space before a text, but not before one that our own inputs have begun with a prompt."""
+    prompts = [re.escape(piece.split("{")[0]) for piece in template if piece not in SPECIAL]
+    return normalizers.Replace(Regex(rf"\A(?!{'|'.join(prompts)})(?=.)"), " ")
+
+
+def _first_part(pair: list[str]) -> list[str]:
+    """The template of a single text where pairs are what counts: everything up to the second text."""
+    return pair[: pair.index("$B")] if "$B" in pair else ["$A"]
+
+
+def _entry(inputs: Inputs, piece: str) -> dict[str, Any]:
+    """A piece as the template has it: a special token or a prompt, by ids and tokens."""
+    tokenizer: Any = inputs.tokenizer
+    if piece in SPECIAL:
+        ids = [inputs.special_id(piece)]
+    else:
+        ids = tokenizer(piece.replace("{{", "{").replace("}}", "}"), add_special_tokens=False)["input_ids"]
+    return {"ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+
+
+def _same(tokenizer: Any, inputs: Inputs, query: str, text: str) -> bool:
+    [expected] = inputs.pair_ids([(Query("", query), Document("", text))])
+    return len(expected) >= inputs.contract.pair_length or tokenizer(query, text)["input_ids"] == expected
+
+
+def _cannot(inputs: Inputs, reason: str) -> UserError:
+    return UserError(
+        f"{inputs.tokenizer.name_or_path}: another tool's tokenizer cannot do what the input contract says: {reason}; "
+        "export it as merged, and load it here."
+    )

@@ -1,0 +1,166 @@
+"""Model folders for sentence-transformers, transformers and PEFT."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from shortlist.data.files import read_json, write_json
+from shortlist.errors import UserError
+from shortlist.export.tokenizer import for_pairs, for_single_texts
+from shortlist.models.adapters import ADAPTER, CONFIG, PREFIX, adapter_weights, base_name, is_adapter
+from shortlist.models.backbone import is_decoder
+from shortlist.models.checkpoint import local_folder, save_model
+from shortlist.models.heads import HEAD
+from shortlist.models.published import ACTIVATIONS, POOLINGS
+from shortlist.models.reranker import AnyReranker, CrossEncoder
+from shortlist.models.retriever import Retriever
+
+POOLING_FLAGS = (
+    "cls_token",
+    "mean_tokens",
+    "max_tokens",
+    "mean_sqrt_len_tokens",
+    "weightedmean_tokens",
+    "lasttoken",
+)
+"""All poolings of sentence-transformers: older versions want each of them said to be on or off."""
+
+
+def write_sentence_transformer(model: Retriever, folder: Path, *, name: str) -> None:
+    """A folder that SentenceTransformer opens: encode with `prompt_name="query"` and `"document"`.
+
+    It is in the layout from before version 6, which later versions read as well. Queries are cut at the length of
+    documents there, since it has one length.
+
+    Raises:
+        UserError: the contract cannot be said in its files.
+    """
+    tokenizer, prompts = for_single_texts(model.inputs)
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder)
+    _write_old_names(folder)
+    _write_modules(model, folder, prompts)
+
+
+def write_cross_encoder(model: AnyReranker, folder: Path, *, name: str) -> None:
+    """A folder that CrossEncoder and transformers' sequence classifiers open, whose tokenizer takes (query, document).
+
+    Raises:
+        UserError: the contract cannot be said in its files, or the head is none that transformers has.
+    """
+    if isinstance(model, CrossEncoder):
+        model.backbone.save_pretrained(folder)
+        save_tokenizer(for_pairs(model.inputs), folder, token_types=model.inputs.contract.token_types)
+        write_json(folder / "contract.json", model.inputs.contract.to_dict())
+    else:
+        if not is_decoder(model.backbone) or model.inputs.contract.pooling != "last" or model.inputs.contract.answer:
+            raise UserError(
+                f"{name}: transformers has no sequence classifier with this head (pooling "
+                f"{model.inputs.contract.pooling} of {type(model.backbone).__name__}); export it as merged."
+            )
+        tokenizer = for_pairs(model.inputs)
+        save_model(model, folder)
+        save_tokenizer(tokenizer, folder)
+    _write_old_names(folder)
+    activation = {"activation_fn": "torch.nn.modules.linear.Identity"}  # else it would be squeezed into 0 to 1
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"sentence_transformers": activation})
+
+
+def write_merged(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:
+    """A folder of ours with whole weights.
+
+    Raises:
+        UserError: the model has layers behind its pooling.
+    """
+    if isinstance(model, Retriever) and len(model.dense):
+        raise UserError(f"{name}: has dense layers behind its pooling; export it to sentence-transformers.")
+    if isinstance(model, CrossEncoder):
+        model.backbone.save_pretrained(folder)
+        model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+        write_json(folder / "contract.json", model.inputs.contract.to_dict())
+        return
+    save_model(model, folder)
+
+
+def write_peft(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:
+    """An adapter that PEFT opens; a retriever's opens in sentence-transformers too, with its pooling and prompts.
+
+    Raises:
+        UserError: the model is no adapter, or one on top of another.
+    """
+    source = local_folder(name)
+    if not is_adapter(source):
+        raise UserError(f"{name}: is a whole model, and no adapter; export it as merged.")
+    base = base_name(source)
+    if Path(base).is_dir() and is_adapter(Path(base)):
+        raise UserError(f"{name}: is an adapter on top of another adapter, {base}; export it as merged.")
+    prefix, reranker = f"{model.backbone.base_model_prefix}.", not isinstance(model, Retriever)
+    state = {}
+    for key, value in adapter_weights(source).items():
+        bare = key.removeprefix(PREFIX).removeprefix(prefix)
+        state[PREFIX + (bare if bare == HEAD or not reranker else prefix + bare)] = value.contiguous()
+    settings = read_json(source / CONFIG)
+    settings |= {"task_type": "SEQ_CLS" if reranker else "FEATURE_EXTRACTION"}
+    settings |= {"modules_to_save": ["score"] if reranker else None}
+    tokenizer, prompts = (for_pairs(model.inputs), {}) if reranker else for_single_texts(model.inputs)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / ADAPTER)
+    write_json(folder / CONFIG, settings)
+    write_json(folder / "contract.json", model.inputs.contract.to_dict())
+    save_tokenizer(tokenizer, folder)
+    if isinstance(model, Retriever):
+        _write_modules(model, folder, prompts)
+
+
+def _write_modules(model: Retriever, folder: Path, prompts: dict[str, str]) -> None:
+    """sentence-transformers' files beside weights and tokenizer."""
+    form, dim = model.inputs.contract, model.backbone.config.hidden_size
+    names = {ours: theirs for theirs, ours in POOLINGS.items()}
+    flags = {f"pooling_mode_{flag}": f"pooling_mode_{flag}" == names[form.pooling] for flag in POOLING_FLAGS}
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(model.dense), *(["Normalize"] if form.normalize else [])]
+    paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds[1:], start=1))]
+    listed = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for place, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    for path in paths[1:]:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": dim, **flags, "include_prompt": True})
+    for layer, path in zip(model.dense, paths[2:], strict=False):
+        _write_dense(layer, folder / path)
+    write_json(folder / "modules.json", listed)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": form.document_length, "do_lower_case": False})
+    similarity = "cosine" if form.normalize else "dot"
+    known = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
+    write_json(folder / "config_sentence_transformers.json", known)
+
+
+def _write_dense(layer: Any, folder: Path) -> None:
+    activation = next(name for name, function in ACTIVATIONS.items() if function is layer.activation)
+    shape = {"in_features": layer.weight.shape[1], "out_features": layer.out_features, "bias": layer.bias is not None}
+    write_json(folder / "config.json", shape | {"activation_function": activation})
+    state = {"linear.weight": layer.weight} | ({"linear.bias": layer.bias} if layer.bias is not None else {})
+    save_file({key: value.detach().contiguous() for key, value in state.items()}, folder / "model.safetensors")
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, *, token_types: bool = False) -> None:
+    """Write it under the class name that all versions of transformers know."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if token_types:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    write_json(path, settings)
+
+
+def _write_old_names(folder: Path) -> None:
+    """Beside the names that transformers 5 has in config.json, those of before."""
+    path = folder / "config.json"
+    config = read_json(path)
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]
+    write_json(path, config)

