@@ -30,8 +30,11 @@ NAMES = {
         "write_queries"
     ),
     "shortlist.data.groups": "GroupSource groups_from_qrels open_groups read_groups write_groups",
-    "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection TIMEOUT_SECONDS hub_rows",
+    "shortlist.data.hub": (
+        "AT_ONCE HubCollection IrdsCollection TIMEOUT_SECONDS convert hub_rows irds_document irds_query"
+    ),
     "shortlist.data.ids": "DocIds LINE_END",
+    "shortlist.data.ir": "scored_docs to_documents to_qrels to_queries to_run",
     "shortlist.data.judgements": "Judgements run_names",
     "shortlist.data.layouts": "Files MSMARCO Names OURS find_files",
     "shortlist.data.lines": (
@@ -41,7 +44,8 @@ NAMES = {
         "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen stages start_job"
     ),
     "shortlist.data.runs": (
-        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns write_run"
+        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns "
+        "write_run"
     ),
     "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
     "shortlist.data.seen": "BUCKETS Record Seen checked",
@@ -95,6 +99,10 @@ NAMES = {
     "shortlist.index.scattered": "PIECES ScatteredIndex",
     "shortlist.index.segmented": "SegmentIndex best_of_each",
     "shortlist.init": "Config new_llama run",
+    "shortlist.integrations": "Passage best_first metadata_of not_installed",
+    "shortlist.integrations.langchain": "PipelineRetriever RerankerCompressor RetrieverEmbeddings",
+    "shortlist.integrations.llama_index": "PipelineRetriever RerankerPostprocessor RetrieverEmbedding",
+    "shortlist.integrations.mteb": "Batch RerankerCrossEncoder RetrieverEncoder",
     "shortlist.lengths": "Config QUANTILES TEXTS_AT_ONCE TOKENIZER_FILES count draw full_text run summarise",
     "shortlist.math.agreement": "Agreement NEIGHBOURS agreement kendall_tau",
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",

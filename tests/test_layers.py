@@ -31,7 +31,7 @@ LAYERS = [
         "init",
     },
     {"recipe", "pipeline", "verify"},
-    {"demo"},
+    {"demo", "integrations"},
     {"cli"},
     {"__main__"},
 ]

@@ -55,8 +55,8 @@ class IrdsCollection:
             raise unknown("ir_datasets id", dataset_id, self._module.registry) from None
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
-        parse = checked(_irds_document, allow_empty=allow_empty)
-        return _documents(self.name, _convert(self.name, self._docs(), parse, on_bad))
+        parse = checked(irds_document, allow_empty=allow_empty)
+        return _documents(self.name, convert(self.name, self._docs(), parse, on_bad))
 
     def _docs(self) -> Iterator[Any]:
         with self._readable():
@@ -71,7 +71,7 @@ class IrdsCollection:
         wanted = list(dict.fromkeys(doc_ids))
         with self._readable():
             records = self._load(self._id).docs_store().get_many(wanted)
-        documents = _convert(self.name, records.values(), _irds_document)
+        documents = convert(self.name, records.values(), irds_document)
         return pick(self.name, "document", wanted, {document.doc_id: document for document in documents})
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
@@ -100,7 +100,7 @@ class IrdsCollection:
         check_split(self.name, split, self.splits())
         dataset = self._load(self._split_ids[split])
         with self._readable():
-            queries = list(_convert(self.name, dataset.queries_iter(), _irds_query))
+            queries = list(convert(self.name, dataset.queries_iter(), irds_query))
         return judged(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
 
     def qrels(self, split: str) -> Qrels:
@@ -116,14 +116,15 @@ class IrdsCollection:
         return hashlib.sha256("\n".join([self.name, *parts]).encode()).hexdigest()
 
 
-def _irds_document(record: Any) -> Document:
-    """Title and text where the record keeps them apart, else all its text."""
+def irds_document(record: Any) -> Document:
+    """A document of ir_datasets: title and text where the record keeps them apart, else all its text."""
     text = getattr(record, "text", None) or getattr(record, "body", None)
     fields = {"title": getattr(record, "title", ""), "url": getattr(record, "url", "")} if text is not None else {}
     return to_document({"_id": record.doc_id, "text": record.default_text() if text is None else text, **fields})
 
 
-def _irds_query(record: Any) -> Query:
+def irds_query(record: Any) -> Query:
+    """A query of ir_datasets, with all its text."""
     return to_query({"_id": record.query_id, "text": record.default_text()})
 
 
@@ -158,11 +159,11 @@ class HubCollection:
 
     @cached_property
     def _queries(self) -> list[Query]:
-        return list(_convert(self.name, _rows(self._table("queries")), to_query))
+        return list(convert(self.name, _rows(self._table("queries")), to_query))
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         parse = checked(to_document, allow_empty=allow_empty)
-        yield from _documents(self.name, _convert(self.name, _rows(self._corpus), parse, on_bad))
+        yield from _documents(self.name, convert(self.name, _rows(self._corpus), parse, on_bad))
 
     def num_docs(self) -> int:
         return len(self._corpus)
@@ -197,7 +198,7 @@ class HubCollection:
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
         qrels: Qrels = {}
-        for _ in _convert(self.name, _rows(self._qrels[split]), lambda row: add_judgement(qrels, *to_judgement(row))):
+        for _ in convert(self.name, _rows(self._qrels[split]), lambda row: add_judgement(qrels, *to_judgement(row))):
             pass
         return qrels
 
@@ -315,18 +316,16 @@ def _reason(error: BaseException) -> str:
     return (reason or type(error).__name__).splitlines()[0]
 
 
-def _convert(
-    name: str, records: Iterable[Any], convert: Callable[[Any], T], on_bad: OnBad | None = None
-) -> Iterator[T]:
-    """Yield `convert(record)`; a MalformedError goes to `on_bad`, with the record's number; without it, a UserError."""
+def convert(name: str, records: Iterable[Any], parse: Callable[[Any], T], on_bad: OnBad | None = None) -> Iterator[T]:
+    """Yield `parse(record)`; a MalformedError goes to `on_bad`, with the record's number; without it, a UserError."""
     on_bad = on_bad or refuse
     for number, record in enumerate(records, 1):
         try:
-            converted = convert(record)
+            parsed = parse(record)
         except MalformedError as error:
             on_bad(f"{name}: record {number}: {error}")
         else:
-            yield converted
+            yield parsed
 
 
 def _documents(name: str, documents: Iterable[Document]) -> Iterator[Document]:
