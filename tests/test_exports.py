@@ -44,8 +44,7 @@ NAMES = {
         "FORMAT Job NOT_INPUTS commit identity ms_per_query read_manifest reopen stages start_job"
     ),
     "shortlist.data.runs": (
-        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns "
-        "write_run"
+        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns write_run"
     ),
     "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
     "shortlist.data.seen": "BUCKETS Record Seen checked",

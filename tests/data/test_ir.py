@@ -1,9 +1,9 @@
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import ir_measures
 import pytest
+from foreign import small_dataset
 from ir_measures import RR, Qrel, ScoredDoc, nDCG
 
 from shortlist import BM25Index, Document, Hit, Query, UserError, per_query, read_run
@@ -16,27 +16,9 @@ TIED = {"q1": [Hit("d2", 1.0), Hit("d1", 1.0)], "q2": [Hit("d1", 3.0), Hit("d2",
 """Runs of equal scores, which trec_eval would order by document id, from last to first."""
 
 
-def register(folder: Path, monkeypatch: pytest.MonkeyPatch, documents: list[Document] = DOCUMENTS) -> Any:
-    """A data set of ir_datasets, as someone holds it."""
-    monkeypatch.setenv("IR_DATASETS_HOME", str(folder / "home"))
-    ir_datasets = pytest.importorskip("ir_datasets")
-    from ir_datasets.formats import TrecQrels, TsvDocs, TsvQueries
-    from ir_datasets.util import LocalDownload
-
-    qrels = [(query_id, "0", doc_id, str(grade)) for query_id, own in QRELS.items() for doc_id, grade in own.items()]
-    rows = {"docs": [d[:2] for d in documents], "queries": QUERIES, "qrels": qrels}
-    files = {}
-    for name, own in rows.items():
-        (folder / name).write_text("".join("\t".join(row) + "\n" for row in own))
-        files[name] = LocalDownload(folder / name)
-    parts = (TsvDocs(files["docs"]), TsvQueries(files["queries"]), TrecQrels(files["qrels"], {}))
-    monkeypatch.setitem(ir_datasets.registry._registered, "small", ir_datasets.Dataset(*parts))
-    return ir_datasets.load("small")
-
-
 @pytest.fixture
 def dataset(tmp_path, monkeypatch) -> Any:
-    return register(tmp_path, monkeypatch)
+    return small_dataset(tmp_path, DOCUMENTS, QUERIES, QRELS, monkeypatch=monkeypatch)
 
 
 def test_a_data_set_of_ir_datasets_gives_documents_queries_and_judgements(dataset):
@@ -82,7 +64,7 @@ def test_judgements_of_ir_measures_are_taken():
 
 
 def test_records_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
-    twice = register(tmp_path, monkeypatch, [*DOCUMENTS, DOCUMENTS[0]])
+    twice = small_dataset(tmp_path, [*DOCUMENTS, DOCUMENTS[0]], QUERIES, QRELS, monkeypatch=monkeypatch)
     with pytest.raises(UserError, match=r"^documents: record 4: document id 'd1' occurs twice"):
         list(to_documents(twice.docs_iter()))
     with pytest.raises(UserError, match=r"^judgements: record 2: query 'q', document 'd' is judged 2, but 1"):

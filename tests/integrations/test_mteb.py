@@ -6,9 +6,9 @@ import pytest
 
 mteb = pytest.importorskip("mteb")
 
+from foreign import small_task  # noqa: E402
 from mteb.models import CrossEncoderProtocol, EncoderProtocol  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
-from small_tasks import small_task  # noqa: E402
 from tiny import DOCUMENTS, NAMES, PARTS, QUERIES  # noqa: E402
 
 from shortlist import Document, Hit, Reranker, Retriever, per_query  # noqa: E402
