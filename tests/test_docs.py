@@ -130,12 +130,8 @@ def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeyp
     pytest.importorskip("langchain_core")
     pytest.importorskip("llama_index.core")
     monkeypatch.chdir(tmp_path)
-    for name, folder in {
-        "my-data": tiny.collection,
-        "my-retriever": tiny.retriever,
-        "my-reranker": tiny.reranker,
-    }.items():
-        shutil.copytree(folder, name)
+    for folder in (tiny.collection, tiny.retriever, tiny.reranker):
+        shutil.copytree(folder, {"collection": "my-data"}.get(folder.name, f"my-{folder.name}"))
     qrels = open_collection("my-data").qrels("test")
     candidates = {query_id: [document.doc_id for document in DOCUMENTS] for query_id in qrels}
     tasks = {"SciFact": None, "AskUbuntuDupQuestions": candidates}

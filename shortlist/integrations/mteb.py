@@ -109,7 +109,7 @@ def _documents(batches: Iterable[Batch]) -> list[Document]:
 
 
 def _meta(model: str, contract: InputContract, options: Mapping[str, Any], **known: Any) -> ModelMeta:
-    """What is known of a model; a folder's revision is a hash of its contents, so results are never another model's."""
+    """What is known of a model. Its revision is its identity in manifests, so results are never another model's."""
     folder = Path(model).is_dir()
     pieces = (*contract.query, *contract.document, *contract.pair)
     settings = {

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 pytest.importorskip("langchain_core")
@@ -50,12 +52,6 @@ def test_a_reranker_compresses_documents(tiny):
     assert RerankerCompressor(reranker=reranker).compress_documents([], QUESTION) == []
 
 
-async def async_answers(retriever: PipelineRetriever) -> list[Found]:
-    return await retriever.ainvoke(QUESTION)
-
-
 def test_a_pipeline_answers_asynchronously_too(pipeline: Pipeline):
-    import asyncio
-
     retriever = PipelineRetriever(pipeline=pipeline)
-    assert asyncio.run(async_answers(retriever)) == retriever.invoke(QUESTION)
+    assert asyncio.run(retriever.ainvoke(QUESTION)) == retriever.invoke(QUESTION)

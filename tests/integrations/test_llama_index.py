@@ -7,21 +7,8 @@ pytest.importorskip("llama_index.core")
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from tiny import DOCUMENTS
 
-from shortlist import (
-    BM25Index,
-    Document,
-    Pipeline,
-    Reranker,
-    Retriever,
-    UserError,
-    open_collection,
-    write_corpus,
-)
-from shortlist.integrations.llama_index import (
-    PipelineRetriever,
-    RerankerPostprocessor,
-    RetrieverEmbedding,
-)
+from shortlist import BM25Index, Document, Pipeline, Reranker, Retriever, UserError, open_collection, write_corpus
+from shortlist.integrations.llama_index import PipelineRetriever, RerankerPostprocessor, RetrieverEmbedding
 
 QUESTION = "which colour has the apple"
 
