@@ -15,7 +15,7 @@ from shortlist.errors import UserError, unknown
 from shortlist.index import Index
 from shortlist.math.fusion import rrf
 from shortlist.models.reranker import Reranker
-from shortlist.records import Document, Hit, Query, to_queries
+from shortlist.records import Document, Hit, Query, as_queries
 from shortlist.rerank import reorder
 
 FirstStage = Literal["bm25", "dense", "hybrid"]
@@ -154,7 +154,7 @@ class Pipeline:
             raise UserError("rerank: there is no reranker here; leave it out, or name one when loading.")
         rerank = self.reranker is not None if rerank is None else rerank
         num_candidates = max(k, depth) if rerank else k
-        return [self._answer(query, k, num_candidates, depth, first_stage, rerank) for query in to_queries(queries)]
+        return [self._answer(query, k, num_candidates, depth, first_stage, rerank) for query in as_queries(queries)]
 
     def _answer(
         self, query: Query, k: int, num_candidates: int, depth: int, first_stage: FirstStage, rerank: bool

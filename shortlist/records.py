@@ -42,11 +42,11 @@ Qrels = dict[str, dict[str, int]]
 """query_id -> doc_id -> graded relevance (0 = judged not relevant)."""
 
 
-def to_queries(texts: Iterable[str | Query]) -> list[Query]:
+def as_queries(texts: Iterable[str | Query]) -> list[Query]:
     """Queries as they are; a text becomes one whose id is its place."""
     return [Query(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]
 
 
-def to_documents(texts: Iterable[str | Document]) -> list[Document]:
+def as_documents(texts: Iterable[str | Document]) -> list[Document]:
     """Documents as they are; a text becomes one whose id is its place."""
     return [Document(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]

@@ -3,11 +3,14 @@
 import ast
 import re
 import shlex
+import shutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from foreign import small_dataset, small_task
+from tiny import DOCUMENTS, QUERIES
 
 from shortlist.cli import MODULES, STAGES
 from shortlist.config import parse
@@ -120,6 +123,29 @@ def test_the_stage_that_the_documents_show_works(tmp_path):
     module["run"](config)
     assert (tmp_path / "words.txt").read_text() == "3\n"
     assert open_collection(str(tmp_path)).splits() == ["all"]
+
+
+def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeypatch):
+    mteb, ir_datasets = pytest.importorskip("mteb"), pytest.importorskip("ir_datasets")
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("llama_index.core")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tiny.collection, tiny.retriever, tiny.reranker):
+        shutil.copytree(folder, {"collection": "my-data"}.get(folder.name, f"my-{folder.name}"))
+    qrels = open_collection("my-data").qrels("test")
+    candidates = {query_id: [document.doc_id for document in DOCUMENTS] for query_id in qrels}
+    tasks = {"SciFact": None, "AskUbuntuDupQuestions": candidates}
+    made = {name: small_task(DOCUMENTS, QUERIES, qrels, given) for name, given in tasks.items()}
+    monkeypatch.setattr(mteb, "get_tasks", lambda tasks: [made[name] for name in tasks])
+    dataset = small_dataset(tmp_path, DOCUMENTS, QUERIES, qrels, monkeypatch=monkeypatch)
+    monkeypatch.setattr(ir_datasets, "load", {"beir/scifact/test": dataset}.__getitem__)
+    namespace: dict = {}
+    for body in blocks(ROOT / "docs/python.md", "python"):
+        exec(body, namespace)
+    assert namespace["similarities"].shape == (1, 2)
+    assert set(namespace["run"]) == set(qrels)
+    assert namespace["results"].task_results[0].task_name == "SmallReranking"
+    assert len(namespace["best"]) == 2
 
 
 def anchors(path: Path) -> set[str]:

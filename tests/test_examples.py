@@ -11,6 +11,7 @@ SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "ti
 PRINTED = {
     "encode_and_search.py": "swift?0  ",
     "evaluate_run.py": "RR@10     1.0000  0.3409  p = ",
+    "python_api.py": "  dense, hybrid, reranker\n",
     "rerank.py": "What does the seal eat?  ",
     "search_bm25.py": "swift-0  The swift lives in the air",
     "train_retriever.py": '{"step": 20, "loss": ',

@@ -37,8 +37,9 @@ NAMES = {
     "shortlist.data.groups": (
         "GroupSource contents groups_from_qrels open_groups read_groups read_passages write_groups"
     ),
-    "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection TIMEOUT_SECONDS hub_rows",
+    "shortlist.data.hub": "AT_ONCE HubCollection IrdsCollection TIMEOUT_SECONDS hub_rows irds_document irds_query",
     "shortlist.data.ids": "DocIds LINE_END",
+    "shortlist.data.ir": "scored_docs to_documents to_qrels to_queries to_run",
     "shortlist.data.judgements": "Judgements run_names",
     "shortlist.data.layouts": "Files MSMARCO Names OURS find_files",
     "shortlist.data.lines": (
@@ -80,6 +81,14 @@ NAMES = {
     "shortlist.engine": "Engine TRIES Wait spread",
     "shortlist.errors": "UserError unknown",
     "shortlist.evaluate": "Config difference run write_values",
+    "shortlist.export": "Config Model Target WRITERS run",
+    "shortlist.export.card": "CARD SETTINGS card write_card",
+    "shortlist.export.onnx": "FILE Graph INPUTS OUTPUTS write_onnx",
+    "shortlist.export.push": "Config NOT_PUSHED files run upload",
+    "shortlist.export.tokenizer": "DOCUMENT_FIELDS PIECE TEXTS for_pairs for_single_texts",
+    "shortlist.export.tools": (
+        "POOLING_FLAGS save_tokenizer write_cross_encoder write_merged write_peft write_sentence_transformer"
+    ),
     "shortlist.fuse": "Config run",
     "shortlist.index": "Config IN_DATABASES Index Kind VectorIndex build given parse_parameters run",
     "shortlist.index.analysis": "ANALYSERS Analyser LANGUAGES STOP_WORDS code english snowball whitespace",
@@ -106,6 +115,11 @@ NAMES = {
     "shortlist.index.scattered": "PIECES ScatteredIndex",
     "shortlist.index.segmented": "SegmentIndex best_of_each",
     "shortlist.init": "Config new_llama run",
+    "shortlist.inspect": "Config DOCUMENT QUERY describe inspect run",
+    "shortlist.integrations": "Passage best_first metadata_of not_installed",
+    "shortlist.integrations.langchain": "PipelineRetriever RerankerCompressor RetrieverEmbeddings",
+    "shortlist.integrations.llama_index": "PipelineRetriever RerankerPostprocessor RetrieverEmbedding",
+    "shortlist.integrations.mteb": "Batch RerankerCrossEncoder RetrieverEncoder",
     "shortlist.lengths": "Config QUANTILES TEXTS_AT_ONCE TOKENIZER_FILES count draw run summarise",
     "shortlist.math.agreement": "Agreement NEIGHBOURS agreement kendall_tau",
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
@@ -147,7 +161,7 @@ NAMES = {
     "shortlist.models.checkpoint": (
         "FILES QUANTIZATION WEIGHTS any_contract load_reranker load_retriever local_folder model_identity "
         "num_parameters reranker_contract reranker_to_train retriever_contract retriever_to_train save_model "
-        "saved_names saved_weights tokenizer_of"
+        "saved_names saved_weights tokenizer_of weight_files"
     ),
     "shortlist.models.embed": (
         "CPU_TOKENS Done GPU_TOKENS Pair Precision TEXTS_AT_ONCE TokenIds compact_ids default_token_budget "
@@ -173,7 +187,7 @@ NAMES = {
         "Advance PLAIN_SECONDS duration forget_peak leads paced peak_bytes progress resident_bytes say size track"
     ),
     "shortlist.recipe": "Config OUTPUTS Step plan run run_recipe run_steps",
-    "shortlist.records": "Document Group Hit Qrels Query Run to_documents to_queries",
+    "shortlist.records": "Document Group Hit Qrels Query Run as_documents as_queries",
     "shortlist.report": (
         "Config Output SECTIONS find_outputs run sections show_comparison show_diagnosis show_lengths "
         "show_manifests show_results show_table show_training"

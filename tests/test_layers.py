@@ -34,7 +34,7 @@ LAYERS = [
         "export",
     },
     {"recipe", "pipeline", "verify"},
-    {"demo"},
+    {"demo", "integrations"},
     {"cli"},
     {"__main__"},
 ]

@@ -53,7 +53,7 @@ class IrdsCollection:
             raise unknown("ir_datasets id", dataset_id, self._module.registry) from None
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
-        parse = checked(_irds_document, allow_empty=allow_empty)
+        parse = checked(irds_document, allow_empty=allow_empty)
         return _documents(self.name, parse_records(self.name, self._docs(), parse, on_bad))
 
     def _docs(self) -> Iterator[Any]:
@@ -69,7 +69,7 @@ class IrdsCollection:
         wanted = list(dict.fromkeys(doc_ids))
         with self._readable():
             records = self._load(self._id).docs_store().get_many(wanted)
-        documents = parse_records(self.name, records.values(), _irds_document)
+        documents = parse_records(self.name, records.values(), irds_document)
         return pick(self.name, "document", wanted, {document.doc_id: document for document in documents})
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
@@ -98,7 +98,7 @@ class IrdsCollection:
         check_split(self.name, split, self.splits())
         dataset = self._load(self._split_ids[split])
         with self._readable():
-            queries = list(parse_records(self.name, dataset.queries_iter(), _irds_query))
+            queries = list(parse_records(self.name, dataset.queries_iter(), irds_query))
         return judged(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
 
     def qrels(self, split: str) -> Qrels:
@@ -114,14 +114,15 @@ class IrdsCollection:
         return hashlib.sha256("\n".join([self.name, *parts]).encode()).hexdigest()
 
 
-def _irds_document(record: Any) -> Document:
-    """Title and text where the record keeps them apart, else all its text."""
+def irds_document(record: Any) -> Document:
+    """A document of ir_datasets: title and text where the record keeps them apart, else all its text."""
     text = getattr(record, "text", None) or getattr(record, "body", None)
     fields = {"title": getattr(record, "title", ""), "url": getattr(record, "url", "")} if text is not None else {}
     return to_document({"_id": record.doc_id, "text": record.default_text() if text is None else text, **fields})
 
 
-def _irds_query(record: Any) -> Query:
+def irds_query(record: Any) -> Query:
+    """A query of ir_datasets, with all its text."""
     return to_query({"_id": record.query_id, "text": record.default_text()})
 
 

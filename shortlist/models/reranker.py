@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_contract, pooled_states, real_tokens
-from shortlist.records import Document, Query, to_documents, to_queries
+from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.text.contract import Inputs
 
 Scores = Float[np.ndarray, " docs"]
@@ -104,8 +104,8 @@ AnyReranker = Reranker | CrossEncoder
 def _score(reranker: AnyReranker, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
     from shortlist.models.embed import score_pairs
 
-    [query] = to_queries([query])
-    return score_pairs(reranker, [(query, document) for document in to_documents(documents)], **options)
+    [query] = as_queries([query])
+    return score_pairs(reranker, [(query, document) for document in as_documents(documents)], **options)
 
 
 def new_head(backbone: PreTrainedModel, *, seed: int) -> Float[Tensor, "1 dim"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_contract, pooled_states
-from shortlist.records import Document, Query, to_documents, to_queries
+from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.text.contract import Inputs
 
 Activation = Callable[[Tensor], Tensor]
@@ -88,13 +88,13 @@ class Retriever(nn.Module):
         """Vectors of queries; options as in `models.embed.run_model`."""
         from shortlist.models.embed import embed_queries
 
-        return embed_queries(self, to_queries(queries), **options)
+        return embed_queries(self, as_queries(queries), **options)
 
     def encode_documents(self, documents: Sequence[str | Document], **options: Any) -> Float[np.ndarray, "docs dim"]:
         """Vectors of documents; options as in `models.embed.run_model`."""
         from shortlist.models.embed import embed_documents
 
-        return embed_documents(self, to_documents(documents), **options)
+        return embed_documents(self, as_documents(documents), **options)
 
     def forward(
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]

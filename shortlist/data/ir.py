@@ -1,0 +1,86 @@
+"""Records of ir_datasets and ir_measures as ours, and back: any objects with their fields, such as `query_id`.
+
+Our `Qrels` need no way back: ir_measures takes them as they are.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from ir_measures import ScoredDoc
+
+from shortlist.data.formats import add_judgement
+from shortlist.data.hub import irds_document, irds_query
+from shortlist.data.lines import parse_records
+from shortlist.data.seen import checked
+from shortlist.errors import UserError
+from shortlist.math.ordering import strictly_decreasing
+from shortlist.records import Document, Hit, Qrels, Query, Run
+
+
+def to_documents(records: Iterable[Any]) -> Iterator[Document]:
+    """Documents of ir_datasets (`dataset.docs_iter()`), in their order, title and url apart from the text.
+
+    Raises:
+        UserError: a record that cannot be used, such as an id with white space or one that occurs twice.
+    """
+    return parse_records("documents", records, checked(irds_document, allow_empty=True))
+
+
+def to_queries(records: Iterable[Any]) -> Iterator[Query]:
+    """Queries of ir_datasets (`dataset.queries_iter()`), in their order.
+
+    Raises:
+        UserError: a record that cannot be used, such as a query without text.
+    """
+    return parse_records("queries", records, irds_query)
+
+
+def to_qrels(judgements: Iterable[Any]) -> Qrels:
+    """Judgements of ir_datasets (`dataset.qrels_iter()`) or ir_measures.
+
+    Raises:
+        UserError: a pair that is judged twice, differently.
+    """
+    qrels: Qrels = {}
+    rows = parse_records(
+        "judgements", judgements, lambda row: add_judgement(qrels, row.query_id, row.doc_id, row.relevance)
+    )
+    for _ in rows:
+        pass
+    return qrels
+
+
+def to_run(scored_docs: Iterable[Any]) -> Run:
+    """Scored documents of ir_datasets (`dataset.scoreddocs_iter()`) or ir_measures as a run, in trec_eval's order.
+
+    Raises:
+        UserError: a document twice for one query, or a score that is not finite.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for each in scored_docs:
+        where, own = f"query {each.query_id!r}, document {each.doc_id!r}", found.setdefault(each.query_id, {})
+        if each.doc_id in own:
+            raise UserError(f"{where}: is scored twice; a run names a document once per query.")
+        if not np.isfinite(each.score):
+            raise UserError(f"{where}: the score is {each.score!r}; expected a finite number.")
+        own[each.doc_id] = float(each.score)
+    ordered = {query_id: sorted(own.items(), key=_rank, reverse=True) for query_id, own in found.items()}
+    return {query_id: [Hit(*pair) for pair in pairs] for query_id, pairs in ordered.items()}
+
+
+def _rank(pair: tuple[str, float]) -> tuple[np.float32, str]:
+    """By 32 bits of the score, equal ones by document id from last to first."""
+    doc_id, score = pair
+    return np.float32(score), doc_id
+
+
+def scored_docs(run: Run) -> Iterator[ScoredDoc]:
+    """A run as ir_measures takes it, with the scores that `write_run` would write: no two of a query are equal.
+
+    Raises:
+        ValueError: hits that are not best first, or a score that is not finite.
+    """
+    for query_id, hits in run.items():
+        scores = strictly_decreasing(np.array([hit.score for hit in hits], dtype=np.float64)).tolist()
+        yield from (ScoredDoc(query_id, hit.doc_id, score) for hit, score in zip(hits, scores, strict=True))

@@ -1,0 +1,76 @@
+"""Models and pipelines as LangChain's embeddings, document compressors and retrievers (the extra `langchain`)."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+from shortlist.integrations import Passage, best_first, metadata_of, not_installed
+from shortlist.models.retriever import Retriever
+from shortlist.pipeline import Pipeline, Scores
+
+try:
+    from langchain_core.documents import BaseDocumentCompressor
+    from langchain_core.documents import Document as Found
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.retrievers import BaseRetriever
+    from pydantic import ConfigDict, Field
+except ModuleNotFoundError as error:
+    raise not_installed(error, "langchain") from None
+
+
+@final
+class PipelineRetriever(BaseRetriever):
+    """A pipeline as LangChain's retriever.
+
+    Documents come best first; `metadata` has doc_id, title, url, score, and the places that each stage gave them.
+    """
+
+    pipeline: Pipeline
+    k: int = 10
+    """Documents for each query."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Others of `Pipeline.answer`."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Found]:
+        return [
+            Found(
+                id=result.document.doc_id,
+                page_content=result.document.text,
+                metadata=metadata_of(result) | {"score": result.score},
+            )
+            for result in self.pipeline.search(query, self.k, **self.options)
+        ]
+
+
+@final
+class RetrieverEmbeddings(Embeddings):
+    """A retriever as LangChain's embeddings, for its vector stores: those should compare by dot product."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self.retriever = retriever
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self.retriever.encode_documents(texts).tolist()
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.retriever.encode_queries([text])[0].tolist()
+
+
+@final
+class RerankerCompressor(BaseDocumentCompressor):
+    """A reranker as LangChain's document compressor: the best documents, best first, their new `score` in `metadata`.
+
+    It reads `title` and `url` of `metadata`, where its contract has a place for them.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    reranker: Scores
+    top_n: int | None = None
+    """Documents that are kept (None: all)."""
+
+    def compress_documents(self, documents: Sequence[Found], query: str, callbacks: Any = None) -> list[Found]:
+        passages = [Passage(document.page_content, document.metadata) for document in documents]
+        return [
+            documents[place].model_copy(update={"metadata": documents[place].metadata | {"score": score}})
+            for place, score in best_first(self.reranker, query, passages, self.top_n)
+        ]

@@ -1,0 +1,86 @@
+"""Models and pipelines as LlamaIndex's embeddings, node postprocessors and retrievers (the extra `llama-index`)."""
+
+import asyncio
+from typing import Any, final
+
+from shortlist.errors import UserError
+from shortlist.integrations import Passage, best_first, metadata_of, not_installed
+from shortlist.models.retriever import Retriever
+from shortlist.pipeline import Pipeline, Scores
+
+try:
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.bridge.pydantic import Field
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+except ModuleNotFoundError as error:
+    raise not_installed(error, "llama-index") from None
+
+
+@final
+class PipelineRetriever(BaseRetriever):
+    """A pipeline as LlamaIndex's retriever: nodes best first, their ids and texts those of the documents.
+
+    `metadata` has doc_id, title, url, and the places that each stage gave them; language models see the title alone.
+
+    Args:
+        k: nodes for each query.
+        options: others of `Pipeline.answer`.
+    """
+
+    def __init__(self, pipeline: Pipeline, k: int = 10, **options: Any) -> None:
+        super().__init__()
+        self.pipeline, self.k, self.options = pipeline, k, options
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        results = self.pipeline.search(query_bundle.query_str, self.k, **self.options)
+        return [NodeWithScore(node=_node(metadata_of(each), each.document.text), score=each.score) for each in results]
+
+
+def _node(metadata: dict[str, Any], text: str) -> TextNode:
+    hidden = [name for name in metadata if name != "title" or not metadata["title"]]
+    shown = {"excluded_llm_metadata_keys": hidden, "excluded_embed_metadata_keys": hidden}
+    return TextNode(id_=metadata["doc_id"], text=text, metadata=metadata, **shown)
+
+
+@final
+class RetrieverEmbedding(BaseEmbedding):
+    """A retriever as LlamaIndex's embedding, for its vector stores: those should compare by dot product."""
+
+    retriever: Retriever = Field(exclude=True)
+    embed_batch_size: int = Field(default=256, gt=0, le=2048)
+    """Texts at once, of which the model then makes batches of like length."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self.retriever.encode_queries([query])[0].tolist()
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self.retriever.encode_documents(texts).tolist()
+
+
+@final
+class RerankerPostprocessor(BaseNodePostprocessor):
+    """A reranker as LlamaIndex's node postprocessor: the best nodes, best first, with their new scores.
+
+    It reads `title` and `url` of the nodes' `metadata`, where its contract has a place for them.
+    """
+
+    reranker: Scores = Field(exclude=True)
+    top_n: int | None = None
+    """Nodes that are kept (None: all)."""
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise UserError("postprocess_nodes: there is no query to rerank by; give it query_str or query_bundle.")
+        passages = [Passage(each.node.get_content(MetadataMode.NONE), each.node.metadata) for each in nodes]
+        ranked = best_first(self.reranker, query_bundle.query_str, passages, self.top_n)
+        return [NodeWithScore(node=nodes[place].node, score=score) for place, score in ranked]

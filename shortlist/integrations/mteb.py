@@ -1,0 +1,124 @@
+"""Models as MTEB's encoders and cross-encoders (the extra `mteb`): `mteb.evaluate(RetrieverEncoder("folder"), tasks)`.
+
+MTEB searches with a retriever itself, exactly, and gives a reranker the candidates of its reranking tasks.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Float
+
+from shortlist.integrations import not_installed
+from shortlist.models.checkpoint import model_identity, num_parameters
+from shortlist.models.embed import score_pairs
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.records import Document, as_queries
+from shortlist.text.contract import SPECIAL, InputContract
+
+try:
+    from mteb.models import ModelMeta
+    from mteb.types import PromptType
+except ModuleNotFoundError as error:
+    raise not_installed(error, "mteb") from None
+
+Batch = Mapping[str, Any]
+"""Columns of MTEB's: `text`, and `title` and `body` where a document has them."""
+
+
+@final
+class RetrieverEncoder:
+    """A retriever, by name, as MTEB's `EncoderProtocol`. Texts that are not said to be queries are documents.
+
+    Args:
+        model: model folder or hub name.
+        options: as for `Retriever.load`; results with other options are kept apart.
+
+    Raises:
+        UserError: as `Retriever.load`.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.retriever = Retriever.load(model, **options)
+        contract = self.retriever.inputs.contract
+        self.mteb_model_meta = _meta(
+            model,
+            contract,
+            options,
+            max_tokens=contract.document_length,
+            embed_dim=self.retriever.dim,
+            similarity_fn_name="cosine" if contract.normalize else "dot",
+        )
+
+    def encode(
+        self, inputs: Iterable[Batch], *, prompt_type: PromptType | None = None, **_: Any
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Vectors of queries or documents, batched by their lengths instead of as they come."""
+        if prompt_type == PromptType.query:
+            return self.retriever.encode_queries(_texts(inputs))
+        return self.retriever.encode_documents(_documents(inputs))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "some others"]:
+        """Dot products of all vectors with all others: cosines, where the contract normalises vectors."""
+        return np.atleast_2d(np.asarray(embeddings1)) @ np.atleast_2d(np.asarray(embeddings2)).T
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, " pairs"]:
+        """Dot products of each vector with its counterpart."""
+        return (np.asarray(embeddings1) * np.asarray(embeddings2)).sum(-1)
+
+
+@final
+class RerankerCrossEncoder:
+    """A reranker, by name, as MTEB's `CrossEncoderProtocol`.
+
+    Args:
+        model: model folder or hub name.
+        options: as for `Reranker.load`; results with other options are kept apart.
+
+    Raises:
+        UserError: as `Reranker.load`.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.reranker = Reranker.load(model, **options)
+        contract = self.reranker.inputs.contract
+        self.mteb_model_meta = _meta(
+            model, contract, options, max_tokens=contract.pair_length, model_type=["cross-encoder"]
+        )
+
+    def predict(self, inputs1: Iterable[Batch], inputs2: Iterable[Batch], **_: Any) -> Float[np.ndarray, " pairs"]:
+        """Score of each query with its document, batched by their lengths instead of as they come."""
+        pairs = list(zip(as_queries(_texts(inputs1)), _documents(inputs2), strict=True))
+        return score_pairs(self.reranker, pairs)
+
+
+def _texts(batches: Iterable[Batch]) -> list[str]:
+    return [text for batch in batches for text in batch["text"]]
+
+
+def _documents(batches: Iterable[Batch]) -> list[Document]:
+    """With title and body apart, as contracts want them: MTEB's `text` is both in one."""
+    rows = [
+        row
+        for batch in batches
+        for row in zip(batch.get("body", batch["text"]), batch.get("title", [""] * len(batch["text"])), strict=True)
+    ]
+    return [Document(str(place), text, title) for place, (text, title) in enumerate(rows)]
+
+
+def _meta(model: str, contract: InputContract, options: Mapping[str, Any], **known: Any) -> ModelMeta:
+    """What is known of a model. Its revision is its identity in manifests, so results are never another model's."""
+    folder = Path(model).is_dir()
+    pieces = (*contract.query, *contract.document, *contract.pair)
+    settings = {
+        "name": f"local/{Path(model).resolve().name}" if folder else model,
+        "revision": model_identity(model).rpartition(":" if folder else "@")[2],
+        "n_parameters": num_parameters(model),
+        "framework": ["PyTorch"],
+        "use_instructions": any(piece not in SPECIAL and not piece.startswith("{") for piece in pieces),
+        "experiment_kwargs": {name: str(value) for name, value in options.items()} or None,
+    }
+    unknown = {name: None for name, field in ModelMeta.model_fields.items() if field.is_required()}
+    return ModelMeta.model_validate(unknown | settings | known)

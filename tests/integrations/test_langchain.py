@@ -1,0 +1,57 @@
+import asyncio
+
+import pytest
+
+pytest.importorskip("langchain_core")
+
+from langchain_core.documents import Document as Found
+from langchain_core.vectorstores import InMemoryVectorStore
+from tiny import DOCUMENTS
+
+from shortlist import Document, Pipeline, Reranker, Retriever
+from shortlist.integrations.langchain import PipelineRetriever, RerankerCompressor, RetrieverEmbeddings
+
+QUESTION = "which colour has the apple"
+
+
+def test_a_pipeline_is_a_retriever(pipeline: Pipeline):
+    results = pipeline.search(QUESTION, k=3, depth=5)
+    found = PipelineRetriever(pipeline=pipeline, k=3, options={"depth": 5}).invoke(QUESTION)
+    assert [each.page_content for each in found] == [result.document.text for result in results]
+    assert [each.id for each in found] == [result.document.doc_id for result in results]
+    assert [each.metadata["score"] for each in found] == [result.score for result in results]
+    first, result = found[0].metadata, results[0]
+    assert (first["doc_id"], first["title"], first["url"]) == (result.document.doc_id, "", "")
+    assert first["places"] == {stage: {"rank": at.rank, "score": at.score} for stage, at in result.places.items()}
+    assert set(first["places"]) >= {"dense", "hybrid", "reranker"}
+
+
+def test_a_retriever_embeds_for_a_vector_store(tiny):
+    retriever = Retriever.load(str(tiny.retriever))
+    embeddings = RetrieverEmbeddings(retriever)
+    assert embeddings.embed_query(QUESTION) == retriever.encode_queries([QUESTION])[0].tolist()
+    store = InMemoryVectorStore(embeddings)
+    store.add_texts([document.text for document in DOCUMENTS], ids=[document.doc_id for document in DOCUMENTS])
+    found = store.similarity_search_with_score(QUESTION, k=2)
+    products = retriever.encode_documents(DOCUMENTS) @ retriever.encode_queries([QUESTION])[0]
+    best = products.argsort()[::-1][:2]
+    assert [each.id for each, _ in found] == [f"d{place}" for place in best]
+    assert [score for _, score in found] == pytest.approx(products[best].tolist(), abs=1e-5)
+
+
+def test_a_reranker_compresses_documents(tiny):
+    reranker = Reranker.load(str(tiny.reranker))
+    given = [Found(page_content=d.text, metadata={"title": "goat", "source": d.doc_id}) for d in DOCUMENTS]
+    scores = reranker.score(QUESTION, [Document("", document.text, "goat") for document in DOCUMENTS])
+    best = scores.argsort()[::-1]
+    kept = RerankerCompressor(reranker=reranker, top_n=3).compress_documents(given, QUESTION)
+    assert [each.metadata["source"] for each in kept] == [f"d{place}" for place in best[:3]]
+    assert [each.metadata["score"] for each in kept] == pytest.approx(scores[best[:3]].tolist(), abs=1e-6)
+    assert "score" not in given[best[0]].metadata
+    assert len(RerankerCompressor(reranker=reranker).compress_documents(given, QUESTION)) == len(given)
+    assert RerankerCompressor(reranker=reranker).compress_documents([], QUESTION) == []
+
+
+def test_a_pipeline_answers_asynchronously_too(pipeline: Pipeline):
+    retriever = PipelineRetriever(pipeline=pipeline)
+    assert asyncio.run(retriever.ainvoke(QUESTION)) == retriever.invoke(QUESTION)
