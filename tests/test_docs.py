@@ -82,7 +82,9 @@ def test_every_command_in_the_text_exists_with_its_flags(path, words):
 
 
 def test_the_readme_and_the_guide_show_commands():
-    shown = {words[0] for path, words in COMMANDS if path.name in ("guide.md", "scale.md", "evaluation.md")}
+    shown = {
+        words[0] for path, words in COMMANDS if path.name in ("guide.md", "models.md", "scale.md", "evaluation.md")
+    }
     assert shown == set(STAGES) - {"demo"}
     assert any(path.name == "README.md" for path, _ in COMMANDS)
 
