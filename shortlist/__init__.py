@@ -42,7 +42,7 @@ HOMES = {
 }
 """Where each public name is defined. The stages are modules: `shortlist.train.run(shortlist.train.Config(...))`."""
 
-__all__ = [name for names in HOMES.values() for name in names.split()]
+__all__ = [name for names in HOMES.values() for name in names.split()]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -143,7 +143,7 @@ def open_parts(config: Config) -> list[Index]:
     over_vectors = [path for path, kind in kinds.items() if kind != "bm25"]
     if config.vectors and not over_vectors:
         over_vectors = [config.vectors]
-    retriever = _open_retriever(config, over_vectors) if over_vectors or config.model else None
+    retriever: Any = _open_retriever(config, over_vectors) if over_vectors or config.model else None
     paths = dict.fromkeys([*config.index, *over_vectors])
     parts = [
         _open_words(path) if kinds.get(path) == "bm25" else Dense(retriever, _open_vectors(path, config))

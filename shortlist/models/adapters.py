@@ -151,7 +151,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     }
     try:
         with hushed():
-            settings = PeftConfig.from_pretrained(str(folder))
+            settings: Any = PeftConfig.from_pretrained(str(folder))
             settings.task_type, settings.modules_to_save = None, None  # what they ask for is not on a backbone
             adapted: Any = get_peft_model(model, settings)
             found = set_peft_model_state_dict(adapted, weights)

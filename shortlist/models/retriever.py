@@ -82,7 +82,8 @@ class Retriever(nn.Module):
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return self.dense[-1].out_features if len(self.dense) else self.backbone.config.hidden_size
+        weights = [layer.weight for layer in self.dense]
+        return len(weights[-1]) if weights else self.backbone.config.hidden_size  # type: ignore[arg-type]
 
     def encode_queries(self, queries: Sequence[str | Query], **options: Any) -> Float[np.ndarray, "queries dim"]:
         """Vectors of queries; options as in `models.embed.run_model`."""

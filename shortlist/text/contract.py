@@ -226,6 +226,8 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: list[str], /, **options: Any) -> Any: ...
 
+    def convert_ids_to_tokens(self, ids: list[int], /) -> list[str]: ...
+
 
 class Inputs:
     """Turns queries, documents and pairs into token ids by a contract, which may be replaced.
