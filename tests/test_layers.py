@@ -31,7 +31,7 @@ LAYERS = [
         "init",
     },
     {"recipe", "pipeline", "verify"},
-    {"demo"},
+    {"demo", "serve"},
     {"cli"},
     {"__main__"},
 ]
