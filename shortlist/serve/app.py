@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 import shortlist
-from shortlist.errors import UserError
 from shortlist.pipeline import Answer as Found
 from shortlist.serve import schema
 from shortlist.serve.gate import FullError, Ticket, TooLargeError
@@ -34,6 +33,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": schema.ErrorResponse, "description": "The server is going down."},
     504: {"model": schema.ErrorResponse, "description": "The request took too long."},
 }
+
+
+NO_JSON = problem(400, "invalid_json", "the body is not JSON.", field="body")
 
 
 def create_app(
@@ -61,7 +63,7 @@ def create_app(
 
 
 def _add_errors(app: FastAPI) -> None:
-    for kind in (FullError, TooLargeError, UserError):
+    for kind in (FullError, TooLargeError):
         app.add_exception_handler(kind, _explain)
     app.add_exception_handler(RequestValidationError, _explain_validation)
     app.add_exception_handler(HTTPException, _explain_http)
@@ -91,15 +93,16 @@ async def _explain_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return _send(problem(404, "not_found", "no such path here; /openapi.json lists those that there are."))
-    kind = "invalid_json" if error.status_code == 400 else "invalid_request"
-    return _send(problem(error.status_code, kind, f"{error.detail}.", **dict(error.headers or {})))
+    if error.status_code == 400:
+        return _send(NO_JSON)
+    return _send(problem(error.status_code, "invalid_request", f"{error.detail}.", **dict(error.headers or {})))
 
 
 async def _explain_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(each["type"] == "json_invalid" for each in found):
-        return _send(problem(400, "invalid_json", "the body is not JSON.", field="body"))
+        return _send(NO_JSON)
     field = _field(found[0]["loc"])
     messages = dict.fromkeys(each["msg"] for each in found if _field(each["loc"]) == field)
     return _send(problem(422, "invalid_request", f"{field}: {'; '.join(messages)}.", field=field))
@@ -176,9 +179,7 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
         encode = _base64 if asked.encoding_format == "base64" else np.ndarray.tolist
         data = [schema.Embedding(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
         name = service.names["retriever"]
-        return _json(
-            schema.EmbeddingsResponse(data=data, model=name, usage=_usage(read), truncated=read.truncated)
-        )
+        return _json(schema.EmbeddingsResponse(data=data, model=name, usage=_usage(read), truncated=read.truncated))
 
     @app.post("/embed", response_model=list[list[float]], responses=ERRORS)
     async def embed(asked: schema.TeiEmbedRequest, request: Request) -> Response:
@@ -246,14 +247,11 @@ def _add_reranking(app: FastAPI, service: Service) -> None:
         version = request.url.path[2:3]
         meta = schema.RerankMeta(api_version={"version": version}, billed_units={"search_units": 1})
         common = {"id": str(uuid.uuid4()), "model": service.names["reranker"], "meta": meta}
-        return _json(
-            schema.RerankResponse(results=results, usage=_usage(read), truncated=read.truncated, **common)
-        )
+        return _json(schema.RerankResponse(results=results, usage=_usage(read), truncated=read.truncated, **common))
 
     for version in ("v1", "v2"):
-        app.post(f"/{version}/rerank", response_model=schema.RerankResponse, responses=ERRORS, name=f"rerank_{version}")(
-            rerank
-        )
+        options = {"response_model": schema.RerankResponse, "responses": ERRORS, "name": f"rerank_{version}"}
+        app.post(f"/{version}/rerank", **options)(rerank)
 
     @app.post("/rerank", response_model=list[schema.TeiRank], responses=ERRORS)
     async def tei_rerank(asked: schema.TeiRerankRequest, request: Request) -> Response:
@@ -272,7 +270,8 @@ def _add_reranking(app: FastAPI, service: Service) -> None:
     @app.post("/score", response_model=schema.ScoreResponse, responses=ERRORS)
     async def score(asked: schema.ScoreRequest, request: Request) -> Response:
         """Scores of pairs, as vLLM's clients ask for them."""
-        read = await service.score(_ticket(request), _pairs(_texts(asked.text_1), _texts(asked.text_2)))
+        pairs = _pairs(_texts(asked.text_1), _texts(asked.text_2))
+        read = await service.score(_ticket(request), pairs, field="text_1")
         data = [schema.Score(index=i, score=_between_0_and_1(value)) for i, value in enumerate(read.outputs)]
         common = {"id": f"score-{uuid.uuid4()}", "created": int(time.time()), "model": service.names["reranker"]}
         return _json(schema.ScoreResponse(data=data, usage=_usage(read), **common))
@@ -300,9 +299,10 @@ def _add_search(app: FastAPI, service: Service) -> None:
     @app.post("/search", response_model=schema.SearchResponse, responses=ERRORS)
     async def search(asked: schema.SearchRequest, request: Request) -> Response:
         """The best documents of the collection for each query."""
-        _check_stages(service, asked)
+        _check(service, asked)
         options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
-        found = await service.search(_ticket(request), asked.texts, asked.k, **options)
+        field = "query" if asked.query is not None else "queries"
+        found = await service.search(_ticket(request), asked.texts, asked.k, field=field, **options)
         answers = [_search_answer(text, each, asked.explain) for text, each in zip(asked.texts, found, strict=True)]
         if asked.explain:
             for answer, each in zip(answers, found, strict=True):
@@ -310,7 +310,9 @@ def _add_search(app: FastAPI, service: Service) -> None:
         return _json(schema.SearchResponse(answers=answers))
 
 
-def _check_stages(service: Service, asked: schema.SearchRequest) -> None:
+def _check(service: Service, asked: schema.SearchRequest) -> None:
+    if (asked.query is None) == (asked.queries is None):
+        raise FieldError("query", "give either this or queries")
     if asked.first_stage and asked.first_stage not in service.first_stages:
         raise FieldError("first_stage", f"not here; expected one of {', '.join(service.first_stages)}")
     if asked.rerank and service.reranker is None:

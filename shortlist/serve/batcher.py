@@ -41,7 +41,7 @@ class Work:
         self.waiting = sorted(range(len(token_ids)), key=lambda place: -len(token_ids[place]))
         self.num_tokens = sum(map(len, token_ids))
         """Of the texts that wait."""
-        self.rows: list[np.ndarray | None] = [None] * len(token_ids)
+        self.rows: list[np.ndarray | np.float32 | None] = [None] * len(token_ids)
         self.missing = len(token_ids)
 
     def take(self, places: set[int]) -> None:
@@ -49,7 +49,7 @@ class Work:
         self.waiting = [place for place in self.waiting if place not in places]
         self.num_tokens -= sum(len(self.token_ids[place]) for place in places)
 
-    def give(self, place: int, row: np.ndarray) -> None:
+    def give(self, place: int, row: np.ndarray | np.float32) -> None:
         """The model's output for one text; the last one finishes the work."""
         self.rows[place] = row
         self.missing -= 1
@@ -75,8 +75,8 @@ class Queue:
     """Decides what runs next. Every other batch begins with the oldest work, every other one with the shortest.
 
     So a short query waits for two batches at most, whatever long work is ahead of it, and long work still gets every
-    other batch, whatever comes behind it. A batch is of one model; it is filled up with texts of like length in the same
-    order, to as many tokens as the budget allows.
+    other batch, whatever comes behind it. A batch is of one model; in the same order it is filled up with texts of
+    like length, to as many tokens as the budget allows.
     """
 
     def __init__(self, token_budgets: Mapping[str, int]) -> None:

@@ -1,7 +1,6 @@
 """Counters and histograms, in the text format that Prometheus reads."""
 
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from typing import final
 
@@ -29,30 +28,33 @@ class Metrics:
     """What has happened since the start; any thread may count."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._values: dict[str, int | float] = {}
         self._lock = threading.Lock()
 
-    def count(self, name: str, amount: float = 1, **labels: str) -> None:
+    def count(self, name: str, amount: int | float = 1, **labels: str) -> None:
         """Add to a counter."""
         with self._lock:
-            self._counts[_series(name, labels)] += amount  # type: ignore[assignment]
+            self._add(_series(name, labels), amount)
+
+    def _add(self, series: str, amount: int | float) -> None:
+        self._values[series] = self._values.get(series, 0) + amount
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Add one duration to a histogram."""
         with self._lock:
             for end in (*BUCKETS, float("inf")):
                 told = "+Inf" if end == float("inf") else str(end)
-                self._counts[_series(f"{name}_bucket", {**labels, "le": told})] += seconds <= end
-            self._counts[_series(f"{name}_sum", labels)] += seconds  # type: ignore[assignment]
-            self._counts[_series(f"{name}_count", labels)] += 1
+                self._add(_series(f"{name}_bucket", {**labels, "le": told}), seconds <= end)
+            self._add(_series(f"{name}_sum", labels), seconds)
+            self._add(_series(f"{name}_count", labels), 1)
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, int | float]:
         """Every series with its value."""
         with self._lock:
-            return dict(self._counts)
+            return dict(self._values)
 
 
-def render(values: Mapping[str, float]) -> str:
+def render(values: Mapping[str, int | float]) -> str:
     """The text that Prometheus reads."""
     lines = []
     for name, (kind, meaning) in HELP.items():

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal, NamedTuple, final
 
-from shortlist.errors import UserError
 from shortlist.serve.gate import FullError, Gate, Ticket, TooLargeError
 from shortlist.serve.metrics import Metrics
 from shortlist.serve.schema import ErrorBody, ErrorResponse
@@ -66,8 +65,6 @@ def explained(error: Exception) -> Answer | None:
         return problem(429, "overloaded", f"{error}; try again later.", retry_after=str(error.seconds))
     if isinstance(error, TooLargeError):
         return problem(413, "too_large", f"{error}; send fewer or shorter texts.")
-    if isinstance(error, UserError):
-        return problem(422, "invalid_request", str(error))
     if isinstance(error, TimeoutError):
         return problem(504, "timeout", "the request took too long; send fewer or shorter texts, or try again later.")
     return None
@@ -134,7 +131,7 @@ class Protection:
     def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> Answer | None:
         """Why a request is not even looked at."""
         if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
-            return problem(400, "invalid_host", f"the Host header names another server; expected {sorted(self.hosts)[0]}.")
+            return problem(400, "invalid_host", "the Host header names another server; ask for 127.0.0.1 or localhost.")
         if scope["path"] not in OPEN and not self._knows(headers.get(b"authorization", b"")):
             message = "a key is needed: send the header `Authorization: Bearer KEY`."
             return problem(401, "unauthorized", message, www_authenticate="Bearer")

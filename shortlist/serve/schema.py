@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from shortlist.pipeline import DEPTH, FirstStage
 
@@ -30,7 +30,9 @@ class TextObject(BaseModel):
 class SearchRequest(BaseModel):
     """Give `query` or `queries`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": [{"required": [n]} for n in ("query", "queries")]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [{"required": [name]} for name in ("query", "queries")]}
+    )
 
     query: QueryText | None = Field(None, description="One question.")
     queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
@@ -41,13 +43,6 @@ class SearchRequest(BaseModel):
     first_stage: FirstStage | None = Field(None, description="What finds the candidates; by default the best there is.")
     rerank: bool | None = Field(None, description="Whether the reranker reads them; by default if there is one.")
     explain: bool = Field(False, description="Tell what every stage made of each result, and how long it took.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_two(cls, values: Any) -> Any:
-        if isinstance(values, dict) and ("query" in values) == ("queries" in values):
-            raise ValueError("give query or queries, and not both")
-        return values
 
     @property
     def texts(self) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, final
+from typing import final
 
 import uvicorn
 
@@ -157,5 +157,3 @@ def _end_with_parent() -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-

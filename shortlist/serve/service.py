@@ -2,23 +2,21 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
 import numpy as np
 from jaxtyping import Float
 
-from shortlist.data.collections import Collection
 from shortlist.errors import UserError
-from shortlist.index import Index, VectorIndex
 from shortlist.models.embed import TokenIds, compact_ids
 from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
 from shortlist.pipeline import Answer, Pipeline
-from shortlist.records import Document, Hit, Query, Run, to_documents
+from shortlist.records import Document, Query, to_documents
 from shortlist.search import Dense
 from shortlist.serve.batcher import Batcher, Model
 from shortlist.serve.gate import Gate, Limits, Ticket
@@ -63,10 +61,10 @@ class Service:
         retriever: Retriever | None = None,
         reranker: AnyReranker | None = None,
         names: dict[str, str] | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
         token_budget: int | None = None,
     ) -> None:
-        self.parts = _Parts(pipeline) if pipeline else None
+        self.parts, limits = _Parts(pipeline) if pipeline else None, limits or Limits()
         self.retriever: Retriever | None = retriever or (self.parts and self.parts.retriever)  # type: ignore[assignment]
         self.reranker: AnyReranker | None = reranker or (pipeline and pipeline.reranker)  # type: ignore[assignment]
         self.names = {"retriever": "retriever", "reranker": "reranker"} | (names or {})
@@ -109,17 +107,36 @@ class Service:
         ids, truncated = await self._in_thread(partial(self.text_ids, texts, kind))
         return await self._read(ticket, "retriever", ids, truncated)
 
-    async def score(self, ticket: Ticket, pairs: Sequence[tuple[str, str]], max_tokens: int | None = None) -> Read:
+    async def score(
+        self,
+        ticket: Ticket,
+        pairs: Sequence[tuple[str, str]],
+        max_tokens: int | None = None,
+        *,
+        field: str = "query",
+    ) -> Read:
         """Scores of documents for queries, higher is better.
 
         Args:
             max_tokens: cut each document to so many tokens first.
+            field: where the queries are in the request.
 
         Raises:
-            UserError: a query leaves no room for its document.
+            FieldError: a query leaves no room for its document.
         """
+        await self._check_queries([query for query, _ in pairs], field)
         ids, truncated = await self._in_thread(partial(self.pair_ids, pairs, max_tokens))
         return await self._read(ticket, "reranker", ids, truncated)
+
+    async def _check_queries(self, queries: Sequence[str], field: str) -> None:
+        assert self.reranker is not None
+        inputs, different = self.reranker.inputs, [Query("", text) for text in dict.fromkeys(queries)]
+        try:
+            await self._in_thread(lambda: inputs.check_queries(different))
+        except UserError:
+            length = inputs.contract.pair_length
+            message = f"leaves no room for a document in the {length} tokens that the reranker reads; shorten it"
+            raise FieldError(field, message) from None
 
     async def _in_thread(self, task: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, task)
@@ -135,9 +152,10 @@ class Service:
         assert self.retriever is not None
         inputs = self.retriever.inputs
         if kind == "query":
-            items, tokenize, length = [Query("", text) for text in texts], inputs.query_ids, inputs.contract.query_length
+            items, tokenize = [Query("", text) for text in texts], inputs.query_ids
         else:
-            items, tokenize, length = to_documents(texts), inputs.document_ids, inputs.contract.document_length
+            items, tokenize = to_documents(texts), inputs.document_ids
+        length = getattr(inputs.contract, f"{kind}_length")
         ids = compact_ids(tokenize, items)
         return list(ids), _truncated(ids, items, length, tokenize)
 
@@ -155,31 +173,31 @@ class Service:
                 text[: some[max_tokens - 1][1]] if i in cut else text
                 for i, (text, some) in enumerate(zip(documents, spans, strict=True))
             ]
-        queries = {query: Query("query", query) for query, _ in texts}
-        inputs.check_queries(queries.values())
-        pairs = [(queries[query], Document("", text)) for (query, _), text in zip(texts, documents, strict=True)]
+        pairs = [(Query("", query), Document("", text)) for (query, _), text in zip(texts, documents, strict=True)]
         ids = compact_ids(inputs.pair_ids, pairs)
         return list(ids), sorted(cut | set(_truncated(ids, pairs, length, inputs.pair_ids)))
 
-    async def search(self, ticket: Ticket, queries: Sequence[str], k: int, **options: Any) -> list[Answer]:
-        """Answers as a Pipeline gives them; options as for its `answer`.
+    async def search(
+        self, ticket: Ticket, queries: Sequence[str], k: int, *, field: str = "query", **options: Any
+    ) -> list[Answer]:
+        """Answers as a Pipeline gives them.
+
+        Args:
+            field: where the queries are in the request.
+            options: as for Pipeline's `answer`.
 
         Raises:
-            UserError: a stage that is not there, or a query that leaves no room for documents.
+            FieldError: a query leaves no room for documents.
         """
         assert self.parts is not None
-        rerank = self.reranker is not None if options.get("rerank") is None else options["rerank"]
-        if rerank and self.reranker is not None:
-            length = self.reranker.inputs.contract.pair_length
-            most = len(queries) * min(max(options["depth"], 1), 10**6) * length
-            ticket.reserve(min(most, self.gate.limits.queue_tokens))  # so that what is accepted is finished
-            check = self.reranker.inputs.check_queries
-            await self._in_thread(lambda: check([Query(str(i), text) for i, text in enumerate(queries)]))
+        if self.reranker is not None and options["rerank"] is not False:
+            most = len(queries) * options["depth"] * self.reranker.inputs.contract.pair_length
+            ticket.reserve(min(most, self.gate.limits.queue_tokens))  # now, so that what is accepted is finished
+            await self._check_queries(queries, field)
         pipeline, loop = self.parts.pipeline(self.batcher, ticket, self.reranker), asyncio.get_running_loop()
-        tasks = [
-            loop.run_in_executor(self._searching, partial(pipeline.answer, [query], k, **options)) for query in queries
-        ]
-        answers = [answer for answers in await asyncio.gather(*tasks) for answer in answers]
+        asked = [partial(pipeline.answer, [query], k, **options) for query in queries]
+        parts = await asyncio.gather(*[loop.run_in_executor(self._searching, each) for each in asked])
+        answers = [answer for part in parts for answer in part]
         for answer in answers:
             for stage, milliseconds in answer.milliseconds.items():
                 self.metrics.observe("shortlist_stage_seconds", milliseconds / 1000, stage=stage)
@@ -217,14 +235,14 @@ class _Parts:
     def __init__(self, pipeline: Pipeline) -> None:
         dense, bm25 = pipeline.parts.get("dense"), pipeline.parts.get("bm25")
         self.retriever = dense.retriever if isinstance(dense, Dense) else None
-        self.vectors = _OneAtATime(dense.vectors) if isinstance(dense, Dense) else None
-        self.bm25 = _OneAtATime(bm25) if bm25 else None
-        self.collection: Any = _OneAtATime(pipeline.collection)
+        self.vectors = _guarded(dense.vectors, "find") if isinstance(dense, Dense) else None
+        self.bm25 = _guarded(bm25, "search") if bm25 else None
+        self.collection = _guarded(pipeline.collection, "documents")
 
     def pipeline(self, batcher: Batcher, ticket: Ticket, reranker: AnyReranker | None) -> Pipeline:
         """For one request."""
         models = _Batched(batcher, ticket, self.retriever, reranker)
-        dense: Any = Dense(models, self.vectors) if self.vectors else None
+        dense = Dense(models, self.vectors) if self.vectors else None
         return Pipeline(self.collection, bm25=self.bm25, dense=dense, reranker=models if reranker else None)
 
 
@@ -249,27 +267,16 @@ class _Batched:
         return self._ticket.watch(self._batcher.submit(model, ids)).result()
 
 
-@final
-class _OneAtATime:
-    """An index or a collection of which nothing says that two threads may ask at once.
+def _guarded(part: T, method: str) -> T:
+    """An index or a collection of which nothing says that two threads may ask at once, so that they need not.
 
     Exact search uses all cores for one question anyway.
     """
+    guarded, lock, call = copy(part), threading.Lock(), getattr(part, method)
 
-    def __init__(self, part: Any) -> None:
-        self._part, self._lock = part, threading.Lock()
+    def alone(*arguments: Any) -> Any:
+        with lock:
+            return call(*arguments)
 
-    def find(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
-        """As the index's."""
-        with self._lock:
-            return self._part.find(queries, k)
-
-    def search(self, queries: list[Query], k: int) -> Run:
-        """As the index's."""
-        with self._lock:
-            return self._part.search(queries, k)
-
-    def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
-        """As the collection's."""
-        with self._lock:
-            return self._part.documents(doc_ids)
+    setattr(guarded, method, alone)
+    return guarded
