@@ -1,5 +1,6 @@
 """One process, or several that share a socket, from the first request to the last answer."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from shortlist.progress import say
 from shortlist.serve.protection import Protection
 
 LINGER_SECONDS = 0.5
-"""How long a server that goes down still answers that it does, so that no connection ends without an answer."""
+"""How long a server that goes down still answers new connections that it does, and then those that it has by then."""
 RESTARTS = 10
 """How many workers may die before the whole server gives up."""
 
@@ -54,6 +55,13 @@ class Server(uvicorn.Server):
             done = waited > LINGER_SECONDS and not self._gate.requests
             self.should_exit |= done or waited > self._drain_seconds
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connections, answer what those that there are still ask, and end."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LINGER_SECONDS)
+        await super().shutdown(sockets)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -109,6 +117,7 @@ def serve_in_processes(make_app: MakeApp, listener: socket.socket, drain_seconds
                     deaths += 1
                     say(f"serve: a worker ended with exit code {process.exitcode}; starting another.")
                     processes[place] = start()
+    listener.close()  # else new connections would be kept waiting here, when the workers take them no more
     _end(processes, drain_seconds)
     if deaths >= RESTARTS:
         raise UserError(f"{deaths} workers ended by themselves; their messages above say why, or memory is too small.")
