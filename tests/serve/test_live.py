@@ -1,7 +1,5 @@
 """A server in a process of its own, asked by the clients that people have, and ended in the middle of its work."""
 
-
-
 import os
 import signal
 import time

@@ -100,7 +100,6 @@ def test_another_key_is_none(make: Make, header: bytes):
 def test_keys_are_compared_in_constant_time(make: Make, monkeypatch: pytest.MonkeyPatch):
     compared = []
 
-
     def compare(one: bytes, other: bytes) -> bool:
         compared.append((one, other))
         return one == other
@@ -151,11 +150,9 @@ def test_what_has_more_tokens_than_are_ever_accepted_is_refused(make: Make):
     assert service.gate.tokens == 0
 
 
-@pytest.mark.parametrize(
-    "limits", [Limits(queue_requests=1), Limits(queue_tokens=8)], ids=["of requests", "of tokens"]
-)
+@pytest.mark.parametrize("limits", [Limits(queue_requests=1), Limits(queue_tokens=8)], ids=["of requests", "of tokens"])
 def test_a_full_queue_is_told_to_new_requests_and_what_was_accepted_is_answered(
-make: Make, blocked: Blocked, limits: Limits
+    make: Make, blocked: Blocked, limits: Limits
 ):
     client, service = make(limits)
     with ThreadPoolExecutor(1) as threads:
@@ -193,7 +190,7 @@ def test_a_request_that_takes_too_long_is_ended_and_what_of_it_waits_is_not_run(
     assert len(held.result(30)) == 1
     service.batcher.submit("reranker", [[1, 2]]).result(30)
     assert blocked.texts == 2
-    assert service.gate.requests == service.gate.tokens ==0
+    assert service.gate.requests == service.gate.tokens == 0
 
 
 async def leave_early(app: Protection, service: Service, path: str, body: dict) -> list:
