@@ -170,6 +170,22 @@ NAMES = {
         "Config DEMO_FOLDER Dense EncodesQueries HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index open_parts "
         "print_hits run search"
     ),
+    "shortlist.serve": "Config FEWEST_KEY_CHARACTERS SWITCH_SECONDS check open_app open_service read_key run",
+    "shortlist.serve.app": "ERRORS NO_JSON create_app",
+    "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue Work",
+    "shortlist.serve.gate": "FullError Gate Limits Ticket TooLargeError",
+    "shortlist.serve.metrics": "BUCKETS HELP Labels Metrics render",
+    "shortlist.serve.protection": (
+        "Answer App HEADERS LOOPBACK Log Message OPEN Protection RETRY_SECONDS Receive Send explained problem"
+    ),
+    "shortlist.serve.schema": (
+        "Embedding EmbeddingsRequest EmbeddingsResponse ErrorBody ErrorResponse Info Kind MAX_CHARACTERS MAX_DEPTH MAX_K "
+        "MAX_QUERIES MAX_TEXTS ModelInfo QueryText RerankMeta RerankRequest RerankResponse RerankResult Score "
+        "ScoreRequest ScoreResponse SearchAnswer SearchRequest SearchResponse SearchResult StagePlace Status "
+        "TeiEmbedRequest TeiRank TeiRerankRequest Text TextObject Texts Usage"
+    ),
+    "shortlist.serve.server": "LINGER_SECONDS MakeApp RESTARTS Server address bind serve serve_in_processes",
+    "shortlist.serve.service": "FieldError Read Service",
     "shortlist.table": "Cells Column Config Table draw markdown our_rows published_tables read_table run",
     "shortlist.text.batching": "pad token_batches windows",
     "shortlist.text.contract": (
