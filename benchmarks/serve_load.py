@@ -226,12 +226,13 @@ async def overload(served: Served, rate: float, seconds: float) -> str:
             memory.append(served.resident_mib())
     took = time.perf_counter() - start
     await asyncio.gather(*tasks)
+    p50, p95 = 1000 * np.percentile(waits, (50, 95))
     warm = memory[min(10, len(memory) - 1)]
     return (
-        f"{sum(statuses.values()):,} requests in {took:.0f} s, {rate:.0f}/s meant: {counted(statuses)}. Of those answered "
-        f"with 200: {len(waits) / took:.1f}/s, p50 {1000 * np.percentile(waits, 50):.0f} ms, "
-        f"p95 {1000 * np.percentile(waits, 95):.0f} ms, at most {1000 * max(waits):.0f} ms. Memory {memory[0]:.0f} MiB before, "
-        f"{warm:.0f} after 10 s, at most {max(memory):.0f}, {memory[-1]:.0f} at the end."
+        f"{sum(statuses.values()):,} requests in {took:.0f} s, {rate:.0f}/s meant: {counted(statuses)}. "
+        f"Of those answered with 200: {len(waits) / took:.1f}/s, p50 {p50:.0f} ms, p95 {p95:.0f} ms, at most "
+        f"{1000 * max(waits):.0f} ms. Memory {memory[0]:.0f} MiB before, {warm:.0f} after 10 s, "
+        f"at most {max(memory):.0f}, {memory[-1]:.0f} at the end."
     )
 
 

@@ -66,7 +66,7 @@ NAMES = {
         "Config Encoder LISTED MEASURED_SECONDS Part SAMPLE Shard Speed claim compare contract_of embed_part encode "
         "fill forecast measure open_retriever parts run write"
     ),
-    "shortlist.engine": "Engine TRIES Wait spread",
+    "shortlist.engine": "Engine TRIES Wait joined spread",
     "shortlist.errors": "UserError unknown",
     "shortlist.evaluate": "Config difference run write_values",
     "shortlist.fuse": "Config run",
@@ -173,10 +173,11 @@ NAMES = {
     "shortlist.serve": "Config FEWEST_KEY_CHARACTERS SWITCH_SECONDS check open_app open_service read_key run",
     "shortlist.serve.app": "ERRORS NO_JSON create_app",
     "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue Work",
+    "shortlist.serve.deploy": "Front Reply Replica SCOPE SPARE application serve_on_ray",
     "shortlist.serve.gate": "FullError Gate Limits Ticket TooLargeError",
     "shortlist.serve.metrics": "BUCKETS HELP Labels Metrics render",
     "shortlist.serve.protection": (
-        "Answer App HEADERS LOOPBACK Log Message OPEN Protection RETRY_SECONDS Receive Send explained problem"
+        "Answer App HEADERS LOOPBACK Log Message OPEN Protection RETRY_SECONDS Receive Send explained problem replay"
     ),
     "shortlist.serve.schema": (
         "Embedding EmbeddingsRequest EmbeddingsResponse ErrorBody ErrorResponse Info Kind MAX_CHARACTERS MAX_DEPTH MAX_K "

@@ -24,8 +24,8 @@ OPEN = {"/health", "/ready", "/", "/page.css", "/page.js"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
@@ -173,7 +173,7 @@ class Protection:
         if self.log == "queries":
             print(f"{scope['path']} {body.decode(errors='replace')}", file=sys.stderr, flush=True)
         scope.setdefault("state", {})["ticket"] = ticket
-        await _until_gone(self.app(scope, _replay(body), reply), receive)
+        await _until_gone(self.app(scope, replay(body), reply), receive)
 
 
 async def _until_gone(answering: Awaitable[None], receive: Receive) -> None:
@@ -213,7 +213,7 @@ async def _body(receive: Receive, headers: dict[bytes, bytes], most: int) -> byt
             return bytes(body)
 
 
-def _replay(body: bytes) -> Receive:
+def replay(body: bytes) -> Receive:
     """Give the body once; the end of the connection is watched elsewhere."""
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
