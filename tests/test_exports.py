@@ -180,8 +180,8 @@ NAMES = {
         "Answer App HEADERS LOOPBACK Log Message OPEN Protection RETRY_SECONDS Receive Send explained problem replay"
     ),
     "shortlist.serve.schema": (
-        "Embedding EmbeddingsRequest EmbeddingsResponse ErrorBody ErrorResponse Info Kind MAX_CHARACTERS MAX_DEPTH MAX_K "
-        "MAX_QUERIES MAX_TEXTS ModelInfo QueryText RerankMeta RerankRequest RerankResponse RerankResult Score "
+        "Embedding EmbeddingsRequest EmbeddingsResponse ErrorBody ErrorResponse Info Kind MAX_CHARACTERS MAX_DEPTH "
+        "MAX_K MAX_QUERIES MAX_TEXTS ModelInfo QueryText RerankMeta RerankRequest RerankResponse RerankResult Score "
         "ScoreRequest ScoreResponse SearchAnswer SearchRequest SearchResponse SearchResult StagePlace Status "
         "TeiEmbedRequest TeiRank TeiRerankRequest Text TextObject Texts Usage"
     ),

@@ -329,7 +329,8 @@ def _search_answer(query: str, found: Found, explain: bool) -> schema.SearchAnsw
         )
         for rank, each in enumerate(found.results, start=1)
     ]
-    return schema.SearchAnswer(query=query, results=results, milliseconds=found.milliseconds if explain else None)
+    times = found.milliseconds if explain else None
+    return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
 
 
 async def _add_truncation(service: Service, answer: schema.SearchAnswer, found: Found) -> None:

@@ -253,4 +253,4 @@ class Info(BaseModel):
     retriever: ModelInfo | None = None
     reranker: ModelInfo | None = None
     first_stages: list[FirstStage]
-    limits: dict[str, float]
+    limits: dict[str, int | float]

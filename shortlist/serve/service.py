@@ -152,7 +152,8 @@ class Service:
         assert self.retriever is not None
         inputs = self.retriever.inputs
         if kind == "query":
-            items, tokenize = [Query("", text) for text in texts], inputs.query_ids
+            items: Any = [Query("", text) for text in texts]
+            tokenize: Any = inputs.query_ids
         else:
             items, tokenize = to_documents(texts), inputs.document_ids
         length = getattr(inputs.contract, f"{kind}_length")
