@@ -171,7 +171,7 @@ class Protection:
             await reply.send(problem(413, "too_large", f"the body is larger than {most} bytes; send less at a time."))
             return
         if self.log == "queries":
-            print(f"{scope['path']} {body.decode(errors='replace')}", file=sys.stderr, flush=True)
+            print(f"{scope['path']} {body.decode(errors='replace')!r}", file=sys.stderr, flush=True)
         scope.setdefault("state", {})["ticket"] = ticket
         await _until_gone(self.app(scope, replay(body), reply), receive)
 

@@ -24,6 +24,9 @@ from shortlist.serve.metrics import Metrics
 
 T = TypeVar("T")
 
+TOKENIZING = 4
+"""Threads that do so, so that a short text need not wait for a large body."""
+
 
 class FieldError(Exception):
     """A field of a request that does not fit this server's models."""
@@ -77,7 +80,7 @@ class Service:
             finished=self._count_batch,
         )
         self.gate = Gate(limits, lambda: self.batcher.tokens_per_second)
-        self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
+        self._tokenizing = ThreadPoolExecutor(TOKENIZING, "tokenizing")
         # As many as there are requests: what a thread does here is wait for the batcher, which decides who is first.
         self._searching = ThreadPoolExecutor(limits.queue_requests, "searching")
 
