@@ -30,6 +30,7 @@ STAGES = {
     "compare": "what runs are worth beside what they cost",
     "report": "write one page about everything that some folders hold",
     "run": "run the stages of a recipe, skipping what is done",
+    "serve": "search, embed and rerank over HTTP, with a page to search on",
     "demo": "train and measure a whole system on this machine's own Python sources",
 }
 MODULES = {"run": "recipe", "push": "export.push"}

@@ -58,6 +58,18 @@ def spread(
     return (task(item) for item in items) if workers == 1 else _in_processes(task, items, workers, devices)
 
 
+@contextmanager
+def joined() -> Iterator[Any]:
+    """Ray, joined to a cluster as `spread` does it: for what is no task over items.
+
+    Raises:
+        UserError: Ray is missing or does not answer.
+    """
+    ray = _ray()
+    with _cluster(ray):
+        yield ray
+
+
 def _in_processes(
     task: Callable[[T], R], items: Iterable[T], workers: int, devices: list[str]
 ) -> Generator[R, None, None]:

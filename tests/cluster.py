@@ -1,5 +1,6 @@
 """A Ray cluster on this machine, with nodes that a test can kill."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ def two_nodes() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the nodes find the tests' tasks
+        ours = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        environment.setenv("PYTHONPATH", os.pathsep.join(ours))  # where the nodes find the tests' tasks
         # A dead node is noticed within seconds.
         config = {
             "health_check_initial_delay_ms": 0,

@@ -78,7 +78,7 @@ NAMES = {
         "Config Encoder LISTED MEASURED_SECONDS Part SAMPLE Shard Speed claim compare contract_of embed_part encode "
         "fill forecast measure open_retriever parts run write"
     ),
-    "shortlist.engine": "Engine TRIES Wait spread",
+    "shortlist.engine": "Engine TRIES Wait joined spread",
     "shortlist.errors": "UserError unknown",
     "shortlist.evaluate": "Config difference run write_values",
     "shortlist.export": "Config Model Target WRITERS run",
@@ -174,7 +174,7 @@ NAMES = {
         "bf16_pays finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
     ),
     "shortlist.models.published": (
-        "ACTIVATIONS KNOWN MODULES POOLINGS UNLIMITED backbone_folder dense_layers published_contract"
+        "ACTIVATIONS KNOWN MODULES POOLINGS UNLIMITED backbone_folder check_layout dense_layers published_contract"
     ),
     "shortlist.models.quantized": "Int8Linear quantize_linears",
     "shortlist.models.reranker": "AnyReranker CrossEncoder Reranker Scores new_head",
@@ -202,6 +202,23 @@ NAMES = {
         "Config DEMO_FOLDER Dense EncodesQueries HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index open_parts "
         "print_hits run search"
     ),
+    "shortlist.serve": "Config FEWEST_KEY_CHARACTERS SWITCH_SECONDS check open_app open_service read_key run",
+    "shortlist.serve.app": "ERRORS NO_JSON create_app",
+    "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue Work",
+    "shortlist.serve.deploy": "Front Replica Reply SCOPE SPARE application serve_on_ray",
+    "shortlist.serve.gate": "FullError Gate Limits Ticket TooLargeError",
+    "shortlist.serve.metrics": "BUCKETS HELP Labels Metrics render",
+    "shortlist.serve.protection": (
+        "Answer App HEADERS LOOPBACK Log Message OPEN Protection RETRY_SECONDS Receive Send explained problem replay"
+    ),
+    "shortlist.serve.schema": (
+        "Embedding EmbeddingsRequest EmbeddingsResponse ErrorBody ErrorResponse Info Kind MAX_CHARACTERS MAX_DEPTH "
+        "MAX_K MAX_QUERIES MAX_TEXTS ModelInfo QueryText RerankMeta RerankRequest RerankResponse RerankResult Score "
+        "ScoreRequest ScoreResponse SearchAnswer SearchRequest SearchResponse SearchResult StagePlace Status "
+        "TeiEmbedRequest TeiRank TeiRerankRequest Text TextObject Texts Usage"
+    ),
+    "shortlist.serve.server": "LINGER_SECONDS MakeApp RESTARTS Server address bind serve serve_in_processes",
+    "shortlist.serve.service": "FieldError Read Service TOKENIZING",
     "shortlist.table": "Cells Column Config Table draw markdown our_rows published_tables read_table run",
     "shortlist.text.batching": "pad token_batches windows",
     "shortlist.text.contract": (

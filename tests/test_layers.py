@@ -34,7 +34,7 @@ LAYERS = [
         "export",
     },
     {"recipe", "pipeline", "verify"},
-    {"demo", "integrations"},
+    {"demo", "integrations", "serve"},
     {"cli"},
     {"__main__"},
 ]

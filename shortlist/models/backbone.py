@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from logging import ERROR, getLogger
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -172,9 +173,11 @@ def _freeze_pooler(model: PreTrainedModel) -> None:
 
 def not_a_model(name: str, error: Exception | str) -> UserError:
     """The error for a name under which no model can be loaded."""
+    names = sorted(path.name for path in Path(name).iterdir()) if Path(name).is_dir() else []
+    found = f" Found: {', '.join(names[:6])}." if names else ""
     return UserError(
         f"{name}: cannot load a model ({first_line(error)}); expected a model folder with config.json and safetensors "
-        "weights, or the name of one on the hub."
+        f"weights, or the name of one on the hub.{found}"
     )
 
 

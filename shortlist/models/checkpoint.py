@@ -31,7 +31,7 @@ from shortlist.models.backbone import (
     not_a_model,
 )
 from shortlist.models.heads import HEAD, answer_head, find_head, is_classifier, one_label
-from shortlist.models.published import backbone_folder, dense_layers, published_contract
+from shortlist.models.published import backbone_folder, check_layout, dense_layers, published_contract
 from shortlist.models.reranker import AnyReranker, CrossEncoder, Reranker, new_head
 from shortlist.models.retriever import Retriever
 from shortlist.text.contract import InputContract, Inputs, named_contract
@@ -255,6 +255,7 @@ def tokenizer_of(name: str) -> Any:
     Raises:
         UserError: there is none that can be used.
     """
+    check_layout(name, local_folder(name, weights=False))
     folder = backbone_folder(local_folder(name, weights=False))
     if is_adapter(folder) and not has_tokenizer(folder):
         return tokenizer_of(base_name(folder))
@@ -310,6 +311,7 @@ def _own_contract(name: str, kind: str, *, weights: bool = True) -> InputContrac
     if path.exists():
         form = InputContract.from_dict(read_json(path), where=str(path))
         return form if getattr(form, kind) else None
+    check_layout(name, folder)
     return published_contract(name, folder, kind)
 
 

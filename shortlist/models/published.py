@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
+from shortlist.models.adapters import is_adapter
 from shortlist.models.heads import is_classifier
 from shortlist.models.retriever import Activation, Dense
 from shortlist.text.contract import InputContract, named_contract
@@ -52,6 +54,27 @@ ACTIVATIONS: dict[str, Activation | None] = {
 
 UNLIMITED = 10**9
 """A longest input above this is tokenizers' way to say that there is none."""
+
+
+def check_layout(name: str, folder: Path) -> None:
+    """Refuse a folder that holds no model of a known layout, or one that would need code of its own.
+
+    Raises:
+        UserError: one of these; says what was found.
+    """
+    config = backbone_folder(folder) / "config.json"
+    if not config.exists() and not is_adapter(backbone_folder(folder)):
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+        raise UserError(
+            f"{name}: is no model folder (found: {found}); expected config.json (transformers), adapter_config.json "
+            f"(PEFT) or {MODULES} (sentence-transformers), weights in safetensors, and a tokenizer."
+        )
+    kind = optional_json(config).get("model_type")
+    if "auto_map" in optional_json(config) and kind not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            f"{name}: is of the kind {kind!r}, which transformers has not; it brings code of its own, which other "
+            "tools run with trust_remote_code. That is never done here; choose a model of a kind that transformers has."
+        )
 
 
 def published_contract(name: str, folder: Path, kind: str) -> InputContract | None:

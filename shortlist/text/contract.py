@@ -279,10 +279,10 @@ class Inputs:
         """The id of a special token that the contract uses, such as `<sep>`."""
         return self._special[piece]
 
-    def query_ids(self, queries: Sequence[Query]) -> list[list[int]]:
-        """Token ids of each query."""
+    def query_ids(self, queries: Sequence[Query], *, cut: bool = True) -> list[list[int]]:
+        """Token ids of each query; uncut ones may be of any length."""
         rows = [{"query": q.text} for q in queries]
-        return self._ids(self._template("query"), rows, self.contract.query_length)
+        return self._ids(self._template("query"), rows, self.contract.query_length if cut else None)
 
     def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
         """Token ids of each document; uncut ones may be of any length."""

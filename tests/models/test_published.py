@@ -265,3 +265,28 @@ def test_a_known_hub_model_loads_without_a_contract(llama: Path, monkeypatch: py
     assert reranker_to_train("castorini/repllama-v1-7b-lora-passage", seed=0).inputs.contract == named_contract(
         "rankllama"
     )
+
+
+def test_a_folder_of_no_known_layout_says_what_was_found_and_what_is_needed(tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
+    for options in ({}, {"contract": "repllama"}):
+        with pytest.raises(UserError, match=r"is no model folder \(found: notes\.txt\); expected config\.json"):
+            load_retriever(str(tmp_path), **options)
+
+
+def test_a_model_with_code_of_its_own_is_refused(bert: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(bert, tmp_path / "copy"))
+    changed(folder / "config.json", model_type="mystery", auto_map={"AutoModel": "modeling_mystery.Mystery"})
+    mark = tmp_path / "mark"
+    (folder / "modeling_mystery.py").write_text(f"open({str(mark)!r}, 'w')")
+    for options in ({}, {"contract": "bert"}):
+        with pytest.raises(UserError, match="brings code of its own, which other tools run with trust_remote_code"):
+            load_retriever(str(folder), **options)
+    assert not mark.exists()
+
+
+def test_pickled_weights_are_told(bert: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(bert, tmp_path / "copy"))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"expected .*safetensors weights.* Found: .*pytorch_model\.bin"):
+        load_retriever(str(folder), contract="bert")

@@ -1,0 +1,175 @@
+"""Stage `serve`: search, embeddings and reranking over HTTP, and a page to search on."""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from shortlist.engine import Engine
+from shortlist.errors import UserError
+
+if TYPE_CHECKING:
+    from shortlist.serve.protection import Protection
+    from shortlist.serve.service import Service
+
+FEWEST_KEY_CHARACTERS = 16
+SWITCH_SECONDS = 0.0005
+"""How long one thread may keep the others from running Python: the models' thread asks for it at every operation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    retriever: str | None = None
+    """Model folder or hub name: embeds, and searches if there are vectors."""
+    vectors: Path | None = None
+    """Vectors that it made, from `shortlist encode`."""
+    index: Path | None = None
+    """An index over them, from `shortlist index`; by default they are searched exactly."""
+    collection: str | None = None
+    """The documents to search: folder, `irds:` or `hf:` name."""
+    bm25: Path | None = None
+    """Index of words over them, from `shortlist index`."""
+    reranker: str | None = None
+    """Model folder or hub name: scores, and reranks what was found."""
+    reranker_contract: str | None = None
+    """Its input contract by name, for a folder that does not say its own."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any but this machine's own needs --api-key-file."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_key_file: Path | None = None
+    """File with the key that clients must send."""
+    workers: int = 1
+    """Processes on this machine, or replicas on a Ray cluster, each with models of its own."""
+    engine: Engine = "local"
+    """`ray`: serve with Ray Serve, on the cluster of RAY_ADDRESS or `ray start`."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
+    queue_requests: int = 256
+    """Most requests that wait or are worked on; more are answered with 429."""
+    queue_tokens: int = 1_048_576
+    """Most tokens of these requests; more are answered with 429, and what could never fit with 413."""
+    timeout_seconds: float = 30.0
+    """Longest that a request may take."""
+    drain_seconds: float = 30.0
+    """Longest that accepted requests are worked on after SIGTERM."""
+    log: Literal["errors", "requests", "queries"] = "errors"
+    """What is written to stderr: errors, also a line for each request, also the texts that are asked."""
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    check(config)
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise UserError("fastapi or uvicorn is not installed; pip install 'shortlist[serve]'.")
+    read_key(config)
+    if config.engine == "ray":
+        from shortlist.serve.deploy import serve_on_ray
+
+        serve_on_ray(config)
+        return
+    from shortlist.serve.server import bind, serve, serve_in_processes
+
+    listener = bind(config.host, config.port)
+    make_app = partial(open_app, config)
+    if config.workers == 1:
+        serve(make_app, listener, config.drain_seconds)
+    else:
+        serve_in_processes(make_app, listener, config.drain_seconds, config.workers)
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot be served, before anything is loaded.
+
+    Raises:
+        UserError: flags that do not go together, or a server that anybody on the network could use.
+    """
+    from shortlist.serve.protection import LOOPBACK
+
+    if config.host not in LOOPBACK and config.api_key_file is None:
+        raise UserError(
+            f"--host {config.host}: others could reach the server there, and it has no key; "
+            "name a file with one in --api-key-file, or serve on 127.0.0.1."
+        )
+    searches = config.vectors or config.index or config.bm25
+    if not (config.retriever or config.reranker or searches):
+        raise UserError("nothing to serve: give --retriever, --reranker, or --collection with --vectors or --bm25.")
+    if searches and not config.collection:
+        raise UserError("--collection is missing: it holds the texts of the documents that are found.")
+    if config.collection and not searches:
+        raise UserError("--collection without --vectors or --bm25: there is nothing to search it with.")
+    if (config.vectors or config.index) and not config.retriever:
+        raise UserError("--vectors without --retriever: searching vectors takes the model that made them.")
+    for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected more than 0.")
+
+
+def read_key(config: Config) -> str | None:
+    """The key that clients must send; None if none is needed.
+
+    Raises:
+        UserError: the file cannot be read, or what it holds is too short to be safe.
+    """
+    if config.api_key_file is None:
+        return None
+    try:
+        key = config.api_key_file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"--api-key-file {config.api_key_file}: cannot be read; expected a file with a key.") from None
+    if len(key) < FEWEST_KEY_CHARACTERS or not key.isascii() or len(key.split()) != 1:
+        raise UserError(
+            f"--api-key-file {config.api_key_file}: holds no safe key; expected at least {FEWEST_KEY_CHARACTERS} "
+            "ASCII characters without spaces, such as `openssl rand -hex 32` prints."
+        )
+    return key
+
+
+def open_service(config: Config) -> "Service":
+    """Load what a Config names.
+
+    Raises:
+        UserError: a model, store, index or collection is missing, or they do not belong together.
+    """
+    from shortlist.models.reranker import Reranker
+    from shortlist.models.retriever import Retriever
+    from shortlist.pipeline import Pipeline
+    from shortlist.serve.gate import Limits
+    from shortlist.serve.service import Service
+
+    dense = config.vectors or config.index
+    pipeline = config.collection and Pipeline.load(
+        config.collection,
+        retriever=config.retriever if dense else None,
+        vectors=config.vectors,
+        index=config.index,
+        bm25=config.bm25,
+    )
+    contract = config.reranker_contract
+    service = Service(
+        pipeline or None,
+        retriever=Retriever.load(config.retriever) if config.retriever and not dense else None,
+        reranker=Reranker.load(config.reranker, contract=contract) if config.reranker else None,  # type: ignore[arg-type]
+        names={name: _short(model) for name in ("retriever", "reranker") if (model := getattr(config, name))},
+        limits=Limits(config.queue_requests, config.queue_tokens, config.timeout_seconds),
+        token_budget=config.token_budget,
+    )
+    service.warm_up()
+    return service
+
+
+def _short(name: str) -> str:
+    """A folder's own name, because where it is concerns nobody outside; a hub name whole."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def open_app(config: Config) -> "Protection":
+    """The application over what a Config names, for this process alone."""
+    from shortlist.serve.app import create_app
+    from shortlist.serve.protection import LOOPBACK
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    key = read_key(config)
+    return create_app(open_service(config), key=key, hosts=LOOPBACK if key is None else None, log=config.log)

@@ -1,0 +1,359 @@
+"""The HTTP application over a Service: which paths there are depends on what it has."""
+
+import base64
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+import shortlist
+from shortlist.pipeline import Answer as Found
+from shortlist.serve import schema
+from shortlist.serve.gate import FullError, Ticket, TooLargeError
+from shortlist.serve.metrics import render
+from shortlist.serve.protection import Answer, Log, Protection, explained, problem
+from shortlist.serve.service import FieldError, Read, Service
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": schema.ErrorResponse, "description": "The body is not JSON."},
+    401: {"model": schema.ErrorResponse, "description": "No key, or another one."},
+    413: {"model": schema.ErrorResponse, "description": "More than this server ever accepts."},
+    422: {"model": schema.ErrorResponse, "description": "A field is wrong; `field` names it."},
+    429: {"model": schema.ErrorResponse, "description": "Too much to do already; Retry-After says when to try again."},
+    503: {"model": schema.ErrorResponse, "description": "The server is going down."},
+    504: {"model": schema.ErrorResponse, "description": "The request took too long."},
+}
+
+
+NO_JSON = problem(400, "invalid_json", "the body is not JSON.", field="body")
+
+
+def create_app(
+    service: Service, *, key: str | None = None, hosts: Iterable[str] | None = None, log: Log = "errors"
+) -> Protection:
+    """The whole application, protected; arguments as for `Protection`."""
+    app = FastAPI(
+        title="shortlist",
+        version=shortlist.__version__,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        dependencies=[Security(HTTPBearer(auto_error=False))] if key is not None else [],
+    )
+    _add_errors(app)
+    _add_state(app, service)
+    if service.retriever is not None:
+        _add_embedding(app, service)
+    if service.reranker is not None:
+        _add_reranking(app, service)
+    if service.parts is not None:
+        _add_search(app, service)
+        _add_page(app)
+    paths = [getattr(route, "path", "") for route in app.routes]
+    return Protection(app, service.gate, service.metrics, key=key, hosts=hosts, paths=paths, log=log)
+
+
+def _add_errors(app: FastAPI) -> None:
+    for kind in (FullError, TooLargeError):
+        app.add_exception_handler(kind, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_validation)
+    app.add_exception_handler(HTTPException, _explain_http)
+    app.add_exception_handler(FieldError, _explain_field)
+    app.add_exception_handler(Exception, _explain_bug)
+
+
+def _send(answer: Answer | None) -> Response:
+    assert answer is not None
+    return Response(answer.body, answer.status, answer.headers, media_type="application/json")
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    return _send(explained(error))
+
+
+async def _explain_field(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FieldError)
+    return _send(problem(422, "invalid_request", f"{error.field}: {error}", field=error.field))
+
+
+async def _explain_bug(request: Request, error: Exception) -> Response:
+    return _send(problem(500, "internal_error", "the server has failed at this request; its log says more."))
+
+
+async def _explain_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _send(problem(404, "not_found", "no such path here; /openapi.json lists those that there are."))
+    if error.status_code == 400:
+        return _send(NO_JSON)
+    return _send(problem(error.status_code, "invalid_request", f"{error.detail}.", **dict(error.headers or {})))
+
+
+async def _explain_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(each["type"] == "json_invalid" for each in found):
+        return _send(NO_JSON)
+    field = _field(found[0]["loc"])
+    messages = dict.fromkeys(each["msg"] for each in found if _field(each["loc"]) == field)
+    return _send(problem(422, "invalid_request", f"{field}: {'; '.join(messages)}.", field=field))
+
+
+def _field(loc: Sequence[Any]) -> str:
+    """`documents.3` of ("body", "documents", 3, "str"): what pydantic calls the parts of a union is left out."""
+    parts = [str(part) for part in loc[1:2]] + [str(part) for part in loc[2:] if isinstance(part, int)]
+    return ".".join(parts) or "body"
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _ticket(request: Request) -> Ticket:
+    return request.state.ticket
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health", response_model=schema.Status, responses={503: {"model": schema.Status}})
+    async def health() -> Response:
+        """Whether the process works."""
+        alive = service.batcher.alive
+        answer = _json(schema.Status(status="alive" if alive else "broken"))
+        answer.status_code = 200 if alive else 503
+        return answer
+
+    @app.get("/ready", response_model=schema.Status, responses={503: {"model": schema.Status}})
+    async def ready() -> Response:
+        """Whether new requests are welcome: not while the server is going down."""
+        draining = service.gate.draining or not service.batcher.alive
+        answer = _json(schema.Status(status="draining" if draining else "ready"))
+        answer.status_code = 503 if draining else 200
+        return answer
+
+    @app.get("/info", response_model=schema.Info, responses={401: ERRORS[401]})
+    async def info() -> Response:
+        """Models, contracts and limits."""
+        return _json(_info(service))
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
+    async def metrics() -> PlainTextResponse:
+        """Counters for Prometheus."""
+        now = {"shortlist_queue_requests": service.gate.requests, "shortlist_queue_tokens": service.gate.tokens}
+        return PlainTextResponse(render(service.metrics.values() | now))
+
+
+def _info(service: Service) -> schema.Info:
+    models = {
+        name: schema.ModelInfo(
+            name=service.names[name], contract=model.inputs.contract.to_dict(), dim=getattr(model, "dim", None)
+        )
+        for name, model in (("retriever", service.retriever), ("reranker", service.reranker))
+        if model is not None
+    }
+    limits = service.gate.limits._asdict() | {
+        "texts": schema.MAX_TEXTS,
+        "queries": schema.MAX_QUERIES,
+        "characters": schema.MAX_CHARACTERS,
+        "k": schema.MAX_K,
+        "depth": schema.MAX_DEPTH,
+    }
+    stages = service.first_stages
+    return schema.Info(version=shortlist.__version__, first_stages=stages, limits=limits, **models)
+
+
+def _add_embedding(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/embeddings", response_model=schema.EmbeddingsResponse, responses=ERRORS)
+    async def embeddings(asked: schema.EmbeddingsRequest, request: Request) -> Response:
+        """Vectors, as OpenAI's clients ask for them."""
+        read = await service.embed(_ticket(request), _texts(asked.input), asked.input_type)
+        vectors = _narrowed(service, read.outputs, asked.dimensions)
+        encode = _base64 if asked.encoding_format == "base64" else np.ndarray.tolist
+        data = [schema.Embedding(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
+        name = service.names["retriever"]
+        return _json(schema.EmbeddingsResponse(data=data, model=name, usage=_usage(read), truncated=read.truncated))
+
+    @app.post("/embed", response_model=list[list[float]], responses=ERRORS)
+    async def embed(asked: schema.TeiEmbedRequest, request: Request) -> Response:
+        """Vectors, as text-embeddings-inference's clients ask for them."""
+        read = await service.embed(_ticket(request), _texts(asked.inputs), asked.prompt_name or "document")
+        _check_whole(read, asked.truncate, "inputs")
+        vectors = _narrowed(service, read.outputs, asked.dimensions)
+        if asked.normalize:
+            vectors = _unit(vectors)
+        return Response(_numbers(vectors), media_type="application/json")
+
+
+def _texts(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def _usage(read: Read) -> schema.Usage:
+    return schema.Usage(prompt_tokens=read.num_tokens, total_tokens=read.num_tokens)
+
+
+def _numbers(vectors: np.ndarray) -> str:
+    return f"[{','.join(str(vector.tolist()) for vector in vectors)}]"
+
+
+def _base64(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _narrowed(service: Service, vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """The first numbers of each vector, brought to length 1 again where the whole ones have it."""
+    assert service.retriever is not None
+    if dimensions is None or dimensions == service.retriever.dim:
+        return vectors
+    if dimensions > service.retriever.dim:
+        raise FieldError("dimensions", f"the model's vectors have {service.retriever.dim} numbers; ask for no more")
+    vectors = vectors[:, :dimensions]
+    return _unit(vectors) if service.retriever.inputs.contract.normalize else vectors
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _check_whole(read: Read, truncate: bool | None, field: str) -> None:
+    if read.truncated and not truncate:
+        text = f"{field}.{read.truncated[0]}"
+        raise FieldError(text, "longer than the model's input; send `truncate: true` to have it cut")
+
+
+def _add_reranking(app: FastAPI, service: Service) -> None:
+    async def rerank(asked: schema.RerankRequest, request: Request) -> Response:
+        """Documents in the order of their scores, as Cohere's and Jina's clients ask for it."""
+        texts = asked.texts
+        pairs = [(asked.query, text) for text in texts]
+        read = await service.score(_ticket(request), pairs, asked.max_tokens_per_doc)
+        best = _best_first(read.outputs)[: asked.top_n]
+        results = [
+            schema.RerankResult(
+                index=i,
+                relevance_score=_between_0_and_1(read.outputs[i]),
+                document=schema.TextObject(text=texts[i]) if asked.return_documents else None,
+            )
+            for i in best
+        ]
+        version = request.url.path[2:3]
+        meta = schema.RerankMeta(api_version={"version": version}, billed_units={"search_units": 1})
+        common = {"id": str(uuid.uuid4()), "model": service.names["reranker"], "meta": meta}
+        return _json(schema.RerankResponse(results=results, usage=_usage(read), truncated=read.truncated, **common))
+
+    for version in ("v1", "v2"):
+        options = {"response_model": schema.RerankResponse, "responses": ERRORS, "name": f"rerank_{version}"}
+        app.post(f"/{version}/rerank", **options)(rerank)
+
+    @app.post("/rerank", response_model=list[schema.TeiRank], responses=ERRORS)
+    async def tei_rerank(asked: schema.TeiRerankRequest, request: Request) -> Response:
+        """Texts in the order of their scores, as text-embeddings-inference's clients ask for it."""
+        read = await service.score(_ticket(request), [(asked.query, text) for text in asked.texts])
+        _check_whole(read, asked.truncate, "texts")
+        scale = float if asked.raw_scores else _between_0_and_1
+        ranks = [
+            schema.TeiRank(
+                index=i, score=scale(read.outputs[i]), text=asked.texts[i] if asked.return_text else None
+            ).model_dump_json(exclude_none=True)
+            for i in _best_first(read.outputs)
+        ]
+        return Response(f"[{','.join(ranks)}]", media_type="application/json")
+
+    @app.post("/score", response_model=schema.ScoreResponse, responses=ERRORS)
+    async def score(asked: schema.ScoreRequest, request: Request) -> Response:
+        """Scores of pairs, as vLLM's clients ask for them."""
+        pairs = _pairs(_texts(asked.text_1), _texts(asked.text_2))
+        read = await service.score(_ticket(request), pairs, field="text_1")
+        data = [schema.Score(index=i, score=_between_0_and_1(value)) for i, value in enumerate(read.outputs)]
+        common = {"id": f"score-{uuid.uuid4()}", "created": int(time.time()), "model": service.names["reranker"]}
+        return _json(schema.ScoreResponse(data=data, usage=_usage(read), **common))
+
+
+def _pairs(first: list[str], second: list[str]) -> list[tuple[str, str]]:
+    if len(first) == 1:
+        first = first * len(second)
+    if len(first) != len(second):
+        message = f"{len(first)} texts for the {len(second)} of text_2; expected as many, or one"
+        raise FieldError("text_1", message)
+    return list(zip(first, second, strict=True))
+
+
+def _best_first(scores: np.ndarray) -> list[int]:
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def _between_0_and_1(score: Any) -> float:
+    """The logistic function; in float64, which tells scores apart that float32 would round to 1."""
+    return 0.5 * (1 + math.tanh(0.5 * float(score)))
+
+
+def _add_search(app: FastAPI, service: Service) -> None:
+    @app.post("/search", response_model=schema.SearchResponse, responses=ERRORS)
+    async def search(asked: schema.SearchRequest, request: Request) -> Response:
+        """The best documents of the collection for each query."""
+        _check(service, asked)
+        options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
+        field = "query" if asked.query is not None else "queries"
+        found = await service.search(_ticket(request), asked.texts, asked.k, field=field, **options)
+        answers = [_search_answer(text, each, asked.explain) for text, each in zip(asked.texts, found, strict=True)]
+        if asked.explain:
+            for answer, each in zip(answers, found, strict=True):
+                await _add_truncation(service, answer, each)
+        return _json(schema.SearchResponse(answers=answers))
+
+
+def _check(service: Service, asked: schema.SearchRequest) -> None:
+    if (asked.query is None) == (asked.queries is None):
+        raise FieldError("query", "give either this or queries")
+    if asked.first_stage and asked.first_stage not in service.first_stages:
+        raise FieldError("first_stage", f"not here; expected one of {', '.join(service.first_stages)}")
+    if asked.rerank and service.reranker is None:
+        raise FieldError("rerank", "there is no reranker here; leave it out")
+
+
+def _search_answer(query: str, found: Found, explain: bool) -> schema.SearchAnswer:
+    results = [
+        schema.SearchResult(
+            rank=rank,
+            score=each.score,
+            **each.document._asdict(),
+            stages={name: schema.StagePlace(**at._asdict()) for name, at in each.places.items()} if explain else None,
+        )
+        for rank, each in enumerate(found.results, start=1)
+    ]
+    times = found.milliseconds if explain else None
+    return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
+
+
+async def _add_truncation(service: Service, answer: schema.SearchAnswer, found: Found) -> None:
+    """Say what the models have not read to its end."""
+    if "dense" in found.milliseconds:
+        answer.truncated = await service.cut_by_retriever(answer.query)
+    if "reranker" in found.milliseconds:
+        read = [each.document for each in found.results if "reranker" in each.places]
+        cut = await service.cut_by_reranker(answer.query, read)
+        for result in answer.results:
+            result.truncated = result.doc_id in cut
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = files("shortlist.serve").joinpath("page")
+    kinds = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
+    for path, (name, kind) in (kinds | {"/page.js": ("page.js", "text/javascript")}).items():
+        response = Response(folder.joinpath(name).read_text("utf-8"), media_type=kind)
+        app.add_route(path, _always(response), include_in_schema=False)
+
+
+def _always(response: Response) -> Callable[[Request], Awaitable[Response]]:
+    async def send(request: Request) -> Response:
+        return response
+
+    return send

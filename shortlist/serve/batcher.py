@@ -1,0 +1,204 @@
+"""Texts of many requests wait here, and one thread runs them through the models, those of several requests together."""
+
+import threading
+import time
+from bisect import insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import NamedTuple, final
+
+import numpy as np
+
+from shortlist.models.embed import TokenIds, default_token_budget, run_model
+from shortlist.models.reranker import AnyReranker
+from shortlist.models.retriever import Retriever
+from shortlist.text.batching import token_batches
+
+ALIKE = 2
+"""Texts share a batch if neither is more than this many times as long as the other: the rest would be padding."""
+LOOK_AHEAD = 4
+"""Batches' worth of waiting texts among which those of like length are sought."""
+PACE = 0.2
+"""How much the last batch counts in the speed that is told."""
+
+Model = Retriever | AnyReranker
+Finished = Callable[[str, int, int, float], None]
+"""Told of each batch: the model, its texts, their tokens without padding, and seconds."""
+
+
+@final
+class Work:
+    """The texts of one request that wait for one model.
+
+    Args:
+        arrival: a number that grows from one request to the next.
+    """
+
+    def __init__(self, model: str, token_ids: Sequence[TokenIds], arrival: int) -> None:
+        self.model, self.token_ids, self.arrival = model, token_ids, arrival
+        self.future: Future[np.ndarray] = Future()
+        self.waiting = sorted(range(len(token_ids)), key=lambda place: -len(token_ids[place]))
+        self.num_tokens = sum(map(len, token_ids))
+        """Of the texts that wait."""
+        self.rows: list[np.ndarray | np.float32 | None] = [None] * len(token_ids)
+        self.missing = len(token_ids)
+
+    def take(self, places: set[int]) -> None:
+        """These wait no longer."""
+        self.waiting = [place for place in self.waiting if place not in places]
+        self.num_tokens -= sum(len(self.token_ids[place]) for place in places)
+
+    def give(self, place: int, row: np.ndarray | np.float32) -> None:
+        """The model's output for one text; the last one finishes the work."""
+        self.rows[place] = row
+        self.missing -= 1
+        if not self.missing:
+            with suppress(InvalidStateError):  # it was cancelled a moment ago
+                self.future.set_result(np.array(self.rows))
+
+
+class Item(NamedTuple):
+    """One text of a work."""
+
+    work: Work
+    place: int
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """What the model reads."""
+        return self.work.token_ids[self.place]
+
+
+@final
+class Queue:
+    """Decides what runs next. Every other batch begins with the oldest work, every other one with the shortest.
+
+    So a short query waits for two batches at most, whatever long work is ahead of it, and long work still gets every
+    other batch, whatever comes behind it. A batch is of one model; in the same order it is filled up with texts of
+    like length, to as many tokens as the budget allows.
+    """
+
+    def __init__(self, token_budgets: Mapping[str, int]) -> None:
+        self.token_budgets = token_budgets
+        self.works: list[Work] = []
+        self.oldest_first = False
+
+    def add(self, work: Work) -> None:
+        """Wait at the end."""
+        insort(self.works, work, key=lambda work: work.arrival)
+
+    def take(self) -> list[Item]:
+        """The next batch, none of which waits any more; empty if nothing waits. Cancelled work is forgotten."""
+        self.works = [work for work in self.works if work.waiting and not work.future.cancelled()]
+        if not self.works:
+            return []
+        self.oldest_first = not self.oldest_first
+        order = self.works if self.oldest_first else sorted(self.works, key=lambda work: work.num_tokens)
+        budget = self.token_budgets[order[0].model]
+        window = list(_alike(order, LOOK_AHEAD * budget))
+        batches = token_batches([len(item.token_ids) for item in window], budget)
+        batch = [window[i] for i in next(batch for batch in batches if 0 in batch)]
+        for work in dict.fromkeys(item.work for item in batch):
+            work.take({item.place for item in batch if item.work is work})
+        return batch
+
+
+def _alike(order: Sequence[Work], most_tokens: int) -> Iterator[Item]:
+    """Texts for the model of the first one and about as long, until they have so many tokens."""
+    first = Item(order[0], order[0].waiting[0])
+    length, num_tokens = len(first.token_ids), 0
+    for work in order:
+        for place in work.waiting if work.model == first.work.model else ():
+            tokens = len(work.token_ids[place])
+            if length <= ALIKE * tokens and tokens <= ALIKE * length:
+                yield Item(work, place)
+                num_tokens += tokens
+                if num_tokens >= most_tokens:
+                    return
+
+
+@final
+class Batcher:
+    """The thread that runs the models; nothing else may, while it does.
+
+    Args:
+        token_budget: tokens per forward pass, padding included (None: what suits the model's device).
+        finished: told of each batch.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Model], *, token_budget: int | None = None, finished: Finished | None = None
+    ) -> None:
+        self.models, self.finished = models, finished
+        devices = {name: next(model.parameters()).device for name, model in models.items()}
+        self.queue = Queue({name: token_budget or default_token_budget(at) for name, at in devices.items()})
+        self.tokens_per_second = 0.0
+        """As of late; 0 before the first batch."""
+        self._changed = threading.Condition()
+        self._closed, self._arrivals = False, 0
+        self._thread = threading.Thread(target=self._work, name="models", daemon=True)
+        self._thread.start()
+
+    def submit(self, model: str, token_ids: Sequence[TokenIds]) -> "Future[np.ndarray]":
+        """Let a model read these; the result has its outputs in the same order.
+
+        Cancelling the future takes out of the queue what has not been run.
+        """
+        with self._changed:
+            self._arrivals += 1
+            work = Work(model, token_ids, self._arrivals)
+            if self._closed:
+                work.future.cancel()
+            elif token_ids:
+                self.queue.add(work)
+                self._changed.notify()
+            else:
+                work.future.set_result(np.zeros(0, dtype=np.float32))
+        return work.future
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still works."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """End the thread; what still waits is cancelled."""
+        with self._changed:
+            self._closed = True
+            for work in self.queue.works:
+                work.future.cancel()
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while batch := self._next():
+            try:
+                self._run(batch)
+            except Exception as error:  # of one batch: whoever waits for it is told, and the next one may be fine
+                for work in {item.work for item in batch}:
+                    with suppress(InvalidStateError):
+                        work.future.set_exception(error)
+                    work.waiting = []
+
+    def _next(self) -> list[Item]:
+        with self._changed:
+            while not (batch := self.queue.take()) and not self._closed:
+                self._changed.wait()
+        return [] if self._closed else batch
+
+    def _run(self, batch: Sequence[Item]) -> None:
+        start, name = time.monotonic(), batch[0].work.model
+        token_ids = [item.token_ids for item in batch]
+        lengths = [len(ids) for ids in token_ids]
+        rows = run_model(self.models[name], token_ids, token_budget=max(lengths) * len(lengths))
+        seconds = max(time.monotonic() - start, 1e-6)
+        self._pace(sum(lengths) / seconds)
+        for item, row in zip(batch, rows, strict=True):
+            item.work.give(item.place, row)
+        if self.finished:
+            self.finished(name, len(lengths), sum(lengths), seconds)
+
+    def _pace(self, now: float) -> None:
+        before = self.tokens_per_second or now
+        self.tokens_per_second = (1 - PACE) * before + PACE * now

@@ -1,0 +1,114 @@
+"""The same application on many machines: replicas with the models under Ray Serve, a front that answers for them."""
+
+import signal
+import threading
+from importlib import import_module
+from typing import Any, final
+
+from shortlist.engine import joined
+from shortlist.errors import UserError
+from shortlist.progress import say
+from shortlist.serve import Config, open_app
+from shortlist.serve.gate import FullError
+from shortlist.serve.protection import HEADERS, RETRY_SECONDS, Answer, Message, explained, problem, replay
+
+SPARE = 2
+"""How many times its own bound of requests Ray sends to a replica, so that a full one can say so itself."""
+SCOPE = ("method", "path", "raw_path", "query_string", "headers", "root_path", "scheme", "http_version")
+"""What of a request is passed on, beside its body."""
+
+Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body."""
+
+
+@final
+class Replica:
+    """One copy of the models, with the whole application over it."""
+
+    def __init__(self, config: Config) -> None:
+        self.app = open_app(config)
+
+    async def answer(self, scope: dict[str, Any], body: bytes) -> Reply:
+        """What the application answers."""
+        messages: list[Message] = []
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        await self.app({**scope, "type": "http"}, replay(body), send)
+        head, *parts = messages
+        return head["status"], list(head["headers"]), b"".join(part.get("body", b"") for part in parts)
+
+
+@final
+class Front:
+    """Passes requests on to the replicas, and answers itself where one of them has died or all are full."""
+
+    def __init__(self, replicas: Any) -> None:
+        self.replicas = replicas
+
+    async def __call__(self, request: Any) -> Any:
+        """Answer one request of Starlette's."""
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError
+        from starlette.responses import Response
+
+        scope = {name: request.scope[name] for name in SCOPE if name in request.scope}
+        try:
+            status, headers, body = await self.replicas.answer.remote(scope, await request.body())
+        except BackPressureError:
+            return _response(explained(FullError("all replicas are busy", RETRY_SECONDS)))
+        except RayActorError:
+            message, wait = "the replica that worked on this has ended; try again.", str(RETRY_SECONDS)
+            return _response(problem(503, "replica_lost", message, retry_after=wait))
+        response = Response(body, status)
+        response.raw_headers = headers
+        return response
+
+
+def _response(answer: Answer | None) -> Any:
+    from starlette.responses import Response
+
+    assert answer is not None
+    return Response(answer.body, answer.status, {**HEADERS, **answer.headers}, "application/json")
+
+
+def application(config: Config) -> Any:
+    """Replicas and front, as Ray Serve deploys them.
+
+    Args:
+        config: with as many workers as there should be replicas; each has a GPU where the cluster has any.
+    """
+    ray, serve = import_module("ray"), import_module("ray.serve")
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    most = SPARE * config.queue_requests
+    replicas = serve.deployment(
+        num_replicas=config.workers,
+        max_ongoing_requests=most,
+        max_queued_requests=most,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        graceful_shutdown_timeout_s=config.drain_seconds,
+    )(Replica)
+    front = serve.deployment(max_ongoing_requests=most * config.workers, ray_actor_options={"num_cpus": 0})(Front)
+    return front.bind(replicas.bind(config))
+
+
+def serve_on_ray(config: Config) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        UserError: Ray or a part of it is missing, or no cluster answers.
+    """
+    ended = threading.Event()
+    with joined():
+        try:
+            serve = import_module("ray.serve")
+        except ModuleNotFoundError as error:
+            raise UserError(f"--engine ray: {error}; pip install 'shortlist[dist]'.") from None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        serve.start(proxy_location="EveryNode", http_options={"host": config.host, "port": config.port})
+        serve.run(application(config), name="shortlist")
+        say(f"serve: ready on every node of the cluster, port {config.port}")
+        ended.wait()
+        serve.shutdown()

@@ -1,0 +1,70 @@
+"""Counters and histograms, in the text format that Prometheus reads."""
+
+import threading
+from collections.abc import Mapping
+from typing import final
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper ends of a histogram's bars, seconds."""
+
+HELP = {
+    "shortlist_requests_total": ("counter", "Requests by path and status."),
+    "shortlist_request_seconds": ("histogram", "Time from the first byte to the answer, by path."),
+    "shortlist_stage_seconds": ("histogram", "Time of each stage of a search."),
+    "shortlist_batch_seconds": ("histogram", "Time of each forward pass, by model."),
+    "shortlist_batch_texts_total": ("counter", "Texts that went through a model."),
+    "shortlist_tokens_total": ("counter", "Tokens that went through a model, padding not counted."),
+    "shortlist_cancelled_total": ("counter", "Requests whose client left before the answer."),
+    "shortlist_queue_requests": ("gauge", "Requests accepted and not yet answered."),
+    "shortlist_queue_tokens": ("gauge", "Tokens of the requests accepted and not yet answered."),
+}
+"""Type and meaning of everything that is counted."""
+
+Labels = Mapping[str, str]
+
+
+@final
+class Metrics:
+    """What has happened since the start; any thread may count."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, int | float] = {}
+        self._lock = threading.Lock()
+
+    def count(self, name: str, amount: int | float = 1, **labels: str) -> None:
+        """Add to a counter."""
+        with self._lock:
+            self._add(_series(name, labels), amount)
+
+    def _add(self, series: str, amount: int | float) -> None:
+        self._values[series] = self._values.get(series, 0) + amount
+
+    def observe(self, name: str, seconds: float, **labels: str) -> None:
+        """Add one duration to a histogram."""
+        with self._lock:
+            for end in (*BUCKETS, float("inf")):
+                told = "+Inf" if end == float("inf") else str(end)
+                self._add(_series(f"{name}_bucket", {**labels, "le": told}), seconds <= end)
+            self._add(_series(f"{name}_sum", labels), seconds)
+            self._add(_series(f"{name}_count", labels), 1)
+
+    def values(self) -> dict[str, int | float]:
+        """Every series with its value."""
+        with self._lock:
+            return dict(self._values)
+
+
+def render(values: Mapping[str, int | float]) -> str:
+    """The text that Prometheus reads."""
+    lines = []
+    for name, (kind, meaning) in HELP.items():
+        ends = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+        for part in [name + end for end in ends]:
+            lines += [f"{series} {value:.12g}" for series, value in values.items() if series.partition("{")[0] == part]
+    return "\n".join(lines) + "\n"
+
+
+def _series(name: str, labels: Labels) -> str:
+    inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return f"{name}{{{inside}}}" if inside else name

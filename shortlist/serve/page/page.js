@@ -1,0 +1,173 @@
+"use strict";
+
+const SNIPPET = 400; // characters of a document that are shown
+const at = (id) => document.getElementById(id);
+let key = ""; // never stored: a new page asks for it again
+let running = null;
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text; // texts are never HTML
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+async function ask(path, body) {
+  const headers = { "content-type": "application/json" };
+  if (key) headers.authorization = `Bearer ${key}`;
+  running?.abort();
+  running = new AbortController();
+  const options = { method: body ? "POST" : "GET", headers, signal: running.signal };
+  if (body) options.body = JSON.stringify(body);
+  const answer = await fetch(path, options);
+  const content = await answer.json();
+  if (answer.ok) return content;
+  at("locked").hidden = answer.status !== 401;
+  if (answer.status === 401) at("key").focus();
+  throw new Error(content.error.message);
+}
+
+function explain(error) {
+  if (error.name === "AbortError") return; // a newer search has begun
+  at("status").textContent = "";
+  at("error").textContent = error instanceof TypeError ? "The server does not answer." : error.message;
+  at("error").hidden = false;
+}
+
+function offer(info) {
+  at("locked").hidden = true;
+  const chosen = new URLSearchParams(location.search).get("stage");
+  for (const stage of info.first_stages) {
+    const button = element("input", "", { type: "radio", name: "stage", value: stage });
+    button.checked = stage === (info.first_stages.includes(chosen) ? chosen : info.first_stages.at(-1));
+    const label = element("label", "");
+    label.append(button, ` ${stage}`);
+    at("stages").append(label);
+  }
+  at("reranking").hidden = !info.reranker;
+}
+
+function readLink() {
+  const link = new URLSearchParams(location.search);
+  at("query").value = link.get("q") ?? "";
+  at("rerank").checked = link.get("rerank") !== "0";
+  if (link.has("k")) at("k").value = link.get("k");
+  if (!at("k").value) at("k").value = "10";
+  const stage = document.querySelector(`input[name="stage"][value="${CSS.escape(link.get("stage") ?? "")}"]`);
+  if (stage) stage.checked = true;
+}
+
+function writeLink(asked) {
+  const link = new URLSearchParams({ q: asked.query, stage: asked.first_stage, k: asked.k });
+  link.set("rerank", asked.rerank ? "1" : "0");
+  if (`?${link}` !== location.search) history.pushState(null, "", `?${link}`);
+  document.title = `${asked.query} - Search`;
+}
+
+function wish() {
+  const asked = { query: at("query").value.trim(), k: Number(at("k").value), explain: true };
+  asked.first_stage = document.querySelector('input[name="stage"]:checked')?.value;
+  asked.rerank = !at("reranking").hidden && at("rerank").checked;
+  return asked;
+}
+
+async function search() {
+  at("error").hidden = true;
+  at("results").replaceChildren();
+  at("times").replaceChildren();
+  try {
+    if (!at("stages").querySelector("input")) offer(await ask("info"));
+    const asked = wish();
+    at("status").textContent = asked.query ? "Searching ..." : "Type a query.";
+    if (!asked.query) return;
+    writeLink(asked);
+    const start = performance.now();
+    const { answers } = await ask("search", asked);
+    show(answers[0], asked, performance.now() - start);
+  } catch (error) {
+    explain(error);
+  }
+}
+
+function show(answer, asked, milliseconds) {
+  const found = answer.results.length;
+  at("status").textContent = found ? `${found} result${found === 1 ? "" : "s"}` : "Nothing found.";
+  if (answer.truncated) at("status").textContent += "; the query is too long and was cut";
+  for (const [stage, time] of [...Object.entries(answer.milliseconds), ["all with network", milliseconds]])
+    at("times").append(element("span", `${stage} ${time.toFixed(1)} ms`));
+  at("results").append(...answer.results.map((result) => listed(result, asked)));
+}
+
+function listed(result, asked) {
+  const item = element("li", "", { tabindex: "-1" });
+  const title = element("h2", "");
+  title.append(element("span", `${result.rank}.`, { class: "rank" }));
+  title.append(...highlighted(result.title || result.doc_id, asked.query));
+  const text = element("p", "", { class: "text" });
+  const shown = result.text.length > SNIPPET ? `${result.text.slice(0, SNIPPET)} ...` : result.text;
+  text.append(...highlighted(shown, asked.query));
+  item.append(title, text, places(result, asked));
+  return item;
+}
+
+function places(result, asked) {
+  const line = element("p", "", { class: "places" });
+  line.append(element("span", result.doc_id));
+  for (const [stage, place] of Object.entries(result.stages))
+    line.append(element("span", `${stage} #${place.rank} (${place.score.toFixed(4)})`, { "data-stage": stage }));
+  const before = result.stages[asked.first_stage];
+  const after = result.stages.reranker;
+  if (before && after) line.append(movement(before.rank - after.rank));
+  if (result.truncated) line.append(element("span", "read in part"));
+  return line;
+}
+
+function movement(places) {
+  if (!places) return element("span", "=", { class: "moved", role: "img", "aria-label": "not moved by the reranker" });
+  const [sign, way] = places > 0 ? ["▲", "up"] : ["▼", "down"];
+  const label = `moved ${way} ${Math.abs(places)} by the reranker`;
+  const attributes = { class: `moved ${way}`, role: "img", "aria-label": label, title: label };
+  return element("span", `${sign} ${Math.abs(places)}`, attributes);
+}
+
+function highlighted(text, query) {
+  const words = new Set(query.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []);
+  const parts = text.split(/([\p{L}\p{N}]+)/u);
+  return parts.map((part) => (words.has(part.toLowerCase()) ? element("mark", part) : document.createTextNode(part)));
+}
+
+function step(by) {
+  const items = [...at("results").children];
+  const now = items.indexOf(document.activeElement?.closest("#results li"));
+  items[Math.min(items.length - 1, Math.max(0, now + by))]?.focus();
+}
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input:not([type=radio]):not([type=checkbox]), select");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const does = { "/": () => at("query").focus(), j: () => step(1), k: () => step(-1) }[event.key];
+  if (!does) return;
+  event.preventDefault();
+  does();
+});
+
+at("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = at("key").value.trim();
+  search();
+});
+at("form").addEventListener("change", (event) => {
+  if (event.target.matches("input[type=radio], input[type=checkbox], select")) search();
+});
+at("share").addEventListener("click", async () => {
+  await navigator.clipboard?.writeText(location.href);
+  at("status").textContent = "The link is copied; it is this page's address, too.";
+});
+window.addEventListener("popstate", () => {
+  readLink();
+  search();
+});
+
+readLink();
+search();
+at("query").focus();

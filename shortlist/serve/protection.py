@@ -1,0 +1,257 @@
+"""Everything that stands between the network and the models: who may ask, how much, for how long; errors as JSON."""
+
+import asyncio
+import hmac
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Literal, NamedTuple, final
+
+from shortlist.serve.gate import FullError, Gate, Ticket, TooLargeError
+from shortlist.serve.metrics import Metrics
+from shortlist.serve.schema import ErrorBody, ErrorResponse
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+Log = Literal["errors", "requests", "queries"]
+
+OPEN = {"/health", "/ready", "/", "/page.css", "/page.js"}
+"""What answers without a key: nothing of it tells about models, texts or load."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "cache-control": "no-store",
+}
+"""Of every answer."""
+
+RETRY_SECONDS = 5
+"""Told to clients while the server is going down."""
+
+
+class Answer(NamedTuple):
+    """An error, ready to be sent."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's default, which nobody changes)
+
+
+class _DisconnectedError(Exception):
+    """The client has left."""
+
+
+def problem(status: int, kind: str, message: str, *, field: str | None = None, **headers: str) -> Answer:
+    """An error as every endpoint answers it."""
+    error = ErrorResponse(error=ErrorBody(message=message, type=kind, field=field))
+    # Escaped to ASCII: a field's name may be anything that the client has sent, half a surrogate pair included.
+    body = json.dumps(error.model_dump(exclude_none=True)).encode()
+    return Answer(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def explained(error: Exception) -> Answer | None:
+    """The answer to errors that are no bug of ours."""
+    if isinstance(error, FullError):
+        return problem(429, "overloaded", f"{error}; try again later.", retry_after=str(error.seconds))
+    if isinstance(error, TooLargeError):
+        return problem(413, "too_large", f"{error}; send fewer or shorter texts.")
+    if isinstance(error, TimeoutError):
+        return problem(504, "timeout", "the request took too long; send fewer or shorter texts, or try again later.")
+    return None
+
+
+@final
+class Protection:
+    """An ASGI application round another.
+
+    Args:
+        key: what clients must send as `Authorization: Bearer KEY`; without one everybody may ask.
+        hosts: names under which the server may be addressed (None: any), so that no web page can reach a server
+            without a key by giving its own name this machine's address.
+        paths: those that are counted by name.
+        log: what is said on stderr besides errors: every request without its texts, or with them.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        gate: Gate,
+        metrics: Metrics,
+        *,
+        key: str | None = None,
+        hosts: Iterable[str] | None = None,
+        paths: Iterable[str] = (),
+        log: Log = "errors",
+    ) -> None:
+        self.app, self.gate, self.metrics, self.log = app, gate, metrics, log
+        self._key = key.encode() if key is not None else None
+        self.hosts, self.paths = None if hosts is None else set(hosts), set(paths)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass on what is none."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, reply = time.monotonic(), _Reply(send, self.gate)
+        try:
+            await self._answer(scope, receive, reply)
+        except _DisconnectedError:
+            if not reply.status:
+                self.metrics.count("shortlist_cancelled_total")
+        finally:
+            self._count(scope, reply.status, time.monotonic() - start)
+
+    def _count(self, scope: Message, status: int, seconds: float) -> None:
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        self.metrics.count("shortlist_requests_total", path=path, status=str(status))
+        self.metrics.observe("shortlist_request_seconds", seconds, path=path)
+        if self.log != "errors":
+            path = path if path != "other" else "(unknown path)"
+            print(f"{scope['method']} {path} {status} {1000 * seconds:.1f} ms", file=sys.stderr, flush=True)
+
+    async def _answer(self, scope: Message, receive: Receive, reply: "_Reply") -> None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if refusal := self._refusal(scope, headers):
+            await reply.send(refusal)
+        elif scope["method"] == "POST":
+            await self._work(scope, receive, reply, headers)
+        else:
+            await self.app(scope, receive, reply)
+
+    def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> Answer | None:
+        """Why a request is not even looked at."""
+        if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
+            return problem(400, "invalid_host", "the Host header names another server; ask for 127.0.0.1 or localhost.")
+        if scope["path"] not in OPEN and not self._knows(headers.get(b"authorization", b"")):
+            message = "a key is needed: send the header `Authorization: Bearer KEY`."
+            return problem(401, "unauthorized", message, www_authenticate="Bearer")
+        if self.gate.draining and scope["method"] == "POST":
+            return problem(503, "draining", "the server is going down; try again.", retry_after=str(RETRY_SECONDS))
+        return None
+
+    def _knows(self, given: bytes) -> bool:
+        if self._key is None:
+            return True
+        scheme, _, key = given.partition(b" ")
+        return hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"
+
+    async def _work(self, scope: Message, receive: Receive, reply: "_Reply", headers: dict[bytes, bytes]) -> None:
+        """A request that takes the models' time: counted, bounded, and ended when its client leaves."""
+        try:
+            ticket = self.gate.enter()
+        except FullError as error:
+            await reply.send(explained(error))
+            return
+        try:
+            async with asyncio.timeout(self.gate.limits.timeout_seconds):
+                await self._read_and_run(scope, receive, reply, headers, ticket)
+        except TimeoutError as error:
+            if not reply.status:
+                await reply.send(explained(error))
+        finally:
+            ticket.cancel()
+            ticket.leave()
+
+    async def _read_and_run(
+        self, scope: Message, receive: Receive, reply: "_Reply", headers: dict[bytes, bytes], ticket: Ticket
+    ) -> None:
+        body = await _body(receive, headers, self.gate.limits.body_bytes)
+        if body is None:
+            most = self.gate.limits.body_bytes
+            await reply.send(problem(413, "too_large", f"the body is larger than {most} bytes; send less at a time."))
+            return
+        if self.log == "queries":
+            print(f"{scope['path']} {body.decode(errors='replace')!r}", file=sys.stderr, flush=True)
+        scope.setdefault("state", {})["ticket"] = ticket
+        await _until_gone(self.app(scope, replay(body), reply), receive)
+
+
+async def _until_gone(answering: Awaitable[None], receive: Receive) -> None:
+    """Wait for an answer; if the client leaves before, stop."""
+    work = asyncio.ensure_future(answering)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise _DisconnectedError
+        work.result()
+    finally:
+        gone.cancel()
+        work.cancel()
+        await asyncio.gather(gone, work, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(receive: Receive, headers: dict[bytes, bytes], most: int) -> bytes | None:
+    """The whole body; None if it is too large."""
+    told = headers.get(b"content-length", b"0")
+    if told.isdigit() and int(told[:20]) > most:
+        return None
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _DisconnectedError
+        body += message.get("body", b"")
+        if len(body) > most:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def replay(body: bytes) -> Receive:
+    """Give the body once; the end of the connection is watched elsewhere."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Message:
+        for message in messages:
+            return message
+        return await asyncio.get_running_loop().create_future()
+
+    return receive
+
+
+def _host(header: bytes) -> str:
+    """The name in a Host header, without port and brackets."""
+    name = header.decode("latin-1").lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
+
+
+@final
+class _Reply:
+    """Sends an answer with our headers, and remembers its status."""
+
+    def __init__(self, send: Send, gate: Gate) -> None:
+        self._send, self._gate, self.status = send, gate, 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            closing = {"connection": "close"} if self._gate.draining else {}
+            own = [(name.encode(), value.encode()) for name, value in {**HEADERS, **closing}.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *own]}
+        await self._send(message)
+
+    async def send(self, answer: Answer | None) -> None:
+        """Send an error."""
+        assert answer is not None
+        length = {"content-type": "application/json", "content-length": str(len(answer.body))}
+        headers = [(name.encode(), value.encode()) for name, value in {**length, **answer.headers}.items()]
+        await self({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": answer.body})

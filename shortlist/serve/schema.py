@@ -1,0 +1,256 @@
+"""What is asked and answered over HTTP: our own search, and embedding and reranking as other servers' clients do it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from shortlist.pipeline import DEPTH, FirstStage
+
+MAX_TEXTS = 2048
+"""Texts in one request."""
+MAX_QUERIES = 128
+"""Queries in one search."""
+MAX_CHARACTERS = 262_144
+"""Of one text; what a model reads is bounded further by its input contract."""
+MAX_K = 1000
+MAX_DEPTH = 1000
+
+Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
+QueryText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+Kind = Literal["query", "document"]
+
+
+class TextObject(BaseModel):
+    """A document as an object, as Cohere's and Jina's clients may send it."""
+
+    text: Text
+
+
+class SearchRequest(BaseModel):
+    """Give `query` or `queries`."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [{"required": [name]} for name in ("query", "queries")]}
+    )
+
+    query: QueryText | None = Field(None, description="One question.")
+    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
+        None, description="Several questions, each answered by itself."
+    )
+    k: int = Field(10, ge=1, le=MAX_K, description="Results per query.")
+    depth: int = Field(DEPTH, ge=1, le=MAX_DEPTH, description="Candidates that are reranked.")
+    first_stage: FirstStage | None = Field(None, description="What finds the candidates; by default the best there is.")
+    rerank: bool | None = Field(None, description="Whether the reranker reads them; by default if there is one.")
+    explain: bool = Field(False, description="Tell what every stage made of each result, and how long it took.")
+
+    @property
+    def texts(self) -> list[str]:
+        """The queries, however they were given."""
+        return [self.query] if self.query is not None else self.queries or []
+
+
+class StagePlace(BaseModel):
+    """Where a stage put a document."""
+
+    rank: int
+    score: float
+
+
+class SearchResult(BaseModel):
+    """One document that was found."""
+
+    rank: int
+    doc_id: str
+    score: float = Field(description="That of the last stage.")
+    title: str
+    text: str
+    url: str
+    stages: dict[str, StagePlace] | None = Field(None, description="Its place by stage; with `explain`.")
+    truncated: bool | None = Field(None, description="The reranker has not read all of it; with `explain`.")
+
+
+class SearchAnswer(BaseModel):
+    """What was found for one query."""
+
+    query: str
+    results: list[SearchResult]
+    milliseconds: dict[str, float] | None = Field(None, description="By stage; with `explain`.")
+    truncated: bool | None = Field(None, description="The retriever has not read all of the query; with `explain`.")
+
+
+class SearchResponse(BaseModel):
+    """One answer per query, in their order."""
+
+    answers: list[SearchAnswer]
+
+
+class EmbeddingsRequest(BaseModel):
+    """As OpenAI's; `input_type` says which of the retriever's two prompts a text gets."""
+
+    input: Text | Texts
+    model: str | None = Field(None, description="Ignored: there is one model here.")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="Keep only so many numbers of each vector.")
+    input_type: Kind = "document"
+    user: str | None = Field(None, description="Ignored.")
+
+
+class Embedding(BaseModel):
+    """One vector: numbers, or their float32 bytes in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens that were read, prompts included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """As OpenAI's."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    truncated: list[int] = Field(description="Inputs that were too long and have been cut.")
+
+
+class RerankRequest(BaseModel):
+    """As Cohere's and Jina's."""
+
+    query: QueryText
+    documents: Annotated[list[Text | TextObject], Field(min_length=1, max_length=MAX_TEXTS)]
+    model: str | None = Field(None, description="Ignored: there is one model here.")
+    top_n: int | None = Field(None, ge=1, description="Results that are wanted.")
+    return_documents: bool | None = Field(None, description="Repeat the texts in the results.")
+    max_tokens_per_doc: int | None = Field(None, ge=1, description="Cut each document to so many tokens first.")
+
+    @property
+    def texts(self) -> list[str]:
+        """The documents, however they were given."""
+        return [each if isinstance(each, str) else each.text for each in self.documents]
+
+
+class RerankResult(BaseModel):
+    """One document with its score, between 0 and 1."""
+
+    index: int
+    relevance_score: float
+    document: TextObject | None = None
+
+
+class RerankMeta(BaseModel):
+    """What Cohere's clients look for."""
+
+    api_version: dict[str, str]
+    billed_units: dict[str, int] = Field(default_factory=dict)
+
+
+class RerankResponse(BaseModel):
+    """Best first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    meta: RerankMeta
+    usage: Usage
+    truncated: list[int] = Field(description="Documents that were too long and have been cut.")
+
+
+class TeiEmbedRequest(BaseModel):
+    """As text-embeddings-inference's."""
+
+    inputs: Text | Texts
+    truncate: bool | None = Field(None, description="Cut what is too long instead of refusing it.")
+    normalize: bool = Field(True, description="Vectors of length 1; else as the model gives them.")
+    prompt_name: Kind | None = Field(None, description="Which of the retriever's prompts; by default `document`.")
+    dimensions: int | None = Field(None, ge=1, description="Keep only so many numbers of each vector.")
+
+
+class TeiRerankRequest(BaseModel):
+    """As text-embeddings-inference's."""
+
+    query: QueryText
+    texts: Texts
+    raw_scores: bool = Field(False, description="The model's own scores instead of values between 0 and 1.")
+    return_text: bool = False
+    truncate: bool | None = Field(None, description="Cut what is too long instead of refusing it.")
+
+
+class TeiRank(BaseModel):
+    """One text with its score."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class ScoreRequest(BaseModel):
+    """As vLLM's: one text against each of the other side's, or pair by pair."""
+
+    text_1: QueryText | Annotated[list[QueryText], Field(min_length=1, max_length=MAX_TEXTS)]
+    text_2: Text | Texts
+    model: str | None = Field(None, description="Ignored: there is one model here.")
+
+
+class Score(BaseModel):
+    """The score of one pair, between 0 and 1."""
+
+    index: int
+    object: Literal["score"] = "score"
+    score: float
+
+
+class ScoreResponse(BaseModel):
+    """As vLLM's."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Score]
+    usage: Usage
+
+
+class ErrorBody(BaseModel):
+    """What is wrong, and where."""
+
+    message: str
+    type: str
+    field: str | None = Field(None, description="The field of the request that is wrong.")
+
+
+class ErrorResponse(BaseModel):
+    """Every answer but 200."""
+
+    error: ErrorBody
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: Literal["alive", "ready", "draining", "broken"]
+
+
+class ModelInfo(BaseModel):
+    """A model and how its input looks."""
+
+    name: str
+    contract: dict[str, Any]
+    dim: int | None = None
+
+
+class Info(BaseModel):
+    """What is served and what is accepted."""
+
+    version: str
+    retriever: ModelInfo | None = None
+    reranker: ModelInfo | None = None
+    first_stages: list[FirstStage]
+    limits: dict[str, int | float]

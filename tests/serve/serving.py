@@ -1,0 +1,95 @@
+"""A tiny pipeline behind the application, and a server in a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from tiny import Tiny
+
+from shortlist import Pipeline, encode, index
+
+
+class Built(NamedTuple):
+    """What a tiny pipeline is made of."""
+
+    tiny: Tiny
+    vectors: Path
+    words: Path
+
+    @property
+    def names(self) -> dict[str, str]:
+        """As flags of `shortlist serve` have them."""
+        tiny = self.tiny
+        return {
+            "retriever": str(tiny.retriever),
+            "vectors": str(self.vectors),
+            "collection": str(tiny.collection),
+            "bm25": str(self.words),
+            "reranker": str(tiny.reranker),
+        }
+
+    def pipeline(self) -> Pipeline:
+        """Loaded into this process."""
+        names = self.names
+        return Pipeline.load(names.pop("collection"), **names)
+
+
+def build(tiny: Tiny, folder: Path) -> Built:
+    """Encode and index the tiny collection."""
+    encode.run(encode.Config(model=str(tiny.retriever), collection=str(tiny.collection), out=folder / "vectors"))
+    index.run(index.Config(collection=str(tiny.collection), out=folder / "words"))
+    return Built(tiny, folder / "vectors", folder / "words")
+
+
+class Live(NamedTuple):
+    """A server that runs."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def terminate(self) -> int:
+        """Its exit code after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@contextmanager
+def live(flags: dict[str, object], stderr: Path) -> Iterator[Live]:
+    """`shortlist serve` on a free port of the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in (flags | {"port": port}).items()]
+    with open(stderr, "w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "shortlist", "serve", *words], stderr=log, text=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(url):
+            assert process.poll() is None, stderr.read_text()
+            assert time.monotonic() < deadline, stderr.read_text()
+            time.sleep(0.2)
+        yield Live(process, url)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,320 @@
+"""The endpoints, in this process."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from serving import Built
+from tiny import DOCUMENTS
+
+from shortlist import Pipeline, Reranker, Retriever
+from shortlist.serve.app import create_app
+from shortlist.serve.gate import Limits
+from shortlist.serve.service import Service
+
+QUESTION = "which colour has the apple"
+TEXTS = [document.text for document in DOCUMENTS[:5]]
+LONG = "apple " * 500
+
+
+@pytest.fixture(scope="module")
+def pipeline(built: Built) -> Pipeline:
+    """For expectations: the service has models of its own, which nobody else may run."""
+    return built.pipeline()
+
+
+@pytest.fixture(scope="module")
+def client(built: Built) -> Iterator[TestClient]:
+    service = Service(built.pipeline(), names={"retriever": "tiny-retriever", "reranker": "tiny-reranker"})
+    service.warm_up()
+    yield TestClient(create_app(service))
+    service.close()
+
+
+def ask(client: TestClient, path: str, **body: Any) -> Any:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_search_finds_what_the_pipeline_does_and_tells_what_every_stage_made_of_it(
+    client: TestClient, pipeline: Pipeline
+):
+    [expected] = pipeline.answer([QUESTION], 12, depth=5)
+    [answer] = ask(client, "/search", query=QUESTION, k=12, depth=5, explain=True)["answers"]
+    assert answer["query"] == QUESTION
+    assert [result["doc_id"] for result in answer["results"]] == [each.document.doc_id for each in expected.results]
+    assert [result["rank"] for result in answer["results"]] == list(range(1, 13))
+    for result, each in zip(answer["results"], expected.results, strict=True):
+        assert result["score"] == pytest.approx(each.score, abs=1e-6)
+        assert (result["title"], result["text"]) == (each.document.title, each.document.text)
+        assert {stage: at["rank"] for stage, at in result["stages"].items()} == {
+            stage: at.rank for stage, at in each.places.items()
+        }
+    assert set(answer["milliseconds"]) == {"bm25", "dense", "documents", "reranker"}
+    assert answer["truncated"] is False
+
+
+def test_a_search_that_need_not_be_explained_is_short(client: TestClient):
+    [answer] = ask(client, "/search", query=QUESTION, k=1)["answers"]
+    assert set(answer) == {"query", "results"}
+    assert set(answer["results"][0]) == {"rank", "doc_id", "score", "title", "text", "url"}
+
+
+@pytest.mark.parametrize("stage", ["bm25", "dense", "hybrid"])
+def test_stages_can_be_chosen(client: TestClient, pipeline: Pipeline, stage: Any):
+    expected = pipeline.search(QUESTION, 4, first_stage=stage, rerank=False)
+    [answer] = ask(client, "/search", query=QUESTION, k=4, first_stage=stage, rerank=False, explain=True)["answers"]
+    assert [result["doc_id"] for result in answer["results"]] == [each.document.doc_id for each in expected]
+    assert "reranker" not in answer["milliseconds"]
+
+
+def test_several_queries_are_answered_in_their_order(client: TestClient):
+    queries = [QUESTION, "which price has the boat"]
+    together = ask(client, "/search", queries=queries)["answers"]
+    assert together == [ask(client, "/search", query=query)["answers"][0] for query in queries]
+
+
+def test_a_query_and_a_document_that_are_not_read_to_their_end_are_marked(built: Built):
+    pipeline = built.pipeline()
+    reranker: Any = pipeline.reranker
+    reranker.inputs.contract = reranker.inputs.contract.with_lengths(document=18)
+    service = Service(pipeline)
+    client = TestClient(create_app(service))
+    [answer] = ask(client, "/search", query=QUESTION, k=12, explain=True)["answers"]
+    texts = {result["doc_id"]: result["truncated"] for result in answer["results"]}
+    assert texts == {d.doc_id: len(d.text.split()) + len(QUESTION.split()) + 6 > 18 for d in DOCUMENTS}
+    query = "apple " * 40
+    [answer] = ask(client, "/search", query=query, rerank=False, explain=True)["answers"]
+    assert answer["truncated"] is True
+    service.close()
+
+
+def test_embeddings_are_the_retrievers_as_numbers_and_as_bytes(client: TestClient, pipeline: Pipeline):
+    retriever: Any = pipeline.parts["dense"].retriever  # type: ignore[attr-defined]
+    expected = retriever.encode_documents(TEXTS)
+    plain = ask(client, "/v1/embeddings", input=TEXTS, model="whatever")
+    assert [each["index"] for each in plain["data"]] == list(range(5))
+    np.testing.assert_allclose([each["embedding"] for each in plain["data"]], expected, atol=1e-6)
+    packed = ask(client, "/v1/embeddings", input=TEXTS, encoding_format="base64")["data"]
+    vectors = [np.frombuffer(base64.b64decode(each["embedding"]), dtype="<f4") for each in packed]
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert plain["model"] == "tiny-retriever"
+    tokens = sum(map(len, retriever.inputs.document_ids([DOCUMENTS[i] for i in range(5)])))
+    assert plain["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert plain["truncated"] == []
+
+
+def test_queries_get_the_queries_prompt_and_vectors_can_be_narrowed(client: TestClient, pipeline: Pipeline):
+    [expected] = pipeline.parts["dense"].retriever.encode_queries([QUESTION])  # type: ignore[attr-defined]
+    [found] = ask(client, "/v1/embeddings", input=QUESTION, input_type="query")["data"]
+    np.testing.assert_allclose(found["embedding"], expected, atol=1e-6)
+    [found] = ask(client, "/v1/embeddings", input=QUESTION, input_type="query", dimensions=8)["data"]
+    np.testing.assert_allclose(found["embedding"], expected[:8] / np.linalg.norm(expected[:8]), atol=1e-6)
+
+
+def test_an_input_that_was_cut_is_named(client: TestClient):
+    assert ask(client, "/v1/embeddings", input=["apple", LONG])["truncated"] == [1]
+    assert ask(client, "/v2/rerank", query="apple", documents=["boat", LONG])["truncated"] == [1]
+
+
+def relevance(score: float) -> float:
+    return 1 / (1 + np.exp(-float(score)))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_documents_are_reranked_for_coheres_and_jinas_clients(client: TestClient, pipeline: Pipeline, version: str):
+    assert pipeline.reranker is not None
+    scores = Reranker.score(pipeline.reranker, QUESTION, TEXTS)  # type: ignore[arg-type]
+    best = np.argsort(-scores)
+    asked = {"query": QUESTION, "documents": [TEXTS[0], *({"text": text} for text in TEXTS[1:])]}
+    answer = ask(client, f"/{version}/rerank", **asked)
+    assert [result["index"] for result in answer["results"]] == best.tolist()
+    for result in answer["results"]:
+        assert result["relevance_score"] == pytest.approx(relevance(scores[result["index"]]), abs=1e-6)
+    assert answer["meta"]["api_version"] == {"version": version[1:]}
+    [first, second] = ask(client, f"/{version}/rerank", **asked, top_n=2, return_documents=True)["results"]
+    assert (first["index"], first["document"]) == (best[0], {"text": TEXTS[best[0]]})
+    assert second["index"] == best[1]
+
+
+def test_documents_can_be_cut_before_they_are_reranked(client: TestClient):
+    [short] = ask(client, "/v2/rerank", query="apple", documents=["the boat has"])["results"]
+    answer = ask(client, "/v2/rerank", query="apple", documents=["the boat has a price"], max_tokens_per_doc=3)
+    assert answer["results"][0] == pytest.approx(short)
+    assert answer["truncated"] == [0]
+
+
+def test_texts_are_embedded_for_the_clients_of_text_embeddings_inference(client: TestClient, pipeline: Pipeline):
+    retriever: Any = pipeline.parts["dense"].retriever  # type: ignore[attr-defined]
+    np.testing.assert_allclose(ask(client, "/embed", inputs=TEXTS), retriever.encode_documents(TEXTS), atol=1e-6)
+    [vector] = ask(client, "/embed", inputs=QUESTION, prompt_name="query")
+    np.testing.assert_allclose(vector, retriever.encode_queries([QUESTION])[0], atol=1e-6)
+    assert len(ask(client, "/embed", inputs=[LONG, "a"], truncate=True)) == 2
+
+
+def test_texts_are_reranked_for_the_clients_of_text_embeddings_inference(client: TestClient, pipeline: Pipeline):
+    assert pipeline.reranker is not None
+    scores = pipeline.reranker.score(QUESTION, TEXTS)  # type: ignore[arg-type]
+    ranks = ask(client, "/rerank", query=QUESTION, texts=TEXTS, raw_scores=True, return_text=True)
+    assert [(each["index"], each["text"]) for each in ranks] == [(i, TEXTS[i]) for i in np.argsort(-scores)]
+    assert [each["score"] for each in ranks] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+    ranks = ask(client, "/rerank", query=QUESTION, texts=TEXTS)
+    assert [each["score"] for each in ranks] == pytest.approx(sorted(map(relevance, scores), reverse=True), abs=1e-6)
+    assert set(ranks[0]) == {"index", "score"}
+
+
+def test_pairs_are_scored_for_the_clients_of_vllm(client: TestClient, pipeline: Pipeline):
+    reranker: Any = pipeline.reranker
+    one_to_many = ask(client, "/score", text_1=QUESTION, text_2=TEXTS[:2])["data"]
+    expected = [relevance(score) for score in reranker.score(QUESTION, TEXTS[:2])]
+    assert [each["score"] for each in one_to_many] == pytest.approx(expected, abs=1e-6)
+    pairwise = ask(client, "/score", text_1=[QUESTION, "boat"], text_2=TEXTS[:2])["data"]
+    assert pairwise[0]["score"] == pytest.approx(expected[0], abs=1e-6)
+    assert pairwise[1]["score"] == pytest.approx(relevance(reranker.score("boat", TEXTS[1:2])[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/search", {}, "query"),
+        ("/search", {"query": "a", "queries": ["b"]}, "query"),
+        ("/search", {"query": ""}, "query"),
+        ("/search", {"query": 3}, "query"),
+        ("/search", {"queries": ["a", None]}, "queries.1"),
+        ("/search", {"query": "a", "k": 1001}, "k"),
+        ("/search", {"query": "a", "depth": 0}, "depth"),
+        ("/search", {"query": "a", "first_stage": "sparse"}, "first_stage"),
+        ("/search", {"query": "a", "kk": 3}, "kk"),
+        ("/search", {"query": "a", "\ud800": 3}, "body"),
+        ("/search", {"query": LONG}, "query"),
+        ("/search", {"queries": ["a", LONG]}, "queries"),
+        ("/score", {"text_1": ["a", LONG], "text_2": ["b", "c"]}, "text_1"),
+        ("/v1/embeddings", {"input": []}, "input"),
+        ("/v1/embeddings", {"input": [1, 2]}, "input"),
+        ("/v1/embeddings", {"input": ["a"] * 2049}, "input"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 33}, "dimensions"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ("/v1/embeddings", {"input": "\ud800"}, "input"),
+        ("/embed", {"inputs": ["a", LONG]}, "inputs.1"),
+        ("/v2/rerank", {"query": "a", "documents": ["b", {"txt": "c"}]}, "documents.1"),
+        ("/v2/rerank", {"documents": ["b"]}, "query"),
+        ("/v2/rerank", {"query": LONG, "documents": ["b"]}, "query"),
+        ("/rerank", {"query": "a", "texts": [LONG]}, "texts.0"),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_a_wrong_field_is_named(client: TestClient, path: str, body: dict, field: str):
+    content = json.dumps(body).encode()
+    answer = client.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request"
+    assert error["field"] == field
+    assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"\xff\xfe\x00", 400),
+        (b'{"query": "\xff"}', 400),
+        (b"[" * 100_000, 400),
+        (b'{"query": "a", "k": ' + b"9" * 5000 + b"}", 400),
+        (b'{"query": "a", "k": 1e999}', 422),
+        (b'{"query": "a", "k": NaN}', 422),
+        (b"[]", 422),
+        (b"null", 422),
+        (b"", 422),
+        (b'"query"', 422),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_a_broken_body_is_refused(client: TestClient, body: bytes, status: int):
+    answer = client.post("/search", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["field"] in ("body", "k")
+
+
+def test_other_paths_and_methods_are_refused_in_the_same_form(client: TestClient):
+    assert client.get("/nope").json()["error"]["type"] == "not_found"
+    assert client.get("/search").json()["error"]["type"] == "invalid_request"
+    assert client.get("/search").status_code == 405
+    assert client.get("/docs").status_code == 404  # FastAPI's page would load scripts from elsewhere
+
+
+def test_a_stage_that_is_not_there_is_named(built: Built):
+    names = built.names
+    service = Service(Pipeline.load(names["collection"], bm25=names["bm25"]))
+    client = TestClient(create_app(service))
+    for body, field in (({"first_stage": "dense"}, "first_stage"), ({"rerank": True}, "rerank")):
+        answer = client.post("/search", json={"query": "apple", **body})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+    assert ask(client, "/search", query="apple", k=1)["answers"][0]["results"][0]["doc_id"] == "d0"
+    service.close()
+
+
+@pytest.mark.parametrize(
+    ("open_models", "there"),
+    [
+        (lambda names: {"retriever": Retriever.load(names["retriever"])}, {"/v1/embeddings", "/embed"}),
+        (
+            lambda names: {"reranker": Reranker.load(names["reranker"])},
+            {"/v1/rerank", "/v2/rerank", "/rerank", "/score"},
+        ),
+    ],
+    ids=["retriever", "reranker"],
+)
+def test_a_server_with_one_model_has_the_paths_that_it_can_answer(
+    built: Built, open_models: Callable[[dict[str, str]], dict[str, Any]], there: set[str]
+):
+    service = Service(**open_models(built.names))
+    client = TestClient(create_app(service))
+    state = {"/health", "/ready", "/info", "/metrics"}
+    assert set(client.get("/openapi.json").json()["paths"]) == there | state
+    assert client.post("/search", json={"query": "a"}).status_code == 404
+    assert client.get("/").status_code == 404
+    if "/embed" in there:
+        assert len(ask(client, "/embed", inputs="apple")[0]) == 32
+    else:
+        assert len(ask(client, "/rerank", query="a", texts=["apple"])) == 1
+    service.close()
+
+
+def test_info_tells_models_contracts_and_limits(client: TestClient):
+    info = client.get("/info").json()
+    assert info["retriever"]["name"] == "tiny-retriever"
+    assert info["retriever"]["dim"] == 32
+    assert info["reranker"]["contract"]["pair_length"] == 196
+    assert info["first_stages"] == ["bm25", "dense", "hybrid"]
+    assert info["limits"] == {
+        **Limits()._asdict(),
+        "texts": 2048,
+        "queries": 128,
+        "characters": 262144,
+        "k": 1000,
+        "depth": 1000,
+    }
+
+
+def test_what_happens_is_counted(client: TestClient):
+    def count(series: str) -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(series + " ")), 0.0)
+
+    def counts() -> list[float]:
+        names = ['requests_total{path="/search",status="200"}', 'requests_total{path="other",status="404"}']
+        names += ['stage_seconds_count{stage="bm25"}', 'batch_texts_total{model="reranker"}']
+        return [count(f"shortlist_{name}") for name in names]
+
+    before = counts()
+    ask(client, "/search", query=QUESTION, depth=4)
+    client.get("/some/path")
+    assert [now - then for now, then in zip(counts(), before, strict=True)] == [1, 1, 1, 4]
+    assert count("shortlist_queue_requests") == count("shortlist_queue_tokens") == 0
