@@ -103,7 +103,7 @@ def _head(model: Retriever | AnyReranker) -> str | None:
         return f"{len(model.dense)} dense layers" if len(model.dense) else None
     if isinstance(model, CrossEncoder):
         return f"{type(model.backbone).__name__}'s own, labels: {model.backbone.config.num_labels}"
-    return f"a vector of {model.head.shape[1]}, length {float(model.head.norm()):.4g}"
+    return f"a vector of {model.head.shape[1]}, length {float(model.head.detach().norm()):.4g}"
 
 
 def _special_tokens(inputs: Inputs) -> dict[str, Any]:

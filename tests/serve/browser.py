@@ -64,9 +64,10 @@ class Tab:
         return value
 
     def open(self, url: str) -> None:
-        """Go to an address."""
-        self.send("Page.navigate", url=url)
-        self.wait(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+        """Go to an address, whose query the page may rewrite as soon as it is there."""
+        self.send("Page.navigate", url=url)  # answered when the new document is in place
+        place = json.dumps(url.split("?")[0])
+        self.wait(f"location.href.startsWith({place}) && document.readyState === 'complete'")
 
     def type(self, text: str) -> None:
         """Into whatever has the focus."""
