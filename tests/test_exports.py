@@ -204,9 +204,9 @@ NAMES = {
     ),
     "shortlist.serve": "Config FEWEST_KEY_CHARACTERS SWITCH_SECONDS check open_app open_service read_key run",
     "shortlist.serve.app": "ERRORS NO_JSON create_app",
-    "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue Work",
+    "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue TRIMMED Work",
     "shortlist.serve.deploy": "Front Replica Reply SCOPE SPARE application serve_on_ray",
-    "shortlist.serve.gate": "FullError Gate Limits Ticket TooLargeError",
+    "shortlist.serve.gate": "FullError Gate Limits SHARE Ticket TooLargeError",
     "shortlist.serve.metrics": "BUCKETS HELP Labels Metrics render",
     "shortlist.serve.protection": (
         "Answer App HEADERS LOOPBACK Log Message OPEN Protection RETRY_SECONDS Receive Send explained problem replay"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import CONFIG_MAPPING
 
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
@@ -70,7 +70,7 @@ def check_layout(name: str, folder: Path) -> None:
             f"(PEFT) or {MODULES} (sentence-transformers), weights in safetensors, and a tokenizer."
         )
     kind = optional_json(config).get("model_type")
-    if "auto_map" in optional_json(config) and kind not in CONFIG_MAPPING_NAMES:
+    if "auto_map" in optional_json(config) and kind not in CONFIG_MAPPING:
         raise UserError(
             f"{name}: is of the kind {kind!r}, which transformers has not; it brings code of its own, which other "
             "tools run with trust_remote_code. That is never done here; choose a model of a kind that transformers has."

@@ -1,11 +1,13 @@
 """Texts of many requests wait here, and one thread runs them through the models, those of several requests together."""
 
+import ctypes
 import threading
 import time
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from itertools import count
 from typing import NamedTuple, final
 
 import numpy as np
@@ -21,6 +23,10 @@ LOOK_AHEAD = 4
 """Batches' worth of waiting texts among which those of like length are sought."""
 PACE = 0.2
 """How much the last batch counts in the speed that is told."""
+
+TRIMMED = 16
+"""Batches after which memory that is free goes back to the system."""
+
 
 Model = Retriever | AnyReranker
 Finished = Callable[[str, int, int, float], None]
@@ -172,7 +178,12 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        while batch := self._next():
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; it keeps the bytes of every shape of batch
+        for number in count(1):
+            if not (batch := self._next()):
+                return
+            if trim and number % TRIMMED == 0:
+                trim(0)
             try:
                 self._run(batch)
             except Exception as error:  # of one batch: whoever waits for it is told, and the next one may be fine

@@ -5,6 +5,12 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple, final
 
+SHARE = 0.25
+"""Of a request's longest time, in which all that is accepted must be read at the speed of late.
+
+Not more, because under overload the models are slower than before it, and the others pass long requests.
+"""
+
 
 class FullError(Exception):
     """There is too much to do already; the same request may be accepted later.
@@ -74,8 +80,8 @@ class Gate:
         most, speed = self.limits.queue_tokens, self.speed()
         if tokens > most:
             raise TooLargeError(f"the request takes {tokens} tokens, and the server accepts {most} at a time")
-        if speed:  # in half of the time, because the speed is an estimate
-            most = min(most, int(speed * self.limits.timeout_seconds / 2))
+        if speed:
+            most = min(most, int(speed * self.limits.timeout_seconds * SHARE))
         if self.tokens and self.tokens + tokens > most:
             raise FullError(f"{self.tokens} tokens are waiting, and {tokens} more are too many", self._seconds())
         self.tokens += tokens

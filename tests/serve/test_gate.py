@@ -32,12 +32,12 @@ def test_what_can_never_fit_is_told_apart():
         gate.enter().reserve(101)
 
 
-def test_no_more_is_accepted_than_can_be_read_in_half_of_the_time():
+def test_no_more_is_accepted_than_can_be_read_in_a_quarter_of_the_time():
     gate = Gate(Limits(timeout_seconds=10), speed=lambda: 20.0)
-    gate.enter().reserve(90)
+    gate.enter().reserve(40)
     with pytest.raises(FullError) as refused:
         gate.enter().reserve(20)
-    assert refused.value.seconds == 5  # 90 tokens at 20 a second
+    assert refused.value.seconds == 2  # 40 tokens at 20 a second
     gate.enter().reserve(10)
 
 
