@@ -180,3 +180,46 @@ def test_the_extending_document_names_every_room():
     listed = (ROOT / "docs/extending.md").read_text("utf-8")
     rooms = {path.stem for path in (ROOT / "shortlist").iterdir() if not path.name.startswith(("_", "py.typed"))}
     assert {room for room in rooms if room not in listed} == set()
+
+
+def block(document: str, words: str) -> str:
+    """The Python block of a document that holds these words."""
+    [body] = [body for body in blocks(ROOT / "docs" / document, "python") if words in body]
+    return body
+
+
+def test_the_pooling_that_the_documents_show_works():
+    import torch
+
+    from shortlist.math.pooling import POOLINGS
+
+    space: dict = {"torch": torch, **POOLINGS}
+    exec(block("extending.md", "def weighted_mean"), space)
+    hidden = torch.tensor([[[1.0], [4.0], [100.0]]])
+    assert space["POOLINGS"]["weighted_mean"](hidden, torch.tensor([2])).tolist() == [[3.0]]  # (1 * 1 + 2 * 4) / 3
+
+
+def test_the_contract_that_the_documents_show_works(tiny):
+    from shortlist.models.checkpoint import tokenizer_of
+    from shortlist.records import Document, Query
+    from shortlist.text.contract import InputContract, Inputs
+
+    space: dict = {"CONTRACTS": {}, "InputContract": InputContract}
+    exec(block("reranking.md", "my-yes-no"), space)
+    inputs = Inputs(space["CONTRACTS"]["my-yes-no"], tokenizer_of(str(tiny.llama)))
+    [ids] = inputs.pair_ids([(Query("q", "apple"), Document("d", "boat"))])
+    assert ids[0] == inputs.special_id("<bos>")
+
+
+def test_the_vectors_can_be_read_as_the_documents_show(tmp_path, monkeypatch):
+    import numpy as np
+
+    from shortlist.data.vectors import VectorWriter
+
+    vectors = np.arange(2 * 384, dtype=np.float32).reshape(2, 384)
+    VectorWriter(tmp_path, 384).write_shard(0, ["d1", "d2"], vectors)
+    monkeypatch.chdir(tmp_path)
+    space: dict = {}
+    exec(block("formats.md", "shard-00000.bin"), space)
+    assert np.array_equal(space["vectors"], vectors)
+    assert space["doc_ids"] == ["d1", "d2"]

@@ -1,6 +1,7 @@
 """A server in a process of its own, asked by the clients that people have, and ended in the middle of its work."""
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -28,6 +29,19 @@ def server(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     (folder / "key").write_text(f"{KEY}\n")
     with live({**built.names, "api_key_file": folder / "key"}, folder / "stderr") as server:
         yield server
+
+
+def test_the_client_that_the_documents_show_works(server: Live, built: Built):
+    document = (Path(__file__).parents[2] / "docs/serving.md").read_text("utf-8")
+    [block] = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    space: dict = {}
+    exec(block.replace("http://127.0.0.1:8000", server.url).replace('"none"', repr(KEY)), space)
+    ours = Retriever.load(str(built.tiny.retriever))
+    for name, expected in (
+        ("vectors", ours.encode_documents(["Otters live in rivers."])),
+        ("queries", ours.encode_queries(["where do otters live"])),
+    ):
+        np.testing.assert_allclose([each.embedding for each in space[name].data], expected, atol=1e-6)
 
 
 def test_openais_client_gets_the_retrievers_vectors(server: Live, built: Built):
