@@ -5,7 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple, final
 
-
 SHARE = 0.25
 """Of a request's longest time, in which all that is accepted must be read at the speed of late.
 
