@@ -203,14 +203,22 @@ def rate_within(curve: list[tuple[float, float]], limit: float) -> float:
 
 
 async def overload(served: Served, rate: float, seconds: float) -> str:
-    """Ask at a steady rate, whatever comes back."""
+    """Ask at a steady rate, whatever comes back, on as many connections as that takes."""
     statuses, waits, memory = Counter[str](), list[float](), [served.resident_mib()]
     rng, tasks, start = random.Random(7), set[asyncio.Task](), time.perf_counter()
+
+    idle = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
 
     async def one(asked: bytes) -> None:
         begun = time.perf_counter()
         try:
-            status = await ask_once(served.port, asked)
+            reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(asked)
+            status, stays = await answer(reader)
+            if stays:
+                idle.append((reader, writer))
+            else:
+                writer.close()
         except (OSError, asyncio.IncompleteReadError) as error:
             status = type(error).__name__
         statuses[status] += 1

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shortlist.serve.service import Service
 
 FEWEST_KEY_CHARACTERS = 16
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 """How long one thread may keep the others from running Python: the models' thread asks for it at every operation."""
 
 
