@@ -217,9 +217,7 @@ NAMES = {
         "ScoreRequest ScoreResponse SearchAnswer SearchRequest SearchResponse SearchResult StagePlace Status "
         "TeiEmbedRequest TeiRank TeiRerankRequest Text TextObject Texts Usage"
     ),
-    "shortlist.serve.server": (
-        "KEEP_SECONDS LINGER_SECONDS MakeApp RESTARTS Server address bind serve serve_in_processes"
-    ),
+    "shortlist.serve.server": "LINGER_SECONDS MakeApp RESTARTS Server address bind serve serve_in_processes",
     "shortlist.serve.service": "FieldError Read Service TOKENIZING",
     "shortlist.table": "Cells Column Config Table draw markdown our_rows published_tables read_table run",
     "shortlist.text.batching": "pad token_batches windows",

@@ -22,8 +22,6 @@ from shortlist.serve.protection import Protection
 
 LINGER_SECONDS = 0.5
 """How long a server that goes down still answers new connections that it does, and then those that it has by then."""
-KEEP_SECONDS = 75
-"""How long an idle connection stays: longer than load balancers keep theirs, which then never find it closed."""
 RESTARTS = 10
 """How many workers may die before the whole server gives up."""
 
@@ -40,7 +38,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Protection, drain_seconds: float) -> None:
         quiet = {"log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off"}
-        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=1, timeout_keep_alive=KEEP_SECONDS, **quiet))
+        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=1, **quiet))
         self._gate, self._drain_seconds, self._asked = app.gate, drain_seconds, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
