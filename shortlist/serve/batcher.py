@@ -24,7 +24,7 @@ LOOK_AHEAD = 4
 PACE = 0.2
 """How much the last batch counts in the speed that is told."""
 
-TRIMMED = 16
+TRIMMED = 4
 """Batches after which memory that is free goes back to the system."""
 
 
