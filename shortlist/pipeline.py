@@ -153,14 +153,11 @@ class Pipeline:
         if rerank and self.reranker is None:
             raise UserError("rerank: there is no reranker here; leave it out, or name one when loading.")
         rerank = self.reranker is not None if rerank is None else rerank
-        num_candidates = max(k, depth) if rerank else k
-        return [self._answer(query, k, num_candidates, depth, first_stage, rerank) for query in as_queries(queries)]
+        return [self._answer(query, k, depth, first_stage, rerank) for query in as_queries(queries)]
 
-    def _answer(
-        self, query: Query, k: int, num_candidates: int, depth: int, first_stage: FirstStage, rerank: bool
-    ) -> Answer:
+    def _answer(self, query: Query, k: int, depth: int, first_stage: FirstStage, rerank: bool) -> Answer:
         milliseconds: dict[str, float] = {}
-        lists = self._first(query, num_candidates, first_stage, milliseconds)
+        lists = self._first(query, max(k, depth) if rerank else k, first_stage, milliseconds)
         found = lists[first_stage]
         with _timed("documents", milliseconds):
             documents = self.collection.documents([hit.doc_id for hit in (found if rerank else found[:k])])

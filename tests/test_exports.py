@@ -229,7 +229,7 @@ NAMES = {
         "DOCUMENTS_AT_ONCE FEWEST_TOKENS Segments cut document_segments named_segments pair_segments "
         "segment_contract segment_settings unused_settings whole_id"
     ),
-    "shortlist.text.surroundings": "PROBES around_one around_two literal",
+    "shortlist.text.surroundings": "PROBES around_one around_two literal unescaped",
     "shortlist.text.tokenizer": "FILES PROBE from_sentencepiece has_tokenizer load_tokenizer train_bpe",
     "shortlist.train": "CANDIDATES TEMPERATURES run train",
     "shortlist.train.build": "adapted_model build_model collect_groups weights_dtype",

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -84,6 +84,15 @@ def write_all(folder: Path) -> Tiny:
     save_model(reranker_to_train(str(llama), None, seed=0), folder / "reranker")
     collection, bert = write_collection(folder / "collection"), write_bert(folder / "bert")
     return Tiny(collection, llama, bert, folder / "retriever", folder / "reranker")
+
+
+def shaken(model: Any) -> Any:
+    """The model with every weight that trains moved, as training would."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
 
 
 def kill_when(it_is_time: Callable[[], bool], command: list[str]) -> None:

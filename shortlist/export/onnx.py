@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -39,12 +38,8 @@ class Graph(nn.Module):
         if isinstance(model, CrossEncoder):
             return model.backbone(**options).logits
         states = model.backbone(**options, use_cache=False).last_hidden_state
-        pooled = POOLINGS[model.inputs.contract.pooling](states, attention_mask.sum(1)).float()
-        if isinstance(model, Reranker):
-            return pooled @ model.head.T
-        for layer in model.dense:
-            pooled = layer(pooled)
-        return F.normalize(pooled, dim=-1) if model.inputs.contract.normalize else pooled
+        pooled = POOLINGS[model.inputs.contract.pooling](states, attention_mask.sum(1))
+        return pooled.float() @ model.head.T if isinstance(model, Reranker) else model.behind_pooling(pooled)
 
 
 def write_onnx(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:
@@ -55,7 +50,6 @@ def write_onnx(model: Retriever | AnyReranker, folder: Path, *, name: str) -> No
     Raises:
         UserError: a package is missing, or the model cannot be written so.
     """
-
     try:
         import onnxscript  # noqa: F401
     except ImportError:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, Inputs
+from shortlist.text.surroundings import unescaped
 
 TEXTS = ("what is x", "How do 12 naïve cafés rank?", "(A-b) c", "東京 x", "once upon a time", "x")
 """What the ids are compared on."""
@@ -68,7 +69,7 @@ def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[s
     prompt = _joined(template[place]).removesuffix("{document}").removesuffix("{query}")
     if "{" in prompt.replace("{{", ""):
         raise _cannot(inputs, f"its {kind} does not end with its text")
-    return [*template[:place]], prompt.replace("{{", "{").replace("}}", "}"), [*template[place + 1 :]]
+    return [*template[:place]], unescaped(prompt), [*template[place + 1 :]]
 
 
 def _joined(piece: str) -> str:
@@ -148,7 +149,7 @@ def _entry(inputs: Inputs, piece: str) -> dict[str, Any]:
     if piece in SPECIAL:
         ids = [inputs.special_id(piece)]
     else:
-        ids = tokenizer(piece.replace("{{", "{").replace("}}", "}"), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(unescaped(piece), add_special_tokens=False)["input_ids"]
     return {"ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
 
 

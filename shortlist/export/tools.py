@@ -49,19 +49,15 @@ def write_cross_encoder(model: AnyReranker, folder: Path, *, name: str) -> None:
     Raises:
         UserError: the contract cannot be said in its files, or the head is none that transformers has.
     """
-    if isinstance(model, CrossEncoder):
-        model.backbone.save_pretrained(folder)
-        save_tokenizer(for_pairs(model.inputs), folder, token_types=model.inputs.contract.token_types)
-        write_json(folder / "contract.json", model.inputs.contract.to_dict())
-    else:
-        if not is_decoder(model.backbone) or model.inputs.contract.pooling != "last" or model.inputs.contract.answer:
-            raise UserError(
-                f"{name}: transformers has no sequence classifier with this head (pooling "
-                f"{model.inputs.contract.pooling} of {type(model.backbone).__name__}); export it as merged."
-            )
-        tokenizer = for_pairs(model.inputs)
-        save_model(model, folder)
-        save_tokenizer(tokenizer, folder)
+    form, own_head = model.inputs.contract, isinstance(model, CrossEncoder)
+    if not own_head and (not is_decoder(model.backbone) or form.pooling != "last" or form.answer):
+        raise UserError(
+            f"{name}: transformers has no sequence classifier with this head (pooling {form.pooling} of "
+            f"{type(model.backbone).__name__}); export it as merged."
+        )
+    tokenizer = for_pairs(model.inputs)
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder, token_types=form.token_types)
     _write_old_names(folder)
     activation = {"activation_fn": "torch.nn.modules.linear.Identity"}  # else it would be squeezed into 0 to 1
     write_json(folder / "config.json", read_json(folder / "config.json") | {"sentence_transformers": activation})
@@ -75,11 +71,6 @@ def write_merged(model: Retriever | AnyReranker, folder: Path, *, name: str) -> 
     """
     if isinstance(model, Retriever) and len(model.dense):
         raise UserError(f"{name}: has dense layers behind its pooling; export it to sentence-transformers.")
-    if isinstance(model, CrossEncoder):
-        model.backbone.save_pretrained(folder)
-        model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
-        write_json(folder / "contract.json", model.inputs.contract.to_dict())
-        return
     save_model(model, folder)
 
 

@@ -185,7 +185,7 @@ def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]
 
 
 def save_model(
-    model: Retriever | Reranker,
+    model: Retriever | AnyReranker,
     folder: Path,
     *,
     adapter: Any = None,
@@ -200,13 +200,16 @@ def save_model(
         weights: what to write instead of the model's own values, under its names: those of a sharded model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = saved_names(model, adapter=adapter is not None)
-    weights = weights or model.state_dict()
-    state = {key: weights[name].detach().contiguous() for name, key in names.items()}
-    if adapter is not None:
-        _save_adapter(adapter, folder, state, base, classifier=isinstance(model, Reranker))
+    if isinstance(model, CrossEncoder):
+        model.backbone.save_pretrained(folder)
     else:
-        _save_weights(model, folder, state)
+        names = saved_names(model, adapter=adapter is not None)
+        weights = weights or model.state_dict()
+        state = {key: weights[name].detach().contiguous() for name, key in names.items()}
+        if adapter is not None:
+            _save_adapter(adapter, folder, state, base, classifier=isinstance(model, Reranker))
+        else:
+            _save_weights(model, folder, state)
     model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     write_json(folder / "contract.json", model.inputs.contract.to_dict())
 

@@ -102,7 +102,11 @@ class Retriever(nn.Module):
     ) -> Float[Tensor, "batch dim"]:
         """Vectors, float32, of right-padded ids."""
         pooling = self.inputs.contract.pooling
-        vectors = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
+        return self.behind_pooling(pooled_states(self.backbone, token_ids, lengths, pooling=pooling))
+
+    def behind_pooling(self, states: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
+        """Vectors, float32, of pooled hidden states."""
+        vectors = states.float()
         for layer in self.dense:
             vectors = layer(vectors)
         return F.normalize(vectors, dim=-1) if self.inputs.contract.normalize else vectors

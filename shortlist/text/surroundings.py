@@ -41,6 +41,11 @@ def literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
+def unescaped(piece: str) -> str:
+    """The text that a piece without fields stands for."""
+    return piece.replace("{{", "{").replace("}}", "}")
+
+
 def _bare(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 

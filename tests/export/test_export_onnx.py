@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import DOCUMENTS, QUERIES
+from exporting import DOCUMENTS, QUERIES
 from sentence_transformers import CrossEncoder
 from transformers import AutoTokenizer
 

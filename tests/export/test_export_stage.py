@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DOCUMENTS, QUERIES, adapter_of
+from exporting import DOCUMENTS, QUERIES, adapter_of
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers import models as modules
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -10,7 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
-from samples import DOCUMENTS, PAIRS, QUERIES
+from samples import DOCUMENTS, PAIRS
+from tiny import shaken
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from shortlist.errors import UserError
@@ -18,15 +19,6 @@ from shortlist.models.checkpoint import load_reranker, load_retriever, save_mode
 from shortlist.models.embed import embed_documents, score_pairs
 
 SETTINGS: dict[str, Any] = {"r": 3, "lora_alpha": 12, "target_modules": ["q_proj", "k_proj", "up_proj"]}
-
-
-def shaken(model: Any) -> Any:
-    """The model with every weight that trains moved."""
-    generator = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def pickled(folder: Path) -> Path:
@@ -172,4 +164,3 @@ def test_weights_under_other_names_are_refused(llama: Path, tmp_path: Path):
     save_file({key.replace("q_proj", "query"): value for key, value in load_file(path).items()}, path)
     with pytest.raises(UserError, match="no place for 4 of its weights"):
         load_retriever(str(folder), contract="repllama")
-    assert QUERIES

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from samples import DOCUMENTS, PAIRS, QUERIES
+from tiny import shaken
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from shortlist.data.files import sha256
@@ -71,12 +72,7 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
 def lora_folder(model: Any, base: Path, folder: Path) -> Path:
     """The model's folder after LoRA training that has moved every weight it may move."""
     adapter = add_lora(model.backbone, Lora(r=4, alpha=8))
-    model.eval()
-    generator = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    save_model(model, folder, adapter=adapter, base=str(base))
+    save_model(shaken(model), folder, adapter=adapter, base=str(base))
     return folder
 
 
