@@ -1,8 +1,8 @@
 """How many requests a server answers in time, and what it does with too many, with broken ones, and at SIGTERM.
 
-    python benchmarks/serve_load.py --model models/all-MiniLM-L6-v2 --out benchmarks/serve_load.md
+    python benchmarks/serve_load.py --models models/small-llama models/all-MiniLM-L6-v2 --out benchmarks/serve_load.md
 
-`shortlist serve` beside a plain server (serve_peer.py: FastAPI and sentence-transformers) with the same model and the
+`shortlist serve` beside a plain server (serve_peer.py: FastAPI and sentence-transformers) with the same models and the
 same clients: OpenAI's embeddings of texts whose lengths are mixed as in search, most of them queries. Both servers run
 the whole time with OMP_NUM_THREADS as given, and are asked in turn; closed loops of more and more clients give
 throughput and 95th percentile, and the throughput at an equal 95th percentile is read between the two neighbours. Then,
@@ -43,8 +43,9 @@ LIMITS_MS = (100, 250, 500, 1000)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    model: Path
-    """Folder of a sentence-transformers model."""
+    models: tuple[Path, ...]
+    """Folders of sentence-transformers models, such as `shortlist export` writes; throughput is measured of each, and
+    the rest of the first."""
     clients: tuple[int, ...] = (1, 4, 16, 64)
     """How many ask at the same time."""
     seconds: float = 6.0
@@ -159,7 +160,16 @@ async def closed_loop(port: int, clients: int, seconds: float, seed: int) -> tup
     return len(waits) / seconds, 1000 * float(np.percentile(waits, 95))
 
 
-def throughput(servers: Sequence[Served], config: Config) -> tuple[str, dict[str, list[tuple[float, float]]]]:
+def throughput(model: Path, config: Config) -> tuple[str, float]:
+    """The tables of both servers, and the most that ours has answered per second."""
+    ours = ["shortlist", "serve", "--retriever", str(model)]
+    peer = ["uvicorn", "serve_peer:app", "--app-dir", "benchmarks", "--log-level", "warning", "--no-access-log"]
+    with running("shortlist", ours) as first, running("plain", peer, MODEL=str(model)) as second:
+        measured, curves = curves_of([first, second], config)
+    return f"## Throughput of {model.name}\n\n{measured}\n\n{at_equal_p95(curves)}", max(curves["shortlist"])[0]
+
+
+def curves_of(servers: Sequence[Served], config: Config) -> tuple[str, dict[str, list[tuple[float, float]]]]:
     """The table of both servers, and the medians of (answers per second, p95) by number of clients."""
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for served in servers:
@@ -323,19 +333,15 @@ async def terminated(served: Served, clients: int) -> str:
 
 def run_alone(config: Config, work: Callable[[Served], Awaitable[str]], *flags: str) -> str:
     """One measurement of a fresh server of ours."""
-    with running("shortlist", ["shortlist", "serve", "--retriever", str(config.model), *flags]) as served:
+    with running("shortlist", ["shortlist", "serve", "--retriever", str(config.models[0]), *flags]) as served:
         asyncio.run(closed_loop(served.port, 4, 2, seed=0))
         return asyncio.run(work(served))  # type: ignore[arg-type]
 
 
 def main(config: Config) -> None:
     under = conditions(None, packages=PACKAGES)
-    ours = ["shortlist", "serve", "--retriever", str(config.model)]
-    peer = ["uvicorn", "serve_peer:app", "--app-dir", "benchmarks", "--log-level", "warning", "--no-access-log"]
-    with running("shortlist", ours) as first, running("plain", peer, MODEL=str(config.model)) as second:
-        measured, curves = throughput([first, second], config)
-    sections = [f"## Throughput\n\n{measured}\n\n{at_equal_p95(curves)}"]
-    rate = 10 * max(rate for rate, _ in curves["shortlist"])
+    sections, rates = map(list, zip(*[throughput(model, config) for model in config.models], strict=True))
+    rate = 10 * rates[0]
     short = ("--timeout-seconds", "10")
     told = run_alone(config, lambda served: overload(served, rate, config.overload_seconds), *short)
     sections.append(f"## Ten times the capacity, a time limit of 10 s\n\n{told}")

@@ -122,6 +122,8 @@ class Protection:
     async def _answer(self, scope: Message, receive: Receive, reply: "_Reply") -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if refusal := self._refusal(scope, headers):
+            if self.gate.draining:  # the connection is closed after this, and what is unread then would reset it
+                await _body(receive, headers, self.gate.limits.body_bytes)
             await reply.send(refusal)
         elif scope["method"] == "POST":
             await self._work(scope, receive, reply, headers)

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
@@ -22,6 +22,10 @@ from shortlist.serve.protection import Protection
 
 LINGER_SECONDS = 0.5
 """How long a server that goes down still answers new connections that it does, and then those that it has by then."""
+FIRST_SECONDS = 5
+"""How long, when no new connections are taken, one that has not asked anything yet may still do so."""
+KEEP_SECONDS = 75
+"""How long a connection stays open that asks nothing; shorter, clients would often meet the very moment of closing."""
 RESTARTS = 10
 """How many workers may die before the whole server gives up."""
 
@@ -38,7 +42,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Protection, drain_seconds: float) -> None:
         quiet = {"log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off"}
-        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=1, **quiet))
+        times = {"timeout_graceful_shutdown": 1, "timeout_keep_alive": KEEP_SECONDS}
+        super().__init__(uvicorn.Config(app, **times, **quiet))
         self._gate, self._drain_seconds, self._asked = app.gate, drain_seconds, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -58,10 +63,34 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connections, answer what those that there are still ask, and end."""
+        waiting = _accept_waiting(sockets or ())
         for server in self.servers:
             server.close()
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
         await asyncio.sleep(LINGER_SECONDS)
+        deadline = time.monotonic() + FIRST_SECONDS
+        while self._has_new_connections() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def _has_new_connections(self) -> bool:
+        return any(connection.cycle is None for connection in self.server_state.connections)
+
+
+def _accept_waiting(listeners: Iterable[socket.socket]) -> list[socket.socket]:
+    """The connections that the kernel has made by now; it would reset them when the listeners are closed."""
+    waiting = []
+    for listener in listeners:
+        with suppress(BlockingIOError):
+            while True:
+                waiting.append(listener.accept()[0])
+    return waiting
 
 
 def bind(host: str, port: int) -> socket.socket:
