@@ -25,12 +25,14 @@ from shortlist.models.adapters import ADAPTER, PICKLED, PREFIX, adapter_head, ba
 from shortlist.models.backbone import (
     dequantize,
     empty_backbone,
+    is_causal,
     is_decoder,
     load_backbone,
     load_classifier,
     not_a_model,
 )
-from shortlist.models.heads import HEAD, answer_head, find_head, is_classifier, one_label
+from shortlist.models.heads import HEAD, answer_head, check_tied, find_head, is_classifier, one_label
+from shortlist.models.language import LanguageModel
 from shortlist.models.published import backbone_folder, check_layout, dense_layers, published_contract
 from shortlist.models.reranker import AnyReranker, CrossEncoder, Reranker, new_head
 from shortlist.models.retriever import Retriever
@@ -42,6 +44,8 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
 """What is fetched from the hub: no code, and weights in safetensors only, but for older adapters."""
 
 WEIGHTS = ("*.safetensors", PICKLED)
+Trainable = Retriever | Reranker | LanguageModel
+
 QUANTIZATION = "quantization_config.json"
 """Beside an adapter: how its base was quantised while it was trained."""
 
@@ -156,6 +160,31 @@ def reranker_to_train(
     return Reranker(backbone, _inputs(name, adjust(contract) if adjust else contract), head)
 
 
+def language_model_to_train(
+    name: str,
+    contract: InputContract | None = None,
+    *,
+    adjust: Callable[[InputContract], InputContract] | None = None,
+    **loading: Any,
+) -> LanguageModel:
+    """A language model to start training from, whose texts are the pairs of a reranker.
+
+    Args:
+        contract: as for `retriever_to_train`, and so are the others.
+
+    Raises:
+        UserError: the backbone is no causal decoder, or computes its logits in another way.
+    """
+    backbone = _backbone(name, **loading)
+    check_tied(backbone, _base_folder(local_folder(name, weights=not loading.get("empty"))))
+    contract = contract or _own_contract(name, "pair") or named_contract("rankllama")
+    inputs = _inputs(name, adjust(contract) if adjust else contract)
+    model = LanguageModel(backbone, inputs)
+    if not is_causal(backbone) or inputs.contract.bidirectional:
+        raise UserError(f"{name}: its tokens see what comes after them, so there is nothing to predict.")
+    return model
+
+
 def _inputs(name: str, contract: InputContract) -> Inputs:
     """Inputs for training: a contract's `<bos>` is left out for a tokenizer that has none."""
     tokenizer = tokenizer_of(name)
@@ -168,7 +197,7 @@ def _head(folder: Path) -> Tensor | None:
     return adapter_head(folder) if is_adapter(folder) else find_head(folder)
 
 
-def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]:
+def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
     """What of a model is saved: name in the model -> key in the folder's safetensors.
 
     Args:
@@ -185,7 +214,7 @@ def saved_names(model: Retriever | Reranker, *, adapter: bool) -> dict[str, str]
 
 
 def save_model(
-    model: Retriever | AnyReranker,
+    model: Trainable | CrossEncoder,
     folder: Path,
     *,
     adapter: Any = None,
@@ -337,7 +366,7 @@ def num_parameters(name: str) -> int:
     return total
 
 
-def _save_weights(model: Retriever | Reranker, folder: Path, state: dict[str, Tensor]) -> None:
+def _save_weights(model: Trainable, folder: Path, state: dict[str, Tensor]) -> None:
     """A folder that transformers' own model, or its sequence classifier for a reranker, can load."""
     backbone, pad_id = model.backbone, model.inputs.pad_id
     save_torch_state_dict(state, folder)

@@ -55,6 +55,25 @@ def answer_head(backbone: PreTrainedModel, tokenizer: Any, form: InputContract, 
     return (first - second[0] if second else first)[None]
 
 
+def check_tied(backbone: PreTrainedModel, folder: Path) -> None:
+    """Refuse a language model whose logits are not the product of its states and its input embedding.
+
+    Args:
+        folder: where its weights are.
+
+    Raises:
+        UserError: it has an output embedding of its own, or scales or caps its logits.
+    """
+    changed = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if _set(backbone, name)]
+    if changed or any(_tensors(folder, OUTPUT_EMBEDDING)):
+        what = changed[0] if changed else f"{OUTPUT_EMBEDDING!r} of its own"
+        raise UserError(f"{folder}: has {what}; only language models with tied embeddings alone are trained here.")
+
+
+def _set(backbone: PreTrainedModel, name: str) -> bool:
+    return getattr(backbone.config, name, None) not in (None, 1)
+
+
 def find_head(folder: Path) -> Tensor | None:
     """A reranker's head, wherever in the folder's safetensors it lies; None if there is none."""
     return next((weights.get_tensor(key) for weights, key in _tensors(folder, HEAD)), None)

@@ -5,9 +5,11 @@ A model trained on one form of input and run on another gives plausible, worse n
 
 A template is a tuple of pieces. A piece is a special token (`<bos>`, `<eos>`, `<cls>`, `<sep>`) or text with fields
 ({instruction}, {query}, {url}, {title}, {text}); each text piece is tokenised on its own, without special tokens. Too
-long an input is cut at the end of the last piece that has a field, so that no special token and no prompt is ever lost.
+long an input is cut at the end of the last piece that has a field, one of the document's if there is any, so that no
+special token, no prompt and no query beside a document is ever lost.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
@@ -25,6 +27,7 @@ KINDS = ("query", "document", "pair")
 
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
 FIELDS = ("instruction", *NO_TEXT)
+DOCUMENT_FIELDS = ("url", "title", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,13 +292,19 @@ class Inputs:
         rows = [self._fields(d) for d in documents]
         return self._ids(self._template("document"), rows, self.contract.document_length if cut else None)
 
-    def pair_ids(self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True) -> list[list[int]]:
+    def pair_ids(
+        self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True, turned: bool = False
+    ) -> list[list[int]]:
         """Token ids of each query with its document; only the document is cut.
+
+        Args:
+            turned: put the document before the query, where the template has the query first.
 
         Raises:
             UserError: a query leaves no room for its document.
         """
         template, length = self._template("pair"), self.contract.pair_length
+        template = turn(template) if turned else template
         rows = [{"query": q.text} | self._fields(d) for q, d in pairs]
         ids = self._ids(template, rows, length if cut else None)
         self.check_queries(dict.fromkeys(pairs[i][0] for i, row in enumerate(ids) if len(row) >= length))
@@ -341,7 +350,9 @@ class Inputs:
             [[self._special[piece]]] * len(rows) if piece in SPECIAL else self._tokenize(piece, rows)
             for piece in template
         ]
-        last = max(i for i, piece in enumerate(template) if any(f"{{{field}}}" in piece for field in FIELDS))
+        last = max(
+            range(len(template)), key=lambda i: (_has(template[i], DOCUMENT_FIELDS), _has(template[i], FIELDS), i)
+        )
         ids = []
         for row in zip(*columns, strict=True):
             parts = list(row)
@@ -358,6 +369,18 @@ class Inputs:
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         starts = range(0, len(texts), TEXTS_AT_ONCE)
         return [ids for i in starts for ids in self.tokenizer(texts[i : i + TEXTS_AT_ONCE], **options)["input_ids"]]
+
+
+def turn(pair: tuple[str, ...]) -> tuple[str, ...]:
+    """The template of a pair with its document before its query, each with its own prompt."""
+    pieces = [part for piece in pair for part in re.split(r"(?<=\{query\})\s+", piece)]
+    query, text = (next(i for i, piece in enumerate(pieces) if field in piece) for field in ("{query}", "{text}"))
+    pieces[query], pieces[text] = pieces[text], pieces[query]
+    return tuple(pieces)
+
+
+def _has(piece: str, names: Iterable[str]) -> bool:
+    return any(f"{{{name}}}" in piece for name in names)
 
 
 def fill(piece: str, values: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Stage `train`: fine-tune a retriever or a reranker, in one process or in many that torchrun starts."""
+"""Stage `train`: a retriever, a reranker, or a language model to start from, in one process or torchrun's many."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +12,8 @@ from shortlist.data.groups import GroupSource
 from shortlist.data.manifest import Job, start_job
 from shortlist.math.losses import LOSSES
 from shortlist.math.sampling import shortfall
-from shortlist.models.checkpoint import model_identity, save_model
-from shortlist.models.reranker import Reranker
+from shortlist.models.checkpoint import Trainable, model_identity, save_model
+from shortlist.models.language import LanguageModel
 from shortlist.models.retriever import Retriever
 from shortlist.progress import say
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
@@ -32,7 +32,7 @@ from shortlist.train.resume import (
     whole_weights,
 )
 from shortlist.train.settings import Config, check
-from shortlist.train.steps import Example, compute_outputs, reranker_example, retriever_example
+from shortlist.train.steps import Example, compute_outputs, language_example, reranker_example, retriever_example
 
 TEMPERATURES = {"retriever": 0.01, "reranker": 1.0}
 
@@ -133,9 +133,7 @@ def _claim(config: Config, collection: Collection, source: GroupSource) -> Job:
     )
 
 
-def _foresee(
-    config: Config, model: Retriever | Reranker, collection: Collection, source: GroupSource, world: World
-) -> None:
+def _foresee(config: Config, model: Trainable, collection: Collection, source: GroupSource, world: World) -> None:
     """Print what training would take; the model needs no weights."""
     device = own_device(world)
     expected = forecast(
@@ -164,10 +162,10 @@ def _num_steps(config: Config, source: GroupSource) -> int:
 
 
 def _examples(
-    config: Config, collection: Collection, source: GroupSource, model: Retriever | Reranker, steps: range
+    config: Config, collection: Collection, source: GroupSource, model: Trainable, steps: range
 ) -> Iterator[Example]:
     """The examples of these steps."""
-    temperature = TEMPERATURES[config.kind] if config.temperature is None else config.temperature
+    temperature = TEMPERATURES.get(config.kind, 1.0) if config.temperature is None else config.temperature
     for batch in batches(
         source.groups,
         source.queries,
@@ -180,12 +178,14 @@ def _examples(
     ):
         if isinstance(model, Retriever):
             yield retriever_example(model, batch, loss=LOSSES["infonce"], temperature=temperature)
+        elif isinstance(model, LanguageModel):
+            yield language_example(model, batch)
         else:
             yield reranker_example(model, batch, loss=LOSSES["infonce"], temperature=temperature)
 
 
-def _evaluation(config: Config, collection: Collection, model: Retriever | Reranker) -> Evaluation | None:
-    if config.heldout_split is None:
+def _evaluation(config: Config, collection: Collection, model: Trainable) -> Evaluation | None:
+    if config.heldout_split is None or isinstance(model, LanguageModel):
         return None
     sizes = {"num_queries": config.heldout_queries, "num_docs": config.heldout_docs}
     heldout = draw_heldout(collection, config.heldout_split, **sizes, seed=config.seed)

@@ -11,9 +11,12 @@ from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapters import add_lora, parse_lora
 from shortlist.models.backbone import checkpoint_layers
-from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.checkpoint import (
+    Trainable,
+    language_model_to_train,
+    reranker_to_train,
+    retriever_to_train,
+)
 from shortlist.models.training_linear import speed_up_training
 from shortlist.progress import say
 from shortlist.text.contract import InputContract, named_contract
@@ -38,7 +41,7 @@ def collect_groups(config: Config, collection: Collection) -> GroupSource:
     return source
 
 
-def build_model(config: Config, device: torch.device, world: World) -> tuple[Retriever | Reranker, Any]:
+def build_model(config: Config, device: torch.device, world: World) -> tuple[Trainable, Any]:
     """The model on its device, ready to train, and PEFT's wrapper if it has a LoRA."""
     loading = {"dtype": weights_dtype(config, device), "attention": config.attention, "four_bit": config.four_bit}
     model, adapter = adapted_model(config, **loading)
@@ -58,7 +61,7 @@ def weights_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if frozen else torch.float32
 
 
-def adapted_model(config: Config, **loading: Any) -> tuple[Retriever | Reranker, Any]:
+def adapted_model(config: Config, **loading: Any) -> tuple[Trainable, Any]:
     """The model with what is to train in it, and PEFT's wrapper if that is a LoRA."""
     model = _loaded(config, **loading)
     torch.manual_seed(config.seed)  # of the adapter's weights
@@ -68,7 +71,7 @@ def adapted_model(config: Config, **loading: Any) -> tuple[Retriever | Reranker,
     return model, adapter
 
 
-def _loaded(config: Config, **loading: Any) -> Retriever | Reranker:
+def _loaded(config: Config, **loading: Any) -> Trainable:
     contract = named_contract(config.contract) if config.contract else None
 
     def adjusted(contract: InputContract) -> InputContract:
@@ -77,6 +80,8 @@ def _loaded(config: Config, **loading: Any) -> Retriever | Reranker:
 
     if config.kind == "retriever":
         return retriever_to_train(config.backbone, contract, adjust=adjusted, **loading)
+    if config.kind == "language-model":
+        return language_model_to_train(config.backbone, contract, adjust=adjusted, **loading)
     return reranker_to_train(config.backbone, contract, seed=config.seed, adjust=adjusted, **loading)
 
 

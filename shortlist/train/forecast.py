@@ -11,14 +11,15 @@ import torch
 
 from shortlist.data.collections import Collection
 from shortlist.math.sampling import shortfall
+from shortlist.models.checkpoint import Trainable
 from shortlist.models.embed import pick_device
+from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
 from shortlist.records import Group, Query
 from shortlist.text.contract import Inputs
 from shortlist.train.examples import Batch, batches, num_steps
 from shortlist.train.memory import Memory, Pass, step_memory
-from shortlist.train.steps import deal
+from shortlist.train.steps import deal, language_texts
 
 MOST_BATCHES = 64
 MOST_TEXTS = 2000
@@ -85,7 +86,7 @@ class Forecast:
 
 
 def forecast(
-    model: Retriever | Reranker,
+    model: Trainable,
     groups: Sequence[Group],
     queries: Mapping[str, Query],
     collection: Collection,
@@ -192,7 +193,7 @@ def _sample(
     return batches(chosen, queries, collection, first_step=0, steps=num_steps(len(chosen), batch_size, 1), **options)
 
 
-def _measure(model: Retriever | Reranker, batch: Batch) -> _Texts:
+def _measure(model: Trainable, batch: Batch) -> _Texts:
     contract = model.inputs.contract.with_lengths(query=UNCUT, document=UNCUT)
     uncut, cut = (
         {kind: list(map(len, ids)) for kind, ids in _token_ids(model, inputs, batch).items()}
@@ -201,10 +202,12 @@ def _measure(model: Retriever | Reranker, batch: Batch) -> _Texts:
     return _Texts(len(batch.queries), uncut, cut)
 
 
-def _token_ids(model: Retriever | Reranker, inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
+def _token_ids(model: Trainable, inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
     pairs = [(query, d) for query, group in zip(batch.queries, batch.documents, strict=True) for d in group]
     if isinstance(model, Reranker):
         return {"pairs": inputs.pair_ids(pairs)}
+    if isinstance(model, LanguageModel):
+        return {"texts": language_texts(inputs, batch)}
     return {"queries": inputs.query_ids(batch.queries), "documents": inputs.document_ids([d for _, d in pairs])}
 
 

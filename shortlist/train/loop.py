@@ -8,8 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from shortlist.errors import UserError
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.checkpoint import Trainable
 from shortlist.progress import progress, say
 from shortlist.train.examples import ahead
 from shortlist.train.gather import ALONE, OutOfMemory, World, is_sharded, whole
@@ -37,7 +36,7 @@ def new_optimizer(model: torch.nn.Module, *, learning_rate: float) -> Optimizer:
 
 
 def fit(
-    model: Retriever | Reranker,
+    model: Trainable,
     examples: Iterator[Example],
     optimizer: Optimizer,
     state: State,
@@ -89,7 +88,7 @@ def fit(
 
 
 def _within_memory(
-    model: Retriever | Reranker, example: Example, state: State, *, bf16: bool, seed: int, world: World
+    model: Trainable, example: Example, state: State, *, bf16: bool, seed: int, world: World
 ) -> tuple[Outcome, State]:
     """One step's gradients; out of memory, with smaller micro-batches, one at a time, from here on."""
     while True:

@@ -18,8 +18,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.checkpoint import Trainable
 
 FOUR_BITS = 0.5 + 1 / 64
 """Bytes of a 4-bit weight with its part of the scales: a byte for every 64 weights."""
@@ -46,7 +45,7 @@ class Memory:
 
 
 def step_memory(
-    model: Retriever | Reranker,
+    model: Trainable,
     passes: Sequence[Pass],
     *,
     device: torch.device,
@@ -106,7 +105,7 @@ def _divided(model: nn.Module, size: Callable[[Tensor], int | float], shards: in
 class _Step(nn.Module):
     """Forward passes and one backward pass through all of them, on tensors without contents."""
 
-    def __init__(self, model: Retriever | Reranker, passes: Sequence[Pass], *, bf16: bool) -> None:
+    def __init__(self, model: Trainable, passes: Sequence[Pass], *, bf16: bool) -> None:
         super().__init__()
         self.model, self.passes, self.bf16 = model, passes, bf16
 
@@ -144,6 +143,8 @@ class _Alive(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:  # asks which tokens are real: here, all of them
+            return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._seen:

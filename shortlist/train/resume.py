@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shortlist.data.files import atomic_folder
-from shortlist.models.checkpoint import save_model, saved_names, saved_weights
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.checkpoint import Trainable, save_model, saved_names, saved_weights
 from shortlist.train.gather import ALONE, World, like, whole
 
 CHECKPOINTS = "checkpoints"
@@ -43,7 +41,7 @@ class State(NamedTuple):
 
 def save_checkpoint(
     out: Path,
-    model: Retriever | Reranker,
+    model: Trainable,
     optimizer: Optimizer,
     state: State,
     *,
@@ -74,9 +72,7 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def load_checkpoint(
-    out: Path, model: Retriever | Reranker, optimizer: Optimizer, *, adapter: bool = False
-) -> State | None:
+def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapter: bool = False) -> State | None:
     """Continue from a run's newest checkpoint; None without one."""
     folders = checkpoints(out)
     if not folders:
@@ -92,7 +88,7 @@ def load_checkpoint(
     return state
 
 
-def load_weights(out: Path, model: Retriever | Reranker, step: int, *, adapter: bool = False) -> None:
+def load_weights(out: Path, model: Trainable, step: int, *, adapter: bool = False) -> None:
     """Give the model the weights it had after a step of which there is a checkpoint."""
     names = {key: name for name, key in saved_names(model, adapter=adapter).items()}
     tensors = model.state_dict()
@@ -101,7 +97,7 @@ def load_weights(out: Path, model: Retriever | Reranker, step: int, *, adapter: 
             tensors[names[key]].copy_(like(value, tensors[names[key]]))
 
 
-def whole_weights(model: Retriever | Reranker, *, adapter: bool = False, world: World = ALONE) -> dict[str, Tensor]:
+def whole_weights(model: Trainable, *, adapter: bool = False, world: World = ALONE) -> dict[str, Tensor]:
     """What is saved of a model, put together from all processes on the CPU of the leading one; empty in the others."""
     tensors = model.state_dict()
     return _collect({name: tensors[name] for name in saved_names(model, adapter=adapter)}, world)

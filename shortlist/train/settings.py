@@ -13,8 +13,8 @@ from shortlist.text.contract import named_contract
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    kind: tyro.conf.Positional[Literal["retriever", "reranker"]]
-    """What to train."""
+    kind: tyro.conf.Positional[Literal["retriever", "reranker", "language-model"]]
+    """What to train; a language model, on the judged pairs' texts, is a backbone to train the others from."""
     backbone: str
     """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
     collection: str
@@ -104,6 +104,10 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
+    if config.kind == "language-model":
+        for name in ("temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
+            if getattr(config, name) not in (None, False):
+                raise UserError(f"--{name.replace('_', '-')}: says nothing about a language model; leave it out.")
     if config.lora:
         parse_lora(config.lora)
     if config.contract:

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.math.losses import Loss, countable
+from shortlist.models.checkpoint import Trainable
+from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.text.batching import pad, token_batches
+from shortlist.text.contract import Inputs
 from shortlist.train.examples import Batch
 from shortlist.train.gather import ALONE, World, gather_rows, is_sharded, sum_gradients, within_memory
 
@@ -27,7 +30,8 @@ class Outcome(NamedTuple):
 
     loss: Float[Tensor, ""]
     accuracy: float
-    """Share of queries whose positive scores highest among the documents that count."""
+    """Share of queries whose positive scores highest among the documents that count; of a language model, share of
+    tokens that it found likeliest."""
 
 
 class Example(NamedTuple):
@@ -67,6 +71,27 @@ def reranker_example(model: Reranker, batch: Batch, *, loss: Loss, temperature: 
     return Example(model.inputs.pair_ids(pairs), [q.query_id for q in batch.queries], objective)
 
 
+def language_example(model: LanguageModel, batch: Batch) -> Example:
+    """The mean loss of all tokens of the batch's texts but each one's first."""
+    token_ids = language_texts(model.inputs, batch)
+    num_tokens = sum(len(ids) - 1 for ids in token_ids)
+
+    def objective(sums: Float[Tensor, "texts 2"]) -> Outcome:
+        loss, likeliest = sums.sum(0) / num_tokens
+        return Outcome(loss, likeliest.item())
+
+    return Example(token_ids, [q.query_id for q in batch.queries], objective)
+
+
+def language_texts(inputs: Inputs, batch: Batch) -> list[list[int]]:
+    """Token ids of every query with its positive, as a reranker reads them and, after all of those, in the other order.
+
+    In one order the query's words foretell the document's, in the other the document's foretell the query.
+    """
+    pairs = [(query, group[0]) for query, group in zip(batch.queries, batch.documents, strict=True)]
+    return inputs.pair_ids(pairs) + inputs.pair_ids(pairs, turned=True)
+
+
 def _outcome(scores: Tensor, own: Tensor, keep: Tensor, loss: Loss, temperature: float) -> Outcome:
     own, keep = own.to(scores.device), keep.to(scores.device)
     best = scores.detach().masked_fill(~keep, -torch.inf).argmax(1)
@@ -98,7 +123,7 @@ def deal(lengths: Sequence[int], token_budget: int, *, seed: int, processes: int
 
 
 def compute_outputs(
-    model: Retriever | Reranker, token_ids: Sequence[list[int]], *, token_budget: int, bf16: bool, world: World = ALONE
+    model: Trainable, token_ids: Sequence[list[int]], *, token_budget: int, bf16: bool, world: World = ALONE
 ) -> Tensor:
     """The model's outputs for all inputs, in their order, without gradients; every process runs its share.
 
@@ -113,7 +138,7 @@ def compute_outputs(
 
 
 def backward(
-    model: Retriever | Reranker,
+    model: Trainable,
     example: Example,
     *,
     token_budget: int,
@@ -173,7 +198,7 @@ def _precision(model: nn.Module, *, bf16: bool) -> torch.autocast:
     return torch.autocast(_device(model).type, torch.bfloat16, enabled=bf16)
 
 
-def _forward(model: Retriever | Reranker, token_ids: Sequence[list[int]], micro: Micro) -> Tensor:
+def _forward(model: Trainable, token_ids: Sequence[list[int]], micro: Micro) -> Tensor:
     device = _device(model)
     ids, lengths = pad([token_ids[row] for row in micro.rows], model.inputs.pad_id)
     torch.manual_seed(micro.seed)
