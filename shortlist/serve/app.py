@@ -147,8 +147,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
     async def metrics() -> PlainTextResponse:
         """Counters for Prometheus."""
-        now = {"shortlist_queue_requests": service.gate.requests, "shortlist_queue_tokens": service.gate.tokens}
-        return PlainTextResponse(render(service.metrics.values() | now))
+        return PlainTextResponse(render(service.metrics.together()))
 
 
 def _info(service: Service) -> schema.Info:

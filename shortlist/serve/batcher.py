@@ -131,7 +131,7 @@ class Batcher:
     """The thread that runs the models; nothing else may, while it does.
 
     Args:
-        token_budget: tokens per forward pass, padding included (None: what suits the model's device and people who wait).
+        token_budget: tokens per forward pass, padding included (None: what suits the device and who waits).
         finished: told of each batch.
     """
 

@@ -1,8 +1,12 @@
 """Counters and histograms, in the text format that Prometheus reads."""
 
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import final
+
+from shortlist.data.files import read_json, write_json
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper ends of a histogram's bars, seconds."""
@@ -25,10 +29,16 @@ Labels = Mapping[str, str]
 
 @final
 class Metrics:
-    """What has happened since the start; any thread may count."""
+    """What has happened since the start; any thread may count.
 
-    def __init__(self) -> None:
+    Args:
+        gauges: tell what is now, by name.
+    """
+
+    def __init__(self, **gauges: Callable[[], int]) -> None:
         self._values: dict[str, int | float] = {}
+        self._gauges = gauges
+        self._folder: Path | None = None
         self._lock = threading.Lock()
 
     def count(self, name: str, amount: int | float = 1, **labels: str) -> None:
@@ -49,9 +59,29 @@ class Metrics:
             self._add(_series(f"{name}_count", labels), 1)
 
     def values(self) -> dict[str, int | float]:
-        """Every series with its value."""
+        """Every series of this process with its value."""
         with self._lock:
-            return dict(self._values)
+            return self._values | {name: now() for name, now in self._gauges.items()}
+
+    def share(self, folder: Path) -> None:
+        """Count together with other processes, all of which `publish` into this folder."""
+        self._folder = folder
+
+    def publish(self) -> None:
+        """Tell the other processes, if there are any, what has been counted here."""
+        if self._folder:
+            write_json(self._folder / f"{os.getpid()}.json", self.values())
+
+    def together(self) -> dict[str, int | float]:
+        """Every series, of all processes as they have last told it; those that have ended are counted, but not now."""
+        self.publish()
+        total = self.values()
+        for path in self._folder.glob("*.json") if self._folder else ():
+            if (pid := int(path.stem)) != os.getpid():
+                left_out = () if _runs(pid) else self._gauges
+                for series, value in read_json(path).items():
+                    total[series] = total.get(series, 0) + (0 if series in left_out else value)
+        return total
 
 
 def render(values: Mapping[str, int | float]) -> str:
@@ -63,6 +93,14 @@ def render(values: Mapping[str, int | float]) -> str:
         for part in [name + end for end in ends]:
             lines += [f"{series} {value:.12g}" for series, value in values.items() if series.partition("{")[0] == part]
     return "\n".join(lines) + "\n"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _series(name: str, labels: Labels) -> str:

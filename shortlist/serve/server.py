@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import final
 
@@ -44,7 +46,7 @@ class Server(uvicorn.Server):
         quiet = {"log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off"}
         times = {"timeout_graceful_shutdown": 1, "timeout_keep_alive": KEEP_SECONDS}
         super().__init__(uvicorn.Config(app, **times, **quiet))
-        self._gate, self._drain_seconds, self._asked = app.gate, drain_seconds, 0.0
+        self._gate, self._metrics, self._drain_seconds, self._asked = app.gate, app.metrics, drain_seconds, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new requests; at the second signal, end."""
@@ -55,6 +57,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
+        if counter % 10 == 0:
+            self._metrics.publish()
         if self._gate.draining:
             waited = time.monotonic() - self._asked
             done = waited > LINGER_SECONDS and not self._gate.requests
@@ -111,9 +115,15 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(make_app: MakeApp, listener: socket.socket, drain_seconds: float) -> None:
-    """Serve in this process until a signal ends it."""
+def serve(make_app: MakeApp, listener: socket.socket, drain_seconds: float, *, shared: Path | None = None) -> None:
+    """Serve in this process until a signal ends it.
+
+    Args:
+        shared: folder in which processes that serve together tell each other what they count.
+    """
     app = make_app()
+    if shared:
+        app.metrics.share(shared)
     say(f"serve: ready on {address(listener)}")
     Server(app, drain_seconds).run(sockets=[listener])
 
@@ -134,11 +144,11 @@ def serve_in_processes(make_app: MakeApp, listener: socket.socket, drain_seconds
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
 
     def start() -> BaseProcess:
-        process = get_context("spawn").Process(target=_work, args=(make_app, listener, drain_seconds))
+        process = get_context("spawn").Process(target=_work, args=(make_app, listener, drain_seconds, Path(shared)))
         process.start()
         return process
 
-    with _until_signal() as ended:
+    with TemporaryDirectory() as shared, _until_signal() as ended:
         processes = [start() for _ in range(workers)]
         deaths = 0
         while not ended.wait(0.2) and deaths < RESTARTS:
@@ -147,16 +157,16 @@ def serve_in_processes(make_app: MakeApp, listener: socket.socket, drain_seconds
                     deaths += 1
                     say(f"serve: a worker ended with exit code {process.exitcode}; starting another.")
                     processes[place] = start()
-    listener.close()  # else new connections would be kept waiting here, when the workers take them no more
-    _end(processes, drain_seconds)
+        listener.close()  # else new connections would be kept waiting here, when the workers take them no more
+        _end(processes, drain_seconds)
     if deaths >= RESTARTS:
         raise UserError(f"{deaths} workers ended by themselves; their messages above say why, or memory is too small.")
 
 
-def _work(make_app: MakeApp, listener: socket.socket, drain_seconds: float) -> None:
+def _work(make_app: MakeApp, listener: socket.socket, drain_seconds: float, shared: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        serve(make_app, listener, drain_seconds)
+        serve(make_app, listener, drain_seconds, shared=shared)
     except UserError as error:
         print(f"shortlist serve: {error}", file=sys.stderr)
         sys.exit(1)

@@ -72,7 +72,9 @@ class Service:
         self.reranker: AnyReranker | None = reranker or (pipeline and pipeline.reranker)  # type: ignore[assignment]
         self.names = {"retriever": "retriever", "reranker": "reranker"} | (names or {})
         self.first_stages = pipeline.first_stages if pipeline else []
-        self.metrics = Metrics()
+        self.metrics = Metrics(
+            shortlist_queue_requests=lambda: self.gate.requests, shortlist_queue_tokens=lambda: self.gate.tokens
+        )
         models: dict[str, Model | None] = {"retriever": self.retriever, "reranker": self.reranker}
         self.batcher = Batcher(
             {name: model for name, model in models.items() if model is not None},

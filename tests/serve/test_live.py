@@ -114,6 +114,7 @@ def test_a_worker_that_dies_is_replaced(built: Built, tmp_path: Path):
         wait_until_ready(tmp_path / "stderr", 3)
         answers = [httpx.post(f"{server.url}/embed", json={"inputs": "apple"}).status_code for _ in range(10)]
         assert answers == [200] * 10
+        wait_until_counted(server.url, 'shortlist_requests_total{path="/embed",status="200"} 10')
         assert server.terminate() == 0
 
 
@@ -121,6 +122,14 @@ def wait_until_ready(stderr: Path, count: int) -> None:
     deadline = time.monotonic() + 60
     while stderr.read_text().count("ready on") < count:
         assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def wait_until_counted(url: str, line: str) -> None:
+    """Whichever worker answers, it counts what the others do."""
+    deadline = time.monotonic() + 60
+    while line not in (metrics := httpx.get(f"{url}/metrics").text).splitlines():
+        assert time.monotonic() < deadline, metrics
         time.sleep(0.2)
 
 

@@ -1,3 +1,9 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from shortlist.serve.metrics import BUCKETS, Metrics, render
 
 
@@ -24,3 +30,16 @@ def test_a_histograms_bars_are_in_order_and_each_holds_those_below_it():
     )
     assert 'shortlist_stage_seconds_sum{stage="bm25"} 100.302' in lines
     assert 'shortlist_stage_seconds_count{stage="bm25"} 3' in lines
+
+
+def test_processes_add_up_what_they_count_and_forget_what_waited_in_one_that_has_ended(tmp_path: Path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (os.getppid(), ended.pid):
+        (tmp_path / f"{pid}.json").write_text(json.dumps({"shortlist_tokens_total": 5, "shortlist_queue_requests": 3}))
+    metrics = Metrics(shortlist_queue_requests=lambda: 1)
+    metrics.count("shortlist_tokens_total", 2)
+    assert metrics.together() == {"shortlist_tokens_total": 2, "shortlist_queue_requests": 1}
+    metrics.share(tmp_path)
+    assert metrics.together() == {"shortlist_tokens_total": 12, "shortlist_queue_requests": 4}
+    assert json.loads((tmp_path / f"{os.getpid()}.json").read_text()) == metrics.values()
