@@ -38,6 +38,9 @@ class Config:
     """Negatives per query."""
     random_share: float = 0.0
     """Part of the negatives, 0 to 1, to draw from the whole corpus instead: easier ones, to start training on."""
+    teacher: Path | None = None
+    """TREC run file whose scores of a group's documents the group keeps, for `train --distill`. A document that the run
+    lacks has the run's lowest score for that query; a query that it lacks gets no group."""
     seed: int = 0
     """Decides the draw."""
     exclude_self: bool | None = None
@@ -101,6 +104,20 @@ def mine(
     return groups, counts
 
 
+def taught(groups: Iterable[Group], teacher: Run) -> list[Group]:
+    """The groups with a teacher's scores of their documents, but for those of queries that it lacks.
+
+    What it did not find for a query is below what it found, so it counts as its lowest.
+    """
+    kept = []
+    for group in groups:
+        if scores := dict(teacher.get(group.query_id, ())):
+            lowest = min(scores.values())
+            found = (scores.get(doc_id, lowest) for doc_id in group.positives + group.negatives)
+            kept.append(group._replace(scores=tuple(found)))
+    return kept
+
+
 def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Read a corpus once: all its ids, and for each of `doc_ids` the documents with the same text, itself included.
 
@@ -141,7 +158,9 @@ def run(config: Config) -> None:
     }
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(config.collection))
-    ignore = () if config.exclude_self else ("exclude_self",)  # off: the job that it always was
+    ignore = [name for name in ("exclude_self", "teacher") if not getattr(config, name)]  # off: the job it always was
+    if config.teacher:
+        inputs["teacher"] = identity(config.teacher)
     job = start_job(config, stage="mine", inputs=inputs, ignore=ignore)
     if job.done:
         return
@@ -160,8 +179,15 @@ def run(config: Config) -> None:
         seed=config.seed,
         exclude_self=bool(config.exclude_self),
     )
+    if config.teacher:
+        num_groups = len(groups)
+        groups = taught(groups, read_run(config.teacher))
+        counts["without_teacher"] = num_groups - len(groups)
     if not groups:
-        raise UserError(f"none of the {len(qrels)} queries of {config.split!r} has both a positive and a negative.")
+        who = ", and a hit of --teacher" if config.teacher else ""
+        raise UserError(
+            f"none of the {len(qrels)} queries of {config.split!r} has both a positive and a negative{who}."
+        )
     write_groups(job.out, groups)
     say(f"mine: {len(groups)} groups; " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()))
     job.finish(groups=len(groups), **counts, seconds=round(time.perf_counter() - start, 3))

@@ -33,6 +33,8 @@ class Group(NamedTuple):
     query_id: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    """What a teacher thinks of each positive, then of each negative; empty without one."""
 
 
 Run = dict[str, list[Hit]]

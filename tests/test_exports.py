@@ -127,7 +127,7 @@ NAMES = {
     "shortlist.math.fates": "FATES fates",
     "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
     "shortlist.math.histogram": "Histogram add_lengths mean_length quantile share_at_most shares",
-    "shortlist.math.losses": "LOSSES Loss countable infonce",
+    "shortlist.math.losses": "LOSSES Loss countable distillation infonce",
     "shortlist.math.measures": (
         "HIGHEST_GRADE JudgedHits MEASURES Measure Values average_precision expected_reciprocal_rank judged ndcg "
         "precision recall reciprocal_rank success"
@@ -149,7 +149,7 @@ NAMES = {
         "INSTALLED_BY_SOME NO_INSTALLING OWN_PARAMETERS PROVIDER Values judged_hits judged_ranks parse_measures "
         "per_query"
     ),
-    "shortlist.mine": "Config find_same_text fingerprint mine run",
+    "shortlist.mine": "Config find_same_text fingerprint mine run taught",
     "shortlist.models.adapters": (
         "ADAPTER CONFIG LORAS Lora PICKLED PREFIX adapter_head adapter_weights add_lora base_name is_adapter "
         "merge_adapter parse_lora"
@@ -159,16 +159,17 @@ NAMES = {
         "load_backbone load_classifier not_a_model pooled_states real_tokens see_both_ways"
     ),
     "shortlist.models.checkpoint": (
-        "FILES QUANTIZATION WEIGHTS any_contract load_reranker load_retriever local_folder model_identity "
-        "num_parameters reranker_contract reranker_to_train retriever_contract retriever_to_train save_model "
-        "saved_names saved_weights tokenizer_of weight_files"
+        "FILES QUANTIZATION Trainable WEIGHTS any_contract language_model_to_train load_reranker load_retriever "
+        "local_folder model_identity num_parameters reranker_contract reranker_to_train retriever_contract "
+        "retriever_to_train save_model saved_names saved_weights tokenizer_of weight_files"
     ),
     "shortlist.models.embed": (
         "CPU_TOKENS Done GPU_TOKENS Pair Precision TEXTS_AT_ONCE TokenIds compact_ids default_token_budget "
         "embed_documents embed_queries for_inference pick_device run_batches run_model score_pairs stream_scores"
     ),
     "shortlist.models.fused": "FusedLayer FusedNorm PARTS fuse_layers",
-    "shortlist.models.heads": "HEAD OUTPUT_EMBEDDING answer_head find_head is_classifier one_label",
+    "shortlist.models.heads": "HEAD OUTPUT_EMBEDDING answer_head check_tied find_head is_classifier one_label",
+    "shortlist.models.language": "LanguageModel ROWS next_tokens",
     "shortlist.models.linear": (
         "ACTIVATIONS EXACTNESS FusibleLinear MIN_FEATURES MakesLinear PackedGatedMLP PackedLinear PlainLinear ROWS "
         "bf16_pays finish last_mlp_only_at pack_linears packing_is_right packing_pays stand_in"
@@ -222,7 +223,8 @@ NAMES = {
     "shortlist.table": "Cells Column Config Table draw markdown our_rows published_tables read_table run",
     "shortlist.text.batching": "pad token_batches windows",
     "shortlist.text.contract": (
-        "CONTRACTS FIELDS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill named_contract"
+        "CONTRACTS DOCUMENT_FIELDS FIELDS InputContract Inputs KINDS NO_TEXT SPECIAL TEXTS_AT_ONCE Tokenizer fill "
+        "named_contract turn"
     ),
     "shortlist.text.proof": "TOKEN WORDS prove",
     "shortlist.text.segments": (
@@ -248,7 +250,10 @@ NAMES = {
         "whole_weights"
     ),
     "shortlist.train.settings": "Config check",
-    "shortlist.train.steps": "Example Micro Outcome backward compute_outputs deal reranker_example retriever_example",
+    "shortlist.train.steps": (
+        "Example Micro NOBODY Outcome Teaching backward compute_outputs deal language_example language_texts "
+        "reranker_example retriever_example"
+    ),
     "shortlist.verify": "Config damaged_shards misplaced repair run",
 }
 

@@ -137,6 +137,42 @@ def test_queries_with_the_same_candidates_draw_differently():
     assert first.negatives != second.negatives
 
 
+def test_a_teachers_scores_stand_beside_the_documents_they_are_of(config: mine.Config, tmp_path: Path):
+    taught = {"q1": [Hit("d4", 9.5), Hit("d1", 3.0), Hit("d7", -2.25)], "q4": [Hit("d1", 1.0)]}
+    write_run(tmp_path / "teacher.trec", taught)
+    groups = mined(changed(config, negatives=30, teacher=tmp_path / "teacher.trec"))
+    assert groups.keys() == {"q1"}
+    group = groups["q1"]
+    scores = dict(zip(group.positives + group.negatives, group.scores, strict=True))
+    assert (scores["d4"], scores["d1"], scores["d7"]) == (9.5, 3.0, -2.25)
+    assert {scores[doc_id] for doc_id in scores.keys() - {"d4", "d1"}} == {-2.25}  # a positive among them: d0
+    assert "d0" in scores
+
+
+def test_a_teacher_changes_nothing_of_what_is_drawn(config: mine.Config, tmp_path: Path):
+    write_run(tmp_path / "teacher.trec", as_run(RANKED))
+    without, taught = mined(config), mined(changed(config, teacher=config.runs[0], out=tmp_path / "taught.jsonl"))
+    assert {query_id: group._replace(scores=()) for query_id, group in taught.items()} == without
+    assert all(len(group.scores) == len(group.positives + group.negatives) for group in taught.values())
+
+
+def test_queries_that_the_teacher_lacks_get_no_group_and_are_counted(
+    config: mine.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_run(tmp_path / "teacher.trec", as_run({"q2": ["d9"]}))
+    assert mined(changed(config, teacher=tmp_path / "teacher.trec")).keys() == {"q2"}
+    assert "1 without teacher" in capsys.readouterr().err
+    write_run(tmp_path / "teacher.trec", as_run({"elsewhere": ["d9"]}))
+    with pytest.raises(UserError, match="positive and a negative, and a hit of --teacher"):
+        mine.run(changed(config, teacher=tmp_path / "teacher.trec", out=tmp_path / "other.jsonl"))
+
+
+def test_another_teacher_is_another_job(config: mine.Config, tmp_path: Path):
+    mine.run(config)
+    with pytest.raises(UserError, match="holds another job"):
+        mine.run(changed(config, teacher=config.runs[0]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -71,7 +72,7 @@ def read_passages(name: str) -> Iterator[Document]:
 
 
 def read_groups(path: Path) -> list[Group]:
-    """The groups of a file of `{"query_id", "positives", "negatives"}` lines, in file order.
+    """The groups of a file of `{"query_id", "positives", "negatives"}` lines, some with `scores`, in file order.
 
     Raises:
         UserError: a malformed line, a group without a positive, a document twice in one group, no group at all.
@@ -108,7 +109,7 @@ def contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
     """A hash of what was read by an `hf:` name: a data set's own fingerprint changes with the cache it is read from."""
     digest = hashlib.sha256()
     for record in (*groups, *queries.values()):
-        digest.update(repr(tuple(record)).encode())
+        digest.update(repr((*record[:3], *filter(None, record[3:]))).encode())  # scores only where there are any
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -142,7 +143,8 @@ def _tevatron(record: dict[str, Any], field: str) -> _Entry:
 
 def _group(record: dict[str, Any]) -> Group:
     """A group in our own layout, whose writers know better than to repeat an id."""
-    group = Group(_query_id(record.get("query_id")), _doc_ids(record, "positives"), _doc_ids(record, "negatives"))
+    positives, negatives = _doc_ids(record, "positives"), _doc_ids(record, "negatives")
+    group = Group(_query_id(record.get("query_id")), positives, negatives, _scores(record))
     if both := sorted(set(_checked(group).positives) & set(group.negatives)):
         raise MalformedError(
             f"document {both[0]!r} is both positive and negative for query {group.query_id!r}; remove one."
@@ -151,6 +153,11 @@ def _group(record: dict[str, Any]) -> Group:
     if count > 1:
         raise MalformedError(
             f"document {doc_id!r} occurs {count} times in the group of query {group.query_id!r}; keep one."
+        )
+    if len(group.scores) not in (0, len(positives) + len(negatives)):
+        raise MalformedError(
+            f"group of query {group.query_id!r} has {len(group.scores)} scores for {len(positives)} positives and "
+            f"{len(negatives)} negatives; expected one for each, in that order."
         )
     return group
 
@@ -174,6 +181,13 @@ def _doc_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
     return tuple(map(intern, doc_ids))
 
 
+def _scores(record: dict[str, Any]) -> tuple[float, ...]:
+    scores = record.get("scores") or []
+    if not isinstance(scores, list) or not all(type(s) in (int, float) and math.isfinite(s) for s in scores):
+        raise MalformedError(f"scores is {shown(scores)}; expected a list of numbers.")
+    return tuple(map(float, scores))
+
+
 def _passage_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
     passages = record.get(field)
     if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
@@ -189,7 +203,11 @@ def _passages(record: dict[str, Any]) -> list[Document]:
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
     """Write groups as `read_groups` reads them."""
     with atomic_write(path) as file:
-        file.writelines(json.dumps(group._asdict(), ensure_ascii=False) + "\n" for group in groups)
+        for group in groups:
+            record = group._asdict()
+            if not group.scores:
+                del record["scores"]
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def groups_from_qrels(qrels: Qrels, min_relevance: int = 1) -> list[Group]:

@@ -34,6 +34,38 @@ def infonce(
     return F.cross_entropy(logits, positives)
 
 
+def distillation(
+    scores: Float[Tensor, "queries docs"],
+    teacher: Float[Tensor, "queries docs"],
+    *,
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    keep: Bool[Tensor, "queries docs"] | None = None,
+) -> Float[Tensor, ""]:
+    """Each query must share itself out among the documents of its row as a teacher does.
+
+    The Kullback-Leibler divergence of the softmax of the scores from that of the teacher's, in nats, the mean over
+    queries: 0 where they agree, whatever was added to all scores of a row.
+
+    Args:
+        scores: similarity of every query to every document of its row.
+        teacher: the teacher's scores of the same.
+        temperature: divides the scores.
+        teacher_temperature: divides the teacher's: the lower, the more its first choice counts.
+        keep: False where there is no document. True somewhere in every row.
+
+    https://arxiv.org/abs/2010.11386
+    """
+
+    def logs(values: Tensor) -> Tensor:
+        if keep is None:
+            return F.log_softmax(values, 1)
+        return F.log_softmax(values.masked_fill(~keep, -torch.inf), 1).masked_fill(~keep, 0.0)
+
+    own, theirs = logs(scores.float() / temperature), logs(teacher.float() / teacher_temperature)
+    return F.kl_div(own, theirs, log_target=True, reduction="batchmean")
+
+
 def countable(
     doc_ids: Sequence[str], own: Sequence[int], positives: Sequence[Collection[str]]
 ) -> Bool[Tensor, "queries docs"]:

@@ -34,7 +34,14 @@ from shortlist.train.resume import (
     whole_weights,
 )
 from shortlist.train.settings import Config, check
-from shortlist.train.steps import Example, compute_outputs, language_example, reranker_example, retriever_example
+from shortlist.train.steps import (
+    Example,
+    Teaching,
+    compute_outputs,
+    language_example,
+    reranker_example,
+    retriever_example,
+)
 
 TEMPERATURES = {"retriever": 0.01, "reranker": 1.0}
 
@@ -132,6 +139,7 @@ def _claim(config: Config, collection: Collection, source: GroupSource) -> Job:
         ignore=(
             *("attention", "checkpoint_steps", "dry_run", "grad_cache", "gradient_checkpointing", "keep", "sharded"),
             *("tensorboard", "token_budget"),
+            *(() if config.distill else ("distill", "teacher_temperature")),  # off: the job that it always was
         ),
         folder=True,
     )
@@ -169,7 +177,9 @@ def _examples(
     config: Config, collection: Collection, source: GroupSource, model: Trainable, steps: range
 ) -> Iterator[Example]:
     """The examples of these steps."""
+    teaching = Teaching(config.distill, config.teacher_temperature)
     temperature = TEMPERATURES.get(config.kind, 1.0) if config.temperature is None else config.temperature
+    options = {"loss": LOSSES["infonce"], "temperature": temperature, "teaching": teaching}
     for batch in batches(
         source.groups,
         source.queries,
@@ -181,11 +191,11 @@ def _examples(
         steps=steps.stop,
     ):
         if isinstance(model, Retriever):
-            yield retriever_example(model, batch, loss=LOSSES["infonce"], temperature=temperature)
+            yield retriever_example(model, batch, **options)
         elif isinstance(model, LanguageModel):
             yield language_example(model, batch)
         else:
-            yield reranker_example(model, batch, loss=LOSSES["infonce"], temperature=temperature)
+            yield reranker_example(model, batch, **options)
 
 
 def _evaluation(config: Config, collection: Collection, model: Trainable) -> Evaluation | None:

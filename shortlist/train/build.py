@@ -8,6 +8,7 @@ from torch import nn
 
 from shortlist.data.collections import Collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapters import add_lora, parse_lora
 from shortlist.models.backbone import checkpoint_layers
@@ -36,6 +37,12 @@ def collect_groups(config: Config, collection: Collection) -> GroupSource:
         queries = {query.query_id: query for query in collection.queries(config.split)}
         source = source._replace(queries=queries | source.queries)
     check_groups(source.groups, source.queries, where=str(config.groups or f"{config.collection} {config.split}"))
+    untaught = sum(not group.scores for group in source.groups)
+    if config.distill and untaught:
+        raise UserError(
+            f"--distill: {untaught:,} of {len(source.groups):,} groups have no teacher's scores; mine them with "
+            "--teacher, or leave --distill out."
+        )
     if short := shortfall(source.groups, config.negatives or 0):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
     return source

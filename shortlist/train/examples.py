@@ -23,6 +23,8 @@ class Batch(NamedTuple):
     documents: list[list[Document]]
     positives: list[frozenset[str]]
     """Ids of all that is relevant to each query, those outside the batch too."""
+    scores: Sequence[tuple[float, ...]] = ()
+    """A teacher's score of each of the documents, if the groups have them."""
 
 
 def draw_groups(groups: Sequence[Group], *, epoch: int, seed: int, negatives: int | None) -> list[Group]:
@@ -39,7 +41,9 @@ def draw_groups(groups: Sequence[Group], *, epoch: int, seed: int, negatives: in
         positive = group.positives[rng.integers(len(group.positives))]
         count = len(group.negatives) if negatives is None else negatives
         chosen = epoch_negatives(group.negatives, count, epoch=epoch, seed=[seed, int(i)])
-        drawn.append(Group(group.query_id, (positive,), tuple(chosen)))
+        known = dict(zip(group.positives + group.negatives, group.scores, strict=True)) if group.scores else {}
+        scores = tuple(known[doc_id] for doc_id in (positive, *chosen) if known)
+        drawn.append(Group(group.query_id, (positive,), tuple(chosen), scores))
     return drawn
 
 
@@ -75,6 +79,7 @@ def batches(
             queries=[queries[group.query_id] for group in chosen],
             documents=[[texts[doc_id] for doc_id in group.positives + group.negatives] for group in chosen],
             positives=[relevant[group.query_id] for group in chosen],
+            scores=[group.scores for group in chosen],
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -143,7 +143,8 @@ class _Alive(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.nonzero.default:  # asks which tokens are real: here, all of them
+        if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
+            # asks which tokens are real: without contents, all of them
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):

@@ -52,6 +52,11 @@ class Config:
     """Steps over which the learning rate grows."""
     temperature: float | None = None
     """Divides the scores in the loss (None: 0.01 for a retriever, 1 for a reranker)."""
+    distill: float = 0.0
+    """Share of the loss, 0 to 1, that follows the teacher's scores in --groups (`mine --teacher`) instead of the
+    judgements: how a query's softmax over its own group diverges from the teacher's."""
+    teacher_temperature: float = 1.0
+    """Divides the teacher's scores: about as much as they differ between good and bad."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of matrix products; what trains and the loss are fp32 in both."""
     attention: str | None = None
@@ -100,13 +105,15 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
-    for name in ("temperature", "learning_rate"):
+    for name in ("temperature", "teacher_temperature", "learning_rate"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
+    if not 0 <= config.distill <= 1:
+        raise UserError(f"--distill is {config.distill}; expected a share from 0 to 1.")
     if config.kind == "language-model":
-        for name in ("temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
-            if getattr(config, name) not in (None, False):
+        for name in ("distill", "temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
+            if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"--{name.replace('_', '-')}: says nothing about a language model; leave it out.")
     if config.lora:
         parse_lora(config.lora)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from shortlist.math.losses import Loss, countable
+from shortlist.math.losses import Loss, countable, distillation
 from shortlist.models.checkpoint import Trainable
 from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
@@ -42,8 +42,23 @@ class Example(NamedTuple):
     objective: Callable[[Tensor], Outcome]
 
 
-def retriever_example(model: Retriever, batch: Batch, *, loss: Loss, temperature: float) -> Example:
-    """Every query against every document of the batch (in-batch negatives), unlabelled positives left out."""
+class Teaching(NamedTuple):
+    """How much a teacher's scores of a group count."""
+
+    share: float = 0.0
+    """Of the loss, 0 to 1; the rest is that of picking the positive."""
+    temperature: float = 1.0
+    """Divides the teacher's scores."""
+
+
+NOBODY = Teaching()
+
+
+def retriever_example(
+    model: Retriever, batch: Batch, *, loss: Loss, temperature: float, teaching: Teaching = NOBODY
+) -> Example:
+    """Every query against every document of the batch (in-batch negatives), unlabelled positives left out; a teacher
+    is followed in the query's own group."""
     documents = [document for group in batch.documents for document in group]
     sizes = torch.tensor([len(group) for group in batch.documents])
     own = torch.cumsum(sizes, 0) - sizes
@@ -51,13 +66,18 @@ def retriever_example(model: Retriever, batch: Batch, *, loss: Loss, temperature
 
     def objective(vectors: Float[Tensor, "texts dim"]) -> Outcome:
         queries, docs = vectors[: len(batch.queries)], vectors[len(batch.queries) :]
-        return _outcome(queries @ docs.T, own, keep, loss, temperature)
+        scores = queries @ docs.T
+        outcome = _outcome(scores, own, keep, loss, temperature)
+        groups = [row[at : at + size] for row, at, size in zip(scores, own.tolist(), sizes.tolist(), strict=True)]
+        return _follow(outcome, groups, batch.scores, teaching, temperature)
 
     token_ids = model.inputs.query_ids(batch.queries) + model.inputs.document_ids(documents)
     return Example(token_ids, [q.query_id for q in batch.queries], objective)
 
 
-def reranker_example(model: Reranker, batch: Batch, *, loss: Loss, temperature: float) -> Example:
+def reranker_example(
+    model: Reranker, batch: Batch, *, loss: Loss, temperature: float, teaching: Teaching = NOBODY
+) -> Example:
     """Every query against the documents of its own group only."""
     pairs = [(q, d) for q, group in zip(batch.queries, batch.documents, strict=True) for d in group]
     sizes = [len(group) for group in batch.documents]
@@ -65,8 +85,9 @@ def reranker_example(model: Reranker, batch: Batch, *, loss: Loss, temperature: 
     keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
 
     def objective(scores: Float[Tensor, " pairs"]) -> Outcome:
-        rows = pad_sequence(list(scores.split(sizes)), batch_first=True)  # short groups stay whole, never regrouped
-        return _outcome(rows, own, keep, loss, temperature)
+        groups = list(scores.split(sizes))
+        rows = pad_sequence(groups, batch_first=True)  # short groups stay whole, never regrouped
+        return _follow(_outcome(rows, own, keep, loss, temperature), groups, batch.scores, teaching, temperature)
 
     return Example(model.inputs.pair_ids(pairs), [q.query_id for q in batch.queries], objective)
 
@@ -97,6 +118,25 @@ def _outcome(scores: Tensor, own: Tensor, keep: Tensor, loss: Loss, temperature:
     best = scores.detach().masked_fill(~keep, -torch.inf).argmax(1)
     value = loss(scores, own, temperature=temperature, keep=keep)
     return Outcome(value, (best == own).float().mean().item())
+
+
+def _follow(
+    outcome: Outcome,
+    groups: Sequence[Tensor],
+    teacher: Sequence[Sequence[float]],
+    teaching: Teaching,
+    temperature: float,
+) -> Outcome:
+    """The outcome with a share of its loss replaced by how far the scores of each group are from a teacher's."""
+    if not teaching.share:
+        return outcome
+    rows, theirs, keep = (
+        pad_sequence(list(each), batch_first=True).to(outcome.loss.device)
+        for each in (groups, map(torch.tensor, teacher), (torch.ones(len(g), dtype=torch.bool) for g in groups))
+    )
+    options = {"temperature": temperature, "teacher_temperature": teaching.temperature, "keep": keep}
+    distance = distillation(rows, theirs, **options)
+    return outcome._replace(loss=(1 - teaching.share) * outcome.loss + teaching.share * distance)
 
 
 class Micro(NamedTuple):

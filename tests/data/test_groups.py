@@ -18,6 +18,15 @@ def test_groups_survive_writing_and_reading(tmp_path):
     assert json.loads(first) == {"query_id": "q", "positives": ["a", "é"], "negatives": ["b"]}
 
 
+def test_a_teachers_scores_survive_writing_and_reading(tmp_path):
+    groups = [Group("q", ("a", "b"), ("c",), (1.5, -2.0, 1 / 3)), Group("r", ("a",), ("c",))]
+    write_groups(tmp_path / "groups.jsonl", groups)
+    assert read_groups(tmp_path / "groups.jsonl") == open_groups(str(tmp_path / "groups.jsonl")).groups == groups
+    first, second = map(json.loads, (tmp_path / "groups.jsonl").read_text().splitlines())
+    assert first["scores"] == [1.5, -2.0, 1 / 3]
+    assert "scores" not in second
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -27,6 +36,13 @@ def test_groups_survive_writing_and_reading(tmp_path):
         ('{"query_id": "q", "positives": "a", "negatives": []}', "positives is 'a'; expected a list"),
         ('{"query_id": "q", "positives": ["a"]}', "negatives is None; expected a list"),
         ('{"query_id": 3, "positives": ["a"], "negatives": []}', "query_id is 3; expected a string"),
+        (
+            '{"query_id": "q", "positives": ["a"], "negatives": ["b"], "scores": [1]}',
+            "1 scores for 1 positives and 1 neg",
+        ),
+        ('{"query_id": "q", "positives": ["a"], "negatives": [], "scores": ["1"]}', "scores is .*list of numbers"),
+        ('{"query_id": "q", "positives": ["a"], "negatives": [], "scores": [NaN]}', "list of numbers"),
+        ('{"query_id": "q", "positives": ["a"], "negatives": [], "scores": 1.0}', "scores is 1.0; expected a list"),
         ('{"query_id": "q"', "not JSON"),
     ],
 )
@@ -170,6 +186,7 @@ def test_the_identity_of_groups_on_the_hub_is_that_of_their_contents(hub):
     assert now(BY_ID) == first
     changed = [now(BY_ID | change) for change in ({"query_text": "else?"}, {"negative_document_ids": ["c"]})]
     assert len({first, *changed}) == 3
+    assert len({now(OURS), now(OURS | {"scores": [1.0]}), now(OURS | {"scores": [3.0]})}) == 3
 
 
 def test_what_the_hub_cannot_give_is_one_line_with_the_record(hub):

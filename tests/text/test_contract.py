@@ -7,7 +7,7 @@ import pytest
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import CONTRACTS, InputContract, Inputs, fill, named_contract
+from shortlist.text.contract import CONTRACTS, InputContract, Inputs, fill, named_contract, turn
 from shortlist.text.proof import prove
 from shortlist.text.tokenizer import from_sentencepiece, train_bpe
 
@@ -261,6 +261,24 @@ def test_a_query_is_whole_beside_the_longest_document(name: str, inputs):
     end = tail(name)
     assert long[: len(short) - end] == short[: len(short) - end]
     assert long[length - end :] == short[len(short) - end :]
+
+
+def test_a_turned_pair_has_the_document_before_the_query():
+    document, query = "document: {title} {text}", "query: {query}"
+    assert turn(CONTRACTS["rankllama"].pair) == ("<bos>", document, query, "<eos>")
+    assert turn(CONTRACTS["rankllama-v1"].pair) == ("<bos>", document, "<bos>", query)
+    assert turn(turn(CONTRACTS["rankllama"].pair)) == ("<bos>", query, document, "<eos>")
+
+
+def test_only_the_document_of_a_turned_pair_is_cut_though_the_query_comes_last(inputs):
+    whole, cut = inputs("rankllama"), inputs(named_contract("rankllama").with_lengths(document=20))
+    pairs = [(WHAT_IS_X, Document("d", "some text " * 30))]
+    [long], [short] = (made.pair_ids(pairs, turned=True) for made in (whole, cut))
+    [query] = inputs("repllama").query_ids([WHAT_IS_X])
+    end = len(query) - 1  # its prompt is the same
+    assert len(short) == 20
+    assert short == long[: 20 - end] + query[1:]
+    assert sorted(long) == sorted(whole.pair_ids(pairs)[0])
 
 
 @pytest.mark.parametrize("name", GOLDEN_RERANKERS)

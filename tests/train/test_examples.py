@@ -89,6 +89,23 @@ def test_groups_differ_in_their_slices():
     assert len({group.negatives for group in draw_groups(same, epoch=0, seed=0, negatives=5)}) == 4
 
 
+@pytest.mark.parametrize("negatives", [None, 0, 3])
+def test_a_teachers_scores_go_with_their_documents(tiny: Tiny, negatives: int | None):
+    groups = [
+        Group(
+            f"q{i}",
+            (f"d{i}", f"d{i + 5}"),
+            ("d10", "d11", f"d{i + 1}", f"d{i + 6}"),
+            tuple(100 * i + j for j in (i, i + 5, 10, 11, i + 1, i + 6)),
+        )
+        for i in range(4)
+    ]
+    for batch in made(tiny, groups, negatives=negatives, steps=8):
+        assert len(batch.scores) == len(batch.queries)
+        for query, group, scores in zip(batch.queries, ids(batch), batch.scores, strict=True):
+            assert list(scores) == [100 * int(query.query_id[1:]) + int(doc_id[1:]) for doc_id in group]
+
+
 def test_without_a_number_all_negatives_are_used():
     for group in draw_groups(GROUPS, epoch=3, seed=0, negatives=None):
         assert group.negatives == GROUPS[int(group.query_id[1:])].negatives

@@ -8,7 +8,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import load_reranker, load_retriever
+from shortlist.models.checkpoint import Trainable, language_model_to_train, load_reranker, load_retriever
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Group
@@ -37,7 +37,7 @@ def reranker(tiny: Tiny) -> Reranker:
     return load_reranker(str(tiny.reranker))
 
 
-def foreseen(model: Retriever | Reranker, collection: Collection, groups: list[Group] = GROUPS, **options) -> Forecast:
+def foreseen(model: Trainable, collection: Collection, groups: list[Group] = GROUPS, **options) -> Forecast:
     return forecast(model, groups, QUERY_BY_ID, collection, **(OPTIONS | options))
 
 
@@ -68,6 +68,17 @@ def test_tokens_are_those_of_the_batches_that_training_will_see(retriever: Retri
     assert found.tokens == 2 * real
     assert found.texts_per_step == {"queries": 4, "documents": 31 / 2}
     assert (found.sampled_batches, found.sampled_texts) == (2, 8 + 31)
+
+
+def test_a_language_models_texts_are_two_for_every_query(tiny: Tiny, collection: Collection):
+    model = language_model_to_train(str(tiny.llama))
+    found = foreseen(model, collection, negatives=None)
+    [batch] = batches(GROUPS, QUERY_BY_ID, collection, batch_size=8, negatives=0, seed=0, first_step=0, steps=1)
+    pairs = [(query, group[0]) for query, group in zip(batch.queries, batch.documents, strict=True)]
+    lengths = [len(ids) for turned in (False, True) for ids in model.inputs.pair_ids(pairs, turned=turned)]
+    assert found.texts_per_step == {"texts": 8}
+    assert found.tokens_per_step == sum(lengths) / 2
+    assert found.longest == {"texts": max(lengths)}
 
 
 def test_steps_count_in_epochs_whose_last_step_may_be_short(retriever: Retriever, collection: Collection):

@@ -7,6 +7,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from shortlist.models.adapters import LORAS, Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import load_retriever, reranker_to_train
+from shortlist.models.language import LanguageModel
 from shortlist.models.retriever import Retriever
 from shortlist.text.contract import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory
@@ -36,7 +37,7 @@ def foreseen(model: Retriever, **options) -> Memory:
     return step_memory(model, passes(), device=CPU, **options)
 
 
-def counted(model: Retriever, **options) -> int:
+def counted(model: Retriever | LanguageModel, **options) -> int:
     """Most bytes alive in a real step, gradients included, weights not."""
     token_ids = [[5] * length for length in LENGTHS]
     example = Example(token_ids, ["q"] * len(LENGTHS), lambda vectors: Outcome(vectors.square().sum(), 0.0))
@@ -47,6 +48,15 @@ def counted(model: Retriever, **options) -> int:
                 p.grad = torch.zeros_like(p)
         backward(model.train(), example, token_budget=BUDGET, seed=0, **({"bf16": False} | options))
     return alive.most
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_so_it_is_of_a_language_model_whose_logits_are_most_of_it(inputs: Inputs, bf16: bool, cached: bool):
+    backbone = LlamaModel(LlamaConfig(vocab_size=4000, **SHAPE))
+    model = LanguageModel(backbone, inputs)
+    memory = step_memory(model, passes(), device=CPU, bf16=bf16, cached=cached)
+    assert memory.gradients + memory.activations == pytest.approx(counted(model, bf16=bf16, cached=cached), rel=0.1)
 
 
 @pytest.mark.parametrize("cached", [False, True])

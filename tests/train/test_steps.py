@@ -9,12 +9,22 @@ from torch import Tensor
 from shortlist.math.losses import infonce
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
-from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
+from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
+from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.text.batching import pad
 from shortlist.train.examples import Batch
-from shortlist.train.steps import Example, Outcome, backward, reranker_example, retriever_example
+from shortlist.train.steps import (
+    NOBODY,
+    Example,
+    Outcome,
+    Teaching,
+    backward,
+    language_example,
+    reranker_example,
+    retriever_example,
+)
 
 ONE_BUCKET = 100_000
 BUCKETS = 40
@@ -51,13 +61,15 @@ def model(request: pytest.FixtureRequest, tiny: Tiny) -> Retriever | Reranker:
     return new_reranker(tiny.bert)
 
 
-def example(model: Retriever | Reranker, batch: Batch = RAGGED, temperature: float = 0.5) -> Example:
+def example(model: Trainable, batch: Batch = RAGGED, temperature: float = 0.5, teaching: Teaching = NOBODY) -> Example:
+    if isinstance(model, LanguageModel):
+        return language_example(model, batch)
     if isinstance(model, Retriever):
-        return retriever_example(model, batch, loss=infonce, temperature=temperature)
-    return reranker_example(model, batch, loss=infonce, temperature=temperature)
+        return retriever_example(model, batch, loss=infonce, temperature=temperature, teaching=teaching)
+    return reranker_example(model, batch, loss=infonce, temperature=temperature, teaching=teaching)
 
 
-def step(model: Retriever | Reranker, item: Example, **options) -> tuple[Outcome, Tensor]:
+def step(model: Trainable, item: Example, **options) -> tuple[Outcome, Tensor]:
     """The outcome of one step, and all its gradients in a row."""
     model.zero_grad()
     defaults = {"token_budget": ONE_BUCKET, "bf16": False, "seed": 3}
@@ -127,6 +139,31 @@ def test_bfloat16_is_close_to_float32_and_leaves_weights_and_gradients_in_it(mod
 
 
 @pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("token_budget", [1, BUCKETS, ONE_BUCKET])
+def test_a_language_models_loss_equals_a_loop_over_every_token_of_both_orders(
+    tiny: Tiny, cached: bool, token_budget: int
+):
+    model = language_model_to_train(str(tiny.llama))
+    outcome, gradients = step(model, example(model), token_budget=token_budget, cached=cached)
+    model.zero_grad()
+    losses, right = [], []
+    for query, group in zip(RAGGED.queries, RAGGED.documents, strict=True):
+        for turned in (False, True):
+            [ids] = model.inputs.pair_ids([(query, group[0])], turned=turned)
+            states = model.backbone(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            logs = torch.log_softmax(states @ model.backbone.embed_tokens.weight.T, dim=1)
+            losses += [-logs[place, ids[place + 1]] for place in range(len(ids) - 1)]
+            right += [int(logs[place].argmax()) == ids[place + 1] for place in range(len(ids) - 1)]
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    assert outcome.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert outcome.accuracy == pytest.approx(sum(right) / len(right))
+    assert 0 < sum(right) < len(right)
+    whole = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert (gradients - whole).norm() <= 1e-5 * whole.norm()
+
+
+@pytest.mark.parametrize("cached", [False, True])
 def test_a_retrievers_loss_equals_a_loop_over_every_query_and_document(retriever: Retriever, cached: bool):
     outcome, _ = step(retriever, example(retriever, temperature=0.05), token_budget=BUCKETS, cached=cached)
     documents = [document for group in RAGGED.documents for document in group]
@@ -168,6 +205,38 @@ def test_a_retriever_does_see_the_documents_of_other_queries(retriever: Retrieve
     alone = Batch(RAGGED.queries[1:2], RAGGED.documents[1:2], RAGGED.positives[1:2])
     losses = [step(retriever, example(retriever, batch))[0].loss.item() for batch in (RAGGED, alone)]
     assert losses[0] > losses[1] + 0.1
+
+
+SCORED = RAGGED._replace(scores=[(1.0, 0.2, -0.5, 2.0), (0.0, 1.0), (3.0, 0.0, 0.1)])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_a_taught_models_loss_equals_a_loop_over_the_teachers_groups(tiny: Tiny, kind: str, cached: bool):
+    model = retriever_to_train(str(tiny.llama)) if kind == "retriever" else new_reranker(tiny.llama)
+    plain, _ = step(model, example(model, SCORED))
+    distances = []
+    for query, group, teacher in zip(SCORED.queries, SCORED.documents, SCORED.scores, strict=True):
+        if isinstance(model, Retriever):
+            one = vector(model, model.inputs.query_ids([query])[0])
+            scores = torch.stack([one @ vector(model, ids) for ids in model.inputs.document_ids(group)])
+        else:
+            scores = torch.stack([vector(model, ids) for ids in model.inputs.pair_ids([(query, d) for d in group])])
+        wanted, given = torch.tensor(teacher).div(2.0).softmax(0), scores.detach().div(0.5).softmax(0)
+        distances.append((wanted * (wanted / given).log()).sum().item())
+    assert max(distances) > 0.02
+    for share in (0.25, 1.0):
+        taught, gradients = step(
+            model, example(model, SCORED, teaching=Teaching(share, 2.0)), token_budget=BUCKETS, cached=cached
+        )
+        expected = (1 - share) * plain.loss.item() + share * sum(distances) / 3
+        assert taught.loss.item() == pytest.approx(expected, rel=1e-5)
+        assert taught.accuracy == plain.accuracy
+        assert gradients.isfinite().all()
+
+
+def test_where_no_share_is_the_teachers_its_scores_change_nothing(reranker: Reranker):
+    assert_same(step(reranker, example(reranker, SCORED)), step(reranker, example(reranker)), relative=0)
 
 
 def outcome_of(batch: Batch, scores: list[list[float]], model: Retriever) -> Outcome:

@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,98 @@ def reranker_scores(model: Path) -> torch.Tensor:
     """Of the 8 queries for training and all documents."""
     pairs = [(query, document) for query in QUERIES[:8] for document in DOCUMENTS]
     return torch.from_numpy(score_pairs(load_reranker(str(model)), pairs)).reshape(8, 12)
+
+
+def test_a_language_model_learns_and_both_kinds_start_from_it(tiny: Tiny, tmp_path: Path):
+    start = tmp_path / "language"
+    train.run(settings(tiny, start, kind="language-model", batch_size=8, steps=40, max_length=24))
+    curve = losses(start)
+    assert sum(curve[-4:]) < 0.3 * sum(curve[:4])
+    still = {"backbone": str(start), "learning_rate": 1e-12, "steps": 1}
+    loaded = {"retriever": load_retriever, "reranker": load_reranker}
+    for kind, load in loaded.items():
+        train.run(settings(tiny, tmp_path / kind, kind=kind, **still))
+        values = load(str(tmp_path / kind)).backbone.state_dict()
+        expected = load_file(start / "model.safetensors")
+        torch.testing.assert_close(values, expected, atol=1e-6, rtol=0)
+    assert load_reranker(str(tmp_path / "reranker")).inputs.contract.pair_length == 24
+
+
+def test_a_language_model_reads_nothing_of_a_groups_negatives(tiny: Tiny, tmp_path: Path, groups: Path):
+    train.run(settings(tiny, tmp_path / "a", kind="language-model", groups=str(groups)))
+    train.run(settings(tiny, tmp_path / "b", kind="language-model"))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Path:
+    """Eight groups of four, whose teacher likes the first negative best and the positive second."""
+    path, scores = tmp_path / "taught.jsonl", (2.0, 6.0, 0.0, 0.0)
+    groups = [Group(f"q{i}", (f"d{i}",), tuple(f"d{(i + j) % 12}" for j in range(1, 4)), scores) for i in range(8)]
+    write_groups(path, groups)
+    return path
+
+
+@pytest.mark.parametrize(("distill", "first"), [(0.0, 0), (1.0, 1)])
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_with_a_share_of_1_a_model_learns_the_teachers_order_instead_of_the_judgements(
+    tiny: Tiny, tmp_path: Path, taught: Path, kind: str, distill: float, first: int
+):
+    change = {"temperature": 0.1} if kind == "retriever" else {}
+    change |= {"groups": str(taught), "batch_size": 8, "steps": 60, "distill": distill}
+    train.run(settings(tiny, tmp_path / "m", kind=kind, **change))
+    scores = retriever_scores(tmp_path / "m") if kind == "retriever" else reranker_scores(tmp_path / "m")
+    own = torch.stack([scores[i, [(i + j) % 12 for j in range(4)]] for i in range(8)])
+    assert (own.argmax(1) == first).sum() >= 7
+
+
+def test_a_taught_training_that_stopped_goes_on_to_the_same_bytes(
+    tiny: Tiny, tmp_path: Path, taught: Path, monkeypatch: pytest.MonkeyPatch
+):
+    change = {"groups": str(taught), "kind": "reranker", "distill": 0.5, "negatives": 2, "steps": 7}
+    change |= {"checkpoint_steps": 2, "teacher_temperature": 2.0}
+    train.run(settings(tiny, tmp_path / "whole", **change))
+    stop_in_step(5, monkeypatch, lambda: train.run(settings(tiny, tmp_path / "broken", **change)))
+    assert [path.name for path in checkpoints(tmp_path / "broken")] == ["step-000004"]
+    train.run(settings(tiny, tmp_path / "broken", **change))
+    assert measured(tmp_path / "broken") == measured(tmp_path / "whole")
+    one, other = (tmp_path / name / "model.safetensors" for name in ("broken", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_language_model_that_stopped_goes_on_to_the_same_bytes(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    change = {"kind": "language-model", "steps": 7, "checkpoint_steps": 2}
+    train.run(settings(tiny, tmp_path / "whole", **change))
+    stop_in_step(5, monkeypatch, lambda: train.run(settings(tiny, tmp_path / "broken", **change)))
+    train.run(settings(tiny, tmp_path / "broken", **change))
+    assert measured(tmp_path / "broken") == measured(tmp_path / "whole")
+    one, other = (tmp_path / name / "model.safetensors" for name in ("broken", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def stop_in_step(step: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> None:
+    """Do the work until Ctrl-C is pressed in that step."""
+    backward, count = loop.backward, iter(range(1, 100))
+
+    def interrupted(*args, **options) -> Outcome:
+        if next(count) == step:
+            raise KeyboardInterrupt
+        return backward(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "backward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+
+
+def test_groups_without_a_teachers_scores_cannot_teach(tiny: Tiny, tmp_path: Path, groups: Path):
+    with pytest.raises(UserError, match="--distill: 8 of 8 groups have no teacher's scores; mine them with --teacher"):
+        train.run(settings(tiny, tmp_path / "m", groups=str(groups), distill=0.5))
+    with pytest.raises(UserError, match="--distill: 8 of 8 groups"):
+        train.run(settings(tiny, tmp_path / "m", distill=0.5))
+    assert not (tmp_path / "m").exists()
 
 
 def test_without_groups_the_judged_pairs_are_trained_on(tiny: Tiny, tmp_path: Path):
@@ -229,6 +322,14 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"four_bit": True}, "--four-bit: .* add --lora"),
         ({"four_bit": True, "lora": "paper", "sharded": True}, "--four-bit: .* leave out one"),
         ({"max_length": 4}, "--max-length"),
+        ({"kind": "language-model", "heldout_split": "test"}, "--heldout-split: says nothing about a language model"),
+        ({"kind": "language-model", "temperature": 1.0}, "--temperature: says nothing"),
+        ({"kind": "language-model", "negatives": 0}, "--negatives: says nothing"),
+        ({"kind": "language-model", "query_length": 8}, "--query-length: says nothing"),
+        ({"kind": "language-model", "distill": 0.5}, "--distill: says nothing"),
+        ({"distill": 1.5}, "--distill is 1.5; expected a share from 0 to 1"),
+        ({"teacher_temperature": 0.0}, "--teacher-temperature is 0.0; expected more than 0"),
+        ({"kind": "language-model", "bidirectional": True}, "--bidirectional: says nothing"),
         ({"attention": "flahs_attention_2"}, "perhaps 'flash_attention_2'"),
         ({"contract": "replama"}, "perhaps 'repllama'"),
         ({"lora": "papre"}, "perhaps 'paper'"),
@@ -322,7 +423,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr("shortlist.models.checkpoint.load_backbone", no_weights)
-    for kind in ("retriever", "reranker"):
+    for kind in ("retriever", "reranker", "language-model"):
         for lora in (None, LORA):
             train.run(settings(tiny, tmp_path / "m", kind=kind, lora=lora, dry_run=True))
             said = capsys.readouterr().out

@@ -23,13 +23,11 @@ from shortlist.data.groups import GroupSource, groups_from_qrels
 from shortlist.math.losses import infonce
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
-from shortlist.models.checkpoint import reranker_to_train, retriever_to_train
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
 from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import World, join, shard, whole
-from shortlist.train.steps import backward, reranker_example, retriever_example
+from shortlist.train.steps import backward, language_example, reranker_example, retriever_example
 
 BATCH = Batch(
     queries=QUERIES[:3],
@@ -64,16 +62,20 @@ CASES = [
     for sharded in (False, True)
 ]
 CASES += [Case(kind, "bert", cached=cached) for kind in ("retriever", "reranker") for cached in (False, True)]
+CASES += [Case("language-model", cached=sharded, sharded=sharded) for sharded in (False, True)]
 CASES += [Case(cached=cached, checkpointing=True, sharded=True) for cached in (False, True)]
 
 
 def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     """Loss, accuracy and all gradients of one step from the same weights."""
     name = str(models / case.backbone)
-    model: Retriever | Reranker
+    model: Trainable
     if case.kind == "retriever":
         model = retriever_to_train(name, None)
         example = retriever_example(model, BATCH, loss=infonce, temperature=0.05)
+    elif case.kind == "language-model":
+        model = language_model_to_train(name)
+        example = language_example(model, BATCH)
     else:
         model = reranker_to_train(name, None, seed=0)
         example = reranker_example(model, BATCH, loss=infonce, temperature=0.05)
@@ -90,7 +92,7 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     return gradients | {"loss": outcome.loss, "accuracy": torch.tensor(outcome.accuracy)}
 
 
-def _add_lora(model: Retriever | Reranker) -> None:
+def _add_lora(model: Trainable) -> None:
     torch.manual_seed(0)
     add_lora(model.backbone, Lora(r=4, dropout=0.0))
     for name, p in model.named_parameters():
