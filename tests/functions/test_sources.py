@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
-from shortlist.demo.overlap import Overlap, body_words, normalized
-from shortlist.demo.sources import (
+from shortlist.errors import UserError
+from shortlist.functions.overlap import Overlap, body_words, normalized
+from shortlist.functions.sources import (
     Source,
     build_test,
     build_train,
@@ -19,7 +20,6 @@ from shortlist.demo.sources import (
     read_functions,
     standard_library,
 )
-from shortlist.errors import UserError
 
 
 def functions(source: str) -> dict[str, tuple[str, str]]:
