@@ -83,7 +83,7 @@ NAMES = {
     "shortlist.export.tools": (
         "POOLING_FLAGS save_tokenizer write_cross_encoder write_merged write_peft write_sentence_transformer"
     ),
-    "shortlist.functions": "Config INSTALLED STANDARD identity run without_copies write_sources",
+    "shortlist.functions": "Config INSTALLED STANDARD identity_of run without_copies write_sources",
     "shortlist.functions.fingerprints": "BYTES fingerprint read_fingerprints write_fingerprints",
     "shortlist.functions.overlap": (
         "COMMENT_OR_STRING NEAR Overlap SHINGLE WORD body_words normalized quiet_parse shingles"

@@ -8,9 +8,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from sys import version
 
-from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
-from shortlist.data.manifest import start_job
+from shortlist.data.manifest import identity, start_job
 from shortlist.errors import UserError
 from shortlist.functions.fingerprints import write_fingerprints
 from shortlist.functions.overlap import Overlap, normalized
@@ -27,7 +26,8 @@ from shortlist.functions.sources import (
 )
 from shortlist.functions.wheels import Pin, download, read_pins
 
-STANDARD, INSTALLED = "standard-library", "installed"
+STANDARD = "standard-library"
+INSTALLED = "installed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Config:
     `train`, `dev` and `mined`: `installed`, the packages beside us, or a list of packages, a file in pip's requirements
     form, each line `name==version --hash=sha256:... # licence`; their wheels are downloaded and read, never run."""
     out: Path
-    """Folder for the collection; beside it sources.tsv, what each package gave, and fingerprints.npz, hashes of all
-    summaries and bodies."""
+    """Folder for the collection. What is learnt from also gets sources.tsv, what each package gave, and
+    fingerprints.npz, hashes of all summaries and bodies."""
     apart_from: Path | None = None
     """Collection folder: nothing with a summary of it, or nearly one of its functions, is taken."""
     max_pairs: int = 1_000_000
@@ -61,9 +61,11 @@ def run(config: Config) -> None:
         if getattr(config, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 0 or more.")
     pins = [] if config.sources in (STANDARD, INSTALLED) else read_pins(Path(config.sources))
-    inputs: dict[str, str | Sequence[str]] = {"sources": identity(config.sources, pins)}
+    inputs: dict[str, str | Sequence[str]] = {"sources": identity_of(config.sources, pins)}
     if config.apart_from is not None:
-        inputs["apart_from"] = open_collection(str(config.apart_from)).identity("corpus", "queries")
+        if not (config.apart_from / "corpus.jsonl").is_file() or not (config.apart_from / "queries.jsonl").is_file():
+            raise UserError(f"--apart-from {config.apart_from}: expected a folder with corpus.jsonl and queries.jsonl.")
+        inputs["apart_from"] = identity(config.apart_from)
     job = start_job(config, stage="functions", inputs=inputs, ignore=["cache"], folder=True)
     if job.done:
         return
@@ -86,7 +88,7 @@ def run(config: Config) -> None:
     job.finish(**counts, **dropped, pairs=len(pairs), **splits)
 
 
-def identity(sources: str, pins: Iterable[Pin]) -> list[str]:
+def identity_of(sources: str, pins: Iterable[Pin]) -> list[str]:
     """What decides which sources are read."""
     if sources == INSTALLED:
         return sorted(f"{d.name}=={d.version}" for d in distributions())

@@ -70,7 +70,7 @@ class Source(NamedTuple):
 def module_of(path: PurePath, skip: Iterable[str]) -> str:
     """The name that a .py file is imported by, "" where none is or a folder or the top-level module is in `skip`."""
     parts = path.with_suffix("").parts
-    if path.suffix != ".py" or {*parts[:-1], parts[0]} & {*skip} or not all(map(str.isidentifier, parts[:-1])):
+    if path.suffix != ".py" or {*parts[:-1], parts[0]} & {*skip} or not all(map(str.isidentifier, parts)):
         return ""
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -307,11 +307,11 @@ def sample(pairs: list[Function], size: int, seed: int) -> list[Function]:
 
 
 def hold_out(pairs: Sequence[Function], size: int, seed: int) -> set[str]:
-    """Packages, chosen by chance, that have at most `size` pairs together."""
+    """Packages, chosen by chance, that have at most `size` pairs together, none more than a fifth of that."""
     sizes = Counter(function.package for function in pairs)
     chosen, room = set(), size
     for package in random.Random(seed).sample(sorted(sizes), len(sizes)):
-        if sizes[package] <= room:
+        if sizes[package] <= min(room, size // 5):
             chosen.add(package)
             room -= sizes[package]
     return chosen

@@ -11,7 +11,7 @@ from shortlist.cli import main
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
 from shortlist.functions.fingerprints import fingerprint, read_fingerprints
 from shortlist.functions.overlap import body_words, normalized
-from shortlist.functions.sources import find_sources
+from shortlist.functions.sources import Function, find_sources, hold_out
 
 SPLITS = ("train", "dev", "mined")
 
@@ -58,15 +58,26 @@ def test_the_functions_of_pinned_packages_are_a_collection(tmp_path: Path, packa
 
 
 def test_whole_packages_are_held_out_and_nothing_like_them_is_trained_on(tmp_path: Path, packages: Path):
-    out = make(tmp_path, "--dev", "6")
-    dev, train = split(out, "dev"), split(out, "train")
-    assert {name.split(".")[0] for name in dev} in ({"wraps"}, {"picks"})
-    assert not {name.split(".")[0] for name in dev} & {name.split(".")[0] for name in train}
-    assert split(out, "mined") <= train
-    assert results(out)["dev"] + results(out)["train"] == results(out)["pairs"]
-    assert results(out)["dev_bodies"] == 1
-    assert ("wraps.core.wrap_one" in dev) != ("picks.wrap_one" in dev)
-    assert not {"wraps.core.wrap_one", "picks.wrap_one"} & train
+    out = make(tmp_path, "--dev", "15")
+    assert split(out, "dev") == {"picks.pick_one", "picks.pick_two", "picks.wrap_one"}
+    train = split(out, "train")
+    assert {name.split(".")[0] for name in train} == {"folds", "wraps"}
+    assert "wraps.core.wrap_one" not in train
+    assert split(out, "mined") == train
+    counted = {"dev": 3, "train": 17, "dev_bodies": 1, "pairs": 20}
+    assert results(out) | counted == results(out)
+
+
+def test_what_is_held_out_is_of_several_packages_and_never_more_than_asked_for():
+    sizes = {"a": 30, "b": 20, "c": 19, "d": 20, "e": 5, "f": 20, "g": 18, "h": 20}
+    pairs = [Function("", "", "", "", package) for package, size in sizes.items() for _ in range(size)]
+    for seed in range(20):
+        chosen = hold_out(pairs, 100, seed)
+        assert "a" not in chosen
+        assert len(chosen) >= 5
+        assert sum(sizes[package] for package in chosen) <= 100
+    assert hold_out(pairs, 100, 0) == hold_out(pairs, 100, 0)
+    assert len({frozenset(hold_out(pairs, 100, seed)) for seed in range(20)}) > 1
 
 
 def test_the_table_says_what_each_package_gave(tmp_path: Path, packages: Path):
@@ -106,12 +117,11 @@ def test_the_installed_packages_are_told_apart_by_their_modules(
 ):
     for verb in ("fold", "find"):
         (tmp_path / "site").mkdir(exist_ok=True)
-        (tmp_path / "site" / f"{verb}ing.py").write_text(module(verb, 5))
+        (tmp_path / "site" / f"{verb}ing.py").write_text(module(verb, len(verb) + (verb == "fold") * 4))
     monkeypatch.setattr(functions, "installed_packages", lambda: find_sources(tmp_path / "site"))
-    assert main(["functions", "--sources", "installed", "--out", str(tmp_path / "out"), "--dev", "5"]) == 0
-    dev = {name.split(".")[0] for name in split(tmp_path / "out", "dev")}
-    assert len(dev) == 1
-    assert {name.split(".")[0] for name in split(tmp_path / "out", "train")} == {"folding", "finding"} - dev
+    assert main(["functions", "--sources", "installed", "--out", str(tmp_path / "out"), "--dev", "25"]) == 0
+    dev, train = ({name.split(".")[0] for name in split(tmp_path / "out", name)} for name in ("dev", "train"))
+    assert (dev, train) == ({"finding"}, {"folding"})
 
 
 def test_the_standard_library_is_a_collection_to_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -147,7 +157,7 @@ def test_after_an_interruption_what_was_downloaded_is_used(
     [
         (["--sources", "standrad"], "standrad: No such file or directory; expected a list of pinned packages"),
         (["--sources", "installed", "--dev", "-1"], "--dev is -1; expected 0 or more"),
-        (["--sources", "installed", "--apart-from", "nowhere"], "nowhere"),
+        (["--sources", "installed", "--apart-from", "nowhere"], "nowhere: expected a folder with corpus.jsonl"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -184,7 +184,17 @@ def test_invalid_escapes_in_what_is_read_raise_no_warning(recwarn):
 
 
 def test_sources_are_sorted_modules_outside_tests_and_what_is_skipped(tmp_path):
-    names = ["b", "a__b", "a____init__", "a__tests__c", "test__d", "skipped__e", "a__skipped__f", "skipped"]
+    names = [
+        "b",
+        "a__b",
+        "a____init__",
+        "a__tests__c",
+        "test__d",
+        "skipped__e",
+        "a__skipped__f",
+        "skipped",
+        "a__{{ name }}",
+    ]
     for name in ["x-1.0.dist-info__g", *names]:
         path = tmp_path.joinpath(*name.replace("____init__", "__INIT").split("__")).with_suffix("")
         path = path.with_name("__init__.py") if path.name == "INIT" else path.with_name(path.name + ".py")
