@@ -143,10 +143,13 @@ def test_the_list_of_the_project_is_sorted_and_of_packages_that_may_be_used():
     assert all(len(found.hashes) == 1 for found in pins)
 
 
-def test_one_file_is_chosen_wherever_the_list_is_read(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch):
-    wheel = write_wheel(index, "folds", folds=module("fold", 2))
-    other = wheel.rename(index / "folds-1.0-cp311-cp311-manylinux_2_28_x86_64.whl")
-    write_wheel(index, "folds", folds=module("wrap", 2)).rename(index / "folds-1.0-cp399-cp399-win_amd64.whl")
-    monkeypatch.setattr(wheels, "AT_ONCE", 1)
-    (there,) = download(listed(tmp_path / "list.txt", pin(other)), tmp_path / "cache")
-    assert there.name == other.name
+def test_wheels_are_taken_for_one_python_whatever_python_reads_them(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for tag, verb in (("cp311-cp311-manylinux_2_28_x86_64", "fold"), ("cp399-cp399-manylinux_2_28_x86_64", "wrap")):
+        wheel = write_wheel(index, "folds", folds=module(verb, 2)).rename(index / f"folds-1.0-{tag}.whl")
+        pins = listed(tmp_path / "list.txt", pin(wheel))
+        python = ["--python-version", f"3.{tag[3:5]}", "--implementation", "cp", "--abi", tag[:5]]
+        monkeypatch.setattr(wheels, "ONE_PYTHON", python)
+        (there,) = download(pins, tmp_path / tag)
+        assert there.name == wheel.name
