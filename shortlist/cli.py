@@ -11,6 +11,7 @@ from shortlist.errors import UserError, unknown
 
 STAGES = {
     "index": "build a BM25 index",
+    "functions": "make a collection of Python functions and what their docstrings say",
     "init": "make a new backbone: random weights, and a tokenizer fitted to a collection",
     "convert": "turn training data and vectors of other tools into ours, and training data into theirs",
     "train": "fine-tune a retriever or a reranker",

@@ -24,6 +24,7 @@ from shortlist.progress import say
 
 OUTPUTS = {
     "index": "",
+    "functions": "",
     "init": "",
     "train": "",
     "encode": "",

@@ -63,12 +63,6 @@ NAMES = {
         "read_snapshot remove_shard shard_file to_rows"
     ),
     "shortlist.demo": "Config EXAMPLES HITS Sources build_collections explain run show_examples",
-    "shortlist.demo.overlap": "COMMENT_OR_STRING NEAR Overlap SHINGLE WORD body_words normalized quiet_parse shingles",
-    "shortlist.demo.sources": (
-        "COPIES Function MAX_BYTES NOT_STANDARD NO_SENTENCE OURSELVES_AND_BACKPORTS SENTENCE_END Source TESTS "
-        "build_test build_train collect definitions find_sources first_sentence installed_packages is_trivial "
-        "parse_functions read_functions source_without_docstring standard_library unambiguous write_pairs"
-    ),
     "shortlist.diagnose": (
         "Config Measurer SNIPPET Sizes TEXTS_AT_ONCE Task compare_queries count_fates diagnose find_duplicates "
         "find_unjudged run"
@@ -88,6 +82,21 @@ NAMES = {
     "shortlist.export.tokenizer": "DOCUMENT_FIELDS PIECE TEXTS for_pairs for_single_texts",
     "shortlist.export.tools": (
         "POOLING_FLAGS save_tokenizer write_cross_encoder write_merged write_peft write_sentence_transformer"
+    ),
+    "shortlist.functions": "Config INSTALLED STANDARD identity_of run without_copies write_sources",
+    "shortlist.functions.fingerprints": "BYTES fingerprint read_fingerprints write_fingerprints",
+    "shortlist.functions.overlap": (
+        "COMMENT_OR_STRING NEAR Overlap SHINGLE WORD body_words normalized quiet_parse shingles"
+    ),
+    "shortlist.functions.sources": (
+        "COPIES Function MAX_BYTES NOT_STANDARD NO_SENTENCE OURSELVES_AND_BACKPORTS SENTENCE_END Source TESTS "
+        "build_test build_train collect definitions find_sources first_sentence hold_out installed_packages is_trivial "
+        "keep_apart module_of parse_functions read_functions sample source_without_docstring standard_library "
+        "unambiguous wheel_sources write_pairs write_train"
+    ),
+    "shortlist.functions.wheels": (
+        "ALLOWED ALLOWED_BESIDE AT_ONCE GLIBCS NAMES ONE_PYTHON PIN PLATFORMS Pin check_licence download licence_of "
+        "metadata_of read_pins"
     ),
     "shortlist.fuse": "Config run",
     "shortlist.index": "Config IN_DATABASES Index Kind VectorIndex build given parse_parameters run",

@@ -30,6 +30,7 @@ LAYERS = [
         "diagnose",
         "report",
         "init",
+        "functions",
         "inspect",
         "export",
     },

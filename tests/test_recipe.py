@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import write_collection
+from wheel import module, pin, write_wheel
 
 import shortlist.recipe
 from shortlist import encode
@@ -38,6 +39,7 @@ steps:
       max_length: 64, seed: $reranker_seed}}
   reranked: {{stage: rerank, model: $reranker, run: $hybrid, collection: $data, depth: $depth}}
   results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
+  functions: {{stage: functions, sources: {data}/packages.txt, cache: {data}/../wheels}}
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
   diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
   table: {{stage: table, published: lengths, results: [$results], sets: ["512"], rows: [BM25]}}
@@ -50,6 +52,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a collection, a recipe and everything that it makes."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_collection(folder / "collection")
+    (folder / "collection" / "packages.txt").write_text(
+        pin(write_wheel(folder / "wheels" / "folds-1.0", "folds", folds=module("fold", 4)))
+    )
     (folder / "recipe.yaml").write_text(RECIPE.format(data=folder / "collection"))
     shortlist.recipe.run(shortlist.recipe.Config(recipe=folder / "recipe.yaml", out=folder / "out"))
     return folder
@@ -147,8 +152,8 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 17
-    assert "[17/17] compared" in err
+    assert err.count("already done") == 18
+    assert "[18/18] compared" in err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from shortlist.config import from_settings
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import start_job
-from shortlist.demo.sources import build_test, build_train
+from shortlist.functions.sources import build_test, build_train
 from shortlist.models.linear import bf16_pays
 from shortlist.progress import say
 from shortlist.recipe import run_recipe

@@ -6,7 +6,7 @@ import yaml
 
 from shortlist import demo
 from shortlist.cli import main
-from shortlist.demo.sources import build_test, build_train, find_sources
+from shortlist.functions.sources import build_test, build_train, find_sources
 from shortlist.recipe import run_recipe
 
 ROWS = ["BM25", "RepLLaMA", "Hybrid", "RepLLaMA + RankLLaMA", "Hybrid + RankLLaMA"]

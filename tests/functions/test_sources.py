@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
-from shortlist.demo.overlap import Overlap, body_words, normalized
-from shortlist.demo.sources import (
+from shortlist.errors import UserError
+from shortlist.functions.overlap import Overlap, body_words, normalized
+from shortlist.functions.sources import (
     Source,
     build_test,
     build_train,
@@ -19,7 +20,6 @@ from shortlist.demo.sources import (
     read_functions,
     standard_library,
 )
-from shortlist.errors import UserError
 
 
 def functions(source: str) -> dict[str, tuple[str, str]]:
@@ -184,7 +184,17 @@ def test_invalid_escapes_in_what_is_read_raise_no_warning(recwarn):
 
 
 def test_sources_are_sorted_modules_outside_tests_and_what_is_skipped(tmp_path):
-    names = ["b", "a__b", "a____init__", "a__tests__c", "test__d", "skipped__e", "a__skipped__f", "skipped"]
+    names = [
+        "b",
+        "a__b",
+        "a____init__",
+        "a__tests__c",
+        "test__d",
+        "skipped__e",
+        "a__skipped__f",
+        "skipped",
+        "a__{{ name }}",
+    ]
     for name in ["x-1.0.dist-info__g", *names]:
         path = tmp_path.joinpath(*name.replace("____init__", "__INIT").split("__")).with_suffix("")
         path = path.with_name("__init__.py") if path.name == "INIT" else path.with_name(path.name + ".py")

@@ -1,8 +1,7 @@
-"""The demo's collections, made of the Python that runs it: functions, and what their authors say they do.
+"""Python functions and what their authors say they do, out of sources that are parsed, never imported or run.
 
 Documents are functions (signature and source without the docstring), queries the first sentence of each docstring. The
-standard library is the collection that is searched; the packages installed beside us are what is learnt from. Sources
-are parsed, never imported or run.
+standard library makes a collection that is searched; packages, installed or in wheels, make one that is learnt from.
 """
 
 import ast
@@ -17,12 +16,15 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from functools import lru_cache
+from io import BytesIO, TextIOWrapper
+from pathlib import Path, PurePath
 from typing import NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 from shortlist.data.formats import read_corpus, read_queries, write_corpus, write_qrels, write_queries
-from shortlist.demo.overlap import Overlap, body_words, normalized, quiet_parse
 from shortlist.errors import UserError
+from shortlist.functions.overlap import Overlap, body_words, normalized, quiet_parse
 from shortlist.progress import track
 from shortlist.records import Document, Query
 
@@ -51,6 +53,8 @@ class Function(NamedTuple):
     """Signature and source, comments included, without decorators and docstring; valid Python by itself."""
     body: str
     """What `text` is compared by: `overlap.body_words`."""
+    package: str = ""
+    """What it was found in: of installed packages and the standard library the top-level module."""
 
 
 class Source(NamedTuple):
@@ -58,6 +62,17 @@ class Source(NamedTuple):
 
     path: Path
     module: str
+    package: str = ""
+    wheel: Path | None = None
+    """What `path` is inside of."""
+
+
+def module_of(path: PurePath, skip: Iterable[str]) -> str:
+    """The name that a .py file is imported by, "" where none is or a folder or the top-level module is in `skip`."""
+    parts = path.with_suffix("").parts
+    if path.suffix != ".py" or {*parts[:-1], parts[0]} & {*skip} or not all(map(str.isidentifier, parts)):
+        return ""
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def find_sources(folder: Path, skip: Iterable[str] = ()) -> list[Source]:
@@ -65,12 +80,29 @@ def find_sources(folder: Path, skip: Iterable[str] = ()) -> list[Source]:
     skip, found = {*skip, *TESTS}, []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in skip and name.isidentifier()]
-        for path in (Path(parent, name) for name in files if name.endswith(".py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            if parts[0] not in skip:
-                module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-                found.append(Source(path, module))
+        for path in (Path(parent, name) for name in files):
+            if module := module_of(path.relative_to(folder), skip):
+                found.append(Source(path, module, module.split(".")[0]))
     return sorted(found)
+
+
+def wheel_sources(wheel: Path, package: str) -> list[Source]:
+    """Every .py file in a wheel, sorted; without tests, copies and backports of the standard library.
+
+    Raises:
+        UserError: it is no wheel.
+    """
+    try:
+        paths = sorted(map(Path, _open_wheel(wheel).namelist()))
+    except (OSError, BadZipFile):
+        raise UserError(f"{wheel}: not a wheel; delete it, and it is downloaded again.") from None
+    skip = TESTS | COPIES | OURSELVES_AND_BACKPORTS
+    return [Source(path, module, package, wheel) for path in paths if (module := module_of(path, skip))]
+
+
+@lru_cache(maxsize=2)
+def _open_wheel(wheel: Path) -> ZipFile:
+    return ZipFile(wheel)
 
 
 def standard_library() -> list[Source]:
@@ -152,12 +184,22 @@ def parse_functions(source: str, module: str) -> list[Function]:
 def read_functions(source: Source) -> list[Function] | None:
     """The functions of one file, or None where it cannot be read as Python."""
     try:
-        if source.path.stat().st_size > MAX_BYTES:
+        content = _content(source)
+        if len(content) > MAX_BYTES:
             return None
-        with tokenize.open(source.path) as file:  # honours the coding line
-            return parse_functions(file.read(), source.module)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        encoding, _ = tokenize.detect_encoding(BytesIO(content).readline)  # honours the coding line
+        text = TextIOWrapper(BytesIO(content), encoding).read()
+        return [function._replace(package=source.package) for function in parse_functions(text, source.module)]
+    except (OSError, BadZipFile, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _content(source: Source) -> bytes:
+    if source.wheel is None:
+        with open(source.path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    with _open_wheel(source.wheel).open(source.path.as_posix()) as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def collect(sources: Sequence[Source], description: str) -> tuple[list[Function], dict[str, int]]:
@@ -206,7 +248,7 @@ def build_test(
             f"least {num_queries}. This Python seems to have no sources; run the demo with another."
         )
     chosen = sorted(random.Random(seed).sample(candidates, num_queries))
-    write_pairs(out, functions, "test", chosen)
+    write_pairs(out, functions, test=chosen)
     return counts | {"candidates": len(candidates), "queries": len(chosen)}
 
 
@@ -229,10 +271,20 @@ def build_train(
         summary or body: repeated; pairs.
     """
     functions, counts = collect(installed_packages() if sources is None else sources, "installed packages")
-    summaries = {normalized(query.text) for query in read_queries(test / "queries.jsonl")}
-    overlap = Overlap(body_words(document.text) for document in read_corpus(test / "corpus.jsonl"))
+    pairs, dropped = keep_apart(functions, test)
+    pairs = sample(pairs, max_pairs, seed)
+    write_train(out, pairs, num_mined=num_mined, seed=seed)
+    return counts | dropped | {"pairs": len(pairs)}
+
+
+def keep_apart(functions: Iterable[Function], test: Path | None) -> tuple[list[Function], dict[str, int]]:
+    """The functions that are pairs to learn from, and how many are none, by reason: see `build_train`."""
+    summaries, overlap = set(), Overlap(())
+    if test is not None:
+        summaries = {normalized(query.text) for query in read_queries(test / "queries.jsonl")}
+        overlap = Overlap(body_words(document.text) for document in read_corpus(test / "corpus.jsonl"))
     pairs, seen = [], set()
-    dropped = Counter(test_summaries=0, test_bodies=0, repeated=0)
+    dropped = {"test_summaries": 0, "test_bodies": 0, "repeated": 0}
     for function in functions:
         summary = normalized(function.summary)
         if summary in summaries:
@@ -244,18 +296,49 @@ def build_train(
         else:
             pairs.append(function)
             seen |= {summary, function.body}
-    if len(pairs) > max_pairs:
-        kept = sorted(random.Random(seed).sample(range(len(pairs)), max_pairs))
-        pairs = [pairs[position] for position in kept]
-    write_pairs(out, pairs, "train", range(len(pairs)))
-    mined = sorted(random.Random(seed).sample(range(len(pairs)), min(num_mined, len(pairs))))
-    write_qrels(out / "qrels" / "mined.tsv", {f"q{position}": {pairs[position].name: 1} for position in mined})
-    return counts | dropped | {"pairs": len(pairs)}
+    return pairs, dropped
 
 
-def write_pairs(out: Path, functions: Sequence[Function], split: str, judged: Iterable[int]) -> None:
-    """Write functions and summaries in BEIR layout, and judgements for the positions `judged`."""
+def sample(pairs: list[Function], size: int, seed: int) -> list[Function]:
+    """At most `size` of them, in their order."""
+    if len(pairs) <= size:
+        return pairs
+    return [pairs[position] for position in sorted(random.Random(seed).sample(range(len(pairs)), size))]
+
+
+def hold_out(pairs: Sequence[Function], size: int, seed: int) -> set[str]:
+    """Packages, chosen by chance, that have at most `size` pairs together, none more than a fifth of that."""
+    sizes = Counter(function.package for function in pairs)
+    chosen, room = set(), size
+    for package in random.Random(seed).sample(sorted(sizes), len(sizes)):
+        if sizes[package] <= min(room, size // 5):
+            chosen.add(package)
+            room -= sizes[package]
+    return chosen
+
+
+def write_train(
+    out: Path, pairs: Sequence[Function], *, held_out: Iterable[str] = (), num_mined: int, seed: int
+) -> dict[str, int]:
+    """Write pairs, and as splits `train`, `dev` (the packages held out), and `mined`, a sample of `train`.
+
+    Returns:
+        How many pairs each split has.
+    """
+    held_out = set(held_out)
+    train = [position for position, function in enumerate(pairs) if function.package not in held_out]
+    dev = [position for position, function in enumerate(pairs) if function.package in held_out]
+    mined = sorted(random.Random(seed).sample(train, min(num_mined, len(train))))
+    splits = {"train": train, "mined": mined} | ({"dev": dev} if dev else {})
+    write_pairs(out, pairs, **splits)
+    return {name: len(positions) for name, positions in splits.items()}
+
+
+def write_pairs(out: Path, functions: Sequence[Function], **splits: Sequence[int]) -> None:
+    """Write functions and summaries in BEIR layout, and for each split the judgements of the functions at positions."""
     ids = [f"q{position}" for position in range(len(functions))]
     write_corpus(out / "corpus.jsonl", (Document(function.name, function.text) for function in functions))
     write_queries(out / "queries.jsonl", map(Query, ids, (function.summary for function in functions)))
-    write_qrels(out / "qrels" / f"{split}.tsv", {ids[position]: {functions[position].name: 1} for position in judged})
+    for split, judged in splits.items():
+        qrels = {ids[position]: {functions[position].name: 1} for position in judged}
+        write_qrels(out / "qrels" / f"{split}.tsv", qrels)

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from shortlist.demo.overlap import NEAR, Overlap, body_words, normalized, shingles
+from shortlist.functions.overlap import NEAR, Overlap, body_words, normalized, shingles
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
