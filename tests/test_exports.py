@@ -214,7 +214,7 @@ NAMES = {
     ),
     "shortlist.serve": "Config FEWEST_KEY_CHARACTERS SWITCH_SECONDS check open_app open_service read_key run",
     "shortlist.serve.app": "ERRORS NO_JSON create_app",
-    "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue TRIMMED Work",
+    "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue SMALLER TRIMMED Work",
     "shortlist.serve.deploy": "Front Replica Reply SCOPE SPARE application serve_on_ray",
     "shortlist.serve.gate": "FullError Gate Limits SHARE Ticket TooLargeError",
     "shortlist.serve.metrics": "BUCKETS HELP Labels Metrics render",
@@ -227,7 +227,9 @@ NAMES = {
         "ScoreRequest ScoreResponse SearchAnswer SearchRequest SearchResponse SearchResult StagePlace Status "
         "TeiEmbedRequest TeiRank TeiRerankRequest Text TextObject Texts Usage"
     ),
-    "shortlist.serve.server": "LINGER_SECONDS MakeApp RESTARTS Server address bind serve serve_in_processes",
+    "shortlist.serve.server": (
+        "FIRST_SECONDS KEEP_SECONDS LINGER_SECONDS MakeApp RESTARTS Server address bind serve serve_in_processes"
+    ),
     "shortlist.serve.service": "FieldError Read Service TOKENIZING",
     "shortlist.table": "Cells Column Config Table draw markdown our_rows published_tables read_table run",
     "shortlist.text.batching": "pad token_batches windows",

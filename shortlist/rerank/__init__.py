@@ -24,7 +24,6 @@ from shortlist.models.checkpoint import load_reranker, model_identity, num_param
 from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
-from shortlist.models.shipped import shipped_name
 from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Document, Hit, Qrels, Query, Run
 from shortlist.rerank.candidates import Candidates, Chunk
@@ -181,7 +180,6 @@ def contract_of(config: Config) -> InputContract:
 
 def run(config: Config) -> None:
     """Write the reranked run."""
-    config = replace(config, model=shipped_name(config.model, "reranker"))
     for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
         if value < 1:
             raise UserError(f"--{flag} is {value}; expected at least 1.")

@@ -46,7 +46,7 @@ class Config:
     engine: Engine = "local"
     """`ray`: serve with Ray Serve, on the cluster of RAY_ADDRESS or `ray start`."""
     token_budget: int | None = None
-    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
+    """Tokens per forward pass, padding included (None: 512 on a CPU, 4,096 on a GPU)."""
     queue_requests: int = 256
     """Most requests that wait or are worked on; more are answered with 429."""
     queue_tokens: int = 1_048_576
