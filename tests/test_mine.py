@@ -6,6 +6,7 @@ import pytest
 from shortlist import mine
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.groups import read_groups
+from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.records import Document, Group, Hit, Query, Run
@@ -167,8 +168,11 @@ def test_queries_that_the_teacher_lacks_get_no_group_and_are_counted(
         mine.run(changed(config, teacher=tmp_path / "teacher.trec", out=tmp_path / "other.jsonl"))
 
 
-def test_another_teacher_is_another_job(config: mine.Config, tmp_path: Path):
+def test_another_teacher_is_another_job_and_without_one_it_is_what_it_always_was(config: mine.Config, tmp_path: Path):
     mine.run(config)
+    manifest = read_manifest(config.out)
+    assert manifest is not None
+    assert "teacher" not in manifest["made_from"]
     with pytest.raises(UserError, match="holds another job"):
         mine.run(changed(config, teacher=config.runs[0]))
 

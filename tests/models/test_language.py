@@ -18,18 +18,19 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def write(folder: Path, llama: Path, **change: Any) -> Path:
-    """A LLaMA as its makers save one, with the tokenizer of another."""
+def write(folder: Path, llama: Path, *, bare: bool = False, **change: Any) -> Path:
+    """A LLaMA as its makers save one, or without a head as `init` does, with the tokenizer of another."""
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=300, initializer_range=0.2, **(SHAPE | {"tie_word_embeddings": True} | change))
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    (model.model if bare else model).save_pretrained(folder)
     tokenizer_of(str(llama)).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def tied(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("tied"), llama)
+    return write(tmp_path_factory.mktemp("tied"), llama, bare=True, tie_word_embeddings=False)
 
 
 def test_the_loss_of_a_token_equals_the_value_worked_out_by_hand():

@@ -169,6 +169,7 @@ def test_without_groups_the_judged_pairs_are_trained_on(tiny: Tiny, tmp_path: Pa
     manifest = read_manifest(tmp_path / "m")
     assert manifest is not None
     assert manifest["complete"]
+    assert not {"distill", "teacher_temperature"} & manifest["made_from"].keys()  # unused, they decide nothing
     assert manifest["results"]["num_groups"] == 8
     assert manifest["results"]["step"] == 2
 
