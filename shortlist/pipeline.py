@@ -96,6 +96,7 @@ class Pipeline:
         index: str | Path | None = None,
         bm25: str | Path | None = None,
         reranker: str | None = None,
+        packed: bool | None = None,
         **options: Any,
     ) -> "Pipeline":
         """Open everything by name.
@@ -107,6 +108,7 @@ class Pipeline:
             index: an index over them, of whichever kind.
             bm25: from `shortlist index`.
             reranker: model folder or hub name.
+            packed: of both models' linears, as for `models.embed.for_inference`.
             options: other settings of `search.Config`, such as memory_gib and effort.
 
         Raises:
@@ -114,9 +116,10 @@ class Pipeline:
         """
         paths = tuple(Path(path) for path in (bm25, index) if path)
         where = {"model": retriever, "vectors": Path(vectors) if vectors else None, "index": paths}
-        opened = search.open_parts(search.Config(collection=collection, **where, **options))
+        opened = search.open_parts(search.Config(collection=collection, **where, **options), packed=packed)
         parts = {"dense" if isinstance(part, search.Dense) else "bm25": part for part in opened}
-        return cls(open_collection(collection), **parts, reranker=Reranker.load(reranker) if reranker else None)
+        scorer = Reranker.load(reranker, packed=packed) if reranker else None
+        return cls(open_collection(collection), **parts, reranker=scorer)
 
     @property
     def first_stages(self) -> list[FirstStage]:

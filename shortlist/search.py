@@ -133,8 +133,11 @@ def open_index(config: Config) -> Index:
     return Hybrid(parts, FUSIONS[config.fusion], config.weights)
 
 
-def open_parts(config: Config) -> list[Index]:
+def open_parts(config: Config, *, packed: bool | None = None) -> list[Index]:
     """The first stages that a Config describes, each by itself.
+
+    Args:
+        packed: of the retriever's linears, as for `models.embed.for_inference`.
 
     Raises:
         UserError: it describes none, or vectors of another model.
@@ -143,7 +146,7 @@ def open_parts(config: Config) -> list[Index]:
     over_vectors = [path for path, kind in kinds.items() if kind != "bm25"]
     if config.vectors and not over_vectors:
         over_vectors = [config.vectors]
-    retriever: Any = _open_retriever(config, over_vectors) if over_vectors or config.model else None
+    retriever: Any = _open_retriever(config, over_vectors, packed) if over_vectors or config.model else None
     paths = dict.fromkeys([*config.index, *over_vectors])
     parts = [
         _open_words(path) if kinds.get(path) == "bm25" else Dense(retriever, _open_vectors(path, config))
@@ -173,7 +176,7 @@ def kind_of(index: Path) -> str:
     return manifest["config"].get("kind", "bm25")
 
 
-def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
+def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool | None) -> Any:
     """The model that made the vectors, ready to embed queries."""
     from shortlist.index.kinds import made_by
     from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
@@ -204,7 +207,7 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path]) -> Any:
             )
     retriever = load_retriever(config.model, contract=config.contract)
     retriever.inputs.contract = retriever.inputs.contract.with_lengths(query=config.query_length)
-    for_inference(retriever)
+    for_inference(retriever, packed=packed)
     return retriever
 
 

@@ -212,7 +212,7 @@ NAMES = {
         "Config DEMO_FOLDER Dense EncodesQueries HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index open_parts "
         "print_hits run search"
     ),
-    "shortlist.serve": "Config FEWEST_KEY_CHARACTERS SWITCH_SECONDS check open_app open_service read_key run",
+    "shortlist.serve": "Config FEWEST_KEY_CHARACTERS PACKED SWITCH_SECONDS check open_app open_service read_key run",
     "shortlist.serve.app": "ERRORS NO_JSON create_app",
     "shortlist.serve.batcher": "ALIKE Batcher Finished Item LOOK_AHEAD Model PACE Queue SMALLER TRIMMED Work",
     "shortlist.serve.deploy": "Front Replica Reply SCOPE SPARE application serve_on_ray",

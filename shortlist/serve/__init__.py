@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from shortlist.serve.service import Service
 
 FEWEST_KEY_CHARACTERS = 16
+PACKED = False
+"""Linears as they are: oneDNN's keep something for every shape of batch, and a server meets a new one at any time."""
 SWITCH_SECONDS = 0.0001
 """How long one thread may keep the others from running Python: the models' thread asks for it at every operation."""
 
@@ -146,12 +148,13 @@ def open_service(config: Config) -> "Service":
         vectors=config.vectors,
         index=config.index,
         bm25=config.bm25,
+        packed=PACKED,
     )
     contract = config.reranker_contract
     service = Service(
         pipeline or None,
-        retriever=Retriever.load(config.retriever) if config.retriever and not dense else None,
-        reranker=Reranker.load(config.reranker, contract=contract) if config.reranker else None,  # type: ignore[arg-type]
+        retriever=Retriever.load(config.retriever, packed=PACKED) if config.retriever and not dense else None,
+        reranker=Reranker.load(config.reranker, contract=contract, packed=PACKED) if config.reranker else None,
         names={name: _short(model) for name in ("retriever", "reranker") if (model := getattr(config, name))},
         limits=Limits(config.queue_requests, config.queue_tokens, config.timeout_seconds),
         token_budget=config.token_budget,
