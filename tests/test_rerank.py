@@ -1,11 +1,14 @@
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cluster import two_nodes
 from tiny import DOCUMENTS, QUERIES, Tiny, kill_when
 
@@ -450,11 +453,22 @@ def test_runs_that_are_none_are_refused(config: rerank.Config, text: str, messag
     assert not config.out.exists()
 
 
+@contextmanager
+def as_many_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_cluster_reranks_what_one_process_does(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     collection, run = long_run(tmp_path, num_queries=20)
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 20)
     settings = {"model": str(tiny.reranker), "run": run, "collection": collection, "split": "all"}
-    rerank.run(rerank.Config(**settings, out=tmp_path / "one.trec"))
+    with as_many_threads(2):  # as a node has: products split among another number may round otherwise
+        rerank.run(rerank.Config(**settings, out=tmp_path / "one.trec"))
     with two_nodes() as cluster:
         append, appended = ScoreLog.append, []
         node = cluster.add_node(num_cpus=2)

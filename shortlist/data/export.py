@@ -51,8 +51,8 @@ def triplets(group: Group, query: Query, documents: Documents) -> Iterator[dict[
 
 def flag_embedding(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
     """All texts of a group in one record."""
-    positives, negatives = ([full_text(documents[doc_id]) for doc_id in doc_ids] for doc_ids in group[1:])
-    yield {"query": query.text, "pos": positives, "neg": negatives}
+    both = {"pos": group.positives, "neg": group.negatives}
+    yield {"query": query.text} | {name: [full_text(documents[id]) for id in ids] for name, ids in both.items()}
 
 
 def write_training(

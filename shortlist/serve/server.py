@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import final
+from typing import Any, final
 
 import uvicorn
 
@@ -79,12 +79,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        return self.config.http_protocol_class(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
+        http: Any = self.config.http_protocol_class
+        return http(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _has_new_connections(self) -> bool:
-        return any(connection.cycle is None for connection in self.server_state.connections)
+        return any(getattr(connection, "cycle", None) is None for connection in self.server_state.connections)
 
 
 def _accept_waiting(listeners: Iterable[socket.socket]) -> list[socket.socket]:
