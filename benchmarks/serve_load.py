@@ -9,8 +9,8 @@ throughput and 95th percentile, and the throughput at an equal 95th percentile i
 of shortlist alone: ten times as many requests as it can answer; malformed ones; and SIGTERM under load. Everything
 stays on the loopback, and the clients share the machine with the servers.
 
-models/small-llama is the S of peers.py (`save_llama`) as `shortlist export --to sentence-transformers --contract repllama`
-writes it.
+models/small-llama is the S of peers.py (`save_llama`), as `shortlist export --to sentence-transformers` writes it with
+--contract repllama.
 """
 
 import asyncio
