@@ -87,15 +87,8 @@ def find_sources(folder: Path, skip: Iterable[str] = ()) -> list[Source]:
 
 
 def wheel_sources(wheel: Path, package: str) -> list[Source]:
-    """Every .py file in a wheel, sorted; without tests, copies and backports of the standard library.
-
-    Raises:
-        UserError: it is no wheel.
-    """
-    try:
-        paths = sorted(map(Path, _open_wheel(wheel).namelist()))
-    except (OSError, BadZipFile):
-        raise UserError(f"{wheel}: not a wheel; delete it, and it is downloaded again.") from None
+    """Every .py file in a wheel, sorted; without tests, copies and backports of the standard library."""
+    paths = sorted(map(Path, _open_wheel(wheel).namelist()))
     skip = TESTS | COPIES | OURSELVES_AND_BACKPORTS
     return [Source(path, module, package, wheel) for path in paths if (module := module_of(path, skip))]
 

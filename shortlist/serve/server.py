@@ -142,20 +142,20 @@ def serve_in_processes(make_app: MakeApp, listener: socket.socket, drain_seconds
     threads = max(1, _cores() // workers)
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
 
-    def start() -> BaseProcess:
+    def start(shared: str) -> BaseProcess:
         process = get_context("spawn").Process(target=_work, args=(make_app, listener, drain_seconds, Path(shared)))
         process.start()
         return process
 
     with TemporaryDirectory() as shared, _until_signal() as ended:
-        processes = [start() for _ in range(workers)]
+        processes = [start(shared) for _ in range(workers)]
         deaths = 0
         while not ended.wait(0.2) and deaths < RESTARTS:
             for place, process in enumerate(processes):
                 if not process.is_alive():
                     deaths += 1
                     say(f"serve: a worker ended with exit code {process.exitcode}; starting another.")
-                    processes[place] = start()
+                    processes[place] = start(shared)
         listener.close()  # else new connections would be kept waiting here, when the workers take them no more
         _end(processes, drain_seconds)
     if deaths >= RESTARTS:
