@@ -11,7 +11,7 @@ import numpy as np
 
 from shortlist.data.files import atomic_write
 from shortlist.data.judgements import Judgements, run_names
-from shortlist.data.manifest import identity, ms_per_query, start_job
+from shortlist.data.manifest import identity, ms_per_query, read_manifest, start_job
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.math.measures import JudgedHits, judged
@@ -48,7 +48,8 @@ class Config:
     per_query: Path | None = None
     """File for the value of every query: .json, or else tab-separated columns run, measure, query_id, value."""
     names: tuple[str, ...] | None = None
-    """What to call the runs, one name per run; their paths by default."""
+    """What to call the runs, one name per run; their paths by default. `{weights}` in a name stands for those that
+    `shortlist fuse` chose for the run."""
     json: bool = False
     """Print one JSON object per run instead of a table."""
     out: Path | None = None
@@ -59,7 +60,9 @@ class Config:
 
 def run(config: Config) -> None:
     """Print the measurements, and write them where --out and --per-query say."""
-    names = run_names(config.names, config.runs)
+    names = [
+        _with_weights(name, path) for name, path in zip(run_names(config.names, config.runs), config.runs, strict=True)
+    ]
     if config.per_query is not None and len(set(names)) < len(names):
         raise UserError("--per-query: two runs have the same name; tell them apart with --names.")
     if not config.runs or not config.measures:
@@ -71,6 +74,17 @@ def run(config: Config) -> None:
     _judgements(config).check()
     results = _evaluate(config, names) if config.out is None else _evaluate_once(config, names, config.out)
     _print(results, config)
+
+
+def _with_weights(name: str, run: Path) -> str:
+    if "{weights}" not in name:
+        return name
+    weights = (read_manifest(run) or {}).get("results", {}).get("weights")
+    if weights is None:
+        raise UserError(
+            f"{run}: has no weights for the name {name!r}; expected what `shortlist fuse --dev-runs` wrote."
+        )
+    return name.replace("{weights}", " : ".join(f"{weight:g}" for weight in weights))
 
 
 def _evaluate_once(config: Config, names: Sequence[str], out: Path) -> dict[str, Any]:

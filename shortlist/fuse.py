@@ -1,16 +1,27 @@
 """Stage `fuse`: one run out of several."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
-from shortlist.math.fusion import FUSIONS
+from shortlist.math.fusion import FUSIONS, weight_grid
+from shortlist.measure import parse_measures, per_query
 from shortlist.progress import say
+from shortlist.records import Hit, Qrels, Run
+
+STEPS = 20
+"""Into which 1 is divided for the weights that are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +34,61 @@ class Config:
     """`rrf` adds up ranks; `weighted` scores brought to [0, 1], `zscore` scores brought to mean 0 and deviation 1."""
     weights: tuple[float, ...] | None = None
     """How much each run counts, one number per run; all count 1 by default."""
+    dev_runs: tuple[Path, ...] = ()
+    """Runs of the same searchers, in the same order, for queries of --split. The weights are then chosen: of all that
+    add up to 1 in steps of a twentieth, those whose fused run is best there by --measure."""
+    collection: str | None = None
+    """With --dev-runs: BEIR or MS MARCO folder, `irds:` or `hf:` name that has their judgements."""
+    split: str = "dev"
+    """With --dev-runs: whose judgements to choose the weights by; not those that the fused run is evaluated on."""
+    measure: str = "MRR@10"
+    """With --dev-runs: name as in `shortlist evaluate`."""
+    depth: int | None = None
+    """Fuse only the first --depth documents of each run; what else the first run holds follows in its order. A reranked
+    run and the one that it came from are so mixed over what was read."""
     k: int = 1000
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
     """How a run is put in order: by score and id as trec_eval does, or by its own rank column."""
     overwrite: bool = False
     """Replace an output of another job instead of refusing."""
+
+
+def fuse_first(
+    fuse: Callable[..., Run], runs: Sequence[Run], *, depth: int | None, weights: Sequence[float] | None = None
+) -> Run:
+    """Fuse the first `depth` documents of each run; the others of the first run follow with lower scores, 1 apart."""
+    if depth is None:
+        return fuse(runs, weights=weights)
+    fused = fuse([{query_id: hits[:depth] for query_id, hits in run.items()} for run in runs], weights=weights)
+    for query_id, hits in fused.items():
+        found, lowest = {hit.doc_id for hit in hits}, hits[-1].score if hits else 0.0
+        rest = [hit.doc_id for hit in runs[0].get(query_id, ()) if hit.doc_id not in found]
+        hits += [Hit(doc_id, lowest - place) for place, doc_id in enumerate(rest, start=1)]
+    return fused
+
+
+def choose_weights(
+    runs: Sequence[Run], qrels: Qrels, fuse: Callable[..., Run], measure: str
+) -> tuple[tuple[float, ...], float]:
+    """The weights whose fused run is best, of all that add up to 1 in steps of a twentieth, and how good it is.
+
+    Args:
+        runs: of queries that are judged.
+        fuse: a function in math.fusion.FUSIONS.
+        measure: averaged over the queries that are judged and found.
+
+    Returns:
+        Of equally good weights those nearest to the middle of all equally good ones.
+    """
+    means = {}
+    for weights in weight_grid(len(runs), STEPS):
+        values = per_query(fuse(runs, weights=weights), qrels, [measure])[measure].values()
+        means[weights] = sum(values) / max(1, len(values))
+    best = max(means.values())
+    good = np.array([weights for weights, mean in means.items() if mean == best])
+    middle = good[np.abs(good - good.mean(0)).sum(1).argmin()]
+    return tuple(middle.tolist()), best
 
 
 def run(config: Config) -> None:
@@ -39,14 +99,38 @@ def run(config: Config) -> None:
         raise UserError(
             f"--weights has {len(config.weights)} numbers for {len(config.runs)} runs; expected one per run."
         )
-    if config.k < 1:
-        raise UserError(f"--k is {config.k}; expected 1 or more documents per query.")
-    job = start_job(config, stage="fuse", inputs={"runs": [identity(path) for path in config.runs]})
+    if config.dev_runs and (len(config.dev_runs) != len(config.runs) or config.weights is not None):
+        raise UserError(
+            f"--dev-runs names {len(config.dev_runs)} files for {len(config.runs)} runs; expected one per run, in the "
+            "same order, and no --weights, which they choose."
+        )
+    for name, value in (("k", config.k), ("depth", 1 if config.depth is None else config.depth)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}; expected 1 or more documents per query.")
+    inputs = {"runs": [identity(path) for path in config.runs]}
+    chosen: dict[str, Any] = {}
+    if config.dev_runs:
+        qrels = _dev_qrels(config)
+        inputs["dev_runs"] = [*(identity(path) for path in config.dev_runs), sha256(repr(qrels).encode()).hexdigest()]
+    ignore = () if config.dev_runs else ("dev_runs", "collection", "split", "measure")
+    ignore += () if config.depth else ("depth",)  # off: the job that it always was
+    job = start_job(config, stage="fuse", inputs=inputs, ignore=ignore)
     if job.done:
         return
+    fuse = partial(fuse_first, FUSIONS[config.method], depth=config.depth)
+    weights = config.weights
+    if config.dev_runs:
+        dev_runs = [read_run(path, ties=config.ties) for path in config.dev_runs]
+        if not any(qrels.keys() & run.keys() for run in dev_runs):
+            raise UserError(
+                f"--dev-runs: none of their queries is judged in {config.collection}, split {config.split!r}."
+            )
+        weights, value = choose_weights(dev_runs, qrels, fuse, config.measure)
+        chosen = {"weights": weights, "dev_value": round(value, 6)}
+        say(f"fuse: weights {', '.join(f'{w:g}' for w in weights)}, with {config.measure} {value:.4f} on the dev runs.")
     runs = [read_run(path, ties=config.ties) for path in config.runs]
     start = time.perf_counter()
-    fused = FUSIONS[config.method](runs, weights=config.weights)
+    fused = fuse(runs, weights=weights)
     own = 1000 * (time.perf_counter() - start) / max(1, len(fused))
     cost: dict[str, Any] = {"ms_per_query": round(own + sum(map(ms_per_query, config.runs)), 3)}
     cost["stages"] = [*chain.from_iterable(map(stages, config.runs)), {"stage": "fuse", "ms": round(own, 3)}]
@@ -54,4 +138,11 @@ def run(config: Config) -> None:
     in_all = sum(all(query_id in run for run in runs) for query_id in fused)
     if in_all < len(fused):
         say(f"fuse: {len(fused) - in_all} of {len(fused)} queries are missing from at least one run.")
-    job.finish(num_queries=len(fused), in_all_runs=in_all, **cost)
+    job.finish(num_queries=len(fused), in_all_runs=in_all, **chosen, **cost)
+
+
+def _dev_qrels(config: Config) -> Qrels:
+    if config.collection is None:
+        raise UserError("--dev-runs without --collection: name what has the judgements of their queries.")
+    parse_measures([config.measure])
+    return open_collection(config.collection).qrels(config.split)

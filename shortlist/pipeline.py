@@ -13,10 +13,9 @@ from shortlist import search
 from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError, unknown
 from shortlist.index import Index
-from shortlist.math.fusion import rrf
+from shortlist.math.fusion import interpolate, reorder, rrf
 from shortlist.models.reranker import Reranker
 from shortlist.records import Document, Hit, Query, as_queries
-from shortlist.rerank import reorder
 
 FirstStage = Literal["bm25", "dense", "hybrid"]
 
@@ -68,6 +67,7 @@ class Pipeline:
         bm25: finds by words.
         dense: finds by vectors.
         reranker: reads the first candidates.
+        reranker_share: how much its scores count, 0 to 1, the first stage's being the rest (`math.fusion.interpolate`).
 
     Raises:
         UserError: nothing to search with.
@@ -80,8 +80,9 @@ class Pipeline:
         bm25: Index | None = None,
         dense: Index | None = None,
         reranker: Scores | None = None,
+        reranker_share: float = 1.0,
     ) -> None:
-        self.collection, self.reranker = collection, reranker
+        self.collection, self.reranker, self.reranker_share = collection, reranker, reranker_share
         self.parts = {name: part for name, part in (("bm25", bm25), ("dense", dense)) if part is not None}
         if not self.parts:
             raise UserError("nothing to search with: give a BM25 index, or a retriever with its vectors, or both.")
@@ -96,6 +97,7 @@ class Pipeline:
         index: str | Path | None = None,
         bm25: str | Path | None = None,
         reranker: str | None = None,
+        reranker_share: float = 1.0,
         packed: bool | None = None,
         **options: Any,
     ) -> "Pipeline":
@@ -108,6 +110,7 @@ class Pipeline:
             index: an index over them, of whichever kind.
             bm25: from `shortlist index`.
             reranker: model folder or hub name.
+            reranker_share: as of the class.
             packed: of both models' linears, as for `models.embed.for_inference`.
             options: other settings of `search.Config`, such as memory_gib and effort.
 
@@ -119,7 +122,7 @@ class Pipeline:
         opened = search.open_parts(search.Config(collection=collection, **where, **options), packed=packed)
         parts = {"dense" if isinstance(part, search.Dense) else "bm25": part for part in opened}
         scorer = Reranker.load(reranker, packed=packed) if reranker else None
-        return cls(open_collection(collection), **parts, reranker=scorer)
+        return cls(open_collection(collection), **parts, reranker=scorer, reranker_share=reranker_share)
 
     @property
     def first_stages(self) -> list[FirstStage]:
@@ -167,8 +170,7 @@ class Pipeline:
         if rerank and self.reranker is not None:
             with _timed("reranker", milliseconds):
                 scores = self.reranker.score(query, [documents[hit.doc_id] for hit in found[:depth]])
-            scored = [*scores.tolist(), *[float("nan")] * len(found[depth:])]
-            lists["reranker"] = found = reorder(found, scored)
+            lists["reranker"] = found = reorder(found, interpolate(found, scores.tolist(), self.reranker_share))
         places = {stage: _places(hits) for stage, hits in lists.items()}
         if rerank:  # those behind the depth were not read
             places["reranker"] = {i: p for i, p in places["reranker"].items() if p.rank <= depth}

@@ -38,6 +38,7 @@ OUTPUTS = {
     "table": "",
     "diagnose": "diagnosis.json",
     "lengths": "",
+    "export": "",
 }
 """The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""
 

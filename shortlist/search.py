@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -21,14 +21,14 @@ from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index import Index, VectorIndex
 from shortlist.math.exclusion import count_own, without_own
-from shortlist.math.fusion import FUSIONS, rrf
+from shortlist.math.fusion import FUSIONS, interpolate, reorder, rrf
 from shortlist.progress import peak_bytes, say
 from shortlist.records import Query, Run
 
 DEMO_FOLDER = Path("shortlist-demo")
 SNIPPET = 300
 """Characters of a document that are printed."""
-IGNORED = ("query", "demo", "demo_folder", "memory_gib", "engine")
+IGNORED = ("query", "demo", "demo_folder", "memory_gib", "engine", "reranker", "depth", "reranker_share")
 HYBRID_DEPTH = 100
 """Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
 
@@ -69,6 +69,12 @@ class Config:
     """How much each counts, --index in the order given, then --vectors."""
     engine: Engine = "local"
     """`ray`: scan vectors exactly on a Ray cluster, whose nodes all find them at the same place."""
+    reranker: str | None = None
+    """With --query: a reranker, folder or hub name, that puts the first --depth documents in order."""
+    depth: int = 50
+    """With --reranker: how many documents it reads."""
+    reranker_share: float = 1.0
+    """With --reranker: how much its scores count, 0 to 1, the first stage's being the rest."""
     demo: str | None = None
     """Search the demo's collection for this text, with what `shortlist demo` has trained."""
     demo_folder: Path = DEMO_FOLDER
@@ -246,8 +252,10 @@ def run(config: Config) -> None:
         raise UserError(f"--k is {config.k}; expected at least 1.")
     collection = open_collection(config.collection)
     if config.query is not None:
-        print_hits(collection, open_index(config), config.query, k=min(config.k, 10))
+        print_hits(collection, open_index(config), config.query, k=min(config.k, 10), second=open_second(config))
         return
+    if config.reranker:
+        raise UserError("--reranker without --query: a run is written first, and reordered by `shortlist rerank`.")
     if config.out is None:
         raise UserError("--out is missing: name the run file to write, or ask one question with --query.")
     index, queries = open_index(config), collection.queries(config.split)
@@ -287,10 +295,41 @@ def _inputs(config: Config, queries: list[Query]) -> dict[str, str | list[str]]:
     return inputs
 
 
-def print_hits(collection: Collection, index: Index, text: str, *, k: int) -> None:
+class Second(NamedTuple):
+    """A second stage: it puts the first `depth` documents in order."""
+
+    reranker: Any
+    depth: int
+    share: float
+    """Of its scores, 0 to 1, the first stage's being the rest."""
+
+
+def open_second(config: Config) -> Second | None:
+    """The second stage that a Config describes, if it does.
+
+    Raises:
+        UserError: the reranker cannot be loaded, or a setting of it is out of range.
+    """
+    if config.reranker is None:
+        return None
+    if config.depth < 1 or not 0 <= config.reranker_share <= 1:
+        raise UserError(
+            f"--depth is {config.depth}, --reranker-share {config.reranker_share}; expected 1 or more, and 0 to 1."
+        )
+    from shortlist.models.reranker import Reranker
+
+    return Second(Reranker.load(config.reranker), config.depth, config.reranker_share)
+
+
+def print_hits(collection: Collection, index: Index, text: str, *, k: int, second: Second | None = None) -> None:
     """Search for a text and print its best documents: rank, score, id, the beginning of the text."""
-    hits = index.search([Query("query", text)], k)["query"]
+    query = Query("query", text)
+    hits = index.search([query], max(k, second.depth) if second else k)["query"]
     documents = collection.documents([hit.doc_id for hit in hits])
+    if second and hits:
+        scores = second.reranker.score(query, [documents[hit.doc_id] for hit in hits[: second.depth]])
+        hits = reorder(hits, interpolate(hits, scores.tolist(), second.share))
+    hits = hits[:k]
     for rank, hit in enumerate(hits, start=1):
         document = documents[hit.doc_id]
         words = f"{document.title}\n{document.text}".strip()

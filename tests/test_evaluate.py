@@ -120,6 +120,16 @@ def test_the_table_shows_names_values_significance_and_time(files: dict, capsys:
     assert all(words in out for words in ("BM25", "dense", "RR@10", "0.7500", "0.4167 (p=", "ms/query", "12.3"))
 
 
+def test_a_name_says_the_weights_that_were_chosen(files: dict, capsys: pytest.CaptureFixture[str]):
+    manifest = {"job": "x", "complete": True, "stage": "fuse", "results": {"weights": [0.55, 0.45]}}
+    path = files["runs"][1]
+    with pytest.raises(UserError, match=r"worse.trec: has no weights for the name 'mixed \{weights\}'"):
+        evaluate.run(evaluate.Config(**files, names=("BM25", "mixed {weights}")))
+    path.with_name(path.name + ".manifest.json").write_text(json.dumps(manifest))
+    evaluate.run(evaluate.Config(**files, names=("BM25", "mixed {weights}")))
+    assert "mixed 0.55 : 0.45" in capsys.readouterr().out
+
+
 def test_the_output_says_what_counts_as_relevant(files: dict, capsys: pytest.CaptureFixture[str]):
     evaluate.run(evaluate.Config(**files, relevance_level=2))
     assert "relevant: grade 2 and above" in capsys.readouterr().out

@@ -62,7 +62,7 @@ NAMES = {
         "Block DEAD DTYPES KEY_BYTES Snapshot VectorReader VectorWriter count_rows damage finished_shards "
         "read_snapshot remove_shard shard_file to_rows"
     ),
-    "shortlist.demo": "Config EXAMPLES HITS Sources build_collections explain run show_examples",
+    "shortlist.demo": "Config DEPTH EXAMPLES HITS explain make_recipe run show_examples",
     "shortlist.diagnose": (
         "Config Measurer SNIPPET Sizes TEXTS_AT_ONCE Task compare_queries count_fates diagnose find_duplicates "
         "find_unjudged run"
@@ -90,7 +90,7 @@ NAMES = {
     ),
     "shortlist.functions.sources": (
         "COPIES Function MAX_BYTES NOT_STANDARD NO_SENTENCE OURSELVES_AND_BACKPORTS SENTENCE_END Source TESTS "
-        "build_test build_train collect definitions find_sources first_sentence hold_out installed_packages is_trivial "
+        "build_test collect definitions find_sources first_sentence hold_out installed_packages is_trivial "
         "keep_apart module_of parse_functions read_functions sample source_without_docstring standard_library "
         "unambiguous wheel_sources write_pairs write_train"
     ),
@@ -98,7 +98,7 @@ NAMES = {
         "ALLOWED ALLOWED_BESIDE AT_ONCE GLIBCS NAMES ONE_PYTHON PIN PLATFORMS Pin check_licence download licence_of "
         "metadata_of read_pins"
     ),
-    "shortlist.fuse": "Config run",
+    "shortlist.fuse": "Config STEPS choose_weights fuse_first run",
     "shortlist.index": "Config IN_DATABASES Index Kind VectorIndex build given parse_parameters run",
     "shortlist.index.analysis": "ANALYSERS Analyser LANGUAGES STOP_WORDS code english snowball whitespace",
     "shortlist.index.ann": "AnnIndex Done LEAST_READ LISTS QUERIES_AT_ONCE STORED THREAD_PRODUCTS",
@@ -134,7 +134,7 @@ NAMES = {
     "shortlist.math.combination": "COMBINATIONS Combine Combined Values avgp maxp",
     "shortlist.math.exclusion": "count_own without_own",
     "shortlist.math.fates": "FATES fates",
-    "shortlist.math.fusion": "FUSIONS Scale minmax rrf weighted zscore",
+    "shortlist.math.fusion": "FUSIONS Scale interpolate minmax reorder rrf weight_grid weighted zscore",
     "shortlist.math.histogram": "Histogram add_lengths mean_length quantile share_at_most shares",
     "shortlist.math.losses": "LOSSES Loss countable distillation infonce",
     "shortlist.math.measures": (
@@ -189,6 +189,7 @@ NAMES = {
     "shortlist.models.quantized": "Int8Linear quantize_linears",
     "shortlist.models.reranker": "AnyReranker CrossEncoder Reranker Scores new_head",
     "shortlist.models.retriever": "Activation Dense Retriever",
+    "shortlist.models.shipped": "PAIR shipped_folder shipped_name",
     "shortlist.models.training_linear": (
         "FastLinear FastLora FastNorm SparseEmbedding draw_kept products_are_right speed_up_training"
     ),
@@ -205,12 +206,12 @@ NAMES = {
     "shortlist.report.html": "POLICY drawing folded heading page paragraph table",
     "shortlist.rerank": (
         "BEST_FIRST Config PAIRS_AT_ONCE Pace Scored Scorer check_finite compare contract_of fill log_path "
-        "mean_ndcg read reorder rerank reranked run score"
+        "mean_ndcg read rerank reranked run score"
     ),
     "shortlist.rerank.candidates": "Candidates Chunk LISTED",
     "shortlist.search": (
-        "Config DEMO_FOLDER Dense EncodesQueries HYBRID_DEPTH Hybrid IGNORED SNIPPET kind_of open_index open_parts "
-        "print_hits run search"
+        "Config DEMO_FOLDER Dense EncodesQueries HYBRID_DEPTH Hybrid IGNORED SNIPPET Second kind_of open_index "
+        "open_parts open_second print_hits run search"
     ),
     "shortlist.serve": "Config FEWEST_KEY_CHARACTERS PACKED SWITCH_SECONDS check open_app open_service read_key run",
     "shortlist.serve.app": "ERRORS NO_JSON create_app",

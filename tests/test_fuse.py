@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,10 @@ def test_the_stage_offers_every_fusion():
         ({"runs": ()}, "two or more"),
         ({"k": 0}, "--k is 0"),
         ({"weights": (1.0,)}, "1 numbers for 2 runs"),
+        ({"depth": 0}, "--depth is 0"),
+        ({"dev_runs": (Path("a"),)}, "1 files for 2 runs"),
+        ({"dev_runs": (Path("a"), Path("b")), "weights": (1.0, 1.0)}, "no --weights"),
+        ({"dev_runs": (Path("a"), Path("b"))}, "without --collection"),
         ({"runs": (Path("absent.trec"), Path("absent.trec"))}, "no such file"),
     ],
 )
@@ -69,3 +74,54 @@ def test_what_cannot_be_fused_is_refused(runs: tuple[Path, ...], tmp_path: Path,
     with pytest.raises(UserError, match=message):
         fuse.run(fuse.Config(**({"runs": runs, "out": tmp_path / "out.trec"} | change)))
     assert not (tmp_path / "out.trec").exists()
+
+
+def test_below_the_depth_the_first_run_goes_on(tmp_path: Path):
+    first, second = tmp_path / "first.trec", tmp_path / "second.trec"
+    first.write_text("".join(f"q1 Q0 {doc_id} {rank} {10 - rank} x\n" for rank, doc_id in enumerate("abcd", 1)))
+    second.write_text("".join(f"q1 Q0 {doc_id} {rank} {10 - rank} x\n" for rank, doc_id in enumerate("badc", 1)))
+    config = fuse.Config(runs=(first, second), out=tmp_path / "out.trec", method="zscore", weights=(0.4, 0.6), depth=2)
+    fuse.run(config)
+    assert fused(tmp_path / "out.trec") == {"q1": ["b", "a", "c", "d"]}
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> fuse.Config:
+    """Two searchers, of which the second is right for all queries of split dev but one, which only the first finds."""
+    data, lines = tmp_path / "data", {"first": "", "second": ""}
+    qrels = "query-id\tcorpus-id\tscore\n"
+    for number in range(4):
+        lines["first"] += f"q{number} Q0 wrong 1 {9 if number else 1} x\nq{number} Q0 right 2 {5 - number} x\n"
+        lines["second"] += f"q{number} Q0 right 1 {9 if number else 2} x\nq{number} Q0 wrong 2 {5 - number} x\n"
+        qrels += f"q{number}\tright\t1\n"
+    (data / "qrels").mkdir(parents=True)
+    (data / "corpus.jsonl").write_text('{"_id": "right", "text": "r"}\n{"_id": "wrong", "text": "w"}\n')
+    (data / "queries.jsonl").write_text("".join(f'{{"_id": "q{n}", "text": "q"}}\n' for n in range(4)))
+    (data / "qrels" / "dev.tsv").write_text(qrels)
+    paths = []
+    for name, text in lines.items():
+        paths.append(tmp_path / f"{name}.trec")
+        paths[-1].write_text(text)
+    own = tuple(paths)
+    return fuse.Config(runs=own, out=tmp_path / "out.trec", method="zscore", dev_runs=own, collection=str(data))
+
+
+def test_weights_are_those_that_are_best_on_the_dev_runs(
+    judged: fuse.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fuse.run(judged)
+    results = json.loads((tmp_path / "out.trec.manifest.json").read_text())["results"]
+    assert results["weights"][1] > 0.5
+    assert sum(results["weights"]) == pytest.approx(1)
+    assert results["dev_value"] == 1
+    assert {hits[0] for hits in fused(tmp_path / "out.trec").values()} == {"right"}
+    assert "with MRR@10 1.0000 on the dev runs" in capsys.readouterr().err
+
+
+def test_dev_runs_of_queries_that_nobody_judged_are_refused(judged: fuse.Config, tmp_path: Path):
+    other = tmp_path / "other.trec"
+    other.write_text("x1 Q0 right 1 2 x\n")
+    with pytest.raises(UserError, match="none of their queries is judged"):
+        fuse.run(replace(judged, dev_runs=(other, other)))
+    with pytest.raises(UserError, match="measure"):
+        fuse.run(replace(judged, measure="MRRR@10"))

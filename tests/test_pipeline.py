@@ -6,6 +6,8 @@ from shortlist import Pipeline, Query, Reranker, Retriever, encode, index
 from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
+from shortlist.math.fusion import FUSIONS
+from shortlist.records import Hit
 from shortlist.rerank import rerank
 from shortlist.search import Hybrid
 
@@ -66,6 +68,21 @@ def test_more_results_than_are_reranked_follow_in_their_old_order(pipeline: Pipe
     reranked = ids(pipeline.search(QUESTION, k=12, first_stage="dense", depth=3))
     assert set(reranked[:3]) == set(plain[:3])
     assert reranked[3:] == plain[3:]
+
+
+def test_the_first_stage_may_have_its_share_of_the_score(tiny, built: Path, pipeline: Pipeline):
+    options = {"k": 12, "first_stage": "dense", "depth": 6}
+    alone = Pipeline(pipeline.collection, **pipeline.parts, reranker=pipeline.reranker, reranker_share=0.0)
+    assert ids(alone.search(QUESTION, **options)) == ids(pipeline.search(QUESTION, rerank=False, **options))
+    mixed = Pipeline(pipeline.collection, **pipeline.parts, reranker=pipeline.reranker, reranker_share=0.4)
+    [first] = pipeline.answer([QUESTION], k=12, first_stage="dense", rerank=False)
+    hits = [Hit(result.document.doc_id, result.score) for result in first.results]
+    scores = pipeline.reranker.score(Query("q", QUESTION), [result.document for result in first.results[:6]])
+    read = [Hit(hit.doc_id, score) for hit, score in zip(hits, scores.tolist(), strict=False)]
+    expected = FUSIONS["zscore"]([{"q": hits[:6]}, {"q": read}], weights=[0.6, 0.4])["q"]
+    found = mixed.search(QUESTION, **options)
+    assert ids(found) == [hit.doc_id for hit in [*expected, *hits[6:]]]
+    assert [result.score for result in found[:6]] == pytest.approx([hit.score for hit in expected])
 
 
 def test_several_questions_are_answered_each_by_itself(pipeline: Pipeline):

@@ -12,18 +12,23 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import DOCUMENTS, QUERIES, Tiny
+from wheel import module, pin, write_wheel
 
+import shortlist.functions
 import shortlist.recipe
 from shortlist.cli import main
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
-from shortlist.recipe import OUTPUTS, Step, plan
+from shortlist.functions.sources import build_test, find_sources
+from shortlist.models.checkpoint import load_reranker, load_retriever
+from shortlist.recipe import OUTPUTS, Step, plan, run_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
-OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker")]  # those need a real model
+OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker", "shortlist-mini", "comparison")]
+"""Those that need neither a real model nor a real text."""
 
 
 def header(name: str) -> str:
@@ -142,3 +147,32 @@ def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
             assert all(set(step.config.measures) <= row.keys() for row in rows)
         if step.stage == "table":
             assert manifest["results"]["not_run"] == []
+
+
+def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(shortlist.functions, "build_test", small_library)
+    wheels = [write_wheel(tmp_path / "index", f"{verb}s", core=module(verb, 12)) for verb in ("fold", "wrap")]
+    (tmp_path / "packages.txt").write_text("".join(map(pin, wheels)))
+    recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/shortlist-mini.yaml"].read_text("utf-8"))
+    recipe["settings"]["sources"] = str(tmp_path / "packages.txt")
+    recipe["steps"]["init"] |= {"layers": 1, "hidden": 32, "heads": 2, "vocab_size": 300}
+    for step in recipe["steps"].values():
+        if step["stage"] == "train":
+            step |= {"steps": 2, "batch_size": 4}
+    run_recipe(recipe, tmp_path / "out", where="here")
+    for kind, load in (("retriever", load_retriever), ("reranker", load_reranker)):
+        assert load(str(tmp_path / "out" / kind)).inputs.contract
+        assert len((tmp_path / "out" / kind / "log.jsonl").read_text().splitlines()) == 2
+
+
+def small_library(out: Path, **options: int) -> dict[str, int]:
+    return build_test(out, **options | {"num_queries": 2, "sources": find_sources(write_module(out.parent / "std"))})
+
+
+def write_module(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "sorts.py").write_text(module("sort", 6))
+    return folder

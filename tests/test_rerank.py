@@ -22,7 +22,6 @@ from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker
 from shortlist.models.embed import score_pairs
 from shortlist.records import Document, Hit, Query, Run
-from shortlist.rerank import reorder
 from shortlist.text.segments import pair_segments
 
 CANDIDATES: Run = {
@@ -60,30 +59,6 @@ def own_scores(tiny: Tiny, run: Run) -> dict[str, dict[str, float]]:
         }
         for query_id, hits in run.items()
     }
-
-
-NAN = float("nan")
-
-
-def test_new_scores_decide_and_equal_ones_keep_the_old_order():
-    hits = [Hit("d", 9), Hit("c", 8), Hit("b", 7), Hit("a", 6)]
-    assert reorder(hits, [1.0, 3.0, 1.0, 3.0]) == [Hit("c", 3.0), Hit("a", 3.0), Hit("d", 1.0), Hit("b", 1.0)]
-
-
-def test_what_has_no_new_score_follows_in_its_old_order():
-    hits = [Hit("a", 9), Hit("b", 8), Hit("c", 700), Hit("d", 6)]
-    assert reorder(hits, [-2.0, 5.0, NAN, NAN]) == [Hit("b", 5.0), Hit("a", -2.0), Hit("c", -3.0), Hit("d", -4.0)]
-    assert reorder(hits, [NAN, 5.0, NAN, 6.0]) == [Hit("d", 6.0), Hit("b", 5.0), Hit("a", 4.0), Hit("c", 3.0)]
-    assert reorder(hits[:2], [NAN, NAN]) == [Hit("a", -1.0), Hit("b", -2.0)]
-
-
-def test_reordering_loses_and_invents_nothing():
-    assert reorder([], []) == []
-    rng = random.Random(0)
-    hits = [Hit(str(i), 0.0) for i in range(50)]
-    new = reorder(hits, [rng.random() for _ in range(30)] + [NAN] * 20)
-    assert sorted(hit.doc_id for hit in new) == sorted(hit.doc_id for hit in hits)
-    assert [hit.score for hit in new] == sorted((hit.score for hit in new), reverse=True)
 
 
 def test_scores_are_those_of_each_pair_by_itself(config: rerank.Config, tiny: Tiny):

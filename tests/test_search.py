@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
 from shortlist.models.checkpoint import load_retriever, save_model
 from shortlist.models.embed import embed_documents, embed_queries
+from shortlist.models.reranker import Reranker
 from shortlist.records import Hit, Query, Run
 from shortlist.text.segments import named_segments
 
@@ -154,6 +156,22 @@ def test_query_searches_by_vectors_and_by_both(
         assert "10. d" in capsys.readouterr().out
 
 
+def test_query_is_answered_by_both_stages(dense: search.Config, tiny: Tiny, capsys: pytest.CaptureFixture[str]):
+    def shown(**changes: Any) -> list[str]:
+        search.run(replace(dense, query="the history of the lamp", k=12, **changes))
+        return re.findall(r"^ ?\d+\. (\w+)", capsys.readouterr().out, re.MULTILINE)
+
+    first, query = shown(), Query("query", "the history of the lamp")
+    read = [document for doc_id in first[:6] for document in DOCUMENTS if document.doc_id == doc_id]
+    scores = Reranker.load(str(tiny.reranker)).score(query, read)
+    best = [first[place] for place in np.argsort(-scores, kind="stable")]
+    assert shown(reranker=str(tiny.reranker), depth=6) == (best + first[6:])[:10]
+    assert shown(reranker=str(tiny.reranker), depth=6, reranker_share=0.0) == first
+    mixed = shown(reranker=str(tiny.reranker), depth=6, reranker_share=0.5)
+    assert sorted(mixed[:6]) == sorted(first[:6])
+    assert mixed[6:] == first[6:]
+
+
 def test_demo_takes_its_settings_from_the_demos_folder(
     both: search.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -181,6 +199,10 @@ def test_demo_takes_its_settings_from_the_demos_folder(
         ({"vectors": Path("nowhere")}, "nowhere: no such file or folder"),
         ({"index": (Path("nowhere"),)}, "nowhere: no such file or folder"),
         ({"split": "tets"}, "perhaps 'test'"),
+        ({"reranker": "any"}, "--reranker without --query"),
+        ({"query": "x", "reranker": "any", "depth": 0}, "--depth is 0"),
+        ({"query": "x", "reranker": "any", "reranker_share": 1.5}, "--reranker-share 1.5"),
+        ({"query": "x", "reranker": "./nowhere"}, "nowhere"),
         ({"engine": "ray", "vectors": Path("nowhere")}, "nowhere: no such file or folder"),
     ],
 )

@@ -43,6 +43,8 @@ class Config:
     """Input contract by name, for a model folder that does not say its own."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Number type of the weights; bf16 is half the size, and its numbers differ in the third digit."""
+    licence: str | None = None
+    """What the model card gives as licence (None: that of the model that this one was trained from)."""
     overwrite: bool = False
     """Replace an output of another job instead of refusing."""
 
@@ -55,11 +57,12 @@ def run(config: Config) -> None:
     if kind not in ("model", found):
         raise UserError(f"--to {config.to}: is for a {kind}, and {config.model} is a {found}; choose another layout.")
     inputs = {"model": model_identity(config.model), "contract": repr(sorted(form.to_dict().items()))}
-    job = start_job(config, stage="export", inputs=inputs, folder=True)
+    ignore = () if config.licence else ("licence",)
+    job = start_job(config, stage="export", inputs=inputs, ignore=ignore, folder=True)
     if job.done:
         return
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
     model = (load_reranker if form.pair else load_retriever)(config.model, contract=config.contract, dtype=dtype)
     write(model, job.out, name=config.model)
-    write_card(config.model, job.out, form)
+    write_card(config.model, job.out, form, licence=config.licence)
     job.finish()

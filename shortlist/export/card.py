@@ -30,24 +30,27 @@ SETTINGS = (
 """Of a training job, what a reader asks for."""
 
 
-def write_card(name: str, folder: Path, form: InputContract, *, results: Mapping[str, Any] | None = None) -> None:
-    """Write README.md into a folder of the model `name`, unless it has one.
+def write_card(name: str, folder: Path, form: InputContract, **options: Any) -> None:
+    """Write README.md into a folder of the model `name`, unless it has one; options as of `card`."""
+    if not (folder / CARD).exists():
+        with atomic_write(folder / CARD) as file:
+            file.write(card(name, form, **options))
+
+
+def card(
+    name: str, form: InputContract, *, results: Mapping[str, Any] | None = None, licence: str | None = None
+) -> str:
+    """The text of the card of a retriever or reranker.
 
     Args:
         results: what `shortlist evaluate` has written into its results.json, to be printed.
+        licence: of the model (None: that of the one it was trained from).
     """
-    if not (folder / CARD).exists():
-        with atomic_write(folder / CARD) as file:
-            file.write(card(name, form, results=results))
-
-
-def card(name: str, form: InputContract, *, results: Mapping[str, Any] | None = None) -> str:
-    """The text of the card of a retriever or reranker."""
     source = local_folder(name, weights=False)
     manifest = read_manifest(source) or {}
     config, kind = manifest.get("config", {}), "reranker" if form.pair else "retriever"
     base = config.get("backbone") or (base_name(source) if is_adapter(source) else None)
-    front: dict[str, Any] = {"license": _licence(base), "library_name": "shortlist"}
+    front: dict[str, Any] = {"license": licence or _licence(base), "library_name": "shortlist"}
     front |= {"pipeline_tag": "text-ranking" if form.pair else "feature-extraction", "tags": ["shortlist", kind]}
     front |= {"base_model": base} if base and not Path(base).exists() else {}
     sections = [

@@ -1,5 +1,6 @@
 """Model folders for sentence-transformers, transformers and PEFT."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ POOLING_FLAGS = (
     "lasttoken",
 )
 """All poolings of sentence-transformers: older versions want each of them said to be on or off."""
+
+TRAINING_LOG = "log.jsonl"
+"""What `shortlist train` writes step by step."""
 
 
 def write_sentence_transformer(model: Retriever, folder: Path, *, name: str) -> None:
@@ -64,7 +68,7 @@ def write_cross_encoder(model: AnyReranker, folder: Path, *, name: str) -> None:
 
 
 def write_merged(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:
-    """A folder of ours with whole weights.
+    """A folder of ours with whole weights, and the log of their training if there is one.
 
     Raises:
         UserError: the model has layers behind its pooling.
@@ -72,6 +76,8 @@ def write_merged(model: Retriever | AnyReranker, folder: Path, *, name: str) -> 
     if isinstance(model, Retriever) and len(model.dense):
         raise UserError(f"{name}: has dense layers behind its pooling; export it to sentence-transformers.")
     save_model(model, folder)
+    if (log := local_folder(name) / TRAINING_LOG).is_file():
+        shutil.copyfile(log, folder / TRAINING_LOG)
 
 
 def write_peft(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:

@@ -33,9 +33,10 @@ INSTALLED = "installed"
 @dataclass(frozen=True, kw_only=True)
 class Config:
     sources: str
-    """`standard-library`: this Python's own modules, a collection to search, split `test`. To learn from, splits
-    `train`, `dev` and `mined`: `installed`, the packages beside us, or a list of packages, a file in pip's requirements
-    form, each line `name==version --hash=sha256:... # licence`; their wheels are downloaded and read, never run."""
+    """`standard-library`: this Python's own modules, a collection to search, splits `test` and `dev`. To learn from,
+    splits `train`, `dev` and `mined`: `installed`, the packages beside us, or a list of packages, a file in pip's
+    requirements form, each line `name==version --hash=sha256:... # licence`; their wheels are downloaded and read, but
+    never run."""
     out: Path
     """Folder for the collection. What is learnt from also gets sources.tsv, what each package gave, and
     fingerprints.npz, hashes of all summaries and bodies."""
@@ -44,7 +45,8 @@ class Config:
     max_pairs: int = 1_000_000
     """Pairs to learn from, at most; of more a sample."""
     dev: int = 500
-    """Pairs of split `dev`, at most: whole packages, of which nothing and no near copy is in `train`."""
+    """Pairs of split `dev`, at most. Of what is learnt from: whole packages, of which nothing and no near copy is in
+    `train`."""
     mined: int = 5_000
     """Pairs of split `mined`: a sample of `train`, to mine negatives for."""
     cache: Path | None = None
@@ -70,7 +72,7 @@ def run(config: Config) -> None:
     if job.done:
         return
     if config.sources == STANDARD:
-        job.finish(**build_test(config.out, seed=config.seed))
+        job.finish(**build_test(config.out, num_dev=config.dev, seed=config.seed))
         return
     sources = installed_packages()
     if pins:

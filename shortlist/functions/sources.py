@@ -222,12 +222,13 @@ def unambiguous(functions: Sequence[Function]) -> list[int]:
 
 
 def build_test(
-    out: Path, *, sources: Sequence[Source] | None = None, num_queries: int = 600, seed: int = 0
+    out: Path, *, sources: Sequence[Source] | None = None, num_queries: int = 600, num_dev: int = 0, seed: int = 0
 ) -> dict[str, int]:
-    """Write the collection that is searched: all functions, all summaries, and the judgements of `num_queries` of them.
+    """Write the collection that is searched: all functions, all summaries, and as split `test` the judgements of
+    `num_queries` of them, as split `dev` those of `num_dev` others or of as many as there are.
 
     Returns:
-        Counts for the manifest: files, files_skipped, functions, candidates (unambiguous summaries), queries.
+        Counts for the manifest: files, files_skipped, functions, candidates (unambiguous summaries), queries, dev.
 
     Raises:
         UserError: there are fewer unambiguous functions than queries wanted.
@@ -238,40 +239,22 @@ def build_test(
     if len(candidates) < num_queries:
         raise UserError(
             f"{sysconfig.get_path('stdlib')}: {len(candidates)} functions with a summary of their own; expected at "
-            f"least {num_queries}. This Python seems to have no sources; run the demo with another."
+            f"least {num_queries}. This Python seems to have no sources; run with another."
         )
     chosen = sorted(random.Random(seed).sample(candidates, num_queries))
-    write_pairs(out, functions, test=chosen)
-    return counts | {"candidates": len(candidates), "queries": len(chosen)}
-
-
-def build_train(
-    out: Path,
-    *,
-    test: Path,
-    sources: Sequence[Source] | None = None,
-    max_pairs: int = 60_000,
-    num_mined: int = 5_000,
-    seed: int = 0,
-) -> dict[str, int]:
-    """Write the collection that is learnt from: one judgement per pair, nothing in it from the collection `test`.
-
-    Split `train` is all pairs; split `mined` a sample of `num_mined` of them, to mine negatives for.
-
-    Returns:
-        Counts for the manifest: files, files_skipped, functions; dropped because the collection `test` has the same
-        summary or nearly the same body: test_summaries, test_bodies; dropped because an earlier pair has the same
-        summary or body: repeated; pairs.
-    """
-    functions, counts = collect(installed_packages() if sources is None else sources, "installed packages")
-    pairs, dropped = keep_apart(functions, test)
-    pairs = sample(pairs, max_pairs, seed)
-    write_train(out, pairs, num_mined=num_mined, seed=seed)
-    return counts | dropped | {"pairs": len(pairs)}
+    others = sorted({*candidates}.difference(chosen))
+    dev = sorted(random.Random(seed).sample(others, min(num_dev, len(others))))
+    write_pairs(out, functions, test=chosen, **({"dev": dev} if dev else {}))
+    return counts | {"candidates": len(candidates), "queries": len(chosen), "dev": len(dev)}
 
 
 def keep_apart(functions: Iterable[Function], test: Path | None) -> tuple[list[Function], dict[str, int]]:
-    """The functions that are pairs to learn from, and how many are none, by reason: see `build_train`."""
+    """The functions that are pairs to learn from, and how many are none, by reason.
+
+    Returns:
+        The pairs, and how many were dropped because the collection `test` has the same summary or nearly the same body
+        (test_summaries, test_bodies), or because an earlier pair has the same summary or body (repeated).
+    """
     summaries, overlap = set(), Overlap(())
     if test is not None:
         summaries = {normalized(query.text) for query in read_queries(test / "queries.jsonl")}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 
@@ -54,6 +55,51 @@ def weighted(runs: Sequence[Run], *, weights: Sequence[float] | None = None, sca
         All queries and documents of all runs; equal scores in the order in which the runs first name them.
     """
     return _fuse(runs, weights, scale)
+
+
+def reorder(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
+    """Candidates by their new scores, equal ones in their old order; those without a score follow, in their old order.
+
+    Args:
+        hits: best first.
+        scores: one per hit, NaN where it has none.
+
+    Returns:
+        All hits. Those that were not scored get scores below the lowest new one, 1 apart.
+    """
+    pairs = list(zip(hits, scores, strict=True))
+    head = sorted((Hit(hit.doc_id, score) for hit, score in pairs if score == score), key=lambda hit: -hit.score)
+    lowest = head[-1].score if head else 0.0
+    rest = [hit for hit, score in pairs if score != score]
+    return head + [Hit(hit.doc_id, lowest - place) for place, hit in enumerate(rest, start=1)]
+
+
+def interpolate(hits: Sequence[Hit], scores: Sequence[float], share: float) -> list[float]:
+    """A second stage's scores mixed with the first one's, as `zscore` fusion with weights 1 - share and share would.
+
+    Args:
+        hits: what the first stage found, best first.
+        scores: the second stage's, of the first of the hits, which are those that count.
+        share: of the second stage; 1 for its scores alone, as they are.
+
+    Returns:
+        One score per hit, NaN for those that the second stage has not read: what `reorder` takes.
+    """
+    mixed = list(scores)
+    if share < 1 and mixed:
+        read = hits[: len(mixed)]
+        first, _ = zscore(read)
+        second, _ = zscore([Hit(hit.doc_id, score) for hit, score in zip(read, mixed, strict=True)])
+        mixed = [(1 - share) * a + share * b for a, b in zip(first, second, strict=True)]
+    return mixed + [float("nan")] * (len(hits) - len(mixed))
+
+
+def weight_grid(num_runs: int, steps: int) -> list[tuple[float, ...]]:
+    """All weights that add up to 1, each a multiple of 1 / steps."""
+    if num_runs == 1:
+        return [(1.0,)]
+    shares = (share for share in product(range(steps + 1), repeat=num_runs - 1) if sum(share) <= steps)
+    return [tuple(each / steps for each in (*share, steps - sum(share))) for share in shares]
 
 
 def _fuse(runs: Sequence[Run], weights: Sequence[float] | None, scale: Scale) -> Run:

@@ -1,4 +1,4 @@
-"""A folder or hub name -> a model with its input contract; and back to a folder.
+"""A folder, hub name or `shortlist-mini` -> a model with its input contract; and back to a folder.
 
 A model folder of ours is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`. A
 reranker's weights carry the key `score.weight` beside the backbone's, as in transformers' sequence classifiers. A LoRA
@@ -36,6 +36,7 @@ from shortlist.models.language import LanguageModel
 from shortlist.models.published import backbone_folder, check_layout, dense_layers, published_contract
 from shortlist.models.reranker import AnyReranker, CrossEncoder, Reranker, new_head
 from shortlist.models.retriever import Retriever
+from shortlist.models.shipped import shipped_folder, shipped_name
 from shortlist.text.contract import InputContract, Inputs, named_contract
 from shortlist.text.proof import prove
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
@@ -77,7 +78,7 @@ def reranker_contract(name: str, given: str | None = None) -> InputContract:
     Raises:
         UserError: no model is there, or nothing says what its input looks like.
     """
-    return _contract(name, given, "pair")
+    return _contract(shipped_name(name, "reranker"), given, "pair")
 
 
 def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> AnyReranker:
@@ -89,6 +90,7 @@ def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype 
     Raises:
         UserError: no model is there, it has no head, or nothing says what its input looks like.
     """
+    name = shipped_name(name, "reranker")
     form = reranker_contract(name, contract)
     folder = local_folder(name)
     inputs = Inputs(form, tokenizer_of(name))
@@ -254,8 +256,8 @@ def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def model_identity(name: str) -> str:
     """What a model is, for manifests: the contents of a folder, or the name of a hub model with its revision."""
-    if Path(name).exists():
-        return identity(name)
+    if folder := Path(name) if Path(name).exists() else shipped_folder(name):
+        return identity(folder)
     return f"hub:{name}@{local_folder(name).name}"
 
 
@@ -268,7 +270,7 @@ def local_folder(name: str, *, weights: bool = True) -> Path:
     Raises:
         UserError: neither.
     """
-    path = Path(name)
+    path = shipped_folder(name) or Path(name)
     if path.is_dir():
         return path
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):

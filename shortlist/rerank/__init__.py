@@ -19,11 +19,13 @@ from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
 from shortlist.math.agreement import kendall_tau
+from shortlist.math.fusion import reorder
 from shortlist.measure import per_query
 from shortlist.models.checkpoint import load_reranker, model_identity, num_parameters, reranker_contract, tokenizer_of
 from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
+from shortlist.models.shipped import shipped_name
 from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Document, Hit, Qrels, Query, Run
 from shortlist.rerank.candidates import Candidates, Chunk
@@ -87,23 +89,6 @@ class Config:
     their old order instead of stopping."""
     overwrite: bool = False
     """Replace an output of another job instead of refusing."""
-
-
-def reorder(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
-    """Candidates by their new scores, equal ones in their old order; those without a score follow, in their old order.
-
-    Args:
-        hits: best first.
-        scores: one per hit, NaN where it has none.
-
-    Returns:
-        All hits. Those that were not scored get scores below the lowest new one, 1 apart.
-    """
-    pairs = list(zip(hits, scores, strict=True))
-    head = sorted((Hit(hit.doc_id, score) for hit, score in pairs if score == score), key=lambda hit: -hit.score)
-    lowest = head[-1].score if head else 0.0
-    rest = [hit for hit, score in pairs if score != score]
-    return head + [Hit(hit.doc_id, lowest - place) for place, hit in enumerate(rest, start=1)]
 
 
 def rerank(
@@ -180,6 +165,7 @@ def contract_of(config: Config) -> InputContract:
 
 def run(config: Config) -> None:
     """Write the reranked run."""
+    config = replace(config, model=shipped_name(config.model, "reranker"))
     for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
         if value < 1:
             raise UserError(f"--{flag} is {value}; expected at least 1.")

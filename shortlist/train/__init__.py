@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shortlist.math.sampling import shortfall
 from shortlist.models.checkpoint import Trainable, model_identity, save_model
 from shortlist.models.language import LanguageModel
 from shortlist.models.retriever import Retriever
+from shortlist.models.shipped import shipped_name
 from shortlist.progress import say
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, num_steps
@@ -50,6 +52,8 @@ CANDIDATES = 20
 def run(config: Config) -> None:
     """Train and save the model with its contract and manifest; under torchrun, in all its processes together."""
     check(config)
+    kind = "reranker" if config.kind == "reranker" else "retriever"
+    config = replace(config, backbone=shipped_name(config.backbone, kind))
     start = time.perf_counter()
     with join() as world:
         collection = open_collection(config.collection)

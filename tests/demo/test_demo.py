@@ -1,23 +1,31 @@
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from shortlist import demo
+from shortlist import demo, functions
 from shortlist.cli import main
-from shortlist.functions.sources import build_test, build_train, find_sources
+from shortlist.data.files import read_json
+from shortlist.data.manifest import identity, read_manifest
+from shortlist.functions.sources import build_test, find_sources
+from shortlist.models.checkpoint import model_identity
 from shortlist.recipe import run_recipe
 
-ROWS = ["BM25", "RepLLaMA", "Hybrid", "RepLLaMA + RankLLaMA", "Hybrid + RankLLaMA"]
+ROWS = ["BM25", "BM25 (identifiers split)", "RepLLaMA", "RepLLaMA + RankLLaMA", "RepLLaMA + RankLLaMA, "]
+ROWS += ["Hybrid", "Hybrid + RankLLaMA", "Hybrid + RankLLaMA, "]
 MEASURES = ["MRR@10", "nDCG@10", "R@10", "R@100"]
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 SMALLER = {
-    "backbone": {"layers": 1, "hidden": 32, "heads": 2, "vocab_size": 400},
+    "test": {"dev": 6},
     "repllama": {"steps": 3, "batch_size": 8},
-    "rankllama-random": {"steps": 2, "batch_size": 4},
     "rankllama": {"steps": 2, "batch_size": 4},
 }
+
+
+BACKBONE = {"layers": 1, "hidden": 32, "heads": 2, "vocab_size": 400}
 
 
 def write_library(folder: Path, verb: str) -> Path:
@@ -48,26 +56,26 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shrink(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Another Python to read, and a recipe of two steps where there were hundreds."""
 
-    def build_small_test(out: Path) -> dict[str, int]:
-        return build_test(out, sources=find_sources(folder / "standard"), num_queries=12)
-
-    def build_small_train(out: Path, *, test: Path) -> dict[str, int]:
-        return build_train(out, test=test, sources=find_sources(folder / "installed"))
+    def build_small_test(out: Path, **options: int) -> dict[str, int]:
+        return build_test(out, sources=find_sources(folder / "standard"), num_queries=12, **options)
 
     def run_smaller(recipe: dict, out: Path, *, where: str) -> None:
-        for name, change in SMALLER.items():
+        smaller = SMALLER | ({"backbone": BACKBONE} if "backbone" in recipe["steps"] else {})
+        for name, change in smaller.items():
             assert recipe["steps"][name].keys() > change.keys()
             recipe["steps"][name] |= change
         run_recipe(recipe, out, where=where)
 
-    patch.setattr(demo, "build_test", build_small_test)
-    patch.setattr(demo, "build_train", build_small_train)
+    patch.setattr(functions, "build_test", build_small_test)
+    patch.setattr(functions, "installed_packages", lambda: find_sources(folder / "installed"))
     patch.setattr(demo, "run_recipe", run_smaller)
 
 
 def test_the_results_are_the_table_that_was_promised(once: Path):
     results = json.loads((once / "out" / "results.json").read_text())
-    assert [row["name"] for row in results["rows"]][:5] == ROWS
+    names = [row["name"] for row in results["rows"]]
+    assert all(name.startswith(row) for name, row in zip(names, ROWS, strict=True))
+    assert re.fullmatch(r"Hybrid \+ RankLLaMA, [\d.]+ : [\d.]+", names[-1])
     for row in results["rows"]:
         assert all(0 <= row[measure] <= 1 for measure in MEASURES)
         assert row["queries"] == 12
@@ -77,10 +85,26 @@ def test_the_results_are_the_table_that_was_promised(once: Path):
 
 
 def test_nothing_is_trained_on_that_is_searched(once: Path):
-    manifest = json.loads((once / "out" / "collections" / "manifest.json").read_text())
-    assert manifest["complete"]
-    assert manifest["results"]["train"]["pairs"] == 24
-    assert manifest["results"]["test"]["queries"] == 12
+    test, train = (read_manifest(once / "out" / name) for name in ("test", "train"))
+    assert test is not None
+    assert train is not None
+    assert (test["results"]["queries"], test["results"]["dev"]) == (12, 6)
+    assert train["results"]["pairs"] == 24
+    assert train["made_from"]["apart_from"] == identity(once / "out" / "test")
+
+
+def test_both_models_are_the_shipped_pair_tuned(once: Path):
+    for step, name in (("repllama", "shortlist-mini"), ("rankllama", "shortlist-mini/reranker")):
+        manifest = read_manifest(once / "out" / step)
+        assert manifest is not None
+        assert manifest["made_from"]["backbone"] == model_identity(name)
+
+
+def test_a_reranked_row_is_compared_with_the_same_row_without_it(once: Path):
+    for kind, first in (("repllama", "RepLLaMA"), ("hybrid", "Hybrid")):
+        rows = json.loads((once / "out" / f"{kind}-results" / "results.json").read_text())["rows"]
+        assert [row["name"].split(",")[0] for row in rows] == [first, "+ RankLLaMA", "+ RankLLaMA"]
+        assert all("t_test" in row["difference"]["MRR@10"] for row in rows[1:])
 
 
 def test_a_second_time_the_results_are_shown_and_nothing_is_trained(
@@ -96,9 +120,9 @@ def test_a_second_time_the_results_are_shown_and_nothing_is_trained(
     assert times() == before
     out, err = capsys.readouterr()
     steps = yaml.safe_load((once / "out" / "recipe.yaml").read_text())["steps"]
-    assert err.count("already done") == len(steps) + 1
+    assert err.count("already done") == len(steps)
     assert all(row in out for row in ROWS)
-    assert "RankLLaMA adds" in out or "RankLLaMA takes away" in out
+    assert "Searched: 24 functions of the standard library, 12 queries. Learnt from: 24 pairs" in out
     for example in demo.EXAMPLES:
         assert f"\n> {example}\n" in out
     assert f'shortlist search --demo "parse an ISO date" --demo-folder {once / "out"}' in out
@@ -122,16 +146,19 @@ def test_without_a_demo_the_search_says_how_to_get_one(tmp_path: Path, capsys: p
     assert "run `shortlist demo` first" in capsys.readouterr().err
 
 
-def test_another_set_of_packages_makes_other_collections(
-    once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_precision_is_chosen_once(once: Path, monkeypatch: pytest.MonkeyPatch):
+    chosen = demo.make_recipe(demo.Config(out=once / "out"))["settings"]["precision"]
+    monkeypatch.setattr(demo, "bf16_pays", lambda: chosen == "fp32")  # another choice would train again
+    assert demo.make_recipe(demo.Config(out=once / "out"))["settings"]["precision"] == chosen
+    assert demo.make_recipe(demo.Config(out=once / "new"))["settings"]["precision"] != chosen
+
+
+def test_the_models_can_begin_with_random_weights(once: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(once / "out", once / "scratch")
     shrink(monkeypatch, once)
-    monkeypatch.setattr(demo, "bf16_pays", lambda: True)
-    assert demo.build_collections(tmp_path / "collections") == "bf16"
-    assert "24 functions to search, 12 queries; 24 pairs to learn from" in capsys.readouterr().err
-    monkeypatch.setattr(demo, "bf16_pays", lambda: False)  # chosen once: another choice would train again
-    assert demo.build_collections(tmp_path / "collections") == "bf16"
-    assert "already done" in capsys.readouterr().err
-    monkeypatch.setattr(demo, "distributions", list)
-    demo.build_collections(tmp_path / "collections")
-    assert "24 functions to search" in capsys.readouterr().err
+    demo.run(demo.Config(out=once / "scratch", from_scratch=True))
+    manifest = read_manifest(once / "scratch" / "repllama")
+    assert manifest is not None
+    assert manifest["made_from"]["backbone"] == identity(once / "scratch" / "backbone")
+    assert read_json(once / "scratch" / "repllama" / "config.json")["hidden_size"] == 32
+    assert manifest["config"]["learning_rate"] == 0.0008

@@ -1,6 +1,7 @@
 """What is exported opens unmodified in the tools that it is for, with the same numbers."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,15 @@ def test_half_the_bytes_are_bfloat16(retriever: Path, tmp_path: Path):
     assert size < 0.51 * whole
     near = Retriever.load(str(folder)).encode_queries(QUERIES) - Retriever.load(str(retriever)).encode_queries(QUERIES)
     assert 0 < np.abs(near).max() < 0.1
+
+
+def test_the_log_of_the_training_goes_with_the_weights(retriever: Path, tmp_path: Path):
+    trained = tmp_path / "trained"
+    shutil.copytree(retriever, trained)
+    (trained / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    folder = exported(trained, "merged", tmp_path / "merged", licence="mit")
+    assert (folder / "log.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+    assert "license: mit\n" in (folder / "README.md").read_text()
 
 
 def test_a_second_export_does_nothing_and_another_is_refused(

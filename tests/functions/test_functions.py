@@ -125,13 +125,24 @@ def test_the_installed_packages_are_told_apart_by_their_modules(
 
 
 def test_the_standard_library_is_a_collection_to_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def build(out: Path, *, seed: int) -> dict[str, int]:
+    def build(out: Path, *, num_dev: int, seed: int) -> dict[str, int]:
         (out / "corpus.jsonl").write_text("")
-        return {"functions": seed}
+        return {"functions": seed, "dev": num_dev}
 
     monkeypatch.setattr(functions, "build_test", build)
-    assert main(["functions", "--sources", "standard-library", "--out", str(tmp_path / "out"), "--seed", "7"]) == 0
-    assert results(tmp_path / "out")["functions"] == 7
+    command = [
+        "functions",
+        "--sources",
+        "standard-library",
+        "--out",
+        str(tmp_path / "out"),
+        "--seed",
+        "7",
+        "--dev",
+        "3",
+    ]
+    assert main(command) == 0
+    assert results(tmp_path / "out") | {"functions": 7, "dev": 3} == results(tmp_path / "out")
 
 
 def test_a_finished_collection_is_not_made_again(tmp_path: Path, packages: Path, capsys: pytest.CaptureFixture[str]):

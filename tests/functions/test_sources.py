@@ -11,14 +11,16 @@ from shortlist.functions.overlap import Overlap, body_words, normalized
 from shortlist.functions.sources import (
     Source,
     build_test,
-    build_train,
     collect,
     find_sources,
     first_sentence,
     installed_packages,
+    keep_apart,
     parse_functions,
     read_functions,
+    sample,
     standard_library,
+    write_train,
 )
 
 
@@ -304,7 +306,7 @@ PACKAGE = '''
 
 def test_only_functions_unlike_all_others_are_asked_for(tmp_path):
     counts = build_test(tmp_path / "out", sources=write(tmp_path / "lib", m=STANDARD), num_queries=2)
-    assert counts == {"files": 1, "files_skipped": 0, "functions": 6, "candidates": 2, "queries": 2}
+    assert counts == {"files": 1, "files_skipped": 0, "functions": 6, "candidates": 2, "queries": 2, "dev": 0}
     assert [document.doc_id for document in read_corpus(tmp_path / "out" / "corpus.jsonl")] == [
         f"m.{name}" for name in ["total_price", "first_line", "twin", "other_twin", "same", "same_again"]
     ]
@@ -322,34 +324,36 @@ def test_a_python_without_sources_is_one_line_that_says_so(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_other_queries_of_the_same_collection_are_the_dev_split(tmp_path):
+    sources = write(tmp_path / "lib", m=STANDARD)
+    counts = build_test(tmp_path / "out", sources=sources, num_queries=1, num_dev=300)
+    assert (counts["queries"], counts["dev"]) == (1, 1)
+    test, dev = (read_qrels(tmp_path / "out" / "qrels" / f"{split}.tsv") for split in ("test", "dev"))
+    assert sorted([*test, *dev]) == ["q0", "q1"]
+
+
 def test_copies_of_test_functions_and_their_summaries_never_reach_training(tmp_path):
     build_test(tmp_path / "test", sources=write(tmp_path / "lib", m=STANDARD), num_queries=2)
-    counts = build_train(tmp_path / "train", test=tmp_path / "test", sources=write(tmp_path / "site", p=PACKAGE))
-    assert [document.doc_id for document in read_corpus(tmp_path / "train" / "corpus.jsonl")] == ["p.kept"]
-    assert read_qrels(tmp_path / "train" / "qrels" / "train.tsv") == {"q0": {"p.kept": 1}}
-    dropped = {"test_summaries": 1, "test_bodies": 3, "repeated": 2}
-    assert counts == {"files": 1, "files_skipped": 0, "functions": 7, **dropped, "pairs": 1}
+    found, _ = collect(write(tmp_path / "site", p=PACKAGE), "reading")
+    pairs, dropped = keep_apart(found, tmp_path / "test")
+    assert [pair.name for pair in pairs] == ["p.kept"]
+    assert dropped == {"test_summaries": 1, "test_bodies": 3, "repeated": 2}
 
 
-def test_max_pairs_takes_a_sample_that_the_seed_decides(tmp_path):
-    build_test(tmp_path / "test", sources=write(tmp_path / "lib", m=STANDARD), num_queries=2)
+def test_the_seed_decides_a_sample(tmp_path):
     number = '    def f{0}(x):\n        """Return number {1} of all."""\n        return x.w{1}\n'
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    sources = write(tmp_path / "site", p="".join(number.format(n, word) for n, word in enumerate(words)))
-
-    def ids(name: str, seed: int) -> list[str]:
-        counts = build_train(tmp_path / name, test=tmp_path / "test", sources=sources, max_pairs=4, seed=seed)
-        assert counts["pairs"] == 4
-        return [document.doc_id for document in read_corpus(tmp_path / name / "corpus.jsonl")]
-
-    assert ids("a", 0) == ids("b", 0) == sorted(ids("c", 0))
-    assert ids("a", 0) != ids("d", 1)
+    found, _ = collect(write(tmp_path / "site", p="".join(number.format(*w) for w in enumerate(words))), "reading")
+    assert len(sample(found, 4, 0)) == 4
+    assert sample(found, 4, 0) == sample(found, 4, 0) == sorted(sample(found, 4, 0), key=found.index)
+    assert sample(found, 4, 0) != sample(found, 4, 1)
+    assert sample(found, 10, 0) == found
 
 
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory):
     folder = tmp_path_factory.mktemp("standard")
-    return folder, build_test(folder)
+    return folder, build_test(folder, num_dev=100)
 
 
 def test_the_standard_library_is_a_collection_of_thousands_of_functions(standard):
@@ -375,17 +379,19 @@ def test_every_standard_library_query_asks_for_one_function_in_one_sentence(stan
 
 def test_the_same_interpreter_gives_the_same_bytes(standard, tmp_path):
     folder, _ = standard
-    build_test(tmp_path)
-    for name in ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"]:
+    build_test(tmp_path, num_dev=100)
+    for name in ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "qrels/dev.tsv"]:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pairs(standard, tmp_path):
     folder, _ = standard
     names = ("networkx.", "regex.", "_pytest.", "_yaml.")
-    counts = build_train(tmp_path, test=folder, sources=[s for s in installed_packages() if s.module.startswith(names)])
-    assert counts["pairs"] > 1_000
-    assert counts["test_bodies"] > 0
+    found, _ = collect([s for s in installed_packages() if s.module.startswith(names)], "reading")
+    pairs, dropped = keep_apart(found, folder)
+    write_train(tmp_path, pairs, num_mined=0, seed=0)
+    assert len(pairs) > 1_000
+    assert dropped["test_bodies"] > 0
     asked = {normalized(query.text) for query in read_queries(folder / "queries.jsonl")}
     overlap = Overlap(body_words(document.text) for document in read_corpus(folder / "corpus.jsonl"))
     assert not [q for q in read_queries(tmp_path / "queries.jsonl") if normalized(q.text) in asked]

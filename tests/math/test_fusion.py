@@ -1,8 +1,12 @@
+import math
+import random
+
 import pytest
 
-from shortlist.math.fusion import FUSIONS, minmax, rrf, weighted, zscore
+from shortlist.math.fusion import FUSIONS, interpolate, minmax, reorder, rrf, weight_grid, weighted, zscore
 from shortlist.records import Hit, Run
 
+NAN = float("nan")
 A: Run = {"q1": [Hit("a", 9.0), Hit("b", 5.0), Hit("c", 1.0)], "only_a": [Hit("x", 1.0)]}
 B: Run = {"q1": [Hit("c", 0.9), Hit("d", 0.1)], "only_b": [Hit("y", 1.0), Hit("z", 0.5)]}
 
@@ -86,3 +90,48 @@ def test_an_empty_list_says_nothing(name: str):
 def test_as_many_weights_as_runs_are_needed(name: str):
     with pytest.raises(ValueError, match="zip"):
         FUSIONS[name]([A, B], weights=[1.0])
+
+
+def test_interpolating_is_the_zscore_fusion_of_what_was_read():
+    hits, scores = [Hit("a", 9.0), Hit("b", 5.0), Hit("c", 1.0), Hit("d", 0.5)], [0.1, 0.2, 0.9]
+    run, read = {"q": hits[:3]}, {"q": [Hit(hit.doc_id, score) for hit, score in zip(hits, scores, strict=False)]}
+    fused = {hit.doc_id: hit.score for hit in FUSIONS["zscore"]([run, read], weights=[0.7, 0.3])["q"]}
+    mixed = interpolate(hits, scores, 0.3)
+    assert mixed[:3] == pytest.approx([fused[name] for name in "abc"])
+    assert math.isnan(mixed[3])
+    assert [hit.doc_id for hit in reorder(hits, mixed)] == ["a", "b", "c", "d"]
+
+
+def test_a_share_of_one_leaves_the_second_stages_scores_as_they_are():
+    hits = [Hit("a", 9.0), Hit("b", 5.0)]
+    assert interpolate(hits, [0.25, 0.5], 1) == [0.25, 0.5]
+    assert interpolate(hits, [0.25, 0.5], 0) == pytest.approx([1, -1])
+    assert interpolate([], [], 0.5) == []
+
+
+def test_the_grid_holds_all_weights_that_add_up_to_one():
+    assert weight_grid(1, 4) == [(1.0,)]
+    assert weight_grid(2, 4) == [(0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)]
+    assert len(weight_grid(3, 4)) == 15
+    assert all(sum(weights) == pytest.approx(1) for weights in weight_grid(3, 20))
+
+
+def test_new_scores_decide_and_equal_ones_keep_the_old_order():
+    hits = [Hit("d", 9), Hit("c", 8), Hit("b", 7), Hit("a", 6)]
+    assert reorder(hits, [1.0, 3.0, 1.0, 3.0]) == [Hit("c", 3.0), Hit("a", 3.0), Hit("d", 1.0), Hit("b", 1.0)]
+
+
+def test_what_has_no_new_score_follows_in_its_old_order():
+    hits = [Hit("a", 9), Hit("b", 8), Hit("c", 700), Hit("d", 6)]
+    assert reorder(hits, [-2.0, 5.0, NAN, NAN]) == [Hit("b", 5.0), Hit("a", -2.0), Hit("c", -3.0), Hit("d", -4.0)]
+    assert reorder(hits, [NAN, 5.0, NAN, 6.0]) == [Hit("d", 6.0), Hit("b", 5.0), Hit("a", 4.0), Hit("c", 3.0)]
+    assert reorder(hits[:2], [NAN, NAN]) == [Hit("a", -1.0), Hit("b", -2.0)]
+
+
+def test_reordering_loses_and_invents_nothing():
+    assert reorder([], []) == []
+    rng = random.Random(0)
+    hits = [Hit(str(i), 0.0) for i in range(50)]
+    new = reorder(hits, [rng.random() for _ in range(30)] + [NAN] * 20)
+    assert sorted(hit.doc_id for hit in new) == sorted(hit.doc_id for hit in hits)
+    assert [hit.score for hit in new] == sorted((hit.score for hit in new), reverse=True)
