@@ -87,7 +87,7 @@ def test_below_the_depth_the_first_run_goes_on(tmp_path: Path):
 
 @pytest.fixture
 def judged(tmp_path: Path) -> fuse.Config:
-    """Two searchers, of which the second is right for all queries of split dev but one, which only the first finds."""
+    """Two searchers, the first right for one query of split dev, the second for the three others."""
     data, lines = tmp_path / "data", {"first": "", "second": ""}
     qrels = "query-id\tcorpus-id\tscore\n"
     for number in range(4):
@@ -113,9 +113,9 @@ def test_weights_are_those_that_are_best_on_the_dev_runs(
     results = json.loads((tmp_path / "out.trec.manifest.json").read_text())["results"]
     assert results["weights"][1] > 0.5
     assert sum(results["weights"]) == pytest.approx(1)
-    assert results["dev_value"] == 1
-    assert {hits[0] for hits in fused(tmp_path / "out.trec").values()} == {"right"}
-    assert "with MRR@10 1.0000 on the dev runs" in capsys.readouterr().err
+    assert results["dev_value"] == (3 + 1 / 2) / 4
+    assert [hits[0] for hits in fused(tmp_path / "out.trec").values()] == ["wrong", "right", "right", "right"]
+    assert "with MRR@10 0.8750 on the dev runs" in capsys.readouterr().err
 
 
 def test_dev_runs_of_queries_that_nobody_judged_are_refused(judged: fuse.Config, tmp_path: Path):

@@ -104,8 +104,8 @@ def test_interpolating_is_the_zscore_fusion_of_what_was_read():
 
 def test_a_share_of_one_leaves_the_second_stages_scores_as_they_are():
     hits = [Hit("a", 9.0), Hit("b", 5.0)]
-    assert interpolate(hits, [0.25, 0.5], 1) == [0.25, 0.5]
-    assert interpolate(hits, [0.25, 0.5], 0) == pytest.approx([1, -1])
+    assert interpolate(hits, [0.25, 0.5], 1.0) == [0.25, 0.5]
+    assert interpolate(hits, [0.25, 0.5], 0.0) == pytest.approx([1, -1])
     assert interpolate([], [], 0.5) == []
 
 

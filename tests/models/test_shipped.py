@@ -1,0 +1,122 @@
+"""The pair that comes with the package is what was published, works without a hub, and has never seen the demo's test."""
+
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from shortlist import Document, Query, Reranker, Retriever
+from shortlist.data.files import sha256
+from shortlist.data.formats import read_corpus, read_queries
+from shortlist.data.manifest import read_manifest
+from shortlist.errors import UserError
+from shortlist.functions.fingerprints import fingerprint, read_fingerprints
+from shortlist.functions.overlap import body_words, normalized
+from shortlist.functions.sources import collect, standard_library
+from shortlist.functions.wheels import read_pins
+from shortlist.models.checkpoint import local_folder, model_identity, reranker_to_train, retriever_to_train
+from shortlist.models.shipped import PAIR, shipped_folder, shipped_name
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "shortlist-mini"
+HASHES = {
+    "retriever/model.safetensors": "",
+    "retriever/tokenizer.json": "",
+    "retriever/contract.json": "",
+    "reranker/model.safetensors": "",
+    "reranker/tokenizer.json": "",
+    "reranker/contract.json": "",
+}
+QUERY = Query("q", "Remove a directory and everything in it")
+DOCUMENTS = [
+    Document("rmtree", "def remove_tree(path):\n    for entry in os.scandir(path):\n        os.unlink(entry.path)"),
+    Document("split", "def split_words(line, sep=None):\n    return [word.strip() for word in line.split(sep)]"),
+    Document("", ""),
+]
+FIRST_NUMBERS = {"query": [], "rmtree": []}
+SIMILARITIES: list[float] = []
+SCORES: list[float] = []
+
+
+def folder(kind: str) -> Path:
+    found = shipped_folder(f"{PAIR}/{kind}")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_the_files_are_those_that_were_made(name: str):
+    assert sha256(folder(name.split("/")[0]) / name.split("/")[1]) == HASHES[name]
+
+
+def test_both_are_small_and_in_bfloat16():
+    paths = [folder(kind) / "model.safetensors" for kind in ("retriever", "reranker")]
+    assert sum(path.stat().st_size for path in paths) <= 24_000_000
+    for path in paths:
+        with safe_open(path, framework="np") as weights:
+            assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_each_says_how_it_was_made(kind: str):
+    log = [json.loads(line) for line in (folder(kind) / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == len([record for record in log if "loss" in record])
+    manifest = read_manifest(folder(kind))
+    assert manifest is not None
+    assert manifest["complete"]
+    assert not Path(manifest["config"]["model"]).is_absolute()
+    card = (folder(kind) / "README.md").read_text()
+    assert "license: apache-2.0" in card
+
+
+def test_the_retriever_embeds_the_golden_values():
+    retriever = Retriever.load(PAIR)
+    vectors = np.concatenate([retriever.encode_queries([QUERY]), retriever.encode_documents(DOCUMENTS)])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(vectors[0, :4], FIRST_NUMBERS["query"], atol=1e-4)
+    np.testing.assert_allclose(vectors[1, :4], FIRST_NUMBERS["rmtree"], atol=1e-4)
+    np.testing.assert_allclose(vectors[0] @ vectors[1:].T, SIMILARITIES, atol=1e-4)
+
+
+def test_the_reranker_scores_the_golden_values():
+    scores = Reranker.load(PAIR).score(QUERY, DOCUMENTS)
+    np.testing.assert_allclose(scores, SCORES, atol=2e-3)
+    assert scores.argmax() == 0
+
+
+def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert local_folder(PAIR) == folder("retriever")
+    assert local_folder(f"{PAIR}/reranker") == folder("reranker")
+    assert shipped_name(PAIR, "reranker") == f"{PAIR}/reranker"
+    assert model_identity(PAIR) == model_identity(str(folder("retriever")))
+    assert retriever_to_train(PAIR, empty=True).inputs.contract.document
+    assert reranker_to_train(f"{PAIR}/reranker", seed=0, empty=True).inputs.contract.pair
+    with pytest.raises(UserError):
+        local_folder(f"{PAIR}/neither")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / PAIR).mkdir()
+    assert local_folder(PAIR) == Path(PAIR)  # a folder of that name is what its owner means
+    assert shipped_name(PAIR, "reranker") == PAIR
+
+
+@pytest.mark.skipif(not RECIPE.is_dir(), reason="needs the repository")
+def test_nothing_that_the_demo_searches_was_learnt_from():
+    seen = read_fingerprints(RECIPE / "fingerprints.npz")
+    functions, _ = collect(standard_library(), "standard library")
+    summaries = [fingerprint(normalized(function.summary)) for function in functions]
+    bodies = [fingerprint(function.body) for function in functions]
+    assert len(seen) > 400_000
+    assert len(functions) > 4_000
+    shared = np.isin(np.array([*summaries, *bodies], np.uint64), seen).sum()
+    # Another Python's library is not the one that the text was kept apart from; it has taken in a few of others' functions.
+    assert shared <= (0 if platform.python_version_tuple()[:2] == ("3", "11") else 30)
+
+
+def test_fingerprints_find_what_was_learnt_from():
+    seen = read_fingerprints(RECIPE / "fingerprints.npz")
+    sources = (RECIPE / "sources.tsv").read_text().splitlines()
+    assert {line.split("\t")[0] for line in sources[1:]} == {pin.name for pin in read_pins(RECIPE / "packages.txt")}
+    assert all(line.split("\t")[2] for line in sources[1:])  # a licence
+    assert sum(int(line.split("\t")[4]) for line in sources[1:]) * 2 == pytest.approx(len(seen), rel=0.02)
