@@ -81,7 +81,8 @@ NAMES = {
     "shortlist.export.push": "Config NOT_PUSHED files run upload",
     "shortlist.export.tokenizer": "DOCUMENT_FIELDS PIECE TEXTS for_pairs for_single_texts",
     "shortlist.export.tools": (
-        "POOLING_FLAGS TRAINING_LOG save_tokenizer write_cross_encoder write_merged write_peft write_sentence_transformer"
+        "POOLING_FLAGS TRAINING_LOG save_tokenizer write_cross_encoder write_merged write_peft "
+        "write_sentence_transformer"
     ),
     "shortlist.functions": "Config INSTALLED STANDARD identity_of run without_copies write_sources",
     "shortlist.functions.fingerprints": "BYTES fingerprint read_fingerprints write_fingerprints",

@@ -1,4 +1,4 @@
-"""The pair that comes with the package is what was published, works without a hub, and has never seen the demo's test."""
+"""The pair that comes with the package: its files, its numbers, and that it has never seen what the demo searches."""
 
 import json
 import platform
@@ -10,11 +10,10 @@ from safetensors import safe_open
 
 from shortlist import Document, Query, Reranker, Retriever
 from shortlist.data.files import sha256
-from shortlist.data.formats import read_corpus, read_queries
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.functions.fingerprints import fingerprint, read_fingerprints
-from shortlist.functions.overlap import body_words, normalized
+from shortlist.functions.overlap import normalized
 from shortlist.functions.sources import collect, standard_library
 from shortlist.functions.wheels import read_pins
 from shortlist.models.checkpoint import local_folder, model_identity, reranker_to_train, retriever_to_train
@@ -110,7 +109,7 @@ def test_nothing_that_the_demo_searches_was_learnt_from():
     assert len(seen) > 400_000
     assert len(functions) > 4_000
     shared = np.isin(np.array([*summaries, *bodies], np.uint64), seen).sum()
-    # Another Python's library is not the one that the text was kept apart from; it has taken in a few of others' functions.
+    # Another Python's library is not the one that the text was kept apart from; it has a few functions of packages.
     assert shared <= (0 if platform.python_version_tuple()[:2] == ("3", "11") else 30)
 
 
