@@ -69,10 +69,11 @@ def explain(out: Path) -> None:
         f"{train['train']:,} pairs of the packages beside it, nothing like the former "
         f"({train['test_summaries'] + train['test_bodies']:,} left out)."
     )
-    print("Hybrid: RepLLaMA and the BM25 that splits identifiers, fused by reciprocal rank.")
+    words, dense = _results(out / "hybrid-run" / "run.trec")["weights"]
+    print(f"Hybrid: the BM25 that splits identifiers and RepLLaMA, {words:g} : {dense:g} by their z-scores.")
     print(
-        f"RankLLaMA reorders the first {DEPTH}; a : b says how much the first stage's scores and its own count, chosen "
-        f"on {test['dev']} other queries."
+        f"RankLLaMA reorders the first {DEPTH}. Behind a comma: how much the first stage's z-scores and its own count. All "
+        f"such weights are chosen on {test['dev']} other queries."
     )
 
 
@@ -84,6 +85,7 @@ def show_examples(out: Path) -> None:
     """Print what a few questions find, and how to ask more; leaves the settings for that in search.yaml."""
     where = {"collection": "test", "index": "bm25-code", "model": "repllama", "vectors": "vectors"}
     settings: dict[str, Any] = {name: str(out.resolve() / place) for name, place in where.items()}
+    settings |= {"fusion": "zscore", "weights": _results(out / "hybrid-run" / "run.trec")["weights"]}
     share = _results(out / "hybrid-mixed-run" / "run.trec")["weights"][1]
     if share:
         settings |= {"reranker": str(out.resolve() / "rankllama"), "depth": DEPTH, "reranker_share": share}

@@ -21,12 +21,12 @@ from shortlist.models.shipped import PAIR, shipped_folder, shipped_name
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "shortlist-mini"
 HASHES = {
-    "retriever/model.safetensors": "",
-    "retriever/tokenizer.json": "",
-    "retriever/contract.json": "",
-    "reranker/model.safetensors": "",
-    "reranker/tokenizer.json": "",
-    "reranker/contract.json": "",
+    "retriever/model.safetensors": "a0cd8fb98c3df77fc75dddf07c3aad4e935140475e98de7daeb74f0341758731",
+    "retriever/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
+    "retriever/contract.json": "d033e2ab80942d5c68df1a1b5926558979faaac503d15d6e5e6277cca879270a",
+    "reranker/model.safetensors": "eb7a6625b8183aa06ada147962b23cee43da47b7bc503687089bea4a86a9cbde",
+    "reranker/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
+    "reranker/contract.json": "c837b3ed44221c30d06b44ecf74f891a7b1c6f777df6930f989979e0ca9ab2ac",
 }
 QUERY = Query("q", "Remove a directory and everything in it")
 DOCUMENTS = [
@@ -34,9 +34,9 @@ DOCUMENTS = [
     Document("split", "def split_words(line, sep=None):\n    return [word.strip() for word in line.split(sep)]"),
     Document("", ""),
 ]
-FIRST_NUMBERS = {"query": [], "rmtree": []}
-SIMILARITIES: list[float] = []
-SCORES: list[float] = []
+FIRST_NUMBERS = {"query": [0.094442, 0.033860, 0.119626, -0.016613], "rmtree": [0.039980, 0.044783, 0.060149, 0.010805]}
+SIMILARITIES = [0.722318, 0.189908, 0.008060]
+SCORES = [-2.750494, -5.909516, 2.460058]
 
 
 def folder(kind: str) -> Path:
