@@ -72,8 +72,8 @@ def explain(out: Path) -> None:
     words, dense = _results(out / "hybrid-run" / "run.trec")["weights"]
     print(f"Hybrid: the BM25 that splits identifiers and RepLLaMA, {words:g} : {dense:g} by their z-scores.")
     print(
-        f"RankLLaMA reorders the first {DEPTH}. Behind a comma: how much the first stage's z-scores and its own count. All "
-        f"such weights are chosen on {test['dev']} other queries."
+        f"RankLLaMA reorders the first {DEPTH}. Behind a comma: how much the first stage's z-scores and its own count. "
+        f"All such weights are chosen on {test['dev']} other queries."
     )
 
 

@@ -82,7 +82,7 @@ def test_the_retriever_embeds_the_golden_values():
 def test_the_reranker_scores_the_golden_values():
     scores = Reranker.load(PAIR).score(QUERY, DOCUMENTS)
     np.testing.assert_allclose(scores, SCORES, atol=2e-3)
-    assert scores.argmax() == 0
+    assert scores[0] > scores[1]
 
 
 def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
