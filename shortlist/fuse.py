@@ -109,8 +109,8 @@ def run(config: Config) -> None:
             raise UserError(f"--{name} is {value}; expected 1 or more documents per query.")
     inputs = {"runs": [identity(path) for path in config.runs]}
     chosen: dict[str, Any] = {}
+    qrels = _dev_qrels(config) if config.dev_runs else {}
     if config.dev_runs:
-        qrels = _dev_qrels(config)
         inputs["dev_runs"] = [*(identity(path) for path in config.dev_runs), sha256(repr(qrels).encode()).hexdigest()]
     ignore = () if config.dev_runs else ("dev_runs", "collection", "split", "measure")
     ignore += () if config.depth else ("depth",)  # off: the job that it always was
