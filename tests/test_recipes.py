@@ -158,6 +158,7 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
     (tmp_path / "packages.txt").write_text("".join(map(pin, wheels)))
     recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/shortlist-mini.yaml"].read_text("utf-8"))
     recipe["settings"]["sources"] = str(tmp_path / "packages.txt")
+    recipe["steps"]["text"] |= {"dev": 0}
     recipe["steps"]["init"] |= {"layers": 1, "hidden": 32, "heads": 2, "vocab_size": 300}
     for step in recipe["steps"].values():
         if step["stage"] == "train":
