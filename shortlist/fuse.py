@@ -15,10 +15,10 @@ from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
-from shortlist.math.fusion import FUSIONS, weight_grid
+from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.measure import parse_measures, per_query
 from shortlist.progress import say
-from shortlist.records import Hit, Qrels, Run
+from shortlist.records import Qrels, Run
 
 STEPS = 20
 """Into which 1 is divided for the weights that are tried."""
@@ -62,9 +62,9 @@ def fuse_first(
         return fuse(runs, weights=weights)
     fused = fuse([{query_id: hits[:depth] for query_id, hits in run.items()} for run in runs], weights=weights)
     for query_id, hits in fused.items():
-        found, lowest = {hit.doc_id for hit in hits}, hits[-1].score if hits else 0.0
-        rest = [hit.doc_id for hit in runs[0].get(query_id, ()) if hit.doc_id not in found]
-        hits += [Hit(doc_id, lowest - place) for place, doc_id in enumerate(rest, start=1)]
+        found = {hit.doc_id for hit in hits}
+        rest = [hit for hit in runs[0].get(query_id, ()) if hit.doc_id not in found]
+        fused[query_id] = reorder([*hits, *rest], [*(hit.score for hit in hits), *[float("nan")] * len(rest)])
     return fused
 
 
