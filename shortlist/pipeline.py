@@ -1,7 +1,7 @@
 """First stages and a reranker over one collection, ready for questions: what programs and servers search with."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, final, get_args, runtime_checkable
@@ -70,7 +70,7 @@ class Pipeline:
         reranker_share: how much its scores count, 0 to 1, the first stage's being the rest (`math.fusion.interpolate`).
 
     Raises:
-        UserError: nothing to search with.
+        UserError: nothing to search with, or a share out of range.
     """
 
     def __init__(
@@ -86,6 +86,8 @@ class Pipeline:
         self.parts = {name: part for name, part in (("bm25", bm25), ("dense", dense)) if part is not None}
         if not self.parts:
             raise UserError("nothing to search with: give a BM25 index, or a retriever with its vectors, or both.")
+        if not 0 <= reranker_share <= 1:
+            raise UserError(f"reranker_share is {reranker_share}; expected 0 to 1.")
 
     @classmethod
     def load(
@@ -207,7 +209,3 @@ def _timed(stage: str, milliseconds: dict[str, float]) -> Iterator[None]:
 
 def _places(hits: Sequence[Hit]) -> dict[str, Place]:
     return {hit.doc_id: Place(rank, hit.score) for rank, hit in enumerate(hits, start=1)}
-
-
-def _of(places: Mapping[str, Mapping[str, Place]], doc_id: str) -> dict[str, Place]:
-    return {stage: at[doc_id] for stage, at in places.items() if doc_id in at}

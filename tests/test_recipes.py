@@ -27,7 +27,9 @@ from shortlist.recipe import OUTPUTS, Step, plan, run_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
-OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker", "shortlist-mini", "comparison")]
+PAIRS = ("shortlist-mini", "library", "comparison")
+"""Those of the pair that comes with the package, which have tests of their own."""
+OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker", *PAIRS)]
 """Those that need neither a real model nor a real text."""
 
 
@@ -167,6 +169,16 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
     for kind, load in (("retriever", load_retriever), ("reranker", load_reranker)):
         assert load(str(tmp_path / "out" / kind)).inputs.contract
         assert len((tmp_path / "out" / kind / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_shipped_pair_is_measured_on_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shortlist.functions, "build_test", small_library)
+    recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/library.yaml"].read_text("utf-8"))
+    run_recipe(recipe, tmp_path / "out", where="here")
+    for step in ("dense-results", "hybrid-results"):
+        rows = json.loads((tmp_path / "out" / step / "results.json").read_text())["rows"]
+        assert [len(recipe["steps"][step]["names"]), 2] == [len(rows), rows[0]["queries"]]
+        assert re.search(r"[\d.]+ : [\d.]+$", rows[-1]["name"])
 
 
 def small_library(out: Path, **options: int) -> dict[str, int]:

@@ -37,6 +37,8 @@ class Config:
     """Model folder or hub name: scores, and reranks what was found."""
     reranker_contract: str | None = None
     """Its input contract by name, for a folder that does not say its own."""
+    reranker_share: float = 1.0
+    """How much its scores count in a search, 0 to 1, the first stage's being the rest."""
     host: str = "127.0.0.1"
     """Address to listen on; any but this machine's own needs --api-key-file."""
     port: int = 8000
@@ -107,6 +109,8 @@ def check(config: Config) -> None:
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected more than 0.")
+    if not 0 <= config.reranker_share <= 1:
+        raise UserError(f"--reranker-share is {config.reranker_share}; expected 0 to 1.")
 
 
 def read_key(config: Config) -> str | None:
@@ -148,6 +152,7 @@ def open_service(config: Config) -> "Service":
         vectors=config.vectors,
         index=config.index,
         bm25=config.bm25,
+        reranker_share=config.reranker_share,
         packed=PACKED,
     )
     contract = config.reranker_contract

@@ -244,12 +244,19 @@ class _Parts:
         self.vectors = _guarded(dense.vectors, "find") if isinstance(dense, Dense) else None
         self.bm25 = _guarded(bm25, "search") if bm25 else None
         self.collection = _guarded(pipeline.collection, "documents")
+        self.reranker_share = pipeline.reranker_share
 
     def pipeline(self, batcher: Batcher, ticket: Ticket, reranker: AnyReranker | None) -> Pipeline:
         """For one request."""
         models = _Batched(batcher, ticket, self.retriever, reranker)
         dense = Dense(models, self.vectors) if self.vectors else None
-        return Pipeline(self.collection, bm25=self.bm25, dense=dense, reranker=models if reranker else None)
+        return Pipeline(
+            self.collection,
+            bm25=self.bm25,
+            dense=dense,
+            reranker=models if reranker else None,
+            reranker_share=self.reranker_share,
+        )
 
 
 @final

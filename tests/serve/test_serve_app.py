@@ -12,6 +12,7 @@ from serving import Built
 from tiny import DOCUMENTS
 
 from shortlist import Pipeline, Reranker, Retriever
+from shortlist.serve import Config, open_service
 from shortlist.serve.app import create_app
 from shortlist.serve.gate import Limits
 from shortlist.serve.service import Service
@@ -63,6 +64,18 @@ def test_a_search_that_need_not_be_explained_is_short(client: TestClient):
     [answer] = ask(client, "/search", query=QUESTION, k=1)["answers"]
     assert set(answer) == {"query", "results"}
     assert set(answer["results"][0]) == {"rank", "doc_id", "score", "title", "text", "url"}
+
+
+def test_the_first_stage_may_have_its_share_of_the_score(built: Built):
+    pipeline = built.pipeline()
+    mixed = Pipeline(pipeline.collection, **pipeline.parts, reranker=pipeline.reranker, reranker_share=0.4)
+    names: Any = built.names | {"vectors": built.vectors, "bm25": built.words}
+    service = open_service(Config(**names, reranker_share=0.4))
+    [answer] = ask(TestClient(create_app(service)), "/search", query=QUESTION, k=12, depth=5)["answers"]
+    service.close()
+    scores = [each.score for each in mixed.search(QUESTION, 12, depth=5)]
+    assert [result["score"] for result in answer["results"]] == pytest.approx(scores, abs=1e-6)
+    assert scores != pytest.approx([each.score for each in pipeline.search(QUESTION, 12, depth=5)], abs=1e-3)
 
 
 @pytest.mark.parametrize("stage", ["bm25", "dense", "hybrid"])
