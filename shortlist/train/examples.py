@@ -4,6 +4,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -27,15 +28,17 @@ class Batch(NamedTuple):
     """A teacher's score of each of the documents, if the groups have them."""
 
 
-def draw_groups(groups: Sequence[Group], *, epoch: int, seed: int, negatives: int | None) -> list[Group]:
+def draw_groups(
+    groups: Sequence[Group], *, epoch: int, seed: int, negatives: int | None, first: int = 0
+) -> Iterator[Group]:
     """One epoch's groups in their order, each with one positive and a slice of its negatives.
 
     Args:
         negatives: how many per query (fewer where a query has fewer); None for all.
+        first: how many of the epoch's groups to leave out.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-    drawn = []
-    for i in order:
+    for i in order[first:]:
         group = groups[i]
         rng = np.random.default_rng([seed, epoch, int(i)])
         positive = group.positives[rng.integers(len(group.positives))]
@@ -43,8 +46,7 @@ def draw_groups(groups: Sequence[Group], *, epoch: int, seed: int, negatives: in
         chosen = epoch_negatives(group.negatives, count, epoch=epoch, seed=[seed, int(i)])
         known = dict(zip(group.positives + group.negatives, group.scores, strict=True)) if group.scores else {}
         scores = tuple(known[doc_id] for doc_id in (positive, *chosen) if known)
-        drawn.append(Group(group.query_id, (positive,), tuple(chosen), scores))
-    return drawn
+        yield Group(group.query_id, (positive,), tuple(chosen), scores)
 
 
 def num_steps(num_groups: int, batch_size: int, epochs: int) -> int:
@@ -68,12 +70,12 @@ def batches(
     for group in groups:  # a query may have several
         relevant[group.query_id] = relevant.get(group.query_id, frozenset()) | frozenset(group.positives)
     per_epoch = num_steps(len(groups), batch_size, 1)
-    drawn: list[Group] = []
+    drawn: Iterator[Group] = iter(())
     for step in range(first_step, steps):
         epoch, place = divmod(step, per_epoch)
-        if not drawn or place == 0:
-            drawn = draw_groups(groups, epoch=epoch, seed=seed, negatives=negatives)
-        chosen = drawn[place * batch_size : (place + 1) * batch_size]
+        if step == first_step or place == 0:
+            drawn = draw_groups(groups, epoch=epoch, seed=seed, negatives=negatives, first=place * batch_size)
+        chosen = list(islice(drawn, batch_size))
         texts = collection.documents({doc_id for group in chosen for doc_id in group.positives + group.negatives})
         yield Batch(
             queries=[queries[group.query_id] for group in chosen],

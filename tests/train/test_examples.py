@@ -67,7 +67,7 @@ def test_a_positive_of_one_group_is_known_in_the_querys_other_groups(tiny: Tiny)
 
 def test_seed_and_epoch_alone_decide_the_draw():
     def draw(epoch: int, seed: int) -> list[Group]:
-        return draw_groups(GROUPS, epoch=epoch, seed=seed, negatives=3)
+        return list(draw_groups(GROUPS, epoch=epoch, seed=seed, negatives=3))
 
     assert draw(1, 7) == draw(1, 7)
     assert [g.query_id for g in draw(0, 7)] != [g.query_id for g in draw(1, 7)]
