@@ -1,7 +1,7 @@
 """Stage `fuse`: one run out of several."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -13,12 +13,12 @@ import numpy as np
 
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
-from shortlist.data.runs import read_run, write_run
+from shortlist.data.runs import open_run, read_run, write_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.measure import parse_measures, per_query
 from shortlist.progress import say
-from shortlist.records import Qrels, Run
+from shortlist.records import Hit, Qrels, Run
 
 STEPS = 20
 """Into which 1 is divided for the weights that are tried."""
@@ -61,11 +61,29 @@ def fuse_first(
     if depth is None:
         return fuse(runs, weights=weights)
     fused = fuse([{query_id: hits[:depth] for query_id, hits in run.items()} for run in runs], weights=weights)
-    for query_id, hits in fused.items():
-        found = {hit.doc_id for hit in hits}
-        rest = [hit for hit in runs[0].get(query_id, ()) if hit.doc_id not in found]
-        fused[query_id] = reorder([*hits, *rest], [*(hit.score for hit in hits), *[float("nan")] * len(rest)])
-    return fused
+    return {query_id: _with_rest(hits, runs[0].get(query_id, [])) for query_id, hits in fused.items()}
+
+
+def _with_rest(hits: list[Hit], others: list[Hit]) -> list[Hit]:
+    found = {hit.doc_id for hit in hits}
+    rest = [hit for hit in others if hit.doc_id not in found]
+    return reorder([*hits, *rest], [*(hit.score for hit in hits), *[float("nan")] * len(rest)])
+
+
+def one_by_one(
+    fuse: Callable[..., Run], runs: Sequence[Run], *, weights: Sequence[float] | None, seconds: list[float]
+) -> Iterator[tuple[str, list[Hit]]]:
+    """Fuse query after query, as runs of many queries are more than fits into memory as hits.
+
+    Args:
+        seconds: gets the time that each query has taken.
+    """
+    for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
+        own = [{query_id: run[query_id]} if query_id in run else {} for run in runs]
+        start = time.perf_counter()
+        hits = fuse(own, weights=weights)[query_id]
+        seconds.append(time.perf_counter() - start)
+        yield query_id, hits
 
 
 def choose_weights(
@@ -128,17 +146,17 @@ def run(config: Config) -> None:
         weights, value = choose_weights(dev_runs, qrels, fuse, config.measure)
         chosen = {"weights": weights, "dev_value": round(value, 6)}
         say(f"fuse: weights {', '.join(f'{w:g}' for w in weights)}, with {config.measure} {value:.4f} on the dev runs.")
-    runs = [read_run(path, ties=config.ties) for path in config.runs]
-    start = time.perf_counter()
-    fused = fuse(runs, weights=weights)
-    own = 1000 * (time.perf_counter() - start) / max(1, len(fused))
+    runs = [open_run(path, ties=config.ties) for path in config.runs]
+    seconds: list[float] = []
+    fused = one_by_one(fuse, runs, weights=weights, seconds=seconds)
+    write_run(job.out, ((query_id, hits[: config.k]) for query_id, hits in fused), tag=config.method)
+    own = 1000 * sum(seconds) / max(1, len(seconds))
     cost: dict[str, Any] = {"ms_per_query": round(own + sum(map(ms_per_query, config.runs)), 3)}
     cost["stages"] = [*chain.from_iterable(map(stages, config.runs)), {"stage": "fuse", "ms": round(own, 3)}]
-    write_run(job.out, {query_id: hits[: config.k] for query_id, hits in fused.items()}, tag=config.method)
-    in_all = sum(all(query_id in run for run in runs) for query_id in fused)
-    if in_all < len(fused):
-        say(f"fuse: {len(fused) - in_all} of {len(fused)} queries are missing from at least one run.")
-    job.finish(num_queries=len(fused), in_all_runs=in_all, **chosen, **cost)
+    num_queries, in_all = len(seconds), len(set.intersection(*map(set, runs)))
+    if in_all < num_queries:
+        say(f"fuse: {num_queries - in_all} of {num_queries} queries are missing from at least one run.")
+    job.finish(num_queries=num_queries, in_all_runs=in_all, **chosen, **cost)
 
 
 def _dev_qrels(config: Config) -> Qrels:

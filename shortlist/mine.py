@@ -15,7 +15,7 @@ from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import write_groups
 from shortlist.data.manifest import identity, start_job
-from shortlist.data.runs import read_run
+from shortlist.data.runs import open_run
 from shortlist.errors import UserError
 from shortlist.math.sampling import draw_negatives, interleave
 from shortlist.progress import say, track
@@ -169,7 +169,7 @@ def run(config: Config) -> None:
     relevant = {doc_id for judgements in qrels.values() for doc_id, relevance in judgements.items() if relevance > 0}
     corpus, same_text = find_same_text(track(collection.corpus(), "reading texts", unit="documents"), relevant)
     groups, counts = mine(
-        [read_run(path) for path in config.runs],
+        [open_run(path) for path in config.runs],
         qrels,
         corpus,
         same_text,
@@ -181,7 +181,7 @@ def run(config: Config) -> None:
     )
     if config.teacher:
         num_groups = len(groups)
-        groups = taught(groups, read_run(config.teacher))
+        groups = taught(groups, open_run(config.teacher))
         counts["without_teacher"] = num_groups - len(groups)
     if not groups:
         who = ", and a hit of --teacher" if config.teacher else ""

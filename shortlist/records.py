@@ -1,6 +1,6 @@
 """The nouns of search, as plain tuples and dicts: everything else in the package takes or returns these."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -37,7 +37,7 @@ class Group(NamedTuple):
     """What a teacher thinks of each positive, then of each negative; empty without one."""
 
 
-Run = dict[str, list[Hit]]
+Run = Mapping[str, list[Hit]]
 """query_id -> hits, best first."""
 
 Qrels = dict[str, dict[str, int]]

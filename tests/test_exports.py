@@ -50,7 +50,8 @@ NAMES = {
     ),
     "shortlist.data.pickles": "ALLOWED START is_pickle read_embeddings",
     "shortlist.data.runs": (
-        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT TREC Ties UNUSED read_run read_run_columns run_columns write_run"
+        "EXPECTED FORMS MIX QUERY_ID RunColumns SHORT StoredRun TREC Ties UNUSED open_run read_run read_run_columns "
+        "run_columns write_run"
     ),
     "shortlist.data.scores": "COLUMNS FORMAT ScoreLog",
     "shortlist.data.seen": "BUCKETS Record Seen checked distinct",
@@ -99,7 +100,7 @@ NAMES = {
         "ALLOWED ALLOWED_BESIDE AT_ONCE GLIBCS NAMES ONE_PYTHON PIN PLATFORMS Pin check_licence download licence_of "
         "metadata_of read_pins"
     ),
-    "shortlist.fuse": "Config STEPS choose_weights fuse_first run",
+    "shortlist.fuse": "Config STEPS choose_weights fuse_first one_by_one run",
     "shortlist.index": "Config IN_DATABASES Index Kind VectorIndex build given parse_parameters run",
     "shortlist.index.analysis": "ANALYSERS Analyser LANGUAGES STOP_WORDS code english snowball whitespace",
     "shortlist.index.ann": "AnnIndex Done LEAST_READ LISTS QUERIES_AT_ONCE STORED THREAD_PRODUCTS",

@@ -53,6 +53,14 @@ def test_the_work_is_done_once_and_another_job_is_refused(
         fuse.run(fuse.Config(runs=runs, out=out, method="zscore"))
 
 
+@pytest.mark.parametrize("method", FUSIONS)
+def test_queries_fused_one_by_one_are_as_fused_together(runs: tuple[Path, ...], method: str):
+    whole, seconds = [read_run(path) for path in runs], []
+    one = dict(fuse.one_by_one(FUSIONS[method], whole, weights=[0.3, 0.7], seconds=seconds))
+    assert one == FUSIONS[method](whole, weights=[0.3, 0.7])
+    assert len(seconds) == 2
+
+
 def test_the_stage_offers_every_fusion():
     assert set(fuse.Config.__annotations__["method"].__args__) == set(FUSIONS)
 

@@ -326,7 +326,7 @@ def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " 
     # copies of the scorer, as their models are to go before the work begins
     for precision in ("fp32", config.precision):
         part = replace(scorer, precision=precision)(chunk)
-        run: Run = {}
+        run: dict[str, list[Hit]] = {}
         for (query_id, doc_id), value in zip(candidates.run.pairs(part.numbers), part.scores.tolist(), strict=True):
             run.setdefault(query_id, []).append(Hit(doc_id, value))
         runs.append({query_id: sorted(hits, key=lambda hit: hit.doc_id) for query_id, hits in run.items()})

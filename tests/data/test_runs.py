@@ -13,7 +13,7 @@ from ir_measures import nDCG
 
 from shortlist.data import runs
 from shortlist.data.formats import read_qrels
-from shortlist.data.runs import _fingerprints, read_run, read_run_columns, run_columns, write_run
+from shortlist.data.runs import _fingerprints, open_run, read_run, read_run_columns, run_columns, write_run
 from shortlist.errors import UserError
 from shortlist.math.ordering import strictly_decreasing
 from shortlist.records import Hit, Run
@@ -51,6 +51,14 @@ def test_the_order_by_rank_survives_writing_for_readers_that_ignore_ranks(shared
     for ties in ("trec", "rank"):
         again = read_run(tmp_path / "run.trec", ties=ties)
         assert all(doc_ids(again, q) == doc_ids(run, q) for q in run)
+
+
+def test_an_opened_run_is_the_one_that_is_read(tmp_path: Path):
+    path = put(tmp_path / "run.trec", "b Q0 d1 1 0.5 x\nb Q0 d2 2 0.7 x\na Q0 d1 1 0.5 x\n")
+    opened, whole = open_run(path), read_run(path)
+    assert (list(opened), len(opened), dict(opened)) == (list(whole), 2, whole)
+    assert doc_ids(opened, "b") == ["d2", "d1"]
+    assert opened.get("c", []) == []
 
 
 SCORES = st.sampled_from([1.0, 1.0 + 1e-12, 1.0 + 1e-6, 0.0, -0.0, 1e-45, -2.5, 3e8, 3e8 + 1])
