@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,10 +22,12 @@ from shortlist.errors import UserError
 from shortlist.index import Index, VectorIndex
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.math.fusion import FUSIONS, interpolate, reorder, rrf
-from shortlist.progress import peak_bytes, say
-from shortlist.records import Query, Run
+from shortlist.progress import peak_bytes, progress, say
+from shortlist.records import Hit, Query, Run
 
 DEMO_FOLDER = Path("shortlist-demo")
+HITS_AT_ONCE = 16_000_000
+"""Most hits in memory, where each takes 170 bytes; the queries of a training split find a hundred million."""
 SNIPPET = 300
 """Characters of a document that are printed."""
 IGNORED = ("query", "demo", "demo_folder", "memory_gib", "engine", "reranker", "depth", "reranker_share")
@@ -235,11 +237,22 @@ def _open_vectors(path: Path, config: Config) -> VectorIndex:
     return SegmentIndex(index) if holds_segments(path) else index
 
 
-def search(index: Index, queries: list[Query], k: int, *, exclude_self: bool = False) -> tuple[Run, float]:
-    """Each query's hits, without the document of its own id if so asked, and the milliseconds one query took."""
-    start = time.perf_counter()
-    found = without_own(index.search(queries, k + 1), k) if exclude_self else index.search(queries, k)
-    return found, 1000 * (time.perf_counter() - start) / max(1, len(queries))
+class Part(NamedTuple):
+    """What came of some of the queries."""
+
+    run: Run
+    seconds: float
+
+
+def search(index: Index, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
+    """Each query's hits, without the document of its own id if so asked, for HITS_AT_ONCE after HITS_AT_ONCE."""
+    at_once = max(1, HITS_AT_ONCE // k)
+    with progress("searching", len(queries), "queries") as advance:
+        for first in range(0, len(queries), at_once):
+            start, some = time.perf_counter(), queries[first : first + at_once]
+            found = without_own(index.search(some, k + 1), k) if exclude_self else index.search(some, k)
+            yield Part(found, time.perf_counter() - start)
+            advance(len(some))
 
 
 def run(config: Config) -> None:
@@ -266,10 +279,18 @@ def run(config: Config) -> None:
     if job.done:
         return
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
-    found, milliseconds = search(index, queries, config.k, exclude_self=bool(config.exclude_self))
-    if own := count_own(found):
+    own, seconds = 0, 0.0
+
+    def found() -> Iterator[tuple[str, list[Hit]]]:
+        nonlocal own, seconds
+        for part in search(index, queries, config.k, exclude_self=bool(config.exclude_self)):
+            own, seconds = own + count_own(part.run), seconds + part.seconds
+            yield from part.run.items()
+
+    write_run(job.out, found(), tag="shortlist")
+    if own:
         say(f"search: {own} of {len(queries)} queries found the document of their own id (--exclude-self True: not).")
-    write_run(job.out, found, tag="shortlist")
+    milliseconds = 1000 * seconds / max(1, len(queries))
     job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stages=[_cost(config, job, milliseconds)])
 
 

@@ -212,8 +212,8 @@ NAMES = {
     ),
     "shortlist.rerank.candidates": "Candidates Chunk LISTED",
     "shortlist.search": (
-        "Config DEMO_FOLDER Dense EncodesQueries HYBRID_DEPTH Hybrid IGNORED SNIPPET Second kind_of open_index "
-        "open_parts open_second print_hits run search"
+        "Config DEMO_FOLDER Dense EncodesQueries HITS_AT_ONCE HYBRID_DEPTH Hybrid IGNORED Part SNIPPET Second kind_of "
+        "open_index open_parts open_second print_hits run search"
     ),
     "shortlist.serve": "Config FEWEST_KEY_CHARACTERS PACKED SWITCH_SECONDS check open_app open_service read_key run",
     "shortlist.serve.app": "ERRORS NO_JSON create_app",

@@ -84,6 +84,14 @@ def test_dense_search_ranks_by_the_similarity_of_vectors(dense: search.Config, t
         assert [hit.score for hit in run[query.query_id]] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
+def test_many_queries_are_searched_in_parts(both: search.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = found(replace(both, out=tmp_path / "whole"))
+    monkeypatch.setattr(search, "HITS_AT_ONCE", 14)  # two queries of five hits
+    parts = found(replace(both, out=tmp_path / "parts"))
+    assert list(parts) == list(whole)
+    assert ids(parts) == ids(whole)
+
+
 def test_index_and_vectors_together_are_searched_and_fused(
     sparse: search.Config, dense: search.Config, both: search.Config, tmp_path: Path
 ):
