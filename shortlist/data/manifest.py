@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any, TypeVar
 
 import yaml
@@ -59,6 +60,8 @@ class Job:
     def finish(self, **results: Any) -> None:
         """Write the manifest as complete, with what was counted and measured, and the most memory of this process."""
         results["peak_bytes"] = peak_bytes()
+        if self.out.is_dir():
+            _open_weights(self.out)
         _write(self.out, self.manifest | {"complete": True, "finished": _now(), "results": results})
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
@@ -206,6 +209,13 @@ def commit() -> str | None:
 
 def _manifest_path(out: Path, folder: bool) -> Path:
     return out / "manifest.json" if folder else out.with_name(out.name + ".manifest.json")
+
+
+def _open_weights(folder: Path) -> None:
+    """Let weights be read by whoever may read the manifest: safetensors writes them for their owner alone."""
+    mode = _manifest_path(folder, True).stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(S_IMODE(mode))
 
 
 def _write(out: Path, manifest: dict[str, Any], folder: bool | None = None) -> None:

@@ -24,6 +24,8 @@ SETTINGS = (
     "learning_rate",
     "warmup_steps",
     "temperature",
+    "distill",
+    "teacher_temperature",
     "precision",
     "seed",
 )
@@ -86,7 +88,8 @@ def _training(manifest: Mapping[str, Any]) -> str:
     if manifest.get("stage") != "train":
         return ""
     config, results = manifest["config"], manifest.get("results", {})
-    rows = {name: config[name] for name in SETTINGS if config.get(name) is not None}
+    off = () if config.get("distill") else ("distill", "teacher_temperature")
+    rows = {name: config[name] for name in SETTINGS if config.get(name) is not None and name not in off}
     rows |= {name: results[name] for name in ("num_groups", "step", "processes", "seconds") if name in results}
     data = f"the split `{config['split']}` of {_shown(config['collection'])}"
     data += f" with the groups {_shown(config['groups'])}" if config.get("groups") else ""

@@ -2,9 +2,12 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_IMODE
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from shortlist.data import manifest
 from shortlist.data.manifest import Job, identity, ms_per_query, read_manifest, start_job
@@ -68,6 +71,17 @@ def test_a_folder_holds_its_manifest_and_settings_and_a_file_has_its_manifest_be
     assert yaml.safe_load((config.out / "config.yaml").read_text())["size"] == 3
     work(replace(config, out=tmp_path / "run.trec"), folder=False)
     assert (tmp_path / "run.trec.manifest.json").is_file()
+
+
+def test_weights_are_for_everybody_who_may_read_the_manifest(config: Config):
+    job = begin(config, folder=True)
+    weights = config.out / "checkpoints" / "model.safetensors"
+    weights.parent.mkdir()
+    save_file({"a": np.zeros(3)}, weights)
+    weights.chmod(0o600)
+    (config.out / "manifest.json").chmod(0o640)
+    job.finish()
+    assert S_IMODE(weights.stat().st_mode) == 0o640
 
 
 def test_work_that_was_not_finished_is_resumed(config: Config, folder: bool):
