@@ -24,7 +24,7 @@ HASHES = {
     "retriever/model.safetensors": "a0cd8fb98c3df77fc75dddf07c3aad4e935140475e98de7daeb74f0341758731",
     "retriever/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
     "retriever/contract.json": "d033e2ab80942d5c68df1a1b5926558979faaac503d15d6e5e6277cca879270a",
-    "reranker/model.safetensors": "eb7a6625b8183aa06ada147962b23cee43da47b7bc503687089bea4a86a9cbde",
+    "reranker/model.safetensors": "ce045cc4993e4a0ae53f9986d57b5d0554e73da14e4a7c2dc48a455f9e5bb457",
     "reranker/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
     "reranker/contract.json": "c837b3ed44221c30d06b44ecf74f891a7b1c6f777df6930f989979e0ca9ab2ac",
 }
@@ -36,7 +36,7 @@ DOCUMENTS = [
 ]
 FIRST_NUMBERS = {"query": [0.094442, 0.033860, 0.119626, -0.016613], "rmtree": [0.039980, 0.044783, 0.060149, 0.010805]}
 SIMILARITIES = [0.722318, 0.189908, 0.008060]
-SCORES = [-2.750494, -5.909516, 2.460058]
+SCORES = [-4.149915, -5.305318, -4.628272]
 
 
 def folder(kind: str) -> Path:
@@ -83,7 +83,7 @@ def test_the_retriever_embeds_the_golden_values():
 def test_the_reranker_scores_the_golden_values():
     scores = Reranker.load(PAIR).score(QUERY, DOCUMENTS)
     np.testing.assert_allclose(scores, SCORES, atol=2e-3)
-    assert scores[0] > scores[1]
+    assert scores[0] > max(scores[1:])
 
 
 def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
