@@ -26,7 +26,7 @@ from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
 DEMO_FOLDER = Path("shortlist-demo")
-HITS_AT_ONCE = 16_000_000
+HITS_AT_ONCE = 8_000_000
 """Most hits in memory, where each takes 170 bytes; the queries of a training split find a hundred million."""
 SNIPPET = 300
 """Characters of a document that are printed."""
