@@ -66,7 +66,7 @@ class RunColumns(NamedTuple):
 
 @final
 class StoredRun(Mapping[str, list[Hit]]):
-    """A run of columns, a query's hits made whenever they are asked for: a fifth of the memory of a dict of them."""
+    """A run of columns, a query's hits made whenever they are asked for: in less than half the memory of a dict."""
 
     def __init__(self, columns: RunColumns) -> None:
         self.columns = columns
