@@ -25,7 +25,7 @@ from measuring import conditions, publish, table, turns
 
 from shortlist.data.formats import read_qrels, write_qrels
 from shortlist.data.runs import read_run_columns
-from shortlist.measure import per_query
+from shortlist.evaluation.measure import per_query
 from shortlist.progress import say
 from shortlist.records import Qrels
 

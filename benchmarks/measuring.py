@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from shortlist.data.files import atomic_write
-from shortlist.models.linear import PackedLinear, packing_is_right
+from shortlist.models.kernels.linear import PackedLinear, packing_is_right
 from shortlist.progress import say
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ from shortlist.math.losses import infonce
 from shortlist.mine import find_same_text, mine
 from shortlist.models.adapters import LORAS, add_lora
 from shortlist.models.checkpoint import retriever_to_train
-from shortlist.models.training_linear import speed_up_training
+from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.progress import say
 from shortlist.records import Document
 from shortlist.text.contract import named_contract

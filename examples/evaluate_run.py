@@ -10,9 +10,9 @@ from tiny_collection import tiny_collection
 from shortlist.data.collections import open_collection
 from shortlist.data.formats import read_qrels
 from shortlist.data.runs import read_run, write_run
-from shortlist.evaluate import difference
+from shortlist.evaluation.evaluate import difference
 from shortlist.index.bm25 import BM25Index
-from shortlist.measure import per_query
+from shortlist.evaluation.measure import per_query
 from shortlist.records import Query
 
 

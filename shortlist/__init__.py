@@ -4,6 +4,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shortlist.version import __version__
+
 if TYPE_CHECKING:
     from shortlist.data.collections import open_collection
     from shortlist.data.formats import read_qrels, write_corpus, write_qrels, write_queries
@@ -14,14 +16,12 @@ if TYPE_CHECKING:
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
     from shortlist.math.fusion import rrf
-    from shortlist.measure import per_query
+    from shortlist.evaluation.measure import per_query
     from shortlist.models.reranker import CrossEncoder, Reranker
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result
     from shortlist.records import Document, Group, Hit, Query
     from shortlist.text.contract import InputContract
-
-__version__ = "0.1.0"
 
 HOMES = {
     "data.collections": "open_collection",

@@ -6,35 +6,9 @@ import sys
 import time
 from importlib import import_module
 
-import shortlist
+from shortlist.commands import COMMANDS
 from shortlist.errors import UserError, unknown
-
-STAGES = {
-    "index": "build a BM25 index",
-    "functions": "make a collection of Python functions and what their docstrings say",
-    "init": "make a new backbone: random weights, and a tokenizer fitted to a collection",
-    "convert": "turn training data and vectors of other tools into ours, and training data into theirs",
-    "train": "fine-tune a retriever or a reranker",
-    "inspect": "show what a model is, and what it makes of a query and a document",
-    "export": "write a model as other tools load it",
-    "push": "put a model on the hub, with a card",
-    "encode": "embed a corpus",
-    "verify": "check that vectors are as they were encoded, and repair them",
-    "search": "find each query's long list, by BM25, vectors or both",
-    "mine": "draw hard negatives from runs",
-    "rerank": "reorder a run with a reranker",
-    "fuse": "make one run of several",
-    "evaluate": "measure runs against judgements",
-    "diagnose": "where relevant documents are lost, and which queries",
-    "lengths": "how many tokens a collection's texts have",
-    "table": "put results beside published ones, in the rows and columns of a published table",
-    "compare": "what runs are worth beside what they cost",
-    "report": "write one page about everything that some folders hold",
-    "run": "run the stages of a recipe, skipping what is done",
-    "serve": "search, embed and rerank over HTTP, with a page to search on",
-    "demo": "train and measure a whole system on this machine's own Python sources",
-}
-MODULES = {"run": "recipe", "push": "export.push"}
+from shortlist.version import __version__
 
 EXPECTED = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 """Failures of the machine that a user can mend; any other OSError is our bug and keeps its traceback."""
@@ -56,11 +30,11 @@ def _main(argv: list[str]) -> int:
         print(_help())
         return 0 if argv else 2
     if argv[0] == "--version":
-        print(f"shortlist {shortlist.__version__}")
+        print(f"shortlist {__version__}")
         return 0
     name, *rest = argv
-    if name not in STAGES:
-        print(f"shortlist: {unknown('command', name, STAGES)}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"shortlist: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     return _run(name, rest)
 
@@ -69,8 +43,8 @@ def _run(name: str, argv: list[str]) -> int:
     from shortlist.config import parse
 
     try:
-        stage = import_module(f"shortlist.{MODULES.get(name, name)}")  # late, so that --help never loads torch
-        stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=STAGES[name]))
+        stage = import_module(f"shortlist.{COMMANDS[name].module}")  # late, so that --help never loads torch
+        stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=COMMANDS[name].words))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(10)  # of processes that all fail alike the first one speaks, and torchrun ends the others
@@ -93,8 +67,8 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, STAGES))
-    lines = [f"  {name:{width}}  {words}" for name, words in STAGES.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.words}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: shortlist COMMAND [flags]",

@@ -40,7 +40,7 @@ from shortlist.models.checkpoint import (
     tokenizer_of,
 )
 from shortlist.models.embed import Done, Precision, embed_documents, for_inference
-from shortlist.models.linear import packing_pays
+from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.retriever import Retriever
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document

@@ -16,7 +16,7 @@ from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import open_run, read_run, write_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, reorder, weight_grid
-from shortlist.measure import parse_measures, per_query
+from shortlist.evaluation.measure import parse_measures, per_query
 from shortlist.progress import say
 from shortlist.records import Hit, Qrels, Run
 

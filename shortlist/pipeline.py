@@ -12,12 +12,12 @@ from jaxtyping import Float
 from shortlist import search
 from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError, unknown
-from shortlist.index import Index
+from shortlist.index.protocols import FirstStage
 from shortlist.math.fusion import interpolate, reorder, rrf
 from shortlist.models.reranker import Reranker
 from shortlist.records import Document, Hit, Query, as_queries
 
-FirstStage = Literal["bm25", "dense", "hybrid"]
+StageName = Literal["bm25", "dense", "hybrid"]
 
 DEPTH = 100
 """Candidates that are reranked."""
@@ -77,8 +77,8 @@ class Pipeline:
         self,
         collection: Collection,
         *,
-        bm25: Index | None = None,
-        dense: Index | None = None,
+        bm25: FirstStage | None = None,
+        dense: FirstStage | None = None,
         reranker: Scores | None = None,
         reranker_share: float = 1.0,
     ) -> None:
@@ -127,9 +127,9 @@ class Pipeline:
         return cls(open_collection(collection), **parts, reranker=scorer, reranker_share=reranker_share)
 
     @property
-    def first_stages(self) -> list[FirstStage]:
+    def first_stages(self) -> list[StageName]:
         """What can be asked for, the best last."""
-        return [stage for stage in get_args(FirstStage) if stage in self.parts or len(self.parts) > 1]
+        return [stage for stage in get_args(StageName) if stage in self.parts or len(self.parts) > 1]
 
     def search(self, query: str, k: int = 10, **options: Any) -> list[Result]:
         """The k best documents for a question; options as for `answer`."""
@@ -142,7 +142,7 @@ class Pipeline:
         k: int = 10,
         *,
         depth: int = DEPTH,
-        first_stage: FirstStage | None = None,
+        first_stage: StageName | None = None,
         rerank: bool | None = None,
     ) -> list[Answer]:
         """The k best documents for each query, with what every stage made of them.
@@ -163,7 +163,7 @@ class Pipeline:
         rerank = self.reranker is not None if rerank is None else rerank
         return [self._answer(query, k, depth, first_stage, rerank) for query in as_queries(queries)]
 
-    def _answer(self, query: Query, k: int, depth: int, first_stage: FirstStage, rerank: bool) -> Answer:
+    def _answer(self, query: Query, k: int, depth: int, first_stage: StageName, rerank: bool) -> Answer:
         milliseconds: dict[str, float] = {}
         lists = self._first(query, max(k, depth) if rerank else k, first_stage, milliseconds)
         found = lists[first_stage]
@@ -185,7 +185,7 @@ class Pipeline:
         return Answer(results, milliseconds)
 
     def _first(
-        self, query: Query, k: int, first_stage: FirstStage, milliseconds: dict[str, float]
+        self, query: Query, k: int, first_stage: StageName, milliseconds: dict[str, float]
     ) -> dict[str, list[Hit]]:
         """What each first stage that is asked finds, fused ones included."""
         lists: dict[str, list[Hit]] = {}

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tyro
 import yaml
 
+from shortlist.commands import COMMANDS
 from shortlist.config import from_settings, load_yaml, to_flags
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
@@ -101,7 +102,11 @@ def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str
     if stage not in OUTPUTS:
         raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
     settings |= {"out": str(folder / OUTPUTS[stage]), "overwrite": True}
-    return Step(name, stage, from_settings(import_module(f"shortlist.{stage}").Config, settings, where=at))
+    return Step(name, stage, from_settings(_module(stage).Config, settings, where=at))
+
+
+def _module(stage: str) -> Any:
+    return import_module(f"shortlist.{COMMANDS[stage].module}")
 
 
 def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Step]:
@@ -138,7 +143,7 @@ def run_steps(steps: list[Step], *, processes: int = 1) -> None:
         if step.stage == "train" and processes > 1:
             _train_together(step, processes)
         else:
-            import_module(f"shortlist.{step.stage}").run(step.config)
+            _module(step.stage).run(step.config)
         gc.collect()  # models hang in cycles; what one step held must not add to what the next one needs
         seconds = time.perf_counter() - start
         if seconds > 1:

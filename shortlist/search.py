@@ -19,7 +19,7 @@ from shortlist.data.manifest import Job, identity, read_manifest, start_job
 from shortlist.data.runs import write_run
 from shortlist.engine import Engine
 from shortlist.errors import UserError
-from shortlist.index import Index, VectorIndex
+from shortlist.index.protocols import FirstStage, VectorIndex
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.math.fusion import FUSIONS, interpolate, reorder, rrf
 from shortlist.progress import peak_bytes, progress, say
@@ -117,7 +117,7 @@ class Hybrid:
     """
 
     def __init__(
-        self, parts: Sequence[Index], fuse: Callable[..., Run] = rrf, weights: Sequence[float] | None = None
+        self, parts: Sequence[FirstStage], fuse: Callable[..., Run] = rrf, weights: Sequence[float] | None = None
     ) -> None:
         self.parts, self.fuse, self.weights = parts, fuse, weights
 
@@ -127,7 +127,7 @@ class Hybrid:
         return {query.query_id: fused.get(query.query_id, [])[:k] for query in queries}
 
 
-def open_index(config: Config) -> Index:
+def open_index(config: Config) -> FirstStage:
     """The first stage that a Config describes.
 
     Raises:
@@ -141,7 +141,7 @@ def open_index(config: Config) -> Index:
     return Hybrid(parts, FUSIONS[config.fusion], config.weights)
 
 
-def open_parts(config: Config, *, packed: bool | None = None) -> list[Index]:
+def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage]:
     """The first stages that a Config describes, each by itself.
 
     Args:
@@ -165,7 +165,7 @@ def open_parts(config: Config, *, packed: bool | None = None) -> list[Index]:
     return parts
 
 
-def _open_words(path: Path) -> Index:
+def _open_words(path: Path) -> FirstStage:
     from shortlist.index.bm25 import BM25Index
 
     return BM25Index.load(path)
@@ -244,7 +244,7 @@ class Part(NamedTuple):
     seconds: float
 
 
-def search(index: Index, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
+def search(index: FirstStage, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
     """Each query's hits, without the document of its own id if so asked, for HITS_AT_ONCE after HITS_AT_ONCE."""
     at_once = max(1, HITS_AT_ONCE // k)
     with progress("searching", len(queries), "queries") as advance:
@@ -342,7 +342,7 @@ def open_second(config: Config) -> Second | None:
     return Second(Reranker.load(config.reranker), config.depth, config.reranker_share)
 
 
-def print_hits(collection: Collection, index: Index, text: str, *, k: int, second: Second | None = None) -> None:
+def print_hits(collection: Collection, index: FirstStage, text: str, *, k: int, second: Second | None = None) -> None:
     """Search for a text and print its best documents: rank, score, id, the beginning of the text."""
     query = Query("query", text)
     hits = index.search([query], max(k, second.depth) if second else k)["query"]

@@ -13,7 +13,8 @@ from tiny import Tiny, write_collection
 
 import shortlist
 from shortlist import fuse
-from shortlist.cli import MODULES, STAGES, main
+from shortlist.cli import main
+from shortlist.commands import COMMANDS
 
 RUN = "q0 Q0 d0 1 9.5 tag\nq0 Q0 d1 2 8.5 tag\n"
 
@@ -43,7 +44,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert main(["--help"]) == main(["-h"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out and words in out for name, words in STAGES.items())
+    assert all(f"  {name} " in out and command.words in out for name, command in COMMANDS.items())
 
 
 def test_help_needs_no_heavy_import_and_a_closed_pipe_is_no_error():
@@ -85,7 +86,7 @@ def test_a_flag_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixtu
     assert "--colour" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_commands_help_says_what_each_flag_means(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -93,8 +94,8 @@ def test_every_commands_help_says_what_each_flag_means(
     assert main([name, "--help"]) == 0
     shown = squeezed(capsys.readouterr().out)
     assert f"usage: shortlist {name} " in shown
-    assert squeezed(STAGES[name]) in shown
-    config = import_module(f"shortlist.{MODULES.get(name, name)}").Config
+    assert squeezed(COMMANDS[name].words) in shown
+    config = import_module(f"shortlist.{COMMANDS[name].module}").Config
     (definition,) = ast.parse(inspect.getsource(config)).body
     assert isinstance(definition, ast.ClassDef)
     assert len(definition.body) % 2 == 0

@@ -12,7 +12,7 @@ import yaml
 from foreign import small_dataset, small_task
 from tiny import DOCUMENTS, QUERIES
 
-from shortlist.cli import MODULES, STAGES
+from shortlist.commands import COMMANDS
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.recipe import plan
@@ -58,7 +58,7 @@ MENTIONS = [
 
 
 def stage(name: str):
-    return import_module(f"shortlist.{MODULES.get(name, name)}")
+    return import_module(f"shortlist.{COMMANDS[name].module}")
 
 
 def words_of(value: Path | list[str]) -> str:
@@ -68,15 +68,15 @@ def words_of(value: Path | list[str]) -> str:
 @pytest.mark.parametrize(("path", "words"), COMMANDS, ids=words_of)
 def test_every_command_in_a_block_can_be_typed(path, words):
     name, *flags = words
-    assert name in STAGES, path
+    assert name in COMMANDS, path
     assert parse(stage(name).Config, flags, prog=f"shortlist {name}")
 
 
 @pytest.mark.parametrize(("path", "words"), MENTIONS, ids=words_of)
 def test_every_command_in_the_text_exists_with_its_flags(path, words):
     name, *rest = words
-    assert name in STAGES or name in {"COMMAND", "--help", "--version"}, path
-    if name in STAGES:
+    assert name in COMMANDS or name in {"COMMAND", "--help", "--version"}, path
+    if name in COMMANDS:
         known = {"help", "config", *(field.replace("_", "-") for field in stage(name).Config.__dataclass_fields__)}
         assert {word[2:] for word in rest if word.startswith("--")} <= known, path
 
@@ -85,12 +85,12 @@ def test_the_readme_and_the_guide_show_commands():
     shown = {
         words[0] for path, words in COMMANDS if path.name in ("guide.md", "models.md", "scale.md", "evaluation.md")
     }
-    assert shown == set(STAGES) - {"demo"}
+    assert shown == set(COMMANDS) - {"demo"}
     assert any(path.name == "README.md" for path, _ in COMMANDS)
 
 
 def test_every_flag_in_the_text_belongs_to_some_command():
-    known = {field.replace("_", "-") for name in STAGES for field in stage(name).Config.__dataclass_fields__}
+    known = {field.replace("_", "-") for name in COMMANDS for field in stage(name).Config.__dataclass_fields__}
     known |= {"help", "version", "config", "no-deps"}
     for path in DOCS:
         flags = {

@@ -14,14 +14,14 @@ import yaml
 from tiny import DOCUMENTS, QUERIES, Tiny
 from wheel import module, pin, write_wheel
 
-import shortlist.functions
+import shortlist.demo.functions
 import shortlist.recipe
 from shortlist.cli import main
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
-from shortlist.functions.sources import build_test, find_sources
+from shortlist.demo.functions.sources import build_test, find_sources
 from shortlist.models.checkpoint import load_reranker, load_retriever
 from shortlist.recipe import OUTPUTS, Step, plan, run_recipe
 
@@ -155,7 +155,7 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setattr(shortlist.functions, "build_test", small_library)
+    monkeypatch.setattr(shortlist.demo.functions, "build_test", small_library)
     wheels = [write_wheel(tmp_path / "index", f"{verb}s", core=module(verb, 12)) for verb in ("fold", "wrap")]
     (tmp_path / "packages.txt").write_text("".join(map(pin, wheels)))
     recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/shortlist-mini.yaml"].read_text("utf-8"))
@@ -172,7 +172,7 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
 
 
 def test_the_shipped_pair_is_measured_on_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shortlist.functions, "build_test", small_library)
+    monkeypatch.setattr(shortlist.demo.functions, "build_test", small_library)
     recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/library.yaml"].read_text("utf-8"))
     run_recipe(recipe, tmp_path / "out", where="here")
     for step in ("dense-results", "hybrid-results"):

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-import shortlist
 from shortlist.data.files import atomic_write, sha256
 from shortlist.errors import UserError
 from shortlist.progress import forget_peak, peak_bytes, say
+from shortlist.version import __version__
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def start_job(
         "stage": stage,
         "job": job_id,
         "complete": False,
-        "version": shortlist.__version__,
+        "version": __version__,
         "commit": commit(),
         "started": _now(),
         "config": settings,

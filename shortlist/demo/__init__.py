@@ -15,7 +15,7 @@ from shortlist.config import from_settings, load_yaml
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
-from shortlist.models.linear import bf16_pays
+from shortlist.models.kernels.linear import bf16_pays
 from shortlist.recipe import run_recipe
 from shortlist.search import DEMO_FOLDER, open_index, open_second, print_hits
 

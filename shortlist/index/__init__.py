@@ -4,38 +4,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
-
-import numpy as np
-from jaxtyping import Float
+from typing import Any, Literal, TypeVar
 
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, start_job
 from shortlist.errors import UserError, unknown
 from shortlist.progress import track
-from shortlist.records import Hit, Query, Run
 
 Kind = Literal["bm25", "narrow", "hnsw", "ivf-flat", "ivf-pq", "pgvector", "lance"]
 IN_DATABASES = ("pgvector", "lance")
 """Kinds that hold the vectors themselves, and are brought up to date by loading what has changed."""
-
-
-@runtime_checkable
-class Index(Protocol):
-    """A first stage: anything that finds documents for queries."""
-
-    def search(self, queries: list[Query], k: int) -> Run:
-        """The at most k best documents of each query, best first."""
-        ...
-
-
-@runtime_checkable
-class VectorIndex(Protocol):
-    """Anything that finds the documents whose vectors are nearest to those of queries."""
-
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k documents of greatest inner product with each query, best first, equal ones in corpus order."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +100,7 @@ def _to_be_kept(config: Config) -> Config:
     """The Config without what only its user may know."""
     if config.dsn is None:
         return config
-    from shortlist.index.postgres import without_password
+    from shortlist.index.databases.postgres import without_password
 
     return replace(config, dsn=without_password(config.dsn))
 

@@ -8,7 +8,8 @@ from typing import Any
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError, unknown
-from shortlist.index import IN_DATABASES, Config, VectorIndex, given
+from shortlist.index import IN_DATABASES, Config, given
+from shortlist.index.protocols import VectorIndex
 from shortlist.index.ann import AnnIndex
 from shortlist.index.flat import FlatIndex, narrow
 from shortlist.index.parameters import automatic
@@ -57,14 +58,14 @@ def build_index(config: Config, folder: Path, parameters: Mapping[str, int]) -> 
 
 def _load(config: Config, vectors: VectorReader, parameters: Mapping[str, Any], advance: Advance) -> VectorIndex:
     if config.kind == "pgvector":
-        from shortlist.index.pgvector import PgVectorIndex
+        from shortlist.index.databases.pgvector import PgVectorIndex
 
         _refuse_others(config.kind, parameters, ("m", "ef_construction"))
         dsn = given(config.dsn, "--dsn", "it says which PostgreSQL database")
         return PgVectorIndex.load(
             vectors, dsn=dsn, table=config.table, approximate=not config.exact, advance=advance, **parameters
         )
-    from shortlist.index.lance import LanceIndex
+    from shortlist.index.databases.lance import LanceIndex
 
     _refuse_others(config.kind, parameters, ("partitions", "sub_vectors"))
     uri = given(config.uri, "--uri", "it says where the LanceDB tables are")
@@ -103,12 +104,12 @@ def open_index(folder: Path, how: Opening | None = None) -> VectorIndex:
 def _open(folder: Path, config: Mapping[str, Any], store: Path, how: Opening) -> VectorIndex:
     kind, approximate = config["kind"], not config["exact"]
     if kind == "pgvector":
-        from shortlist.index.pgvector import PgVectorIndex
+        from shortlist.index.databases.pgvector import PgVectorIndex
 
         effort = {"ef_search": how.effort} if how.effort else {}
         return PgVectorIndex.open(dsn=config["dsn"], table=config["table"], approximate=approximate, **effort)
     if kind == "lance":
-        from shortlist.index.lance import LanceIndex
+        from shortlist.index.databases.lance import LanceIndex
 
         asked = {"probes": how.effort, "refine": how.refine}
         chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}

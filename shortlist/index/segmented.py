@@ -5,7 +5,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float
 
-from shortlist.index import VectorIndex
+from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit
 from shortlist.text.segments import whole_id
 

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int, Int32
 
 from shortlist.math.combination import COMBINATIONS
 from shortlist.models.backbone import is_causal
-from shortlist.models.fused import fuse_layers
-from shortlist.models.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
-from shortlist.models.quantized import Int8Linear, quantize_linears
+from shortlist.models.kernels.fused import fuse_layers
+from shortlist.models.kernels.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
+from shortlist.models.kernels.quantized import Int8Linear, quantize_linears
 from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
@@ -57,8 +57,7 @@ def for_inference(
     Args:
         precision: of the weights and of what passes between layers; in int8, of the linears' inputs and weights, the
             rest being float32 on a CPU and bfloat16 on a GPU.
-        packed: whether a CPU's float32 linears are laid out for oneDNN, where this PyTorch can (None: if a measurement
-            finds it faster, and another time that may end otherwise, with vectors that differ in their last digits).
+        packed: whether a CPU's float32 linears are laid out for oneDNN, where this PyTorch can (None: where `packing_pays`).
     """
     device = device or pick_device()
     model.eval().requires_grad_(False).to(device)

@@ -20,10 +20,10 @@ from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
 from shortlist.math.agreement import kendall_tau
 from shortlist.math.fusion import reorder
-from shortlist.measure import per_query
+from shortlist.evaluation.measure import per_query
 from shortlist.models.checkpoint import load_reranker, model_identity, num_parameters, reranker_contract, tokenizer_of
 from shortlist.models.embed import Precision, for_inference, stream_scores
-from shortlist.models.linear import packing_pays
+from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
 from shortlist.models.shipped import shipped_name
 from shortlist.progress import paced, peak_bytes, progress, say

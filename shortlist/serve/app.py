@@ -16,13 +16,13 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-import shortlist
 from shortlist.pipeline import Answer as Found
 from shortlist.serve import schema
 from shortlist.serve.gate import FullError, Ticket, TooLargeError
 from shortlist.serve.metrics import render
 from shortlist.serve.protection import Answer, Log, Protection, explained, problem
 from shortlist.serve.service import FieldError, Read, Service
+from shortlist.version import __version__
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": schema.ErrorResponse, "description": "The body is not JSON."},
@@ -44,7 +44,7 @@ def create_app(
     """The whole application, protected; arguments as for `Protection`."""
     app = FastAPI(
         title="shortlist",
-        version=shortlist.__version__,
+        version=__version__,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         dependencies=[Security(HTTPBearer(auto_error=False))] if key is not None else [],
@@ -166,7 +166,7 @@ def _info(service: Service) -> schema.Info:
         "depth": schema.MAX_DEPTH,
     }
     stages = service.first_stages
-    return schema.Info(version=shortlist.__version__, first_stages=stages, limits=limits, **models)
+    return schema.Info(version=__version__, first_stages=stages, limits=limits, **models)
 
 
 def _add_embedding(app: FastAPI, service: Service) -> None:

@@ -18,7 +18,7 @@ from shortlist.models.checkpoint import (
     reranker_to_train,
     retriever_to_train,
 )
-from shortlist.models.training_linear import speed_up_training
+from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.progress import say
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups

@@ -14,7 +14,7 @@ from shortlist.data.formats import read_qrels, write_qrels
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
-from shortlist.measure import per_query
+from shortlist.evaluation.measure import per_query
 from shortlist.records import Hit, Qrels, Run
 
 ODD_IDS = [

@@ -10,7 +10,7 @@ from shortlist import demo, functions
 from shortlist.cli import main
 from shortlist.data.files import read_json
 from shortlist.data.manifest import identity, read_manifest
-from shortlist.functions.sources import build_test, find_sources
+from shortlist.demo.functions.sources import build_test, find_sources
 from shortlist.models.checkpoint import model_identity
 from shortlist.recipe import run_recipe
 

@@ -243,7 +243,7 @@ def test_real_text_is_scored_as_by_bm25s(shared_data: Path):
 
 def test_scifact_is_ranked_as_well_as_by_anserini(shared_data: Path):
     from shortlist.data.collections import open_collection
-    from shortlist.measure import per_query
+    from shortlist.evaluation.measure import per_query
 
     collection = open_collection(str(shared_data / "scifact"))
     run = BM25Index.build(collection.corpus()).search(collection.queries("test"), 100)

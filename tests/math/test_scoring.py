@@ -15,7 +15,7 @@ from shortlist.math.scoring import (
     top_k,
     top_keys,
 )
-from shortlist.measure import per_query
+from shortlist.evaluation.measure import per_query
 from shortlist.records import Hit
 
 

@@ -18,7 +18,7 @@ from shortlist.models.embed import (
     for_inference,
     score_pairs,
 )
-from shortlist.models.linear import PackedLinear, packing_is_right
+from shortlist.models.kernels.linear import PackedLinear, packing_is_right
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 

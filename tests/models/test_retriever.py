@@ -16,7 +16,7 @@ from shortlist.errors import UserError
 from shortlist.models.backbone import load_backbone
 from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import embed_documents, embed_queries
-from shortlist.models.linear import pack_linears, packing_pays
+from shortlist.models.kernels.linear import pack_linears, packing_pays
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad

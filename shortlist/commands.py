@@ -1,0 +1,39 @@
+"""Which commands there are: the module of each, which has `Config` and `run`, and what it does."""
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One command of `shortlist`, which a recipe may name as a stage too."""
+
+    module: str
+    """Below the package; loaded when the command runs."""
+    words: str
+    """What it does, for the list of commands."""
+
+
+COMMANDS = {
+    "index": Command("index", "build a BM25 index"),
+    "functions": Command("demo.functions", "make a collection of Python functions and what their docstrings say"),
+    "init": Command("init", "make a new backbone: random weights, and a tokenizer fitted to a collection"),
+    "convert": Command("convert", "turn training data and vectors of other tools into ours, and training data into theirs"),
+    "train": Command("train", "fine-tune a retriever or a reranker"),
+    "inspect": Command("inspect", "show what a model is, and what it makes of a query and a document"),
+    "export": Command("export", "write a model as other tools load it"),
+    "push": Command("export.push", "put a model on the hub, with a card"),
+    "encode": Command("encode", "embed a corpus"),
+    "verify": Command("verify", "check that vectors are as they were encoded, and repair them"),
+    "search": Command("search", "find each query's long list, by BM25, vectors or both"),
+    "mine": Command("mine", "draw hard negatives from runs"),
+    "rerank": Command("rerank", "reorder a run with a reranker"),
+    "fuse": Command("fuse", "make one run of several"),
+    "evaluate": Command("evaluation.evaluate", "measure runs against judgements"),
+    "diagnose": Command("evaluation.diagnose", "where relevant documents are lost, and which queries"),
+    "lengths": Command("evaluation.lengths", "how many tokens a collection's texts have"),
+    "table": Command("evaluation.table", "put results beside published ones, in the rows and columns of a published table"),
+    "compare": Command("evaluation.compare", "what runs are worth beside what they cost"),
+    "report": Command("evaluation.report", "write one page about everything that some folders hold"),
+    "run": Command("recipe", "run the stages of a recipe, skipping what is done"),
+    "serve": Command("serve", "search, embed and rerank over HTTP, with a page to search on"),
+    "demo": Command("demo", "train and measure a whole system on this machine's own Python sources"),
+}

@@ -1,0 +1,118 @@
+"""Stage `functions`: a collection of Python functions and the sentences that say what each of them does."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from sys import version
+
+from shortlist.data.files import atomic_write
+from shortlist.data.manifest import identity, start_job
+from shortlist.errors import UserError
+from shortlist.demo.functions.fingerprints import write_fingerprints
+from shortlist.demo.functions.overlap import Overlap, normalized
+from shortlist.demo.functions.sources import (
+    Function,
+    build_test,
+    collect,
+    hold_out,
+    installed_packages,
+    keep_apart,
+    sample,
+    wheel_sources,
+    write_train,
+)
+from shortlist.demo.functions.wheels import Pin, download, read_pins
+
+STANDARD = "standard-library"
+INSTALLED = "installed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    sources: str
+    """`standard-library`: this Python's own modules, a collection to search, splits `test` and `dev`. To learn from,
+    splits `train`, `dev` and `mined`: `installed`, the packages beside us, or a list of packages, a file in pip's
+    requirements form, each line `name==version --hash=sha256:... # licence`; their wheels are downloaded and read, but
+    never run."""
+    out: Path
+    """Folder for the collection. What is learnt from also gets sources.tsv, what each package gave, and
+    fingerprints.npz, hashes of all summaries and bodies."""
+    apart_from: Path | None = None
+    """Collection folder: nothing with a summary of it, or nearly one of its functions, is taken."""
+    max_pairs: int = 1_000_000
+    """Pairs to learn from, at most; of more a sample."""
+    dev: int = 500
+    """Pairs of split `dev`, at most. Of what is learnt from: whole packages, of which nothing and no near copy is in
+    `train`."""
+    mined: int = 5_000
+    """Pairs of split `mined`: a sample of `train`, to mine negatives for."""
+    cache: Path | None = None
+    """Folder for what is downloaded, used again if it is there; None: beside --out, named `OUT.downloads`."""
+    seed: int = 0
+    """Of all that is chosen by chance."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+def run(config: Config) -> None:
+    """Find the sources, read them, and write the collection."""
+    for name in ("max_pairs", "dev", "mined"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 0 or more.")
+    pins = [] if config.sources in (STANDARD, INSTALLED) else read_pins(Path(config.sources))
+    inputs: dict[str, str | Sequence[str]] = {"sources": identity_of(config.sources, pins)}
+    if config.apart_from is not None:
+        if not (config.apart_from / "corpus.jsonl").is_file() or not (config.apart_from / "queries.jsonl").is_file():
+            raise UserError(f"--apart-from {config.apart_from}: expected a folder with corpus.jsonl and queries.jsonl.")
+        inputs["apart_from"] = identity(config.apart_from)
+    job = start_job(config, stage="functions", inputs=inputs, ignore=["cache"], folder=True)
+    if job.done:
+        return
+    if config.sources == STANDARD:
+        job.finish(**build_test(config.out, num_dev=config.dev, seed=config.seed))
+        return
+    sources = installed_packages()
+    if pins:
+        wheels = download(pins, config.cache or config.out.with_name(f"{config.out.name}.downloads"))
+        sources = [s for pin, wheel in zip(pins, wheels, strict=True) for s in wheel_sources(wheel, pin.name)]
+    functions, counts = collect(sources, "reading")
+    pairs, dropped = keep_apart(functions, config.apart_from)
+    pairs = sample(pairs, config.max_pairs, config.seed)
+    held_out = hold_out(pairs, config.dev, config.seed)
+    pairs, dropped["dev_bodies"] = without_copies(pairs, held_out)
+    splits = write_train(config.out, pairs, held_out=held_out, num_mined=config.mined, seed=config.seed)
+    write_sources(config.out / "sources.tsv", functions, pairs, {pin.name: pin for pin in pins})
+    texts = (text for function in pairs for text in (normalized(function.summary), function.body))
+    write_fingerprints(config.out / "fingerprints.npz", texts)
+    job.finish(**counts, **dropped, pairs=len(pairs), **splits)
+
+
+def identity_of(sources: str, pins: Iterable[Pin]) -> list[str]:
+    """What decides which sources are read."""
+    if sources == INSTALLED:
+        return sorted(f"{d.name}=={d.version}" for d in distributions())
+    return [version] if sources == STANDARD else [" ".join(pin.hashes) for pin in pins]
+
+
+def without_copies(pairs: Sequence[Function], held_out: set[str]) -> tuple[list[Function], int]:
+    """The pairs without those of other packages that resemble one held out, and how many these were."""
+    overlap = Overlap(function.body for function in pairs if function.package in held_out)
+    kept = [f for f in pairs if f.package in held_out or not overlap.near(f.body)]
+    return kept, len(pairs) - len(kept)
+
+
+def write_sources(
+    path: Path, functions: Iterable[Function], pairs: Iterable[Function], pins: Mapping[str, Pin]
+) -> None:
+    """Write a table of packages: version and licence where a list says them, functions with a summary, pairs."""
+    found, kept = (Counter(function.package for function in some) for some in (functions, pairs))
+    with atomic_write(path) as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(["package", "version", "licence", "functions", "pairs"])
+        for package in sorted({*found, *pins}):
+            pin = pins.get(package)
+            said = [pin.version, pin.licence] if pin else ["", ""]
+            table.writerow([package, *said, found[package], kept[package]])

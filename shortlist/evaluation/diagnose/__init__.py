@@ -1,0 +1,338 @@
+"""Stage `diagnose`: where relevant documents are lost, and which queries are won and lost."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from shortlist.data.collections import Collection, open_collection
+from shortlist.data.files import read_json, write_json
+from shortlist.data.formats import read_qrels
+from shortlist.data.manifest import identity, start_job
+from shortlist.data.runs import RunColumns, read_run_columns
+from shortlist.evaluation.diagnose.printing import print_diagnosis
+from shortlist.errors import UserError
+from shortlist.math.fates import FATES, fates
+from shortlist.evaluation.measure import judged_ranks, parse_measures, per_query
+from shortlist.progress import say, track
+from shortlist.records import Document, Qrels, Query
+
+SNIPPET = 200
+"""Characters of a document that are shown."""
+QUERY_BINS, DOCUMENT_BINS = (4, 8, 16), (128, 512, 2048)
+"""Upper ends of the groups by length; the last group has none."""
+TEXTS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run: Path
+    """The first stage's run."""
+    reranked: Path | None = None
+    """What a reranker made of it."""
+    collection: str
+    """Where the texts and judgements are: folder, `irds:` or `hf:` name."""
+    split: str = "test"
+    """Which queries of the collection."""
+    qrels: Path | None = None
+    """Other judgements than the collection's."""
+    depth: int = 200
+    """Candidates that the reranker reads."""
+    k: int = 10
+    """Documents that the reader sees: the top."""
+    relevance_level: int = 1
+    """Lowest grade that counts as relevant."""
+    measure: str = "nDCG@10"
+    """By which queries are won and lost."""
+    model: str | None = None
+    """A retriever or reranker: lengths are then its tokens instead of words, and it is told what it cuts off."""
+    contract: str | None = None
+    """Input contract by name, for a model folder that does not say its own."""
+    examples: int = 5
+    """Queries, and documents, that are shown of each kind."""
+    sample: int = 200
+    """Queries whose candidates are read to find duplicates, spread over all."""
+    ties: Literal["trec", "rank"] = "trec"
+    """How runs are put in order, as in `shortlist evaluate`."""
+    out: Path | None = None
+    """JSON file to write as well."""
+    json: bool = False
+    """Print JSON instead of tables."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+class Sizes(NamedTuple):
+    """How long a query and a document are, and whether the model reads only the beginning of the document."""
+
+    query: int
+    document: int
+    cut: bool | None = None
+
+
+Measurer = Callable[[Sequence[tuple[Query, Document]]], list[Sizes]]
+
+
+class Task(NamedTuple):
+    """What is diagnosed: runs, judgements and texts of the same queries."""
+
+    config: Config
+    run: RunColumns
+    reranked: RunColumns | None
+    qrels: Qrels
+    """Of the queries that the runs have."""
+    queries: Mapping[str, Query]
+    collection: Collection
+
+    @property
+    def last(self) -> RunColumns:
+        """The run that the reader sees."""
+        return self.run if self.reranked is None else self.reranked
+
+
+def run(config: Config) -> None:
+    """Print what is found, and write it where --out says."""
+    for flag, value in (("depth", config.depth), ("k", config.k), ("sample", config.sample)):
+        if value < 1:
+            raise UserError(f"--{flag} is {value}; expected 1 or more.")
+    if config.examples < 0:
+        raise UserError(f"--examples is {config.examples}; expected 0 or more.")
+    parse_measures([config.measure])
+    if config.out is None:
+        found = diagnose(_task(config))
+    else:
+        job = start_job(config, stage="diagnose", inputs=_inputs(config), ignore=("json",))
+        if not job.done:
+            write_json(job.out, diagnose(_task(config)))
+            job.finish()
+        found = read_json(config.out)
+    if config.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print_diagnosis(found)
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    collection = open_collection(config.collection)
+    inputs = {"run": identity(config.run)}
+    inputs |= {"reranked": identity(config.reranked)} if config.reranked else {}
+    if config.qrels is not None:
+        return inputs | {"qrels": identity(config.qrels), "collection": collection.identity("corpus", "queries")}
+    return inputs | {"collection": collection.identity("corpus", "queries", f"qrels/{config.split}")}
+
+
+def _task(config: Config) -> Task:
+    collection = open_collection(config.collection)
+    run = read_run_columns(config.run, ties=config.ties)
+    reranked = read_run_columns(config.reranked, ties=config.ties) if config.reranked else None
+    qrels = read_qrels(config.qrels) if config.qrels else collection.qrels(config.split)
+    queries = {query.query_id: query for query in collection.queries(config.split)}
+    shared = set(run.query_ids) & queries.keys() & (set(reranked.query_ids) if reranked else queries.keys())
+    judged = {query_id: judgements for query_id, judgements in qrels.items() if query_id in shared}
+    if not judged:
+        raise UserError(
+            f"{config.run}: none of its query ids (first {run.query_ids[0]!r}) is a judged query of "
+            f"{config.collection} {config.split} (first {next(iter(qrels))!r}) that all runs have."
+        )
+    if len(judged) < len(qrels):
+        say(f"diagnose: {len(qrels) - len(judged)} of {len(qrels)} judged queries are not in every run: left out.")
+    return Task(config, run, reranked, judged, queries, collection)
+
+
+def diagnose(task: Task) -> dict[str, Any]:
+    """All that is told of a run: `fates`, `duplicates`, `unjudged`, `queries`."""
+    config = task.config
+    return {
+        "num_queries": len(task.qrels),
+        "depth": config.depth,
+        "k": config.k,
+        "relevance_level": config.relevance_level,
+        "unit": "tokens" if config.model else "words",
+        "fates": count_fates(task),
+        "duplicates": find_duplicates(task),
+        "unjudged": find_unjudged(task),
+        "queries": compare_queries(task),
+    }
+
+
+def count_fates(task: Task) -> dict[str, Any]:
+    """How many relevant documents had each fate: `all`, and by the lengths of query and document and by truncation."""
+    config = task.config
+    relevant = {
+        query_id: {doc_id: grade for doc_id, grade in each.items() if grade >= config.relevance_level}
+        for query_id, each in task.qrels.items()
+    }
+    after = judged_ranks(task.reranked, relevant) if task.reranked else None
+    numbers = fates(judged_ranks(task.run, relevant), after, depth=config.depth, k=config.k)
+    pairs = [(query_id, doc_id) for query_id, each in relevant.items() for doc_id in each]
+    absent = set(task.collection.missing(dict.fromkeys(doc_id for _, doc_id in pairs)))
+    groups: dict[str, dict[str, Counter[str]]] = {"all": {"all": Counter()}}
+    groups["all"]["all"].update(FATES[number] for number in numbers.tolist())
+    there = [(pair, FATES[n]) for pair, n in zip(pairs, numbers.tolist(), strict=True) if pair[1] not in absent]
+    for fate, sizes in _measured(task, there):
+        bins = {"query length": _bin(sizes.query, QUERY_BINS), "document length": _bin(sizes.document, DOCUMENT_BINS)}
+        if sizes.cut is not None:
+            bins["document"] = "cut by the model" if sizes.cut else "read whole"
+        for kind, name in bins.items():
+            groups.setdefault(kind, {}).setdefault(name, Counter())[fate] += 1
+    told = {
+        kind: {name: dict(each) for name, each in sorted(by.items(), key=_first_number)} for kind, by in groups.items()
+    }
+    return {"relevant": len(pairs), "not_in_the_collection": len([p for p in pairs if p[1] in absent]), **told}
+
+
+def _first_number(item: tuple[str, Any]) -> tuple[int, str]:
+    digits = "".join(letter for letter in item[0].split("-")[0] if letter.isdigit())
+    return int(digits or 0), item[0]
+
+
+def _bin(length: int, ends: Sequence[int]) -> str:
+    start = 0
+    for end in ends:
+        if length <= end:
+            return f"{start}-{end}"
+        start = end + 1
+    return f"{start}-"
+
+
+def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> Iterator[tuple[str, Sizes]]:
+    """Yield the fate and the sizes of each pair; a bounded number of texts is held at a time."""
+    measure = _measurer(task.config)
+    for start in range(0, len(relevant), TEXTS_AT_ONCE):
+        some = relevant[start : start + TEXTS_AT_ONCE]
+        documents = task.collection.documents({doc_id for (_, doc_id), _ in some})
+        pairs = [(task.queries[query_id], documents[doc_id]) for (query_id, doc_id), _ in some]
+        yield from zip([fate for _, fate in some], measure(pairs), strict=True)
+
+
+def _measurer(config: Config) -> Measurer:
+    """Words without a model; with one, its tokens, and what it cuts."""
+    if config.model is None:
+        return lambda pairs: [Sizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
+    from shortlist.models.checkpoint import any_contract, tokenizer_of
+    from shortlist.text.contract import Inputs
+
+    form = any_contract(config.model, config.contract)
+    inputs = Inputs(form, tokenizer_of(config.model))
+
+    def measure(pairs: Sequence[tuple[Query, Document]]) -> list[Sizes]:
+        texts = [query.text for query, _ in pairs], [" ".join(_words(document)) for _, document in pairs]
+        queries, documents = ([len(spans) for spans in inputs.token_spans(each)] for each in texts)
+        if form.pair:
+            whole, most = inputs.pair_ids(pairs, cut=False), form.pair_length
+        else:
+            whole, most = inputs.document_ids([document for _, document in pairs], cut=False), form.document_length
+        return [Sizes(q, d, len(ids) > most) for q, d, ids in zip(queries, documents, whole, strict=True)]
+
+    return measure
+
+
+def _words(document: Document) -> list[str]:
+    return f"{document.title} {document.text}".split()
+
+
+def find_duplicates(task: Task) -> dict[str, Any]:
+    """Candidates with the same text, but for case and white space, as one ranked above them, in a sample of queries."""
+    config, run = task.config, task.run
+    numbers = [number for number, query_id in enumerate(run.query_ids) if query_id in task.qrels]
+    step = max(1, -(-len(numbers) // config.sample))
+    copies, examples = [], []
+    for number in track(numbers[::step], "reading candidates", len(numbers[::step]), "queries"):
+        doc_ids = [hit.doc_id for hit in run.hits(number)[: config.depth]]
+        absent = set(task.collection.missing(doc_ids))
+        documents = task.collection.documents([doc_id for doc_id in doc_ids if doc_id not in absent])
+        first: dict[str, str] = {}
+        own = []
+        for doc_id, document in documents.items():
+            above = first.setdefault(" ".join(_words(document)).casefold(), doc_id)
+            if above != doc_id:
+                own.append({"query_id": run.query_ids[number], "doc_id": doc_id, "same_as": above})
+        copies.append(len(own))
+        examples += own[: config.examples - len(examples)] if len(examples) < config.examples else []
+    return {
+        "queries_read": len(copies),
+        "queries_with_duplicates": sum(number > 0 for number in copies),
+        "duplicates": sum(copies),
+        "examples": examples,
+    }
+
+
+def find_unjudged(task: Task) -> dict[str, Any]:
+    """Documents in the top that nobody judged; the examples stand above a relevant one: they may be relevant too."""
+    config, run = task.config, task.last
+    num_shown, num_unjudged, above = 0, 0, []
+    for number, query_id in enumerate(run.query_ids):
+        judgements = task.qrels.get(query_id)
+        if judgements is None:
+            continue
+        doc_ids = [hit.doc_id for hit in run.hits(number)[: config.k]]
+        grades = [judgements.get(doc_id) for doc_id in doc_ids]
+        num_shown += len(doc_ids)
+        num_unjudged += grades.count(None)
+        relevant = [rank for rank, grade in enumerate(grades) if grade is not None and grade >= config.relevance_level]
+        lowest = max(relevant, default=-1)
+        above += [(rank, query_id, doc_ids[rank]) for rank in range(lowest) if grades[rank] is None]
+    examples = [
+        {"query_id": query_id, "query": task.queries[query_id].text, "rank": rank + 1, **_shown(task, doc_id)}
+        for rank, query_id, doc_id in sorted(above)[: config.examples]
+    ]
+    share = num_unjudged / max(1, num_shown)
+    return {
+        "shown": num_shown,
+        "unjudged": num_unjudged,
+        "share": share,
+        "above_a_relevant_one": len(above),
+        "examples": examples,
+    }
+
+
+def _shown(task: Task, doc_id: str) -> dict[str, str]:
+    """A document as it is shown: its id and the beginning of its text."""
+    if task.collection.missing([doc_id]):
+        return {"doc_id": doc_id, "text": ""}
+    words = " ".join(_words(task.collection.documents([doc_id])[doc_id]))
+    return {"doc_id": doc_id, "text": words if len(words) <= SNIPPET else words[:SNIPPET].rstrip() + " ..."}
+
+
+def compare_queries(task: Task) -> dict[str, Any]:
+    """The queries that the reranker won and lost most; without one, those with the lowest values."""
+    config = task.config
+    settings: dict[str, Any] = {"relevance_level": config.relevance_level}
+    before = per_query(task.run, task.qrels, [config.measure], **settings)[config.measure]
+    told: dict[str, Any] = {"measure": config.measure, "before": float(np.mean(list(before.values())))}
+    if task.reranked is None:
+        lowest = sorted(before, key=before.__getitem__)[: config.examples]
+        return told | {"lowest": [_query(task, query_id, before, before) for query_id in lowest]}
+    after = per_query(task.reranked, task.qrels, [config.measure], **settings)[config.measure]
+    changes = {query_id: after[query_id] - before[query_id] for query_id in before}
+    order = sorted(changes, key=changes.__getitem__)
+    won = [query_id for query_id in reversed(order) if changes[query_id] > 0]
+    lost = [query_id for query_id in order if changes[query_id] < 0]
+    return told | {
+        "after": float(np.mean(list(after.values()))),
+        "num_won": len(won),
+        "num_lost": len(lost),
+        "won": [_query(task, query_id, before, after) for query_id in won[: config.examples]],
+        "lost": [_query(task, query_id, before, after) for query_id in lost[: config.examples]],
+    }
+
+
+def _query(task: Task, query_id: str, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
+    """A query as it is shown: its values, the first document and the first relevant one's rank, before and after."""
+    level = task.config.relevance_level
+    relevant = {query_id: {d: g for d, g in task.qrels[query_id].items() if g >= level}}
+    told: dict[str, Any] = {"query_id": query_id, "query": task.queries[query_id].text}
+    sides = {"before": (task.run, before)} | ({"after": (task.reranked, after)} if task.reranked else {})
+    for side, (run, values) in sides.items():
+        ranks = judged_ranks(run, relevant)
+        first = run.hits(run.query_ids.index(query_id))[0].doc_id
+        told[side] = {
+            "value": values[query_id],
+            "first_relevant": int(ranks[ranks > 0].min()) if (ranks > 0).any() else None,
+            "first": _shown(task, first),
+        }
+    return told

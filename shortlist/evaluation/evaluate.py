@@ -1,0 +1,290 @@
+"""Stage `evaluate`: how well runs agree with judgements, and whether their difference could be chance."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from shortlist.data.files import atomic_write
+from shortlist.data.judgements import Judgements, run_names
+from shortlist.data.manifest import identity, ms_per_query, read_manifest, start_job
+from shortlist.data.runs import RunColumns, read_run_columns
+from shortlist.errors import UserError
+from shortlist.math.measures import JudgedHits, judged
+from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
+from shortlist.evaluation.measure import Values, judged_hits, parse_measures, per_query
+from shortlist.progress import say
+from shortlist.records import Qrels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    runs: tuple[Path, ...]
+    """Run files, TREC or of three columns; all others are compared with the first."""
+    qrels: Path | None = None
+    """Judgements, TREC, BEIR or MS MARCO; or name a collection."""
+    collection: str | None = None
+    """BEIR or MS MARCO folder, `irds:` or `hf:` name, whose judgements to use."""
+    split: str = "test"
+    """Split of the collection."""
+    measures: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
+    """Names as in ir_measures: nDCG@10, RR@10 (or MRR@10), R@1000, AP, P@5, Success@10, R(rel=2)@100, ..."""
+    relevance_level: int = 1
+    """Lowest grade that counts as relevant, for measures that know no grades (2 for TREC DL)."""
+    ties: Literal["trec", "rank"] = "trec"
+    """How a run is put in order: by score and id as trec_eval does, or by its own rank column."""
+    complete: bool = False
+    """Count judged queries that a run lacks as 0 instead of leaving them out."""
+    judged_at: int = 10
+    """Ranks of each run among which documents without judgement are counted."""
+    resamples: int = 10_000
+    """Random samples of the randomisation test; the bootstrap interval takes a tenth."""
+    details: bool = False
+    """Print intervals, differences and both tests as a second table."""
+    per_query: Path | None = None
+    """File for the value of every query: .json, or else tab-separated columns run, measure, query_id, value."""
+    names: tuple[str, ...] | None = None
+    """What to call the runs, one name per run; their paths by default. `{weights}` in a name stands for those that
+    `shortlist fuse` chose for the run."""
+    json: bool = False
+    """Print one JSON object per run instead of a table."""
+    out: Path | None = None
+    """JSON file to write as well."""
+    overwrite: bool = False
+    """Replace an output of another job instead of refusing."""
+
+
+def run(config: Config) -> None:
+    """Print the measurements, and write them where --out and --per-query say."""
+    names = [
+        _with_weights(name, path) for name, path in zip(run_names(config.names, config.runs), config.runs, strict=True)
+    ]
+    if config.per_query is not None and len(set(names)) < len(names):
+        raise UserError("--per-query: two runs have the same name; tell them apart with --names.")
+    if not config.runs or not config.measures:
+        raise UserError("--runs and --measures each need at least one value.")
+    if config.resamples < 100 or config.judged_at < 1:
+        raise UserError(
+            f"--resamples is {config.resamples} and --judged-at {config.judged_at}; expected at least 100 and 1."
+        )
+    _judgements(config).check()
+    results = _evaluate(config, names) if config.out is None else _evaluate_once(config, names, config.out)
+    _print(results, config)
+
+
+def _with_weights(name: str, run: Path) -> str:
+    if "{weights}" not in name:
+        return name
+    weights = (read_manifest(run) or {}).get("results", {}).get("weights")
+    if weights is None:
+        raise UserError(
+            f"{run}: has no weights for the name {name!r}; expected what `shortlist fuse --dev-runs` wrote."
+        )
+    return name.replace("{weights}", " : ".join(f"{weight:g}" for weight in weights))
+
+
+def _evaluate_once(config: Config, names: Sequence[str], out: Path) -> dict[str, Any]:
+    """Evaluate into a file, or read the file where that is done already."""
+    inputs = {"runs": [identity(path) for path in config.runs], **_judgements(config).identity()}
+    job = start_job(config, stage="evaluate", inputs=inputs, ignore=("details", "per_query"))
+    if job.done and config.per_query is None:
+        return json.loads(out.read_text("utf-8"))
+    results = _evaluate(config, names)
+    with atomic_write(job.out) as file:
+        json.dump(results, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    job.finish(**results)
+    return results
+
+
+def _judgements(config: Config) -> Judgements:
+    return Judgements(config.qrels, config.collection, config.split)
+
+
+def _evaluate(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    parse_measures(config.measures)  # before big files are read
+    qrels, where = _judgements(config).read(), _judgements(config).where
+    _hint_at_grades(qrels, config)
+    values: dict[str, dict[str, Values]] = {}
+    rows, first = [], None
+    for name, path in zip(names, config.runs, strict=True):
+        run = read_run_columns(path, ties=config.ties)
+        hits = _common(run, qrels, path, where, complete=config.complete)
+        own = per_query(run, qrels, config.measures, relevance_level=config.relevance_level, complete=config.complete)
+        values[name] = own
+        first = first or own
+        row: dict[str, Any] = {"name": name, "run": str(path)}
+        row |= {measure: float(np.mean(list(own[measure].values()))) for measure in own}
+        row |= {"queries": len(next(iter(own.values()))), **_holes(hits, config.judged_at)}
+        row |= {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(path)) else {}
+        row["interval"] = {measure: _interval(list(own[measure].values()), config) for measure in own}
+        if rows:
+            row["difference"] = {m: difference(own[m], first[m], resamples=config.resamples) for m in own}
+        rows.append(row)
+    _correct(rows, config.measures)
+    if config.per_query is not None:
+        write_values(config.per_query, values)
+    return {
+        "measures": list(config.measures),
+        "relevance_level": config.relevance_level,
+        "ties": config.ties,
+        "judged_at": config.judged_at,
+        "queries": len(qrels),
+        "rows": rows,
+    }
+
+
+def difference(values: Values, baseline: Values, *, resamples: int = 10_000) -> dict[str, Any]:
+    """How a run's values differ from another's, over the queries that both have.
+
+    Returns:
+        `mean` and its 95% bootstrap `interval`; `t_test` and `randomisation`, the p-values of the paired two-sided
+        tests; `queries`, how many there are. None for what they are too few for.
+    """
+    shared = [query_id for query_id in baseline if query_id in values]
+    each = np.array([values[query_id] - baseline[query_id] for query_id in shared])
+    return {
+        "queries": len(shared),
+        "mean": float(each.mean()) if shared else None,
+        "interval": bootstrap_interval(each, resamples=max(100, resamples // 10)) if shared else None,
+        "t_test": paired_t_test(each),
+        "randomisation": randomisation_test(each, resamples=resamples),
+    }
+
+
+def _interval(values: Sequence[float], config: Config) -> tuple[float, float]:
+    return bootstrap_interval(np.array(values), resamples=max(100, config.resamples // 10))
+
+
+def _correct(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> None:
+    """Add to each p-value what Holm makes of it among all runs that are compared by the same measure."""
+    for measure in measures:
+        for test in ("t_test", "randomisation"):
+            tested = [d for row in rows[1:] if (d := row["difference"][measure])[test] is not None]
+            for each, corrected in zip(tested, holm([each[test] for each in tested]), strict=True):
+                each[f"{test}_holm"] = corrected
+
+
+def write_values(path: Path, values: Mapping[str, Mapping[str, Values]]) -> None:
+    """Write run -> measure -> query_id -> value: as JSON where the name says so, else as tab-separated columns."""
+    with atomic_write(path) as file:
+        if path.name.removesuffix(".gz").endswith(".json"):
+            json.dump(values, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            return
+        file.write("run\tmeasure\tquery_id\tvalue\n")
+        for name, by_measure in values.items():
+            for measure, each in by_measure.items():
+                file.writelines(f"{name}\t{measure}\t{query_id}\t{value!r}\n" for query_id, value in each.items())
+
+
+def _hint_at_grades(qrels: Qrels, config: Config) -> None:
+    measures = parse_measures(config.measures, relevance_level=0).values()
+    level_counts = any(measure.params.get("rel") == 0 for measure in measures)
+    highest = max(grade for judged in qrels.values() for grade in judged.values())
+    if highest > 1 and config.relevance_level == 1 and level_counts:
+        say(
+            f"evaluate: grades go up to {highest}, and measures without grades count 1 as relevant; TREC DL counts "
+            "from 2 (--relevance-level 2)."
+        )
+
+
+def _common(run: RunColumns, qrels: Qrels, path: Path, where: str, *, complete: bool) -> JudgedHits:
+    """The judged hits of the queries that are both judged and in the run; tells on stderr of those that are not.
+
+    Raises:
+        UserError: the run and the judgements have no query in common.
+    """
+    found = set(run.query_ids)
+    shared = {query_id: judgements for query_id, judgements in qrels.items() if query_id in found}
+    if not shared:
+        raise UserError(
+            f"{path}: none of its query ids (first {run.query_ids[0]!r}) is judged in {where} "
+            f"(first {next(iter(qrels))!r}); expected a run of the same queries."
+        )
+    if missing := len(qrels) - len(shared):
+        treated = "counted as 0" if complete else "left out (--complete counts them as 0)"
+        say(f"{path}: {missing} of {len(qrels)} judged queries are not in the run: {treated}.")
+    if others := len(found) - len(shared):
+        say(f"{path}: {others} of {len(found)} queries are not judged: left out.")
+    hits = judged_hits(run, shared)
+    if not len(hits.ranks):
+        examples = f"{run.doc_ids[0].as_py()!r} in the run, {min(min(shared.values(), key=min))!r} judged"
+        say(f"{path}: none of its documents is judged in {where} ({examples}); are the ids of one collection?")
+    return hits
+
+
+def _holes(hits: JudgedHits, depth: int) -> dict[str, Any]:
+    """Of the first ranks of each query: the mean share that is judged, and how many documents are not."""
+    num_holes = np.minimum(hits.lengths, depth).sum() - (hits.ranks <= depth).sum()
+    return {"judged": float(judged(hits, cutoff=depth).mean()), "holes": int(num_holes)}
+
+
+def _print(results: Mapping[str, Any], config: Config) -> None:
+    if config.json:
+        for row in results["rows"]:
+            print(json.dumps({"run": row["run"]} | row, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    console.print(_table(results))
+    if config.details:
+        console.print(_details(results))
+
+
+def _table(results: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    measures, rows = results["measures"], results["rows"]
+    timed = any("ms_per_query" in row for row in rows)
+    caption = f"relevant: grade {results['relevance_level']} and above, where a measure knows no grades"
+    if len(rows) > 1:
+        caption += "; p: paired two-sided t-test against the first row, Holm-corrected over the rows"
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("run", overflow="fold")
+    for heading in [*measures, "queries", f"judged@{results['judged_at']}", *(["ms/query"] if timed else [])]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        values = [_cell(row[measure], row.get("difference", {}).get(measure)) for measure in measures]
+        times = [f"{row['ms_per_query']:.1f}" if "ms_per_query" in row else "-"] if timed else []
+        table.add_row(row["name"], *values, str(row["queries"]), f"{row['judged']:.0%}", *times)
+    return table
+
+
+def _details(results: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(caption="intervals: 95%, by bootstrap; p: two-sided, (Holm-corrected)", caption_justify="left")
+    for heading in ("run", "measure", "mean", "interval", "minus first", "interval", "p t-test", "p randomisation"):
+        table.add_column(heading, justify="left" if heading in ("run", "measure") else "right", no_wrap=True)
+    for row in results["rows"]:
+        for measure in results["measures"]:
+            mean = [f"{row[measure]:.4f}", _span(row["interval"][measure])]
+            table.add_row(row["name"], measure, *mean, *_compared(row.get("difference", {}).get(measure)))
+    return table
+
+
+def _compared(each: Mapping[str, Any] | None) -> list[str]:
+    if each is None or each["mean"] is None:
+        return ["-"] * 4
+    tests = [
+        f"{each[test]:.4f} ({each[f'{test}_holm']:.4f})" if each[test] is not None else "-"
+        for test in ("t_test", "randomisation")
+    ]
+    return [f"{each['mean']:+.4f}", _span(each["interval"]), *tests]
+
+
+def _span(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _cell(value: float, compared: Mapping[str, Any] | None) -> str:
+    p = (compared or {}).get("t_test_holm")
+    if p is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} ({f'p={p:.3f}' if p >= 0.001 else 'p<0.001'})"

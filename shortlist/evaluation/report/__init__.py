@@ -1,0 +1,215 @@
+"""Stage `report`: one page about everything that some folders hold, to read, print and send."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from shortlist.data.files import atomic_write, read_json
+from shortlist.data.manifest import read_manifest
+from shortlist.errors import UserError
+from shortlist.math.fates import FATES
+from shortlist.progress import say, size
+from shortlist.evaluation.report.html import drawing, folded, heading, page, paragraph, table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders with outputs of `shortlist`, such as those of `shortlist run`; they are searched through."""
+    out: Path
+    """HTML file to write; it holds everything that it shows."""
+    title: str = "Report"
+    """Heading of the page."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
+
+
+class Output(NamedTuple):
+    """What a stage has written, finished or not."""
+
+    name: str
+    """Its path in the folder that was searched."""
+    path: Path
+    manifest: dict[str, Any]
+
+
+def run(config: Config) -> None:
+    """Write the page."""
+    if not config.folders:
+        raise UserError("no folder is named; expected one or more with outputs of `shortlist`.")
+    if config.out.exists() and not config.overwrite:
+        raise UserError(f"--out {config.out}: exists; choose another name or --overwrite.")
+    outputs = [output for folder in config.folders for output in find_outputs(folder)]
+    if not outputs:
+        raise UserError(f"{', '.join(map(str, config.folders))}: no output of `shortlist` is there.")
+    with atomic_write(config.out) as file:
+        file.write(page(config.title, sections(outputs)))
+    say(f"report: wrote {config.out}")
+
+
+def find_outputs(folder: Path) -> Iterator[Output]:
+    """Everything in a folder and below that has a manifest of ours, in the order of the paths.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected one with outputs of `shortlist`.")
+    for path in sorted(folder.rglob("*manifest.json")):
+        out = path.parent if path.name == "manifest.json" else path.with_name(path.name.removesuffix(".manifest.json"))
+        if out.exists() and (manifest := read_manifest(out)) is not None:
+            yield Output(str(out.relative_to(folder)) if out != folder else folder.name, out, manifest)
+
+
+def sections(outputs: Sequence[Output]) -> list[tuple[str, str]]:
+    """Heading and HTML of every kind of output that is there, and of the manifests."""
+    told = []
+    for title, stage, show in SECTIONS:
+        finished = [each for each in outputs if each.manifest["stage"] == stage and each.manifest["complete"]]
+        if finished:
+            told.append((title, "".join(heading(each.name) + show(each) for each in finished)))
+    return [*told, ("Manifests", show_manifests(outputs))]
+
+
+def show_results(output: Output) -> str:
+    """The table of `evaluate`: values, intervals, and p-values against the first run."""
+    results = read_json(output.path)
+    rows = []
+    for row in results["rows"]:
+        cells = []
+        for measure in results["measures"]:
+            low, high = row["interval"][measure]
+            lines = [f"{row[measure]:.4f}", f"{low:.4f} to {high:.4f}"]
+            compared = row.get("difference", {}).get(measure, {})
+            if compared.get("t_test") is not None:
+                lines.append(f"p {compared['t_test_holm']:.4f}, {compared['randomisation_holm']:.4f}")
+            cells.append("\n".join(lines))
+        rows.append([row["name"], *cells, str(row["queries"]), f"{row['judged']:.0%}\n{row['holes']} holes"])
+    caption = (
+        "95% bootstrap intervals; p: paired t-test and randomisation test against the first row, Holm-corrected. "
+        f"Relevant: grade {results['relevance_level']} and above, where a measure knows no grades. "
+        f"Ties: {results['ties']}."
+    )
+    return table(["run", *results["measures"], "queries", f"judged@{results['judged_at']}"], rows, caption=caption)
+
+
+def show_table(output: Output) -> str:
+    """Published rows, and ours."""
+    content = read_json(output.path / "table.json")
+    rows = [[f"published: {content['source']}"]]
+    rows += [[name, *("-" if v is None else f"{v:.1f}" for v in values)] for name, values in content["rows"].items()]
+    rows += [[content["label"]]]
+    rows += [[name, *("not run" if v is None else f"{v:.1f}" for v in v_)] for name, v_ in content["ours"].items()]
+    return paragraph(content["title"]) + table(["", *content["columns"]], rows) + _drawing(output, "table.svg")
+
+
+def show_comparison(output: Output) -> str:
+    """What runs are worth and what they cost, and the figure of both."""
+    rows = read_json(output.path / "compare.json", kind=list)
+    measures = output.manifest["config"]["measures"]
+    shown = []
+    for row in rows:
+        by_stage = [f"{stage['stage']} {stage['ms']:,.1f}" for stage in row["stages"]]
+        time = f"{row['ms_per_query']:,.1f}" if "ms_per_query" in row else "-"
+        costs = [
+            f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "-",
+            size(row["index_bytes"]) if "index_bytes" in row else "-",
+            size(row["peak_bytes"]) if "peak_bytes" in row else "-",
+            f"{row['num_parameters'] / 1e6:,.1f}M" if "num_parameters" in row else "-",
+        ]
+        shown.append(
+            [row["name"], *(f"{row[measure]:.4f}" for measure in measures), "\n".join([time, *by_stage]), *costs]
+        )
+    headings = ["run", *measures, "ms/query", "tokens/s", "index", "peak memory", "model"]
+    return table(headings, shown) + _drawing(output, "pareto.svg")
+
+
+def show_training(output: Output) -> str:
+    """The curve of a training run."""
+    results = output.manifest["results"]
+    numbers = ", ".join(f"{name} {value}" for name, value in results.items() if isinstance(value, int | float))
+    return paragraph(numbers) + _drawing(output, "loss.svg")
+
+
+def show_lengths(output: Output) -> str:
+    """How long texts are."""
+    told = read_json(output.path / "lengths.json")
+    columns = {"texts": f"{told['count']:,}", "mean": f"{told['mean']:,.1f}"}
+    columns |= {name: f"{value:,}" for name, value in told["quantiles"].items()} | {"longest": f"{told['longest']:,}"}
+    columns |= {f"<= {limit}": f"{share:.1%}" for limit, share in told["at_most"].items()}
+    return table(list(columns), [list(columns.values())], caption="tokens") + _drawing(output, "lengths.svg")
+
+
+def show_diagnosis(output: Output) -> str:
+    """Where relevant documents were lost, and the queries won and lost most."""
+    found = read_json(output.path)
+    kinds = {kind: by for kind, by in found["fates"].items() if isinstance(by, dict)}
+    known = [fate for fate in FATES if any(fate in counts for by in kinds.values() for counts in by.values())]
+    rows = []
+    for kind, by in kinds.items():
+        for name, counts in by.items():
+            total = sum(counts.values())
+            shares = [f"{counts.get(fate, 0) / total:.1%}" for fate in known]
+            rows.append([name if kind == "all" else f"{kind} {name}", f"{total:,}", *shares])
+    caption = f"The top is {found['k']}, the depth {found['depth']}; lengths in {found['unit']}."
+    told = table(["relevant documents", "number", *known], rows, caption=caption)
+    duplicates, unjudged = found["duplicates"], found["unjudged"]
+    told += paragraph(
+        f"Duplicates among the candidates: {duplicates['duplicates']:,} in {duplicates['queries_with_duplicates']} of "
+        f"{duplicates['queries_read']} queries. Not judged in the top: {unjudged['unjudged']:,} of "
+        f"{unjudged['shown']:,} ({unjudged['share']:.1%}), {unjudged['above_a_relevant_one']:,} of "
+        "them above a relevant document."
+    )
+    return told + _queries(found["queries"])
+
+
+def _queries(queries: Mapping[str, Any]) -> str:
+    rows = []
+    for kind in ("won", "lost", "lowest"):
+        for each in queries.get(kind, []):
+            sides = [each[side] for side in ("before", "after") if side in each]
+            values = " to ".join(f"{side['value']:.4f}" for side in sides)
+            places = " to ".join(str(side["first_relevant"] or "none") for side in sides)
+            first = sides[-1]["first"]
+            rows.append([kind, each["query"], values, places, f"{first['doc_id']}\n{first['text']}"[:120]])
+    headings = ["", "query", queries["measure"], "first relevant at", "first document"]
+    return table(headings, rows, text=(1, 4)) if rows else ""
+
+
+def show_manifests(outputs: Sequence[Output]) -> str:
+    """Every output with what made it; the whole manifest unfolds."""
+    rows = [
+        [
+            each.name,
+            each.manifest["stage"],
+            "finished" if each.manifest["complete"] else "not finished",
+            each.manifest.get("finished") or "-",
+            each.manifest.get("version") or "-",
+            (each.manifest.get("commit") or "-")[:12],
+        ]
+        for each in outputs
+    ]
+    told = table(["output", "stage", "state", "finished", "version", "commit"], rows, text=range(1, 6))
+    return told + "".join(
+        folded(each.name, json.dumps(each.manifest, indent=2, ensure_ascii=False)) for each in outputs
+    )
+
+
+def _drawing(output: Output, name: str) -> str:
+    path = output.path / name
+    return drawing(path.read_text("utf-8"), f"{output.name} {path.stem}") if path.exists() else ""
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Output], str]], ...] = (
+    ("Published tables", "table", show_table),
+    ("Results", "evaluate", show_results),
+    ("Quality and cost", "compare", show_comparison),
+    ("Failures", "diagnose", show_diagnosis),
+    ("Lengths", "lengths", show_lengths),
+    ("Training", "train", show_training),
+)
+"""Heading, the stage whose outputs it shows, and how one is shown."""

@@ -1,0 +1,92 @@
+"""Pieces of a page: every text in them is escaped, and nothing is fetched from anywhere."""
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""The page may load nothing and run nothing."""
+
+
+def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A whole page.
+
+    Args:
+        sections: heading and HTML of each.
+    """
+    links = "".join(f'<a href="#{_anchor(heading)}">{escape(heading)}</a>' for heading, _ in sections)
+    bodies = "".join(
+        f'<section id="{_anchor(heading)}"><h2>{escape(heading)}</h2>\n{body}</section>\n' for heading, body in sections
+    )
+    style = files("shortlist.evaluation.report").joinpath("page.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>\n<nav>{links}</nav>\n{bodies}</body></html>\n"
+    )
+
+
+def _anchor(heading: str) -> str:
+    return re.sub("[^a-z]+", "-", heading.lower())
+
+
+def heading(text: str) -> str:
+    """A heading inside a section."""
+    return f"<h3>{escape(text)}</h3>\n"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{escape(text)}</p>\n"
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", text: Iterable[int] = ()
+) -> str:
+    """A table; a cell's further lines are shown small, and a row of one cell parts the table.
+
+    Args:
+        text: columns that hold text, beside the first; all others hold numbers.
+    """
+    words = set(text)
+    mark = ['<th scope="col" class="text">' if place in words else '<th scope="col">' for place in range(len(headings))]
+    head = "".join(f"{mark[place]}{escape(name)}</th>" for place, name in enumerate(headings))
+    body = "".join(f"<tr{_part(row, headings)}>{_cells(row, headings, words)}</tr>\n" for row in rows)
+    under = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="wide"><table>{under}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+
+
+def _part(row: Sequence[str], headings: Sequence[str]) -> str:
+    return ' class="part"' if len(row) == 1 < len(headings) else ""
+
+
+def _cells(row: Sequence[str], headings: Sequence[str], words: set[int]) -> str:
+    if len(row) == 1 < len(headings):
+        return f'<td colspan="{len(headings)}">{escape(row[0])}</td>'
+    cells = []
+    for place, cell in enumerate(row):
+        first, *more = cell.split("\n")
+        small = "".join(f"<small>{escape(line)}</small>" for line in more)
+        opening = '<td class="text">' if place in words else "<td>"
+        cells.append(f"{opening}{escape(first)}{small}</td>")
+    return "".join(cells)
+
+
+def drawing(svg: str, caption: str) -> str:
+    """An SVG file's drawing, as a part of the page."""
+    body = svg[svg.index("<svg") :]
+    # Several drawings in one page share it: what one of them names must not be meant by another's reference.
+    prefix = re.sub("[^a-z0-9]+", "-", caption.lower())
+    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", body)
+    return (
+        f'<figure role="img" aria-label="{escape(caption)}">{body}<figcaption>{escape(caption)}</figcaption></figure>\n'
+    )
+
+
+def folded(summary: str, text: str) -> str:
+    """Text that is shown when its summary is clicked."""
+    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>\n"

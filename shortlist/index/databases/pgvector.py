@@ -1,0 +1,242 @@
+"""Vectors in PostgreSQL, searched by its extension pgvector (the extra `pgvector`): any machine can search them.
+
+An index called `vectors` is three tables: `vectors` (row, doc_id, embedding), `vectors_positions` (row, position) and
+`vectors_shards` (which shards of the store are in, with which documents). Positions are apart because an update may
+change all of them, and a changed row of `vectors` would have to be put into the HNSW graph again.
+
+How much memory and how many processes the server uses are its own settings; a DSN can carry them, as in
+`postgresql://host/database?options=-c%20maintenance_work_mem%3D4GB`.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from shortlist.data.vectors import DEAD, VectorReader
+from shortlist.errors import UserError
+from shortlist.index.databases.postgres import HNSW_DIMS, Database, connected, hnsw_terms, plain_errors
+from shortlist.progress import Advance
+from shortlist.records import Hit
+
+ROWS_AT_ONCE = 1000
+"""Vectors read from the store together."""
+EF_SEARCH = 200
+"""Candidates that HNSW keeps while it searches, unless more are asked for."""
+MOST_EF_SEARCH = 1000
+"""What pgvector allows."""
+_DELETE_GONE = """
+    DELETE FROM {vectors} AS v WHERE row >= %s AND row < %s
+    AND NOT EXISTS (SELECT FROM wanted AS w WHERE w.row = v.row AND w.doc_id = v.doc_id)
+"""
+_MISSING = "SELECT row FROM wanted AS w WHERE NOT EXISTS (SELECT FROM {vectors} AS v WHERE v.row = w.row)"
+# In the exact query the score is an expression of the operator, which no index of the operator can be used for.
+_EXACT = """
+    SELECT doc_id, score FROM (
+        SELECT row, doc_id, (embedding <#> %(query)s) * -1 AS score FROM {vectors}
+        ORDER BY score DESC FETCH FIRST %(k)s ROWS WITH TIES
+    ) AS found LEFT JOIN {positions} USING (row) ORDER BY score DESC, position LIMIT %(k)s
+"""
+_APPROXIMATE = """
+    SELECT doc_id, score FROM (
+        SELECT row, doc_id, (embedding <#> %(query)s) * -1 AS score FROM {vectors}
+        ORDER BY {key} <#> %(query)s{cast} LIMIT %(k)s
+    ) AS found LEFT JOIN {positions} USING (row) ORDER BY score DESC, position
+"""
+
+
+@final
+class PgVectorIndex:
+    """A table of vectors in PostgreSQL, searched by inner product; made by `load` or `open`.
+
+    Attributes:
+        dim: numbers per vector.
+        num_docs: documents in the table.
+        shard_hashes: the shards that are loaded, in row order; `VectorReader.beyond` says what they lack.
+    """
+
+    def __init__(self, database: Database, *, approximate: bool, ef_search: int) -> None:
+        self._database, self.approximate, self.ef_search = database, approximate, ef_search
+        if not (database.has("vectors") and database.has("shards")):
+            raise UserError(f"PostgreSQL has no table {database.table} filled by `shortlist index --kind pgvector`.")
+        if approximate and not database.has("hnsw"):
+            raise UserError(
+                f"table {database.table} has no HNSW index: make it with `shortlist index`, or search exactly."
+            )
+        self.dim = database.dim()
+        self.num_docs: int = database.value("SELECT count(*) FROM {vectors}")
+        self.shard_hashes: list[str] = [
+            found for (found,) in database.run("SELECT hash FROM {shards} ORDER BY start").fetchall()
+        ]
+
+    @classmethod
+    def open(
+        cls, *, dsn: str, table: str = "vectors", approximate: bool = False, ef_search: int = EF_SEARCH
+    ) -> "PgVectorIndex":
+        """An index as it is in the database; the vector store is not needed.
+
+        Args:
+            dsn: as in `load`.
+            table: its name.
+            approximate: search the HNSW index instead of every vector.
+            ef_search: candidates that HNSW keeps, or k if that is more; before pgvector 0.8 no search finds more than
+                MOST_EF_SEARCH.
+
+        Raises:
+            UserError: the server cannot be reached, there is no such table, or no HNSW index where one is asked for.
+        """
+        with connected(dsn, table) as database:
+            return cls(database, approximate=approximate, ef_search=ef_search)
+
+    @classmethod
+    def load(
+        cls,
+        vectors: VectorReader,
+        *,
+        dsn: str,
+        table: str = "vectors",
+        approximate: bool = False,
+        m: int = 16,
+        ef_construction: int = 64,
+        ef_search: int = EF_SEARCH,
+        advance: Advance | None = None,
+    ) -> "PgVectorIndex":
+        """Make the table hold the documents of a store, whatever of them it holds already.
+
+        One transaction for each shard, so that what was interrupted goes on from there. A store that has changed
+        costs only its changes.
+
+        Args:
+            dsn: `postgresql://user@host/database` or `key=value` words; the password is better left to PGPASSWORD or
+                ~/.pgpass.
+            table: its name, `schema.name` where it is not on the search path.
+            approximate: make an HNSW index too. Above HNSW_DIMS numbers it is in half precision, and what it finds is
+                scored in full.
+            m: neighbours of each vector in the graph.
+            ef_construction: candidates for them.
+            ef_search: as in `open`.
+            advance: told of documents done.
+
+        Raises:
+            UserError: the server cannot be reached or refuses, pgvector is missing or too old, the table is another's
+                or of another dimension.
+        """
+        if approximate and vectors.dim > 2 * HNSW_DIMS:
+            raise UserError(
+                f"{vectors.dim} dimensions are more than pgvector's HNSW takes ({2 * HNSW_DIMS:,}): search exactly."
+            )
+        with connected(dsn, table) as database:
+            database.run("SELECT pg_advisory_lock(hashtext(%s))", database.name("vectors"))  # one load at a time
+            database.make_tables(vectors.dim)
+            _fill(database, vectors, advance)
+            if approximate:
+                database.make_hnsw(vectors.dim, m, ef_construction)
+            database.run("SELECT pg_advisory_unlock_all()")
+            return cls(database, approximate=approximate, ef_search=ef_search)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._database.connection.close()
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the tables and their indexes take on the server's disk."""
+        names = [self._database.name(part) for part in ("vectors", "positions", "shards")]
+        with plain_errors():
+            return sum(self._database.value("SELECT pg_total_relation_size(%s::regclass)", name) for name in names)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a search reads, best kept in memory: the HNSW graph, or else every vector."""
+        part = "hnsw" if self.approximate else "vectors"
+        with plain_errors():
+            return self._database.value("SELECT pg_table_size(%s::regclass)", self._database.name(part))
+
+    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+        """The at most k documents of each query with the greatest inner product, equal ones in corpus order.
+
+        Raises:
+            UserError: the queries have another dimension than the vectors, or the server refuses.
+        """
+        if queries.shape[1] != self.dim:
+            raise UserError(
+                f"queries have {queries.shape[1]} dimensions, the vectors in table {self._database.table} {self.dim}: "
+                "encode both with the same model."
+            )
+        with plain_errors(), self._database.transaction():
+            for setting, value in self._settings(k).items():
+                self._database.run("SELECT set_config(%s, %s, true)", setting, value)
+            return [self._find(query, k) for query in np.asarray(queries, dtype=np.float32)]
+
+    def _find(self, query: Float[np.ndarray, " dim"], k: int) -> list[Hit]:
+        statement, terms = (_APPROXIMATE, hnsw_terms(self.dim)) if self.approximate else (_EXACT, {})
+        found = self._database.run(statement, named={"query": query, "k": k}, **terms)
+        return [Hit(doc_id, score) for doc_id, score in found.fetchall()]
+
+    def _settings(self, k: int) -> dict[str, str]:
+        if not self.approximate:
+            return {"jit": "off"}
+        ef_search = min(max(self.ef_search, k), MOST_EF_SEARCH)
+        settings = {"jit": "off", "enable_seqscan": "off", "hnsw.ef_search": str(ef_search)}
+        return settings | ({"hnsw.iterative_scan": "strict_order"} if self._database.pgvector() >= (0, 8) else {})
+
+
+def _fill(database: Database, vectors: VectorReader, advance: Advance | None) -> None:
+    starts = vectors.starts.tolist()
+    shards = list(zip(starts, starts[1:], vectors.shard_hashes, strict=False))
+    changed = False
+    for shard in database.run("SELECT start, stop, hash FROM {shards}").fetchall():
+        if shard not in shards:
+            _drop_shard(database, *shard[:2])
+            changed = True
+    for place, shard in enumerate(shards):
+        rows = np.arange(*shard[:2])
+        rows = rows[vectors.positions_of(rows) != DEAD]
+        changed |= _load_shard(database, vectors, place, shard, rows)
+        if advance is not None:
+            advance(len(rows))
+    if changed:  # takes the dead rows out of the HNSW graph too
+        database.run("VACUUM (ANALYZE) {vectors}, {positions}")
+
+
+def _drop_shard(database: Database, start: int, stop: int) -> None:
+    with database.transaction():
+        for part in ("vectors", "positions"):
+            database.run(f"DELETE FROM {{{part}}} WHERE row >= %s AND row < %s", start, stop)
+        database.run("DELETE FROM {shards} WHERE start = %s", start)
+
+
+def _load_shard(
+    database: Database, vectors: VectorReader, place: int, shard: tuple[int, int, str], rows: Int[np.ndarray, " rows"]
+) -> bool:
+    """Make the database hold just these rows of a shard, all at once or not at all; whether it did not before."""
+    start, stop, _ = shard
+    positions = vectors.positions_of(rows).tolist()
+    doc_ids = [vectors.doc_ids[position] for position in positions]
+    documents = list(zip(rows.tolist(), positions, doc_ids, strict=True))
+    digest = hashlib.sha256(repr(documents).encode()).hexdigest()
+    if database.value("SELECT count(*) FROM {shards} WHERE (start, documents) = (%s, %s)", start, digest):
+        return False
+    with database.transaction():
+        database.run("CREATE TEMPORARY TABLE wanted (row bigint, position bigint, doc_id text) ON COMMIT DROP")
+        database.copy("wanted", ["int8", "int8", "text"], documents)
+        database.run(_DELETE_GONE, start, stop)
+        database.run("DELETE FROM {positions} WHERE row >= %s AND row < %s", start, stop)
+        database.run("INSERT INTO {positions} SELECT row, position FROM wanted")
+        missing = {row for (row,) in database.run(_MISSING).fetchall()}
+        new = _read(vectors, place, {row: doc_id for row, _, doc_id in documents if row in missing})
+        database.copy("{vectors}", ["int8", "text", "vector"], new)
+        database.run("DELETE FROM {shards} WHERE start = %s", start)
+        database.run("INSERT INTO {shards} VALUES (%s, %s, %s, %s)", *shard, digest)
+    return True
+
+
+def _read(vectors: VectorReader, place: int, doc_ids: dict[int, str]) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Yield row, document id and vector of some rows of a shard."""
+    if doc_ids:
+        for block in vectors.blocks(ROWS_AT_ONCE, shards=[place], release=True):
+            for row, vector in zip(block.rows.tolist(), block.float32().numpy(), strict=True):
+                if row in doc_ids:
+                    yield row, doc_ids[row], vector

@@ -1,0 +1,165 @@
+"""The LLaMA family's decoder layer in fewer passes over memory, where that gives what the model's own code gives."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Complex64, Float, Int
+from torch import Tensor, nn
+
+from shortlist.models.kernels.linear import ACTIVATIONS, MakesLinear, PlainLinear, stand_in
+
+PARTS = {
+    "": ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"),
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj", "act_fn"),
+}
+"""What a layer, its attention and its MLP are made of, and nothing else."""
+
+
+class FusedLayer(nn.Module):
+    """Norm, causal attention between rotated positions, norm, gated MLP; for inference, without a cache.
+
+    Keys and values come of one product, residuals are added inside products, and rotations are one complex product in
+    place. With `only_at` set, all but keys and values is computed for one token of each row: the layer's output.
+    """
+
+    only_at: Int[Tensor, " batch"] | None = None
+
+    def __init__(self, layer: Any, linear: MakesLinear) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head_dim, self.scaling = attention.head_dim, attention.scaling
+        self.attention_norm, self.mlp_norm = FusedNorm(layer.input_layernorm), FusedNorm(layer.post_attention_layernorm)
+        self.query = linear(_pairs_together(attention.q_proj, self.head_dim))
+        self.key_value = linear(_stacked(_pairs_together(attention.k_proj, self.head_dim), attention.v_proj))
+        self.gate = linear(mlp.gate_proj, ACTIVATIONS[type(mlp.act_fn).__name__])
+        self.out, self.up, self.down = linear(attention.o_proj), linear(mlp.up_proj), linear(mlp.down_proj)
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "batch tokens dim"],
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **unused: Any,
+    ) -> Float[Tensor, "batch _ dim"]:
+        x = self.attention_norm(hidden_states)
+        rotation = _rotation(*position_embeddings)
+        key, value = self._heads(self.key_value(x)).chunk(2, dim=2)
+        key = _rotated(key, rotation)
+        if self.only_at is not None:
+            hidden_states, x, rotation = (_at(self.only_at, each) for each in (hidden_states, x, rotation))
+            attention_mask = _mask_at(self.only_at, attention_mask, key.shape[1])
+        query = _rotated(self._heads(self.query(x)), rotation)
+        attended = F.scaled_dot_product_attention(
+            *(heads.transpose(1, 2) for heads in (query, key, value)),
+            attn_mask=attention_mask,
+            is_causal=attention_mask is None,
+            scale=self.scaling,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        states = self.out(attended.transpose(1, 2).flatten(2), add=hidden_states)
+        x = self.mlp_norm(states)
+        return self.down(self.up(x, times=self.gate(x)), add=states)
+
+    def _heads(self, x: Float[Tensor, "batch tokens _"]) -> Float[Tensor, "batch tokens heads head_dim"]:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+class FusedNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + epsilon), reading x twice."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x * self.weight).mul_(length.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_())
+
+
+def fuse_layers(model: nn.Module, linear: MakesLinear, dtype: torch.dtype) -> int:
+    """Replace the layers of a causal decoder on the CPU by fused ones, of those linears and in that dtype.
+
+    For inference only, without a cache; merge adapters before. A layer is replaced where its fused form, in float32,
+    gives the same for a few random states; its original weights are let go.
+
+    Returns:
+        Number of layers replaced.
+    """
+    layers, rotary = getattr(model, "layers", None), getattr(model, "rotary_emb", None)
+    if not isinstance(layers, nn.ModuleList) or rotary is None:
+        return 0
+    replaced = 0
+    for number, layer in enumerate(layers):
+        if _is_made_of_parts(layer) and _is_the_same_fused(layer.float(), rotary):
+            layers[number] = FusedLayer(layer.to(dtype), linear)
+            replaced += 1
+    return replaced
+
+
+def _is_made_of_parts(layer: Any) -> bool:
+    for place, parts in PARTS.items():
+        try:
+            children = dict(layer.get_submodule(place).named_children())
+        except AttributeError:
+            return False
+        linears = [part for name, part in children.items() if name.endswith("_proj")]
+        if {*children} != {*parts} or any(type(part) is not nn.Linear for part in linears):
+            return False
+    return type(layer.mlp.act_fn).__name__ in ACTIVATIONS
+
+
+def _is_the_same_fused(layer: Any, rotary: Any) -> bool:
+    x = torch.randn(2, 7, layer.input_layernorm.weight.numel(), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        positions = rotary(x, torch.arange(x.shape[1])[None])
+    return stand_in(layer, partial(FusedLayer, layer, PlainLinear), x, position_embeddings=positions) is not None
+
+
+def _pairs_together(projection: nn.Linear, head_dim: int) -> nn.Linear:
+    """The projection with numbers i and i + head_dim / 2 of each head, which are rotated together, side by side.
+
+    Queries and keys put in the same order have the same dot products.
+    """
+    order = torch.arange(projection.out_features).view(-1, 2, head_dim // 2).transpose(1, 2).flatten()
+    return _linear(projection.weight[order], None if projection.bias is None else projection.bias[order])
+
+
+def _stacked(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    bias = None if first.bias is None else torch.cat([first.bias, second.bias])
+    return _linear(torch.cat([first.weight, second.weight]), bias)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
+def _rotation(cos: Tensor, sin: Tensor) -> Complex64[Tensor, "rows tokens 1 pairs"]:
+    half = cos.shape[-1] // 2  # the other half is the same again
+    return torch.complex(cos[..., :half].float(), sin[..., :half].float())[:, :, None]
+
+
+def _rotated(x: Float[Tensor, "batch tokens heads head_dim"], rotation: Tensor) -> Tensor:
+    full = x.float()  # x itself, if it is float32
+    torch.view_as_complex(full.unflatten(-1, (-1, 2))).mul_(rotation)
+    return full.to(x.dtype)
+
+
+def _at(positions: Int[Tensor, " batch"], x: Tensor) -> Tensor:
+    """One token of each row, with its axis; a single row stands for all."""
+    rows = torch.arange(len(positions))
+    return x.expand(len(positions), *x.shape[1:])[rows, positions][:, None]
+
+
+def _mask_at(positions: Int[Tensor, " batch"], mask: Tensor | None, num_keys: int) -> Tensor:
+    """What the tokens at the positions see, as an attention mask: everything before them, or what the mask says."""
+    if mask is None:
+        return (torch.arange(num_keys) <= positions[:, None])[:, None, None]
+    return _at(positions, mask.transpose(1, 2)).transpose(1, 2)

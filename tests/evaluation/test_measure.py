@@ -1,0 +1,124 @@
+import math
+import random
+from pathlib import Path
+
+import pytest
+import pytrec_eval
+
+from shortlist.data.runs import read_run, run_columns
+from shortlist.errors import UserError
+from shortlist.evaluation.measure import judged_hits, parse_measures, per_query
+from shortlist.records import Hit, Qrels, Run
+
+QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"a": 1}, "q3": {"b": 1}}
+RUN = {"q1": [Hit("c", 3.0), Hit("a", 2.0), Hit("b", 1.0)], "q2": [Hit("a", 9.0)], "q9": [Hit("a", 1.0)]}
+
+
+def random_example(num_queries: int = 20) -> tuple[Run, Qrels]:
+    rng = random.Random(0)
+    doc_ids = [f"d{i}" for i in range(200)]
+    run, qrels = {}, {}
+    for i in range(num_queries):
+        qrels[f"q{i}"] = {doc_id: rng.randint(0, 3) for doc_id in rng.sample(doc_ids, 30)}
+        scores = sorted((round(rng.random(), 1) for _ in range(100)), reverse=True)  # many ties
+        run[f"q{i}"] = [Hit(*pair) for pair in zip(rng.sample(doc_ids, 100), scores, strict=True)]
+    return run, qrels
+
+
+def test_values_equal_those_worked_out_by_hand():
+    values = per_query(RUN, QRELS, ["nDCG@10", "RR@10", "P@2"])
+    ideal = 2 + 1 / math.log2(3)
+    assert values["nDCG@10"] == pytest.approx({"q1": (2 / math.log2(3) + 1 / 2) / ideal, "q2": 1.0})
+    assert values["RR@10"] == {"q1": 0.5, "q2": 1.0}
+    assert values["P@2"] == {"q1": 0.5, "q2": 0.5}
+
+
+def test_values_equal_pytrec_evals_ties_included(tmp_path: Path):
+    run, qrels = random_example()
+    lines = [
+        f"{query_id} Q0 {hit.doc_id} {rank} {hit.score} tag\n"
+        for query_id, hits in run.items()
+        for rank, hit in enumerate(hits, 1)
+    ]
+    (tmp_path / "run.trec").write_text("".join(lines))
+    ours = per_query(read_run(tmp_path / "run.trec"), qrels, ["nDCG@10", "RR", "R@20", "AP"], relevance_level=2)
+    names = {"RR": "recip_rank", "R@20": "recall_20", "AP": "map"}
+    as_dicts = {query_id: {hit.doc_id: hit.score for hit in hits} for query_id, hits in run.items()}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank", "recall.20", "map"}, relevance_level=2)
+    for query_id, expected in theirs.evaluate(as_dicts).items():
+        for name, theirs_name in names.items():
+            assert ours[name][query_id] == pytest.approx(expected[theirs_name], abs=1e-6)
+    for query_id, expected in pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(as_dicts).items():
+        assert ours["nDCG@10"][query_id] == pytest.approx(expected["ndcg_cut_10"], abs=1e-6)
+
+
+@pytest.mark.parametrize("measure", ["nDCG@10", "MRR@10", "R@20", "AP", "Success@1", "Judged@10"])
+def test_the_order_of_the_run_counts_and_not_its_scores(measure: str):
+    run, qrels = random_example()
+    without = {query_id: [Hit(hit.doc_id, 0.0) for hit in hits] for query_id, hits in run.items()}
+    assert per_query(without, qrels, [measure]) == per_query(run, qrels, [measure])
+
+
+def test_values_keep_the_names_they_were_asked_by():
+    assert set(per_query(RUN, QRELS, ["MRR@10", "RR@10", "R(rel=2)@5"])) == {"MRR@10", "RR@10", "R(rel=2)@5"}
+
+
+def test_the_relevance_level_holds_for_measures_that_take_one_and_do_not_name_their_own():
+    parsed = parse_measures(["RR@10", "R(rel=3)@5", "nDCG@10"], relevance_level=2)
+    assert [str(measure) for measure in parsed.values()] == ["RR(rel=2)@10", "R(rel=3)@5", "nDCG@10"]
+
+
+def test_missing_queries_are_left_out_or_counted_as_zero():
+    assert per_query(RUN, QRELS, ["RR"])["RR"] == {"q1": 0.5, "q2": 1.0}
+    assert per_query(RUN, QRELS, ["RR"], complete=True)["RR"] == {"q1": 0.5, "q2": 1.0, "q3": 0.0}
+
+
+def test_with_no_query_in_common_there_is_nothing_to_measure():
+    assert per_query({"q9": RUN["q9"]}, QRELS, ["RR", "nDCG@10"]) == {"RR": {}, "nDCG@10": {}}
+    assert per_query({}, QRELS, ["RR"], complete=True) == {"RR": {"q1": 0.0, "q2": 0.0, "q3": 0.0}}
+
+
+def test_a_query_without_hits_counts_as_zero():
+    assert per_query({"q1": [], "q2": RUN["q2"]}, QRELS, ["nDCG@10", "RR@10"])["RR@10"] == {"q1": 0.0, "q2": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nDGC@10", "unknown measure 'nDGC': perhaps .*'nDCG'"),
+        ("ndcg_cut.10", "measure 'ndcg_cut.10'"),
+        ("nDCG@ten", "such as nDCG@10"),
+        ("nDCG@0", "cannot be computed"),
+        ("nDCG(rel=2)@10", "rel"),
+        ("P(rel=2)", "needs a cutoff"),
+        ("RBP(rel=1)", "cannot be computed here; install cwl_eval"),
+        ("", "such as nDCG@10"),
+    ],
+)
+def test_a_measure_that_does_not_exist_is_refused(name: str, message: str):
+    with pytest.raises(UserError, match=message):
+        parse_measures([name])
+
+
+def test_judged_hits_stand_at_their_ranks_query_after_query():
+    hits = judged_hits(run_columns({"q9": RUN["q9"], "q2": RUN["q2"], "q1": RUN["q1"]}), QRELS)
+    assert hits.queries.tolist() == [0, 0, 0, 1]
+    assert hits.ranks.tolist() == [1, 2, 3, 1]
+    assert hits.grades.tolist() == [0, 2, 1, 1]
+    assert hits.lengths.tolist() == [3, 1, 0]
+    assert hits.judged_grades.tolist() == [2, 1, 0, 1, 1]
+
+
+def test_measures_that_are_not_ours_come_from_ir_measures():
+    run, qrels = random_example()
+    values = per_query(run, qrels, ["Bpref", "Rprec", "nDCG(dcg='exp-log2')@10", "nDCG@10"])
+    scored = {query_id: {hit.doc_id: -rank for rank, hit in enumerate(hits)} for query_id, hits in run.items()}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"bpref"}).evaluate(scored)
+    assert values["Bpref"] == pytest.approx({query_id: each["bpref"] for query_id, each in theirs.items()})
+    assert values["nDCG(dcg='exp-log2')@10"] != values["nDCG@10"]
+    assert len(values["Rprec"]) == len(run)
+
+
+def test_what_ir_measures_stumbles_over_is_said_in_one_line():
+    with pytest.raises(UserError, match=r"cannot compute Accuracy.* for this run \(.*division by zero\)"):
+        per_query({"q1": [Hit("a", 1.0)]}, {"q1": {"a": 1, "b": 0}}, ["Accuracy"])
