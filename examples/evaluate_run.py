@@ -11,8 +11,8 @@ from shortlist.data.collections import open_collection
 from shortlist.data.formats import read_qrels
 from shortlist.data.runs import read_run, write_run
 from shortlist.evaluation.evaluate import difference
-from shortlist.index.bm25 import BM25Index
 from shortlist.evaluation.measure import per_query
+from shortlist.index.bm25 import BM25Index
 from shortlist.records import Query
 
 

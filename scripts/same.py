@@ -29,7 +29,9 @@ NUM_DOCS, NUM_QUERIES = 400, 60
 def write_collection(folder: Path) -> None:
     """Documents about a few of many made-up words each, and queries of some of their words."""
     rng = random.Random(0)
-    words = ["".join(rng.choice("aeiou") if i % 2 else rng.choice("bdfgklmnprst") for i in range(6)) for _ in range(300)]
+    words = [
+        "".join(rng.choice("aeiou") if i % 2 else rng.choice("bdfgklmnprst") for i in range(6)) for _ in range(300)
+    ]
     documents = [
         Document(f"d{i}", " ".join(rng.choices(words, k=rng.randint(5, 40))), rng.choice(words) if i % 3 else "")
         for i in range(NUM_DOCS)
@@ -97,7 +99,20 @@ def work() -> None:
     show_files("bm25", Path("bm25"))
     do("encode", "--model", "retriever", *where, "--out", "vectors", "--shard-size", "150")
     do("encode", "--model", "retriever-lora", *where, "--out", "int8", "--dtype", "int8", "--precision", "bf16")
-    do("encode", "--model", "retriever", *where, "--out", "segments", "--segments", "maxp", "--window", "24", "--stride", "8")
+    do(
+        "encode",
+        "--model",
+        "retriever",
+        *where,
+        "--out",
+        "segments",
+        "--segments",
+        "maxp",
+        "--window",
+        "24",
+        "--stride",
+        "8",
+    )
     for name in ("vectors", "int8", "segments"):
         show_files(name, Path(name))
 
@@ -137,7 +152,18 @@ def work() -> None:
     do(*train, "--groups", "taught.jsonl", "--out", "distilled", "--distill", "0.5", "--teacher-temperature", "2")
     do("train", "retriever", "--backbone", "llama", *where, *steps, "--groups", "taught.jsonl", "--negatives", "2",
        "--distill", "0.3", "--out", "distilled-retriever")  # fmt: skip
-    do("train", "language-model", "--backbone", "llama", *where, *steps, "--max-length", "64", "--out", "language-model")
+    do(
+        "train",
+        "language-model",
+        "--backbone",
+        "llama",
+        *where,
+        *steps,
+        "--max-length",
+        "64",
+        "--out",
+        "language-model",
+    )
     for name in ("reranker", "reranker-lora", "distilled", "distilled-retriever", "language-model"):
         show_losses(name, Path(name))
         show_files(name, Path(name))

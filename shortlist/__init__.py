@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from shortlist.data.runs import read_run, write_run
     from shortlist.data.vectors import VectorReader, VectorWriter
     from shortlist.errors import UserError
+    from shortlist.evaluation.measure import per_query
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
     from shortlist.math.fusion import rrf
-    from shortlist.evaluation.measure import per_query
     from shortlist.models.reranker import CrossEncoder, Reranker
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result

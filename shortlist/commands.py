@@ -16,7 +16,9 @@ COMMANDS = {
     "index": Command("index", "build a BM25 index"),
     "functions": Command("demo.functions", "make a collection of Python functions and what their docstrings say"),
     "init": Command("init", "make a new backbone: random weights, and a tokenizer fitted to a collection"),
-    "convert": Command("convert", "turn training data and vectors of other tools into ours, and training data into theirs"),
+    "convert": Command(
+        "convert", "turn training data and vectors of other tools into ours, and training data into theirs"
+    ),
     "train": Command("train", "fine-tune a retriever or a reranker"),
     "inspect": Command("inspect", "show what a model is, and what it makes of a query and a document"),
     "export": Command("export", "write a model as other tools load it"),
@@ -30,7 +32,9 @@ COMMANDS = {
     "evaluate": Command("evaluation.evaluate", "measure runs against judgements"),
     "diagnose": Command("evaluation.diagnose", "where relevant documents are lost, and which queries"),
     "lengths": Command("evaluation.lengths", "how many tokens a collection's texts have"),
-    "table": Command("evaluation.table", "put results beside published ones, in the rows and columns of a published table"),
+    "table": Command(
+        "evaluation.table", "put results beside published ones, in the rows and columns of a published table"
+    ),
     "compare": Command("evaluation.compare", "what runs are worth beside what they cost"),
     "report": Command("evaluation.report", "write one page about everything that some folders hold"),
     "run": Command("recipe", "run the stages of a recipe, skipping what is done"),

@@ -15,8 +15,8 @@ from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import open_run, read_run, write_run
 from shortlist.errors import UserError
-from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.evaluation.measure import parse_measures, per_query
+from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.progress import say
 from shortlist.records import Hit, Qrels, Run
 

@@ -49,7 +49,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-COMMANDS = [(path, words) for path in DOCS for body in blocks(path, "", "bash") for words in commands(body)]
+SHOWN = [(path, words) for path in DOCS for body in blocks(path, "", "bash") for words in commands(body)]
 MENTIONS = [
     (path, shlex.split(mention))
     for path in DOCS
@@ -65,7 +65,7 @@ def words_of(value: Path | list[str]) -> str:
     return value.name if isinstance(value, Path) else " ".join(value[:2])
 
 
-@pytest.mark.parametrize(("path", "words"), COMMANDS, ids=words_of)
+@pytest.mark.parametrize(("path", "words"), SHOWN, ids=words_of)
 def test_every_command_in_a_block_can_be_typed(path, words):
     name, *flags = words
     assert name in COMMANDS, path
@@ -82,11 +82,9 @@ def test_every_command_in_the_text_exists_with_its_flags(path, words):
 
 
 def test_the_readme_and_the_guide_show_commands():
-    shown = {
-        words[0] for path, words in COMMANDS if path.name in ("guide.md", "models.md", "scale.md", "evaluation.md")
-    }
+    shown = {words[0] for path, words in SHOWN if path.name in ("guide.md", "models.md", "scale.md", "evaluation.md")}
     assert shown == set(COMMANDS) - {"demo"}
-    assert any(path.name == "README.md" for path, _ in COMMANDS)
+    assert any(path.name == "README.md" for path, _ in SHOWN)
 
 
 def test_every_flag_in_the_text_belongs_to_some_command():

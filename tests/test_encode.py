@@ -13,7 +13,6 @@ from tiny import DOCUMENTS, Tiny, kill_when
 from shortlist import encode, verify
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus
-from shortlist.data.manifest import read_manifest
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_retriever

@@ -12,6 +12,7 @@ FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 STAGE = {"Config", "run"}
 """What every stage has: its module's docstring says what it does, and `Config` says it field by field."""
 
+
 def body(path: Path) -> list[ast.stmt]:
     return ast.parse((ROOT / path).read_text("utf-8")).body
 

@@ -18,8 +18,8 @@ from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, stages, start_job
 from shortlist.data.runs import read_run_columns
 from shortlist.errors import UserError
-from shortlist.math.pareto import frontier
 from shortlist.evaluation.measure import parse_measures, per_query
+from shortlist.math.pareto import frontier
 from shortlist.progress import say, size
 
 FILES = {"json": "compare.json", "csv": "compare.csv", "svg": "pareto.svg"}

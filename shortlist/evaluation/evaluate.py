@@ -14,9 +14,9 @@ from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, start_job
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
+from shortlist.evaluation.measure import Values, judged_hits, parse_measures, per_query
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
-from shortlist.evaluation.measure import Values, judged_hits, parse_measures, per_query
 from shortlist.progress import say
 from shortlist.records import Qrels
 

@@ -9,10 +9,10 @@ from shortlist.data.manifest import identity, read_manifest
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError, unknown
 from shortlist.index import IN_DATABASES, Config, given
-from shortlist.index.protocols import VectorIndex
 from shortlist.index.ann import AnnIndex
 from shortlist.index.flat import FlatIndex, narrow
 from shortlist.index.parameters import automatic
+from shortlist.index.protocols import VectorIndex
 from shortlist.models.embed import pick_device
 from shortlist.progress import Advance, progress, say
 

@@ -57,7 +57,8 @@ def for_inference(
     Args:
         precision: of the weights and of what passes between layers; in int8, of the linears' inputs and weights, the
             rest being float32 on a CPU and bfloat16 on a GPU.
-        packed: whether a CPU's float32 linears are laid out for oneDNN, where this PyTorch can (None: where `packing_pays`).
+        packed: whether a CPU's float32 linears are laid out for oneDNN, where this PyTorch can (None: where
+            `packing_pays`).
     """
     device = device or pick_device()
     model.eval().requires_grad_(False).to(device)

@@ -18,9 +18,9 @@ from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
+from shortlist.evaluation.measure import per_query
 from shortlist.math.agreement import kendall_tau
 from shortlist.math.fusion import reorder
-from shortlist.evaluation.measure import per_query
 from shortlist.models.checkpoint import load_reranker, model_identity, num_parameters, reranker_contract, tokenizer_of
 from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.kernels.linear import packing_pays

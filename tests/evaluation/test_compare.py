@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from shortlist.evaluation import compare
-from shortlist.evaluation.compare import costs
 from shortlist.data.formats import write_qrels
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
+from shortlist.evaluation import compare
+from shortlist.evaluation.compare import costs
 from shortlist.records import Hit
 
 QRELS = {"q1": {"a": 1}, "q2": {"b": 1}}

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from tiny import Tiny
 
-from shortlist.evaluation import diagnose
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
+from shortlist.evaluation import diagnose
 from shortlist.records import Document, Hit, Query, Run
 
 TEXTS = {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shortlist.evaluation import evaluate
 from shortlist.data.formats import write_qrels
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
+from shortlist.evaluation import evaluate
 from shortlist.evaluation.evaluate import difference
 from shortlist.math.significance import randomisation_test
 from shortlist.records import Hit

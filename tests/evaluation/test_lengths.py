@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny import DOCUMENTS, QUERIES, Tiny
 
-from shortlist.evaluation import lengths
 from shortlist.data.figures import svg
 from shortlist.errors import UserError
+from shortlist.evaluation import lengths
 from shortlist.evaluation.lengths import count, draw
 from shortlist.text.tokenizer import load_tokenizer
 

@@ -12,10 +12,10 @@ from tiny import Tiny
 from shortlist import compare, diagnose, evaluate, lengths, report, table
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
-from shortlist.records import Hit
 from shortlist.evaluation.report import find_outputs
 from shortlist.evaluation.report.html import drawing
 from shortlist.evaluation.report.html import table as html_table
+from shortlist.records import Hit
 from shortlist.train.log import LOG, draw_loss
 
 CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]

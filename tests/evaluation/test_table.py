@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shortlist.evaluation import table
 from shortlist.data.beir import CQADUPSTACK
 from shortlist.errors import UserError
+from shortlist.evaluation import table
 from shortlist.evaluation.table import Column, Table, markdown, our_rows, published_tables, read_table
 
 SMALL = Table(

@@ -8,9 +8,9 @@ import pytest
 from shortlist.data.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.index import ann
-from shortlist.index.protocols import VectorIndex
 from shortlist.index.ann import AnnIndex
 from shortlist.index.parameters import NAMES, automatic, memory_and_disk
+from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit
 
 KINDS = list(NAMES)

@@ -12,8 +12,8 @@ import torch
 from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.index import flat, leaders
-from shortlist.index.protocols import VectorIndex
 from shortlist.index.flat import FlatIndex, ScanShards, Sizes, narrow
+from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit
 
 

@@ -7,8 +7,8 @@ import pytest
 import pytrec_eval
 
 from shortlist.data.runs import run_columns
-from shortlist.math.measures import MEASURES, JudgedHits
 from shortlist.evaluation.measure import judged_hits, per_query
+from shortlist.math.measures import MEASURES, JudgedHits
 from shortlist.records import Hit, Qrels, Run
 
 HITS = JudgedHits(  # query 0: grades 0 2 - 1, one relevant document not found; query 1: nothing judged found

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortlist.evaluation.measure import per_query
 from shortlist.math.scoring import (
     LAST_POSITION,
     at_least,
@@ -15,7 +16,6 @@ from shortlist.math.scoring import (
     top_k,
     top_keys,
 )
-from shortlist.evaluation.measure import per_query
 from shortlist.records import Hit
 
 

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from shortlist import Document, Query, Reranker, Retriever
 from shortlist.data.files import sha256
 from shortlist.data.manifest import read_manifest
-from shortlist.errors import UserError
 from shortlist.demo.functions.fingerprints import fingerprint, read_fingerprints
 from shortlist.demo.functions.overlap import normalized
 from shortlist.demo.functions.sources import collect, standard_library
 from shortlist.demo.functions.wheels import read_pins
+from shortlist.errors import UserError
 from shortlist.models.checkpoint import local_folder, model_identity, reranker_to_train, retriever_to_train
 from shortlist.models.shipped import PAIR, shipped_folder, shipped_name
 

@@ -8,8 +8,8 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.errors import UserError
-from shortlist.index.bm25 import BM25Index
 from shortlist.evaluation.measure import per_query
+from shortlist.index.bm25 import BM25Index
 from shortlist.models.checkpoint import load_reranker, load_retriever
 from shortlist.models.embed import run_model
 from shortlist.records import Document, Hit, Run

@@ -10,7 +10,6 @@ from sys import version
 
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import identity, start_job
-from shortlist.errors import UserError
 from shortlist.demo.functions.fingerprints import write_fingerprints
 from shortlist.demo.functions.overlap import Overlap, normalized
 from shortlist.demo.functions.sources import (
@@ -25,6 +24,7 @@ from shortlist.demo.functions.sources import (
     write_train,
 )
 from shortlist.demo.functions.wheels import Pin, download, read_pins
+from shortlist.errors import UserError
 
 STANDARD = "standard-library"
 INSTALLED = "installed"

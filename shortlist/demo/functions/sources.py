@@ -23,8 +23,8 @@ from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from shortlist.data.formats import read_corpus, read_queries, write_corpus, write_qrels, write_queries
-from shortlist.errors import UserError
 from shortlist.demo.functions.overlap import Overlap, body_words, normalized, quiet_parse
+from shortlist.errors import UserError
 from shortlist.progress import track
 from shortlist.records import Document, Query
 

@@ -14,10 +14,10 @@ from shortlist.data.files import read_json, write_json
 from shortlist.data.formats import read_qrels
 from shortlist.data.manifest import identity, start_job
 from shortlist.data.runs import RunColumns, read_run_columns
-from shortlist.evaluation.diagnose.printing import print_diagnosis
 from shortlist.errors import UserError
-from shortlist.math.fates import FATES, fates
+from shortlist.evaluation.diagnose.printing import print_diagnosis
 from shortlist.evaluation.measure import judged_ranks, parse_measures, per_query
+from shortlist.math.fates import FATES, fates
 from shortlist.progress import say, track
 from shortlist.records import Document, Qrels, Query
 

@@ -11,9 +11,9 @@ import tyro
 from shortlist.data.files import atomic_write, read_json
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
+from shortlist.evaluation.report.html import drawing, folded, heading, page, paragraph, table
 from shortlist.math.fates import FATES
 from shortlist.progress import say, size
-from shortlist.evaluation.report.html import drawing, folded, heading, page, paragraph, table
 
 
 @dataclass(frozen=True, kw_only=True)

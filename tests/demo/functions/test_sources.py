@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
-from shortlist.errors import UserError
 from shortlist.demo.functions.overlap import Overlap, body_words, normalized
 from shortlist.demo.functions.sources import (
     Source,
@@ -22,6 +21,7 @@ from shortlist.demo.functions.sources import (
     standard_library,
     write_train,
 )
+from shortlist.errors import UserError
 
 
 def functions(source: str) -> dict[str, tuple[str, str]]:

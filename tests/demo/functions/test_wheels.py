@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from wheel import module, pin, write_wheel
 
-from shortlist.errors import UserError
 from shortlist.demo.functions import wheels
 from shortlist.demo.functions.wheels import Pin, download, licence_of, metadata_of, read_pins
+from shortlist.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 HASH = "0" * 64

@@ -7,8 +7,8 @@ from stores import CORPUS, QUERIES, VECTORS, best, clustered, encode, kill_when_
 from shortlist.data.snapshots import compact
 from shortlist.errors import UserError
 from shortlist.index.databases import lance
-from shortlist.index.protocols import VectorIndex
 from shortlist.index.databases.lance import LanceIndex
+from shortlist.index.protocols import VectorIndex
 
 lancedb = pytest.importorskip("lancedb")
 
