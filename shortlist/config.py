@@ -4,16 +4,47 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import yaml
 
 from shortlist.errors import UserError, unknown
 
 C = TypeVar("C")
+T = TypeVar("T")
+
+
+class Marker(Enum):
+    """Why a setting is no part of a job's identity; said in the field's annotation."""
+
+    SPEED_ONLY = "changes how fast, and on what, the work is done"
+    NOT_IN_JOB = "changes nothing of what is there once the work is done: where it goes, what is printed, when to stop"
+
+
+SpeedOnly = Annotated[T, Marker.SPEED_ONLY]
+NotInJob = Annotated[T, Marker.NOT_IN_JOB]
+
+
+def markers(config: type) -> dict[str, Marker]:
+    """The marked fields of a Config, each with its marker."""
+    hints = get_type_hints(config, include_extras=True)
+    said = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: each for name, some in said.items() for each in some if isinstance(each, Marker)}
+
+
+def defaults(config: type) -> dict[str, Any]:
+    """The fields of a Config that may be left out, each with the value that it then has."""
+    return {field.name: field.default for field in fields(config) if field.default is not MISSING}
+
+
+def at_defaults(config: C, names: Iterable[str]) -> C:
+    """The Config with these settings as they are where they are left out."""
+    known = defaults(type(config))
+    return replace(config, **{name: known[name] for name in names})  # type: ignore[type-var]
 
 
 def parse(config: type[C], argv: Sequence[str], *, prog: str, description: str | None = None) -> C:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 
+from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.export import LAYOUTS, write_tevatron_corpus, write_training
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
@@ -36,7 +37,7 @@ class Config:
     sources: tyro.conf.Positional[tuple[str, ...]]
     """What to read: one collection, or files (JSONL, TSV, CSV, Parquet) or `hf:` names of training data, or Tevatron's
     pickled vectors. Which it is, and the layout, is seen from the contents; several are read as one."""
-    out: Path
+    out: NotInJob[Path]
     """Folder to write: a collection with groups.jsonl, train.jsonl for another tool, or vectors."""
     to: Literal["shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding"] = "shortlist"
     """Layout to write; `tevatron` holds ids with a corpus beside them, `tevatron-old` passages."""
@@ -44,10 +45,10 @@ class Config:
     """Folder, `irds:` or `hf:` name of the documents, and queries, that the ids in the sources are of."""
     split: str = "train"
     """Split whose queries and judgements are read from a collection; training data becomes a split of this name."""
-    allow_pickle: bool = False
+    allow_pickle: NotInJob[bool] = False
     """Read pickled vectors. A pickle can run any code; here it may rebuild arrays, and is refused if it asks for
     more."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -183,7 +184,7 @@ def run(config: Config) -> None:
         training = read(config, layout)
         inputs = training.inputs
         write = partial(_write_ours if config.to == "shortlist" else _write_theirs, config, training)
-    job = start_job(config, stage="convert", inputs=inputs, ignore=("allow_pickle",), folder=True)
+    job = start_job(config, stage="convert", inputs=inputs, folder=True)
     if not job.done:
         job.finish(**write(job.out))
 

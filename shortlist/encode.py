@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.lines import OnBad
@@ -68,7 +69,7 @@ class Config:
     """Model folder or hub name."""
     collection: str
     """Folder, `irds:` or `hf:` name."""
-    out: Path
+    out: NotInJob[Path]
     """Folder for the vectors; continued where it left off if it holds the same job, refused if another."""
     contract: str | None = None
     """Input contract by name, for a model folder that does not say its own."""
@@ -86,23 +87,23 @@ class Config:
     """Number type that the model computes in; for bf16 and int8, their agreement with fp32 on a sample is printed."""
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     """Number type of the vectors on disk; int8 has a scale for each vector."""
-    token_budget: int | None = None
+    token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
     shard_size: int = 20_000
     """Documents per shard: what is sorted by length together, and at most what an interruption loses."""
-    workers: int | None = None
+    workers: SpeedOnly[int | None] = None
     """Processes that embed shards at a time (None: one per GPU, else one; on Ray, one per node or GPU)."""
-    engine: Engine = "local"
+    engine: SpeedOnly[Engine] = "local"
     """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
     skip_bad: bool = False
     """Leave out records that cannot be used, count them and list them in skipped.txt, instead of stopping."""
-    update: bool = False
+    update: NotInJob[bool] = False
     """Bring the vectors up to date with a corpus that has changed: only new and changed documents are embedded."""
-    compact: bool = False
+    compact: NotInJob[bool] = False
     """Drop the vectors of documents that are gone from the disk, after updates."""
-    dry_run: bool = False
+    dry_run: NotInJob[bool] = False
     """Measure for up to a minute and print what the whole would take, instead of doing it."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -235,10 +236,9 @@ def claim(config: Config, collection: Collection) -> Job:
         "contract": contract_of(config).of_documents(),
         "collection": collection.identity("corpus"),
     }
-    unused = unused_settings(config.segments)
-    ignore = ("token_budget", "workers", "engine", "update", "compact", "dry_run", *unused)
+    as_if = at_defaults(config, unused_settings(config.segments))
     update = ("collection",) if config.update else ()
-    return start_job(config, stage="encode", inputs=inputs, ignore=ignore, folder=True, update=update)
+    return start_job(config, stage="encode", inputs=inputs, as_if=as_if, folder=True, update=update)
 
 
 def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import open_run, read_run, write_run
@@ -28,7 +29,7 @@ STEPS = 20
 class Config:
     runs: tuple[Path, ...]
     """TREC run files, two or more."""
-    out: Path
+    out: NotInJob[Path]
     """Run file to write."""
     method: Literal["rrf", "weighted", "zscore"] = "rrf"
     """`rrf` adds up ranks; `weighted` scores brought to [0, 1], `zscore` scores brought to mean 0 and deviation 1."""
@@ -50,7 +51,7 @@ class Config:
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
     """How a run is put in order: by score and id as trec_eval does, or by its own rank column."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -130,9 +131,8 @@ def run(config: Config) -> None:
     qrels = _dev_qrels(config) if config.dev_runs else {}
     if config.dev_runs:
         inputs["dev_runs"] = [*(identity(path) for path in config.dev_runs), sha256(repr(qrels).encode()).hexdigest()]
-    ignore = () if config.dev_runs else ("dev_runs", "collection", "split", "measure")
-    ignore += () if config.depth else ("depth",)  # off: the job that it always was
-    job = start_job(config, stage="fuse", inputs=inputs, ignore=ignore)
+    as_if = config if config.dev_runs else at_defaults(config, ("collection", "split", "measure"))
+    job = start_job(config, stage="fuse", inputs=inputs, as_if=as_if)
     if job.done:
         return
     fuse = partial(fuse_first, FUSIONS[config.method], depth=config.depth)

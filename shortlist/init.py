@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 from transformers.utils import logging
 
+from shortlist.config import NotInJob
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
@@ -18,7 +19,7 @@ from shortlist.text.tokenizer import train_bpe
 class Config:
     collection: str
     """Its documents and queries are what the tokenizer is fitted to."""
-    out: Path
+    out: NotInJob[Path]
     """Folder for the backbone."""
     split: str = "train"
     """Queries that the tokenizer may see."""
@@ -36,7 +37,7 @@ class Config:
     """Longest input the backbone is meant for, in tokens."""
     seed: int = 0
     """Of the weights."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 

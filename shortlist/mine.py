@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import write_groups
@@ -28,7 +29,7 @@ class Config:
     """TREC run files of the split's queries; several are blended rank by rank."""
     collection: str
     """BEIR or MS MARCO folder, `irds:` or `hf:` name."""
-    out: Path
+    out: NotInJob[Path]
     """JSONL file of groups to write."""
     split: str = "train"
     """Split of the collection whose judgements are the positives."""
@@ -45,7 +46,7 @@ class Config:
     """Decides the draw."""
     exclude_self: bool | None = None
     """Never draw the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -158,10 +159,11 @@ def run(config: Config) -> None:
     }
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(config.collection))
-    ignore = [name for name in ("exclude_self", "teacher") if not getattr(config, name)]  # off: the job it always was
     if config.teacher:
         inputs["teacher"] = identity(config.teacher)
-    job = start_job(config, stage="mine", inputs=inputs, ignore=ignore)
+    job = start_job(
+        config, stage="mine", inputs=inputs, as_if=replace(config, exclude_self=config.exclude_self or None)
+    )
     if job.done:
         return
     start = time.perf_counter()

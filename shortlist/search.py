@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from shortlist.config import from_settings, load_yaml
+from shortlist.config import NotInJob, SpeedOnly, from_settings, load_yaml
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import folder_bytes
@@ -30,7 +30,6 @@ HITS_AT_ONCE = 8_000_000
 """Most hits in memory, where each takes 170 bytes; the queries of a training split find a hundred million."""
 SNIPPET = 300
 """Characters of a document that are printed."""
-IGNORED = ("query", "demo", "demo_folder", "memory_gib", "engine", "reranker", "depth", "reranker_share")
 HYBRID_DEPTH = 100
 """Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
 
@@ -45,7 +44,7 @@ class Config:
     """Retriever that made the vectors: folder or hub name."""
     vectors: Path | None = None
     """Vectors from `shortlist encode`, to be searched exactly; with an index over them, where they are now."""
-    out: Path | None = None
+    out: NotInJob[Path | None] = None
     """Run file to write; needed unless --query is given."""
     split: str = "test"
     """Which queries of the collection."""
@@ -53,13 +52,13 @@ class Config:
     """Documents per query."""
     exclude_self: bool | None = None
     """Leave out the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
-    query: str | None = None
+    query: NotInJob[str | None] = None
     """Search for this text and print the 10 best (or --k if fewer) instead of writing a run."""
     contract: str | None = None
     """Input contract by name, for a model folder that does not say its own."""
     query_length: int | None = None
     """Most tokens of a query (None: the model's)."""
-    memory_gib: float | None = None
+    memory_gib: SpeedOnly[float | None] = None
     """Most memory for vectors at a time, GiB (None: half of what is free); they may be many times as large."""
     effort: int | None = None
     """What approximate search spends on a query: hnsw, candidates; ivf, lists (None: what the index was built with)."""
@@ -69,19 +68,19 @@ class Config:
     """How two first stages become one run, as in `shortlist fuse`."""
     weights: tuple[float, ...] | None = None
     """How much each counts, --index in the order given, then --vectors."""
-    engine: Engine = "local"
+    engine: SpeedOnly[Engine] = "local"
     """`ray`: scan vectors exactly on a Ray cluster, whose nodes all find them at the same place."""
-    reranker: str | None = None
+    reranker: NotInJob[str | None] = None
     """With --query: a reranker, folder or hub name, that puts the first --depth documents in order."""
-    depth: int = 50
+    depth: NotInJob[int] = 50
     """With --reranker: how many documents it reads."""
-    reranker_share: float = 1.0
+    reranker_share: NotInJob[float] = 1.0
     """With --reranker: how much its scores count, 0 to 1, the first stage's being the rest."""
-    demo: str | None = None
+    demo: NotInJob[str | None] = None
     """Search the demo's collection for this text, with what `shortlist demo` has trained."""
-    demo_folder: Path = DEMO_FOLDER
+    demo_folder: NotInJob[Path] = DEMO_FOLDER
     """Where `shortlist demo` has worked."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -274,8 +273,8 @@ def run(config: Config) -> None:
     index, queries = open_index(config), collection.queries(config.split)
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(config.collection))
-    ignore = IGNORED if config.exclude_self else (*IGNORED, "exclude_self")  # off: the job that it always was
-    job = start_job(config, stage="search", inputs=_inputs(config, queries), ignore=ignore)
+    as_if = replace(config, exclude_self=config.exclude_self or None)
+    job = start_job(config, stage="search", inputs=_inputs(config, queries), as_if=as_if)
     if job.done:
         return
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time

@@ -88,7 +88,7 @@ def test_the_manifest_counts_and_says_what_the_vectors_are(config: encode.Config
     results = manifest["results"] | {"dtype": manifest["config"]["dtype"]}
     assert (manifest["complete"], results["num_docs"], results["dim"], results["dtype"]) == (True, 12, 32, "float32")
     assert manifest["config"]["model"] == config.model
-    assert manifest["made_from"].keys() >= {"model", "contract", "collection", "dtype", "precision"}
+    assert manifest["made_from"].keys() == {"model", "contract", "collection"}
 
 
 def test_an_interrupted_encoding_makes_only_the_shards_that_are_missing(

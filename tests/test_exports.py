@@ -1,11 +1,17 @@
-"""The names that others may use: a change here is a change of the interface, and belongs in CHANGELOG.md."""
+"""The names and flags that others may use: a change here is a change of the interface, and belongs in CHANGELOG.md."""
 
 import ast
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import shortlist
+from shortlist.commands import COMMANDS
+from shortlist.config import Marker, markers
+from shortlist.recipe import OUTPUTS
 
 ROOT = Path(__file__).parents[1] / "shortlist"
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
@@ -42,6 +48,42 @@ PUBLIC = (
     "write_groups write_qrels write_queries write_run"
 )
 """What `import shortlist` gives."""
+
+FLAGS = Path(__file__).with_name("flags.txt")
+"""Each command's flags, a line each; a setting without a flag is in capitals."""
+
+NEVER_IN_JOB = {"out", "overwrite", "json", "dry_run"}
+
+
+def config_of(command: str) -> type:
+    return import_module(f"shortlist.{COMMANDS[command].module}").Config
+
+
+def flags(command: str) -> list[str]:
+    hints = get_type_hints(config_of(command), include_extras=True)
+    positional = {name for name, hint in hints.items() if "Positional" in repr(hint)}
+    names = [field.name for field in fields(config_of(command))]
+    return [name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in names]
+
+
+def test_the_flags_of_every_command_are_those_listed():
+    listed = FLAGS.read_text("utf-8").splitlines()
+    assert listed == sorted(listed)
+    assert listed == sorted(f"{command} {flag}" for command in COMMANDS for flag in flags(command))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_marker_of_a_setting_is_a_known_one_and_stands_outermost(command: str):
+    for name, hint in get_type_hints(config_of(command), include_extras=True).items():
+        said = [each for each in getattr(hint, "__metadata__", ()) if not type(each).__module__.startswith("tyro")]
+        assert len(said) <= 1, name
+        assert all(isinstance(each, Marker) for each in said), name
+        assert repr(hint).count("Marker.") == len(said), name
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_where_an_output_goes_and_what_is_printed_is_no_part_of_a_job(command: str):
+    assert NEVER_IN_JOB & {field.name for field in fields(config_of(command))} <= markers(config_of(command)).keys()
 
 
 def test_the_package_itself_gives_the_names_listed():

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from shortlist.config import defaults, markers
 from shortlist.data.files import atomic_write, sha256
 from shortlist.errors import UserError
 from shortlist.progress import forget_peak, peak_bytes, say
@@ -21,8 +22,9 @@ from shortlist.version import __version__
 
 T = TypeVar("T")
 
-FORMAT = 2
-NOT_INPUTS = {"out", "overwrite", "json"}
+FORMAT = 3
+READABLE = (2, FORMAT)
+"""Formats of manifests that a job is recognised by; format 2 has every setting, those at their defaults too."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,23 @@ def start_job(
     *,
     stage: str,
     inputs: Mapping[str, str | Sequence[str]],
-    ignore: Sequence[str] = (),
+    version: int = 1,
+    as_if: Any = None,
     folder: bool = False,
     update: Sequence[str] = (),
 ) -> Job:
     """Claim `config.out` for a stage, or find the work there done or begun.
 
+    A job is the same if its stage, the stage's version, the identities of its inputs and all settings unlike their
+    defaults are the same. Settings whose annotation is `SpeedOnly` or `NotInJob` are not looked at.
+
     Args:
-        config: the stage's Config; its `out` and `overwrite` are used.
+        config: the stage's Config, which the manifest keeps; its `out` and `overwrite` are used.
         stage: the command's name.
         inputs: identity of everything read, under the name of the config field that names it.
-        ignore: config fields that cannot change the result, such as a token budget.
+        version: of the stage; raised when a default changes, or what is made from the same settings.
+        as_if: the Config with the settings that have no effect beside the others at their defaults (None: all have
+            one).
         folder: the output is a folder (made here, with config.yaml and manifest.json in it), else one file.
         update: inputs whose contents may have changed since; the job is then one of updating, and what is complete
             stays complete until it is finished.
@@ -91,14 +99,14 @@ def start_job(
     """
     forget_peak()
     out = Path(config.out)
-    settings = {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
-    made_from = {k: v for k, v in settings.items() if k not in NOT_INPUTS | set(ignore) | set(inputs)}
-    made_from |= {name: list(i) if not isinstance(i, str) else i for name, i in inputs.items()}
-    job_id = hashlib.sha256(json.dumps([FORMAT, stage, made_from], sort_keys=True).encode()).hexdigest()
+    kind, settings = type(config), _settings(config)
+    assert not markers(kind).keys() & inputs.keys()
+    made_from = _deciding(kind, _settings(config if as_if is None else as_if) | _plain(dict(inputs)))
     manifest = {
         "format": FORMAT,
         "stage": stage,
-        "job": job_id,
+        "stage_version": version,
+        "job": _job_id(stage, version, made_from),
         "complete": False,
         "version": __version__,
         "commit": commit(),
@@ -108,11 +116,14 @@ def start_job(
     }
     _refuse_the_wrong_kind(out, folder)
     there = out.exists() and (not folder or any(not path.name.startswith(".") for path in out.iterdir()))
-    before = read_manifest(out) if there or _manifest_path(out, folder).exists() else None
-    same = before is not None and before["job"] == job_id
-    if before is not None and same and before["complete"] and there:
+    found = read_manifest(out) if there or _manifest_path(out, folder).exists() else None
+    before = found and found | {"made_from": _deciding(kind, found.get("made_from", {}))}
+    same = before is not None and _same(before, manifest)
+    if found is not None and same and found["complete"] and there:
         say(f"{stage}: {out} is already done.")
-        return Job(out, before, done=True, resuming=False)
+        return Job(out, found, done=True, resuming=False)
+    if before is not None and same:
+        manifest["job"] = before["job"]  # whatever was made from this output goes on knowing it
     manifest["decided"] = before.get("decided", {}) if before is not None else {}
     if before is not None and there and ((same and before.get("updating")) or _only_changed(before, manifest, update)):
         if not before["complete"]:
@@ -245,19 +256,48 @@ def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, ove
         _manifest_path(out, False).unlink()
 
 
+def _settings(config: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+
+
+def _deciding(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings, and identities of inputs, that a job is known by."""
+    marked, left_out = markers(config), _plain(defaults(config))
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in marked and not (name in left_out and value == left_out[name])
+    }
+
+
+def _job_id(stage: str, version: int, made_from: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, stage, version, made_from], sort_keys=True).encode()).hexdigest()
+
+
+def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two manifests are of the same job; in both, `made_from` has what decides and nothing more."""
+    return before.get("format") in READABLE and _kind(before) == _kind(now) and not _changed(before, now)
+
+
+def _kind(manifest: dict[str, Any]) -> tuple[str, int]:
+    return manifest["stage"], manifest.get("stage_version", 1)
+
+
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old, new = before.get("made_from", {}), now["made_from"]
+    old, new = before["made_from"], now["made_from"]
     return sorted(name for name in new.keys() | old.keys() if old.get(name) != new.get(name))
 
 
 def _only_changed(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:
     changed = _changed(before, now)
-    return before["stage"] == now["stage"] and bool(changed) and set(changed) <= set(names)
+    return _kind(before) == _kind(now) and bool(changed) and set(changed) <= set(names)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before["stage"] != now["stage"]:
         return f"of `shortlist {before['stage']}`"
+    if _kind(before) != _kind(now) or before.get("format") not in READABLE:
+        return f"of another version of `shortlist {now['stage']}`, {before.get('version', 'unknown')}"
 
     def side(manifest: dict[str, Any], name: str) -> str:
         return str(manifest["config"].get(name, "nothing"))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shortlist.config import NotInJob
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write
 from shortlist.data.judgements import Judgements, run_names
@@ -47,11 +48,11 @@ class Config:
     """Count judged queries that a run lacks as 0 instead of leaving them out."""
     names: tuple[str, ...] | None = None
     """What to call the runs, one name per run; their paths by default."""
-    json: bool = False
+    json: NotInJob[bool] = False
     """Print one JSON object per run instead of a table."""
-    out: Path | None = None
+    out: NotInJob[Path | None] = None
     """Folder for the table as compare.json and compare.csv, and the figure pareto.svg."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 

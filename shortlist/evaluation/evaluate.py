@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shortlist.config import NotInJob
 from shortlist.data.files import atomic_write
 from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, start_job
@@ -43,18 +44,18 @@ class Config:
     """Ranks of each run among which documents without judgement are counted."""
     resamples: int = 10_000
     """Random samples of the randomisation test; the bootstrap interval takes a tenth."""
-    details: bool = False
+    details: NotInJob[bool] = False
     """Print intervals, differences and both tests as a second table."""
-    per_query: Path | None = None
+    per_query: NotInJob[Path | None] = None
     """File for the value of every query: .json, or else tab-separated columns run, measure, query_id, value."""
     names: tuple[str, ...] | None = None
     """What to call the runs, one name per run; their paths by default. `{weights}` in a name stands for those that
     `shortlist fuse` chose for the run."""
-    json: bool = False
+    json: NotInJob[bool] = False
     """Print one JSON object per run instead of a table."""
-    out: Path | None = None
+    out: NotInJob[Path | None] = None
     """JSON file to write as well."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -90,7 +91,7 @@ def _with_weights(name: str, run: Path) -> str:
 def _evaluate_once(config: Config, names: Sequence[str], out: Path) -> dict[str, Any]:
     """Evaluate into a file, or read the file where that is done already."""
     inputs = {"runs": [identity(path) for path in config.runs], **_judgements(config).identity()}
-    job = start_job(config, stage="evaluate", inputs=inputs, ignore=("details", "per_query"))
+    job = start_job(config, stage="evaluate", inputs=inputs)
     if job.done and config.per_query is None:
         return json.loads(out.read_text("utf-8"))
     results = _evaluate(config, names)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write, read_json, sha256, write_json
@@ -36,7 +37,7 @@ class Config:
     """Folder, `irds:` or `hf:` name."""
     model: str
     """Folder or hub name of a model, whose tokenizer counts."""
-    out: Path
+    out: NotInJob[Path]
     """Folder for lengths.csv (every length, how many texts have it, the share at most as long), lengths.json and
     lengths.svg."""
     split: str | None = None
@@ -47,9 +48,9 @@ class Config:
     """Lengths whose shares are told, tokens."""
     drop_longest: float = 0.03
     """Share of the longest texts that the drawing leaves out, as the paper's figure 1 does."""
-    json: bool = False
+    json: NotInJob[bool] = False
     """Print JSON instead of a table."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 

@@ -1,13 +1,14 @@
 """Stage `export`: a model as other tools load it, unmodified and with the same numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 
+from shortlist.config import NotInJob
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
 from shortlist.export.card import write_card
@@ -37,7 +38,7 @@ class Config:
     to: Target
     """sentence-transformers: a retriever for SentenceTransformer. cross-encoder: a reranker for CrossEncoder and
     transformers. peft: an adapter by itself. merged: whole weights. onnx: for onnxruntime."""
-    out: Path
+    out: NotInJob[Path]
     """Folder to write."""
     contract: str | None = None
     """Input contract by name, for a model folder that does not say its own."""
@@ -45,7 +46,7 @@ class Config:
     """Number type of the weights; bf16 is half the size, and its numbers differ in the third digit."""
     licence: str | None = None
     """What the model card gives as licence (None: that of the model that this one was trained from)."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -57,8 +58,8 @@ def run(config: Config) -> None:
     if kind not in ("model", found):
         raise UserError(f"--to {config.to}: is for a {kind}, and {config.model} is a {found}; choose another layout.")
     inputs = {"model": model_identity(config.model), "contract": repr(sorted(form.to_dict().items()))}
-    ignore = () if config.licence else ("licence",)
-    job = start_job(config, stage="export", inputs=inputs, ignore=ignore, folder=True)
+    as_if = replace(config, licence=config.licence or None)
+    job = start_job(config, stage="export", inputs=inputs, as_if=as_if, folder=True)
     if job.done:
         return
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16

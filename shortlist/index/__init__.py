@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, start_job
 from shortlist.errors import UserError, unknown
@@ -18,7 +19,7 @@ IN_DATABASES = ("pgvector", "lance")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    out: Path
+    out: NotInJob[Path]
     """Folder to write; for pgvector and lance it only says where the index is."""
     kind: Kind = "bm25"
     """bm25: words. Over vectors, exact: narrow (fewer bytes). Approximate, by FAISS: hnsw, ivf-flat, ivf-pq. In a
@@ -46,15 +47,15 @@ class Config:
     """lance: a folder or s3://bucket/path; credentials are taken from the environment."""
     table: str = "vectors"
     """pgvector, lance: the table's name."""
-    check: bool = False
+    check: NotInJob[bool] = False
     """Compare the index with exact search: recall, speed, memory, disk."""
-    model: str | None = None
+    model: NotInJob[str | None] = None
     """The retriever that made the vectors: --check embeds the queries of --collection with it."""
-    split: str = "test"
+    split: NotInJob[str] = "test"
     """Which queries of the collection --check uses."""
-    dry_run: bool = False
+    dry_run: NotInJob[bool] = False
     """Measure on a part of the input and print what the whole would take, instead of doing it."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -68,12 +69,12 @@ def run(config: Config) -> None:
 
         print(forecast(config, parameters))
         return
-    ignored = ["check", "model", "split", "dry_run", *(["collection"] if config.kind != "bm25" else [])]
+    kept = _to_be_kept(config)
     job = start_job(
-        _to_be_kept(config),
+        kept,
         stage="index",
         inputs=_inputs(config),
-        ignore=ignored,
+        as_if=kept if config.kind == "bm25" else at_defaults(kept, ("collection",)),
         folder=True,
         update=("vectors",) if config.kind in IN_DATABASES else (),
     )

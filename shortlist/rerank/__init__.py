@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.manifest import Job, identity, ms_per_query, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
@@ -50,7 +51,7 @@ class Config:
     """Run file with the candidates."""
     collection: str
     """Where the texts are: folder, `irds:` or `hf:` name."""
-    out: Path
+    out: NotInJob[Path]
     """Run file to write; the scores are kept beside it, in a file ending in .scores, from which the same command goes
     on."""
     split: str = "test"
@@ -74,20 +75,20 @@ class Config:
     """Tokens from the beginning of a segment's text to that of the next one's."""
     precision: Precision = "fp32"
     """Number type that the model computes in; for bf16 and int8, their agreement with fp32 on a sample is printed."""
-    token_budget: int | None = None
+    token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
-    workers: int | None = None
+    workers: SpeedOnly[int | None] = None
     """Processes that score at a time (None: one per GPU, else one; on Ray, one per node or GPU)."""
-    engine: Engine = "local"
+    engine: SpeedOnly[Engine] = "local"
     """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
-    max_pairs: int | None = None
+    max_pairs: NotInJob[int | None] = None
     """Read at most this many pairs, the best-ranked candidates of all queries first; the others keep their places."""
-    budget_seconds: float | None = None
+    budget_seconds: NotInJob[float | None] = None
     """Stop reading after this many seconds, best-ranked candidates first; the same command goes on from there."""
-    skip_missing: bool = False
+    skip_missing: NotInJob[bool] = False
     """Leave candidates whose query or document the collection lacks, or whose document is empty, behind the others in
     their old order instead of stopping."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -177,8 +178,7 @@ def run(config: Config) -> None:
     }
     inputs = made_from | {"run": identity(config.run)}
     unused = unused_settings(config.segments)
-    ignore = ("token_budget", "workers", "engine", "max_pairs", "budget_seconds", "skip_missing", *unused)
-    job = start_job(config, stage="rerank", inputs=inputs, ignore=ignore)
+    job = start_job(config, stage="rerank", inputs=inputs, as_if=at_defaults(config, unused))
     if job.done:
         return
     reading = {name: getattr(config, name) for name in ("precision", "segments", "window", "stride")}

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shortlist.config import at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
 from shortlist.data.manifest import Job, start_job
@@ -136,11 +137,7 @@ def _claim(config: Config, collection: Collection, source: GroupSource) -> Job:
             "collection": collection.identity("corpus", "queries"),
             "groups": source.identity,
         },
-        ignore=(
-            *("attention", "checkpoint_steps", "dry_run", "grad_cache", "gradient_checkpointing", "keep", "sharded"),
-            *("tensorboard", "token_budget"),
-            *(() if config.distill else ("distill", "teacher_temperature")),  # off: the job that it always was
-        ),
+        as_if=config if config.distill else at_defaults(config, ("teacher_temperature",)),
         folder=True,
     )
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import tyro
 
+from shortlist.config import NotInJob, SpeedOnly
 from shortlist.errors import UserError
 from shortlist.models.adapters import parse_lora
 from shortlist.text.contract import named_contract
@@ -19,7 +20,7 @@ class Config:
     """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
     collection: str
     """Where the texts are: folder, `irds:` or `hf:` name."""
-    out: Path
+    out: NotInJob[Path]
     """Folder for the model; continued where it left off if it holds the same job, refused if another."""
     groups: str | Path | None = None
     """Groups from `shortlist mine`, Tevatron's training JSONL, or an `hf:` name. Without them, the judged pairs of
@@ -59,20 +60,20 @@ class Config:
     """Divides the teacher's scores: about as much as they differ between good and bad."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of matrix products; what trains and the loss are fp32 in both."""
-    attention: str | None = None
+    attention: SpeedOnly[str | None] = None
     """How attention is computed, in transformers' words: sdpa, flash_attention_2, ... (None: its default)."""
-    token_budget: int | None = None
+    token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 1,024 on a CPU, 65,536 on a GPU); halved if memory runs out."""
-    grad_cache: bool = False
+    grad_cache: SpeedOnly[bool] = False
     """Run the model twice per step and hold one micro-batch in memory at a time: any --batch-size fits."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: SpeedOnly[bool] = False
     """Hold one layer's activations in memory at a time, and run layers twice: any length fits."""
-    sharded: bool = False
+    sharded: SpeedOnly[bool] = False
     """Under torchrun: split weights, gradients and optimizer among the processes (FSDP), for models too large for one
     device. Otherwise every process holds all of the model."""
-    checkpoint_steps: int = 100
+    checkpoint_steps: NotInJob[int] = 100
     """Steps between checkpoints."""
-    keep: int = 1
+    keep: NotInJob[int] = 1
     """Checkpoints that stay, besides the best; with 1, none stays once the model is saved."""
     heldout_split: str | None = None
     """Split to measure MRR@10 on while training; the model saved is then the best one, not the last."""
@@ -82,13 +83,13 @@ class Config:
     """At most so many queries of that split."""
     heldout_docs: int = 2000
     """Documents they are searched in, theirs included; a reranker orders BM25's best 20 of them for each query."""
-    tensorboard: bool = False
+    tensorboard: NotInJob[bool] = False
     """Write TensorBoard's files too."""
     seed: int = 0
     """Of the order of groups, the choice of negatives, dropout and a new head."""
-    dry_run: bool = False
+    dry_run: NotInJob[bool] = False
     """Say what training would take, in steps, tokens and memory, without loading weights or writing anything."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 

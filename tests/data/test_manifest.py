@@ -1,6 +1,7 @@
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from stat import S_IMODE
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data import manifest
 from shortlist.data.manifest import Job, identity, ms_per_query, read_manifest, start_job
 from shortlist.errors import UserError
@@ -16,12 +18,13 @@ from shortlist.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    out: Path
+    out: NotInJob[Path]
     source: Path | None = None
     size: int = 3
-    speed: int = 1
-    json: bool = False
-    overwrite: bool = False
+    shape: str = "round"
+    speed: SpeedOnly[int | None] = 1
+    json: NotInJob[bool] = False
+    overwrite: NotInJob[bool] = False
 
 
 @pytest.fixture(params=["file", "folder"])
@@ -35,9 +38,9 @@ def config(tmp_path: Path) -> Config:
     return Config(out=tmp_path / "out", source=tmp_path / "source.txt")
 
 
-def begin(config: Config, *, folder: bool, stage: str = "fuse") -> Job:
+def begin(config: Config, *, folder: bool, stage: str = "fuse", **options) -> Job:
     assert config.source is not None
-    return start_job(config, stage=stage, inputs={"source": identity(config.source)}, ignore=("speed",), folder=folder)
+    return start_job(config, stage=stage, inputs={"source": identity(config.source)}, folder=folder, **options)
 
 
 def work(config: Config, *, folder: bool) -> Job:
@@ -100,6 +103,121 @@ def test_work_whose_output_has_gone_is_done_again(config: Config, folder: bool):
 def test_what_cannot_change_the_result_makes_no_other_job(config: Config, folder: bool):
     work(config, folder=folder)
     assert work(replace(config, speed=9, json=True, overwrite=True), folder=folder).done
+
+
+def test_a_setting_without_effect_beside_the_others_makes_no_other_job(config: Config, folder: bool):
+    work(config, folder=folder)
+    flat = replace(config, shape="flat")
+    with pytest.raises(UserError, match="shape: round there, flat now"):
+        begin(flat, folder=folder)
+    assert begin(flat, folder=folder, as_if=at_defaults(flat, ["shape"])).done
+    assert begin(replace(config, overwrite=True, size=9), folder=folder, as_if=config).done
+
+
+def test_only_a_setting_that_there_is_can_be_put_to_its_default(config: Config):
+    for name in ("shpae", "out"):
+        with pytest.raises(KeyError):
+            at_defaults(config, [name])
+
+
+def test_a_jobs_id_says_what_is_unlike_the_defaults_in_whatever_order_it_stands(config: Config, tmp_path: Path):
+    assert begin(config, folder=False).manifest["made_from"].keys() == {"source"}
+    job = begin(replace(config, out=tmp_path / "b", size=4, shape="flat"), folder=False).manifest
+    assert job["made_from"] == {"size": 4, "shape": "flat", "source": identity(tmp_path / "source.txt")}
+    turned = [(f.name, f.type, *([] if f.default is MISSING else [f.default])) for f in reversed(fields(Config))]
+    backwards = make_dataclass("Backwards", turned, kw_only=True)
+    other = backwards(out=tmp_path / "c", source=config.source, size=4, shape="flat")
+    assert begin(other, folder=False).manifest["job"] == job["job"]
+
+
+def test_a_setting_that_is_new_makes_no_other_job_while_it_is_left_out(config: Config, folder: bool):
+    work(config, folder=folder)
+    added = make_dataclass("Added", [("colour", str, "red")], bases=(Config,), frozen=True, kw_only=True)
+    assert begin(added(out=config.out, source=config.source), folder=folder).done
+    with pytest.raises(UserError, match="colour: nothing there, blue now"):
+        begin(added(out=config.out, source=config.source, colour="blue"), folder=folder)
+
+
+def test_another_version_of_a_stage_makes_another_job(config: Config, folder: bool):
+    first = work(config, folder=folder)
+    with pytest.raises(UserError, match=r"\(of another version of `shortlist fuse`, .*\); .* --overwrite"):
+        begin(config, folder=folder, version=2)
+    again = begin(replace(config, overwrite=True), folder=folder, version=2)
+    assert (again.resuming, again.manifest["job"] == first.manifest["job"]) == (False, False)
+    assert begin(config, folder=folder, version=2).resuming
+
+
+def format_2(config: Config, *, folder: bool, stage: str = "fuse", complete: bool = True) -> str:
+    """Write an output of `work` with a manifest of format 2, which names every setting; returns its job id."""
+    assert config.source is not None
+    made_from = {"size": config.size, "shape": config.shape, "source": identity(config.source)}
+    job = sha256(json.dumps([2, stage, made_from], sort_keys=True).encode()).hexdigest()
+    settings = {f.name: v if isinstance(v := getattr(config, f.name), int) else str(v) for f in fields(config)}
+    content = {"format": 2, "stage": stage, "job": job, "complete": complete, "version": "0.1.0", "commit": None}
+    content |= {"started": "2026-11-28T12:00:00+00:00", "config": settings, "made_from": made_from, "decided": {"p": 1}}
+    if folder:
+        config.out.mkdir()
+        (config.out / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    path = config.out / "manifest.json" if folder else config.out.with_name(f"{config.out.name}.manifest.json")
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    (config.out / "result" if folder else config.out).write_text(f"result of size {config.size}")
+    return job
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_an_output_of_format_2_is_recognised_as_done_and_left_as_it_is(config: Config, folder: bool, size: int):
+    config = replace(config, size=size)
+    job = format_2(config, folder=folder)
+    before = read_manifest(config.out)
+    assert work(replace(config, speed=9, json=True), folder=folder).done
+    assert read_manifest(config.out) == before
+    assert begin(config, folder=folder).manifest["job"] == job
+
+
+def test_work_of_format_2_that_was_not_finished_is_resumed_under_its_id(config: Config, folder: bool):
+    job = format_2(config, folder=folder, complete=False)
+    again = begin(config, folder=folder)
+    assert (again.done, again.resuming, again.manifest["job"]) == (False, True, job)
+    assert again.decide("p", lambda: 2) == 1
+    again.finish()
+    found = read_manifest(config.out)
+    assert found is not None
+    assert (found["format"], found["job"], found["made_from"].keys()) == (3, job, {"source"})
+    assert begin(config, folder=folder).done
+
+
+def test_another_job_of_format_2_is_refused_with_the_difference_alone(config: Config, folder: bool):
+    format_2(config, folder=folder)
+    with pytest.raises(UserError, match=r"--out .*out: holds another job \(size: 3 there, 4 now\); .* --overwrite"):
+        work(replace(config, size=4), folder=folder)
+    with pytest.raises(UserError, match=r"\(of `shortlist fuse`\)"):
+        begin(config, folder=folder, stage="mine")
+    assert not work(replace(config, size=4, overwrite=True), folder=folder).done
+
+
+def test_an_output_of_format_2_is_updated(config: Config, tmp_path: Path):
+    format_2(config, folder=True)
+    (tmp_path / "source.txt").write_text("another source")
+    assert begin(config, folder=True, update=["source"]).updating
+    with pytest.raises(UserError, match="size: 3 there, 4 now; source: the contents of"):
+        begin(replace(config, size=4), folder=True, update=["source"])
+
+
+def test_what_was_made_from_an_output_of_format_2_is_recognised_too(config: Config, tmp_path: Path):
+    job = format_2(config, folder=True)
+    then = Config(out=tmp_path / "then", source=config.out)
+    format_2(then, folder=False, stage="mine")
+    assert identity(config.out) == f"job:{job}"
+    assert begin(config, folder=True).done
+    assert begin(then, folder=False, stage="mine").done
+
+
+def test_a_manifest_of_no_known_format_is_of_another_version(config: Config, folder: bool):
+    format_2(config, folder=folder)
+    path = config.out / "manifest.json" if folder else config.out.with_name("out.manifest.json")
+    path.write_text(path.read_text().replace('"format": 2', '"format": 4'))
+    with pytest.raises(UserError, match=r"holds another job \(of another version of `shortlist fuse`, 0\.1\.0\)"):
+        work(config, folder=folder)
 
 
 def test_an_input_under_another_name_with_the_same_contents_makes_no_other_job(

@@ -8,6 +8,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from sys import version
 
+from shortlist.config import NotInJob
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import identity, start_job
 from shortlist.demo.functions.fingerprints import write_fingerprints
@@ -37,7 +38,7 @@ class Config:
     splits `train`, `dev` and `mined`: `installed`, the packages beside us, or a list of packages, a file in pip's
     requirements form, each line `name==version --hash=sha256:... # licence`; their wheels are downloaded and read, but
     never run."""
-    out: Path
+    out: NotInJob[Path]
     """Folder for the collection. What is learnt from also gets sources.tsv, what each package gave, and
     fingerprints.npz, hashes of all summaries and bodies."""
     apart_from: Path | None = None
@@ -49,11 +50,11 @@ class Config:
     `train`."""
     mined: int = 5_000
     """Pairs of split `mined`: a sample of `train`, to mine negatives for."""
-    cache: Path | None = None
+    cache: NotInJob[Path | None] = None
     """Folder for what is downloaded, used again if it is there; None: beside --out, named `OUT.downloads`."""
     seed: int = 0
     """Of all that is chosen by chance."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -68,7 +69,7 @@ def run(config: Config) -> None:
         if not (config.apart_from / "corpus.jsonl").is_file() or not (config.apart_from / "queries.jsonl").is_file():
             raise UserError(f"--apart-from {config.apart_from}: expected a folder with corpus.jsonl and queries.jsonl.")
         inputs["apart_from"] = identity(config.apart_from)
-    job = start_job(config, stage="functions", inputs=inputs, ignore=["cache"], folder=True)
+    job = start_job(config, stage="functions", inputs=inputs, folder=True)
     if job.done:
         return
     if config.sources == STANDARD:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import read_json, write_json
 from shortlist.data.formats import read_qrels
@@ -58,11 +59,11 @@ class Config:
     """Queries whose candidates are read to find duplicates, spread over all."""
     ties: Literal["trec", "rank"] = "trec"
     """How runs are put in order, as in `shortlist evaluate`."""
-    out: Path | None = None
+    out: NotInJob[Path | None] = None
     """JSON file to write as well."""
-    json: bool = False
+    json: NotInJob[bool] = False
     """Print JSON instead of tables."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
@@ -105,7 +106,7 @@ def run(config: Config) -> None:
     if config.out is None:
         found = diagnose(_task(config))
     else:
-        job = start_job(config, stage="diagnose", inputs=_inputs(config), ignore=("json",))
+        job = start_job(config, stage="diagnose", inputs=_inputs(config))
         if not job.done:
             write_json(job.out, diagnose(_task(config)))
             job.finish()

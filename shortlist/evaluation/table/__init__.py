@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from shortlist.config import load_yaml
+from shortlist.config import NotInJob, load_yaml
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write, read_json, write_json
 from shortlist.data.manifest import identity, start_job
@@ -34,11 +34,11 @@ class Config:
     """Our rows, by the names that the results give them; one without results is printed as not run."""
     label: str = "ours"
     """What to call our rows, such as the backbone and the data."""
-    out: Path
+    out: NotInJob[Path]
     """Folder for table.md, table.json and, of a table whose columns are numbers, table.svg."""
-    json: bool = False
+    json: NotInJob[bool] = False
     """Print JSON instead of a table."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
