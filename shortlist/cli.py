@@ -6,7 +6,7 @@ import sys
 import time
 from importlib import import_module
 
-from shortlist.commands import COMMANDS
+from shortlist.commands import COMMANDS, GONE, gone_settings
 from shortlist.errors import UserError, unknown
 from shortlist.version import __version__
 
@@ -33,6 +33,9 @@ def _main(argv: list[str]) -> int:
         print(f"shortlist {__version__}")
         return 0
     name, *rest = argv
+    if name in GONE:
+        print(f"shortlist: `{name}` is now `{GONE[name]}`.", file=sys.stderr)
+        return 2
     if name not in COMMANDS:
         print(f"shortlist: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
@@ -44,7 +47,8 @@ def _run(name: str, argv: list[str]) -> int:
 
     try:
         stage = import_module(f"shortlist.{COMMANDS[name].module}")  # late, so that --help never loads torch
-        stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=COMMANDS[name].words))
+        words, gone = COMMANDS[name].words, gone_settings(name)
+        stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=words, gone=gone))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(10)  # of processes that all fail alike the first one speaks, and torchrun ends the others

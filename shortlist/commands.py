@@ -41,3 +41,12 @@ COMMANDS = {
     "serve": Command("serve", "search, embed and rerank over HTTP, with a page to search on"),
     "demo": Command("demo", "train and measure a whole system on this machine's own Python sources"),
 }
+
+GONE: dict[str, str] = {}
+"""Commands, and flags as `COMMAND --FLAG`, that there are no more: each with what to say instead."""
+
+
+def gone_settings(command: str) -> dict[str, str]:
+    """The settings that a command has no more, each with what to say instead."""
+    flags = {name.removeprefix(f"{command} --"): new for name, new in GONE.items() if name.startswith(f"{command} --")}
+    return {flag.replace("-", "_"): new for flag, new in flags.items()}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import yaml
@@ -47,8 +48,18 @@ def at_defaults(config: C, names: Iterable[str]) -> C:
     return replace(config, **{name: known[name] for name in names})  # type: ignore[type-var]
 
 
-def parse(config: type[C], argv: Sequence[str], *, prog: str, description: str | None = None) -> C:
+def parse(
+    config: type[C],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    gone: Mapping[str, str] = MappingProxyType({}),
+) -> C:
     """Parse flags into a Config; `--config FILE` stands for the flags saved in a YAML file.
+
+    Args:
+        gone: settings that there are no more, each with what to say instead.
 
     Raises:
         UserError: the file cannot be read or names a setting that does not exist.
@@ -56,11 +67,19 @@ def parse(config: type[C], argv: Sequence[str], *, prog: str, description: str |
     """
     import tyro
 
-    saved, rest = _saved_flags(config, argv)
+    for word in argv:
+        flag = word.partition("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in gone:
+            print(f"{prog}: {flag} is now `{gone[name]}`.", file=sys.stderr)
+            raise SystemExit(2)
+    saved, rest = _saved_flags(config, argv, gone)
     return tyro.cli(config, args=[*saved, *rest], prog=prog, description=description)
 
 
-def from_settings(config: type[C], settings: Mapping[str, Any], *, where: str) -> C:
+def from_settings(
+    config: type[C], settings: Mapping[str, Any], *, where: str, gone: Mapping[str, str] = MappingProxyType({})
+) -> C:
     """The Config that these settings make, checked exactly as flags are.
 
     Raises:
@@ -68,7 +87,7 @@ def from_settings(config: type[C], settings: Mapping[str, Any], *, where: str) -
     """
     import tyro
 
-    flags = to_flags(config, settings, where=where)
+    flags = to_flags(config, settings, where=where, gone=gone)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message), contextlib.redirect_stdout(message):
@@ -78,7 +97,9 @@ def from_settings(config: type[C], settings: Mapping[str, Any], *, where: str) -
         raise UserError(f"{where}: {' '.join(words.split())}") from None
 
 
-def to_flags(config: type, settings: Mapping[str, Any], *, where: str) -> list[str]:
+def to_flags(
+    config: type, settings: Mapping[str, Any], *, where: str, gone: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
     """Settings as command-line flags: {"k": 10, "runs": [a, b], "json": True} -> --k=10 --runs a b --json.
 
     Raises:
@@ -88,6 +109,8 @@ def to_flags(config: type, settings: Mapping[str, Any], *, where: str) -> list[s
     flags: list[str] = []
     for name, value in settings.items():
         name = name.replace("-", "_")
+        if name in gone:
+            raise UserError(f"{where}: `{name}` is now `{gone[name]}`.")
         if name not in known:
             raise UserError(f"{where}: {unknown('setting', name, known)}")
         flag = name.replace("_", "-")
@@ -123,7 +146,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _saved_flags(config: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def _saved_flags(config: type, argv: Sequence[str], gone: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Split `--config FILE` off the flags and read it."""
     positional = {field.name for field in fields(config) if _is_positional(field)}
     saved: list[str] = []
@@ -141,5 +164,5 @@ def _saved_flags(config: type, argv: Sequence[str]) -> tuple[list[str], list[str
         settings = load_yaml(Path(path))
         if argv[0][:1] != "-":  # the user names it; a second one would not replace the first, as flags do
             settings = {name: v for name, v in settings.items() if name not in positional}
-        saved += to_flags(config, settings, where=path)
+        saved += to_flags(config, settings, where=path, gone=gone)
     return saved, rest

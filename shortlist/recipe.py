@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import tyro
 import yaml
 
-from shortlist.commands import COMMANDS
+from shortlist.commands import COMMANDS, GONE, gone_settings
 from shortlist.config import from_settings, load_yaml, to_flags
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
@@ -99,10 +99,12 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
 
 
 def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str) -> Step:
+    if stage in GONE:
+        raise UserError(f"{at}: stage `{stage}` is now `{GONE[stage]}`.")
     if stage not in OUTPUTS:
         raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
     settings |= {"out": str(folder / OUTPUTS[stage]), "overwrite": True}
-    return Step(name, stage, from_settings(_module(stage).Config, settings, where=at))
+    return Step(name, stage, from_settings(_module(stage).Config, settings, where=at, gone=gone_settings(stage)))
 
 
 def _module(stage: str) -> Any:

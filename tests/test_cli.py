@@ -14,7 +14,7 @@ from tiny import Tiny, write_collection
 import shortlist
 from shortlist import fuse
 from shortlist.cli import main
-from shortlist.commands import COMMANDS
+from shortlist.commands import COMMANDS, GONE, gone_settings
 
 RUN = "q0 Q0 d0 1 9.5 tag\nq0 Q0 d1 2 8.5 tag\n"
 
@@ -71,6 +71,33 @@ def test_no_command_and_an_unknown_one_are_usage_errors(capsys: pytest.CaptureFi
     assert "usage: shortlist COMMAND" in capsys.readouterr().out
     assert main(["rernak"]) == 2
     assert capsys.readouterr() == ("", "shortlist: unknown command 'rernak': perhaps 'rerank' or 'report'?\n")
+
+
+def test_a_command_or_flag_that_has_gone_answers_with_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path
+):
+    monkeypatch.setitem(GONE, "merge", "shortlist fuse")
+    monkeypatch.setitem(GONE, "fuse --top-k", "--k 10")
+    assert main(["merge", "--runs", "a"]) == 2
+    assert capsys.readouterr() == ("", "shortlist: `merge` is now `shortlist fuse`.\n")
+    for flag in ("--top-k", "--top_k", "--top-k=3"):
+        assert main(["fuse", "--runs", str(run), str(run), flag, "3", "--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr() == ("", f"shortlist fuse: {flag.removesuffix('=3')} is now `--k 10`.\n")
+    (tmp_path / "saved.yaml").write_text("top_k: 3\n")
+    line = refusal(capsys, "fuse", "--config", tmp_path / "saved.yaml")
+    assert line.endswith("saved.yaml: `top_k` is now `--k 10`.")
+    recipe = "steps:\n  a: {stage: fuse, runs: [a, b], top-k: 3}\n"
+    for text in (recipe, recipe.replace("fuse", "merge").replace(", top-k: 3", "")):
+        (tmp_path / "recipe.yaml").write_text(text)
+        line = refusal(capsys, "run", tmp_path / "recipe.yaml", "--out", tmp_path / "work")
+        assert re.search(r"step 'a': .*is now `(--k 10|shortlist fuse)`\.$", line)
+
+
+def test_what_has_gone_is_not_there():
+    assert not GONE.keys() & COMMANDS.keys()
+    for command in COMMANDS:
+        config = import_module(f"shortlist.{COMMANDS[command].module}").Config
+        assert not gone_settings(command).keys() & config.__dataclass_fields__.keys()
 
 
 def test_the_words_of_the_command_line_are_taken_where_none_are_given(

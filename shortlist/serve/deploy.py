@@ -2,15 +2,15 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, final
 
 from shortlist.engine import joined
 from shortlist.errors import UserError
 from shortlist.progress import say
-from shortlist.serve import Config, open_app
 from shortlist.serve.gate import FullError
-from shortlist.serve.protection import HEADERS, RETRY_SECONDS, Answer, Message, explained, problem, replay
+from shortlist.serve.protection import HEADERS, RETRY_SECONDS, Answer, Message, Protection, explained, problem, replay
 
 SPARE = 2
 """How many times its own bound of requests Ray sends to a replica, so that a full one can say so itself."""
@@ -25,8 +25,8 @@ Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 class Replica:
     """One copy of the models, with the whole application over it."""
 
-    def __init__(self, config: Config) -> None:
-        self.app = open_app(config)
+    def __init__(self, make_app: Callable[[], Protection]) -> None:
+        self.app = make_app()
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> Reply:
         """What the application answers."""
@@ -73,28 +73,31 @@ def _response(answer: Answer | None) -> Any:
     return Response(answer.body, answer.status, {**HEADERS, **answer.headers}, "application/json")
 
 
-def application(config: Config) -> Any:
+def application(make_app: Callable[[], Protection], *, replicas: int, queue_requests: int, drain_seconds: float) -> Any:
     """Replicas and front, as Ray Serve deploys them.
 
     Args:
-        config: with as many workers as there should be replicas; each has a GPU where the cluster has any.
+        make_app: opens the application in the replica's process.
+        replicas: how many; each has a GPU where the cluster has any.
+        queue_requests: most that wait or are worked on in a replica.
+        drain_seconds: longest that accepted requests are worked on when it ends.
     """
     ray, serve = import_module("ray"), import_module("ray.serve")
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    most = SPARE * config.queue_requests
-    replicas = serve.deployment(
-        num_replicas=config.workers,
+    most = SPARE * queue_requests
+    deployed = serve.deployment(
+        num_replicas=replicas,
         max_ongoing_requests=most,
         max_queued_requests=most,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        graceful_shutdown_timeout_s=config.drain_seconds,
+        graceful_shutdown_timeout_s=drain_seconds,
     )(Replica)
-    front = serve.deployment(max_ongoing_requests=most * config.workers, ray_actor_options={"num_cpus": 0})(Front)
-    return front.bind(replicas.bind(config))
+    front = serve.deployment(max_ongoing_requests=most * replicas, ray_actor_options={"num_cpus": 0})(Front)
+    return front.bind(deployed.bind(make_app))
 
 
-def serve_on_ray(config: Config) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+def serve_on_ray(make_app: Callable[[], Protection], *, host: str, port: int, **options: Any) -> None:
+    """Serve until SIGTERM or Ctrl-C; options as of `application`.
 
     Raises:
         UserError: Ray or a part of it is missing, or no cluster answers.
@@ -107,8 +110,8 @@ def serve_on_ray(config: Config) -> None:
             raise UserError(f"--engine ray: {error}; pip install 'shortlist[dist]'.") from None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
-        serve.start(proxy_location="EveryNode", http_options={"host": config.host, "port": config.port})
-        serve.run(application(config), name="shortlist")
-        say(f"serve: ready on every node of the cluster, port {config.port}")
+        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        serve.run(application(make_app, **options), name="shortlist")
+        say(f"serve: ready on every node of the cluster, port {port}")
         ended.wait()
         serve.shutdown()

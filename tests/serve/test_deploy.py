@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from cluster import two_nodes
 from serving import Built
 
-from shortlist.serve import Config
+from shortlist.serve import Config, open_app
 from shortlist.serve.deploy import application
 
 pytest.importorskip("ray.serve", reason="needs Ray Serve", exc_type=ImportError)
@@ -34,7 +35,8 @@ def url(built: Built) -> Iterator[str]:
     with two_nodes():
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         names: Any = built.names | {"vectors": built.vectors, "bm25": built.words}
-        serve.run(application(Config(**names, workers=2, queue_requests=3)), name="shortlist")
+        make_app = partial(open_app, Config(**names, queue_requests=3))
+        serve.run(application(make_app, replicas=2, queue_requests=3, drain_seconds=30), name="shortlist")
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
 
