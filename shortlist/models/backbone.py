@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from shortlist.errors import UserError, unknown
 from shortlist.math.pooling import POOLINGS
-from shortlist.models.kernels.linear import last_mlp_only_at
+from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.text.contract import Reading
 
 

@@ -190,7 +190,7 @@ def test_the_chat_of_qwen3_rerankers_is_put_together_as_its_card_does():
     assert made.pair_ids([(WHAT_IS_X, BARE)]) == [expected]
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert [token for token in expected if token in (start, end)] == [start, end, start, end, start]
-    made.contract = form.with_lengths(document=len(expected) - 2)
+    made = Inputs(form.with_lengths(document=len(expected) - 2), tokenizer)
     assert made.pair_ids([(WHAT_IS_X, BARE)]) == [[*expected[: -len(behind) - 2], *behind]]
 
 
@@ -224,7 +224,7 @@ def test_every_preset_of_a_decoder_has_golden_bpe_ids():
 def test_a_preset_gives_the_golden_bpe_ids(name: str, cl100k):
     made = Inputs(named_contract(name).form, cl100k)
     prove(made)
-    if made.contract.pair:
+    if made.form.pair:
         assert made.pair_ids([(WHAT_IS_X, FULL)]) == [GOLDEN_BPE[name]]
     else:
         assert made.query_ids([WHAT_IS_X]) == [[BPE_BOS, *BPE_QUERY, BPE_EOS]]
