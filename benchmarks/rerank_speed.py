@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,8 @@ def shortlist_reranker(
     folder: Path, pairs: list[Pair], max_length: int, token_budget: int, precision: Precision
 ) -> Side:
     """What `shortlist rerank` runs."""
-    reranker = load_reranker(str(folder), contract="rankllama")
-    reranker.inputs.contract = reranker.inputs.contract.with_lengths(document=max_length)
+    with_length = methodcaller("with_lengths", document=max_length)
+    reranker = load_reranker(str(folder), contract="rankllama", adjust=with_length)
     for_inference(reranker, torch.device("cpu"), precision=precision)
     return partial(score_pairs, reranker, pairs, token_budget=token_budget)
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,7 +46,8 @@ from shortlist.models.retriever import Retriever
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
 from shortlist.text.batching import windows
-from shortlist.text.contract import InputContract, Inputs
+from shortlist.text.contract import InputContract
+from shortlist.text.inputs import Inputs
 from shortlist.text.segments import (
     Segments,
     document_segments,
@@ -199,17 +200,20 @@ class Encoder:
 
 def open_retriever(config: Config, *, precision: Precision = "fp32", packed: bool | None = None) -> Retriever:
     """The model that a Config names, ready to embed documents."""
-    retriever = load_retriever(config.model, contract=config.contract)
-    retriever.inputs.contract = contract_of(config)
+    retriever = load_retriever(config.model, contract=config.contract, adjust=partial(adjusted, config=config))
     for_inference(retriever, precision=precision, packed=packed)
     return retriever
 
 
 def contract_of(config: Config) -> InputContract:
-    """The form in which documents are read."""
-    form = retriever_contract(config.model, config.contract)
+    """The contract by which documents are read."""
+    return adjusted(retriever_contract(config.model, config.contract), config)
+
+
+def adjusted(contract: InputContract, config: Config) -> InputContract:
+    """The contract with the lengths of a Config."""
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
-    return segment_contract(form, config.segments, **lengths)
+    return segment_contract(contract, config.segments, **lengths)
 
 
 def run(config: Config) -> None:
@@ -308,7 +312,7 @@ def _usable(config: Config, collection: Collection, on_bad: OnBad = lambda _: No
     documents = collection.corpus(on_bad if config.skip_bad else None, allow_empty=False)
     if config.segments != "maxp":
         return documents
-    inputs = Inputs(contract_of(config), tokenizer_of(config.model))
+    inputs = Inputs(contract_of(config).form, tokenizer_of(config.model))
     return named_segments(inputs, documents, stride=config.stride)
 
 

@@ -16,7 +16,8 @@ from shortlist.models.embed import for_inference
 from shortlist.models.reranker import AnyReranker, CrossEncoder
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
-from shortlist.text.contract import KINDS, SPECIAL, InputContract, Inputs
+from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract
+from shortlist.text.inputs import Inputs
 
 QUERY = "what is a shortlist"
 DOCUMENT = "A list of the few candidates that are looked at closely, chosen from a long list."
@@ -40,7 +41,7 @@ class Config:
 
 def inspect(model: Retriever | AnyReranker, query: Query, document: Document) -> dict[str, Any]:
     """What the model makes of a query and a document: tokens, which of them is pooled, and the score."""
-    inputs, pooling = model.inputs, model.inputs.contract.pooling
+    inputs, pooling = model.inputs, model.reading.pooling
     if isinstance(model, Retriever):
         examples = {"query": inputs.query_ids([query])[0], "document": inputs.document_ids([document])[0]}
         score = float(model.encode_queries([query])[0] @ model.encode_documents([document])[0])
@@ -60,8 +61,8 @@ def inspect(model: Retriever | AnyReranker, query: Query, document: Document) ->
 
 def _meaning(model: Retriever | AnyReranker) -> str:
     if isinstance(model, Retriever):
-        return "cosine" if model.inputs.contract.normalize else "dot product"
-    answer = model.inputs.contract.answer
+        return "cosine" if model.reading.normalize else "dot product"
+    answer = model.reading.answer
     if answer:
         return f"logit of {answer[0]!r}" + (f" less that of {answer[1]!r}" if len(answer) > 1 else "")
     return "the classifier's logit" if isinstance(model, CrossEncoder) else "the head's product with the pooled state"
@@ -82,7 +83,7 @@ def describe(name: str, model: Retriever | AnyReranker) -> dict[str, Any]:
         "dtypes": _dtypes(name),
         "head": _head(model),
         "tokenizer": {"size": len(tokenizer), **_special_tokens(model.inputs)},  # type: ignore[arg-type]
-        "contract": model.inputs.contract.to_dict(),
+        "contract": model.contract.to_dict(),
         "manifest": origin or None,
     }
 
@@ -116,7 +117,7 @@ def run(config: Config) -> None:
     """Load the model and print everything."""
     if not config.query.strip() or not (config.document.strip() or config.title.strip()):
         raise UserError("--query and --document need text; leave them out for an example.")
-    form = any_contract(config.model, config.contract)
+    form = any_contract(config.model, config.contract).form
     load = load_reranker if form.pair else load_retriever
     model = load(config.model, contract=config.contract)
     found = describe(config.model, model)
@@ -126,7 +127,8 @@ def run(config: Config) -> None:
 
 
 def _page(found: dict[str, Any]) -> str:
-    form = InputContract.from_dict(found["contract"], where=found["model"])
+    contract = InputContract.from_dict(found["contract"], where=found["model"])
+    form, reading = contract.form, contract.reading
     special = ", ".join(f"{name} {value}" for name, value in found["tokenizer"].items() if name != "size")
     dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in found["dtypes"].items())
     rows = {
@@ -135,20 +137,20 @@ def _page(found: dict[str, Any]) -> str:
         "parameters": f"{found['num_parameters']:,} (in its files: {dtypes or 'none'})",
         "head": found["head"] or "none",
         "tokenizer": f"{found['tokenizer']['size']:,} pieces; {special}",
-        **{kind: _template(form, kind) for kind in KINDS if getattr(form, kind)},
-        "pooling": form.pooling + (", of length 1" if form.normalize else "") + (", both ways" * form.bidirectional),
+        **{kind: _template(form, kind) for kind in TEMPLATES if getattr(form, kind)},
+        "pooling": reading.pooling + (", of length 1" * reading.normalize) + (", both ways" * reading.bidirectional),
         "manifest": _origin(found["manifest"]),
     }
     lines = [f"{name:<11}{text}" for name, text in rows.items()]
     for kind, example in found["examples"].items():
         lines += ["", f"example {kind}: {len(example['ids'])} tokens"]
         for place, (token_id, piece) in enumerate(zip(example["ids"], example["pieces"], strict=True)):
-            pooled = form.pooling == "mean" or place == example["pooled"]
+            pooled = reading.pooling == "mean" or place == example["pooled"]
             lines.append(f"  {place:4}  {token_id:7}  {piece}" + ("  <- pooled" if pooled else ""))
     return "\n".join([*lines, "", f"score {found['score']:.6f} ({found['score_is']})"])
 
 
-def _template(form: InputContract, kind: str) -> str:
+def _template(form: Form, kind: str) -> str:
     pieces = (piece if piece in SPECIAL else json.dumps(piece, ensure_ascii=False) for piece in getattr(form, kind))
     return f"{' '.join(pieces)}, at most {getattr(form, f'{kind}_length')} tokens"
 

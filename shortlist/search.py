@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
@@ -212,8 +213,8 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool |
                 f"{path}: its vectors were made with the input contract {was}, which is not what --contract "
                 f"{config.contract or '(the model has its own)'} is now; search with the same."
             )
-    retriever = load_retriever(config.model, contract=config.contract)
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(query=config.query_length)
+    with_length = methodcaller("with_lengths", query=config.query_length)
+    retriever = load_retriever(config.model, contract=config.contract, adjust=with_length)
     for_inference(retriever, packed=packed)
     return retriever
 

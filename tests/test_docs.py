@@ -16,7 +16,7 @@ from shortlist.commands import COMMANDS
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.recipe import plan
-from shortlist.text.contract import CONTRACTS
+from shortlist.text.contract import InputContract, presets
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +27,7 @@ SET_UP = [
     ROOT / "scripts/check",
     ROOT / ".ci/run",
 ]
+CONTRACT_SETTINGS = InputContract().to_dict().keys()
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 REGISTRIES = re.compile(
@@ -99,8 +100,8 @@ def test_every_flag_in_the_text_belongs_to_some_command():
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_recipe_in_a_document_can_be_planned(path, tmp_path):
-    for body in blocks(path, "yaml"):
-        assert plan(yaml.safe_load(body), tmp_path, where=path.name)
+    for values in map(yaml.safe_load, blocks(path, "yaml")):
+        assert values.keys() <= CONTRACT_SETTINGS or plan(values, tmp_path, where=path.name)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -171,7 +172,7 @@ def test_no_document_and_no_set_up_file_names_a_registry(path):
 
 def test_the_presets_are_documented():
     rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/formats.md").read_text("utf-8"), re.MULTILINE)
-    assert set(CONTRACTS) <= set(rows)
+    assert set(presets()) <= set(rows)
 
 
 def test_the_extending_document_names_every_room():
@@ -197,14 +198,18 @@ def test_the_pooling_that_the_documents_show_works():
     assert space["POOLINGS"]["weighted_mean"](hidden, torch.tensor([2])).tolist() == [[3.0]]  # (1 * 1 + 2 * 4) / 3
 
 
-def test_the_contract_that_the_documents_show_works(tiny):
+def test_the_contract_that_the_documents_show_works(tiny, tmp_path, monkeypatch):
     from shortlist.models.checkpoint import tokenizer_of
     from shortlist.records import Document, Query
-    from shortlist.text.contract import InputContract, Inputs
+    from shortlist.text.contract import named_contract
+    from shortlist.text.inputs import Inputs
 
-    space: dict = {"CONTRACTS": {}, "InputContract": InputContract}
-    exec(block("reranking.md", "my-yes-no"), space)
-    inputs = Inputs(space["CONTRACTS"]["my-yes-no"], tokenizer_of(str(tiny.llama)))
+    [body] = [body for body in blocks(ROOT / "docs/reranking.md", "yaml") if "Relevant?" in body]
+    (tmp_path / "my-yes-no.yaml").write_text(body, "utf-8")
+    monkeypatch.setitem(presets(), "my-yes-no", tmp_path / "my-yes-no.yaml")
+    contract = named_contract("my-yes-no")
+    assert (contract.form.pair_length, contract.reading.answer) == (1024, ("yes", "no"))
+    inputs = Inputs(contract.form, tokenizer_of(str(tiny.llama)))
     [ids] = inputs.pair_ids([(Query("q", "apple"), Document("d", "boat"))])
     assert ids[0] == inputs.special_id("<bos>")
 

@@ -19,7 +19,8 @@ from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import embed_documents
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document
-from shortlist.text.contract import CONTRACTS
+from shortlist.text.contract import presets
+from shortlist.text.inputs import Inputs
 from shortlist.text.segments import named_segments
 
 
@@ -78,7 +79,7 @@ def test_the_token_budget_changes_no_vector_and_is_no_other_job(config: encode.C
 
 def test_documents_are_cut_to_the_length_asked_for(config: encode.Config, retriever: Retriever):
     encode.run(replace(config, max_length=6))
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=6)
+    retriever.inputs = Inputs(retriever.inputs.form.with_lengths(document=6), retriever.inputs.tokenizer)
     holds(config.out, retriever, DOCUMENTS)
 
 
@@ -193,13 +194,17 @@ def test_another_job_in_the_same_folder_is_refused_with_the_difference(
 
 
 def test_a_preset_contract_that_means_something_else_now_is_another_job(
-    tiny: Tiny, config: encode.Config, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, config: encode.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = replace(config, model=str(tiny.llama), contract="repllama")
     encode.run(config)
-    monkeypatch.setitem(CONTRACTS, "repllama", replace(CONTRACTS["repllama"], query=("{query}",)))
+    lines = presets()["repllama"].read_text("utf-8").splitlines()
+    for name, line in (("queries", 'query: ["{query}"]'), ("documents", 'document: ["{text}"]')):
+        kept = [old for old in lines if old.split(":")[0] != line.split(":")[0]]
+        (tmp_path / f"{name}.yaml").write_text("\n".join([*kept, line]), "utf-8")
+    monkeypatch.setitem(presets(), "repllama", tmp_path / "queries.yaml")
     encode.run(config)  # of no concern to documents
-    monkeypatch.setitem(CONTRACTS, "repllama", replace(CONTRACTS["repllama"], document=("{text}",)))
+    monkeypatch.setitem(presets(), "repllama", tmp_path / "documents.yaml")
     with pytest.raises(UserError, match="contract: the contents of repllama changed"):
         encode.run(config)
 
@@ -417,7 +422,7 @@ def test_every_segment_has_a_vector_and_an_updated_store_equals_one_encoded_anew
     collection = write_texts(tmp_path / "c", texts(1))
     config = replace(config, collection=collection, segments="maxp", window=20, stride=9, shard_size=4)
     encode.run(config)
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=20)
+    retriever.inputs = Inputs(retriever.inputs.form.with_lengths(document=20), retriever.inputs.tokenizer)
     expected = list(named_segments(retriever.inputs, texts(1), stride=9))
     assert len(expected) > 20
     holds(config.out, retriever, expected)
@@ -431,7 +436,7 @@ def test_the_mean_of_a_documents_segments_is_its_vector(config: encode.Config, r
     texts = [Document(f"x{i}", " ".join([DOCUMENTS[i].text] * (1 + i % 3))) for i in range(9)]
     collection = write_texts(tmp_path / "c", texts)
     encode.run(replace(config, collection=collection, segments="avgp", window=20, stride=9, shard_size=4))
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=20)
+    retriever.inputs = Inputs(retriever.inputs.form.with_lengths(document=20), retriever.inputs.tokenizer)
     means = [
         embed_documents(retriever, list(named_segments(retriever.inputs, [text], stride=9))).mean(0) for text in texts
     ]

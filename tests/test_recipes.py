@@ -167,7 +167,7 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
             step |= {"steps": 2, "batch_size": 4}
     run_recipe(recipe, tmp_path / "out", where="here")
     for kind, load in (("retriever", load_retriever), ("reranker", load_reranker)):
-        assert load(str(tmp_path / "out" / kind)).inputs.contract
+        assert load(str(tmp_path / "out" / kind)).contract
         assert len((tmp_path / "out" / kind / "log.jsonl").read_text().splitlines()) == 2
 
 

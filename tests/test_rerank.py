@@ -22,6 +22,7 @@ from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker
 from shortlist.models.embed import score_pairs
 from shortlist.records import Document, Hit, Query, Run
+from shortlist.text.inputs import Inputs
 from shortlist.text.segments import pair_segments
 
 CANDIDATES: Run = {
@@ -372,7 +373,7 @@ def test_one_segment_for_every_document_equals_no_segmentation(config: rerank.Co
 
 def test_segments_reach_behind_the_length_of_a_whole_document(config: rerank.Config, tiny: Tiny, tmp_path: Path):
     model = load_reranker(str(tiny.reranker)).eval()
-    model.inputs.contract = model.inputs.contract.with_lengths(document=20)
+    model.inputs = Inputs(model.inputs.form.with_lengths(document=20), model.inputs.tokenizer)
     queries = {query.query_id: query for query in QUERIES}
     pairs = [(queries["q0"], document) for document in DOCUMENTS]
     parts = pair_segments(model.inputs, pairs, stride=2)

@@ -24,6 +24,7 @@ from shortlist.models.checkpoint import load_retriever, save_model
 from shortlist.models.embed import embed_documents, embed_queries
 from shortlist.models.reranker import Reranker
 from shortlist.records import Hit, Query, Run
+from shortlist.text.inputs import Inputs
 from shortlist.text.segments import named_segments
 
 
@@ -312,7 +313,7 @@ def test_a_document_is_found_by_its_best_segment(tiny: Tiny, dense: search.Confi
         asked = replace(asked, vectors=None, index=(tmp_path / "index",))
     run = found(asked)
     retriever = load_retriever(str(tiny.retriever)).eval()
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=16)
+    retriever.inputs = Inputs(retriever.inputs.form.with_lengths(document=16), retriever.inputs.tokenizer)
     parts = [list(named_segments(retriever.inputs, [document], stride=4)) for document in DOCUMENTS]
     assert max(map(len, parts)) > 1
     vectors = embed_queries(retriever, QUERIES)

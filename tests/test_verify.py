@@ -11,6 +11,7 @@ from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader
 from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import embed_documents
+from shortlist.text.inputs import Inputs
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_store_that_was_updated_is_repaired(
     after = vectors(config.out)
     assert list(after) == list(before) == [document.doc_id for document in documents]
     retriever = load_retriever(str(tiny.retriever)).eval()
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(document=12)
+    retriever.inputs = Inputs(retriever.inputs.form.with_lengths(document=12), retriever.inputs.tokenizer)
     np.testing.assert_allclose(list(after.values()), embed_documents(retriever, documents), atol=1e-6)
 
 

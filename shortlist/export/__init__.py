@@ -53,17 +53,19 @@ class Config:
 def run(config: Config) -> None:
     """Load the model and write it."""
     kind, write = WRITERS[config.to]
-    form = any_contract(config.model, config.contract)
-    found = "reranker" if form.pair else "retriever"
+    contract = any_contract(config.model, config.contract)
+    found = "reranker" if contract.form.pair else "retriever"
     if kind not in ("model", found):
         raise UserError(f"--to {config.to}: is for a {kind}, and {config.model} is a {found}; choose another layout.")
-    inputs = {"model": model_identity(config.model), "contract": repr(sorted(form.to_dict().items()))}
+    inputs = {"model": model_identity(config.model), "contract": repr(sorted(contract.to_dict().items()))}
     as_if = replace(config, licence=config.licence or None)
     job = start_job(config, stage="export", inputs=inputs, as_if=as_if, folder=True)
     if job.done:
         return
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
-    model = (load_reranker if form.pair else load_retriever)(config.model, contract=config.contract, dtype=dtype)
+    model = (load_reranker if found == "reranker" else load_retriever)(
+        config.model, contract=config.contract, dtype=dtype
+    )
     write(model, job.out, name=config.model)
-    write_card(config.model, job.out, form, licence=config.licence)
+    write_card(config.model, job.out, contract, licence=config.licence)
     job.finish()

@@ -12,7 +12,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.models.adapters import base_name, is_adapter
 from shortlist.models.checkpoint import local_folder
-from shortlist.text.contract import KINDS, SPECIAL, InputContract
+from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Reading
 
 CARD = "README.md"
 SETTINGS = (
@@ -32,15 +32,15 @@ SETTINGS = (
 """Of a training job, what a reader asks for."""
 
 
-def write_card(name: str, folder: Path, form: InputContract, **options: Any) -> None:
+def write_card(name: str, folder: Path, contract: InputContract, **options: Any) -> None:
     """Write README.md into a folder of the model `name`, unless it has one; options as of `card`."""
     if not (folder / CARD).exists():
         with atomic_write(folder / CARD) as file:
-            file.write(card(name, form, **options))
+            file.write(card(name, contract, **options))
 
 
 def card(
-    name: str, form: InputContract, *, results: Mapping[str, Any] | None = None, licence: str | None = None
+    name: str, contract: InputContract, *, results: Mapping[str, Any] | None = None, licence: str | None = None
 ) -> str:
     """The text of the card of a retriever or reranker.
 
@@ -50,16 +50,19 @@ def card(
     """
     source = local_folder(name, weights=False)
     manifest = read_manifest(source) or {}
-    config, kind = manifest.get("config", {}), "reranker" if form.pair else "retriever"
+    config, kind = manifest.get("config", {}), "reranker" if contract.form.pair else "retriever"
     base = config.get("backbone") or (base_name(source) if is_adapter(source) else None)
     front: dict[str, Any] = {"license": licence or _licence(base), "library_name": "shortlist"}
-    front |= {"pipeline_tag": "text-ranking" if form.pair else "feature-extraction", "tags": ["shortlist", kind]}
+    front |= {
+        "pipeline_tag": "text-ranking" if contract.form.pair else "feature-extraction",
+        "tags": ["shortlist", kind],
+    }
     front |= {"base_model": base} if base and not Path(base).exists() else {}
     sections = [
         f"# {Path(name).name}",
         f"A {kind}" + (f", fine-tuned from {_shown(base)}" if base else "") + ", made with shortlist.",
         _training(manifest),
-        _inputs(form),
+        _inputs(contract.form, contract.reading),
         _scores(results),
         _use(kind),
     ]
@@ -98,13 +101,13 @@ def _training(manifest: Mapping[str, Any]) -> str:
     return "\n".join(["## Training", "", f"Data: {data}.", "", "| setting | value |", "|---|---|", *lines, "", made])
 
 
-def _inputs(form: InputContract) -> str:
+def _inputs(form: Form, reading: Reading) -> str:
     rows = []
-    for kind in KINDS:
+    for kind in TEMPLATES:
         if template := getattr(form, kind):
             pieces = " ".join(f"`{p}`" if p in SPECIAL else f"`{json.dumps(p, ensure_ascii=False)}`" for p in template)
             rows.append(f"| {kind} | {pieces} | {getattr(form, f'{kind}_length')} |")
-    pooled = f"Pooling: {form.pooling}." + (" Vectors have length 1." if form.normalize and not form.pair else "")
+    pooled = f"Pooling: {reading.pooling}." + (" Vectors have length 1." if reading.normalize and not form.pair else "")
     head = ["## Inputs", "", "Other prompts or a missing end token give other numbers.", ""]
     return "\n".join([*head, "| input | pieces | most tokens |", "|---|---|---|", *rows, "", pooled])
 

@@ -38,7 +38,7 @@ class Graph(nn.Module):
         if isinstance(model, CrossEncoder):
             return model.backbone(**options).logits
         states = model.backbone(**options, use_cache=False).last_hidden_state
-        pooled = POOLINGS[model.inputs.contract.pooling](states, attention_mask.sum(1))
+        pooled = POOLINGS[model.reading.pooling](states, attention_mask.sum(1))
         return pooled.float() @ model.head.T if isinstance(model, Reranker) else model.behind_pooling(pooled)
 
 
@@ -54,8 +54,7 @@ def write_onnx(model: Retriever | AnyReranker, folder: Path, *, name: str) -> No
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError("--to onnx: needs onnx and onnxscript; pip install 'shortlist[onnx]'.") from None
-    form = model.inputs.contract
-    if form.token_types or model.backbone.config.is_encoder_decoder:
+    if model.reading.token_types or model.backbone.config.is_encoder_decoder:
         raise UserError(f"{name}: token types and encoder-decoders are not written as ONNX; choose another layout.")
     retriever = isinstance(model, Retriever)
     tokenizer, prompts = for_single_texts(model.inputs) if retriever else (for_pairs(model.inputs), None)

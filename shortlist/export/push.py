@@ -45,7 +45,7 @@ def run(config: Config) -> None:
         raise UserError(f"{config.model}: no such folder; expected a model folder.")
     if config.to.count("/") != 1 or not all(config.to.split("/")):
         raise UserError(f"--to {config.to}: no name on the hub; expected USER/NAME.")
-    form = any_contract(str(config.model))
+    contract = any_contract(str(config.model))
     if is_adapter(config.model) and Path(base := base_name(config.model)).exists():
         raise UserError(
             f"{config.model}: is an adapter of {base}, which is on this machine alone; push that first and name it in "
@@ -54,10 +54,10 @@ def run(config: Config) -> None:
     results = read_json(config.results) if config.results else None
     if config.dry_run:
         there = config.model / CARD
-        print(there.read_text("utf-8") if there.exists() else card(str(config.model), form, results=results))
+        print(there.read_text("utf-8") if there.exists() else card(str(config.model), contract, results=results))
         print("\n".join(sorted({*files(config.model), CARD})))
         return
-    write_card(str(config.model), config.model, form, results=results)
+    write_card(str(config.model), config.model, contract, results=results)
     say(f"push: {upload(config.model, config.to, private=config.private)}")
 
 

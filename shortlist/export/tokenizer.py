@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import SPECIAL, Inputs
-from shortlist.text.surroundings import unescaped
+from shortlist.text.contract import SPECIAL
+from shortlist.text.inputs import Inputs
+from shortlist.text.special_tokens import unescaped
 
 TEXTS = ("what is x", "How do 12 naïve cafés rank?", "(A-b) c", "東京 x", "once upon a time", "x")
 """What the ids are compared on."""
@@ -30,7 +31,7 @@ def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
     Raises:
         UserError: the contract is more than special tokens, a prompt and a text.
     """
-    forms = {kind: _split(inputs, getattr(inputs.contract, kind), kind) for kind in ("query", "document")}
+    forms = {kind: _split(inputs, getattr(inputs.form, kind), kind) for kind in ("query", "document")}
     (start, _, end), other = forms["query"], forms["document"]
     if (start, end) != (other[0], other[2]):
         raise _cannot(inputs, "its queries and documents have other special tokens")
@@ -39,22 +40,25 @@ def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
     for text in TEXTS:
         expected = inputs.query_ids([Query("", text)]) + inputs.document_ids([Document("", text)])
         found = [tokenizer(prompts[kind] + text)["input_ids"] for kind in ("query", "document")]
-        longest = inputs.contract.query_length, inputs.contract.document_length
+        longest = inputs.form.query_length, inputs.form.document_length
         for ids, wanted, length in zip(found, expected, longest, strict=True):
             if len(ids) <= length and ids != wanted:
                 raise _cannot(inputs, f"{text!r} gets other ids there")
     return tokenizer, prompts
 
 
-def for_pairs(inputs: Inputs) -> Any:
+def for_pairs(inputs: Inputs, *, token_types: bool = False) -> Any:
     """A tokenizer of a query with a document, prompts and all.
+
+    Args:
+        token_types: it gives token types too, as a contract's reading may ask for.
 
     Raises:
         UserError: the ids cannot be made the same.
     """
     for spaced, led in product((False, True), repeat=2):
-        pieces = [piece for part in inputs.contract.pair for piece in _pieces(part, led=led)]
-        tokenizer = _with_template(inputs, pair=pieces, spaced=spaced)
+        pieces = [piece for part in inputs.form.pair for piece in _pieces(part, led=led)]
+        tokenizer = _with_template(inputs, pair=pieces, spaced=spaced, token_types=token_types)
         if all(_same(tokenizer, inputs, query, text) for query, text in product(TEXTS, TEXTS)):
             return tokenizer
     raise _cannot(inputs, "its prompts are tokenised otherwise beside a text than by themselves")
@@ -63,7 +67,7 @@ def for_pairs(inputs: Inputs) -> Any:
 def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[str], str, list[str]]:
     """Special tokens before, the prompt, special tokens behind."""
     texts = [place for place, piece in enumerate(template) if "{" in piece and piece not in SPECIAL]
-    if len(texts) != 1 or inputs.contract.verbatim:
+    if len(texts) != 1 or inputs.form.verbatim:
         raise _cannot(inputs, f"its {kind} is more than a prompt and a text")
     place = texts[0]
     prompt = _joined(template[place]).removesuffix("{document}").removesuffix("{query}")
@@ -95,17 +99,23 @@ def _pieces(part: str, *, led: bool) -> list[str]:
 
 
 def _with_template(
-    inputs: Inputs, *, single: list[str] | None = None, pair: list[str] | None = None, spaced: bool = False
+    inputs: Inputs,
+    *,
+    single: list[str] | None = None,
+    pair: list[str] | None = None,
+    spaced: bool = False,
+    token_types: bool = False,
 ) -> Any:
     """A copy of the tokenizer with this template.
 
     Args:
         spaced: a space goes before each text, as it follows a prompt.
+        token_types: what comes of a pair's second text has type 1.
     """
     tokenizer: Any = inputs.tokenizer
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     if spaced:
-        steps = _space_before(inputs.contract.pair)
+        steps = _space_before(inputs.form.pair)
         fast.normalizer = normalizers.Sequence([*steps, fast.normalizer] if fast.normalizer else steps)
     single, pair = single or _first_part(pair or []), pair or ["$A", "$B"]
     entries = {piece: _entry(inputs, piece) for piece in (*single, *pair) if not piece.startswith("$")}
@@ -113,7 +123,7 @@ def _with_template(
     fast.post_processor = processors.TemplateProcessing(
         single=[names.get(piece, piece) for piece in single],
         pair=[
-            names.get(piece, piece) + (":1" if inputs.contract.token_types and place >= pair.index("$B") else "")
+            names.get(piece, piece) + (":1" if token_types and place >= pair.index("$B") else "")
             for place, piece in enumerate(pair)
         ],
         special_tokens=[{"id": names[piece], **entry} for piece, entry in entries.items()],
@@ -121,7 +131,7 @@ def _with_template(
     names_of_special = ("bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token")
     special = {name: getattr(tokenizer, name) for name in names_of_special}
     special["pad_token"] = tokenizer.convert_ids_to_tokens(inputs.pad_id)
-    form = inputs.contract
+    form = inputs.form
     return PreTrainedTokenizerFast(
         tokenizer_object=fast,
         **{name: token for name, token in special.items() if token is not None},
@@ -155,7 +165,7 @@ def _entry(inputs: Inputs, piece: str) -> dict[str, Any]:
 
 def _same(tokenizer: Any, inputs: Inputs, query: str, text: str) -> bool:
     [expected] = inputs.pair_ids([(Query("", query), Document("", text))])
-    return len(expected) >= inputs.contract.pair_length or tokenizer(query, text)["input_ids"] == expected
+    return len(expected) >= inputs.form.pair_length or tokenizer(query, text)["input_ids"] == expected
 
 
 def _cannot(inputs: Inputs, reason: str) -> UserError:

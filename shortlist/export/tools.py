@@ -53,15 +53,15 @@ def write_cross_encoder(model: AnyReranker, folder: Path, *, name: str) -> None:
     Raises:
         UserError: the contract cannot be said in its files, or the head is none that transformers has.
     """
-    form, own_head = model.inputs.contract, isinstance(model, CrossEncoder)
-    if not own_head and (not is_decoder(model.backbone) or form.pooling != "last" or form.answer):
+    reading, own_head = model.reading, isinstance(model, CrossEncoder)
+    if not own_head and (not is_decoder(model.backbone) or reading.pooling != "last" or reading.answer):
         raise UserError(
-            f"{name}: transformers has no sequence classifier with this head (pooling {form.pooling} of "
+            f"{name}: transformers has no sequence classifier with this head (pooling {reading.pooling} of "
             f"{type(model.backbone).__name__}); export it as merged."
         )
-    tokenizer = for_pairs(model.inputs)
+    tokenizer = for_pairs(model.inputs, token_types=reading.token_types)
     save_model(model, folder)
-    save_tokenizer(tokenizer, folder, token_types=form.token_types)
+    save_tokenizer(tokenizer, folder, token_types=reading.token_types)
     _write_old_names(folder)
     activation = {"activation_fn": "torch.nn.modules.linear.Identity"}  # else it would be squeezed into 0 to 1
     write_json(folder / "config.json", read_json(folder / "config.json") | {"sentence_transformers": activation})
@@ -100,11 +100,15 @@ def write_peft(model: Retriever | AnyReranker, folder: Path, *, name: str) -> No
     settings = read_json(source / CONFIG)
     settings |= {"task_type": "SEQ_CLS" if reranker else "FEATURE_EXTRACTION"}
     settings |= {"modules_to_save": ["score"] if reranker else None}
-    tokenizer, prompts = (for_pairs(model.inputs), {}) if reranker else for_single_texts(model.inputs)
+    tokenizer, prompts = (
+        (for_pairs(model.inputs, token_types=model.reading.token_types), {})
+        if reranker
+        else for_single_texts(model.inputs)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / ADAPTER)
     write_json(folder / CONFIG, settings)
-    write_json(folder / "contract.json", model.inputs.contract.to_dict())
+    write_json(folder / "contract.json", model.contract.to_dict())
     save_tokenizer(tokenizer, folder)
     if isinstance(model, Retriever):
         _write_modules(model, folder, prompts)
@@ -112,10 +116,10 @@ def write_peft(model: Retriever | AnyReranker, folder: Path, *, name: str) -> No
 
 def _write_modules(model: Retriever, folder: Path, prompts: dict[str, str]) -> None:
     """sentence-transformers' files beside weights and tokenizer."""
-    form, dim = model.inputs.contract, model.backbone.config.hidden_size
+    reading, dim = model.reading, model.backbone.config.hidden_size
     names = {ours: theirs for theirs, ours in POOLINGS.items()}
-    flags = {f"pooling_mode_{flag}": f"pooling_mode_{flag}" == names[form.pooling] for flag in POOLING_FLAGS}
-    kinds = ["Transformer", "Pooling", *["Dense"] * len(model.dense), *(["Normalize"] if form.normalize else [])]
+    flags = {f"pooling_mode_{flag}": f"pooling_mode_{flag}" == names[reading.pooling] for flag in POOLING_FLAGS}
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(model.dense), *(["Normalize"] if reading.normalize else [])]
     paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds[1:], start=1))]
     listed = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -127,8 +131,11 @@ def _write_modules(model: Retriever, folder: Path, prompts: dict[str, str]) -> N
     for layer, path in zip(model.dense, paths[2:], strict=False):
         _write_dense(layer, folder / path)
     write_json(folder / "modules.json", listed)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": form.document_length, "do_lower_case": False})
-    similarity = "cosine" if form.normalize else "dot"
+    write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": model.inputs.form.document_length, "do_lower_case": False},
+    )
+    similarity = "cosine" if reading.normalize else "dot"
     known = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
     write_json(folder / "config_sentence_transformers.json", known)
 

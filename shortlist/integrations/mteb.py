@@ -16,7 +16,7 @@ from shortlist.models.embed import score_pairs
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, as_queries
-from shortlist.text.contract import SPECIAL, InputContract
+from shortlist.text.contract import SPECIAL, Form
 
 try:
     from mteb.models import ModelMeta
@@ -42,14 +42,14 @@ class RetrieverEncoder:
 
     def __init__(self, model: str, **options: Any) -> None:
         self.retriever = Retriever.load(model, **options)
-        contract = self.retriever.inputs.contract
+        form = self.retriever.inputs.form
         self.mteb_model_meta = _meta(
             model,
-            contract,
+            form,
             options,
-            max_tokens=contract.document_length,
+            max_tokens=form.document_length,
             embed_dim=self.retriever.dim,
-            similarity_fn_name="cosine" if contract.normalize else "dot",
+            similarity_fn_name="cosine" if self.retriever.reading.normalize else "dot",
         )
 
     def encode(
@@ -83,10 +83,8 @@ class RerankerCrossEncoder:
 
     def __init__(self, model: str, **options: Any) -> None:
         self.reranker = Reranker.load(model, **options)
-        contract = self.reranker.inputs.contract
-        self.mteb_model_meta = _meta(
-            model, contract, options, max_tokens=contract.pair_length, model_type=["cross-encoder"]
-        )
+        form = self.reranker.inputs.form
+        self.mteb_model_meta = _meta(model, form, options, max_tokens=form.pair_length, model_type=["cross-encoder"])
 
     def predict(self, inputs1: Iterable[Batch], inputs2: Iterable[Batch], **_: Any) -> Float[np.ndarray, " pairs"]:
         """Score of each query with its document, batched by their lengths instead of as they come."""
@@ -108,10 +106,10 @@ def _documents(batches: Iterable[Batch]) -> list[Document]:
     return [Document(str(place), text, title) for place, (text, title) in enumerate(rows)]
 
 
-def _meta(model: str, contract: InputContract, options: Mapping[str, Any], **known: Any) -> ModelMeta:
+def _meta(model: str, form: Form, options: Mapping[str, Any], **known: Any) -> ModelMeta:
     """What is known of a model. Its revision is its identity in manifests, so results are never another model's."""
     folder = Path(model).is_dir()
-    pieces = (*contract.query, *contract.document, *contract.pair)
+    pieces = (*form.query, *form.document, *form.pair)
     settings = {
         "name": f"local/{Path(model).resolve().name}" if folder else model,
         "revision": model_identity(model).rpartition(":" if folder else "@")[2],

@@ -24,8 +24,8 @@ from transformers.utils import logging
 
 from shortlist.errors import UserError, unknown
 from shortlist.math.pooling import POOLINGS
-from shortlist.models.kernels.linear import last_mlp_only_at
-from shortlist.text.contract import InputContract
+from shortlist.models.kernels.last_token import last_mlp_only_at
+from shortlist.text.contract import Reading
 
 
 def load_backbone(
@@ -198,15 +198,15 @@ def see_both_ways(model: PreTrainedModel) -> None:
     model.config.is_causal = False  # transformers looks here in every forward pass
 
 
-def apply_contract(model: PreTrainedModel, contract: InputContract) -> None:
-    """Make the model read its input as the contract says, in place.
+def apply_reading(model: PreTrainedModel, reading: Reading) -> None:
+    """Make the model read its tokens as `reading` says, in place.
 
     Raises:
         UserError: there is no such pooling.
     """
-    if contract.pooling not in POOLINGS:
-        raise unknown("pooling", contract.pooling, POOLINGS)
-    if contract.bidirectional:
+    if reading.pooling not in POOLINGS:
+        raise unknown("pooling", reading.pooling, POOLINGS)
+    if reading.bidirectional:
         see_both_ways(model)
 
 

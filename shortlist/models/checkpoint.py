@@ -5,7 +5,7 @@ reranker's weights carry the key `score.weight` beside the backbone's, as in tra
 folder holds `adapter_config.json` and `adapter_model.safetensors` instead, head included, and names its base.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from math import prod
 from pathlib import Path
@@ -37,8 +37,9 @@ from shortlist.models.published import backbone_folder, check_layout, dense_laye
 from shortlist.models.reranker import AnyReranker, CrossEncoder, Reranker, new_head
 from shortlist.models.retriever import Retriever
 from shortlist.models.shipped import shipped_folder, shipped_name
-from shortlist.text.contract import InputContract, Inputs, named_contract
-from shortlist.text.proof import prove
+from shortlist.text.contract import Adjust, Form, InputContract, Reading, named_contract
+from shortlist.text.inputs import Inputs
+from shortlist.text.proof import proved_inputs
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
@@ -60,16 +61,20 @@ def retriever_contract(name: str, given: str | None = None) -> InputContract:
     return _contract(name, given, "document")
 
 
-def load_retriever(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> Retriever:
+def load_retriever(
+    name: str, *, contract: str | None = None, adjust: Adjust | None = None, dtype: torch.dtype = torch.float32
+) -> Retriever:
     """Load a retriever: a folder of ours, a sentence-transformers folder, or a plain backbone with a named contract.
+
+    Args:
+        adjust: makes the contract that is used of that one, such as with other lengths.
 
     Raises:
         UserError: no model is there, or nothing says what its input looks like.
     """
-    form = retriever_contract(name, contract)
-    inputs = Inputs(form, tokenizer_of(name))
-    prove(inputs)
-    return Retriever(_backbone(name, dtype=dtype), inputs, dense_layers(local_folder(name)))
+    form, reading = _parts(retriever_contract(name, contract), adjust)
+    inputs = proved_inputs(form, tokenizer_of(name))
+    return Retriever(_backbone(name, dtype=dtype), inputs, reading, dense_layers(local_folder(name)))
 
 
 def reranker_contract(name: str, given: str | None = None) -> InputContract:
@@ -81,28 +86,33 @@ def reranker_contract(name: str, given: str | None = None) -> InputContract:
     return _contract(shipped_name(name, "reranker"), given, "pair")
 
 
-def load_reranker(name: str, *, contract: str | None = None, dtype: torch.dtype = torch.float32) -> AnyReranker:
+def load_reranker(
+    name: str, *, contract: str | None = None, adjust: Adjust | None = None, dtype: torch.dtype = torch.float32
+) -> AnyReranker:
     """Load a reranker with its trained head, of whichever kind the checkpoint has.
 
     That is `score.weight` (transformers' decoder classifiers, and what is trained here), an encoder's own classifier,
     or the answer of a language model, where the contract names its tokens.
 
+    Args:
+        adjust: as for `load_retriever`.
+
     Raises:
         UserError: no model is there, it has no head, or nothing says what its input looks like.
     """
     name = shipped_name(name, "reranker")
-    form = reranker_contract(name, contract)
+    form, reading = _parts(reranker_contract(name, contract), adjust)
     folder = local_folder(name)
-    inputs = Inputs(form, tokenizer_of(name))
-    prove(inputs)
-    if form.answer:
+    inputs = proved_inputs(form, tokenizer_of(name))
+    if reading.answer:
         backbone = _backbone(name, dtype=dtype)
-        return Reranker(backbone, inputs, answer_head(backbone, inputs.tokenizer, form, _base_folder(folder)))
+        head = answer_head(backbone, inputs.tokenizer, reading.answer, _base_folder(folder))
+        return Reranker(backbone, inputs, reading, head)
     head = _head(folder)
     if head is not None:
-        return Reranker(_backbone(name, dtype=dtype), inputs, one_label(head, name))
+        return Reranker(_backbone(name, dtype=dtype), inputs, reading, one_label(head, name))
     if is_classifier(folder):
-        return CrossEncoder(load_classifier(str(folder), dtype=dtype), inputs)
+        return CrossEncoder(load_classifier(str(folder), dtype=dtype), inputs, reading)
     raise UserError(
         f"{name}: has no head for scores (no {HEAD!r}, no classifier in its config.json), so this is not a trained "
         "reranker; train one from it."
@@ -113,7 +123,7 @@ def retriever_to_train(
     name: str,
     contract: InputContract | None = None,
     *,
-    adjust: Callable[[InputContract], InputContract] | None = None,
+    adjust: Adjust | None = None,
     **loading: Any,
 ) -> Retriever:
     """A retriever to start training from.
@@ -129,7 +139,8 @@ def retriever_to_train(
         raise UserError(f"{name}: has layers behind its pooling, which are not trained here; start from another model.")
     contract = contract or _own_contract(name, "document")
     contract = contract or named_contract("repllama" if is_decoder(backbone) else "bert")
-    return Retriever(backbone, _inputs(name, adjust(contract) if adjust else contract))
+    form, reading = _parts(contract, adjust)
+    return Retriever(backbone, _inputs(name, form), reading)
 
 
 def reranker_to_train(
@@ -137,7 +148,7 @@ def reranker_to_train(
     contract: InputContract | None = None,
     *,
     seed: int,
-    adjust: Callable[[InputContract], InputContract] | None = None,
+    adjust: Adjust | None = None,
     **loading: Any,
 ) -> Reranker:
     """A reranker to start training from: with the head of a trained one, with a new head on any other backbone.
@@ -155,18 +166,19 @@ def reranker_to_train(
     backbone = _backbone(name, **loading)
     contract = contract or _own_contract(name, "pair")
     contract = contract or named_contract("rankllama" if is_decoder(backbone) else "bert-pair")
-    if contract.answer or backbone.config.is_encoder_decoder:
+    if contract.reading.answer or backbone.config.is_encoder_decoder:
         raise UserError(f"{name}: models that answer with a token are not trained here; choose another --contract.")
     head = _head(folder)
     head = new_head(backbone, seed=seed) if head is None else one_label(head, name)
-    return Reranker(backbone, _inputs(name, adjust(contract) if adjust else contract), head)
+    form, reading = _parts(contract, adjust)
+    return Reranker(backbone, _inputs(name, form), reading, head)
 
 
 def language_model_to_train(
     name: str,
     contract: InputContract | None = None,
     *,
-    adjust: Callable[[InputContract], InputContract] | None = None,
+    adjust: Adjust | None = None,
     **loading: Any,
 ) -> LanguageModel:
     """A language model to start training from, whose texts are the pairs of a reranker.
@@ -180,19 +192,23 @@ def language_model_to_train(
     backbone = _backbone(name, **loading)
     check_tied(backbone, _base_folder(local_folder(name, weights=not loading.get("empty"))))
     contract = contract or _own_contract(name, "pair") or named_contract("rankllama")
-    inputs = _inputs(name, adjust(contract) if adjust else contract)
-    model = LanguageModel(backbone, inputs)
-    if not is_causal(backbone) or inputs.contract.bidirectional:
+    form, reading = _parts(contract, adjust)
+    model = LanguageModel(backbone, _inputs(name, form), reading)
+    if not is_causal(backbone) or reading.bidirectional:
         raise UserError(f"{name}: its tokens see what comes after them, so there is nothing to predict.")
     return model
 
 
-def _inputs(name: str, contract: InputContract) -> Inputs:
+def _parts(contract: InputContract, adjust: Adjust | None) -> tuple[Form, Reading]:
+    """The parts of the contract that is used, adjusted before it is proved."""
+    contract = adjust(contract) if adjust else contract
+    return contract.form, contract.reading
+
+
+def _inputs(name: str, form: Form) -> Inputs:
     """Inputs for training: a contract's `<bos>` is left out for a tokenizer that has none."""
     tokenizer = tokenizer_of(name)
-    inputs = Inputs(contract.fitted(tokenizer), tokenizer)
-    prove(inputs)
-    return inputs
+    return proved_inputs(form.fitted(tokenizer), tokenizer)
 
 
 def _head(folder: Path) -> Tensor | None:
@@ -242,7 +258,7 @@ def save_model(
         else:
             _save_weights(model, folder, state)
     model.inputs.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
-    write_json(folder / "contract.json", model.inputs.contract.to_dict())
+    write_json(folder / "contract.json", model.contract.to_dict())
 
 
 def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -315,16 +331,16 @@ def _backbone(name: str, *, empty: bool = False, **loading: Any) -> PreTrainedMo
 
 def _contract(name: str, given: str | None, kind: str) -> InputContract:
     if given is not None:
-        form = named_contract(given)
-        if not getattr(form, kind):
+        contract = named_contract(given)
+        if not getattr(contract.form, kind):
             raise UserError(f"--contract: {given!r} has no {kind!r} input, so it is for another kind of model.")
-        return form
-    form = _own_contract(name, kind)
-    if form is None and (local_folder(name) / "contract.json").exists():
+        return contract
+    contract = _own_contract(name, kind)
+    if contract is None and (local_folder(name) / "contract.json").exists():
         raise UserError(f"{name}: its contract.json has no {kind!r} input, so it is another kind of model.")
-    if form is None:
+    if contract is None:
         raise UserError(f"{name}: has no contract.json that says how its input looks; name one with --contract.")
-    return form
+    return contract
 
 
 def any_contract(name: str, given: str | None = None) -> InputContract:
@@ -343,8 +359,8 @@ def _own_contract(name: str, kind: str, *, weights: bool = True) -> InputContrac
     folder = local_folder(name, weights=weights)
     path = folder / "contract.json"
     if path.exists():
-        form = InputContract.from_dict(read_json(path), where=str(path))
-        return form if getattr(form, kind) else None
+        contract = InputContract.from_dict(read_json(path), where=str(path))
+        return contract if getattr(contract.form, kind) else None
     check_layout(name, folder)
     return published_contract(name, folder, kind)
 

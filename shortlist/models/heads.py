@@ -1,6 +1,6 @@
 """Where the head of a reranker is, in the folders of those who publish one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from shortlist.data.files import optional_json
 from shortlist.errors import UserError
-from shortlist.text.contract import InputContract
 
 HEAD = "score.weight"
 OUTPUT_EMBEDDING = "lm_head.weight"
@@ -29,10 +28,13 @@ def one_label(head: Tensor, name: str) -> Float[Tensor, "1 dim"]:
     return head if len(head) == 1 else head[1:].float() - head[:1].float()
 
 
-def answer_head(backbone: PreTrainedModel, tokenizer: Any, form: InputContract, folder: Path) -> Float[Tensor, "1 dim"]:
-    """The projection of a language model's last state to the score that a contract's answer is.
+def answer_head(
+    backbone: PreTrainedModel, tokenizer: Any, answer: Sequence[str], folder: Path
+) -> Float[Tensor, "1 dim"]:
+    """The projection of a language model's last state to the score that its answer is.
 
     Args:
+        answer: its tokens, as in a contract's reading.
         folder: where its weights are; one without an output embedding uses that of the input.
 
     Raises:
@@ -40,8 +42,8 @@ def answer_head(backbone: PreTrainedModel, tokenizer: Any, form: InputContract, 
     """
     if getattr(backbone.config, "final_logit_softcapping", None):
         raise UserError(f"{folder}: caps its logits, which an answer's score is not made for; use another model.")
-    token_ids = [tokenizer.convert_tokens_to_ids(token) for token in form.answer]
-    for token, token_id in zip(form.answer, token_ids, strict=True):
+    token_ids = [tokenizer.convert_tokens_to_ids(token) for token in answer]
+    for token, token_id in zip(answer, token_ids, strict=True):
         if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != token:
             raise UserError(
                 f"{folder}: the tokenizer has no token {token!r}, whose logit is the score by the input contract; "

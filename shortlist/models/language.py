@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from shortlist.models.backbone import apply_contract, real_tokens
-from shortlist.text.contract import Inputs
+from shortlist.models.backbone import apply_reading, real_tokens
+from shortlist.text.contract import InputContract, Reading
+from shortlist.text.inputs import Inputs
 
 ROWS = 128
 """Tokens whose logits are held in float32 at a time: few enough for a CPU's caches."""
@@ -22,12 +23,18 @@ class LanguageModel(nn.Module):
     https://arxiv.org/abs/1608.05859
     """
 
-    def __init__(self, backbone: PreTrainedModel, inputs: Inputs) -> None:
+    def __init__(self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading) -> None:
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
-        apply_contract(backbone, inputs.contract)
+        self.reading = reading
+        apply_reading(backbone, reading)
         backbone.config.tie_word_embeddings = True  # saved with it, so that transformers' own model is the same one
+
+    @property
+    def contract(self) -> InputContract:
+        """How its texts become ids, and its output is read."""
+        return InputContract(self.inputs.form, self.reading)
 
     def forward(
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]

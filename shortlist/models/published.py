@@ -18,8 +18,8 @@ from shortlist.errors import UserError
 from shortlist.models.adapters import is_adapter
 from shortlist.models.heads import is_classifier
 from shortlist.models.retriever import Activation, Dense
-from shortlist.text.contract import InputContract, named_contract
-from shortlist.text.surroundings import around_one, around_two, literal
+from shortlist.text.contract import Form, InputContract, Reading, named_contract
+from shortlist.text.special_tokens import around_one, around_two, literal
 from shortlist.text.tokenizer import load_tokenizer
 
 MODULES = "modules.json"
@@ -89,7 +89,7 @@ def published_contract(name: str, folder: Path, kind: str) -> InputContract | No
         UserError: the files ask for something that is not here.
     """
     for pattern, contract in KNOWN.items():
-        if re.fullmatch(pattern, name) and getattr(named_contract(contract), kind):
+        if re.fullmatch(pattern, name) and getattr(named_contract(contract).form, kind):
             return named_contract(contract)
     if kind == "document" and (folder / MODULES).exists():
         return _of_modules(folder)
@@ -160,14 +160,13 @@ def _of_modules(folder: Path) -> InputContract:
         raise UserError(f"{folder}: lowers the case of texts before its tokenizer does not, which is not supported.")
     start, end = around_one(tokenizer)
     length = settings.get("max_seq_length") or _longest(backbone, tokenizer)
-    return InputContract(
+    form = Form(
         query=(*start, literal(query) + "{query}", *end),
         document=(*start, literal(document) + "{title} {text}", *end),
         query_length=length,
         document_length=length,
-        pooling=POOLINGS[modes[0]],
-        normalize="Normalize" in modules,
     )
+    return InputContract(form, Reading(pooling=POOLINGS[modes[0]], normalize="Normalize" in modules))
 
 
 def _of_classifier(folder: Path) -> InputContract:
@@ -180,13 +179,9 @@ def _of_classifier(folder: Path) -> InputContract:
         )
     tokenizer = load_tokenizer(folder)
     start, middle, end = around_two(tokenizer)
-    return InputContract(
-        pair=(*start, "{query}", *middle, "{title} {text}", *end),
-        pair_length=_longest(folder, tokenizer),
-        pooling="cls",
-        normalize=False,
-        token_types=1 in _as_transformers_has_it(folder)("a", "b").get("token_type_ids", []),
-    )
+    form = Form(pair=(*start, "{query}", *middle, "{title} {text}", *end), pair_length=_longest(folder, tokenizer))
+    token_types = 1 in _as_transformers_has_it(folder)("a", "b").get("token_type_ids", [])
+    return InputContract(form, Reading(pooling="cls", normalize=False, token_types=token_types))
 
 
 def _as_transformers_has_it(folder: Path) -> Any:

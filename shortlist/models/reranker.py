@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.models.backbone import apply_contract, pooled_states, real_tokens
+from shortlist.models.backbone import apply_reading, pooled_states, real_tokens
 from shortlist.records import Document, Query, as_documents, as_queries
-from shortlist.text.contract import Inputs
+from shortlist.text.contract import Adjust, InputContract, Reading
+from shortlist.text.inputs import Inputs
 
 Scores = Float[np.ndarray, " docs"]
 
@@ -29,19 +30,30 @@ class Reranker(nn.Module):
     https://arxiv.org/abs/2310.08319
     """
 
-    def __init__(self, backbone: PreTrainedModel, inputs: Inputs, head: Float[Tensor, "1 dim"]) -> None:
+    def __init__(
+        self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading, head: Float[Tensor, "1 dim"]
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
-        apply_contract(backbone, inputs.contract)
+        self.reading = reading
+        apply_reading(backbone, reading)
         self.head = nn.Parameter(head.float())
 
+    @property
+    def contract(self) -> InputContract:
+        """How its texts become ids, and its output is read."""
+        return InputContract(self.inputs.form, self.reading)
+
     @classmethod
-    def load(cls, name: str, *, contract: str | None = None, **options: Any) -> "AnyReranker":
+    def load(
+        cls, name: str, *, contract: str | None = None, adjust: Adjust | None = None, **options: Any
+    ) -> "AnyReranker":
         """Load a model folder, or the name of one on the hub, ready to score, whichever kind of reranker it holds.
 
         Args:
             contract: input contract by name, for a folder that does not say its own.
+            adjust: makes the contract that is used of that one, such as with other lengths.
             options: device and precision, as for `models.embed.for_inference`.
 
         Raises:
@@ -50,7 +62,7 @@ class Reranker(nn.Module):
         from shortlist.models.checkpoint import load_reranker
         from shortlist.models.embed import for_inference
 
-        reranker = load_reranker(name, contract=contract)
+        reranker = load_reranker(name, contract=contract, adjust=adjust)
         for_inference(reranker, **options)
         return reranker
 
@@ -62,7 +74,7 @@ class Reranker(nn.Module):
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
         """Scores, float32, of right-padded pairs."""
-        pooling = self.inputs.contract.pooling
+        pooling = self.reading.pooling
         pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
         return pooled @ self.head[0]
 
@@ -76,11 +88,17 @@ class CrossEncoder(nn.Module):
             one's logit is: the log-odds of being relevant.
     """
 
-    def __init__(self, classifier: PreTrainedModel, inputs: Inputs) -> None:
+    def __init__(self, classifier: PreTrainedModel, inputs: Inputs, reading: Reading) -> None:
         super().__init__()
         self.backbone = classifier
         self.inputs = inputs
-        apply_contract(classifier, inputs.contract)
+        self.reading = reading
+        apply_reading(classifier, reading)
+
+    @property
+    def contract(self) -> InputContract:
+        """How its texts become ids, and its output is read."""
+        return InputContract(self.inputs.form, self.reading)
 
     def score(self, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
         """Score of each document for the query; options as in `models.embed.run_model`."""
@@ -91,7 +109,7 @@ class CrossEncoder(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """Scores, float32, of right-padded pairs."""
         options: dict[str, Any] = {"attention_mask": real_tokens(token_ids, lengths)}
-        if self.inputs.contract.token_types and getattr(self.backbone.config, "type_vocab_size", 0) > 1:
+        if self.reading.token_types and getattr(self.backbone.config, "type_vocab_size", 0) > 1:
             ends = (token_ids == self.inputs.special_id("<sep>")).long()
             options["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=1)  # 1 behind the first `<sep>`
         logits = self.backbone(input_ids=token_ids, **options).logits.float()

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.models.backbone import apply_contract, pooled_states
+from shortlist.models.backbone import apply_reading, pooled_states
 from shortlist.records import Document, Query, as_documents, as_queries
-from shortlist.text.contract import Inputs
+from shortlist.text.contract import Adjust, InputContract, Reading
+from shortlist.text.inputs import Inputs
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -54,19 +55,30 @@ class Retriever(nn.Module):
     https://arxiv.org/abs/2310.08319
     """
 
-    def __init__(self, backbone: PreTrainedModel, inputs: Inputs, dense: Sequence[Dense] = ()) -> None:
+    def __init__(
+        self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading, dense: Sequence[Dense] = ()
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
+        self.reading = reading
         self.dense = nn.ModuleList(dense)
-        apply_contract(backbone, inputs.contract)
+        apply_reading(backbone, reading)
+
+    @property
+    def contract(self) -> InputContract:
+        """How its texts become ids, and its output is read."""
+        return InputContract(self.inputs.form, self.reading)
 
     @classmethod
-    def load(cls, name: str, *, contract: str | None = None, **options: Any) -> "Retriever":
+    def load(
+        cls, name: str, *, contract: str | None = None, adjust: Adjust | None = None, **options: Any
+    ) -> "Retriever":
         """Load a model folder, or the name of one on the hub, ready to encode.
 
         Args:
             contract: input contract by name, for a folder that does not say its own.
+            adjust: makes the contract that is used of that one, such as with other lengths.
             options: device and precision, as for `models.embed.for_inference`.
 
         Raises:
@@ -75,7 +87,7 @@ class Retriever(nn.Module):
         from shortlist.models.checkpoint import load_retriever
         from shortlist.models.embed import for_inference
 
-        retriever = load_retriever(name, contract=contract)
+        retriever = load_retriever(name, contract=contract, adjust=adjust)
         for_inference(retriever, **options)
         return retriever
 
@@ -101,7 +113,7 @@ class Retriever(nn.Module):
         self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
         """Vectors, float32, of right-padded ids."""
-        pooling = self.inputs.contract.pooling
+        pooling = self.reading.pooling
         return self.behind_pooling(pooled_states(self.backbone, token_ids, lengths, pooling=pooling))
 
     def behind_pooling(self, states: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
@@ -109,4 +121,4 @@ class Retriever(nn.Module):
         vectors = states.float()
         for layer in self.dense:
             vectors = layer(vectors)
-        return F.normalize(vectors, dim=-1) if self.inputs.contract.normalize else vectors
+        return F.normalize(vectors, dim=-1) if self.reading.normalize else vectors

@@ -4,7 +4,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,8 @@ from shortlist.models.shipped import shipped_name
 from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Document, Hit, Qrels, Query, Run
 from shortlist.rerank.candidates import Candidates, Chunk
-from shortlist.text.contract import InputContract, Inputs
+from shortlist.text.contract import InputContract
+from shortlist.text.inputs import Inputs
 from shortlist.text.segments import Segments, segment_contract, unused_settings
 
 PAIRS_AT_ONCE = 4096
@@ -139,8 +140,8 @@ class Scorer:
     @cached_property
     def reranker(self) -> AnyReranker:
         """The model, ready to score."""
-        reranker = load_reranker(self.config.model, contract=self.config.contract)
-        reranker.inputs.contract = contract_of(self.config)
+        config = self.config
+        reranker = load_reranker(config.model, contract=config.contract, adjust=partial(adjusted, config=config))
         for_inference(reranker, precision=self.precision, packed=self.packed)
         return reranker
 
@@ -158,10 +159,14 @@ class Scorer:
 
 
 def contract_of(config: Config) -> InputContract:
-    """The form in which pairs are read."""
-    form = reranker_contract(config.model, config.contract).with_instruction(config.instruction)
+    """The contract by which pairs are read."""
+    return adjusted(reranker_contract(config.model, config.contract), config)
+
+
+def adjusted(contract: InputContract, config: Config) -> InputContract:
+    """The contract with the instruction and the lengths of a Config."""
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
-    return segment_contract(form, config.segments, **lengths)
+    return segment_contract(contract.with_instruction(config.instruction), config.segments, **lengths)
 
 
 def run(config: Config) -> None:
@@ -206,7 +211,7 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
         skip_missing=config.skip_missing,
         at_once=PAIRS_AT_ONCE if config.budget_seconds is None else BEST_FIRST,
     )
-    inputs = Inputs(contract_of(config), tokenizer_of(config.model))
+    inputs = Inputs(contract_of(config).form, tokenizer_of(config.model))
     inputs.check_queries(queries[query_id] for query_id in run.query_ids if query_id in queries)
     readable = candidates.readable()
     wanted = readable

@@ -153,7 +153,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 def _info(service: Service) -> schema.Info:
     models = {
         name: schema.ModelInfo(
-            name=service.names[name], contract=model.inputs.contract.to_dict(), dim=getattr(model, "dim", None)
+            name=service.names[name], contract=model.contract.to_dict(), dim=getattr(model, "dim", None)
         )
         for name, model in (("retriever", service.retriever), ("reranker", service.reranker))
         if model is not None
@@ -215,7 +215,7 @@ def _narrowed(service: Service, vectors: np.ndarray, dimensions: int | None) -> 
     if dimensions > service.retriever.dim:
         raise FieldError("dimensions", f"the model's vectors have {service.retriever.dim} numbers; ask for no more")
     vectors = vectors[:, :dimensions]
-    return _unit(vectors) if service.retriever.inputs.contract.normalize else vectors
+    return _unit(vectors) if service.retriever.reading.normalize else vectors
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -139,7 +139,7 @@ class Service:
         try:
             await self._in_thread(lambda: inputs.check_queries(different))
         except UserError:
-            length = inputs.contract.pair_length
+            length = inputs.form.pair_length
             message = f"leaves no room for a document in the {length} tokens that the reranker reads; shorten it"
             raise FieldError(field, message) from None
 
@@ -161,7 +161,7 @@ class Service:
             tokenize: Any = inputs.query_ids
         else:
             items, tokenize = as_documents(texts), inputs.document_ids
-        length = getattr(inputs.contract, f"{kind}_length")
+        length = getattr(inputs.form, f"{kind}_length")
         ids = compact_ids(tokenize, items)
         return list(ids), _truncated(ids, items, length, tokenize)
 
@@ -170,7 +170,7 @@ class Service:
     ) -> tuple[list[TokenIds], list[int]]:
         """Token ids of each query with its document, and which documents were cut."""
         assert self.reranker is not None
-        inputs, length = self.reranker.inputs, self.reranker.inputs.contract.pair_length
+        inputs, length = self.reranker.inputs, self.reranker.inputs.form.pair_length
         documents, cut = [document for _, document in texts], set[int]()
         if max_tokens is not None:
             spans = inputs.token_spans(documents)
@@ -197,7 +197,7 @@ class Service:
         """
         assert self.parts is not None
         if self.reranker is not None and options["rerank"] is not False:
-            most = len(queries) * options["depth"] * self.reranker.inputs.contract.pair_length
+            most = len(queries) * options["depth"] * self.reranker.inputs.form.pair_length
             ticket.reserve(min(most, self.gate.limits.queue_tokens))  # now, so that what is accepted is finished
             await self._check_queries(queries, field)
         pipeline, loop = self.parts.pipeline(self.batcher, ticket, self.reranker), asyncio.get_running_loop()
@@ -216,7 +216,7 @@ class Service:
 
         def find() -> set[str]:
             ids = inputs.pair_ids(pairs)
-            cut = _truncated(ids, pairs, inputs.contract.pair_length, inputs.pair_ids)
+            cut = _truncated(ids, pairs, inputs.form.pair_length, inputs.pair_ids)
             return {documents[i].doc_id for i in cut}
 
         return await self._in_thread(find)

@@ -5,9 +5,13 @@ from typing import Any
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import KINDS, SPECIAL, Inputs
+from shortlist.text.contract import SPECIAL, TEMPLATES, Form
+from shortlist.text.inputs import Inputs
 
 WORDS = "long words "
+MOST_WORDS = 10_000
+"""A text to be cut has no more, however long an input may be: the end of a longer one is put there in the same way."""
+
 TOKEN = re.compile(r"<\|[^|<>]+\|>|<extra_id_\d+>")
 """What looks like a special token in a prompt."""
 
@@ -24,15 +28,26 @@ def prove(inputs: Inputs) -> None:
     name = inputs.tokenizer.name_or_path
     if inputs.pad_id == inputs.tokenizer.eos_token_id:
         raise UserError(f"{name}: the tokenizer pads with its end token; give it another pad_token.")
-    for kind in KINDS:
-        if template := getattr(inputs.contract, kind):
+    for kind in TEMPLATES:
+        if template := getattr(inputs.form, kind):
             _prove_ends(inputs, kind, template)
             _prove_prompts(inputs, kind, template)
 
 
+def proved_inputs(form: Form, tokenizer: Any) -> Inputs:
+    """Inputs in a form that the tokenizer was proved to have.
+
+    Raises:
+        UserError: as `Inputs` and `prove`.
+    """
+    inputs = Inputs(form, tokenizer)
+    prove(inputs)
+    return inputs
+
+
 def _prove_ends(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
     """A cut input begins and ends with the special tokens that the template begins and ends with."""
-    text = WORDS * getattr(inputs.contract, f"{kind}_length")
+    text = WORDS * min(getattr(inputs.form, f"{kind}_length"), MOST_WORDS)
     query, document = Query("", text), Document("", text)
     examples = {"query": lambda: inputs.query_ids([query]), "document": lambda: inputs.document_ids([document])}
     examples["pair"] = lambda: inputs.pair_ids([(query._replace(text=""), document)])

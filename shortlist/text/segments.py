@@ -6,7 +6,8 @@ from typing import Any, Literal
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.batching import windows
-from shortlist.text.contract import InputContract, Inputs
+from shortlist.text.contract import InputContract
+from shortlist.text.inputs import Inputs
 
 Segments = Literal["whole", "firstp", "maxp", "avgp"]
 """What of a document is read, and what its score is: all of it in one input; its first segment alone; every segment,
@@ -19,7 +20,7 @@ FEWEST_TOKENS = 8
 
 
 def segment_contract(
-    form: InputContract, segments: Segments, *, window: int, stride: int, max_length: int | None
+    contract: InputContract, segments: Segments, *, window: int, stride: int, max_length: int | None
 ) -> InputContract:
     """The contract by which documents, or pairs, are read: an input is a whole document or one segment.
 
@@ -27,12 +28,12 @@ def segment_contract(
         UserError: lengths that make no segments, or a length of whole documents for segments.
     """
     if segments == "whole":
-        return form.with_lengths(document=max_length)
+        return contract.with_lengths(document=max_length)
     if max_length is not None:
         raise UserError(f"--max-length is of whole documents; with --segments {segments} say --window.")
     if not 1 <= stride <= window:
         raise UserError(f"--window is {window} and --stride {stride}; expected 1 <= stride <= window.")
-    return form.with_lengths(document=window)
+    return contract.with_lengths(document=window)
 
 
 def segment_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def document_segments(inputs: Inputs, documents: Sequence[Document], *, stride: 
     """
     bare = inputs.document_ids([document._replace(text="") for document in documents], cut=False)
     whole = inputs.document_ids(documents, cut=False)
-    return _segmented(inputs, documents, bare, whole, inputs.contract.document_length, stride)
+    return _segmented(inputs, documents, bare, whole, inputs.form.document_length, stride)
 
 
 def pair_segments(
@@ -70,7 +71,7 @@ def pair_segments(
     bare = inputs.pair_ids([(query, document._replace(text="")) for query, document in pairs], cut=False)
     whole = inputs.pair_ids(pairs, cut=False)
     documents = [document for _, document in pairs]
-    found = _segmented(inputs, documents, bare, whole, inputs.contract.pair_length, stride)
+    found = _segmented(inputs, documents, bare, whole, inputs.form.pair_length, stride)
     return [[(query, segment) for segment in some] for (query, _), some in zip(pairs, found, strict=True)]
 
 

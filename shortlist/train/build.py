@@ -83,7 +83,8 @@ def _loaded(config: Config, **loading: Any) -> Trainable:
 
     def adjusted(contract: InputContract) -> InputContract:
         contract = contract.with_lengths(query=config.query_length, document=config.max_length)
-        return replace(contract, bidirectional=contract.bidirectional or config.bidirectional)
+        both_ways = contract.reading.bidirectional or config.bidirectional
+        return replace(contract, reading=replace(contract.reading, bidirectional=both_ways))
 
     if config.kind == "retriever":
         return retriever_to_train(config.backbone, contract, adjust=adjusted, **loading)

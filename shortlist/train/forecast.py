@@ -16,7 +16,7 @@ from shortlist.models.embed import pick_device
 from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
 from shortlist.records import Group, Query
-from shortlist.text.contract import Inputs
+from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch, batches, num_steps
 from shortlist.train.memory import Memory, Pass, step_memory
 from shortlist.train.steps import deal, language_texts
@@ -194,10 +194,10 @@ def _sample(
 
 
 def _measure(model: Trainable, batch: Batch) -> _Texts:
-    contract = model.inputs.contract.with_lengths(query=UNCUT, document=UNCUT)
+    form = model.inputs.form.with_lengths(query=UNCUT, document=UNCUT)
     uncut, cut = (
         {kind: list(map(len, ids)) for kind, ids in _token_ids(model, inputs, batch).items()}
-        for inputs in (Inputs(contract, model.inputs.tokenizer), model.inputs)
+        for inputs in (Inputs(form, model.inputs.tokenizer), model.inputs)
     )
     return _Texts(len(batch.queries), uncut, cut)
 

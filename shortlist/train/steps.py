@@ -20,7 +20,7 @@ from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.text.batching import pad, token_batches
-from shortlist.text.contract import Inputs
+from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
 from shortlist.train.gather import ALONE, World, gather_rows, is_sharded, sum_gradients, within_memory
 

@@ -18,6 +18,8 @@ from shortlist import Reranker, Retriever, export
 from shortlist.errors import UserError
 from shortlist.export.tools import POOLING_FLAGS
 from shortlist.models.checkpoint import load_reranker, load_retriever, retriever_to_train, save_model
+from shortlist.text.contract import Reading
+from shortlist.text.inputs import Inputs
 
 TEXTS = [f"{document.title} {document.text}".strip() for document in DOCUMENTS]
 QUIET = {"convert_to_numpy": True, "show_progress_bar": False}
@@ -44,7 +46,7 @@ def our_scores(model: Path) -> np.ndarray:
 
 def check_retriever(model: Path, folder: Path) -> None:
     ours, theirs = Retriever.load(str(model)), SentenceTransformer(str(folder), device="cpu")
-    assert theirs.max_seq_length == ours.inputs.contract.document_length
+    assert theirs.max_seq_length == ours.inputs.form.document_length
     close(theirs.encode([query.text for query in QUERIES], prompt_name="query", **QUIET), ours.encode_queries(QUERIES))
     close(theirs.encode(TEXTS, prompt_name="document", **QUIET), ours.encode_documents(DOCUMENTS))
     queries, documents = theirs.encode_query([QUERIES[0].text], **QUIET), theirs.encode_document(TEXTS, **QUIET)
@@ -82,7 +84,7 @@ def test_a_retrievers_folder_says_all_that_older_versions_ask_for(retriever: Pat
 
 def test_a_retriever_with_other_pooling_and_no_length_opens_too(base: Path, tmp_path: Path):
     model = retriever_to_train(str(base))
-    model.inputs.contract = replace(model.inputs.contract, pooling="mean", normalize=False, bidirectional=True)
+    model.reading = Reading(pooling="mean", normalize=False, bidirectional=True)
     save_model(model, tmp_path / "model")
     check_retriever(tmp_path / "model", exported(tmp_path / "model", "sentence-transformers", tmp_path / "out"))
 
@@ -130,7 +132,7 @@ def test_the_pair_template_gives_the_contracts_ids(contract: str, reranker: Path
                 == inputs.pair_ids([(query, document)])[0]
             )
     long = tokenizer(QUERIES[0].text, "long words " * 2000, truncation="only_second")["input_ids"]
-    assert len(long) == inputs.contract.pair_length
+    assert len(long) == inputs.form.pair_length
     if contract != "rankllama-v1":
         assert long[-1] == inputs.special_id("<eos>")
 
@@ -240,7 +242,7 @@ def test_an_encoders_reranker_is_no_cross_encoder_of_transformers(tiny, tmp_path
 )
 def test_a_contract_that_other_tools_cannot_follow_is_refused(changes: dict, message: str, base: Path, tmp_path: Path):
     model = retriever_to_train(str(base))
-    model.inputs.contract = replace(model.inputs.contract, **changes)
+    model.inputs = Inputs(replace(model.inputs.form, **changes), model.inputs.tokenizer)
     save_model(model, tmp_path / "model")
     with pytest.raises(UserError, match=message):
         exported(tmp_path / "model", "sentence-transformers", tmp_path / "out")

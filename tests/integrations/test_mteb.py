@@ -13,6 +13,7 @@ from tiny import DOCUMENTS, NAMES, PARTS, QUERIES  # noqa: E402
 
 from shortlist import Document, Hit, Reranker, Retriever, per_query  # noqa: E402
 from shortlist.integrations.mteb import RerankerCrossEncoder, RetrieverEncoder  # noqa: E402
+from shortlist.text.inputs import Inputs  # noqa: E402
 
 TITLED = [document._replace(title=f"{NAMES[i - 3]} {PARTS[i % 5]}") for i, document in enumerate(DOCUMENTS)]
 QRELS = {f"q{i}": {f"d{i}": 2, f"d{(i + 5) % 12}": 1} for i in range(12)}
@@ -72,8 +73,8 @@ def test_queries_and_documents_get_their_own_form_with_title_and_body_apart(tiny
     encoder, retriever = RetrieverEncoder(str(tiny.retriever)), Retriever.load(str(tiny.retriever))
     rows = [{"text": f"{d.title} {d.text}", "title": d.title, "body": d.text} for d in TITLED]
     # `{title} {text}` reads the same where both are given as text: only another form tells them apart
-    form = replace(retriever.inputs.contract, document=("<bos>", "{text} of {title}", "<eos>"))
-    encoder.retriever.inputs.contract = retriever.inputs.contract = form
+    form = replace(retriever.inputs.form, document=("<bos>", "{text} of {title}", "<eos>"))
+    encoder.retriever.inputs = retriever.inputs = Inputs(form, retriever.inputs.tokenizer)
     found = encoder.encode(batches(rows), prompt_type=PromptType.document)
     np.testing.assert_allclose(found, retriever.encode_documents(TITLED), atol=1e-6)
     texts = [query.text for query in QUERIES]

@@ -31,7 +31,7 @@ from shortlist.models.checkpoint import (
 )
 from shortlist.models.embed import embed_documents, embed_queries, score_pairs
 from shortlist.text.batching import pad
-from shortlist.text.contract import named_contract
+from shortlist.text.contract import Reading, named_contract
 
 
 def close(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -253,7 +253,7 @@ def test_a_contract_of_the_other_kind_is_refused(llama: Path, reranker: Path):
 
 def test_a_contract_that_is_named_goes_before_the_folders_own(reranker: Path):
     named = load_reranker(str(reranker), contract="rankllama-v1")
-    assert named.inputs.contract == named_contract("rankllama-v1")
+    assert named.contract == named_contract("rankllama-v1")
     assert np.abs(score_pairs(named, PAIRS) - scores(reranker)).max() > 0.01
 
 
@@ -276,18 +276,18 @@ def test_damaged_weights_are_refused(reranker: Path, copied: Callable):
 
 
 def test_training_starts_from_the_papers_contract_for_the_architecture(llama: Path, bert: Path):
-    assert retriever_to_train(str(llama), None).inputs.contract == named_contract("repllama")
-    assert retriever_to_train(str(bert), None).inputs.contract == named_contract("bert")
-    assert reranker_to_train(str(llama), None, seed=0).inputs.contract == named_contract("rankllama")
-    assert reranker_to_train(str(bert), None, seed=0).inputs.contract == named_contract("bert-pair")
+    assert retriever_to_train(str(llama), None).contract == named_contract("repllama")
+    assert retriever_to_train(str(bert), None).contract == named_contract("bert")
+    assert reranker_to_train(str(llama), None, seed=0).contract == named_contract("rankllama")
+    assert reranker_to_train(str(bert), None, seed=0).contract == named_contract("bert-pair")
 
 
 def test_training_keeps_the_folders_contract_unless_another_is_given(llama: Path, tmp_path: Path):
     own = named_contract("repllama").with_lengths(query=9)
     save_model(retriever_to_train(str(llama), own), tmp_path)
-    assert retriever_to_train(str(tmp_path), None).inputs.contract == own
-    other = replace(own, pooling="mean")
-    assert retriever_to_train(str(tmp_path), other).inputs.contract == other
+    assert retriever_to_train(str(tmp_path), None).contract == own
+    other = replace(own, reading=Reading(pooling="mean"))
+    assert retriever_to_train(str(tmp_path), other).contract == other
 
 
 def test_a_reranker_starts_from_the_head_there_is(retriever: Path, reranker: Path):

@@ -33,6 +33,7 @@ from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker, reranker_to_train
 from shortlist.models.embed import for_inference, score_pairs, stream_scores
 from shortlist.text.contract import named_contract
+from shortlist.text.inputs import Inputs
 from shortlist.text.tokenizer import train_bpe
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -136,7 +137,7 @@ def test_an_encoder_decoder_scores_by_its_first_answer(contract: str, tied: bool
     reference = save(tmp_path, model, tokenizer)
     reranker = load_reranker(str(tmp_path), contract=contract)
     ids = reranker.inputs.pair_ids(PAIRS)
-    answers = tokenizer.convert_tokens_to_ids(list(named_contract(contract).answer))
+    answers = tokenizer.convert_tokens_to_ids(list(named_contract(contract).reading.answer))
     assert tokenizer.unk_token_id not in answers
 
     def theirs(row: torch.Tensor) -> torch.Tensor:
@@ -239,7 +240,7 @@ def test_training_does_not_throw_a_trained_head_away(tmp_path: Path, llama: Path
 def test_segments_are_scored_by_themselves_and_put_together(segments: Any, token_budget: int | None, tmp_path: Path):
     save(tmp_path, classifiers(1)["bert"], words())
     reranker = load_reranker(str(tmp_path), contract="cross-encoder")
-    reranker.inputs.contract = reranker.inputs.contract.with_lengths(document=30)
+    reranker.inputs = Inputs(reranker.inputs.form.with_lengths(document=30), reranker.inputs.tokenizer)
     from shortlist.text.segments import pair_segments
 
     parts = pair_segments(reranker.inputs, PAIRS, stride=10)

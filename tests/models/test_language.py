@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from shortlist.errors import UserError
 from shortlist.models.checkpoint import language_model_to_train, load_reranker, load_retriever, save_model, tokenizer_of
 from shortlist.models.language import ROWS, next_tokens
 from shortlist.text.batching import pad
-from shortlist.text.contract import CONTRACTS
+from shortlist.text.contract import named_contract
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 GENERATOR = torch.Generator().manual_seed(0)
@@ -94,13 +95,13 @@ def test_a_language_model_is_neither_a_retriever_nor_a_reranker(tied: Path, tmp_
 
 def test_what_sees_the_words_to_come_is_refused(tied: Path, bert: Path):
     with pytest.raises(UserError, match="nothing to predict"):
-        language_model_to_train(str(bert), CONTRACTS["bert-pair"])
+        language_model_to_train(str(bert), named_contract("bert-pair"))
     with pytest.raises(UserError, match="nothing to predict"):
-        language_model_to_train(str(tied), CONTRACTS["rankllama"], adjust=both_ways)
+        language_model_to_train(str(tied), named_contract("rankllama"), adjust=both_ways)
 
 
 def both_ways(contract):
-    return type(contract)(**(vars(contract) | {"bidirectional": True}))
+    return replace(contract, reading=replace(contract.reading, bidirectional=True))
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_a_decoders_folder_gives_the_same_vectors(single: str, special: Any, end
     prompts = {"query": "Instruct: find {it}\nQuery:", "document": ""}
     theirs_of(folder, [modules.Normalize()], pooling="lasttoken", prompts=prompts).save(str(tmp_path / "theirs"))
     check(tmp_path / "theirs")
-    form = load_retriever(str(tmp_path / "theirs")).inputs.contract
+    form = load_retriever(str(tmp_path / "theirs")).inputs.form
     assert form.query == tuple(
         piece for piece in (ends[0], prompts["query"].replace("{it}", "{{it}}") + "{query}", ends[1]) if piece
     )
@@ -166,7 +166,7 @@ def test_a_cross_encoders_folder_gives_the_same_scores_without_a_contract(
     scores = scores if num_labels == 1 else scores[:, 1] - scores[:, 0]
     for folder in ("classifier", "theirs"):
         reranker = load_reranker(str(tmp_path / folder))
-        assert reranker.inputs.contract.token_types is token_types
+        assert reranker.reading.token_types is token_types
         close(score_pairs(reranker, pairs), scores)
 
 
@@ -260,11 +260,9 @@ def test_every_known_name_leads_to_a_preset():
 def test_a_known_hub_model_loads_without_a_contract(llama: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "snapshot_download", lambda name, allow_patterns: str(llama))
     retriever = load_retriever("castorini/repllama-v1-7b-lora-passage")
-    assert retriever.inputs.contract == named_contract("repllama")
+    assert retriever.contract == named_contract("repllama")
     assert retriever.encode_queries([Query("q", "x")]).shape == (1, retriever.dim)
-    assert reranker_to_train("castorini/repllama-v1-7b-lora-passage", seed=0).inputs.contract == named_contract(
-        "rankllama"
-    )
+    assert reranker_to_train("castorini/repllama-v1-7b-lora-passage", seed=0).contract == named_contract("rankllama")
 
 
 def test_a_folder_of_no_known_layout_says_what_was_found_and_what_is_needed(tmp_path: Path):

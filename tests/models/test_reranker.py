@@ -12,7 +12,8 @@ from shortlist.models.backbone import load_backbone
 from shortlist.models.embed import score_pairs
 from shortlist.models.reranker import Reranker, new_head
 from shortlist.text.batching import pad
-from shortlist.text.contract import Inputs, named_contract
+from shortlist.text.contract import Reading, named_contract
+from shortlist.text.inputs import Inputs
 from shortlist.text.tokenizer import load_tokenizer
 
 HEAD = torch.randn(1, 64, generator=torch.Generator().manual_seed(7))
@@ -20,7 +21,8 @@ HEAD = torch.randn(1, 64, generator=torch.Generator().manual_seed(7))
 
 def make(folder: Path, contract: str, dtype: torch.dtype = torch.float32) -> Reranker:
     backbone = load_backbone(str(folder), dtype=dtype)
-    return Reranker(backbone, Inputs(named_contract(contract), load_tokenizer(folder)), HEAD)
+    named = named_contract(contract)
+    return Reranker(backbone, Inputs(named.form, load_tokenizer(folder)), named.reading, HEAD)
 
 
 def classifier(folder: Path) -> LlamaForSequenceClassification:
@@ -56,8 +58,9 @@ def test_an_encoder_scores_by_its_first_token(bert: Path):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_learns_to_score_and_its_padding_changes_nothing(family: str, bidirectional: bool):
-    form = named_contract("rankllama" if family in DECODERS else "bert-pair")
-    reranker = Reranker(small(family), Inputs(replace(form, bidirectional=bidirectional), tokenizer()), HEAD)
+    contract = named_contract("rankllama" if family in DECODERS else "bert-pair")
+    reading = replace(contract.reading, bidirectional=bidirectional)
+    reranker = Reranker(small(family), Inputs(contract.form, tokenizer()), reading, HEAD)
     rows = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2]]
     scores = reranker(*pad(rows, 0))
     alone = torch.cat([reranker(*pad([row], 0)) for row in rows])
@@ -70,16 +73,16 @@ def test_every_family_learns_to_score_and_its_padding_changes_nothing(family: st
 def test_a_bidirectional_contract_lets_the_query_see_the_document(llama: Path):
     backbone, (first, second) = load_backbone(str(llama)), ([1, 5, 9, 2], [1, 5, 7, 2])
     for both_ways in (False, True):
-        form = replace(named_contract("rankllama"), pooling="cls", bidirectional=both_ways)
-        reranker = Reranker(backbone, Inputs(form, load_tokenizer(llama)), HEAD)
+        inputs = Inputs(named_contract("rankllama").form, load_tokenizer(llama))
+        reranker = Reranker(backbone, inputs, Reading(pooling="cls", bidirectional=both_ways), HEAD)
         one, two = reranker(*pad([first, second], 0)).tolist()
         assert (one == pytest.approx(two, abs=1e-5)) != both_ways
 
 
 def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
-    inputs = Inputs(replace(named_contract("rankllama"), pooling="lats"), load_tokenizer(llama))
+    inputs = Inputs(named_contract("rankllama").form, load_tokenizer(llama))
     with pytest.raises(UserError, match="unknown pooling 'lats': perhaps 'last'"):
-        Reranker(load_backbone(str(llama)), inputs, HEAD)
+        Reranker(load_backbone(str(llama)), inputs, Reading(pooling="lats"), HEAD)
 
 
 def test_the_head_and_the_backbone_learn(llama: Path):

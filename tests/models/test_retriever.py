@@ -20,7 +20,8 @@ from shortlist.models.kernels.linear import pack_linears, packing_pays
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad
-from shortlist.text.contract import Inputs, named_contract
+from shortlist.text.contract import Reading, named_contract
+from shortlist.text.inputs import Inputs
 from shortlist.text.tokenizer import load_tokenizer
 
 
@@ -49,7 +50,7 @@ def test_a_pad_that_equals_eos_moves_nothing(llama: Path):
     plain = load_retriever(str(llama), contract="repllama")
     tokenizer = load_tokenizer(llama)
     tokenizer.pad_token = tokenizer.eos_token
-    padded_with_eos = Retriever(plain.backbone, Inputs(plain.inputs.contract, tokenizer))
+    padded_with_eos = Retriever(plain.backbone, Inputs(plain.inputs.form, tokenizer), plain.reading)
     assert padded_with_eos.inputs.tokenizer.pad_token_id == 2
     assert padded_with_eos.inputs.pad_id == 0
     assert plain.inputs.pad_id == 0
@@ -62,8 +63,8 @@ def test_a_pad_that_equals_eos_moves_nothing(llama: Path):
 @pytest.mark.parametrize("pooling", ["last", "cls", "mean"])
 def test_training_and_inference_give_the_same_vectors(family: str, pooling: str, request: pytest.FixtureRequest):
     folder: Path = request.getfixturevalue(family)
-    form = replace(named_contract("repllama" if family == "llama" else "bert"), pooling=pooling)
-    retriever = Retriever(load_backbone(str(folder)), Inputs(form, load_tokenizer(folder)))
+    form = named_contract("repllama" if family == "llama" else "bert").form
+    retriever = Retriever(load_backbone(str(folder)), Inputs(form, load_tokenizer(folder)), Reading(pooling=pooling))
     ids = retriever.inputs.document_ids(DOCUMENTS)
     vectors = retriever(*pad(ids, 0))
     close(run(retriever, ids), vectors.detach())
@@ -75,8 +76,8 @@ def test_training_and_inference_give_the_same_vectors(family: str, pooling: str,
 
 def test_vectors_have_length_1_only_where_the_contract_says_so(llama: Path):
     backbone, tokenizer = load_backbone(str(llama)), load_tokenizer(llama)
-    form = named_contract("repllama")
-    unit, raw = (Retriever(backbone, Inputs(replace(form, normalize=n), tokenizer)) for n in (True, False))
+    inputs = Inputs(named_contract("repllama").form, tokenizer)
+    unit, raw = (Retriever(backbone, inputs, Reading(normalize=n)) for n in (True, False))
     vectors, longer = run(unit, [[1, 5, 2]]), run(raw, [[1, 5, 2]])
     close(vectors.norm(dim=-1), [1.0])
     assert longer.norm() > 2
@@ -93,14 +94,14 @@ def test_vectors_are_float32_whatever_the_weights_are(llama: Path):
 
 
 def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
-    form = replace(named_contract("repllama"), pooling="maen")
+    inputs = Inputs(named_contract("repllama").form, load_tokenizer(llama))
     with pytest.raises(UserError, match="unknown pooling 'maen': perhaps 'mean'"):
-        Retriever(load_backbone(str(llama)), Inputs(form, load_tokenizer(llama)))
+        Retriever(load_backbone(str(llama)), inputs, Reading(pooling="maen"))
 
 
 def of_family(family: str, **settings: Any) -> Retriever:
-    form = replace(named_contract("repllama" if family in DECODERS else "bert"), **settings)
-    return Retriever(small(family), Inputs(form, tokenizer()))
+    contract = named_contract("repllama" if family in DECODERS else "bert")
+    return Retriever(small(family), Inputs(contract.form, tokenizer()), replace(contract.reading, **settings))
 
 
 IDS = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2], [1, 20, 6, 2], [1, 5, 9, 7, 8, 30, 2]]

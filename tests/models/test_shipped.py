@@ -91,8 +91,8 @@ def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch
     assert local_folder(f"{PAIR}/reranker") == folder("reranker")
     assert shipped_name(PAIR, "reranker") == f"{PAIR}/reranker"
     assert model_identity(PAIR) == model_identity(str(folder("retriever")))
-    assert retriever_to_train(PAIR, empty=True).inputs.contract.document
-    assert reranker_to_train(f"{PAIR}/reranker", seed=0, empty=True).inputs.contract.pair
+    assert retriever_to_train(PAIR, empty=True).inputs.form.document
+    assert reranker_to_train(f"{PAIR}/reranker", seed=0, empty=True).inputs.form.pair
     with pytest.raises(UserError):
         local_folder(f"{PAIR}/neither")
     monkeypatch.chdir(tmp_path)

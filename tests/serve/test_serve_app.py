@@ -16,6 +16,7 @@ from shortlist.serve import Config, open_service
 from shortlist.serve.app import create_app
 from shortlist.serve.gate import Limits
 from shortlist.serve.service import Service
+from shortlist.text.inputs import Inputs
 
 QUESTION = "which colour has the apple"
 TEXTS = [document.text for document in DOCUMENTS[:5]]
@@ -95,7 +96,7 @@ def test_several_queries_are_answered_in_their_order(client: TestClient):
 def test_a_query_and_a_document_that_are_not_read_to_their_end_are_marked(built: Built):
     pipeline = built.pipeline()
     reranker: Any = pipeline.reranker
-    reranker.inputs.contract = reranker.inputs.contract.with_lengths(document=18)
+    reranker.inputs = Inputs(reranker.inputs.form.with_lengths(document=18), reranker.inputs.tokenizer)
     service = Service(pipeline)
     client = TestClient(create_app(service))
     [answer] = ask(client, "/search", query=QUESTION, k=12, explain=True)["answers"]

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import CONTRACTS, InputContract, Inputs, fill, named_contract, turn
+from shortlist.text.contract import Form, InputContract, Reading, named_contract, presets
+from shortlist.text.inputs import Inputs, fill, turn
 from shortlist.text.proof import prove
 from shortlist.text.tokenizer import from_sentencepiece, train_bpe
 
@@ -115,18 +117,48 @@ def bert() -> Any:
 
 @pytest.fixture
 def inputs(request: pytest.FixtureRequest):
-    """Inputs of a preset, or of a contract, with the tokenizer of its family."""
+    """Inputs of a preset, or of a form, with the tokenizer of its family."""
 
-    def make(contract: str | InputContract) -> Inputs:
-        form = named_contract(contract) if isinstance(contract, str) else contract
+    def make(contract: str | Form) -> Inputs:
+        form = named_contract(contract).form if isinstance(contract, str) else contract
         family = "bert" if "<cls>" in form.query + form.pair else "llama"
         return Inputs(form, request.getfixturevalue(family))
 
     return make
 
 
+GOLDEN_HASHES = {
+    "repllama": ("260ad32d99834a66", "d28843b467608cb9", "63957b38d07864f5"),
+    "repllama-document": ("b17d56d18b0bbc4a", "a65b82a27abc4927", "63957b38d07864f5"),
+    "rankllama": ("329be4045bfaf868", "25ce957c57942e31", "46adf964222ffedb"),
+    "rankllama-document": ("d6bdfef6d3c5554f", "25ce957c57942e31", "bb35d4fef7fd8229"),
+    "rankllama-v1": ("b8a82a5673aafed4", "25ce957c57942e31", "2c092069e2fc17db"),
+    "rankllama-v1-document": ("fea1069888a2fa16", "25ce957c57942e31", "70400b9e1bbc5b56"),
+    "rankllama-v2": ("59e826fcc6bc6095", "a35240903312ea0b", "7f2719846dd84ce4"),
+    "bert": ("12402f8b1ec3193b", "d5adbcb45f74ef99", "bb1fc6e1a37d48b1"),
+    "bert-cls": ("ca4e020ff6a1fb8a", "25644faf870c422f", "5a582bc65a84c683"),
+    "e5": ("ea1f4ee3651e12c5", "f747292d6a4ac30e", "bb1fc6e1a37d48b1"),
+    "bge": ("f6deff0da018a847", "b203d157ae772bbf", "5a582bc65a84c683"),
+    "bert-pair": ("06a93769d2822de3", "e84fa31fab1f77c5", "5b5682f4857f0853"),
+    "cross-encoder": ("8e45cccfcecaa047", "b455f4acdd65a561", "165b0fdfad6b57a3"),
+    "cross-encoder-roberta": ("b6acf6aff7f23619", "e84fa31fab1f77c5", "ed02a866fe00c239"),
+    "monot5": ("ae7e1d3825cb2858", "83b5b3a6b28ce25b", "3a4ee4b8b7fb52db"),
+    "rankt5": ("7b41e295520c3519", "544cbb9e4363a083", "e06daaea4a686240"),
+    "qwen3-reranker": ("b111184392500ba2", "896a84d55767edf9", "95c9e9d136d9254a"),
+}
+"""Preset -> hash of its contract.json, `of_documents()`, `of_pairs()`: outputs are known by these."""
+
+
+def test_every_preset_is_the_contract_that_it_always_was():
+    def hashes(contract: InputContract) -> tuple[str, ...]:
+        text = json.dumps(contract.to_dict(), indent=2)
+        return sha256(text.encode()).hexdigest()[:16], contract.of_documents()[7:23], contract.of_pairs()[7:23]
+
+    assert {name: hashes(named_contract(name)) for name in presets()} == GOLDEN_HASHES
+
+
 def test_every_preset_has_golden_ids():
-    assert GOLDEN_RETRIEVERS.keys() | GOLDEN_RERANKERS.keys() == CONTRACTS.keys() - {"qwen3-reranker"}  # see below
+    assert GOLDEN_RETRIEVERS.keys() | GOLDEN_RERANKERS.keys() == presets().keys() - {"qwen3-reranker"}  # see below
 
 
 @pytest.mark.parametrize("name", GOLDEN_RETRIEVERS)
@@ -143,13 +175,13 @@ def test_a_reranker_preset_gives_the_golden_ids(name: str, inputs):
 
 def chat_tokenizer() -> Any:
     """Byte-level BPE with the special tokens of a chat."""
-    tokenizer = train_bpe(["yes no", *named_contract("qwen3-reranker").pair] * 5, vocab_size=400)
+    tokenizer = train_bpe(["yes no", *named_contract("qwen3-reranker").form.pair] * 5, vocab_size=400)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
 
 
 def test_the_chat_of_qwen3_rerankers_is_put_together_as_its_card_does():
-    tokenizer, form = chat_tokenizer(), named_contract("qwen3-reranker")
+    tokenizer, form = chat_tokenizer(), named_contract("qwen3-reranker").form
     before, _, behind = (tokenizer.encode(piece, add_special_tokens=False) for piece in form.pair)
     made = Inputs(form, tokenizer)
     task = "Given a web search query, retrieve relevant passages that answer the query"
@@ -158,7 +190,7 @@ def test_the_chat_of_qwen3_rerankers_is_put_together_as_its_card_does():
     assert made.pair_ids([(WHAT_IS_X, BARE)]) == [expected]
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert [token for token in expected if token in (start, end)] == [start, end, start, end, start]
-    made.contract = form.with_lengths(document=len(expected) - 2)
+    made = Inputs(form.with_lengths(document=len(expected) - 2), tokenizer)
     assert made.pair_ids([(WHAT_IS_X, BARE)]) == [[*expected[: -len(behind) - 2], *behind]]
 
 
@@ -190,9 +222,9 @@ def test_every_preset_of_a_decoder_has_golden_bpe_ids():
 
 @pytest.mark.parametrize("name", GOLDEN_BPE)
 def test_a_preset_gives_the_golden_bpe_ids(name: str, cl100k):
-    made = Inputs(named_contract(name), cl100k)
+    made = Inputs(named_contract(name).form, cl100k)
     prove(made)
-    if made.contract.pair:
+    if made.form.pair:
         assert made.pair_ids([(WHAT_IS_X, FULL)]) == [GOLDEN_BPE[name]]
     else:
         assert made.query_ids([WHAT_IS_X]) == [[BPE_BOS, *BPE_QUERY, BPE_EOS]]
@@ -200,18 +232,20 @@ def test_a_preset_gives_the_golden_bpe_ids(name: str, cl100k):
 
 
 def test_an_instruction_takes_the_place_of_the_contracts_own():
-    made = Inputs(named_contract("qwen3-reranker").with_instruction("Find {code}"), chat_tokenizer())
+    made = Inputs(named_contract("qwen3-reranker").form.with_instruction("Find {code}"), chat_tokenizer())
     [ids] = made.pair_ids([(WHAT_IS_X, BARE)])
     assert "<Instruct>: Find {code}\n<Query>: what is x" in made.tokenizer.decode(ids)
-    assert named_contract("rankllama").with_instruction(None) == named_contract("rankllama")
+    assert named_contract("rankllama").form.with_instruction(None) == named_contract("rankllama").form
     with pytest.raises(UserError, match=r"--instruction: .* has no place for one"):
-        named_contract("rankllama").with_instruction("Find code")
+        named_contract("rankllama").form.with_instruction("Find code")
 
 
-def test_the_hash_of_a_form_knows_what_is_read_and_no_more():
-    form = named_contract("rankllama")
-    assert form.of_pairs() == replace(form, query_length=99, document=("x {text}",)).of_pairs()
-    assert form.of_pairs() != form.with_lengths(document=99).of_pairs()
+def test_the_hash_of_a_contract_knows_what_is_read_and_no_more():
+    contract = named_contract("rankllama")
+    form = replace(contract.form, query_length=99, document=("x {text}",))
+    assert contract.of_pairs() == replace(contract, form=form).of_pairs()
+    assert contract.of_pairs() != contract.with_lengths(document=99).of_pairs()
+    assert contract.of_pairs() != replace(contract, reading=replace(contract.reading, pooling="mean")).of_pairs()
     chat = named_contract("qwen3-reranker")
     assert chat.of_pairs() != chat.with_instruction("Find code").of_pairs()
 
@@ -229,7 +263,7 @@ def test_white_space_round_fields_is_dropped(inputs):
 
 @pytest.mark.parametrize("name", RETRIEVERS)
 def test_a_cut_document_ends_in_eos_at_the_longest_length(name: str, inputs):
-    form = replace(named_contract(name), query_length=6, document_length=7)
+    form = replace(named_contract(name).form, query_length=6, document_length=7)
     cut = inputs(form).document_ids([FULL, Document("d", "some text " * 500)])
     assert [len(ids) for ids in cut] == [7, 7]
     assert cut[0] == [*GOLDEN_RETRIEVERS[name][1][:6], EOS]
@@ -239,14 +273,14 @@ def test_a_cut_document_ends_in_eos_at_the_longest_length(name: str, inputs):
 
 def test_a_document_of_just_the_longest_length_is_not_cut(inputs):
     golden = GOLDEN_RETRIEVERS["repllama"][1]
-    form = named_contract("repllama").with_lengths(document=len(golden))
+    form = named_contract("repllama").form.with_lengths(document=len(golden))
     assert inputs(form).document_ids([FULL]) == [golden]
 
 
 @pytest.mark.parametrize("name", GOLDEN_RERANKERS)
 def test_only_the_document_of_a_pair_is_cut(name: str, inputs):
     golden = GOLDEN_RERANKERS[name][0]
-    form = named_contract(name).with_lengths(document=len(golden) - 1)
+    form = named_contract(name).form.with_lengths(document=len(golden) - 1)
     place = len(golden) - tail(name)
     expected = golden[: place - 1] + golden[place:]
     assert inputs(form).pair_ids([(WHAT_IS_X, FULL)]) == [expected]
@@ -256,7 +290,7 @@ def test_only_the_document_of_a_pair_is_cut(name: str, inputs):
 def test_a_query_is_whole_beside_the_longest_document(name: str, inputs):
     query, document = Query("q", "what is x " * 15), Document("d", "some text " * 3000)
     [long], [short] = (inputs(name).pair_ids([(query, d)]) for d in (document, BARE))
-    length = named_contract(name).pair_length
+    length = named_contract(name).form.pair_length
     assert len(long) == length > len(short)
     end = tail(name)
     assert long[: len(short) - end] == short[: len(short) - end]
@@ -265,13 +299,13 @@ def test_a_query_is_whole_beside_the_longest_document(name: str, inputs):
 
 def test_a_turned_pair_has_the_document_before_the_query():
     document, query = "document: {title} {text}", "query: {query}"
-    assert turn(CONTRACTS["rankllama"].pair) == ("<bos>", document, query, "<eos>")
-    assert turn(CONTRACTS["rankllama-v1"].pair) == ("<bos>", document, "<bos>", query)
-    assert turn(turn(CONTRACTS["rankllama"].pair)) == ("<bos>", query, document, "<eos>")
+    assert turn(named_contract("rankllama").form.pair) == ("<bos>", document, query, "<eos>")
+    assert turn(named_contract("rankllama-v1").form.pair) == ("<bos>", document, "<bos>", query)
+    assert turn(turn(named_contract("rankllama").form.pair)) == ("<bos>", query, document, "<eos>")
 
 
 def test_only_the_document_of_a_turned_pair_is_cut_though_the_query_comes_last(inputs):
-    whole, cut = inputs("rankllama"), inputs(named_contract("rankllama").with_lengths(document=20))
+    whole, cut = inputs("rankllama"), inputs(named_contract("rankllama").form.with_lengths(document=20))
     pairs = [(WHAT_IS_X, Document("d", "some text " * 30))]
     [long], [short] = (made.pair_ids(pairs, turned=True) for made in (whole, cut))
     [query] = inputs("repllama").query_ids([WHAT_IS_X])
@@ -284,9 +318,9 @@ def test_only_the_document_of_a_turned_pair_is_cut_though_the_query_comes_last(i
 @pytest.mark.parametrize("name", GOLDEN_RERANKERS)
 @pytest.mark.parametrize("words", [5, 11, 12, 13, 14, 15, 16, 200])
 def test_a_query_that_leaves_no_room_for_its_document_is_refused(name: str, words: int, inputs):
-    made = inputs(named_contract(name).with_lengths(document=20))
+    made = inputs(named_contract(name).form.with_lengths(document=20))
     query = Query("q7", "x " * words)
-    unbounded = inputs(named_contract(name).with_lengths(document=1000))
+    unbounded = inputs(named_contract(name).form.with_lengths(document=1000))
     [[needed], [whole]] = (unbounded.pair_ids([(query, Document("d", text))]) for text in ("", "some text"))
     if len(needed) < 20:
         end = whole[len(whole) - tail(name) :]
@@ -323,11 +357,11 @@ def test_braces_in_texts_are_only_text(inputs):
 
 def test_a_byte_level_bpe_tokenizer_gives_the_same_form():
     tokenizer = train_bpe(["query: what is x", "passage: some text"] * 5, vocab_size=300)
-    made = Inputs(named_contract("repllama"), tokenizer)
+    made = Inputs(named_contract("repllama").form, tokenizer)
     [ids] = made.document_ids([FULL])
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert tokenizer.decode(ids[1:-1]) == "passage: A-b c some text"
-    [cut] = Inputs(named_contract("repllama").with_lengths(document=5), tokenizer).document_ids([FULL])
+    [cut] = Inputs(named_contract("repllama").form.with_lengths(document=5), tokenizer).document_ids([FULL])
     assert cut == [*ids[:4], tokenizer.eos_token_id]
 
 
@@ -336,13 +370,13 @@ def test_a_tokenizer_without_a_needed_token_is_refused(name: str, token: str):
     tokenizer = train_bpe(["some text"], vocab_size=300)
     setattr(tokenizer, f"{token}_token", None)
     with pytest.raises(UserError, match=f"has no <{token}> token"):
-        Inputs(named_contract(name), tokenizer)
+        Inputs(named_contract(name).form, tokenizer)
 
 
 def test_a_tokenizer_without_eos_will_do_where_none_is_needed():
     tokenizer = train_bpe(["some text"], vocab_size=300)
     tokenizer.eos_token = None
-    assert Inputs(named_contract("rankllama-v1"), tokenizer).pair_ids([(WHAT_IS_X, BARE)])
+    assert Inputs(named_contract("rankllama-v1").form, tokenizer).pair_ids([(WHAT_IS_X, BARE)])
 
 
 def test_a_contract_without_the_input_asked_for_says_so(inputs):
@@ -359,15 +393,20 @@ def test_an_unknown_contract_names_the_near_ones():
         named_contract("repllamma")
 
 
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", presets())
 def test_a_contract_survives_json(name: str):
-    values = json.loads(json.dumps(CONTRACTS[name].to_dict()))
-    assert InputContract.from_dict(values, where="here") == CONTRACTS[name]
+    values = json.loads(json.dumps(named_contract(name).to_dict()))
+    assert InputContract.from_dict(values, where="here") == named_contract(name)
 
 
 def test_every_setting_survives_json():
-    form = replace(named_contract("repllama"), bidirectional=True, verbatim=True, normalize=False, pooling="mean")
-    assert InputContract.from_dict(json.loads(json.dumps(form.to_dict())), where="here") == form
+    form = replace(named_contract("qwen3-reranker").form, verbatim=True, query=("{query}",), document=("{text}",))
+    lengths = {"query_length": 1, "document_length": 2, "pair_length": 3}
+    reading = Reading(pooling="mean", normalize=False, bidirectional=True, answer=("yes",), token_types=True)
+    contract = InputContract(replace(form, **lengths), reading)
+    default = InputContract().to_dict()
+    assert {name for name, value in contract.to_dict().items() if value == default[name]} == set()
+    assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict())), where="here") == contract
 
 
 def test_a_contract_setting_that_does_not_exist_is_refused():
@@ -376,24 +415,25 @@ def test_a_contract_setting_that_does_not_exist_is_refused():
 
 
 def test_lengths_are_replaced_where_given():
-    form = named_contract("repllama").with_lengths(document=512)
+    form = named_contract("repllama").form.with_lengths(document=512)
+    assert named_contract("repllama").with_lengths(document=512).form == form
     assert (form.query_length, form.document_length, form.pair_length) == (32, 512, 512)
     assert form.with_lengths(query=64).query_length == 64
 
 
 def test_a_length_of_nothing_is_refused():
     with pytest.raises(UserError, match="--query-length is 0; expected at least 1"):
-        named_contract("repllama").with_lengths(query=0)
+        named_contract("repllama").form.with_lengths(query=0)
     with pytest.raises(UserError, match="--max-length is -3"):
-        named_contract("repllama").with_lengths(document=-3)
+        named_contract("repllama").form.with_lengths(document=-3)
 
 
 def test_a_length_of_a_billion_cuts_nothing(inputs):
-    form = named_contract("repllama").with_lengths(query=10**9, document=10**9)
+    form = named_contract("repllama").form.with_lengths(query=10**9, document=10**9)
     long = "some text " * 3000
     assert len(inputs(form).document_ids([Document("d", long)])[0]) > 6000
     assert len(inputs(form).query_ids([Query("q", long)])[0]) > 6000
-    pair = named_contract("rankllama").with_lengths(document=10**9)
+    pair = named_contract("rankllama").form.with_lengths(document=10**9)
     assert len(inputs(pair).pair_ids([(Query("q", long), Document("d", long))])[0]) > 12000
 
 
@@ -410,7 +450,7 @@ def test_a_length_of_a_billion_cuts_nothing(inputs):
 def test_a_length_that_leaves_no_room_for_text_is_refused(
     name: str, lengths: dict[str, int], least: int, flag: str, inputs
 ):
-    form = named_contract(name).with_lengths(**lengths)
+    form = named_contract(name).form.with_lengths(**lengths)
     with pytest.raises(UserError, match=rf"expected at least {least} \({flag}\)"):
         inputs(form)
     good = inputs(form.with_lengths(**dict.fromkeys(lengths, least)))
@@ -421,25 +461,16 @@ def test_a_length_that_leaves_no_room_for_text_is_refused(
         assert good.document_ids([document]) != good.document_ids([Document("d", "what")])
 
 
-def test_a_replaced_contract_needs_room_too(inputs):
-    made = inputs("repllama")
-    with pytest.raises(UserError, match=r"document_length is 3, .* leaves no room for text"):
-        made.contract = made.contract.with_lengths(document=3)
-
-
 def test_only_the_inputs_that_a_contract_has_need_room(inputs):
-    assert inputs(named_contract("rankllama").with_lengths(query=1)).pair_ids([(WHAT_IS_X, BARE)])
+    assert inputs(named_contract("rankllama").form.with_lengths(query=1)).pair_ids([(WHAT_IS_X, BARE)])
 
 
-def test_a_replaced_contract_is_the_one_in_use(inputs):
-    made = inputs("repllama")
-    made.contract = named_contract("rankllama")
-    assert made.pair_ids([(WHAT_IS_X, FULL)]) == inputs("rankllama").pair_ids([(WHAT_IS_X, FULL)])
-
-
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", presets())
 def test_a_contract_is_fitted_to_a_tokenizer_without_bos(name: str):
-    tokenizer, form = train_bpe(["query: what is x", "document: some text"] * 5, vocab_size=300), CONTRACTS[name]
+    tokenizer, form = (
+        train_bpe(["query: what is x", "document: some text"] * 5, vocab_size=300),
+        named_contract(name).form,
+    )
     assert form.fitted(tokenizer) == form
     tokenizer.bos_token = None
     pieces = {*form.fitted(tokenizer).query, *form.fitted(tokenizer).document, *form.fitted(tokenizer).pair}
@@ -455,7 +486,7 @@ def test_a_tokenizer_without_eos_stays_unfit():
     tokenizer = train_bpe(["some text"], vocab_size=300)
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(UserError, match="has no <eos> token"):
-        Inputs(named_contract("repllama").fitted(tokenizer), tokenizer)
+        Inputs(named_contract("repllama").form.fitted(tokenizer), tokenizer)
 
 
 @pytest.mark.parametrize(

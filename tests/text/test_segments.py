@@ -8,7 +8,8 @@ from tiny import tokenizer
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import Inputs, named_contract
+from shortlist.text.contract import named_contract
+from shortlist.text.inputs import Inputs
 from shortlist.text.segments import (
     cut,
     document_segments,
@@ -26,7 +27,7 @@ QUERY = Query("q", "which apple")
 
 
 def inputs(name: str, length: int) -> Inputs:
-    return Inputs(named_contract(name).with_lengths(document=length), tokenizer())
+    return Inputs(named_contract(name).form.with_lengths(document=length), tokenizer())
 
 
 def spans_of(text: str) -> list[tuple[int, int]]:
@@ -100,12 +101,13 @@ def test_a_corpus_of_segments_has_ids_that_lead_back():
 
 
 def test_the_length_of_an_input_is_that_of_a_segment():
-    form = named_contract("rankllama")
+    contract = named_contract("rankllama")
     lengths: dict[str, Any] = {"window": 100, "stride": 50, "max_length": None}
-    assert segment_contract(form, "whole", **lengths | {"max_length": 77}).pair_length == 77
-    assert segment_contract(form, "whole", **lengths) == form
+    assert segment_contract(contract, "whole", **lengths | {"max_length": 77}).form.pair_length == 77
+    assert segment_contract(contract, "whole", **lengths) == contract
     for segments in ("firstp", "maxp", "avgp"):
-        assert segment_contract(form, segments, **lengths) == replace(form, pair_length=100, document_length=100)
+        form = replace(contract.form, pair_length=100, document_length=100)
+        assert segment_contract(contract, segments, **lengths) == replace(contract, form=form)
 
 
 @pytest.mark.parametrize(

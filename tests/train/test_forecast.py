@@ -13,6 +13,7 @@ from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Group
 from shortlist.text.batching import token_batches
+from shortlist.text.inputs import Inputs
 from shortlist.train.examples import batches
 from shortlist.train.forecast import MOST_BATCHES, MOST_TEXTS, Forecast, forecast
 from shortlist.train.memory import step_memory
@@ -42,7 +43,7 @@ def foreseen(model: Trainable, collection: Collection, groups: list[Group] = GRO
 
 
 def cut_to(model: Retriever | Reranker, **lengths: int) -> None:
-    model.inputs.contract = model.inputs.contract.with_lengths(**lengths)
+    model.inputs = Inputs(model.inputs.form.with_lengths(**lengths), model.inputs.tokenizer)
 
 
 def step_lengths(model: Retriever, collection: Collection, steps: int = 2) -> list[list[int]]:

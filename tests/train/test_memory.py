@@ -9,7 +9,8 @@ from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import load_retriever, reranker_to_train
 from shortlist.models.language import LanguageModel
 from shortlist.models.retriever import Retriever
-from shortlist.text.contract import Inputs
+from shortlist.text.contract import Reading
+from shortlist.text.inputs import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory
 from shortlist.train.steps import Example, Outcome, backward, deal
 
@@ -26,7 +27,7 @@ def inputs(tiny: Tiny) -> Inputs:
 
 def llama(inputs: Inputs, *, device: str = "meta") -> Retriever:
     with torch.device(device):
-        return Retriever(LlamaModel(LlamaConfig(vocab_size=50, **SHAPE)), inputs)
+        return Retriever(LlamaModel(LlamaConfig(vocab_size=50, **SHAPE)), inputs, Reading())
 
 
 def passes() -> list[tuple[int, int]]:
@@ -54,7 +55,7 @@ def counted(model: Retriever | LanguageModel, **options) -> int:
 @pytest.mark.parametrize("bf16", [False, True])
 def test_so_it_is_of_a_language_model_whose_logits_are_most_of_it(inputs: Inputs, bf16: bool, cached: bool):
     backbone = LlamaModel(LlamaConfig(vocab_size=4000, **SHAPE))
-    model = LanguageModel(backbone, inputs)
+    model = LanguageModel(backbone, inputs, Reading())
     memory = step_memory(model, passes(), device=CPU, bf16=bf16, cached=cached)
     assert memory.gradients + memory.activations == pytest.approx(counted(model, bf16=bf16, cached=cached), rel=0.1)
 
@@ -128,7 +129,7 @@ def test_shards_divide_the_model_but_for_the_layers_at_work(inputs: Inputs):
 
 def test_an_encoder_and_a_reranker_are_foreseen_too(inputs: Inputs, tiny: Tiny):
     with torch.device("meta"):
-        encoder = Retriever(BertModel(BertConfig(vocab_size=50, **SHAPE)), inputs)
+        encoder = Retriever(BertModel(BertConfig(vocab_size=50, **SHAPE)), inputs, Reading())
     assert foreseen(encoder).activations > 0
     assert step_memory(reranker_to_train(str(tiny.llama), None, seed=0), passes(), device=CPU).activations > 0
 

@@ -84,7 +84,7 @@ def test_a_language_model_learns_and_both_kinds_start_from_it(tiny: Tiny, tmp_pa
         values = load(str(tmp_path / kind)).backbone.state_dict()
         expected = load_file(start / "model.safetensors")
         torch.testing.assert_close(values, expected, atol=1e-6, rtol=0)
-    assert load_reranker(str(tmp_path / "reranker")).inputs.contract.pair_length == 24
+    assert load_reranker(str(tmp_path / "reranker")).inputs.form.pair_length == 24
 
 
 def test_a_language_model_reads_nothing_of_a_groups_negatives(tiny: Tiny, tmp_path: Path, groups: Path):
@@ -192,8 +192,8 @@ def test_the_temperature_divides_the_scores(
 
 def test_lengths_and_contract_travel_with_the_model(tiny: Tiny, tmp_path: Path):
     train.run(settings(tiny, tmp_path / "m", contract="bert", query_length=5, max_length=7))
-    contract = load_retriever(str(tmp_path / "m")).inputs.contract
-    assert (contract.query_length, contract.document_length, contract.pooling) == (5, 7, "mean")
+    contract = load_retriever(str(tmp_path / "m")).contract
+    assert (contract.form.query_length, contract.form.document_length, contract.reading.pooling) == (5, 7, "mean")
 
 
 def test_the_number_of_negatives_is_per_query_and_step(
@@ -439,7 +439,7 @@ def test_a_decoder_trained_to_see_both_ways_does_so_when_loaded(tiny: Tiny, tmp_
         out = tmp_path / f"lora-{lora is not None}"
         train.run(settings(tiny, out, bidirectional=True, lora=lora))
         loaded = load_retriever(str(out))
-        assert loaded.inputs.contract.bidirectional
+        assert loaded.reading.bidirectional
         ids = torch.tensor([[1, 5, 6, 7], [1, 5, 6, 8]])
         one, other = loaded.backbone(input_ids=ids).last_hidden_state[:, 0]
         assert (one - other).abs().max() > 1e-3

@@ -215,9 +215,9 @@ def _measurer(config: Config) -> Measurer:
     if config.model is None:
         return lambda pairs: [Sizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
     from shortlist.models.checkpoint import any_contract, tokenizer_of
-    from shortlist.text.contract import Inputs
+    from shortlist.text.inputs import Inputs
 
-    form = any_contract(config.model, config.contract)
+    form = any_contract(config.model, config.contract).form
     inputs = Inputs(form, tokenizer_of(config.model))
 
     def measure(pairs: Sequence[tuple[Query, Document]]) -> list[Sizes]:

@@ -22,10 +22,8 @@ class FusedLayer(nn.Module):
     """Norm, causal attention between rotated positions, norm, gated MLP; for inference, without a cache.
 
     Keys and values come of one product, residuals are added inside products, and rotations are one complex product in
-    place. With `only_at` set, all but keys and values is computed for one token of each row: the layer's output.
+    place.
     """
-
-    only_at: Int[Tensor, " batch"] | None = None
 
     def __init__(self, layer: Any, linear: MakesLinear) -> None:
         super().__init__()
@@ -43,15 +41,30 @@ class FusedLayer(nn.Module):
         *,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        **unused: Any,
+        position_ids: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        only_at: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch _ dim"]:
+        """The states behind the layer.
+
+        Args:
+            position_embeddings: cosines and sines, which say all that position_ids and cache_position do.
+            only_at: compute all but keys and values for this token of each row alone.
+
+        Raises:
+            RuntimeError: there is a cache, in which nothing would be kept.
+        """
+        if past_key_values is not None or use_cache:
+            raise RuntimeError("fused layers have no key-value cache; call the model with use_cache=False.")
         x = self.attention_norm(hidden_states)
         rotation = _rotation(*position_embeddings)
         key, value = self._heads(self.key_value(x)).chunk(2, dim=2)
         key = _rotated(key, rotation)
-        if self.only_at is not None:
-            hidden_states, x, rotation = (_at(self.only_at, each) for each in (hidden_states, x, rotation))
-            attention_mask = _mask_at(self.only_at, attention_mask, key.shape[1])
+        if only_at is not None:
+            hidden_states, x, rotation = (_at(only_at, states) for states in (hidden_states, x, rotation))
+            attention_mask = _mask_at(only_at, attention_mask, key.shape[1])
         query = _rotated(self._heads(self.query(x)), rotation)
         attended = F.scaled_dot_product_attention(
             *(heads.transpose(1, 2) for heads in (query, key, value)),

@@ -1,14 +1,13 @@
 """Fast linears for inference on a CPU: weights laid out once as oneDNN wants them, where that is right."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 ROWS = 2048
@@ -218,40 +217,3 @@ def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -
 
 def _multiply_and(operation: str, other: Tensor | None, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, bias, operation)
-
-
-@contextmanager
-def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
-    """Inside, a decoder's last output projection and MLP run at one position of each row: nothing else will be read.
-
-    Everything after the last attention works token by token, so the states at `positions` are what they would
-    have been, and so are the gradients that come from them; states elsewhere mean nothing. Does nothing for a model
-    without `layers[-1].mlp`, or whose layers are checkpointed while it trains: they run again when this is over.
-    """
-    layer: Any = next(iter(reversed(getattr(model, "layers", None) or [])), None)
-    if hasattr(layer, "only_at"):  # a fused layer
-        layer.only_at = positions
-        try:
-            yield
-        finally:
-            layer.only_at = None
-        return
-    mlp, projection = getattr(layer, "mlp", None), getattr(getattr(layer, "self_attn", None), "o_proj", None)
-    if mlp is None or (model.training and getattr(layer, "gradient_checkpointing", False)):
-        yield
-        return
-    rows = torch.arange(len(positions), device=positions.device)
-    modules = [module for module in (projection, mlp) if module is not None]
-    for module in modules:
-        module.forward = partial(_only_there, module.forward, rows, positions)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def _only_there(
-    forward: Callable[[Tensor], Tensor], rows: Tensor, positions: Tensor, x: Float[Tensor, "batch tokens dim"]
-) -> Float[Tensor, "batch 1 out"]:
-    return forward(x[rows, positions])[:, None]  # is added to the states of all tokens, and right for one of them

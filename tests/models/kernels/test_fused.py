@@ -4,11 +4,12 @@ import pytest
 import torch
 from samples import FAMILIES, small
 from torch import nn
-from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from shortlist.models.backbone import pooled_states
 from shortlist.models.kernels.fused import FusedNorm, fuse_layers
-from shortlist.models.kernels.linear import PackedLinear, PlainLinear, last_mlp_only_at, packing_is_right
+from shortlist.models.kernels.last_token import last_mlp_only_at
+from shortlist.models.kernels.linear import PackedLinear, PlainLinear, packing_is_right
 from shortlist.models.kernels.quantized import Int8Linear
 
 FUSIBLE = ["llama", "mistral", "qwen2", "qwen2-windows"]
@@ -127,3 +128,23 @@ def test_wide_heads_shared_by_queries_are_fused():
     expected = states(model)
     assert fuse_layers(model, PlainLinear, torch.float32) == 1
     torch.testing.assert_close(states(model), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_is_refused_and_without_one_the_same_tokens_are_generated():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=100, initializer_range=0.2, **shape)).eval().requires_grad_(False)
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = model.generate(IDS, **options)
+    assert len(expected[0, 17:].unique()) > 4, "the model says one word only, so any other would say it too"
+    fuse_layers(model.model, PlainLinear, torch.float32)
+    with pytest.raises(RuntimeError, match="no key-value cache; call the model with use_cache=False"):
+        model.generate(IDS, **options)
+    assert torch.equal(model.generate(IDS, use_cache=False, **options), expected)
+
+
+def test_an_argument_that_a_fused_layer_does_not_know_is_refused():
+    model = prepared("llama")
+    fuse_layers(model, PlainLinear, torch.float32)
+    with pytest.raises(TypeError, match="head_mask"):
+        model(input_ids=IDS, use_cache=False, head_mask=torch.ones(2, 4))

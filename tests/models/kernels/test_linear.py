@@ -1,5 +1,4 @@
 import copy
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from shortlist.models import linear
-from shortlist.models.kernels.linear import PackedGatedMLP, PackedLinear, PlainLinear, last_mlp_only_at, pack_linears
+from shortlist.models.kernels import linear
+from shortlist.models.kernels.linear import PackedGatedMLP, PackedLinear, PlainLinear, pack_linears
 
 packable = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN linears"
@@ -220,42 +219,3 @@ def test_packing_is_a_rule_of_the_processor(monkeypatch, processor, pays):
 def test_bfloat16_is_a_rule_of_the_processor(monkeypatch, processor, pays):
     monkeypatch.setattr(linear, "_processor", lambda: processor)
     assert linear.bf16_pays() is pays
-
-
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=packable)])
-def test_the_last_mlp_at_one_position_gives_the_states_there(packed):
-    model = tiny_llama()
-    if packed:
-        pack_linears(model)
-    positions = torch.tensor([16, 4, 0])
-    rows = torch.arange(3)
-    expected = states(model, IDS)
-    with torch.inference_mode(), last_mlp_only_at(model, positions):
-        there = states(model, IDS)
-    torch.testing.assert_close(there[rows, positions], expected[rows, positions], atol=1e-6, rtol=0)
-    assert not torch.allclose(there[0, 3], expected[0, 3], atol=1e-3), "the MLP ran everywhere, nothing was saved"
-    assert torch.equal(states(model, IDS), expected), "outside, the MLP runs everywhere again"
-
-
-def test_the_last_mlp_at_one_position_has_the_gradients_of_one_everywhere():
-    positions, rows = torch.tensor([16, 4, 0]), torch.arange(3)
-    gradients = []
-    for only_there in (False, True):
-        model = tiny_llama().requires_grad_(True)
-        with last_mlp_only_at(model, positions) if only_there else nullcontext():
-            there = model(input_ids=IDS).last_hidden_state[rows, positions]
-        (there * torch.linspace(-1, 2, 128)).sum().backward()  # a square would be the same for all weights
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, expected in gradients[0].items():
-        assert (gradients[1][name] - expected).norm() <= 1e-5 * expected.norm(), name
-    assert all(gradient.abs().max() > 0 for gradient in gradients[0].values())
-
-
-def test_the_last_mlp_runs_everywhere_where_layers_will_run_again_or_there_is_none():
-    model = tiny_llama().train()
-    model.gradient_checkpointing_enable()
-    expected = states(model.eval(), IDS)
-    with last_mlp_only_at(model.train(), torch.tensor([16, 4, 0])):
-        torch.testing.assert_close(states(model, IDS), expected)
-    with torch.inference_mode(), last_mlp_only_at(nn.Linear(2, 2), torch.tensor([0])):
-        pass

@@ -1,0 +1,183 @@
+"""Turning queries, documents and pairs into token ids: the only code that does."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from shortlist.errors import UserError
+from shortlist.records import Document, Query
+from shortlist.text.contract import SPECIAL, TEMPLATES, Form
+
+TEXTS_AT_ONCE = 1024
+"""Texts per call of the tokenizer, which keeps a hundred bytes per token until it returns."""
+
+NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
+FIELDS = ("instruction", *NO_TEXT)
+DOCUMENT_FIELDS = ("url", "title", "text")
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    name_or_path: str
+    eos_token_id: int | None
+
+    def __call__(self, text: list[str], /, **options: Any) -> Any: ...
+
+    def convert_ids_to_tokens(self, ids: list[int], /) -> list[str]: ...
+
+
+class Inputs:
+    """Turns queries, documents and pairs into token ids, in one form and with one tokenizer.
+
+    Raises:
+        UserError: the tokenizer lacks a special token that the form needs, or a length leaves no room for text.
+    """
+
+    def __init__(self, form: Form, tokenizer: Any) -> None:
+        self.tokenizer: Tokenizer = tokenizer
+        self.pad_id: int = tokenizer.pad_token_id or 0
+        if self.pad_id == tokenizer.eos_token_id:  # what pads is masked everywhere, so any other token will do
+            self.pad_id = int(tokenizer.eos_token_id == 0)
+        self._form = form
+        self._special: dict[str, int] = {}
+        for piece in {*form.query, *form.document, *form.pair} & SPECIAL.keys():
+            token_id = getattr(tokenizer, SPECIAL[piece])
+            if token_id is None:
+                raise UserError(
+                    f"{tokenizer.name_or_path}: the tokenizer has no {piece} token, which the input contract "
+                    "needs; choose another --contract or a tokenizer that has one."
+                )
+            self._special[piece] = token_id
+        for kind in TEMPLATES:
+            if getattr(form, kind):
+                self._check_room(kind)
+
+    @property
+    def form(self) -> Form:
+        """The form that texts are put into; for another one make other inputs, and prove them."""
+        return self._form
+
+    def _check_room(self, kind: str) -> None:
+        length = getattr(self.form, f"{kind}_length")
+        [bare] = self._ids(self._template(kind), [NO_TEXT], None)
+        least = len(bare) + (2 if kind == "pair" else 1)
+        if length < least:
+            flag = "--query-length" if kind == "query" else "--max-length"
+            raise UserError(
+                f"{kind}_length is {length}, but prompt and special tokens alone take {len(bare)}, which leaves no "
+                f"room for text; expected at least {least} ({flag})."
+            )
+
+    def special_id(self, piece: str) -> int:
+        """The id of a special token that the form uses, such as `<sep>`."""
+        return self._special[piece]
+
+    def query_ids(self, queries: Sequence[Query], *, cut: bool = True) -> list[list[int]]:
+        """Token ids of each query; uncut ones may be of any length."""
+        rows = [{"query": q.text} for q in queries]
+        return self._ids(self._template("query"), rows, self.form.query_length if cut else None)
+
+    def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
+        """Token ids of each document; uncut ones may be of any length."""
+        rows = [self._fields(d) for d in documents]
+        return self._ids(self._template("document"), rows, self.form.document_length if cut else None)
+
+    def pair_ids(
+        self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True, turned: bool = False
+    ) -> list[list[int]]:
+        """Token ids of each query with its document; only the document is cut.
+
+        Args:
+            turned: put the document before the query, where the template has the query first.
+
+        Raises:
+            UserError: a query leaves no room for its document.
+        """
+        template, length = self._template("pair"), self.form.pair_length
+        template = turn(template) if turned else template
+        rows = [{"query": q.text} | self._fields(d) for q, d in pairs]
+        ids = self._ids(template, rows, length if cut else None)
+        self.check_queries(dict.fromkeys(pairs[i][0] for i, row in enumerate(ids) if len(row) >= length))
+        return ids
+
+    def check_queries(self, queries: Iterable[Query]) -> None:
+        """Refuse a query that leaves no room in a pair for its document."""
+        queries, length = list(queries), self.form.pair_length
+        bare = self._ids(self._template("pair"), [NO_TEXT | {"query": query.text} for query in queries], None)
+        for query, row in zip(queries, bare, strict=True):
+            if len(row) >= length:
+                raise UserError(
+                    f"query {query.query_id!r}: takes {len(row)} tokens with its prompt, and a whole pair may have "
+                    f"{length}; raise --max-length or shorten the query."
+                )
+
+    def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The first character and the end of each token of each text by itself."""
+        if not texts:
+            return []
+        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return self.tokenizer(list(texts), return_offsets_mapping=True, **options)["offset_mapping"]
+
+    def _template(self, kind: str) -> tuple[str, ...]:
+        template = getattr(self.form, kind)
+        if not template:
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: the model's contract has no {kind} input; wrong kind of model."
+            )
+        return template
+
+    def _fields(self, document: Document) -> dict[str, str]:
+        url, title, text = document.url, document.title, document.text
+        if self.form.verbatim:
+            return {"url": url, "title": title.replace("-", " ").strip(), "text": text}
+        return {"url": url.strip(), "title": title.strip(), "text": text.strip()}
+
+    def _ids(self, template: tuple[str, ...], rows: Sequence[dict[str, str]], length: int | None) -> list[list[int]]:
+        """Token ids of each row of fields, cut to `length` at the end of the last piece that has one."""
+        if not rows:
+            return []
+        columns = [
+            [[self._special[piece]]] * len(rows) if piece in SPECIAL else self._tokenize(piece, rows)
+            for piece in template
+        ]
+        last = max(
+            range(len(template)), key=lambda i: (_has(template[i], DOCUMENT_FIELDS), _has(template[i], FIELDS), i)
+        )
+        ids = []
+        for row in zip(*columns, strict=True):
+            parts = list(row)
+            if length is not None:
+                others = sum(map(len, parts)) - len(parts[last])
+                parts[last] = parts[last][: max(0, length - others)]
+            ids.append([token for part in parts for token in part])
+        return ids
+
+    def _tokenize(self, piece: str, rows: Sequence[dict[str, str]]) -> list[list[int]]:
+        verbatim = self.form.verbatim
+        piece = piece.replace("{instruction}", self.form.instruction.replace("{", "{{").replace("}", "}}"))
+        texts = [piece.format_map(row).strip() if verbatim else fill(piece, row) for row in rows]
+        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        starts = range(0, len(texts), TEXTS_AT_ONCE)
+        return [ids for i in starts for ids in self.tokenizer(texts[i : i + TEXTS_AT_ONCE], **options)["input_ids"]]
+
+
+def turn(pair: tuple[str, ...]) -> tuple[str, ...]:
+    """The template of a pair with its document before its query, each with its own prompt."""
+    pieces = [part for piece in pair for part in re.split(r"(?<=\{query\})\s+", piece)]
+    query, text = (next(i for i, piece in enumerate(pieces) if field in piece) for field in ("{query}", "{text}"))
+    pieces[query], pieces[text] = pieces[text], pieces[query]
+    return tuple(pieces)
+
+
+def _has(piece: str, names: Iterable[str]) -> bool:
+    return any(f"{{{name}}}" in piece for name in names)
+
+
+def fill(piece: str, values: dict[str, str]) -> str:
+    """Put values into a text piece; a field that is empty takes one space with it (no title -> just the text)."""
+    for name, value in values.items():
+        if not value:
+            for field in (f"{{{name}}} ", f" {{{name}}}", f"{{{name}}}"):
+                piece = piece.replace(field, "")
+    return piece.format_map(values)
