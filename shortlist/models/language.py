@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_contract, real_tokens
+from shortlist.models.outputs import Rows
 from shortlist.text.contract import Inputs
 
 ROWS = 128
@@ -22,6 +23,8 @@ class LanguageModel(nn.Module):
     https://arxiv.org/abs/1608.05859
     """
 
+    row_shape: tuple[int, ...] = (2,)
+
     def __init__(self, backbone: PreTrainedModel, inputs: Inputs) -> None:
         super().__init__()
         self.backbone = backbone
@@ -29,18 +32,16 @@ class LanguageModel(nn.Module):
         apply_contract(backbone, inputs.contract)
         backbone.config.tie_word_embeddings = True  # saved with it, so that transformers' own model is the same one
 
-    def forward(
-        self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch 2"]:
-        """Of each right-padded text: minus the log-likelihood of all tokens but the first, each after those before it
-        (nats, float32), and how many of them are the likeliest."""
+    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
+        """Two numbers for each right-padded text: minus the log-likelihood of all tokens but the first, each after
+        those before it (nats, float32), and how many of them are the likeliest."""
         states = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state
         places = real_tokens(token_ids, lengths)[:, 1:].flatten().nonzero()[:, 0]  # no logits for padding
         states, targets = states[:, :-1].flatten(0, 1)[places], token_ids[:, 1:].flatten()[places]
         embedding = cast(Tensor, self.backbone.get_input_embeddings().weight)
         rows = places // max(1, token_ids.shape[1] - 1)
         sums = embedding.new_zeros(len(token_ids), 2, dtype=torch.float32)
-        return sums.index_add(0, rows, next_tokens(states, embedding, targets))
+        return Rows(sums.index_add(0, rows, next_tokens(states, embedding, targets)))
 
 
 def next_tokens(
