@@ -23,7 +23,7 @@ from shortlist.index.ann import AnnIndex
 from shortlist.index.flat import FlatIndex
 from shortlist.index.parameters import NAMES, automatic, memory_and_disk
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import embed_queries, for_inference
+from shortlist.models.run import embed_queries, for_inference
 from shortlist.progress import say
 
 DEPTHS = (10, 100, 1000)

@@ -32,8 +32,8 @@ from peers import (
 
 from shortlist.data.formats import read_corpus
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import CPU_TOKENS, GPU_TOKENS, Precision, embed_documents, for_inference, run_model
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import CPU_TOKENS, GPU_TOKENS, Precision, embed_documents, for_inference, run_model
 from shortlist.progress import say
 from shortlist.records import Document
 from shortlist.text.batching import token_batches
@@ -135,6 +135,11 @@ def ready(folder: Path, precision: Precision) -> Retriever:
     return retriever
 
 
+def vectors_of(model: Retriever, ids: list[list[int]], token_budget: int) -> np.ndarray:
+    """Unit vectors of token ids."""
+    return run_model(model, ids, token_budget=token_budget).values.numpy()
+
+
 def sections(size: Size, docs: list[Document], peak: float, config: Config) -> list[str]:
     """Measure one model size: on the passages, then on random ids."""
     texts = [f"passage: {doc.text.strip()}" for doc in docs]
@@ -148,7 +153,7 @@ def sections(size: Size, docs: list[Document], peak: float, config: Config) -> l
             name: partial(embed_documents, model, docs, **budget) for name, model in models.items()
         }
         by_ids: dict[Precision, Side] = {
-            name: partial(run_model, model, drawn, **budget) for name, model in models.items()
+            name: partial(vectors_of, model, drawn, config.token_budget) for name, model in models.items()
         }
         found = []
         for what, ids, inputs, ours in (

@@ -29,7 +29,7 @@ from peers import Size, expected_scores, save_llama, sentence_transformers_reran
 from shortlist.data.formats import read_corpus, read_queries
 from shortlist.data.runs import read_run
 from shortlist.models.checkpoint import load_reranker
-from shortlist.models.embed import Precision, for_inference, score_pairs
+from shortlist.models.run import Precision, for_inference, score_pairs
 from shortlist.progress import say
 from shortlist.records import Document, Query
 

@@ -12,7 +12,7 @@ from shortlist.data.vectors import VectorReader, VectorWriter
 from shortlist.encode import encode
 from shortlist.index.flat import FlatIndex
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import for_inference
+from shortlist.models.run import for_inference
 from shortlist.search import Dense
 
 work = Path(tempfile.mkdtemp(prefix="shortlist-example-"))

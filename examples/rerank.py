@@ -11,7 +11,7 @@ from shortlist.data.collections import open_collection
 from shortlist.data.runs import write_run
 from shortlist.index.bm25 import BM25Index
 from shortlist.models.checkpoint import load_reranker
-from shortlist.models.embed import for_inference
+from shortlist.models.run import for_inference
 from shortlist.rerank import rerank
 
 name = sys.argv[1] if len(sys.argv) > 1 else tiny_collection()

@@ -40,9 +40,9 @@ from shortlist.models.checkpoint import (
     retriever_contract,
     tokenizer_of,
 )
-from shortlist.models.embed import Done, Precision, embed_documents, for_inference
 from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import Done, Precision, embed_documents, for_inference
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
 from shortlist.text.batching import windows

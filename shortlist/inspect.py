@@ -12,9 +12,9 @@ from safetensors import safe_open
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import any_contract, load_reranker, load_retriever, local_folder, weight_files
-from shortlist.models.embed import for_inference
 from shortlist.models.reranker import AnyReranker, CrossEncoder
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import for_inference
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract
 from shortlist.text.inputs import Inputs

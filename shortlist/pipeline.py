@@ -113,7 +113,7 @@ class Pipeline:
             bm25: from `shortlist index`.
             reranker: model folder or hub name.
             reranker_share: as of the class.
-            packed: of both models' linears, as for `models.embed.for_inference`.
+            packed: of both models' linears, as for `models.run.for_inference`.
             options: other settings of `search.Config`, such as memory_gib and effort.
 
         Raises:

@@ -145,7 +145,7 @@ def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage
     """The first stages that a Config describes, each by itself.
 
     Args:
-        packed: of the retriever's linears, as for `models.embed.for_inference`.
+        packed: of the retriever's linears, as for `models.run.for_inference`.
 
     Raises:
         UserError: it describes none, or vectors of another model.
@@ -188,7 +188,7 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool |
     """The model that made the vectors, ready to embed queries."""
     from shortlist.index.kinds import made_by
     from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
-    from shortlist.models.embed import for_inference
+    from shortlist.models.run import for_inference
     from shortlist.text.segments import segment_contract, segment_settings
 
     if not (over_vectors and config.model):

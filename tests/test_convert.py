@@ -20,7 +20,7 @@ from shortlist.data.triplets import text_id
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import embed_documents, embed_queries
+from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Group
 
 TEXTS = [document.text.strip() for document in DOCUMENTS]

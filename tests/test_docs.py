@@ -198,6 +198,26 @@ def test_the_pooling_that_the_documents_show_works():
     assert space["POOLINGS"]["weighted_mean"](hidden, torch.tensor([2])).tolist() == [[3.0]]  # (1 * 1 + 2 * 4) / 3
 
 
+def test_the_model_that_the_documents_show_works(tiny):
+    import torch
+    from torch import nn
+
+    from shortlist.models.backbone import load_backbone, real_tokens
+    from shortlist.models.checkpoint import load_retriever
+    from shortlist.models.outputs import Rows, split
+    from shortlist.models.run import run_model
+
+    space: dict = {"nn": nn, "real_tokens": real_tokens, "Rows": Rows}
+    exec(block("extending.md", "class PerToken"), space)
+    backbone = load_backbone(str(tiny.bert)).eval()
+    model = space["PerToken"](backbone, load_retriever(str(tiny.retriever)).inputs)
+    texts = [[1, 5, 9, 2], [1, 7, 2], [1, 4, 8, 9, 2]]
+    with torch.inference_mode():
+        alone = [backbone(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in texts]
+    for actual, expected in zip(split(run_model(model, texts)), alone, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
 def test_the_contract_that_the_documents_show_works(tiny, tmp_path, monkeypatch):
     from shortlist.models.checkpoint import tokenizer_of
     from shortlist.records import Document, Query

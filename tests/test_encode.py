@@ -16,8 +16,8 @@ from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import embed_documents
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import embed_documents
 from shortlist.records import Document
 from shortlist.text.contract import presets
 from shortlist.text.inputs import Inputs

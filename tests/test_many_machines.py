@@ -16,7 +16,7 @@ from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.index.flat import FlatIndex, narrow
 from shortlist.index.scattered import ScatteredIndex
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import embed_documents
+from shortlist.models.run import embed_documents
 from shortlist.records import Document
 
 TEXTS = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(400)]

@@ -20,7 +20,7 @@ from shortlist.data.runs import read_run, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker
-from shortlist.models.embed import score_pairs
+from shortlist.models.run import score_pairs
 from shortlist.records import Document, Hit, Query, Run
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import pair_segments

@@ -10,7 +10,7 @@ from shortlist.cli import main
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import embed_documents
+from shortlist.models.run import embed_documents
 from shortlist.text.inputs import Inputs
 
 

@@ -17,7 +17,7 @@ from shortlist.index import IN_DATABASES, Config, given
 from shortlist.index.kinds import exact_index, made_by, open_index
 from shortlist.index.protocols import VectorIndex
 from shortlist.models.checkpoint import load_retriever, model_identity
-from shortlist.models.embed import embed_queries, for_inference
+from shortlist.models.run import embed_queries, for_inference
 from shortlist.progress import resident_bytes, size
 from shortlist.records import Hit
 

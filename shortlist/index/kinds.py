@@ -13,7 +13,7 @@ from shortlist.index.ann import AnnIndex
 from shortlist.index.flat import FlatIndex, narrow
 from shortlist.index.parameters import automatic
 from shortlist.index.protocols import VectorIndex
-from shortlist.models.embed import pick_device
+from shortlist.models.run import pick_device
 from shortlist.progress import Advance, progress, say
 
 REFINE = 2

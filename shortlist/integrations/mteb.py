@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from shortlist.integrations import not_installed
 from shortlist.models.checkpoint import model_identity, num_parameters
-from shortlist.models.embed import score_pairs
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import score_pairs
 from shortlist.records import Document, as_queries
 from shortlist.text.contract import SPECIAL, Form
 

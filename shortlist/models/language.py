@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_reading, real_tokens
+from shortlist.models.outputs import Rows
 from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
 
@@ -23,6 +24,8 @@ class LanguageModel(nn.Module):
     https://arxiv.org/abs/1608.05859
     """
 
+    row_shape: tuple[int, ...] = (2,)
+
     def __init__(self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading) -> None:
         super().__init__()
         self.backbone = backbone
@@ -36,18 +39,16 @@ class LanguageModel(nn.Module):
         """How its texts become ids, and its output is read."""
         return InputContract(self.inputs.form, self.reading)
 
-    def forward(
-        self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch 2"]:
-        """Of each right-padded text: minus the log-likelihood of all tokens but the first, each after those before it
-        (nats, float32), and how many of them are the likeliest."""
+    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
+        """Two numbers for each right-padded text: minus the log-likelihood of all tokens but the first, each after
+        those before it (nats, float32), and how many of them are the likeliest."""
         states = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state
         places = real_tokens(token_ids, lengths)[:, 1:].flatten().nonzero()[:, 0]  # no logits for padding
         states, targets = states[:, :-1].flatten(0, 1)[places], token_ids[:, 1:].flatten()[places]
         embedding = cast(Tensor, self.backbone.get_input_embeddings().weight)
         rows = places // max(1, token_ids.shape[1] - 1)
         sums = embedding.new_zeros(len(token_ids), 2, dtype=torch.float32)
-        return sums.index_add(0, rows, next_tokens(states, embedding, targets))
+        return Rows(sums.index_add(0, rows, next_tokens(states, embedding, targets)))
 
 
 def next_tokens(

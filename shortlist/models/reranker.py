@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_reading, pooled_states, real_tokens
+from shortlist.models.outputs import Rows
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.text.contract import Adjust, InputContract, Reading
 from shortlist.text.inputs import Inputs
@@ -29,6 +30,8 @@ class Reranker(nn.Module):
 
     https://arxiv.org/abs/2310.08319
     """
+
+    row_shape: tuple[int, ...] = ()
 
     def __init__(
         self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading, head: Float[Tensor, "1 dim"]
@@ -54,29 +57,27 @@ class Reranker(nn.Module):
         Args:
             contract: input contract by name, for a folder that does not say its own.
             adjust: makes the contract that is used of that one, such as with other lengths.
-            options: device and precision, as for `models.embed.for_inference`.
+            options: device and precision, as for `models.run.for_inference`.
 
         Raises:
             UserError: no model is there, it has no head, or nothing says what its input looks like.
         """
         from shortlist.models.checkpoint import load_reranker
-        from shortlist.models.embed import for_inference
+        from shortlist.models.run import for_inference
 
         reranker = load_reranker(name, contract=contract, adjust=adjust)
         for_inference(reranker, **options)
         return reranker
 
     def score(self, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
-        """Score of each document for the query; options as in `models.embed.run_model`."""
+        """Score of each document for the query; options as in `models.run.run_model`."""
         return _score(self, query, documents, **options)
 
-    def forward(
-        self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        """Scores, float32, of right-padded pairs."""
+    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
+        """A score, float32, for each right-padded pair."""
         pooling = self.reading.pooling
         pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
-        return pooled @ self.head[0]
+        return Rows(pooled @ self.head[0])
 
 
 @final
@@ -87,6 +88,8 @@ class CrossEncoder(nn.Module):
         classifier: transformers' own sequence classifier. With two labels the score is how much larger the second
             one's logit is: the log-odds of being relevant.
     """
+
+    row_shape: tuple[int, ...] = ()
 
     def __init__(self, classifier: PreTrainedModel, inputs: Inputs, reading: Reading) -> None:
         super().__init__()
@@ -101,26 +104,24 @@ class CrossEncoder(nn.Module):
         return InputContract(self.inputs.form, self.reading)
 
     def score(self, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
-        """Score of each document for the query; options as in `models.embed.run_model`."""
+        """Score of each document for the query; options as in `models.run.run_model`."""
         return _score(self, query, documents, **options)
 
-    def forward(
-        self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        """Scores, float32, of right-padded pairs."""
+    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
+        """A score, float32, for each right-padded pair."""
         options: dict[str, Any] = {"attention_mask": real_tokens(token_ids, lengths)}
         if self.reading.token_types and getattr(self.backbone.config, "type_vocab_size", 0) > 1:
             ends = (token_ids == self.inputs.special_id("<sep>")).long()
             options["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=1)  # 1 behind the first `<sep>`
         logits = self.backbone(input_ids=token_ids, **options).logits.float()
-        return logits[:, -1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
+        return Rows(logits[:, -1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0])
 
 
 AnyReranker = Reranker | CrossEncoder
 
 
 def _score(reranker: AnyReranker, query: str | Query, documents: Sequence[str | Document], **options: Any) -> Scores:
-    from shortlist.models.embed import score_pairs
+    from shortlist.models.run import score_pairs
 
     [query] = as_queries([query])
     return score_pairs(reranker, [(query, document) for document in as_documents(documents)], **options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import apply_reading, pooled_states
+from shortlist.models.outputs import Rows
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.text.contract import Adjust, InputContract, Reading
 from shortlist.text.inputs import Inputs
@@ -79,13 +80,13 @@ class Retriever(nn.Module):
         Args:
             contract: input contract by name, for a folder that does not say its own.
             adjust: makes the contract that is used of that one, such as with other lengths.
-            options: device and precision, as for `models.embed.for_inference`.
+            options: device and precision, as for `models.run.for_inference`.
 
         Raises:
             UserError: no model is there, or nothing says what its input looks like.
         """
         from shortlist.models.checkpoint import load_retriever
-        from shortlist.models.embed import for_inference
+        from shortlist.models.run import for_inference
 
         retriever = load_retriever(name, contract=contract, adjust=adjust)
         for_inference(retriever, **options)
@@ -97,24 +98,27 @@ class Retriever(nn.Module):
         weights = [layer.weight for layer in self.dense]
         return len(weights[-1]) if weights else self.backbone.config.hidden_size  # type: ignore[arg-type]
 
+    @property
+    def row_shape(self) -> tuple[int]:
+        """Shape of one row of the output: a vector."""
+        return (self.dim,)
+
     def encode_queries(self, queries: Sequence[str | Query], **options: Any) -> Float[np.ndarray, "queries dim"]:
-        """Vectors of queries; options as in `models.embed.run_model`."""
-        from shortlist.models.embed import embed_queries
+        """Vectors of queries; options as in `models.run.run_model`."""
+        from shortlist.models.run import embed_queries
 
         return embed_queries(self, as_queries(queries), **options)
 
     def encode_documents(self, documents: Sequence[str | Document], **options: Any) -> Float[np.ndarray, "docs dim"]:
-        """Vectors of documents; options as in `models.embed.run_model`."""
-        from shortlist.models.embed import embed_documents
+        """Vectors of documents; options as in `models.run.run_model`."""
+        from shortlist.models.run import embed_documents
 
         return embed_documents(self, as_documents(documents), **options)
 
-    def forward(
-        self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch dim"]:
-        """Vectors, float32, of right-padded ids."""
+    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
+        """A vector, float32, for each row of right-padded ids."""
         pooling = self.reading.pooling
-        return self.behind_pooling(pooled_states(self.backbone, token_ids, lengths, pooling=pooling))
+        return Rows(self.behind_pooling(pooled_states(self.backbone, token_ids, lengths, pooling=pooling)))
 
     def behind_pooling(self, states: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
         """Vectors, float32, of pooled hidden states."""

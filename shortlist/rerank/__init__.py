@@ -23,9 +23,9 @@ from shortlist.evaluation.measure import per_query
 from shortlist.math.agreement import kendall_tau
 from shortlist.math.fusion import reorder
 from shortlist.models.checkpoint import load_reranker, model_identity, num_parameters, reranker_contract, tokenizer_of
-from shortlist.models.embed import Precision, for_inference, stream_scores
 from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.reranker import AnyReranker
+from shortlist.models.run import Precision, for_inference, stream_scores
 from shortlist.models.shipped import shipped_name
 from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Document, Hit, Qrels, Query, Run
@@ -102,7 +102,7 @@ def rerank(
     depth: int,
     **options,
 ) -> Run:
-    """Reorder the first `depth` candidates of every query; options as of `models.embed.stream_scores`."""
+    """Reorder the first `depth` candidates of every query; options as of `models.run.stream_scores`."""
     pairs = [(queries[query_id], documents[hit.doc_id]) for query_id, hits in run.items() for hit in hits[:depth]]
     scores = np.empty(len(pairs), dtype=np.float32)
     for places, some, _ in stream_scores(reranker, pairs, **options):

@@ -10,11 +10,10 @@ from contextlib import suppress
 from itertools import count
 from typing import NamedTuple, final
 
-import numpy as np
+import torch
 
-from shortlist.models.embed import TokenIds, default_token_budget, run_model
-from shortlist.models.reranker import AnyReranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.outputs import Rows, join, select
+from shortlist.models.run import Model, TokenIds, default_token_budget, run_model
 from shortlist.text.batching import token_batches
 
 SMALLER = 4
@@ -30,7 +29,6 @@ TRIMMED = 4
 """Batches after which memory that is free goes back to the system."""
 
 
-Model = Retriever | AnyReranker
 Finished = Callable[[str, int, int, float], None]
 """Told of each batch: the model, its texts, their tokens without padding, and seconds."""
 
@@ -45,25 +43,26 @@ class Work:
 
     def __init__(self, model: str, token_ids: Sequence[TokenIds], arrival: int) -> None:
         self.model, self.token_ids, self.arrival = model, token_ids, arrival
-        self.future: Future[np.ndarray] = Future()
+        self.future: Future[Rows] = Future()
         self.waiting = sorted(range(len(token_ids)), key=lambda place: -len(token_ids[place]))
         self.num_tokens = sum(map(len, token_ids))
         """Of the texts that wait."""
-        self.rows: list[np.ndarray | np.float32 | None] = [None] * len(token_ids)
-        self.missing = len(token_ids)
+        self.places: list[int] = []
+        """Texts that were run, in the order of their rows in `parts`."""
+        self.parts: list[Rows] = []
 
     def take(self, places: set[int]) -> None:
         """These wait no longer."""
         self.waiting = [place for place in self.waiting if place not in places]
         self.num_tokens -= sum(len(self.token_ids[place]) for place in places)
 
-    def give(self, place: int, row: np.ndarray | np.float32) -> None:
-        """The model's output for one text; the last one finishes the work."""
-        self.rows[place] = row
-        self.missing -= 1
-        if not self.missing:
+    def give(self, places: Sequence[int], rows: Rows) -> None:
+        """The model's rows for some of the texts; the last ones finish the work."""
+        self.places += places
+        self.parts.append(rows)
+        if len(self.places) == len(self.token_ids):
             with suppress(InvalidStateError):  # it was cancelled a moment ago
-                self.future.set_result(np.array(self.rows))
+                self.future.set_result(select(join(self.parts), torch.tensor(self.places).argsort()))
 
 
 class Item(NamedTuple):
@@ -148,8 +147,8 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="models", daemon=True)
         self._thread.start()
 
-    def submit(self, model: str, token_ids: Sequence[TokenIds]) -> "Future[np.ndarray]":
-        """Let a model read these; the result has its outputs in the same order.
+    def submit(self, model: str, token_ids: Sequence[TokenIds]) -> "Future[Rows]":
+        """Let a model read these; the result has its rows in the same order.
 
         Cancelling the future takes out of the queue what has not been run.
         """
@@ -162,7 +161,7 @@ class Batcher:
                 self.queue.add(work)
                 self._changed.notify()
             else:
-                work.future.set_result(np.zeros(0, dtype=np.float32))
+                work.future.set_result(Rows(torch.zeros(0, *self.models[model].row_shape)))
         return work.future
 
     @property
@@ -207,8 +206,9 @@ class Batcher:
         rows = run_model(self.models[name], token_ids, token_budget=max(lengths) * len(lengths))
         seconds = max(time.monotonic() - start, 1e-6)
         self._pace(sum(lengths) / seconds)
-        for item, row in zip(batch, rows, strict=True):
-            item.work.give(item.place, row)
+        for work in dict.fromkeys(item.work for item in batch):
+            texts = [i for i, item in enumerate(batch) if item.work is work]
+            work.give([batch[i].place for i in texts], select(rows, torch.tensor(texts)))
         if self.finished:
             self.finished(name, len(lengths), sum(lengths), seconds)
 

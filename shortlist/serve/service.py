@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.errors import UserError
-from shortlist.models.embed import TokenIds, compact_ids
 from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import Model, TokenIds, compact_ids
 from shortlist.pipeline import Answer, Pipeline
 from shortlist.records import Document, Query, as_documents
 from shortlist.search import Dense
-from shortlist.serve.batcher import Batcher, Model
+from shortlist.serve.batcher import Batcher
 from shortlist.serve.gate import Gate, Limits, Ticket
 from shortlist.serve.metrics import Metrics
 
@@ -149,8 +149,8 @@ class Service:
     async def _read(self, ticket: Ticket, model: str, ids: Sequence[TokenIds], truncated: list[int]) -> Read:
         num_tokens = sum(map(len, ids))
         ticket.reserve(num_tokens)
-        outputs = await asyncio.wrap_future(ticket.watch(self.batcher.submit(model, ids)))
-        return Read(outputs, num_tokens, truncated)
+        rows = await asyncio.wrap_future(ticket.watch(self.batcher.submit(model, ids)))
+        return Read(rows.values.numpy(), num_tokens, truncated)
 
     def text_ids(self, texts: Sequence[str], kind: Literal["query", "document"]) -> tuple[list[TokenIds], list[int]]:
         """Token ids of queries or documents, and which of them were cut."""
@@ -277,7 +277,7 @@ class _Batched:
         return self._read("reranker", compact_ids(self._reranker.inputs.pair_ids, pairs))
 
     def _read(self, model: str, ids: Sequence[TokenIds]) -> np.ndarray:
-        return self._ticket.watch(self._batcher.submit(model, ids)).result()
+        return self._ticket.watch(self._batcher.submit(model, ids)).result().values.numpy()
 
 
 def _guarded(part: T, method: str) -> T:

@@ -12,9 +12,9 @@ import torch
 from shortlist.data.collections import Collection
 from shortlist.math.sampling import shortfall
 from shortlist.models.checkpoint import Trainable
-from shortlist.models.embed import pick_device
 from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
+from shortlist.models.run import pick_device
 from shortlist.records import Group, Query
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch, batches, num_steps
@@ -215,7 +215,7 @@ def _passes(texts: _Texts, token_budget: int, processes: int) -> list[list[Pass]
     """The shapes of each process's forward passes."""
     shares = deal(texts.lengths, token_budget, seed=0, processes=processes)
     lengths = np.array(texts.lengths)
-    return [[(len(micro.rows), int(lengths[micro.rows].max())) for micro in share] for share in shares]
+    return [[(len(micro.texts), int(lengths[micro.texts].max())) for micro in share] for share in shares]
 
 
 def _tokens(passes: Sequence[Pass]) -> int:

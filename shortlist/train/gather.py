@@ -20,7 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from shortlist.models.embed import pick_device
+from shortlist.models.outputs import Rows
+from shortlist.models.run import Model, pick_device
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -
             module.set_force_sum_reduction_for_comms(True)  # without it, 1 is a factor to multiply by, not on a CPU
 
 
-def is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: Model) -> bool:
     """Whether `shard` has split this model."""
     return isinstance(model, FSDPModule)
 
@@ -119,36 +120,43 @@ def like(value: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
-def gather_rows(
-    rows: Shaped[Tensor, "own *dim"], counts: Sequence[int], world: World = ALONE
-) -> Shaped[Tensor, "all *dim"]:
+def gather_rows(rows: Rows, texts: Sequence[int], world: World = ALONE) -> Rows:
     """The rows of all processes, the first process's first; gradients come back to the process that made the row.
 
     Args:
-        counts: how many rows each process has.
+        texts: how many texts each process has.
     """
     if world.size == 1:
         return rows
-    return _Gather.apply(rows, tuple(counts), world.rank)  # type: ignore[return-value]
+    sizes, counts = texts, None
+    if rows.counts is not None:
+        counts = _gather(rows.counts.to(rows.values.device), texts)
+        sizes = [int(some.sum()) for some in counts.split(list(texts))]
+    return Rows(_Gather.apply(rows.values, tuple(sizes), world.rank), counts)  # type: ignore[arg-type]
+
+
+def _gather(own: Shaped[Tensor, "own *shape"], sizes: Sequence[int]) -> Shaped[Tensor, "all *shape"]:
+    """The rows of all processes, which have so many each."""
+    padded = own.new_zeros((max(sizes), *own.shape[1:]))
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...], rank: int) -> Tensor:
-        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
-        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    def forward(ctx: Any, values: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
+        ctx.start, ctx.size = sum(sizes[:rank]), sizes[rank]
+        return _gather(values, sizes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         # Every process computes the whole loss, so its gradient of its own rows is whole too: nothing to add up here.
-        return gradients[0][ctx.start : ctx.start + ctx.count], None, None
+        return gradients[0][ctx.start : ctx.start + ctx.size], None, None
 
 
-def sum_gradients(model: nn.Module, world: World = ALONE) -> None:
+def sum_gradients(model: Model, world: World = ALONE) -> None:
     """Add up the gradients of all processes, in place, so that all have the whole batch's. FSDP has done so already."""
     if world.size == 1 or is_sharded(model):
         return

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.data.checks import pick
@@ -15,6 +14,7 @@ from shortlist.data.groups import groups_from_qrels
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.scoring import reciprocal_ranks
+from shortlist.models.outputs import Rows
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
@@ -37,8 +37,8 @@ class Evaluation(NamedTuple):
 
     token_ids: list[list[int]]
     """Every input of the model."""
-    mrr: Callable[[Tensor], float]
-    """MRR@10 of the model's outputs, one row for each input, in the same order."""
+    mrr: Callable[[Rows], float]
+    """MRR@10 of the model's outputs for all inputs, in the same order."""
 
 
 def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_docs: int, seed: int) -> Heldout:
@@ -78,8 +78,8 @@ def retriever_evaluation(model: Retriever, heldout: Heldout) -> Evaluation:
     count = len(heldout.queries)
     relevant = torch.tensor([[d.doc_id in ids for d in heldout.documents] for ids in heldout.relevant])
 
-    def mrr(vectors: Tensor) -> float:
-        scores = vectors[:count] @ vectors[count:].T
+    def mrr(vectors: Rows) -> float:
+        scores = vectors.values[:count] @ vectors.values[count:].T
         return reciprocal_ranks(scores, relevant.to(scores.device), cutoff=CUTOFF).mean().item()
 
     token_ids = model.inputs.query_ids(heldout.queries) + model.inputs.document_ids(heldout.documents)
@@ -105,8 +105,8 @@ def reranker_evaluation(model: Reranker, heldout: Heldout, *, candidates: int) -
     ]
     relevant = pad_sequence(marks, batch_first=True)
 
-    def mrr(scores: Tensor) -> float:
-        rows = pad_sequence(list(scores.split(sizes)), batch_first=True, padding_value=-torch.inf)
+    def mrr(scores: Rows) -> float:
+        rows = pad_sequence(list(scores.values.split(sizes)), batch_first=True, padding_value=-torch.inf)
         return reciprocal_ranks(rows, relevant.to(rows.device), cutoff=CUTOFF).mean().item()
 
     pairs = [(query, d) for query, documents in zip(heldout.queries, found, strict=True) for d in documents]

@@ -128,7 +128,7 @@ class _Step(nn.Module):
             for rows, tokens in self.passes:
                 before = alive.now
                 ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
-                outputs.append(self.model(ids, torch.full((rows,), tokens, device=device)).float())
+                outputs.append(self.model(ids, torch.full((rows,), tokens, device=device)).values.float())
                 left = (alive.now - before) / (rows * tokens)
         torch.cat(outputs).sum().backward()
         return alive.most - start, left

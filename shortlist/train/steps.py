@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.math.losses import Loss, countable, distillation
-from shortlist.models.checkpoint import Trainable
 from shortlist.models.language import LanguageModel
+from shortlist.models.outputs import Rows, join, select
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import Model
 from shortlist.text.batching import pad, token_batches
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
@@ -39,7 +40,7 @@ class Example(NamedTuple):
 
     token_ids: list[list[int]]
     query_ids: list[str]
-    objective: Callable[[Tensor], Outcome]
+    objective: Callable[[Rows], Outcome]
 
 
 class Teaching(NamedTuple):
@@ -64,8 +65,8 @@ def retriever_example(
     own = torch.cumsum(sizes, 0) - sizes
     keep = countable([d.doc_id for d in documents], own.tolist(), batch.positives)
 
-    def objective(vectors: Float[Tensor, "texts dim"]) -> Outcome:
-        queries, docs = vectors[: len(batch.queries)], vectors[len(batch.queries) :]
+    def objective(vectors: Rows) -> Outcome:
+        queries, docs = vectors.values[: len(batch.queries)], vectors.values[len(batch.queries) :]
         scores = queries @ docs.T
         outcome = _outcome(scores, own, keep, loss, temperature)
         groups = [row[at : at + size] for row, at, size in zip(scores, own.tolist(), sizes.tolist(), strict=True)]
@@ -84,8 +85,8 @@ def reranker_example(
     own = torch.zeros(len(sizes), dtype=torch.long)
     keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
 
-    def objective(scores: Float[Tensor, " pairs"]) -> Outcome:
-        groups = list(scores.split(sizes))
+    def objective(scores: Rows) -> Outcome:
+        groups = list(scores.values.split(sizes))
         rows = pad_sequence(groups, batch_first=True)  # short groups stay whole, never regrouped
         return _follow(_outcome(rows, own, keep, loss, temperature), groups, batch.scores, teaching, temperature)
 
@@ -97,8 +98,8 @@ def language_example(model: LanguageModel, batch: Batch) -> Example:
     token_ids = language_texts(model.inputs, batch)
     num_tokens = sum(len(ids) - 1 for ids in token_ids)
 
-    def objective(sums: Float[Tensor, "texts 2"]) -> Outcome:
-        loss, likeliest = sums.sum(0) / num_tokens
+    def objective(sums: Rows) -> Outcome:
+        loss, likeliest = sums.values.sum(0) / num_tokens
         return Outcome(loss, likeliest.item())
 
     return Example(token_ids, [q.query_id for q in batch.queries], objective)
@@ -142,7 +143,7 @@ def _follow(
 class Micro(NamedTuple):
     """One forward pass: which inputs, and the seed of its dropout."""
 
-    rows: np.ndarray
+    texts: Int[np.ndarray, " batch"]
     seed: int
 
 
@@ -163,9 +164,9 @@ def deal(lengths: Sequence[int], token_budget: int, *, seed: int, processes: int
 
 
 def compute_outputs(
-    model: Trainable, token_ids: Sequence[list[int]], *, token_budget: int, bf16: bool, world: World = ALONE
-) -> Tensor:
-    """The model's outputs for all inputs, in their order, without gradients; every process runs its share.
+    model: Model, token_ids: Sequence[list[int]], *, token_budget: int, bf16: bool, world: World = ALONE
+) -> Rows:
+    """The model's rows for all inputs, in their order, without gradients; every process runs its share.
 
     Args:
         token_budget: most tokens in one forward pass, padding included.
@@ -173,12 +174,12 @@ def compute_outputs(
     """
     shares = deal([len(ids) for ids in token_ids], token_budget, seed=0, processes=world.size)
     with torch.no_grad(), _precision(model, bf16=bf16):
-        own = torch.cat([_forward(model, token_ids, micro) for micro in shares[world.rank]])
+        own = join([_forward(model, token_ids, micro) for micro in shares[world.rank]])
     return _in_order(own, shares, world)
 
 
 def backward(
-    model: Trainable,
+    model: Model,
     example: Example,
     *,
     token_budget: int,
@@ -203,47 +204,49 @@ def backward(
     own = shares[world.rank]
     together = ALONE if is_sharded(model) else world  # a sharded model's passes wait for the other processes
 
-    def outputs() -> Tensor:
+    def outputs() -> tuple[Rows, list[int]]:
         with torch.set_grad_enabled(not cached), _precision(model, bf16=bf16):
-            return torch.cat([_forward(model, example.token_ids, micro) for micro in own])
+            parts = [_forward(model, example.token_ids, micro) for micro in own]
+            return join(parts), [len(part.values) for part in parts]
 
-    def again(gradients: Tensor) -> None:
+    def again(gradients: Sequence[Tensor]) -> None:
         with _precision(model, bf16=bf16):
-            for micro, gradient in zip(own, gradients.split([len(micro.rows) for micro in own]), strict=True):
-                output = _forward(model, example.token_ids, micro)
+            for micro, gradient in zip(own, gradients, strict=True):
+                output = _forward(model, example.token_ids, micro).values
                 with torch.autocast(output.device.type, enabled=False):
                     output.backward(gradient)
 
-    rows = within_memory(outputs, together)
-    leaf = rows.detach().requires_grad_()
-    outcome = example.objective(_in_order(leaf, shares, world))
+    rows, sizes = within_memory(outputs, together)
+    leaf = rows.values.detach().requires_grad_()
+    outcome = example.objective(_in_order(Rows(leaf, rows.counts), shares, world))
     outcome.loss.backward()
     gradients = leaf.grad
     assert gradients is not None  # set by backward, for the type checker
-    within_memory(lambda: again(gradients) if cached else rows.backward(gradients), together)
+    within_memory(lambda: again(gradients.split(sizes)) if cached else rows.values.backward(gradients), together)
     sum_gradients(model, world)
     return Outcome(outcome.loss.detach(), outcome.accuracy)
 
 
-def _in_order(own: Tensor, shares: Sequence[Sequence[Micro]], world: World) -> Tensor:
-    """The outputs of all processes in the order of the inputs, each once."""
-    places = [np.concatenate([micro.rows for micro in share]) for share in shares]
+def _in_order(own: Rows, shares: Sequence[Sequence[Micro]], world: World) -> Rows:
+    """The rows of all processes in the order of the inputs, each once."""
+    places = [np.concatenate([micro.texts for micro in share]) for share in shares]
     rows = gather_rows(own, [len(place) for place in places], world)
     _, first = np.unique(np.concatenate(places), return_index=True)
-    return rows[torch.from_numpy(first).to(rows.device)]
+    return select(rows, torch.from_numpy(first))
 
 
-def _precision(model: nn.Module, *, bf16: bool) -> torch.autocast:
+def _precision(model: Model, *, bf16: bool) -> torch.autocast:
     """Around all passes of a step, so that each weight is rounded to bfloat16 once."""
     return torch.autocast(_device(model).type, torch.bfloat16, enabled=bf16)
 
 
-def _forward(model: Trainable, token_ids: Sequence[list[int]], micro: Micro) -> Tensor:
+def _forward(model: Model, token_ids: Sequence[list[int]], micro: Micro) -> Rows:
     device = _device(model)
-    ids, lengths = pad([token_ids[row] for row in micro.rows], model.inputs.pad_id)
+    ids, lengths = pad([token_ids[text] for text in micro.texts], model.inputs.pad_id)
     torch.manual_seed(micro.seed)
-    return model(ids.to(device), lengths.to(device)).float()
+    rows = model(ids.to(device), lengths.to(device))
+    return rows._replace(values=rows.values.float())
 
 
-def _device(model: nn.Module) -> torch.device:
+def _device(model: Model) -> torch.device:
     return next(model.parameters()).device

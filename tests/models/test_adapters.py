@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker, load_retriever, save_model, tokenizer_of
-from shortlist.models.embed import embed_documents, score_pairs
+from shortlist.models.run import embed_documents, score_pairs
 
 SETTINGS: dict[str, Any] = {"r": 3, "lora_alpha": 12, "target_modules": ["q_proj", "k_proj", "up_proj"]}
 

@@ -29,7 +29,7 @@ from shortlist.models.checkpoint import (
     retriever_to_train,
     save_model,
 )
-from shortlist.models.embed import embed_documents, embed_queries, score_pairs
+from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.text.batching import pad
 from shortlist.text.contract import Reading, named_contract
 

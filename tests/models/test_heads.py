@@ -31,7 +31,7 @@ from transformers import (
 
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker, reranker_to_train
-from shortlist.models.embed import for_inference, score_pairs, stream_scores
+from shortlist.models.run import for_inference, score_pairs, stream_scores
 from shortlist.text.contract import named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.tokenizer import train_bpe

@@ -74,7 +74,7 @@ def test_a_saved_model_is_transformers_own_with_the_same_losses(tied: Path, tmp_
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     token_ids = model.inputs.pair_ids(PAIRS) + model.inputs.pair_ids(PAIRS, turned=True)
     assert len({*map(len, token_ids)}) > 1  # so there is padding
-    for ids, (loss, likeliest) in zip(token_ids, model(*pad(token_ids, 7)).tolist(), strict=True):
+    for ids, (loss, likeliest) in zip(token_ids, model(*pad(token_ids, 7)).values.tolist(), strict=True):
         row = torch.tensor([ids])
         out = theirs(input_ids=row, labels=row)
         assert loss == pytest.approx(out.loss.item() * (len(ids) - 1), rel=1e-5)

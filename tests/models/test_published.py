@@ -19,8 +19,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from shortlist.errors import UserError
 from shortlist.models import checkpoint
 from shortlist.models.checkpoint import load_reranker, load_retriever, reranker_to_train, retriever_to_train
-from shortlist.models.embed import embed_documents, embed_queries, score_pairs
 from shortlist.models.published import ACTIVATIONS, KNOWN, published_contract
+from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.records import Document, Query
 from shortlist.text.contract import named_contract
 from shortlist.text.tokenizer import train_bpe

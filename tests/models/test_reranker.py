@@ -9,8 +9,8 @@ from transformers import AutoModel, LlamaForSequenceClassification
 
 from shortlist.errors import UserError
 from shortlist.models.backbone import load_backbone
-from shortlist.models.embed import score_pairs
 from shortlist.models.reranker import Reranker, new_head
+from shortlist.models.run import score_pairs
 from shortlist.text.batching import pad
 from shortlist.text.contract import Reading, named_contract
 from shortlist.text.inputs import Inputs
@@ -38,7 +38,7 @@ def test_scores_are_those_of_transformers_own_classifier(contract: str, llama: P
     reranker, reference = make(llama, contract), classifier(llama)
     ids = reranker.inputs.pair_ids(PAIRS)
     padded, lengths = pad(ids, 0)
-    scores = reranker(padded, lengths)
+    scores = reranker(padded, lengths).values
     alone = torch.stack([reference(torch.tensor([row])).logits[0, 0] for row in ids])
     torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-6)
     reference.config.pad_token_id = 0
@@ -62,8 +62,8 @@ def test_every_family_learns_to_score_and_its_padding_changes_nothing(family: st
     reading = replace(contract.reading, bidirectional=bidirectional)
     reranker = Reranker(small(family), Inputs(contract.form, tokenizer()), reading, HEAD)
     rows = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2]]
-    scores = reranker(*pad(rows, 0))
-    alone = torch.cat([reranker(*pad([row], 0)) for row in rows])
+    scores = reranker(*pad(rows, 0)).values
+    alone = torch.cat([reranker(*pad([row], 0)).values for row in rows])
     torch.testing.assert_close(scores, alone, atol=1e-4, rtol=0)
     scores.sum().backward()
     learning = {name: p for name, p in reranker.named_parameters() if "pooler" not in name}
@@ -75,7 +75,7 @@ def test_a_bidirectional_contract_lets_the_query_see_the_document(llama: Path):
     for both_ways in (False, True):
         inputs = Inputs(named_contract("rankllama").form, load_tokenizer(llama))
         reranker = Reranker(backbone, inputs, Reading(pooling="cls", bidirectional=both_ways), HEAD)
-        one, two = reranker(*pad([first, second], 0)).tolist()
+        one, two = reranker(*pad([first, second], 0)).values.tolist()
         assert (one == pytest.approx(two, abs=1e-5)) != both_ways
 
 
@@ -87,7 +87,7 @@ def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
 
 def test_the_head_and_the_backbone_learn(llama: Path):
     reranker = make(llama, "rankllama")
-    reranker(*pad(reranker.inputs.pair_ids(PAIRS[:2]), 0)).sum().backward()
+    reranker(*pad(reranker.inputs.pair_ids(PAIRS[:2]), 0)).values.sum().backward()
     first = next(reranker.backbone.parameters())
     for parameter in (reranker.head, first):
         assert parameter.grad is not None
@@ -99,8 +99,8 @@ def test_scores_and_head_are_float32_whatever_the_backbone_is(llama: Path):
     assert half.head.dtype == torch.float32
     batch = pad(exact.inputs.pair_ids(PAIRS), 0)
     with torch.inference_mode():
-        assert half(*batch).dtype == torch.float32
-        assert torch.corrcoef(torch.stack([half(*batch), exact(*batch)]))[0, 1] > 0.99
+        assert half(*batch).values.dtype == torch.float32
+        assert torch.corrcoef(torch.stack([half(*batch).values, exact(*batch).values]))[0, 1] > 0.99
 
 
 def test_a_new_head_is_the_seeds_and_as_small_as_the_backbones_first_weights(llama: Path):

@@ -15,9 +15,9 @@ from transformers import AutoModel
 from shortlist.errors import UserError
 from shortlist.models.backbone import load_backbone
 from shortlist.models.checkpoint import load_retriever
-from shortlist.models.embed import embed_documents, embed_queries
 from shortlist.models.kernels.linear import pack_linears, packing_pays
 from shortlist.models.retriever import Retriever
+from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad
 from shortlist.text.contract import Reading, named_contract
@@ -31,7 +31,7 @@ def close(actual: Any, expected: Any) -> None:
 
 def run(retriever: Retriever, ids: list[list[int]]) -> torch.Tensor:
     with torch.inference_mode():
-        return retriever(*pad(ids, retriever.inputs.pad_id))
+        return retriever(*pad(ids, retriever.inputs.pad_id)).values
 
 
 @torch.inference_mode()
@@ -66,7 +66,7 @@ def test_training_and_inference_give_the_same_vectors(family: str, pooling: str,
     form = named_contract("repllama" if family == "llama" else "bert").form
     retriever = Retriever(load_backbone(str(folder)), Inputs(form, load_tokenizer(folder)), Reading(pooling=pooling))
     ids = retriever.inputs.document_ids(DOCUMENTS)
-    vectors = retriever(*pad(ids, 0))
+    vectors = retriever(*pad(ids, 0)).values
     close(run(retriever, ids), vectors.detach())
     (vectors * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     embeddings = retriever.backbone.get_input_embeddings().weight.grad
@@ -111,7 +111,7 @@ IDS = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2], [1, 20, 6, 2], [1, 5, 9, 7, 8, 30
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_learns_and_its_padding_changes_nothing(family: str, settings: dict[str, Any]):
     retriever = of_family(family, **settings)
-    vectors = retriever(*pad(IDS, 0))
+    vectors = retriever(*pad(IDS, 0)).values
     close(vectors.detach(), torch.cat([run(retriever, [ids]) for ids in IDS]))
     loss = F.cross_entropy(vectors[:2] @ vectors[2:].T, torch.tensor([1, 0]))
     loss.backward()

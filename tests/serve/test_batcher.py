@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import DOCUMENTS, QUERIES, Tiny
+from toys import TOYS, Toy
 
 from shortlist import Reranker, Retriever
-from shortlist.models.embed import embed_documents, score_pairs
+from shortlist.models.outputs import Rows, split
+from shortlist.models.run import embed_documents, run_model, score_pairs
 from shortlist.serve import batcher as batcher_module
 from shortlist.serve.batcher import ALIKE, Batcher, Item, Queue, Work
 
@@ -110,13 +113,27 @@ def test_an_answer_is_the_same_whatever_it_was_batched_with(retriever: Any, rera
     batcher = Batcher({"retriever": retriever, "reranker": reranker}, token_budget=64)
     embedding = [batcher.submit("retriever", retriever.inputs.document_ids([document])) for document in DOCUMENTS]
     scoring = [batcher.submit("reranker", reranker.inputs.pair_ids(pairs[i::5])) for i in range(5)]
-    vectors, scores = [[future.result(60) for future in futures] for futures in (embedding, scoring)]
+    vectors, scores = [[future.result(60).values.numpy() for future in futures] for futures in (embedding, scoring)]
     batcher.close()  # only one thread may run a model
     for document, vector in zip(DOCUMENTS, vectors, strict=True):
         np.testing.assert_allclose(vector, embed_documents(retriever, [document]), atol=1e-6)
     for i, some in enumerate(scores):
         alone = np.concatenate([score_pairs(reranker, [pair]) for pair in pairs[i::5]])
         np.testing.assert_allclose(some, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_request_gets_all_the_rows_of_its_texts_however_many_they_are(retriever: Any, toy: type[Toy]):
+    model = toy(retriever.backbone, retriever.inputs).eval()
+    token_ids = retriever.inputs.document_ids(DOCUMENTS)
+    batcher = Batcher({"toy": model}, token_budget=64)
+    futures = [batcher.submit("toy", token_ids[i::5]) for i in range(5)]
+    answers = [future.result(60) for future in futures]
+    assert batcher.submit("toy", []).result(0).values.shape == (0, *model.row_shape)
+    batcher.close()
+    for i, rows in enumerate(answers):
+        for ids, actual in zip(token_ids[i::5], split(rows), strict=True):
+            torch.testing.assert_close(actual, run_model(model, [ids]).values, atol=1e-5, rtol=1e-5)
 
 
 def test_requests_are_joined_while_the_model_is_busy(retriever: Any):
@@ -135,7 +152,7 @@ def test_requests_are_joined_while_the_model_is_busy(retriever: Any):
     futures += [batcher.submit("retriever", ids) for _ in range(7)]
     go_on.set()
     for future in futures:
-        assert future.result(30).shape == (1, retriever.dim)
+        assert future.result(30).values.shape == (1, retriever.dim)
     batcher.close()
     assert batches == [1, 7]
     assert batcher.tokens_per_second > 0
@@ -144,23 +161,23 @@ def test_requests_are_joined_while_the_model_is_busy(retriever: Any):
 def test_a_batch_that_fails_tells_who_waits_for_it_and_the_next_one_is_run(
     retriever: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    def fails_at_three_tokens(model: Any, token_ids: Any, **options: Any) -> np.ndarray:
+    def fails_at_three_tokens(model: Any, token_ids: Any, **options: Any) -> Rows:
         if len(token_ids[0]) == 3:
             raise RuntimeError("ours")
-        return np.zeros((len(token_ids), 2), dtype=np.float32)
+        return Rows(torch.zeros(len(token_ids), 2))
 
     monkeypatch.setattr(batcher_module, "run_model", fails_at_three_tokens)
     batcher = Batcher({"retriever": retriever})
     with pytest.raises(RuntimeError, match="ours"):
         batcher.submit("retriever", [[1, 2, 3]]).result(30)
-    assert batcher.submit("retriever", [[1, 2, 3, 4]]).result(30).shape == (1, 2)
+    assert batcher.submit("retriever", [[1, 2, 3, 4]]).result(30).values.shape == (1, 2)
     assert batcher.alive
     batcher.close()
 
 
 def test_no_texts_are_answered_at_once_and_a_closed_batcher_takes_none(retriever: Any):
     batcher = Batcher({"retriever": retriever})
-    assert len(batcher.submit("retriever", []).result(0)) == 0
+    assert batcher.submit("retriever", []).result(0).values.shape == (0, retriever.dim)
     batcher.close()
     with pytest.raises(CancelledError):
         batcher.submit("retriever", [[1]]).result(0)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from serving import Built
 
 from shortlist import Pipeline
+from shortlist.models.outputs import Rows
 from shortlist.serve import batcher as batcher_module
 from shortlist.serve.app import create_app
 from shortlist.serve.gate import Limits
@@ -56,12 +57,11 @@ class Blocked:
     def __init__(self) -> None:
         self.go_on, self.started, self.texts = threading.Event(), threading.Event(), 0
 
-    def __call__(self, model: Any, token_ids: Any, **options: Any) -> np.ndarray:
+    def __call__(self, model: Any, token_ids: Any, **options: Any) -> Rows:
         self.started.set()
         assert self.go_on.wait(60)
         self.texts += len(token_ids)
-        dim = (model.dim,) if hasattr(model, "dim") else ()
-        return np.zeros((len(token_ids), *dim), dtype=np.float32)
+        return Rows(torch.zeros(len(token_ids), *model.row_shape))
 
 
 @pytest.fixture

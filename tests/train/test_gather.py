@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny import Tiny
 
 from shortlist.models.checkpoint import load_reranker, load_retriever
+from shortlist.models.outputs import Rows
 from shortlist.train.gather import ALONE, OutOfMemory, gather_rows, in_turn, join, on_any, within_memory
 
 from . import together
@@ -76,7 +77,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_alone_nothing_is_exchanged():
-    rows = torch.randn(3, 2)
+    rows = Rows(torch.randn(3, 2))
     assert gather_rows(rows, [3]) is rows
     assert on_any(True)
     assert not on_any(False)

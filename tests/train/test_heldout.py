@@ -11,7 +11,7 @@ from shortlist.errors import UserError
 from shortlist.evaluation.measure import per_query
 from shortlist.index.bm25 import BM25Index
 from shortlist.models.checkpoint import load_reranker, load_retriever
-from shortlist.models.embed import run_model
+from shortlist.models.run import run_model
 from shortlist.records import Document, Hit, Run
 from shortlist.train.heldout import Heldout, draw_heldout, reranker_evaluation, retriever_evaluation
 
@@ -121,7 +121,7 @@ def mrr(run: Run, heldout: Heldout) -> float:
 def test_the_mrr_of_a_retriever_is_that_of_its_search(tiny: Tiny, collection: Collection):
     model, heldout = load_retriever(str(tiny.retriever)), drawn(collection, num_queries=9, num_docs=11)
     evaluation = retriever_evaluation(model, heldout)
-    outputs = torch.from_numpy(run_model(model, evaluation.token_ids))
+    outputs = run_model(model, evaluation.token_ids)
     scores = outputs[:9] @ outputs[9:].T
     run = {
         query.query_id: sorted(map(Hit, doc_ids(heldout), row), key=lambda hit: -hit.score)
@@ -134,7 +134,7 @@ def test_the_mrr_of_a_retriever_is_that_of_its_search(tiny: Tiny, collection: Co
 def test_the_mrr_of_a_reranker_is_that_of_its_order_of_bm25s_candidates(tiny: Tiny, collection: Collection):
     model, heldout = load_reranker(str(tiny.reranker)), drawn(collection, num_queries=9, num_docs=11)
     evaluation = reranker_evaluation(model, heldout, candidates=3)
-    outputs = torch.from_numpy(run_model(model, evaluation.token_ids))
+    outputs = run_model(model, evaluation.token_ids)
     candidates = BM25Index.build(heldout.documents).search(heldout.queries, 3)
     run, rest = {}, outputs.tolist()
     for query, relevant in zip(heldout.queries, heldout.relevant, strict=True):

@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_touches_the_weight
     def broken() -> Iterator[Example]:
         good, *_ = same_batch(model, 1)
         yield good
-        yield good._replace(objective=lambda vectors: Outcome(vectors.sum() * loss, 0.0))
+        yield good._replace(objective=lambda vectors: Outcome(vectors.values.sum() * loss, 0.0))
 
     done: list[State] = []
     with pytest.raises(UserError, match=r"step 2: the loss is (nan|-?inf) \(queries q0, q1, q2, q3\); the last"):
@@ -166,7 +166,9 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_touches_the_weight
 def test_so_does_a_gradient_that_is_no_number(model: Retriever):
     def broken() -> Iterator[Example]:
         (good,) = same_batch(model, 1)
-        yield good._replace(objective=lambda vectors: Outcome((vectors * 0).sqrt().sum(), 0.0))  # 0, with slope 0 * inf
+        yield good._replace(
+            objective=lambda rows: Outcome((rows.values * 0).sqrt().sum(), 0.0)
+        )  # 0, with slope 0 * inf
 
     with pytest.raises(UserError, match="step 1: the gradient's norm is nan"):
         train(model, examples=broken())

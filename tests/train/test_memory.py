@@ -31,7 +31,7 @@ def llama(inputs: Inputs, *, device: str = "meta") -> Retriever:
 
 
 def passes() -> list[tuple[int, int]]:
-    return [(len(m.rows), max(LENGTHS[row] for row in m.rows)) for m in deal(LENGTHS, BUDGET, seed=0)[0]]
+    return [(len(m.texts), max(LENGTHS[row] for row in m.texts)) for m in deal(LENGTHS, BUDGET, seed=0)[0]]
 
 
 def foreseen(model: Retriever, **options) -> Memory:
@@ -41,7 +41,7 @@ def foreseen(model: Retriever, **options) -> Memory:
 def counted(model: Retriever | LanguageModel, **options) -> int:
     """Most bytes alive in a real step, gradients included, weights not."""
     token_ids = [[5] * length for length in LENGTHS]
-    example = Example(token_ids, ["q"] * len(LENGTHS), lambda vectors: Outcome(vectors.square().sum(), 0.0))
+    example = Example(token_ids, ["q"] * len(LENGTHS), lambda vectors: Outcome(vectors.values.square().sum(), 0.0))
     with _Alive() as alive:
         for p in model.parameters():
             alive._seen.add(p.untyped_storage()._cdata)

@@ -9,8 +9,8 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from shortlist import train
 from shortlist.models.adapters import LORAS, add_lora
 from shortlist.models.checkpoint import load_reranker, reranker_to_train
-from shortlist.models.embed import score_pairs
 from shortlist.models.reranker import Reranker
+from shortlist.models.run import score_pairs
 from shortlist.train import loop, resume
 from shortlist.train.loop import new_optimizer
 from shortlist.train.resume import (

@@ -5,12 +5,14 @@ import pytest
 import torch
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
+from toys import PerToken, Toy, Words, maxsim_example
 
 from shortlist.math.losses import infonce
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
 from shortlist.models.language import LanguageModel
+from shortlist.models.outputs import Rows, join, split
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.text.batching import pad
@@ -21,6 +23,7 @@ from shortlist.train.steps import (
     Outcome,
     Teaching,
     backward,
+    compute_outputs,
     language_example,
     reranker_example,
     retriever_example,
@@ -69,7 +72,7 @@ def example(model: Trainable, batch: Batch = RAGGED, temperature: float = 0.5, t
     return reranker_example(model, batch, loss=infonce, temperature=temperature, teaching=teaching)
 
 
-def step(model: Trainable, item: Example, **options) -> tuple[Outcome, Tensor]:
+def step(model: Trainable | Toy, item: Example, **options) -> tuple[Outcome, Tensor]:
     """The outcome of one step, and all its gradients in a row."""
     model.zero_grad()
     defaults = {"token_budget": ONE_BUCKET, "bf16": False, "seed": 3}
@@ -86,7 +89,7 @@ def assert_same(one: tuple[Outcome, Tensor], other: tuple[Outcome, Tensor], rela
 
 def vector(model: Retriever | Reranker, token_ids: list[int]) -> Tensor:
     """The output for one input alone: no padding, no bucket."""
-    return model(*pad([token_ids], 0))[0]
+    return model(*pad([token_ids], 0)).values[0]
 
 
 def test_buckets_change_neither_loss_nor_gradients(model: Retriever | Reranker):
@@ -103,6 +106,40 @@ def test_the_cached_step_has_the_plain_steps_gradients_dropout_included(model: R
     assert_same(cached, plain)
     other = step(model, example(model), token_budget=token_budget, seed=4)
     assert other[0].loss.item() != pytest.approx(plain[0].loss.item(), rel=1e-4)  # there is dropout to get wrong
+
+
+@pytest.fixture(params=[PerToken, Words])
+def toy(request: pytest.FixtureRequest, tiny: Tiny) -> Toy:
+    """A model that gives several rows for a text, or one that is no vector."""
+    retriever = retriever_to_train(str(tiny.bert), None)
+    return request.param(retriever.backbone, retriever.inputs)
+
+
+def test_a_model_may_give_several_rows_for_a_text_and_all_of_them_learn(toy: Toy):
+    item = toy_example(toy.eval())
+    outcome, gradients = step(toy, item, token_budget=BUCKETS)
+    toy.zero_grad()
+    parts = [toy(*pad([ids], 0)) for ids in item.token_ids]  # no padding, no bucket, none out of order
+    expected = item.objective(join(parts))
+    expected.loss.backward()
+    whole = torch.cat([p.grad.flatten() for p in toy.parameters() if p.grad is not None])
+    assert_same((outcome, gradients), (expected, whole))
+    assert_same(step(toy, item), (expected, whole))
+    rows = compute_outputs(toy, item.token_ids, token_budget=BUCKETS, bf16=False)
+    for actual, part in zip(split(rows), parts, strict=True):
+        torch.testing.assert_close(actual, part.values.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("token_budget", [BUCKETS, ONE_BUCKET])
+def test_the_cached_step_carries_several_rows_for_a_text_too(toy: Toy, token_budget: int):
+    item = toy_example(toy.train())
+    plain = step(toy, item, token_budget=token_budget)
+    assert_same(step(toy, item, token_budget=token_budget, cached=True), plain)
+
+
+def toy_example(toy: Toy) -> Example:
+    documents = [group[0] for group in RAGGED.documents] + RAGGED.documents[0][1:]
+    return maxsim_example(toy.inputs.query_ids(RAGGED.queries) + toy.inputs.document_ids(documents), 3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -242,7 +279,7 @@ def test_where_no_share_is_the_teachers_its_scores_change_nothing(reranker: Rera
 def outcome_of(batch: Batch, scores: list[list[float]], model: Retriever) -> Outcome:
     """What a retriever's objective makes of these similarities: one-hot queries pick them out of the documents."""
     vectors = torch.cat([torch.eye(len(scores)), torch.tensor(scores).T])
-    return retriever_example(model, batch, loss=infonce, temperature=1.0).objective(vectors)
+    return retriever_example(model, batch, loss=infonce, temperature=1.0).objective(Rows(vectors))
 
 
 def test_another_positive_of_a_query_does_not_count_as_its_negative(retriever: Retriever):
@@ -271,7 +308,7 @@ def test_a_positive_that_two_queries_share_stays_the_positive_of_both(retriever:
 def test_the_gradient_draws_the_positive_near_and_pushes_the_negatives_away(retriever: Retriever):
     batch = Batch(QUERIES[:1], [DOCUMENTS[:3]], [frozenset({"d0"})])
     vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.8, -0.6]], requires_grad=True)
-    retriever_example(retriever, batch, loss=infonce, temperature=1.0).objective(vectors).loss.backward()
+    retriever_example(retriever, batch, loss=infonce, temperature=1.0).objective(Rows(vectors)).loss.backward()
     assert vectors.grad is not None
     odds = torch.softmax(torch.tensor([0.6, 0.0, 0.8]), dim=0)
     expected = torch.stack([odds - torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3)], dim=1)

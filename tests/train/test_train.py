@@ -15,7 +15,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.math.losses import infonce
 from shortlist.models.checkpoint import load_reranker, load_retriever
-from shortlist.models.embed import embed_documents, embed_queries, score_pairs
+from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.records import Group
 from shortlist.train import loop
 from shortlist.train.examples import Batch

@@ -16,6 +16,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import DOCUMENTS, QUERIES
+from toys import PerToken, Toy, Words, maxsim_example
 
 from shortlist import train
 from shortlist.data.collections import open_collection
@@ -35,6 +36,9 @@ BATCH = Batch(
     positives=[frozenset({"d0"}), frozenset({"d1", "d3"}), frozenset({"d2"})],
 )
 """Groups of three sizes, an odd number of inputs, a document twice, a positive that is not this query's only one."""
+
+
+TOYS = {"per-token": PerToken, "words": Words}
 
 
 class Case(NamedTuple):
@@ -63,16 +67,24 @@ CASES = [
 ]
 CASES += [Case(kind, "bert", cached=cached) for kind in ("retriever", "reranker") for cached in (False, True)]
 CASES += [Case("language-model", cached=sharded, sharded=sharded) for sharded in (False, True)]
+CASES += [Case("per-token", cached=cached, token_budget=budget) for cached in (False, True) for budget in (40, 100_000)]
+CASES += [Case("per-token", cached=cached, sharded=True) for cached in (False, True)] + [Case("words", cached=True)]
 CASES += [Case(cached=cached, checkpointing=True, sharded=True) for cached in (False, True)]
 
 
 def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     """Loss, accuracy and all gradients of one step from the same weights."""
     name = str(models / case.backbone)
-    model: Trainable
+    model: Trainable | Toy
     if case.kind == "retriever":
         model = retriever_to_train(name, None)
         example = retriever_example(model, BATCH, loss=infonce, temperature=0.05)
+    elif case.kind in TOYS:
+        retriever = retriever_to_train(name, None)
+        model = TOYS[case.kind](retriever.backbone, retriever.inputs)
+        documents = [group[0] for group in BATCH.documents] + BATCH.documents[0][1:]
+        token_ids = model.inputs.query_ids(BATCH.queries) + model.inputs.document_ids(documents)
+        example = maxsim_example(token_ids, len(BATCH.queries))
     elif case.kind == "language-model":
         model = language_model_to_train(name)
         example = language_example(model, BATCH)
@@ -92,7 +104,7 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     return gradients | {"loss": outcome.loss, "accuracy": torch.tensor(outcome.accuracy)}
 
 
-def _add_lora(model: Trainable) -> None:
+def _add_lora(model: Trainable | Toy) -> None:
     torch.manual_seed(0)
     add_lora(model.backbone, Lora(r=4, dropout=0.0))
     for name, p in model.named_parameters():

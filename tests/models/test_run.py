@@ -6,21 +6,25 @@ import torch
 import torch.nn.functional as F
 from samples import DOCUMENTS, PAIRS, QUERIES
 from torch import nn
+from toys import TOYS, PerToken, Toy, Words
 from transformers import AutoModel, LlamaForSequenceClassification
 
-from shortlist.models import embed
+from shortlist.models import run as run_module
 from shortlist.models.checkpoint import load_reranker, load_retriever, reranker_to_train, retriever_to_train, save_model
-from shortlist.models.embed import (
+from shortlist.models.kernels.linear import PackedLinear, packing_is_right
+from shortlist.models.outputs import num_texts, split
+from shortlist.models.reranker import Reranker
+from shortlist.models.retriever import Retriever
+from shortlist.models.run import (
     Precision,
     default_token_budget,
     embed_documents,
     embed_queries,
     for_inference,
+    run_model,
     score_pairs,
 )
-from shortlist.models.kernels.linear import PackedLinear, packing_is_right
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.text.batching import pad
 
 
 @pytest.fixture(params=["llama", "bert"])
@@ -62,6 +66,36 @@ def test_nothing_in_gives_nothing_out_of_the_right_shape(retriever: Retriever, r
     assert score_pairs(reranker, []).shape == (0,)
 
 
+@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("token_budget", [1, 64, 100_000])
+def test_a_model_may_give_any_number_of_rows_for_a_text(folder: Path, toy: type[Toy], token_budget: int):
+    retriever = retriever_to_train(str(folder), None)
+    model = toy(retriever.backbone, retriever.inputs).eval()
+    token_ids = retriever.inputs.document_ids(DOCUMENTS)
+    with torch.inference_mode():
+        alone = [model(*pad([ids], 0)).values for ids in token_ids]
+    told: list[tuple[int, int]] = []
+    rows = run_model(model, token_ids, token_budget=token_budget, advance=lambda *done: told.append(done))
+    assert num_texts(rows) == len(token_ids)
+    for actual, expected in zip(split(rows), alone, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    assert [sum(counts) for counts in zip(*told, strict=True)] == [len(token_ids), sum(map(len, token_ids))]
+    if toy is not Words:
+        assert len({len(one) for one in alone}) > 1
+    assert run_model(model, []).values.shape == (0, *model.row_shape)
+
+
+def test_a_model_of_another_kind_is_made_ready_and_gives_the_same(llama: Path):
+    retriever = retriever_to_train(str(llama), None)
+    model, token_ids = PerToken(retriever.backbone, retriever.inputs), retriever.inputs.document_ids(DOCUMENTS)
+    expected = run_model(model.eval(), token_ids)
+    for_inference(model, torch.device("cpu"))
+    actual = run_model(model, token_ids)
+    assert actual.counts is not None
+    assert actual.counts.tolist() == list(map(len, token_ids))
+    close(actual.values.numpy(), expected.values.numpy())
+
+
 def test_progress_is_told_every_text_and_token(retriever: Retriever):
     told: list[tuple[int, int]] = []
     for token_budget in (1, 1000):
@@ -94,7 +128,7 @@ def test_a_model_made_ready_gives_the_same_and_can_no_longer_learn(retriever: Re
 def test_linears_are_packed_as_told_or_where_that_pays(
     llama: Path, monkeypatch: pytest.MonkeyPatch, packed: bool | None, pays: bool, expected: bool
 ):
-    monkeypatch.setattr(embed, "packing_pays", lambda: pays)
+    monkeypatch.setattr(run_module, "packing_pays", lambda: pays)
     retriever = retriever_to_train(str(llama), None)
     for_inference(retriever, torch.device("cpu"), packed=packed)
     assert any(isinstance(module, PackedLinear) for module in retriever.modules()) is (expected and packing_is_right())
@@ -103,7 +137,7 @@ def test_linears_are_packed_as_told_or_where_that_pays(
 def test_being_told_to_pack_changes_nothing_where_the_private_operators_fail(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(embed, "packing_is_right", lambda dtype: False)
+    monkeypatch.setattr(run_module, "packing_is_right", lambda dtype: False)
     retriever = retriever_to_train(str(llama), None)
     expected = embed_documents(retriever, DOCUMENTS)
     for_inference(retriever, torch.device("cpu"), packed=True)

@@ -1,21 +1,25 @@
-"""Many texts -> vectors, many pairs -> scores: the one inference loop that every stage shares."""
+"""Token ids -> rows: the one inference loop that every stage shares, whatever the model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int32
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from shortlist.math.combination import COMBINATIONS
 from shortlist.models.backbone import is_causal
 from shortlist.models.kernels.fused import fuse_layers
 from shortlist.models.kernels.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
 from shortlist.models.kernels.quantized import Int8Linear, quantize_linears
+from shortlist.models.outputs import Rows, join, select
 from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad, token_batches
+from shortlist.text.inputs import Inputs
 from shortlist.text.segments import Segments, pair_segments
 
 CPU_TOKENS = 2048
@@ -35,6 +39,31 @@ Done = Callable[[int, int], None]
 T = TypeVar("T")
 
 
+@runtime_checkable
+class Model(Protocol):
+    """A module that can be run and trained: it reads right-padded token ids and gives rows."""
+
+    backbone: PreTrainedModel
+    inputs: Inputs
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of its output; `()` for a number."""
+        ...
+
+    def __call__(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"], /) -> Rows:
+        """Rows of right-padded ids, values float32."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
+        ...
+
+    def eval(self) -> Any:
+        """Let it run without dropout; returns the module."""
+        ...
+
+
 def pick_device() -> torch.device:
     """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,7 +75,7 @@ def default_token_budget(device: torch.device) -> int:
 
 
 def for_inference(
-    model: Retriever | AnyReranker,
+    model: Model,
     device: torch.device | None = None,
     *,
     precision: Precision = "fp32",
@@ -77,9 +106,9 @@ def for_inference(
 
 
 def run_batches(
-    model: Retriever | AnyReranker, token_ids: Sequence[TokenIds], *, token_budget: int | None = None
-) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[np.ndarray, "batch *dim"], int]]:
-    """Yield which inputs a forward pass was made of, its outputs, and the number of its tokens, padding not counted.
+    model: Model, token_ids: Sequence[TokenIds], *, token_budget: int | None = None
+) -> Iterator[tuple[Int[np.ndarray, " batch"], Rows, int]]:
+    """Yield which inputs a forward pass was made of, their rows, and the number of its tokens, padding not counted.
 
     Batches are made of inputs of like length, longest first; what is left of the same inputs makes the same batches.
 
@@ -90,44 +119,54 @@ def run_batches(
     for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
         ids, lengths = pad([token_ids[i] for i in batch], model.inputs.pad_id)
         with torch.inference_mode():
-            outputs = model(ids.to(device), lengths.to(device)).cpu().numpy()
-        yield batch, outputs, int(lengths.sum())
+            rows = model(ids.to(device), lengths.to(device))
+            rows = Rows(rows.values.cpu(), None if rows.counts is None else rows.counts.cpu())
+        yield batch, rows, int(lengths.sum())
 
 
 def run_model(
-    model: Retriever | AnyReranker,
+    model: Model,
     token_ids: Sequence[TokenIds],
     *,
     token_budget: int | None = None,
     advance: Done | None = None,
-) -> Float[np.ndarray, "texts *dim"]:
-    """The model's output for every input, in the order given; options as in `run_batches`.
+) -> Rows:
+    """The model's rows for every input, on the CPU, in the order given; options as in `run_batches`.
 
     Args:
         advance: called after each forward pass.
     """
-    dim = (model.dim,) if isinstance(model, Retriever) else ()
-    outputs = np.empty((len(token_ids), *dim), dtype=np.float32)
-    for batch, found, num_tokens in run_batches(model, token_ids, token_budget=token_budget):
-        outputs[batch] = found
+    values = np.empty((len(token_ids), *model.row_shape), dtype=np.float32)  # memory that is not written costs nothing
+    order: list[np.ndarray] = []
+    parts: list[Rows] = []
+    for batch, rows, num_tokens in run_batches(model, token_ids, token_budget=token_budget):
+        if rows.counts is None:
+            values[batch] = rows.values.numpy()
+        else:
+            order.append(batch)
+            parts.append(rows)
         if advance:
             advance(len(batch), num_tokens)
-    return outputs
+    if not parts:
+        return Rows(torch.from_numpy(values))
+    together = join(parts)
+    parts.clear()  # else all rows would be there three times
+    return select(together, torch.from_numpy(np.concatenate(order)).argsort())
 
 
 def embed_queries(retriever: Retriever, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
     """Vectors of queries; options as in `run_model`."""
-    return run_model(retriever, compact_ids(retriever.inputs.query_ids, queries), **options)
+    return run_model(retriever, compact_ids(retriever.inputs.query_ids, queries), **options).values.numpy()
 
 
 def embed_documents(retriever: Retriever, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
     """Vectors of documents; options as in `run_model`."""
-    return run_model(retriever, compact_ids(retriever.inputs.document_ids, documents), **options)
+    return run_model(retriever, compact_ids(retriever.inputs.document_ids, documents), **options).values.numpy()
 
 
 def score_pairs(reranker: AnyReranker, pairs: Sequence[Pair], **options) -> Float[np.ndarray, " pairs"]:
     """Score of each document for its query; options as in `run_model`."""
-    return run_model(reranker, compact_ids(reranker.inputs.pair_ids, pairs), **options)
+    return run_model(reranker, compact_ids(reranker.inputs.pair_ids, pairs), **options).values.numpy()
 
 
 def stream_scores(
@@ -148,15 +187,17 @@ def stream_scores(
     """
     combine = COMBINATIONS.get(segments)
     if combine is None:
-        yield from run_batches(reranker, compact_ids(reranker.inputs.pair_ids, pairs), token_budget=token_budget)
+        token_ids = compact_ids(reranker.inputs.pair_ids, pairs)
+        for batch, rows, num_tokens in run_batches(reranker, token_ids, token_budget=token_budget):
+            yield batch, rows.values.numpy(), num_tokens
         return
     parts = pair_segments(reranker.inputs, pairs, stride=stride)
     left = np.array([len(some) for some in parts], dtype=np.int64)
     owners, ends = np.repeat(np.arange(len(parts)), left), np.cumsum(left)
     starts, scores = ends - left, np.empty(len(owners), dtype=np.float32)
     token_ids = compact_ids(reranker.inputs.pair_ids, [pair for some in parts for pair in some])
-    for batch, found, num_tokens in run_batches(reranker, token_ids, token_budget=token_budget):
-        scores[batch] = found
+    for batch, rows, num_tokens in run_batches(reranker, token_ids, token_budget=token_budget):
+        scores[batch] = rows.values.numpy()
         np.subtract.at(left, owners[batch], 1)
         ready = np.unique(owners[batch])
         ready = ready[left[ready] == 0]

@@ -1,0 +1,55 @@
+"""What every model gives: rows of numbers, one for each text or as many as the text needs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """A model's output for some texts: rows in the order of the texts, those of a text next to one another.
+
+    A dense model gives one vector for each text and a reranker one number. Late interaction gives a vector for each
+    token; learned sparse retrieval one row as wide as the vocabulary, or a row for each pair of word and weight.
+    """
+
+    values: Shaped[Tensor, "rows *shape"]
+    counts: Int[Tensor, " texts"] | None = None
+    """Rows of each text (None: one)."""
+
+
+def num_texts(rows: Rows) -> int:
+    """Number of texts that the rows belong to."""
+    return len(rows.values if rows.counts is None else rows.counts)
+
+
+def offsets(counts: Int[Tensor, " texts"]) -> Int[Tensor, " texts"]:
+    """Number of the first row of each text."""
+    return counts.cumsum(0) - counts
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """Put the rows of several outputs of one model behind one another."""
+    values = torch.cat([part.values for part in parts])
+    counts = [part.counts for part in parts if part.counts is not None]
+    return Rows(values, torch.cat(counts) if counts else None)
+
+
+def select(rows: Rows, texts: Int[Tensor, " some"]) -> Rows:
+    """Pick the rows of some texts, in the order in which the texts are named; a text may be named twice."""
+    values, counts = rows
+    texts = texts.to(values.device)
+    if counts is None:
+        return Rows(values[texts])
+    counts = counts.to(values.device)
+    chosen = counts[texts]
+    shift = (offsets(counts)[texts] - offsets(chosen)).repeat_interleave(chosen)
+    return Rows(values[shift + torch.arange(len(shift), device=shift.device)], chosen)
+
+
+def split(rows: Rows) -> list[Shaped[Tensor, "rows *shape"]]:
+    """Split the rows into those of each text."""
+    counts = [1] * len(rows.values) if rows.counts is None else rows.counts.tolist()
+    return list(rows.values.split(counts))
