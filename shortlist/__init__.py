@@ -33,7 +33,7 @@ HOMES = {
     "index.bm25": "BM25Index",
     "index.flat": "FlatIndex",
     "math.fusion": "rrf",
-    "measure": "per_query",
+    "evaluation.measure": "per_query",
     "models.reranker": "CrossEncoder Reranker",
     "models.retriever": "Retriever",
     "pipeline": "Answer Pipeline Result",
