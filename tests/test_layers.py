@@ -38,7 +38,7 @@ KNOWN_CIRCLES = {
     "index/forecast.py",
     "index/kinds.py",
     "models/checkpoint.py",
-    "models/embed.py",
+    "models/run.py",
     "models/published.py",
     "models/reranker.py",
     "models/retriever.py",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from shortlist.pipeline import DEPTH, FirstStage
+from shortlist.pipeline import DEPTH, StageName
 
 MAX_TEXTS = 2048
 """Texts in one request."""
@@ -40,7 +40,7 @@ class SearchRequest(BaseModel):
     )
     k: int = Field(10, ge=1, le=MAX_K, description="Results per query.")
     depth: int = Field(DEPTH, ge=1, le=MAX_DEPTH, description="Candidates that are reranked.")
-    first_stage: FirstStage | None = Field(None, description="What finds the candidates; by default the best there is.")
+    first_stage: StageName | None = Field(None, description="What finds the candidates; by default the best there is.")
     rerank: bool | None = Field(None, description="Whether the reranker reads them; by default if there is one.")
     explain: bool = Field(False, description="Tell what every stage made of each result, and how long it took.")
 
@@ -252,5 +252,5 @@ class Info(BaseModel):
     version: str
     retriever: ModelInfo | None = None
     reranker: ModelInfo | None = None
-    first_stages: list[FirstStage]
+    first_stages: list[StageName]
     limits: dict[str, int | float]

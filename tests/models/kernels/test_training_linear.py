@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaModel
 
-from shortlist.models.kernels import training_linear
 from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.kernels import training_linear
 from shortlist.models.kernels.training_linear import (
     FastLinear,
     FastLora,
