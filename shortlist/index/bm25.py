@@ -2,11 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, final
+from typing import IO, Any, final
 
 import bm25s
 import numpy as np
@@ -16,6 +16,7 @@ from shortlist.data.ids import DocIds
 from shortlist.errors import UserError, unknown
 from shortlist.index.analysis import ANALYSERS, Analyser
 from shortlist.index.postings import PostingsSorter
+from shortlist.index.protocols import Opening
 from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.records import Document, Hit, Query, Run
 
@@ -121,6 +122,17 @@ class BM25Index:
         scores = self._scores.get_scores_from_ids(tokens)
         rows = _best(scores, k)
         return list(map(Hit, self._doc_ids.take(rows), scores[rows].tolist()))
+
+
+def build_bm25(documents: Iterable[Document], folder: Path, *, language: str, k1: float, b: float) -> dict[str, int]:
+    """Build the kind `bm25`."""
+    return {"num_docs": len(BM25Index.build(documents, analyser=language, k1=k1, b=b, folder=folder))}
+
+
+def open_bm25(folder: Path, built: Mapping[str, Any], how: Opening) -> BM25Index:
+    """Open the kind `bm25`."""
+    del built, how
+    return BM25Index.load(folder)
 
 
 @contextmanager
