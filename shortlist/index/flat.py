@@ -24,7 +24,6 @@ from shortlist.index.leaders import Leaders
 from shortlist.math.products import float_product, full_precision
 from shortlist.math.quantize import int8_product, to_int8
 from shortlist.math.scoring import best_of, contenders, from_keys
-from shortlist.models.embed import pick_device
 from shortlist.records import Hit
 
 Found = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
@@ -351,10 +350,9 @@ class ScanShards:
     @cached_property
     def index(self) -> FlatIndex:
         """The stores, as they are where this runs."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scan = VectorReader(self.scan) if self.scan else None
         return FlatIndex(
-            VectorReader(self.vectors), scan=scan, memory_gib=self.memory_gib, device=device, refine=self.refine
+            VectorReader(self.vectors), scan=scan, memory_gib=self.memory_gib, device=_device(), refine=self.refine
         )
 
     def __call__(self, shards: Sequence[int]) -> Found:
@@ -368,8 +366,13 @@ def exact_index(
     """Exact search over the vectors of a folder, on a GPU where there is one; arguments as of FlatIndex."""
     narrow_copy = VectorReader(scan) if scan else None
     return FlatIndex(
-        VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=pick_device(), refine=refine
+        VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=_device(), refine=refine
     )
+
+
+def _device() -> torch.device:
+    """The first GPU if there is one; asked for here, as `models` would load transformers."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _free_bytes() -> int:

@@ -20,6 +20,23 @@ class FirstStage(Protocol):
         ...
 
 
+WeightedTerms = Sequence[tuple[str, float]]
+"""Words, or other terms, each with its weight in a query; one that comes twice counts twice."""
+
+
+@runtime_checkable
+class SearchesTerms(FirstStage, Protocol):
+    """A first stage that shows the terms it searches by, and takes others in their place."""
+
+    def query_terms(self, queries: Sequence[Query]) -> list[WeightedTerms]:
+        """The terms that `search` would search by."""
+        ...
+
+    def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
+        """The at most k best documents for each query of weighted terms, best first."""
+        ...
+
+
 @runtime_checkable
 class SearchesVectors(FirstStage, Protocol):
     """A first stage that shows the vectors it searches by, and takes others in their place."""
