@@ -13,7 +13,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "index": Command("index", "build a BM25 index"),
+    "index": Command("index", "build an index over words or vectors"),
     "functions": Command("demo.functions", "make a collection of Python functions and what their docstrings say"),
     "init": Command("init", "make a new backbone: random weights, and a tokenizer fitted to a collection"),
     "convert": Command(

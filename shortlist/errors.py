@@ -1,4 +1,4 @@
-"""The one exception for what a user can fix, and the sentence for a name that does not exist."""
+"""The one exception for what a user can fix, and its sentences for unknown names and missing settings."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,3 +14,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"perhaps {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known) or 'none'}."
     return UserError(f"unknown {kind} {name!r}: {hint}")
+
+
+def not_given(flag: str, why: str) -> UserError:
+    """The error for a setting that is needed and was not given; `why` says what for."""
+    return UserError(f"{flag} is missing: {why}.")

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from shortlist import search
 from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError, unknown
+from shortlist.index.dense import DenseSearch
 from shortlist.index.protocols import FirstStage
 from shortlist.math.fusion import interpolate, reorder, rrf
 from shortlist.models.reranker import Reranker
@@ -122,7 +123,7 @@ class Pipeline:
         paths = tuple(Path(path) for path in (bm25, index) if path)
         where = {"model": retriever, "vectors": Path(vectors) if vectors else None, "index": paths}
         opened = search.open_parts(search.Config(collection=collection, **where, **options), packed=packed)
-        parts = {"dense" if isinstance(part, search.Dense) else "bm25": part for part in opened}
+        parts = {"dense" if isinstance(part, DenseSearch) else "bm25": part for part in opened}
         scorer = Reranker.load(reranker, packed=packed) if reranker else None
         return cls(open_collection(collection), **parts, reranker=scorer, reranker_share=reranker_share)
 

@@ -7,20 +7,18 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
-
-import numpy as np
-from jaxtyping import Float
+from typing import Any, Literal, NamedTuple, final
 
 from shortlist.config import NotInJob, SpeedOnly, from_settings, load_yaml
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.manifest import Job, identity, read_manifest, start_job
+from shortlist.data.manifest import Job, identity, start_job
 from shortlist.data.runs import write_run
 from shortlist.engine import Engine
 from shortlist.errors import UserError
-from shortlist.index.protocols import FirstStage, VectorIndex
+from shortlist.index.opening import check_vectors, needs_model, open_first_stage
+from shortlist.index.protocols import FirstStage, Opening
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.math.fusion import FUSIONS, interpolate, reorder, rrf
 from shortlist.progress import peak_bytes, progress, say
@@ -85,28 +83,6 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-@runtime_checkable
-class EncodesQueries(Protocol):
-    """A retriever, or whatever stands for one."""
-
-    def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
-        """Vectors of queries."""
-        ...
-
-
-@final
-class Dense:
-    """Search by the vectors of a retriever."""
-
-    def __init__(self, retriever: EncodesQueries, vectors: VectorIndex) -> None:
-        self.retriever, self.vectors = retriever, vectors
-
-    def search(self, queries: list[Query], k: int) -> Run:
-        """Each query's k documents of greatest similarity."""
-        found = self.vectors.find(self.retriever.encode_queries(queries), k)
-        return dict(zip([query.query_id for query in queries], found, strict=True))
-
-
 @final
 class Hybrid:
     """Several first stages, fused.
@@ -150,46 +126,24 @@ def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage
     Raises:
         UserError: it describes none, or vectors of another model.
     """
-    kinds = {path: kind_of(path) for path in config.index}
-    over_vectors = [path for path, kind in kinds.items() if kind != "bm25"]
+    over_vectors = [path for path in config.index if needs_model(path)]
     if config.vectors and not over_vectors:
         over_vectors = [config.vectors]
     retriever: Any = _open_retriever(config, over_vectors, packed) if over_vectors or config.model else None
-    paths = dict.fromkeys([*config.index, *over_vectors])
+    how = Opening(vectors=config.vectors, effort=config.effort, refine=config.refine, memory_gib=config.memory_gib)
     parts = [
-        _open_words(path) if kinds.get(path) == "bm25" else Dense(retriever, _open_vectors(path, config))
-        for path in paths
+        open_first_stage(None if path == config.vectors else path, how, model=retriever, engine=config.engine)
+        for path in dict.fromkeys([*config.index, *over_vectors])
     ]
     if not parts:
         raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
     return parts
 
 
-def _open_words(path: Path) -> FirstStage:
-    from shortlist.index.bm25 import BM25Index
-
-    return BM25Index.load(path)
-
-
-def kind_of(index: Path) -> str:
-    """The kind of a finished index.
-
-    Raises:
-        UserError: there is none.
-    """
-    identity(index)  # refuses an unfinished one
-    manifest = read_manifest(index)
-    if manifest is None or manifest["stage"] != "index":
-        raise UserError(f"--index {index}: not the output of `shortlist index`.")
-    return manifest["config"].get("kind", "bm25")
-
-
 def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool | None) -> Any:
     """The model that made the vectors, ready to embed queries."""
-    from shortlist.index.kinds import made_by
-    from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
+    from shortlist.models.checkpoint import load_retriever
     from shortlist.models.run import for_inference
-    from shortlist.text.segments import segment_contract, segment_settings
 
     if not (over_vectors and config.model):
         given, wanted = "--model", "--vectors or an --index over vectors"
@@ -197,44 +151,11 @@ def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool |
             given, wanted = "--vectors" if over_vectors[0] == config.vectors else f"--index {over_vectors[0]}", given
         raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
     for path in over_vectors:
-        identity(path)  # refuses an unfinished store
-        if made_by(path) not in (None, model_identity(config.model)):
-            raise UserError(
-                f"{path}: its vectors were not made by what --model {config.model} holds now; encode again, or name "
-                "the model that made them."
-            )
-        made = read_manifest(path) or {}
-        form = retriever_contract(config.model, config.contract)
-        if made.get("stage") == "encode":
-            form = segment_contract(form, **segment_settings(made))
-        if made.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
-            was = made["config"].get("contract") or "the model's own"
-            raise UserError(
-                f"{path}: its vectors were made with the input contract {was}, which is not what --contract "
-                f"{config.contract or '(the model has its own)'} is now; search with the same."
-            )
+        check_vectors(path, config.model, config.contract)
     with_length = methodcaller("with_lengths", query=config.query_length)
     retriever = load_retriever(config.model, contract=config.contract, adjust=with_length)
     for_inference(retriever, packed=packed)
     return retriever
-
-
-def _open_vectors(path: Path, config: Config) -> VectorIndex:
-    from shortlist.index.flat import FlatIndex
-    from shortlist.index.kinds import Opening, exact_index, holds_segments, open_index
-    from shortlist.index.scattered import ScatteredIndex
-    from shortlist.index.segmented import SegmentIndex
-
-    if path == config.vectors:
-        index = exact_index(path, memory_gib=config.memory_gib)
-    else:
-        options = {"effort": config.effort, "refine": config.refine, "memory_gib": config.memory_gib}
-        index = open_index(path, Opening(vectors=config.vectors, **options))
-    if config.engine != "local":
-        if not isinstance(index, FlatIndex):
-            raise UserError(f"--engine ray searches vectors exactly; {path} is an index of another kind.")
-        index = ScatteredIndex(index, engine=config.engine)
-    return SegmentIndex(index) if holds_segments(path) else index
 
 
 class Part(NamedTuple):

@@ -13,7 +13,8 @@ from tiny import DOCUMENTS, Tiny
 from shortlist import encode, search
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
-from shortlist.index.flat import FlatIndex, narrow
+from shortlist.index.flat import FlatIndex
+from shortlist.index.narrow import narrow
 from shortlist.index.scattered import ScatteredIndex
 from shortlist.models.checkpoint import load_retriever
 from shortlist.models.run import embed_documents

@@ -18,6 +18,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
+from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
 from shortlist.models.checkpoint import load_retriever, save_model
@@ -265,7 +266,7 @@ def test_queries_without_judgements_are_all_searched(tiny: Tiny, made: Path, tmp
 
 def test_dense_searches_as_deep_as_there_are_documents(dense: search.Config, tiny: Tiny, made: Path):
     retriever = load_retriever(str(tiny.retriever)).eval()
-    run = search.Dense(retriever, FlatIndex(VectorReader(made / "vectors"))).search(QUERIES[:2], 99)
+    run = DenseSearch(retriever, FlatIndex(VectorReader(made / "vectors"))).search(QUERIES[:2], 99)
     assert [len(hits) for hits in run.values()] == [12, 12]
 
 

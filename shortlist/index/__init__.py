@@ -1,27 +1,24 @@
 """Stage `index`: read a corpus, or its vectors, once, so that search need not read all of it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, start_job
-from shortlist.errors import UserError, unknown
-from shortlist.progress import track
-
-Kind = Literal["bm25", "narrow", "hnsw", "ivf-flat", "ivf-pq", "pgvector", "lance"]
-IN_DATABASES = ("pgvector", "lance")
-"""Kinds that hold the vectors themselves, and are brought up to date by loading what has changed."""
+from shortlist.errors import UserError, not_given
+from shortlist.index.building import build_index, check_parameters_are_known
+from shortlist.index.kinds import IndexKind, find_kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     out: NotInJob[Path]
     """Folder to write; for pgvector and lance it only says where the index is."""
-    kind: Kind = "bm25"
+    kind: str = "bm25"
     """bm25: words. Over vectors, exact: narrow (fewer bytes). Approximate, by FAISS: hnsw, ivf-flat, ivf-pq. In a
     database: pgvector (PostgreSQL), lance (LanceDB)."""
     collection: str | None = None
@@ -61,40 +58,47 @@ class Config:
 
 def run(config: Config) -> None:
     """Build an index, and check it if asked."""
-    parameters = parse_parameters(config)
-    if config.kind == "bm25" and config.check:
-        raise UserError("--check compares an approximate index with exact search; BM25 is exact.")
+    kind, parameters = find_kind(config.kind), parse_parameters(config.set)
+    check_parameters_are_known(config.kind, kind, parameters)
+    settings = {name: getattr(config, name) for name in kind.settings} | parameters
+    title = kind.title or config.kind
+    if config.check and kind.reads == "corpus":
+        why = "is exact" if kind.exact else "is not over vectors"
+        raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
+    name, source = _source(config, kind, title)
     if config.dry_run:
-        from shortlist.index.forecast import forecast
+        from shortlist.index.forecast import forecast_index
 
-        print(forecast(config, parameters))
+        print(forecast_index(kind, source, settings))
         return
     kept = _to_be_kept(config)
     job = start_job(
         kept,
         stage="index",
-        inputs=_inputs(config),
-        as_if=kept if config.kind == "bm25" else at_defaults(kept, ("collection",)),
+        inputs={name: open_collection(str(source)).identity("corpus") if name == "collection" else identity(source)},
+        as_if=kept if kind.reads == "corpus" else at_defaults(kept, ("collection",)),
         folder=True,
-        update=("vectors",) if config.kind in IN_DATABASES else (),
+        update=("vectors",) if kind.updates else (),
     )
     if not job.done:
         start = time.perf_counter()
-        results = build(config, job.out, parameters)
+        results = build_index(kind, source, job.out, settings)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     if config.check:
-        from shortlist.index.check import check
+        from shortlist.index.check import check_index
 
-        print(check(config))
+        print(check_index(config.out, Path(source), config.model, config.collection, config.split))
 
 
-def _inputs(config: Config) -> dict[str, str]:
-    """What the index is made from, which must be there."""
-    if config.kind == "bm25":
-        collection = given(config.collection, "--collection", "BM25 reads the documents' words")
-        return {"collection": open_collection(collection).identity("corpus")}
-    vectors = given(config.vectors, "--vectors", f"{config.kind} indexes the output of `shortlist encode`")
-    return {"vectors": identity(vectors)}
+def _source(config: Config, kind: IndexKind, title: str) -> tuple[str, str | Path]:
+    """What the index is made from, which must be there: the name of the setting, and its value."""
+    if kind.reads == "corpus":
+        if config.collection is None:
+            raise not_given("--collection", f"{title} reads the documents' words")
+        return "collection", config.collection
+    if config.vectors is None:
+        raise not_given("--vectors", f"{title} indexes the output of `shortlist encode`")
+    return "vectors", config.vectors
 
 
 def _to_be_kept(config: Config) -> Config:
@@ -106,47 +110,16 @@ def _to_be_kept(config: Config) -> Config:
     return replace(config, dsn=without_password(config.dsn))
 
 
-def parse_parameters(config: Config) -> dict[str, int]:
+def parse_parameters(items: Sequence[str]) -> dict[str, int]:
     """The values of `--set`.
 
     Raises:
         UserError: not of the form name=value, or not a whole number.
     """
     parameters: dict[str, int] = {}
-    for item in config.set:
+    for item in items:
         name, _, value = item.partition("=")
         if not value.isdecimal():
             raise UserError(f"--set {item}: expected name=value with a whole number, such as links=48.")
         parameters[name] = int(value)
     return parameters
-
-
-def build(config: Config, folder: Path, parameters: Mapping[str, int]) -> dict[str, Any]:
-    """Write the index that a Config describes; returns what the manifest says of it."""
-    if config.kind == "bm25":
-        return _build_bm25(config, folder, parameters)
-    from shortlist.index.kinds import build_index
-
-    return build_index(config, folder, parameters)
-
-
-def _build_bm25(config: Config, folder: Path, parameters: Mapping[str, int]) -> dict[str, Any]:
-    # Its libraries load slowly, and dense search needs none of them.
-    from shortlist.index.bm25 import BM25Index
-
-    for name in parameters:
-        raise unknown("parameter of a bm25 index", name, ())
-    collection = open_collection(given(config.collection, "--collection", "BM25 reads the documents' words"))
-    documents = track(collection.corpus(), "indexing", collection.num_docs(), "documents")
-    index = BM25Index.build(documents, analyser=config.language, k1=config.k1, b=config.b, folder=folder)
-    return {"num_docs": len(index)}
-
-
-T = TypeVar("T")
-
-
-def given(value: T | None, flag: str, why: str) -> T:
-    """A setting that this kind of index needs; `why` goes into the error where it is not there."""
-    if value is None:
-        raise UserError(f"{flag} is missing: {why}.")
-    return value

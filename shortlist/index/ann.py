@@ -3,7 +3,7 @@
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,9 +24,11 @@ from shortlist.index.parameters import (
     PQ_CENTROIDS,
     SCALAR_BITS,
     Parameters,
+    automatic,
     check_kind,
     check_parameters,
 )
+from shortlist.index.protocols import Opening
 from shortlist.progress import Advance
 from shortlist.records import Hit
 
@@ -74,7 +76,7 @@ class AnnIndex:
     def build(
         vectors: VectorReader, folder: Path, *, kind: str, parameters: Parameters, advance: Advance | None = None
     ) -> None:
-        """Write an index over a store; memory holds a training sample, a block of vectors, and what `Sizes` says.
+        """Write an index over a store; memory holds a training sample, a block of vectors, and what `Footprint` says.
 
         The same store and parameters give the same ivf index. An hnsw graph is linked by all cores at once, and comes
         out a little different every time unless OMP_NUM_THREADS is 1.
@@ -208,6 +210,20 @@ class AnnIndex:
 
     def _num_candidates(self, k: int) -> int:
         return min(self.parameters.refine * k, self.num_docs)
+
+
+def build_ann(vectors: VectorReader, folder: Path, *, kind: str, advance: Advance, **chosen: int) -> dict[str, Any]:
+    """Build one of the approximate kinds, with the parameters that were chosen and `automatic` ones."""
+    parameters = automatic(kind, vectors.num_docs, vectors.dim, **chosen)
+    AnnIndex.build(vectors, folder, kind=kind, parameters=parameters, advance=advance)
+    return {}
+
+
+def open_ann(folder: Path, built: Mapping[str, Any], how: Opening) -> AnnIndex:
+    """Open one of the approximate kinds over the vectors at `how.vectors`."""
+    del built
+    assert how.vectors is not None
+    return AnnIndex.open(folder, VectorReader(how.vectors), effort=how.effort, refine=how.refine)
 
 
 def _faiss() -> ModuleType:

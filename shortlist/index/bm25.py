@@ -2,46 +2,46 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, final
+from typing import Any, final
 
 import bm25s
-import numpy as np
 
 from shortlist.data.files import atomic_write
-from shortlist.data.ids import DocIds
 from shortlist.errors import UserError, unknown
+from shortlist.index import inverted
 from shortlist.index.analysis import ANALYSERS, Analyser
+from shortlist.index.inverted import DOC_IDS, InvertedIndex, TermPostings, id_line, work_folder, write_postings
 from shortlist.index.postings import PostingsSorter
+from shortlist.index.protocols import Opening, WeightedTerms
 from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.records import Document, Hit, Query, Run
 
-WEIGHTS, DOCUMENTS, STARTS = (f"{name}.csc.index.npy" for name in ("data", "indices", "indptr"))
-VOCABULARY = "vocab.index.json"
-FILES = (WEIGHTS, DOCUMENTS, STARTS, VOCABULARY, "params.index.json", "doc_ids.txt", "index.json")
-"""Of a saved index: bm25s's own, a document id per line, and, written last, what marks the folder as a whole index."""
+VOCABULARY, PARAMETERS = "vocab.index.json", "params.index.json"
+FILES = (*inverted.FILES, VOCABULARY, PARAMETERS, "index.json")
+"""What a saved index is made of; the last one, written last, marks the folder as a whole index."""
 
 
 @final
 class BM25Index:
     """A corpus that can be asked for the documents whose words answer a query best.
 
-    Scores are those of Lucene's BM25 with exact document lengths, computed once per (word, document). They stay on
-    disk, in the files of bm25s, which can open the folder too; memory holds the vocabulary.
+    Scores are those of Lucene's BM25 with exact document lengths, computed once per (word, document): the weights of an
+    `InvertedIndex`. They stay on disk, in files that bm25s can open too; memory holds the vocabulary.
     """
 
-    def __init__(self, scores: bm25s.BM25, doc_ids: DocIds, analyser: str, folder: Path) -> None:
-        self._scores = scores
-        self._doc_ids = doc_ids
+    def __init__(self, index: InvertedIndex, vocabulary: Mapping[str, int], analyser: str, folder: Path) -> None:
+        self._index = index
+        self._vocabulary = vocabulary
         self._analyser = analyser
         self._folder = folder
         self._temporary: TemporaryDirectory[str] | None = None
 
     def __len__(self) -> int:
-        return len(self._doc_ids)
+        return self._index.num_docs
 
     @classmethod
     def build(
@@ -77,7 +77,8 @@ class BM25Index:
         with _new_index(folder, analyser) as work:
             postings = PostingsSorter(work)
             _read(documents, analyse, postings, folder)
-            _write_scores(folder, bm25s.BM25(k1=k1, b=b, method="lucene"), postings)
+            write_postings(folder, postings.frequencies(), _weighed(postings, k1=k1, b=b))
+            _write_parameters(folder, len(postings.lengths), k1=k1, b=b)
         return cls.load(folder)
 
     def save(self, folder: Path) -> None:
@@ -98,57 +99,62 @@ class BM25Index:
         """
         try:
             settings = json.loads((folder / "index.json").read_text("utf-8"))
-            # With its vocabulary bm25s would keep a set of all numbers in it, which nothing here reads.
-            scores = bm25s.BM25.load(folder, mmap=True, load_vocab=False, allow_pickle=False, show_progress=False)
-            scores.vocab_dict = json.loads((folder / VOCABULARY).read_text("utf-8"))
-            lines = np.memmap(folder / "doc_ids.txt", np.uint8, mode="r", shape=(settings["id_bytes"],))
-            doc_ids = DocIds([np.asarray(lines)], [scores.scores["num_docs"]])
+            num_docs = json.loads((folder / PARAMETERS).read_text("utf-8"))["num_docs"]
+            index = InvertedIndex.open(folder, num_docs=num_docs, id_bytes=settings["id_bytes"])
+            vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
             analyser = settings["analyser"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a whole BM25 index ({reason}); make one with `shortlist index`.") from None
         _find(analyser)
-        for name in ("data", "indices", "indptr"):
-            scores.scores[name] = np.asarray(scores.scores[name])  # the same map; np.memmap is slow to slice
-        return cls(scores, doc_ids, analyser, folder)
+        return cls(index, vocabulary, analyser, folder)
 
-    def search(self, queries: list[Query], k: int) -> Run:
+    def search(self, queries: Sequence[Query], k: int) -> Run:
         """The at most k best documents of each query; equal scores in corpus order, unrelated documents left out."""
-        return {query.query_id: self._search(query.text, k) for query in queries}
+        found = self.find_by_terms(self.query_terms(queries), k)
+        return dict(zip([query.query_id for query in queries], found, strict=True))
 
-    def _search(self, text: str, k: int) -> list[Hit]:
-        tokens = self._scores.get_tokens_ids(ANALYSERS[self._analyser](text))
-        scores = self._scores.get_scores_from_ids(tokens)
-        rows = _best(scores, k)
-        return list(map(Hit, self._doc_ids.take(rows), scores[rows].tolist()))
+    def query_terms(self, queries: Sequence[Query]) -> list[WeightedTerms]:
+        """The words that each query is searched by, cut as the documents were; each weighs 1 every time it comes."""
+        analyse = ANALYSERS[self._analyser]
+        return [[(word, 1.0) for word in analyse(query.text)] for query in queries]
+
+    def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
+        """The at most k best documents for words with weights; words that no document holds are passed over."""
+        numbers = self._vocabulary
+        return self._index.find(
+            [[(numbers[word], weight) for word, weight in terms if word in numbers] for terms in queries], k
+        )
+
+
+def build_bm25(documents: Iterable[Document], folder: Path, *, language: str, k1: float, b: float) -> dict[str, int]:
+    """Build the kind `bm25`."""
+    return {"num_docs": len(BM25Index.build(documents, analyser=language, k1=k1, b=b, folder=folder))}
+
+
+def open_bm25(folder: Path, built: Mapping[str, Any], how: Opening) -> BM25Index:
+    """Open the kind `bm25`."""
+    del built, how
+    return BM25Index.load(folder)
 
 
 @contextmanager
 def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
     """Give a folder for temporary files inside an index's folder; the folder counts as an index once the block ends."""
     (folder / "index.json").unlink(missing_ok=True)
-    work = folder / ".postings"
-    shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
-    work.mkdir(parents=True)
-    try:
+    with work_folder(folder) as work:
         yield work
         with atomic_write(folder / "index.json") as file:
-            id_bytes = (folder / "doc_ids.txt").stat().st_size
+            id_bytes = (folder / DOC_IDS).stat().st_size
             json.dump({"kind": "bm25", "analyser": analyser, "id_bytes": id_bytes}, file)
-    finally:
-        shutil.rmtree(work)
 
 
 def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSorter, folder: Path) -> None:
     """Take in the corpus, and write its document ids and its vocabulary."""
     vocabulary: dict[str, int] = {}
-    with atomic_write(folder / "doc_ids.txt") as file:
+    with atomic_write(folder / DOC_IDS) as file:
         for document in documents:
-            if "\n" in document.doc_id:
-                raise UserError(
-                    f"document id {document.doc_id!r} holds a line end; ids are stored one per line, rename it."
-                )
-            file.write(f"{document.doc_id}\n")
+            file.write(id_line(document.doc_id))
             words = analyse(f"{document.title} {document.text}")
             postings.add([vocabulary.setdefault(word, len(vocabulary)) for word in words])
     if not vocabulary:
@@ -159,41 +165,30 @@ def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSo
         json.dump(vocabulary, file, ensure_ascii=False)  # word by word, where json.dumps would hold it all twice
 
 
-def _write_scores(folder: Path, scores: bm25s.BM25, postings: PostingsSorter) -> None:
-    """Write what bm25s would have written besides the vocabulary, its two long arrays a part at a time."""
-    frequencies, lengths = postings.frequencies(), postings.lengths
-    starts = np.concatenate([[0], np.cumsum(frequencies)])
-    empty = np.zeros(0, dtype=np.float32)
-    scores.vocab_dict, scores.nonoccurrence_array = {}, None
-    scores.scores = {"data": empty, "indices": empty, "indptr": starts, "num_docs": len(lengths)}
-    scores.save(folder, vocab_name=".postings/no-vocabulary.json", show_progress=False)
-    rarities = rarity(frequencies, len(lengths))
-    penalties = length_penalty(lengths, k1=scores.k1, b=scores.b)
-    with (
-        _npy(folder / WEIGHTS, "<f4", int(starts[-1])) as weights,
-        _npy(folder / DOCUMENTS, "<i4", int(starts[-1])) as documents,
-    ):
-        for part in postings.merged():
-            weights.write(bm25(part.counts, rarities[part.words], penalties[part.documents]).data)
-            documents.write(part.documents.astype(np.int32).data)
+def _weighed(postings: PostingsSorter, *, k1: float, b: float) -> Iterator[TermPostings]:
+    """Postings with BM25's weights for how often their words come."""
+    rarities = rarity(postings.frequencies(), len(postings.lengths))
+    penalties = length_penalty(postings.lengths, k1=k1, b=b)
+    for part in postings.merged():
+        yield TermPostings(part.documents, bm25(part.values, rarities[part.words], penalties[part.documents]))
 
 
-@contextmanager
-def _npy(path: Path, dtype: str, count: int) -> Iterator[IO[bytes]]:
-    """Open a .npy file of one dimension whose numbers are written piece by piece."""
-    with atomic_write(path, "wb") as file:
-        header = {"descr": dtype, "fortran_order": False, "shape": (count,)}
-        np.lib.format.write_array_header_1_0(file, header)
-        yield file
-
-
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k highest positive scores, highest first, equal ones in row order."""
-    rows = np.flatnonzero(scores > 0)
-    if len(rows) > k:
-        found = scores[rows]
-        rows = rows[found >= np.partition(found, -k)[-k]]
-    return rows[np.argsort(-scores[rows], kind="stable")][:k]
+def _write_parameters(folder: Path, num_docs: int, *, k1: float, b: float) -> None:
+    """Write what bm25s wants to know before it opens the folder."""
+    parameters = {
+        "k1": k1,
+        "b": b,
+        "delta": 0.5,
+        "method": "lucene",
+        "idf_method": "lucene",
+        "dtype": "float32",
+        "int_dtype": "int32",
+        "num_docs": num_docs,
+        "version": bm25s.__version__,
+        "backend": "numpy",
+    }
+    with atomic_write(folder / PARAMETERS) as file:
+        json.dump(parameters, file, indent=4)
 
 
 def _find(analyser: str) -> Analyser:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -13,8 +14,9 @@ from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
-from shortlist.index import IN_DATABASES, Config, given
-from shortlist.index.kinds import exact_index, made_by, open_index
+from shortlist.index.flat import exact_index
+from shortlist.index.kinds import find_kind
+from shortlist.index.opening import kind_of, made_by, open_index
 from shortlist.index.protocols import VectorIndex
 from shortlist.models.checkpoint import load_retriever, model_identity
 from shortlist.models.run import embed_queries, for_inference
@@ -46,7 +48,7 @@ class Findings:
     """Bytes of an index that knows; 0 else."""
 
 
-def compare(
+def compare_with_exact(
     open_it: Callable[[], VectorIndex], exact: VectorIndex, queries: Float[np.ndarray, "queries dim"], *, k: int
 ) -> Findings:
     """Search the same queries both ways.
@@ -86,25 +88,35 @@ def _alone(index: VectorIndex, queries: np.ndarray, k: int) -> float:
     return 1000 * median(_timed(index, query[None], k)[1] for query in queries[:ALONE])
 
 
-def check(config: Config) -> str:
+def check_index(folder: Path, store: Path, model: str | None, collection: str | None, split: str) -> str:
     """Compare a finished index with exact search over its vectors.
 
-    The queries are those of --collection, embedded with --model; without these, documents stand in for them, which
-    are easier to find than answers: each is its own nearest neighbour.
+    The queries are those of a collection, embedded by a model; without these, documents stand in for them, which are
+    easier to find than answers: each is its own nearest neighbour.
+
+    Args:
+        folder: the index.
+        store: its vectors.
+        model: the retriever that made them, folder or hub name.
+        collection: where the queries are.
+        split: which of them.
+
+    Raises:
+        UserError: a model without a collection, or another model than made the vectors.
     """
-    vectors = VectorReader(given(config.vectors, "--vectors", "--check compares with them"))
-    queries = _embedded(config, vectors) if config.model else _documents(vectors)
-    found = compare(
-        partial(open_index, config.out), exact_index(vectors.folder), queries, k=min(DEPTHS[-1], vectors.num_docs)
+    vectors, name = VectorReader(store), kind_of(folder)
+    queries = _embedded(vectors, model, collection, split) if model else _documents(vectors)
+    found = compare_with_exact(
+        partial(open_index, folder), exact_index(store), queries, k=min(DEPTHS[-1], vectors.num_docs)
     )
-    whose = f"queries of {config.collection}" if config.model else "documents as queries"
-    lines = [f"{config.kind} over {vectors.num_docs:,} documents, {len(queries)} {whose}"]
+    whose = f"queries of {collection}" if model else "documents as queries"
+    lines = [f"{name} over {vectors.num_docs:,} documents, {len(queries)} {whose}"]
     lines += [f"recall@{depth:<5} {share:.4f}" for depth, share in found.recalls.items()]
     lines += [
         f"queries/s    {found.per_second:,.1f} (exact search {found.exact_per_second:,.1f})",
         f"one query    {found.alone_ms:,.1f} ms (exact search {found.exact_alone_ms:,.1f} ms)",
-        f"memory       {size(found.memory)}{' here' if config.kind in IN_DATABASES else ''}",
-        f"disk         {size(found.disk or folder_bytes(config.out))}",
+        f"memory       {size(found.memory)}{' here' if find_kind(name).outside else ''}",
+        f"disk         {size(found.disk or folder_bytes(folder))}",
     ]
     return "\n".join(lines)
 
@@ -113,11 +125,13 @@ def _documents(vectors: VectorReader) -> Float[np.ndarray, "queries dim"]:
     return vectors.take(np.linspace(0, vectors.num_docs - 1, min(QUERIES, vectors.num_docs)).astype(np.int64))
 
 
-def _embedded(config: Config, vectors: VectorReader) -> Float[np.ndarray, "queries dim"]:
-    if config.model is None or config.collection is None:
+def _embedded(
+    vectors: VectorReader, model: str, collection: str | None, split: str
+) -> Float[np.ndarray, "queries dim"]:
+    if collection is None:
         raise UserError("--model without --collection: --check embeds the queries of a collection with the model.")
-    if made_by(vectors.folder) not in (None, model_identity(config.model)):
-        raise UserError(f"--model {config.model}: is not what made {vectors.folder}; name the model that did.")
-    retriever = load_retriever(config.model)
+    if made_by(vectors.folder) not in (None, model_identity(model)):
+        raise UserError(f"--model {model}: is not what made {vectors.folder}; name the model that did.")
+    retriever = load_retriever(model)
     for_inference(retriever)
-    return embed_queries(retriever, open_collection(config.collection).queries(config.split)[:QUERIES])
+    return embed_queries(retriever, open_collection(collection).queries(split)[:QUERIES])

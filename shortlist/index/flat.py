@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shortlist.data.vectors import DTYPES, Block, VectorReader, VectorWriter, finished_shards, to_rows
+from shortlist.data.vectors import DTYPES, Block, VectorReader
 from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
 from shortlist.math.products import float_product, full_precision
@@ -60,8 +60,8 @@ RESCORED_BYTES = 1 << 20
 FEWEST_RESCORED = 128
 """Candidates of a narrow scan from whose scores its error is judged, at least."""
 
-NARROW_NUMBERS = 1 << 24
-"""In a shard of a narrow copy."""
+REFINE = 2
+"""Candidates of a narrow scan, in multiples of k."""
 
 THREADS = 4
 """That multiply different pieces at most; they share the cores. More would wait for each other."""
@@ -111,7 +111,7 @@ class FlatIndex:
         scan: VectorReader | None = None,
         memory_gib: float | None = None,
         device: torch.device | None = None,
-        refine: int = 2,
+        refine: int = REFINE,
     ) -> None:
         if scan and (scan.num_docs, scan.dim) != (vectors.num_docs, vectors.dim):
             raise UserError(
@@ -345,15 +345,14 @@ class ScanShards:
     vectors: Path
     scan: Path | None = None
     memory_gib: float | None = None
-    refine: int = 2
+    refine: int = REFINE
 
     @cached_property
     def index(self) -> FlatIndex:
         """The stores, as they are where this runs."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scan = VectorReader(self.scan) if self.scan else None
         return FlatIndex(
-            VectorReader(self.vectors), scan=scan, memory_gib=self.memory_gib, device=device, refine=self.refine
+            VectorReader(self.vectors), scan=scan, memory_gib=self.memory_gib, device=_device(), refine=self.refine
         )
 
     def __call__(self, shards: Sequence[int]) -> Found:
@@ -361,16 +360,17 @@ class ScanShards:
         return self.index.candidates(self.queries, self.k, shards)
 
 
-def narrow(vectors: VectorReader, folder: Path, dtype: str) -> None:
-    """Copy a store in a narrower dtype, its documents in corpus order; goes on where it was interrupted."""
-    writer = VectorWriter(folder, vectors.dim, dtype)
-    size = max(NARROW_NUMBERS // vectors.dim, 1)
-    done = set(finished_shards(folder))
-    for number, start in enumerate(range(0, vectors.num_docs, size)):
-        if number not in done:
-            positions = np.arange(start, min(start + size, vectors.num_docs))
-            rows, scales = to_rows(torch.from_numpy(vectors.take(positions)), dtype)
-            writer.write_rows(number, vectors.doc_ids.take(positions), rows, scales, None)
+def exact_index(
+    vectors: Path, *, scan: Path | None = None, memory_gib: float | None = None, refine: int = REFINE
+) -> FlatIndex:
+    """Exact search over the vectors of a folder, on a GPU where there is one; arguments as of FlatIndex."""
+    narrow_copy = VectorReader(scan) if scan else None
+    return FlatIndex(VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=_device(), refine=refine)
+
+
+def _device() -> torch.device:
+    """The first GPU if there is one; asked for here, as `models` would load transformers."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _free_bytes() -> int:

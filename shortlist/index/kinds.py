@@ -1,145 +1,136 @@
-"""The kinds of index over vectors: how each is built from a store, and opened again for searching."""
+"""The kinds of index, each a few plain functions: what it is made from, how it is built, opened and foretold.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A kind's functions are in its own module, which is loaded when one of them is first called: FAISS, bm25s and the
+databases take long to load, or are not there. No such module imports this one.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from shortlist.data.manifest import identity, read_manifest
-from shortlist.data.vectors import VectorReader
-from shortlist.errors import UserError, unknown
-from shortlist.index import IN_DATABASES, Config, given
-from shortlist.index.ann import AnnIndex
-from shortlist.index.flat import FlatIndex, narrow
-from shortlist.index.parameters import automatic
-from shortlist.index.protocols import VectorIndex
-from shortlist.models.run import pick_device
-from shortlist.progress import Advance, progress, say
-
-REFINE = 2
-"""Candidates of a narrow scan, in multiples of k."""
+from shortlist.errors import unknown
+from shortlist.index.dense import DenseSearch
+from shortlist.index.protocols import FirstStage, Opening
 
 
-@dataclass(frozen=True, kw_only=True)
-class Opening:
-    """How to search an index over vectors; None leaves it to the kind."""
-
-    vectors: Path | None = None
-    """Where the vectors are, if not where they were when the index was built."""
-    effort: int | None = None
-    """What approximate search spends on a query: hnsw, candidates; ivf, lists."""
-    refine: int | None = None
-    """Candidates that are scored exactly, in multiples of k."""
-    memory_gib: float | None = None
-    """Most memory for vectors at a time."""
+def in_proportion(total: int, part: int) -> float:
+    """How many times as long a document takes in the whole as in a part, where it takes as long: once."""
+    del total, part
+    return 1.0
 
 
-def build_index(config: Config, folder: Path, parameters: Mapping[str, int]) -> dict[str, Any]:
-    """Build an index over vectors; returns what its manifest says of it.
+class IndexKind(NamedTuple):
+    """What the stage `index`, its check and its dry run, and whoever opens an index need to know of a kind."""
 
-    Raises:
-        UserError: a parameter that the kind does not have, or what the kind itself refuses.
+    reads: Literal["corpus", "vectors"]
+    """What it is made from: the documents of `--collection`, or `--vectors` from `shortlist encode`."""
+    build: Callable[..., Mapping[str, Any]]
+    """Writes an index into a folder; returns what its manifest says of it, besides what is said of every kind.
+
+    From a corpus: `build(documents, folder, **settings)`; what it returns has `num_docs`. From vectors:
+    `build(reader, folder, advance=..., **settings)`; `advance` is told of documents that are done.
     """
-    vectors = VectorReader(given(config.vectors, "--vectors", f"{config.kind} indexes them"))
-    made = read_manifest(vectors.folder) or {}
-    with progress("indexing", vectors.num_docs, "documents") as advance:
-        if config.kind in IN_DATABASES:
-            _load(config, vectors, parameters, advance)
-        elif config.kind == "narrow":
-            _refuse_others(config.kind, parameters, ())
-            narrow(vectors, folder, config.dtype)
-        else:
-            chosen = automatic(config.kind, vectors.num_docs, vectors.dim, **parameters)
-            AnnIndex.build(vectors, folder, kind=config.kind, parameters=chosen, advance=advance)
-    model = made.get("made_from", {}).get("model")
-    segments = {"segments": True} if holds_segments(vectors.folder) else {}
-    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **segments}
+    open: Callable[[Path, Mapping[str, Any], Opening], Any]
+    """Opens a folder: `open(folder, built, how)`, where `built` is the Config in its manifest.
+
+    Of a kind that reads vectors `how.vectors` says where they are now.
+    """
+    settings: tuple[str, ...] = ()
+    """Fields of `index.Config` that `build` is given."""
+    parameters: tuple[str, ...] = ()
+    """Whole numbers that `--set` gives to `build`."""
+    first_stage: Callable[[Any, Any], FirstStage] | None = None
+    """Makes a first stage of a model and of what was opened (None: that is a first stage, and needs no model)."""
+    footprint: Callable[..., Any] | None = None
+    """`footprint(reader, **settings)`: a `parameters.Footprint` (None: measured on a part, and multiplied)."""
+    growth: Callable[[int, int], float] = in_proportion
+    """`growth(total, part)`: how many times as long a document takes to index among `total` as among `part`."""
+    exact: bool = False
+    """Whether it finds the very documents that are best of all, so that it must hold just those there are."""
+    updates: bool = False
+    """Whether the same command brings it up to date at the price of the changes; others are built again."""
+    outside: bool = False
+    """Whether its folder only says where it is: in a database, which nothing may be tried out in."""
+    title: str = ""
+    """How sentences call it, where that is not its name in the table."""
 
 
-def _load(config: Config, vectors: VectorReader, parameters: Mapping[str, Any], advance: Advance) -> VectorIndex:
-    if config.kind == "pgvector":
-        from shortlist.index.databases.pgvector import PgVectorIndex
+def late(module: str, function: str, **settings: Any) -> Callable[..., Any]:
+    """A function of a module of this room, with some arguments given, that is looked up when it is called."""
+    return partial(_call, f"{__package__}.{module}", function, **settings)
 
-        _refuse_others(config.kind, parameters, ("m", "ef_construction"))
-        dsn = given(config.dsn, "--dsn", "it says which PostgreSQL database")
-        return PgVectorIndex.load(
-            vectors, dsn=dsn, table=config.table, approximate=not config.exact, advance=advance, **parameters
-        )
-    from shortlist.index.databases.lance import LanceIndex
 
-    _refuse_others(config.kind, parameters, ("partitions", "sub_vectors"))
-    uri = given(config.uri, "--uri", "it says where the LanceDB tables are")
-    return LanceIndex.load(
-        vectors, uri=uri, table=config.table, approximate=not config.exact, advance=advance, **parameters
+def _call(module: str, function: str, /, *arguments: Any, **settings: Any) -> Any:
+    return getattr(import_module(module), function)(*arguments, **settings)
+
+
+def _approximate(kind: str, parameters: str) -> IndexKind:
+    return IndexKind(
+        reads="vectors",
+        build=late("ann", "build_ann", kind=kind),
+        open=late("ann", "open_ann"),
+        parameters=("effort", "refine", "sample", *parameters.split()),
+        first_stage=DenseSearch,
+        footprint=late("parameters", "ann_footprint", kind=kind),
+        growth=late("parameters", "ann_growth", kind=kind),
     )
 
 
-def _refuse_others(kind: str, parameters: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for name in parameters:
-        if name not in known:
-            raise unknown(f"parameter of a {kind} index", name, known)
+INDEXES: dict[str, IndexKind] = {
+    "bm25": IndexKind(
+        reads="corpus",
+        build=late("bm25", "build_bm25"),
+        open=late("bm25", "open_bm25"),
+        settings=("language", "k1", "b"),
+        exact=True,
+        title="BM25",
+    ),
+    "narrow": IndexKind(
+        reads="vectors",
+        build=late("narrow", "build_narrow"),
+        open=late("narrow", "open_narrow"),
+        settings=("dtype",),
+        first_stage=DenseSearch,
+        footprint=late("narrow", "narrow_footprint"),
+        exact=True,
+    ),
+    "hnsw": _approximate("hnsw", "links construction bits"),
+    "ivf-flat": _approximate("ivf-flat", "lists"),
+    "ivf-pq": _approximate("ivf-pq", "lists code_bytes"),
+    "pgvector": IndexKind(
+        reads="vectors",
+        build=late("databases.pgvector", "load_pgvector"),
+        open=late("databases.pgvector", "open_pgvector"),
+        settings=("dsn", "table", "exact"),
+        parameters=("m", "ef_construction"),
+        first_stage=DenseSearch,
+        footprint=late("parameters", "rows_footprint"),
+        updates=True,
+        outside=True,
+    ),
+    "lance": IndexKind(
+        reads="vectors",
+        build=late("databases.lance", "load_lance"),
+        open=late("databases.lance", "open_lance"),
+        settings=("uri", "table", "exact"),
+        parameters=("partitions", "sub_vectors"),
+        first_stage=DenseSearch,
+        footprint=late("parameters", "rows_footprint"),
+        updates=True,
+        outside=True,
+    ),
+}
+"""By the name that `--kind` and an index's manifest call them."""
 
 
-def open_index(folder: Path, how: Opening | None = None) -> VectorIndex:
-    """Open a finished index over vectors, saying so where they have changed since.
+def find_kind(name: str) -> IndexKind:
+    """The kind of that name.
 
     Raises:
-        UserError: it is not finished, its vectors are not there, or they are not those that it was built from.
+        UserError: there is none.
     """
-    how = how or Opening()
-    identity(folder)  # refuses an unfinished one
-    manifest = read_manifest(folder) or {}
-    config = manifest["config"]
-    store = how.vectors or Path(config["vectors"])
-    older = store.exists() and identity(store) != manifest["made_from"]["vectors"]
-    if older and config["kind"] == "narrow":
-        raise UserError(f"{folder}: is older than {store}, whose documents it must hold exactly; build it again.")
-    index = _open(folder, config, store, how)
-    if older:
-        missing = f"{index.missing:,} new documents are not in it; " if isinstance(index, AnnIndex) else ""
-        say(f"{folder}: is older than {store}; {missing}`shortlist index` with the same settings brings it up to date.")
-    return index
-
-
-def _open(folder: Path, config: Mapping[str, Any], store: Path, how: Opening) -> VectorIndex:
-    kind, approximate = config["kind"], not config["exact"]
-    if kind == "pgvector":
-        from shortlist.index.databases.pgvector import PgVectorIndex
-
-        effort = {"ef_search": how.effort} if how.effort else {}
-        return PgVectorIndex.open(dsn=config["dsn"], table=config["table"], approximate=approximate, **effort)
-    if kind == "lance":
-        from shortlist.index.databases.lance import LanceIndex
-
-        asked = {"probes": how.effort, "refine": how.refine}
-        chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        return LanceIndex.open(uri=config["uri"], table=config["table"], approximate=approximate, **chosen)
-    if kind == "narrow":
-        return exact_index(store, scan=folder, memory_gib=how.memory_gib, refine=how.refine or REFINE)
-    return AnnIndex.open(folder, VectorReader(store), effort=how.effort, refine=how.refine)
-
-
-def exact_index(
-    vectors: Path, *, scan: Path | None = None, memory_gib: float | None = None, refine: int = REFINE
-) -> FlatIndex:
-    """Exact search over the vectors of a folder, on a GPU where there is one; arguments as of FlatIndex."""
-    narrow_copy = VectorReader(scan) if scan else None
-    return FlatIndex(
-        VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=pick_device(), refine=refine
-    )
-
-
-def made_by(folder: Path) -> str | None:
-    """The identity of the model whose vectors a store, or an index over vectors, holds."""
-    manifest = read_manifest(folder) or {}
-    if manifest.get("stage") == "encode":
-        return manifest["made_from"].get("model")
-    return manifest.get("results", {}).get("model")
-
-
-def holds_segments(folder: Path) -> bool:
-    """Whether the vectors of a store, or those that an index was built over, are of segments."""
-    manifest = read_manifest(folder) or {}
-    if manifest.get("stage") == "encode":
-        return manifest["config"].get("segments") == "maxp"
-    return manifest.get("results", {}).get("segments", False)
+    if name not in INDEXES:
+        raise unknown("kind of index", name, INDEXES)
+    return INDEXES[name]

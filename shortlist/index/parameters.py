@@ -1,10 +1,10 @@
 """How an approximate index is built and searched: parameters by corpus size, and the memory and disk they take."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from shortlist.data.vectors import DTYPES
+from shortlist.data.vectors import DTYPES, VectorReader
 from shortlist.errors import UserError, unknown
 
 BLOCK_BYTES = 1 << 27
@@ -14,6 +14,8 @@ SAMPLE_BYTES = 1 << 32
 MOST_LISTS = 1 << 14
 LEAST_PER_LIST = 39
 """Training vectors per list that k-means wants (FAISS warns below it)."""
+ROW_BYTES = 64
+"""Of a database's row, besides its vector: a guess."""
 PQ_CENTROIDS = 256
 SCALAR_BITS = {4: "QT_4bit", 6: "QT_6bit", 8: "QT_8bit", 16: "QT_fp16"}
 """How FAISS calls numbers of so many bits."""
@@ -48,15 +50,17 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-class Sizes(NamedTuple):
+class Footprint(NamedTuple):
     """Bytes that an index takes, estimated."""
 
     ram: int
     """While it is searched."""
     disk: int
     """Of its files, the store not counted."""
-    building: int
-    """RAM while it is built."""
+    building: int = 0
+    """RAM while it is built; 0 where nothing is said of it."""
+    parameters: str = ""
+    """With which parameters, in words."""
 
 
 def automatic(kind: str, num_docs: int, dim: int, **chosen: int | None) -> Parameters:
@@ -130,7 +134,7 @@ def check_parameters(kind: str, parameters: Parameters, num_docs: int, dim: int)
         raise UserError(f"code_bytes {parameters.code_bytes}: does not divide the vectors' dimension, {dim}.")
 
 
-def memory_and_disk(kind: str, parameters: Parameters, num_docs: int, dim: int, *, dtype: str = "float32") -> Sizes:
+def memory_and_disk(kind: str, parameters: Parameters, num_docs: int, dim: int, *, dtype: str = "float32") -> Footprint:
     """What an index of that many documents takes.
 
     hnsw: dim * bits / 8 + 8 * links + about 25 bytes per document, in RAM. ivf-pq: code_bytes + 8, in RAM. ivf-flat: a
@@ -144,11 +148,30 @@ def memory_and_disk(kind: str, parameters: Parameters, num_docs: int, dim: int, 
     training = 4 * dim * parameters.sample + 2 * BLOCK_BYTES
     if kind == "ivf-flat":
         stored = num_docs * (dim * DTYPES[dtype].itemsize + 8)
-        return Sizes(codebook, codebook + stored, codebook + training + 16 * num_docs)
+        return Footprint(codebook, codebook + stored, codebook + training + 16 * num_docs)
     if kind == "hnsw":
         upper = 4 * parameters.links / (parameters.links - 1)  # a document is on a level 1/links as often as below it
         per_document = math.ceil(dim * parameters.bits / 8) + 8 * parameters.links + upper + 20
     else:
         per_document = parameters.code_bytes + 8
     ram = codebook + round(num_docs * per_document)
-    return Sizes(ram, ram, 2 * ram + training)  # lists that grow take up to twice their size
+    return Footprint(ram, ram, 2 * ram + training)  # lists that grow take up to twice their size
+
+
+def ann_footprint(vectors: VectorReader, *, kind: str, **chosen: int) -> Footprint:
+    """What an approximate index over a store takes, with the parameters that would be used."""
+    parameters = automatic(kind, vectors.num_docs, vectors.dim, **chosen)
+    taken = memory_and_disk(kind, parameters, vectors.num_docs, vectors.dim, dtype=vectors.dtype)
+    words = ", ".join(f"{name}={value}" for name, value in asdict(parameters).items() if value)
+    return taken._replace(parameters=words)
+
+
+def ann_growth(total: int, part: int, *, kind: str) -> float:
+    """How many times as long a document takes in the whole: longer walks in a graph, more lists to compare with."""
+    return math.log(max(total, 2)) / math.log(max(part, 2)) if kind == "hnsw" else math.sqrt(total / part)
+
+
+def rows_footprint(vectors: VectorReader, **settings: object) -> Footprint:
+    """What the vectors of a store take as rows of a database, whose memory is its own."""
+    del settings
+    return Footprint(0, vectors.num_docs * (4 * vectors.dim + ROW_BYTES))

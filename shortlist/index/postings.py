@@ -1,4 +1,4 @@
-"""Postings (word, document, count) of a corpus larger than memory: sorted in blocks on disk, merged word by word."""
+"""Postings (word, document, count or weight) of a corpus larger than memory: sorted in blocks, merged word by word."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Num
 
 BLOCK_TOKENS = 1 << 21
 """Tokens whose postings are sorted at a time, and postings merged at a time: about 200 MiB of memory."""
@@ -17,7 +17,8 @@ class Postings(NamedTuple):
 
     words: Int[np.ndarray, " postings"]
     documents: Int[np.ndarray, " postings"]
-    counts: Int[np.ndarray, " postings"]
+    values: Num[np.ndarray, " postings"]
+    """How often the document holds the word, or how much it weighs there."""
 
 
 @final
@@ -34,12 +35,21 @@ class PostingsSorter:
         self._folder = folder
         self._lengths = array("i")
         self._tokens = array("i")
+        self._weights: array[float] | None = None
         self._sorted_docs = self._num_blocks = 0
         self._frequencies = np.zeros(0, dtype=np.int64)
 
-    def add(self, words: Sequence[int]) -> None:
-        """Take the next document: the numbers of its words, from 0."""
+    def add(self, words: Sequence[int], weights: Sequence[float] | None = None) -> None:
+        """Take the next document: the numbers of its words, from 0.
+
+        Args:
+            weights: of each word, for all documents or for none (None: how often it comes); of a word that comes twice
+                they add up.
+        """
         self._tokens.extend(words)
+        if weights is not None:
+            self._weights = array("f") if self._weights is None else self._weights
+            self._weights.extend(weights)
         self._lengths.append(len(words))
         if len(self._tokens) >= BLOCK_TOKENS:
             self._sort_block()
@@ -60,9 +70,13 @@ class PostingsSorter:
         lengths = np.array(self._lengths[self._sorted_docs :])
         documents = np.repeat(np.arange(self._sorted_docs, len(self._lengths)), lengths)
         keys = np.array(self._tokens).astype(np.int64) << 32 | documents
-        keys, counts = np.unique(keys, return_counts=True)
+        if self._weights is None:
+            keys, values = np.unique(keys, return_counts=True)
+        else:
+            keys, places = np.unique(keys, return_inverse=True)
+            values, self._weights = np.bincount(places, self._weights), array("f")
         self._keys_of(self._num_blocks).write_bytes(keys.data)
-        self._counts_of(self._num_blocks).write_bytes(counts.astype(np.int32).data)
+        self._values_of(self._num_blocks).write_bytes(values.astype(self._value_type).data)
         frequencies = np.bincount(keys >> 32, minlength=len(self._frequencies))
         frequencies[: len(self._frequencies)] += self._frequencies
         self._frequencies = frequencies
@@ -82,10 +96,10 @@ class PostingsSorter:
     def _merge(self, spans: Sequence[tuple[int, int, int]]) -> Postings:
         """Postings of several blocks in order; a span is a block, its first posting, how many."""
         keys = np.concatenate([_read(self._keys_of(block), np.int64, *span) for block, *span in spans])
-        counts = np.concatenate([_read(self._counts_of(block), np.int32, *span) for block, *span in spans])
+        values = np.concatenate([_read(self._values_of(block), self._value_type, *span) for block, *span in spans])
         order = np.argsort(keys, kind="stable")  # merges runs that are sorted already
         keys = keys[order]
-        return Postings(keys >> 32, keys & 0xFFFFFFFF, counts[order])
+        return Postings(keys >> 32, keys & 0xFFFFFFFF, values[order])
 
     def _cuts(self, block: int, stops: Int[np.ndarray, " turns"]) -> Int[np.ndarray, " cuts"]:
         keys = np.memmap(self._keys_of(block), np.int64, mode="r")
@@ -95,8 +109,12 @@ class PostingsSorter:
         """Word and document of each posting, as one number that sorts by word first."""
         return self._folder / f"{block:05d}.keys"
 
-    def _counts_of(self, block: int) -> Path:
-        return self._folder / f"{block:05d}.counts"
+    def _values_of(self, block: int) -> Path:
+        return self._folder / f"{block:05d}.values"
+
+    @property
+    def _value_type(self) -> type[np.number]:
+        return np.int32 if self._weights is None else np.float32
 
 
 def _stops(ends: Int[np.ndarray, " words"]) -> Int[np.ndarray, " turns"]:
@@ -108,5 +126,5 @@ def _stops(ends: Int[np.ndarray, " words"]) -> Int[np.ndarray, " turns"]:
     return np.array(stops[1:])
 
 
-def _read(path: Path, dtype: type[np.signedinteger], start: int, count: int) -> Int[np.ndarray, " numbers"]:
+def _read(path: Path, dtype: type[np.number], start: int, count: int) -> Num[np.ndarray, " numbers"]:
     return np.fromfile(path, dtype, count, offset=np.dtype(dtype).itemsize * start)

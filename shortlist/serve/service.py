@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.errors import UserError
+from shortlist.index.dense import DenseSearch
 from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import Model, TokenIds, compact_ids
 from shortlist.pipeline import Answer, Pipeline
 from shortlist.records import Document, Query, as_documents
-from shortlist.search import Dense
 from shortlist.serve.batcher import Batcher
 from shortlist.serve.gate import Gate, Limits, Ticket
 from shortlist.serve.metrics import Metrics
@@ -240,8 +240,8 @@ class _Parts:
 
     def __init__(self, pipeline: Pipeline) -> None:
         dense, bm25 = pipeline.parts.get("dense"), pipeline.parts.get("bm25")
-        self.retriever = dense.retriever if isinstance(dense, Dense) else None
-        self.vectors = _guarded(dense.vectors, "find") if isinstance(dense, Dense) else None
+        self.retriever = dense.retriever if isinstance(dense, DenseSearch) else None
+        self.vectors = _guarded(dense.vectors, "find") if isinstance(dense, DenseSearch) else None
         self.bm25 = _guarded(bm25, "search") if bm25 else None
         self.collection = _guarded(pipeline.collection, "documents")
         self.reranker_share = pipeline.reranker_share
@@ -249,7 +249,7 @@ class _Parts:
     def pipeline(self, batcher: Batcher, ticket: Ticket, reranker: AnyReranker | None) -> Pipeline:
         """For one request."""
         models = _Batched(batcher, ticket, self.retriever, reranker)
-        dense = Dense(models, self.vectors) if self.vectors else None
+        dense = DenseSearch(models, self.vectors) if self.vectors else None
         return Pipeline(
             self.collection,
             bm25=self.bm25,

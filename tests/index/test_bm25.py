@@ -17,6 +17,7 @@ from shortlist.errors import UserError
 from shortlist.index.analysis import ANALYSERS
 from shortlist.index.bm25 import FILES, BM25Index
 from shortlist.index.postings import BLOCK_TOKENS
+from shortlist.index.protocols import SearchesTerms
 from shortlist.records import Document, Hit, Query
 
 DOCUMENTS = [
@@ -43,6 +44,18 @@ def test_scores_equal_lucenes_formula_worked_out_by_hand():
 def test_a_word_twice_in_a_query_counts_twice():
     built = BM25Index.build(DOCUMENTS)
     assert search(built, "mat mat")[0].score == pytest.approx(2 * search(built, "mat")[0].score)
+
+
+def test_terms_are_searched_as_the_text_that_gives_them_and_with_other_weights():
+    built = BM25Index.build(DOCUMENTS)
+    query = Query("q", "the mat of a cat")
+    [terms] = built.query_terms([query])
+    assert terms == [("mat", 1.0), ("cat", 1.0)]
+    assert built.find_by_terms([terms], 10) == [search(built, query.text)]
+    [found] = built.find_by_terms([[("mat", 0.25), ("unheard", 9.0), ("mat", 0.25)]], 10)
+    assert found == [Hit("d1", pytest.approx(search(built, "mat")[0].score / 2))]
+    assert built.find_by_terms([[("cat", 1.0), ("mat", -9.0)]], 10) == [search(built, "cat")[:1]]
+    assert isinstance(built, SearchesTerms)
 
 
 def test_title_and_text_are_both_searched():
@@ -236,9 +249,16 @@ def test_real_text_is_scored_as_by_bm25s(shared_data: Path):
     from shortlist.data.collections import open_collection
 
     documents = list(islice(open_collection(str(shared_data / "scifact")).corpus(), 500))
-    ours, theirs = BM25Index.build(documents)._scores, by_bm25s(documents, "english")
-    assert ours.vocab_dict == theirs.vocab_dict
-    assert all(np.array_equal(ours.scores[name], theirs.scores[name]) for name in ("data", "indices", "indptr"))
+    ours, theirs = BM25Index.build(documents), by_bm25s(documents, "english")
+    assert ours._vocabulary == theirs.vocab_dict
+    for number in range(len(ours._vocabulary)):
+        start, stop = theirs.scores["indptr"][number : number + 2]
+        assert np.array_equal(ours._index.postings(number).documents, theirs.scores["indices"][start:stop])
+        assert np.array_equal(ours._index.postings(number).weights, theirs.scores["data"][start:stop])
+    for text in ("cells of the immune system", "cells cells", ""):
+        tokens = theirs.get_tokens_ids(ANALYSERS["english"](text))
+        found = [[(token, 1.0) for token in tokens]]
+        assert np.array_equal(ours._index.scores(found[0]), theirs.get_scores_from_ids(tokens))
 
 
 def test_scifact_is_ranked_as_well_as_by_anserini(shared_data: Path):

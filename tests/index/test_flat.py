@@ -12,7 +12,8 @@ import torch
 from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.index import flat, leaders
-from shortlist.index.flat import FlatIndex, ScanShards, Sizes, narrow
+from shortlist.index.flat import FlatIndex, ScanShards, Sizes
+from shortlist.index.narrow import narrow
 from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit
 
@@ -308,7 +309,7 @@ def test_a_shard_with_fewer_documents_than_k_offers_them_all(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
 def test_a_narrow_copy_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(flat, "NARROW_NUMBERS", 8 * 70)
+    monkeypatch.setattr("shortlist.index.narrow.NARROW_NUMBERS", 8 * 70)
     full = write(tmp_path / "v", unit_vectors(300, 8))
     narrow(full, tmp_path / "whole", dtype)
     narrow(full, tmp_path / "n", dtype)

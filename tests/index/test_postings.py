@@ -49,3 +49,15 @@ def test_blocks_do_not_change_what_many_documents_give(tmp_path: Path, monkeypat
     pieces = columns(tmp_path / "pieces")
     assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
     assert len(list((tmp_path / "pieces").glob("*.keys"))) > 20
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_words_that_are_weighed_keep_their_weights(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shortlist.index.postings.BLOCK_TOKENS", block)
+    sorter = PostingsSorter(tmp_path)
+    for words, weights in (([2, 0], [0.5, 1.25]), ([], []), ([0, 1, 0], [0.125, 2.0, 0.25])):
+        sorter.add(words, weights)
+    parts = list(sorter.merged())
+    rows = [row for part in parts for row in zip(*(column.tolist() for column in part), strict=True)]
+    assert rows == [(0, 0, 1.25), (0, 2, 0.375), (1, 2, 2.0), (2, 0, 0.5)]
+    assert sorter.frequencies().tolist() == [2, 1, 1]

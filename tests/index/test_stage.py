@@ -14,9 +14,10 @@ from shortlist.data.snapshots import document_keys, missing, pin, read_known, re
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
-from shortlist.index.check import compare, recall
+from shortlist.index.check import compare_with_exact, recall
 from shortlist.index.flat import FlatIndex
-from shortlist.index.kinds import Opening, open_index
+from shortlist.index.opening import open_index
+from shortlist.index.protocols import Opening
 from shortlist.records import Document, Hit, Query
 
 RNG = np.random.default_rng(0)
@@ -153,7 +154,7 @@ def test_a_table_is_brought_up_to_date_by_the_same_command(
 
 def test_a_password_is_never_kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("psycopg")
-    monkeypatch.setattr(index, "build", lambda config, *_: {"dsn": config.dsn})
+    monkeypatch.setattr(index, "build_index", lambda *given: {"dsn": given[-1]["dsn"]})
     dsn = "postgresql://me:hidden@localhost/texts"
     config = index.Config(kind="pgvector", vectors=store, dsn=dsn, out=tmp_path / "index")
     index.run(config)
@@ -171,7 +172,9 @@ def test_recall_is_the_share_of_the_best_that_is_found():
 
 
 def test_an_exact_index_is_found_to_be_one(store: Path):
-    findings = compare(lambda: FlatIndex(VectorReader(store)), FlatIndex(VectorReader(store)), QUERIES, k=100)
+    findings = compare_with_exact(
+        lambda: FlatIndex(VectorReader(store)), FlatIndex(VectorReader(store)), QUERIES, k=100
+    )
     assert findings.recalls == {10: 1, 100: 1}
     assert findings.per_second > 0 < findings.exact_alone_ms
 

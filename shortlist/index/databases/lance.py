@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from shortlist.data.vectors import DEAD, VectorReader
-from shortlist.errors import UserError
+from shortlist.errors import UserError, not_given
+from shortlist.index.protocols import Opening
 from shortlist.progress import Advance
 from shortlist.records import Hit
 
@@ -218,6 +220,25 @@ class _Place:
         if (found := table.schema.field("vector").type.list_size) != dim:
             raise UserError(f"{self}: holds vectors of {found} dimensions, these have {dim}; choose another name.")
         return table
+
+
+def load_lance(
+    vectors: VectorReader, folder: Path, *, uri: str | None, table: str, exact: bool, advance: Advance, **chosen: int
+) -> dict[str, Any]:
+    """Fill the table of the kind `lance`; the folder only says where it is."""
+    del folder
+    if uri is None:
+        raise not_given("--uri", "it says where the LanceDB tables are")
+    LanceIndex.load(vectors, uri=uri, table=table, approximate=not exact, advance=advance, **chosen)
+    return {}
+
+
+def open_lance(folder: Path, built: Mapping[str, Any], how: Opening) -> LanceIndex:
+    """Open the kind `lance` where the folder's manifest says that it is."""
+    del folder
+    asked = {"probes": how.effort, "refine": how.refine}
+    chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    return LanceIndex.open(uri=built["uri"], table=built["table"], approximate=not built["exact"], **chosen)
 
 
 def _schema(dim: int) -> pa.Schema:

@@ -9,15 +9,17 @@ How much memory and how many processes the server uses are its own settings; a D
 """
 
 import hashlib
-from collections.abc import Iterator
-from typing import final
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from shortlist.data.vectors import DEAD, VectorReader
-from shortlist.errors import UserError
+from shortlist.errors import UserError, not_given
 from shortlist.index.databases.postgres import HNSW_DIMS, Database, connected, hnsw_terms, plain_errors
+from shortlist.index.protocols import Opening
 from shortlist.progress import Advance
 from shortlist.records import Hit
 
@@ -181,6 +183,24 @@ class PgVectorIndex:
         ef_search = min(max(self.ef_search, k), MOST_EF_SEARCH)
         settings = {"jit": "off", "enable_seqscan": "off", "hnsw.ef_search": str(ef_search)}
         return settings | ({"hnsw.iterative_scan": "strict_order"} if self._database.pgvector() >= (0, 8) else {})
+
+
+def load_pgvector(
+    vectors: VectorReader, folder: Path, *, dsn: str | None, table: str, exact: bool, advance: Advance, **chosen: int
+) -> dict[str, Any]:
+    """Fill the table of the kind `pgvector`; the folder only says where it is."""
+    del folder
+    if dsn is None:
+        raise not_given("--dsn", "it says which PostgreSQL database")
+    PgVectorIndex.load(vectors, dsn=dsn, table=table, approximate=not exact, advance=advance, **chosen)
+    return {}
+
+
+def open_pgvector(folder: Path, built: Mapping[str, Any], how: Opening) -> PgVectorIndex:
+    """Open the kind `pgvector` where the folder's manifest says that it is."""
+    del folder
+    effort = {"ef_search": how.effort} if how.effort else {}
+    return PgVectorIndex.open(dsn=built["dsn"], table=built["table"], approximate=not built["exact"], **effort)
 
 
 def _fill(database: Database, vectors: VectorReader, advance: Advance | None) -> None:

@@ -17,8 +17,8 @@ from shortlist.errors import UserError
 from shortlist.index.databases import pgvector
 from shortlist.index.databases.pgvector import PgVectorIndex
 from shortlist.index.databases.postgres import without_password
-from shortlist.index.kinds import Opening, made_by, open_index
-from shortlist.index.protocols import VectorIndex
+from shortlist.index.opening import made_by, open_index
+from shortlist.index.protocols import Opening, VectorIndex
 
 psycopg = pytest.importorskip("psycopg")
 pytest.importorskip("pgvector")

@@ -1,0 +1,52 @@
+"""An index of any kind, built into a folder from a corpus or from vectors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shortlist.data.collections import open_collection
+from shortlist.data.manifest import read_manifest
+from shortlist.errors import unknown
+from shortlist.index.kinds import IndexKind
+from shortlist.index.opening import holds_segments
+from shortlist.progress import progress, track
+
+
+def build_index(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Build an index; returns what its manifest says of it.
+
+    Args:
+        source: the collection's name, or the folder of the vectors, whichever the kind reads.
+        settings: those that the kind's `settings` and `parameters` name.
+
+    Raises:
+        UserError: what the kind refuses.
+    """
+    over = _over_corpus if kind.reads == "corpus" else _over_vectors
+    return over(kind, source, folder, settings)
+
+
+def _over_corpus(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    collection = open_collection(str(source))
+    documents = track(collection.corpus(), "indexing", collection.num_docs(), "documents")
+    return dict(kind.build(documents, folder, **settings))
+
+
+def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    from shortlist.data.vectors import VectorReader  # loads torch, which an index over words does not need
+
+    vectors = VectorReader(Path(source))
+    made = read_manifest(vectors.folder) or {}
+    with progress("indexing", vectors.num_docs, "documents") as advance:
+        results = kind.build(vectors, folder, advance=advance, **settings)
+    model = made.get("made_from", {}).get("model")
+    segments = {"segments": True} if holds_segments(vectors.folder) else {}
+    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **segments, **results}
+
+
+def check_parameters_are_known(name: str, kind: IndexKind, parameters: Mapping[str, int]) -> None:
+    """Raise UserError for a parameter that a kind of index, called `name`, does not have."""
+    article = "an" if name[0] in "aehio" else "a"
+    for parameter in parameters:
+        if parameter not in kind.parameters:
+            raise unknown(f"parameter of {article} {name} index", parameter, kind.parameters)
