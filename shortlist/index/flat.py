@@ -365,9 +365,7 @@ def exact_index(
 ) -> FlatIndex:
     """Exact search over the vectors of a folder, on a GPU where there is one; arguments as of FlatIndex."""
     narrow_copy = VectorReader(scan) if scan else None
-    return FlatIndex(
-        VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=_device(), refine=refine
-    )
+    return FlatIndex(VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=_device(), refine=refine)
 
 
 def _device() -> torch.device:
