@@ -65,7 +65,7 @@ def run(config: Config) -> None:
     if config.check and kind.reads == "corpus":
         why = "is exact" if kind.exact else "is not over vectors"
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
-    name, source = _source(config, kind, title)
+    source = _source(config, kind, title)
     if config.dry_run:
         from shortlist.index.forecast import forecast_index
 
@@ -75,7 +75,7 @@ def run(config: Config) -> None:
     job = start_job(
         kept,
         stage="index",
-        inputs={name: open_collection(str(source)).identity("corpus") if name == "collection" else identity(source)},
+        inputs=_inputs(kind, source),
         as_if=kept if kind.reads == "corpus" else at_defaults(kept, ("collection",)),
         folder=True,
         update=("vectors",) if kind.updates else (),
@@ -90,15 +90,22 @@ def run(config: Config) -> None:
         print(check_index(config.out, Path(source), config.model, config.collection, config.split))
 
 
-def _source(config: Config, kind: IndexKind, title: str) -> tuple[str, str | Path]:
-    """What the index is made from, which must be there: the name of the setting, and its value."""
+def _source(config: Config, kind: IndexKind, title: str) -> str | Path:
+    """What the index is made from, which must be there: a collection's name, or the folder of the vectors."""
     if kind.reads == "corpus":
-        if config.collection is None:
-            raise not_given("--collection", f"{title} reads the documents' words")
-        return "collection", config.collection
-    if config.vectors is None:
-        raise not_given("--vectors", f"{title} indexes the output of `shortlist encode`")
-    return "vectors", config.vectors
+        source, flag, why = config.collection, "--collection", f"{title} reads the documents' words"
+    else:
+        source, flag, why = config.vectors, "--vectors", f"{title} indexes the output of `shortlist encode`"
+    if source is None:
+        raise not_given(flag, why)
+    return source
+
+
+def _inputs(kind: IndexKind, source: str | Path) -> dict[str, str]:
+    """The identity of what the index is made from."""
+    if kind.reads == "corpus":
+        return {"collection": open_collection(str(source)).identity("corpus")}
+    return {"vectors": identity(source)}
 
 
 def _to_be_kept(config: Config) -> Config:
