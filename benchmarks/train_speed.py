@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import read_groups, write_groups
 from shortlist.data.runs import read_run
-from shortlist.math.losses import infonce
 from shortlist.mine import find_same_text, mine
 from shortlist.models.adapters import LORAS, add_lora
 from shortlist.models.checkpoint import retriever_to_train
@@ -42,7 +41,9 @@ from shortlist.records import Document
 from shortlist.text.contract import named_contract
 from shortlist.train.examples import Batch, batches
 from shortlist.train.loop import MAX_GRADIENT_NORM, new_optimizer
-from shortlist.train.steps import backward, retriever_example
+from shortlist.train.losses import parse_losses
+from shortlist.train.objectives import make_example
+from shortlist.train.steps import backward
 
 DATA, SPLIT = "msmarco-dl19", "dl19_sub"
 QUERIES, NEGATIVES, TEMPERATURE = 8, 15, 0.01
@@ -181,7 +182,8 @@ def build(name: str, folder: Path, drawn: list[Batch], config: Config) -> tuple[
     if variant.lora:
         add_lora(model.backbone, LORAS["paper"])
     speed_up_training(model.train())
-    examples = [retriever_example(model, batch, loss=infonce, temperature=TEMPERATURE) for batch in drawn]
+    terms = parse_losses(["infonce"], temperature=TEMPERATURE)
+    examples = [make_example("retriever", model.inputs, batch, terms) for batch in drawn]
     options = {"token_budget": config.token_budget, "bf16": variant.bf16, "cached": variant.cached}
     return model, lambda i: backward(model, examples[i], seed=config.seed + (i << 20), **options).loss
 

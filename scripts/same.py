@@ -8,6 +8,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,7 +21,19 @@ from shortlist.records import Document, Query
 NOT_COMPARED = ("manifest.json", "config.yaml", "loss.svg", "log.jsonl", "README.md", "results.json")
 """Files that hold times, paths or versions; what matters of them is printed by itself."""
 
-OLDER: list[Callable[[list[str]], list[str] | None]] = []
+
+def with_distill(command: list[str]) -> list[str] | None:
+    """Before `--loss` there was one loss, and `--distill`, the share of another."""
+    if "--loss" not in command or find_spec("shortlist.math.ranking"):
+        return None
+    first = command.index("--loss")
+    last = next((i for i in range(first + 1, len(command)) if command[i].startswith("--")), len(command))
+    said = dict(word.split("=") for word in command[first + 1 : last])
+    older = ["--distill", said["kl"], "--teacher-temperature", said.get("kl.teacher_temperature", "1")]
+    return command[:first] + older + command[last:]
+
+
+OLDER: list[Callable[[list[str]], list[str] | None]] = [with_distill]
 """How a command of this checkout was said in an older one; None where it is said in the same way."""
 
 NUM_DOCS, NUM_QUERIES = 400, 60
@@ -149,9 +162,10 @@ def work() -> None:
     train = ("train", "reranker", "--backbone", "retriever", *where, "--max-length", "64", *steps)
     do(*train, "--groups", "groups.jsonl", "--out", "reranker", "--negatives", "3")
     do(*train, "--groups", "groups.jsonl", "--out", "reranker-lora", "--lora", "paper", "--negatives", "3")
-    do(*train, "--groups", "taught.jsonl", "--out", "distilled", "--distill", "0.5", "--teacher-temperature", "2")
+    do(*train, "--groups", "taught.jsonl", "--out", "distilled", 
+       "--loss", "infonce=0.5", "kl=0.5", "kl.teacher_temperature=2")  # fmt: skip
     do("train", "retriever", "--backbone", "llama", *where, *steps, "--groups", "taught.jsonl", "--negatives", "2",
-       "--distill", "0.3", "--out", "distilled-retriever")  # fmt: skip
+       "--loss", "infonce=0.7", "kl=0.3", "--out", "distilled-retriever")  # fmt: skip
     do(
         "train",
         "language-model",

@@ -14,7 +14,7 @@ import numpy as np
 from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
-from shortlist.data.groups import write_groups
+from shortlist.data.groups import graded, write_groups
 from shortlist.data.manifest import identity, start_job
 from shortlist.data.runs import open_run
 from shortlist.errors import UserError
@@ -40,7 +40,7 @@ class Config:
     random_share: float = 0.0
     """Part of the negatives, 0 to 1, to draw from the whole corpus instead: easier ones, to start training on."""
     teacher: Path | None = None
-    """TREC run file whose scores of a group's documents the group keeps, for `train --distill`. A document that the run
+    """TREC run file whose scores of a group's documents the group keeps, for `train --loss kl`. A document that the run
     lacks has the run's lowest score for that query; a query that it lacks gets no group."""
     seed: int = 0
     """Decides the draw."""
@@ -101,7 +101,7 @@ def mine(
         counts["with_fewer_negatives"] += bool(positives) and 0 < len(drawn) < negatives
         counts["excluded_equal_texts"] += len(excluded.difference(positives).intersection(candidates))
         if positives and drawn:
-            groups.append(Group(query_id, tuple(positives), tuple(drawn)))
+            groups.append(graded(Group(query_id, tuple(positives), tuple(drawn)), judgements))
     return groups, counts
 
 

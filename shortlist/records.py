@@ -35,6 +35,8 @@ class Group(NamedTuple):
     negatives: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     """What a teacher thinks of each positive, then of each negative; empty without one."""
+    grades: tuple[int, ...] = ()
+    """How relevant each positive is, then each negative, as judged; empty where positives are 1 and negatives 0."""
 
 
 Run = Mapping[str, list[Hit]]

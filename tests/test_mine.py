@@ -55,6 +55,8 @@ def mined(config: mine.Config) -> dict[str, Group]:
 def test_negatives_are_ranked_documents_that_answer_nothing(config: mine.Config):
     groups = mined(config)
     assert groups["q1"].positives == ("d0", "d1")
+    assert groups["q1"].grades == (1, 2, *[0] * 8)
+    assert groups["q2"].grades == ()  # they would say no more than that title_only answers
     assert len(set(groups["q1"].negatives)) == 8
     assert set(groups["q1"].negatives) <= {"d2", *(f"d{i}" for i in range(3, 20))}
 

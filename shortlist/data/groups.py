@@ -72,7 +72,7 @@ def read_passages(name: str) -> Iterator[Document]:
 
 
 def read_groups(path: Path) -> list[Group]:
-    """The groups of a file of `{"query_id", "positives", "negatives"}` lines, some with `scores`, in file order.
+    """The groups of a file of `{"query_id", "positives", "negatives"}` lines, some with `scores` or `grades`, in order.
 
     Raises:
         UserError: a malformed line, a group without a positive, a document twice in one group, no group at all.
@@ -109,7 +109,9 @@ def contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
     """A hash of what was read by an `hf:` name: a data set's own fingerprint changes with the cache it is read from."""
     digest = hashlib.sha256()
     for record in (*groups, *queries.values()):
-        digest.update(repr((*record[:3], *filter(None, record[3:]))).encode())  # scores only where there are any
+        values = (*record[:3], *filter(None, record[3:4]))  # scores only where there are any, and so grades
+        grades = [("grades", record.grades)] if isinstance(record, Group) and record.grades else []
+        digest.update(repr((*values, *grades)).encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -144,7 +146,7 @@ def _tevatron(record: dict[str, Any], field: str) -> _Entry:
 def _group(record: dict[str, Any]) -> Group:
     """A group in our own layout, whose writers know better than to repeat an id."""
     positives, negatives = _doc_ids(record, "positives"), _doc_ids(record, "negatives")
-    group = Group(_query_id(record.get("query_id")), positives, negatives, _scores(record))
+    group = Group(_query_id(record.get("query_id")), positives, negatives, _scores(record), _grades(record))
     if both := sorted(set(_checked(group).positives) & set(group.negatives)):
         raise MalformedError(
             f"document {both[0]!r} is both positive and negative for query {group.query_id!r}; remove one."
@@ -154,10 +156,17 @@ def _group(record: dict[str, Any]) -> Group:
         raise MalformedError(
             f"document {doc_id!r} occurs {count} times in the group of query {group.query_id!r}; keep one."
         )
-    if len(group.scores) not in (0, len(positives) + len(negatives)):
+    for field, values in (("scores", group.scores), ("grades", group.grades)):
+        if len(values) not in (0, len(positives) + len(negatives)):
+            raise MalformedError(
+                f"group of query {group.query_id!r} has {len(values)} {field} for {len(positives)} positives and "
+                f"{len(negatives)} negatives; expected one for each, in that order."
+            )
+    lowest = min(group.grades[: len(positives)], default=1)
+    if lowest <= max(group.grades[len(positives) :], default=0):
         raise MalformedError(
-            f"group of query {group.query_id!r} has {len(group.scores)} scores for {len(positives)} positives and "
-            f"{len(negatives)} negatives; expected one for each, in that order."
+            f"group of query {group.query_id!r} has a positive of grade {lowest}; expected more than 0, and more than "
+            "any negative has."
         )
     return group
 
@@ -188,6 +197,13 @@ def _scores(record: dict[str, Any]) -> tuple[float, ...]:
     return tuple(map(float, scores))
 
 
+def _grades(record: dict[str, Any]) -> tuple[int, ...]:
+    grades = record.get("grades") or []
+    if not isinstance(grades, list) or not all(type(grade) is int and grade >= 0 for grade in grades):
+        raise MalformedError(f"grades is {shown(grades)}; expected a list of whole numbers from 0.")
+    return tuple(grades)
+
+
 def _passage_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
     passages = record.get(field)
     if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
@@ -204,9 +220,8 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
     """Write groups as `read_groups` reads them."""
     with atomic_write(path) as file:
         for group in groups:
-            record = group._asdict()
-            if not group.scores:
-                del record["scores"]
+            optional = ("scores", "grades")
+            record = {name: value for name, value in group._asdict().items() if value or name not in optional}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -216,4 +231,11 @@ def groups_from_qrels(qrels: Qrels, min_relevance: int = 1) -> list[Group]:
         query_id: tuple(doc_id for doc_id, relevance in judgements.items() if relevance >= min_relevance)
         for query_id, judgements in qrels.items()
     }
-    return [Group(query_id, doc_ids) for query_id, doc_ids in positives.items() if doc_ids]
+    return [graded(Group(query_id, doc_ids), qrels[query_id]) for query_id, doc_ids in positives.items() if doc_ids]
+
+
+def graded(group: Group, judgements: Mapping[str, int]) -> Group:
+    """The group with the grades of its documents; as it is where they say no more than which are its positives."""
+    grades = tuple(max(0, judgements.get(doc_id, 0)) for doc_id in group.positives + group.negatives)
+    binary = (1,) * len(group.positives) + (0,) * len(group.negatives)
+    return group if grades == binary else group._replace(grades=grades)

@@ -24,6 +24,7 @@ SETTINGS = (
     "learning_rate",
     "warmup_steps",
     "temperature",
+    "loss",
     "distill",
     "teacher_temperature",
     "precision",
@@ -93,6 +94,7 @@ def _training(manifest: Mapping[str, Any]) -> str:
     config, results = manifest["config"], manifest.get("results", {})
     off = () if config.get("distill") else ("distill", "teacher_temperature")
     rows = {name: config[name] for name in SETTINGS if config.get(name) is not None and name not in off}
+    rows |= {"loss": " ".join(rows["loss"])} if "loss" in rows else {}
     rows |= {name: results[name] for name in ("num_groups", "step", "processes", "seconds") if name in results}
     data = f"the split `{config['split']}` of {_shown(config['collection'])}"
     data += f" with the groups {_shown(config['groups'])}" if config.get("groups") else ""

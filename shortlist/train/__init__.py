@@ -12,20 +12,18 @@ from shortlist.config import at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
 from shortlist.data.manifest import Job, start_job
-from shortlist.math.losses import LOSSES
 from shortlist.math.sampling import shortfall
 from shortlist.models.checkpoint import Trainable, model_identity, save_model
-from shortlist.models.language import LanguageModel
-from shortlist.models.retriever import Retriever
 from shortlist.models.shipped import shipped_name
 from shortlist.progress import say
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, num_steps
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, join, on_any, own_device
-from shortlist.train.heldout import Evaluation, draw_heldout, reranker_evaluation, retriever_evaluation
+from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
 from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit, new_optimizer
+from shortlist.train.objectives import make_example
 from shortlist.train.resume import (
     State,
     drop_checkpoints,
@@ -34,20 +32,8 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import Config, check
-from shortlist.train.steps import (
-    Example,
-    Teaching,
-    compute_outputs,
-    language_example,
-    reranker_example,
-    retriever_example,
-)
-
-TEMPERATURES = {"retriever": 0.01, "reranker": 1.0}
-
-CANDIDATES = 20
-"""Of BM25's, for each held-out query of a reranker."""
+from shortlist.train.settings import Config, check, losses
+from shortlist.train.steps import Example, compute_outputs
 
 
 def run(config: Config) -> None:
@@ -74,7 +60,8 @@ def run(config: Config) -> None:
             draw_loss(config.out)
             counts = {"num_groups": len(source.groups), "short_groups": shortfall(source.groups, config.negatives or 0)}
             seconds = round(time.perf_counter() - start, 1)
-            job.finish(**counts, processes=world.size, seconds=seconds, **_results(config.out))
+            decided = {term.name: {"weight": term.weight, **term.parameters} for term in losses(config)}
+            job.finish(**counts, processes=world.size, seconds=seconds, losses=decided, **_results(config.out))
             if config.keep == 1:
                 drop_checkpoints(config.out)
 
@@ -137,7 +124,6 @@ def _claim(config: Config, collection: Collection, source: GroupSource) -> Job:
             "collection": collection.identity("corpus", "queries"),
             "groups": source.identity,
         },
-        as_if=config if config.distill else at_defaults(config, ("teacher_temperature",)),
         folder=True,
     )
 
@@ -146,6 +132,7 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
     """Print what training would take; the model needs no weights."""
     device = own_device(world)
     expected = forecast(
+        config.kind,
         model,
         source.groups,
         source.queries,
@@ -173,10 +160,8 @@ def _num_steps(config: Config, source: GroupSource) -> int:
 def _examples(
     config: Config, collection: Collection, source: GroupSource, model: Trainable, steps: range
 ) -> Iterator[Example]:
-    """The examples of these steps."""
-    teaching = Teaching(config.distill, config.teacher_temperature)
-    temperature = TEMPERATURES.get(config.kind, 1.0) if config.temperature is None else config.temperature
-    options = {"loss": LOSSES["infonce"], "temperature": temperature, "teaching": teaching}
+    """Make the examples of these steps."""
+    terms = losses(config)
     for batch in batches(
         source.groups,
         source.queries,
@@ -187,22 +172,15 @@ def _examples(
         first_step=steps.start,
         steps=steps.stop,
     ):
-        if isinstance(model, Retriever):
-            yield retriever_example(model, batch, **options)
-        elif isinstance(model, LanguageModel):
-            yield language_example(model, batch)
-        else:
-            yield reranker_example(model, batch, **options)
+        yield make_example(config.kind, model.inputs, batch, terms)
 
 
 def _evaluation(config: Config, collection: Collection, model: Trainable) -> Evaluation | None:
-    if config.heldout_split is None or isinstance(model, LanguageModel):
+    if config.heldout_split is None:
         return None
     sizes = {"num_queries": config.heldout_queries, "num_docs": config.heldout_docs}
     heldout = draw_heldout(collection, config.heldout_split, **sizes, seed=config.seed)
-    if isinstance(model, Retriever):
-        return retriever_evaluation(model, heldout)
-    return reranker_evaluation(model, heldout, candidates=CANDIDATES)
+    return EVALUATIONS[config.kind](model, heldout)
 
 
 @contextmanager

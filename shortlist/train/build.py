@@ -8,7 +8,6 @@ from torch import nn
 
 from shortlist.data.collections import Collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
-from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapters import add_lora, parse_lora
 from shortlist.models.backbone import checkpoint_layers
@@ -23,26 +22,23 @@ from shortlist.progress import say
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups
 from shortlist.train.gather import World, shard
-from shortlist.train.settings import Config
+from shortlist.train.losses import check_needs
+from shortlist.train.settings import Config, losses
 
 
 def collect_groups(config: Config, collection: Collection) -> GroupSource:
-    """The groups with their queries; says how many are short of negatives."""
+    """The groups with their queries, checked against the losses; says how many are short of negatives."""
+    where = str(config.groups or f"{config.collection} {config.split}")
     if config.groups:
         source = open_groups(str(config.groups))
     else:
         qrels = collection.qrels(config.split)
         source = GroupSource(groups_from_qrels(qrels), {}, collection.identity(f"qrels/{config.split}"))
+    check_needs(losses(config), source.groups, where=where)
     if any(group.query_id not in source.queries for group in source.groups):
         queries = {query.query_id: query for query in collection.queries(config.split)}
         source = source._replace(queries=queries | source.queries)
-    check_groups(source.groups, source.queries, where=str(config.groups or f"{config.collection} {config.split}"))
-    untaught = sum(not group.scores for group in source.groups)
-    if config.distill and untaught:
-        raise UserError(
-            f"--distill: {untaught:,} of {len(source.groups):,} groups have no teacher's scores; mine them with "
-            "--teacher, or leave --distill out."
-        )
+    check_groups(source.groups, source.queries, where=where)
     if short := shortfall(source.groups, config.negatives or 0):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
     return source

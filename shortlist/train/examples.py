@@ -26,6 +26,8 @@ class Batch(NamedTuple):
     """Ids of all that is relevant to each query, those outside the batch too."""
     scores: Sequence[tuple[float, ...]] = ()
     """A teacher's score of each of the documents, if the groups have them."""
+    grades: Sequence[tuple[int, ...]] = ()
+    """How relevant each of the documents is, if the groups say; without, the first is and the others are not."""
 
 
 def draw_groups(
@@ -44,9 +46,15 @@ def draw_groups(
         positive = group.positives[rng.integers(len(group.positives))]
         count = len(group.negatives) if negatives is None else negatives
         chosen = epoch_negatives(group.negatives, count, epoch=epoch, seed=[seed, int(i)])
-        known = dict(zip(group.positives + group.negatives, group.scores, strict=True)) if group.scores else {}
-        scores = tuple(known[doc_id] for doc_id in (positive, *chosen) if known)
-        yield Group(group.query_id, (positive,), tuple(chosen), scores)
+        drawn = Group(group.query_id, (positive,), tuple(chosen))
+        if group.scores or group.grades:
+            place = {doc_id: place for place, doc_id in enumerate(group.positives + group.negatives)}
+            places = [place[doc_id] for doc_id in (positive, *chosen)]
+            drawn = drawn._replace(
+                scores=tuple(group.scores[place] for place in places if group.scores),
+                grades=tuple(group.grades[place] for place in places if group.grades),
+            )
+        yield drawn
 
 
 def num_steps(num_groups: int, batch_size: int, epochs: int) -> int:
@@ -82,6 +90,7 @@ def batches(
             documents=[[texts[doc_id] for doc_id in group.positives + group.negatives] for group in chosen],
             positives=[relevant[group.query_id] for group in chosen],
             scores=[group.scores for group in chosen],
+            grades=[group.grades for group in chosen],
         )
 
 

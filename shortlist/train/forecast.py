@@ -12,14 +12,13 @@ import torch
 from shortlist.data.collections import Collection
 from shortlist.math.sampling import shortfall
 from shortlist.models.checkpoint import Trainable
-from shortlist.models.language import LanguageModel
-from shortlist.models.reranker import Reranker
 from shortlist.models.run import pick_device
 from shortlist.records import Group, Query
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch, batches, num_steps
 from shortlist.train.memory import Memory, Pass, step_memory
-from shortlist.train.steps import deal, language_texts
+from shortlist.train.objectives import OBJECTIVES
+from shortlist.train.steps import deal
 
 MOST_BATCHES = 64
 MOST_TEXTS = 2000
@@ -86,6 +85,7 @@ class Forecast:
 
 
 def forecast(
+    kind: str,
     model: Trainable,
     groups: Sequence[Group],
     queries: Mapping[str, Query],
@@ -105,6 +105,7 @@ def forecast(
     """Foresee a run.
 
     Args:
+        kind: of its objective.
         model: with its adapter, and with its layers checkpointed if they will be; may lie on the device `meta`.
         sharded: divide the model among the processes.
         cached: the grad-cached step.
@@ -115,7 +116,7 @@ def forecast(
         UserError: a text that cannot be trained on, such as a query that leaves no room for its document.
     """
     options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
-    sample = [_measure(model, batch) for batch in _sample(groups, queries, collection, **options)]
+    sample = [_measure(kind, model, batch) for batch in _sample(groups, queries, collection, **options)]
     shares = [_passes(texts, token_budget, processes) for texts in sample]
     first = [each[0] for each in shares]  # the first process has the largest passes
     worst = max(first, key=lambda passes: _tokens(passes[:1] if cached else passes))
@@ -193,22 +194,13 @@ def _sample(
     return batches(chosen, queries, collection, first_step=0, steps=num_steps(len(chosen), batch_size, 1), **options)
 
 
-def _measure(model: Trainable, batch: Batch) -> _Texts:
+def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
     form = model.inputs.form.with_lengths(query=UNCUT, document=UNCUT)
     uncut, cut = (
-        {kind: list(map(len, ids)) for kind, ids in _token_ids(model, inputs, batch).items()}
+        {part: list(map(len, ids)) for part, ids in OBJECTIVES[kind].token_ids(inputs, batch).items()}
         for inputs in (Inputs(form, model.inputs.tokenizer), model.inputs)
     )
     return _Texts(len(batch.queries), uncut, cut)
-
-
-def _token_ids(model: Trainable, inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
-    pairs = [(query, d) for query, group in zip(batch.queries, batch.documents, strict=True) for d in group]
-    if isinstance(model, Reranker):
-        return {"pairs": inputs.pair_ids(pairs)}
-    if isinstance(model, LanguageModel):
-        return {"texts": language_texts(inputs, batch)}
-    return {"queries": inputs.query_ids(batch.queries), "documents": inputs.document_ids([d for _, d in pairs])}
 
 
 def _passes(texts: _Texts, token_budget: int, processes: int) -> list[list[Pass]]:

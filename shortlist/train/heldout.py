@@ -21,6 +21,9 @@ from shortlist.records import Document, Query
 
 CUTOFF = 10
 
+CANDIDATES = 20
+"""Of BM25's, for each held-out query of a reranker."""
+
 
 class Heldout(NamedTuple):
     """A small search task: queries, the documents to search, and what is relevant."""
@@ -86,7 +89,7 @@ def retriever_evaluation(model: Retriever, heldout: Heldout) -> Evaluation:
     return Evaluation(token_ids, mrr)
 
 
-def reranker_evaluation(model: Reranker, heldout: Heldout, *, candidates: int) -> Evaluation:
+def reranker_evaluation(model: Reranker, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
     """Every query with what is relevant to it and with what BM25 finds; the outputs are scores.
 
     Args:
@@ -111,3 +114,7 @@ def reranker_evaluation(model: Reranker, heldout: Heldout, *, candidates: int) -
 
     pairs = [(query, d) for query, documents in zip(heldout.queries, found, strict=True) for d in documents]
     return Evaluation(model.inputs.pair_ids(pairs), mrr)
+
+
+EVALUATIONS = {"retriever": retriever_evaluation, "reranker": reranker_evaluation}
+"""How a kind of model is measured; a language model is not."""

@@ -10,6 +10,10 @@ from shortlist.config import NotInJob, SpeedOnly
 from shortlist.errors import UserError
 from shortlist.models.adapters import parse_lora
 from shortlist.text.contract import named_contract
+from shortlist.train.losses import TEMPERATURE, Term, parse_losses
+
+TEMPERATURES = {"retriever": 0.01, "reranker": 1.0}
+"""What divides the scores, by the kind of model, where nobody says: unit vectors' are closer than a reranker's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +55,12 @@ class Config:
     """At its highest, after the warm-up; then it decays linearly to 0."""
     warmup_steps: int = 100
     """Steps over which the learning rate grows."""
+    loss: tuple[str, ...] = ("infonce",)
+    """What is minimised: NAME, or NAME=WEIGHT for each of several that are added up, and NAME.PARAMETER=VALUE. infonce
+    picks the positive; kl follows the teacher's scores in --groups (`mine --teacher`), whose differences between good
+    and bad are about kl.teacher_temperature (1)."""
     temperature: float | None = None
-    """Divides the scores in the loss (None: 0.01 for a retriever, 1 for a reranker)."""
-    distill: float = 0.0
-    """Share of the loss, 0 to 1, that follows the teacher's scores in --groups (`mine --teacher`) instead of the
-    judgements: how a query's softmax over its own group diverges from the teacher's."""
-    teacher_temperature: float = 1.0
-    """Divides the teacher's scores: about as much as they differ between good and bad."""
+    """Divides the scores in every loss that has a temperature (None: by 0.01 for a retriever, 1 for a reranker)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of matrix products; what trains and the loss are fp32 in both."""
     attention: SpeedOnly[str | None] = None
@@ -106,16 +109,17 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
-    for name in ("temperature", "teacher_temperature", "learning_rate"):
+    for name in ("temperature", "learning_rate"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
-    if not 0 <= config.distill <= 1:
-        raise UserError(f"--distill is {config.distill}; expected a share from 0 to 1.")
     if config.kind == "language-model":
-        for name in ("distill", "temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
+        for name in ("loss", "temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"--{name.replace('_', '-')}: says nothing about a language model; leave it out.")
+    terms = losses(config)
+    if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
+        raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
     if config.lora:
         parse_lora(config.lora)
     if config.contract:
@@ -124,3 +128,15 @@ def check(config: Config) -> None:
         raise UserError("--four-bit: weights in 4 bits cannot learn; add --lora paper.")
     if config.four_bit and config.sharded:
         raise UserError("--four-bit: 4-bit weights cannot be sharded; leave out one of the two.")
+
+
+def losses(config: Config) -> list[Term]:
+    """What is minimised, with everything that is left open decided; nothing for a language model, which ranks nothing.
+
+    Raises:
+        UserError: `--loss` does not fit.
+    """
+    if config.kind == "language-model":
+        return []
+    temperature = TEMPERATURES[config.kind] if config.temperature is None else config.temperature
+    return parse_losses(config.loss, temperature=temperature)

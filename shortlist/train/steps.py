@@ -12,17 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from shortlist.math.losses import Loss, countable, distillation
-from shortlist.models.language import LanguageModel
 from shortlist.models.outputs import Rows, join, select
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
 from shortlist.models.run import Model
 from shortlist.text.batching import pad, token_batches
-from shortlist.text.inputs import Inputs
-from shortlist.train.examples import Batch
 from shortlist.train.gather import ALONE, World, gather_rows, is_sharded, sum_gradients, within_memory
 
 
@@ -41,103 +34,6 @@ class Example(NamedTuple):
     token_ids: list[list[int]]
     query_ids: list[str]
     objective: Callable[[Rows], Outcome]
-
-
-class Teaching(NamedTuple):
-    """How much a teacher's scores of a group count."""
-
-    share: float = 0.0
-    """Of the loss, 0 to 1; the rest is that of picking the positive."""
-    temperature: float = 1.0
-    """Divides the teacher's scores."""
-
-
-NOBODY = Teaching()
-
-
-def retriever_example(
-    model: Retriever, batch: Batch, *, loss: Loss, temperature: float, teaching: Teaching = NOBODY
-) -> Example:
-    """Every query against every document of the batch (in-batch negatives), unlabelled positives left out; a teacher
-    is followed in the query's own group."""
-    documents = [document for group in batch.documents for document in group]
-    sizes = torch.tensor([len(group) for group in batch.documents])
-    own = torch.cumsum(sizes, 0) - sizes
-    keep = countable([d.doc_id for d in documents], own.tolist(), batch.positives)
-
-    def objective(vectors: Rows) -> Outcome:
-        queries, docs = vectors.values[: len(batch.queries)], vectors.values[len(batch.queries) :]
-        scores = queries @ docs.T
-        outcome = _outcome(scores, own, keep, loss, temperature)
-        groups = [row[at : at + size] for row, at, size in zip(scores, own.tolist(), sizes.tolist(), strict=True)]
-        return _follow(outcome, groups, batch.scores, teaching, temperature)
-
-    token_ids = model.inputs.query_ids(batch.queries) + model.inputs.document_ids(documents)
-    return Example(token_ids, [q.query_id for q in batch.queries], objective)
-
-
-def reranker_example(
-    model: Reranker, batch: Batch, *, loss: Loss, temperature: float, teaching: Teaching = NOBODY
-) -> Example:
-    """Every query against the documents of its own group only."""
-    pairs = [(q, d) for q, group in zip(batch.queries, batch.documents, strict=True) for d in group]
-    sizes = [len(group) for group in batch.documents]
-    own = torch.zeros(len(sizes), dtype=torch.long)
-    keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
-
-    def objective(scores: Rows) -> Outcome:
-        groups = list(scores.values.split(sizes))
-        rows = pad_sequence(groups, batch_first=True)  # short groups stay whole, never regrouped
-        return _follow(_outcome(rows, own, keep, loss, temperature), groups, batch.scores, teaching, temperature)
-
-    return Example(model.inputs.pair_ids(pairs), [q.query_id for q in batch.queries], objective)
-
-
-def language_example(model: LanguageModel, batch: Batch) -> Example:
-    """The mean loss of all tokens of the batch's texts but each one's first."""
-    token_ids = language_texts(model.inputs, batch)
-    num_tokens = sum(len(ids) - 1 for ids in token_ids)
-
-    def objective(sums: Rows) -> Outcome:
-        loss, likeliest = sums.values.sum(0) / num_tokens
-        return Outcome(loss, likeliest.item())
-
-    return Example(token_ids, [q.query_id for q in batch.queries], objective)
-
-
-def language_texts(inputs: Inputs, batch: Batch) -> list[list[int]]:
-    """Token ids of every query with its positive, as a reranker reads them and, after all of those, in the other order.
-
-    In one order the query's words foretell the document's, in the other the document's foretell the query.
-    """
-    pairs = [(query, group[0]) for query, group in zip(batch.queries, batch.documents, strict=True)]
-    return inputs.pair_ids(pairs) + inputs.pair_ids(pairs, turned=True)
-
-
-def _outcome(scores: Tensor, own: Tensor, keep: Tensor, loss: Loss, temperature: float) -> Outcome:
-    own, keep = own.to(scores.device), keep.to(scores.device)
-    best = scores.detach().masked_fill(~keep, -torch.inf).argmax(1)
-    value = loss(scores, own, temperature=temperature, keep=keep)
-    return Outcome(value, (best == own).float().mean().item())
-
-
-def _follow(
-    outcome: Outcome,
-    groups: Sequence[Tensor],
-    teacher: Sequence[Sequence[float]],
-    teaching: Teaching,
-    temperature: float,
-) -> Outcome:
-    """The outcome with a share of its loss replaced by how far the scores of each group are from a teacher's."""
-    if not teaching.share:
-        return outcome
-    rows, theirs, keep = (
-        pad_sequence(list(each), batch_first=True).to(outcome.loss.device)
-        for each in (groups, map(torch.tensor, teacher), (torch.ones(len(g), dtype=torch.bool) for g in groups))
-    )
-    options = {"temperature": temperature, "teacher_temperature": teaching.temperature, "keep": keep}
-    distance = distillation(rows, theirs, **options)
-    return outcome._replace(loss=(1 - teaching.share) * outcome.loss + teaching.share * distance)
 
 
 class Micro(NamedTuple):

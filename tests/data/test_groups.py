@@ -1,10 +1,20 @@
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from shortlist.data.files import atomic_write
-from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups, read_groups, read_passages, write_groups
+from shortlist.data.groups import (
+    GroupSource,
+    contents,
+    graded,
+    groups_from_qrels,
+    open_groups,
+    read_groups,
+    read_passages,
+    write_groups,
+)
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
 from shortlist.records import Document, Group, Query
@@ -16,6 +26,29 @@ def test_groups_survive_writing_and_reading(tmp_path):
     assert read_groups(tmp_path / "groups.jsonl") == groups
     first = (tmp_path / "groups.jsonl").read_text().split("\n")[0]
     assert json.loads(first) == {"query_id": "q", "positives": ["a", "é"], "negatives": ["b"]}
+
+
+def test_grades_survive_writing_and_reading(tmp_path):
+    groups = [
+        Group("q", ("a", "b"), ("c",), (), (3, 1, 0)),
+        Group("r", ("a",), ("c",), (1.0, 2.0), (2, 1)),
+        Group("s", ("a",)),
+    ]
+    write_groups(tmp_path / "groups.jsonl", groups)
+    assert read_groups(tmp_path / "groups.jsonl") == open_groups(str(tmp_path / "groups.jsonl")).groups == groups
+    first, second, third = map(json.loads, (tmp_path / "groups.jsonl").read_text().splitlines())
+    assert first["grades"] == [3, 1, 0]
+    assert "scores" not in first
+    assert second.keys() == {"query_id", "positives", "negatives", "scores", "grades"}
+    assert third.keys() == {"query_id", "positives", "negatives"}
+
+
+def test_scores_and_grades_are_told_apart_by_the_hash_and_their_absence_is_not_in_it():
+    plain, scored = Group("q", ("a",), ("b",)), Group("q", ("a",), ("b",), (2, 1))  # type: ignore[arg-type]
+    hashes = {contents([group], {}) for group in (plain, scored, Group("q", ("a",), ("b",), (), (2, 1)))}
+    assert len(hashes) == 3
+    expected = hashlib.sha256(repr(("q", ("a",), ("b",))).encode()).hexdigest()
+    assert contents([plain], {}) == f"sha256:{expected}"
 
 
 def test_a_teachers_scores_survive_writing_and_reading(tmp_path):
@@ -43,6 +76,20 @@ def test_a_teachers_scores_survive_writing_and_reading(tmp_path):
         ('{"query_id": "q", "positives": ["a"], "negatives": [], "scores": ["1"]}', "scores is .*list of numbers"),
         ('{"query_id": "q", "positives": ["a"], "negatives": [], "scores": [NaN]}', "list of numbers"),
         ('{"query_id": "q", "positives": ["a"], "negatives": [], "scores": 1.0}', "scores is 1.0; expected a list"),
+        ('{"query_id": "q", "positives": ["a"], "negatives": ["b"], "grades": [2]}', "1 grades for 1 positives and 1"),
+        (
+            '{"query_id": "q", "positives": ["a"], "negatives": [], "grades": [1.5]}',
+            "grades is .*list of whole numbers",
+        ),
+        (
+            '{"query_id": "q", "positives": ["a"], "negatives": ["b"], "grades": [1, -1]}',
+            "list of whole numbers from 0",
+        ),
+        (
+            '{"query_id": "q", "positives": ["a"], "negatives": ["b"], "grades": [1, 1]}',
+            "positive of grade 1; expected",
+        ),
+        ('{"query_id": "q", "positives": ["a"], "negatives": [], "grades": [0]}', "positive of grade 0; expected more"),
         ('{"query_id": "q"', "not JSON"),
     ],
 )
@@ -61,8 +108,14 @@ def test_a_file_without_groups_is_refused(tmp_path):
 
 def test_judgements_become_groups_of_what_is_relevant_enough():
     qrels = {"q": {"a": 2, "b": 1, "c": 0}, "r": {"a": 0}, "s": {"d": 1}}
-    assert groups_from_qrels(qrels) == [Group("q", ("a", "b")), Group("s", ("d",))]
-    assert groups_from_qrels(qrels, min_relevance=2) == [Group("q", ("a",))]
+    assert groups_from_qrels(qrels) == [Group("q", ("a", "b"), grades=(2, 1)), Group("s", ("d",))]
+    assert groups_from_qrels(qrels, min_relevance=2) == [Group("q", ("a",), grades=(2,))]
+
+
+def test_grades_are_kept_where_they_say_more_than_which_are_the_positives():
+    group = Group("q", ("a", "b"), ("c", "d"))
+    assert graded(group, {"a": 3, "b": 2, "c": 1, "d": -2}).grades == (3, 2, 1, 0)
+    assert graded(group, {"a": 1, "b": 1, "c": 0}) == group
 
 
 TEVATRON = {

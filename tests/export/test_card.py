@@ -37,20 +37,31 @@ def test_a_card_says_what_the_model_was_made_from(trained: Path):
     assert "fine-tuned from `llama`" in text
     assert "the split `train` of `collection`" in text
     assert "| learning rate | 0.001 |" in text
-    assert "distill" not in text
+    assert "| loss | infonce |" in text
     assert '| query | `<bos>` `"query: {query}"` `<eos>` | 32 |' in text
     assert "Vectors have length 1." in text
     assert "| run | nDCG@10 | RR@10 |\n|---|---|---|\n| ours | 0.5000 | 0.2500 |" in text
     assert str(trained.parent) not in text  # nothing about this machine
 
 
-def test_a_card_names_the_teacher_only_where_there_was_one(trained: Path, tmp_path: Path):
+def test_a_card_names_the_teacher_of_a_model_that_an_older_version_trained(trained: Path, tmp_path: Path):
     taught = shutil.copytree(trained, tmp_path / "taught")
     manifest = json.loads((taught / "manifest.json").read_text())
     manifest["config"] |= {"distill": 0.5, "teacher_temperature": 2.0}
+    del manifest["config"]["loss"]
     (taught / "manifest.json").write_text(json.dumps(manifest))
     text = card(str(taught), any_contract(str(taught)))
     assert "| distill | 0.5 |\n| teacher temperature | 2.0 |" in text
+    assert "| loss |" not in text
+
+
+def test_a_card_names_all_losses(trained: Path, tmp_path: Path):
+    taught = shutil.copytree(trained, tmp_path / "taught")
+    manifest = json.loads((taught / "manifest.json").read_text())
+    manifest["config"] |= {"loss": ["infonce=0.5", "kl=0.5"]}
+    (taught / "manifest.json").write_text(json.dumps(manifest))
+    text = card(str(taught), any_contract(str(taught)))
+    assert "| loss | infonce=0.5 kl=0.5 |" in text
 
 
 def test_the_licence_is_that_of_the_base(tiny, tmp_path: Path):

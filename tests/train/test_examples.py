@@ -65,6 +65,17 @@ def test_a_positive_of_one_group_is_known_in_the_querys_other_groups(tiny: Tiny)
         assert sum(positives == {"d0", "d1"} for positives in batch.positives) == 2
 
 
+def test_a_document_keeps_its_score_and_its_grade_wherever_it_is_drawn(tiny: Tiny):
+    negatives = tuple(f"d{j}" for j in range(2, 12))
+    scores, grades = tuple(float(j) for j in range(12)), (3, 2, *[1] * 5, *[0] * 5)
+    for batch in made(tiny, [Group("q0", ("d0", "d1"), negatives, scores, grades)], batch_size=1, steps=12):
+        places = [int(doc_id[1:]) for doc_id in ids(batch)[0]]
+        assert list(batch.scores) == [tuple(float(place) for place in places)]
+        assert list(batch.grades) == [tuple(grades[place] for place in places)]
+    for graded in made(tiny, [Group("q0", ("d0", "d1"), negatives, (), grades)], batch_size=1, steps=1):
+        assert (list(graded.scores), len(graded.grades[0])) == ([()], 4)
+
+
 def test_seed_and_epoch_alone_decide_the_draw():
     def draw(epoch: int, seed: int) -> list[Group]:
         return list(draw_groups(GROUPS, epoch=epoch, seed=seed, negatives=3))

@@ -9,6 +9,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import Trainable, language_model_to_train, load_reranker, load_retriever
+from shortlist.models.language import LanguageModel
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.records import Group
@@ -39,7 +40,8 @@ def reranker(tiny: Tiny) -> Reranker:
 
 
 def foreseen(model: Trainable, collection: Collection, groups: list[Group] = GROUPS, **options) -> Forecast:
-    return forecast(model, groups, QUERY_BY_ID, collection, **(OPTIONS | options))
+    kind = {Retriever: "retriever", Reranker: "reranker", LanguageModel: "language-model"}[type(model)]
+    return forecast(kind, model, groups, QUERY_BY_ID, collection, **(OPTIONS | options))
 
 
 def cut_to(model: Retriever | Reranker, **lengths: int) -> None:

@@ -7,7 +7,6 @@ import torch
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist.errors import UserError
-from shortlist.math.losses import infonce
 from shortlist.models.checkpoint import retriever_to_train
 from shortlist.models.retriever import Retriever
 from shortlist.train import loop
@@ -15,8 +14,10 @@ from shortlist.train.examples import Batch
 from shortlist.train.gather import OutOfMemory
 from shortlist.train.log import Record
 from shortlist.train.loop import fit, learning_rate_factor, new_optimizer
+from shortlist.train.losses import parse_losses
+from shortlist.train.objectives import make_example
 from shortlist.train.resume import State
-from shortlist.train.steps import Example, Outcome, retriever_example
+from shortlist.train.steps import Example, Outcome
 
 BATCH = Batch(QUERIES[:4], [[document] for document in DOCUMENTS[:4]], [frozenset({d.doc_id}) for d in DOCUMENTS[:4]])
 
@@ -28,7 +29,7 @@ def model(tiny: Tiny) -> Retriever:
 
 def same_batch(model: Retriever, count: int, temperature: float = 0.05) -> Iterator[Example]:
     for _ in range(count):
-        yield retriever_example(model, BATCH, loss=infonce, temperature=temperature)
+        yield make_example("retriever", model.inputs, BATCH, parse_losses(["infonce"], temperature=temperature))
 
 
 def train(

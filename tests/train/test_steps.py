@@ -7,27 +7,18 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 from toys import PerToken, Toy, Words, maxsim_example
 
-from shortlist.math.losses import infonce
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
 from shortlist.models.language import LanguageModel
-from shortlist.models.outputs import Rows, join, split
+from shortlist.models.outputs import join, split
 from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.text.batching import pad
 from shortlist.train.examples import Batch
-from shortlist.train.steps import (
-    NOBODY,
-    Example,
-    Outcome,
-    Teaching,
-    backward,
-    compute_outputs,
-    language_example,
-    reranker_example,
-    retriever_example,
-)
+from shortlist.train.losses import parse_losses
+from shortlist.train.objectives import make_example
+from shortlist.train.steps import Example, Outcome, backward, compute_outputs
 
 ONE_BUCKET = 100_000
 BUCKETS = 40
@@ -64,12 +55,12 @@ def model(request: pytest.FixtureRequest, tiny: Tiny) -> Retriever | Reranker:
     return new_reranker(tiny.bert)
 
 
-def example(model: Trainable, batch: Batch = RAGGED, temperature: float = 0.5, teaching: Teaching = NOBODY) -> Example:
-    if isinstance(model, LanguageModel):
-        return language_example(model, batch)
-    if isinstance(model, Retriever):
-        return retriever_example(model, batch, loss=infonce, temperature=temperature, teaching=teaching)
-    return reranker_example(model, batch, loss=infonce, temperature=temperature, teaching=teaching)
+KINDS = {Retriever: "retriever", Reranker: "reranker", LanguageModel: "language-model"}
+
+
+def example(model: Trainable, batch: Batch = RAGGED, temperature: float = 0.5, losses: str = "infonce") -> Example:
+    terms = parse_losses(losses.split(), temperature=temperature)
+    return make_example(KINDS[type(model)], model.inputs, batch, terms)
 
 
 def step(model: Trainable | Toy, item: Example, **options) -> tuple[Outcome, Tensor]:
@@ -262,54 +253,14 @@ def test_a_taught_models_loss_equals_a_loop_over_the_teachers_groups(tiny: Tiny,
         wanted, given = torch.tensor(teacher).div(2.0).softmax(0), scores.detach().div(0.5).softmax(0)
         distances.append((wanted * (wanted / given).log()).sum().item())
     assert max(distances) > 0.02
-    for share in (0.25, 1.0):
-        taught, gradients = step(
-            model, example(model, SCORED, teaching=Teaching(share, 2.0)), token_budget=BUCKETS, cached=cached
-        )
+    for share, losses in {0.25: "infonce=0.75 kl=0.25", 1.0: "kl"}.items():
+        item = example(model, SCORED, losses=f"{losses} kl.teacher_temperature=2")
+        taught, gradients = step(model, item, token_budget=BUCKETS, cached=cached)
         expected = (1 - share) * plain.loss.item() + share * sum(distances) / 3
         assert taught.loss.item() == pytest.approx(expected, rel=1e-5)
         assert taught.accuracy == plain.accuracy
         assert gradients.isfinite().all()
 
 
-def test_where_no_share_is_the_teachers_its_scores_change_nothing(reranker: Reranker):
+def test_where_no_loss_follows_the_teacher_its_scores_change_nothing(reranker: Reranker):
     assert_same(step(reranker, example(reranker, SCORED)), step(reranker, example(reranker)), relative=0)
-
-
-def outcome_of(batch: Batch, scores: list[list[float]], model: Retriever) -> Outcome:
-    """What a retriever's objective makes of these similarities: one-hot queries pick them out of the documents."""
-    vectors = torch.cat([torch.eye(len(scores)), torch.tensor(scores).T])
-    return retriever_example(model, batch, loss=infonce, temperature=1.0).objective(Rows(vectors))
-
-
-def test_another_positive_of_a_query_does_not_count_as_its_negative(retriever: Retriever):
-    batch = Batch(
-        QUERIES[:2], [[DOCUMENTS[0]], [DOCUMENTS[1], DOCUMENTS[2]]], [frozenset({"d0", "d2"}), frozenset({"d1"})]
-    )
-    outcome = outcome_of(batch, [[1.0, 0.0, 9.0], [0.0, 1.0, 2.0]], retriever)
-    first = math.log(1 + math.exp(-1))  # d0 against d1; d2 is an answer too
-    second = math.log(1 + math.exp(-1) + math.exp(1))
-    assert outcome.loss.item() == pytest.approx((first + second) / 2)
-    assert outcome.accuracy == 0.5
-
-
-def test_a_document_counts_once_however_often_the_batch_holds_it(retriever: Retriever):
-    shared = DOCUMENTS[5]
-    batch = Batch(QUERIES[:2], [[DOCUMENTS[0], shared], [DOCUMENTS[1], shared]], [frozenset({"d0"}), frozenset({"d1"})])
-    outcome = outcome_of(batch, [[2.0, 1.0, 0.0, 1.0], [0.0, 1.0, 2.0, 1.0]], retriever)
-    assert outcome.loss.item() == pytest.approx(math.log(1 + math.exp(-1) + math.exp(-2)))
-
-
-def test_a_positive_that_two_queries_share_stays_the_positive_of_both(retriever: Retriever):
-    batch = Batch(QUERIES[:2], [[DOCUMENTS[0]], [DOCUMENTS[0]]], [frozenset({"d0"})] * 2)
-    assert outcome_of(batch, [[1.0, 1.0], [1.0, 1.0]], retriever).loss.item() == pytest.approx(0.0, abs=1e-7)
-
-
-def test_the_gradient_draws_the_positive_near_and_pushes_the_negatives_away(retriever: Retriever):
-    batch = Batch(QUERIES[:1], [DOCUMENTS[:3]], [frozenset({"d0"})])
-    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.8, -0.6]], requires_grad=True)
-    retriever_example(retriever, batch, loss=infonce, temperature=1.0).objective(Rows(vectors)).loss.backward()
-    assert vectors.grad is not None
-    odds = torch.softmax(torch.tensor([0.6, 0.0, 0.8]), dim=0)
-    expected = torch.stack([odds - torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3)], dim=1)
-    torch.testing.assert_close(vectors.grad[1:], expected)

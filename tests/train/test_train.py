@@ -13,7 +13,8 @@ from shortlist.cli import main
 from shortlist.data.groups import write_groups
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
-from shortlist.math.losses import infonce
+from shortlist.math.losses import LOSSES, NEEDS
+from shortlist.math.ranking import Ranking
 from shortlist.models.checkpoint import load_reranker, load_retriever
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.records import Group
@@ -102,24 +103,25 @@ def taught(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("distill", "first"), [(0.0, 0), (1.0, 1)])
+@pytest.mark.parametrize(("loss", "first"), [("infonce", 0), ("kl", 1)])
 @pytest.mark.parametrize("kind", ["retriever", "reranker"])
-def test_with_a_share_of_1_a_model_learns_the_teachers_order_instead_of_the_judgements(
-    tiny: Tiny, tmp_path: Path, taught: Path, kind: str, distill: float, first: int
+def test_a_model_that_follows_a_teacher_learns_its_order_instead_of_the_judgements(
+    tiny: Tiny, tmp_path: Path, taught: Path, kind: str, loss: str, first: int
 ):
     change = {"temperature": 0.1} if kind == "retriever" else {}
-    change |= {"groups": str(taught), "batch_size": 8, "steps": 60, "distill": distill}
+    change |= {"groups": str(taught), "batch_size": 8, "steps": 60, "loss": (loss,)}
     train.run(settings(tiny, tmp_path / "m", kind=kind, **change))
     scores = retriever_scores(tmp_path / "m") if kind == "retriever" else reranker_scores(tmp_path / "m")
     own = torch.stack([scores[i, [(i + j) % 12 for j in range(4)]] for i in range(8)])
     assert (own.argmax(1) == first).sum() >= 7
 
 
-def test_a_taught_training_that_stopped_goes_on_to_the_same_bytes(
-    tiny: Tiny, tmp_path: Path, taught: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_with_any_loss_that_stopped_goes_on_to_the_same_bytes(
+    tiny: Tiny, tmp_path: Path, taught: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    change = {"groups": str(taught), "kind": "reranker", "distill": 0.5, "negatives": 2, "steps": 7}
-    change |= {"checkpoint_steps": 2, "teacher_temperature": 2.0}
+    change = {"groups": str(taught), "kind": "reranker", "loss": (name,), "negatives": 2, "steps": 7}
+    change |= {"checkpoint_steps": 2}
     train.run(settings(tiny, tmp_path / "whole", **change))
     stop_in_step(5, monkeypatch, lambda: train.run(settings(tiny, tmp_path / "broken", **change)))
     assert [path.name for path in checkpoints(tmp_path / "broken")] == ["step-000004"]
@@ -157,11 +159,52 @@ def stop_in_step(step: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], 
 
 
 def test_groups_without_a_teachers_scores_cannot_teach(tiny: Tiny, tmp_path: Path, groups: Path):
-    with pytest.raises(UserError, match="--distill: 8 of 8 groups have no teacher's scores; mine them with --teacher"):
-        train.run(settings(tiny, tmp_path / "m", groups=str(groups), distill=0.5))
-    with pytest.raises(UserError, match="--distill: 8 of 8 groups"):
-        train.run(settings(tiny, tmp_path / "m", distill=0.5))
+    losses = {"loss": ("infonce=0.5", "kl=0.5")}
+    with pytest.raises(UserError, match=r"--loss kl: 8 of 8 groups .* no teacher's scores; mine them with --teacher"):
+        train.run(settings(tiny, tmp_path / "m", groups=str(groups), **losses))
+    with pytest.raises(UserError, match=r"--loss kl: 8 of 8 groups of .*collection train have no teacher's"):
+        train.run(settings(tiny, tmp_path / "m", **losses))
     assert not (tmp_path / "m").exists()
+
+
+def margins(ranking: Ranking, *, margin: float = 0.5) -> torch.Tensor:
+    """A loss of somebody who uses the package: the positive lies a margin above all others."""
+    best = ranking.scores.masked_fill(ranking.relevance < 1, torch.inf).amin(1, keepdim=True)
+    short = (margin - best + ranking.scores).clamp(min=0) * (ranking.keep & (ranking.relevance < 1))
+    return short.sum(1).mean()
+
+
+def test_a_loss_from_outside_trains_and_resumes_by_its_name(
+    tiny: Tiny, tmp_path: Path, groups: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(LOSSES, "toy", margins)
+    command = ["train", "reranker", "--backbone", str(tiny.llama), "--collection", str(tiny.collection)]
+    command += ["--groups", str(groups), "--batch-size", "8", "--steps", "25", "--learning-rate", "0.01"]
+    out = tmp_path / "toy"
+    assert main([*command, "--warmup-steps", "2", "--out", str(out), "--loss", "toy=2", "toy.margin=1.5"]) == 0
+    curve = losses(out)
+    assert curve[0] == pytest.approx(2 * 4 * 1.5, rel=0.05)  # a new head scores all four negatives alike
+    assert curve[-1] < 0.3 * curve[0]
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert manifest["results"]["losses"] == {"toy": {"weight": 2.0, "margin": 1.5}}
+    assert manifest["made_from"]["loss"] == ["toy=2", "toy.margin=1.5"]
+    assert main([*command, "--out", str(tmp_path / "no"), "--loss", "toy", "toy.magin=1"]) == 1
+    assert "unknown parameter of toy 'magin': perhaps 'margin'?" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "no"), "--loss", "toy", "--temperature", "1"]) == 1
+    assert "--temperature: no loss of --loss has a temperature" in capsys.readouterr().err
+
+
+def test_a_loss_that_needs_grades_needs_some_that_say_more_than_yes_and_no(
+    tiny: Tiny, tmp_path: Path, groups: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(LOSSES, "toy", margins)
+    monkeypatch.setitem(NEEDS, "toy", ("grades",))
+    with pytest.raises(UserError, match=r"--loss toy: none of the 8 groups of .* has grades"):
+        train.run(settings(tiny, tmp_path / "m", groups=str(groups), loss=("toy",)))
+    assert not (tmp_path / "m").exists()
+    write_groups(groups, [Group(f"q{i}", (f"d{i}",), ("d11",), (), (2, 0)) for i in range(8)])
+    train.run(settings(tiny, tmp_path / "m", groups=str(groups), loss=("toy",)))
 
 
 def test_without_groups_the_judged_pairs_are_trained_on(tiny: Tiny, tmp_path: Path):
@@ -169,7 +212,8 @@ def test_without_groups_the_judged_pairs_are_trained_on(tiny: Tiny, tmp_path: Pa
     manifest = read_manifest(tmp_path / "m")
     assert manifest is not None
     assert manifest["complete"]
-    assert not {"distill", "teacher_temperature"} & manifest["made_from"].keys()  # unused, they decide nothing
+    assert "loss" not in manifest["made_from"]  # the default: the job that it always was
+    assert manifest["results"]["losses"] == {"infonce": {"weight": 1.0, "temperature": 0.01}}
     assert manifest["results"]["num_groups"] == 8
     assert manifest["results"]["step"] == 2
 
@@ -186,7 +230,7 @@ def test_the_temperature_divides_the_scores(
 ):
     train.run(settings(tiny, tmp_path / "m", batch_size=8, steps=1, grad_cache=grad_cache, **change))
     scores = retriever_scores(tiny.retriever)[:, :8]
-    expected = infonce(scores, torch.arange(8), temperature=temperature).item()
+    expected = torch.nn.functional.cross_entropy(scores / temperature, torch.arange(8)).item()
     assert losses(tmp_path / "m")[0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -200,13 +244,13 @@ def test_the_number_of_negatives_is_per_query_and_step(
     tiny: Tiny, tmp_path: Path, groups: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[Batch] = []
-    example = train.retriever_example
+    example = train.make_example
 
-    def watched(model, batch, **options):
+    def watched(kind, inputs, batch, terms):
         seen.append(batch)
-        return example(model, batch, **options)
+        return example(kind, inputs, batch, terms)
 
-    monkeypatch.setattr(train, "retriever_example", watched)
+    monkeypatch.setattr(train, "make_example", watched)
     train.run(settings(tiny, tmp_path / "m", groups=str(groups), negatives=2))
     assert [[len(group) for group in batch.documents] for batch in seen] == [[3] * 4] * 2
 
@@ -327,9 +371,9 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"kind": "language-model", "temperature": 1.0}, "--temperature: says nothing"),
         ({"kind": "language-model", "negatives": 0}, "--negatives: says nothing"),
         ({"kind": "language-model", "query_length": 8}, "--query-length: says nothing"),
-        ({"kind": "language-model", "distill": 0.5}, "--distill: says nothing"),
-        ({"distill": 1.5}, "--distill is 1.5; expected a share from 0 to 1"),
-        ({"teacher_temperature": 0.0}, "--teacher-temperature is 0.0; expected more than 0"),
+        ({"kind": "language-model", "loss": ("kl",)}, "--loss: says nothing"),
+        ({"loss": ("infonc",)}, "--loss infonc: unknown loss 'infonc': perhaps 'infonce'"),
+        ({"loss": ("infonce=half",)}, "--loss infonce=half: the weight is 'half'; expected a number above 0"),
         ({"kind": "language-model", "bidirectional": True}, "--bidirectional: says nothing"),
         ({"attention": "flahs_attention_2"}, "perhaps 'flash_attention_2'"),
         ({"contract": "replama"}, "perhaps 'repllama'"),

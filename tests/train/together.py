@@ -21,19 +21,21 @@ from toys import PerToken, Toy, Words, maxsim_example
 from shortlist import train
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels
-from shortlist.math.losses import infonce
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
 from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import World, join, shard, whole
-from shortlist.train.steps import backward, language_example, reranker_example, retriever_example
+from shortlist.train.losses import parse_losses
+from shortlist.train.objectives import make_example
+from shortlist.train.steps import Example, backward
 
 BATCH = Batch(
     queries=QUERIES[:3],
     documents=[[DOCUMENTS[i] for i in group] for group in ([0, 3, 4, 9, 5], [1, 5], [2, 7, 10, 0])],
     positives=[frozenset({"d0"}), frozenset({"d1", "d3"}), frozenset({"d2"})],
+    scores=[(3.0, 1.0, 0.0, 2.0, 0.5), (0.0, 2.0), (1.0, 0.0, 1.5, 2.0)],
 )
 """Groups of three sizes, an odd number of inputs, a document twice, a positive that is not this query's only one."""
 
@@ -51,6 +53,7 @@ class Case(NamedTuple):
     token_budget: int = 40
     sharded: bool = False
     checkpointing: bool = False
+    losses: str = "infonce"
 
     @property
     def name(self) -> str:
@@ -66,6 +69,7 @@ CASES = [
     for sharded in (False, True)
 ]
 CASES += [Case(kind, "bert", cached=cached) for kind in ("retriever", "reranker") for cached in (False, True)]
+CASES += [Case(kind, losses="infonce=0.5 kl=0.5") for kind in ("retriever", "reranker")]
 CASES += [Case("language-model", cached=sharded, sharded=sharded) for sharded in (False, True)]
 CASES += [Case("per-token", cached=cached, token_budget=budget) for cached in (False, True) for budget in (40, 100_000)]
 CASES += [Case("per-token", cached=cached, sharded=True) for cached in (False, True)] + [Case("words", cached=True)]
@@ -78,19 +82,22 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     model: Trainable | Toy
     if case.kind == "retriever":
         model = retriever_to_train(name, None)
-        example = retriever_example(model, BATCH, loss=infonce, temperature=0.05)
     elif case.kind in TOYS:
         retriever = retriever_to_train(name, None)
         model = TOYS[case.kind](retriever.backbone, retriever.inputs)
         documents = [group[0] for group in BATCH.documents] + BATCH.documents[0][1:]
         token_ids = model.inputs.query_ids(BATCH.queries) + model.inputs.document_ids(documents)
-        example = maxsim_example(token_ids, len(BATCH.queries))
+        return outcome_of(case, model, maxsim_example(token_ids, len(BATCH.queries)), world)
     elif case.kind == "language-model":
         model = language_model_to_train(name)
-        example = language_example(model, BATCH)
     else:
         model = reranker_to_train(name, None, seed=0)
-        example = reranker_example(model, BATCH, loss=infonce, temperature=0.05)
+    terms = parse_losses(case.losses.split(), temperature=0.05)
+    return outcome_of(case, model, make_example(case.kind, model.inputs, BATCH, terms), world)
+
+
+def outcome_of(case: Case, model: Trainable | Toy, example: Example, world: World) -> dict[str, torch.Tensor]:
+    """Loss, accuracy and all gradients of an example."""
     if case.lora:
         _add_lora(model)
     if case.checkpointing:

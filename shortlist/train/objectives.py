@@ -1,0 +1,181 @@
+"""What each kind of model learns from a batch: how it becomes inputs, and how outputs become a ranking and a loss."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from shortlist.math.ranking import Ranking
+from shortlist.models.outputs import Rows
+from shortlist.text.inputs import Inputs
+from shortlist.train.examples import Batch
+from shortlist.train.losses import Term, total_loss
+from shortlist.train.steps import Example, Outcome
+
+Learn = Callable[[Rows], Outcome]
+"""What the outputs of a batch's inputs are worth."""
+
+
+class Objective(NamedTuple):
+    """How a kind of model learns."""
+
+    token_ids: Callable[[Inputs, Batch], dict[str, list[list[int]]]]
+    """Makes the model's inputs, by what they are, in the order of its outputs."""
+    learn: Callable[[Batch, Sequence[list[int]], Sequence[Term]], Learn]
+    """Prepares, while the step before still runs, what becomes of the outputs of a batch with these inputs."""
+
+
+def make_example(kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term]) -> Example:
+    """Make a batch ready for a step of a kind of model.
+
+    Args:
+        terms: the losses to add up; a language model has none.
+    """
+    objective = OBJECTIVES[kind]
+    token_ids = [ids for part in objective.token_ids(inputs, batch).values() for ids in part]
+    learn = objective.learn(batch, token_ids, terms)
+    return Example(token_ids, [query.query_id for query in batch.queries], learn)
+
+
+def text_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
+    """Read every query alone, then every document alone."""
+    documents = [document for group in batch.documents for document in group]
+    return {"queries": inputs.query_ids(batch.queries), "documents": inputs.document_ids(documents)}
+
+
+def pair_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
+    """Read every query with each document of its own group."""
+    pairs = [(q, d) for q, group in zip(batch.queries, batch.documents, strict=True) for d in group]
+    return {"pairs": inputs.pair_ids(pairs)}
+
+
+def both_orders_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
+    """Read every query with its positive, as a reranker does and, after all of those, in the other order.
+
+    In one order the query's words foretell the document's, in the other the document's foretell the query.
+    """
+    pairs = [(query, group[0]) for query, group in zip(batch.queries, batch.documents, strict=True)]
+    return {"texts": inputs.pair_ids(pairs) + inputs.pair_ids(pairs, turned=True)}
+
+
+def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
+    """Rank all documents of the batch for every query by the products of vectors; other positives do not count."""
+    columns: dict[str, list[int]] = {}
+    doc_ids = [document.doc_id for group in batch.documents for document in group]
+    for column, doc_id in enumerate(doc_ids):
+        columns.setdefault(doc_id, []).append(column)
+    sizes = torch.tensor([len(group) for group in batch.documents])
+    own = torch.cumsum(sizes, 0) - sizes
+    keep = countable(doc_ids, own.tolist(), batch.positives)
+    known = _known(batch, [[columns[document.doc_id] for document in group] for group in batch.documents], keep)
+
+    def learn(vectors: Rows) -> Outcome:
+        queries, documents = vectors.values[: len(batch.queries)], vectors.values[len(batch.queries) :]
+        return _outcome(known.beside(queries @ documents.T), terms)
+
+    return learn
+
+
+def rank_groups(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
+    """Rank each query's own group by one score for each pair; short groups stay whole, never regrouped."""
+    sizes = [len(group) for group in batch.documents]
+    keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
+    known = _known(batch, [[[place] for place in range(size)] for size in sizes], keep)
+
+    def learn(scores: Rows) -> Outcome:
+        return _outcome(known.beside(pad_sequence(list(scores.values.split(sizes)), batch_first=True)), terms)
+
+    return learn
+
+
+def foretell_tokens(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
+    """Foretell every token but each text's first: the mean loss of all tokens of the batch."""
+    num_tokens = sum(len(ids) - 1 for ids in token_ids)
+
+    def learn(sums: Rows) -> Outcome:
+        loss, likeliest = sums.values.sum(0) / num_tokens
+        return Outcome(loss, likeliest.item())
+
+    return learn
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "retriever": Objective(text_ids, rank_batch),
+    "reranker": Objective(pair_ids, rank_groups),
+    "language-model": Objective(both_orders_ids, foretell_tokens),
+}
+
+
+def countable(
+    doc_ids: Sequence[str], own: Sequence[int], positives: Sequence[Collection[str]]
+) -> Bool[Tensor, "queries docs"]:
+    """Find which documents of a batch may count for which query.
+
+    Not another positive of the query (pushing it away would unlearn it), and each document id once, however often the
+    batch holds it.
+
+    Args:
+        doc_ids: id of every document of the batch.
+        own: column of each query's own positive.
+        positives: ids of all that is relevant to each query.
+    """
+    columns: dict[str, list[int]] = {}
+    for column, doc_id in enumerate(doc_ids):
+        columns.setdefault(doc_id, []).append(column)
+    keep = torch.ones(len(own), len(doc_ids), dtype=torch.bool)
+    for again in columns.values():
+        keep[:, again[1:]] = False
+    for row, (column, relevant) in enumerate(zip(own, positives, strict=True)):
+        for doc_id in {*relevant, doc_ids[column]}:
+            keep[row, columns.get(doc_id, [])] = False
+        keep[row, column] = True
+    return keep
+
+
+class _Known(NamedTuple):
+    """A ranking before its scores."""
+
+    relevance: Float[Tensor, "queries docs"]
+    teacher: Float[Tensor, "queries docs"] | None
+    keep: Bool[Tensor, "queries docs"]
+
+    def beside(self, scores: Float[Tensor, "queries docs"]) -> Ranking:
+        """The ranking of these scores, on their device."""
+        teacher = None if self.teacher is None else self.teacher.to(scores.device)
+        return Ranking(scores, self.relevance.to(scores.device), teacher, self.keep.to(scores.device))
+
+
+def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[Tensor, "queries docs"]) -> _Known:
+    """Put grades and the teacher's scores of each group where its documents stand.
+
+    Args:
+        columns: of each document of each group, every one of them, as `keep` says which counts.
+    """
+    places = [
+        (row, column, place) for row, group in enumerate(columns) for place, all in enumerate(group) for column in all
+    ]
+    at = torch.tensor([row for row, _, _ in places]), torch.tensor([column for _, column, _ in places])
+
+    def laid_out(values: Sequence[Sequence[float]], elsewhere: float) -> Float[Tensor, "queries docs"]:
+        laid = torch.full(keep.shape, elsewhere)
+        laid[at] = torch.tensor([float(values[row][place]) for row, _, place in places])
+        return laid
+
+    binary = [(1, *[0] * (len(group) - 1)) for group in batch.documents]
+    grades = [given or plain for given, plain in zip(batch.grades or binary, binary, strict=True)]
+    untaught = [(torch.nan,) * len(group) for group in batch.documents]
+    scores = [given or none for given, none in zip(batch.scores or untaught, untaught, strict=True)]
+    teacher = laid_out(scores, torch.nan) if any(batch.scores) else None
+    return _Known(laid_out(grades, 0.0), teacher, keep)
+
+
+def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
+    """Add up the losses; the documents that count and score highest are right if they are graded highest."""
+    found, wanted = (
+        values.detach().masked_fill(~ranking.keep, -torch.inf).argmax(1)
+        for values in (ranking.scores, ranking.relevance)
+    )
+    return Outcome(total_loss(terms, ranking), (found == wanted).float().mean().item())

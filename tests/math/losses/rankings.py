@@ -1,0 +1,26 @@
+"""Rankings to try losses on."""
+
+import torch
+from torch import Tensor
+
+from shortlist.math.ranking import Ranking
+
+
+def random_scores(queries: int = 4, docs: int = 12, seed: int = 0) -> Tensor:
+    return torch.randn(queries, docs, generator=torch.Generator().manual_seed(seed))
+
+
+POSITIVES = torch.tensor([0, 3, 6, 9])
+TEACHER = random_scores(seed=2)
+
+
+def ranking(scores: Tensor, positives: Tensor = POSITIVES, teacher: Tensor | None = TEACHER) -> Ranking:
+    """One positive in each row, every document counted."""
+    relevance = torch.zeros(scores.shape)
+    relevance[torch.arange(len(scores)), positives] = 1
+    return Ranking(scores, relevance, teacher, torch.ones(scores.shape, dtype=torch.bool))
+
+
+def columns(whole: Ranking, chosen: Tensor) -> Ranking:
+    """The ranking of some columns, in this order."""
+    return Ranking(*(None if part is None else part[:, chosen] for part in whole))  # type: ignore[arg-type]
