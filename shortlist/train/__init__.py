@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shortlist.config import at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
 from shortlist.data.manifest import Job, start_job
