@@ -8,13 +8,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from foreign import small_dataset, small_task
+from jaxtyping import Float
 from tiny import DOCUMENTS, QUERIES
 
 from shortlist.commands import COMMANDS
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
+from shortlist.math.ranking import Ranking
 from shortlist.recipe import plan
 from shortlist.text.contract import InputContract, presets
 
@@ -124,6 +127,16 @@ def test_the_stage_that_the_documents_show_works(tmp_path):
     module["run"](config)
     assert (tmp_path / "words.txt").read_text() == "3\n"
     assert open_collection(str(tmp_path)).splits() == ["all"]
+
+
+def test_the_loss_that_the_documents_show_works():
+    body = next(body for body in blocks(ROOT / "docs/extending.md", "python") if "def hinge" in body)
+    module: dict = {"torch": torch, "Ranking": Ranking, "Float": Float, "Tensor": torch.Tensor, "infonce": 0, "kl": 0}
+    exec(body, module)
+    scores, nan = torch.tensor([[1.0, 0.95, 0.5, 1.2], [3.0, 0.0, torch.nan, 2.95]]), torch.nan
+    keep = torch.tensor([[True] * 4, [True, True, False, True]])
+    ranking = Ranking(scores, torch.tensor([[1.0, 0, 0, 0], [0, 0, nan, 1.0]]), None, keep)
+    assert module["LOSSES"]["hinge"](ranking).item() == pytest.approx((0.05 + 0.3 + 0.15) / 2, abs=1e-6)
 
 
 def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeypatch):

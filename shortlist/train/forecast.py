@@ -197,7 +197,7 @@ def _sample(
 def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
     form = model.inputs.form.with_lengths(query=UNCUT, document=UNCUT)
     uncut, cut = (
-        {kind: list(map(len, ids)) for kind, ids in OBJECTIVES[kind].token_ids(inputs, batch).items()}
+        {part: list(map(len, ids)) for part, ids in OBJECTIVES[kind].token_ids(inputs, batch).items()}
         for inputs in (Inputs(form, model.inputs.tokenizer), model.inputs)
     )
     return _Texts(len(batch.queries), uncut, cut)

@@ -152,10 +152,13 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
     """Put grades and the teacher's scores of each group where its documents stand.
 
     Args:
-        columns: of each document of each group, every one of them, as `keep` says which counts.
+        columns: every column of each document of each group; `keep` says which of them counts.
     """
     places = [
-        (row, column, place) for row, group in enumerate(columns) for place, all in enumerate(group) for column in all
+        (row, column, place)
+        for row, group in enumerate(columns)
+        for place, repeated in enumerate(group)
+        for column in repeated
     ]
     at = torch.tensor([row for row, _, _ in places]), torch.tensor([column for _, column, _ in places])
 
@@ -173,7 +176,7 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
 
 
 def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
-    """Add up the losses; the documents that count and score highest are right if they are graded highest."""
+    """Add up the losses, and count the queries whose highest score is that of the highest grade."""
     found, wanted = (
         values.detach().masked_fill(~ranking.keep, -torch.inf).argmax(1)
         for values in (ranking.scores, ranking.relevance)

@@ -114,6 +114,7 @@ def backward(
 
     rows, sizes = within_memory(outputs, together)
     leaf = rows.values.detach().requires_grad_()
+    torch.manual_seed(seed)  # each process computes the whole loss: what a loss draws has to be the same in all
     outcome = example.objective(_in_order(Rows(leaf, rows.counts), shares, world))
     outcome.loss.backward()
     gradients = leaf.grad

@@ -97,8 +97,9 @@ def test_a_teacher_is_followed_among_the_documents_of_the_querys_own_group(input
 def outcome_of(batch: Batch, scores: list[list[float]], inputs: Inputs, losses: str = "infonce") -> Outcome:
     """What a retriever's objective makes of these similarities: one-hot queries pick them out of the documents."""
     vectors = torch.cat([torch.eye(len(scores)), torch.tensor(scores).T])
-    example = make_example("retriever", inputs, batch, parse_losses(losses.split(), temperature=1.0))
-    return example.objective(Rows(vectors))
+    return make_example("retriever", inputs, batch, parse_losses(losses.split(), temperature=1.0)).objective(
+        Rows(vectors)
+    )
 
 
 def test_another_positive_of_a_query_does_not_count_as_its_negative(inputs: Inputs):

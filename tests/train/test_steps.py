@@ -7,6 +7,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 from toys import PerToken, Toy, Words, maxsim_example
 
+from shortlist.math.losses import LOSSES
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
@@ -260,6 +261,16 @@ def test_a_taught_models_loss_equals_a_loop_over_the_teachers_groups(tiny: Tiny,
         assert taught.loss.item() == pytest.approx(expected, rel=1e-5)
         assert taught.accuracy == plain.accuracy
         assert gradients.isfinite().all()
+
+
+def test_what_a_loss_draws_does_not_depend_on_how_the_batch_was_dealt_out(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(LOSSES, "drawn", lambda ranking: (ranking.scores * torch.rand(ranking.scores.shape)).sum())
+    whole = step(reranker, example(reranker, losses="drawn"))
+    assert_same(step(reranker, example(reranker, losses="drawn"), token_budget=BUCKETS), whole)
+    assert_same(step(reranker, example(reranker, losses="drawn"), token_budget=BUCKETS, cached=True), whole)
+    assert step(reranker, example(reranker, losses="drawn"), seed=4)[0].loss != whole[0].loss
 
 
 def test_where_no_loss_follows_the_teacher_its_scores_change_nothing(reranker: Reranker):

@@ -29,7 +29,7 @@ from shortlist.train.examples import Batch
 from shortlist.train.gather import World, join, shard, whole
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import make_example
-from shortlist.train.steps import backward
+from shortlist.train.steps import Example, backward
 
 BATCH = Batch(
     queries=QUERIES[:3],
@@ -82,19 +82,22 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     model: Trainable | Toy
     if case.kind == "retriever":
         model = retriever_to_train(name, None)
-    elif case.kind == "language-model":
-        model = language_model_to_train(name)
     elif case.kind in TOYS:
         retriever = retriever_to_train(name, None)
         model = TOYS[case.kind](retriever.backbone, retriever.inputs)
-    else:
-        model = reranker_to_train(name, None, seed=0)
-    if case.kind in TOYS:
         documents = [group[0] for group in BATCH.documents] + BATCH.documents[0][1:]
         token_ids = model.inputs.query_ids(BATCH.queries) + model.inputs.document_ids(documents)
-        example = maxsim_example(token_ids, len(BATCH.queries))
+        return outcome_of(case, model, maxsim_example(token_ids, len(BATCH.queries)), world)
+    elif case.kind == "language-model":
+        model = language_model_to_train(name)
     else:
-        example = make_example(case.kind, model.inputs, BATCH, parse_losses(case.losses.split(), temperature=0.05))
+        model = reranker_to_train(name, None, seed=0)
+    terms = parse_losses(case.losses.split(), temperature=0.05)
+    return outcome_of(case, model, make_example(case.kind, model.inputs, BATCH, terms), world)
+
+
+def outcome_of(case: Case, model: Trainable | Toy, example: Example, world: World) -> dict[str, torch.Tensor]:
+    """Loss, accuracy and all gradients of an example."""
     if case.lora:
         _add_lora(model)
     if case.checkpointing:
