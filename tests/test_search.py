@@ -21,9 +21,9 @@ from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
 from shortlist.models.checkpoint import load_retriever, save_model
-from shortlist.models.reranker import Reranker
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Hit, Query, Run
+from shortlist.rerankers.pointwise import Reranker
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import named_segments
 
