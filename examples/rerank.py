@@ -6,13 +6,11 @@ from pathlib import Path
 
 from tiny_collection import tiny_collection
 
-from shortlist import init, mine, train
+from shortlist import Reranker, init, mine, train
 from shortlist.data.collections import open_collection
 from shortlist.data.runs import write_run
 from shortlist.index.bm25 import BM25Index
-from shortlist.models.checkpoint import load_reranker
-from shortlist.models.run import for_inference
-from shortlist.rerank import rerank
+from shortlist.math.fusion import reorder
 
 name = sys.argv[1] if len(sys.argv) > 1 else tiny_collection()
 work = Path(tempfile.mkdtemp(prefix="shortlist-example-"))
@@ -27,10 +25,9 @@ backbone, groups = str(work / "backbone"), work / "groups.jsonl"
 train.run(
     train.Config(kind="reranker", backbone=backbone, collection=name, groups=groups, out=work / "reranker", **options)
 )
-reranker = load_reranker(str(work / "reranker"))
-for_inference(reranker)
-queries = {query.query_id: query for query in collection.queries("test")}
-run = bm25.search(list(queries.values()), k=20)
-documents = collection.documents({hit.doc_id for hits in run.values() for hit in hits})
-for query_id, hits in rerank(reranker, run, queries, documents, depth=20).items():
-    print(queries[query_id].text, *(hit.doc_id for hit in hits[:3]), sep="  ")
+reranker = Reranker.load(str(work / "reranker"))
+for query in collection.queries("test"):
+    hits = bm25.search([query], k=20)[query.query_id]
+    documents = collection.documents(hit.doc_id for hit in hits)
+    scores = reranker.score(query, [documents[hit.doc_id] for hit in hits])
+    print(query.text, *(hit.doc_id for hit in reorder(hits, scores.tolist())[:3]), sep="  ")

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
     from shortlist.math.fusion import rrf
-    from shortlist.models.reranker import CrossEncoder, Reranker
+    from shortlist.models.reranker import CrossEncoder
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result
     from shortlist.records import Document, Group, Hit, Query
+    from shortlist.rerankers.pointwise import Reranker
     from shortlist.text.contract import InputContract
 
 HOMES = {
@@ -30,14 +31,15 @@ HOMES = {
     "data.runs": "read_run write_run",
     "data.vectors": "VectorReader VectorWriter",
     "errors": "UserError",
+    "evaluation.measure": "per_query",
     "index.bm25": "BM25Index",
     "index.flat": "FlatIndex",
     "math.fusion": "rrf",
-    "evaluation.measure": "per_query",
-    "models.reranker": "CrossEncoder Reranker",
+    "models.reranker": "CrossEncoder",
     "models.retriever": "Retriever",
     "pipeline": "Answer Pipeline Result",
     "records": "Document Group Hit Query",
+    "rerankers.pointwise": "Reranker",
     "text.contract": "InputContract",
 }
 """Where each public name is defined. The stages are modules: `shortlist.train.run(shortlist.train.Config(...))`."""

@@ -29,13 +29,12 @@ COMMANDS = {
     "mine": Command("mine", "draw hard negatives from runs"),
     "rerank": Command("rerank", "reorder a run with a reranker"),
     "fuse": Command("fuse", "make one run of several"),
-    "evaluate": Command("evaluation.evaluate", "measure runs against judgements"),
+    "evaluate": Command("evaluation.evaluate", "measure runs against judgements, beside what they cost"),
     "diagnose": Command("evaluation.diagnose", "where relevant documents are lost, and which queries"),
     "lengths": Command("evaluation.lengths", "how many tokens a collection's texts have"),
     "table": Command(
         "evaluation.table", "put results beside published ones, in the rows and columns of a published table"
     ),
-    "compare": Command("evaluation.compare", "what runs are worth beside what they cost"),
     "report": Command("evaluation.report", "write one page about everything that some folders hold"),
     "run": Command("recipe", "run the stages of a recipe, skipping what is done"),
     "serve": Command("serve", "search, embed and rerank over HTTP, with a page to search on"),
@@ -43,6 +42,7 @@ COMMANDS = {
 }
 
 GONE: dict[str, str] = {
+    "compare": "shortlist evaluate --costs",
     "train --distill": "--loss infonce=0.5 kl=0.5",
     "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
 }

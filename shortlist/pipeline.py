@@ -4,10 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, final, get_args, runtime_checkable
-
-import numpy as np
-from jaxtyping import Float
+from typing import Any, Literal, NamedTuple, final, get_args
 
 from shortlist import search
 from shortlist.data.collections import Collection, open_collection
@@ -15,22 +12,14 @@ from shortlist.errors import UserError, unknown
 from shortlist.index.dense import DenseSearch
 from shortlist.index.protocols import FirstStage
 from shortlist.math.fusion import interpolate, reorder, rrf
-from shortlist.models.reranker import Reranker
 from shortlist.records import Document, Hit, Query, as_queries
+from shortlist.rerankers import Ranker
+from shortlist.rerankers.pointwise import Reranker
 
 StageName = Literal["bm25", "dense", "hybrid"]
 
 DEPTH = 100
 """Candidates that are reranked."""
-
-
-@runtime_checkable
-class Scores(Protocol):
-    """A reranker, or whatever stands for one."""
-
-    def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
-        """One score per candidate, higher is better."""
-        ...
 
 
 class Place(NamedTuple):
@@ -80,7 +69,7 @@ class Pipeline:
         *,
         bm25: FirstStage | None = None,
         dense: FirstStage | None = None,
-        reranker: Scores | None = None,
+        reranker: Ranker | None = None,
         reranker_share: float = 1.0,
     ) -> None:
         self.collection, self.reranker, self.reranker_share = collection, reranker, reranker_share

@@ -35,7 +35,6 @@ OUTPUTS = {
     "mine": "groups.jsonl",
     "convert": "",
     "evaluate": "results.json",
-    "compare": "",
     "table": "",
     "diagnose": "diagnosis.json",
     "lengths": "",

@@ -258,7 +258,7 @@ def open_second(config: Config) -> Second | None:
         raise UserError(
             f"--depth is {config.depth}, --reranker-share {config.reranker_share}; expected 1 or more, and 0 to 1."
         )
-    from shortlist.models.reranker import Reranker
+    from shortlist.rerankers.pointwise import Reranker
 
     return Second(Reranker.load(config.reranker), config.depth, config.reranker_share)
 

@@ -247,6 +247,20 @@ def test_the_contract_that_the_documents_show_works(tiny, tmp_path, monkeypatch)
     assert ids[0] == inputs.special_id("<bos>")
 
 
+def test_the_reranker_that_the_documents_show_works(tiny, tmp_path, monkeypatch):
+    from shortlist.cli import main
+    from shortlist.data.runs import read_run, write_run
+    from shortlist.records import Hit
+    from shortlist.rerankers.kinds import RERANKERS
+
+    monkeypatch.setitem(RERANKERS, "novelty", RERANKERS["pointwise"])  # so that it is taken out again
+    exec(block("extending.md", "class Novelty"), {})
+    write_run(tmp_path / "run.trec", {"q0": [Hit("d0", 3.0), Hit("d1", 2.0)]})
+    names = ["--run", str(tmp_path / "run.trec"), "--collection", str(tiny.collection), "--out", str(tmp_path / "out")]
+    assert main(["rerank", "--method", "novelty", *names]) == 0
+    assert {hit.doc_id for hit in read_run(tmp_path / "out")["q0"]} == {"d0", "d1"}
+
+
 def test_the_vectors_can_be_read_as_the_documents_show(tmp_path, monkeypatch):
     import numpy as np
 

@@ -6,9 +6,8 @@ from shortlist import Pipeline, Query, Reranker, Retriever, encode, index
 from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
-from shortlist.math.fusion import FUSIONS
+from shortlist.math.fusion import FUSIONS, reorder
 from shortlist.records import Hit
-from shortlist.rerank import rerank
 from shortlist.search import Hybrid
 
 QUESTION = "which colour has the apple"
@@ -37,7 +36,8 @@ def test_the_results_are_those_of_the_stages_one_after_the_other(tiny, pipeline:
     query, collection = Query("q", QUESTION), open_collection(str(tiny.collection))
     hits = Hybrid(list(pipeline.parts.values())).search([query], 12)["q"]
     documents = collection.documents([hit.doc_id for hit in hits])
-    expected = rerank(Reranker.load(str(tiny.reranker)), {"q": hits}, {"q": query}, documents, depth=5)["q"]
+    scores = Reranker.load(str(tiny.reranker)).score(query, [documents[hit.doc_id] for hit in hits[:5]])
+    expected = reorder(hits, [*scores.tolist(), *[float("nan")] * (len(hits) - 5)])
     results = pipeline.search(QUESTION, k=12, depth=5)
     assert ids(results) == [hit.doc_id for hit in expected]
     assert [result.score for result in results] == [hit.score for hit in expected]

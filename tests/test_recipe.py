@@ -44,7 +44,7 @@ steps:
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
   diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
   table: {{stage: table, published: lengths, results: [$results], sets: ["512"], rows: [BM25]}}
-  compared: {{stage: compare, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
+  compared: {{stage: evaluate, costs: true, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
 """
 
 

@@ -1,3 +1,4 @@
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker
 from shortlist.models.run import score_pairs
 from shortlist.records import Document, Hit, Query, Run
+from shortlist.rerankers import Candidates, Scored
+from shortlist.rerankers.pointwise import Reranker
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import pair_segments
 
@@ -198,6 +201,16 @@ def test_a_killed_command_goes_on_without_scoring_a_pair_twice(
     assert (tmp_path / "broken.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()
 
 
+def test_the_first_line_of_a_log_is_as_it_always_was_so_that_old_ones_go_on(config: rerank.Config):
+    rerank.run(config)
+    first = json.loads(rerank.log_path(config.out).read_text().partition("\n")[0])
+    assert first.keys() == {"format", "model", "contract", "collection", "precision"}
+    assert (first["format"], first["precision"]) == (1, "fp32")
+    rerank.run(replace(config, segments="maxp", window=40, stride=8, overwrite=True))
+    second = json.loads(rerank.log_path(config.out).read_text().partition("\n")[0])
+    assert second.keys() == first.keys() | {"segments", "window", "stride"}
+
+
 @pytest.mark.parametrize("after", [1, 7, 30])
 def test_an_interruption_in_any_chunk_changes_no_byte(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -234,8 +247,10 @@ def test_an_interruption_in_any_chunk_changes_no_byte(
 
 
 def test_a_score_that_is_not_finite_is_named(config: rerank.Config, monkeypatch: pytest.MonkeyPatch):
-    stream = rerank.stream_scores
-    monkeypatch.setattr(rerank, "stream_scores", lambda *a, **kw: ((p, s * np.nan, n) for p, s, n in stream(*a, **kw)))
+    score_lists = Reranker.score_lists
+    monkeypatch.setattr(
+        Reranker, "score_lists", lambda *a: (part._replace(scores=part.scores * np.nan) for part in score_lists(*a))
+    )
     with pytest.raises(UserError, match=r"query 'q\d', document 'd\d+': the model gives no finite score"):
         rerank.run(config)
     assert logged(config.out) == []
@@ -275,9 +290,14 @@ def test_an_interrupted_job_of_another_model_is_refused_before_there_is_a_run(
 
 def test_a_greater_depth_needs_no_score_again(config: rerank.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rerank.run(replace(config, depth=3))
-    scored = []
-    stream = rerank.stream_scores
-    monkeypatch.setattr(rerank, "stream_scores", lambda m, pairs, **kw: scored.extend(pairs) or stream(m, pairs, **kw))
+    scored: list[Document] = []
+    score_lists = Reranker.score_lists
+
+    def counted(self: Reranker, lists: list[Candidates]) -> Iterator[Scored]:
+        scored.extend(document for _, documents in lists for document in documents)
+        return score_lists(self, lists)
+
+    monkeypatch.setattr(Reranker, "score_lists", counted)
     rerank.run(replace(config, depth=8, overwrite=True))
     assert len(scored) == 4 * 5
     whole = reranked(replace(config, out=tmp_path / "whole.trec"))

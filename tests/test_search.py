@@ -22,9 +22,9 @@ from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
 from shortlist.models.checkpoint import load_retriever, save_model
-from shortlist.models.reranker import Reranker
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Hit, Query, Run
+from shortlist.rerankers.pointwise import Reranker
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import named_segments
 

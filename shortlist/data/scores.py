@@ -1,5 +1,6 @@
-"""A log of the scores of pairs: what has been scored once is there after any end, and is not scored again."""
+"""A log of scores: what has been scored once is there after any end, and is not scored again."""
 
+import hashlib
 import io
 import json
 import os
@@ -23,7 +24,8 @@ COLUMNS = {"query_id": pa.string(), "doc_id": pa.string(), "score": pa.float32()
 class ScoreLog:
     """A file of lines `query id, document id, score`, tab-separated, that is only ever appended to.
 
-    Its first line says, as JSON, what the scores depend on. A last line that was cut off by a crash is dropped.
+    Its first line says, as JSON, what the scores depend on. Where a score depends on the whole list of candidates, a
+    line is `query id, key of the list, scores in the order of the list`. A last line that a crash cut off is dropped.
 
     Args:
         path: made if it is not there.
@@ -87,11 +89,28 @@ class ScoreLog:
         self._file.writelines(f"{query}\t{doc}\t{text}\n" for (query, doc), text in zip(pairs, texts, strict=True))
         self._file.flush()
 
+    def read_lists(self) -> dict[str, Float32[np.ndarray, " docs"]]:
+        """The scores of every list, by its key."""
+        with open(self.path, encoding="utf-8") as file:
+            file.readline()
+            lines = [line.rstrip("\n").split("\t") for line in file]
+        return {key: np.array(scores.split(" "), dtype=np.float32) for _, key, scores in lines}
+
+    def append_list(self, query_id: str, key: str, scores: Float[np.ndarray, " docs"]) -> None:
+        """Add the scores of a list, NaN for what was not looked at; as safe as `append`, and never a part of them."""
+        self._file.write(f"{query_id}\t{key}\t{' '.join(scores.astype(np.float32).astype(str).tolist())}\n")
+        self._file.flush()
+
     def close(self) -> None:
         """Wait until everything is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def list_key(query_id: str, doc_ids: Sequence[str]) -> str:
+    """What a score that depends on its list is logged under: a hash of the query and its candidates in their order."""
+    return hashlib.sha256(json.dumps([query_id, *doc_ids]).encode()).hexdigest()[:32]
 
 
 def _whole_lines(path: Path) -> bool:

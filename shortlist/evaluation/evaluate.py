@@ -1,21 +1,25 @@
 """Stage `evaluate`: how well runs agree with judgements, and whether their difference could be chance."""
 
+import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from shortlist.config import NotInJob
+from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
 from shortlist.data.judgements import Judgements, run_names
-from shortlist.data.manifest import identity, ms_per_query, read_manifest, start_job
+from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
-from shortlist.evaluation.measure import Values, judged_hits, parse_measures, per_query
+from shortlist.evaluation.costs import COSTS, cost_cells, cost_headings, costs, draw_pareto
+from shortlist.evaluation.measure import ByQuery, judged_hits, parse_measures, per_query
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
 from shortlist.progress import say
@@ -46,6 +50,9 @@ class Config:
     """Random samples of the randomisation test; the bootstrap interval takes a tenth."""
     details: NotInJob[bool] = False
     """Print intervals, differences and both tests as a second table."""
+    costs: bool = False
+    """Tell what the runs cost too, by the manifests that `shortlist` writes beside them; with --out, also as a table
+    (.csv) and a figure of quality against time (.svg), which shows the first measure, under the same name."""
     per_query: NotInJob[Path | None] = None
     """File for the value of every query: .json, or else tab-separated columns run, measure, query_id, value."""
     names: tuple[str, ...] | None = None
@@ -72,9 +79,19 @@ def run(config: Config) -> None:
         raise UserError(
             f"--resamples is {config.resamples} and --judged-at {config.judged_at}; expected at least 100 and 1."
         )
-    _judgements(config).check()
-    results = _evaluate(config, names) if config.out is None else _evaluate_once(config, names, config.out)
-    _print(results, config)
+    if config.costs and config.out is not None and config.out.suffix in (".csv", ".svg"):
+        raise UserError(f"--out {config.out}: is for the results as JSON; --costs writes .csv and .svg beside it.")
+    judgements = Judgements(config.qrels, config.collection, config.split)
+    judgements.check()
+    if config.out is None:
+        results = _results(config, names, judgements)
+    else:
+        results = _results_once(config, names, judgements, config.out)
+    if config.json:
+        for row in results["rows"]:
+            print(json.dumps({"run": row["run"]} | row, ensure_ascii=False))
+    else:
+        print_results(results, details=config.details)
 
 
 def _with_weights(name: str, run: Path) -> str:
@@ -88,45 +105,43 @@ def _with_weights(name: str, run: Path) -> str:
     return name.replace("{weights}", " : ".join(f"{weight:g}" for weight in weights))
 
 
-def _evaluate_once(config: Config, names: Sequence[str], out: Path) -> dict[str, Any]:
+def _results_once(config: Config, names: Sequence[str], judgements: Judgements, out: Path) -> dict[str, Any]:
     """Evaluate into a file, or read the file where that is done already."""
-    inputs = {"runs": [identity(path) for path in config.runs], **_judgements(config).identity()}
+    inputs = {"runs": [identity(path) for path in config.runs], **judgements.identity()}
+    inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
     job = start_job(config, stage="evaluate", inputs=inputs)
     if job.done and config.per_query is None:
         return json.loads(out.read_text("utf-8"))
-    results = _evaluate(config, names)
+    results = _results(config, names, judgements)
     with atomic_write(job.out) as file:
         json.dump(results, file, indent=2, ensure_ascii=False)
         file.write("\n")
+    if config.costs:
+        write_costs(out, results)
     job.finish(**results)
     return results
 
 
-def _judgements(config: Config) -> Judgements:
-    return Judgements(config.qrels, config.collection, config.split)
-
-
-def _evaluate(config: Config, names: Sequence[str]) -> dict[str, Any]:
+def _results(config: Config, names: Sequence[str], judgements: Judgements) -> dict[str, Any]:
     parse_measures(config.measures)  # before big files are read
-    qrels, where = _judgements(config).read(), _judgements(config).where
-    _hint_at_grades(qrels, config)
-    values: dict[str, dict[str, Values]] = {}
-    rows, first = [], None
-    for name, path in zip(names, config.runs, strict=True):
-        run = read_run_columns(path, ties=config.ties)
-        hits = _common(run, qrels, path, where, complete=config.complete)
-        own = per_query(run, qrels, config.measures, relevance_level=config.relevance_level, complete=config.complete)
-        values[name] = own
-        first = first or own
-        row: dict[str, Any] = {"name": name, "run": str(path)}
-        row |= {measure: float(np.mean(list(own[measure].values()))) for measure in own}
-        row |= {"queries": len(next(iter(own.values()))), **_holes(hits, config.judged_at)}
-        row |= {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(path)) else {}
-        row["interval"] = {measure: _interval(list(own[measure].values()), config) for measure in own}
-        if rows:
-            row["difference"] = {m: difference(own[m], first[m], resamples=config.resamples) for m in own}
-        rows.append(row)
-    _correct(rows, config.measures)
+    qrels = judgements.read()
+    if config.relevance_level == 1:
+        _hint_at_grades(qrels, config.measures)
+
+    def runs() -> Iterator[tuple[str, RunColumns, JudgedHits]]:
+        for name, path in zip(names, config.runs, strict=True):
+            run = read_run_columns(path, ties=config.ties)
+            yield name, run, _common(run, qrels, path, judgements.where, complete=config.complete)
+
+    rows, values = evaluate(
+        runs(),
+        qrels,
+        config.measures,
+        relevance_level=config.relevance_level,
+        complete=config.complete,
+        judged_at=config.judged_at,
+        resamples=config.resamples,
+    )
     if config.per_query is not None:
         write_values(config.per_query, values)
     return {
@@ -135,11 +150,64 @@ def _evaluate(config: Config, names: Sequence[str]) -> dict[str, Any]:
         "ties": config.ties,
         "judged_at": config.judged_at,
         "queries": len(qrels),
-        "rows": rows,
+        "rows": [
+            {"name": row["name"], "run": str(path)} | row | _cost(path, by_stage=config.costs)
+            for row, path in zip(rows, config.runs, strict=True)
+        ],
     }
 
 
-def difference(values: Values, baseline: Values, *, resamples: int = 10_000) -> dict[str, Any]:
+def _cost(run: Path, *, by_stage: bool) -> dict[str, Any]:
+    """What a run cost, by the manifest beside it."""
+    known: dict[str, Any] = {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(run)) else {}
+    if not by_stage:
+        return known
+    made_by = stages(run)
+    if not made_by:
+        say(f"{run}: no manifest beside it says what it cost.")
+    return known | costs(made_by) | {"stages": made_by}
+
+
+def evaluate(
+    runs: Iterable[tuple[str, RunColumns, JudgedHits]],
+    qrels: Qrels,
+    measures: Sequence[str],
+    *,
+    relevance_level: int = 1,
+    complete: bool = False,
+    judged_at: int = 10,
+    resamples: int = 10_000,
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, ByQuery]]]:
+    """Measure runs, each by its name and with its judged hits; one is held at a time.
+
+    Args:
+        relevance_level: as for `per_query`, and so are `measures` and `complete`.
+        judged_at: ranks among which documents without judgement are counted.
+        resamples: random samples of the randomisation test; the bootstrap interval takes a tenth.
+
+    Returns:
+        One row per run: means, intervals, and of all but the first the difference from it. And name of the run ->
+        name of the measure -> query_id -> value.
+    """
+    values: dict[str, dict[str, ByQuery]] = {}
+    rows: list[dict[str, Any]] = []
+    first = None
+    for name, run, hits in runs:
+        found = per_query(run, qrels, measures, relevance_level=relevance_level, complete=complete)
+        values[name] = found
+        first = first or found
+        row: dict[str, Any] = {"name": name}
+        row |= {measure: float(np.mean(list(found[measure].values()))) for measure in found}
+        row |= {"queries": len(next(iter(found.values()))), **_holes(hits, judged_at)}
+        row["interval"] = {measure: _interval(list(found[measure].values()), resamples) for measure in found}
+        if rows:
+            row["difference"] = {m: difference(found[m], first[m], resamples=resamples) for m in found}
+        rows.append(row)
+    _correct(rows, measures)
+    return rows, values
+
+
+def difference(values: ByQuery, baseline: ByQuery, *, resamples: int = 10_000) -> dict[str, Any]:
     """How a run's values differ from another's, over the queries that both have.
 
     Returns:
@@ -157,8 +225,8 @@ def difference(values: Values, baseline: Values, *, resamples: int = 10_000) -> 
     }
 
 
-def _interval(values: Sequence[float], config: Config) -> tuple[float, float]:
-    return bootstrap_interval(np.array(values), resamples=max(100, config.resamples // 10))
+def _interval(values: Sequence[float], resamples: int) -> tuple[float, float]:
+    return bootstrap_interval(np.array(values), resamples=max(100, resamples // 10))
 
 
 def _correct(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> None:
@@ -170,7 +238,7 @@ def _correct(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> None:
                 each[f"{test}_holm"] = corrected
 
 
-def write_values(path: Path, values: Mapping[str, Mapping[str, Values]]) -> None:
+def write_values(path: Path, values: Mapping[str, Mapping[str, ByQuery]]) -> None:
     """Write run -> measure -> query_id -> value: as JSON where the name says so, else as tab-separated columns."""
     with atomic_write(path) as file:
         if path.name.removesuffix(".gz").endswith(".json"):
@@ -183,11 +251,26 @@ def write_values(path: Path, values: Mapping[str, Mapping[str, Values]]) -> None
                 file.writelines(f"{name}\t{measure}\t{query_id}\t{value!r}\n" for query_id, value in each.items())
 
 
-def _hint_at_grades(qrels: Qrels, config: Config) -> None:
-    measures = parse_measures(config.measures, relevance_level=0).values()
-    level_counts = any(measure.params.get("rel") == 0 for measure in measures)
+def write_costs(out: Path, results: Mapping[str, Any]) -> None:
+    """Write quality and costs beside the results: the table, and the figure where it is known how long a query took."""
+    rows, measures = results["rows"], results["measures"]
+    with atomic_write(out.with_suffix(".csv")) as file:
+        columns = ["name", "run", "queries", *measures, *COSTS]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    timed = [row for row in rows if row.get("ms_per_query")]
+    if timed:
+        write_svg(out.with_suffix(".svg"), partial(draw_pareto, timed, measures[0]))
+    else:
+        say(f"evaluate: no manifest says how long a query took, so there is no {out.with_suffix('.svg').name}.")
+
+
+def _hint_at_grades(qrels: Qrels, measures: Sequence[str]) -> None:
+    parsed = parse_measures(measures, relevance_level=0).values()
+    level_counts = any(measure.params.get("rel") == 0 for measure in parsed)
     highest = max(grade for judged in qrels.values() for grade in judged.values())
-    if highest > 1 and config.relevance_level == 1 and level_counts:
+    if highest > 1 and level_counts:
         say(
             f"evaluate: grades go up to {highest}, and measures without grades count 1 as relevant; TREC DL counts "
             "from 2 (--relevance-level 2)."
@@ -225,35 +308,43 @@ def _holes(hits: JudgedHits, depth: int) -> dict[str, Any]:
     return {"judged": float(judged(hits, cutoff=depth).mean()), "holes": int(num_holes)}
 
 
-def _print(results: Mapping[str, Any], config: Config) -> None:
-    if config.json:
-        for row in results["rows"]:
-            print(json.dumps({"run": row["run"]} | row, ensure_ascii=False))
-        return
+def print_results(results: Mapping[str, Any], *, details: bool) -> None:
+    """Print a table of the results.
+
+    Args:
+        details: intervals, differences and tests too, as a second table.
+    """
     from rich.console import Console
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200 if _costly(results) else 160)
     console.print(_table(results))
-    if config.details:
+    if details:
         console.print(_details(results))
+
+
+def _costly(results: Mapping[str, Any]) -> bool:
+    return any("stages" in row for row in results["rows"])
 
 
 def _table(results: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     measures, rows = results["measures"], results["rows"]
-    timed = any("ms_per_query" in row for row in rows)
+    costly = _costly(results)
+    timed = not costly and any("ms_per_query" in row for row in rows)
     caption = f"relevant: grade {results['relevance_level']} and above, where a measure knows no grades"
     if len(rows) > 1:
         caption += "; p: paired two-sided t-test against the first row, Holm-corrected over the rows"
     table = Table(caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold")
-    for heading in [*measures, "queries", f"judged@{results['judged_at']}", *(["ms/query"] if timed else [])]:
+    headings = ["ms/query"] if timed else cost_headings() if costly else []
+    for heading in [*measures, "queries", f"judged@{results['judged_at']}", *headings]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         values = [_cell(row[measure], row.get("difference", {}).get(measure)) for measure in measures]
-        times = [f"{row['ms_per_query']:.1f}" if "ms_per_query" in row else "-"] if timed else []
-        table.add_row(row["name"], *values, str(row["queries"]), f"{row['judged']:.0%}", *times)
+        cells = [f"{row['ms_per_query']:.1f}" if "ms_per_query" in row else "-"] if timed else []
+        cells += cost_cells(row) if costly else []
+        table.add_row(row["name"], *values, str(row["queries"]), f"{row['judged']:.0%}", *cells)
     return table
 
 

@@ -77,13 +77,14 @@ def run(config: Config) -> None:
     inputs = {"model": _tokenizer_identity(folder), "collection": collection.identity(part)}
     job = start_job(config, stage="lengths", inputs=inputs, folder=True)
     if not job.done:
-        histogram = count(_texts(config, collection), load_tokenizer(folder))
+        histogram = count(_texts(collection, config.split, config.sample), load_tokenizer(folder))
         summary = summarise(histogram, config.limits)
-        write_json(config.out / "lengths.json", {"texts": _what(config), **summary})
+        write_json(config.out / "lengths.json", {"texts": _what(config.split), **summary})
         with atomic_write(config.out / "lengths.csv") as file:
             _write_csv(file, histogram)
         write_svg(
-            config.out / "lengths.svg", partial(draw, histogram, _what(config), config.limits, config.drop_longest)
+            config.out / "lengths.svg",
+            partial(draw, histogram, _what(config.split), config.limits, config.drop_longest),
         )
         job.finish(**summary)
     _print(read_json(config.out / "lengths.json"), as_json=config.json)
@@ -94,19 +95,19 @@ def _tokenizer_identity(folder: Path) -> str:
     return f"sha256:{sha256(*sorted(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_FILES)))}"
 
 
-def _what(config: Config) -> str:
-    return "documents" if config.split is None else f"queries of {config.split}"
+def _what(split: str | None) -> str:
+    return "documents" if split is None else f"queries of {split}"
 
 
-def _texts(config: Config, collection: Collection) -> Iterator[str]:
-    if config.split is not None:
-        return (query.text for query in collection.queries(config.split))
+def _texts(collection: Collection, split: str | None, sample: int | None) -> Iterator[str]:
+    if split is not None:
+        return (query.text for query in collection.queries(split))
     total = collection.num_docs()
     documents: Iterable[Document] = collection.corpus()
-    if config.sample is not None and config.sample < total:
-        wanted = {place * total // config.sample for place in range(config.sample)}
+    if sample is not None and sample < total:
+        wanted = {place * total // sample for place in range(sample)}
         documents = (document for place, document in enumerate(documents) if place in wanted)
-        total = config.sample
+        total = sample
     return map(full_text, track(documents, "counting", total, "documents"))
 
 

@@ -15,7 +15,7 @@ from shortlist.errors import UserError, unknown
 from shortlist.math.measures import MEASURES, JudgedHits
 from shortlist.records import Qrels, Run
 
-Values = dict[str, float]
+ByQuery = dict[str, float]
 """query_id -> value of one measure."""
 
 NO_INSTALLING = ("pytrec_eval", "msmarco", "judged", "accuracy", "compat")
@@ -61,7 +61,7 @@ def _is_own(measure: ir_measures.Measure) -> bool:
 
 def per_query(
     run: Run | RunColumns, qrels: Qrels, measures: Sequence[str], *, relevance_level: int = 1, complete: bool = False
-) -> dict[str, Values]:
+) -> dict[str, ByQuery]:
     """Measure each query's hits, in the order in which the run lists them.
 
     Args:
@@ -133,13 +133,13 @@ def judged_ranks(run: RunColumns, qrels: Qrels) -> Int[np.ndarray, " judgements"
 
 def _by_ir_measures(
     measures: Sequence[ir_measures.Measure], run: RunColumns, qrels: Qrels
-) -> dict[ir_measures.Measure, Values]:
+) -> dict[ir_measures.Measure, ByQuery]:
     ordered = {
         query_id: {hit.doc_id: -float(rank) for rank, hit in enumerate(run.hits(number))}
         for number, query_id in enumerate(run.query_ids)
         if query_id in qrels
     }
-    values: dict[ir_measures.Measure, Values] = {measure: {} for measure in measures}
+    values: dict[ir_measures.Measure, ByQuery] = {measure: {} for measure in measures}
     try:
         for metric in PROVIDER.iter_calc(list(measures), qrels, ordered):
             values[metric.measure][metric.query_id] = float(metric.value)

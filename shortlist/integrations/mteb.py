@@ -12,10 +12,10 @@ from jaxtyping import Float
 
 from shortlist.integrations import not_installed
 from shortlist.models.checkpoint import model_identity, num_parameters
-from shortlist.models.reranker import Reranker
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import score_pairs
 from shortlist.records import Document, as_queries
+from shortlist.rerankers.pointwise import Reranker
 from shortlist.text.contract import SPECIAL, Form
 
 try:
@@ -89,7 +89,7 @@ class RerankerCrossEncoder:
     def predict(self, inputs1: Iterable[Batch], inputs2: Iterable[Batch], **_: Any) -> Float[np.ndarray, " pairs"]:
         """Score of each query with its document, batched by their lengths instead of as they come."""
         pairs = list(zip(as_queries(_texts(inputs1)), _documents(inputs2), strict=True))
-        return score_pairs(self.reranker, pairs)
+        return score_pairs(self.reranker.model, pairs)
 
 
 def _texts(batches: Iterable[Batch]) -> list[str]:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-Values = Float[np.ndarray, "segments *dim"]
+SegmentValues = Float[np.ndarray, "segments *dim"]
 Combined = Float[np.ndarray, "docs *dim"]
-Combine = Callable[[Values, Int[np.ndarray, " docs"]], Combined]
+Combine = Callable[[SegmentValues, Int[np.ndarray, " docs"]], Combined]
 
 
 def maxp(

@@ -79,7 +79,7 @@ def interpolate(hits: Sequence[Hit], scores: Sequence[float], share: float) -> l
 
     Args:
         hits: what the first stage found, best first.
-        scores: the second stage's, of the first of the hits, which are those that count.
+        scores: the second stage's, of the first of the hits, which are those that count; NaN for one it did not read.
         share: of the second stage; 1 for its scores alone, as they are.
 
     Returns:
@@ -87,10 +87,11 @@ def interpolate(hits: Sequence[Hit], scores: Sequence[float], share: float) -> l
     """
     mixed = list(scores)
     if share < 1 and mixed:
-        read = hits[: len(mixed)]
-        first, _ = zscore(read)
-        second, _ = zscore([Hit(hit.doc_id, score) for hit, score in zip(read, mixed, strict=True)])
-        mixed = [(1 - share) * a + share * b for a, b in zip(first, second, strict=True)]
+        read = [place for place, score in enumerate(mixed) if score == score]
+        first, _ = zscore([hits[place] for place in read])
+        second, _ = zscore([Hit(hits[place].doc_id, mixed[place]) for place in read])
+        for place, a, b in zip(read, first, second, strict=True):
+            mixed[place] = (1 - share) * a + share * b
     return mixed + [float("nan")] * (len(hits) - len(mixed))
 
 

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.math.combination import COMBINATIONS
 from shortlist.models.backbone import is_causal
 from shortlist.models.kernels.fused import fuse_layers
 from shortlist.models.kernels.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
@@ -20,7 +19,6 @@ from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad, token_batches
 from shortlist.text.inputs import Inputs
-from shortlist.text.segments import Segments, pair_segments
 
 CPU_TOKENS = 2048
 GPU_TOKENS = 16384
@@ -167,42 +165,6 @@ def embed_documents(retriever: Retriever, documents: Sequence[Document], **optio
 def score_pairs(reranker: AnyReranker, pairs: Sequence[Pair], **options) -> Float[np.ndarray, " pairs"]:
     """Score of each document for its query; options as in `run_model`."""
     return run_model(reranker, compact_ids(reranker.inputs.pair_ids, pairs), **options).values.numpy()
-
-
-def stream_scores(
-    reranker: AnyReranker,
-    pairs: Sequence[Pair],
-    *,
-    token_budget: int | None = None,
-    segments: Segments = "whole",
-    stride: int = 256,
-) -> Iterator[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"], int]]:
-    """Yield places in `pairs`, their scores and the number of tokens read, as the scores become known.
-
-    Args:
-        token_budget: most tokens in one forward pass, padding included.
-        segments: what a document's score is made of: `maxp` and `avgp` read all of it, as far as the model's input
-            length reaches at a time; others what that length holds.
-        stride: tokens between the beginnings of two segments.
-    """
-    combine = COMBINATIONS.get(segments)
-    if combine is None:
-        token_ids = compact_ids(reranker.inputs.pair_ids, pairs)
-        for batch, rows, num_tokens in run_batches(reranker, token_ids, token_budget=token_budget):
-            yield batch, rows.values.numpy(), num_tokens
-        return
-    parts = pair_segments(reranker.inputs, pairs, stride=stride)
-    left = np.array([len(some) for some in parts], dtype=np.int64)
-    owners, ends = np.repeat(np.arange(len(parts)), left), np.cumsum(left)
-    starts, scores = ends - left, np.empty(len(owners), dtype=np.float32)
-    token_ids = compact_ids(reranker.inputs.pair_ids, [pair for some in parts for pair in some])
-    for batch, rows, num_tokens in run_batches(reranker, token_ids, token_budget=token_budget):
-        scores[batch] = rows.values.numpy()
-        np.subtract.at(left, owners[batch], 1)
-        ready = np.unique(owners[batch])
-        ready = ready[left[ready] == 0]
-        whole = [combine(scores[starts[i] : ends[i]], np.zeros(1, dtype=np.int64))[0] for i in ready]
-        yield ready, np.array(whole, dtype=np.float32), num_tokens
 
 
 def compact_ids(

@@ -1,38 +1,34 @@
 """Stage `rerank`: read each query together with its candidates, and put the best first."""
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.manifest import Job, identity, ms_per_query, stages, start_job
+from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
-from shortlist.engine import Engine, spread
+from shortlist.engine import Engine
 from shortlist.errors import UserError
-from shortlist.evaluation.measure import per_query
-from shortlist.math.agreement import kendall_tau
 from shortlist.math.fusion import reorder
-from shortlist.models.checkpoint import load_reranker, model_identity, num_parameters, reranker_contract, tokenizer_of
 from shortlist.models.kernels.linear import packing_pays
-from shortlist.models.reranker import AnyReranker
-from shortlist.models.run import Precision, for_inference, stream_scores
-from shortlist.models.shipped import shipped_name
+from shortlist.models.run import Precision
 from shortlist.progress import paced, peak_bytes, progress, say
-from shortlist.records import Document, Hit, Qrels, Query, Run
-from shortlist.rerank.candidates import Candidates, Chunk
-from shortlist.text.contract import InputContract
-from shortlist.text.inputs import Inputs
-from shortlist.text.segments import Segments, segment_contract, unused_settings
+from shortlist.records import Hit
+from shortlist.rerank.agreement import order_agreement
+from shortlist.rerank.candidates import CandidateReader
+from shortlist.rerank.known import KnownScores
+from shortlist.rerank.scoring import Scorer, score_chunks
+from shortlist.rerankers.kinds import prepare, takes
+from shortlist.rerankers.prepared import Prepared
+from shortlist.text.segments import Segments, unused_settings
 
 PAIRS_AT_ONCE = 4096
 """Pairs that are sorted by length together, and at most what an interruption of several processes loses."""
@@ -40,14 +36,26 @@ PAIRS_AT_ONCE = 4096
 BEST_FIRST = 256
 """The same where time is limited: whatever the lengths, no pair is read before most of those ranked above it."""
 
-SAMPLE_QUERIES, SAMPLE_DEPTH = 16, 32
-"""What a narrow precision is compared with fp32 on."""
+READING = (
+    "model",
+    "contract",
+    "instruction",
+    "max_length",
+    "segments",
+    "window",
+    "stride",
+    "precision",
+    "token_budget",
+)
+"""The settings of a Config that are the method's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    model: str
+    model: str | None = None
     """Reranker: folder or hub name."""
+    method: str = "pointwise"
+    """How candidates are put in order. pointwise: the model reads each one by itself, together with the query."""
     run: Path
     """Run file with the candidates."""
     collection: str
@@ -83,7 +91,8 @@ class Config:
     engine: SpeedOnly[Engine] = "local"
     """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
     max_pairs: NotInJob[int | None] = None
-    """Read at most this many pairs, the best-ranked candidates of all queries first; the others keep their places."""
+    """Read at most this many pairs, the best-ranked candidates of all queries first, or whole lists where the method
+    reads those; the others keep their places."""
     budget_seconds: NotInJob[float | None] = None
     """Stop reading after this many seconds, best-ranked candidates first; the same command goes on from there."""
     skip_missing: NotInJob[bool] = False
@@ -93,35 +102,6 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-def rerank(
-    reranker: AnyReranker,
-    run: Run,
-    queries: Mapping[str, Query],
-    documents: Mapping[str, Document],
-    *,
-    depth: int,
-    **options,
-) -> Run:
-    """Reorder the first `depth` candidates of every query; options as of `models.run.stream_scores`."""
-    pairs = [(queries[query_id], documents[hit.doc_id]) for query_id, hits in run.items() for hit in hits[:depth]]
-    scores = np.empty(len(pairs), dtype=np.float32)
-    for places, some, _ in stream_scores(reranker, pairs, **options):
-        scores[places] = some
-    found = iter(scores.tolist())
-    return {
-        query_id: reorder(hits, [next(found) if place < depth else np.nan for place in range(len(hits))])
-        for query_id, hits in run.items()
-    }
-
-
-class Scored(NamedTuple):
-    """Pairs by their numbers, their scores, and how many tokens were read for them."""
-
-    numbers: Int[np.ndarray, " pairs"]
-    scores: Float[np.ndarray, " pairs"]
-    num_tokens: int
-
-
 class Pace(NamedTuple):
     """What a pair took on average."""
 
@@ -129,110 +109,65 @@ class Pace(NamedTuple):
     tokens: float
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Scores chunks in whichever process it is sent to; the model is loaded there, when the first one comes."""
-
-    config: Config
-    packed: bool
-    precision: Precision
-
-    @cached_property
-    def reranker(self) -> AnyReranker:
-        """The model, ready to score."""
-        config = self.config
-        reranker = load_reranker(config.model, contract=config.contract, adjust=partial(adjusted, config=config))
-        for_inference(reranker, precision=self.precision, packed=self.packed)
-        return reranker
-
-    def parts(self, chunk: Chunk) -> Iterator[Scored]:
-        """The chunk's pairs, as they are scored."""
-        config = self.config
-        options = {"token_budget": config.token_budget, "segments": config.segments, "stride": config.stride}
-        for places, scores, num_tokens in stream_scores(self.reranker, chunk.pairs, **options):
-            yield Scored(chunk.numbers[places], scores, num_tokens)
-
-    def __call__(self, chunk: Chunk) -> Scored:
-        """The whole chunk."""
-        numbers, scores, tokens = zip(*self.parts(chunk), strict=True)
-        return Scored(np.concatenate(numbers), np.concatenate(scores), sum(tokens))
-
-
-def contract_of(config: Config) -> InputContract:
-    """The contract by which pairs are read."""
-    return adjusted(reranker_contract(config.model, config.contract), config)
-
-
-def adjusted(contract: InputContract, config: Config) -> InputContract:
-    """The contract with the instruction and the lengths of a Config."""
-    lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
-    return segment_contract(contract.with_instruction(config.instruction), config.segments, **lengths)
+def rerank(run: RunColumns, scores: Float[np.ndarray, " hits"]) -> Iterator[tuple[str, list[Hit]]]:
+    """Put each query's candidates in the order of their scores; those without one, NaN, follow in their old order."""
+    for number, query_id in enumerate(run.query_ids):
+        of_query = scores[run.starts[number] : run.starts[number + 1]]
+        yield query_id, reorder(run.hits(number), of_query.tolist())
 
 
 def run(config: Config) -> None:
     """Write the reranked run."""
-    config = replace(config, model=shipped_name(config.model, "reranker"))
     for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
         if value < 1:
             raise UserError(f"--{flag} is {value}; expected at least 1.")
     collection = open_collection(config.collection)
-    made_from = {
-        "model": model_identity(config.model),
-        "contract": contract_of(config).of_pairs(),
-        "collection": collection.identity("corpus", "queries"),
-    }
-    inputs = made_from | {"run": identity(config.run)}
-    unused = unused_settings(config.segments)
-    job = start_job(config, stage="rerank", inputs=inputs, as_if=at_defaults(config, unused))
+    settings = method_settings(config)
+    prepared = prepare(config.method, settings)
+    made_from = {**prepared.identities(), "collection": collection.identity("corpus", "queries")}
+    job = start_job(
+        config,
+        stage="rerank",
+        inputs=made_from | {"run": identity(config.run)},
+        as_if=at_defaults(config, unused_settings(config.segments)),
+    )
     if job.done:
         return
-    reading = {name: getattr(config, name) for name in ("precision", "segments", "window", "stride")}
-    made_from |= {name: value for name, value in reading.items() if name not in unused}
+    if takes(config.method, "packed"):
+        settings["packed"] = job.decide("packed", packing_pays)
+    prepared = prepare(config.method, settings)
+    made_from |= prepared.settings | ({} if config.method == "pointwise" else {"method": config.method})
     with closing(ScoreLog(log_path(config.out), made_from, overwrite=config.overwrite)) as log:
-        fill(job, config, collection, log)
-
-
-def log_path(out: Path) -> Path:
-    """Where the scores of a run that is being made are."""
-    return out.with_name(out.name + ".scores")
-
-
-def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> None:
-    """Score what the log lacks, and write the run."""
-    run = read_run_columns(config.run, ties=config.ties)
-    queries = {query.query_id: query for query in collection.queries(config.split)}
-    candidates = Candidates(
-        run,
-        queries,
-        collection,
-        name=str(config.run),
-        split=config.split,
-        depth=config.depth,
-        skip_missing=config.skip_missing,
-        at_once=PAIRS_AT_ONCE if config.budget_seconds is None else BEST_FIRST,
-    )
-    inputs = Inputs(contract_of(config).form, tokenizer_of(config.model))
-    inputs.check_queries(queries[query_id] for query_id in run.query_ids if query_id in queries)
-    readable = candidates.readable()
-    wanted = readable
-    if config.max_pairs is not None or config.budget_seconds is not None:
-        wanted = readable[np.argsort(candidates.ranks[readable], kind="stable")][: config.max_pairs]
-    known = log.read(run)
-    scores = np.full(len(known), np.nan, dtype=np.float32)  # the log may know more than this job asks for
-    scores[wanted] = known[wanted]
-    scorer = Scorer(config, job.decide("packed", packing_pays), config.precision)
-    results: dict[str, Any] = {"num_queries": len(run.query_ids)}
-    if config.precision != "fp32" and np.isnan(scores[wanted]).any():
-        results["agreement"] = job.decide("agreement", lambda: compare(scorer, candidates, readable))
-        say(f"rerank: agreement with fp32 on {results['agreement']}.")
-    pace = read(scorer, candidates, wanted, scores, log)
-    write_run(job.out, reranked(run, scores), tag="shortlist")
-    results["num_pairs"] = int(np.isfinite(scores).sum())
-    results["not_reached"] = len(readable) - results["num_pairs"] - candidates.num_empty
+        candidates = _candidates(config, collection, whole_lists=prepared.whole_lists)
+        queries = candidates.queries
+        prepared.check(queries[query_id] for query_id in candidates.run.query_ids if query_id in queries)
+        readable = candidates.readable()
+        limited = config.max_pairs is not None or config.budget_seconds is not None
+        wanted = candidates.first(readable, config.max_pairs) if limited else readable
+        known = KnownScores(log, candidates, wanted)
+        results: dict[str, Any] = {"num_queries": len(candidates.run.query_ids)}
+        if config.precision != "fp32" and not known.done[wanted].all():
+            exact = prepare(config.method, settings | {"precision": "fp32"})
+            results["agreement"] = job.decide(
+                "agreement", lambda: order_agreement(exact, prepared, candidates, readable)
+            )
+            say(f"rerank: agreement with fp32 on {results['agreement']}.")
+        pace = score_wanted(
+            Scorer(prepared),
+            candidates,
+            wanted,
+            known,
+            budget_seconds=config.budget_seconds,
+            engine=config.engine,
+            workers=config.workers,
+        )
+    write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist")
+    results["num_pairs"] = int(np.isfinite(known.scores).sum())
+    results["not_reached"] = int((~known.done[readable]).sum())
     if pace is not None:
-        milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, len(run.query_ids))
+        milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, results["num_queries"])
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
-        results["stages"] = [*stages(config.run), _cost(config, job, milliseconds, pace)]
+        results["stages"] = [*stages(config.run), cost(prepared, made_from.get("model"), milliseconds, pace)]
     if not results["not_reached"]:
         job.finish(**results)
         return
@@ -243,26 +178,52 @@ def fill(job: Job, config: Config, collection: Collection, log: ScoreLog) -> Non
     )
 
 
-def _cost(config: Config, job: Job, milliseconds: float, pace: Pace) -> dict[str, Any]:
-    """What reranking took, as `stages` gives it."""
-    return {
-        "stage": "rerank",
-        "ms": round(milliseconds, 3),
-        "tokens_per_second": round(pace.tokens / pace.seconds, 1),
-        "model": job.manifest["made_from"]["model"],
-        "num_parameters": num_parameters(config.model),
-        "peak_bytes": peak_bytes(),
-    }
+def method_settings(config: Config) -> dict[str, Any]:
+    """The method's settings, those that differ from what they are by default: it refuses what it does not have."""
+    defaults = {field.name: field.default for field in fields(Config)}
+    return {name: value for name in READING if (value := getattr(config, name)) != defaults[name]}
 
 
-def read(
+def log_path(out: Path) -> Path:
+    """Where the scores of a run that is being made are."""
+    return out.with_name(out.name + ".scores")
+
+
+def _candidates(config: Config, collection: Collection, *, whole_lists: bool) -> CandidateReader:
+    return CandidateReader(
+        read_run_columns(config.run, ties=config.ties),
+        {query.query_id: query for query in collection.queries(config.split)},
+        collection,
+        name=str(config.run),
+        split=config.split,
+        depth=config.depth,
+        skip_missing=config.skip_missing,
+        whole_lists=whole_lists,
+        at_once=PAIRS_AT_ONCE if config.budget_seconds is None else BEST_FIRST,
+    )
+
+
+def cost(prepared: Prepared, model: str | None, milliseconds: float, pace: Pace) -> dict[str, Any]:
+    """What reranking took, as `data.manifest.stages` gives it."""
+    known: dict[str, Any] = {"stage": "rerank", "ms": round(milliseconds, 3)}
+    if pace.tokens:
+        known["tokens_per_second"] = round(pace.tokens / pace.seconds, 1)
+    if model is not None and prepared.num_parameters is not None:
+        known |= {"model": model, "num_parameters": prepared.num_parameters()}
+    return known | {"peak_bytes": peak_bytes()}
+
+
+def score_wanted(
     scorer: Scorer,
-    candidates: Candidates,
+    candidates: CandidateReader,
     wanted: Int[np.ndarray, " wanted"],
-    scores: Float[np.ndarray, " hits"],
-    log: ScoreLog,
+    known: KnownScores,
+    *,
+    budget_seconds: float | None,
+    engine: Engine,
+    workers: int | None,
 ) -> Pace | None:
-    """Put in the scores of the wanted hits that have none yet, into the log too, as long as time allows.
+    """Score the wanted hits that are not done, as long as time allows.
 
     Returns:
         None where there was nothing to read.
@@ -270,84 +231,18 @@ def read(
     Raises:
         UserError: a score that is not finite.
     """
-    run, budget = candidates.run, scorer.config.budget_seconds
-    left = int(np.isnan(scores[wanted]).sum())
+    left = int((~known.done[wanted]).sum())
     if 0 < left < len(wanted):
         say(f"rerank: continuing after {len(wanted) - left:,} pairs.")
     start, num_read, num_tokens = time.perf_counter(), 0, 0
     with progress("reranking", len(wanted), "pairs", done=len(wanted) - left) as advance:
-        told = paced(advance, "pairs")
-        with closing(score(scorer, candidates.chunks(wanted, ~np.isnan(scores)))) as parts:
+        advance_by = paced(advance, "pairs")
+        chunks = candidates.chunks(wanted, known.done)
+        with closing(score_chunks(scorer, chunks, engine=engine, workers=workers)) as parts:
             for part in parts:
-                check_finite(run.pairs(part.numbers), part.scores)
-                log.append(run.pairs(part.numbers), part.scores)
-                scores[part.numbers] = part.scores
-                told(len(part.numbers), part.num_tokens)
+                known.add(part)
+                advance_by(len(part.numbers), part.num_tokens)
                 num_read, num_tokens = num_read + len(part.numbers), num_tokens + part.num_tokens
-                if budget is not None and time.perf_counter() - start >= budget:
+                if budget_seconds is not None and time.perf_counter() - start >= budget_seconds:
                     break
     return Pace((time.perf_counter() - start) / num_read, num_tokens / num_read) if num_read else None
-
-
-def check_finite(pairs: Sequence[tuple[str, str]], scores: Float[np.ndarray, " pairs"]) -> None:
-    """Refuse a score that says nothing."""
-    if not np.isfinite(scores).all():
-        query_id, doc_id = pairs[int(np.argmin(np.isfinite(scores)))]
-        raise UserError(
-            f"query {query_id!r}, document {doc_id!r}: the model gives no finite score; it overflows, so try a wider "
-            "--precision."
-        )
-
-
-def reranked(run: RunColumns, scores: Float[np.ndarray, " hits"]) -> Iterator[tuple[str, list[Hit]]]:
-    """The new order of each query's candidates."""
-    for number, query_id in enumerate(run.query_ids):
-        own = scores[run.starts[number] : run.starts[number + 1]]
-        yield query_id, reorder(run.hits(number), own.tolist())
-
-
-def score(scorer: Scorer, chunks: Iterator[Chunk]) -> Generator[Scored, None, None]:
-    """Score chunks wherever the Config says: here, batch by batch, or elsewhere, chunk by chunk."""
-    config = scorer.config
-    workers = config.workers or (None if config.engine == "ray" else max(1, torch.cuda.device_count()))
-    if config.engine == "local" and workers == 1:
-        for chunk in chunks:
-            yield from scorer.parts(chunk)
-        return
-    with closing(spread(scorer, chunks, engine=config.engine, workers=workers)) as parts:
-        yield from parts
-
-
-def compare(scorer: Scorer, candidates: Candidates, readable: Int[np.ndarray, " readable"]) -> str:
-    """How far scores as they will be computed order the first candidates of some queries as exact ones do."""
-    config, collection = scorer.config, candidates.collection
-    queries = candidates.run.queries_of(readable)
-    some = readable[(queries < SAMPLE_QUERIES) & (candidates.ranks[readable] < SAMPLE_DEPTH)]
-    sample = replace(candidates, at_once=PAIRS_AT_ONCE)  # its own count of empty documents
-    chunk = next(sample.chunks(some, np.zeros(len(candidates.ranks), dtype=bool)), Chunk(some[:0], []))
-    if not chunk.pairs:
-        return "no pairs"
-    runs: list[Run] = []
-    # copies of the scorer, as their models are to go before the work begins
-    for precision in ("fp32", config.precision):
-        part = replace(scorer, precision=precision)(chunk)
-        run: dict[str, list[Hit]] = {}
-        for (query_id, doc_id), value in zip(candidates.run.pairs(part.numbers), part.scores.tolist(), strict=True):
-            run.setdefault(query_id, []).append(Hit(doc_id, value))
-        runs.append({query_id: sorted(hits, key=lambda hit: hit.doc_id) for query_id, hits in run.items()})
-    exact, narrow = runs
-    taus = [kendall_tau(*(np.array([hit.score for hit in each[query_id]]) for each in runs)) for query_id in exact]
-    told = f"{len(chunk.pairs)} pairs of {len(exact)} queries: Kendall's tau {np.mean(taus):.4f}"
-    try:
-        qrels = collection.qrels(config.split)
-    except UserError:  # there are no judgements
-        return told
-    before, after = (mean_ndcg(each, qrels) for each in (exact, narrow))
-    return f"{told}, nDCG@10 {after:.4f} instead of {before:.4f}"
-
-
-def mean_ndcg(run: Run, qrels: Qrels) -> float:
-    """The mean nDCG@10 of a run's judged queries, 0 where none is, its hits taken in the order of their scores."""
-    ordered = {query_id: sorted(hits, key=lambda hit: -hit.score) for query_id, hits in run.items()}
-    values = per_query(ordered, qrels, ["nDCG@10"])["nDCG@10"].values()
-    return sum(values) / max(1, len(values))

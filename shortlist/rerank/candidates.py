@@ -1,4 +1,4 @@
-"""The pairs that are to be scored: a run's hits, with their texts put to them a bounded number at a time."""
+"""What is to be scored: a run's hits, with their texts put to them a bounded number at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +14,21 @@ from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
 from shortlist.progress import say
 from shortlist.records import Document, Query
+from shortlist.rerankers import Candidates
 
 LISTED = 5
 """Ids that the collection lacks which are named."""
 
 
 class Chunk(NamedTuple):
-    """Pairs that are scored together, and their numbers among the run's hits."""
+    """Candidates that are scored together, and their numbers among the run's hits."""
 
-    numbers: Int[np.ndarray, " pairs"]
-    pairs: list[tuple[Query, Document]]
+    numbers: Int[np.ndarray, " docs"]
+    lists: list[Candidates]
 
 
 @dataclass
-class Candidates:
+class CandidateReader:
     """The hits of a run, with what is needed to read them.
 
     Attributes:
@@ -35,8 +36,8 @@ class Candidates:
         split: where the queries are from.
         depth: hits of each query to read.
         skip_missing: leave out what cannot be read, instead of refusing.
-        at_once: most pairs in a chunk.
-        num_empty: of those that were put into chunks, how many were left out because their document has no text.
+        whole_lists: the candidates of a query are in one chunk, all that are not done.
+        at_once: most pairs in a chunk; a longer list is one by itself.
     """
 
     run: RunColumns
@@ -46,8 +47,8 @@ class Candidates:
     split: str
     depth: int
     skip_missing: bool
+    whole_lists: bool
     at_once: int
-    num_empty: int = 0
 
     @cached_property
     def ranks(self) -> Int[np.ndarray, " hits"]:
@@ -83,25 +84,65 @@ class Candidates:
             raise UserError(f"{found}; check {flags}, or leave them where they are with --skip-missing.")
         say(f"rerank: {found}; left where they are.")
 
+    def first(self, numbers: Int[np.ndarray, " some"], count: int | None) -> Int[np.ndarray, " first"]:
+        """At most `count` of the readable hits: the best-ranked of all queries first, or the first whole lists."""
+        if not self.whole_lists:
+            return numbers[np.argsort(self.ranks[numbers], kind="stable")][:count]
+        if count is None:
+            return numbers
+        ends = [span.stop for span in self.list_spans(numbers) if span.stop <= count]
+        return numbers[: max(ends, default=0)]
+
+    def list_spans(self, numbers: Int[np.ndarray, " some"]) -> list[slice]:
+        """Where the hits of each query are among readable ones."""
+        starts = np.unique(self.run.queries_of(numbers), return_index=True)[1].tolist()
+        return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True)]
+
     def chunks(self, numbers: Int[np.ndarray, " some"], done: Bool[np.ndarray, " hits"]) -> Iterator[Chunk]:
         """Put texts to the numbers, a bounded number of pairs at a time; what is done is left out, and moves no other.
+
+        Args:
+            done: by hit; candidates whose document is empty are added to it.
 
         Raises:
             UserError: a document is empty, and such are not to be skipped.
         """
-        for start in range(0, len(numbers), self.at_once):
-            some = numbers[start : start + self.at_once]
+        for span in self._spans(numbers):
+            some = numbers[span]
             some = some[~done[some]]
-            names = self.run.pairs(some)
-            documents = self.collection.documents({doc_id for _, doc_id in names})
+            doc_ids = self.run.doc_ids.take(pa.array(some)).to_pylist()
+            documents = self.collection.documents(set(doc_ids))
             empty = {doc_id for doc_id, each in documents.items() if not (each.text.strip() or each.title.strip())}
             if empty and not self.skip_missing:
                 raise UserError(
                     f"{self.collection.name}: document {min(empty)!r} has neither title nor text; give it some, or "
                     "leave such candidates where they are with --skip-missing."
                 )
-            full = np.array([doc_id not in empty for _, doc_id in names], dtype=bool)
-            self.num_empty += int((~full).sum())
-            pairs = [(self.queries[query_id], documents[doc_id]) for query_id, doc_id in names if doc_id not in empty]
-            if pairs:
-                yield Chunk(some[full], pairs)
+            full = np.array([doc_id not in empty for doc_id in doc_ids], dtype=bool)
+            done[some[~full]] = True
+            some = some[full]
+            if len(some):
+                yield Chunk(some, self._lists(some, [documents[doc_id] for doc_id in doc_ids if doc_id not in empty]))
+
+    def _spans(self, numbers: Int[np.ndarray, " some"]) -> Iterator[slice]:
+        """Where each chunk is among the numbers."""
+        if not self.whole_lists:
+            yield from (slice(start, start + self.at_once) for start in range(0, len(numbers), self.at_once))
+            return
+        begin = 0
+        for start, end in ((span.start, span.stop) for span in self.list_spans(numbers)):
+            if end - begin > self.at_once and start > begin:
+                yield slice(begin, start)
+                begin = start
+        if len(numbers):
+            yield slice(begin, len(numbers))
+
+    def _lists(self, numbers: Int[np.ndarray, " docs"], documents: Sequence[Document]) -> list[Candidates]:
+        """Hits that follow one another and are of one query, as its candidates."""
+        queries = self.run.queries_of(numbers)
+        starts = [0, *(np.flatnonzero(np.diff(queries)) + 1).tolist(), len(numbers)]
+        names = [self.run.query_ids[query] for query in queries[starts[:-1]].tolist()]
+        return [
+            Candidates(self.queries[name], documents[start:end])
+            for name, start, end in zip(names, starts, starts[1:], strict=False)
+        ]

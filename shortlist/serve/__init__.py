@@ -140,9 +140,9 @@ def open_service(config: Config) -> "Service":
     Raises:
         UserError: a model, store, index or collection is missing, or they do not belong together.
     """
-    from shortlist.models.reranker import Reranker
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Pipeline
+    from shortlist.rerankers.pointwise import Reranker
     from shortlist.serve.gate import Limits
     from shortlist.serve.service import Service
 

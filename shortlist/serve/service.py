@@ -13,11 +13,11 @@ from jaxtyping import Float
 
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
-from shortlist.models.reranker import AnyReranker
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import Model, TokenIds, compact_ids
 from shortlist.pipeline import Answer, Pipeline
 from shortlist.records import Document, Query, as_documents
+from shortlist.rerankers.pointwise import Reranker
 from shortlist.serve.batcher import Batcher
 from shortlist.serve.gate import Gate, Limits, Ticket
 from shortlist.serve.metrics import Metrics
@@ -62,20 +62,23 @@ class Service:
         pipeline: Pipeline | None = None,
         *,
         retriever: Retriever | None = None,
-        reranker: AnyReranker | None = None,
+        reranker: Reranker | None = None,
         names: dict[str, str] | None = None,
         limits: Limits | None = None,
         token_budget: int | None = None,
     ) -> None:
         self.parts, limits = _Parts(pipeline) if pipeline else None, limits or Limits()
         self.retriever: Retriever | None = retriever or (self.parts and self.parts.retriever)  # type: ignore[assignment]
-        self.reranker: AnyReranker | None = reranker or (pipeline and pipeline.reranker)  # type: ignore[assignment]
+        self.reranker: Reranker | None = reranker or (pipeline and pipeline.reranker)  # type: ignore[assignment]
         self.names = {"retriever": "retriever", "reranker": "reranker"} | (names or {})
         self.first_stages = pipeline.first_stages if pipeline else []
         self.metrics = Metrics(
             shortlist_queue_requests=lambda: self.gate.requests, shortlist_queue_tokens=lambda: self.gate.tokens
         )
-        models: dict[str, Model | None] = {"retriever": self.retriever, "reranker": self.reranker}
+        models: dict[str, Model | None] = {
+            "retriever": self.retriever,
+            "reranker": self.reranker and self.reranker.model,
+        }
         self.batcher = Batcher(
             {name: model for name, model in models.items() if model is not None},
             token_budget=token_budget,
@@ -246,7 +249,7 @@ class _Parts:
         self.collection = _guarded(pipeline.collection, "documents")
         self.reranker_share = pipeline.reranker_share
 
-    def pipeline(self, batcher: Batcher, ticket: Ticket, reranker: AnyReranker | None) -> Pipeline:
+    def pipeline(self, batcher: Batcher, ticket: Ticket, reranker: Reranker | None) -> Pipeline:
         """For one request."""
         models = _Batched(batcher, ticket, self.retriever, reranker)
         dense = DenseSearch(models, self.vectors) if self.vectors else None
@@ -263,7 +266,7 @@ class _Parts:
 class _Batched:
     """Stands for both models of one request."""
 
-    def __init__(self, batcher: Batcher, ticket: Ticket, retriever: Any, reranker: AnyReranker | None) -> None:
+    def __init__(self, batcher: Batcher, ticket: Ticket, retriever: Any, reranker: Reranker | None) -> None:
         self._batcher, self._ticket, self._retriever, self._reranker = batcher, ticket, retriever, reranker
 
     def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shortlist.data.runs import read_run_columns, write_run
-from shortlist.data.scores import ScoreLog
+from shortlist.data.scores import ScoreLog, list_key
 from shortlist.errors import UserError
 from shortlist.records import Hit
 
@@ -87,3 +87,25 @@ def test_another_file_is_left_alone(path: Path):
     with pytest.raises(UserError, match="not a log of scores; move it away"):
         read(path)
     assert path.read_text() == "some notes\n"
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_list_comes_back_whole_or_not_at_all(path: Path, cut: int):
+    scores = np.array([1 / 3, np.nan, -1e-30], dtype=np.float32)
+    log = ScoreLog(path, MADE_FROM)
+    log.append_list("q1", "one", scores)
+    log.append_list("q2", "two", scores)
+    log.close()
+    path.write_bytes(path.read_bytes()[:-cut])
+    log = ScoreLog(path, MADE_FROM)
+    log.append_list("q3", "three", scores[:1])
+    log.close()
+    found = ScoreLog(path, MADE_FROM).read_lists()
+    assert list(found) == ["one", "three"]
+    np.testing.assert_array_equal(found["one"], scores)
+
+
+def test_a_list_is_another_one_if_its_query_order_or_length_is():
+    lists = [("q", ["a", "b"]), ("q", ["b", "a"]), ("q", ["a"]), ("p", ["a", "b"]), ("q", ["ab"])]
+    assert len({list_key(*each) for each in lists}) == 5
+    assert list_key("q", ["a"]) == list_key("q", ["a"])

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.image import imread
 from tiny import Tiny
 
-from shortlist import compare, diagnose, evaluate, lengths, report, table
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
+from shortlist.evaluation import diagnose, evaluate, lengths, report, table
 from shortlist.evaluation.report import find_outputs
 from shortlist.evaluation.report.html import drawing
 from shortlist.evaluation.report.html import table as html_table
@@ -31,7 +31,7 @@ def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = {"collection": str(tiny.collection), "split": "test"}
     measuring = {"runs": runs, "names": ("<first>", "second"), **where, "measures": ("MRR@10",)}
     evaluate.run(evaluate.Config(**measuring, out=out / "results" / "results.json"))
-    compare.run(compare.Config(**measuring, out=out / "compared"))
+    evaluate.run(evaluate.Config(**measuring, costs=True, out=out / "compared" / "results.json"))
     diagnose.run(diagnose.Config(run=runs[0], reranked=runs[1], **where, out=out / "diagnosis" / "diagnosis.json"))
     lengths.run(lengths.Config(collection=str(tiny.collection), model=str(tiny.llama), out=out / "lengths"))
     results = (out / "results" / "results.json",)
@@ -86,7 +86,7 @@ def test_the_page_shows_every_kind_of_output(page: Path):
     text = page.read_text()
     for words in (
         *("Published tables", "not run", "RankGPT-4", "Results", "95% bootstrap", "holes"),
-        *("Quality and cost", "no other is better and faster", "Failures", "pushed down by the reranker"),
+        *("ms/query by stage", "no other is better and faster", "Failures", "pushed down by the reranker"),
         *("Lengths", "tokens of the documents", "Training", "training loss", "Manifests", "which colour has the apple"),
     ):
         assert words in text, words

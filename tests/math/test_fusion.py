@@ -109,6 +109,13 @@ def test_a_share_of_one_leaves_the_second_stages_scores_as_they_are():
     assert interpolate([], [], 0.5) == []
 
 
+def test_what_was_not_read_takes_no_part_in_a_mixture():
+    hits = [Hit("a", 3.0), Hit("b", 2.0), Hit("c", 1.0)]
+    mixed = interpolate(hits, [0.0, NAN, 9.0], 0.75)
+    assert [mixed[0], mixed[2]] == pytest.approx(interpolate([hits[0], hits[2]], [0.0, 9.0], 0.75))
+    assert math.isnan(mixed[1])
+
+
 def test_the_grid_holds_all_weights_that_add_up_to_one():
     assert weight_grid(1, 4) == [(1.0,)]
     assert weight_grid(2, 4) == [(0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)]

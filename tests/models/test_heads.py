@@ -31,7 +31,9 @@ from transformers import (
 
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import load_reranker, reranker_to_train
-from shortlist.models.run import for_inference, score_pairs, stream_scores
+from shortlist.models.run import for_inference, score_pairs
+from shortlist.rerankers import Candidates
+from shortlist.rerankers.pointwise import Reranker
 from shortlist.text.contract import named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.tokenizer import train_bpe
@@ -248,8 +250,8 @@ def test_segments_are_scored_by_themselves_and_put_together(segments: Any, token
     combine = {"maxp": np.max, "avgp": np.mean}[segments]
     expected = np.array([combine(score_pairs(reranker, some)) for some in parts])
     scores = np.full(len(PAIRS), np.nan)
-    streamed = stream_scores(reranker, PAIRS, token_budget=token_budget, segments=segments, stride=10)
-    for places, some, _ in streamed:
+    ranker = Reranker(reranker, token_budget=token_budget, segments=segments, stride=10)
+    for places, some, _ in ranker.score_lists([Candidates(query, [document]) for query, document in PAIRS]):
         assert np.isnan(scores[places]).all()  # each once
         scores[places] = some
     close(scores, expected)
@@ -260,6 +262,7 @@ def test_one_segment_that_covers_the_document_equals_no_segmentation(segments: A
     save(tmp_path, classifiers(1)["bert"], words())
     reranker = load_reranker(str(tmp_path), contract="cross-encoder")
     scores = np.empty(len(PAIRS))
-    for places, some, _ in stream_scores(reranker, PAIRS, segments=segments, stride=10):
+    ranker = Reranker(reranker, segments=segments, stride=10)
+    for places, some, _ in ranker.score_lists([Candidates(query, [document]) for query, document in PAIRS]):
         scores[places] = some
     np.testing.assert_array_equal(scores.astype(np.float32), score_pairs(reranker, PAIRS))

@@ -105,7 +105,7 @@ def retriever(tiny: Tiny) -> Any:
 
 @pytest.fixture(scope="module")
 def reranker(tiny: Tiny) -> Any:
-    return Reranker.load(str(tiny.reranker), packed=False)
+    return Reranker.load(str(tiny.reranker), packed=False).model
 
 
 def test_an_answer_is_the_same_whatever_it_was_batched_with(retriever: Any, reranker: Any):

@@ -79,15 +79,22 @@ Measurer = Callable[[Sequence[tuple[Query, Document]]], list[Sizes]]
 
 
 class Task(NamedTuple):
-    """What is diagnosed: runs, judgements and texts of the same queries."""
+    """What is diagnosed: runs, judgements and texts of the same queries; the rest is as in `Config`."""
 
-    config: Config
     run: RunColumns
     reranked: RunColumns | None
     qrels: Qrels
     """Of the queries that the runs have."""
     queries: Mapping[str, Query]
     collection: Collection
+    depth: int
+    k: int
+    relevance_level: int
+    measure: str
+    model: str | None
+    contract: str | None
+    examples: int
+    sample: int
 
     @property
     def last(self) -> RunColumns:
@@ -141,18 +148,31 @@ def _task(config: Config) -> Task:
         )
     if len(judged) < len(qrels):
         say(f"diagnose: {len(qrels) - len(judged)} of {len(qrels)} judged queries are not in every run: left out.")
-    return Task(config, run, reranked, judged, queries, collection)
+    return Task(
+        run,
+        reranked,
+        judged,
+        queries,
+        collection,
+        depth=config.depth,
+        k=config.k,
+        relevance_level=config.relevance_level,
+        measure=config.measure,
+        model=config.model,
+        contract=config.contract,
+        examples=config.examples,
+        sample=config.sample,
+    )
 
 
 def diagnose(task: Task) -> dict[str, Any]:
     """All that is told of a run: `fates`, `duplicates`, `unjudged`, `queries`."""
-    config = task.config
     return {
         "num_queries": len(task.qrels),
-        "depth": config.depth,
-        "k": config.k,
-        "relevance_level": config.relevance_level,
-        "unit": "tokens" if config.model else "words",
+        "depth": task.depth,
+        "k": task.k,
+        "relevance_level": task.relevance_level,
+        "unit": "tokens" if task.model else "words",
         "fates": count_fates(task),
         "duplicates": find_duplicates(task),
         "unjudged": find_unjudged(task),
@@ -162,13 +182,12 @@ def diagnose(task: Task) -> dict[str, Any]:
 
 def count_fates(task: Task) -> dict[str, Any]:
     """How many relevant documents had each fate: `all`, and by the lengths of query and document and by truncation."""
-    config = task.config
     relevant = {
-        query_id: {doc_id: grade for doc_id, grade in each.items() if grade >= config.relevance_level}
+        query_id: {doc_id: grade for doc_id, grade in each.items() if grade >= task.relevance_level}
         for query_id, each in task.qrels.items()
     }
     after = judged_ranks(task.reranked, relevant) if task.reranked else None
-    numbers = fates(judged_ranks(task.run, relevant), after, depth=config.depth, k=config.k)
+    numbers = fates(judged_ranks(task.run, relevant), after, depth=task.depth, k=task.k)
     pairs = [(query_id, doc_id) for query_id, each in relevant.items() for doc_id in each]
     absent = set(task.collection.missing(dict.fromkeys(doc_id for _, doc_id in pairs)))
     groups: dict[str, dict[str, Counter[str]]] = {"all": {"all": Counter()}}
@@ -202,7 +221,7 @@ def _bin(length: int, ends: Sequence[int]) -> str:
 
 def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> Iterator[tuple[str, Sizes]]:
     """Yield the fate and the sizes of each pair; a bounded number of texts is held at a time."""
-    measure = _measurer(task.config)
+    measure = _measurer(task.model, task.contract)
     for start in range(0, len(relevant), TEXTS_AT_ONCE):
         some = relevant[start : start + TEXTS_AT_ONCE]
         documents = task.collection.documents({doc_id for (_, doc_id), _ in some})
@@ -210,15 +229,15 @@ def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> It
         yield from zip([fate for _, fate in some], measure(pairs), strict=True)
 
 
-def _measurer(config: Config) -> Measurer:
+def _measurer(model: str | None, contract: str | None) -> Measurer:
     """Words without a model; with one, its tokens, and what it cuts."""
-    if config.model is None:
+    if model is None:
         return lambda pairs: [Sizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
     from shortlist.models.checkpoint import any_contract, tokenizer_of
     from shortlist.text.inputs import Inputs
 
-    form = any_contract(config.model, config.contract).form
-    inputs = Inputs(form, tokenizer_of(config.model))
+    form = any_contract(model, contract).form
+    inputs = Inputs(form, tokenizer_of(model))
 
     def measure(pairs: Sequence[tuple[Query, Document]]) -> list[Sizes]:
         texts = [query.text for query, _ in pairs], [" ".join(_words(document)) for _, document in pairs]
@@ -238,12 +257,12 @@ def _words(document: Document) -> list[str]:
 
 def find_duplicates(task: Task) -> dict[str, Any]:
     """Candidates with the same text, but for case and white space, as one ranked above them, in a sample of queries."""
-    config, run = task.config, task.run
+    run = task.run
     numbers = [number for number, query_id in enumerate(run.query_ids) if query_id in task.qrels]
-    step = max(1, -(-len(numbers) // config.sample))
+    step = max(1, -(-len(numbers) // task.sample))
     copies, examples = [], []
     for number in track(numbers[::step], "reading candidates", len(numbers[::step]), "queries"):
-        doc_ids = [hit.doc_id for hit in run.hits(number)[: config.depth]]
+        doc_ids = [hit.doc_id for hit in run.hits(number)[: task.depth]]
         absent = set(task.collection.missing(doc_ids))
         documents = task.collection.documents([doc_id for doc_id in doc_ids if doc_id not in absent])
         first: dict[str, str] = {}
@@ -253,7 +272,7 @@ def find_duplicates(task: Task) -> dict[str, Any]:
             if above != doc_id:
                 own.append({"query_id": run.query_ids[number], "doc_id": doc_id, "same_as": above})
         copies.append(len(own))
-        examples += own[: config.examples - len(examples)] if len(examples) < config.examples else []
+        examples += own[: task.examples - len(examples)] if len(examples) < task.examples else []
     return {
         "queries_read": len(copies),
         "queries_with_duplicates": sum(number > 0 for number in copies),
@@ -264,22 +283,22 @@ def find_duplicates(task: Task) -> dict[str, Any]:
 
 def find_unjudged(task: Task) -> dict[str, Any]:
     """Documents in the top that nobody judged; the examples stand above a relevant one: they may be relevant too."""
-    config, run = task.config, task.last
+    run = task.last
     num_shown, num_unjudged, above = 0, 0, []
     for number, query_id in enumerate(run.query_ids):
         judgements = task.qrels.get(query_id)
         if judgements is None:
             continue
-        doc_ids = [hit.doc_id for hit in run.hits(number)[: config.k]]
+        doc_ids = [hit.doc_id for hit in run.hits(number)[: task.k]]
         grades = [judgements.get(doc_id) for doc_id in doc_ids]
         num_shown += len(doc_ids)
         num_unjudged += grades.count(None)
-        relevant = [rank for rank, grade in enumerate(grades) if grade is not None and grade >= config.relevance_level]
+        relevant = [rank for rank, grade in enumerate(grades) if grade is not None and grade >= task.relevance_level]
         lowest = max(relevant, default=-1)
         above += [(rank, query_id, doc_ids[rank]) for rank in range(lowest) if grades[rank] is None]
     examples = [
         {"query_id": query_id, "query": task.queries[query_id].text, "rank": rank + 1, **_shown(task, doc_id)}
-        for rank, query_id, doc_id in sorted(above)[: config.examples]
+        for rank, query_id, doc_id in sorted(above)[: task.examples]
     ]
     share = num_unjudged / max(1, num_shown)
     return {
@@ -301,14 +320,13 @@ def _shown(task: Task, doc_id: str) -> dict[str, str]:
 
 def compare_queries(task: Task) -> dict[str, Any]:
     """The queries that the reranker won and lost most; without one, those with the lowest values."""
-    config = task.config
-    settings: dict[str, Any] = {"relevance_level": config.relevance_level}
-    before = per_query(task.run, task.qrels, [config.measure], **settings)[config.measure]
-    told: dict[str, Any] = {"measure": config.measure, "before": float(np.mean(list(before.values())))}
+    settings: dict[str, Any] = {"relevance_level": task.relevance_level}
+    before = per_query(task.run, task.qrels, [task.measure], **settings)[task.measure]
+    told: dict[str, Any] = {"measure": task.measure, "before": float(np.mean(list(before.values())))}
     if task.reranked is None:
-        lowest = sorted(before, key=before.__getitem__)[: config.examples]
+        lowest = sorted(before, key=before.__getitem__)[: task.examples]
         return told | {"lowest": [_query(task, query_id, before, before) for query_id in lowest]}
-    after = per_query(task.reranked, task.qrels, [config.measure], **settings)[config.measure]
+    after = per_query(task.reranked, task.qrels, [task.measure], **settings)[task.measure]
     changes = {query_id: after[query_id] - before[query_id] for query_id in before}
     order = sorted(changes, key=changes.__getitem__)
     won = [query_id for query_id in reversed(order) if changes[query_id] > 0]
@@ -317,14 +335,14 @@ def compare_queries(task: Task) -> dict[str, Any]:
         "after": float(np.mean(list(after.values()))),
         "num_won": len(won),
         "num_lost": len(lost),
-        "won": [_query(task, query_id, before, after) for query_id in won[: config.examples]],
-        "lost": [_query(task, query_id, before, after) for query_id in lost[: config.examples]],
+        "won": [_query(task, query_id, before, after) for query_id in won[: task.examples]],
+        "lost": [_query(task, query_id, before, after) for query_id in lost[: task.examples]],
     }
 
 
 def _query(task: Task, query_id: str, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
     """A query as it is shown: its values, the first document and the first relevant one's rank, before and after."""
-    level = task.config.relevance_level
+    level = task.relevance_level
     relevant = {query_id: {d: g for d, g in task.qrels[query_id].items() if g >= level}}
     told: dict[str, Any] = {"query_id": query_id, "query": task.queries[query_id].text}
     sides = {"before": (task.run, before)} | ({"after": (task.reranked, after)} if task.reranked else {})

@@ -11,9 +11,10 @@ import tyro
 from shortlist.data.files import atomic_write, read_json
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
+from shortlist.evaluation.costs import cost_cells, cost_headings
 from shortlist.evaluation.report.html import drawing, folded, heading, page, paragraph, table
 from shortlist.math.fates import FATES
-from shortlist.progress import say, size
+from shortlist.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,9 @@ def sections(outputs: Sequence[Output]) -> list[tuple[str, str]]:
 
 
 def show_results(output: Output) -> str:
-    """The table of `evaluate`: values, intervals, and p-values against the first run."""
+    """The table of `evaluate`: values, intervals, p-values against the first run, and costs where they are told."""
     results = read_json(output.path)
-    rows = []
+    rows, costly = [], any("stages" in row for row in results["rows"])
     for row in results["rows"]:
         cells = []
         for measure in results["measures"]:
@@ -88,13 +89,17 @@ def show_results(output: Output) -> str:
             if compared.get("t_test") is not None:
                 lines.append(f"p {compared['t_test_holm']:.4f}, {compared['randomisation_holm']:.4f}")
             cells.append("\n".join(lines))
-        rows.append([row["name"], *cells, str(row["queries"]), f"{row['judged']:.0%}\n{row['holes']} holes"])
+        cells += [str(row["queries"]), f"{row['judged']:.0%}\n{row['holes']} holes"]
+        rows.append([row["name"], *cells, *(cost_cells(row) if costly else [])])
     caption = (
         "95% bootstrap intervals; p: paired t-test and randomisation test against the first row, Holm-corrected. "
         f"Relevant: grade {results['relevance_level']} and above, where a measure knows no grades. "
         f"Ties: {results['ties']}."
     )
-    return table(["run", *results["measures"], "queries", f"judged@{results['judged_at']}"], rows, caption=caption)
+    headings = ["run", *results["measures"], "queries", f"judged@{results['judged_at']}"]
+    headings += cost_headings() if costly else []
+    figure = output.path.with_suffix(".svg").name
+    return table(headings, rows, caption=caption) + (_drawing(output, figure) if costly else "")
 
 
 def show_table(output: Output) -> str:
@@ -105,27 +110,6 @@ def show_table(output: Output) -> str:
     rows += [[content["label"]]]
     rows += [[name, *("not run" if v is None else f"{v:.1f}" for v in v_)] for name, v_ in content["ours"].items()]
     return paragraph(content["title"]) + table(["", *content["columns"]], rows) + _drawing(output, "table.svg")
-
-
-def show_comparison(output: Output) -> str:
-    """What runs are worth and what they cost, and the figure of both."""
-    rows = read_json(output.path / "compare.json", kind=list)
-    measures = output.manifest["config"]["measures"]
-    shown = []
-    for row in rows:
-        by_stage = [f"{stage['stage']} {stage['ms']:,.1f}" for stage in row["stages"]]
-        time = f"{row['ms_per_query']:,.1f}" if "ms_per_query" in row else "-"
-        costs = [
-            f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "-",
-            size(row["index_bytes"]) if "index_bytes" in row else "-",
-            size(row["peak_bytes"]) if "peak_bytes" in row else "-",
-            f"{row['num_parameters'] / 1e6:,.1f}M" if "num_parameters" in row else "-",
-        ]
-        shown.append(
-            [row["name"], *(f"{row[measure]:.4f}" for measure in measures), "\n".join([time, *by_stage]), *costs]
-        )
-    headings = ["run", *measures, "ms/query", "tokens/s", "index", "peak memory", "model"]
-    return table(headings, shown) + _drawing(output, "pareto.svg")
 
 
 def show_training(output: Output) -> str:
@@ -200,14 +184,13 @@ def show_manifests(outputs: Sequence[Output]) -> str:
 
 
 def _drawing(output: Output, name: str) -> str:
-    path = output.path / name
+    path = (output.path if output.path.is_dir() else output.path.parent) / name
     return drawing(path.read_text("utf-8"), f"{output.name} {path.stem}") if path.exists() else ""
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Output], str]], ...] = (
     ("Published tables", "table", show_table),
     ("Results", "evaluate", show_results),
-    ("Quality and cost", "compare", show_comparison),
     ("Failures", "diagnose", show_diagnosis),
     ("Lengths", "lengths", show_lengths),
     ("Training", "train", show_training),

@@ -1,0 +1,66 @@
+"""What runs cost, by the manifests beside them, and what that looks like beside what they are worth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shortlist.data.figures import COLORS
+from shortlist.math.pareto import frontier
+from shortlist.progress import size
+
+COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "ms_per_query": ("ms/query", lambda value: f"{value:,.1f}"),
+    "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
+    "index_bytes": ("index", size),
+    "peak_bytes": ("peak memory", size),
+    "num_parameters": ("model", lambda value: f"{value / 1e6:,.1f}M"),
+}
+"""What a manifest may say that a run costs: the heading of its column, and how a value is shown there."""
+
+
+def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what a run costs over all its stages (see data.manifest.stages); what they do not say is left out.
+
+    Time per query is that of all stages, memory the most that one of them held, the index all that the first stages
+    read, the parameters those of every model once, tokens per second those of the last stage that counts them.
+    """
+    models = {stage["model"]: stage["num_parameters"] for stage in made_by if "num_parameters" in stage}
+    speeds = [stage["tokens_per_second"] for stage in made_by if "tokens_per_second" in stage]
+    found = {
+        "ms_per_query": round(sum(stage["ms"] for stage in made_by), 3),
+        "tokens_per_second": speeds[-1] if speeds else None,
+        "index_bytes": sum(stage.get("index_bytes", 0) for stage in made_by),
+        "peak_bytes": max((stage.get("peak_bytes", 0) for stage in made_by), default=0),
+        "num_parameters": sum(models.values()),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def cost_headings() -> list[str]:
+    """The headings of the columns of costs."""
+    return ["ms/query by stage", *(heading for heading, _ in COSTS.values())]
+
+
+def cost_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row's cells in the columns of costs."""
+    by_stage = [f"{stage['stage']} {stage['ms']:,.1f}" for stage in row["stages"]]
+    cells = [show(row[name]) if name in row else "-" for name, (_, show) in COSTS.items()]
+    return ["\n".join(by_stage) or "-", *cells]
+
+
+def draw_pareto(rows: Sequence[Mapping[str, Any]], measure: str, figure: Any) -> None:
+    """Draw quality against milliseconds per query; a line joins the runs that no other one beats in both."""
+    times, values = (np.array([row[name] for row in rows], dtype=float) for name in ("ms_per_query", measure))
+    best = np.flatnonzero(frontier(times, values))
+    best = best[np.argsort(times[best])]
+    axes = figure.add_subplot(xlabel="milliseconds per query, all stages", ylabel=measure, xscale="log")
+    axes.grid(color="#dddddd", linewidth=0.5)
+    axes.step(
+        times[best], values[best], where="post", color=COLORS[0], linewidth=1.2, label="no other is better and faster"
+    )
+    axes.scatter(times, values, color=[COLORS[0] if i in best else COLORS[-1] for i in range(len(rows))], zorder=3)
+    for row, time, value in zip(rows, times, values, strict=True):
+        axes.annotate(row["name"], (time, value), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.2, y=0.15)
+    figure.legend(loc="outside upper center", frameon=False)

@@ -1,0 +1,193 @@
+"""Pointwise reranking: a model reads the query with one document at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from shortlist.errors import UserError
+from shortlist.math.combination import COMBINATIONS
+from shortlist.models.checkpoint import (
+    load_reranker,
+    model_identity,
+    num_parameters,
+    reranker_contract,
+    tokenizer_of,
+)
+from shortlist.models.reranker import AnyReranker
+from shortlist.models.run import Pair, Precision, compact_ids, for_inference, run_batches
+from shortlist.models.shipped import shipped_name
+from shortlist.records import Document, Query, as_documents, as_queries
+from shortlist.rerankers import Candidates, Scored
+from shortlist.rerankers.prepared import Prepared
+from shortlist.text.contract import Adjust, InputContract
+from shortlist.text.inputs import Inputs
+from shortlist.text.segments import Segments, pair_segments, segment_contract, unused_settings
+
+
+@final
+class Reranker:
+    """A query and a document read together, one score: texts in, arrays out.
+
+    Args:
+        model: ready to run; its contract says how long an input may be.
+        token_budget: most tokens in one forward pass, padding included (None: what suits the device).
+        segments: what a document's score is made of: `maxp` and `avgp` read all of it, as far as the model's input
+            length reaches at a time; others what that length holds.
+        stride: tokens between the beginnings of two segments.
+    """
+
+    def __init__(
+        self, model: AnyReranker, *, token_budget: int | None = None, segments: Segments = "whole", stride: int = 256
+    ) -> None:
+        self.model, self.inputs = model, model.inputs
+        self.token_budget, self.segments, self.stride = token_budget, segments, stride
+
+    @classmethod
+    def load(
+        cls, name: str, *, device: torch.device | None = None, packed: bool | None = None, **settings: Any
+    ) -> "Reranker":
+        """Load a model folder, or the name of one on the hub, ready to score, whichever kind of model it holds.
+
+        Args:
+            packed: as for `models.run.for_inference`.
+            settings: how pairs are read, as for `pointwise`.
+
+        Raises:
+            UserError: no model is there, it has no head, or nothing says what its input looks like.
+        """
+        return pointwise(model=name, device=device, packed=packed, **settings).open()  # type: ignore[return-value]
+
+    def score(
+        self, query: str | Query, documents: Sequence[str | Document], *, token_budget: int | None = None
+    ) -> Float[np.ndarray, " docs"]:
+        """Score each document for the query, higher is better.
+
+        Args:
+            token_budget: another one than the reranker's.
+        """
+        [query] = as_queries([query])
+        pairs = [(query, document) for document in as_documents(documents)]
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for numbers, some, _ in self._stream(pairs, token_budget or self.token_budget):
+            scores[numbers] = some
+        return scores
+
+    def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
+        """Yield scores as they become known: the pairs of all lists are sorted by length together."""
+        pairs = [(query, document) for query, documents in lists for document in documents]
+        return map(Scored._make, self._stream(pairs, self.token_budget))
+
+    def _stream(
+        self, pairs: Sequence[Pair], token_budget: int | None
+    ) -> Iterator[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"], int]]:
+        combine = COMBINATIONS.get(self.segments)
+        if combine is None:
+            token_ids = compact_ids(self.inputs.pair_ids, pairs)
+            for batch, rows, num_tokens in run_batches(self.model, token_ids, token_budget=token_budget):
+                yield batch, rows.values.numpy(), num_tokens
+            return
+        parts = pair_segments(self.inputs, pairs, stride=self.stride)
+        left = np.array([len(some) for some in parts], dtype=np.int64)
+        owners, ends = np.repeat(np.arange(len(parts)), left), np.cumsum(left)
+        starts, scores = ends - left, np.empty(len(owners), dtype=np.float32)
+        token_ids = compact_ids(self.inputs.pair_ids, [pair for some in parts for pair in some])
+        for batch, rows, num_tokens in run_batches(self.model, token_ids, token_budget=token_budget):
+            scores[batch] = rows.values.numpy()
+            np.subtract.at(left, owners[batch], 1)
+            ready = np.unique(owners[batch])
+            ready = ready[left[ready] == 0]
+            whole = [combine(scores[starts[i] : ends[i]], np.zeros(1, dtype=np.int64))[0] for i in ready]
+            yield ready, np.array(whole, dtype=np.float32), num_tokens
+
+
+def pointwise(
+    *,
+    model: str | None = None,
+    contract: str | None = None,
+    instruction: str | None = None,
+    max_length: int | None = None,
+    segments: Segments = "whole",
+    window: int = 512,
+    stride: int = 256,
+    precision: Precision = "fp32",
+    token_budget: int | None = None,
+    packed: bool | None = None,
+    device: torch.device | None = None,
+    adjust: Adjust | None = None,
+) -> Prepared:
+    """Prepare a pointwise reranker.
+
+    Args:
+        model: folder or hub name.
+        contract: input contract by name, for a folder that does not say its own.
+        instruction: what the model is told to look for, where its contract has a place for that.
+        max_length: most tokens of a pair (None: the model's).
+        segments: how much of a document is read: `text.segments.Segments`.
+        window: tokens of a segment, query and prompt included.
+        stride: tokens from the beginning of a segment's text to that of the next one's.
+        precision: as for `models.run.for_inference`, and so are `packed` and `device`.
+        token_budget: most tokens in one forward pass, padding included (None: what suits the device).
+        adjust: changes the contract before the other settings do.
+
+    Raises:
+        UserError: there is no such model, or lengths that do not fit together.
+    """
+    if model is None:
+        raise UserError("--method pointwise needs a --model: a reranker's folder or hub name.")
+    model = shipped_name(model, "reranker")
+    adjusted = partial(
+        _adjusted,
+        adjust=adjust,
+        instruction=instruction,
+        segments=segments,
+        lengths={"window": window, "stride": stride, "max_length": max_length},
+    )
+    read_by = adjusted(reranker_contract(model, contract))
+    reading = {"precision": precision, "segments": segments, "window": window, "stride": stride}
+    unused = unused_settings(segments)
+    return Prepared(
+        open=partial(
+            _open,
+            model,
+            contract,
+            adjusted,
+            reading={"token_budget": token_budget, "segments": segments, "stride": stride},
+            running={"device": device, "precision": precision, "packed": packed},
+        ),
+        identities=partial(_identities, model, read_by),
+        settings={name: value for name, value in reading.items() if name not in unused},
+        check=partial(_check, model, read_by),
+        num_parameters=partial(num_parameters, model),
+    )
+
+
+def _adjusted(
+    contract: InputContract,
+    *,
+    adjust: Adjust | None,
+    instruction: str | None,
+    segments: Segments,
+    lengths: dict[str, Any],
+) -> InputContract:
+    contract = (adjust(contract) if adjust else contract).with_instruction(instruction)
+    return segment_contract(contract, segments, **lengths)
+
+
+def _open(
+    name: str, contract: str | None, adjust: Adjust, *, reading: dict[str, Any], running: dict[str, Any]
+) -> Reranker:
+    model = load_reranker(name, contract=contract, adjust=adjust)
+    for_inference(model, **running)
+    return Reranker(model, **reading)
+
+
+def _identities(name: str, contract: InputContract) -> dict[str, str]:
+    return {"model": model_identity(name), "contract": contract.of_pairs()}
+
+
+def _check(name: str, contract: InputContract, queries: Iterable[Query]) -> None:
+    Inputs(contract.form, tokenizer_of(name)).check_queries(queries)
