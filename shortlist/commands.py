@@ -42,7 +42,10 @@ COMMANDS = {
     "demo": Command("demo", "train and measure a whole system on this machine's own Python sources"),
 }
 
-GONE: dict[str, str] = {}
+GONE: dict[str, str] = {
+    "train --distill": "--loss infonce=0.5 kl=0.5",
+    "train --teacher-temperature": "--loss kl kl.teacher_temperature=2",
+}
 """Commands, and flags as `COMMAND --FLAG`, that there are no more: each with what to say instead."""
 
 
