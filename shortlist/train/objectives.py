@@ -162,7 +162,7 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
     ]
     at = torch.tensor([row for row, _, _ in places]), torch.tensor([column for _, column, _ in places])
 
-    def laid_out(values: Sequence[Sequence[float]], elsewhere: float) -> Float[Tensor, "queries docs"]:
+    def laid_out(values: Sequence[Sequence[int | float]], elsewhere: float) -> Float[Tensor, "queries docs"]:
         laid = torch.full(keep.shape, elsewhere)
         laid[at] = torch.tensor([float(values[row][place]) for row, _, place in places])
         return laid
