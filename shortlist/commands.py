@@ -26,6 +26,7 @@ COMMANDS = {
     "encode": Command("encode", "embed a corpus"),
     "verify": Command("verify", "check that vectors are as they were encoded, and repair them"),
     "search": Command("search", "find each query's long list, by BM25, vectors or both"),
+    "ask": Command("ask", "answer one question with a pipeline: first stages, fusion, rerankers"),
     "mine": Command("mine", "draw hard negatives from runs"),
     "rerank": Command("rerank", "reorder a run with a reranker"),
     "fuse": Command("fuse", "make one run of several"),

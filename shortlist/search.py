@@ -1,367 +1,173 @@
-"""Stage `search`: a first stage (BM25, vectors, or both fused) finds each query's long list."""
+"""Stage `search`: a pipeline (BM25, vectors, both fused, or one described in a file) finds each query's long list."""
 
-import sys
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-
-from shortlist.config import from_settings, load_yaml
 from shortlist.data.beir import shares_ids
-from shortlist.data.collections import Collection, open_collection
+from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.manifest import Job, identity, read_manifest, start_job
+from shortlist.data.manifest import identity, start_job
 from shortlist.data.runs import write_run
-from shortlist.engine import Engine
 from shortlist.errors import UserError
-from shortlist.index.protocols import FirstStage, VectorIndex
 from shortlist.math.exclusion import count_own, without_own
-from shortlist.math.fusion import FUSIONS, interpolate, reorder, rrf
+from shortlist.pipeline import Pipeline
+from shortlist.pipeline.spec import Description, Sources, from_file_or_flags, written
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
-DEMO_FOLDER = Path("shortlist-demo")
 HITS_AT_ONCE = 8_000_000
 """Most hits in memory, where each takes 170 bytes; the queries of a training split find a hundred million."""
-SNIPPET = 300
-"""Characters of a document that are printed."""
-IGNORED = ("query", "demo", "demo_folder", "memory_gib", "engine", "reranker", "depth", "reranker_share")
-HYBRID_DEPTH = 100
-"""Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
+RERANKED_AT_ONCE = 16
+"""Queries at a time where a reranker reads what they find: it takes so long that one wants to see how far it is."""
+IGNORED = ("memory_gib", "engine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Sources):
+    out: Path
+    """Run file to write."""
     collection: str | None = None
     """Where the queries are: folder, `irds:` or `hf:` name."""
-    index: tuple[Path, ...] = ()
-    """Indexes from `shortlist index`: one over words, one over vectors, or both, which are then fused."""
-    model: str | None = None
-    """Retriever that made the vectors: folder or hub name."""
-    vectors: Path | None = None
-    """Vectors from `shortlist encode`, to be searched exactly; with an index over them, where they are now."""
-    out: Path | None = None
-    """Run file to write; needed unless --query is given."""
+    pipeline: Path | None = None
+    """YAML file that describes what is searched, rerankers included, in place of flags (docs/pipelines.md)."""
     split: str = "test"
     """Which queries of the collection."""
     k: int = 1000
     """Documents per query."""
     exclude_self: bool | None = None
     """Leave out the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
-    query: str | None = None
-    """Search for this text and print the 10 best (or --k if fewer) instead of writing a run."""
-    contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
-    query_length: int | None = None
-    """Most tokens of a query (None: the model's)."""
-    memory_gib: float | None = None
-    """Most memory for vectors at a time, GiB (None: half of what is free); they may be many times as large."""
-    effort: int | None = None
-    """What approximate search spends on a query: hnsw, candidates; ivf, lists (None: what the index was built with)."""
-    refine: int | None = None
-    """Candidates that are scored exactly, in multiples of --k (None: what the index was built with)."""
-    fusion: Literal["rrf", "weighted", "zscore"] = "rrf"
-    """How two first stages become one run, as in `shortlist fuse`."""
-    weights: tuple[float, ...] | None = None
-    """How much each counts, --index in the order given, then --vectors."""
-    engine: Engine = "local"
-    """`ray`: scan vectors exactly on a Ray cluster, whose nodes all find them at the same place."""
-    reranker: str | None = None
-    """With --query: a reranker, folder or hub name, that puts the first --depth documents in order."""
-    depth: int = 50
-    """With --reranker: how many documents it reads."""
-    reranker_share: float = 1.0
-    """With --reranker: how much its scores count, 0 to 1, the first stage's being the rest."""
-    demo: str | None = None
-    """Search the demo's collection for this text, with what `shortlist demo` has trained."""
-    demo_folder: Path = DEMO_FOLDER
-    """Where `shortlist demo` has worked."""
     overwrite: bool = False
     """Replace an output of another job instead of refusing."""
-
-
-@runtime_checkable
-class EncodesQueries(Protocol):
-    """A retriever, or whatever stands for one."""
-
-    def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
-        """Vectors of queries."""
-        ...
-
-
-@final
-class Dense:
-    """Search by the vectors of a retriever."""
-
-    def __init__(self, retriever: EncodesQueries, vectors: VectorIndex) -> None:
-        self.retriever, self.vectors = retriever, vectors
-
-    def search(self, queries: list[Query], k: int) -> Run:
-        """Each query's k documents of greatest similarity."""
-        found = self.vectors.find(self.retriever.encode_queries(queries), k)
-        return dict(zip([query.query_id for query in queries], found, strict=True))
-
-
-@final
-class Hybrid:
-    """Several first stages, fused.
-
-    Args:
-        fuse: a function in math.fusion.FUSIONS.
-        weights: how much each part counts (None: all alike).
-    """
-
-    def __init__(
-        self, parts: Sequence[FirstStage], fuse: Callable[..., Run] = rrf, weights: Sequence[float] | None = None
-    ) -> None:
-        self.parts, self.fuse, self.weights = parts, fuse, weights
-
-    def search(self, queries: list[Query], k: int) -> Run:
-        """Each query's k best documents of all parts together."""
-        fused = self.fuse([part.search(queries, max(k, HYBRID_DEPTH)) for part in self.parts], weights=self.weights)
-        return {query.query_id: fused.get(query.query_id, [])[:k] for query in queries}
-
-
-def open_index(config: Config) -> FirstStage:
-    """The first stage that a Config describes.
-
-    Raises:
-        UserError: it describes none, or vectors of another model.
-    """
-    parts = open_parts(config)
-    if len(parts) == 1:
-        return parts[0]
-    if config.weights is not None and len(config.weights) != len(parts):
-        raise UserError(f"--weights has {len(config.weights)} numbers for {len(parts)} first stages; expected as many.")
-    return Hybrid(parts, FUSIONS[config.fusion], config.weights)
-
-
-def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage]:
-    """The first stages that a Config describes, each by itself.
-
-    Args:
-        packed: of the retriever's linears, as for `models.embed.for_inference`.
-
-    Raises:
-        UserError: it describes none, or vectors of another model.
-    """
-    kinds = {path: kind_of(path) for path in config.index}
-    over_vectors = [path for path, kind in kinds.items() if kind != "bm25"]
-    if config.vectors and not over_vectors:
-        over_vectors = [config.vectors]
-    retriever: Any = _open_retriever(config, over_vectors, packed) if over_vectors or config.model else None
-    paths = dict.fromkeys([*config.index, *over_vectors])
-    parts = [
-        _open_words(path) if kinds.get(path) == "bm25" else Dense(retriever, _open_vectors(path, config))
-        for path in paths
-    ]
-    if not parts:
-        raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
-    return parts
-
-
-def _open_words(path: Path) -> FirstStage:
-    from shortlist.index.bm25 import BM25Index
-
-    return BM25Index.load(path)
-
-
-def kind_of(index: Path) -> str:
-    """The kind of a finished index.
-
-    Raises:
-        UserError: there is none.
-    """
-    identity(index)  # refuses an unfinished one
-    manifest = read_manifest(index)
-    if manifest is None or manifest["stage"] != "index":
-        raise UserError(f"--index {index}: not the output of `shortlist index`.")
-    return manifest["config"].get("kind", "bm25")
-
-
-def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool | None) -> Any:
-    """The model that made the vectors, ready to embed queries."""
-    from shortlist.index.kinds import made_by
-    from shortlist.models.checkpoint import load_retriever, model_identity, retriever_contract
-    from shortlist.models.embed import for_inference
-    from shortlist.text.segments import segment_contract, segment_settings
-
-    if not (over_vectors and config.model):
-        given, wanted = "--model", "--vectors or an --index over vectors"
-        if over_vectors:
-            given, wanted = "--vectors" if over_vectors[0] == config.vectors else f"--index {over_vectors[0]}", given
-        raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
-    for path in over_vectors:
-        identity(path)  # refuses an unfinished store
-        if made_by(path) not in (None, model_identity(config.model)):
-            raise UserError(
-                f"{path}: its vectors were not made by what --model {config.model} holds now; encode again, or name "
-                "the model that made them."
-            )
-        made = read_manifest(path) or {}
-        form = retriever_contract(config.model, config.contract)
-        if made.get("stage") == "encode":
-            form = segment_contract(form, **segment_settings(made))
-        if made.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
-            was = made["config"].get("contract") or "the model's own"
-            raise UserError(
-                f"{path}: its vectors were made with the input contract {was}, which is not what --contract "
-                f"{config.contract or '(the model has its own)'} is now; search with the same."
-            )
-    retriever = load_retriever(config.model, contract=config.contract)
-    retriever.inputs.contract = retriever.inputs.contract.with_lengths(query=config.query_length)
-    for_inference(retriever, packed=packed)
-    return retriever
-
-
-def _open_vectors(path: Path, config: Config) -> VectorIndex:
-    from shortlist.index.flat import FlatIndex
-    from shortlist.index.kinds import Opening, exact_index, holds_segments, open_index
-    from shortlist.index.scattered import ScatteredIndex
-    from shortlist.index.segmented import SegmentIndex
-
-    if path == config.vectors:
-        index = exact_index(path, memory_gib=config.memory_gib)
-    else:
-        options = {"effort": config.effort, "refine": config.refine, "memory_gib": config.memory_gib}
-        index = open_index(path, Opening(vectors=config.vectors, **options))
-    if config.engine != "local":
-        if not isinstance(index, FlatIndex):
-            raise UserError(f"--engine ray searches vectors exactly; {path} is an index of another kind.")
-        index = ScatteredIndex(index, engine=config.engine)
-    return SegmentIndex(index) if holds_segments(path) else index
 
 
 class Part(NamedTuple):
     """What came of some of the queries."""
 
     run: Run
+    milliseconds: dict[str, float]
+    """By step, as `pipeline.Trace` has them."""
     seconds: float
+    """Of all together."""
 
 
-def search(index: FirstStage, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
+def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
     """Each query's hits, without the document of its own id if so asked, for HITS_AT_ONCE after HITS_AT_ONCE."""
     at_once = max(1, HITS_AT_ONCE // k)
+    if pipeline.rerankers:
+        at_once = min(at_once, RERANKED_AT_ONCE)
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):
             start, some = time.perf_counter(), queries[first : first + at_once]
-            found = without_own(index.search(some, k + 1), k) if exclude_self else index.search(some, k)
-            yield Part(found, time.perf_counter() - start)
+            trace = pipeline.trace(some, k + 1 if exclude_self else k)
+            found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
+            yield Part(found, trace.milliseconds, time.perf_counter() - start)
             advance(len(some))
 
 
+def _first(run: Run, k: int) -> Run:
+    """The first k hits of each query; a step may give more than are wanted."""
+    return run if all(len(hits) <= k for hits in run.values()) else {name: hits[:k] for name, hits in run.items()}
+
+
 def run(config: Config) -> None:
-    """Write the run of a split's queries, or print what one query finds."""
-    if config.demo is not None:
-        config = _demo_config(config)
-    if config.collection is None:
-        raise UserError("--collection is missing: it says where the queries and documents are.")
+    """Write the run of a split's queries."""
     if config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
-    collection = open_collection(config.collection)
-    if config.query is not None:
-        print_hits(collection, open_index(config), config.query, k=min(config.k, 10), second=open_second(config))
-        return
-    if config.reranker:
-        raise UserError("--reranker without --query: a run is written first, and reordered by `shortlist rerank`.")
-    if config.out is None:
-        raise UserError("--out is missing: name the run file to write, or ask one question with --query.")
-    index, queries = open_index(config), collection.queries(config.split)
+    description = from_file_or_flags(config.pipeline, config, collection=config.collection)
+    if description.collection is None:
+        raise UserError("--collection is missing: it says where the queries and documents are.")
+    pipeline = Pipeline.open(description)
+    queries = open_collection(description.collection).queries(config.split)
     if config.exclude_self is None:
-        config = replace(config, exclude_self=shares_ids(config.collection))
+        config = replace(config, exclude_self=shares_ids(description.collection))
     ignore = IGNORED if config.exclude_self else (*IGNORED, "exclude_self")  # off: the job that it always was
-    job = start_job(config, stage="search", inputs=_inputs(config, queries), ignore=ignore)
+    job = start_job(config, stage="search", inputs=_inputs(config, description, queries), ignore=ignore)
     if job.done:
         return
-    index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
-    own, seconds = 0, 0.0
+    pipeline.trace(queries[:1], 1)  # what is compiled or read on first use is not a query's time
+    own, seconds, milliseconds = 0, 0.0, dict[str, float]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal own, seconds
-        for part in search(index, queries, config.k, exclude_self=bool(config.exclude_self)):
+        for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self)):
             own, seconds = own + count_own(part.run), seconds + part.seconds
+            for name, some in part.milliseconds.items():
+                milliseconds[name] = milliseconds.get(name, 0.0) + some
             yield from part.run.items()
 
     write_run(job.out, found(), tag="shortlist")
     if own:
         say(f"search: {own} of {len(queries)} queries found the document of their own id (--exclude-self True: not).")
-    milliseconds = 1000 * seconds / max(1, len(queries))
-    job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stages=[_cost(config, job, milliseconds)])
+    per_query = {name: some / max(1, len(queries)) for name, some in milliseconds.items()}
+    total = 1000 * seconds / max(1, len(queries))
+    costs = _costs(description, total, {name: per_query.get(name, 0.0) for name in pipeline.rerankers})
+    job.finish(num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
 
-def _cost(config: Config, job: Job, milliseconds: float) -> dict[str, Any]:
-    """What the search took, as `stages` gives it."""
-    folders = {path for path in (*config.index, config.vectors) if path}
-    cost = {"stage": "search", "ms": round(milliseconds, 3), "index_bytes": sum(map(folder_bytes, folders))}
-    if config.model:
-        from shortlist.models.checkpoint import num_parameters
+def _costs(description: Description, total: float, reranking: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What the first stages took together, then what each later step did, as `data.manifest.stages` gives it.
 
-        cost |= {"model": job.manifest["made_from"]["model"], "num_parameters": num_parameters(config.model)}
-    return cost | {"peak_bytes": peak_bytes()}
-
-
-def _inputs(config: Config, queries: list[Query]) -> dict[str, str | list[str]]:
-    inputs: dict[str, str | list[str]] = {"index": [identity(path) for path in config.index]}
-    inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
-    inputs["collection"] = f"sha256:{sha256(repr(queries).encode()).hexdigest()}"  # not the qrels: there may be none
-    if config.model:
-        from shortlist.models.checkpoint import model_identity
-
-        inputs["model"] = model_identity(config.model)
-    return inputs
-
-
-class Second(NamedTuple):
-    """A second stage: it puts the first `depth` documents in order."""
-
-    reranker: Any
-    depth: int
-    share: float
-    """Of its scores, 0 to 1, the first stage's being the rest."""
-
-
-def open_second(config: Config) -> Second | None:
-    """The second stage that a Config describes, if it does.
-
-    Raises:
-        UserError: the reranker cannot be loaded, or a setting of it is out of range.
+    Args:
+        total: milliseconds of a query.
+        reranking: of these, by step behind the first stages.
     """
-    if config.reranker is None:
-        return None
-    if config.depth < 1 or not 0 <= config.reranker_share <= 1:
-        raise UserError(
-            f"--depth is {config.depth}, --reranker-share {config.reranker_share}; expected 1 or more, and 0 to 1."
-        )
-    from shortlist.models.reranker import Reranker
-
-    return Second(Reranker.load(config.reranker), config.depth, config.reranker_share)
-
-
-def print_hits(collection: Collection, index: FirstStage, text: str, *, k: int, second: Second | None = None) -> None:
-    """Search for a text and print its best documents: rank, score, id, the beginning of the text."""
-    query = Query("query", text)
-    hits = index.search([query], max(k, second.depth) if second else k)["query"]
-    documents = collection.documents([hit.doc_id for hit in hits])
-    if second and hits:
-        scores = second.reranker.score(query, [documents[hit.doc_id] for hit in hits[: second.depth]])
-        hits = reorder(hits, interpolate(hits, scores.tolist(), second.share))
-    hits = hits[:k]
-    for rank, hit in enumerate(hits, start=1):
-        document = documents[hit.doc_id]
-        words = f"{document.title}\n{document.text}".strip()
-        snippet = words if len(words) <= SNIPPET else words[:SNIPPET].rstrip() + " ..."
-        print(f"{rank:2}. {hit.doc_id}  ({hit.score:.4f})", *snippet.splitlines()[:6], sep="\n      ")
-    if not hits:
-        print("nothing found", file=sys.stderr)
+    first = [part.settings for part in description.steps if part.name not in reranking]
+    folders = {path for settings in first for name in ("index", "vectors") if (path := settings.get(name))}
+    cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
+    retrievers = list(dict.fromkeys(settings["model"] for settings in first if "model" in settings))
+    costs = [{"stage": "search"} | cost | _size_of(retrievers[:1])]
+    costs += [{"stage": "search", "ms": 0.0} | _size_of([name]) for name in retrievers[1:]]
+    later = {part.name: part for part in description.steps}
+    for name, ms in reranking.items():
+        models = [model] if (model := later[name].settings.get("model")) else []
+        costs.append({"stage": name, "ms": round(ms, 3)} | _size_of(models))
+    return [each | {"peak_bytes": peak_bytes()} for each in costs]
 
 
-def _demo_config(config: Config) -> Config:
-    path = config.demo_folder / "search.yaml"
-    if not path.exists():
-        raise UserError(f"{config.demo_folder}: holds no finished demo; run `shortlist demo` first (`make demo`).")
-    return replace(from_settings(Config, load_yaml(path), where=str(path)), query=config.demo, k=config.k)
+def _size_of(models: list[str]) -> dict[str, Any]:
+    """What a manifest says of a model, if one is named."""
+    if not models:
+        return {}
+    from shortlist.models.checkpoint import model_identity, num_parameters
+
+    return {"model": model_identity(models[0]), "num_parameters": num_parameters(models[0])}
+
+
+def _inputs(config: Config, description: Description, queries: list[Query]) -> dict[str, str | list[str]]:
+    inputs: dict[str, str | list[str]] = {}
+    if config.pipeline is None:
+        inputs["index"] = [identity(path) for path in config.index]
+        inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
+        inputs |= {"model": _identity("model", config.model)} if config.model else {}
+    else:
+        inputs["pipeline"] = _digest(_known_by_contents(description))
+    return inputs | {"collection": _digest(queries)}  # not the qrels: there may be none
+
+
+def _digest(value: Any) -> str:
+    return f"sha256:{sha256(repr(value).encode()).hexdigest()}"
+
+
+def _known_by_contents(description: Description) -> str:
+    """The steps of a description with what they name, and without what changes speed only."""
+    steps = {
+        part.name: {n: _identity(n, v) for n, v in part.settings.items() if n not in IGNORED}
+        for part in description.steps
+    }
+    return json.dumps([written(description)["steps"] | steps, steps])
+
+
+def _identity(name: str, value: Any) -> Any:
+    """What a setting names: a file or folder, or a model; other values are what they are."""
+    if isinstance(value, Path):
+        return identity(value)
+    if name != "model":
+        return value
+    from shortlist.models.checkpoint import model_identity
+
+    return model_identity(value)

@@ -16,7 +16,7 @@ LAYERS = [
     {"models"},
     {"evaluation", "index", "rerankers"},
     {"pipeline"},
-    {"convert", "encode", "export", "fuse", "init", "inspect", "mine", "rerank", "search", "train"},
+    {"ask", "convert", "encode", "export", "fuse", "init", "inspect", "mine", "rerank", "search", "train"},
     {"recipe", "verify"},
     {"demo", "integrations", "serve"},
     {"cli"},

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shortlist.errors import UserError
-from shortlist.pipeline import Result, Scores
+from shortlist.pipeline import Result
 from shortlist.records import Document, Query
+from shortlist.rerankers import Ranker
 
 
 def not_installed(error: ModuleNotFoundError, extra: str) -> UserError:
@@ -26,7 +27,7 @@ class Passage(NamedTuple):
     """Its `title` and `url`, if there are any, are read."""
 
 
-def best_first(reranker: Scores, query: str, passages: Sequence[Passage], top_n: int | None) -> list[tuple[int, float]]:
+def best_first(reranker: Ranker, query: str, passages: Sequence[Passage], top_n: int | None) -> list[tuple[int, float]]:
     """Place and new score of the best passages, equal ones in their old order.
 
     Args:

@@ -5,7 +5,8 @@ from typing import Any, final
 
 from shortlist.integrations import Passage, best_first, metadata_of, not_installed
 from shortlist.models.retriever import Retriever
-from shortlist.pipeline import Pipeline, Scores
+from shortlist.pipeline import Pipeline
+from shortlist.rerankers import Ranker
 
 try:
     from langchain_core.documents import BaseDocumentCompressor
@@ -64,7 +65,7 @@ class RerankerCompressor(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    reranker: Scores
+    reranker: Ranker
     top_n: int | None = None
     """Documents that are kept (None: all)."""
 

@@ -6,7 +6,8 @@ from typing import Any, final
 from shortlist.errors import UserError
 from shortlist.integrations import Passage, best_first, metadata_of, not_installed
 from shortlist.models.retriever import Retriever
-from shortlist.pipeline import Pipeline, Scores
+from shortlist.pipeline import Pipeline
+from shortlist.rerankers import Ranker
 
 try:
     from llama_index.core.base.base_retriever import BaseRetriever
@@ -72,7 +73,7 @@ class RerankerPostprocessor(BaseNodePostprocessor):
     It reads `title` and `url` of the nodes' `metadata`, where its contract has a place for them.
     """
 
-    reranker: Scores = Field(exclude=True)
+    reranker: Ranker = Field(exclude=True)
     top_n: int | None = None
     """Nodes that are kept (None: all)."""
 
