@@ -10,10 +10,10 @@ from shortlist import init
 from shortlist.data.collections import open_collection
 from shortlist.data.vectors import VectorReader, VectorWriter
 from shortlist.encode import encode
+from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.models.checkpoint import load_retriever
 from shortlist.models.embed import for_inference
-from shortlist.search import Dense
 
 work = Path(tempfile.mkdtemp(prefix="shortlist-example-"))
 name, model = sys.argv[1:3] if len(sys.argv) > 2 else (tiny_collection(), str(work / "model"))
@@ -28,6 +28,6 @@ writer = VectorWriter(work / "vectors", retriever.dim)
 for shard in encode(retriever, collection.corpus(), shard_size=20_000):
     writer.write_shard(*shard)
 
-index = Dense(retriever, FlatIndex(VectorReader(work / "vectors")))
+index = DenseSearch(retriever, FlatIndex(VectorReader(work / "vectors")))
 for query_id, hits in index.search(collection.queries("test"), k=3).items():
     print(query_id, *(f"{hit.doc_id} {hit.score:.3f}" for hit in hits), sep="  ")

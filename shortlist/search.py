@@ -86,6 +86,7 @@ def run(config: Config) -> None:
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(description.collection))
     ignore = IGNORED if config.exclude_self else (*IGNORED, "exclude_self")  # off: the job that it always was
+    ignore = ignore if config.pipeline else (*ignore, "pipeline")
     job = start_job(config, stage="search", inputs=_inputs(config, description, queries), ignore=ignore)
     if job.done:
         return

@@ -10,7 +10,7 @@ from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError, unknown
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import open_steps
-from shortlist.pipeline.spec import Description, Sources, from_flags, parse, read
+from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
 from shortlist.records import Document, Query, as_queries
 
@@ -84,6 +84,7 @@ class Pipeline:
         vectors: str | Path | None = None,
         index: str | Path | Sequence[str | Path] = (),
         bm25: str | Path | None = None,
+        weights: Sequence[float] | None = None,
         reranker: str | None = None,
         reranker_share: float = 1.0,
         depth: int | None = None,
@@ -99,27 +100,27 @@ class Pipeline:
             vectors: from `shortlist encode`.
             index: an index over them, of whichever kind, or several.
             bm25: from `shortlist index`.
+            weights: how much each first stage counts where several are fused: words, then indexes, then vectors.
             reranker: model folder or hub name.
             reranker_share: how much its scores count, 0 to 1, the first stage's being the rest.
             depth: candidates that it reads.
             packed: of all models' linears, as for `models.embed.for_inference`.
-            options: other flags of `shortlist search`, such as fusion, weights, memory_gib and effort.
+            options: other flags of `shortlist search`, such as fusion, memory_gib and effort.
 
         Raises:
             UserError: something is missing, or the vectors are another model's.
         """
-        if pipeline is not None:
-            if isinstance(pipeline, Mapping):
-                described = parse(pipeline, where="pipeline", collection=collection)
-            else:
-                described = read(Path(pipeline), collection=collection)
-            return cls.open(described, Opener(packed=packed))
         indexes = (index,) if isinstance(index, str | Path) else index
-        paths = tuple(Path(path) for path in (bm25, *indexes) if path)
-        sources = Sources(index=paths, model=retriever, vectors=Path(vectors) if vectors else None, **options)
+        sources = Sources(
+            index=tuple(Path(path) for path in (bm25, *indexes) if path),
+            model=retriever,
+            vectors=Path(vectors) if vectors else None,
+            weights=None if weights is None else tuple(map(float, weights)),
+            **options,
+        )
         second = {"reranker": reranker, "depth": depth, "reranker_share": reranker_share}
-        described = from_flags(sources, collection=collection, **second)
-        return cls.open(described, Opener(packed=packed))
+        description = from_file_or_flags(pipeline, sources, collection=collection, **second)
+        return cls.open(description, Opener(packed=packed))
 
     @classmethod
     def open(cls, description: Description, opener: Opener | None = None) -> "Pipeline":

@@ -65,8 +65,8 @@ class Sources:
     """What approximate search spends on a query: hnsw, candidates; ivf, lists (None: what the index was built with)."""
     refine: int | None = None
     """Candidates that are scored exactly, in multiples of --k (None: what the index was built with)."""
-    fusion: Literal["rrf", "weighted", "zscore"] = "rrf"
-    """How several first stages become one run, as in `shortlist fuse`."""
+    fusion: str = "rrf"
+    """How several first stages become one run: rrf, weighted or zscore, as in `shortlist fuse`."""
     weights: tuple[float, ...] | None = None
     """How much each counts, --index in the order given, then --vectors."""
     engine: Engine = "local"
@@ -103,8 +103,8 @@ def parse(content: Mapping[str, Any], *, where: str, collection: str | None = No
     if not isinstance(steps, Mapping) or not steps:
         raise UserError(f"{where}: steps is {steps!r}; expected names with a step each, see docs/pipelines.md.")
     parts: list[Part] = []
-    for name, fields in steps.items():
-        parts.append(_part(str(name), fields, parts, f"{where}: steps.{name}"))
+    for name, given in steps.items():
+        parts.append(_part(str(name), given, parts, f"{where}: steps.{name}"))
     return _checked(Description(tuple(parts), collection or found), where)
 
 
@@ -145,6 +145,8 @@ def from_flags(
     _check_ranges(last, FLAGS.__getitem__)
     if not reranker and (depth is not None or reranker_share != 1):
         raise UserError("--depth and --reranker-share are a reranker's; name one with --reranker.")
+    if sources.fusion not in STEPS["fuse"].methods:
+        raise UserError(f"--fusion: {unknown('fusion', sources.fusion, STEPS['fuse'].methods)}")
     kinds = {path: kind_of(path) for path in sources.index}
     over_vectors = [path for path, kind in kinds.items() if kind != "bm25"]
     if sources.vectors and not over_vectors:
@@ -169,20 +171,28 @@ def from_flags(
     return Description(tuple(parts), collection)
 
 
-def from_file_or_flags(path: Path | None, sources: Sources, *, collection: str | None, **options: Any) -> Description:
-    """The description in a file, or else that of the flags; options as for `from_flags`.
+def from_file_or_flags(
+    pipeline: str | Path | Mapping[str, Any] | None, sources: Sources, *, collection: str | None, **options: Any
+) -> Description:
+    """The description in a file, or else that of the flags.
+
+    Args:
+        pipeline: a YAML file, or what such a file holds.
+        options: as for `from_flags`.
 
     Raises:
         UserError: as `read` and `from_flags`, or both are given.
     """
-    if path is None:
+    if pipeline is None:
         return from_flags(sources, collection=collection, **options)
     given = [field.name for field in fields(Sources) if getattr(sources, field.name) != field.default]
     given += [name for name, value in options.items() if value != FLAG_DEFAULTS.get(name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UserError(f"--pipeline says what is searched; leave out {flags}, or write it into {path}.")
-    return read(path, collection=collection)
+        raise UserError(f"--pipeline says what is searched; leave out {flags}, or write it down there.")
+    if isinstance(pipeline, Mapping):
+        return parse(pipeline, where="pipeline", collection=collection)
+    return read(Path(pipeline), collection=collection)
 
 
 def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
