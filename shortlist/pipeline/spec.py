@@ -112,11 +112,11 @@ def written(description: Description) -> dict[str, Any]:
     """The mapping that `parse` would read as this description."""
     steps = {}
     for part in description.steps:
-        fields: dict[str, Any] = {part.kind: part.method}
-        fields |= {name: _plain(value) for name, value in part.settings.items()}
-        fields |= {"of": list(part.of)} if part.of else {}
-        fields |= {"depth": part.depth} if part.depth is not None else {}
-        steps[part.name] = fields | ({"share": part.share} if part.share != 1 else {})
+        said: dict[str, Any] = {part.kind: part.method}
+        said |= {name: _plain(value) for name, value in part.settings.items()}
+        said |= {"of": list(part.of)} if part.of else {}
+        said |= {"depth": part.depth} if part.depth is not None else {}
+        steps[part.name] = said | ({"share": part.share} if part.share != 1 else {})
     return ({"collection": description.collection} if description.collection else {}) | {"steps": steps}
 
 
