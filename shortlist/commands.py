@@ -26,6 +26,7 @@ COMMANDS = {
     "encode": Command("encode", "embed a corpus"),
     "verify": Command("verify", "check that vectors are as they were encoded, and repair them"),
     "search": Command("search", "find each query's long list, by BM25, vectors or both"),
+    "ask": Command("ask", "answer one question with a pipeline: first stages, fusion, rerankers"),
     "mine": Command("mine", "draw hard negatives from runs"),
     "rerank": Command("rerank", "reorder a run with a reranker"),
     "fuse": Command("fuse", "make one run of several"),
@@ -43,6 +44,12 @@ COMMANDS = {
 
 GONE: dict[str, str] = {
     "compare": "shortlist evaluate --costs",
+    "search --query": 'shortlist ask "TEXT"',
+    "search --demo": 'shortlist ask "TEXT" --demo',
+    "search --demo-folder": 'shortlist ask "TEXT" --demo --demo-folder FOLDER',
+    "search --reranker": 'shortlist rerank for a run, shortlist ask "TEXT" --reranker MODEL for one question',
+    "search --depth": 'shortlist ask "TEXT" --reranker MODEL --depth N',
+    "search --reranker-share": 'shortlist ask "TEXT" --reranker MODEL --reranker-share S',
     "train --distill": "--loss infonce=0.5 kl=0.5",
     "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
 }

@@ -1,0 +1,123 @@
+"""What the steps of a pipeline load: indexes and models, each once, however many steps name it."""
+
+from collections.abc import Callable, Hashable
+from inspect import signature
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from shortlist.engine import Engine
+from shortlist.errors import UserError
+from shortlist.index.dense import DenseSearch
+from shortlist.index.opening import check_vectors, kind_of, needs_model, open_index, open_vectors
+from shortlist.index.protocols import FirstStage, Opening
+from shortlist.rerankers.prepared import Prepared
+
+T = TypeVar("T")
+
+
+@final
+class Opener:
+    """Loads what steps name.
+
+    Args:
+        packed: of all models' linears, as for `models.run.for_inference`.
+        model: what stands for a model in the pipeline, given `retriever` or `reranker`, its name and the model (None:
+            itself).
+        index: what stands for an index, given it and the method that searches it (None: itself).
+    """
+
+    def __init__(
+        self,
+        *,
+        packed: bool | None = None,
+        model: Callable[[str, str, Any], Any] | None = None,
+        index: Callable[[Any, str], Any] | None = None,
+    ) -> None:
+        self.packed, self._model, self._index = packed, model, index
+        self._loaded: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, load: Callable[[], T]) -> T:
+        """What has been loaded under this key; the first time it is loaded."""
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        return self._loaded[key]
+
+    def model(self, role: str, name: str, load: Callable[[], Any], *settings: Hashable) -> Any:
+        """A model, or what stands for it."""
+        stands = self._model or (lambda role, name, model: model)
+        return self.once((role, name, *settings), lambda: stands(role, name, load()))
+
+    def index(self, key: Hashable, method: str, load: Callable[[], Any]) -> Any:
+        """An index, or what stands for it."""
+        stands = self._index or (lambda index, method: index)
+        return self.once((method, key), lambda: stands(load(), method))
+
+    def retriever(self, name: str, *, contract: str | None = None, query_length: int | None = None) -> Any:
+        """A retriever, ready to embed queries."""
+
+        def load() -> Any:
+            from shortlist.models.retriever import Retriever
+
+            with_length = methodcaller("with_lengths", query=query_length)
+            return Retriever.load(name, contract=contract, adjust=with_length, packed=self.packed)
+
+        return self.model("retriever", name, load, contract, query_length)
+
+    def reranker(self, method: Callable[..., Prepared], **settings: Any) -> Any:
+        """A reranker, ready to score.
+
+        Args:
+            method: one of `rerankers.kinds.RERANKERS`.
+        """
+
+        def load() -> Any:
+            packed = {"packed": self.packed} if "packed" in signature(method).parameters else {}
+            return method(**packed | settings).open()
+
+        return self.model("reranker", str(settings.get("model") or ""), load, method, *sorted(settings.items()))
+
+
+def open_words(opener: Opener, *, index: Path) -> FirstStage:
+    """Search by words, in an index from `shortlist index`."""
+    if (kind := kind_of(index)) != "bm25":
+        raise UserError(f"{index}: an index of kind {kind}; `find: bm25` searches one over words.")
+    return open_any(opener, index=index)
+
+
+def open_any(opener: Opener, *, index: Path) -> FirstStage:
+    """Search an index of any kind that is searched without a model."""
+    if needs_model(index):
+        raise UserError(f"{index}: an index of kind {kind_of(index)}, over vectors; `find: dense` searches it.")
+    return opener.index(index, "search", lambda: open_index(index))
+
+
+def open_dense(
+    opener: Opener,
+    *,
+    model: str,
+    vectors: Path | None = None,
+    index: Path | None = None,
+    contract: str | None = None,
+    query_length: int | None = None,
+    memory_gib: float | None = None,
+    effort: int | None = None,
+    refine: int | None = None,
+    engine: Engine = "local",
+) -> FirstStage:
+    """Search by the vectors of a retriever: exactly, or in an index over them.
+
+    Raises:
+        UserError: neither vectors nor an index is named, or they are another model's.
+    """
+    where = index or vectors
+    if where is None:
+        raise UserError("neither vectors nor index is there; `find: dense` searches one of them.")
+    check_vectors(where, model, contract)
+    how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
+    key = (index, vectors, memory_gib, effort, refine, engine)
+    found = opener.index(key, "find", lambda: open_vectors(index, how, engine=engine))
+    return DenseSearch(opener.retriever(model, contract=contract, query_length=query_length), found)
+
+
+FINDERS: dict[str, Callable[..., FirstStage]] = {"bm25": open_words, "dense": open_dense, "index": open_any}
