@@ -21,7 +21,7 @@ from shortlist.text.special_tokens import unescaped
 TEXTS = ("what is x", "How do 12 naïve cafés rank?", "(A-b) c", "東京 x", "once upon a time", "x")
 """What the ids are compared on."""
 
-DOCUMENT_FIELDS = re.compile(r"\{(?:url|title|text)\}(?: ?\{(?:url|title|text)\})*")
+DOCUMENT_PART = re.compile(r"\{(?:url|title|text)\}(?: ?\{(?:url|title|text)\})*")
 PIECE = re.compile(r"(\{query\}|\{document\})")
 
 
@@ -78,7 +78,7 @@ def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[s
 
 def _joined(piece: str) -> str:
     """A text piece with {document} for all that is of the document."""
-    return DOCUMENT_FIELDS.sub("{document}", piece)
+    return DOCUMENT_PART.sub("{document}", piece)
 
 
 def _pieces(part: str, *, led: bool) -> list[str]:

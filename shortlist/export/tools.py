@@ -13,7 +13,7 @@ from shortlist.models.adapters import ADAPTER, CONFIG, PREFIX, adapter_weights, 
 from shortlist.models.backbone import is_decoder
 from shortlist.models.checkpoint import local_folder, save_model
 from shortlist.models.heads import HEAD
-from shortlist.models.published import ACTIVATIONS, POOLINGS
+from shortlist.models.published import ACTIVATIONS, POOLING_MODES
 from shortlist.models.reranker import AnyReranker, CrossEncoder
 from shortlist.models.retriever import Retriever
 
@@ -117,7 +117,7 @@ def write_peft(model: Retriever | AnyReranker, folder: Path, *, name: str) -> No
 def _write_modules(model: Retriever, folder: Path, prompts: dict[str, str]) -> None:
     """sentence-transformers' files beside weights and tokenizer."""
     reading, dim = model.reading, model.backbone.config.hidden_size
-    names = {ours: theirs for theirs, ours in POOLINGS.items()}
+    names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
     flags = {f"pooling_mode_{flag}": f"pooling_mode_{flag}" == names[reading.pooling] for flag in POOLING_FLAGS}
     kinds = ["Transformer", "Pooling", *["Dense"] * len(model.dense), *(["Normalize"] if reading.normalize else [])]
     paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds[1:], start=1))]

@@ -18,13 +18,13 @@ Product = Callable[[Float[Tensor, "rows dim"]], Float[Tensor, "rows out"]]
 def float_product(weight: Float[Tensor, "out dim"]) -> Product:
     """x -> x W^T in float32, with the weight laid out once as oneDNN reads it, where that is right and faster."""
     plain = partial(F.linear, weight=weight)
-    if weight.device.type != "cpu" or not packing_is_right():
+    if weight.device.type != "cpu" or not packed_product_is_right():
         return plain
     return _packed(weight)
 
 
 @cache
-def packing_is_right() -> bool:
+def packed_product_is_right() -> bool:
     """Whether oneDNN's private operators are there and give what PyTorch's own give; looked at once per process."""
     generator = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(24, 96, generator=generator), torch.randn(50, 96, generator=generator)

@@ -13,7 +13,7 @@ from shortlist.models.outputs import Rows
 from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
 
-ROWS = 128
+LOGIT_ROWS = 128
 """Tokens whose logits are held in float32 at a time: few enough for a CPU's caches."""
 
 
@@ -70,7 +70,7 @@ class _NextTokens(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
         out = states.new_empty(len(states), 2, dtype=torch.float32)
         errors = states.new_empty(len(states), len(embedding))
-        for x, target, error, row in zip(*(t.split(ROWS) for t in (states, targets, errors, out)), strict=True):
+        for x, target, error, row in zip(*(t.split(LOGIT_ROWS) for t in (states, targets, errors, out)), strict=True):
             logs = torch.log_softmax(x @ embedding.T, 1, dtype=torch.float32)
             own = logs.gather(1, target[:, None])
             row[:, :1], row[:, 1:] = -own, own == logs.amax(1, keepdim=True)

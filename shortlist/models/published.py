@@ -36,7 +36,7 @@ KNOWN = {
 }
 """Hub names whose files do not say how their input looks, or not all of it."""
 
-POOLINGS = {
+POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
@@ -147,8 +147,10 @@ def _of_modules(folder: Path) -> InputContract:
         raise UserError(f"{folder / MODULES}: has no module Pooling, so this is no retriever.")
     pooling = read_json(modules["Pooling"] / "config.json")
     modes = _pooling_modes(pooling)
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise UserError(f"{folder}: pools by {' + '.join(modes) or 'nothing'}; expected one of {', '.join(POOLINGS)}.")
+    if len(modes) != 1 or modes[0] not in POOLING_MODES:
+        raise UserError(
+            f"{folder}: pools by {' + '.join(modes) or 'nothing'}; expected one of {', '.join(POOLING_MODES)}."
+        )
     prompts = optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
     query, document = prompts.get("query", ""), prompts.get("document") or prompts.get("passage", "")
     if (query or document) and not pooling.get("include_prompt", True):
@@ -166,7 +168,7 @@ def _of_modules(folder: Path) -> InputContract:
         query_length=length,
         document_length=length,
     )
-    return InputContract(form, Reading(pooling=POOLINGS[modes[0]], normalize="Normalize" in modules))
+    return InputContract(form, Reading(pooling=POOLING_MODES[modes[0]], normalize="Normalize" in modules))
 
 
 def _of_classifier(folder: Path) -> InputContract:
@@ -201,7 +203,7 @@ def _longest(folder: Path, tokenizer: Any) -> int:
 def _pooling_modes(settings: dict[str, Any]) -> list[str]:
     """Names of the pooling modes in use, from either spelling of sentence-transformers' settings."""
     if "pooling_mode" in settings:
-        names = {name.split("_")[2]: name for name in POOLINGS}
+        names = {name.split("_")[2]: name for name in POOLING_MODES}
         mode = settings["pooling_mode"]
         return [names.get(m, m) for m in ([mode] if isinstance(mode, str) else mode)]
     return [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]

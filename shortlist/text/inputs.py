@@ -8,7 +8,7 @@ from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form
 
-TEXTS_AT_ONCE = 1024
+TEXTS_A_CALL = 1024
 """Texts per call of the tokenizer, which keeps a hundred bytes per token until it returns."""
 
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
@@ -156,10 +156,10 @@ class Inputs:
     def _tokenize(self, piece: str, rows: Sequence[dict[str, str]]) -> list[list[int]]:
         verbatim = self.form.verbatim
         piece = piece.replace("{instruction}", self.form.instruction.replace("{", "{{").replace("}", "}}"))
-        texts = [piece.format_map(row).strip() if verbatim else fill(piece, row) for row in rows]
+        texts = [piece.format_map(row).strip() if verbatim else filled(piece, row) for row in rows]
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        starts = range(0, len(texts), TEXTS_AT_ONCE)
-        return [ids for i in starts for ids in self.tokenizer(texts[i : i + TEXTS_AT_ONCE], **options)["input_ids"]]
+        starts = range(0, len(texts), TEXTS_A_CALL)
+        return [ids for i in starts for ids in self.tokenizer(texts[i : i + TEXTS_A_CALL], **options)["input_ids"]]
 
 
 def turn(pair: tuple[str, ...]) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _has(piece: str, names: Iterable[str]) -> bool:
     return any(f"{{{name}}}" in piece for name in names)
 
 
-def fill(piece: str, values: dict[str, str]) -> str:
+def filled(piece: str, values: dict[str, str]) -> str:
     """Put values into a text piece; a field that is empty takes one space with it (no title -> just the text)."""
     for name, value in values.items():
         if not value:

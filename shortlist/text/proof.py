@@ -9,7 +9,7 @@ from shortlist.text.contract import SPECIAL, TEMPLATES, Form
 from shortlist.text.inputs import Inputs
 
 WORDS = "long words "
-MOST_WORDS = 10_000
+PROOF_WORDS = 10_000
 """A text to be cut has no more, however long an input may be: the end of a longer one is put there in the same way."""
 
 TOKEN = re.compile(r"<\|[^|<>]+\|>|<extra_id_\d+>")
@@ -47,7 +47,7 @@ def proved_inputs(form: Form, tokenizer: Any) -> Inputs:
 
 def _prove_ends(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
     """A cut input begins and ends with the special tokens that the template begins and ends with."""
-    text = WORDS * min(getattr(inputs.form, f"{kind}_length"), MOST_WORDS)
+    text = WORDS * min(getattr(inputs.form, f"{kind}_length"), PROOF_WORDS)
     query, document = Query("", text), Document("", text)
     examples = {"query": lambda: inputs.query_ids([query]), "document": lambda: inputs.document_ids([document])}
     examples["pair"] = lambda: inputs.pair_ids([(query._replace(text=""), document)])

@@ -6,7 +6,7 @@ from typing import Any
 from shortlist.errors import UserError
 from shortlist.text.contract import SPECIAL
 
-PROBES = ("a", "b")
+SAMPLES = ("a", "b")
 
 
 def around_one(tokenizer: Any) -> tuple[list[str], list[str]]:
@@ -15,8 +15,8 @@ def around_one(tokenizer: Any) -> tuple[list[str], list[str]]:
     Raises:
         UserError: the tokenizer changes the text itself when it adds special tokens.
     """
-    [one] = _bare(tokenizer, PROBES[:1])
-    whole = tokenizer(PROBES[0])["input_ids"]
+    [one] = _bare(tokenizer, SAMPLES[:1])
+    whole = tokenizer(SAMPLES[0])["input_ids"]
     start = _find(tokenizer, one, whole, 0)
     return _pieces(tokenizer, whole[:start]), _pieces(tokenizer, whole[start + len(one) :])
 
@@ -27,8 +27,8 @@ def around_two(tokenizer: Any) -> tuple[list[str], list[str], list[str]]:
     Raises:
         UserError: the tokenizer changes the texts themselves when it adds special tokens.
     """
-    one, two = _bare(tokenizer, PROBES)
-    whole = tokenizer(*PROBES)["input_ids"]
+    one, two = _bare(tokenizer, SAMPLES)
+    whole = tokenizer(*SAMPLES)["input_ids"]
     first = _find(tokenizer, one, whole, 0)
     second = _find(tokenizer, two, whole, first + len(one))
     parts = whole[:first], whole[first + len(one) : second], whole[second + len(two) :]

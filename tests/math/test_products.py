@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from shortlist.math import products
-from shortlist.math.products import float_product, full_precision, packing_is_right
+from shortlist.math.products import float_product, full_precision, packed_product_is_right
 
 
 @pytest.fixture(params=["as it is", "without oneDNN"])
 def machine(request, monkeypatch):
     if request.param == "without oneDNN":
-        monkeypatch.setattr(products, "packing_is_right", lambda: False)
+        monkeypatch.setattr(products, "packed_product_is_right", lambda: False)
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 300])
@@ -28,7 +28,7 @@ def test_a_row_gives_the_same_bits_beside_any_others(out):
     whole = product(rows)
     parts = torch.cat([product(rows[start : start + 37]) for start in range(0, 300, 37)])
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
-    if packing_is_right():
+    if packed_product_is_right():
         assert torch.equal(parts, whole)
 
 
@@ -36,13 +36,13 @@ def test_absent_operators_are_noticed(monkeypatch):
     def absent(weight):
         raise AttributeError("_linear_pointwise")
 
-    packing_is_right.cache_clear()
+    packed_product_is_right.cache_clear()
     monkeypatch.setattr(products, "_packed", absent)
-    assert not packing_is_right()
+    assert not packed_product_is_right()
     monkeypatch.setattr(products, "_packed", lambda weight: lambda rows: rows @ weight.T + 0.01)
-    packing_is_right.cache_clear()
-    assert not packing_is_right()
-    packing_is_right.cache_clear()
+    packed_product_is_right.cache_clear()
+    assert not packed_product_is_right()
+    packed_product_is_right.cache_clear()
 
 
 def test_full_precision_holds_within_and_only_there():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from shortlist.errors import UserError
 from shortlist.models.checkpoint import language_model_to_train, load_reranker, load_retriever, save_model, tokenizer_of
-from shortlist.models.language import ROWS, next_tokens
+from shortlist.models.language import LOGIT_ROWS, next_tokens
 from shortlist.text.batching import pad
 from shortlist.text.contract import named_contract
 
@@ -42,7 +42,7 @@ def test_the_loss_of_a_token_equals_the_value_worked_out_by_hand():
     assert likeliest.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("tokens", [0, 1, ROWS, 2 * ROWS + 3])
+@pytest.mark.parametrize("tokens", [0, 1, LOGIT_ROWS, 2 * LOGIT_ROWS + 3])
 def test_losses_and_gradients_are_pytorchs_own(tokens: int):
     states, embedding = torch.randn(tokens, 8, generator=GENERATOR), torch.randn(40, 8, generator=GENERATOR)
     targets, weights = torch.randint(40, (tokens,), generator=GENERATOR), torch.rand(tokens, generator=GENERATOR)
@@ -82,7 +82,7 @@ def test_a_saved_model_is_transformers_own_with_the_same_losses(tied: Path, tmp_
 
 
 def test_a_text_of_one_token_has_nothing_to_predict(tied: Path):
-    assert language_model_to_train(str(tied))(*pad([[1]], 0)).tolist() == [[0, 0]]
+    assert language_model_to_train(str(tied))(*pad([[1]], 0)).values.tolist() == [[0, 0]]
 
 
 def test_a_language_model_is_neither_a_retriever_nor_a_reranker(tied: Path, tmp_path: Path):

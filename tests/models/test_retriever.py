@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from shortlist.models.retriever import Retriever
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad
-from shortlist.text.contract import Reading, named_contract
+from shortlist.text.contract import InputContract, Reading, named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.tokenizer import load_tokenizer
 
@@ -196,3 +197,13 @@ def test_all_minilm_l6_v2_gives_its_own_vectors():
     close(vectors, reference.encode([*texts, texts[2] * 20]))
     close(embed_queries(retriever, QUERIES), reference.encode([q.text for q in QUERIES]))
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+
+
+def test_what_is_proved_is_the_contract_that_is_used(llama: Path):
+    def with_document(contract: InputContract, piece: str) -> InputContract:
+        return replace(contract, form=replace(contract.form, document=(piece,)))
+
+    bare = partial(with_document, piece="{text}")
+    assert load_retriever(str(llama), contract="repllama", adjust=bare).contract == bare(named_contract("repllama"))
+    with pytest.raises(UserError, match=r"has no token '<\|nowhere\|>'"):
+        load_retriever(str(llama), contract="repllama", adjust=partial(with_document, piece="<|nowhere|>{text}"))

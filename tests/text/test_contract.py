@@ -9,7 +9,7 @@ import pytest
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.contract import Form, InputContract, Reading, named_contract, presets
-from shortlist.text.inputs import Inputs, fill, turn
+from shortlist.text.inputs import Inputs, filled, turn
 from shortlist.text.proof import prove
 from shortlist.text.tokenizer import from_sentencepiece, train_bpe
 
@@ -500,4 +500,4 @@ def test_a_tokenizer_without_eos_stays_unfit():
     ],
 )
 def test_an_empty_field_takes_one_space_with_it(values: dict[str, str], expected: str):
-    assert fill("passage: {url} {title} {text}", values) == expected
+    assert filled("passage: {url} {title} {text}", values) == expected

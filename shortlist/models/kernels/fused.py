@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Complex64, Float, Int
 from torch import Tensor, nn
 
-from shortlist.models.kernels.linear import ACTIVATIONS, MakesLinear, PlainLinear, stand_in
+from shortlist.models.kernels.linear import ONEDNN_ACTIVATIONS, MakesLinear, PlainLinear, stand_in
 
 PARTS = {
     "": ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"),
@@ -32,7 +32,7 @@ class FusedLayer(nn.Module):
         self.attention_norm, self.mlp_norm = FusedNorm(layer.input_layernorm), FusedNorm(layer.post_attention_layernorm)
         self.query = linear(_pairs_together(attention.q_proj, self.head_dim))
         self.key_value = linear(_stacked(_pairs_together(attention.k_proj, self.head_dim), attention.v_proj))
-        self.gate = linear(mlp.gate_proj, ACTIVATIONS[type(mlp.act_fn).__name__])
+        self.gate = linear(mlp.gate_proj, ONEDNN_ACTIVATIONS[type(mlp.act_fn).__name__])
         self.out, self.up, self.down = linear(attention.o_proj), linear(mlp.up_proj), linear(mlp.down_proj)
 
     def forward(
@@ -122,7 +122,7 @@ def _is_made_of_parts(layer: Any) -> bool:
         linears = [part for name, part in children.items() if name.endswith("_proj")]
         if {*children} != {*parts} or any(type(part) is not nn.Linear for part in linears):
             return False
-    return type(layer.mlp.act_fn).__name__ in ACTIVATIONS
+    return type(layer.mlp.act_fn).__name__ in ONEDNN_ACTIVATIONS
 
 
 def _is_the_same_fused(layer: Any, rotary: Any) -> bool:

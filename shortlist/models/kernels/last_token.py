@@ -21,7 +21,7 @@ class Chosen(NamedTuple):
 
 
 CHOSEN: ContextVar[Chosen | None] = ContextVar("chosen", default=None)
-"""What this thread has chosen: others that run the same model at the same time have a choice of their own."""
+"""What this thread has chosen; others that run the same model at the same time have a choice of their own."""
 
 ADDING = Lock()
 
@@ -75,7 +75,7 @@ def _with_positions(layer: nn.Module, args: Any, options: dict[str, Any]) -> tup
     return None if positions is None else (args, options | {"only_at": positions})
 
 
-def _without_others(module: nn.Module, args: tuple[Float[Tensor, "batch tokens dim"]]) -> Tensor | None:
+def _without_others(module: nn.Module, args: tuple[Any, ...]) -> Float[Tensor, "batch dim"] | None:
     positions = _positions(module)
     return None if positions is None else args[0][torch.arange(len(positions), device=positions.device), positions]
 

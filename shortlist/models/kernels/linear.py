@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-ROWS = 2048
+PACKED_ROWS = 2048
 """Tokens that a packed weight is laid out for; other numbers of rows are as right and nearly as fast."""
 
 MIN_FEATURES = 64
 """Narrower linears (heads, small adapters) gain nothing."""
 
-ACTIVATIONS = {"SiLU": "swish", "SiLUActivation": "swish"}
+ONEDNN_ACTIVATIONS = {"SiLU": "swish", "SiLUActivation": "swish"}
 """Class of an activation -> oneDNN's name for it."""
 
 
@@ -131,7 +131,7 @@ def _fuse(module: nn.Module) -> PackedGatedMLP | None:
     """Stand in for the gated MLP of the LLaMA family, whatever its class, if a few rows come out the same."""
     children = dict(module.named_children())
     gate, up, down = map(children.get, ("gate_proj", "up_proj", "down_proj"))
-    activation = ACTIVATIONS.get(type(children.get("act_fn")).__name__)
+    activation = ONEDNN_ACTIVATIONS.get(type(children.get("act_fn")).__name__)
     if not (activation and len(children) == 4 and _packable(gate) and _packable(up) and _packable(down)):
         return None
     sample = torch.randn(8, gate.in_features, generator=torch.Generator().manual_seed(0)).to(gate.weight.dtype)
@@ -208,7 +208,7 @@ def stand_in(module: nn.Module, make: Callable[[], M], x: Tensor, **options: Any
 
 
 def _pack(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_ROWS)
 
 
 def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tensor:
