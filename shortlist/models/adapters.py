@@ -28,6 +28,9 @@ ADAPTER = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 """Read as tensors alone, without running what else a pickle may hold."""
 
+QUANTIZATION = "quantization_config.json"
+"""Beside an adapter: how its base was quantised while it was trained."""
+
 PREFIX = "base_model.model."
 """What PEFT puts before every key."""
 

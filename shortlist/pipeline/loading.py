@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Hashable
 from inspect import signature
-from operator import methodcaller
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from shortlist.engine import Engine
 from shortlist.errors import UserError
@@ -12,6 +11,9 @@ from shortlist.index.dense import DenseSearch
 from shortlist.index.opening import check_vectors, kind_of, needs_model, open_index, open_vectors
 from shortlist.index.protocols import FirstStage, Opening
 from shortlist.rerankers.prepared import Prepared
+
+if TYPE_CHECKING:
+    from shortlist.models.folder import ModelFolder
 
 T = TypeVar("T")
 
@@ -43,6 +45,16 @@ class Opener:
             self._loaded[key] = load()
         return self._loaded[key]
 
+    def folder(self, name: str, wanted: str = "retriever") -> "ModelFolder":
+        """What a model's name stands for, looked up once.
+
+        Args:
+            wanted: as for `models.folder.open_folder`.
+        """
+        from shortlist.models.folder import open_folder
+
+        return self.once(("folder", name, wanted), lambda: open_folder(name, wanted=wanted))
+
     def model(self, role: str, name: str, load: Callable[[], Any], *settings: Hashable) -> Any:
         """A model, or what stands for it."""
         stands = self._model or (lambda role, name, model: model)
@@ -59,8 +71,9 @@ class Opener:
         def load() -> Any:
             from shortlist.models.retriever import Retriever
 
-            with_length = methodcaller("with_lengths", query=query_length)
-            return Retriever.load(name, contract=contract, adjust=with_length, packed=self.packed)
+            folder = self.folder(name)
+            form = folder.contract("document", contract).with_lengths(query=query_length)
+            return Retriever.load(folder, contract=form, packed=self.packed)
 
         return self.model("retriever", name, load, contract, query_length)
 
@@ -72,8 +85,12 @@ class Opener:
         """
 
         def load() -> Any:
-            packed = {"packed": self.packed} if "packed" in signature(method).parameters else {}
-            return method(**packed | settings).open()
+            known = signature(method).parameters
+            given = {"packed": self.packed} if "packed" in known else {}
+            given |= settings
+            if "model" in settings and "ModelFolder" in str(known["model"].annotation):
+                given["model"] = self.folder(settings["model"], "reranker")
+            return method(**given).open()
 
         return self.model("reranker", str(settings.get("model") or ""), load, method, *sorted(settings.items()))
 
@@ -113,7 +130,7 @@ def open_dense(
     where = index or vectors
     if where is None:
         raise UserError("neither vectors nor index is there; `find: dense` searches one of them.")
-    check_vectors(where, model, contract)
+    check_vectors(where, opener.folder(model), contract)
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
     key = (index, vectors, memory_gib, effort, refine, engine)
     found = opener.index(key, "find", lambda: open_vectors(index, how, engine=engine))

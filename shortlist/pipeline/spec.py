@@ -281,8 +281,8 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in choices:
             return None
-        [wanted] = [choice for choice in choices if choice is not type(None)]
-        return convert(value, wanted, where)
+        others = [choice for choice in choices if choice is not type(None)]
+        return convert(value, next((choice for choice in others if choice in EXPECTED), others[0]), where)
     if origin is Literal:
         if value not in choices:
             raise UserError(f"{where}: {unknown('value', str(value), map(str, choices))}")
