@@ -26,6 +26,7 @@ COMMANDS = {
     "encode": Command("encode", "embed a corpus"),
     "verify": Command("verify", "check that vectors are as they were encoded, and repair them"),
     "search": Command("search", "find each query's long list, by BM25, vectors or both"),
+    "ask": Command("ask", "answer one question with a pipeline: first stages, fusion, rerankers"),
     "mine": Command("mine", "draw hard negatives from runs"),
     "rerank": Command("rerank", "reorder a run with a reranker"),
     "fuse": Command("fuse", "make one run of several"),
@@ -45,6 +46,12 @@ GONE: dict[str, str] = {
     "compare": "shortlist evaluate --costs",
     "train --distill": "--loss infonce=0.5 kl=0.5",
     "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
+    "search --query": "shortlist ask TEXT",
+    "search --demo": "shortlist ask --demo TEXT",
+    "search --demo-folder": "shortlist ask --demo TEXT --demo-folder FOLDER",
+    "search --reranker": "shortlist ask TEXT --reranker MODEL",
+    "search --depth": "shortlist ask TEXT --depth",
+    "search --reranker-share": "shortlist ask TEXT --reranker-share",
 }
 """Commands, and flags as `COMMAND --FLAG`, that there are no more: each with what to say instead."""
 

@@ -1,288 +1,173 @@
-"""Stage `search`: a first stage (BM25, vectors, or both fused) finds each query's long list."""
+"""Stage `search`: a pipeline (BM25, vectors, both fused, or one described in a file) finds each query's long list."""
 
-import sys
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from operator import methodcaller
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, NamedTuple
 
-from shortlist.config import NotInJob, SpeedOnly, from_settings, load_yaml
+from shortlist.config import NotInJob, markers
 from shortlist.data.beir import shares_ids
-from shortlist.data.collections import Collection, open_collection
+from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.manifest import Job, identity, start_job
+from shortlist.data.manifest import identity, start_job
 from shortlist.data.runs import write_run
-from shortlist.engine import Engine
 from shortlist.errors import UserError
-from shortlist.index.opening import check_vectors, needs_model, open_first_stage
-from shortlist.index.protocols import FirstStage, Opening
 from shortlist.math.exclusion import count_own, without_own
-from shortlist.math.fusion import FUSIONS, interpolate, reorder, rrf
+from shortlist.pipeline import Pipeline
+from shortlist.pipeline.spec import Description, Sources, from_file_or_flags, written
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
-DEMO_FOLDER = Path("shortlist-demo")
 HITS_AT_ONCE = 8_000_000
 """Most hits in memory, where each takes 170 bytes; the queries of a training split find a hundred million."""
-SNIPPET = 300
-"""Characters of a document that are printed."""
-HYBRID_DEPTH = 100
-"""Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
+RERANKED_AT_ONCE = 16
+"""Queries at a time where a reranker reads what they find: it takes so long that one wants to see how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Sources):
+    out: NotInJob[Path]
+    """Run file to write."""
     collection: str | None = None
     """Where the queries are: folder, `irds:` or `hf:` name."""
-    index: tuple[Path, ...] = ()
-    """Indexes from `shortlist index`: one over words, one over vectors, or both, which are then fused."""
-    model: str | None = None
-    """Retriever that made the vectors: folder or hub name."""
-    vectors: Path | None = None
-    """Vectors from `shortlist encode`, to be searched exactly; with an index over them, where they are now."""
-    out: NotInJob[Path | None] = None
-    """Run file to write; needed unless --query is given."""
+    pipeline: Path | None = None
+    """YAML file that describes what is searched, rerankers included, in place of flags (docs/pipelines.md)."""
     split: str = "test"
     """Which queries of the collection."""
     k: int = 1000
     """Documents per query."""
     exclude_self: bool | None = None
     """Leave out the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
-    query: NotInJob[str | None] = None
-    """Search for this text and print the 10 best (or --k if fewer) instead of writing a run."""
-    contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
-    query_length: int | None = None
-    """Most tokens of a query (None: the model's)."""
-    memory_gib: SpeedOnly[float | None] = None
-    """Most memory for vectors at a time, GiB (None: half of what is free); they may be many times as large."""
-    effort: int | None = None
-    """What approximate search spends on a query: hnsw, candidates; ivf, lists (None: what the index was built with)."""
-    refine: int | None = None
-    """Candidates that are scored exactly, in multiples of --k (None: what the index was built with)."""
-    fusion: Literal["rrf", "weighted", "zscore"] = "rrf"
-    """How two first stages become one run, as in `shortlist fuse`."""
-    weights: tuple[float, ...] | None = None
-    """How much each counts, --index in the order given, then --vectors."""
-    engine: SpeedOnly[Engine] = "local"
-    """`ray`: scan vectors exactly on a Ray cluster, whose nodes all find them at the same place."""
-    reranker: NotInJob[str | None] = None
-    """With --query: a reranker, folder or hub name, that puts the first --depth documents in order."""
-    depth: NotInJob[int] = 50
-    """With --reranker: how many documents it reads."""
-    reranker_share: NotInJob[float] = 1.0
-    """With --reranker: how much its scores count, 0 to 1, the first stage's being the rest."""
-    demo: NotInJob[str | None] = None
-    """Search the demo's collection for this text, with what `shortlist demo` has trained."""
-    demo_folder: NotInJob[Path] = DEMO_FOLDER
-    """Where `shortlist demo` has worked."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
-
-
-@final
-class Hybrid:
-    """Several first stages, fused.
-
-    Args:
-        fuse: a function in math.fusion.FUSIONS.
-        weights: how much each part counts (None: all alike).
-    """
-
-    def __init__(
-        self, parts: Sequence[FirstStage], fuse: Callable[..., Run] = rrf, weights: Sequence[float] | None = None
-    ) -> None:
-        self.parts, self.fuse, self.weights = parts, fuse, weights
-
-    def search(self, queries: list[Query], k: int) -> Run:
-        """Each query's k best documents of all parts together."""
-        fused = self.fuse([part.search(queries, max(k, HYBRID_DEPTH)) for part in self.parts], weights=self.weights)
-        return {query.query_id: fused.get(query.query_id, [])[:k] for query in queries}
-
-
-def open_index(config: Config) -> FirstStage:
-    """The first stage that a Config describes.
-
-    Raises:
-        UserError: it describes none, or vectors of another model.
-    """
-    parts = open_parts(config)
-    if len(parts) == 1:
-        return parts[0]
-    if config.weights is not None and len(config.weights) != len(parts):
-        raise UserError(f"--weights has {len(config.weights)} numbers for {len(parts)} first stages; expected as many.")
-    return Hybrid(parts, FUSIONS[config.fusion], config.weights)
-
-
-def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage]:
-    """The first stages that a Config describes, each by itself.
-
-    Args:
-        packed: of the retriever's linears, as for `models.run.for_inference`.
-
-    Raises:
-        UserError: it describes none, or vectors of another model.
-    """
-    over_vectors = [path for path in config.index if needs_model(path)]
-    if config.vectors and not over_vectors:
-        over_vectors = [config.vectors]
-    retriever: Any = _open_retriever(config, over_vectors, packed) if over_vectors or config.model else None
-    how = Opening(vectors=config.vectors, effort=config.effort, refine=config.refine, memory_gib=config.memory_gib)
-    parts = [
-        open_first_stage(None if path == config.vectors else path, how, model=retriever, engine=config.engine)
-        for path in dict.fromkeys([*config.index, *over_vectors])
-    ]
-    if not parts:
-        raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
-    return parts
-
-
-def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool | None) -> Any:
-    """The model that made the vectors, ready to embed queries."""
-    from shortlist.models.checkpoint import load_retriever
-    from shortlist.models.run import for_inference
-
-    if not (over_vectors and config.model):
-        given, wanted = "--model", "--vectors or an --index over vectors"
-        if over_vectors:
-            given, wanted = "--vectors" if over_vectors[0] == config.vectors else f"--index {over_vectors[0]}", given
-        raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
-    for path in over_vectors:
-        check_vectors(path, config.model, config.contract)
-    with_length = methodcaller("with_lengths", query=config.query_length)
-    retriever = load_retriever(config.model, contract=config.contract, adjust=with_length)
-    for_inference(retriever, packed=packed)
-    return retriever
 
 
 class Part(NamedTuple):
     """What came of some of the queries."""
 
     run: Run
+    milliseconds: dict[str, float]
+    """By step, as `pipeline.Trace` has them."""
     seconds: float
+    """Of all together."""
 
 
-def search(index: FirstStage, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
+def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
     """Each query's hits, without the document of its own id if so asked, for HITS_AT_ONCE after HITS_AT_ONCE."""
     at_once = max(1, HITS_AT_ONCE // k)
+    if pipeline.rerankers:
+        at_once = min(at_once, RERANKED_AT_ONCE)
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):
             start, some = time.perf_counter(), queries[first : first + at_once]
-            found = without_own(index.search(some, k + 1), k) if exclude_self else index.search(some, k)
-            yield Part(found, time.perf_counter() - start)
+            trace = pipeline.trace(some, k + 1 if exclude_self else k)
+            found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
+            yield Part(found, trace.milliseconds, time.perf_counter() - start)
             advance(len(some))
 
 
+def _first(run: Run, k: int) -> Run:
+    """The first k hits of each query; a step may give more than are wanted."""
+    return run if all(len(hits) <= k for hits in run.values()) else {name: hits[:k] for name, hits in run.items()}
+
+
 def run(config: Config) -> None:
-    """Write the run of a split's queries, or print what one query finds."""
-    if config.demo is not None:
-        config = _demo_config(config)
-    if config.collection is None:
-        raise UserError("--collection is missing: it says where the queries and documents are.")
+    """Write the run of a split's queries."""
     if config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
-    collection = open_collection(config.collection)
-    if config.query is not None:
-        print_hits(collection, open_index(config), config.query, k=min(config.k, 10), second=open_second(config))
-        return
-    if config.reranker:
-        raise UserError("--reranker without --query: a run is written first, and reordered by `shortlist rerank`.")
-    if config.out is None:
-        raise UserError("--out is missing: name the run file to write, or ask one question with --query.")
-    index, queries = open_index(config), collection.queries(config.split)
+    description = from_file_or_flags(config.pipeline, config, collection=config.collection)
+    if description.collection is None:
+        raise UserError("--collection is missing: it says where the queries and documents are.")
+    pipeline = Pipeline.open(description)
+    queries = open_collection(description.collection).queries(config.split)
     if config.exclude_self is None:
-        config = replace(config, exclude_self=shares_ids(config.collection))
+        config = replace(config, exclude_self=shares_ids(description.collection))
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    job = start_job(config, stage="search", inputs=_inputs(config, queries), as_if=as_if)
+    job = start_job(config, stage="search", inputs=_inputs(config, description, queries), as_if=as_if)
     if job.done:
         return
-    index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
-    own, seconds = 0, 0.0
+    pipeline.trace(queries[:1], 1)  # what is compiled or read on first use is not a query's time
+    own, seconds, milliseconds = 0, 0.0, dict[str, float]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal own, seconds
-        for part in search(index, queries, config.k, exclude_self=bool(config.exclude_self)):
+        for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self)):
             own, seconds = own + count_own(part.run), seconds + part.seconds
+            for name, some in part.milliseconds.items():
+                milliseconds[name] = milliseconds.get(name, 0.0) + some
             yield from part.run.items()
 
     write_run(job.out, found(), tag="shortlist")
     if own:
         say(f"search: {own} of {len(queries)} queries found the document of their own id (--exclude-self True: not).")
-    milliseconds = 1000 * seconds / max(1, len(queries))
-    job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stages=[_cost(config, job, milliseconds)])
+    per_query = {name: some / max(1, len(queries)) for name, some in milliseconds.items()}
+    total = 1000 * seconds / max(1, len(queries))
+    costs = _costs(description, total, {name: per_query.get(name, 0.0) for name in pipeline.rerankers})
+    job.finish(num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
 
-def _cost(config: Config, job: Job, milliseconds: float) -> dict[str, Any]:
-    """What the search took, as `stages` gives it."""
-    folders = {path for path in (*config.index, config.vectors) if path}
-    cost = {"stage": "search", "ms": round(milliseconds, 3), "index_bytes": sum(map(folder_bytes, folders))}
-    if config.model:
-        from shortlist.models.checkpoint import num_parameters
+def _costs(description: Description, total: float, reranking: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What the first stages took together, then what each later step did, as `data.manifest.stages` gives it.
 
-        cost |= {"model": job.manifest["made_from"]["model"], "num_parameters": num_parameters(config.model)}
-    return cost | {"peak_bytes": peak_bytes()}
-
-
-def _inputs(config: Config, queries: list[Query]) -> dict[str, str | list[str]]:
-    inputs: dict[str, str | list[str]] = {"index": [identity(path) for path in config.index]}
-    inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
-    inputs["collection"] = f"sha256:{sha256(repr(queries).encode()).hexdigest()}"  # not the qrels: there may be none
-    if config.model:
-        from shortlist.models.checkpoint import model_identity
-
-        inputs["model"] = model_identity(config.model)
-    return inputs
-
-
-class Second(NamedTuple):
-    """A second stage: it puts the first `depth` documents in order."""
-
-    reranker: Any
-    depth: int
-    share: float
-    """Of its scores, 0 to 1, the first stage's being the rest."""
-
-
-def open_second(config: Config) -> Second | None:
-    """The second stage that a Config describes, if it does.
-
-    Raises:
-        UserError: the reranker cannot be loaded, or a setting of it is out of range.
+    Args:
+        total: milliseconds of a query.
+        reranking: of these, by step behind the first stages.
     """
-    if config.reranker is None:
-        return None
-    if config.depth < 1 or not 0 <= config.reranker_share <= 1:
-        raise UserError(
-            f"--depth is {config.depth}, --reranker-share {config.reranker_share}; expected 1 or more, and 0 to 1."
-        )
-    from shortlist.rerankers.pointwise import Reranker
-
-    return Second(Reranker.load(config.reranker), config.depth, config.reranker_share)
-
-
-def print_hits(collection: Collection, index: FirstStage, text: str, *, k: int, second: Second | None = None) -> None:
-    """Search for a text and print its best documents: rank, score, id, the beginning of the text."""
-    query = Query("query", text)
-    hits = index.search([query], max(k, second.depth) if second else k)["query"]
-    documents = collection.documents([hit.doc_id for hit in hits])
-    if second and hits:
-        scores = second.reranker.score(query, [documents[hit.doc_id] for hit in hits[: second.depth]])
-        hits = reorder(hits, interpolate(hits, scores.tolist(), second.share))
-    hits = hits[:k]
-    for rank, hit in enumerate(hits, start=1):
-        document = documents[hit.doc_id]
-        words = f"{document.title}\n{document.text}".strip()
-        snippet = words if len(words) <= SNIPPET else words[:SNIPPET].rstrip() + " ..."
-        print(f"{rank:2}. {hit.doc_id}  ({hit.score:.4f})", *snippet.splitlines()[:6], sep="\n      ")
-    if not hits:
-        print("nothing found", file=sys.stderr)
+    first = [part.settings for part in description.steps if part.name not in reranking]
+    folders = {path for settings in first for name in ("index", "vectors") if (path := settings.get(name))}
+    cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
+    retrievers = list(dict.fromkeys(settings["model"] for settings in first if "model" in settings))
+    costs = [{"stage": "search"} | cost | _size_of(retrievers[:1])]
+    costs += [{"stage": "search", "ms": 0.0} | _size_of([name]) for name in retrievers[1:]]
+    later = {part.name: part for part in description.steps}
+    for name, ms in reranking.items():
+        models = [model] if (model := later[name].settings.get("model")) else []
+        costs.append({"stage": name, "ms": round(ms, 3)} | _size_of(models))
+    return [each | {"peak_bytes": peak_bytes()} for each in costs]
 
 
-def _demo_config(config: Config) -> Config:
-    path = config.demo_folder / "search.yaml"
-    if not path.exists():
-        raise UserError(f"{config.demo_folder}: holds no finished demo; run `shortlist demo` first (`make demo`).")
-    return replace(from_settings(Config, load_yaml(path), where=str(path)), query=config.demo, k=config.k)
+def _size_of(models: list[str]) -> dict[str, Any]:
+    """What a manifest says of a model, if one is named."""
+    if not models:
+        return {}
+    from shortlist.models.checkpoint import model_identity, num_parameters
+
+    return {"model": model_identity(models[0]), "num_parameters": num_parameters(models[0])}
+
+
+def _inputs(config: Config, description: Description, queries: list[Query]) -> dict[str, str | list[str]]:
+    inputs: dict[str, str | list[str]] = {}
+    if config.pipeline is None:
+        inputs["index"] = [identity(path) for path in config.index]
+        inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
+        inputs |= {"model": _identity("model", config.model)} if config.model else {}
+    else:
+        inputs["pipeline"] = _digest(_known_by_contents(description))
+    return inputs | {"collection": _digest(queries)}  # not the qrels: there may be none
+
+
+def _digest(value: Any) -> str:
+    return f"sha256:{sha256(repr(value).encode()).hexdigest()}"
+
+
+def _known_by_contents(description: Description) -> str:
+    """The steps of a description with what they name, and without what changes speed only."""
+    steps = {
+        part.name: {n: _identity(n, v) for n, v in part.settings.items() if n not in markers(Sources)}
+        for part in description.steps
+    }
+    return json.dumps([written(description)["steps"] | steps, steps])
+
+
+def _identity(name: str, value: Any) -> Any:
+    """What a setting names: a file or folder, or a model; other values are what they are."""
+    if isinstance(value, Path):
+        return identity(value)
+    if name != "model":
+        return value
+    from shortlist.models.checkpoint import model_identity
+
+    return model_identity(value)

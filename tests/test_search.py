@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from tiny import DOCUMENTS, QUERIES, Tiny, write_collection
 
 import shortlist.index as index_stage
@@ -23,8 +21,10 @@ from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
 from shortlist.models.checkpoint import load_retriever, save_model
 from shortlist.models.run import embed_documents, embed_queries
-from shortlist.records import Hit, Query, Run
-from shortlist.rerankers.pointwise import Reranker
+from shortlist.pipeline import Pipeline
+from shortlist.pipeline.spec import from_flags
+from shortlist.pipeline.steps import FUSED_DEPTH
+from shortlist.records import Run
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import named_segments
 
@@ -103,31 +103,6 @@ def test_index_and_vectors_together_are_searched_and_fused(
     assert ids(expected) != {query_id: ranked[:5] for query_id, ranked in ids(parts[0]).items()}
 
 
-def test_a_hybrid_looks_deeper_than_it_shows():
-    class Ranked:
-        def __init__(self, *doc_ids: str) -> None:
-            self.hits = [Hit(doc_id, -float(rank)) for rank, doc_id in enumerate(doc_ids)]
-
-        def search(self, queries: list[Query], k: int) -> Run:
-            return {query.query_id: self.hits[:k] for query in queries}
-
-    parts = Ranked("a", "b", "second"), Ranked("c", "d", "second")
-    assert ids(search.Hybrid(parts).search(QUERIES[:1], 1)) == {"q0": ["second"]}
-
-
-def test_a_hybrid_answers_every_query_even_with_nothing():
-    class Empty:
-        def search(self, queries: list[Query], k: int) -> Run:
-            return {}
-
-    class One:
-        def search(self, queries: list[Query], k: int) -> Run:
-            return {queries[0].query_id: [Hit("a", 2.0), Hit("b", 1.0)]}
-
-    assert search.Hybrid([Empty(), Empty()]).search(QUERIES[:1], 3) == {"q0": []}
-    assert ids(search.Hybrid([Empty(), One()]).search(QUERIES[:2], 1)) == {"q0": ["a"], "q1": []}
-
-
 def test_only_the_queries_of_the_split_are_searched(sparse: search.Config):
     assert len(found(replace(sparse, split="train"))) == 8
 
@@ -141,67 +116,10 @@ def test_the_manifest_says_how_long_a_query_takes(dense: search.Config):
     assert manifest["results"]["ms_per_query"] > 0
 
 
-def test_query_prints_hits_and_writes_nothing(
-    sparse: search.Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
-    search.run(replace(sparse, query="the history of the lamp", k=2))
-    out = capsys.readouterr().out
-    assert out.splitlines()[0].startswith(" 1. d11  (")
-    assert out.splitlines()[1].strip() == DOCUMENTS[11].text.strip()
-    assert out.splitlines()[2].startswith(" 2. ")
-    assert " 3. " not in out
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_query_says_so_when_nothing_is_found(sparse: search.Config, capsys: pytest.CaptureFixture[str]):
-    search.run(replace(sparse, query="zzz"))
-    assert capsys.readouterr() == ("", "nothing found\n")
-
-
-def test_query_searches_by_vectors_and_by_both(
-    dense: search.Config, both: search.Config, capsys: pytest.CaptureFixture[str]
-):
-    for config in (dense, both):
-        search.run(replace(config, query="the history of the lamp", k=1000))
-        assert "10. d" in capsys.readouterr().out
-
-
-def test_query_is_answered_by_both_stages(dense: search.Config, tiny: Tiny, capsys: pytest.CaptureFixture[str]):
-    def shown(**changes: Any) -> list[str]:
-        search.run(replace(dense, query="the history of the lamp", k=12, **changes))
-        return re.findall(r"^ ?\d+\. (\w+)", capsys.readouterr().out, re.MULTILINE)
-
-    first, query = shown(), Query("query", "the history of the lamp")
-    read = [document for doc_id in first[:6] for document in DOCUMENTS if document.doc_id == doc_id]
-    scores = Reranker.load(str(tiny.reranker)).score(query, read)
-    best = [first[place] for place in np.argsort(-scores, kind="stable")]
-    assert shown(reranker=str(tiny.reranker), depth=6) == (best + first[6:])[:10]
-    assert shown(reranker=str(tiny.reranker), depth=6, reranker_share=0.0) == first
-    mixed = shown(reranker=str(tiny.reranker), depth=6, reranker_share=0.5)
-    assert sorted(mixed[:6]) == sorted(first[:6])
-    assert mixed[6:] == first[6:]
-
-
-def test_demo_takes_its_settings_from_the_demos_folder(
-    both: search.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    asked = search.Config(demo="the history of the lamp", demo_folder=tmp_path, k=3)
-    with pytest.raises(UserError, match="holds no finished demo; run `shortlist demo` first"):
-        search.run(asked)
-    names = ("collection", "index", "model", "vectors")
-    settings = {name: str(getattr(both, name)) for name in names} | {"index": str(both.index[0])}
-    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
-    search.run(asked)
-    out = capsys.readouterr().out
-    assert " 3. " in out
-    assert " 4. " not in out
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"collection": None}, "--collection is missing"),
-        ({"out": None}, "--out is missing"),
         ({"k": 0}, "--k is 0"),
         ({"model": None}, "--vectors without --model"),
         ({"vectors": None}, "--model without --vectors"),
@@ -209,10 +127,7 @@ def test_demo_takes_its_settings_from_the_demos_folder(
         ({"vectors": Path("nowhere")}, "nowhere: no such file or folder"),
         ({"index": (Path("nowhere"),)}, "nowhere: no such file or folder"),
         ({"split": "tets"}, "perhaps 'test'"),
-        ({"reranker": "any"}, "--reranker without --query"),
-        ({"query": "x", "reranker": "any", "depth": 0}, "--depth is 0"),
-        ({"query": "x", "reranker": "any", "reranker_share": 1.5}, "--reranker-share 1.5"),
-        ({"query": "x", "reranker": "./nowhere"}, "nowhere"),
+        ({"pipeline": Path("nowhere.yaml")}, "--pipeline says what is searched; leave out --model, --vectors"),
         ({"engine": "ray", "vectors": Path("nowhere")}, "nowhere: no such file or folder"),
     ],
 )
@@ -272,8 +187,10 @@ def test_dense_searches_as_deep_as_there_are_documents(dense: search.Config, tin
 
 def test_two_first_stages_are_fused_as_asked(both: search.Config, sparse: search.Config, dense: search.Config):
     run = found(replace(both, fusion="weighted", weights=(0.25, 0.75), k=12, overwrite=True))
-    words = search.open_index(sparse).search(QUERIES, search.HYBRID_DEPTH)
-    vectors = search.open_index(dense).search(QUERIES, search.HYBRID_DEPTH)
+    words, vectors = (
+        Pipeline.open(from_flags(one, collection=one.collection)).trace(QUERIES, FUSED_DEPTH).last.run
+        for one in (sparse, dense)
+    )
     assert ids(run) == ids(weighted([words, vectors], weights=(0.25, 0.75)))
     with pytest.raises(UserError, match="--weights has 3 numbers for 2 first stages"):
         search.run(replace(both, weights=(1.0, 2.0, 3.0), overwrite=True))
@@ -298,8 +215,9 @@ def test_vectors_of_another_contract_are_refused(tiny: Tiny, tmp_path: Path):
         model=str(tiny.llama), contract="repllama", collection=str(tiny.collection), out=tmp_path / "v", max_length=9
     )
     encode.run(made)
-    config = search.Config(collection=str(tiny.collection), model=str(tiny.llama), vectors=tmp_path / "v")
-    search.run(replace(config, contract="repllama", out=tmp_path / "run.trec"))
+    where = {"collection": str(tiny.collection), "model": str(tiny.llama), "vectors": tmp_path / "v"}
+    config = search.Config(**where, out=tmp_path / "run.trec")
+    search.run(replace(config, contract="repllama"))
     with pytest.raises(UserError, match=r"v: its vectors were made with the input contract repllama, which is not"):
         search.run(replace(config, contract="bert", out=tmp_path / "other.trec"))
 

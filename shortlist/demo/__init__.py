@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from shortlist import search
-from shortlist.config import from_settings, load_yaml
-from shortlist.data.collections import open_collection
+from shortlist.ask import DEMO_FOLDER, show
+from shortlist.config import load_yaml
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.models.kernels.linear import bf16_pays
+from shortlist.pipeline import Pipeline
+from shortlist.pipeline.spec import Sources, from_flags, written
 from shortlist.recipe import run_recipe
-from shortlist.search import DEMO_FOLDER, open_index, open_second, print_hits
 
 EXAMPLES = ("parse an ISO date", "remove a directory and everything in it", "split a string the way a shell would")
 HITS = 3
@@ -82,19 +82,24 @@ def _results(out: Path) -> Mapping[str, Any]:
 
 
 def show_examples(out: Path) -> None:
-    """Print what a few questions find, and how to ask more; leaves the settings for that in search.yaml."""
-    where = {"collection": "test", "index": "bm25-code", "model": "repllama", "vectors": "vectors"}
-    settings: dict[str, Any] = {name: str(out.resolve() / place) for name, place in where.items()}
-    settings |= {"fusion": "zscore", "weights": _results(out / "hybrid-run" / "run.trec")["weights"]}
+    """Print what a few questions find, and how to ask more; leaves the pipeline for that in pipeline.yaml."""
+    at = out.resolve()
+    weights = tuple(_results(out / "hybrid-run" / "run.trec")["weights"])
+    sources = Sources(
+        index=(at / "bm25-code",),
+        model=str(at / "repllama"),
+        vectors=at / "vectors",
+        fusion="zscore",
+        weights=weights,
+    )
     share = _results(out / "hybrid-mixed-run" / "run.trec")["weights"][1]
-    if share:
-        settings |= {"reranker": str(out.resolve() / "rankllama"), "depth": DEPTH, "reranker_share": share}
-    with atomic_write(out / "search.yaml") as file:
-        yaml.safe_dump(settings, file, sort_keys=False)
-    config = from_settings(search.Config, settings, where="the demo's search.yaml")
-    collection, index, second = open_collection(settings["collection"]), open_index(config), open_second(config)
+    second = {"reranker": str(at / "rankllama"), "depth": DEPTH, "reranker_share": share} if share else {}
+    description = from_flags(sources, collection=str(at / "test"), **second)
+    with atomic_write(out / "pipeline.yaml") as file:
+        yaml.safe_dump(written(description), file, sort_keys=False)
+    pipeline = Pipeline.open(description)
     for example in EXAMPLES:
         print(f"\n> {example}")
-        print_hits(collection, index, example, k=HITS, second=second)
+        show(pipeline.answer([example], HITS)[0])
     folder = "" if out == DEMO_FOLDER else f" --demo-folder {shlex.quote(str(out))}"
-    print(f'\nSearch by hand:  shortlist search --demo "parse an ISO date"{folder}')
+    print(f'\nAsk it yourself:  shortlist ask --demo "parse an ISO date"{folder}')

@@ -11,12 +11,11 @@ from shortlist.engine import Engine
 from shortlist.errors import UserError
 
 if TYPE_CHECKING:
+    from shortlist.pipeline.spec import Description
     from shortlist.serve.protection import Protection
     from shortlist.serve.service import Service
 
 FEWEST_KEY_CHARACTERS = 16
-PACKED = False
-"""Linears as they are: oneDNN's keep something for every shape of batch, and a server meets a new one at any time."""
 SWITCH_SECONDS = 0.0001
 """How long one thread may keep the others from running Python: the models' thread asks for it at every operation."""
 
@@ -33,6 +32,8 @@ class Config:
     """The documents to search: folder, `irds:` or `hf:` name."""
     bm25: Path | None = None
     """Index of words over them, from `shortlist index`."""
+    pipeline: Path | None = None
+    """YAML file that describes all steps of a search, in place of --vectors, --index and --bm25 (docs/pipelines.md)."""
     reranker: str | None = None
     """Model folder or hub name: scores, and reranks what was found."""
     reranker_contract: str | None = None
@@ -99,9 +100,12 @@ def check(config: Config) -> None:
             "name a file with one in --api-key-file, or serve on 127.0.0.1."
         )
     searches = config.vectors or config.index or config.bm25
+    if config.pipeline and searches:
+        raise UserError("--pipeline says what is searched; leave out --vectors, --index and --bm25.")
+    searches = searches or config.pipeline
     if not (config.retriever or config.reranker or searches):
         raise UserError("nothing to serve: give --retriever, --reranker, or --collection with --vectors or --bm25.")
-    if searches and not config.collection:
+    if searches and not (config.collection or config.pipeline):
         raise UserError("--collection is missing: it holds the texts of the documents that are found.")
     if config.collection and not searches:
         raise UserError("--collection without --vectors or --bm25: there is nothing to search it with.")
@@ -110,8 +114,7 @@ def check(config: Config) -> None:
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected more than 0.")
-    if not 0 <= config.reranker_share <= 1:
-        raise UserError(f"--reranker-share is {config.reranker_share}; expected 0 to 1.")
+    describe(config)
 
 
 def read_key(config: Config) -> str | None:
@@ -134,44 +137,47 @@ def read_key(config: Config) -> str | None:
     return key
 
 
+def describe(config: Config) -> "Description | None":
+    """The pipeline that is served, if any is.
+
+    Raises:
+        UserError: flags, or a file, that do not describe one.
+    """
+    from shortlist.pipeline.spec import Sources, from_flags, read
+
+    if config.pipeline:
+        return read(config.pipeline, collection=config.collection)
+    if not config.collection:
+        return None
+    over_vectors = config.vectors or config.index
+    sources = Sources(
+        index=tuple(path for path in (config.bm25, config.index) if path),
+        model=config.retriever if over_vectors else None,
+        vectors=config.vectors,
+    )
+    second = {"reranker_contract": config.reranker_contract, "reranker_share": config.reranker_share}
+    return from_flags(sources, collection=config.collection, reranker=config.reranker, **second)
+
+
 def open_service(config: Config) -> "Service":
     """Load what a Config names.
 
     Raises:
         UserError: a model, store, index or collection is missing, or they do not belong together.
     """
-    from shortlist.models.retriever import Retriever
-    from shortlist.pipeline import Pipeline
-    from shortlist.rerankers.pointwise import Reranker
     from shortlist.serve.gate import Limits
     from shortlist.serve.service import Service
 
-    dense = config.vectors or config.index
-    pipeline = config.collection and Pipeline.load(
-        config.collection,
-        retriever=config.retriever if dense else None,
-        vectors=config.vectors,
-        index=config.index,
-        bm25=config.bm25,
-        reranker_share=config.reranker_share,
-        packed=PACKED,
-    )
-    contract = config.reranker_contract
     service = Service(
-        pipeline or None,
-        retriever=Retriever.load(config.retriever, packed=PACKED) if config.retriever and not dense else None,
-        reranker=Reranker.load(config.reranker, contract=contract, packed=PACKED) if config.reranker else None,
-        names={name: _short(model) for name in ("retriever", "reranker") if (model := getattr(config, name))},
+        describe(config),
+        retriever=config.retriever,
+        reranker=config.reranker,
+        reranker_contract=config.reranker_contract,
         limits=Limits(config.queue_requests, config.queue_tokens, config.timeout_seconds),
         token_budget=config.token_budget,
     )
     service.warm_up()
     return service
-
-
-def _short(name: str) -> str:
-    """A folder's own name, because where it is concerns nobody outside; a hub name whole."""
-    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def open_app(config: Config) -> "Protection":

@@ -17,11 +17,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from shortlist.pipeline import Answer as Found
+from shortlist.pipeline import Pipeline
 from shortlist.serve import schema
 from shortlist.serve.gate import FullError, Ticket, TooLargeError
 from shortlist.serve.metrics import render
 from shortlist.serve.protection import Answer, Log, Protection, explained, problem
-from shortlist.serve.service import FieldError, Read, Service
+from shortlist.serve.service import Batched, FieldError, Read, Service
 from shortlist.version import __version__
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -52,11 +53,11 @@ def create_app(
     _add_errors(app)
     _add_state(app, service)
     if service.retriever is not None:
-        _add_embedding(app, service)
+        _add_embedding(app, service, service.retriever)
     if service.reranker is not None:
-        _add_reranking(app, service)
-    if service.parts is not None:
-        _add_search(app, service)
+        _add_reranking(app, service, service.reranker)
+    if service.pipeline is not None:
+        _add_search(app, service, service.pipeline)
         _add_page(app)
     paths = [getattr(route, "path", "") for route in app.routes]
     return Protection(app, service.gate, service.metrics, key=key, hosts=hosts, paths=paths, log=log)
@@ -152,9 +153,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 def _info(service: Service) -> schema.Info:
     models = {
-        name: schema.ModelInfo(
-            name=service.names[name], contract=model.contract.to_dict(), dim=getattr(model, "dim", None)
-        )
+        name: schema.ModelInfo(name=model.title, contract=model.contract.to_dict(), dim=model.dim)
         for name, model in (("retriever", service.retriever), ("reranker", service.reranker))
         if model is not None
     }
@@ -165,19 +164,19 @@ def _info(service: Service) -> schema.Info:
         "k": schema.MAX_K,
         "depth": schema.MAX_DEPTH,
     }
-    stages = service.first_stages
-    return schema.Info(version=__version__, first_stages=stages, limits=limits, **models)
+    first, later = (service.pipeline.first_stages, service.pipeline.rerankers) if service.pipeline else ([], [])
+    return schema.Info(version=__version__, first_stages=first, rerankers=later, limits=limits, **models)
 
 
-def _add_embedding(app: FastAPI, service: Service) -> None:
+def _add_embedding(app: FastAPI, service: Service, retriever: Batched) -> None:
     @app.post("/v1/embeddings", response_model=schema.EmbeddingsResponse, responses=ERRORS)
     async def embeddings(asked: schema.EmbeddingsRequest, request: Request) -> Response:
         """Vectors, as OpenAI's clients ask for them."""
         read = await service.embed(_ticket(request), _texts(asked.input), asked.input_type)
-        vectors = _narrowed(service, read.outputs, asked.dimensions)
+        vectors = _narrowed(retriever, read.outputs, asked.dimensions)
         encode = _base64 if asked.encoding_format == "base64" else np.ndarray.tolist
         data = [schema.Embedding(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
-        name = service.names["retriever"]
+        name = retriever.title
         return _json(schema.EmbeddingsResponse(data=data, model=name, usage=_usage(read), truncated=read.truncated))
 
     @app.post("/embed", response_model=list[list[float]], responses=ERRORS)
@@ -185,7 +184,7 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
         """Vectors, as text-embeddings-inference's clients ask for them."""
         read = await service.embed(_ticket(request), _texts(asked.inputs), asked.prompt_name or "document")
         _check_whole(read, asked.truncate, "inputs")
-        vectors = _narrowed(service, read.outputs, asked.dimensions)
+        vectors = _narrowed(retriever, read.outputs, asked.dimensions)
         if asked.normalize:
             vectors = _unit(vectors)
         return Response(_numbers(vectors), media_type="application/json")
@@ -207,15 +206,14 @@ def _base64(vector: np.ndarray) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def _narrowed(service: Service, vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
+def _narrowed(retriever: Batched, vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
     """The first numbers of each vector, brought to length 1 again where the whole ones have it."""
-    assert service.retriever is not None
-    if dimensions is None or dimensions == service.retriever.dim:
+    if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
-    if dimensions > service.retriever.dim:
-        raise FieldError("dimensions", f"the model's vectors have {service.retriever.dim} numbers; ask for no more")
+    if dimensions > vectors.shape[1]:
+        raise FieldError("dimensions", f"the model's vectors have {vectors.shape[1]} numbers; ask for no more")
     vectors = vectors[:, :dimensions]
-    return _unit(vectors) if service.retriever.reading.normalize else vectors
+    return _unit(vectors) if retriever.contract.reading.normalize else vectors
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -228,7 +226,7 @@ def _check_whole(read: Read, truncate: bool | None, field: str) -> None:
         raise FieldError(text, "longer than the model's input; send `truncate: true` to have it cut")
 
 
-def _add_reranking(app: FastAPI, service: Service) -> None:
+def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
     async def rerank(asked: schema.RerankRequest, request: Request) -> Response:
         """Documents in the order of their scores, as Cohere's and Jina's clients ask for it."""
         texts = asked.texts
@@ -245,7 +243,7 @@ def _add_reranking(app: FastAPI, service: Service) -> None:
         ]
         version = request.url.path[2:3]
         meta = schema.RerankMeta(api_version={"version": version}, billed_units={"search_units": 1})
-        common = {"id": str(uuid.uuid4()), "model": service.names["reranker"], "meta": meta}
+        common = {"id": str(uuid.uuid4()), "model": reranker.title, "meta": meta}
         return _json(schema.RerankResponse(results=results, usage=_usage(read), truncated=read.truncated, **common))
 
     for version in ("v1", "v2"):
@@ -272,7 +270,7 @@ def _add_reranking(app: FastAPI, service: Service) -> None:
         pairs = _pairs(_texts(asked.text_1), _texts(asked.text_2))
         read = await service.score(_ticket(request), pairs, field="text_1")
         data = [schema.Score(index=i, score=_between_0_and_1(value)) for i, value in enumerate(read.outputs)]
-        common = {"id": f"score-{uuid.uuid4()}", "created": int(time.time()), "model": service.names["reranker"]}
+        common = {"id": f"score-{uuid.uuid4()}", "created": int(time.time()), "model": reranker.title}
         return _json(schema.ScoreResponse(data=data, usage=_usage(read), **common))
 
 
@@ -294,27 +292,29 @@ def _between_0_and_1(score: Any) -> float:
     return 0.5 * (1 + math.tanh(0.5 * float(score)))
 
 
-def _add_search(app: FastAPI, service: Service) -> None:
-    @app.post("/search", response_model=schema.SearchResponse, responses=ERRORS)
+def _add_search(app: FastAPI, service: Service, pipeline: Pipeline) -> None:
     async def search(asked: schema.SearchRequest, request: Request) -> Response:
         """The best documents of the collection for each query."""
-        _check(service, asked)
+        _check(pipeline, asked)
         options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
         field = "query" if asked.query is not None else "queries"
         found = await service.search(_ticket(request), asked.texts, asked.k, field=field, **options)
         answers = [_search_answer(text, each, asked.explain) for text, each in zip(asked.texts, found, strict=True)]
         if asked.explain:
             for answer, each in zip(answers, found, strict=True):
-                await _add_truncation(service, answer, each)
+                await _add_truncation(service, pipeline, answer, each)
         return _json(schema.SearchResponse(answers=answers))
 
+    for path, name in (("/search", "search"), ("/v1/search", "search_v1")):
+        app.post(path, response_model=schema.SearchResponse, responses=ERRORS, name=name)(search)
 
-def _check(service: Service, asked: schema.SearchRequest) -> None:
+
+def _check(pipeline: Pipeline, asked: schema.SearchRequest) -> None:
     if (asked.query is None) == (asked.queries is None):
         raise FieldError("query", "give either this or queries")
-    if asked.first_stage and asked.first_stage not in service.first_stages:
-        raise FieldError("first_stage", f"not here; expected one of {', '.join(service.first_stages)}")
-    if asked.rerank and service.reranker is None:
+    if asked.first_stage and asked.first_stage not in pipeline.first_stages:
+        raise FieldError("first_stage", f"not here; expected one of {', '.join(pipeline.first_stages)}")
+    if asked.rerank and not pipeline.rerankers:
         raise FieldError("rerank", "there is no reranker here; leave it out")
 
 
@@ -324,7 +324,7 @@ def _search_answer(query: str, found: Found, explain: bool) -> schema.SearchAnsw
             rank=rank,
             score=each.score,
             **each.document._asdict(),
-            stages={name: schema.StagePlace(**at._asdict()) for name, at in each.places.items()} if explain else None,
+            stages={name: schema.StepPlace(**at._asdict()) for name, at in each.places.items()} if explain else None,
         )
         for rank, each in enumerate(found.results, start=1)
     ]
@@ -332,15 +332,18 @@ def _search_answer(query: str, found: Found, explain: bool) -> schema.SearchAnsw
     return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
 
 
-async def _add_truncation(service: Service, answer: schema.SearchAnswer, found: Found) -> None:
+async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.SearchAnswer, found: Found) -> None:
     """Say what the models have not read to its end."""
-    if "dense" in found.milliseconds:
-        answer.truncated = await service.cut_by_retriever(answer.query)
-    if "reranker" in found.milliseconds:
-        read = [each.document for each in found.results if "reranker" in each.places]
-        cut = await service.cut_by_reranker(answer.query, read)
-        for result in answer.results:
-            result.truncated = result.doc_id in cut
+    steps = [step for step in pipeline.steps if step.name in found.milliseconds]
+    if retrievers := service.readers("retriever", steps):
+        answer.truncated = any([await service.is_cut(model, answer.query) for model in retrievers.values()])
+    cut = set[str]()
+    rerankers = service.readers("reranker", steps)
+    for name, model in rerankers.items():
+        read = [each.document for each in found.results if name in each.places]
+        cut |= await service.cut_by(model, answer.query, read)
+    for result in answer.results if rerankers else ():
+        result.truncated = result.doc_id in cut
 
 
 def _add_page(app: FastAPI) -> None:

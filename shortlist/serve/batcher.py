@@ -87,7 +87,7 @@ class Queue:
     """
 
     def __init__(self, token_budgets: Mapping[str, int]) -> None:
-        self.token_budgets = token_budgets
+        self.token_budgets = dict(token_budgets)
         self.works: list[Work] = []
         self.oldest_first = False
 
@@ -137,15 +137,22 @@ class Batcher:
     def __init__(
         self, models: Mapping[str, Model], *, token_budget: int | None = None, finished: Finished | None = None
     ) -> None:
-        self.models, self.finished = models, finished
-        devices = {name: next(model.parameters()).device for name, model in models.items()}
-        self.queue = Queue({name: token_budget or default_token_budget(at) // SMALLER for name, at in devices.items()})
+        self.models, self.finished, self.token_budget = dict[str, Model](), finished, token_budget
+        self.queue = Queue({})
+        for name, model in models.items():
+            self.add(name, model)
         self.tokens_per_second = 0.0
         """As of late; 0 before the first batch."""
         self._changed = threading.Condition()
         self._closed, self._arrivals = False, 0
         self._thread = threading.Thread(target=self._work, name="models", daemon=True)
         self._thread.start()
+
+    def add(self, name: str, model: Model) -> None:
+        """Run this model too; before anything is submitted to it."""
+        device = next(model.parameters()).device
+        self.queue.token_budgets[name] = self.token_budget or default_token_budget(device) // SMALLER
+        self.models[name] = model
 
     def submit(self, model: str, token_ids: Sequence[TokenIds]) -> "Future[Rows]":
         """Let a model read these; the result has its rows in the same order.

@@ -4,8 +4,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from shortlist.pipeline import DEPTH, StageName
-
 MAX_TEXTS = 2048
 """Texts in one request."""
 MAX_QUERIES = 128
@@ -39,10 +37,12 @@ class SearchRequest(BaseModel):
         None, description="Several questions, each answered by itself."
     )
     k: int = Field(10, ge=1, le=MAX_K, description="Results per query.")
-    depth: int = Field(DEPTH, ge=1, le=MAX_DEPTH, description="Candidates that are reranked.")
-    first_stage: StageName | None = Field(None, description="What finds the candidates; by default the best there is.")
-    rerank: bool | None = Field(None, description="Whether the reranker reads them; by default if there is one.")
-    explain: bool = Field(False, description="Tell what every stage made of each result, and how long it took.")
+    depth: int | None = Field(
+        None, ge=1, le=MAX_DEPTH, description="Candidates that the first reranker reads; by default what it says."
+    )
+    first_stage: str | None = Field(None, description="What finds the candidates; by default what the steps say.")
+    rerank: bool | None = Field(None, description="Whether rerankers read them; by default if there are any.")
+    explain: bool = Field(False, description="Tell what every step made of each result, and how long it took.")
 
     @property
     def texts(self) -> list[str]:
@@ -50,11 +50,12 @@ class SearchRequest(BaseModel):
         return [self.query] if self.query is not None else self.queries or []
 
 
-class StagePlace(BaseModel):
-    """Where a stage put a document."""
+class StepPlace(BaseModel):
+    """Where a step has put a document."""
 
     rank: int
     score: float
+    moved: int | None = Field(None, description="Ranks up, or below 0 down, from the list that the step read.")
 
 
 class SearchResult(BaseModel):
@@ -62,12 +63,12 @@ class SearchResult(BaseModel):
 
     rank: int
     doc_id: str
-    score: float = Field(description="That of the last stage.")
+    score: float = Field(description="That of the last step.")
     title: str
     text: str
     url: str
-    stages: dict[str, StagePlace] | None = Field(None, description="Its place by stage; with `explain`.")
-    truncated: bool | None = Field(None, description="The reranker has not read all of it; with `explain`.")
+    stages: dict[str, StepPlace] | None = Field(None, description="Its place by step; with `explain`.")
+    truncated: bool | None = Field(None, description="A reranker has not read all of it; with `explain`.")
 
 
 class SearchAnswer(BaseModel):
@@ -75,8 +76,8 @@ class SearchAnswer(BaseModel):
 
     query: str
     results: list[SearchResult]
-    milliseconds: dict[str, float] | None = Field(None, description="By stage; with `explain`.")
-    truncated: bool | None = Field(None, description="The retriever has not read all of the query; with `explain`.")
+    milliseconds: dict[str, float] | None = Field(None, description="By step; with `explain`.")
+    truncated: bool | None = Field(None, description="A retriever has not read all of the query; with `explain`.")
 
 
 class SearchResponse(BaseModel):
@@ -252,5 +253,6 @@ class Info(BaseModel):
     version: str
     retriever: ModelInfo | None = None
     reranker: ModelInfo | None = None
-    first_stages: list[StageName]
+    first_stages: list[str] = Field(description="Steps that can be asked for as first stage, the best last.")
+    rerankers: list[str] = Field(description="Steps behind them, in their order.")
     limits: dict[str, int | float]

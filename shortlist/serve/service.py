@@ -2,22 +2,27 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
 import numpy as np
 from jaxtyping import Float
 
 from shortlist.errors import UserError
-from shortlist.index.dense import DenseSearch
-from shortlist.models.retriever import Retriever
-from shortlist.models.run import Model, TokenIds, compact_ids
+from shortlist.math.combination import COMBINATIONS
+from shortlist.models.run import TokenIds, compact_ids
 from shortlist.pipeline import Answer, Pipeline
+from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.spec import Description
+from shortlist.pipeline.steps import Step
 from shortlist.records import Document, Query, as_documents
-from shortlist.rerankers.pointwise import Reranker
+from shortlist.rerankers import Ranker
+from shortlist.rerankers.pointwise import Reranker, pointwise
 from shortlist.serve.batcher import Batcher
 from shortlist.serve.gate import Gate, Limits, Ticket
 from shortlist.serve.metrics import Metrics
@@ -26,6 +31,12 @@ T = TypeVar("T")
 
 TOKENIZING = 4
 """Threads that do so, so that a short text need not wait for a large body."""
+
+
+PACKED = False
+"""Linears as they are: oneDNN's keep something for every shape of batch, and a server meets a new one at any time."""
+REQUEST: ContextVar[Ticket] = ContextVar("REQUEST")
+"""What a thread works for: models know by it what to stop reading when nobody waits any more."""
 
 
 class FieldError(Exception):
@@ -46,48 +57,108 @@ class Read(NamedTuple):
 
 
 @final
-class Service:
-    """Models and a collection, ready for many requests at a time.
+class Batched:
+    """Stands for a model: what it is to read goes through the batcher, for the request that this thread works on.
 
     Args:
-        pipeline: searches; its models are those that are served.
-        retriever: embeds, where there is no pipeline with one.
-        reranker: scores, where there is no pipeline with one.
-        names: what `retriever` and `reranker` are called in answers.
+        name: what the batcher calls it.
+        title: what it is called in answers.
+    """
+
+    def __init__(self, batcher: Batcher, name: str, title: str, model: Any) -> None:
+        self._batcher, self.name, self.title = batcher, name, title
+        module = getattr(model, "model", model)
+        self.inputs, self.contract, self.dim = module.inputs, module.contract, getattr(module, "dim", None)
+
+    def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
+        """Vectors of queries."""
+        return self._read(compact_ids(self.inputs.query_ids, queries))
+
+    def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
+        """Scores of documents."""
+        return self._read(compact_ids(self.inputs.pair_ids, [(query, document) for document in documents]))
+
+    def _read(self, ids: Sequence[TokenIds]) -> np.ndarray:
+        return REQUEST.get().watch(self._batcher.submit(self.name, ids)).result().values.numpy()
+
+
+@final
+class OneAtATime:
+    """A reranker that the batcher cannot run: one query after another."""
+
+    def __init__(self, reranker: Ranker) -> None:
+        self._reranker, self._lock = reranker, threading.Lock()
+
+    def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
+        """Scores of documents."""
+        with self._lock:
+            return self._reranker.score(query, documents)
+
+
+@final
+class Service:
+    """Models and a pipeline, ready for many requests at a time.
+
+    Args:
+        description: the pipeline that searches.
+        retriever: name of the model that embeds (None: the first retriever of the pipeline).
+        reranker: name of the model that scores (None: the last reranker of the pipeline).
         token_budget: tokens per forward pass, padding included (None: what suits the device).
+
+    Raises:
+        UserError: what they name is missing, or does not belong together.
     """
 
     def __init__(
         self,
-        pipeline: Pipeline | None = None,
+        description: Description | None = None,
         *,
-        retriever: Retriever | None = None,
-        reranker: Reranker | None = None,
-        names: dict[str, str] | None = None,
+        retriever: str | None = None,
+        reranker: str | None = None,
+        reranker_contract: str | None = None,
         limits: Limits | None = None,
         token_budget: int | None = None,
     ) -> None:
-        self.parts, limits = _Parts(pipeline) if pipeline else None, limits or Limits()
-        self.retriever: Retriever | None = retriever or (self.parts and self.parts.retriever)  # type: ignore[assignment]
-        self.reranker: Reranker | None = reranker or (pipeline and pipeline.reranker)  # type: ignore[assignment]
-        self.names = {"retriever": "retriever", "reranker": "reranker"} | (names or {})
-        self.first_stages = pipeline.first_stages if pipeline else []
+        limits = limits or Limits()
         self.metrics = Metrics(
             shortlist_queue_requests=lambda: self.gate.requests, shortlist_queue_tokens=lambda: self.gate.tokens
         )
-        models: dict[str, Model | None] = {
-            "retriever": self.retriever,
-            "reranker": self.reranker and self.reranker.model,
-        }
-        self.batcher = Batcher(
-            {name: model for name, model in models.items() if model is not None},
-            token_budget=token_budget,
-            finished=self._count_batch,
-        )
+        self.batcher = Batcher({}, token_budget=token_budget, finished=self._count_batch)
+        self._models: dict[str, list[Batched]] = {"retriever": [], "reranker": []}
+        opener = Opener(packed=PACKED, model=self._behind_batcher, index=_guarded)
+        self.pipeline = Pipeline.open(description, opener) if description else None
+        retrievers, rerankers = self._models["retriever"], self._models["reranker"]
+        if retriever:
+            self.retriever: Batched | None = opener.retriever(retriever)
+        else:
+            self.retriever = retrievers[0] if retrievers else None
+        if reranker:
+            settings = {"model": reranker} | ({"contract": reranker_contract} if reranker_contract else {})
+            self.reranker: Batched | None = opener.reranker(pointwise, settings)
+        else:
+            self.reranker = rerankers[-1] if rerankers else None
         self.gate = Gate(limits, lambda: self.batcher.tokens_per_second)
         self._tokenizing = ThreadPoolExecutor(TOKENIZING, "tokenizing")
         # As many as there are requests: what a thread does here is wait for the batcher, which decides who is first.
         self._searching = ThreadPoolExecutor(limits.queue_requests, "searching")
+
+    def _behind_batcher(self, role: str, name: str, model: Any) -> Any:
+        """Have the batcher run a model; returns what stands for it in the pipeline.
+
+        A reranker that is more than its model, as one that reads segments, runs by itself, one query after another.
+        """
+        if role == "reranker" and not (isinstance(model, Reranker) and model.segments not in COMBINATIONS):
+            return OneAtATime(model)
+        loaded = self._models[role]
+        called = role if not loaded else f"{role}-{len(loaded) + 1}"
+        self.batcher.add(called, model.model if role == "reranker" else model)
+        loaded.append(Batched(self.batcher, called, _short(name), model))
+        return loaded[-1]
+
+    def readers(self, role: Literal["retriever", "reranker"], steps: Iterable[Step]) -> dict[str, Batched]:
+        """The models of this role that steps run through the batcher, by step."""
+        models = {step.name: getattr(step.stage, "retriever", step.stage) for step in steps}
+        return {name: model for name, model in models.items() if model in self._models[role]}
 
     def close(self) -> None:
         """End the threads."""
@@ -99,11 +170,11 @@ class Service:
         """Load and compile what the first request would wait for."""
         ticket = Ticket(self.gate)
         if self.retriever is not None:
-            self.batcher.submit("retriever", self.text_ids(["warm up"], "query")[0]).result()
+            self.batcher.submit(self.retriever.name, self.text_ids(["warm up"], "query")[0]).result()
         if self.reranker is not None:
-            self.batcher.submit("reranker", self.pair_ids([("warm up", "warm up")])[0]).result()
-        if self.parts is not None:
-            self.parts.pipeline(self.batcher, ticket, self.reranker).answer(["warm up"], 1, depth=1)
+            self.batcher.submit(self.reranker.name, self.pair_ids([("warm up", "warm up")])[0]).result()
+        if self.pipeline is not None:
+            _for_request(ticket, partial(self.pipeline.answer, ["warm up"], 1, depth=1))()
 
     def _count_batch(self, model: str, texts: int, tokens: int, seconds: float) -> None:
         self.metrics.observe("shortlist_batch_seconds", seconds, model=model)
@@ -113,7 +184,8 @@ class Service:
     async def embed(self, ticket: Ticket, texts: Sequence[str], kind: Literal["query", "document"]) -> Read:
         """Vectors of queries or documents."""
         ids, truncated = await self._in_thread(partial(self.text_ids, texts, kind))
-        return await self._read(ticket, "retriever", ids, truncated)
+        assert self.retriever is not None
+        return await self._read(ticket, self.retriever.name, ids, truncated)
 
     async def score(
         self,
@@ -132,13 +204,13 @@ class Service:
         Raises:
             FieldError: a query leaves no room for its document.
         """
-        await self._check_queries([query for query, _ in pairs], field)
-        ids, truncated = await self._in_thread(partial(self.pair_ids, pairs, max_tokens))
-        return await self._read(ticket, "reranker", ids, truncated)
-
-    async def _check_queries(self, queries: Sequence[str], field: str) -> None:
         assert self.reranker is not None
-        inputs, different = self.reranker.inputs, [Query("", text) for text in dict.fromkeys(queries)]
+        await self._check_queries(self.reranker, [query for query, _ in pairs], field)
+        ids, truncated = await self._in_thread(partial(self.pair_ids, pairs, max_tokens))
+        return await self._read(ticket, self.reranker.name, ids, truncated)
+
+    async def _check_queries(self, reranker: Batched, queries: Sequence[str], field: str) -> None:
+        inputs, different = reranker.inputs, [Query("", text) for text in dict.fromkeys(queries)]
         try:
             await self._in_thread(lambda: inputs.check_queries(different))
         except UserError:
@@ -198,13 +270,17 @@ class Service:
         Raises:
             FieldError: a query leaves no room for documents.
         """
-        assert self.parts is not None
-        if self.reranker is not None and options["rerank"] is not False:
-            most = len(queries) * options["depth"] * self.reranker.inputs.form.pair_length
-            ticket.reserve(min(most, self.gate.limits.queue_tokens))  # now, so that what is accepted is finished
-            await self._check_queries(queries, field)
-        pipeline, loop = self.parts.pipeline(self.batcher, ticket, self.reranker), asyncio.get_running_loop()
-        asked = [partial(pipeline.answer, [query], k, **options) for query in queries]
+        assert self.pipeline is not None
+        steps = self.pipeline.chosen(**options)
+        depths = {step.name: step.depth or 0 for step in steps}
+        rerankers = self.readers("reranker", steps)
+        most = sum(depths[name] * model.inputs.form.pair_length for name, model in rerankers.items())
+        if most:
+            ticket.reserve(min(len(queries) * most, self.gate.limits.queue_tokens))  # now: what is accepted is finished
+        for model in dict.fromkeys(rerankers.values()):
+            await self._check_queries(model, queries, field)
+        loop = asyncio.get_running_loop()
+        asked = [_for_request(ticket, partial(self.pipeline.answer, [query], k, **options)) for query in queries]
         parts = await asyncio.gather(*[loop.run_in_executor(self._searching, each) for each in asked])
         answers = [answer for part in parts for answer in part]
         for answer in answers:
@@ -212,10 +288,9 @@ class Service:
                 self.metrics.observe("shortlist_stage_seconds", milliseconds / 1000, stage=stage)
         return answers
 
-    async def cut_by_reranker(self, query: str, documents: Sequence[Document]) -> set[str]:
-        """Ids of the documents of which the reranker reads only the beginning."""
-        assert self.reranker is not None
-        inputs, pairs = self.reranker.inputs, [(Query("query", query), document) for document in documents]
+    async def cut_by(self, reranker: Batched, query: str, documents: Sequence[Document]) -> set[str]:
+        """Ids of the documents of which a reranker reads only the beginning."""
+        inputs, pairs = reranker.inputs, [(Query("query", query), document) for document in documents]
 
         def find() -> set[str]:
             ids = inputs.pair_ids(pairs)
@@ -224,10 +299,27 @@ class Service:
 
         return await self._in_thread(find)
 
-    async def cut_by_retriever(self, query: str) -> bool:
-        """Whether the retriever reads only the beginning of a query."""
-        _, truncated = await self._in_thread(partial(self.text_ids, [query], "query"))
-        return bool(truncated)
+    async def is_cut(self, retriever: Batched, query: str) -> bool:
+        """Whether a retriever reads only the beginning of a query."""
+        inputs, queries = retriever.inputs, [Query("", query)]
+
+        def find() -> bool:
+            ids = compact_ids(inputs.query_ids, queries)
+            return bool(_truncated(ids, queries, inputs.form.query_length, inputs.query_ids))
+
+        return await self._in_thread(find)
+
+
+def _short(name: str) -> str:
+    """A folder's own name, because where it is concerns nobody outside; a hub name whole."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def _for_request(ticket: Ticket, work: Callable[[], T]) -> Callable[[], T]:
+    """Work in whose course models read for this request, in whatever thread."""
+    context = copy_context()
+    context.run(REQUEST.set, ticket)
+    return partial(context.run, work)
 
 
 def _truncated(ids: Sequence[Any], items: Sequence[Any], length: int, tokenize: Any) -> list[int]:
@@ -235,52 +327,6 @@ def _truncated(ids: Sequence[Any], items: Sequence[Any], length: int, tokenize: 
     full = [i for i, row in enumerate(ids) if len(row) >= length]
     whole = tokenize([items[i] for i in full], cut=False) if full else []
     return [i for i, row in zip(full, whole, strict=True) if len(row) > length]
-
-
-@final
-class _Parts:
-    """What a pipeline is made of, so that each request can have one that runs its models through the batcher."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        dense, bm25 = pipeline.parts.get("dense"), pipeline.parts.get("bm25")
-        self.retriever = dense.retriever if isinstance(dense, DenseSearch) else None
-        self.vectors = _guarded(dense.vectors, "find") if isinstance(dense, DenseSearch) else None
-        self.bm25 = _guarded(bm25, "search") if bm25 else None
-        self.collection = _guarded(pipeline.collection, "documents")
-        self.reranker_share = pipeline.reranker_share
-
-    def pipeline(self, batcher: Batcher, ticket: Ticket, reranker: Reranker | None) -> Pipeline:
-        """For one request."""
-        models = _Batched(batcher, ticket, self.retriever, reranker)
-        dense = DenseSearch(models, self.vectors) if self.vectors else None
-        return Pipeline(
-            self.collection,
-            bm25=self.bm25,
-            dense=dense,
-            reranker=models if reranker else None,
-            reranker_share=self.reranker_share,
-        )
-
-
-@final
-class _Batched:
-    """Stands for both models of one request."""
-
-    def __init__(self, batcher: Batcher, ticket: Ticket, retriever: Any, reranker: Reranker | None) -> None:
-        self._batcher, self._ticket, self._retriever, self._reranker = batcher, ticket, retriever, reranker
-
-    def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
-        """Vectors of queries."""
-        return self._read("retriever", compact_ids(self._retriever.inputs.query_ids, queries))
-
-    def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
-        """Scores of documents."""
-        assert self._reranker is not None
-        pairs = [(query, document) for document in documents]
-        return self._read("reranker", compact_ids(self._reranker.inputs.pair_ids, pairs))
-
-    def _read(self, model: str, ids: Sequence[TokenIds]) -> np.ndarray:
-        return self._ticket.watch(self._batcher.submit(model, ids)).result().values.numpy()
 
 
 def _guarded(part: T, method: str) -> T:

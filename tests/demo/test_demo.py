@@ -125,14 +125,14 @@ def test_a_second_time_the_results_are_shown_and_nothing_is_trained(
     assert "Searched: 24 functions of the standard library, 12 queries. Learnt from: 24 pairs" in out
     for example in demo.EXAMPLES:
         assert f"\n> {example}\n" in out
-    assert f'shortlist search --demo "parse an ISO date" --demo-folder {once / "out"}' in out
+    assert f'shortlist ask --demo "parse an ISO date" --demo-folder {once / "out"}' in out
 
 
 def test_the_demo_can_be_searched_by_hand_from_anywhere(
     once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    command = ["search", "--demo", "fold seven things", "--demo-folder", str(once / "out")]
+    command = ["ask", "--demo", "fold seven things", "--demo-folder", str(once / "out")]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "10. folding.fold_" in out
@@ -142,7 +142,7 @@ def test_the_demo_can_be_searched_by_hand_from_anywhere(
 
 
 def test_without_a_demo_the_search_says_how_to_get_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["search", "--demo", "x", "--demo-folder", str(tmp_path)]) == 1
+    assert main(["ask", "--demo", "x", "--demo-folder", str(tmp_path)]) == 1
     assert "run `shortlist demo` first" in capsys.readouterr().err
 
 

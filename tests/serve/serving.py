@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from tiny import Tiny
 
 from shortlist import Pipeline, encode, index
+from shortlist.serve import Config, describe
+from shortlist.serve.service import Service
 
 
 class Built(NamedTuple):
@@ -40,6 +42,15 @@ class Built(NamedTuple):
         """Loaded into this process."""
         names = self.names
         return Pipeline.load(names.pop("collection"), **names)
+
+    def config(self, **settings: Any) -> Config:
+        """Settings of a server over it all."""
+        paths = {"vectors": self.vectors, "bm25": self.words}
+        return Config(**{**self.names, **paths, **settings})
+
+    def service(self, **options: Any) -> Service:
+        """What such a server works with."""
+        return Service(describe(self.config()), **options)
 
 
 def build(tiny: Tiny, folder: Path) -> Built:

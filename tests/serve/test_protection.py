@@ -13,7 +13,6 @@ import torch
 from fastapi.testclient import TestClient
 from serving import Built
 
-from shortlist import Pipeline
 from shortlist.models.outputs import Rows
 from shortlist.serve import batcher as batcher_module
 from shortlist.serve.app import create_app
@@ -31,18 +30,13 @@ WORK = [("/v1/embeddings", EMBED), ("/search", {"query": "apple"})]
 Make = Callable[..., tuple[TestClient, Service]]
 
 
-@pytest.fixture(scope="module")
-def pipeline(built: Built) -> Pipeline:
-    return built.pipeline()
-
-
 @pytest.fixture
-def make(pipeline: Pipeline) -> Iterator[Make]:
-    """Makes servers over one pipeline, of which only one at a time is asked."""
+def make(built: Built) -> Iterator[Make]:
+    """Makes servers over the tiny pipeline."""
     services = []
 
     def make_one(limits: Limits = DEFAULT, **options: Any) -> tuple[TestClient, Service]:
-        service = Service(pipeline, limits=limits)
+        service = built.service(limits=limits)
         services.append(service)
         return TestClient(create_app(service, **options), raise_server_exceptions=False), service
 

@@ -21,6 +21,11 @@ WORDS: dict[str, Any] = {"collection": "any", "bm25": Path("any")}
         ({"collection": "any", "vectors": Path("any")}, "--vectors without --retriever"),
         (WORDS | {"host": "0.0.0.0"}, "--host 0.0.0.0: others could reach the server"),
         (WORDS | {"queue_requests": 0}, "--queue-requests is 0; expected more than 0"),
+        (
+            WORDS | {"pipeline": Path("any")},
+            "--pipeline says what is searched; leave out --vectors, --index and --bm25",
+        ),
+        ({"pipeline": Path("any.yaml")}, "any.yaml: no such file"),
         (WORDS | {"reranker_share": 1.5}, "--reranker-share is 1.5; expected 0 to 1"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from serving import Built
 from tiny import DOCUMENTS
 
-from shortlist import Pipeline, Reranker, Retriever
-from shortlist.serve import Config, open_service
+from shortlist import Pipeline
+from shortlist.serve import Config, describe, open_service
 from shortlist.serve.app import create_app
 from shortlist.serve.gate import Limits
 from shortlist.serve.service import Service
@@ -31,10 +31,16 @@ def pipeline(built: Built) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def client(built: Built) -> Iterator[TestClient]:
-    service = Service(built.pipeline(), names={"retriever": "tiny-retriever", "reranker": "tiny-reranker"})
+    service = built.service()
     service.warm_up()
     yield TestClient(create_app(service))
     service.close()
+
+
+def stage(pipeline: Pipeline, name: str) -> Any:
+    """What a step works with."""
+    [found] = [step.stage for step in pipeline.steps if step.name == name]
+    return found
 
 
 def ask(client: TestClient, path: str, **body: Any) -> Any:
@@ -54,10 +60,10 @@ def test_a_search_finds_what_the_pipeline_does_and_tells_what_every_stage_made_o
     for result, each in zip(answer["results"], expected.results, strict=True):
         assert result["score"] == pytest.approx(each.score, abs=1e-6)
         assert (result["title"], result["text"]) == (each.document.title, each.document.text)
-        assert {stage: at["rank"] for stage, at in result["stages"].items()} == {
-            stage: at.rank for stage, at in each.places.items()
+        assert {step: (at["rank"], at.get("moved")) for step, at in result["stages"].items()} == {
+            step: (at.rank, at.moved) for step, at in each.places.items()
         }
-    assert set(answer["milliseconds"]) == {"bm25", "dense", "documents", "reranker"}
+    assert set(answer["milliseconds"]) == {"bm25", "dense", "hybrid", "documents", "reranker"}
     assert answer["truncated"] is False
 
 
@@ -68,10 +74,9 @@ def test_a_search_that_need_not_be_explained_is_short(client: TestClient):
 
 
 def test_the_first_stage_may_have_its_share_of_the_score(built: Built):
-    pipeline = built.pipeline()
-    mixed = Pipeline(pipeline.collection, **pipeline.parts, reranker=pipeline.reranker, reranker_share=0.4)
-    names: Any = built.names | {"vectors": built.vectors, "bm25": built.words}
-    service = open_service(Config(**names, reranker_share=0.4))
+    pipeline, names = built.pipeline(), built.names
+    mixed = Pipeline.load(names.pop("collection"), **names, reranker_share=0.4)
+    service = open_service(built.config(reranker_share=0.4))
     [answer] = ask(TestClient(create_app(service)), "/search", query=QUESTION, k=12, depth=5)["answers"]
     service.close()
     scores = [each.score for each in mixed.search(QUESTION, 12, depth=5)]
@@ -94,10 +99,9 @@ def test_several_queries_are_answered_in_their_order(client: TestClient):
 
 
 def test_a_query_and_a_document_that_are_not_read_to_their_end_are_marked(built: Built):
-    pipeline = built.pipeline()
-    reranker: Any = pipeline.reranker
+    service = built.service()
+    reranker: Any = service.reranker
     reranker.inputs = Inputs(reranker.inputs.form.with_lengths(document=18), reranker.inputs.tokenizer)
-    service = Service(pipeline)
     client = TestClient(create_app(service))
     [answer] = ask(client, "/search", query=QUESTION, k=12, explain=True)["answers"]
     texts = {result["doc_id"]: result["truncated"] for result in answer["results"]}
@@ -109,7 +113,7 @@ def test_a_query_and_a_document_that_are_not_read_to_their_end_are_marked(built:
 
 
 def test_embeddings_are_the_retrievers_as_numbers_and_as_bytes(client: TestClient, pipeline: Pipeline):
-    retriever: Any = pipeline.parts["dense"].retriever  # type: ignore[attr-defined]
+    retriever: Any = stage(pipeline, "dense").retriever
     expected = retriever.encode_documents(TEXTS)
     plain = ask(client, "/v1/embeddings", input=TEXTS, model="whatever")
     assert [each["index"] for each in plain["data"]] == list(range(5))
@@ -117,14 +121,14 @@ def test_embeddings_are_the_retrievers_as_numbers_and_as_bytes(client: TestClien
     packed = ask(client, "/v1/embeddings", input=TEXTS, encoding_format="base64")["data"]
     vectors = [np.frombuffer(base64.b64decode(each["embedding"]), dtype="<f4") for each in packed]
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
-    assert plain["model"] == "tiny-retriever"
+    assert plain["model"] == built.tiny.retriever.name
     tokens = sum(map(len, retriever.inputs.document_ids([DOCUMENTS[i] for i in range(5)])))
     assert plain["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     assert plain["truncated"] == []
 
 
 def test_queries_get_the_queries_prompt_and_vectors_can_be_narrowed(client: TestClient, pipeline: Pipeline):
-    [expected] = pipeline.parts["dense"].retriever.encode_queries([QUESTION])  # type: ignore[attr-defined]
+    [expected] = stage(pipeline, "dense").retriever.encode_queries([QUESTION])
     [found] = ask(client, "/v1/embeddings", input=QUESTION, input_type="query")["data"]
     np.testing.assert_allclose(found["embedding"], expected, atol=1e-6)
     [found] = ask(client, "/v1/embeddings", input=QUESTION, input_type="query", dimensions=8)["data"]
@@ -142,8 +146,7 @@ def relevance(score: float) -> float:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_documents_are_reranked_for_coheres_and_jinas_clients(client: TestClient, pipeline: Pipeline, version: str):
-    assert pipeline.reranker is not None
-    scores = Reranker.score(pipeline.reranker, QUESTION, TEXTS)  # type: ignore[arg-type]
+    scores = stage(pipeline, "reranker").score(QUESTION, TEXTS)
     best = np.argsort(-scores)
     asked = {"query": QUESTION, "documents": [TEXTS[0], *({"text": text} for text in TEXTS[1:])]}
     answer = ask(client, f"/{version}/rerank", **asked)
@@ -164,7 +167,7 @@ def test_documents_can_be_cut_before_they_are_reranked(client: TestClient):
 
 
 def test_texts_are_embedded_for_the_clients_of_text_embeddings_inference(client: TestClient, pipeline: Pipeline):
-    retriever: Any = pipeline.parts["dense"].retriever  # type: ignore[attr-defined]
+    retriever: Any = stage(pipeline, "dense").retriever
     np.testing.assert_allclose(ask(client, "/embed", inputs=TEXTS), retriever.encode_documents(TEXTS), atol=1e-6)
     [vector] = ask(client, "/embed", inputs=QUESTION, prompt_name="query")
     np.testing.assert_allclose(vector, retriever.encode_queries([QUESTION])[0], atol=1e-6)
@@ -172,8 +175,7 @@ def test_texts_are_embedded_for_the_clients_of_text_embeddings_inference(client:
 
 
 def test_texts_are_reranked_for_the_clients_of_text_embeddings_inference(client: TestClient, pipeline: Pipeline):
-    assert pipeline.reranker is not None
-    scores = pipeline.reranker.score(QUESTION, TEXTS)  # type: ignore[arg-type]
+    scores = stage(pipeline, "reranker").score(QUESTION, TEXTS)
     ranks = ask(client, "/rerank", query=QUESTION, texts=TEXTS, raw_scores=True, return_text=True)
     assert [(each["index"], each["text"]) for each in ranks] == [(i, TEXTS[i]) for i in np.argsort(-scores)]
     assert [each["score"] for each in ranks] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
@@ -183,7 +185,7 @@ def test_texts_are_reranked_for_the_clients_of_text_embeddings_inference(client:
 
 
 def test_pairs_are_scored_for_the_clients_of_vllm(client: TestClient, pipeline: Pipeline):
-    reranker: Any = pipeline.reranker
+    reranker = stage(pipeline, "reranker")
     one_to_many = ask(client, "/score", text_1=QUESTION, text_2=TEXTS[:2])["data"]
     expected = [relevance(score) for score in reranker.score(QUESTION, TEXTS[:2])]
     assert [each["score"] for each in one_to_many] == pytest.approx(expected, abs=1e-6)
@@ -264,8 +266,7 @@ def test_other_paths_and_methods_are_refused_in_the_same_form(client: TestClient
 
 
 def test_a_stage_that_is_not_there_is_named(built: Built):
-    names = built.names
-    service = Service(Pipeline.load(names["collection"], bm25=names["bm25"]))
+    service = Service(describe(Config(collection=built.names["collection"], bm25=built.words)))
     client = TestClient(create_app(service))
     for body, field in (({"first_stage": "dense"}, "first_stage"), ({"rerank": True}, "rerank")):
         answer = client.post("/search", json={"query": "apple", **body})
@@ -275,20 +276,14 @@ def test_a_stage_that_is_not_there_is_named(built: Built):
 
 
 @pytest.mark.parametrize(
-    ("open_models", "there"),
+    ("model", "there"),
     [
-        (lambda names: {"retriever": Retriever.load(names["retriever"])}, {"/v1/embeddings", "/embed"}),
-        (
-            lambda names: {"reranker": Reranker.load(names["reranker"])},
-            {"/v1/rerank", "/v2/rerank", "/rerank", "/score"},
-        ),
+        ("retriever", {"/v1/embeddings", "/embed"}),
+        ("reranker", {"/v1/rerank", "/v2/rerank", "/rerank", "/score"}),
     ],
-    ids=["retriever", "reranker"],
 )
-def test_a_server_with_one_model_has_the_paths_that_it_can_answer(
-    built: Built, open_models: Callable[[dict[str, str]], dict[str, Any]], there: set[str]
-):
-    service = Service(**open_models(built.names))
+def test_a_server_with_one_model_has_the_paths_that_it_can_answer(built: Built, model: str, there: set[str]):
+    service = Service(**{model: built.names[model]})  # type: ignore[arg-type]
     client = TestClient(create_app(service))
     state = {"/health", "/ready", "/info", "/metrics"}
     assert set(client.get("/openapi.json").json()["paths"]) == there | state
@@ -303,10 +298,11 @@ def test_a_server_with_one_model_has_the_paths_that_it_can_answer(
 
 def test_info_tells_models_contracts_and_limits(client: TestClient):
     info = client.get("/info").json()
-    assert info["retriever"]["name"] == "tiny-retriever"
+    assert info["retriever"]["name"] == built.tiny.retriever.name
     assert info["retriever"]["dim"] == 32
     assert info["reranker"]["contract"]["pair_length"] == 196
     assert info["first_stages"] == ["bm25", "dense", "hybrid"]
+    assert info["rerankers"] == ["reranker"]
     assert info["limits"] == {
         **Limits()._asdict(),
         "texts": 2048,

@@ -8,12 +8,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from serving import Built
 
 from shortlist.serve.app import create_app
-from shortlist.serve.service import Service
 
 schemathesis = pytest.importorskip("schemathesis")
 
 OPERATIONS = ["GET /health", "GET /info", "GET /metrics", "GET /ready", "POST /embed", "POST /rerank", "POST /score"]
-OPERATIONS += ["POST /search", "POST /v1/embeddings", "POST /v1/rerank", "POST /v2/rerank"]
+OPERATIONS += ["POST /search", "POST /v1/embeddings", "POST /v1/rerank", "POST /v1/search", "POST /v2/rerank"]
 PATIENT = settings(
     max_examples=25, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
 )
@@ -22,7 +21,7 @@ PATIENT = settings(
 @pytest.fixture(scope="module")
 def operations(built: Built) -> Iterator[dict[str, Any]]:
     """Every operation of the document, by method and path."""
-    service = Service(built.pipeline())
+    service = built.service()
     document = schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
     found = [result.ok() for result in document.get_all_operations()]
     yield {f"{operation.method.upper()} {operation.path}": operation for operation in found}

@@ -44,7 +44,7 @@ function offer(info) {
     label.append(button, ` ${stage}`);
     at("stages").append(label);
   }
-  at("reranking").hidden = !info.reranker;
+  at("reranking").hidden = !info.rerankers.length;
 }
 
 function readLink() {
@@ -58,15 +58,20 @@ function readLink() {
 }
 
 function writeLink(asked) {
-  const link = new URLSearchParams({ q: asked.query, stage: asked.first_stage, k: asked.k });
+  const link = new URLSearchParams({ q: asked.query, stage: chosenStage().value, k: asked.k });
   link.set("rerank", asked.rerank ? "1" : "0");
   if (`?${link}` !== location.search) history.pushState(null, "", `?${link}`);
   document.title = `${asked.query} - Search`;
 }
 
+function chosenStage() {
+  return document.querySelector('input[name="stage"]:checked');
+}
+
 function wish() {
   const asked = { query: at("query").value.trim(), k: Number(at("k").value), explain: true };
-  asked.first_stage = document.querySelector('input[name="stage"]:checked')?.value;
+  const stages = [...document.querySelectorAll('input[name="stage"]')];
+  if (chosenStage() !== stages.at(-1)) asked.first_stage = chosenStage().value; // the last one: as the steps say
   asked.rerank = !at("reranking").hidden && at("rerank").checked;
   return asked;
 }
@@ -106,26 +111,25 @@ function listed(result, asked) {
   const text = element("p", "", { class: "text" });
   const shown = result.text.length > SNIPPET ? `${result.text.slice(0, SNIPPET)} ...` : result.text;
   text.append(...highlighted(shown, asked.query));
-  item.append(title, text, places(result, asked));
+  item.append(title, text, places(result));
   return item;
 }
 
-function places(result, asked) {
+function places(result) {
   const line = element("p", "", { class: "places" });
   line.append(element("span", result.doc_id));
-  for (const [stage, place] of Object.entries(result.stages))
+  for (const [stage, place] of Object.entries(result.stages)) {
     line.append(element("span", `${stage} #${place.rank} (${place.score.toFixed(4)})`, { "data-stage": stage }));
-  const before = result.stages[asked.first_stage];
-  const after = result.stages.reranker;
-  if (before && after) line.append(movement(before.rank - after.rank));
+    if (place.moved !== undefined) line.append(movement(place.moved, stage));
+  }
   if (result.truncated) line.append(element("span", "read in part"));
   return line;
 }
 
-function movement(places) {
-  if (!places) return element("span", "=", { class: "moved", role: "img", "aria-label": "not moved by the reranker" });
+function movement(places, step) {
+  if (!places) return element("span", "=", { class: "moved", role: "img", "aria-label": `not moved by ${step}` });
   const [sign, way] = places > 0 ? ["▲", "up"] : ["▼", "down"];
-  const label = `moved ${way} ${Math.abs(places)} by the reranker`;
+  const label = `moved ${way} ${Math.abs(places)} by ${step}`;
   const attributes = { class: `moved ${way}`, role: "img", "aria-label": label, title: label };
   return element("span", `${sign} ${Math.abs(places)}`, attributes);
 }

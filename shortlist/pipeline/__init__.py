@@ -1,0 +1,307 @@
+"""A pipeline over one collection, ready for questions: what programs, servers and the stage `search` search with."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from shortlist.data.collections import Collection, open_collection
+from shortlist.errors import UserError, unknown
+from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.opening import open_steps
+from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
+from shortlist.pipeline.steps import Found, Step
+from shortlist.records import Document, Query, as_queries
+
+
+class Ranked(NamedTuple):
+    """Where a step has put a document."""
+
+    rank: int
+    """From 1."""
+    score: float
+    moved: int | None
+    """Ranks that it went up from the list that the step read, negative for down (None: no such list, or several)."""
+
+
+class Result(NamedTuple):
+    """One document that was found."""
+
+    document: Document
+    score: float
+    """That of the last step."""
+    places: dict[str, Ranked]
+    """By step, those that have found or read it: such as `bm25`, `dense`, `hybrid` and `reranker`."""
+
+
+class Answer(NamedTuple):
+    """What was found for one query."""
+
+    results: list[Result]
+    """Best first."""
+    milliseconds: dict[str, float]
+    """By step, as `places`, and `documents` for fetching texts."""
+
+
+class Trace(NamedTuple):
+    """What all steps gave for some queries."""
+
+    found: dict[str, Found]
+    """By step, in their order; the last one's is the answer."""
+    milliseconds: dict[str, float]
+    """By step, and `documents` for fetching texts."""
+
+    @property
+    def last(self) -> Found:
+        """What the last step gave."""
+        return self.found[next(reversed(self.found))]
+
+
+@final
+class Pipeline:
+    """Steps over one collection.
+
+    Args:
+        steps: each reads earlier ones; the last one's run is the answer.
+
+    Raises:
+        UserError: there are none.
+    """
+
+    def __init__(self, collection: Collection, steps: Sequence[Step]) -> None:
+        self.collection, self.steps = collection, list(steps)
+        if not self.steps:
+            raise UserError("nothing to search with: give a BM25 index, or a retriever with its vectors, or both.")
+
+    @classmethod
+    def load(
+        cls,
+        collection: str | None = None,
+        *,
+        pipeline: str | Path | Mapping[str, Any] | None = None,
+        retriever: str | None = None,
+        vectors: str | Path | None = None,
+        index: str | Path | Sequence[str | Path] = (),
+        bm25: str | Path | None = None,
+        weights: Sequence[int | float] | None = None,
+        reranker: str | None = None,
+        reranker_share: float = 1.0,
+        depth: int | None = None,
+        packed: bool | None = None,
+        **options: Any,
+    ) -> "Pipeline":
+        """Open everything by name.
+
+        Args:
+            collection: folder, `irds:` or `hf:` name.
+            pipeline: a YAML file that describes it all, or what such a file holds, in place of what follows.
+            retriever: the model that made the vectors.
+            vectors: from `shortlist encode`.
+            index: an index over them, of whichever kind, or several.
+            bm25: from `shortlist index`.
+            weights: how much each first stage counts where several are fused: words, then indexes, then vectors.
+            reranker: model folder or hub name.
+            reranker_share: how much its scores count, 0 to 1, the first stage's being the rest.
+            depth: candidates that it reads.
+            packed: of all models' linears, as for `models.run.for_inference`.
+            options: other flags of `shortlist search`, such as fusion, memory_gib and effort.
+
+        Raises:
+            UserError: something is missing, or the vectors are another model's.
+        """
+        indexes = (index,) if isinstance(index, str | Path) else index
+        sources = Sources(
+            index=tuple(Path(path) for path in (bm25, *indexes) if path),
+            model=retriever,
+            vectors=Path(vectors) if vectors else None,
+            weights=None if weights is None else tuple(map(float, weights)),
+            **options,
+        )
+        second = {"reranker": reranker, "depth": depth, "reranker_share": reranker_share}
+        description = from_file_or_flags(pipeline, sources, collection=collection, **second)
+        return cls.open(description, Opener(packed=packed))
+
+    @classmethod
+    def open(cls, description: Description, opener: Opener | None = None) -> "Pipeline":
+        """Open what a description names.
+
+        Raises:
+            UserError: as `load`.
+        """
+        if description.collection is None:
+            raise UserError("collection is missing: it says where the documents are.")
+        opener = opener or Opener()
+        collection = opener.index(description.collection, "documents", lambda: open_collection(description.collection))
+        return cls(collection, open_steps(description, opener))
+
+    @property
+    def first_stages(self) -> list[str]:
+        """Steps that can be asked for alone, the best last: those that read nothing reranked."""
+        names: list[str] = []
+        for step in self.steps:
+            if step.kind.is_first_stage and all(name in names for name in step.of):
+                names.append(step.name)
+        return names
+
+    @property
+    def rerankers(self) -> list[str]:
+        """All other steps."""
+        return [step.name for step in self.steps if step.name not in self.first_stages]
+
+    def search(self, query: str, k: int = 10, **options: Any) -> list[Result]:
+        """The k best documents for a question; options as for `answer`."""
+        [answer] = self.answer([query], k, **options)
+        return answer.results
+
+    def answer(self, queries: Sequence[str | Query], k: int = 10, **options: Any) -> list[Answer]:
+        """The k best documents for each query, with what every step made of them.
+
+        Args:
+            options: as for `trace`.
+
+        Raises:
+            UserError: as `trace`.
+        """
+        return [self._answer(query, k, **options) for query in as_queries(queries)]
+
+    def trace(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        *,
+        depth: int | None = None,
+        first_stage: str | None = None,
+        rerank: bool | None = None,
+    ) -> Trace:
+        """What all steps give for queries that are searched together.
+
+        Args:
+            k: documents that are wanted of the last step, which may give more.
+            depth: candidates that the first reranker reads, and the most that later ones do (None: each its own).
+            first_stage: what finds the candidates (None: what the steps say).
+            rerank: whether the steps behind the first stages are run (None: if there are any).
+
+        Raises:
+            UserError: a step that is not there.
+        """
+        return self._trace(queries, k, _Texts(self.collection), self.chosen(depth, first_stage, rerank))
+
+    def _trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
+        wanted, found = _wanted(steps, k), dict[str, Found]()
+        for step in steps:
+            runs = {name: found[name].run for name in step.of}
+            with texts.timed(step.name):
+                given = step.kind.run(step, queries, runs, texts, wanted[step.name])
+            found[step.name] = given
+            texts.changed |= given.documents
+        return Trace(found, texts.milliseconds)
+
+    def _answer(self, query: Query, k: int, **options: Any) -> Answer:
+        texts, steps = _Texts(self.collection), self.chosen(**options)
+        trace = self._trace([query], k, texts, steps)
+        hits = trace.last.run.get(query.query_id, [])[:k]
+        documents = texts.originals([hit.doc_id for hit in hits])
+        places = _places(query.query_id, steps, trace.found)
+        results = [
+            Result(
+                documents[hit.doc_id], hit.score, {s: at[hit.doc_id] for s, at in places.items() if hit.doc_id in at}
+            )
+            for hit in hits
+        ]
+        return Answer(results, texts.milliseconds)
+
+    def chosen(
+        self, depth: int | None = None, first_stage: str | None = None, rerank: bool | None = None
+    ) -> list[Step]:
+        """The steps that are run, changed as options say."""
+        first, later = self.first_stages, self.rerankers
+        if first_stage is not None and first_stage not in first:
+            raise unknown("first stage", first_stage, first)
+        if rerank and not later:
+            raise UserError("rerank: there is no reranker here; leave it out, or name one when loading.")
+        steps = [step for step in self.steps if step.name in first or rerank is not False]
+        if first_stage is not None:
+            steps = [step if step.name in first else _reading(step, first, first_stage) for step in steps]
+        if depth is not None and later:
+            steps = [step._replace(depth=depth if step.name == later[0] else min(depth, step.depth or depth))
+                     if step.name in later else step for step in steps]  # fmt: skip
+        last = first_stage if first_stage and not (later and rerank is not False) else steps[-1].name
+        return _leading_to(last, steps)
+
+
+def _reading(step: Step, first: Sequence[str], first_stage: str) -> Step:
+    """The same step, reading this first stage wherever it read one."""
+    return step._replace(of=tuple(dict.fromkeys(first_stage if name in first else name for name in step.of)))
+
+
+def _leading_to(last: str, steps: Sequence[Step]) -> list[Step]:
+    """The steps that the last one needs, and itself."""
+    needed = {last}
+    for step in reversed(steps):
+        if step.name in needed:
+            needed |= set(step.of)
+    return [step for step in steps if step.name in needed]
+
+
+def _wanted(steps: Sequence[Step], k: int) -> dict[str, int]:
+    """How many hits each step is to give, so that the last one can give k."""
+    wanted = {step.name: 0 for step in steps} | {steps[-1].name: k}
+    for step in reversed(steps):
+        if step.kind.is_first_stage and step.depth is not None:
+            wanted[step.name] = step.depth
+        for name in step.of:
+            wanted[name] = max(wanted[name], wanted[step.name], step.depth or 0, step.kind.fewest)
+    return wanted
+
+
+def _places(query_id: str, steps: Sequence[Step], found: Mapping[str, Found]) -> dict[str, dict[str, Ranked]]:
+    """By step and document, where the step has put it."""
+    ranks = {
+        name: {hit.doc_id: rank for rank, hit in enumerate(given.run.get(query_id, []), start=1)}
+        for name, given in found.items()
+    }
+    places = {}
+    for step in steps:
+        given = found[step.name]
+        num_placed = None if given.num_placed is None else given.num_placed.get(query_id, 0)
+        before = ranks[step.of[0]] if len(step.of) == 1 else {}
+        places[step.name] = {
+            hit.doc_id: Ranked(rank, hit.score, before[hit.doc_id] - rank if hit.doc_id in before else None)
+            for rank, hit in enumerate(given.run.get(query_id, [])[:num_placed], start=1)
+        }
+    return places
+
+
+@final
+class _Texts:
+    """The documents of one search, each fetched once, and the time that this and the steps take."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+        self.known: dict[str, Document] = {}
+        self.changed: dict[str, Document] = {}
+        self.milliseconds: dict[str, float] = {}
+
+    def __call__(self, doc_ids: Sequence[str]) -> dict[str, Document]:
+        return {doc_id: self.changed.get(doc_id, document) for doc_id, document in self.originals(doc_ids).items()}
+
+    def originals(self, doc_ids: Sequence[str]) -> dict[str, Document]:
+        """The documents as the collection has them."""
+        start = time.perf_counter()
+        missing = [doc_id for doc_id in doc_ids if doc_id not in self.known]
+        if missing or not doc_ids:
+            self.known |= self.collection.documents(missing)
+        self._took("documents", start)
+        return {doc_id: self.known[doc_id] for doc_id in doc_ids}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure a step, without the texts that it fetches."""
+        start, fetching = time.perf_counter(), self.milliseconds.get("documents", 0.0)
+        yield
+        self._took(name, start)
+        self.milliseconds[name] -= self.milliseconds.get("documents", 0.0) - fetching
+
+    def _took(self, name: str, start: float) -> None:
+        self.milliseconds[name] = self.milliseconds.get(name, 0.0) + 1000 * (time.perf_counter() - start)

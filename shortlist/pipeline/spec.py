@@ -1,0 +1,359 @@
+"""A pipeline as a value: read from YAML, or from flags as a shorthand for the same, with every field checked."""
+
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from shortlist.config import SpeedOnly, load_yaml
+from shortlist.engine import Engine
+from shortlist.errors import UserError, unknown
+from shortlist.index.opening import kind_of, needs_model
+from shortlist.pipeline.steps import STEPS, Kind
+
+EXPECTED = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
+OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float}
+"""What a step may say beside the settings of its method."""
+FLAG_DEFAULTS = {"reranker_share": 1.0}
+FLAGS = {"depth": "--depth", "share": "--reranker-share", "weights": "--weights"}
+
+
+class Part(NamedTuple):
+    """One step of a description."""
+
+    name: str
+    kind: str
+    """A key of `STEPS`."""
+    method: str
+    """What stands behind the kind, as `bm25` in `find: bm25`."""
+    settings: Mapping[str, Any] = {}
+    """Of the method."""
+    of: tuple[str, ...] = ()
+    depth: int | None = None
+    share: float = 1.0
+
+
+class Description(NamedTuple):
+    """A pipeline as it is written down."""
+
+    steps: tuple[Part, ...]
+    """Each reads earlier ones; the last one's run is the answer."""
+    collection: str | None = None
+    """Folder, `irds:` or `hf:` name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What is searched, as flags: a shorthand for a description."""
+
+    index: tuple[Path, ...] = ()
+    """Indexes from `shortlist index`, over words or over vectors; several first stages are fused."""
+    model: str | None = None
+    """Retriever that made the vectors: folder or hub name."""
+    vectors: Path | None = None
+    """Vectors from `shortlist encode`, to be searched exactly; with an index over them, where they are now."""
+    contract: str | None = None
+    """Input contract by name, for a model folder that does not say its own."""
+    query_length: int | None = None
+    """Most tokens of a query (None: the model's)."""
+    memory_gib: SpeedOnly[float | None] = None
+    """Most memory for vectors at a time, GiB (None: half of what is free); they may be many times as large."""
+    effort: int | None = None
+    """What approximate search spends on a query: hnsw, candidates; ivf, lists (None: what the index was built with)."""
+    refine: int | None = None
+    """Candidates that are scored exactly, in multiples of --k (None: what the index was built with)."""
+    fusion: str = "rrf"
+    """How several first stages become one run: rrf, weighted or zscore, as in `shortlist fuse`."""
+    weights: tuple[float, ...] | None = None
+    """How much each counts, --index in the order given, then --vectors."""
+    engine: SpeedOnly[Engine] = "local"
+    """`ray`: scan vectors exactly on a Ray cluster, whose nodes all find them at the same place."""
+
+
+def read(path: Path, *, collection: str | None = None) -> Description:
+    """The description in a YAML file.
+
+    Args:
+        collection: in place of the file's own.
+
+    Raises:
+        UserError: a field is missing, unknown, or does not fit.
+    """
+    return parse(load_yaml(path), where=str(path), collection=collection)
+
+
+def parse(content: Mapping[str, Any], *, where: str, collection: str | None = None) -> Description:
+    """The description that a mapping holds.
+
+    Args:
+        where: what the mapping is called in errors.
+
+    Raises:
+        UserError: as `read`.
+    """
+    for name in content:
+        if name not in Description._fields:
+            raise UserError(f"{where}: {unknown('field', str(name), Description._fields)}")
+    found, steps = content.get("collection"), content.get("steps")
+    if not isinstance(found, str | None):
+        raise UserError(f"{where}: collection is {found!r}; expected a folder, `irds:` or `hf:` name.")
+    if not isinstance(steps, Mapping) or not steps:
+        raise UserError(f"{where}: steps is {steps!r}; expected names with a step each, see docs/pipelines.md.")
+    parts: list[Part] = []
+    for name, given in steps.items():
+        parts.append(_part(str(name), given, parts, f"{where}: steps.{name}"))
+    return _checked(Description(tuple(parts), collection or found), where)
+
+
+def written(description: Description) -> dict[str, Any]:
+    """The mapping that `parse` would read as this description."""
+    steps = {}
+    for part in description.steps:
+        said: dict[str, Any] = {part.kind: part.method}
+        said |= {name: _plain(value) for name, value in part.settings.items()}
+        said |= {"of": list(part.of)} if part.of else {}
+        said |= {"depth": part.depth} if part.depth is not None else {}
+        steps[part.name] = said | ({"share": part.share} if part.share != 1 else {})
+    return ({"collection": description.collection} if description.collection else {}) | {"steps": steps}
+
+
+def from_flags(
+    sources: Sources,
+    *,
+    collection: str | None = None,
+    reranker: str | None = None,
+    reranker_contract: str | None = None,
+    depth: int | None = None,
+    reranker_share: float = 1.0,
+) -> Description:
+    """The description that flags are a shorthand for.
+
+    The first stages are called `bm25` and `dense`, where there are several of one sort with the name of their folder
+    behind it; what fuses them is `hybrid`, and the last step `reranker`.
+
+    Args:
+        depth: candidates that are reranked.
+        reranker_share: how much its scores count.
+
+    Raises:
+        UserError: nothing to search with, or what does not go together.
+    """
+    last = Part("reranker", "rank", "pointwise", {}, (), depth, reranker_share)
+    _check_ranges(last, FLAGS.__getitem__)
+    if not reranker and (depth is not None or reranker_share != 1):
+        raise UserError("--depth and --reranker-share are a reranker's; name one with --reranker.")
+    if sources.fusion not in STEPS["fuse"].methods():
+        raise UserError(f"--fusion: {unknown('fusion', sources.fusion, STEPS['fuse'].methods())}")
+    over_vectors = [path for path in sources.index if needs_model(path)]
+    if sources.vectors and not over_vectors:
+        over_vectors = [sources.vectors]
+    _refuse_half(sources, over_vectors)
+    paths = list(dict.fromkeys([*sources.index, *over_vectors]))
+    if not paths:
+        raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
+    sorts = ["dense" if path in over_vectors else kind_of(path) for path in paths]
+    parts = [
+        Part(name, "find", "dense", _dense(sources, path))
+        if path in over_vectors
+        else Part(name, "find", "bm25" if sort == "bm25" else "index", {"index": path})
+        for name, sort, path in zip(_names(sorts, paths), sorts, paths, strict=True)
+    ]
+    if len(parts) > 1:
+        weights = {} if sources.weights is None else {"weights": sources.weights}
+        parts.append(Part("hybrid", "fuse", sources.fusion, weights, tuple(part.name for part in parts)))
+    if reranker:
+        settings = {"model": reranker} | ({"contract": reranker_contract} if reranker_contract else {})
+        parts.append(last._replace(settings=settings, of=(parts[-1].name,)))
+    for part in parts:
+        _check_ranges(part, FLAGS.__getitem__)
+    return Description(tuple(parts), collection)
+
+
+def from_file_or_flags(
+    pipeline: str | Path | Mapping[str, Any] | None, sources: Sources, *, collection: str | None, **options: Any
+) -> Description:
+    """The description in a file, or else that of the flags.
+
+    Args:
+        pipeline: a YAML file, or what such a file holds.
+        options: as for `from_flags`.
+
+    Raises:
+        UserError: as `read` and `from_flags`, or both are given.
+    """
+    if pipeline is None:
+        return from_flags(sources, collection=collection, **options)
+    given = [field.name for field in fields(Sources) if getattr(sources, field.name) != field.default]
+    given += [name for name, value in options.items() if value != FLAG_DEFAULTS.get(name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"--pipeline says what is searched; leave out {flags}, or write it down there.")
+    if isinstance(pipeline, Mapping):
+        return parse(pipeline, where="pipeline", collection=collection)
+    return read(Path(pipeline), collection=collection)
+
+
+def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
+    """Refuse vectors without their model, and a model without vectors."""
+    if bool(over_vectors) == bool(sources.model):
+        return
+    given, wanted = "--model", "--vectors or an --index over vectors"
+    if over_vectors:
+        given, wanted = "--vectors" if over_vectors[0] == sources.vectors else f"--index {over_vectors[0]}", given
+    raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
+
+
+def _dense(sources: Sources, path: Path) -> dict[str, Any]:
+    names = ("model", "vectors", "contract", "query_length", "memory_gib", "effort", "refine")
+    settings = {name: value for name in names if (value := getattr(sources, name)) is not None}
+    settings |= {"engine": sources.engine} if sources.engine != "local" else {}
+    return settings if path == sources.vectors else settings | {"index": path}
+
+
+def _names(sorts: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """A name for each first stage."""
+    names: list[str] = []
+    for sort, path in zip(sorts, paths, strict=True):
+        name = sort if sorts.count(sort) == 1 else f"{sort}-{path.name}"
+        names.append(name if name not in names else f"{name}-{len(names)}")
+    return names
+
+
+def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{where} is {fields!r}; expected settings, such as {{find: bm25, index: work/bm25}}.")
+    kinds = [field for field in fields if field in STEPS]
+    if fields and not kinds:
+        raise UserError(f"{where}: {unknown('kind of step', str(next(iter(fields))), STEPS)}")
+    if len(kinds) != 1:
+        found = ", ".join(map(str, fields)) or "nothing"
+        raise UserError(f"{where}: found {found}; expected one of {', '.join(STEPS)}, and its settings.")
+    kind, method = STEPS[kinds[0]], fields[kinds[0]]
+    methods = kind.methods()
+    if not isinstance(method, str) or method not in methods:
+        raise UserError(f"{where}: {unknown(kinds[0], str(method), methods)}")
+    what = f"{kinds[0]}: {method}"
+    known = known_settings(methods[method])
+    options = {option: OPTIONS[option] for option in _options(kind) if option not in known}
+    values: dict[str, Any] = {}
+    for field, value in fields.items():
+        if field == kinds[0]:
+            continue
+        if field not in known and field not in options:
+            raise UserError(f"{where}: {unknown(f'setting of `{what}`', str(field), [*known, *options])}")
+        wanted = known[field][0] if field in known else options[field]
+        values[field] = convert(value, wanted, f"{where}: {field}")
+    for field, (_, needed) in known.items():
+        if needed and field not in values:
+            raise UserError(f"{where}: {field} is missing; `{what}` takes it.")
+    chosen = {option: values.pop(option) for option in options if option in values}
+    chosen["of"] = _read_by(kind, chosen.get("of"), earlier, where)
+    return Part(name, kinds[0], method, values, **chosen)
+
+
+def _options(kind: Kind) -> list[str]:
+    """What a step of this kind may say beside the settings of its method."""
+    reads = [] if kind.num_read == 0 else ["of"]
+    return [*reads, "depth"] if kind.is_first_stage else [*reads, "depth", "share"]
+
+
+def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+    """The settings of a method: the type of each, and whether it must be given."""
+    function = getattr(method, "func", method)  # a partial has no type hints of its own
+    hints = get_type_hints(function)
+    return {
+        name: (hints[name], parameter.default is Parameter.empty)
+        for name, parameter in signature(method).parameters.items()
+        if parameter.kind is Parameter.KEYWORD_ONLY and can_be_written(hints.get(name))
+    }
+
+
+def can_be_written(wanted: Any) -> bool:
+    """Whether a value of this type can stand in a description."""
+    origin, choices = get_origin(wanted), [each for each in get_args(wanted) if each not in (type(None), ...)]
+    if origin in (Union, types.UnionType, tuple, Sequence):
+        return all(map(can_be_written, choices))
+    return origin is Literal or wanted in EXPECTED
+
+
+def convert(value: Any, wanted: Any, where: str) -> Any:
+    """A value out of YAML as the type that is wanted.
+
+    Raises:
+        UserError: it is of another.
+    """
+    origin, choices = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in choices:
+            return None
+        [wanted] = [choice for choice in choices if choice is not type(None)]
+        return convert(value, wanted, where)
+    if origin is Literal:
+        if value not in choices:
+            raise UserError(f"{where}: {unknown('value', str(value), map(str, choices))}")
+        return value
+    if origin is not None and issubclass(origin, Sequence):  # of numbers, or of names
+        if isinstance(value, str) and choices[0] is str:
+            return (value,)
+        if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+            raise UserError(f"{where} is {value!r}; expected a list, such as [a, b].")
+        return tuple(convert(each, choices[0], where) for each in value)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise UserError(f"{where} is {value!r}; expected {EXPECTED[wanted]}.")
+    return value
+
+
+def _read_by(kind: Kind, of: Sequence[str] | None, earlier: Sequence[Part], where: str) -> tuple[str, ...]:
+    """The steps that a step reads: by default the one before it, or, if it reads several, all that nobody reads yet."""
+    names = [part.name for part in earlier]
+    if of is None:
+        unread = [name for name in names if not any(name in part.of for part in earlier)]
+        of = () if kind.num_read == 0 else unread if kind.num_read is None else names[-1:]
+    for name in of:
+        if name not in names:
+            raise UserError(f"{where}: of: {unknown('earlier step', name, names)}")
+    expected = "two or more earlier steps" if kind.num_read is None else f"{kind.num_read} earlier step"
+    if len(set(of)) != len(of) or (len(of) < 2 if kind.num_read is None else len(of) != kind.num_read):
+        raise UserError(f"{where}: reads {', '.join(of) or 'no step'}; expected {expected}, each once, in `of`.")
+    return tuple(of)
+
+
+def _checked(description: Description, where: str) -> Description:
+    """The description, whose numbers are all in range and whose steps all lead to the last one."""
+    for part in description.steps:
+        _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
+    read = {name for part in description.steps for name in part.of}
+    for part in description.steps[:-1]:
+        if part.name not in read:
+            raise UserError(f"{where}: steps.{part.name} is read by no later step; fuse it, or leave it out.")
+    return description
+
+
+def _check_ranges(part: Part, called: Callable[[str], str]) -> None:
+    """Refuse numbers that make no sense, wherever they were given."""
+    weights: Any = part.settings.get("weights")
+    if part.depth is not None and part.depth < 1:
+        raise UserError(f"{called('depth')} is {part.depth}; expected 1 or more.")
+    if not 0 <= part.share <= 1:
+        raise UserError(f"{called('share')} is {part.share}; expected 0 to 1.")
+    if weights is None:
+        return
+    if len(weights) != len(part.of):
+        found = f"{len(weights)} numbers for {len(part.of)} first stages"
+        raise UserError(f"{called('weights')} has {found}; expected as many.")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        numbers = ", ".join(f"{weight:g}" for weight in weights)
+        raise UserError(f"{called('weights')} is {numbers}; expected finite numbers, none below 0.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
