@@ -52,6 +52,12 @@ GONE: dict[str, str] = {
     "search --reranker-share": 'shortlist ask "TEXT" --reranker MODEL --reranker-share S',
     "train --distill": "--loss infonce=0.5 kl=0.5",
     "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
+    "search --query": "shortlist ask TEXT",
+    "search --demo": "shortlist ask --demo TEXT",
+    "search --demo-folder": "shortlist ask --demo TEXT --demo-folder FOLDER",
+    "search --reranker": "shortlist ask TEXT --reranker MODEL",
+    "search --depth": "shortlist ask TEXT --depth",
+    "search --reranker-share": "shortlist ask TEXT --reranker-share",
 }
 """Commands, and flags as `COMMAND --FLAG`, that there are no more: each with what to say instead."""
 

@@ -138,7 +138,9 @@ def open_backwards(opener: Any, *, how_many: int) -> Backwards:
 def test_a_kind_of_step_can_be_added_from_outside(
     words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    turning = Kind(turn, {"backwards": open_backwards}, lambda method, opener, settings: method(opener, **settings))
+    turning = Kind(
+        turn, lambda: {"backwards": open_backwards}, lambda method, opener, settings: method(opener, **settings)
+    )
     monkeypatch.setitem(STEPS, "turn", turning)
     steps = {"words": {"find": "bm25", "index": str(words["index"][0])}}
     path = tmp_path / "p.yaml"
@@ -150,7 +152,7 @@ def test_a_kind_of_step_can_be_added_from_outside(
     assert ids(out) == [plain[1], plain[0], *plain[2:]]
     assert "turned #1" in out
     assert ", up 1" in out
-    path.write_text(yaml.safe_dump({"steps": steps | {"turned": {"turn": "backwards", "how_mny": 2}}}))
+    path.write_text(yaml.safe_dump({"steps": steps | {"turned": {"turn": "backwards", "how_mny": 2}}}, sort_keys=False))
     with pytest.raises(UserError, match="unknown setting of `turn: backwards` 'how_mny': perhaps 'how_many'"):
         ask.run(ask.Config(question=QUESTION, pipeline=path))
 
@@ -160,7 +162,9 @@ def test_a_run_holds_what_a_whole_description_gives(tiny: Tiny, made: Path, tmp_
         "words": {"find": "bm25", "index": str(made / "words")},
         "pairs": {"rank": "pointwise", "model": str(tiny.reranker), "depth": 4},
     }
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"collection": str(tiny.collection), "steps": steps}))
+    (tmp_path / "p.yaml").write_text(
+        yaml.safe_dump({"collection": str(tiny.collection), "steps": steps}, sort_keys=False)
+    )
     config = search.Config(pipeline=tmp_path / "p.yaml", out=tmp_path / "run.trec", k=6)
     search.run(config)
     run = read_run(tmp_path / "run.trec")

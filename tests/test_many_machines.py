@@ -74,7 +74,14 @@ def test_a_cluster_finds_to_the_last_bit_what_one_machine_does(
 
 
 def test_the_search_stage_scans_on_a_cluster(config: encode.Config, cluster: Any, tmp_path: Path):
-    asked = search.Config(collection=config.collection, model=config.model, vectors=config.out, split="all", k=20)
+    asked = search.Config(
+        collection=config.collection,
+        model=config.model,
+        vectors=config.out,
+        split="all",
+        k=20,
+        out=tmp_path / "run.trec",
+    )
     runs = {}
     for engine in ("local", "ray"):
         runs[engine] = tmp_path / f"{engine}.trec"

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from named import load_retriever
 from tiny import DOCUMENTS, QUERIES, Tiny, write_collection
 
 import shortlist.index as index_stage
@@ -21,7 +20,6 @@ from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
 from shortlist.models.run import embed_documents, embed_queries
-from shortlist.models.save import save_model
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.spec import from_flags
 from shortlist.pipeline.steps import FUSED_DEPTH
@@ -216,8 +214,9 @@ def test_vectors_of_another_contract_are_refused(tiny: Tiny, tmp_path: Path):
         model=str(tiny.llama), contract="repllama", collection=str(tiny.collection), out=tmp_path / "v", max_length=9
     )
     encode.run(made)
-    config = search.Config(collection=str(tiny.collection), model=str(tiny.llama), vectors=tmp_path / "v")
-    search.run(replace(config, contract="repllama", out=tmp_path / "run.trec"))
+    where = {"collection": str(tiny.collection), "model": str(tiny.llama), "vectors": tmp_path / "v"}
+    config = search.Config(**where, out=tmp_path / "run.trec")
+    search.run(replace(config, contract="repllama"))
     with pytest.raises(UserError, match=r"v: its vectors were made with the input contract repllama, which is not"):
         search.run(replace(config, contract="bert", out=tmp_path / "other.trec"))
 

@@ -84,7 +84,7 @@ class Pipeline:
         vectors: str | Path | None = None,
         index: str | Path | Sequence[str | Path] = (),
         bm25: str | Path | None = None,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[int | float] | None = None,
         reranker: str | None = None,
         reranker_share: float = 1.0,
         depth: int | None = None,
@@ -194,14 +194,14 @@ class Pipeline:
             with texts.timed(step.name):
                 given = step.kind.run(step, queries, runs, texts, wanted[step.name])
             found[step.name] = given
-            texts.known |= given.documents
+            texts.changed |= given.documents
         return Trace(found, texts.milliseconds)
 
     def _answer(self, query: Query, k: int, **options: Any) -> Answer:
         texts, steps = _Texts(self.collection), self.chosen(**options)
         trace = self._trace([query], k, texts, steps)
         hits = trace.last.run.get(query.query_id, [])[:k]
-        documents = texts([hit.doc_id for hit in hits])
+        documents = texts.originals([hit.doc_id for hit in hits])
         places = _places(query.query_id, steps, trace.found)
         results = [
             Result(
@@ -280,9 +280,14 @@ class _Texts:
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
         self.known: dict[str, Document] = {}
+        self.changed: dict[str, Document] = {}
         self.milliseconds: dict[str, float] = {}
 
     def __call__(self, doc_ids: Sequence[str]) -> dict[str, Document]:
+        return {doc_id: self.changed.get(doc_id, document) for doc_id, document in self.originals(doc_ids).items()}
+
+    def originals(self, doc_ids: Sequence[str]) -> dict[str, Document]:
+        """The documents as the collection has them."""
         start = time.perf_counter()
         missing = [doc_id for doc_id in doc_ids if doc_id not in self.known]
         if missing or not doc_ids:

@@ -1,19 +1,17 @@
 """What the steps of a pipeline load: indexes and models, each once, however many steps name it."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from inspect import signature
+from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
+from shortlist.index.kinds import find_kind
 from shortlist.index.opening import check_vectors, kind_of, needs_model, open_index, open_vectors
 from shortlist.index.protocols import FirstStage, Opening
-from shortlist.rerankers.prepared import Prepared
-
-if TYPE_CHECKING:
-    from shortlist.models.folder import ModelFolder
 
 T = TypeVar("T")
 
@@ -45,16 +43,6 @@ class Opener:
             self._loaded[key] = load()
         return self._loaded[key]
 
-    def folder(self, name: str, wanted: str = "retriever") -> "ModelFolder":
-        """What a model's name stands for, looked up once.
-
-        Args:
-            wanted: as for `models.folder.open_folder`.
-        """
-        from shortlist.models.folder import open_folder
-
-        return self.once(("folder", name, wanted), lambda: open_folder(name, wanted=wanted))
-
     def model(self, role: str, name: str, load: Callable[[], Any], *settings: Hashable) -> Any:
         """A model, or what stands for it."""
         stands = self._model or (lambda role, name, model: model)
@@ -69,30 +57,24 @@ class Opener:
         """A retriever, ready to embed queries."""
 
         def load() -> Any:
-            from shortlist.models.retriever import Retriever
+            from shortlist.models.checkpoint import load_retriever
+            from shortlist.models.run import for_inference
 
-            folder = self.folder(name)
-            form = folder.contract("document", contract).with_lengths(query=query_length)
-            return Retriever.load(folder, contract=form, packed=self.packed)
+            adjust = methodcaller("with_lengths", query=query_length)
+            retriever = load_retriever(name, contract=contract, adjust=adjust)
+            for_inference(retriever, packed=self.packed)
+            return retriever
 
         return self.model("retriever", name, load, contract, query_length)
 
-    def reranker(self, method: Callable[..., Prepared], **settings: Any) -> Any:
-        """A reranker, ready to score.
-
-        Args:
-            method: one of `rerankers.kinds.RERANKERS`.
-        """
+    def reranker(self, method: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+        """A reranker of a method in `rerankers.kinds.RERANKERS`, ready to score."""
 
         def load() -> Any:
-            known = signature(method).parameters
-            given = {"packed": self.packed} if "packed" in known else {}
-            given |= settings
-            if "model" in settings and "ModelFolder" in str(known["model"].annotation):
-                given["model"] = self.folder(settings["model"], "reranker")
-            return method(**given).open()
+            takes_packed = "packed" in signature(method).parameters
+            return method(**({"packed": self.packed} if takes_packed else {}) | settings).open()
 
-        return self.model("reranker", str(settings.get("model") or ""), load, method, *sorted(settings.items()))
+        return self.model("reranker", str(settings.get("model", "")), load, method, *sorted(settings.items()))
 
 
 def open_words(opener: Opener, *, index: Path) -> FirstStage:
@@ -103,9 +85,11 @@ def open_words(opener: Opener, *, index: Path) -> FirstStage:
 
 
 def open_any(opener: Opener, *, index: Path) -> FirstStage:
-    """Search an index of any kind that is searched without a model."""
+    """Search an index of whatever kind, if it needs no model."""
     if needs_model(index):
-        raise UserError(f"{index}: an index of kind {kind_of(index)}, over vectors; `find: dense` searches it.")
+        raise UserError(
+            f"{index}: an index of kind {kind_of(index)}, which needs a model; search it with `find: dense`."
+        )
     return opener.index(index, "search", lambda: open_index(index))
 
 
@@ -130,11 +114,22 @@ def open_dense(
     where = index or vectors
     if where is None:
         raise UserError("neither vectors nor index is there; `find: dense` searches one of them.")
-    check_vectors(where, opener.folder(model), contract)
+    first_stage = find_kind(kind_of(index)).first_stage if index else DenseSearch
+    if first_stage is None:
+        raise UserError(f"{index}: an index of kind {kind_of(where)}, which needs no model.")
+    check_vectors(where, model, contract)
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
-    key = (index, vectors, memory_gib, effort, refine, engine)
-    found = opener.index(key, "find", lambda: open_vectors(index, how, engine=engine))
-    return DenseSearch(opener.retriever(model, contract=contract, query_length=query_length), found)
+    retriever = opener.retriever(model, contract=contract, query_length=query_length)
+    found = opener.index((index, how, engine), "find", lambda: open_vectors(index, how, engine=engine))
+    return first_stage(retriever, found)
 
 
 FINDERS: dict[str, Callable[..., FirstStage]] = {"bm25": open_words, "dense": open_dense, "index": open_any}
+"""First stages by name; the settings of each are the keyword arguments of its function."""
+
+
+def rerankers() -> Mapping[str, Callable[..., Any]]:
+    """The methods of reranking, loaded when one is first named."""
+    from shortlist.rerankers.kinds import RERANKERS
+
+    return RERANKERS

@@ -15,6 +15,6 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
     steps = []
     for part in description.steps:
         kind = STEPS[part.kind]
-        stage = kind.open(kind.methods[part.method], opener, part.settings)
+        stage = kind.open(kind.methods()[part.method], opener, part.settings)
         steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share))
     return steps

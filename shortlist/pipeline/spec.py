@@ -145,21 +145,20 @@ def from_flags(
     _check_ranges(last, FLAGS.__getitem__)
     if not reranker and (depth is not None or reranker_share != 1):
         raise UserError("--depth and --reranker-share are a reranker's; name one with --reranker.")
-    if sources.fusion not in STEPS["fuse"].methods:
-        raise UserError(f"--fusion: {unknown('fusion', sources.fusion, STEPS['fuse'].methods)}")
-    kinds = {path: kind_of(path) for path in sources.index}
-    over_vectors = [path for path in kinds if needs_model(path)]
+    if sources.fusion not in STEPS["fuse"].methods():
+        raise UserError(f"--fusion: {unknown('fusion', sources.fusion, STEPS['fuse'].methods())}")
+    over_vectors = [path for path in sources.index if needs_model(path)]
     if sources.vectors and not over_vectors:
         over_vectors = [sources.vectors]
     _refuse_half(sources, over_vectors)
     paths = list(dict.fromkeys([*sources.index, *over_vectors]))
     if not paths:
         raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
-    sorts = ["dense" if path in over_vectors else kinds[path] for path in paths]
+    sorts = ["dense" if path in over_vectors else kind_of(path) for path in paths]
     parts = [
         Part(name, "find", "dense", _dense(sources, path))
-        if sort == "dense"
-        else Part(name, "find", sort if sort in STEPS["find"].methods else "index", {"index": path})
+        if path in over_vectors
+        else Part(name, "find", "bm25" if sort == "bm25" else "index", {"index": path})
         for name, sort, path in zip(_names(sorts, paths), sorts, paths, strict=True)
     ]
     if len(parts) > 1:
@@ -233,10 +232,11 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
         found = ", ".join(map(str, fields)) or "nothing"
         raise UserError(f"{where}: found {found}; expected one of {', '.join(STEPS)}, and its settings.")
     kind, method = STEPS[kinds[0]], fields[kinds[0]]
-    if not isinstance(method, str) or method not in kind.methods:
-        raise UserError(f"{where}: {unknown(kinds[0], str(method), kind.methods)}")
+    methods = kind.methods()
+    if not isinstance(method, str) or method not in methods:
+        raise UserError(f"{where}: {unknown(kinds[0], str(method), methods)}")
     what = f"{kinds[0]}: {method}"
-    known = known_settings(kind.methods[method])
+    known = known_settings(methods[method])
     options = {option: OPTIONS[option] for option in _options(kind) if option not in known}
     values: dict[str, Any] = {}
     for field, value in fields.items():
@@ -265,10 +265,18 @@ def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     function = getattr(method, "func", method)  # a partial has no type hints of its own
     hints = get_type_hints(function)
     return {
-        name: (hints.get(name, str), parameter.default is Parameter.empty)
+        name: (hints[name], parameter.default is Parameter.empty)
         for name, parameter in signature(method).parameters.items()
-        if parameter.kind is Parameter.KEYWORD_ONLY and get_origin(hints.get(name)) is not Callable
+        if parameter.kind is Parameter.KEYWORD_ONLY and can_be_written(hints.get(name))
     }
+
+
+def can_be_written(wanted: Any) -> bool:
+    """Whether a value of this type can stand in a description."""
+    origin, choices = get_origin(wanted), [each for each in get_args(wanted) if each not in (type(None), ...)]
+    if origin in (Union, types.UnionType, tuple, Sequence):
+        return all(map(can_be_written, choices))
+    return origin is Literal or wanted in EXPECTED
 
 
 def convert(value: Any, wanted: Any, where: str) -> Any:
@@ -281,8 +289,8 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in choices:
             return None
-        others = [choice for choice in choices if choice is not type(None)]
-        return convert(value, next((choice for choice in others if choice in EXPECTED), others[0]), where)
+        [wanted] = [choice for choice in choices if choice is not type(None)]
+        return convert(value, wanted, where)
     if origin is Literal:
         if value not in choices:
             raise UserError(f"{where}: {unknown('value', str(value), map(str, choices))}")
@@ -297,8 +305,8 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
         return Path(value)
     if wanted is float and type(value) is int:
         return float(value)
-    if wanted not in EXPECTED or type(value) is not wanted:
-        raise UserError(f"{where} is {value!r}; expected {EXPECTED.get(wanted, 'nothing: it cannot be set here')}.")
+    if type(value) is not wanted:
+        raise UserError(f"{where} is {value!r}; expected {EXPECTED[wanted]}.")
     return value
 
 

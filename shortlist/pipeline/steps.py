@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
-from shortlist.pipeline.loading import FINDERS, Opener
+from shortlist.pipeline.loading import FINDERS, Opener, rerankers
 from shortlist.records import Document, Query, Run
-from shortlist.rerankers.kinds import RERANKERS
+from shortlist.rerankers import Candidates
+from shortlist.rerankers.lists import score_lists
 
 FUSED_DEPTH = 100
 """Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
@@ -67,7 +68,8 @@ class Kind(NamedTuple):
     """
 
     run: StepFunction
-    methods: Mapping[str, Callable[..., Any]]
+    methods: Callable[[], Mapping[str, Callable[..., Any]]]
+    """Gives them by name; what takes long to load is loaded then."""
     open: Callable[[Callable[..., Any], Opener, Mapping[str, Any]], Any]
     """Makes the stage of a method and its settings."""
     is_first_stage: bool = False
@@ -94,34 +96,41 @@ def fuse(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
 def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int) -> Found:
     """Put the first hits of each query in the order of a reranker; the others follow in their old order."""
     [before] = runs.values()
+    heads = [[hit.doc_id for hit in before.get(query.query_id, [])[: step.depth]] for query in queries]
+    texts = documents(list(dict.fromkeys(doc_id for head in heads for doc_id in head)))
+    lists = [
+        Candidates(query, [texts[doc_id] for doc_id in head])
+        for query, head in zip(queries, heads, strict=True)
+        if head
+    ]
+    scores = np.full(sum(map(len, heads)), np.nan)
+    for part in score_lists(step.stage, lists):
+        scores[part.numbers] = part.scores
     run, num_placed = {}, {}
-    for query in queries:
+    for query, own in zip(queries, np.split(scores, np.cumsum(list(map(len, heads)))[:-1]), strict=True):
         hits = before.get(query.query_id, [])
-        head = hits[: step.depth]
-        texts = documents([hit.doc_id for hit in head])
-        scores = step.stage.score(query, [texts[hit.doc_id] for hit in head]) if head else np.zeros(0)
-        run[query.query_id] = reorder(hits, interpolate(hits, scores.tolist(), step.share))
-        num_placed[query.query_id] = int((~np.isnan(scores)).sum())
+        run[query.query_id] = reorder(hits, interpolate(hits, own.tolist(), step.share))
+        num_placed[query.query_id] = int((~np.isnan(own)).sum())
     return Found(run, num_placed)
 
 
-def load(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """The stage of a method that loads something."""
+def open_finder(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
+    """The first stage of a method in FINDERS."""
     return method(opener, **settings)
 
 
-def load_reranker(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """Open the reranker of a method."""
-    return opener.reranker(method, **settings)
-
-
-def with_settings(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """The stage of a method that is a plain function of runs."""
+def open_fusion(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
+    """A function of runs, with its settings."""
     return partial(method, **settings)
 
 
+def open_ranker(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
+    """The reranker of a method in RERANKERS."""
+    return opener.reranker(method, settings)
+
+
 STEPS: dict[str, Kind] = {
-    "find": Kind(find, FINDERS, load, is_first_stage=True, num_read=0),
-    "fuse": Kind(fuse, FUSIONS, with_settings, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
-    "rank": Kind(rank, RERANKERS, load_reranker, depth=100),
+    "find": Kind(find, lambda: FINDERS, open_finder, is_first_stage=True, num_read=0),
+    "fuse": Kind(fuse, lambda: FUSIONS, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
+    "rank": Kind(rank, rerankers, open_ranker, depth=100),
 }

@@ -21,7 +21,8 @@ from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
 from shortlist.records import Document, Query, as_documents
-from shortlist.rerankers.pointwise import pointwise
+from shortlist.rerankers import Ranker
+from shortlist.rerankers.pointwise import Reranker, pointwise
 from shortlist.serve.batcher import Batcher
 from shortlist.serve.gate import Gate, Limits, Ticket
 from shortlist.serve.metrics import Metrics
@@ -64,9 +65,10 @@ class Batched:
         title: what it is called in answers.
     """
 
-    def __init__(self, batcher: Batcher, name: str, title: str, model: Any, dim: int | None = None) -> None:
+    def __init__(self, batcher: Batcher, name: str, title: str, model: Any) -> None:
         self._batcher, self.name, self.title = batcher, name, title
-        self.inputs, self.contract, self.dim = model.inputs, model.contract, dim
+        module = getattr(model, "model", model)
+        self.inputs, self.contract, self.dim = module.inputs, module.contract, getattr(module, "dim", None)
 
     def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
         """Vectors of queries."""
@@ -78,6 +80,19 @@ class Batched:
 
     def _read(self, ids: Sequence[TokenIds]) -> np.ndarray:
         return REQUEST.get().watch(self._batcher.submit(self.name, ids)).result().values.numpy()
+
+
+@final
+class OneAtATime:
+    """A reranker that the batcher cannot run: one query after another."""
+
+    def __init__(self, reranker: Ranker) -> None:
+        self._reranker, self._lock = reranker, threading.Lock()
+
+    def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
+        """Scores of documents."""
+        with self._lock:
+            return self._reranker.score(query, documents)
 
 
 @final
@@ -118,8 +133,8 @@ class Service:
         else:
             self.retriever = retrievers[0] if retrievers else None
         if reranker:
-            named = {"contract": reranker_contract} if reranker_contract else {}
-            self.reranker: Batched | None = opener.reranker(pointwise, model=reranker, **named)
+            settings = {"model": reranker} | ({"contract": reranker_contract} if reranker_contract else {})
+            self.reranker: Batched | None = opener.reranker(pointwise, settings)
         else:
             self.reranker = rerankers[-1] if rerankers else None
         self.gate = Gate(limits, lambda: self.batcher.tokens_per_second)
@@ -127,18 +142,17 @@ class Service:
         # As many as there are requests: what a thread does here is wait for the batcher, which decides who is first.
         self._searching = ThreadPoolExecutor(limits.queue_requests, "searching")
 
-    def _behind_batcher(self, role: str, name: str, opened: Any) -> Any:
+    def _behind_batcher(self, role: str, name: str, model: Any) -> Any:
         """Have the batcher run a model; returns what stands for it in the pipeline.
 
-        A reranker that does not read one pair after another with a model stands for itself, for one request at a time.
+        A reranker that is more than its model, as one that reads segments, runs by itself, one query after another.
         """
-        model = getattr(opened, "model", opened)
-        if not hasattr(model, "inputs") or getattr(opened, "segments", "whole") in COMBINATIONS:
-            return _guarded(opened, "score")
+        if role == "reranker" and not (isinstance(model, Reranker) and model.segments not in COMBINATIONS):
+            return OneAtATime(model)
         loaded = self._models[role]
         called = role if not loaded else f"{role}-{len(loaded) + 1}"
-        self.batcher.add(called, model)
-        loaded.append(Batched(self.batcher, called, _short(name), model, getattr(opened, "dim", None)))
+        self.batcher.add(called, model.model if role == "reranker" else model)
+        loaded.append(Batched(self.batcher, called, _short(name), model))
         return loaded[-1]
 
     def readers(self, role: Literal["retriever", "reranker"], steps: Iterable[Step]) -> dict[str, Batched]:

@@ -8,10 +8,9 @@ from shortlist import Pipeline, Query, Reranker, Retriever
 from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
-from shortlist.math.fusion import FUSIONS, rrf
+from shortlist.math.fusion import FUSIONS, reorder, rrf
 from shortlist.pipeline.steps import STEPS, Found, Kind, Step
 from shortlist.records import Hit
-from shortlist.rerank import rerank
 
 QUESTION = "which colour has the apple"
 
@@ -46,7 +45,8 @@ def test_the_results_are_those_of_the_stages_one_after_the_other(tiny, pipeline:
     query, collection = Query("q", QUESTION), open_collection(str(tiny.collection))
     hits = rrf([stage(pipeline, name).search([query], 100) for name in ("bm25", "dense")])["q"]
     documents = collection.documents([hit.doc_id for hit in hits])
-    expected = rerank(Reranker.load(str(tiny.reranker)), {"q": hits}, {"q": query}, documents, depth=5)["q"]
+    scores = Reranker.load(str(tiny.reranker)).score(query, [documents[hit.doc_id] for hit in hits[:5]])
+    expected = reorder(hits, [*scores.tolist(), *[float("nan")] * (len(hits) - 5)])
     results = pipeline.search(QUESTION, k=12, depth=5)
     assert ids(results) == [hit.doc_id for hit in expected]
     assert [result.score for result in results] == [hit.score for hit in expected]
@@ -217,7 +217,7 @@ def test_a_step_may_change_the_texts_that_later_ones_read(pipeline: Pipeline, ti
         texts = documents([hit.doc_id for hits in run.values() for hit in hits])
         return Found(run, documents={name: each._replace(text=each.text[:5]) for name, each in texts.items()})
 
-    kind = Kind(shorten, {}, lambda method, opener, settings: None)
+    kind = Kind(shorten, dict, lambda method, opener, settings: None)
     steps = [pipeline.steps[0], Step("short", kind, of=("bm25",)), Step("reads", STEPS["rank"], Reads(), ("short",), 3)]
     [answer] = Pipeline(pipeline.collection, steps).answer([QUESTION], 3)
     assert [len(text) for text in read] == [5] * len(answer.results)
