@@ -44,20 +44,14 @@ COMMANDS = {
 
 GONE: dict[str, str] = {
     "compare": "shortlist evaluate --costs",
-    "search --query": 'shortlist ask "TEXT"',
-    "search --demo": 'shortlist ask "TEXT" --demo',
-    "search --demo-folder": 'shortlist ask "TEXT" --demo --demo-folder FOLDER',
-    "search --reranker": 'shortlist rerank for a run, shortlist ask "TEXT" --reranker MODEL for one question',
-    "search --depth": 'shortlist ask "TEXT" --reranker MODEL --depth N',
-    "search --reranker-share": 'shortlist ask "TEXT" --reranker MODEL --reranker-share S',
-    "train --distill": "--loss infonce=0.5 kl=0.5",
-    "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
     "search --query": "shortlist ask TEXT",
     "search --demo": "shortlist ask --demo TEXT",
     "search --demo-folder": "shortlist ask --demo TEXT --demo-folder FOLDER",
     "search --reranker": "shortlist ask TEXT --reranker MODEL",
     "search --depth": "shortlist ask TEXT --depth",
     "search --reranker-share": "shortlist ask TEXT --reranker-share",
+    "train --distill": "--loss infonce=0.5 kl=0.5",
+    "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
 }
 """Commands, and flags as `COMMAND --FLAG`, that there are no more: each with what to say instead."""
 

@@ -17,7 +17,8 @@ from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline
-from shortlist.pipeline.spec import Description, Sources, from_file_or_flags, written
+from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
@@ -45,7 +46,7 @@ class Config(Sources):
     """Replace an output of another job instead of refusing."""
 
 
-class Part(NamedTuple):
+class FoundPart(NamedTuple):
     """What came of some of the queries."""
 
     run: Run
@@ -55,7 +56,7 @@ class Part(NamedTuple):
     """Of all together."""
 
 
-def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[Part]:
+def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[FoundPart]:
     """Each query's hits, without the document of its own id if so asked, for HITS_AT_ONCE after HITS_AT_ONCE."""
     at_once = max(1, HITS_AT_ONCE // k)
     if pipeline.rerankers:
@@ -65,7 +66,7 @@ def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bo
             start, some = time.perf_counter(), queries[first : first + at_once]
             trace = pipeline.trace(some, k + 1 if exclude_self else k)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
-            yield Part(found, trace.milliseconds, time.perf_counter() - start)
+            yield FoundPart(found, trace.milliseconds, time.perf_counter() - start)
             advance(len(some))
 
 
@@ -81,12 +82,13 @@ def run(config: Config) -> None:
     description = from_file_or_flags(config.pipeline, config, collection=config.collection)
     if description.collection is None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
-    pipeline = Pipeline.open(description)
+    opener = Opener()
+    pipeline = Pipeline.open(description, opener)
     queries = open_collection(description.collection).queries(config.split)
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(description.collection))
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    job = start_job(config, stage="search", inputs=_inputs(config, description, queries), as_if=as_if)
+    job = start_job(config, stage="search", inputs=_inputs(config, description, queries, opener), as_if=as_if)
     if job.done:
         return
     pipeline.trace(queries[:1], 1)  # what is compiled or read on first use is not a query's time
@@ -105,11 +107,14 @@ def run(config: Config) -> None:
         say(f"search: {own} of {len(queries)} queries found the document of their own id (--exclude-self True: not).")
     per_query = {name: some / max(1, len(queries)) for name, some in milliseconds.items()}
     total = 1000 * seconds / max(1, len(queries))
-    costs = _costs(description, total, {name: per_query.get(name, 0.0) for name in pipeline.rerankers})
+    reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
+    costs = _costs(description, total, reranking, opener)
     job.finish(num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
 
-def _costs(description: Description, total: float, reranking: Mapping[str, float]) -> list[dict[str, Any]]:
+def _costs(
+    description: Description, total: float, reranking: Mapping[str, float], opener: Opener
+) -> list[dict[str, Any]]:
     """What the first stages took together, then what each later step did, as `data.manifest.stages` gives it.
 
     Args:
@@ -120,32 +125,32 @@ def _costs(description: Description, total: float, reranking: Mapping[str, float
     folders = {path for settings in first for name in ("index", "vectors") if (path := settings.get(name))}
     cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
     retrievers = list(dict.fromkeys(settings["model"] for settings in first if "model" in settings))
-    costs = [{"stage": "search"} | cost | _size_of(retrievers[:1])]
-    costs += [{"stage": "search", "ms": 0.0} | _size_of([name]) for name in retrievers[1:]]
+    sizes = [_size_of(opener.folder(name)) for name in retrievers]
+    costs = [{"stage": "search"} | cost | (sizes[0] if sizes else {})]
+    costs += [{"stage": "search", "ms": 0.0} | size for size in sizes[1:]]
     later = {part.name: part for part in description.steps}
     for name, ms in reranking.items():
-        models = [model] if (model := later[name].settings.get("model")) else []
-        costs.append({"stage": name, "ms": round(ms, 3)} | _size_of(models))
+        model = later[name].settings.get("model")
+        size = _size_of(opener.folder(model, "reranker")) if model else {}
+        costs.append({"stage": name, "ms": round(ms, 3)} | size)
     return [each | {"peak_bytes": peak_bytes()} for each in costs]
 
 
-def _size_of(models: list[str]) -> dict[str, Any]:
-    """What a manifest says of a model, if one is named."""
-    if not models:
-        return {}
-    from shortlist.models.checkpoint import model_identity, num_parameters
-
-    return {"model": model_identity(models[0]), "num_parameters": num_parameters(models[0])}
+def _size_of(model: "ModelFolder") -> dict[str, Any]:
+    """What a manifest says of a model."""
+    return {"model": model.identity, "num_parameters": model.num_parameters}
 
 
-def _inputs(config: Config, description: Description, queries: list[Query]) -> dict[str, str | list[str]]:
+def _inputs(
+    config: Config, description: Description, queries: list[Query], opener: Opener
+) -> dict[str, str | list[str]]:
     inputs: dict[str, str | list[str]] = {}
     if config.pipeline is None:
         inputs["index"] = [identity(path) for path in config.index]
         inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
-        inputs |= {"model": _identity("model", config.model)} if config.model else {}
+        inputs |= {"model": opener.folder(config.model).identity} if config.model else {}
     else:
-        inputs["pipeline"] = _digest(_known_by_contents(description))
+        inputs["pipeline"] = _digest(_known_by_contents(description, opener))
     return inputs | {"collection": _digest(queries)}  # not the qrels: there may be none
 
 
@@ -153,21 +158,18 @@ def _digest(value: Any) -> str:
     return f"sha256:{sha256(repr(value).encode()).hexdigest()}"
 
 
-def _known_by_contents(description: Description) -> str:
+def _known_by_contents(description: Description, opener: Opener) -> str:
     """The steps of a description with what they name, and without what changes speed only."""
+
+    def known(part: Part, name: str, value: Any) -> Any:
+        if isinstance(value, Path):
+            return identity(value)
+        if name != "model":
+            return value
+        return opener.folder(value, "reranker" if part.kind == "rank" else "retriever").identity
+
     steps = {
-        part.name: {n: _identity(n, v) for n, v in part.settings.items() if n not in markers(Sources)}
+        part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}
         for part in description.steps
     }
     return json.dumps([written(description)["steps"] | steps, steps])
-
-
-def _identity(name: str, value: Any) -> Any:
-    """What a setting names: a file or folder, or a model; other values are what they are."""
-    if isinstance(value, Path):
-        return identity(value)
-    if name != "model":
-        return value
-    from shortlist.models.checkpoint import model_identity
-
-    return model_identity(value)

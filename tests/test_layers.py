@@ -27,18 +27,6 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
-KNOWN_UPWARD: set[str] = set()
-"""Imports of a room above that are still to go; one that has gone is struck off here."""
-
-KNOWN_CIRCLES = {
-    "models/checkpoint.py",
-    "models/run.py",
-    "models/published.py",
-    "models/reranker.py",
-    "models/retriever.py",
-}
-"""Files that import each other still; one that does no more is struck off here."""
-
 NOT_IN_MATH = {"os", "pathlib", "json", "logging", "time", "transformers", "torch.distributed"}
 SAYS_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 

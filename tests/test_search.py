@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from named import load_retriever
 from tiny import DOCUMENTS, QUERIES, Tiny, write_collection
 
 import shortlist.index as index_stage
@@ -20,6 +21,7 @@ from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
 from shortlist.models.run import embed_documents, embed_queries
+from shortlist.models.save import save_model
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.spec import from_flags
 from shortlist.pipeline.steps import FUSED_DEPTH

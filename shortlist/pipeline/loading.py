@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Hashable, Mapping
 from inspect import signature
-from operator import methodcaller
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from shortlist.engine import Engine
 from shortlist.errors import UserError
@@ -12,6 +11,9 @@ from shortlist.index.dense import DenseSearch
 from shortlist.index.kinds import find_kind
 from shortlist.index.opening import check_vectors, kind_of, needs_model, open_index, open_vectors
 from shortlist.index.protocols import FirstStage, Opening
+
+if TYPE_CHECKING:
+    from shortlist.models.folder import ModelFolder
 
 T = TypeVar("T")
 
@@ -43,6 +45,16 @@ class Opener:
             self._loaded[key] = load()
         return self._loaded[key]
 
+    def folder(self, name: str, wanted: str = "retriever") -> "ModelFolder":
+        """What a model's name stands for, looked up once.
+
+        Args:
+            wanted: as for `models.folder.open_folder`.
+        """
+        from shortlist.models.folder import open_folder
+
+        return self.once(("folder", name, wanted), lambda: open_folder(name, wanted=wanted))
+
     def model(self, role: str, name: str, load: Callable[[], Any], *settings: Hashable) -> Any:
         """A model, or what stands for it."""
         stands = self._model or (lambda role, name, model: model)
@@ -57,13 +69,11 @@ class Opener:
         """A retriever, ready to embed queries."""
 
         def load() -> Any:
-            from shortlist.models.checkpoint import load_retriever
-            from shortlist.models.run import for_inference
+            from shortlist.models.retriever import Retriever
 
-            adjust = methodcaller("with_lengths", query=query_length)
-            retriever = load_retriever(name, contract=contract, adjust=adjust)
-            for_inference(retriever, packed=self.packed)
-            return retriever
+            folder = self.folder(name)
+            form = folder.contract("document", contract).with_lengths(query=query_length)
+            return Retriever.load(folder, contract=form, packed=self.packed)
 
         return self.model("retriever", name, load, contract, query_length)
 
@@ -71,8 +81,11 @@ class Opener:
         """A reranker of a method in `rerankers.kinds.RERANKERS`, ready to score."""
 
         def load() -> Any:
-            takes_packed = "packed" in signature(method).parameters
-            return method(**({"packed": self.packed} if takes_packed else {}) | settings).open()
+            known = signature(method).parameters
+            given = {"packed": self.packed} | dict(settings) if "packed" in known else dict(settings)
+            if "model" in given and "ModelFolder" in str(known["model"].annotation):
+                given["model"] = self.folder(given["model"], "reranker")
+            return method(**given).open()
 
         return self.model("reranker", str(settings.get("model", "")), load, method, *sorted(settings.items()))
 
@@ -117,7 +130,7 @@ def open_dense(
     first_stage = find_kind(kind_of(index)).first_stage if index else DenseSearch
     if first_stage is None:
         raise UserError(f"{index}: an index of kind {kind_of(where)}, which needs no model.")
-    check_vectors(where, model, contract)
+    check_vectors(where, opener.folder(model), contract)
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
     retriever = opener.retriever(model, contract=contract, query_length=query_length)
     found = opener.index((index, how, engine), "find", lambda: open_vectors(index, how, engine=engine))

@@ -274,7 +274,9 @@ def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
 def can_be_written(wanted: Any) -> bool:
     """Whether a value of this type can stand in a description."""
     origin, choices = get_origin(wanted), [each for each in get_args(wanted) if each not in (type(None), ...)]
-    if origin in (Union, types.UnionType, tuple, Sequence):
+    if origin in (Union, types.UnionType):
+        return any(map(can_be_written, choices))
+    if origin in (tuple, Sequence):
         return all(map(can_be_written, choices))
     return origin is Literal or wanted in EXPECTED
 
@@ -289,8 +291,7 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in choices:
             return None
-        [wanted] = [choice for choice in choices if choice is not type(None)]
-        return convert(value, wanted, where)
+        return convert(value, next(choice for choice in choices if can_be_written(choice)), where)
     if origin is Literal:
         if value not in choices:
             raise UserError(f"{where}: {unknown('value', str(value), map(str, choices))}")

@@ -67,8 +67,7 @@ class Batched:
 
     def __init__(self, batcher: Batcher, name: str, title: str, model: Any) -> None:
         self._batcher, self.name, self.title = batcher, name, title
-        module = getattr(model, "model", model)
-        self.inputs, self.contract, self.dim = module.inputs, module.contract, getattr(module, "dim", None)
+        self.inputs, self.contract, self.dim = model.inputs, model.contract, getattr(model, "dim", None)
 
     def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
         """Vectors of queries."""
@@ -151,7 +150,7 @@ class Service:
             return OneAtATime(model)
         loaded = self._models[role]
         called = role if not loaded else f"{role}-{len(loaded) + 1}"
-        self.batcher.add(called, model.model if role == "reranker" else model)
+        self.batcher.add(called, model.model)
         loaded.append(Batched(self.batcher, called, _short(name), model))
         return loaded[-1]
 
