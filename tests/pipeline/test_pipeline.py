@@ -150,7 +150,8 @@ def test_a_model_encodes_and_scores_plain_texts(tiny):
 def test_the_fusion_that_is_asked_for_is_the_one_that_is_done(options, fuse: str, names, pipeline: Pipeline):
     fused = Pipeline.load(**names, **options)
     parts = [stage(pipeline, name).search([Query("q", QUESTION)], 100) for name in ("bm25", "dense")]
-    expected = FUSIONS[fuse](parts, weights=options.get("weights"))["q"]
+    weights = [float(weight) for weight in options["weights"]] if "weights" in options else None
+    expected = FUSIONS[fuse](parts, weights=weights)["q"]
     found = fused.search(QUESTION, 12)
     assert [(result.document.doc_id, result.score) for result in found] == expected
     assert options == {} or ids(found) != ids(pipeline.search(QUESTION, 12, rerank=False))
