@@ -9,7 +9,7 @@ from tiny_collection import tiny_collection
 from shortlist import init
 from shortlist.data.collections import open_collection
 from shortlist.data.vectors import VectorReader, VectorWriter
-from shortlist.encode import encode
+from shortlist.encode import encode, parts
 from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.models.retriever import Retriever
@@ -23,8 +23,8 @@ collection = open_collection(name)
 retriever = Retriever.load(model, contract=None if (Path(model) / "contract.json").exists() else "repllama")
 
 writer = VectorWriter(work / "vectors", retriever.dim)
-for shard in encode(retriever, collection.corpus(), shard_size=20_000):
-    writer.write_shard(*shard)
+for part in parts(collection.corpus(), shard_size=20_000):
+    writer.write_shard(*encode(retriever, part))
 
 index = DenseSearch(retriever, FlatIndex(VectorReader(work / "vectors")))
 for query_id, hits in index.search(collection.queries("test"), k=3).items():

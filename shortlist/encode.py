@@ -4,7 +4,7 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -127,28 +127,7 @@ def parts(
             yield Part(number, window)
 
 
-def encode(
-    retriever: Retriever,
-    documents: Iterable[Document],
-    *,
-    shard_size: int,
-    token_budget: int | None = None,
-    done: Container[int] = (),
-    advance: Done | None = None,
-) -> Iterator[Shard]:
-    """Yield the shards of a corpus in order, leaving out those that are done.
-
-    Args:
-        shard_size: documents per shard; they are batched by length, whatever their order.
-        token_budget: most tokens in one forward pass.
-        done: numbers of shards to skip.
-        advance: told the number of documents embedded and of their tokens.
-    """
-    for part in parts(documents, shard_size, done=done):
-        yield embed_part(retriever, part, token_budget=token_budget, advance=advance)
-
-
-def embed_part(retriever: Retriever, part: Part, *, mean_stride: int | None = None, **options) -> Shard:
+def encode(retriever: Retriever, part: Part, *, mean_stride: int | None = None, **options) -> Shard:
     """Embed one shard; options as in `run_model`.
 
     Args:
@@ -163,23 +142,29 @@ def embed_part(retriever: Retriever, part: Part, *, mean_stride: int | None = No
     return Shard(part.number, doc_ids, avgp(vectors, starts), keys)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Embeds shards in whichever process it is sent to; the model is loaded there, when the first shard comes."""
+    """Embeds shards in whichever process it is sent to; the model is loaded there, when the first shard comes.
 
-    config: Config
+    Attributes:
+        contract: by which documents are read.
+        precision: as for `models.run.for_inference`, and so is `packed`.
+        token_budget: most tokens in one forward pass.
+        mean_stride: as for `encode`.
+        advance: told the number of documents embedded and of their tokens.
+    """
+
     model: ModelFolder
+    contract: InputContract
+    precision: Precision
     packed: bool
+    token_budget: int | None
+    mean_stride: int | None
     advance: Done | None = field(default=None, compare=False)
-
-    @property
-    def contract(self) -> InputContract:
-        """The form in which documents are read."""
-        return contract_of(self.config, self.model)
 
     @cached_property
     def retriever(self) -> Retriever:
-        return self.open(precision=self.config.precision, packed=self.packed)
+        return self.open(precision=self.precision, packed=self.packed)
 
     def open(self, **options: Any) -> Retriever:
         """The model, ready to embed documents; options as for `Retriever.load`."""
@@ -195,11 +180,20 @@ class Encoder:
             if self.advance:
                 self.advance(num_texts, num_tokens)
 
-        config = self.config
-        mean_stride = config.stride if config.segments == "avgp" else None
-        options = {"token_budget": config.token_budget, "advance": count, "mean_stride": mean_stride}
-        shard = embed_part(self.retriever, part, **options)
-        return shard, tokens
+        options = {"token_budget": self.token_budget, "advance": count}
+        return encode(self.retriever, part, mean_stride=self.mean_stride, **options), tokens
+
+
+def make_encoder(config: Config, model: ModelFolder, *, packed: bool) -> Encoder:
+    """The encoder that a Config describes."""
+    return Encoder(
+        model=model,
+        contract=contract_of(config, model),
+        precision=config.precision,
+        packed=packed,
+        token_budget=config.token_budget,
+        mean_stride=config.stride if config.segments == "avgp" else None,
+    )
 
 
 def contract_of(config: Config, model: ModelFolder) -> InputContract:
@@ -240,13 +234,20 @@ def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
 
 def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:
     """Write the shards that a store lacks; returns what the manifest says of it."""
-    encoder = Encoder(config, model, packed=job.decide("packed", packing_pays))
+    encoder = make_encoder(config, model, packed=job.decide("packed", packing_pays))
+    usable = partial(
+        usable_documents,
+        collection,
+        Inputs(encoder.contract.form, model.tokenizer),
+        segment_stride=config.stride if config.segments == "maxp" else None,
+        skip_bad=config.skip_bad,
+    )
     results: dict[str, Any] = {}
     if config.precision != "fp32" or config.dtype != "float32":
-        results["agreement"] = job.decide("agreement", lambda: compare(encoder, collection))
+        results["agreement"] = job.decide("agreement", lambda: vector_agreement(encoder, usable(), config.dtype))
         say(f"encode: agreement with fp32 in float32 on {results['agreement']}.")
     bad: list[str] = []
-    documents = _usable(encoder, collection, bad.append)
+    documents = usable(on_bad=bad.append)
     done = finished_shards(job.out)
     before = 0 if job.updating else count_rows(job.out)
     if before:
@@ -259,9 +260,17 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -
             wanted = parts(documents, config.shard_size, first=done[-1] + 1 if done else 0)
         else:
             wanted = parts(documents, config.shard_size, done=done)
-        results |= write(job.out, encoder, wanted, paced(advance, "documents"))
+        results |= write(
+            job.out,
+            encoder,
+            wanted,
+            paced(advance, "documents"),
+            dtype=config.dtype,
+            engine=config.engine,
+            workers=config.workers,
+        )
     if job.updating:
-        results["dead"] = renew(job.out, _usable(encoder, collection))
+        results["dead"] = renew(job.out, usable())
         if results["dead"] and not config.compact:
             say(f"encode: {results['dead']:,} vectors of documents that are gone are kept; --compact drops them.")
     store = VectorReader(job.out)
@@ -269,16 +278,24 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -
     return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
 
 
-def write(out: Path, encoder: Encoder, wanted: Iterator[Part], advance: Done) -> dict[str, float]:
-    """Embed these parts, wherever the Config says, and write each as it comes; returns the tokens of a second."""
+def write(
+    out: Path,
+    encoder: Encoder,
+    wanted: Iterator[Part],
+    advance: Done,
+    *,
+    dtype: str,
+    engine: Engine,
+    workers: int | None,
+) -> dict[str, float]:
+    """Embed these parts, here or elsewhere, and write each as it comes; returns the tokens of a second."""
     start, num_tokens = time.perf_counter(), 0
-    config = encoder.config
-    workers = config.workers or (None if config.engine == "ray" else max(1, torch.cuda.device_count()))
-    here = config.engine == "local" and workers == 1
+    workers = workers or (None if engine == "ray" else max(1, torch.cuda.device_count()))
+    here = engine == "local" and workers == 1
     task = replace(encoder, advance=advance) if here else encoder
-    with closing(spread(task, wanted, engine=config.engine, workers=workers)) as shards:
+    with closing(spread(task, wanted, engine=engine, workers=workers)) as shards:
         for shard, tokens in shards:
-            VectorWriter(out, shard.vectors.shape[1], config.dtype).write_shard(*shard)
+            VectorWriter(out, shard.vectors.shape[1], dtype).write_shard(*shard)
             num_tokens += tokens
             if not here:
                 advance(len(shard.doc_ids), tokens)
@@ -286,13 +303,12 @@ def write(out: Path, encoder: Encoder, wanted: Iterator[Part], advance: Done) ->
     return {"tokens_per_second": round(num_tokens / seconds, 1)} if num_tokens else {}
 
 
-def compare(encoder: Encoder, collection: Collection) -> str:
-    """How far vectors as they will be computed and stored agree with exact ones, on the first documents."""
-    config = encoder.config
-    documents = list(islice(_usable(encoder, collection), SAMPLE))
-    exact = torch.from_numpy(encoder.open().encode_documents(documents, token_budget=config.token_budget))
+def vector_agreement(encoder: Encoder, documents: Iterator[Document], dtype: str) -> str:
+    """Say how far vectors as they will be computed and stored agree with exact ones, on the first documents."""
+    documents = list(islice(documents, SAMPLE))
+    exact = torch.from_numpy(encoder.open().encode_documents(documents, token_budget=encoder.token_budget))
     shard, _ = replace(encoder)(Part(0, documents))  # a copy, as its model is to go before the work begins
-    rows, scales = to_rows(torch.from_numpy(shard.vectors), config.dtype)
+    rows, scales = to_rows(torch.from_numpy(shard.vectors), dtype)
     found = agreement(rows.float() if scales is None else from_int8(rows, scales), exact)
     return (
         f"{len(documents)} documents: cosine {found.mean_cosine:.6f} on average, {found.least_cosine:.6f} at least, "
@@ -300,14 +316,22 @@ def compare(encoder: Encoder, collection: Collection) -> str:
     )
 
 
-def _usable(encoder: Encoder, collection: Collection, on_bad: OnBad = lambda _: None) -> Iterator[Document]:
-    """The documents that are embedded, or their segments, where each gets a vector."""
-    config = encoder.config
-    documents = collection.corpus(on_bad if config.skip_bad else None, allow_empty=False)
-    if config.segments != "maxp":
-        return documents
-    inputs = Inputs(encoder.contract.form, encoder.model.tokenizer)
-    return named_segments(inputs, documents, stride=config.stride)
+def usable_documents(
+    collection: Collection,
+    inputs: Inputs,
+    *,
+    segment_stride: int | None,
+    skip_bad: bool,
+    on_bad: OnBad = lambda _: None,
+) -> Iterator[Document]:
+    """The documents that are embedded, or their segments, where each gets a vector.
+
+    Args:
+        segment_stride: tokens from one segment's beginning to the next one's (None: whole documents).
+        on_bad: told of each document that is left out.
+    """
+    documents = collection.corpus(on_bad if skip_bad else None, allow_empty=False)
+    return documents if segment_stride is None else named_segments(inputs, documents, stride=segment_stride)
 
 
 def _list_skipped(out: Path, bad: list[str]) -> int:
@@ -323,13 +347,19 @@ def _list_skipped(out: Path, bad: list[str]) -> int:
 
 def forecast(config: Config, model: ModelFolder, collection: Collection) -> str:
     """What encoding a collection takes on this machine, by a measurement on its first documents, in one process."""
-    encoder = Encoder(config, model, packed=packing_pays())
-    speed = measure(encoder, _usable(encoder, collection))
+    encoder, in_segments = make_encoder(config, model, packed=packing_pays()), config.segments == "maxp"
+    documents = usable_documents(
+        collection,
+        Inputs(encoder.contract.form, model.tokenizer),
+        segment_stride=config.stride if in_segments else None,
+        skip_bad=config.skip_bad,
+    )
+    speed = measure_speed(encoder, documents, in_segments=in_segments)
     total = round(collection.num_docs() * speed.rows_per_document)
     dim, itemsize = encoder.retriever.dim, DTYPES[config.dtype].itemsize
     row = dim * itemsize + (4 if config.dtype == "int8" else 0) + KEY_BYTES
     in_flight = min(total, config.shard_size) * (dim * (4 + itemsize) + speed.text_bytes)
-    rows = "segments" if config.segments == "maxp" else "documents"
+    rows = "segments" if in_segments else "documents"
     lines = {
         rows: f"{total:,}, of {speed.tokens:,.0f} tokens on average",
         "shards": f"{-(-total // config.shard_size):,} of {min(total, config.shard_size):,} documents",
@@ -350,7 +380,7 @@ class Speed(NamedTuple):
     rows_per_document: float
 
 
-def measure(encoder: Encoder, documents: Iterator[Document]) -> Speed:
+def measure_speed(encoder: Encoder, documents: Iterator[Document], *, in_segments: bool) -> Speed:
     """Embed more and more of the documents, for about a minute."""
     seen: list[Document] = []
     num_tokens, seconds, start = 0, 0.0, time.perf_counter()
@@ -364,5 +394,5 @@ def measure(encoder: Encoder, documents: Iterator[Document]) -> Speed:
     text = sum(len("".join(document)) for document in seen)
     ids = sum(len(document.doc_id.encode()) + 1 for document in seen)
     count = len(seen)
-    whole = len({whole_id(document.doc_id) for document in seen}) if encoder.config.segments == "maxp" else count
+    whole = len({whole_id(document.doc_id) for document in seen}) if in_segments else count
     return Speed(count / seconds, num_tokens / count, text / count, ids / count, count / whole)

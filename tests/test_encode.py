@@ -3,6 +3,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def test_vectors_are_those_of_the_documents_in_corpus_order(
 
 def test_shards_come_one_by_one_and_those_that_are_done_are_left_out(retriever: DenseModel):
     told: list[tuple[int, int]] = []
-    shards = encode.encode(
-        Retriever(retriever), DOCUMENTS, shard_size=5, done=[1], advance=lambda *done: told.append(done)
-    )
+    embed = partial(encode.encode, Retriever(retriever), advance=lambda *done: told.append(done))
+    shards = map(embed, encode.parts(DOCUMENTS, 5, done=[1]))
     found = [(shard.number, shard.doc_ids[0], len(shard.vectors), len(shard.keys)) for shard in shards]
     assert found == [(0, "d0", 5, 80), (2, "d10", 2, 32)]
     lengths = [len(ids) for ids in retriever.inputs.document_ids([*DOCUMENTS[:5], *DOCUMENTS[10:]])]
@@ -275,9 +275,9 @@ def test_an_update_embeds_what_is_new_and_leaves_the_store_of_the_corpus_as_it_i
     with pytest.raises(UserError, match=r"collection: the contents of .* changed"):
         encode.run(config)
     embedded: list[str] = []
-    embed = encode.embed_part
+    embed = encode.encode
     monkeypatch.setattr(
-        encode, "embed_part", lambda model, part, **o: embedded.extend(part.documents) or embed(model, part, **o)
+        encode, "encode", lambda model, part, **o: embedded.extend(part.documents) or embed(model, part, **o)
     )
     encode.run(replace(config, update=True))
     assert embedded == [document for document in documents if document not in DOCUMENTS]
