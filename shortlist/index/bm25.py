@@ -12,16 +12,23 @@ import bm25s
 
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
-from shortlist.index import inverted
 from shortlist.index.analysis import ANALYSERS, Analyser
-from shortlist.index.inverted import DOC_IDS, InvertedIndex, TermPostings, id_line, work_folder, write_postings
+from shortlist.index.inverted import (
+    DOC_IDS,
+    INVERTED_FILES,
+    InvertedIndex,
+    TermPostings,
+    id_line,
+    work_folder,
+    write_postings,
+)
 from shortlist.index.postings import PostingsSorter
 from shortlist.index.protocols import Opening, WeightedTerms
 from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.records import Document, Hit, Query, Run
 
 VOCABULARY, PARAMETERS = "vocab.index.json", "params.index.json"
-FILES = (*inverted.FILES, VOCABULARY, PARAMETERS, "index.json")
+FILES = (*INVERTED_FILES, VOCABULARY, PARAMETERS, "index.json")
 """What a saved index is made of; the last one, written last, marks the folder as a whole index."""
 
 

@@ -17,7 +17,7 @@ from shortlist.records import Hit
 
 WEIGHTS, DOCUMENTS, STARTS = (f"{name}.csc.index.npy" for name in ("data", "indices", "indptr"))
 DOC_IDS = "doc_ids.txt"
-FILES = (WEIGHTS, DOCUMENTS, STARTS, DOC_IDS)
+INVERTED_FILES = (WEIGHTS, DOCUMENTS, STARTS, DOC_IDS)
 """The three arrays, named and laid out as by bm25s, and a document id per line."""
 WORK = ".postings"
 """Where a build keeps its blocks, inside the index's folder."""
@@ -63,7 +63,9 @@ class InvertedIndex:
             OSError, ValueError: a file is not there, or not whole.
         """
         # np.memmap is slow to slice; an array over the same map is not.
-        weights, documents, starts = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in FILES[:3])
+        weights, documents, starts = (
+            np.asarray(np.load(folder / name, mmap_mode="r")) for name in (WEIGHTS, DOCUMENTS, STARTS)
+        )
         lines = np.memmap(folder / DOC_IDS, np.uint8, mode="r", shape=(id_bytes,))
         return cls(weights, documents, starts, DocIds([np.asarray(lines)], [num_docs]))
 

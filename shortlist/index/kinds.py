@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shortlist.errors import unknown
-from shortlist.index.dense import DenseSearch
-from shortlist.index.protocols import FirstStage, Opening
+from shortlist.index.protocols import Opening
 
 
 def in_proportion(total: int, part: int) -> float:
@@ -41,8 +40,8 @@ class IndexKind(NamedTuple):
     """Fields of `index.Config` that `build` is given."""
     parameters: tuple[str, ...] = ()
     """Whole numbers that `--set` gives to `build`."""
-    first_stage: Callable[[Any, Any], FirstStage] | None = None
-    """Makes a first stage of a model and of what was opened (None: that is a first stage, and needs no model)."""
+    needs_model: bool = False
+    """Whether what is opened is searched by what a model makes of queries, as a VectorIndex is; else by their text."""
     footprint: Callable[..., Any] | None = None
     """`footprint(reader, **settings)`: a `parameters.Footprint` (None: measured on a part, and multiplied)."""
     growth: Callable[[int, int], float] = in_proportion
@@ -72,7 +71,7 @@ def _approximate(kind: str, parameters: str) -> IndexKind:
         build=late("ann", "build_ann", kind=kind),
         open=late("ann", "open_ann"),
         parameters=("effort", "refine", "sample", *parameters.split()),
-        first_stage=DenseSearch,
+        needs_model=True,
         footprint=late("parameters", "ann_footprint", kind=kind),
         growth=late("parameters", "ann_growth", kind=kind),
     )
@@ -92,7 +91,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("narrow", "build_narrow"),
         open=late("narrow", "open_narrow"),
         settings=("dtype",),
-        first_stage=DenseSearch,
+        needs_model=True,
         footprint=late("narrow", "narrow_footprint"),
         exact=True,
     ),
@@ -105,7 +104,7 @@ INDEXES: dict[str, IndexKind] = {
         open=late("databases.pgvector", "open_pgvector"),
         settings=("dsn", "table", "exact"),
         parameters=("m", "ef_construction"),
-        first_stage=DenseSearch,
+        needs_model=True,
         footprint=late("parameters", "rows_footprint"),
         updates=True,
         outside=True,
@@ -116,7 +115,7 @@ INDEXES: dict[str, IndexKind] = {
         open=late("databases.lance", "open_lance"),
         settings=("uri", "table", "exact"),
         parameters=("partitions", "sub_vectors"),
-        first_stage=DenseSearch,
+        needs_model=True,
         footprint=late("parameters", "rows_footprint"),
         updates=True,
         outside=True,

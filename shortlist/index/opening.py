@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.engine import Engine
 from shortlist.errors import UserError
-from shortlist.index.dense import DenseSearch
 from shortlist.index.kinds import find_kind
-from shortlist.index.protocols import FirstStage, Opening, VectorIndex
+from shortlist.index.protocols import Opening, VectorIndex
 from shortlist.progress import say
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def needs_model(index: Path) -> bool:
     Raises:
         UserError: as for `kind_of`, or no such kind is known here.
     """
-    return find_kind(kind_of(index)).first_stage is not None
+    return find_kind(kind_of(index)).needs_model
 
 
 def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = None) -> None:
@@ -71,36 +70,12 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
         )
 
 
-def open_first_stage(
-    index: Path | None, how: Opening | None = None, *, model: Any = None, engine: Engine = "local"
-) -> FirstStage:
-    """Open what searches an index of any kind, or searches vectors exactly.
-
-    Whether the model has made the vectors is for `check_vectors` to say, before.
-
-    Args:
-        index: from `shortlist index` (None: exact search over `how.vectors`).
-        how: what is asked of an approximate search, how much memory it may take, where the vectors are now.
-        model: an open retriever, where `needs_model` says so or vectors are searched exactly.
-        engine: `ray` scans vectors on a cluster.
-
-    Raises:
-        UserError: as for `open_index` and `open_vectors`.
-    """
-    if index is None:
-        return DenseSearch(model, open_vectors(None, how, engine=engine))
-    first_stage = find_kind(kind_of(index)).first_stage
-    if first_stage is None:
-        return open_index(index, how)
-    return first_stage(model, open_vectors(index, how, engine=engine))
-
-
 def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engine = "local") -> VectorIndex:
     """Open vectors, to be searched exactly or through an index over them; those of segments give whole documents.
 
     Args:
         index: an index over vectors (None: exact search over `how.vectors`).
-        how: as for `open_first_stage`.
+        how: what is asked of an approximate search, how much memory it may take, where the vectors are now.
         engine: `ray` scans them on a cluster, which only exact search can.
 
     Raises:
@@ -126,7 +101,7 @@ def open_index(folder: Path, how: Opening | None = None) -> Any:
     """Open a finished index of any kind, saying so where the vectors under it have changed since.
 
     Returns:
-        A first stage, or what its kind makes one of: a VectorIndex.
+        A VectorIndex, which searches by what a model makes of queries, where the kind needs one; else a first stage.
 
     Raises:
         UserError: it is not finished, its vectors are not there, or they are not those that it was built from.
