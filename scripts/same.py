@@ -80,7 +80,8 @@ def show_files(name: str, path: Path) -> None:
     """Print the hash of a file, or of each file in a folder."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file() and file.name not in NOT_COMPARED and not file.name.startswith("."):
-            show(f"{name}/{file.relative_to(path)}" if path.is_dir() else name, file.read_bytes())
+            here = str(Path.cwd()).encode()  # in adapters, as the place of their base
+            show(f"{name}/{file.relative_to(path)}" if path.is_dir() else name, file.read_bytes().replace(here, b""))
 
 
 def show_losses(name: str, folder: Path) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
-from shortlist.index.kinds import find_kind
 from shortlist.index.opening import check_vectors, kind_of, needs_model, open_index, open_vectors
 from shortlist.index.protocols import FirstStage, Opening
 
@@ -127,14 +126,13 @@ def open_dense(
     where = index or vectors
     if where is None:
         raise UserError("neither vectors nor index is there; `find: dense` searches one of them.")
-    first_stage = find_kind(kind_of(index)).first_stage if index else DenseSearch
-    if first_stage is None:
-        raise UserError(f"{index}: an index of kind {kind_of(where)}, which needs no model.")
+    if index and not needs_model(index):
+        raise UserError(f"{index}: an index of kind {kind_of(index)}, which needs no model.")
     check_vectors(where, opener.folder(model), contract)
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
     retriever = opener.retriever(model, contract=contract, query_length=query_length)
     found = opener.index((index, how, engine), "find", lambda: open_vectors(index, how, engine=engine))
-    return first_stage(retriever, found)
+    return DenseSearch(retriever, found)
 
 
 FINDERS: dict[str, Callable[..., FirstStage]] = {"bm25": open_words, "dense": open_dense, "index": open_any}
