@@ -22,8 +22,7 @@ from shortlist.data.vectors import VectorReader
 from shortlist.index.ann import AnnIndex
 from shortlist.index.flat import FlatIndex
 from shortlist.index.parameters import NAMES, automatic, memory_and_disk
-from shortlist.models.checkpoint import load_retriever
-from shortlist.models.run import embed_queries, for_inference
+from shortlist.models.retriever import Retriever
 from shortlist.progress import say
 
 DEPTHS = (10, 100, 1000)
@@ -107,9 +106,8 @@ def compare(sides: dict[str, Search], queries: np.ndarray, k: int, config: Confi
 def main(config: Config) -> None:
     quiet()
     under = conditions(None, packages=("torch", "faiss-cpu"))
-    vectors, retriever = VectorReader(config.vectors), load_retriever(config.model, contract=config.contract)
-    for_inference(retriever)
-    queries = embed_queries(retriever, open_collection(config.collection).queries(config.split))
+    vectors, retriever = VectorReader(config.vectors), Retriever.load(config.model, contract=config.contract)
+    queries = retriever.encode_queries(open_collection(config.collection).queries(config.split))
     with tempfile.TemporaryDirectory() as name:
         sides, built = searches(config, vectors, Path(name))
         rows = [row for k in DEPTHS for row in compare(sides, queries, k, config)]

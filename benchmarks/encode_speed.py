@@ -31,9 +31,8 @@ from peers import (
 )
 
 from shortlist.data.formats import read_corpus
-from shortlist.models.checkpoint import load_retriever
 from shortlist.models.retriever import Retriever
-from shortlist.models.run import CPU_TOKENS, GPU_TOKENS, Precision, embed_documents, for_inference, run_model
+from shortlist.models.run import CPU_TOKENS, GPU_TOKENS, Precision, run_model
 from shortlist.progress import say
 from shortlist.records import Document
 from shortlist.text.batching import token_batches
@@ -130,14 +129,12 @@ def sides_of(folder: Path, texts: Texts, ours: dict[Precision, Side], config: Co
 
 def ready(folder: Path, precision: Precision) -> Retriever:
     """What `shortlist encode` runs."""
-    retriever = load_retriever(str(folder), contract="repllama")
-    for_inference(retriever, torch.device("cpu"), precision=precision)
-    return retriever
+    return Retriever.load(str(folder), contract="repllama", device=torch.device("cpu"), precision=precision)
 
 
 def vectors_of(model: Retriever, ids: list[list[int]], token_budget: int) -> np.ndarray:
     """Unit vectors of token ids."""
-    return run_model(model, ids, token_budget=token_budget).values.numpy()
+    return run_model(model.model, ids, token_budget=token_budget).values.numpy()
 
 
 def sections(size: Size, docs: list[Document], peak: float, config: Config) -> list[str]:
@@ -150,7 +147,7 @@ def sections(size: Size, docs: list[Document], peak: float, config: Config) -> l
         models: dict[Precision, Retriever] = {precision: ready(folder, precision) for precision in config.precisions}
         budget = {"token_budget": config.token_budget}
         by_text: dict[Precision, Side] = {
-            name: partial(embed_documents, model, docs, **budget) for name, model in models.items()
+            name: partial(model.encode_documents, docs, **budget) for name, model in models.items()
         }
         by_ids: dict[Precision, Side] = {
             name: partial(vectors_of, model, drawn, config.token_budget) for name, model in models.items()

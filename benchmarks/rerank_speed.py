@@ -17,7 +17,6 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,11 @@ from peers import Size, expected_scores, save_llama, sentence_transformers_reran
 
 from shortlist.data.formats import read_corpus, read_queries
 from shortlist.data.runs import read_run
-from shortlist.models.checkpoint import load_reranker
-from shortlist.models.run import Precision, for_inference, score_pairs
+from shortlist.models.folder import open_folder
+from shortlist.models.run import Precision, score_pairs
 from shortlist.progress import say
 from shortlist.records import Document, Query
+from shortlist.rerankers.pointwise import Reranker
 
 MAX_LENGTH = {"BM25 top-100": 196, "RepLLaMA top-200": 196, "documents": 2048}
 RUNS = {"BM25 top-100": ("bm25-100.trec", 100), "RepLLaMA top-200": ("repllama-1000.trec", 200)}
@@ -96,10 +96,10 @@ def shortlist_reranker(
     folder: Path, pairs: list[Pair], max_length: int, token_budget: int, precision: Precision
 ) -> Side:
     """What `shortlist rerank` runs."""
-    with_length = methodcaller("with_lengths", document=max_length)
-    reranker = load_reranker(str(folder), contract="rankllama", adjust=with_length)
-    for_inference(reranker, torch.device("cpu"), precision=precision)
-    return partial(score_pairs, reranker, pairs, token_budget=token_budget)
+    model = open_folder(str(folder))
+    contract = model.contract("pair", "rankllama").with_lengths(document=max_length)
+    reranker = Reranker.load(model, contract=contract, device=torch.device("cpu"), precision=precision)
+    return partial(score_pairs, reranker.model, pairs, token_budget=token_budget)
 
 
 def section(size: Size, name: str, pairs: list[Pair], config: Config) -> str:

@@ -34,8 +34,9 @@ from shortlist.data.groups import read_groups, write_groups
 from shortlist.data.runs import read_run
 from shortlist.mine import find_same_text, mine
 from shortlist.models.adapters import LORAS, add_lora
-from shortlist.models.checkpoint import retriever_to_train
+from shortlist.models.folder import open_folder
 from shortlist.models.kernels.training_linear import speed_up_training
+from shortlist.models.load import dense_to_train
 from shortlist.progress import say
 from shortlist.records import Document
 from shortlist.text.contract import named_contract
@@ -178,7 +179,7 @@ def build(name: str, folder: Path, drawn: list[Batch], config: Config) -> tuple[
             grad_cache=config.grad_cache if variant.cached else None,
             temperature=TEMPERATURE,
         )
-    model = retriever_to_train(str(folder), named_contract("repllama"))
+    model = dense_to_train(open_folder(str(folder)), named_contract("repllama"))
     if variant.lora:
         add_lora(model.backbone, LORAS["paper"])
     speed_up_training(model.train())

@@ -12,8 +12,7 @@ from shortlist.data.vectors import VectorReader, VectorWriter
 from shortlist.encode import encode
 from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
-from shortlist.models.checkpoint import load_retriever
-from shortlist.models.run import for_inference
+from shortlist.models.retriever import Retriever
 
 work = Path(tempfile.mkdtemp(prefix="shortlist-example-"))
 name, model = sys.argv[1:3] if len(sys.argv) > 2 else (tiny_collection(), str(work / "model"))
@@ -21,8 +20,7 @@ if len(sys.argv) <= 2:  # random weights: this shows how, not how well
     init.run(init.Config(collection=name, out=Path(model), layers=1, hidden=64, heads=2, vocab_size=400))
 
 collection = open_collection(name)
-retriever = load_retriever(model, contract=None if (Path(model) / "contract.json").exists() else "repllama")
-for_inference(retriever)
+retriever = Retriever.load(model, contract=None if (Path(model) / "contract.json").exists() else "repllama")
 
 writer = VectorWriter(work / "vectors", retriever.dim)
 for shard in encode(retriever, collection.corpus(), shard_size=20_000):

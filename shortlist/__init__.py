@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
     from shortlist.math.fusion import rrf
-    from shortlist.models.reranker import CrossEncoder
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result
     from shortlist.records import Document, Group, Hit, Query
-    from shortlist.rerankers.pointwise import Reranker
+    from shortlist.rerankers.pointwise import CrossEncoder, Reranker
     from shortlist.text.contract import InputContract
 
 HOMES = {
@@ -35,11 +34,10 @@ HOMES = {
     "index.bm25": "BM25Index",
     "index.flat": "FlatIndex",
     "math.fusion": "rrf",
-    "models.reranker": "CrossEncoder",
     "models.retriever": "Retriever",
     "pipeline": "Answer Pipeline Result",
     "records": "Document Group Hit Query",
-    "rerankers.pointwise": "Reranker",
+    "rerankers.pointwise": "CrossEncoder Reranker",
     "text.contract": "InputContract",
 }
 """Where each public name is defined. The stages are modules: `shortlist.train.run(shortlist.train.Config(...))`."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,16 +33,10 @@ from shortlist.errors import UserError
 from shortlist.math.agreement import NEIGHBOURS, agreement
 from shortlist.math.combination import avgp
 from shortlist.math.quantize import from_int8
-from shortlist.models.checkpoint import (
-    load_retriever,
-    model_identity,
-    num_parameters,
-    retriever_contract,
-    tokenizer_of,
-)
+from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.retriever import Retriever
-from shortlist.models.run import Done, Precision, embed_documents, for_inference
+from shortlist.models.run import Done, Precision
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
 from shortlist.text.batching import windows
@@ -162,9 +156,9 @@ def embed_part(retriever: Retriever, part: Part, *, mean_stride: int | None = No
     """
     doc_ids, keys = [document.doc_id for document in part.documents], document_keys(part.documents)
     if mean_stride is None:
-        return Shard(part.number, doc_ids, embed_documents(retriever, part.documents, **options), keys)
+        return Shard(part.number, doc_ids, retriever.encode_documents(part.documents, **options), keys)
     segments = document_segments(retriever.inputs, part.documents, stride=mean_stride)
-    vectors = embed_documents(retriever, [segment for some in segments for segment in some], **options)
+    vectors = retriever.encode_documents([segment for some in segments for segment in some], **options)
     starts = np.cumsum([0, *map(len, segments[:-1])])
     return Shard(part.number, doc_ids, avgp(vectors, starts), keys)
 
@@ -174,12 +168,22 @@ class Encoder:
     """Embeds shards in whichever process it is sent to; the model is loaded there, when the first shard comes."""
 
     config: Config
+    model: ModelFolder
     packed: bool
     advance: Done | None = field(default=None, compare=False)
 
+    @property
+    def contract(self) -> InputContract:
+        """The form in which documents are read."""
+        return contract_of(self.config, self.model)
+
     @cached_property
     def retriever(self) -> Retriever:
-        return open_retriever(self.config, precision=self.config.precision, packed=self.packed)
+        return self.open(precision=self.config.precision, packed=self.packed)
+
+    def open(self, **options: Any) -> Retriever:
+        """The model, ready to embed documents; options as for `Retriever.load`."""
+        return Retriever.load(self.model, contract=self.contract, **options)
 
     def __call__(self, part: Part) -> tuple[Shard, int]:
         """The shard, and the number of its tokens."""
@@ -198,20 +202,9 @@ class Encoder:
         return shard, tokens
 
 
-def open_retriever(config: Config, *, precision: Precision = "fp32", packed: bool | None = None) -> Retriever:
-    """The model that a Config names, ready to embed documents."""
-    retriever = load_retriever(config.model, contract=config.contract, adjust=partial(adjusted, config=config))
-    for_inference(retriever, precision=precision, packed=packed)
-    return retriever
-
-
-def contract_of(config: Config) -> InputContract:
+def contract_of(config: Config, model: ModelFolder) -> InputContract:
     """The contract by which documents are read."""
-    return adjusted(retriever_contract(config.model, config.contract), config)
-
-
-def adjusted(contract: InputContract, config: Config) -> InputContract:
-    """The contract with the lengths of a Config."""
+    contract = model.contract("document", config.contract)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
     return segment_contract(contract, config.segments, **lengths)
 
@@ -220,24 +213,24 @@ def run(config: Config) -> None:
     """Embed the corpus into a vector store."""
     if config.shard_size < 1:
         raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
-    collection = open_collection(config.collection)
+    collection, model = open_collection(config.collection), open_folder(config.model)
     if config.dry_run:
-        print(forecast(config, collection))
+        print(forecast(config, model, collection))
         return
-    job = claim(config, collection)
+    job = claim(config, model, collection)
     if not job.done:
         start = time.perf_counter()
-        results = fill(job, config, collection)
+        results = fill(job, config, model, collection)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     if config.compact:
         say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
 
 
-def claim(config: Config, collection: Collection) -> Job:
+def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
     """The store that a Config describes: done, begun, new, or refused."""
     inputs = {
-        "model": model_identity(config.model),
-        "contract": contract_of(config).of_documents(),
+        "model": model.identity,
+        "contract": contract_of(config, model).of_documents(),
         "collection": collection.identity("corpus"),
     }
     as_if = at_defaults(config, unused_settings(config.segments))
@@ -245,15 +238,15 @@ def claim(config: Config, collection: Collection) -> Job:
     return start_job(config, stage="encode", inputs=inputs, as_if=as_if, folder=True, update=update)
 
 
-def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
+def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:
     """Write the shards that a store lacks; returns what the manifest says of it."""
-    encoder = Encoder(config, packed=job.decide("packed", packing_pays))
+    encoder = Encoder(config, model, packed=job.decide("packed", packing_pays))
     results: dict[str, Any] = {}
     if config.precision != "fp32" or config.dtype != "float32":
         results["agreement"] = job.decide("agreement", lambda: compare(encoder, collection))
         say(f"encode: agreement with fp32 in float32 on {results['agreement']}.")
     bad: list[str] = []
-    documents = _usable(config, collection, bad.append)
+    documents = _usable(encoder, collection, bad.append)
     done = finished_shards(job.out)
     before = 0 if job.updating else count_rows(job.out)
     if before:
@@ -268,11 +261,11 @@ def fill(job: Job, config: Config, collection: Collection) -> dict[str, Any]:
             wanted = parts(documents, config.shard_size, done=done)
         results |= write(job.out, encoder, wanted, paced(advance, "documents"))
     if job.updating:
-        results["dead"] = renew(job.out, _usable(config, collection))
+        results["dead"] = renew(job.out, _usable(encoder, collection))
         if results["dead"] and not config.compact:
             say(f"encode: {results['dead']:,} vectors of documents that are gone are kept; --compact drops them.")
     store = VectorReader(job.out)
-    results["num_parameters"] = num_parameters(config.model)
+    results["num_parameters"] = model.num_parameters
     return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
 
 
@@ -296,8 +289,8 @@ def write(out: Path, encoder: Encoder, wanted: Iterator[Part], advance: Done) ->
 def compare(encoder: Encoder, collection: Collection) -> str:
     """How far vectors as they will be computed and stored agree with exact ones, on the first documents."""
     config = encoder.config
-    documents = list(islice(_usable(config, collection), SAMPLE))
-    exact = torch.from_numpy(embed_documents(open_retriever(config), documents, token_budget=config.token_budget))
+    documents = list(islice(_usable(encoder, collection), SAMPLE))
+    exact = torch.from_numpy(encoder.open().encode_documents(documents, token_budget=config.token_budget))
     shard, _ = replace(encoder)(Part(0, documents))  # a copy, as its model is to go before the work begins
     rows, scales = to_rows(torch.from_numpy(shard.vectors), config.dtype)
     found = agreement(rows.float() if scales is None else from_int8(rows, scales), exact)
@@ -307,12 +300,13 @@ def compare(encoder: Encoder, collection: Collection) -> str:
     )
 
 
-def _usable(config: Config, collection: Collection, on_bad: OnBad = lambda _: None) -> Iterator[Document]:
+def _usable(encoder: Encoder, collection: Collection, on_bad: OnBad = lambda _: None) -> Iterator[Document]:
     """The documents that are embedded, or their segments, where each gets a vector."""
+    config = encoder.config
     documents = collection.corpus(on_bad if config.skip_bad else None, allow_empty=False)
     if config.segments != "maxp":
         return documents
-    inputs = Inputs(contract_of(config).form, tokenizer_of(config.model))
+    inputs = Inputs(encoder.contract.form, encoder.model.tokenizer)
     return named_segments(inputs, documents, stride=config.stride)
 
 
@@ -327,10 +321,10 @@ def _list_skipped(out: Path, bad: list[str]) -> int:
     return len(bad)
 
 
-def forecast(config: Config, collection: Collection) -> str:
+def forecast(config: Config, model: ModelFolder, collection: Collection) -> str:
     """What encoding a collection takes on this machine, by a measurement on its first documents, in one process."""
-    encoder = Encoder(config, packed=packing_pays())
-    speed = measure(encoder, _usable(config, collection))
+    encoder = Encoder(config, model, packed=packing_pays())
+    speed = measure(encoder, _usable(encoder, collection))
     total = round(collection.num_docs() * speed.rows_per_document)
     dim, itemsize = encoder.retriever.dim, DTYPES[config.dtype].itemsize
     row = dim * itemsize + (4 if config.dtype == "int8" else 0) + KEY_BYTES

@@ -2,19 +2,19 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 from safetensors import safe_open
 
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import any_contract, load_reranker, load_retriever, local_folder, weight_files
-from shortlist.models.reranker import AnyReranker, CrossEncoder
-from shortlist.models.retriever import Retriever
-from shortlist.models.run import for_inference
+from shortlist.models.folder import ModelFolder, open_folder
+from shortlist.models.kinds import KINDS, load_model
+from shortlist.models.run import embed_documents, embed_queries, for_inference, score_pairs
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract
 from shortlist.text.inputs import Inputs
@@ -39,15 +39,68 @@ class Config:
     """Print JSON."""
 
 
-def inspect(model: Retriever | AnyReranker, query: Query, document: Document) -> dict[str, Any]:
+class Shown(NamedTuple):
+    """What is shown of a kind of model."""
+
+    head: Callable[[Any], str | None]
+    """What is above its backbone."""
+    meaning: Callable[[Any], str]
+    """What its score is."""
+
+
+def _dense_head(model: Any) -> str | None:
+    return f"{len(model.dense)} dense layers" if len(model.dense) else None
+
+
+def _similarity(model: Any) -> str:
+    return "cosine" if model.reading.normalize else "dot product"
+
+
+def _pointwise_head(model: Any) -> str | None:
+    return f"a vector of {model.head.shape[1]}, length {float(model.head.detach().norm()):.4g}"
+
+
+def _pointwise_meaning(model: Any) -> str:
+    answer = model.reading.answer
+    if answer:
+        return f"logit of {answer[0]!r}" + (f" less that of {answer[1]!r}" if len(answer) > 1 else "")
+    return "the head's product with the pooled state"
+
+
+def _classifier_head(model: Any) -> str | None:
+    return f"{type(model.backbone).__name__}'s own, labels: {model.backbone.config.num_labels}"
+
+
+SHOWN = {
+    "retriever": Shown(_dense_head, _similarity),
+    "reranker": Shown(_pointwise_head, _pointwise_meaning),
+    "classifier": Shown(_classifier_head, lambda model: "the classifier's logit"),
+}
+"""By kind of model."""
+
+UNKNOWN = Shown(lambda model: None, lambda model: f"the score of a {model.kind}")
+"""What is shown of any other kind."""
+
+
+def _alone(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
+    """Token ids of a query and of a document, each alone, and their score."""
+    ids = {"query": model.inputs.query_ids([query])[0], "document": model.inputs.document_ids([document])[0]}
+    return ids, float(embed_queries(model, [query])[0] @ embed_documents(model, [document])[0])
+
+
+def _together(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
+    """Token ids of a pair, and its score."""
+    return {"pair": model.inputs.pair_ids([(query, document)])[0]}, float(score_pairs(model, [(query, document)])[0])
+
+
+READ = {"document": _alone, "pair": _together}
+"""By what a model reads."""
+
+
+def inspect(model: Any, query: Query, document: Document) -> dict[str, Any]:
     """What the model makes of a query and a document: tokens, which of them is pooled, and the score."""
     inputs, pooling = model.inputs, model.reading.pooling
-    if isinstance(model, Retriever):
-        examples = {"query": inputs.query_ids([query])[0], "document": inputs.document_ids([document])[0]}
-        score = float(model.encode_queries([query])[0] @ model.encode_documents([document])[0])
-    else:
-        examples = {"pair": inputs.pair_ids([(query, document)])[0]}
-        score = float(model.score(query, [document])[0])
+    examples, score = READ[KINDS[model.kind].reads](model, query, document)
     pooled = {"last": lambda ids: len(ids) - 1, "cls": lambda ids: 0}.get(pooling, lambda ids: None)
     return {
         "examples": {
@@ -55,56 +108,39 @@ def inspect(model: Retriever | AnyReranker, query: Query, document: Document) ->
             for kind, ids in examples.items()
         },
         "score": score,
-        "score_is": _meaning(model),
+        "score_is": SHOWN.get(model.kind, UNKNOWN).meaning(model),
     }
 
 
-def _meaning(model: Retriever | AnyReranker) -> str:
-    if isinstance(model, Retriever):
-        return "cosine" if model.reading.normalize else "dot product"
-    answer = model.reading.answer
-    if answer:
-        return f"logit of {answer[0]!r}" + (f" less that of {answer[1]!r}" if len(answer) > 1 else "")
-    return "the classifier's logit" if isinstance(model, CrossEncoder) else "the head's product with the pooled state"
-
-
-def describe(name: str, model: Retriever | AnyReranker) -> dict[str, Any]:
+def describe(folder: ModelFolder, model: Any) -> dict[str, Any]:
     """What the model is: architecture, weights, head, tokenizer, contract, where it came from."""
     config, tokenizer = model.backbone.config, model.inputs.tokenizer
-    manifest = read_manifest(local_folder(name)) or {}
+    manifest = read_manifest(folder.path) or {}
     origin = {key: manifest[key] for key in ("stage", "version", "commit", "finished", "results") if key in manifest}
     return {
-        "model": name,
-        "kind": "retriever" if isinstance(model, Retriever) else "reranker",
+        "model": folder.name,
+        "kind": KINDS[model.kind].role,
         "architecture": type(model.backbone).__name__,
         "layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": config.hidden_size,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtypes": _dtypes(name),
-        "head": _head(model),
+        "dtypes": _dtypes(folder),
+        "head": SHOWN.get(model.kind, UNKNOWN).head(model),
         "tokenizer": {"size": len(tokenizer), **_special_tokens(model.inputs)},  # type: ignore[arg-type]
         "contract": model.contract.to_dict(),
         "manifest": origin or None,
     }
 
 
-def _dtypes(name: str) -> dict[str, int]:
+def _dtypes(folder: ModelFolder) -> dict[str, int]:
     """How many of the numbers in a model's files have which type."""
     counts: Counter[str] = Counter()
-    for path in weight_files(name):
+    for path in folder.weight_files:
         with safe_open(path, framework="pt") as weights:
             for key in weights.keys():  # noqa: SIM118 (not a dict)
                 part = weights.get_slice(key)
                 counts[part.get_dtype()] += prod(part.get_shape())
     return dict(counts)
-
-
-def _head(model: Retriever | AnyReranker) -> str | None:
-    if isinstance(model, Retriever):
-        return f"{len(model.dense)} dense layers" if len(model.dense) else None
-    if isinstance(model, CrossEncoder):
-        return f"{type(model.backbone).__name__}'s own, labels: {model.backbone.config.num_labels}"
-    return f"a vector of {model.head.shape[1]}, length {float(model.head.detach().norm()):.4g}"
 
 
 def _special_tokens(inputs: Inputs) -> dict[str, Any]:
@@ -117,10 +153,10 @@ def run(config: Config) -> None:
     """Load the model and print everything."""
     if not config.query.strip() or not (config.document.strip() or config.title.strip()):
         raise UserError("--query and --document need text; leave them out for an example.")
-    form = any_contract(config.model, config.contract).form
-    load = load_reranker if form.pair else load_retriever
-    model = load(config.model, contract=config.contract)
-    found = describe(config.model, model)
+    folder = open_folder(config.model)
+    contract = folder.any_contract(config.contract)
+    model = load_model(folder, "pair" if contract.form.pair else "document", contract)
+    found = describe(folder, model)
     for_inference(model)
     found |= inspect(model, Query("query", config.query), Document("document", config.document, title=config.title))
     print(json.dumps(found, ensure_ascii=False, indent=2) if config.json else _page(found))

@@ -5,15 +5,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from operator import methodcaller
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
 from shortlist.config import NotInJob, SpeedOnly, from_settings, load_yaml
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.manifest import Job, identity, start_job
+from shortlist.data.manifest import identity, start_job
 from shortlist.data.runs import write_run
 from shortlist.engine import Engine
 from shortlist.errors import UserError
@@ -23,6 +22,9 @@ from shortlist.math.exclusion import count_own, without_own
 from shortlist.math.fusion import FUSIONS, interpolate, reorder, rrf
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
+
+if TYPE_CHECKING:
+    from shortlist.models.folder import ModelFolder
 
 DEMO_FOLDER = Path("shortlist-demo")
 HITS_AT_ONCE = 8_000_000
@@ -103,13 +105,23 @@ class Hybrid:
         return {query.query_id: fused.get(query.query_id, [])[:k] for query in queries}
 
 
-def open_index(config: Config) -> FirstStage:
+def open_model(config: Config) -> "ModelFolder | None":
+    """The folder of the retriever that a Config names, if it does."""
+    from shortlist.models.folder import open_folder
+
+    return open_folder(config.model) if config.model else None
+
+
+def open_index(config: Config, model: "ModelFolder | None" = None) -> FirstStage:
     """The first stage that a Config describes.
+
+    Args:
+        model: the folder of its retriever (None: looked up here).
 
     Raises:
         UserError: it describes none, or vectors of another model.
     """
-    parts = open_parts(config)
+    parts = open_parts(config, model)
     if len(parts) == 1:
         return parts[0]
     if config.weights is not None and len(config.weights) != len(parts):
@@ -117,10 +129,11 @@ def open_index(config: Config) -> FirstStage:
     return Hybrid(parts, FUSIONS[config.fusion], config.weights)
 
 
-def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage]:
+def open_parts(config: Config, model: "ModelFolder | None" = None, *, packed: bool | None = None) -> list[FirstStage]:
     """The first stages that a Config describes, each by itself.
 
     Args:
+        model: the folder of its retriever (None: looked up here).
         packed: of the retriever's linears, as for `models.run.for_inference`.
 
     Raises:
@@ -129,7 +142,7 @@ def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage
     over_vectors = [path for path in config.index if needs_model(path)]
     if config.vectors and not over_vectors:
         over_vectors = [config.vectors]
-    retriever: Any = _open_retriever(config, over_vectors, packed) if over_vectors or config.model else None
+    retriever: Any = _open_retriever(config, model, over_vectors, packed) if over_vectors or config.model else None
     how = Opening(vectors=config.vectors, effort=config.effort, refine=config.refine, memory_gib=config.memory_gib)
     parts = [
         open_first_stage(None if path == config.vectors else path, how, model=retriever, engine=config.engine)
@@ -140,22 +153,22 @@ def open_parts(config: Config, *, packed: bool | None = None) -> list[FirstStage
     return parts
 
 
-def _open_retriever(config: Config, over_vectors: Sequence[Path], packed: bool | None) -> Any:
+def _open_retriever(
+    config: Config, model: "ModelFolder | None", over_vectors: Sequence[Path], packed: bool | None
+) -> Any:
     """The model that made the vectors, ready to embed queries."""
-    from shortlist.models.checkpoint import load_retriever
-    from shortlist.models.run import for_inference
+    from shortlist.models.retriever import Retriever
 
-    if not (over_vectors and config.model):
+    model = model or open_model(config)
+    if not (over_vectors and model):
         given, wanted = "--model", "--vectors or an --index over vectors"
         if over_vectors:
             given, wanted = "--vectors" if over_vectors[0] == config.vectors else f"--index {over_vectors[0]}", given
         raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
     for path in over_vectors:
-        check_vectors(path, config.model, config.contract)
-    with_length = methodcaller("with_lengths", query=config.query_length)
-    retriever = load_retriever(config.model, contract=config.contract, adjust=with_length)
-    for_inference(retriever, packed=packed)
-    return retriever
+        check_vectors(path, model, config.contract)
+    contract = model.contract("document", config.contract).with_lengths(query=config.query_length)
+    return Retriever.load(model, contract=contract, packed=packed)
 
 
 class Part(NamedTuple):
@@ -192,11 +205,12 @@ def run(config: Config) -> None:
         raise UserError("--reranker without --query: a run is written first, and reordered by `shortlist rerank`.")
     if config.out is None:
         raise UserError("--out is missing: name the run file to write, or ask one question with --query.")
-    index, queries = open_index(config), collection.queries(config.split)
+    model = open_model(config)
+    index, queries = open_index(config, model), collection.queries(config.split)
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(config.collection))
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    job = start_job(config, stage="search", inputs=_inputs(config, queries), as_if=as_if)
+    job = start_job(config, stage="search", inputs=_inputs(config, model, queries), as_if=as_if)
     if job.done:
         return
     index.search(queries[:1], 1)  # what is compiled or read on first use is not a query's time
@@ -212,28 +226,26 @@ def run(config: Config) -> None:
     if own:
         say(f"search: {own} of {len(queries)} queries found the document of their own id (--exclude-self True: not).")
     milliseconds = 1000 * seconds / max(1, len(queries))
-    job.finish(num_queries=len(queries), ms_per_query=round(milliseconds, 3), stages=[_cost(config, job, milliseconds)])
+    job.finish(
+        num_queries=len(queries), ms_per_query=round(milliseconds, 3), stages=[_cost(config, model, milliseconds)]
+    )
 
 
-def _cost(config: Config, job: Job, milliseconds: float) -> dict[str, Any]:
+def _cost(config: Config, model: "ModelFolder | None", milliseconds: float) -> dict[str, Any]:
     """What the search took, as `stages` gives it."""
     folders = {path for path in (*config.index, config.vectors) if path}
     cost = {"stage": "search", "ms": round(milliseconds, 3), "index_bytes": sum(map(folder_bytes, folders))}
-    if config.model:
-        from shortlist.models.checkpoint import num_parameters
-
-        cost |= {"model": job.manifest["made_from"]["model"], "num_parameters": num_parameters(config.model)}
+    if model:
+        cost |= {"model": model.identity, "num_parameters": model.num_parameters}
     return cost | {"peak_bytes": peak_bytes()}
 
 
-def _inputs(config: Config, queries: list[Query]) -> dict[str, str | list[str]]:
+def _inputs(config: Config, model: "ModelFolder | None", queries: list[Query]) -> dict[str, str | list[str]]:
     inputs: dict[str, str | list[str]] = {"index": [identity(path) for path in config.index]}
     inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
     inputs["collection"] = f"sha256:{sha256(repr(queries).encode()).hexdigest()}"  # not the qrels: there may be none
-    if config.model:
-        from shortlist.models.checkpoint import model_identity
-
-        inputs["model"] = model_identity(config.model)
+    if model:
+        inputs["model"] = model.identity
     return inputs
 
 

@@ -15,6 +15,7 @@ from shortlist.data.manifest import read_manifest, reopen
 from shortlist.data.seen import Seen
 from shortlist.data.vectors import DEAD, VectorReader, damage, finished_shards, read_snapshot, remove_shard
 from shortlist.errors import UserError
+from shortlist.models.folder import open_folder
 from shortlist.progress import say, track
 
 
@@ -80,7 +81,7 @@ def repair(folder: Path, manifest: dict[str, Any], damaged: Iterable[int]) -> No
     settings = {name: value for name, value in manifest["config"].items() if value is not None}
     settings |= {"out": str(folder), "overwrite": False, "update": False, "compact": False}
     config = from_settings(encode.Config, settings, where=f"{folder}/manifest.json")
-    encode.claim(config, open_collection(config.collection))
+    encode.claim(config, open_folder(config.model), open_collection(config.collection))
     updated = read_snapshot(folder) is not None
     for number in damaged:
         remove_shard(folder, number)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from named import load_retriever
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import convert
@@ -19,7 +20,6 @@ from shortlist.data.runs import read_run
 from shortlist.data.triplets import text_id
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import load_retriever
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Group
 

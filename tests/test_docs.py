@@ -213,10 +213,10 @@ def test_the_pooling_that_the_documents_show_works():
 
 def test_the_model_that_the_documents_show_works(tiny):
     import torch
+    from named import load_retriever
     from torch import nn
 
     from shortlist.models.backbone import load_backbone, real_tokens
-    from shortlist.models.checkpoint import load_retriever
     from shortlist.models.outputs import Rows, split
     from shortlist.models.run import run_model
 
@@ -232,7 +232,7 @@ def test_the_model_that_the_documents_show_works(tiny):
 
 
 def test_the_contract_that_the_documents_show_works(tiny, tmp_path, monkeypatch):
-    from shortlist.models.checkpoint import tokenizer_of
+    from shortlist.models.folder import open_folder
     from shortlist.records import Document, Query
     from shortlist.text.contract import named_contract
     from shortlist.text.inputs import Inputs
@@ -242,7 +242,7 @@ def test_the_contract_that_the_documents_show_works(tiny, tmp_path, monkeypatch)
     monkeypatch.setitem(presets(), "my-yes-no", tmp_path / "my-yes-no.yaml")
     contract = named_contract("my-yes-no")
     assert (contract.form.pair_length, contract.reading.answer) == (1024, ("yes", "no"))
-    inputs = Inputs(contract.form, tokenizer_of(str(tiny.llama)))
+    inputs = Inputs(contract.form, open_folder(str(tiny.llama)).tokenizer)
     [ids] = inputs.pair_ids([(Query("q", "apple"), Document("d", "boat"))])
     assert ids[0] == inputs.special_id("<bos>")
 

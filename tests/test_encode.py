@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from named import load_retriever
 from tiny import DOCUMENTS, Tiny, kill_when
 
 from shortlist import encode, verify
@@ -15,7 +16,7 @@ from shortlist.cli import main
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import load_retriever
+from shortlist.models.dense import DenseModel
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import embed_documents
 from shortlist.records import Document
@@ -30,7 +31,7 @@ def config(tiny: Tiny, tmp_path: Path) -> encode.Config:
 
 
 @pytest.fixture
-def retriever(tiny: Tiny) -> Retriever:
+def retriever(tiny: Tiny) -> DenseModel:
     return load_retriever(str(tiny.retriever)).eval()
 
 
@@ -45,14 +46,14 @@ def write_texts(folder: Path, documents: list[Document]) -> str:
     return str(folder)
 
 
-def holds(out: Path, retriever: Retriever, documents: list[Document], atol: float = 1e-6) -> None:
+def holds(out: Path, retriever: DenseModel, documents: list[Document], atol: float = 1e-6) -> None:
     assert list(VectorReader(out).doc_ids) == [document.doc_id for document in documents]
     np.testing.assert_allclose(stored(out), embed_documents(retriever, documents), atol=atol)
 
 
 @pytest.mark.parametrize("shard_size", [5, 12, 100])
 def test_vectors_are_those_of_the_documents_in_corpus_order(
-    config: encode.Config, retriever: Retriever, shard_size: int
+    config: encode.Config, retriever: DenseModel, shard_size: int
 ):
     encode.run(replace(config, shard_size=shard_size))
     holds(config.out, retriever, DOCUMENTS)
@@ -60,16 +61,18 @@ def test_vectors_are_those_of_the_documents_in_corpus_order(
     assert len(finished_shards(config.out)) == -(-12 // shard_size)
 
 
-def test_shards_come_one_by_one_and_those_that_are_done_are_left_out(retriever: Retriever):
+def test_shards_come_one_by_one_and_those_that_are_done_are_left_out(retriever: DenseModel):
     told: list[tuple[int, int]] = []
-    shards = encode.encode(retriever, DOCUMENTS, shard_size=5, done=[1], advance=lambda *done: told.append(done))
+    shards = encode.encode(
+        Retriever(retriever), DOCUMENTS, shard_size=5, done=[1], advance=lambda *done: told.append(done)
+    )
     found = [(shard.number, shard.doc_ids[0], len(shard.vectors), len(shard.keys)) for shard in shards]
     assert found == [(0, "d0", 5, 80), (2, "d10", 2, 32)]
     lengths = [len(ids) for ids in retriever.inputs.document_ids([*DOCUMENTS[:5], *DOCUMENTS[10:]])]
     assert np.sum(told, axis=0).tolist() == [7, sum(lengths)]
 
 
-def test_the_token_budget_changes_no_vector_and_is_no_other_job(config: encode.Config, retriever: Retriever):
+def test_the_token_budget_changes_no_vector_and_is_no_other_job(config: encode.Config, retriever: DenseModel):
     encode.run(replace(config, token_budget=1))
     holds(config.out, retriever, DOCUMENTS)
     before = (config.out / "shard-00000.bin").stat().st_mtime_ns
@@ -77,7 +80,7 @@ def test_the_token_budget_changes_no_vector_and_is_no_other_job(config: encode.C
     assert (config.out / "shard-00000.bin").stat().st_mtime_ns == before
 
 
-def test_documents_are_cut_to_the_length_asked_for(config: encode.Config, retriever: Retriever):
+def test_documents_are_cut_to_the_length_asked_for(config: encode.Config, retriever: DenseModel):
     encode.run(replace(config, max_length=6))
     retriever.inputs = Inputs(retriever.inputs.form.with_lengths(document=6), retriever.inputs.tokenizer)
     holds(config.out, retriever, DOCUMENTS)
@@ -211,7 +214,7 @@ def test_a_preset_contract_that_means_something_else_now_is_another_job(
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float16", 1e-3), ("bfloat16", 4e-3), ("int8", 8e-3)])
 def test_narrow_stores_hold_the_same_vectors_less_precisely(
-    config: encode.Config, retriever: Retriever, capsys: pytest.CaptureFixture[str], dtype: str, atol: float
+    config: encode.Config, retriever: DenseModel, capsys: pytest.CaptureFixture[str], dtype: str, atol: float
 ):
     encode.run(replace(config, dtype=dtype))
     holds(config.out, retriever, DOCUMENTS, atol=atol)
@@ -223,7 +226,7 @@ def test_narrow_stores_hold_the_same_vectors_less_precisely(
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_narrow_computing_says_how_far_it_agrees_and_goes_on_saying_so(
-    config: encode.Config, retriever: Retriever, capsys: pytest.CaptureFixture[str], precision: str
+    config: encode.Config, retriever: DenseModel, capsys: pytest.CaptureFixture[str], precision: str
 ):
     config = replace(config, precision=precision)
     encode.run(config)
@@ -237,7 +240,7 @@ def test_narrow_computing_says_how_far_it_agrees_and_goes_on_saying_so(
     assert manifest["results"]["agreement"] in said[0]
 
 
-def test_processes_write_the_store_that_one_would(config: encode.Config, retriever: Retriever):
+def test_processes_write_the_store_that_one_would(config: encode.Config, retriever: DenseModel):
     encode.run(replace(config, shard_size=2, workers=2))
     holds(config.out, retriever, DOCUMENTS)
     alone = replace(config, out=config.out.with_name("alone"), shard_size=2)
@@ -263,7 +266,7 @@ CHANGED = [*DOCUMENTS[:3], DOCUMENTS[3]._replace(text="the goat has a lamp"), *D
 
 @pytest.mark.parametrize("documents", [GROWN, CHANGED, DOCUMENTS[::-1], GROWN[8:]])
 def test_an_update_embeds_what_is_new_and_leaves_the_store_of_the_corpus_as_it_is(
-    tiny: Tiny, tmp_path: Path, retriever: Retriever, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, retriever: DenseModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ):
     collection = write_texts(tmp_path / "c", DOCUMENTS)
     config = encode.Config(model=str(tiny.retriever), collection=collection, out=tmp_path / "vectors", shard_size=5)
@@ -286,13 +289,13 @@ def test_an_update_embeds_what_is_new_and_leaves_the_store_of_the_corpus_as_it_i
     assert json.loads((config.out / "manifest.json").read_text())["complete"]
 
 
-def test_an_update_of_nothing_is_an_encoding_and_goes_on_as_one(config: encode.Config, retriever: Retriever):
+def test_an_update_of_nothing_is_an_encoding_and_goes_on_as_one(config: encode.Config, retriever: DenseModel):
     encode.run(replace(config, update=True))
     holds(config.out, retriever, DOCUMENTS)
     assert not (config.out / "snapshot.json").exists()
 
 
-def test_a_killed_update_leaves_the_old_store_and_goes_on(tiny: Tiny, tmp_path: Path, retriever: Retriever):
+def test_a_killed_update_leaves_the_old_store_and_goes_on(tiny: Tiny, tmp_path: Path, retriever: DenseModel):
     collection = write_texts(tmp_path / "c", DOCUMENTS)
     out = tmp_path / "vectors"
     command = ["encode", "--model", str(tiny.retriever), "--collection", collection, "--out", str(out)]
@@ -315,7 +318,7 @@ def interrupted(*_) -> None:
 
 
 def test_an_interrupted_encoding_is_updated_to_a_corpus_that_changed_meanwhile(
-    tiny: Tiny, tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, retriever: DenseModel, monkeypatch: pytest.MonkeyPatch
 ):
     collection = write_texts(tmp_path / "c", DOCUMENTS)
     config = encode.Config(model=str(tiny.retriever), collection=collection, out=tmp_path / "vectors", shard_size=4)
@@ -340,7 +343,7 @@ def write_bad(folder: Path) -> str:
 
 
 def test_a_record_that_cannot_be_used_stops_the_work_and_nothing_is_lost(
-    tiny: Tiny, tmp_path: Path, retriever: Retriever
+    tiny: Tiny, tmp_path: Path, retriever: DenseModel
 ):
     config = encode.Config(
         model=str(tiny.retriever), collection=write_bad(tmp_path / "c"), out=tmp_path / "v", shard_size=3
@@ -360,7 +363,7 @@ def test_a_record_that_cannot_be_used_stops_the_work_and_nothing_is_lost(
 
 @pytest.mark.parametrize("update", [False, True])
 def test_records_that_cannot_be_used_are_counted_and_listed(
-    tiny: Tiny, tmp_path: Path, retriever: Retriever, capsys: pytest.CaptureFixture[str], update: bool
+    tiny: Tiny, tmp_path: Path, retriever: DenseModel, capsys: pytest.CaptureFixture[str], update: bool
 ):
     config = encode.Config(model=str(tiny.retriever), collection=str(tmp_path / "c"), out=tmp_path / "v", skip_bad=True)
     if update:
@@ -376,7 +379,7 @@ def test_records_that_cannot_be_used_are_counted_and_listed(
 
 
 def test_a_full_disk_loses_nothing(
-    config: encode.Config, retriever: Retriever, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: encode.Config, retriever: DenseModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     flags = ["--model", config.model, "--collection", config.collection, "--out", str(config.out), "--shard-size", "5"]
     write = VectorWriter.write_rows
@@ -406,7 +409,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(config: encode.Config, 
 
 @pytest.mark.parametrize("segments", ["firstp", "maxp", "avgp"])
 def test_one_segment_for_every_document_has_the_vectors_of_whole_documents(
-    config: encode.Config, retriever: Retriever, segments: Any
+    config: encode.Config, retriever: DenseModel, segments: Any
 ):
     encode.run(replace(config, segments=segments, window=196, stride=100, shard_size=5))
     names = [f"{document.doc_id}#0" if segments == "maxp" else document.doc_id for document in DOCUMENTS]
@@ -414,7 +417,7 @@ def test_one_segment_for_every_document_has_the_vectors_of_whole_documents(
 
 
 def test_every_segment_has_a_vector_and_an_updated_store_equals_one_encoded_anew(
-    config: encode.Config, retriever: Retriever, tiny: Tiny, tmp_path: Path
+    config: encode.Config, retriever: DenseModel, tiny: Tiny, tmp_path: Path
 ):
     def texts(words: int) -> list[Document]:
         return [Document(f"x{i}", " ".join([DOCUMENTS[i].text] * (1 + i * words % 4))) for i in range(9)]
@@ -432,7 +435,7 @@ def test_every_segment_has_a_vector_and_an_updated_store_equals_one_encoded_anew
     holds(config.out, retriever, list(named_segments(retriever.inputs, texts(3), stride=9)))
 
 
-def test_the_mean_of_a_documents_segments_is_its_vector(config: encode.Config, retriever: Retriever, tmp_path: Path):
+def test_the_mean_of_a_documents_segments_is_its_vector(config: encode.Config, retriever: DenseModel, tmp_path: Path):
     texts = [Document(f"x{i}", " ".join([DOCUMENTS[i].text] * (1 + i % 3))) for i in range(9)]
     collection = write_texts(tmp_path / "c", texts)
     encode.run(replace(config, collection=collection, segments="avgp", window=20, stride=9, shard_size=4))

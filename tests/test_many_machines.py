@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster import two_nodes
+from named import load_retriever
 from tiny import DOCUMENTS, Tiny
 
 from shortlist import encode, search
@@ -16,7 +17,6 @@ from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.index.flat import FlatIndex
 from shortlist.index.narrow import narrow
 from shortlist.index.scattered import ScatteredIndex
-from shortlist.models.checkpoint import load_retriever
 from shortlist.models.run import embed_documents
 from shortlist.records import Document
 

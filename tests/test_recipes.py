@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from named import load_reranker, load_retriever
 from tiny import DOCUMENTS, QUERIES, Tiny
 from wheel import module, pin, write_wheel
 
@@ -22,7 +23,6 @@ from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.demo.functions.sources import build_test, find_sources
-from shortlist.models.checkpoint import load_reranker, load_retriever
 from shortlist.recipe import OUTPUTS, Step, plan, run_recipe
 
 ROOT = Path(__file__).parents[1]

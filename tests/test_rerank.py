@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cluster import two_nodes
+from named import load_reranker
 from tiny import DOCUMENTS, QUERIES, Tiny, kill_when
 
 from shortlist import rerank
@@ -20,7 +21,6 @@ from shortlist.data.manifest import read_manifest, start_job
 from shortlist.data.runs import read_run, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import load_reranker
 from shortlist.models.run import score_pairs
 from shortlist.records import Document, Hit, Query, Run
 from shortlist.rerankers import Candidates, Scored

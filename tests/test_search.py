@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from named import load_retriever
 from tiny import DOCUMENTS, QUERIES, Tiny, write_collection
 
 import shortlist.index as index_stage
@@ -21,8 +22,8 @@ from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
-from shortlist.models.checkpoint import load_retriever, save_model
 from shortlist.models.run import embed_documents, embed_queries
+from shortlist.models.save import save_model
 from shortlist.records import Hit, Query, Run
 from shortlist.rerankers.pointwise import Reranker
 from shortlist.text.inputs import Inputs

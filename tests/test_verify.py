@@ -3,13 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from named import load_retriever
 from tiny import DOCUMENTS, Tiny
 
 from shortlist import encode
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader
-from shortlist.models.checkpoint import load_retriever
 from shortlist.models.run import embed_documents
 from shortlist.text.inputs import Inputs
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from named import reranker_to_train, retriever_to_train
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
-from shortlist.models.checkpoint import reranker_to_train, retriever_to_train, save_model
+from shortlist.models.save import save_model
 from shortlist.records import Document, Query
 
 NAMES = ["apple", "boat", "cello", "desk", "engine", "fern", "goat", "harbour", "island", "jacket", "kettle", "lamp"]

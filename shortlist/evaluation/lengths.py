@@ -20,7 +20,7 @@ from shortlist.data.formats import full_text
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
 from shortlist.math.histogram import Histogram, add_lengths, mean_length, quantile, share_at_most, shares
-from shortlist.models.checkpoint import local_folder
+from shortlist.models.folder import open_folder
 from shortlist.progress import track
 from shortlist.records import Document
 from shortlist.text.tokenizer import load_tokenizer
@@ -72,7 +72,7 @@ def run(config: Config) -> None:
     if config.sample is not None and config.sample < 1:
         raise UserError(f"--sample is {config.sample}; expected 1 or more documents.")
     collection = open_collection(config.collection)
-    folder = local_folder(config.model, weights=False)
+    folder = open_folder(config.model, weights=False).path
     part = "corpus" if config.split is None else "queries"
     inputs = {"model": _tokenizer_identity(folder), "collection": collection.identity(part)}
     job = start_job(config, stage="lengths", inputs=inputs, folder=True)

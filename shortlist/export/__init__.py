@@ -14,21 +14,19 @@ from shortlist.errors import UserError
 from shortlist.export.card import write_card
 from shortlist.export.onnx import write_onnx
 from shortlist.export.tools import write_cross_encoder, write_merged, write_peft, write_sentence_transformer
-from shortlist.models.checkpoint import any_contract, load_reranker, load_retriever, model_identity
-from shortlist.models.reranker import AnyReranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.folder import open_folder
+from shortlist.models.kinds import kind_in, load_model
 
-Model = Retriever | AnyReranker
 Target = Literal["sentence-transformers", "cross-encoder", "peft", "merged", "onnx"]
 
-WRITERS: dict[str, tuple[str, Callable[..., None]]] = {
+WRITERS: dict[str, tuple[str | None, Callable[..., None]]] = {
     "sentence-transformers": ("retriever", write_sentence_transformer),
     "cross-encoder": ("reranker", write_cross_encoder),
-    "peft": ("model", write_peft),
-    "merged": ("model", write_merged),
-    "onnx": ("model", write_onnx),
+    "peft": (None, write_peft),
+    "merged": (None, write_merged),
+    "onnx": (None, write_onnx),
 }
-"""What each layout is for, and what writes it."""
+"""What a model is used as that each layout is for (None: whatever it is), and what writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +50,20 @@ class Config:
 
 def run(config: Config) -> None:
     """Load the model and write it."""
-    kind, write = WRITERS[config.to]
-    contract = any_contract(config.model, config.contract)
-    found = "reranker" if contract.form.pair else "retriever"
-    if kind not in ("model", found):
-        raise UserError(f"--to {config.to}: is for a {kind}, and {config.model} is a {found}; choose another layout.")
-    inputs = {"model": model_identity(config.model), "contract": repr(sorted(contract.to_dict().items()))}
+    role, write = WRITERS[config.to]
+    folder = open_folder(config.model)
+    contract = folder.any_contract(config.contract)
+    reads = "pair" if contract.form.pair else "document"
+    found = kind_in(folder, contract, reads).role
+    if role not in (None, found):
+        raise UserError(f"--to {config.to}: is for a {role}, and {config.model} is a {found}; choose another layout.")
+    inputs = {"model": folder.identity, "contract": repr(sorted(contract.to_dict().items()))}
     as_if = replace(config, licence=config.licence or None)
     job = start_job(config, stage="export", inputs=inputs, as_if=as_if, folder=True)
     if job.done:
         return
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
-    model = (load_reranker if found == "reranker" else load_retriever)(
-        config.model, contract=config.contract, dtype=dtype
-    )
-    write(model, job.out, name=config.model)
-    write_card(config.model, job.out, contract, licence=config.licence)
+    model = load_model(folder, reads, contract, dtype=dtype)
+    write(model, job.out, source=folder)
+    write_card(folder, job.out, contract, licence=config.licence)
     job.finish()

@@ -11,7 +11,7 @@ import yaml
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.models.adapters import base_name, is_adapter
-from shortlist.models.checkpoint import local_folder
+from shortlist.models.folder import ModelFolder
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Reading
 
 CARD = "README.md"
@@ -33,15 +33,19 @@ SETTINGS = (
 """Of a training job, what a reader asks for."""
 
 
-def write_card(name: str, folder: Path, contract: InputContract, **options: Any) -> None:
-    """Write README.md into a folder of the model `name`, unless it has one; options as of `card`."""
+def write_card(model: ModelFolder, folder: Path, contract: InputContract, **options: Any) -> None:
+    """Write README.md into a folder of the model, unless it has one; options as of `card`."""
     if not (folder / CARD).exists():
         with atomic_write(folder / CARD) as file:
-            file.write(card(name, contract, **options))
+            file.write(card(model, contract, **options))
 
 
 def card(
-    name: str, contract: InputContract, *, results: Mapping[str, Any] | None = None, licence: str | None = None
+    model: ModelFolder,
+    contract: InputContract,
+    *,
+    results: Mapping[str, Any] | None = None,
+    licence: str | None = None,
 ) -> str:
     """The text of the card of a retriever or reranker.
 
@@ -49,10 +53,9 @@ def card(
         results: what `shortlist evaluate` has written into its results.json, to be printed.
         licence: of the model (None: that of the one it was trained from).
     """
-    source = local_folder(name, weights=False)
-    manifest = read_manifest(source) or {}
+    manifest = read_manifest(model.path) or {}
     config, kind = manifest.get("config", {}), "reranker" if contract.form.pair else "retriever"
-    base = config.get("backbone") or (base_name(source) if is_adapter(source) else None)
+    base = config.get("backbone") or (base_name(model.path) if is_adapter(model.path) else None)
     front: dict[str, Any] = {"license": licence or _licence(base), "library_name": "shortlist"}
     front |= {
         "pipeline_tag": "text-ranking" if contract.form.pair else "feature-extraction",
@@ -60,7 +63,7 @@ def card(
     }
     front |= {"base_model": base} if base and not Path(base).exists() else {}
     sections = [
-        f"# {Path(name).name}",
+        f"# {Path(model.name).name}",
         f"A {kind}" + (f", fine-tuned from {_shown(base)}" if base else "") + ", made with shortlist.",
         _training(manifest),
         _inputs(contract.form, contract.reading),

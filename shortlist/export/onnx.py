@@ -1,6 +1,7 @@
 """ONNX: a graph from token ids to vectors or scores, with the tokenizer that makes the ids."""
 
 import warnings
+from collections.abc import Callable
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -14,35 +15,55 @@ from shortlist.errors import UserError
 from shortlist.export.tokenizer import for_pairs, for_single_texts
 from shortlist.export.tools import save_tokenizer
 from shortlist.math.pooling import POOLINGS
-from shortlist.models.reranker import AnyReranker, CrossEncoder, Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.folder import ModelFolder
+from shortlist.models.kinds import KINDS
 
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = {"retriever": "sentence_embedding", "reranker": "logits"}
-"""Names of the graph's output, those that others expect."""
+"""Names of the graph's output by what the model is used as, those that others expect."""
+
+
+def vectors(model: Any, **inputs: Tensor) -> Float[Tensor, "batch dim"]:
+    """A dense model's vectors."""
+    return model.behind_pooling(_pooled(model, **inputs))
+
+
+def scores(model: Any, **inputs: Tensor) -> Float[Tensor, "batch 1"]:
+    """A pointwise model's scores."""
+    return _pooled(model, **inputs).float() @ model.head.T
+
+
+def logits(model: Any, **inputs: Tensor) -> Float[Tensor, "batch labels"]:
+    """A classifier's logits."""
+    return model.backbone(**inputs).logits
+
+
+OUTCOMES: dict[str, Callable[..., Tensor]] = {"retriever": vectors, "reranker": scores, "classifier": logits}
+"""What the graph computes, by the kind of model."""
+
+
+def _pooled(model: Any, **inputs: Tensor) -> Float[Tensor, "batch hidden"]:
+    states = model.backbone(**inputs, use_cache=False).last_hidden_state
+    return POOLINGS[model.reading.pooling](states, inputs["attention_mask"].sum(1))
 
 
 class Graph(nn.Module):
     """A model as one function of ids and mask, with nothing that depends on their sizes."""
 
-    def __init__(self, model: Retriever | AnyReranker) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.outcome = OUTCOMES[model.kind]
 
     def forward(
         self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch out"]:
         """Vectors, or one score per row."""
-        model, options = self.model, {"input_ids": input_ids, "attention_mask": attention_mask}
-        if isinstance(model, CrossEncoder):
-            return model.backbone(**options).logits
-        states = model.backbone(**options, use_cache=False).last_hidden_state
-        pooled = POOLINGS[model.reading.pooling](states, attention_mask.sum(1))
-        return pooled.float() @ model.head.T if isinstance(model, Reranker) else model.behind_pooling(pooled)
+        return self.outcome(self.model, input_ids=input_ids, attention_mask=attention_mask)
 
 
-def write_onnx(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:
+def write_onnx(model: Any, folder: Path, *, source: ModelFolder) -> None:
     """Write model.onnx (large weights beside it) and the tokenizer; a retriever's prompts go into prompts.json.
 
     Inputs are input_ids and attention_mask, padded on the right, of any number of rows and tokens.
@@ -54,12 +75,16 @@ def write_onnx(model: Retriever | AnyReranker, folder: Path, *, name: str) -> No
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError("--to onnx: needs onnx and onnxscript; pip install 'shortlist[onnx]'.") from None
+    role = KINDS[model.kind].role
+    if model.kind not in OUTCOMES:
+        raise UserError(f"{source.name}: a {model.kind} is not written as ONNX; choose another layout.")
     if model.reading.token_types or model.backbone.config.is_encoder_decoder:
-        raise UserError(f"{name}: token types and encoder-decoders are not written as ONNX; choose another layout.")
-    retriever = isinstance(model, Retriever)
-    tokenizer, prompts = for_single_texts(model.inputs) if retriever else (for_pairs(model.inputs), None)
+        raise UserError(
+            f"{source.name}: token types and encoder-decoders are not written as ONNX; choose another layout."
+        )
+    tokenizer, prompts = for_single_texts(model.inputs) if role == "retriever" else (for_pairs(model.inputs), None)
     folder.mkdir(parents=True, exist_ok=True)
-    _trace(Graph(model.float()), folder / FILE, OUTPUTS["retriever" if retriever else "reranker"])
+    _trace(Graph(model.float()), folder / FILE, OUTPUTS[role])
     save_tokenizer(tokenizer, folder)
     if prompts is not None:
         write_json(folder / "prompts.json", prompts)

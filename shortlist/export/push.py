@@ -12,7 +12,7 @@ from shortlist.errors import UserError
 from shortlist.export.card import CARD, card, write_card
 from shortlist.models.adapters import base_name, is_adapter
 from shortlist.models.backbone import first_line
-from shortlist.models.checkpoint import any_contract
+from shortlist.models.folder import open_folder
 from shortlist.progress import say
 
 NOT_PUSHED = ("manifest.json", "config.yaml", "checkpoints/*", "*.bin", "*.pt", "log.jsonl", "*.svg")
@@ -45,7 +45,8 @@ def run(config: Config) -> None:
         raise UserError(f"{config.model}: no such folder; expected a model folder.")
     if config.to.count("/") != 1 or not all(config.to.split("/")):
         raise UserError(f"--to {config.to}: no name on the hub; expected USER/NAME.")
-    contract = any_contract(str(config.model))
+    model = open_folder(str(config.model))
+    contract = model.any_contract()
     if is_adapter(config.model) and Path(base := base_name(config.model)).exists():
         raise UserError(
             f"{config.model}: is an adapter of {base}, which is on this machine alone; push that first and name it in "
@@ -54,10 +55,10 @@ def run(config: Config) -> None:
     results = read_json(config.results) if config.results else None
     if config.dry_run:
         there = config.model / CARD
-        print(there.read_text("utf-8") if there.exists() else card(str(config.model), contract, results=results))
+        print(there.read_text("utf-8") if there.exists() else card(model, contract, results=results))
         print("\n".join(sorted({*files(config.model), CARD})))
         return
-    write_card(str(config.model), config.model, contract, results=results)
+    write_card(model, config.model, contract, results=results)
     say(f"push: {upload(config.model, config.to, private=config.private)}")
 
 

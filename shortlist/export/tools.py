@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from shortlist.data.files import read_json, write_json
 from shortlist.errors import UserError
 from shortlist.export.tokenizer import for_pairs, for_single_texts
-from shortlist.models.adapters import ADAPTER, CONFIG, PREFIX, adapter_weights, base_name, is_adapter
+from shortlist.models.adapters import ADAPTER, CONFIG, PREFIX, adapter_weights, is_adapter
 from shortlist.models.backbone import is_decoder
-from shortlist.models.checkpoint import local_folder, save_model
+from shortlist.models.folder import ModelFolder
 from shortlist.models.heads import HEAD
+from shortlist.models.kinds import KINDS
 from shortlist.models.published import ACTIVATIONS, POOLING_MODES
-from shortlist.models.reranker import AnyReranker, CrossEncoder
-from shortlist.models.retriever import Retriever
+from shortlist.models.save import save_model
 
 POOLING_FLAGS = (
     "cls_token",
@@ -31,7 +31,7 @@ TRAINING_LOG = "log.jsonl"
 """What `shortlist train` writes step by step."""
 
 
-def write_sentence_transformer(model: Retriever, folder: Path, *, name: str) -> None:
+def write_sentence_transformer(model: Any, folder: Path, *, source: ModelFolder) -> None:
     """A folder that SentenceTransformer opens: encode with `prompt_name="query"` and `"document"`.
 
     It is in the layout from before version 6, which later versions read as well. Queries are cut at the length of
@@ -47,16 +47,16 @@ def write_sentence_transformer(model: Retriever, folder: Path, *, name: str) -> 
     _write_modules(model, folder, prompts)
 
 
-def write_cross_encoder(model: AnyReranker, folder: Path, *, name: str) -> None:
+def write_cross_encoder(model: Any, folder: Path, *, source: ModelFolder) -> None:
     """A folder that CrossEncoder and transformers' sequence classifiers open, whose tokenizer takes (query, document).
 
     Raises:
         UserError: the contract cannot be said in its files, or the head is none that transformers has.
     """
-    reading, own_head = model.reading, isinstance(model, CrossEncoder)
+    reading, own_head = model.reading, KINDS[model.kind].saves_itself
     if not own_head and (not is_decoder(model.backbone) or reading.pooling != "last" or reading.answer):
         raise UserError(
-            f"{name}: transformers has no sequence classifier with this head (pooling {reading.pooling} of "
+            f"{source.name}: transformers has no sequence classifier with this head (pooling {reading.pooling} of "
             f"{type(model.backbone).__name__}); export it as merged."
         )
     tokenizer = for_pairs(model.inputs, token_types=reading.token_types)
@@ -67,37 +67,37 @@ def write_cross_encoder(model: AnyReranker, folder: Path, *, name: str) -> None:
     write_json(folder / "config.json", read_json(folder / "config.json") | {"sentence_transformers": activation})
 
 
-def write_merged(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:
+def write_merged(model: Any, folder: Path, *, source: ModelFolder) -> None:
     """A folder of ours with whole weights, and the log of their training if there is one.
 
     Raises:
         UserError: the model has layers behind its pooling.
     """
-    if isinstance(model, Retriever) and len(model.dense):
-        raise UserError(f"{name}: has dense layers behind its pooling; export it to sentence-transformers.")
+    if len(getattr(model, "dense", ())):
+        raise UserError(f"{source.name}: has dense layers behind its pooling; export it to sentence-transformers.")
     save_model(model, folder)
-    if (log := local_folder(name) / TRAINING_LOG).is_file():
+    if (log := source.path / TRAINING_LOG).is_file():
         shutil.copyfile(log, folder / TRAINING_LOG)
 
 
-def write_peft(model: Retriever | AnyReranker, folder: Path, *, name: str) -> None:
+def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
     """An adapter that PEFT opens; a retriever's opens in sentence-transformers too, with its pooling and prompts.
 
     Raises:
         UserError: the model is no adapter, or one on top of another.
     """
-    source = local_folder(name)
-    if not is_adapter(source):
-        raise UserError(f"{name}: is a whole model, and no adapter; export it as merged.")
-    base = base_name(source)
-    if Path(base).is_dir() and is_adapter(Path(base)):
-        raise UserError(f"{name}: is an adapter on top of another adapter, {base}; export it as merged.")
-    prefix, reranker = f"{model.backbone.base_model_prefix}.", not isinstance(model, Retriever)
+    if not is_adapter(source.path):
+        raise UserError(f"{source.name}: is a whole model, and no adapter; export it as merged.")
+    if source.base and source.base.base:
+        raise UserError(
+            f"{source.name}: is an adapter on top of another adapter, {source.base.name}; export it as merged."
+        )
+    prefix, reranker = f"{model.backbone.base_model_prefix}.", KINDS[model.kind].role == "reranker"
     state = {}
-    for key, value in adapter_weights(source).items():
+    for key, value in adapter_weights(source.path).items():
         bare = key.removeprefix(PREFIX).removeprefix(prefix)
         state[PREFIX + (bare if bare == HEAD or not reranker else prefix + bare)] = value.contiguous()
-    settings = read_json(source / CONFIG)
+    settings = read_json(source.path / CONFIG)
     settings |= {"task_type": "SEQ_CLS" if reranker else "FEATURE_EXTRACTION"}
     settings |= {"modules_to_save": ["score"] if reranker else None}
     tokenizer, prompts = (
@@ -110,11 +110,11 @@ def write_peft(model: Retriever | AnyReranker, folder: Path, *, name: str) -> No
     write_json(folder / CONFIG, settings)
     write_json(folder / "contract.json", model.contract.to_dict())
     save_tokenizer(tokenizer, folder)
-    if isinstance(model, Retriever):
+    if not reranker:
         _write_modules(model, folder, prompts)
 
 
-def _write_modules(model: Retriever, folder: Path, prompts: dict[str, str]) -> None:
+def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
     """sentence-transformers' files beside weights and tokenizer."""
     reading, dim = model.reading, model.backbone.config.hidden_size
     names = {ours: theirs for theirs, ours in POOLING_MODES.items()}

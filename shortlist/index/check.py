@@ -18,8 +18,8 @@ from shortlist.index.flat import exact_index
 from shortlist.index.kinds import find_kind
 from shortlist.index.opening import kind_of, made_by, open_index
 from shortlist.index.protocols import VectorIndex
-from shortlist.models.checkpoint import load_retriever, model_identity
-from shortlist.models.run import embed_queries, for_inference
+from shortlist.models.folder import open_folder
+from shortlist.models.retriever import Retriever
 from shortlist.progress import resident_bytes, size
 from shortlist.records import Hit
 
@@ -130,8 +130,8 @@ def _embedded(
 ) -> Float[np.ndarray, "queries dim"]:
     if collection is None:
         raise UserError("--model without --collection: --check embeds the queries of a collection with the model.")
-    if made_by(vectors.folder) not in (None, model_identity(model)):
+    found = open_folder(model)
+    if made_by(vectors.folder) not in (None, found.identity):
         raise UserError(f"--model {model}: is not what made {vectors.folder}; name the model that did.")
-    retriever = load_retriever(model)
-    for_inference(retriever)
-    return embed_queries(retriever, open_collection(collection).queries(split)[:QUERIES])
+    queries = open_collection(collection).queries(split)[:QUERIES]
+    return Retriever.load(found).encode_queries(queries)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.engine import Engine
@@ -11,6 +11,9 @@ from shortlist.index.dense import DenseSearch
 from shortlist.index.kinds import find_kind
 from shortlist.index.protocols import FirstStage, Opening, VectorIndex
 from shortlist.progress import say
+
+if TYPE_CHECKING:
+    from shortlist.models.folder import ModelFolder
 
 
 def kind_of(index: Path) -> str:
@@ -35,30 +38,29 @@ def needs_model(index: Path) -> bool:
     return find_kind(kind_of(index)).first_stage is not None
 
 
-def check_vectors(folder: Path, model: str, contract: str | None = None) -> None:
+def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = None) -> None:
     """Check that a store of vectors, or an index over one, was made by this model as it is now.
 
     Asked before the model's weights are loaded. Vectors that say nothing of their model, as another tool's, pass.
 
     Args:
         folder: from `shortlist encode` or `shortlist index`.
-        model: folder or hub name.
+        model: the folder of the retriever.
         contract: input contract by name, for a model that does not say its own.
 
     Raises:
         UserError: it is not finished, another model made it, or the same one with another input contract.
     """
-    from shortlist.models.checkpoint import model_identity, retriever_contract
     from shortlist.text.segments import segment_contract, segment_settings
 
     identity(folder)  # refuses an unfinished one
-    if made_by(folder) not in (None, model_identity(model)):
+    if made_by(folder) not in (None, model.identity):
         raise UserError(
-            f"{folder}: its vectors were not made by what --model {model} holds now; encode again, or name "
+            f"{folder}: its vectors were not made by what --model {model.name} holds now; encode again, or name "
             "the model that made them."
         )
     made = read_manifest(folder) or {}
-    form = retriever_contract(model, contract)
+    form = model.contract("document", contract)
     if made.get("stage") == "encode":
         form = segment_contract(form, **segment_settings(made))
     if made.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():

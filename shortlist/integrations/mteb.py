@@ -4,14 +4,13 @@ MTEB searches with a retriever itself, exactly, and gives a reranker the candida
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
 
 from shortlist.integrations import not_installed
-from shortlist.models.checkpoint import model_identity, num_parameters
+from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import score_pairs
 from shortlist.records import Document, as_queries
@@ -41,15 +40,16 @@ class RetrieverEncoder:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self.retriever = Retriever.load(model, **options)
+        folder = open_folder(model)
+        self.retriever = Retriever.load(folder, **options)
         form = self.retriever.inputs.form
         self.mteb_model_meta = _meta(
-            model,
+            folder,
             form,
             options,
             max_tokens=form.document_length,
             embed_dim=self.retriever.dim,
-            similarity_fn_name="cosine" if self.retriever.reading.normalize else "dot",
+            similarity_fn_name="cosine" if self.retriever.contract.reading.normalize else "dot",
         )
 
     def encode(
@@ -82,9 +82,10 @@ class RerankerCrossEncoder:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self.reranker = Reranker.load(model, **options)
+        folder = open_folder(model, wanted="reranker")
+        self.reranker = Reranker.load(folder, **options)
         form = self.reranker.inputs.form
-        self.mteb_model_meta = _meta(model, form, options, max_tokens=form.pair_length, model_type=["cross-encoder"])
+        self.mteb_model_meta = _meta(folder, form, options, max_tokens=form.pair_length, model_type=["cross-encoder"])
 
     def predict(self, inputs1: Iterable[Batch], inputs2: Iterable[Batch], **_: Any) -> Float[np.ndarray, " pairs"]:
         """Score of each query with its document, batched by their lengths instead of as they come."""
@@ -106,14 +107,13 @@ def _documents(batches: Iterable[Batch]) -> list[Document]:
     return [Document(str(place), text, title) for place, (text, title) in enumerate(rows)]
 
 
-def _meta(model: str, form: Form, options: Mapping[str, Any], **known: Any) -> ModelMeta:
+def _meta(model: ModelFolder, form: Form, options: Mapping[str, Any], **known: Any) -> ModelMeta:
     """What is known of a model. Its revision is its identity in manifests, so results are never another model's."""
-    folder = Path(model).is_dir()
     pieces = (*form.query, *form.document, *form.pair)
     settings = {
-        "name": f"local/{Path(model).resolve().name}" if folder else model,
-        "revision": model_identity(model).rpartition(":" if folder else "@")[2],
-        "n_parameters": num_parameters(model),
+        "name": model.name if model.revision else f"local/{model.path.resolve().name}",
+        "revision": model.revision or model.identity.rpartition(":")[2],
+        "n_parameters": model.num_parameters,
         "framework": ["PyTorch"],
         "use_instructions": any(piece not in SPECIAL and not piece.startswith("{") for piece in pieces),
         "experiment_kwargs": {name: str(value) for name, value in options.items()} or None,

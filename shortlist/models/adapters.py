@@ -7,6 +7,7 @@ always goes on the backbone, so the keys are brought to that, and none may be le
 go on with random updates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,6 +28,9 @@ CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 """Read as tensors alone, without running what else a pickle may hold."""
+
+QUANTIZATION = "quantization_config.json"
+"""Beside an adapter: how its base was quantised while it was trained."""
 
 PREFIX = "base_model.model."
 """What PEFT puts before every key."""
@@ -134,8 +138,11 @@ def adapter_head(folder: Path) -> Tensor | None:
     return next((value for key, value in adapter_weights(folder).items() if key.endswith(f".{HEAD}")), None)
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str] = (HEAD,)) -> PreTrainedModel:
     """Add a saved adapter's updates to the model's weights.
+
+    Args:
+        beside: ends of the keys that are not the backbone's, but of what stands on it.
 
     Raises:
         UserError: the adapter does not fit the model.
@@ -147,7 +154,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     weights = {
         PREFIX + key.removeprefix(PREFIX).removeprefix(prefix): value
         for key, value in adapter_weights(folder).items()
-        if not key.endswith(f".{HEAD}")
+        if not key.endswith(tuple(f".{end}" for end in beside))
     }
     try:
         with hushed():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from shortlist.models.backbone import apply_reading, real_tokens
+from shortlist.models.backbone import real_tokens
 from shortlist.models.outputs import Rows
 from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
@@ -24,6 +24,7 @@ class LanguageModel(nn.Module):
     https://arxiv.org/abs/1608.05859
     """
 
+    kind = "language-model"
     row_shape: tuple[int, ...] = (2,)
 
     def __init__(self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading) -> None:
@@ -31,8 +32,6 @@ class LanguageModel(nn.Module):
         self.backbone = backbone
         self.inputs = inputs
         self.reading = reading
-        apply_reading(backbone, reading)
-        backbone.config.tie_word_embeddings = True  # saved with it, so that transformers' own model is the same one
 
     @property
     def contract(self) -> InputContract:

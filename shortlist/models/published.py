@@ -16,8 +16,8 @@ from transformers import CONFIG_MAPPING
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
 from shortlist.models.adapters import is_adapter
+from shortlist.models.dense import Activation, DenseLayer
 from shortlist.models.heads import is_classifier
-from shortlist.models.retriever import Activation, Dense
 from shortlist.text.contract import Form, InputContract, Reading, named_contract
 from shortlist.text.special_tokens import around_one, around_two, literal
 from shortlist.text.tokenizer import load_tokenizer
@@ -105,7 +105,7 @@ def backbone_folder(folder: Path) -> Path:
     return next((path for kind, path in _modules(folder) if kind == "Transformer"), folder)
 
 
-def dense_layers(folder: Path) -> list[Dense]:
+def dense_layers(folder: Path) -> list[DenseLayer]:
     """The layers behind the pooling, in their order; none where modules.json names none.
 
     Raises:
@@ -123,7 +123,7 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     ]
 
 
-def _dense(folder: Path) -> Dense:
+def _dense(folder: Path) -> DenseLayer:
     settings, path = read_json(folder / "config.json"), folder / "model.safetensors"
     try:
         weights = load_file(path)
@@ -133,7 +133,7 @@ def _dense(folder: Path) -> Dense:
     name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     if name not in ACTIVATIONS:
         raise UserError(f"{folder}: activation {name!r} is not supported; expected one of {', '.join(ACTIVATIONS)}.")
-    return Dense(weight, bias, ACTIVATIONS[name])
+    return DenseLayer(weight, bias, ACTIVATIONS[name])
 
 
 def _of_modules(folder: Path) -> InputContract:

@@ -1,128 +1,61 @@
-"""The bi-encoder: one text, one vector; the dot product of two vectors is their similarity."""
+"""Retrievers: texts in, vectors out."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, final
 
 import numpy as np
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from jaxtyping import Float
 
-from shortlist.models.backbone import apply_reading, pooled_states
-from shortlist.models.outputs import Rows
+from shortlist.models.folder import ModelFolder, open_folder
+from shortlist.models.kinds import load_model
+from shortlist.models.run import Model, embed_documents, embed_queries, for_inference
 from shortlist.records import Document, Query, as_documents, as_queries
-from shortlist.text.contract import Adjust, InputContract, Reading
-from shortlist.text.inputs import Inputs
-
-Activation = Callable[[Tensor], Tensor]
+from shortlist.text.contract import InputContract
 
 
-class Dense(nn.Module):
-    """A linear layer behind the pooling and what is done to its output, as sentence-transformers' module `Dense`.
+@final
+class Retriever:
+    """A model that gives queries and documents vectors, whose dot product is their similarity.
 
     Args:
-        activation: applied to the output (None: nothing).
+        model: ready to run; its `inputs` make token ids of texts.
     """
 
-    def __init__(
-        self,
-        weight: Float[Tensor, "out features"],
-        bias: Float[Tensor, " out"] | None = None,
-        activation: Activation | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.float())
-        self.bias = None if bias is None else nn.Parameter(bias.float())
-        self.activation = activation
-
-    @property
-    def out_features(self) -> int:
-        """Numbers that come out."""
-        return len(self.weight)
-
-    def forward(self, vectors: Float[Tensor, "batch features"]) -> Float[Tensor, "batch out"]:
-        """The layer's output, float32."""
-        vectors = F.linear(vectors, self.weight, self.bias)
-        return vectors if self.activation is None else self.activation(vectors)
-
-
-class Retriever(nn.Module):
-    """A backbone whose pooled hidden state is the vector of a query or a document (RepLLaMA, and encoders alike).
-
-    Args:
-        dense: layers that sentence-transformers puts behind the pooling, in their order.
-
-    https://arxiv.org/abs/2310.08319
-    """
-
-    def __init__(
-        self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading, dense: Sequence[Dense] = ()
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.inputs = inputs
-        self.reading = reading
-        self.dense = nn.ModuleList(dense)
-        apply_reading(backbone, reading)
-
-    @property
-    def contract(self) -> InputContract:
-        """How its texts become ids, and its output is read."""
-        return InputContract(self.inputs.form, self.reading)
+    def __init__(self, model: Model) -> None:
+        self.model, self.inputs = model, model.inputs
 
     @classmethod
     def load(
-        cls, name: str, *, contract: str | None = None, adjust: Adjust | None = None, **options: Any
+        cls, name: str | ModelFolder, *, contract: str | InputContract | None = None, **options: Any
     ) -> "Retriever":
         """Load a model folder, or the name of one on the hub, ready to encode.
 
         Args:
-            contract: input contract by name, for a folder that does not say its own.
-            adjust: makes the contract that is used of that one, such as with other lengths.
+            contract: input contract, by name or as it is, for a folder that does not say its own.
             options: device and precision, as for `models.run.for_inference`.
 
         Raises:
             UserError: no model is there, or nothing says what its input looks like.
         """
-        from shortlist.models.checkpoint import load_retriever
-        from shortlist.models.run import for_inference
+        folder = open_folder(name) if isinstance(name, str) else name
+        model = load_model(folder, "document", contract)
+        for_inference(model, **options)
+        return cls(model)
 
-        retriever = load_retriever(name, contract=contract, adjust=adjust)
-        for_inference(retriever, **options)
-        return retriever
+    @property
+    def contract(self) -> InputContract:
+        """How texts become ids, and how the output is read."""
+        return self.model.contract
 
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        weights = [layer.weight for layer in self.dense]
-        return len(weights[-1]) if weights else self.backbone.config.hidden_size  # type: ignore[arg-type]
-
-    @property
-    def row_shape(self) -> tuple[int]:
-        """Shape of one row of the output: a vector."""
-        return (self.dim,)
+        return self.model.row_shape[-1]
 
     def encode_queries(self, queries: Sequence[str | Query], **options: Any) -> Float[np.ndarray, "queries dim"]:
         """Vectors of queries; options as in `models.run.run_model`."""
-        from shortlist.models.run import embed_queries
-
-        return embed_queries(self, as_queries(queries), **options)
+        return embed_queries(self.model, as_queries(queries), **options)
 
     def encode_documents(self, documents: Sequence[str | Document], **options: Any) -> Float[np.ndarray, "docs dim"]:
         """Vectors of documents; options as in `models.run.run_model`."""
-        from shortlist.models.run import embed_documents
-
-        return embed_documents(self, as_documents(documents), **options)
-
-    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
-        """A vector, float32, for each row of right-padded ids."""
-        pooling = self.reading.pooling
-        return Rows(self.behind_pooling(pooled_states(self.backbone, token_ids, lengths, pooling=pooling)))
-
-    def behind_pooling(self, states: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
-        """Vectors, float32, of pooled hidden states."""
-        vectors = states.float()
-        for layer in self.dense:
-            vectors = layer(vectors)
-        return F.normalize(vectors, dim=-1) if self.reading.normalize else vectors
+        return embed_documents(self.model, as_documents(documents), **options)

@@ -14,10 +14,9 @@ from shortlist.models.kernels.fused import fuse_layers
 from shortlist.models.kernels.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
 from shortlist.models.kernels.quantized import Int8Linear, quantize_linears
 from shortlist.models.outputs import Rows, join, select
-from shortlist.models.reranker import AnyReranker
-from shortlist.models.retriever import Retriever
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad, token_batches
+from shortlist.text.contract import InputContract
 from shortlist.text.inputs import Inputs
 
 CPU_TOKENS = 2048
@@ -43,6 +42,16 @@ class Model(Protocol):
 
     backbone: PreTrainedModel
     inputs: Inputs
+
+    @property
+    def kind(self) -> str:
+        """Its kind, a key of `models.kinds.KINDS`."""
+        ...
+
+    @property
+    def contract(self) -> InputContract:
+        """How its texts become ids, and its output is read."""
+        ...
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -152,19 +161,19 @@ def run_model(
     return select(together, torch.from_numpy(np.concatenate(order)).argsort())
 
 
-def embed_queries(retriever: Retriever, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
+def embed_queries(model: Model, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
     """Vectors of queries; options as in `run_model`."""
-    return run_model(retriever, compact_ids(retriever.inputs.query_ids, queries), **options).values.numpy()
+    return run_model(model, compact_ids(model.inputs.query_ids, queries), **options).values.numpy()
 
 
-def embed_documents(retriever: Retriever, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
+def embed_documents(model: Model, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
     """Vectors of documents; options as in `run_model`."""
-    return run_model(retriever, compact_ids(retriever.inputs.document_ids, documents), **options).values.numpy()
+    return run_model(model, compact_ids(model.inputs.document_ids, documents), **options).values.numpy()
 
 
-def score_pairs(reranker: AnyReranker, pairs: Sequence[Pair], **options) -> Float[np.ndarray, " pairs"]:
+def score_pairs(model: Model, pairs: Sequence[Pair], **options) -> Float[np.ndarray, " pairs"]:
     """Score of each document for its query; options as in `run_model`."""
-    return run_model(reranker, compact_ids(reranker.inputs.pair_ids, pairs), **options).values.numpy()
+    return run_model(model, compact_ids(model.inputs.pair_ids, pairs), **options).values.numpy()
 
 
 def compact_ids(

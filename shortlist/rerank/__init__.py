@@ -147,7 +147,8 @@ def run(config: Config) -> None:
         known = KnownScores(log, candidates, wanted)
         results: dict[str, Any] = {"num_queries": len(candidates.run.query_ids)}
         if config.precision != "fp32" and not known.done[wanted].all():
-            exact = prepare(config.method, settings | {"precision": "fp32"})
+            found = {"model": prepared.model} if prepared.model else {}  # so that its name is not looked up again
+            exact = prepare(config.method, settings | {"precision": "fp32"} | found)
             results["agreement"] = job.decide(
                 "agreement", lambda: order_agreement(exact, prepared, candidates, readable)
             )

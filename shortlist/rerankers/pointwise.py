@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,25 +10,17 @@ from jaxtyping import Float, Int
 
 from shortlist.errors import UserError
 from shortlist.math.combination import COMBINATIONS
-from shortlist.models.checkpoint import (
-    load_reranker,
-    model_identity,
-    num_parameters,
-    reranker_contract,
-    tokenizer_of,
-)
-from shortlist.models.reranker import AnyReranker
-from shortlist.models.run import Pair, Precision, compact_ids, for_inference, run_batches
-from shortlist.models.shipped import shipped_name
+from shortlist.models.folder import ModelFolder, open_folder
+from shortlist.models.kinds import load_model
+from shortlist.models.run import Model, Pair, Precision, compact_ids, for_inference, run_batches
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.rerankers import Candidates, Scored
 from shortlist.rerankers.prepared import Prepared
-from shortlist.text.contract import Adjust, InputContract
+from shortlist.text.contract import InputContract
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import Segments, pair_segments, segment_contract, unused_settings
 
 
-@final
 class Reranker:
     """A query and a document read together, one score: texts in, arrays out.
 
@@ -41,14 +33,19 @@ class Reranker:
     """
 
     def __init__(
-        self, model: AnyReranker, *, token_budget: int | None = None, segments: Segments = "whole", stride: int = 256
+        self, model: Model, *, token_budget: int | None = None, segments: Segments = "whole", stride: int = 256
     ) -> None:
         self.model, self.inputs = model, model.inputs
         self.token_budget, self.segments, self.stride = token_budget, segments, stride
 
+    @property
+    def contract(self) -> InputContract:
+        """How texts become ids, and how the output is read."""
+        return self.model.contract
+
     @classmethod
     def load(
-        cls, name: str, *, device: torch.device | None = None, packed: bool | None = None, **settings: Any
+        cls, name: str | ModelFolder, *, device: torch.device | None = None, packed: bool | None = None, **settings: Any
     ) -> "Reranker":
         """Load a model folder, or the name of one on the hub, ready to score, whichever kind of model it holds.
 
@@ -104,10 +101,18 @@ class Reranker:
             yield ready, np.array(whole, dtype=np.float32), num_tokens
 
 
+class CrossEncoder(Reranker):
+    """A reranker whose model is an encoder with the classifier that it was published with."""
+
+
+CLASSES: dict[str, type[Reranker]] = {"classifier": CrossEncoder}
+"""What a reranker is called in Python, by the kind of its model, if it is no plain `Reranker`."""
+
+
 def pointwise(
     *,
-    model: str | None = None,
-    contract: str | None = None,
+    model: str | ModelFolder | None = None,
+    contract: str | InputContract | None = None,
     instruction: str | None = None,
     max_length: int | None = None,
     segments: Segments = "whole",
@@ -117,13 +122,12 @@ def pointwise(
     token_budget: int | None = None,
     packed: bool | None = None,
     device: torch.device | None = None,
-    adjust: Adjust | None = None,
 ) -> Prepared:
     """Prepare a pointwise reranker.
 
     Args:
         model: folder or hub name.
-        contract: input contract by name, for a folder that does not say its own.
+        contract: input contract, by name or as it is, for a folder that does not say its own.
         instruction: what the model is told to look for, where its contract has a place for that.
         max_length: most tokens of a pair (None: the model's).
         segments: how much of a document is read: `text.segments.Segments`.
@@ -131,63 +135,44 @@ def pointwise(
         stride: tokens from the beginning of a segment's text to that of the next one's.
         precision: as for `models.run.for_inference`, and so are `packed` and `device`.
         token_budget: most tokens in one forward pass, padding included (None: what suits the device).
-        adjust: changes the contract before the other settings do.
 
     Raises:
         UserError: there is no such model, or lengths that do not fit together.
     """
     if model is None:
         raise UserError("--method pointwise needs a --model: a reranker's folder or hub name.")
-    model = shipped_name(model, "reranker")
-    adjusted = partial(
-        _adjusted,
-        adjust=adjust,
-        instruction=instruction,
-        segments=segments,
-        lengths={"window": window, "stride": stride, "max_length": max_length},
-    )
-    read_by = adjusted(reranker_contract(model, contract))
+    folder = open_folder(model, wanted="reranker") if isinstance(model, str) else model
+    read_by = folder.contract("pair", contract).with_instruction(instruction)
+    read_by = segment_contract(read_by, segments, window=window, stride=stride, max_length=max_length)
     reading = {"precision": precision, "segments": segments, "window": window, "stride": stride}
     unused = unused_settings(segments)
     return Prepared(
         open=partial(
             _open,
-            model,
-            contract,
-            adjusted,
+            folder,
+            read_by,
             reading={"token_budget": token_budget, "segments": segments, "stride": stride},
             running={"device": device, "precision": precision, "packed": packed},
         ),
-        identities=partial(_identities, model, read_by),
+        model=folder,
+        identities=partial(_identities, folder, read_by),
         settings={name: value for name, value in reading.items() if name not in unused},
-        check=partial(_check, model, read_by),
-        num_parameters=partial(num_parameters, model),
+        check=partial(_check, folder, read_by),
+        num_parameters=partial(getattr, folder, "num_parameters"),
     )
 
 
-def _adjusted(
-    contract: InputContract,
-    *,
-    adjust: Adjust | None,
-    instruction: str | None,
-    segments: Segments,
-    lengths: dict[str, Any],
-) -> InputContract:
-    contract = (adjust(contract) if adjust else contract).with_instruction(instruction)
-    return segment_contract(contract, segments, **lengths)
-
-
 def _open(
-    name: str, contract: str | None, adjust: Adjust, *, reading: dict[str, Any], running: dict[str, Any]
+    folder: ModelFolder, contract: InputContract, *, reading: dict[str, Any], running: dict[str, Any]
 ) -> Reranker:
-    model = load_reranker(name, contract=contract, adjust=adjust)
+    model = load_model(folder, "pair", contract)
     for_inference(model, **running)
-    return Reranker(model, **reading)
+    return CLASSES.get(model.kind, Reranker)(model, **reading)
 
 
-def _identities(name: str, contract: InputContract) -> dict[str, str]:
-    return {"model": model_identity(name), "contract": contract.of_pairs()}
+def _identities(folder: ModelFolder, contract: InputContract) -> dict[str, str]:
+    return {"model": folder.identity, "contract": contract.of_pairs()}
 
 
-def _check(name: str, contract: InputContract, queries: Iterable[Query]) -> None:
-    Inputs(contract.form, tokenizer_of(name)).check_queries(queries)
+def _check(folder: ModelFolder, contract: InputContract, queries: Iterable[Query]) -> None:
+    Inputs(contract.form, folder.tokenizer).check_queries(queries)

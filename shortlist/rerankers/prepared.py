@@ -23,6 +23,7 @@ class Prepared:
         whole_lists: whether a score depends on the other documents of the list, or on their order.
         check: refuses queries that it cannot read, with a UserError, before anything is scored.
         num_parameters: counts those of its model, for what a run costs.
+        model: what the setting `model` stands for, to be given instead of a name that was looked up already.
     """
 
     open: Callable[[], Ranker]
@@ -31,3 +32,4 @@ class Prepared:
     whole_lists: bool = False
     check: Callable[[Iterable[Query]], None] = any_query
     num_parameters: Callable[[], int] | None = None
+    model: Any = None

@@ -215,7 +215,7 @@ def _narrowed(service: Service, vectors: np.ndarray, dimensions: int | None) -> 
     if dimensions > service.retriever.dim:
         raise FieldError("dimensions", f"the model's vectors have {service.retriever.dim} numbers; ask for no more")
     vectors = vectors[:, :dimensions]
-    return _unit(vectors) if service.retriever.reading.normalize else vectors
+    return _unit(vectors) if service.retriever.contract.reading.normalize else vectors
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

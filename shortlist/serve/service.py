@@ -14,7 +14,7 @@ from jaxtyping import Float
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
 from shortlist.models.retriever import Retriever
-from shortlist.models.run import Model, TokenIds, compact_ids
+from shortlist.models.run import TokenIds, compact_ids
 from shortlist.pipeline import Answer, Pipeline
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers.pointwise import Reranker
@@ -75,12 +75,9 @@ class Service:
         self.metrics = Metrics(
             shortlist_queue_requests=lambda: self.gate.requests, shortlist_queue_tokens=lambda: self.gate.tokens
         )
-        models: dict[str, Model | None] = {
-            "retriever": self.retriever,
-            "reranker": self.reranker and self.reranker.model,
-        }
+        served = {"retriever": self.retriever, "reranker": self.reranker}
         self.batcher = Batcher(
-            {name: model for name, model in models.items() if model is not None},
+            {name: one.model for name, one in served.items() if one is not None},
             token_budget=token_budget,
             finished=self._count_batch,
         )

@@ -12,8 +12,9 @@ from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
 from shortlist.data.manifest import Job, start_job
 from shortlist.math.sampling import shortfall
-from shortlist.models.checkpoint import Trainable, model_identity, save_model
-from shortlist.models.shipped import shipped_name
+from shortlist.models.folder import ModelFolder, open_folder
+from shortlist.models.kinds import for_kind, named_kind
+from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, num_steps
@@ -38,23 +39,25 @@ from shortlist.train.steps import Example, compute_outputs
 def run(config: Config) -> None:
     """Train and save the model with its contract and manifest; under torchrun, in all its processes together."""
     check(config)
-    kind = "reranker" if config.kind == "reranker" else "retriever"
-    config = replace(config, backbone=shipped_name(config.backbone, kind))
     start = time.perf_counter()
     with join() as world:
         collection = open_collection(config.collection)
         source = collect_groups(config, collection)
-        empty, _ = adapted_model(config, empty=True, attention=config.attention)  # refuses what does not fit together
+        backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
+        config = replace(config, backbone=backbone.name)
+        empty, _ = adapted_model(
+            config, backbone, empty=True, attention=config.attention
+        )  # refuses what does not fit together
         if config.heldout_split:
             collection.qrels(config.heldout_split)
         if config.dry_run:
             if world.leads:
                 _foresee(config, empty, collection, source, world)
             return
-        job = _claim(config, collection, source) if world.leads else None
+        job = _claim(config, backbone, collection, source) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
             return
-        train(config, collection, source, world)
+        train(config, backbone, collection, source, world)
         if job:
             draw_loss(config.out)
             counts = {"num_groups": len(source.groups), "short_groups": shortfall(source.groups, config.negatives or 0)}
@@ -65,10 +68,12 @@ def run(config: Config) -> None:
                 drop_checkpoints(config.out)
 
 
-def train(config: Config, collection: Collection, source: GroupSource, world: World = ALONE) -> None:
+def train(
+    config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource, world: World = ALONE
+) -> None:
     """Train from the newest checkpoint in `config.out`, if there is one, and save the model there."""
     device, bf16 = own_device(world), config.precision == "bf16"
-    model, adapter = in_turn(partial(build_model, config, device, world), world)
+    model, adapter = in_turn(partial(build_model, config, backbone, device, world), world)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate)
     state = State(token_budget=config.token_budget or TOKENS[device.type], cached=config.grad_cache)
     if before := load_checkpoint(config.out, model, optimizer, adapter=adapter is not None):
@@ -114,12 +119,12 @@ def train(config: Config, collection: Collection, source: GroupSource, world: Wo
         save_model(model, config.out, weights=weights, **files)
 
 
-def _claim(config: Config, collection: Collection, source: GroupSource) -> Job:
+def _claim(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> Job:
     return start_job(
         config,
         stage="train",
         inputs={
-            "backbone": model_identity(config.backbone),
+            "backbone": backbone.identity,
             "collection": collection.identity("corpus", "queries"),
             "groups": source.identity,
         },
@@ -179,7 +184,7 @@ def _evaluation(config: Config, collection: Collection, model: Trainable) -> Eva
         return None
     sizes = {"num_queries": config.heldout_queries, "num_docs": config.heldout_docs}
     heldout = draw_heldout(collection, config.heldout_split, **sizes, seed=config.seed)
-    return EVALUATIONS[config.kind](model, heldout)
+    return for_kind(EVALUATIONS, config.kind)(model, heldout)
 
 
 @contextmanager

@@ -11,13 +11,10 @@ from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapters import add_lora, parse_lora
 from shortlist.models.backbone import checkpoint_layers
-from shortlist.models.checkpoint import (
-    Trainable,
-    language_model_to_train,
-    reranker_to_train,
-    retriever_to_train,
-)
+from shortlist.models.folder import ModelFolder
 from shortlist.models.kernels.training_linear import speed_up_training
+from shortlist.models.kinds import named_kind
+from shortlist.models.save import Trainable
 from shortlist.progress import say
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups
@@ -44,10 +41,10 @@ def collect_groups(config: Config, collection: Collection) -> GroupSource:
     return source
 
 
-def build_model(config: Config, device: torch.device, world: World) -> tuple[Trainable, Any]:
+def build_model(config: Config, backbone: ModelFolder, device: torch.device, world: World) -> tuple[Trainable, Any]:
     """The model on its device, ready to train, and PEFT's wrapper if it has a LoRA."""
     loading = {"dtype": weights_dtype(config, device), "attention": config.attention, "four_bit": config.four_bit}
-    model, adapter = adapted_model(config, **loading)
+    model, adapter = adapted_model(config, backbone, **loading)
     if config.sharded and world.size > 1:
         shard(model, _layers(model.backbone), device)
     elif config.sharded:
@@ -64,9 +61,9 @@ def weights_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if frozen else torch.float32
 
 
-def adapted_model(config: Config, **loading: Any) -> tuple[Trainable, Any]:
+def adapted_model(config: Config, backbone: ModelFolder, **loading: Any) -> tuple[Trainable, Any]:
     """The model with what is to train in it, and PEFT's wrapper if that is a LoRA."""
-    model = _loaded(config, **loading)
+    model = _loaded(config, backbone, **loading)
     torch.manual_seed(config.seed)  # of the adapter's weights
     adapter = add_lora(model.backbone, parse_lora(config.lora)) if config.lora else None
     if config.gradient_checkpointing:
@@ -74,7 +71,7 @@ def adapted_model(config: Config, **loading: Any) -> tuple[Trainable, Any]:
     return model, adapter
 
 
-def _loaded(config: Config, **loading: Any) -> Trainable:
+def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     contract = named_contract(config.contract) if config.contract else None
 
     def adjusted(contract: InputContract) -> InputContract:
@@ -82,11 +79,9 @@ def _loaded(config: Config, **loading: Any) -> Trainable:
         both_ways = contract.reading.bidirectional or config.bidirectional
         return replace(contract, reading=replace(contract.reading, bidirectional=both_ways))
 
-    if config.kind == "retriever":
-        return retriever_to_train(config.backbone, contract, adjust=adjusted, **loading)
-    if config.kind == "language-model":
-        return language_model_to_train(config.backbone, contract, adjust=adjusted, **loading)
-    return reranker_to_train(config.backbone, contract, seed=config.seed, adjust=adjusted, **loading)
+    to_train = named_kind(config.kind).to_train
+    assert to_train is not None  # as `named_kind` has it, for the type checker
+    return to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)
 
 
 def _layers(backbone: nn.Module) -> nn.ModuleList:

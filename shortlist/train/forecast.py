@@ -11,8 +11,9 @@ import torch
 
 from shortlist.data.collections import Collection
 from shortlist.math.sampling import shortfall
-from shortlist.models.checkpoint import Trainable
+from shortlist.models.kinds import for_kind
 from shortlist.models.run import pick_device
+from shortlist.models.save import Trainable
 from shortlist.records import Group, Query
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch, batches, num_steps
@@ -197,7 +198,7 @@ def _sample(
 def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
     form = model.inputs.form.with_lengths(query=UNCUT, document=UNCUT)
     uncut, cut = (
-        {part: list(map(len, ids)) for part, ids in OBJECTIVES[kind].token_ids(inputs, batch).items()}
+        {part: list(map(len, ids)) for part, ids in for_kind(OBJECTIVES, kind).token_ids(inputs, batch).items()}
         for inputs in (Inputs(form, model.inputs.tokenizer), model.inputs)
     )
     return _Texts(len(batch.queries), uncut, cut)

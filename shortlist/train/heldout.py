@@ -14,9 +14,9 @@ from shortlist.data.groups import groups_from_qrels
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.scoring import reciprocal_ranks
+from shortlist.models.dense import DenseModel
 from shortlist.models.outputs import Rows
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.pointwise import PointwiseModel
 from shortlist.records import Document, Query
 
 CUTOFF = 10
@@ -76,7 +76,7 @@ def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_do
     return Heldout(queries, documents, relevant)
 
 
-def retriever_evaluation(model: Retriever, heldout: Heldout) -> Evaluation:
+def retriever_evaluation(model: DenseModel, heldout: Heldout) -> Evaluation:
     """Every query against every document; the outputs are vectors."""
     count = len(heldout.queries)
     relevant = torch.tensor([[d.doc_id in ids for d in heldout.documents] for ids in heldout.relevant])
@@ -89,7 +89,7 @@ def retriever_evaluation(model: Retriever, heldout: Heldout) -> Evaluation:
     return Evaluation(token_ids, mrr)
 
 
-def reranker_evaluation(model: Reranker, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
+def reranker_evaluation(model: PointwiseModel, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
     """Every query with what is relevant to it and with what BM25 finds; the outputs are scores.
 
     Args:

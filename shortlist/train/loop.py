@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import Trainable
+from shortlist.models.save import Trainable
 from shortlist.progress import progress, say
 from shortlist.train.examples import ahead
 from shortlist.train.gather import ALONE, OutOfMemory, World, is_sharded, whole

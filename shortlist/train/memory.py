@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shortlist.models.checkpoint import Trainable
+from shortlist.models.save import Trainable
 
 FOUR_BITS = 0.5 + 1 / 64
 """Bytes of a 4-bit weight with its part of the scales: a byte for every 64 weights."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.math.ranking import Ranking
+from shortlist.models.kinds import for_kind
 from shortlist.models.outputs import Rows
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
@@ -34,7 +35,7 @@ def make_example(kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term])
     Args:
         terms: the losses to add up; a language model has none.
     """
-    objective = OBJECTIVES[kind]
+    objective = for_kind(OBJECTIVES, kind)
     token_ids = [ids for part in objective.token_ids(inputs, batch).values() for ids in part]
     learn = objective.learn(batch, token_ids, terms)
     return Example(token_ids, [query.query_id for query in batch.queries], learn)

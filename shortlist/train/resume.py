@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shortlist.data.files import atomic_folder
-from shortlist.models.checkpoint import Trainable, save_model, saved_names, saved_weights
+from shortlist.models.save import Trainable, save_model, saved_names, saved_weights
 from shortlist.train.gather import ALONE, World, like, whole
 
 CHECKPOINTS = "checkpoints"

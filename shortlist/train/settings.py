@@ -9,17 +9,16 @@ import tyro
 from shortlist.config import NotInJob, SpeedOnly
 from shortlist.errors import UserError
 from shortlist.models.adapters import parse_lora
+from shortlist.models.kinds import named_kind
 from shortlist.text.contract import named_contract
 from shortlist.train.losses import TEMPERATURE, Term, parse_losses
-
-TEMPERATURES = {"retriever": 0.01, "reranker": 1.0}
-"""What divides the scores, by the kind of model, where nobody says: unit vectors' are closer than a reranker's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    kind: tyro.conf.Positional[Literal["retriever", "reranker", "language-model"]]
-    """What to train; a language model, on the judged pairs' texts, is a backbone to train the others from."""
+    kind: tyro.conf.Positional[str]
+    """What to train: retriever, reranker or language-model. A language model, on the judged pairs' texts, is a backbone
+    to train the others from."""
     backbone: str
     """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
     collection: str
@@ -113,7 +112,7 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
-    if config.kind == "language-model":
+    if named_kind(config.kind).role == "language-model":
         for name in ("loss", "temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"--{name.replace('_', '-')}: says nothing about a language model; leave it out.")
@@ -136,7 +135,8 @@ def losses(config: Config) -> list[Term]:
     Raises:
         UserError: `--loss` does not fit.
     """
-    if config.kind == "language-model":
+    kind = named_kind(config.kind)
+    if kind.role == "language-model":
         return []
-    temperature = TEMPERATURES[config.kind] if config.temperature is None else config.temperature
+    temperature = kind.temperature if config.temperature is None else config.temperature
     return parse_losses(config.loss, temperature=temperature)

@@ -11,7 +11,7 @@ from shortlist.cli import main
 from shortlist.data.files import read_json
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.demo.functions.sources import build_test, find_sources
-from shortlist.models.checkpoint import model_identity
+from shortlist.models.folder import open_folder
 from shortlist.recipe import run_recipe
 
 ROWS = ["BM25", "BM25 (identifiers split)", "RepLLaMA", "RepLLaMA + RankLLaMA", "RepLLaMA + RankLLaMA, "]
@@ -97,7 +97,7 @@ def test_both_models_are_the_shipped_pair_tuned(once: Path):
     for step, name in (("repllama", "shortlist-mini"), ("rankllama", "shortlist-mini/reranker")):
         manifest = read_manifest(once / "out" / step)
         assert manifest is not None
-        assert manifest["made_from"]["backbone"] == model_identity(name)
+        assert manifest["made_from"]["backbone"] == open_folder(name).identity
 
 
 def test_a_reranked_row_is_compared_with_the_same_row_without_it(once: Path):

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from named import reranker_to_train, retriever_to_train
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shortlist.models.checkpoint import reranker_to_train, retriever_to_train, save_model
+from shortlist.models.save import save_model
 from shortlist.text.tokenizer import from_sentencepiece
 
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from named import reranker_to_train, retriever_to_train
 from tiny import shaken
 
 from shortlist.models.adapters import Lora, add_lora
-from shortlist.models.checkpoint import reranker_to_train, retriever_to_train, save_model
+from shortlist.models.save import save_model
 from shortlist.records import Document, Query
 
 QUERIES = [Query("1", "what is a shortlist"), Query("2", "Who ranks first in 1999?"), Query("3", "naïve café")]

@@ -47,7 +47,9 @@ def test_a_reranker_gives_the_same_scores(reranker: Path, tmp_path: Path):
 
 
 def test_an_encoder_gives_the_same_vectors(tiny, tmp_path: Path):
-    from shortlist.models.checkpoint import retriever_to_train, save_model
+    from named import retriever_to_train
+
+    from shortlist.models.save import save_model
 
     save_model(retriever_to_train(str(tiny.bert)), tmp_path / "model")
     folder, ours = exported(str(tmp_path / "model"), tmp_path / "out"), Retriever.load(str(tmp_path / "model"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exporting import DOCUMENTS, QUERIES, adapter_of
+from named import load_reranker, load_retriever, retriever_to_train
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers import models as modules
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -17,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from shortlist import Reranker, Retriever, export
 from shortlist.errors import UserError
 from shortlist.export.tools import POOLING_FLAGS
-from shortlist.models.checkpoint import load_reranker, load_retriever, retriever_to_train, save_model
+from shortlist.models.save import save_model
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 
@@ -225,7 +226,7 @@ def test_a_layout_that_does_not_fit_is_refused(to: str, kind: str, message: str,
 
 
 def test_an_encoders_reranker_is_no_cross_encoder_of_transformers(tiny, tmp_path: Path):
-    from shortlist.models.checkpoint import reranker_to_train
+    from named import reranker_to_train
 
     save_model(reranker_to_train(str(tiny.bert), seed=0), tmp_path / "model")
     with pytest.raises(UserError, match="transformers has no sequence classifier with this head"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from named import load_reranker, load_retriever
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from samples import DOCUMENTS, PAIRS
@@ -15,8 +16,9 @@ from tiny import shaken
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import load_reranker, load_retriever, save_model, tokenizer_of
+from shortlist.models.folder import open_folder
 from shortlist.models.run import embed_documents, score_pairs
+from shortlist.models.save import save_model
 
 SETTINGS: dict[str, Any] = {"r": 3, "lora_alpha": 12, "target_modules": ["q_proj", "k_proj", "up_proj"]}
 
@@ -82,14 +84,14 @@ def test_a_published_reranker_gives_the_scores_of_peft(form: str, contract: str,
 def test_an_adapter_without_a_tokenizer_has_its_bases(llama: Path, tmp_path: Path):
     folder, _ = published_retriever(llama, tmp_path)
     assert not (folder / "tokenizer.json").exists()
-    assert tokenizer_of(str(folder)).get_vocab() == tokenizer_of(str(llama)).get_vocab()
+    assert open_folder(str(folder)).tokenizer.get_vocab() == open_folder(str(llama)).tokenizer.get_vocab()
 
 
 def test_our_rerankers_adapter_opens_in_peft_with_its_head(llama: Path, tmp_path: Path):
+    from named import reranker_to_train
     from peft import PeftModel
 
     from shortlist.models.adapters import Lora, add_lora
-    from shortlist.models.checkpoint import reranker_to_train
 
     model = reranker_to_train(str(llama), seed=0)
     adapter = add_lora(model.backbone, Lora(r=4, alpha=8))
@@ -113,7 +115,7 @@ def other_llama(llama: Path, folder: Path, **changes: int) -> Path:
     config = AutoModel.from_pretrained(llama).config
     config.update(changes)
     AutoModel.from_config(config).save_pretrained(folder)
-    tokenizer_of(str(llama)).save_pretrained(folder)
+    open_folder(str(llama)).tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named import load_retriever
 from samples import DECODERS, DOCUMENTS, FAMILIES, small
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
@@ -27,7 +28,7 @@ from shortlist.models.backbone import (
     pooled_states,
     see_both_ways,
 )
-from shortlist.models.checkpoint import load_retriever, save_model
+from shortlist.models.save import save_model
 
 IDS = torch.tensor([[1, 5, 9, 7, 2], [1, 8, 2, 0, 0]])
 LENGTHS = torch.tensor([5, 3])

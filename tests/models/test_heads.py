@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from named import load_reranker, reranker_to_train
 from samples import PAIRS, TEXTS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -30,7 +31,6 @@ from transformers import (
 )
 
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import load_reranker, reranker_to_train
 from shortlist.models.run import for_inference, score_pairs
 from shortlist.rerankers import Candidates
 from shortlist.rerankers.pointwise import Reranker

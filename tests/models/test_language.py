@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from named import language_model_to_train, load_reranker, load_retriever
 from samples import PAIRS
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import language_model_to_train, load_reranker, load_retriever, save_model, tokenizer_of
+from shortlist.models.folder import open_folder
 from shortlist.models.language import LOGIT_ROWS, next_tokens
+from shortlist.models.save import save_model
 from shortlist.text.batching import pad
 from shortlist.text.contract import named_contract
 
@@ -25,7 +27,7 @@ def write(folder: Path, llama: Path, *, bare: bool = False, **change: Any) -> Pa
     config = LlamaConfig(vocab_size=300, initializer_range=0.2, **(SHAPE | {"tie_word_embeddings": True} | change))
     model = LlamaForCausalLM(config)
     (model.model if bare else model).save_pretrained(folder)
-    tokenizer_of(str(llama)).save_pretrained(folder)
+    open_folder(str(llama)).tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from named import load_reranker, load_retriever, reranker_to_train, retriever_to_train
 from samples import DOCUMENTS, PAIRS, QUERIES, TEXTS, small
 from sentence_transformers import CrossEncoder as TheirCrossEncoder
 from sentence_transformers import SentenceTransformer
@@ -17,8 +18,7 @@ from tokenizers import processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from shortlist.errors import UserError
-from shortlist.models import checkpoint
-from shortlist.models.checkpoint import load_reranker, load_retriever, reranker_to_train, retriever_to_train
+from shortlist.models import folder as folders
 from shortlist.models.published import ACTIVATIONS, KNOWN, published_contract
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.records import Document, Query
@@ -100,7 +100,7 @@ def test_dense_layers_are_read(activation: str, bert: Path, tmp_path: Path):
     second = modules.Dense(96, 24, bias=False, activation_function=torch.nn.Identity())
     theirs_of(bert, [first, second], prompts=PROMPTS).save(str(tmp_path))
     check(tmp_path)
-    assert load_retriever(str(tmp_path)).dim == 24
+    assert load_retriever(str(tmp_path)).row_shape == (24,)
 
 
 def with_end(folder: Path, tokenizer: PreTrainedTokenizerFast, single: str, special: Sequence[str]) -> Path:
@@ -258,10 +258,10 @@ def test_every_known_name_leads_to_a_preset():
 
 
 def test_a_known_hub_model_loads_without_a_contract(llama: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint, "snapshot_download", lambda name, allow_patterns: str(llama))
+    monkeypatch.setattr(folders, "snapshot_download", lambda name, allow_patterns: str(llama))
     retriever = load_retriever("castorini/repllama-v1-7b-lora-passage")
     assert retriever.contract == named_contract("repllama")
-    assert retriever.encode_queries([Query("q", "x")]).shape == (1, retriever.dim)
+    assert embed_queries(retriever, [Query("q", "x")]).shape == (1, *retriever.row_shape)
     assert reranker_to_train("castorini/repllama-v1-7b-lora-passage", seed=0).contract == named_contract("rankllama")
 
 

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from named import load_retriever
 from samples import DECODERS, DOCUMENTS, ENCODERS, FAMILIES, QUERIES, small
 from tiny import tokenizer
 from transformers import AutoModel
 
 from shortlist.errors import UserError
-from shortlist.models.backbone import load_backbone
-from shortlist.models.checkpoint import load_retriever
+from shortlist.models.backbone import apply_reading, load_backbone
+from shortlist.models.dense import DenseModel
+from shortlist.models.folder import open_folder
 from shortlist.models.kernels.linear import pack_linears, packing_pays
-from shortlist.models.retriever import Retriever
+from shortlist.models.load import open_backbone
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Document, Query
 from shortlist.text.batching import pad
@@ -30,7 +32,7 @@ def close(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=0)
 
 
-def run(retriever: Retriever, ids: list[list[int]]) -> torch.Tensor:
+def run(retriever: DenseModel, ids: list[list[int]]) -> torch.Tensor:
     with torch.inference_mode():
         return retriever(*pad(ids, retriever.inputs.pad_id)).values
 
@@ -51,7 +53,7 @@ def test_a_pad_that_equals_eos_moves_nothing(llama: Path):
     plain = load_retriever(str(llama), contract="repllama")
     tokenizer = load_tokenizer(llama)
     tokenizer.pad_token = tokenizer.eos_token
-    padded_with_eos = Retriever(plain.backbone, Inputs(plain.inputs.form, tokenizer), plain.reading)
+    padded_with_eos = DenseModel(plain.backbone, Inputs(plain.inputs.form, tokenizer), plain.reading)
     assert padded_with_eos.inputs.tokenizer.pad_token_id == 2
     assert padded_with_eos.inputs.pad_id == 0
     assert plain.inputs.pad_id == 0
@@ -65,7 +67,7 @@ def test_a_pad_that_equals_eos_moves_nothing(llama: Path):
 def test_training_and_inference_give_the_same_vectors(family: str, pooling: str, request: pytest.FixtureRequest):
     folder: Path = request.getfixturevalue(family)
     form = named_contract("repllama" if family == "llama" else "bert").form
-    retriever = Retriever(load_backbone(str(folder)), Inputs(form, load_tokenizer(folder)), Reading(pooling=pooling))
+    retriever = DenseModel(load_backbone(str(folder)), Inputs(form, load_tokenizer(folder)), Reading(pooling=pooling))
     ids = retriever.inputs.document_ids(DOCUMENTS)
     vectors = retriever(*pad(ids, 0)).values
     close(run(retriever, ids), vectors.detach())
@@ -78,7 +80,7 @@ def test_training_and_inference_give_the_same_vectors(family: str, pooling: str,
 def test_vectors_have_length_1_only_where_the_contract_says_so(llama: Path):
     backbone, tokenizer = load_backbone(str(llama)), load_tokenizer(llama)
     inputs = Inputs(named_contract("repllama").form, tokenizer)
-    unit, raw = (Retriever(backbone, inputs, Reading(normalize=n)) for n in (True, False))
+    unit, raw = (DenseModel(backbone, inputs, Reading(normalize=n)) for n in (True, False))
     vectors, longer = run(unit, [[1, 5, 2]]), run(raw, [[1, 5, 2]])
     close(vectors.norm(dim=-1), [1.0])
     assert longer.norm() > 2
@@ -95,14 +97,15 @@ def test_vectors_are_float32_whatever_the_weights_are(llama: Path):
 
 
 def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
-    inputs = Inputs(named_contract("repllama").form, load_tokenizer(llama))
     with pytest.raises(UserError, match="unknown pooling 'maen': perhaps 'mean'"):
-        Retriever(load_backbone(str(llama)), inputs, Reading(pooling="maen"))
+        open_backbone(open_folder(str(llama)), Reading(pooling="maen"))
 
 
-def of_family(family: str, **settings: Any) -> Retriever:
+def of_family(family: str, **settings: Any) -> DenseModel:
     contract = named_contract("repllama" if family in DECODERS else "bert")
-    return Retriever(small(family), Inputs(contract.form, tokenizer()), replace(contract.reading, **settings))
+    backbone, reading = small(family), replace(contract.reading, **settings)
+    apply_reading(backbone, reading)
+    return DenseModel(backbone, Inputs(contract.form, tokenizer()), reading)
 
 
 IDS = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2], [1, 20, 6, 2], [1, 5, 9, 7, 8, 30, 2]]

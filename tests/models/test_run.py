@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from named import load_reranker, load_retriever, reranker_to_train, retriever_to_train
 from samples import DOCUMENTS, PAIRS, QUERIES
 from torch import nn
 from toys import TOYS, PerToken, Toy, Words
 from transformers import AutoModel, LlamaForSequenceClassification
 
 from shortlist.models import run as run_module
-from shortlist.models.checkpoint import load_reranker, load_retriever, reranker_to_train, retriever_to_train, save_model
+from shortlist.models.dense import DenseModel
 from shortlist.models.kernels.linear import PackedLinear, packing_is_right
 from shortlist.models.outputs import num_texts, split
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import (
     Precision,
     default_token_budget,
@@ -24,6 +24,7 @@ from shortlist.models.run import (
     run_model,
     score_pairs,
 )
+from shortlist.models.save import save_model
 from shortlist.text.batching import pad
 
 
@@ -33,12 +34,12 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def retriever(folder: Path) -> Retriever:
+def retriever(folder: Path) -> DenseModel:
     return retriever_to_train(str(folder), None)
 
 
 @pytest.fixture
-def reranker(folder: Path) -> Reranker:
+def reranker(folder: Path) -> PointwiseModel:
     return reranker_to_train(str(folder), None, seed=0)
 
 
@@ -47,20 +48,22 @@ def close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("token_budget", [1, 64, 100, 100_000])
-def test_no_output_depends_on_the_batch_it_was_made_in(retriever: Retriever, reranker: Reranker, token_budget: int):
+def test_no_output_depends_on_the_batch_it_was_made_in(
+    retriever: DenseModel, reranker: PointwiseModel, token_budget: int
+):
     alone = np.concatenate([embed_documents(retriever, [d]) for d in DOCUMENTS])
     close(embed_documents(retriever, DOCUMENTS, token_budget=token_budget), alone)
     alone = np.concatenate([score_pairs(reranker, [pair]) for pair in PAIRS])
     close(score_pairs(reranker, PAIRS, token_budget=token_budget), alone)
 
 
-def test_outputs_come_in_the_order_of_the_inputs(retriever: Retriever):
+def test_outputs_come_in_the_order_of_the_inputs(retriever: DenseModel):
     forth, back = embed_documents(retriever, DOCUMENTS), embed_documents(retriever, DOCUMENTS[::-1])
     close(forth, back[::-1])
     assert np.abs(forth[:, None] - forth).max(-1)[~np.eye(len(forth), dtype=bool)].min() > 0.01  # all different
 
 
-def test_nothing_in_gives_nothing_out_of_the_right_shape(retriever: Retriever, reranker: Reranker):
+def test_nothing_in_gives_nothing_out_of_the_right_shape(retriever: DenseModel, reranker: PointwiseModel):
     assert embed_documents(retriever, []).shape == (0, 64)
     assert embed_queries(retriever, []).shape == (0, 64)
     assert score_pairs(reranker, []).shape == (0,)
@@ -96,7 +99,7 @@ def test_a_model_of_another_kind_is_made_ready_and_gives_the_same(llama: Path):
     close(actual.values.numpy(), expected.values.numpy())
 
 
-def test_progress_is_told_every_text_and_token(retriever: Retriever):
+def test_progress_is_told_every_text_and_token(retriever: DenseModel):
     told: list[tuple[int, int]] = []
     for token_budget in (1, 1000):
         advance = lambda num_texts, num_tokens: told.append((num_texts, num_tokens))  # noqa: E731
@@ -105,12 +108,12 @@ def test_progress_is_told_every_text_and_token(retriever: Retriever):
     assert told == [*((1, length) for length in lengths), (3, sum(lengths))]
 
 
-def test_outputs_are_float32_without_a_gradient(retriever: Retriever):
+def test_outputs_are_float32_without_a_gradient(retriever: DenseModel):
     assert embed_queries(retriever, QUERIES).dtype == np.float32
     assert all(p.grad is None for p in retriever.parameters())
 
 
-def test_a_model_made_ready_gives_the_same_and_can_no_longer_learn(retriever: Retriever, reranker: Reranker):
+def test_a_model_made_ready_gives_the_same_and_can_no_longer_learn(retriever: DenseModel, reranker: PointwiseModel):
     vectors, scores = embed_documents(retriever, DOCUMENTS), score_pairs(reranker, PAIRS)
     for model in (retriever, reranker):
         model.train()
@@ -147,7 +150,7 @@ def test_being_told_to_pack_changes_nothing_where_the_private_operators_fail(
 
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("int8", 0.998)])
 def test_narrow_precisions_give_nearly_the_same_in_float32(
-    retriever: Retriever, reranker: Reranker, precision: Precision, least: float
+    retriever: DenseModel, reranker: PointwiseModel, precision: Precision, least: float
 ):
     vectors, scores = embed_documents(retriever, DOCUMENTS), score_pairs(reranker, PAIRS)
     for model in (retriever, reranker):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from named import reranker_to_train, retriever_to_train
 from safetensors import safe_open
 
 from shortlist import Document, Query, Reranker, Retriever
@@ -16,7 +17,7 @@ from shortlist.demo.functions.overlap import normalized
 from shortlist.demo.functions.sources import collect, standard_library
 from shortlist.demo.functions.wheels import read_pins
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import local_folder, model_identity, reranker_to_train, retriever_to_train
+from shortlist.models.folder import open_folder
 from shortlist.models.shipped import PAIR, shipped_folder, shipped_name
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "shortlist-mini"
@@ -87,17 +88,17 @@ def test_the_reranker_scores_the_golden_values():
 
 
 def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert local_folder(PAIR) == folder("retriever")
-    assert local_folder(f"{PAIR}/reranker") == folder("reranker")
+    assert open_folder(PAIR).path == folder("retriever")
+    assert open_folder(f"{PAIR}/reranker").path == folder("reranker")
     assert shipped_name(PAIR, "reranker") == f"{PAIR}/reranker"
-    assert model_identity(PAIR) == model_identity(str(folder("retriever")))
+    assert open_folder(PAIR).identity == open_folder(str(folder("retriever"))).identity
     assert retriever_to_train(PAIR, empty=True).inputs.form.document
     assert reranker_to_train(f"{PAIR}/reranker", seed=0, empty=True).inputs.form.pair
     with pytest.raises(UserError):
-        local_folder(f"{PAIR}/neither")
+        open_folder(f"{PAIR}/neither")
     monkeypatch.chdir(tmp_path)
     (tmp_path / PAIR).mkdir()
-    assert local_folder(PAIR) == Path(PAIR)  # a folder of that name is what its owner means
+    assert open_folder(PAIR).path == Path(PAIR)  # a folder of that name is what its owner means
     assert shipped_name(PAIR, "reranker") == PAIR
 
 

@@ -100,7 +100,7 @@ def test_every_text_is_taken_once_in_batches_that_fit_and_hold_no_more_padding_t
 
 @pytest.fixture(scope="module")
 def retriever(tiny: Tiny) -> Any:
-    return Retriever.load(str(tiny.retriever), packed=False)
+    return Retriever.load(str(tiny.retriever), packed=False).model
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from named import language_model_to_train, load_reranker, load_retriever
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import Trainable, language_model_to_train, load_reranker, load_retriever
+from shortlist.models.dense import DenseModel
 from shortlist.models.language import LanguageModel
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.pointwise import PointwiseModel
+from shortlist.models.save import Trainable
 from shortlist.records import Group
 from shortlist.text.batching import token_batches
 from shortlist.text.inputs import Inputs
@@ -30,25 +31,25 @@ def collection(tiny: Tiny) -> Collection:
 
 
 @pytest.fixture
-def retriever(tiny: Tiny) -> Retriever:
+def retriever(tiny: Tiny) -> DenseModel:
     return load_retriever(str(tiny.retriever))
 
 
 @pytest.fixture
-def reranker(tiny: Tiny) -> Reranker:
+def reranker(tiny: Tiny) -> PointwiseModel:
     return load_reranker(str(tiny.reranker))
 
 
 def foreseen(model: Trainable, collection: Collection, groups: list[Group] = GROUPS, **options) -> Forecast:
-    kind = {Retriever: "retriever", Reranker: "reranker", LanguageModel: "language-model"}[type(model)]
+    kind = {DenseModel: "retriever", PointwiseModel: "reranker", LanguageModel: "language-model"}[type(model)]
     return forecast(kind, model, groups, QUERY_BY_ID, collection, **(OPTIONS | options))
 
 
-def cut_to(model: Retriever | Reranker, **lengths: int) -> None:
+def cut_to(model: DenseModel | PointwiseModel, **lengths: int) -> None:
     model.inputs = Inputs(model.inputs.form.with_lengths(**lengths), model.inputs.tokenizer)
 
 
-def step_lengths(model: Retriever, collection: Collection, steps: int = 2) -> list[list[int]]:
+def step_lengths(model: DenseModel, collection: Collection, steps: int = 2) -> list[list[int]]:
     """Tokens of all inputs of each step of the first epoch."""
     made = batches(GROUPS, QUERY_BY_ID, collection, batch_size=4, negatives=3, seed=0, first_step=0, steps=steps)
     return [
@@ -60,7 +61,7 @@ def step_lengths(model: Retriever, collection: Collection, steps: int = 2) -> li
     ]
 
 
-def test_tokens_are_those_of_the_batches_that_training_will_see(retriever: Retriever, collection: Collection):
+def test_tokens_are_those_of_the_batches_that_training_will_see(retriever: DenseModel, collection: Collection):
     found = foreseen(retriever, collection)
     lengths = step_lengths(retriever, collection)
     real = sum(map(sum, lengths))
@@ -84,7 +85,7 @@ def test_a_language_models_texts_are_two_for_every_query(tiny: Tiny, collection:
     assert found.longest == {"texts": max(lengths)}
 
 
-def test_steps_count_in_epochs_whose_last_step_may_be_short(retriever: Retriever, collection: Collection):
+def test_steps_count_in_epochs_whose_last_step_may_be_short(retriever: DenseModel, collection: Collection):
     found = foreseen(retriever, collection, batch_size=3, steps=4)
     assert found.epochs == (8 + 3) / 8
     assert found.tokens == pytest.approx(found.tokens_per_step / 3 * 11)
@@ -92,13 +93,13 @@ def test_steps_count_in_epochs_whose_last_step_may_be_short(retriever: Retriever
     assert foreseen(retriever, collection, batch_size=100).texts_per_step["queries"] == 8
 
 
-def test_groups_with_fewer_negatives_than_asked_for_are_counted(retriever: Retriever, collection: Collection):
+def test_groups_with_fewer_negatives_than_asked_for_are_counted(retriever: DenseModel, collection: Collection):
     assert foreseen(retriever, collection).short_groups == 1
     assert foreseen(retriever, collection, negatives=2).short_groups == 0
     assert foreseen(retriever, collection, negatives=None).short_groups == 0
 
 
-def test_what_is_too_long_is_counted_by_kind(retriever: Retriever, collection: Collection):
+def test_what_is_too_long_is_counted_by_kind(retriever: DenseModel, collection: Collection):
     plain = foreseen(retriever, collection)
     assert plain.cut == {"queries": 0, "documents": 0}
     batch = [*step_lengths(retriever, collection)[0][:4]]
@@ -113,13 +114,13 @@ def test_what_is_too_long_is_counted_by_kind(retriever: Retriever, collection: C
     assert found.tokens < plain.tokens
 
 
-def test_a_text_of_just_the_length_is_not_cut(retriever: Retriever, collection: Collection):
+def test_a_text_of_just_the_length_is_not_cut(retriever: DenseModel, collection: Collection):
     plain = foreseen(retriever, collection)
     cut_to(retriever, query=plain.longest["queries"], document=plain.longest["documents"])
     assert foreseen(retriever, collection) == plain
 
 
-def test_a_reranker_reads_pairs(reranker: Reranker, collection: Collection):
+def test_a_reranker_reads_pairs(reranker: PointwiseModel, collection: Collection):
     found = foreseen(reranker, collection)
     assert found.texts_per_step == {"pairs": 31 / 2}
     assert found.cut == {"pairs": 0}
@@ -127,13 +128,13 @@ def test_a_reranker_reads_pairs(reranker: Reranker, collection: Collection):
     assert 0 < foreseen(reranker, collection).cut["pairs"] < 1
 
 
-def test_a_query_that_leaves_no_room_is_an_error_before_the_training(reranker: Reranker, collection: Collection):
+def test_a_query_that_leaves_no_room_is_an_error_before_the_training(reranker: PointwiseModel, collection: Collection):
     cut_to(reranker, document=8)
     with pytest.raises(UserError, match=r"query 'q\d+'"):
         foreseen(reranker, collection)
 
 
-def test_a_sample_is_bounded_and_comes_from_everywhere(retriever: Retriever, collection: Collection):
+def test_a_sample_is_bounded_and_comes_from_everywhere(retriever: DenseModel, collection: Collection):
     groups = [Group(f"q{i * 12 // 5000}", ("d1",), ("d2",)) for i in range(5000)]
     small = foreseen(retriever, collection, groups, batch_size=1, negatives=1)
     assert (small.sampled_batches, small.sampled_texts) == (MOST_BATCHES, 3 * MOST_BATCHES)
@@ -146,7 +147,7 @@ def test_a_sample_is_bounded_and_comes_from_everywhere(retriever: Retriever, col
     assert wordy.longest["documents"] == max(len(ids) for ids in retriever.inputs.document_ids([DOCUMENTS[3]]))
 
 
-def test_memory_is_that_of_the_largest_step_of_the_first_process(retriever: Retriever, collection: Collection):
+def test_memory_is_that_of_the_largest_step_of_the_first_process(retriever: DenseModel, collection: Collection):
     retriever.backbone.embed_tokens.weight.requires_grad_(False)
     found = foreseen(retriever, collection, token_budget=10_000)
     steps = [
@@ -161,7 +162,7 @@ def test_memory_is_that_of_the_largest_step_of_the_first_process(retriever: Retr
     assert expected.weights - narrow.weights == 2 * retriever.backbone.embed_tokens.weight.numel()
 
 
-def test_processes_share_the_activations_and_if_sharded_the_model(retriever: Retriever, collection: Collection):
+def test_processes_share_the_activations_and_if_sharded_the_model(retriever: DenseModel, collection: Collection):
     alone = foreseen(retriever, collection).memory
     shared = foreseen(retriever, collection, processes=2).memory
     assert shared.activations < 0.7 * alone.activations
@@ -170,12 +171,12 @@ def test_processes_share_the_activations_and_if_sharded_the_model(retriever: Ret
     assert foreseen(retriever, collection, cached=True).memory.activations < 0.7 * alone.activations
 
 
-def test_a_model_without_weights_gives_the_same_forecast(retriever: Retriever, collection: Collection):
+def test_a_model_without_weights_gives_the_same_forecast(retriever: DenseModel, collection: Collection):
     expected = foreseen(retriever, collection)
     assert foreseen(retriever.to("meta"), collection) == expected
 
 
-def test_the_lines_say_it_in_words(retriever: Retriever, collection: Collection):
+def test_the_lines_say_it_in_words(retriever: DenseModel, collection: Collection):
     found = foreseen(retriever, collection, processes=2)
     lines = {line[:15].strip(): line[15:] for line in found.lines()}
     assert lines["parameters"].endswith("of them train (100.0%)")

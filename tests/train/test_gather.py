@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from named import load_reranker, load_retriever
 from safetensors.torch import load_file
 from tiny import Tiny
 
-from shortlist.models.checkpoint import load_reranker, load_retriever
 from shortlist.models.outputs import Rows
 from shortlist.train.gather import ALONE, OutOfMemory, gather_rows, in_turn, join, on_any, within_memory
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named import load_reranker, load_retriever
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist.data.collections import Collection, open_collection
@@ -10,7 +11,6 @@ from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import per_query
 from shortlist.index.bm25 import BM25Index
-from shortlist.models.checkpoint import load_reranker, load_retriever
 from shortlist.models.run import run_model
 from shortlist.records import Document, Hit, Run
 from shortlist.train.heldout import Heldout, draw_heldout, reranker_evaluation, retriever_evaluation

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from named import retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist.errors import UserError
-from shortlist.models.checkpoint import retriever_to_train
-from shortlist.models.retriever import Retriever
+from shortlist.models.dense import DenseModel
 from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import OutOfMemory
@@ -23,17 +23,17 @@ BATCH = Batch(QUERIES[:4], [[document] for document in DOCUMENTS[:4]], [frozense
 
 
 @pytest.fixture
-def model(tiny: Tiny) -> Retriever:
+def model(tiny: Tiny) -> DenseModel:
     return retriever_to_train(str(tiny.llama), None)
 
 
-def same_batch(model: Retriever, count: int, temperature: float = 0.05) -> Iterator[Example]:
+def same_batch(model: DenseModel, count: int, temperature: float = 0.05) -> Iterator[Example]:
     for _ in range(count):
         yield make_example("retriever", model.inputs, BATCH, parse_losses(["infonce"], temperature=temperature))
 
 
 def train(
-    model: Retriever,
+    model: DenseModel,
     *,
     steps: int = 4,
     state: State | None = None,
@@ -80,25 +80,25 @@ def test_a_warmup_longer_than_the_training_never_ends():
     assert learning_rate_factor(2, steps=3, warmup_steps=100) == 3 / 100
 
 
-def test_every_step_is_measured_at_its_learning_rate(model: Retriever):
+def test_every_step_is_measured_at_its_learning_rate(model: DenseModel):
     records = train(model)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert [record["learning_rate"] for record in records] == pytest.approx([0.005, 0.01, 0.01, 0.005])
     assert {"loss", "accuracy", "gradient_norm", "tokens_per_second"} < records[0].keys()
 
 
-def test_training_goes_on_at_the_learning_rate_of_the_step_it_begins_with(model: Retriever):
+def test_training_goes_on_at_the_learning_rate_of_the_step_it_begins_with(model: DenseModel):
     records = train(model, state=State(step=2, token_budget=10_000))
     assert [record["step"] for record in records] == [3, 4]
     assert [record["learning_rate"] for record in records] == pytest.approx([0.01, 0.005])
 
 
-def test_training_makes_the_loss_smaller(model: Retriever):
+def test_training_makes_the_loss_smaller(model: DenseModel):
     losses = [record["loss"] for record in train(model, steps=12)]
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_the_learning_rate_reaches_the_weights_and_gradients_are_cut_to_length_1(model: Retriever):
+def test_the_learning_rate_reaches_the_weights_and_gradients_are_cut_to_length_1(model: DenseModel):
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     plain = torch.optim.SGD(model.parameters(), lr=123.0)
     (record,) = train(model, steps=1, warmup_steps=2, optimizer=plain)
@@ -107,7 +107,7 @@ def test_the_learning_rate_reaches_the_weights_and_gradients_are_cut_to_length_1
     assert (after - before).norm().item() == pytest.approx(0.005, rel=1e-4)
 
 
-def test_each_step_starts_from_gradients_of_zero(model: Retriever):
+def test_each_step_starts_from_gradients_of_zero(model: DenseModel):
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     for group in still.param_groups:
         group["lr"] = 0.0
@@ -125,21 +125,21 @@ class StandStill(torch.optim.SGD):
         pass
 
 
-def test_every_micro_batch_of_every_step_has_dropout_of_its_own(model: Retriever, monkeypatch: pytest.MonkeyPatch):
+def test_every_micro_batch_of_every_step_has_dropout_of_its_own(model: DenseModel, monkeypatch: pytest.MonkeyPatch):
     seeds: list[int] = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     train(model, steps=3, token_budget=1)
     assert len(seeds) == len(set(seeds)) == 3 * 8
 
 
-def test_the_optimizer_has_no_weight_decay_and_only_what_trains(model: Retriever):
+def test_the_optimizer_has_no_weight_decay_and_only_what_trains(model: DenseModel):
     for p in list(model.parameters())[1:]:
         p.requires_grad_(False)
     (group,) = new_optimizer(model, learning_rate=0.5).param_groups
     assert (group["weight_decay"], group["lr"], len(group["params"])) == (0.0, 0.5, 1)
 
 
-def test_what_is_done_after_a_step_decides_how_the_next_begins(model: Retriever):
+def test_what_is_done_after_a_step_decides_how_the_next_begins(model: DenseModel):
     budgets: list[int] = []
 
     def shrink(state: State) -> State:
@@ -151,7 +151,7 @@ def test_what_is_done_after_a_step_decides_how_the_next_begins(model: Retriever)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_training_before_it_touches_the_weights(model: Retriever, loss: float):
+def test_a_loss_that_is_no_number_ends_the_training_before_it_touches_the_weights(model: DenseModel, loss: float):
     def broken() -> Iterator[Example]:
         good, *_ = same_batch(model, 1)
         yield good
@@ -164,7 +164,7 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_touches_the_weight
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_so_does_a_gradient_that_is_no_number(model: Retriever):
+def test_so_does_a_gradient_that_is_no_number(model: DenseModel):
     def broken() -> Iterator[Example]:
         (good,) = same_batch(model, 1)
         yield good._replace(
@@ -201,7 +201,7 @@ class TestOutOfMemory:
         return limit
 
     def test_the_budget_is_halved_and_the_step_repeated(
-        self, model: Retriever, device_holds: Callable, capsys: pytest.CaptureFixture
+        self, model: DenseModel, device_holds: Callable, capsys: pytest.CaptureFixture
     ):
         expected = [record["loss"] for record in train(copy.deepcopy(model), steps=2)]
         tries = device_holds(40)
@@ -212,13 +212,13 @@ class TestOutOfMemory:
         assert said[0].startswith("step 1: out of memory; from here on 50 tokens per pass")
         assert len(said) == 2
 
-    def test_a_budget_larger_than_the_batch_is_halved_from_the_batch(self, model: Retriever, device_holds: Callable):
+    def test_a_budget_larger_than_the_batch_is_halved_from_the_batch(self, model: DenseModel, device_holds: Callable):
         tries = device_holds(10_000)
         train(model, steps=1, token_budget=1_000_000)
         assert 1 < tries[1][0] < 200
 
     def test_when_one_input_is_too_much_training_ends_with_what_would_help(
-        self, model: Retriever, device_holds: Callable
+        self, model: DenseModel, device_holds: Callable
     ):
         device_holds(0)
         with pytest.raises(UserError, match=r"step 1: out of memory with one input of \d+ tokens at a time"):

@@ -1,14 +1,14 @@
 import pytest
 import torch
+from named import load_retriever, reranker_to_train
 from tiny import Tiny
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from shortlist.models.adapters import LORAS, Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
-from shortlist.models.checkpoint import load_retriever, reranker_to_train
+from shortlist.models.dense import DenseModel
 from shortlist.models.language import LanguageModel
-from shortlist.models.retriever import Retriever
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory
@@ -25,20 +25,20 @@ def inputs(tiny: Tiny) -> Inputs:
     return load_retriever(str(tiny.retriever)).inputs
 
 
-def llama(inputs: Inputs, *, device: str = "meta") -> Retriever:
+def llama(inputs: Inputs, *, device: str = "meta") -> DenseModel:
     with torch.device(device):
-        return Retriever(LlamaModel(LlamaConfig(vocab_size=50, **SHAPE)), inputs, Reading())
+        return DenseModel(LlamaModel(LlamaConfig(vocab_size=50, **SHAPE)), inputs, Reading())
 
 
 def passes() -> list[tuple[int, int]]:
     return [(len(m.texts), max(LENGTHS[row] for row in m.texts)) for m in deal(LENGTHS, BUDGET, seed=0)[0]]
 
 
-def foreseen(model: Retriever, **options) -> Memory:
+def foreseen(model: DenseModel, **options) -> Memory:
     return step_memory(model, passes(), device=CPU, **options)
 
 
-def counted(model: Retriever | LanguageModel, **options) -> int:
+def counted(model: DenseModel | LanguageModel, **options) -> int:
     """Most bytes alive in a real step, gradients included, weights not."""
     token_ids = [[5] * length for length in LENGTHS]
     example = Example(token_ids, ["q"] * len(LENGTHS), lambda vectors: Outcome(vectors.values.square().sum(), 0.0))
@@ -81,7 +81,7 @@ def test_weights_gradients_and_moments_equal_the_values_worked_out_by_hand(input
     assert memory.total == 4 * weights + memory.activations
 
 
-def lora(inputs: Inputs) -> Retriever:
+def lora(inputs: Inputs) -> DenseModel:
     model = llama(inputs)
     add_lora(model.backbone, Lora(r=8, targets=("q_proj",)))
     return model
@@ -129,7 +129,7 @@ def test_shards_divide_the_model_but_for_the_layers_at_work(inputs: Inputs):
 
 def test_an_encoder_and_a_reranker_are_foreseen_too(inputs: Inputs, tiny: Tiny):
     with torch.device("meta"):
-        encoder = Retriever(BertModel(BertConfig(vocab_size=50, **SHAPE)), inputs, Reading())
+        encoder = DenseModel(BertModel(BertConfig(vocab_size=50, **SHAPE)), inputs, Reading())
     assert foreseen(encoder).activations > 0
     assert step_memory(reranker_to_train(str(tiny.llama), None, seed=0), passes(), device=CPU).activations > 0
 

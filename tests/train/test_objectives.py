@@ -2,19 +2,19 @@ import math
 
 import pytest
 import torch
+from named import retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 
 from shortlist.math.losses import LOSSES
 from shortlist.math.losses.contrastive import infonce
 from shortlist.math.ranking import Ranking
-from shortlist.models.checkpoint import retriever_to_train
+from shortlist.models.kinds import KINDS
 from shortlist.models.outputs import Rows
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import OBJECTIVES, countable, make_example
-from shortlist.train.settings import TEMPERATURES
 from shortlist.train.steps import Outcome
 
 
@@ -24,7 +24,7 @@ def inputs(tiny: Tiny) -> Inputs:
 
 
 def test_whatever_has_scores_has_a_temperature():
-    assert TEMPERATURES.keys() == OBJECTIVES.keys() - {"language-model"}
+    assert OBJECTIVES.keys() == {name for name, kind in KINDS.items() if kind.to_train}
 
 
 SHARED = Batch(

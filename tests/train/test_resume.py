@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from named import load_reranker, reranker_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
 from shortlist.models.adapters import LORAS, add_lora
-from shortlist.models.checkpoint import load_reranker, reranker_to_train
-from shortlist.models.reranker import Reranker
+from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import score_pairs
 from shortlist.train import loop, resume
 from shortlist.train.loop import new_optimizer
@@ -97,11 +97,11 @@ def test_another_interval_of_checkpoints_is_the_same_job(tiny: Tiny, tmp_path: P
 
 
 @pytest.fixture
-def model(tiny: Tiny) -> Reranker:
+def model(tiny: Tiny) -> PointwiseModel:
     return reranker_to_train(str(tiny.llama), None, seed=0)
 
 
-def stepped(model: Reranker, gradient: float = 1.0) -> torch.optim.Optimizer:
+def stepped(model: PointwiseModel, gradient: float = 1.0) -> torch.optim.Optimizer:
     """Its optimizer after a step."""
     optimizer = new_optimizer(model, learning_rate=0.1)
     for p in model.parameters():
@@ -111,14 +111,16 @@ def stepped(model: Reranker, gradient: float = 1.0) -> torch.optim.Optimizer:
     return optimizer
 
 
-def test_a_checkpoint_is_a_model_that_loads(model: Reranker, tmp_path: Path):
+def test_a_checkpoint_is_a_model_that_loads(model: PointwiseModel, tmp_path: Path):
     save_checkpoint(tmp_path, model, stepped(model), State(step=7), keep=1)
     loaded = load_reranker(str(checkpoints(tmp_path)[0]))
     pairs = [(QUERIES[0], document) for document in DOCUMENTS]
     assert score_pairs(loaded, pairs) == pytest.approx(score_pairs(model.eval(), pairs), abs=1e-6)
 
 
-def test_a_checkpoint_of_an_adapter_holds_what_trains_and_nothing_else(model: Reranker, tiny: Tiny, tmp_path: Path):
+def test_a_checkpoint_of_an_adapter_holds_what_trains_and_nothing_else(
+    model: PointwiseModel, tiny: Tiny, tmp_path: Path
+):
     adapter = add_lora(model.backbone, LORAS["paper"])
     options = {"adapter": adapter, "base": str(tiny.llama)}
     save_checkpoint(tmp_path, model, stepped(model), State(step=7), keep=1, **options)
@@ -132,7 +134,7 @@ def test_a_checkpoint_of_an_adapter_holds_what_trains_and_nothing_else(model: Re
     assert score_pairs(load_reranker(str(folder)), pairs) == pytest.approx(expected, abs=1e-5)
 
 
-def test_loading_gives_back_state_weights_and_optimizer(model: Reranker, tiny: Tiny, tmp_path: Path):
+def test_loading_gives_back_state_weights_and_optimizer(model: PointwiseModel, tiny: Tiny, tmp_path: Path):
     state = State(step=7, token_budget=99, cached=True, best_step=5, best_score=0.25)
     optimizer = stepped(model)
     save_checkpoint(tmp_path, model, optimizer, state, keep=1)
@@ -146,12 +148,12 @@ def test_loading_gives_back_state_weights_and_optimizer(model: Reranker, tiny: T
             assert torch.equal(other_optimizer.state[two][kind], value)
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_on_from(model: Reranker, tmp_path: Path):
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(model: PointwiseModel, tmp_path: Path):
     assert load_checkpoint(tmp_path, model, new_optimizer(model, learning_rate=0.1)) is None
     drop_checkpoints(tmp_path)  # nor is there anything to drop
 
 
-def test_the_last_ones_and_the_best_one_are_kept(model: Reranker, tmp_path: Path):
+def test_the_last_ones_and_the_best_one_are_kept(model: PointwiseModel, tmp_path: Path):
     optimizer = stepped(model)
     for step in (2, 4, 6, 8, 10):
         best = {"best_step": 4, "best_score": 0.5} if step >= 4 else {}
@@ -159,7 +161,7 @@ def test_the_last_ones_and_the_best_one_are_kept(model: Reranker, tmp_path: Path
     assert names(tmp_path) == ["step-000004", "step-000008", "step-000010"]
 
 
-def test_checkpoints_are_in_order_of_their_steps_past_a_million(model: Reranker, tmp_path: Path):
+def test_checkpoints_are_in_order_of_their_steps_past_a_million(model: PointwiseModel, tmp_path: Path):
     optimizer = stepped(model)
     for step in (999_999, 1_000_000):
         save_checkpoint(tmp_path, model, optimizer, State(step=step), keep=2)
@@ -168,7 +170,7 @@ def test_checkpoints_are_in_order_of_their_steps_past_a_million(model: Reranker,
     assert state.step == 1_000_000
 
 
-def test_the_weights_of_an_earlier_step_come_back(model: Reranker, tmp_path: Path):
+def test_the_weights_of_an_earlier_step_come_back(model: PointwiseModel, tmp_path: Path):
     before = model.head.detach().clone()
     save_checkpoint(tmp_path, model, new_optimizer(model, learning_rate=0.1), State(step=1), keep=2)
     save_checkpoint(tmp_path, model, stepped(model), State(step=2), keep=2)
@@ -178,7 +180,7 @@ def test_the_weights_of_an_earlier_step_come_back(model: Reranker, tmp_path: Pat
 
 
 def test_a_crash_while_writing_leaves_the_checkpoint_before(
-    model: Reranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PointwiseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     optimizer = stepped(model)
     save_checkpoint(tmp_path, model, optimizer, State(step=1), keep=1)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named import language_model_to_train, reranker_to_train, retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 from toys import PerToken, Toy, Words, maxsim_example
@@ -10,11 +11,10 @@ from toys import PerToken, Toy, Words, maxsim_example
 from shortlist.math.losses import LOSSES
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
-from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
-from shortlist.models.language import LanguageModel
+from shortlist.models.dense import DenseModel
 from shortlist.models.outputs import join, split
-from shortlist.models.reranker import Reranker
-from shortlist.models.retriever import Retriever
+from shortlist.models.pointwise import PointwiseModel
+from shortlist.models.save import Trainable
 from shortlist.text.batching import pad
 from shortlist.train.examples import Batch
 from shortlist.train.losses import parse_losses
@@ -33,35 +33,32 @@ RAGGED = Batch(
 
 
 @pytest.fixture
-def retriever(tiny: Tiny) -> Retriever:
+def retriever(tiny: Tiny) -> DenseModel:
     return retriever_to_train(str(tiny.llama), None)
 
 
 @pytest.fixture
-def reranker(tiny: Tiny) -> Reranker:
+def reranker(tiny: Tiny) -> PointwiseModel:
     return new_reranker(tiny.llama)
 
 
-def new_reranker(backbone: Path) -> Reranker:
+def new_reranker(backbone: Path) -> PointwiseModel:
     model = reranker_to_train(str(backbone), None, seed=0)
     model.head.data *= 5  # far enough from 0 for scores to differ
     return model
 
 
 @pytest.fixture(params=["retriever", "reranker"])
-def model(request: pytest.FixtureRequest, tiny: Tiny) -> Retriever | Reranker:
+def model(request: pytest.FixtureRequest, tiny: Tiny) -> DenseModel | PointwiseModel:
     """A BERT: it has dropout, and padding to get wrong."""
     if request.param == "retriever":
         return retriever_to_train(str(tiny.bert), None)
     return new_reranker(tiny.bert)
 
 
-KINDS = {Retriever: "retriever", Reranker: "reranker", LanguageModel: "language-model"}
-
-
 def example(model: Trainable, batch: Batch = RAGGED, temperature: float = 0.5, losses: str = "infonce") -> Example:
     terms = parse_losses(losses.split(), temperature=temperature)
-    return make_example(KINDS[type(model)], model.inputs, batch, terms)
+    return make_example(model.kind, model.inputs, batch, terms)
 
 
 def step(model: Trainable | Toy, item: Example, **options) -> tuple[Outcome, Tensor]:
@@ -79,19 +76,21 @@ def assert_same(one: tuple[Outcome, Tensor], other: tuple[Outcome, Tensor], rela
     assert (one[1] - other[1]).norm() <= relative * other[1].norm()
 
 
-def vector(model: Retriever | Reranker, token_ids: list[int]) -> Tensor:
+def vector(model: DenseModel | PointwiseModel, token_ids: list[int]) -> Tensor:
     """The output for one input alone: no padding, no bucket."""
     return model(*pad([token_ids], 0)).values[0]
 
 
-def test_buckets_change_neither_loss_nor_gradients(model: Retriever | Reranker):
+def test_buckets_change_neither_loss_nor_gradients(model: DenseModel | PointwiseModel):
     model.eval()
     assert_same(step(model, example(model), token_budget=BUCKETS), step(model, example(model)))
     assert_same(step(model, example(model), token_budget=1), step(model, example(model)))
 
 
 @pytest.mark.parametrize("token_budget", [BUCKETS, ONE_BUCKET])
-def test_the_cached_step_has_the_plain_steps_gradients_dropout_included(model: Retriever | Reranker, token_budget: int):
+def test_the_cached_step_has_the_plain_steps_gradients_dropout_included(
+    model: DenseModel | PointwiseModel, token_budget: int
+):
     model.train()
     plain = step(model, example(model), token_budget=token_budget)
     cached = step(model, example(model), token_budget=token_budget, cached=True)
@@ -151,14 +150,14 @@ def test_so_it_does_with_dropout_in_the_lora_of_a_decoder(tiny: Tiny, checkpoint
     torch.testing.assert_close(gradients, expected, atol=1e-5 * expected.norm().item(), rtol=1e-3)
 
 
-def test_gradients_are_added_to_those_that_are_there(reranker: Reranker):
+def test_gradients_are_added_to_those_that_are_there(reranker: PointwiseModel):
     _, once = step(reranker, example(reranker))
     backward(reranker, example(reranker), token_budget=ONE_BUCKET, bf16=False, seed=3)
     twice = torch.cat([p.grad.flatten() for p in reranker.parameters() if p.grad is not None])
     torch.testing.assert_close(twice, 2 * once)
 
 
-def test_bfloat16_is_close_to_float32_and_leaves_weights_and_gradients_in_it(model: Retriever | Reranker):
+def test_bfloat16_is_close_to_float32_and_leaves_weights_and_gradients_in_it(model: DenseModel | PointwiseModel):
     model.eval()
     exact, narrow = step(model, example(model)), step(model, example(model), bf16=True)
     assert narrow[0].loss.item() == pytest.approx(exact[0].loss.item(), rel=0.02)
@@ -193,7 +192,7 @@ def test_a_language_models_loss_equals_a_loop_over_every_token_of_both_orders(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_retrievers_loss_equals_a_loop_over_every_query_and_document(retriever: Retriever, cached: bool):
+def test_a_retrievers_loss_equals_a_loop_over_every_query_and_document(retriever: DenseModel, cached: bool):
     outcome, _ = step(retriever, example(retriever, temperature=0.05), token_budget=BUCKETS, cached=cached)
     documents = [document for group in RAGGED.documents for document in group]
     losses, right = [], 0
@@ -208,7 +207,7 @@ def test_a_retrievers_loss_equals_a_loop_over_every_query_and_document(retriever
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_rerankers_loss_equals_a_loop_over_groups_that_stay_ragged(reranker: Reranker, cached: bool):
+def test_a_rerankers_loss_equals_a_loop_over_groups_that_stay_ragged(reranker: PointwiseModel, cached: bool):
     outcome, _ = step(reranker, example(reranker, temperature=0.3), token_budget=BUCKETS, cached=cached)
     losses, right = [], 0
     for query, group in zip(RAGGED.queries, RAGGED.documents, strict=True):
@@ -221,7 +220,7 @@ def test_a_rerankers_loss_equals_a_loop_over_groups_that_stay_ragged(reranker: R
     assert outcome.accuracy == pytest.approx(right / 3)
 
 
-def test_a_reranker_does_not_see_the_documents_of_other_queries(reranker: Reranker):
+def test_a_reranker_does_not_see_the_documents_of_other_queries(reranker: PointwiseModel):
     def loss(*places: int) -> float:
         parts = (RAGGED.queries, RAGGED.documents, RAGGED.positives)
         batch = Batch(*([part[place] for place in places] for part in parts))  # type: ignore[arg-type]
@@ -230,7 +229,7 @@ def test_a_reranker_does_not_see_the_documents_of_other_queries(reranker: Rerank
     assert loss(0, 1, 2) == pytest.approx((loss(0) + loss(1) + loss(2)) / 3, rel=1e-5)
 
 
-def test_a_retriever_does_see_the_documents_of_other_queries(retriever: Retriever):
+def test_a_retriever_does_see_the_documents_of_other_queries(retriever: DenseModel):
     alone = Batch(RAGGED.queries[1:2], RAGGED.documents[1:2], RAGGED.positives[1:2])
     losses = [step(retriever, example(retriever, batch))[0].loss.item() for batch in (RAGGED, alone)]
     assert losses[0] > losses[1] + 0.1
@@ -246,7 +245,7 @@ def test_a_taught_models_loss_equals_a_loop_over_the_teachers_groups(tiny: Tiny,
     plain, _ = step(model, example(model, SCORED))
     distances = []
     for query, group, teacher in zip(SCORED.queries, SCORED.documents, SCORED.scores, strict=True):
-        if isinstance(model, Retriever):
+        if isinstance(model, DenseModel):
             one = vector(model, model.inputs.query_ids([query])[0])
             scores = torch.stack([one @ vector(model, ids) for ids in model.inputs.document_ids(group)])
         else:
@@ -264,7 +263,7 @@ def test_a_taught_models_loss_equals_a_loop_over_the_teachers_groups(tiny: Tiny,
 
 
 def test_what_a_loss_draws_does_not_depend_on_how_the_batch_was_dealt_out(
-    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+    reranker: PointwiseModel, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(LOSSES, "drawn", lambda ranking: (ranking.scores * torch.rand(ranking.scores.shape)).sum())
     whole = step(reranker, example(reranker, losses="drawn"))
@@ -273,5 +272,5 @@ def test_what_a_loss_draws_does_not_depend_on_how_the_batch_was_dealt_out(
     assert step(reranker, example(reranker, losses="drawn"), seed=4)[0].loss != whole[0].loss
 
 
-def test_where_no_loss_follows_the_teacher_its_scores_change_nothing(reranker: Reranker):
+def test_where_no_loss_follows_the_teacher_its_scores_change_nothing(reranker: PointwiseModel):
     assert_same(step(reranker, example(reranker, SCORED)), step(reranker, example(reranker)), relative=0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named import load_reranker, load_retriever
 from safetensors.torch import load_file
 from tiny import DOCUMENTS, QUERIES, Tiny, kill_when, write_llama
 
@@ -15,7 +16,6 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.math.losses import LOSSES, NEEDS
 from shortlist.math.ranking import Ranking
-from shortlist.models.checkpoint import load_reranker, load_retriever
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.records import Group
 from shortlist.train import loop
@@ -467,7 +467,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     def no_weights(*args: object, **options: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("shortlist.models.checkpoint.load_backbone", no_weights)
+    monkeypatch.setattr("shortlist.models.load.load_backbone", no_weights)
     for kind in ("retriever", "reranker", "language-model"):
         for lora in (None, LORA):
             train.run(settings(tiny, tmp_path / "m", kind=kind, lora=lora, dry_run=True))

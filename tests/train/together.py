@@ -15,6 +15,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from named import language_model_to_train, reranker_to_train, retriever_to_train
 from tiny import DOCUMENTS, QUERIES
 from toys import PerToken, Toy, Words, maxsim_example
 
@@ -23,7 +24,8 @@ from shortlist.data.collections import open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels
 from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.backbone import checkpoint_layers
-from shortlist.models.checkpoint import Trainable, language_model_to_train, reranker_to_train, retriever_to_train
+from shortlist.models.folder import open_folder
+from shortlist.models.save import Trainable
 from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import World, join, shard, whole
@@ -153,7 +155,7 @@ def train_run(config: train.Config, world: World, *, stop_after: int | None = No
     loop.backward = until_stopped
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            train.train(config, collection, source, world)
+            train.train(config, open_folder(config.backbone), collection, source, world)
     finally:
         loop.backward = backward
 

@@ -233,11 +233,12 @@ def _measurer(model: str | None, contract: str | None) -> Measurer:
     """Words without a model; with one, its tokens, and what it cuts."""
     if model is None:
         return lambda pairs: [Sizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
-    from shortlist.models.checkpoint import any_contract, tokenizer_of
+    from shortlist.models.folder import open_folder
     from shortlist.text.inputs import Inputs
 
-    form = any_contract(model, contract).form
-    inputs = Inputs(form, tokenizer_of(model))
+    folder = open_folder(model, weights=False)
+    form = folder.any_contract(contract).form
+    inputs = Inputs(form, folder.tokenizer)
 
     def measure(pairs: Sequence[tuple[Query, Document]]) -> list[Sizes]:
         texts = [query.text for query, _ in pairs], [" ".join(_words(document)) for _, document in pairs]

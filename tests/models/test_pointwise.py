@@ -8,8 +8,10 @@ from tiny import tokenizer
 from transformers import AutoModel, LlamaForSequenceClassification
 
 from shortlist.errors import UserError
-from shortlist.models.backbone import load_backbone
-from shortlist.models.reranker import Reranker, new_head
+from shortlist.models.backbone import apply_reading, load_backbone
+from shortlist.models.folder import open_folder
+from shortlist.models.load import open_backbone
+from shortlist.models.pointwise import PointwiseModel, new_head
 from shortlist.models.run import score_pairs
 from shortlist.text.batching import pad
 from shortlist.text.contract import Reading, named_contract
@@ -19,10 +21,10 @@ from shortlist.text.tokenizer import load_tokenizer
 HEAD = torch.randn(1, 64, generator=torch.Generator().manual_seed(7))
 
 
-def make(folder: Path, contract: str, dtype: torch.dtype = torch.float32) -> Reranker:
+def make(folder: Path, contract: str, dtype: torch.dtype = torch.float32) -> PointwiseModel:
     backbone = load_backbone(str(folder), dtype=dtype)
     named = named_contract(contract)
-    return Reranker(backbone, Inputs(named.form, load_tokenizer(folder)), named.reading, HEAD)
+    return PointwiseModel(backbone, Inputs(named.form, load_tokenizer(folder)), named.reading, HEAD)
 
 
 def classifier(folder: Path) -> LlamaForSequenceClassification:
@@ -60,7 +62,9 @@ def test_an_encoder_scores_by_its_first_token(bert: Path):
 def test_every_family_learns_to_score_and_its_padding_changes_nothing(family: str, bidirectional: bool):
     contract = named_contract("rankllama" if family in DECODERS else "bert-pair")
     reading = replace(contract.reading, bidirectional=bidirectional)
-    reranker = Reranker(small(family), Inputs(contract.form, tokenizer()), reading, HEAD)
+    backbone = small(family)
+    apply_reading(backbone, reading)
+    reranker = PointwiseModel(backbone, Inputs(contract.form, tokenizer()), reading, HEAD)
     rows = [[1, 5, 9, 7, 8, 11, 2], [1, 12, 14, 2]]
     scores = reranker(*pad(rows, 0)).values
     alone = torch.cat([reranker(*pad([row], 0)).values for row in rows])
@@ -74,15 +78,16 @@ def test_a_bidirectional_contract_lets_the_query_see_the_document(llama: Path):
     backbone, (first, second) = load_backbone(str(llama)), ([1, 5, 9, 2], [1, 5, 7, 2])
     for both_ways in (False, True):
         inputs = Inputs(named_contract("rankllama").form, load_tokenizer(llama))
-        reranker = Reranker(backbone, inputs, Reading(pooling="cls", bidirectional=both_ways), HEAD)
+        reading = Reading(pooling="cls", bidirectional=both_ways)
+        apply_reading(backbone, reading)
+        reranker = PointwiseModel(backbone, inputs, reading, HEAD)
         one, two = reranker(*pad([first, second], 0)).values.tolist()
         assert (one == pytest.approx(two, abs=1e-5)) != both_ways
 
 
 def test_a_pooling_that_does_not_exist_is_refused(llama: Path):
-    inputs = Inputs(named_contract("rankllama").form, load_tokenizer(llama))
     with pytest.raises(UserError, match="unknown pooling 'lats': perhaps 'last'"):
-        Reranker(load_backbone(str(llama)), inputs, Reading(pooling="lats"), HEAD)
+        open_backbone(open_folder(str(llama)), Reading(pooling="lats"))
 
 
 def test_the_head_and_the_backbone_learn(llama: Path):

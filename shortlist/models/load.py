@@ -1,0 +1,210 @@
+"""A model's folder -> its module with inputs and weights: to run as it is, or to start training from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shortlist.data.files import read_json
+from shortlist.errors import UserError
+from shortlist.models.adapters import QUANTIZATION, adapter_head, is_adapter, merge_adapter
+from shortlist.models.backbone import (
+    apply_reading,
+    dequantize,
+    empty_backbone,
+    is_causal,
+    is_decoder,
+    load_backbone,
+    load_classifier,
+)
+from shortlist.models.classifier import ClassifierModel
+from shortlist.models.dense import DenseModel
+from shortlist.models.folder import ModelFolder
+from shortlist.models.heads import HEAD, answer_head, check_tied, find_head, is_classifier, one_label
+from shortlist.models.language import LanguageModel
+from shortlist.models.pointwise import PointwiseModel, new_head
+from shortlist.models.published import dense_layers
+from shortlist.text.contract import Adjust, Form, InputContract, Reading, named_contract
+from shortlist.text.inputs import Inputs
+from shortlist.text.proof import proved_inputs
+
+
+def load_dense(folder: ModelFolder, contract: InputContract, *, dtype: torch.dtype = torch.float32) -> DenseModel:
+    """Load a retriever: a folder of ours, a sentence-transformers folder, or a plain backbone.
+
+    Raises:
+        UserError: no model is there, or its tokenizer is not what the contract is about.
+    """
+    inputs = proved_inputs(contract.form, folder.tokenizer)
+    backbone = open_backbone(folder, contract.reading, dtype=dtype)
+    return DenseModel(backbone, inputs, contract.reading, dense_layers(folder.path))
+
+
+def load_pointwise(
+    folder: ModelFolder, contract: InputContract, *, dtype: torch.dtype = torch.float32
+) -> PointwiseModel:
+    """Load a reranker with its head: `score.weight`, or the answer of a language model, where the contract names one.
+
+    Raises:
+        UserError: no model is there, it has no head, or its tokenizer is not what the contract is about.
+    """
+    inputs, reading = proved_inputs(contract.form, folder.tokenizer), contract.reading
+    if reading.answer:
+        backbone = open_backbone(folder, reading, dtype=dtype)
+        head = answer_head(backbone, inputs.tokenizer, reading.answer, folder.whole.path)
+        return PointwiseModel(backbone, inputs, reading, head)
+    head = head_of(folder)
+    if head is None:
+        raise UserError(
+            f"{folder.name}: has no head for scores (no {HEAD!r}, no classifier in its config.json), so this is not a "
+            "trained reranker; train one from it."
+        )
+    return PointwiseModel(open_backbone(folder, reading, dtype=dtype), inputs, reading, one_label(head, folder.name))
+
+
+def load_classifier_model(
+    folder: ModelFolder, contract: InputContract, *, dtype: torch.dtype = torch.float32
+) -> ClassifierModel:
+    """Load a cross-encoder: an encoder with a classifier of its own.
+
+    Raises:
+        UserError: it cannot be loaded, or its tokenizer is not what the contract is about.
+    """
+    inputs = proved_inputs(contract.form, folder.tokenizer)
+    backbone = load_classifier(str(folder.path), dtype=dtype)
+    apply_reading(backbone, contract.reading)
+    return ClassifierModel(backbone, inputs, contract.reading)
+
+
+def dense_to_train(
+    folder: ModelFolder,
+    contract: InputContract | None = None,
+    *,
+    seed: int = 0,
+    adjust: Adjust | None = None,
+    **loading: Any,
+) -> DenseModel:
+    """A retriever to start training from.
+
+    Args:
+        contract: how its input looks (None: the folder's own, else the paper's for its architecture).
+        seed: of what is new in the model: nothing here.
+        adjust: makes the contract that is used of that one, such as with other lengths.
+        loading: dtype, attention and four_bit as for `load_backbone`; or `empty=True` for shapes without weights.
+    """
+    backbone = open_backbone(folder, **loading)
+    if dense_layers(folder.path):
+        raise UserError(
+            f"{folder.name}: has layers behind its pooling, which are not trained here; start from another model."
+        )
+    contract = contract or folder.own_contract("document")
+    contract = contract or named_contract("repllama" if is_decoder(backbone) else "bert")
+    return DenseModel(backbone, *_to_train(folder, backbone, contract, adjust))
+
+
+def pointwise_to_train(
+    folder: ModelFolder,
+    contract: InputContract | None = None,
+    *,
+    seed: int = 0,
+    adjust: Adjust | None = None,
+    **loading: Any,
+) -> PointwiseModel:
+    """A reranker to start training from: with the head of a trained one, with a new head on any other backbone.
+
+    Args:
+        seed: of the new head.
+        contract: as for `dense_to_train`, and so are the others.
+    """
+    if is_classifier(folder.path):
+        raise UserError(
+            f"{folder.name}: is a cross-encoder, whose own head training here would replace by a new one; start from "
+            "the encoder that it was made from."
+        )
+    backbone = open_backbone(folder, **loading)
+    contract = contract or folder.own_contract("pair")
+    contract = contract or named_contract("rankllama" if is_decoder(backbone) else "bert-pair")
+    if contract.reading.answer or backbone.config.is_encoder_decoder:
+        raise UserError(
+            f"{folder.name}: models that answer with a token are not trained here; choose another --contract."
+        )
+    head = head_of(folder)
+    head = new_head(backbone, seed=seed) if head is None else one_label(head, folder.name)
+    return PointwiseModel(backbone, *_to_train(folder, backbone, contract, adjust), head)
+
+
+def language_model_to_train(
+    folder: ModelFolder,
+    contract: InputContract | None = None,
+    *,
+    seed: int = 0,
+    adjust: Adjust | None = None,
+    **loading: Any,
+) -> LanguageModel:
+    """A language model to start training from, whose texts are the pairs of a reranker.
+
+    Args:
+        contract: as for `dense_to_train`, and so are the others.
+
+    Raises:
+        UserError: the backbone is no causal decoder, or computes its logits in another way.
+    """
+    backbone = open_backbone(folder, **loading)
+    check_tied(backbone, folder.whole.path)
+    contract = contract or folder.own_contract("pair") or named_contract("rankllama")
+    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    if not is_causal(backbone) or reading.bidirectional:
+        raise UserError(f"{folder.name}: its tokens see what comes after them, so there is nothing to predict.")
+    backbone.config.tie_word_embeddings = True  # saved with it, so that transformers' own model is the same one
+    return LanguageModel(backbone, inputs, reading)
+
+
+def open_backbone(folder: ModelFolder, reading: Reading | None = None, **loading: Any) -> PreTrainedModel:
+    """The backbone of a folder, adapters merged.
+
+    Args:
+        reading: how it reads its tokens (None: as by default).
+        loading: as for `load_backbone`; `empty` for shapes without weights; `beside` as for `merge_adapter`.
+    """
+    backbone = _merged(folder, **loading)
+    if reading:
+        apply_reading(backbone, reading)
+    return backbone
+
+
+def head_of(folder: ModelFolder) -> Tensor | None:
+    """A reranker's head in a folder; None if there is none."""
+    return adapter_head(folder.path) if is_adapter(folder.path) else find_head(folder.path)
+
+
+def _merged(
+    folder: ModelFolder, *, empty: bool = False, beside: Sequence[str] = (HEAD,), **loading: Any
+) -> PreTrainedModel:
+    path, base = folder.backbone_path, folder.base
+    if base is None:
+        return (empty_backbone if empty else load_backbone)(str(path), **loading)
+    if empty:
+        return _merged(base, empty=True, **loading)
+    if loading.get("four_bit"):
+        raise UserError(f"{folder.name}: is an adapter, which --four-bit cannot start from; name a whole model.")
+    if (path / QUANTIZATION).exists():  # the updates were learnt on top of weights that were rounded from this dtype
+        dtype = getattr(torch, read_json(path / QUANTIZATION)["bnb_4bit_compute_dtype"])
+        rounded = dequantize(_merged(base, dtype=dtype, four_bit=True))
+        return merge_adapter(rounded, path, beside=beside).to(loading.get("dtype", torch.float32))
+    return merge_adapter(_merged(base, **loading), path, beside=beside)
+
+
+def _to_train(
+    folder: ModelFolder, backbone: PreTrainedModel, contract: InputContract, adjust: Adjust | None
+) -> tuple[Inputs, Reading]:
+    """Inputs and reading for training by a contract, which is adjusted before it is proved."""
+    contract = adjust(contract) if adjust else contract
+    apply_reading(backbone, contract.reading)
+    return _inputs(folder, contract.form), contract.reading
+
+
+def _inputs(folder: ModelFolder, form: Form) -> Inputs:
+    """Inputs for training: a contract's `<bos>` is left out for a tokenizer that has none."""
+    return proved_inputs(form.fitted(folder.tokenizer), folder.tokenizer)

@@ -1,0 +1,104 @@
+"""A model -> its folder: weights under the names that others know them by, tokenizer, contract."""
+
+from collections.abc import Iterator, Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shortlist.data.files import write_json
+from shortlist.models.adapters import ADAPTER, PREFIX, QUANTIZATION
+from shortlist.models.backbone import is_decoder
+from shortlist.models.dense import DenseModel
+from shortlist.models.folder import CONTRACT
+from shortlist.models.kinds import KINDS
+from shortlist.models.language import LanguageModel
+from shortlist.models.pointwise import PointwiseModel
+
+Trainable = DenseModel | PointwiseModel | LanguageModel
+"""What is trained here; a kind from outside the package has the same attributes."""
+
+
+def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
+    """What of a model is saved: name in the model -> key in the folder's safetensors.
+
+    Args:
+        adapter: only what trains, as PEFT names it; else all weights, as transformers' own model would name them.
+    """
+    kind = KINDS[model.kind]
+    names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
+    before = PREFIX if adapter else ""
+    prefix = before + (f"{model.backbone.base_model_prefix}." if kind.as_classifier else "")
+    keys = {name: before + key for name, key in kind.saved.items()}
+    inside = {name: name.removeprefix("backbone.") for name in names}
+    keys |= {name: prefix + key.replace(".default.", ".") for name, key in inside.items() if key != name}
+    return {name: keys[name] for name in names if name in keys}  # others, as a dense layer's, lie somewhere else
+
+
+def save_model(
+    model: Any,
+    folder: Path,
+    *,
+    adapter: Any = None,
+    base: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the model into a folder: weights, tokenizer, contract.
+
+    Args:
+        adapter: PEFT's wrapper of the backbone; only its updates (and a reranker's head) are then written.
+        base: name of the model that the adapter updates.
+        weights: what to write instead of the model's own values, under its names: those of a sharded model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = KINDS[model.kind]
+    if kind.saves_itself:
+        model.backbone.save_pretrained(folder)
+    else:
+        names = saved_names(model, adapter=adapter is not None)
+        weights = weights or model.state_dict()
+        state = {key: weights[name].detach().contiguous() for name, key in names.items()}
+        if adapter is not None:
+            _save_adapter(adapter, folder, state, base, classifier=kind.as_classifier)
+        else:
+            _save_weights(model, folder, state)
+    model.inputs.tokenizer.save_pretrained(folder)
+    write_json(folder / CONTRACT, model.contract.to_dict())
+
+
+def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a folder that `save_model` wrote, with its key, one after the other."""
+    paths = [folder / ADAPTER] if (folder / ADAPTER).exists() else sorted(folder.glob("model*.safetensors"))
+    for path in paths:
+        with safe_open(path, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
+                yield key, weights.get_tensor(key)
+
+
+def _save_weights(model: Trainable, folder: Path, state: dict[str, Tensor]) -> None:
+    """A folder that transformers' own model, or its sequence classifier for a reranker, can load."""
+    backbone, pad_id = model.backbone, model.inputs.pad_id
+    save_torch_state_dict(state, folder)
+    config = backbone.config.to_dict()
+    if KINDS[model.kind].as_classifier and is_decoder(backbone):
+        name = type(backbone).__name__.removesuffix("Model") + "ForSequenceClassification"
+        config |= {"architectures": [name], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
+        # transformers scores the last token that is not this one: were it `</s>`, that would be the token before it
+        config["pad_token_id"] = None if pad_id == model.inputs.tokenizer.eos_token_id else pad_id
+    write_json(folder / "config.json", config)
+
+
+def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None, *, classifier: bool) -> None:
+    settings = copy(adapter.peft_config["default"])
+    if classifier:  # so that PEFT puts the head where transformers' sequence classifiers have theirs
+        settings.task_type, settings.modules_to_save = "SEQ_CLS", ["score"]
+    settings.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).exists() else base
+    settings.inference_mode = True
+    save_file(state, folder / ADAPTER)
+    settings.save_pretrained(folder)
+    if quantization := getattr(adapter.config, "quantization_config", None):
+        write_json(folder / QUANTIZATION, quantization.to_dict())
