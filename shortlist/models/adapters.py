@@ -7,6 +7,7 @@ always goes on the backbone, so the keys are brought to that, and none may be le
 go on with random updates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -137,8 +138,11 @@ def adapter_head(folder: Path) -> Tensor | None:
     return next((value for key, value in adapter_weights(folder).items() if key.endswith(f".{HEAD}")), None)
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str] = (HEAD,)) -> PreTrainedModel:
     """Add a saved adapter's updates to the model's weights.
+
+    Args:
+        beside: ends of the keys that are not the backbone's, but of what stands on it.
 
     Raises:
         UserError: the adapter does not fit the model.
@@ -150,7 +154,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     weights = {
         PREFIX + key.removeprefix(PREFIX).removeprefix(prefix): value
         for key, value in adapter_weights(folder).items()
-        if not key.endswith(f".{HEAD}")
+        if not key.endswith(tuple(f".{end}" for end in beside))
     }
     try:
         with hushed():

@@ -1,5 +1,6 @@
 """A model's folder -> its module with inputs and weights: to run as it is, or to start training from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -161,10 +162,11 @@ def language_model_to_train(
 
 
 def open_backbone(folder: ModelFolder, reading: Reading | None = None, **loading: Any) -> PreTrainedModel:
-    """The backbone of a folder, adapters merged; `loading` as for `load_backbone`, and `empty` for no weights.
+    """The backbone of a folder, adapters merged.
 
     Args:
         reading: how it reads its tokens (None: as by default).
+        loading: as for `load_backbone`; `empty` for shapes without weights; `beside` as for `merge_adapter`.
     """
     backbone = _merged(folder, **loading)
     if reading:
@@ -177,7 +179,9 @@ def head_of(folder: ModelFolder) -> Tensor | None:
     return adapter_head(folder.path) if is_adapter(folder.path) else find_head(folder.path)
 
 
-def _merged(folder: ModelFolder, *, empty: bool = False, **loading: Any) -> PreTrainedModel:
+def _merged(
+    folder: ModelFolder, *, empty: bool = False, beside: Sequence[str] = (HEAD,), **loading: Any
+) -> PreTrainedModel:
     path, base = folder.backbone_path, folder.base
     if base is None:
         return (empty_backbone if empty else load_backbone)(str(path), **loading)
@@ -188,8 +192,8 @@ def _merged(folder: ModelFolder, *, empty: bool = False, **loading: Any) -> PreT
     if (path / QUANTIZATION).exists():  # the updates were learnt on top of weights that were rounded from this dtype
         dtype = getattr(torch, read_json(path / QUANTIZATION)["bnb_4bit_compute_dtype"])
         rounded = dequantize(_merged(base, dtype=dtype, four_bit=True))
-        return merge_adapter(rounded, path).to(loading.get("dtype", torch.float32))
-    return merge_adapter(_merged(base, **loading), path)
+        return merge_adapter(rounded, path, beside=beside).to(loading.get("dtype", torch.float32))
+    return merge_adapter(_merged(base, **loading), path, beside=beside)
 
 
 def _to_train(

@@ -3,7 +3,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from shortlist.data.files import sha256
 from shortlist.errors import UserError
-from shortlist.models import folder as folders
 from shortlist.models.adapters import Lora, add_lora
-from shortlist.models.folder import open_folder
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.models.save import save_model
 from shortlist.text.batching import pad
@@ -288,43 +285,3 @@ def test_a_reranker_starts_from_the_head_there_is(retriever: Path, reranker: Pat
     head = load_reranker(str(reranker)).head
     assert reranker_to_train(str(reranker), None, seed=9).head.equal(head)
     assert not reranker_to_train(str(retriever), None, seed=9).head.equal(head)
-
-
-def test_a_hub_name_is_fetched_without_pickles(llama: Path, monkeypatch: pytest.MonkeyPatch):
-    asked: dict[str, Any] = {}
-
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, patterns=allow_patterns)
-        return str(llama)
-
-    monkeypatch.setattr(folders, "snapshot_download", fetch)
-    assert open_folder("some/model").path == llama
-    assert asked["name"] == "some/model"
-    names = ["pytorch_model.bin", "a.py", "adapter_model.bin", "model.safetensors", "1_Pooling/config.json"]
-    fetched = [name for name in names if any(fnmatch(name, pattern) for pattern in asked["patterns"])]
-    assert fetched == ["adapter_model.bin", "model.safetensors", "1_Pooling/config.json"]
-    assert open_folder("some/model").identity == f"hub:some/model@{llama.name}"
-    close(vectors("some/model", contract="repllama"), vectors(llama, contract="repllama"))
-
-
-@pytest.mark.parametrize("name", ["./absent", "/absent/model", "a/b/c"])
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folders, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match="no such folder"):
-        open_folder(name)
-
-
-def test_a_hub_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr(folders, "snapshot_download", fail)
-    with pytest.raises(UserError, match=r"some/model: cannot load a model \(no route\)"):
-        open_folder("some/model")
-
-
-def test_the_identity_of_a_folder_changes_with_its_contents(retriever: Path, copied: Callable):
-    folder = copied(retriever)
-    assert open_folder(str(folder)).identity == open_folder(str(retriever)).identity
-    (folder / "contract.json").write_text("{}")
-    assert open_folder(str(folder)).identity != open_folder(str(retriever)).identity
