@@ -46,7 +46,7 @@ def found(capsys: pytest.CaptureFixture[str], **settings) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_relevant_documents_are_counted_by_their_fates(settings: dict, capsys):
+def test_relevant_documents_are_counted_by_their_outcomes(settings: dict, capsys):
     told = found(capsys, **settings)["fates"]
     expected = {
         "lifted by the reranker": 2,  # q1 a, 3 to 1; q2 e, 3 to 2

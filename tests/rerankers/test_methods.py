@@ -9,7 +9,7 @@ import pytest
 from tiny import DOCUMENTS, QUERIES, Tiny
 from toy_reranker import Toy, toy
 
-from shortlist import rerank
+from shortlist import Pipeline, index, rerank
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus, write_queries
 from shortlist.data.manifest import read_manifest
@@ -174,3 +174,13 @@ def test_empty_documents_are_no_part_of_a_list(tiny: Tiny, command: list[str], t
     assert (manifest["complete"], manifest["results"]["not_reached"]) == (True, 0)
     assert main([*command, "--overwrite", "--ties", "rank"]) == 0
     assert len(asked(tmp_path)) == 6
+
+
+def test_a_reranker_of_whole_lists_is_a_step_of_a_pipeline(tiny: Tiny, command: list[str], tmp_path: Path):
+    index.run(index.Config(collection=str(tiny.collection), out=tmp_path / "words"))
+    steps = {"words": {"find": "bm25", "index": str(tmp_path / "words")}, "turned": {"rank": "toy", "depth": 3}}
+    pipeline = Pipeline.load(str(tiny.collection), pipeline={"steps": steps})
+    found = [result.document.doc_id for result in pipeline.search(QUERIES[0].text, k=5, rerank=False)]
+    turned = [result.document.doc_id for result in pipeline.search(QUERIES[0].text, k=5)]
+    assert len(found) > 3
+    assert turned == [found[1], found[0], *found[2:]]  # it leaves out the last of the three

@@ -18,7 +18,7 @@ from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.diagnose.printing import print_diagnosis
 from shortlist.evaluation.measure import judged_ranks, parse_measures, per_query
-from shortlist.math.fates import FATES, fates
+from shortlist.math.outcomes import OUTCOMES, outcomes
 from shortlist.progress import say, track
 from shortlist.records import Document, Qrels, Query
 
@@ -173,32 +173,32 @@ def diagnose(task: Task) -> dict[str, Any]:
         "k": task.k,
         "relevance_level": task.relevance_level,
         "unit": "tokens" if task.model else "words",
-        "fates": count_fates(task),
+        "fates": count_outcomes(task),
         "duplicates": find_duplicates(task),
         "unjudged": find_unjudged(task),
         "queries": compare_queries(task),
     }
 
 
-def count_fates(task: Task) -> dict[str, Any]:
-    """How many relevant documents had each fate: `all`, and by the lengths of query and document and by truncation."""
+def count_outcomes(task: Task) -> dict[str, Any]:
+    """Count what became of relevant documents: `all`, by the lengths of query and document, and by truncation."""
     relevant = {
         query_id: {doc_id: grade for doc_id, grade in each.items() if grade >= task.relevance_level}
         for query_id, each in task.qrels.items()
     }
     after = judged_ranks(task.reranked, relevant) if task.reranked else None
-    numbers = fates(judged_ranks(task.run, relevant), after, depth=task.depth, k=task.k)
+    numbers = outcomes(judged_ranks(task.run, relevant), after, depth=task.depth, k=task.k)
     pairs = [(query_id, doc_id) for query_id, each in relevant.items() for doc_id in each]
     absent = set(task.collection.missing(dict.fromkeys(doc_id for _, doc_id in pairs)))
     groups: dict[str, dict[str, Counter[str]]] = {"all": {"all": Counter()}}
-    groups["all"]["all"].update(FATES[number] for number in numbers.tolist())
-    there = [(pair, FATES[n]) for pair, n in zip(pairs, numbers.tolist(), strict=True) if pair[1] not in absent]
-    for fate, sizes in _measured(task, there):
+    groups["all"]["all"].update(OUTCOMES[number] for number in numbers.tolist())
+    there = [(pair, OUTCOMES[n]) for pair, n in zip(pairs, numbers.tolist(), strict=True) if pair[1] not in absent]
+    for outcome, sizes in _measured(task, there):
         bins = {"query length": _bin(sizes.query, QUERY_BINS), "document length": _bin(sizes.document, DOCUMENT_BINS)}
         if sizes.cut is not None:
             bins["document"] = "cut by the model" if sizes.cut else "read whole"
         for kind, name in bins.items():
-            groups.setdefault(kind, {}).setdefault(name, Counter())[fate] += 1
+            groups.setdefault(kind, {}).setdefault(name, Counter())[outcome] += 1
     told = {
         kind: {name: dict(each) for name, each in sorted(by.items(), key=_first_number)} for kind, by in groups.items()
     }
@@ -220,13 +220,13 @@ def _bin(length: int, ends: Sequence[int]) -> str:
 
 
 def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> Iterator[tuple[str, Sizes]]:
-    """Yield the fate and the sizes of each pair; a bounded number of texts is held at a time."""
+    """Yield the outcome and the sizes of each pair; a bounded number of texts is held at a time."""
     measure = _measurer(task.model, task.contract)
     for start in range(0, len(relevant), TEXTS_AT_ONCE):
         some = relevant[start : start + TEXTS_AT_ONCE]
         documents = task.collection.documents({doc_id for (_, doc_id), _ in some})
         pairs = [(task.queries[query_id], documents[doc_id]) for (query_id, doc_id), _ in some]
-        yield from zip([fate for _, fate in some], measure(pairs), strict=True)
+        yield from zip([outcome for _, outcome in some], measure(pairs), strict=True)
 
 
 def _measurer(model: str | None, contract: str | None) -> Measurer:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from shortlist.math.fates import FATES
+from shortlist.math.outcomes import OUTCOMES
 
 
 def print_diagnosis(found: Mapping[str, Any]) -> None:
@@ -12,7 +12,7 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(_fate_table(found))
+    console.print(_outcome_table(found))
     duplicates, unjudged, queries = found["duplicates"], found["unjudged"], found["queries"]
     console.print(
         f"duplicates among the first {found['depth']}: {duplicates['duplicates']:,} in "
@@ -30,12 +30,14 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
     _print_queries(console, queries)
 
 
-def _fate_table(found: Mapping[str, Any]) -> Any:
+def _outcome_table(found: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     told = found["fates"]
     kinds = {kind: by for kind, by in told.items() if isinstance(by, dict)}
-    known = [fate for fate in FATES if any(fate in counts for by in kinds.values() for counts in by.values())]
+    known = [
+        outcome for outcome in OUTCOMES if any(outcome in counts for by in kinds.values() for counts in by.values())
+    ]
     table = Table(
         title=f"{told['relevant']:,} relevant documents of {found['num_queries']:,} queries; the top is {found['k']}, "
         f"the depth {found['depth']}; lengths in {found['unit']}",
@@ -48,7 +50,7 @@ def _fate_table(found: Mapping[str, Any]) -> Any:
         for name, counts in by.items():
             total = sum(counts.values())
             label = name if kind == "all" else f"{kind} {name}"
-            table.add_row(label, f"{total:,}", *(f"{counts.get(fate, 0) / total:.1%}" for fate in known))
+            table.add_row(label, f"{total:,}", *(f"{counts.get(outcome, 0) / total:.1%}" for outcome in known))
     if told["not_in_the_collection"]:
         table.caption = (
             f"{told['not_in_the_collection']} of them are not in the collection and stand in the first row only"

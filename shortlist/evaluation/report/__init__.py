@@ -13,7 +13,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import cost_cells, cost_headings
 from shortlist.evaluation.report.html import drawing, folded, heading, page, paragraph, table
-from shortlist.math.fates import FATES
+from shortlist.math.outcomes import OUTCOMES
 from shortlist.progress import say
 
 
@@ -132,12 +132,14 @@ def show_diagnosis(output: Output) -> str:
     """Where relevant documents were lost, and the queries won and lost most."""
     found = read_json(output.path)
     kinds = {kind: by for kind, by in found["fates"].items() if isinstance(by, dict)}
-    known = [fate for fate in FATES if any(fate in counts for by in kinds.values() for counts in by.values())]
+    known = [
+        outcome for outcome in OUTCOMES if any(outcome in counts for by in kinds.values() for counts in by.values())
+    ]
     rows = []
     for kind, by in kinds.items():
         for name, counts in by.items():
             total = sum(counts.values())
-            shares = [f"{counts.get(fate, 0) / total:.1%}" for fate in known]
+            shares = [f"{counts.get(outcome, 0) / total:.1%}" for outcome in known]
             rows.append([name if kind == "all" else f"{kind} {name}", f"{total:,}", *shares])
     caption = f"The top is {found['k']}, the depth {found['depth']}; lengths in {found['unit']}."
     told = table(["relevant documents", "number", *known], rows, caption=caption)

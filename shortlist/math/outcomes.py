@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 NEVER, BELOW, WITHIN, FOUND, NOT_LIFTED, PUSHED_DOWN, LIFTED, KEPT = range(8)
-FATES = (
+OUTCOMES = (
     "never retrieved",
     "retrieved below the depth",
     "within the depth, not in the top",
@@ -17,14 +17,14 @@ FATES = (
 """In words; the first two are lost before a reranker could help, the next two are said without one, the rest with."""
 
 
-def fates(
+def outcomes(
     before: Int[np.ndarray, " documents"],
     after: Int[np.ndarray, " documents"] | None,
     *,
     depth: int,
     k: int,
 ) -> Int[np.ndarray, " documents"]:
-    """The fate of each document, as its number in `FATES`.
+    """What became of each document, as its number in `OUTCOMES`.
 
     Args:
         before: ranks in the first stage's run, from 1, 0 where it is not in it.

@@ -1,31 +1,42 @@
 import numpy as np
 import pytest
 
-from shortlist.math.fates import BELOW, FATES, FOUND, KEPT, LIFTED, NEVER, NOT_LIFTED, PUSHED_DOWN, WITHIN, fates
+from shortlist.math.outcomes import (
+    BELOW,
+    FOUND,
+    KEPT,
+    LIFTED,
+    NEVER,
+    NOT_LIFTED,
+    OUTCOMES,
+    PUSHED_DOWN,
+    WITHIN,
+    outcomes,
+)
 
 
-def test_every_fate_is_the_one_that_it_is_called():
+def test_every_outcome_is_the_one_that_it_is_called():
     before = np.array([0, 150, 40, 3, 60, 7])
     after = np.array([0, 150, 30, 25, 2, 1])
     expected = [NEVER, BELOW, NOT_LIFTED, PUSHED_DOWN, LIFTED, KEPT]
-    assert fates(before, after, depth=100, k=10).tolist() == expected
-    assert fates(before, None, depth=100, k=10).tolist() == [NEVER, BELOW, WITHIN, FOUND, WITHIN, FOUND]
+    assert outcomes(before, after, depth=100, k=10).tolist() == expected
+    assert outcomes(before, None, depth=100, k=10).tolist() == [NEVER, BELOW, WITHIN, FOUND, WITHIN, FOUND]
 
 
 def test_the_ends_of_the_top_and_of_the_depth_belong_to_them():
     before, after = np.array([10, 11, 100, 101]), np.array([11, 10, 10, 101])
-    assert fates(before, after, depth=100, k=10).tolist() == [PUSHED_DOWN, LIFTED, LIFTED, BELOW]
+    assert outcomes(before, after, depth=100, k=10).tolist() == [PUSHED_DOWN, LIFTED, LIFTED, BELOW]
 
 
 def test_a_document_that_the_reranked_run_lacks_is_not_in_its_top():
-    assert fates(np.array([3, 30]), np.array([0, 0]), depth=100, k=10).tolist() == [PUSHED_DOWN, NOT_LIFTED]
+    assert outcomes(np.array([3, 30]), np.array([0, 0]), depth=100, k=10).tolist() == [PUSHED_DOWN, NOT_LIFTED]
 
 
 @pytest.mark.parametrize("reranked", [True, False])
 def test_what_is_lost_before_the_reranker_is_lost_with_it_too(reranked: bool):
     rng = np.random.default_rng(0)
     before, after = rng.integers(0, 200, 500), rng.integers(0, 200, 500)
-    found = fates(before, after if reranked else None, depth=100, k=10)
-    assert set(found) <= set(range(len(FATES)))
+    found = outcomes(before, after if reranked else None, depth=100, k=10)
+    assert set(found) <= set(range(len(OUTCOMES)))
     assert ((found == NEVER) == (before == 0)).all()
     assert ((found == BELOW) == (before > 100)).all()
