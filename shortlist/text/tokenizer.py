@@ -14,13 +14,13 @@ from shortlist.errors import UserError
 PROBE = "query:  a b   c\n\tdouble  spaces, (1999) naïve café – 東京 🦙 "
 
 
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 """Files of which a folder with a tokenizer has at least one."""
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether there is a tokenizer in the folder."""
-    return any((folder / name).exists() for name in FILES)
+    return any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def load_tokenizer(folder: Path) -> Any:
