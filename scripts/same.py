@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -197,7 +198,7 @@ def work() -> None:
     do("evaluate", *judged, "--measures", "nDCG@10", "RR@10", "R@20", "--out", "results.json")
     results = json.loads(Path("results.json").read_text("utf-8"))
     print(f"{'evaluate':28} {json.dumps(results)[:200]}")
-    show("evaluate", json.dumps(results, sort_keys=True))
+    show("evaluate", re.sub(r'"ms_per_query": [^,}]*', "", json.dumps(results, sort_keys=True)))
     do("diagnose", "--run", "hybrid.trec", "--reranked", "reranked.trec", *where, "--out", "diagnosis.json")
     show_files("diagnose", Path("diagnosis.json"))
     do("lengths", "--model", "retriever", *where, "--out", "lengths")
