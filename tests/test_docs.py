@@ -18,6 +18,7 @@ from shortlist.commands import COMMANDS
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.math.ranking import Ranking
+from shortlist.pipeline import spec
 from shortlist.recipe import plan
 from shortlist.text.contract import InputContract, presets
 
@@ -102,9 +103,12 @@ def test_every_flag_in_the_text_belongs_to_some_command():
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_every_recipe_in_a_document_can_be_planned(path, tmp_path):
+def test_every_recipe_and_pipeline_in_a_document_can_be_read(path, tmp_path):
     for values in map(yaml.safe_load, blocks(path, "yaml")):
-        assert values.keys() <= CONTRACT_SETTINGS or plan(values, tmp_path, where=path.name)
+        if path.name == "pipelines.md":
+            assert spec.parse(values, where=path.name).steps
+        else:
+            assert values.keys() <= CONTRACT_SETTINGS or plan(values, tmp_path, where=path.name)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
