@@ -14,7 +14,7 @@ from foreign import small_dataset, small_task
 from jaxtyping import Float
 from tiny import DOCUMENTS, QUERIES
 
-from shortlist.commands import COMMANDS
+from shortlist.commands import COMMANDS, GONE
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.math.ranking import Ranking
@@ -95,11 +95,17 @@ def test_the_readme_and_the_guide_show_commands():
 def test_every_flag_in_the_text_belongs_to_some_command():
     known = {field.replace("_", "-") for name in COMMANDS for field in stage(name).Config.__dataclass_fields__}
     known |= {"help", "version", "config", "no-deps"}
+    gone = {name.partition(" --")[2] for name in GONE}
     for path in DOCS:
         flags = {
             flag for code in re.findall(r"`([^`]+)`", prose(path)) for flag in re.findall(r"--([a-z][\w-]*)", code)
         }
-        assert flags <= known, path
+        assert flags <= (known | gone if path.name == "CHANGELOG.md" else known), path
+
+
+def test_the_changelog_says_what_everything_that_has_gone_is_now():
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert {name for name, new in GONE.items() if f"| `{name}` | `{new}` |\n" not in changes} == set()
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
