@@ -20,6 +20,7 @@ from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex
 from shortlist.math.fusion import rrf, weighted
+from shortlist.models.retriever import Retriever
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.models.save import save_model
 from shortlist.pipeline import Pipeline
@@ -181,7 +182,7 @@ def test_queries_without_judgements_are_all_searched(tiny: Tiny, made: Path, tmp
 
 
 def test_dense_searches_as_deep_as_there_are_documents(dense: search.Config, tiny: Tiny, made: Path):
-    retriever = load_retriever(str(tiny.retriever)).eval()
+    retriever = Retriever.load(str(tiny.retriever))
     run = DenseSearch(retriever, FlatIndex(VectorReader(made / "vectors"))).search(QUERIES[:2], 99)
     assert [len(hits) for hits in run.values()] == [12, 12]
 

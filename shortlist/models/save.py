@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
@@ -18,8 +18,12 @@ from shortlist.models.folder import CONTRACT
 from shortlist.models.kinds import KINDS
 from shortlist.models.language import LanguageModel
 from shortlist.models.pointwise import PointwiseModel
+from shortlist.models.run import Model
 
-Trainable = DenseModel | PointwiseModel | LanguageModel
+if TYPE_CHECKING:
+    Trainable = DenseModel | PointwiseModel | LanguageModel
+else:
+    Trainable = Model
 """What is trained here; a kind from outside the package has the same attributes."""
 
 

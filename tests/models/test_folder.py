@@ -49,7 +49,7 @@ def test_encode_and_search_look_a_name_up_once(tiny: Tiny, tmp_path: Path, asked
 
 
 def test_rerank_looks_a_name_up_once(tiny: Tiny, tmp_path: Path, asked: list[str]):
-    write_run(tmp_path / "run.trec", {"q1": [Hit("d1", 2.0), Hit("d2", 1.0)]}.items(), tag="x")
+    write_run(tmp_path / "run.trec", {"q1": [Hit("d1", 2.0), Hit("d2", 1.0)]}, tag="x")
     where = {"collection": str(tiny.collection), "run": tmp_path / "run.trec", "out": tmp_path / "reranked.trec"}
     rerank.run(rerank.Config(model="hub/reranker", **where, precision="bf16"))
     assert asked == ["hub/reranker"]

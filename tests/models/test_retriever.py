@@ -207,6 +207,6 @@ def test_what_is_proved_is_the_contract_that_is_used(llama: Path):
         return replace(contract, form=replace(contract.form, document=(piece,)))
 
     bare = partial(with_document, piece="{text}")
-    assert load_retriever(str(llama), contract="repllama", adjust=bare).contract == bare(named_contract("repllama"))
+    assert load_retriever(str(llama), bare(named_contract("repllama"))).contract == bare(named_contract("repllama"))
     with pytest.raises(UserError, match=r"has no token '<\|nowhere\|>'"):
-        load_retriever(str(llama), contract="repllama", adjust=partial(with_document, piece="<|nowhere|>{text}"))
+        load_retriever(str(llama), with_document(named_contract("repllama"), "<|nowhere|>{text}"))
