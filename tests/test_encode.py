@@ -17,6 +17,7 @@ from shortlist.cli import main
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
+from shortlist.models import retriever as retriever_module
 from shortlist.models.dense import DenseModel
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import embed_documents
@@ -250,7 +251,7 @@ def test_processes_write_the_store_that_one_would(config: encode.Config, retriev
 
 def test_going_on_packs_linears_as_at_the_start(config: encode.Config, monkeypatch: pytest.MonkeyPatch):
     asked: list[bool | None] = []
-    monkeypatch.setattr(encode, "for_inference", lambda model, precision, packed: asked.append(packed))
+    monkeypatch.setattr(retriever_module, "for_inference", lambda model, precision, packed: asked.append(packed))
     monkeypatch.setattr(encode, "packing_pays", lambda: True)
     encode.run(replace(config, shard_size=5))
     verify.reopen(config.out, updating=False)
