@@ -241,6 +241,20 @@ def test_the_model_that_the_documents_show_works(tiny):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
+def test_the_kind_of_model_that_the_documents_show_is_the_one_that_is_tested(monkeypatch):
+    import scaled
+
+    from shortlist.models.kinds import KINDS
+
+    monkeypatch.setitem(KINDS, "scaled", scaled.SCALED)  # so that it is taken out again
+    exec(
+        block("extending.md", 'KINDS["scaled"]'),
+        {name: getattr(scaled, name) for name in ("find_scale", "load", "to_train")},
+    )
+    for name in ("role", "reads", "load", "to_train", "saved"):
+        assert getattr(KINDS["scaled"], name) == getattr(scaled.SCALED, name)
+
+
 def test_the_contract_that_the_documents_show_works(tiny, tmp_path, monkeypatch):
     from shortlist.models.folder import open_folder
     from shortlist.records import Document, Query

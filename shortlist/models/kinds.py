@@ -21,14 +21,14 @@ from shortlist.models.load import (
     load_pointwise,
     pointwise_to_train,
 )
-from shortlist.text.contract import InputContract
+from shortlist.text.contract import Adjust, InputContract
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelKind:
-    """One kind of model. Its module has the same name as its class attribute `kind`."""
+    """One kind of model; its module has its name as a class attribute, `kind`."""
 
     role: str
     """What it is used as: `retriever`, `reranker` or `language-model`. A table without the kind has its role."""
@@ -92,6 +92,7 @@ def load_model(
     reads: str,
     contract: str | InputContract | None = None,
     *,
+    adjust: Adjust | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Load the model that a folder holds, whichever kind it is.
@@ -99,11 +100,13 @@ def load_model(
     Args:
         reads: what it is wanted for: `document` for a retriever, `pair` for a reranker.
         contract: input contract, by name or as it is (None: the folder's own).
+        adjust: makes the contract that is used of that one, such as with other lengths.
 
     Raises:
         UserError: nothing says what its input looks like, or it is no such model.
     """
     found = folder.contract(reads, contract)
+    found = adjust(found) if adjust else found
     load = kind_in(folder, found, reads).load
     assert load is not None  # as `kind_in` has it, for the type checker
     return load(folder, found, dtype=dtype)

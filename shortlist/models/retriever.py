@@ -10,7 +10,7 @@ from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import load_model
 from shortlist.models.run import Model, embed_documents, embed_queries, for_inference
 from shortlist.records import Document, Query, as_documents, as_queries
-from shortlist.text.contract import InputContract
+from shortlist.text.contract import Adjust, InputContract
 
 
 @final
@@ -26,19 +26,25 @@ class Retriever:
 
     @classmethod
     def load(
-        cls, name: str | ModelFolder, *, contract: str | InputContract | None = None, **options: Any
+        cls,
+        name: str | ModelFolder,
+        *,
+        contract: str | InputContract | None = None,
+        adjust: Adjust | None = None,
+        **options: Any,
     ) -> "Retriever":
         """Load a model folder, or the name of one on the hub, ready to encode.
 
         Args:
             contract: input contract, by name or as it is, for a folder that does not say its own.
+            adjust: makes the contract that is used of that one, such as with other lengths.
             options: device and precision, as for `models.run.for_inference`.
 
         Raises:
             UserError: no model is there, or nothing says what its input looks like.
         """
         folder = open_folder(name) if isinstance(name, str) else name
-        model = load_model(folder, "document", contract)
+        model = load_model(folder, "document", contract, adjust=adjust)
         for_inference(model, **options)
         return cls(model)
 

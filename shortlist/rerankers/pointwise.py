@@ -16,7 +16,7 @@ from shortlist.models.run import Model, Pair, Precision, compact_ids, for_infere
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.rerankers import Candidates, Scored
 from shortlist.rerankers.prepared import Prepared
-from shortlist.text.contract import InputContract
+from shortlist.text.contract import Adjust, InputContract
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import Segments, pair_segments, segment_contract, unused_settings
 
@@ -122,6 +122,7 @@ def pointwise(
     token_budget: int | None = None,
     packed: bool | None = None,
     device: torch.device | None = None,
+    adjust: Adjust | None = None,
 ) -> Prepared:
     """Prepare a pointwise reranker.
 
@@ -135,6 +136,7 @@ def pointwise(
         stride: tokens from the beginning of a segment's text to that of the next one's.
         precision: as for `models.run.for_inference`, and so are `packed` and `device`.
         token_budget: most tokens in one forward pass, padding included (None: what suits the device).
+        adjust: changes the contract before the other settings do.
 
     Raises:
         UserError: there is no such model, or lengths that do not fit together.
@@ -142,7 +144,8 @@ def pointwise(
     if model is None:
         raise UserError("--method pointwise needs a --model: a reranker's folder or hub name.")
     folder = open_folder(model, wanted="reranker") if isinstance(model, str) else model
-    read_by = folder.contract("pair", contract).with_instruction(instruction)
+    read_by = folder.contract("pair", contract)
+    read_by = (adjust(read_by) if adjust else read_by).with_instruction(instruction)
     read_by = segment_contract(read_by, segments, window=window, stride=stride, max_length=max_length)
     reading = {"precision": precision, "segments": segments, "window": window, "stride": stride}
     unused = unused_settings(segments)
