@@ -247,10 +247,8 @@ def test_the_kind_of_model_that_the_documents_show_is_the_one_that_is_tested(mon
     from shortlist.models.kinds import KINDS
 
     monkeypatch.setitem(KINDS, "scaled", scaled.SCALED)  # so that it is taken out again
-    exec(
-        block("extending.md", 'KINDS["scaled"]'),
-        {name: getattr(scaled, name) for name in ("find_scale", "load", "to_train")},
-    )
+    functions = ("find_scale", "load", "to_train")
+    exec(block("extending.md", 'KINDS["scaled"]'), {name: getattr(scaled, name) for name in functions})
     for name in ("role", "reads", "load", "to_train", "saved"):
         assert getattr(KINDS["scaled"], name) == getattr(scaled.SCALED, name)
 
