@@ -20,11 +20,6 @@ class Rows(NamedTuple):
     """Rows of each text (None: one)."""
 
 
-def num_texts(rows: Rows) -> int:
-    """Number of texts that the rows belong to."""
-    return len(rows.values if rows.counts is None else rows.counts)
-
-
 def offsets(counts: Int[Tensor, " texts"]) -> Int[Tensor, " texts"]:
     """Number of the first row of each text."""
     return counts.cumsum(0) - counts

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shortlist.models.outputs import Rows, join, num_texts, offsets, select, split
+from shortlist.models.outputs import Rows, join, offsets, select, split
 
 RAGGED = Rows(torch.arange(12.0).reshape(6, 2), torch.tensor([2, 0, 3, 1]))
 EVEN = Rows(torch.arange(8.0).reshape(4, 2))
@@ -19,7 +19,6 @@ def test_each_text_has_the_rows_that_its_count_says():
     assert (first, second) == ([[0, 1], [2, 3]], [])
     assert (third, fourth) == ([[4, 5], [6, 7], [8, 9]], [[10, 11]])
     assert numbers(split(EVEN)) == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
-    assert (num_texts(RAGGED), num_texts(EVEN)) == (4, 4)
 
 
 def test_offsets_are_the_numbers_of_the_first_rows():
