@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shortlist.config import NotInJob, markers
 from shortlist.data.beir import shares_ids
@@ -21,6 +21,9 @@ from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
+
+if TYPE_CHECKING:
+    from shortlist.models.folder import ModelFolder
 
 HITS_AT_ONCE = 8_000_000
 """Most hits in memory, where each takes 170 bytes; the queries of a training split find a hundred million."""

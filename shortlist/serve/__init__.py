@@ -70,15 +70,16 @@ def run(config: Config) -> None:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("fastapi or uvicorn is not installed; pip install 'shortlist[serve]'.")
     read_key(config)
+    make_app = partial(open_app, config)
     if config.engine == "ray":
         from shortlist.serve.deploy import serve_on_ray
 
-        serve_on_ray(config)
+        sizes = {"replicas": config.workers, "queue_requests": config.queue_requests}
+        serve_on_ray(make_app, host=config.host, port=config.port, drain_seconds=config.drain_seconds, **sizes)
         return
     from shortlist.serve.server import bind, serve, serve_in_processes
 
     listener = bind(config.host, config.port)
-    make_app = partial(open_app, config)
     if config.workers == 1:
         serve(make_app, listener, config.drain_seconds)
     else:
