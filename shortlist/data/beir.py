@@ -1,4 +1,4 @@
-"""What must be known of BEIR's data sets, beside what their files say: https://arxiv.org/abs/2104.08663."""
+"""Facts about the BEIR data sets, beyond their files: https://arxiv.org/abs/2104.08663."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,13 +8,13 @@ class BeirSet(NamedTuple):
     """One of the public data sets of BEIR."""
 
     name: str
-    """As its folder is called: `irds:beir/NAME`, `hf:BeIR/NAME`."""
+    """Name of its folder, as in `irds:beir/NAME` and `hf:BeIR/NAME`."""
     split: str = "test"
-    """What published scores are of."""
+    """The split that published scores are measured on."""
     shares_ids: bool = False
-    """Queries are documents too, with the same id: a query must not find itself."""
+    """Whether queries are also documents with the same id; a query must then not find itself."""
     parts: tuple[str, ...] = ()
-    """Sub-folders that are collections of their own; the score is the mean of theirs."""
+    """Sub-folders that are separate collections; the score of the set is the mean of their scores."""
 
 
 CQADUPSTACK = (
@@ -46,9 +46,9 @@ SPLITS = ("train", "dev", "test")
 
 
 def beir_set(collection: str) -> BeirSet | None:
-    """The data set of BEIR that a collection is by its name, None if by that it is none.
+    """Return the BEIR data set that a collection's name stands for, or None.
 
-    A folder is told by what it is called (`data/arguana`; `cqadupstack/android`), an `irds:` name by the id
+    A folder is recognised by its name (`data/arguana`; `cqadupstack/android`), an `irds:` name by the id
     (`beir/quora/test`, `nano-beir/quora`), an `hf:` name by the last part of the id (`BeIR/arguana`).
     """
     kind, _, rest = collection.casefold().partition(":")
@@ -64,20 +64,20 @@ def beir_set(collection: str) -> BeirSet | None:
 
 
 def shares_ids(collection: str) -> bool:
-    """Whether a query of this collection and the document of the same id are one and the same.
+    """Whether a query and the document with the same id are one and the same.
 
-    So it is in ArguAna and Quora. Elsewhere equal ids say nothing: both queries and passages of MS MARCO are numbered.
-    https://github.com/beir-cellar/beir/issues/72
+    This is true of ArguAna and Quora. Elsewhere equal ids mean nothing: both queries and passages of MS MARCO are
+    numbered. https://github.com/beir-cellar/beir/issues/72
     """
     known = beir_set(collection)
     return known is not None and known.shares_ids
 
 
 def parts_of(collection: str) -> list[str]:
-    """The names of the collections that this one consists of: CQADupStack's twelve, itself for any other.
+    """List the names of the collections that this one consists of.
 
-    CQADupStack is `irds:beir/cqadupstack`, `hf:mteb/cqadupstack`, and a folder that is called `cqadupstack`, or holds
-    folders of all twelve, and has no corpus of its own.
+    CQADupStack has twelve parts; any other collection consists of itself alone. CQADupStack is `irds:beir/cqadupstack`,
+    `hf:mteb/cqadupstack`, or a folder without a corpus that is called `cqadupstack` or holds folders of all twelve.
     """
     kind = collection.partition(":")[0]
     if kind in ("irds", "hf"):
@@ -92,8 +92,9 @@ def parts_of(collection: str) -> list[str]:
 
 
 def is_whole(irds_id: str) -> bool:
-    """Whether an ir_datasets id is that of a data set of BEIR with a corpus of its own, not of one of its splits.
+    """Whether an ir_datasets id names a whole data set of BEIR, with a corpus.
 
-    `beir/scifact` and `beir/webis-touche2020/v2` are. What it judges itself, it judges as its test split.
+    `beir/scifact` and `beir/webis-touche2020/v2` do; the id of a split does not. Judgements held under such an id
+    belong to its test split.
     """
     return irds_id.startswith("beir/") and irds_id.rpartition("/")[2] not in SPLITS

@@ -1,4 +1,4 @@
-"""What every kind of collection checks: ids, splits and judgements that must be there."""
+"""Checks shared by all collections: ids, splits and judgements must be there."""
 
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -9,11 +9,15 @@ from shortlist.records import Qrels, Query
 T = TypeVar("T")
 
 ALL = "all"
-"""The split that holds every query, where a collection has no judgements to split them by."""
+"""Name of the split that holds every query, in a collection without judgements to split them by."""
 
 
 def pick(name: str, kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str, T]:
-    """The wanted entries of `known`, in the order asked; any that it lacks are a UserError."""
+    """Pick the wanted entries of `known`, in the order asked.
+
+    Raises:
+        UserError: `known` lacks one of them.
+    """
     wanted = list(wanted)
     if missing := [key for key in wanted if key not in known]:
         some = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
@@ -25,7 +29,11 @@ def pick(name: str, kind: str, wanted: Iterable[str], known: Mapping[str, T]) ->
 
 
 def judged(name: str, queries: list[Query], qrels: Qrels) -> list[Query]:
-    """The queries that have judgements, in their own order; a judged query without text is a UserError."""
+    """Return the queries that have judgements, in their own order.
+
+    Raises:
+        UserError: a judged query is missing from `queries`.
+    """
     pick(name, "query", qrels, {query.query_id: query for query in queries})
     return [query for query in queries if query.query_id in qrels]
 
@@ -37,12 +45,12 @@ def check_split(name: str, split: str, known: Iterable[str]) -> None:
 
 
 def no_qrels(name: str, split: str) -> UserError:
-    """The error for judgements that a split does not have."""
+    """Return the error for a split without judgements."""
     return UserError(f"{name}: split {split!r} has no judgements (qrels); add them or choose another split.")
 
 
 def split_of(part: str) -> str:
-    """SPLIT of a part `qrels/SPLIT`."""
+    """Return SPLIT from a part named `qrels/SPLIT`."""
     kind, _, split = part.partition("/")
     if kind != "qrels" or not split:
         raise ValueError(f"a collection has the parts corpus, queries and qrels/SPLIT, not {part!r}")

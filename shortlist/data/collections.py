@@ -1,6 +1,7 @@
-"""Collections by name: a BEIR folder, an MS MARCO folder, `irds:ID` (ir_datasets) or `hf:ID` (Hugging Face datasets).
+"""Collections by name: BEIR or MS MARCO folders, `irds:ID` and `hf:ID`.
 
-A collection streams its corpus, gives documents by id, and holds queries and judgements by split.
+ir_datasets reads `irds:` names, Hugging Face datasets reads `hf:` names. A collection streams its corpus, gives
+documents by id, and holds queries and judgements by split.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,10 @@ from shortlist.records import Document, Qrels, Query
 
 @runtime_checkable
 class Collection(Protocol):
-    """What the stages ask of a collection. Splits are names such as `train`, `dev` and `test`."""
+    """The interface of all collections.
+
+    Splits are names such as `train`, `dev` and `test`.
+    """
 
     name: str
 
@@ -29,8 +33,8 @@ class Collection(Protocol):
         """Stream the documents in corpus order.
 
         Args:
-            on_bad: told of each record that cannot be used (malformed, or an id that occurred before), which is left
-                out; without it the first one is a UserError.
+            on_bad: called with a message for each record that cannot be used (malformed, or with an id that occurred
+                before); the record is left out. Without it the first such record is a UserError.
             allow_empty: False where a document with neither title nor text cannot be used.
 
         Raises:
@@ -39,31 +43,41 @@ class Collection(Protocol):
         ...
 
     def num_docs(self) -> int:
-        """The number of records in the corpus, those that cannot be used included; they are not parsed for it."""
+        """Count the records in the corpus without parsing them.
+
+        Records that cannot be used are counted too.
+        """
         ...
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
-        """The documents with these ids; ids that the corpus lacks are a UserError."""
+        """Return the documents with these ids.
+
+        Raises:
+            UserError: the corpus lacks one of the ids.
+        """
         ...
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
-        """Those of these ids that the corpus lacks, in the order asked."""
+        """Return the ids that the corpus lacks, in the order asked."""
         ...
 
     def splits(self) -> list[str]:
-        """The names that `queries` and `qrels` know."""
+        """List the splits that `queries` and `qrels` accept."""
         ...
 
     def queries(self, split: str) -> list[Query]:
-        """The queries of a split that have judgements (all, where the split has no judgements), in file order."""
+        """Return the queries of a split that have judgements, in file order.
+
+        A split without judgements gives all of its queries.
+        """
         ...
 
     def qrels(self, split: str) -> Qrels:
-        """The judgements of a split; a split without any is a UserError."""
+        """Return the judgements of a split; a split without any is a UserError."""
         ...
 
     def identity(self, *parts: str) -> str:
-        """A hash of the contents of these parts: `corpus`, `queries`, `qrels/SPLIT`."""
+        """Hash the contents of these parts: `corpus`, `queries`, `qrels/SPLIT`."""
         ...
 
 
@@ -71,8 +85,8 @@ def open_collection(name: str) -> Collection:
     """Open a collection by the name it has on the command line.
 
     Raises:
-        UserError: no such folder or id, a folder that holds no collection, one that is several (see `parts_of`), or
-            the extra `hub` is not installed.
+        UserError: no such folder or id, a folder that holds no collection, a name of several collections (see
+            `parts_of`), or the extra `hub` is not installed.
     """
     if len(parts := parts_of(name)) > 1:
         raise UserError(
@@ -88,10 +102,10 @@ def open_collection(name: str) -> Collection:
 
 @final
 class FolderCollection:
-    """A folder in the layout of BEIR or of MS MARCO; any file may be gzipped.
+    """A folder in BEIR or MS MARCO layout; any file may be gzipped.
 
-    BEIR: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv. MS MARCO: collection.tsv or msmarco-docs.tsv,
-    queries.SPLIT.tsv, qrels.SPLIT.tsv (.txt), and the names in `shortlist.data.layouts.MSMARCO`.
+    BEIR: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv. MS MARCO: collection.tsv or msmarco-docs.tsv, queries.SPLIT.tsv,
+    qrels.SPLIT.tsv (.txt), and the names in `shortlist.data.layouts.MSMARCO`.
     """
 
     def __init__(self, folder: Path):

@@ -1,4 +1,4 @@
-"""Groups written with the texts, in the layouts of Tevatron, sentence-transformers and FlagEmbedding."""
+"""Export of groups with their texts, for Tevatron, sentence-transformers and FlagEmbedding."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,21 +12,24 @@ from shortlist.records import Document, Group, Query
 from shortlist.text.batching import windows
 
 GROUPS_AT_ONCE = 1000
-"""Groups whose documents are in memory together."""
+"""Number of groups whose documents are in memory together."""
 
 Documents = Mapping[str, Document]
 Layout = Callable[[Group, Query, Documents], Iterator[dict[str, Any]]]
-"""The records that a group becomes."""
+"""Turns a group into the records of one layout."""
 
 
 def tevatron(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
-    """Ids alone: the documents are looked up in a corpus, see `write_tevatron_corpus`."""
+    """Yield one record of ids; Tevatron looks the documents up in a corpus.
+
+    See `write_tevatron_corpus`.
+    """
     ids = {"positive_document_ids": group.positives, "negative_document_ids": group.negatives}
     yield {"query_id": query.query_id, "query_text": query.text, **ids}
 
 
 def tevatron_old(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
-    """Titles and texts in each record."""
+    """Yield one record with the titles and texts of the documents."""
 
     def passages(doc_ids: Iterable[str]) -> list[dict[str, str]]:
         found = (documents[doc_id] for doc_id in doc_ids)
@@ -37,9 +40,10 @@ def tevatron_old(group: Group, query: Query, documents: Documents) -> Iterator[d
 
 
 def triplets(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
-    """One record per positive and negative: groups differ in their numbers of negatives, and columns must not.
+    """Yield one record per positive and negative.
 
-    A group without negatives becomes pairs. https://sbert.net/docs/sentence_transformer/dataset_overview.html
+    Groups differ in their numbers of negatives, but all records must have the same columns. A group without negatives
+    becomes pairs. https://sbert.net/docs/sentence_transformer/dataset_overview.html
     """
     for positive in group.positives:
         pair = {"anchor": query.text, "positive": full_text(documents[positive])}
@@ -50,7 +54,7 @@ def triplets(group: Group, query: Query, documents: Documents) -> Iterator[dict[
 
 
 def flag_embedding(group: Group, query: Query, documents: Documents) -> Iterator[dict[str, Any]]:
-    """All texts of a group in one record."""
+    """Yield one record with all texts of a group."""
     both = {"pos": group.positives, "neg": group.negatives}
     yield {"query": query.text} | {name: [full_text(documents[id]) for id in ids] for name, ids in both.items()}
 
@@ -58,7 +62,10 @@ def flag_embedding(group: Group, query: Query, documents: Documents) -> Iterator
 def write_training(
     path: Path, groups: Sequence[Group], queries: Mapping[str, Query], collection: Collection, layout: Layout
 ) -> int:
-    """Write groups as JSONL, with texts from the collection; returns the number of records.
+    """Write groups as JSONL, with texts from the collection.
+
+    Returns:
+        The number of records.
 
     Raises:
         UserError: the collection lacks a document.
@@ -77,7 +84,8 @@ def write_training(
 def write_tevatron_corpus(path: Path, documents: Iterable[Document]) -> None:
     """Write a corpus for groups by id.
 
-    Titles go before the texts: of such a corpus Tevatron trains on `text` alone, but encodes `title` and `text`.
+    Each title is joined to the front of its text: from such a corpus Tevatron trains on `text` alone, but encodes
+    `title` and `text`.
     """
     with atomic_write(path) as file:
         for document in documents:

@@ -18,13 +18,14 @@ from shortlist.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a temporary neighbour of `path` for writing; rename it onto `path` only if the block succeeds.
+    """Open a file that is written whole or not at all.
 
-    Text is UTF-8 with "\\n" line ends; a name ending in .gz is compressed. After a crash the old file, or none, is
+    The block writes to a temporary neighbour of `path`, which is renamed onto `path` only if the block succeeds. Text
+    is UTF-8 with "\\n" line ends; a name ending in .gz is compressed. After a crash the old file, if any, is still
     there; once the block has succeeded the new one is, even after a power cut.
 
     Raises:
-        OSError: it cannot be written; where the disk is full, the error names `path`.
+        OSError: the file cannot be written; where the disk is full, the error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -43,13 +44,13 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 
 
 def _say_where(error: BaseException, path: Path) -> None:
-    """Name the path in the error of a full disk or quota, which the system leaves out."""
+    """Add the missing path to the error of a full disk or quota."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         error.filename = error.filename or str(path)
 
 
 def _sync(path: Path) -> None:
-    """Wait until the file, or the names in the folder, are on the disk."""
+    """Wait until the file, or the names in the folder, are on disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -58,13 +59,13 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    with suppress(OSError):  # some systems cannot: then a power cut may still undo the renaming
+    with suppress(OSError):  # on systems that cannot, a power cut may still undo the renaming
         _sync(path)
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, gzip or plain.
+    """Open a file for reading, gzip or plain.
 
     Raises:
         UserError: the file is missing, is a folder, or is a damaged gzip file.
@@ -81,7 +82,9 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a UTF-8 text file, gzip or plain, whose lines end in "\\n" alone (U+2028 inside JSON is not a line end).
+    """Open a UTF-8 text file for reading, gzip or plain.
+
+    Lines end in "\\n" alone: U+2028 inside JSON is not a line end.
 
     Raises:
         UserError: as for `open_bytes`, or the file is not UTF-8.
@@ -94,12 +97,12 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of all files in a folder and below."""
+    """Sum the sizes of all files in a folder and below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def sha256(*paths: Path) -> str:
-    """Hex digest of the contents of the files, in the order given."""
+    """Return the hex digest of the files' contents, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -110,9 +113,10 @@ def sha256(*paths: Path) -> str:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Make a folder: its files are written to a temporary neighbour, which takes the name only if the block succeeds.
+    """Make a folder that is written whole or not at all.
 
-    After a crash or a power cut the folder is there with all its files, or not at all.
+    The block writes into a temporary neighbour, which takes the name only if the block succeeds. After a crash or a
+    power cut the folder is there with all its files, or not at all.
 
     Raises:
         OSError: the folder is there already and not empty, or cannot be written (as for `atomic_write`).
@@ -141,10 +145,10 @@ def write_json(path: Path, values: dict[str, Any] | list[Any]) -> None:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The value in a JSON file.
+    """Read the value in a JSON file.
 
     Raises:
-        UserError: no such file, no JSON, or a value of another kind.
+        UserError: no such file, no JSON, or a value of another type than `kind`.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
@@ -158,5 +162,5 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no such file."""
+    """Read the object in a JSON file; a missing file gives an empty object."""
     return read_json(path) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""Files of documents, queries and judgements, in the forms the field already has: read_* and write_*.
+"""Readers and writers of documents, queries and judgements in the field's usual formats.
 
 Every file may be gzipped (.gz). A line that cannot be read is a UserError that names the file and the line.
 """
@@ -21,7 +21,7 @@ SPACE = re.compile(r"[ \t\r\n\f\v]")
 
 
 def _column(record: Mapping[str, Any], kind: str, *names: str) -> Any:
-    """The value under the first of `names` that is there."""
+    """Return the value under the first of `names` that the record has."""
     for name in names:
         if (value := record.get(name)) is not None:
             return value
@@ -32,9 +32,9 @@ def _column(record: Mapping[str, Any], kind: str, *names: str) -> Any:
 
 
 def _identifier(value: Any, kind: str) -> str:
-    """An id as text: runs are split on spaces, so an id must not hold any."""
+    """Return an id as text; white space is refused, since runs are split on spaces."""
     text = str(value) if type(value) is int else to_text(value, f"{kind} id")
-    if not text.isalnum() and (not text or SPACE.search(text)):  # the first question is the quickest
+    if not text.isalnum() and (not text or SPACE.search(text)):  # the cheapest test first
         raise MalformedError(
             f"{kind} id {text!r} is empty or holds white space, which a run file cannot express; rename it."
         )
@@ -42,10 +42,10 @@ def _identifier(value: Any, kind: str) -> str:
 
 
 def to_document(record: Mapping[str, Any]) -> Document:
-    """The document in a BEIR (`_id`, `title`, `text`) or Tevatron (`docid`, `title`, `text`) record.
+    """Read a document from a BEIR (`_id`, `title`, `text`) or Tevatron (`docid`, `title`, `text`) record.
 
-    The text must be there but may be empty: published collections hold such documents, and leaving them out
-    would change their scores.
+    The text must be there but may be empty: published collections hold such documents, and leaving them out would
+    change their scores.
     """
     return Document(
         _identifier(_column(record, "document", "_id", "docid", "doc_id", "id"), "document"),
@@ -56,12 +56,12 @@ def to_document(record: Mapping[str, Any]) -> Document:
 
 
 def full_text(document: Document) -> str:
-    """Title and text, as one."""
+    """Join title and text."""
     return f"{document.title} {document.text}".strip()
 
 
 def to_query(record: Mapping[str, Any]) -> Query:
-    """The query in a BEIR (`_id`, `text`) or Tevatron (`query_id`, `query`) record."""
+    """Read a query from a BEIR (`_id`, `text`) or Tevatron (`query_id`, `query`) record."""
     return _query(
         _column(record, "query", "_id", "query_id", "qid", "id"),
         _column(record, "query", "text", "query"),
@@ -76,10 +76,11 @@ def _query(query_id: Any, text: Any) -> Query:
 
 
 def document_parser(path: Path) -> Callable[[str], Document]:
-    """What turns a line of this corpus into a Document.
+    """Return the function that turns a line of this corpus into a Document.
 
-    `.jsonl` holds objects as in `to_document`; `.tsv` and `.txt` hold `id, text` or `id, url, title, text`
-    (MS MARCO passages, documents), one of the two throughout. Files named msmarco_v2_* hold objects of other fields.
+    `.jsonl` holds objects as in `to_document`; `.tsv` and `.txt` hold `id, text` or `id, url, title, text` (MS MARCO
+    passages or documents), with the same columns on every line. Files named msmarco_v2_* hold objects with other
+    fields.
     """
     if path.name.startswith("msmarco_v2_"):
         return lambda line: _document_of_msmarco_v2(parse_json(line))
@@ -90,7 +91,11 @@ def document_parser(path: Path) -> Callable[[str], Document]:
 
 
 def _document_of_msmarco_v2(record: Mapping[str, Any]) -> Document:
-    """A passage (`pid`, `passage`; its `docid` is the document it is from) or a document (`docid`, `title`, `body`)."""
+    """Read an MS MARCO v2 passage or document.
+
+    A passage has `pid` and `passage` (its `docid` is the document it is from); a document has `docid`, `title` and
+    `body`.
+    """
     doc_id, text = _column(record, "document", "pid", "docid"), _column(record, "document", "passage", "body")
     return to_document({"_id": doc_id, "text": text, "title": record.get("title"), "url": record.get("url")})
 
@@ -119,7 +124,10 @@ def _is_json(path: Path) -> bool:
 
 
 def _located(path: Path, on_bad: OnBad | None, *, allow_empty: bool) -> Iterator[tuple[int, Document]]:
-    """Yield (byte at which its line starts, document), having checked that ids are unique and that there is one."""
+    """Yield (byte at which its line starts, document).
+
+    Ids must be unique, and there must be at least one document.
+    """
     start = None
     for _, start, document in parse_lines(path, checked(document_parser(path), allow_empty=allow_empty), on_bad):
         yield start, document
@@ -131,7 +139,8 @@ def read_corpus(path: Path, on_bad: OnBad | None = None, *, allow_empty: bool = 
     """Yield the documents of a JSONL or TSV file (see `document_parser`), in file order.
 
     Args:
-        on_bad: told of each line that cannot be used, an id's second one included; it is left out.
+        on_bad: called with a message for each line that cannot be used, also where an id occurs a second time; the line
+            is left out.
         allow_empty: False where a document with neither title nor text cannot be used.
 
     Raises:
@@ -141,12 +150,18 @@ def read_corpus(path: Path, on_bad: OnBad | None = None, *, allow_empty: bool = 
 
 
 def corpus_offsets(path: Path) -> dict[str, int]:
-    """The byte at which each document's line starts: with `documents_at`, random access without holding texts."""
+    """Map each document id to the byte at which its line starts.
+
+    With `documents_at`, this gives random access without holding texts in memory.
+    """
     return {document.doc_id: start for start, document in _located(path, None, allow_empty=True)}
 
 
 def documents_at(path: Path, offsets: Iterable[int]) -> Iterator[Document]:
-    """Yield the documents whose lines start at these bytes of an uncompressed file, in the order asked."""
+    """Yield the documents whose lines start at these bytes, in the order asked.
+
+    The file must be uncompressed.
+    """
     parse = document_parser(path)
     with open(path, "rb") as file:
         for offset in offsets:
@@ -155,7 +170,9 @@ def documents_at(path: Path, offsets: Iterable[int]) -> Iterator[Document]:
 
 
 def read_queries(path: Path) -> list[Query]:
-    """The queries of a JSONL file (see `to_query`) or of a TSV file (`id, text`), in file order.
+    """Read the queries of a JSONL or TSV file, in file order.
+
+    JSONL lines are read by `to_query`; TSV lines hold `id, text`.
 
     Raises:
         UserError: a malformed line, a query without text, an id that occurs twice, no query at all.
@@ -188,7 +205,9 @@ def write_queries(path: Path, queries: Iterable[Query]) -> None:
 
 
 def read_qrels(path: Path) -> Qrels:
-    """The judgements of a TREC file (`query 0 document relevance`) or a BEIR one (`query document relevance`, header).
+    """Read the judgements of a TREC or BEIR file.
+
+    A TREC line is `query 0 document relevance`; a BEIR file has a header and lines `query document relevance`.
 
     Raises:
         UserError: a malformed line, two different judgements of one pair, no judgement at all.
@@ -210,7 +229,7 @@ def add_judgement(qrels: Qrels, query_id: str, doc_id: str, relevance: int) -> N
     """Put one judgement into `qrels`.
 
     Raises:
-        MalformedError: the pair is judged otherwise already.
+        MalformedError: the pair already has another relevance.
     """
     before = qrels.setdefault(query_id, {}).setdefault(doc_id, relevance)
     if before != relevance:
@@ -219,7 +238,11 @@ def add_judgement(qrels: Qrels, query_id: str, doc_id: str, relevance: int) -> N
 
 
 def to_judgement(record: Mapping[str, Any]) -> tuple[str, str, int]:
-    """Query id, document id and relevance in a BEIR (`query-id`, `corpus-id`, `score`) record."""
+    """Read a judgement from a BEIR record (`query-id`, `corpus-id`, `score`).
+
+    Returns:
+        Query id, document id and relevance.
+    """
     relevance = _column(record, "judgement", "score", "relevance")
     if not isinstance(relevance, int | float) or relevance != int(relevance):
         raise MalformedError(f"relevance is {relevance!r}; expected a whole number.")
@@ -231,7 +254,7 @@ def to_judgement(record: Mapping[str, Any]) -> tuple[str, str, int]:
 
 
 def split_columns(line: str) -> list[str]:
-    """The columns of a line, whatever white space is between them."""
+    """Split a line into columns at spaces and tabs, any number of them."""
     return re.split("[ \t]+", line.strip(" \t\r"))
 
 
@@ -259,7 +282,10 @@ def _judgement(columns: list[str]) -> tuple[str, str, int]:
 
 
 def _unquoted(column: str) -> str:
-    """What a column of a BEIR file stands for: one that holds a quote may be quoted, with each quote in it doubled."""
+    """Undo the quoting of a column of a BEIR file.
+
+    A column that holds a quote may be quoted, with every quote inside it doubled.
+    """
     quoted = '""' in column and re.fullmatch('"(?:[^"]|"")+"', column)
     return column[1:-1].replace('""', '"') if quoted else column
 

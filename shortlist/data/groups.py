@@ -1,4 +1,4 @@
-"""Training groups: one query, the documents that answer it and the ones that do not, all by id."""
+"""Training groups: a query, documents that answer it and documents that do not, by id."""
 
 import hashlib
 import json
@@ -25,17 +25,20 @@ T = TypeVar("T")
 
 
 class GroupSource(NamedTuple):
-    """Training groups, and what else came with them."""
+    """Training groups with the queries and the identity of their source."""
 
     groups: list[Group]
     queries: dict[str, Query]
     """The queries' texts by id, where the source carries them."""
     identity: str
-    """What the source holds, for manifests."""
+    """A string that identifies the contents of the source, for manifests."""
 
 
 class _Entry(NamedTuple):
-    """One record: its group, the query's text if it is there, and how many ids the group was better off without."""
+    """One record: its group, its query if the text is there, and the ids dropped.
+
+    `dropped` counts the ids that were left out because they repeat, or are both positive and negative.
+    """
 
     group: Group
     query: Query | None = None
@@ -43,36 +46,40 @@ class _Entry(NamedTuple):
 
 
 def open_groups(name: str) -> GroupSource:
-    """Groups by the name they have on the command line: a JSONL file of ours or of Tevatron's (gzip too), or `hf:ID`.
+    """Read groups by the name they have on the command line.
 
-    Of Tevatron's passages only the ids are kept, each distinct id once in memory: 8 bytes per negative, 110 per
-    distinct document and 700 per group with its query, about 2 GB for 500,000 queries with 200 negatives each. Ids that
-    repeat in a group, and negatives that are positives too, are left out and counted.
+    Ids that repeat in a group, and negatives that are positives too, are left out and counted. Only the ids of
+    Tevatron's passages are kept, each distinct id once in memory: 8 bytes per negative, 110 per distinct document and
+    700 per group with its query, about 2 GB for 500,000 queries with 200 negatives each.
 
     Args:
-        name: a file whose lines hold `positives` and `negatives`, `positive_passages` and `negative_passages`, or
-            `positive_document_ids` and `negative_document_ids`; or `hf:` and a hub data set, or local folder, whose
-            split `train` (or only split) has those columns.
+        name: a JSONL file of ours or of Tevatron's (gzip too), whose lines hold `positives` and `negatives`,
+            `positive_passages` and `negative_passages`, or `positive_document_ids` and `negative_document_ids`; or
+            `hf:` and a hub data set, or local folder, whose split `train` (or only split) has those columns.
 
     Raises:
-        UserError: it cannot be read, a malformed record, a group without a positive, two texts for one query id,
-            no group at all.
+        UserError: the source cannot be read, a malformed record, a group without a positive, two texts for one query
+            id, no group at all.
     """
     groups, queries = _collect(_records(name, _entry), name)
     return GroupSource(groups, queries, contents(groups, queries) if name.startswith("hf:") else identity(name))
 
 
 def read_passages(name: str) -> Iterator[Document]:
-    """The documents whose texts Tevatron's groups carry, as often as they occur; `name` as in `open_groups`.
+    """Yield the documents whose texts Tevatron's groups carry, repetitions included.
+
+    The name is as in `open_groups`.
 
     Raises:
-        UserError: it cannot be read, a passage without id or text.
+        UserError: the source cannot be read, a passage without id or text.
     """
     return chain.from_iterable(_records(name, _passages))
 
 
 def read_groups(path: Path) -> list[Group]:
-    """The groups of a file of `{"query_id", "positives", "negatives"}` lines, some with `scores` or `grades`, in order.
+    """Read the groups of a JSONL file, in file order.
+
+    A line is `{"query_id", "positives", "negatives"}`, some with `scores` or `grades`.
 
     Raises:
         UserError: a malformed line, a group without a positive, a document twice in one group, no group at all.
@@ -81,7 +88,7 @@ def read_groups(path: Path) -> list[Group]:
 
 
 def _collect(entries: Iterable[_Entry], name: str) -> tuple[list[Group], dict[str, Query]]:
-    """The groups and the queries of a source; says how many ids were left out."""
+    """Collect the groups and queries of a source; report how many ids were left out."""
     groups: list[Group] = []
     queries: dict[str, Query] = {}
     dropped = touched = 0
@@ -99,24 +106,27 @@ def _collect(entries: Iterable[_Entry], name: str) -> tuple[list[Group], dict[st
 
 
 def _records(name: str, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """What `parse` makes of each record of a JSONL file or of `hf:ID`."""
+    """Parse each record of a JSONL file or of `hf:ID`."""
     if name.startswith("hf:"):
         return parse_records(name, hub_rows(name.removeprefix("hf:")), parse)
     return read_lines(Path(name), lambda line: parse(parse_json(line)))
 
 
 def contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
-    """A hash of what was read by an `hf:` name: a data set's own fingerprint changes with the cache it is read from."""
+    """Hash the groups and queries that were read from an `hf:` name.
+
+    The data set's own fingerprint will not do: it changes with the cache it is read from.
+    """
     digest = hashlib.sha256()
     for record in (*groups, *queries.values()):
-        values = (*record[:3], *filter(None, record[3:4]))  # scores only where there are any, and so grades
+        values = (*record[:3], *filter(None, record[3:4]))  # scores and, below, grades only where there are any
         grades = [("grades", record.grades)] if isinstance(record, Group) and record.grades else []
         digest.update(repr((*values, *grades)).encode())
     return f"sha256:{digest.hexdigest()}"
 
 
 def _entry(record: dict[str, Any]) -> _Entry:
-    """A group in any of the layouts, told apart by their fields."""
+    """Read a group in any of the layouts, recognised by its fields."""
     for field in ("passages", "document_ids"):
         if record.get(f"positive_{field}") is not None:
             return _tevatron(record, field)
@@ -130,7 +140,7 @@ def _entry(record: dict[str, Any]) -> _Entry:
 
 
 def _tevatron(record: dict[str, Any], field: str) -> _Entry:
-    """A group as Tevatron publishes it, made to keep our rules."""
+    """Read a group in Tevatron's layout, leaving out ids that break our rules."""
     query_id = record.get("query_id")
     read = partial(_passage_ids if field == "passages" else _doc_ids, record)
     positives, negatives = read(f"positive_{field}"), read(f"negative_{field}")
@@ -144,7 +154,7 @@ def _tevatron(record: dict[str, Any], field: str) -> _Entry:
 
 
 def _group(record: dict[str, Any]) -> Group:
-    """A group in our own layout, whose writers know better than to repeat an id."""
+    """Read a group in our own layout, where a repeated id is an error."""
     positives, negatives = _doc_ids(record, "positives"), _doc_ids(record, "negatives")
     group = Group(_query_id(record.get("query_id")), positives, negatives, _scores(record), _grades(record))
     if both := sorted(set(_checked(group).positives) & set(group.negatives)):
@@ -217,7 +227,7 @@ def _passages(record: dict[str, Any]) -> list[Document]:
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
-    """Write groups as `read_groups` reads them."""
+    """Write groups in the format of `read_groups`."""
     with atomic_write(path) as file:
         for group in groups:
             optional = ("scores", "grades")
@@ -226,7 +236,10 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
 
 
 def groups_from_qrels(qrels: Qrels, min_relevance: int = 1) -> list[Group]:
-    """One group without negatives per query that has a document judged `min_relevance` or higher."""
+    """Make a group per query that has a document judged `min_relevance` or higher.
+
+    The groups have no negatives.
+    """
     positives = {
         query_id: tuple(doc_id for doc_id, relevance in judgements.items() if relevance >= min_relevance)
         for query_id, judgements in qrels.items()
@@ -235,7 +248,10 @@ def groups_from_qrels(qrels: Qrels, min_relevance: int = 1) -> list[Group]:
 
 
 def graded(group: Group, judgements: Mapping[str, int]) -> Group:
-    """The group with the grades of its documents; as it is where they say no more than which are its positives."""
+    """Return the group with the grades of its documents.
+
+    The group stays as it is where the grades say no more than which documents are positives.
+    """
     grades = tuple(max(0, judgements.get(doc_id, 0)) for doc_id in group.positives + group.negatives)
     binary = (1,) * len(group.positives) + (0,) * len(group.negatives)
     return group if grades == binary else group._replace(grades=grades)

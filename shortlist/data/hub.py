@@ -18,17 +18,18 @@ from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Qrels, Query
 
 TIMEOUT_SECONDS = 10
-"""How long the hub may take to say whether it is there."""
+"""Time that the hub may take to answer."""
 AT_ONCE = 1000
-"""Records that are read to see whether they are there, held at the same time."""
+"""Number of records held at the same time while ids are looked up."""
 
 
 @final
 class IrdsCollection:
-    """An ir_datasets id such as `beir/scifact`: its splits are the ids below it (`test` is `beir/scifact/test`).
+    """A collection from ir_datasets, by an id such as `beir/scifact`.
 
-    An id that has queries of its own holds them as the split `all`, and as its last component: `irds:beir/scifact/test`
-    knows `all` and `test`. A data set of BEIR with one split holds it as `test` too.
+    Its splits are the ids below it: `test` is `beir/scifact/test`. An id that has queries of its own holds them as the
+    split `all`, and under its last component: `irds:beir/scifact/test` has the splits `all` and `test`. A data set of
+    BEIR with only one split holds it as `test` too.
     """
 
     def __init__(self, dataset_id: str):
@@ -62,7 +63,7 @@ class IrdsCollection:
 
     def num_docs(self) -> int:
         with self._readable():
-            known = self._load(self._id).docs_count()  # None where nothing but reading the records would tell
+            known = self._load(self._id).docs_count()  # None where only reading the records would tell
         return known if known is not None else sum(1 for _ in self._docs())
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
@@ -115,23 +116,27 @@ class IrdsCollection:
 
 
 def irds_document(record: Any) -> Document:
-    """A document of ir_datasets: title and text where the record keeps them apart, else all its text."""
+    """Convert a document of ir_datasets.
+
+    Title and text are taken from their fields if the record has them; otherwise all its text becomes the text.
+    """
     text = getattr(record, "text", None) or getattr(record, "body", None)
     fields = {"title": getattr(record, "title", ""), "url": getattr(record, "url", "")} if text is not None else {}
     return to_document({"_id": record.doc_id, "text": record.default_text() if text is None else text, **fields})
 
 
 def irds_query(record: Any) -> Query:
-    """A query of ir_datasets, with all its text."""
+    """Convert a query of ir_datasets, with all its text."""
     return to_query({"_id": record.query_id, "text": record.default_text()})
 
 
 @final
 class HubCollection:
-    """A dataset of the Hugging Face hub, or a local folder that `datasets.load_dataset` reads.
+    """A data set of the Hugging Face hub, or a local folder that `datasets.load_dataset` reads.
 
-    Either BEIR on the hub: configs `corpus` and `queries`, judgements by split in the config `qrels` or `default` or in
-    the data set of the same name with `-qrels` after it. Or a Tevatron corpus (`docid`, `title`, `text`), no queries.
+    It is either BEIR on the hub, with configs `corpus` and `queries`, and judgements by split in the config `qrels` or
+    `default` or in the data set of the same name followed by `-qrels`; or a Tevatron corpus (`docid`, `title`, `text`)
+    without queries.
     """
 
     def __init__(self, dataset_id: str):
@@ -144,7 +149,10 @@ class HubCollection:
         return _load_tables(self._module, dataset_id, config)
 
     def _table(self, part: str) -> Any:
-        """The rows of the config `part` (`corpus`, `queries`) or of the only config, whatever its split is called."""
+        """Return the rows of the config `part` (`corpus`, `queries`), or of the only config.
+
+        The split is the one named `part` or `train`, or the only one, whatever its name.
+        """
         tables = self._load(self._id, part if part in self._configs else None)
         table = tables.get(part, tables.get("train", next(iter(tables.values())) if len(tables) == 1 else None))
         if table is None:
@@ -210,17 +218,20 @@ class HubCollection:
         return digest.hexdigest()
 
     def _records(self, part: str) -> Iterable[Any]:
-        # The records themselves: a data set's own fingerprint changes with the cache it was read from.
+        # Hash the records themselves: a data set's own fingerprint changes with the cache it was read from.
         if part in ("corpus", "queries"):
             return self.corpus(on_bad=lambda _: None) if part == "corpus" else self._queries
         return self.qrels(split_of(part)).items()
 
 
 def hub_rows(dataset_id: str) -> Iterator[dict[str, Any]]:
-    """The rows of a data set's split `train`, or of its only split, as `HubCollection` reads them.
+    """Yield the rows of a data set's split `train`, or of its only split.
+
+    They are read as by `HubCollection`.
 
     Raises:
-        UserError: it cannot be fetched or read, has several splits and none is `train`, or the extra is not installed.
+        UserError: the data set cannot be fetched or read, it has several splits and none is `train`, or the extra `hub`
+            is not installed.
     """
     tables = _load_tables(_hub("datasets"), dataset_id, None)
     split = "train" if len(tables) > 1 else next(iter(tables))
@@ -230,7 +241,7 @@ def hub_rows(dataset_id: str) -> Iterator[dict[str, Any]]:
 
 
 def _load_tables(module: ModuleType, dataset_id: str, config: str | None) -> dict[str, Any]:
-    # datasets 5.2 goes on serving its cached copy of a local folder whose files have changed: make it afresh.
+    # datasets 5.2 keeps serving its cached copy of a local folder after the files have changed: build it anew.
     fresh = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
     options: dict[str, Any] = fresh if Path(dataset_id).is_dir() else {}
     with _reached(module, dataset_id):
@@ -239,7 +250,7 @@ def _load_tables(module: ModuleType, dataset_id: str, config: str | None) -> dic
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
-            # A data set that comes as a program is not run; of most, the hub keeps the tables that it makes.
+            # A data set published as a program is never run; for most of them the hub keeps the resulting tables.
             return module.load_dataset(dataset_id, config, revision="refs/convert/parquet")
 
 
@@ -264,7 +275,10 @@ def _hub(module: str) -> ModuleType:
 
 @contextmanager
 def _reached(module: ModuleType, dataset_id: str) -> Iterator[None]:
-    """Let `datasets` read a data set; where the hub does not answer, from its cache alone: else it asks for 24 s."""
+    """Let `datasets` read a data set, from its cache alone if the hub is silent.
+
+    Without this, `datasets` would keep asking a hub that does not answer for 24 s.
+    """
     local, offline = Path(dataset_id).exists(), module.config.HF_HUB_OFFLINE
     fault = None if local or offline else _fault(dataset_id)
     steps = (
@@ -282,20 +296,26 @@ def _reached(module: ModuleType, dataset_id: str) -> Iterator[None]:
 
 @cache
 def _fault(dataset_id: str) -> str | None:
-    """Why the hub says nothing of a data set, not even that there is none; None where it answers."""
+    """Return the reason why the hub does not answer, or None if it does.
+
+    Its answer may be that there is no such data set.
+    """
     hub = _hub("huggingface_hub")
     try:
         hub.HfApi().dataset_info(dataset_id, timeout=TIMEOUT_SECONDS)
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError):
         return None
-    except Exception as error:  # of the library that it makes requests with, which differs from version to version
+    except Exception as error:  # from its HTTP library, which differs between versions
         return f"the hub does not answer: {_reason(error)}"
     return None
 
 
 @contextmanager
 def _readable(name: str, steps: str, *errors: type[Exception], reason: str | None = None) -> Iterator[None]:
-    """Turn what a library says when it cannot fetch or read a data set into one line, with what can be done instead."""
+    """Turn a library's error about a data set into a UserError of one line.
+
+    The line says why it cannot be fetched or read, and what can be done instead.
+    """
     try:
         yield
     except (OSError, RuntimeError, ValueError, *errors) as error:
@@ -308,7 +328,7 @@ def _readable(name: str, steps: str, *errors: type[Exception], reason: str | Non
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in one line, without the layers that it came through."""
+    """Return the cause of an error in one line, without the exceptions around it."""
     first, *rest = error.args or (None,)
     if rest and isinstance(rest[0], list):  # ir_datasets has tried several sources
         return _reason(rest[0][-1][1])
@@ -317,7 +337,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _documents(name: str, documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, of which there must be one."""
+    """Yield the documents; raise a UserError if there are none."""
     document = None
     for document in documents:
         yield document

@@ -1,4 +1,7 @@
-"""Document ids that stay as bytes on disk until one is asked for: a million of them cost no Python objects."""
+"""Document ids that stay on disk as bytes until they are asked for.
+
+A million ids cost no Python objects.
+"""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -15,11 +18,11 @@ LINE_END = 10
 
 @final
 class DocIds(Sequence[str]):
-    """Ids by position.
+    """Document ids by position.
 
     Args:
-        parts: UTF-8 text of one id per line, in as many parts as there are files.
-        counts: ids in each part.
+        parts: UTF-8 text with one id per line, one part per file.
+        counts: number of ids in each part.
         lines: the line that holds each position's id, where positions are not lines.
     """
 
@@ -59,7 +62,10 @@ class DocIds(Sequence[str]):
             yield from part.tobytes().decode().split("\n")[:-1]
 
     def take(self, positions: Int[np.ndarray, " ids"]) -> list[str]:
-        """The ids at these positions, none of them negative: faster than asking for one at a time."""
+        """Return the ids at these positions, faster than asking for one at a time.
+
+        The positions must not be negative.
+        """
         lines = positions if self._lines is None else self._lines[positions]
         parts = np.searchsorted(self._starts, lines, side="right") - 1
         found = [""] * len(lines)
@@ -73,7 +79,7 @@ class DocIds(Sequence[str]):
         return found
 
     def hits(self, scores: Float[np.ndarray, "queries k"], positions: Int[np.ndarray, "queries k"]) -> list[list[Hit]]:
-        """What a search has found, as hits; a negative position is none."""
+        """Turn the scores and positions of a search into hits; negative positions are skipped."""
         found = positions >= 0
         names = iter(self.take(positions[found]))
         return [
@@ -88,7 +94,7 @@ class DocIds(Sequence[str]):
 
 
 def _joined(text: UInt8[np.ndarray, "_"], starts: Int[np.ndarray, " spans"], ends: Int[np.ndarray, " spans"]) -> str:
-    """Spans of UTF-8 text, one after the other; without a Python step per span."""
+    """Join spans of UTF-8 text, without a Python step per span."""
     lengths = ends - starts
     stops = np.cumsum(lengths)
     return text[np.arange(stops[-1]) + np.repeat(starts - stops + lengths, lengths)].tobytes().decode()

@@ -1,6 +1,7 @@
-"""Records of ir_datasets and ir_measures as ours, and back: any objects with their fields, such as `query_id`.
+"""Conversion from records of ir_datasets and ir_measures to ours, and back.
 
-Our `Qrels` need no way back: ir_measures takes them as they are.
+Any objects with the same fields, such as `query_id`, can be converted. Our `Qrels` need no way back: ir_measures takes
+them as they are.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,9 @@ from shortlist.records import Document, Hit, Qrels, Query, Run
 
 
 def to_documents(records: Iterable[Any]) -> Iterator[Document]:
-    """Documents of ir_datasets (`dataset.docs_iter()`), in their order, title and url apart from the text.
+    """Convert documents of ir_datasets (`dataset.docs_iter()`), in their order.
+
+    Title and url are kept apart from the text.
 
     Raises:
         UserError: a record that cannot be used, such as an id with white space or one that occurs twice.
@@ -28,7 +31,7 @@ def to_documents(records: Iterable[Any]) -> Iterator[Document]:
 
 
 def to_queries(records: Iterable[Any]) -> Iterator[Query]:
-    """Queries of ir_datasets (`dataset.queries_iter()`), in their order.
+    """Convert queries of ir_datasets (`dataset.queries_iter()`), in their order.
 
     Raises:
         UserError: a record that cannot be used, such as a query without text.
@@ -37,10 +40,10 @@ def to_queries(records: Iterable[Any]) -> Iterator[Query]:
 
 
 def to_qrels(judgements: Iterable[Any]) -> Qrels:
-    """Judgements of ir_datasets (`dataset.qrels_iter()`) or ir_measures.
+    """Convert judgements of ir_datasets (`dataset.qrels_iter()`) or ir_measures.
 
     Raises:
-        UserError: a pair that is judged twice, differently.
+        UserError: a pair has two different judgements.
     """
     qrels: Qrels = {}
     rows = parse_records(
@@ -52,7 +55,9 @@ def to_qrels(judgements: Iterable[Any]) -> Qrels:
 
 
 def to_run(scored_docs: Iterable[Any]) -> Run:
-    """Scored documents of ir_datasets (`dataset.scoreddocs_iter()`) or ir_measures as a run, in trec_eval's order.
+    """Convert scored documents of ir_datasets or ir_measures to a run.
+
+    In ir_datasets they come from `dataset.scoreddocs_iter()`. The hits are in trec_eval's order.
 
     Raises:
         UserError: a document twice for one query, or a score that is not finite.
@@ -70,13 +75,18 @@ def to_run(scored_docs: Iterable[Any]) -> Run:
 
 
 def _rank(pair: tuple[str, float]) -> tuple[np.float32, str]:
-    """By 32 bits of the score, equal ones by document id from last to first."""
+    """Return a sort key: the score as a 32-bit float, then the document id.
+
+    In reverse order, equal scores are sorted by document id from last to first.
+    """
     doc_id, score = pair
     return np.float32(score), doc_id
 
 
 def scored_docs(run: Run) -> Iterator[ScoredDoc]:
-    """A run as ir_measures takes it, with the scores that `write_run` would write: no two of a query are equal.
+    """Convert a run to scored documents of ir_measures.
+
+    The scores are the ones that `write_run` would write: no two hits of a query have the same score.
 
     Raises:
         ValueError: hits that are not best first, or a score that is not finite.

@@ -1,4 +1,4 @@
-"""Judgements as the stages that measure are given them: a file, or a split of a collection."""
+"""The judgements given to a stage: a file, or a split of a collection."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,44 +11,44 @@ from shortlist.records import Qrels
 
 
 class Judgements(NamedTuple):
-    """Where judgements are: either in a file, or in a split of a collection."""
+    """The source of judgements: either a file or a split of a collection."""
 
     qrels: Path | None
     collection: str | None
     split: str
 
     def check(self) -> None:
-        """Refuse neither of the two, and both."""
+        """Refuse settings that name both sources or neither."""
         if (self.qrels is None) == (self.collection is None):
             raise UserError("expected either --qrels FILE or --collection C, and not both.")
 
     @property
     def where(self) -> str:
-        """What to call the place in a message."""
+        """The name of the source in messages."""
         return str(self.qrels) if self.qrels is not None else f"{self.collection} ({self.split})"
 
     def read(self) -> Qrels:
-        """The judgements.
+        """Read the judgements.
 
         Raises:
-            UserError: they are not there, or cannot be read.
+            UserError: they are missing or cannot be read.
         """
         if self.qrels is not None:
             return read_qrels(self.qrels)
         return open_collection(str(self.collection)).qrels(self.split)
 
     def identity(self) -> dict[str, str]:
-        """A hash of their contents, under the name of the setting that names them."""
+        """Hash the judgements, under the name of the setting that gives their source."""
         if self.qrels is not None:
             return {"qrels": identity(self.qrels)}
         return {"collection": open_collection(str(self.collection)).identity(f"qrels/{self.split}")}
 
 
 def run_names(names: tuple[str, ...] | None, runs: tuple[Path, ...]) -> tuple[str, ...]:
-    """What to call each run: the names given, or else their paths.
+    """Return the names of the runs: those given, or the paths.
 
     Raises:
-        UserError: not one name per run.
+        UserError: the number of names differs from the number of runs.
     """
     names = names or tuple(map(str, runs))
     if len(names) != len(runs):

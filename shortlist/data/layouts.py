@@ -1,4 +1,4 @@
-"""Which files of a folder are its corpus, queries and judgements: BEIR's layout, MS MARCO's, TREC's names."""
+"""Names of a collection's files: BEIR's layout, MS MARCO's, TREC's names."""
 
 import re
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ class Files(NamedTuple):
 
     corpus: Path
     queries: dict[str, Path]
-    """By split."""
+    """Files by split."""
     qrels: dict[str, Path]
-    """By split."""
+    """Files by split."""
 
 
 Names = Mapping[str, str]
-"""Pattern of a file's name, whose group goes into the name of the split."""
+"""Pattern of a file's name -> name of its split, in which `{}` stands for the pattern's group."""
 
 OURS: tuple[Names, Names] = (
     {r"queries\.(.+)\.tsv": "{}", r"topics\.(.+)\.(?:tsv|txt)": "{}"},
     {r"qrels\.(.+)\.(?:tsv|txt)": "{}"},
 )
-"""Names of queries and of judgements beside any corpus, which say the split."""
+"""Names of query and judgement files beside any corpus; the split is part of the name."""
 
 MSMARCO: dict[str, tuple[Names, Names]] = {
     r"collection\.tsv": (
@@ -48,11 +48,11 @@ MSMARCO: dict[str, tuple[Names, Names]] = {
         | {r"20(22)\.qrels\.docs\.inferred\.txt": "dl{}", r"20(23)\.qrels\.docs\.withDupes\.txt": "dl{}"},
     ),
 }
-"""The corpus -> the names that MS MARCO and TREC's deep learning tracks give to queries and judgements of it."""
+"""Name of a corpus -> names that MS MARCO and TREC's deep learning tracks give to its queries and judgements."""
 
 
 def find_files(folder: Path) -> Files:
-    """The files of a collection folder; any may be gzipped.
+    """Find the files of a collection folder; any may be gzipped.
 
     Raises:
         UserError: no such folder, or one that holds no corpus.
@@ -92,7 +92,7 @@ def _first(files: list[Path], pattern: str) -> Path | None:
 
 
 def _by_split(files: list[Path], names: Names) -> dict[str, Path]:
-    """The files whose names match one of the patterns, by split."""
+    """Return the files whose names match one of the patterns, by split."""
     matches = (
         (re.fullmatch(p, path.name.removesuffix(".gz")), name, path) for path in files for p, name in names.items()
     )

@@ -1,4 +1,7 @@
-"""Lines of text files: numbered, split on "\\n" alone, and the one error for a line that cannot be read."""
+"""Numbered lines of text files, and the error for a line that cannot be read.
+
+Lines are split on "\\n" alone.
+"""
 
 import json
 import reprlib
@@ -13,24 +16,25 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 OnBad = Callable[[str], None]
-"""Told, in one line, where a record that cannot be used is and what is wrong with it; reading goes on if it returns."""
+"""Called with one line that says which record cannot be used and why; reading goes on if it returns."""
 
 _decode = json.JSONDecoder().raw_decode
 
 
 class MalformedError(ValueError):
-    """What is wrong with one line; `parse_lines` adds the file and the number."""
+    """A fault in one line; `parse_lines` adds the file and the line number."""
 
 
 def refuse(message: str) -> NoReturn:
-    """The OnBad that ends the reading: raises UserError."""
+    """Raise a UserError: the OnBad that ends the reading."""
     raise UserError(message) from None
 
 
 def parse_lines(path: Path, parse: Callable[[str], T], on_bad: OnBad | None = None) -> Iterator[tuple[int, int, T]]:
-    """Yield (line number from 1, byte at which it starts, `parse(line)`) of the lines that are not blank.
+    """Yield (line number, start byte, `parse(line)`) for the lines that are not blank.
 
-    A line that is not UTF-8, or for which `parse` raises MalformedError, goes to `on_bad`; without it, to a UserError.
+    Line numbers start at 1. A line that is not UTF-8, or for which `parse` raises MalformedError, goes to `on_bad`;
+    without `on_bad` it is a UserError.
     """
     on_bad, start = on_bad or refuse, 0
     with open_bytes(path) as file:
@@ -49,12 +53,12 @@ def parse_lines(path: Path, parse: Callable[[str], T], on_bad: OnBad | None = No
 
 
 def numbered_lines(path: Path, on_bad: OnBad | None = None) -> Iterator[tuple[int, int, str]]:
-    """Like `parse_lines`, with the line itself, without its end."""
+    """Yield like `parse_lines`, with the line itself, without its end."""
     return parse_lines(path, str, on_bad)
 
 
 def count_lines(path: Path) -> int:
-    """The number of lines that are not blank."""
+    """Count the lines that are not blank."""
     with open_bytes(path) as file:
         return sum(not line.isspace() for line in file)
 
@@ -69,7 +73,10 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
 
 
 def parse_records(name: str, records: Iterable[R], parse: Callable[[R], T], on_bad: OnBad | None = None) -> Iterator[T]:
-    """Yield `parse(record)`; a MalformedError goes to `on_bad`, with the record's number; without it, a UserError."""
+    """Yield `parse(record)` for each record.
+
+    A MalformedError goes to `on_bad`, with the record's number; without `on_bad` it is a UserError.
+    """
     on_bad = on_bad or refuse
     for number, record in enumerate(records, 1):
         try:
@@ -81,16 +88,17 @@ def parse_records(name: str, records: Iterable[R], parse: Callable[[R], T], on_b
 
 
 def parse_json(line: str) -> dict[str, Any]:
-    """The JSON object on a line.
+    """Parse the JSON object on a line.
 
     Raises:
-        MalformedError: it is not JSON, not an object, or holds half of a surrogate pair, which no tokenizer takes.
+        MalformedError: the line is not JSON, not an object, or holds half of a surrogate pair, which no tokenizer
+            takes.
     """
     try:
         record = _load(line)
     except json.JSONDecodeError as error:
         raise MalformedError(f"not JSON ({error.msg} at column {error.colno}); expected one object per line.") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # such as thousands of digits or of brackets
         raise MalformedError(f"JSON that cannot be read ({error}); expected one object per line.") from None
     if not isinstance(record, dict):
         raise MalformedError(f"found a JSON {type(record).__name__}; expected one object per line.")
@@ -106,11 +114,11 @@ def _load(line: str) -> Any:
             return record
     except json.JSONDecodeError:
         pass
-    return json.loads(line)  # also takes white space around the object, and says what is wrong: half as fast
+    return json.loads(line)  # half as fast, but allows white space around the object and explains errors
 
 
 def to_text(value: Any, kind: str) -> str:
-    """The value itself.
+    """Return the value, checked to be valid text.
 
     Raises:
         MalformedError: it is not a string, or holds half of a surrogate pair.

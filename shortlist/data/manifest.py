@@ -1,4 +1,7 @@
-"""What went in, beside everything that comes out: jobs done, resumed or refused by what they were made from."""
+"""Manifests: what each output was made from, recorded beside it.
+
+A manifest shows whether a job is done, can be resumed, or must be refused.
+"""
 
 import hashlib
 import json
@@ -24,7 +27,7 @@ T = TypeVar("T")
 
 FORMAT = 3
 READABLE = (2, FORMAT)
-"""Formats of manifests that a job is recognised by; format 2 has every setting, those at their defaults too."""
+"""Formats of manifests that a job is recognised by; format 2 lists all settings, also those at their defaults."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Job:
         manifest: this job's manifest, as far as it is known before the work.
         done: the output is there, whole, and made from exactly these settings and inputs.
         resuming: the same job was begun before and not finished.
-        updating: the output was made from other inputs, whose results are to be used again.
+        updating: the output was made from other inputs, and their results are used again.
     """
 
     out: Path
@@ -46,21 +49,31 @@ class Job:
     updating: bool = False
 
     def decide(self, name: str, choose: Callable[[], T]) -> T:
-        """A choice that this machine makes, such as by a measurement: made once, and the same when the job goes on."""
+        """Return a choice that depends on this machine, made once per job.
+
+        The choice, such as one based on a measurement, is kept in the manifest, so that a resumed job makes the same
+        one.
+        """
         decided = self.manifest.setdefault("decided", {})
         if name not in decided:
             decided[name] = choose()
-            if not self.updating:  # what is there stays what it is until the update is complete
+            if not self.updating:  # the old manifest stays in place until the update is complete
                 _write(self.out, self.manifest)
         return decided[name]
 
     def pause(self, **results: Any) -> None:
-        """Write what was counted and measured of an output that can be used, though the same command has more to do."""
+        """Write the results so far of an output that is usable but not final.
+
+        The results are what was counted and measured; the same command has more to do.
+        """
         _write(self.out, self.manifest | {"results": results | {"peak_bytes": peak_bytes()}})
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
     def finish(self, **results: Any) -> None:
-        """Write the manifest as complete, with what was counted and measured, and the most memory of this process."""
+        """Write the manifest as complete, with what was counted and measured.
+
+        The peak memory of this process is added to the results.
+        """
         results["peak_bytes"] = peak_bytes()
         if self.out.is_dir():
             _open_weights(self.out)
@@ -80,22 +93,21 @@ def start_job(
 ) -> Job:
     """Claim `config.out` for a stage, or find the work there done or begun.
 
-    A job is the same if its stage, the stage's version, the identities of its inputs and all settings unlike their
-    defaults are the same. Settings whose annotation is `SpeedOnly` or `NotInJob` are not looked at.
+    Two jobs are the same if they have the same stage, version of the stage and identities of inputs, and the same
+    settings that differ from their defaults. Settings annotated as `SpeedOnly` or `NotInJob` are ignored.
 
     Args:
         config: the stage's Config, which the manifest keeps; its `out` and `overwrite` are used.
         stage: the command's name.
         inputs: identity of everything read, under the name of the config field that names it.
-        version: of the stage; raised when a default changes, or what is made from the same settings.
-        as_if: the Config with the settings that have no effect beside the others at their defaults (None: all have
-            one).
-        folder: the output is a folder (made here, with config.yaml and manifest.json in it), else one file.
-        update: inputs whose contents may have changed since; the job is then one of updating, and what is complete
-            stays complete until it is finished.
+        version: version of the stage, raised when a default changes or when the same settings give another result.
+        as_if: the Config in which settings that have no effect are at their defaults (None: all have an effect).
+        folder: the output is a folder (made here, with config.yaml and manifest.json in it), not one file.
+        update: inputs whose contents may have changed since. If only these have, the job updates the output; a complete
+            output stays complete until the update is finished.
 
     Raises:
-        UserError: `out` holds something else, and `overwrite` is off or it is nothing of ours.
+        UserError: `out` holds another job's output and `overwrite` is off, or something that no command of ours wrote.
     """
     forget_peak()
     out = Path(config.out)
@@ -123,7 +135,7 @@ def start_job(
         say(f"{stage}: {out} is already done.")
         return Job(out, found, done=True, resuming=False)
     if before is not None and same:
-        manifest["job"] = before["job"]  # whatever was made from this output goes on knowing it
+        manifest["job"] = before["job"]  # outputs made from this one still recognise it
     manifest["decided"] = before.get("decided", {}) if before is not None else {}
     if before is not None and there and ((same and before.get("updating")) or _only_changed(before, manifest, update)):
         if not before["complete"]:
@@ -133,7 +145,7 @@ def start_job(
         ways = "--update or --overwrite" if hasattr(config, "update") else "--overwrite"
         _clear(out, before, manifest, overwrite=config.overwrite, ways=ways)
         manifest["decided"] = {}
-    _write(out, manifest, folder)  # first of all: a folder without one is not ours to go on in
+    _write(out, manifest, folder)  # first of all, since a folder without one does not count as ours
     if folder:
         with atomic_write(out / "config.yaml") as file:
             yaml.safe_dump(settings, file, sort_keys=False)
@@ -141,10 +153,10 @@ def start_job(
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest that belongs to an output file or folder, None if there is none.
+    """Read the manifest of an output file or folder; None if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the manifest cannot be read.
     """
     path = _manifest_path(out, out.is_dir())
     if not path.is_file():
@@ -157,10 +169,10 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def reopen(out: Path, *, updating: bool) -> None:
-    """Take back that an output is complete, so that its command makes what is missing.
+    """Mark an output as not complete, so that its command makes what is missing.
 
     Args:
-        updating: it was completed by an update, and will be by another.
+        updating: whether the output was completed by an update, and will be completed by another.
     """
     manifest = read_manifest(out)
     if manifest is not None:
@@ -168,24 +180,30 @@ def reopen(out: Path, *, updating: bool) -> None:
 
 
 def ms_per_query(run: Path) -> float:
-    """Milliseconds that one query of a run took, all stages up to it; 0 where its manifest does not say."""
+    """Return the milliseconds that one query of a run took, over all stages.
+
+    The result is 0 where the manifest of the run does not say.
+    """
     manifest = read_manifest(run)
     return manifest.get("results", {}).get("ms_per_query", 0.0) if manifest else 0.0
 
 
 def stages(run: Path) -> list[dict[str, Any]]:
-    """What each stage that made a run says it cost, first to last; none where its manifest does not say.
+    """Return what each stage of a run recorded about its costs, first to last.
 
     Returns:
-        For each: `stage`, and of these what it knows: `ms` of its own per query, `tokens_per_second`, `index_bytes`,
-        `peak_bytes`, `model` (its identity) and `num_parameters`.
+        For each stage its name, `stage`, and the known ones of `ms` (of this stage alone, per query),
+        `tokens_per_second`, `index_bytes`, `peak_bytes`, `model` (its identity) and `num_parameters`. Empty where the
+        manifest of the run does not say.
     """
     manifest = read_manifest(run)
     return manifest.get("results", {}).get("stages", []) if manifest else []
 
 
 def identity(path: str | Path) -> str:
-    """What a file or folder holds, as a string: the job of an output folder of ours, else a hash of the contents.
+    """Return a string that identifies the contents of a file or folder.
+
+    For an output folder of ours it is the job, for anything different a hash of the contents.
 
     Raises:
         UserError: nothing is there, or it is an output folder that was never finished.
@@ -207,7 +225,10 @@ def identity(path: str | Path) -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from, None where it is not run from one."""
+    """Return the commit of the checkout that this package runs from.
+
+    The result is None where the package does not run from a checkout.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -223,7 +244,10 @@ def _manifest_path(out: Path, folder: bool) -> Path:
 
 
 def _open_weights(folder: Path) -> None:
-    """Let weights be read by whoever may read the manifest: safetensors writes them for their owner alone."""
+    """Let everyone who may read the manifest read the weights.
+
+    safetensors writes them for their owner alone.
+    """
     mode = _manifest_path(folder, True).stat().st_mode
     for path in folder.rglob("*.safetensors"):
         path.chmod(S_IMODE(mode))
@@ -243,13 +267,16 @@ def _refuse_the_wrong_kind(out: Path, folder: bool) -> None:
 
 
 def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, overwrite: bool, ways: str) -> None:
-    """Make room for a new job, or refuse, naming the ways: what this package did not write is never deleted."""
+    """Delete the output of another job, or refuse and name the ways out.
+
+    Output that this package did not write is never deleted.
+    """
     if before is None:
         raise UserError(f"--out {out}: exists, and no command of ours wrote it; choose another name or move it away.")
     if not overwrite:
         raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or {ways}.")
     if out.is_dir():
-        for path in sorted(out.iterdir(), key=lambda path: path.name == "manifest.json"):  # last: it says whose it is
+        for path in sorted(out.iterdir(), key=lambda path: path.name == "manifest.json"):  # last: it marks the rest as ours
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     else:
         out.unlink()
@@ -261,7 +288,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _deciding(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings, and identities of inputs, that a job is known by."""
+    """Return the settings and identities of inputs that a job is known by."""
     marked, left_out = markers(config), _plain(defaults(config))
     return {
         name: value
@@ -275,7 +302,10 @@ def _job_id(stage: str, version: int, made_from: Mapping[str, Any]) -> str:
 
 
 def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two manifests are of the same job; in both, `made_from` has what decides and nothing more."""
+    """Whether two manifests are of the same job.
+
+    In both, `made_from` must be reduced to what decides this.
+    """
     return before.get("format") in READABLE and _kind(before) == _kind(now) and not _changed(before, now)
 
 

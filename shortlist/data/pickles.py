@@ -1,6 +1,6 @@
-"""Vectors that Tevatron's `encode` has pickled, read without letting the pickle run anything.
+"""Safe reading of the vectors that Tevatron's `encode` has pickled.
 
-A pickle is a program: reading it calls what it names. Here it may name what rebuilds NumPy's arrays, and nothing else.
+A pickle is a program: reading it calls what it names. Here it may name only the functions that rebuild NumPy arrays.
 """
 
 import pickle
@@ -21,24 +21,26 @@ ALLOWED = {
     ("numpy", "dtype"),
     *(
         (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")  # before NumPy 2, and since
+        for core in ("core", "_core")  # before and since NumPy 2
         for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
     ),
 }
-"""Module and name of all that a pickle may call."""
+"""Module and name of everything that a pickle may call."""
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as a pickle does."""
+    """Whether a file begins like a pickle."""
     with open_bytes(path) as file:
         return file.read(1) == START
 
 
 def read_embeddings(path: Path) -> tuple[Float[np.ndarray, "docs dim"], list[str]]:
-    """The vectors and ids that a file holds, as Tevatron writes them: `pickle.dump((vectors, ids), file)`.
+    """Read the vectors and ids that Tevatron has pickled into a file.
+
+    Tevatron writes them by `pickle.dump((vectors, ids), file)`.
 
     Raises:
-        UserError: it names anything that no array needs, of which nothing is run; it holds something else.
+        UserError: the pickle names anything that no array needs, which is never run; or it holds something different.
     """
     try:
         with open_bytes(path) as file:
@@ -64,7 +66,7 @@ def read_embeddings(path: Path) -> tuple[Float[np.ndarray, "docs dim"], list[str
 
 
 class _RefusedError(Exception):
-    """What a pickle has named."""
+    """A name in a pickle that it must not call."""
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -1,4 +1,4 @@
-"""Runs: which documents were found for each query, as files that every reader puts in the same order."""
+"""Runs: the documents found for each query, in files that all readers order alike."""
 
 import gc
 from collections.abc import Iterator, Mapping
@@ -35,38 +35,44 @@ SHORT = {"query_id": QUERY_ID, "doc_id": pa.string(), "value": pa.float64()}
 UNUSED = ("q0", "tag")
 FORMS = {len(TREC): TREC, len(SHORT): SHORT}
 MIX = np.uint64(0x9E3779B97F4A7C15)
-"""An odd number whose bits are as if drawn by chance: what is multiplied by it spreads over all 64."""
+"""An odd number with random-looking bits: a product with it spreads over all 64 bits."""
 EXPECTED = "expected 6 (query Q0 document rank score tag) or 3 (query document, and score or rank)"
 
 
 class RunColumns(NamedTuple):
-    """A run whose hits are columns, query after query, best first: millions of them in 20 bytes each and their ids."""
+    """A run as columns of hits, query after query, best first.
+
+    Millions of hits take 20 bytes each, and their ids.
+    """
 
     query_ids: list[str]
     starts: Int[np.ndarray, " queries_and_one"]
-    """The first hit of each query, and behind them the number of hits."""
+    """The first hit of each query, followed by the number of hits."""
     doc_ids: pa.StringArray
     scores: Float[np.ndarray, " hits"]
 
     def hits(self, query: int) -> list[Hit]:
-        """The hits of a query, by its number."""
+        """Return the hits of a query, by its number."""
         span = slice(self.starts[query], self.starts[query + 1])
         doc_ids = self.doc_ids[span].to_numpy(zero_copy_only=False).tolist()
         return list(map(Hit._make, zip(doc_ids, self.scores[span].tolist(), strict=True)))
 
     def queries_of(self, numbers: Int[np.ndarray, " some"]) -> Int[np.ndarray, " some"]:
-        """The number of the query that each of these hits is of."""
+        """Return the number of the query that each of these hits belongs to."""
         return np.searchsorted(self.starts, numbers, side="right") - 1
 
     def pairs(self, numbers: Int[np.ndarray, " some"]) -> list[tuple[str, str]]:
-        """Query id and document id of these hits."""
+        """Return (query id, document id) of each of these hits."""
         query_ids = (self.query_ids[query] for query in self.queries_of(numbers).tolist())
         return list(zip(query_ids, self.doc_ids.take(pa.array(numbers)).to_pylist(), strict=True))
 
 
 @final
 class StoredRun(Mapping[str, list[Hit]]):
-    """A run of columns, a query's hits made whenever they are asked for: in less than half the memory of a dict."""
+    """A run of columns as a mapping, which makes a query's hits when asked.
+
+    It takes less than half the memory of a dict.
+    """
 
     def __init__(self, columns: RunColumns) -> None:
         self.columns = columns
@@ -83,14 +89,16 @@ class StoredRun(Mapping[str, list[Hit]]):
 
 
 def read_run(path: Path, *, ties: Ties = "trec") -> dict[str, list[Hit]]:
-    """The hits of a TREC run (`query Q0 document rank score tag`) or of one of three columns (`query document`, and
-    the score, or the rank if the numbers of every query are 1, 2, 3 ...); queries in the order of their first line.
+    """Read the hits of a TREC run, or of a run of three columns.
+
+    The lines of a TREC run are `query Q0 document rank score tag`. Three columns are `query document`, and the score,
+    or the rank if the numbers of every query are 1, 2, 3 ... Queries come in the order of their first line.
 
     Args:
         ties: `trec` orders a query's hits as trec_eval does: by score as a 32-bit float, equal scores by document id
-            from last to first, whatever the rank column says. `rank` orders them by the rank column, equal ranks as
-            in the file. Where a file has no scores they are -rank; where it has no ranks, the order of the file is
-            the rank.
+            from last to first, whatever the rank column says. `rank` orders them by the rank column, equal ranks as in
+            the file. A file without scores gets -rank as scores; in a file without ranks, the order of the lines is the
+            rank.
 
     Raises:
         UserError: a malformed line, a score that is not finite, a document twice for one query, no line at all.
@@ -101,12 +109,15 @@ def read_run(path: Path, *, ties: Ties = "trec") -> dict[str, list[Hit]]:
 
 
 def open_run(path: Path, *, ties: Ties = "trec") -> StoredRun:
-    """The same for those that go through its queries once; errors as of `read_run`."""
+    """Read a run for a single pass over its queries.
+
+    Arguments and errors are as in `read_run`.
+    """
     return StoredRun(read_run_columns(path, ties=ties))
 
 
 def read_run_columns(path: Path, *, ties: Ties = "trec") -> RunColumns:
-    """The same as columns; errors as of `read_run`."""
+    """Read a run as columns; arguments and errors are as in `read_run`."""
     table = _run_table(path) or _run_table_by_line(path)
     column = table["query_id"].unify_dictionaries().combine_chunks()
     queries, query_ids = column.indices.to_numpy(), column.dictionary.to_pylist()
@@ -133,19 +144,25 @@ def _ranks_and_scores(table: pa.Table, queries: np.ndarray, starts: np.ndarray) 
 
 
 def _sorted(queries: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
-    """The order by query and key, equal ones as they are; None where they are in it already."""
+    """Return the order by query and key, or None if the hits are in it already.
+
+    Hits with equal keys stay in their order.
+    """
     if _follow(queries, keys).all():
         return None
     return np.lexsort((keys, queries))
 
 
 def _follow(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Whether each hit but the first may stand behind the one before it."""
+    """Whether each hit but the first may come after the one before it."""
     return (queries[1:] > queries[:-1]) | ((queries[1:] == queries[:-1]) & (keys[1:] >= keys[:-1]))
 
 
 def _order(queries: np.ndarray, scores: np.ndarray, doc_ids: pa.StringArray) -> np.ndarray | None:
-    """trec_eval's order: by query, falling score, falling document id; None where the hits are in it already."""
+    """Return trec_eval's order, or None if the hits are in it already.
+
+    It sorts by query, falling score, falling document id.
+    """
     order = _sorted(queries, -scores)
     if order is not None:
         queries, scores = queries[order], scores[order]
@@ -161,15 +178,15 @@ def _order(queries: np.ndarray, scores: np.ndarray, doc_ids: pa.StringArray) -> 
 
 
 def _ends(texts: pa.StringArray) -> np.ndarray:
-    """Where each text ends among the letters of all, and before them where the first one begins."""
+    """Return the offsets of texts in their buffer: the first start, then every end."""
     return np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
 
 
 def _fingerprints(texts: pa.StringArray) -> np.ndarray:
-    """A 64-bit number for each text: of different texts it is almost surely different."""
+    """Return a 64-bit number for each text; different texts almost surely get different numbers."""
     ends, data = _ends(texts), texts.buffers()[2]
     letters = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(8, np.uint8)])
-    words = np.ndarray(len(letters) - 7, "<u8", letters, strides=(1,))  # the eight bytes from each byte on
+    words = np.ndarray(len(letters) - 7, "<u8", letters, strides=(1,))  # the eight bytes that start at each byte
     starts, lengths = ends[:-1], np.diff(ends)
     masks = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
     values = lengths.astype(np.uint64) * MIX
@@ -181,7 +198,7 @@ def _fingerprints(texts: pa.StringArray) -> np.ndarray:
 
 
 def run_columns(run: Run) -> RunColumns:
-    """The same run as columns."""
+    """Convert a run to columns."""
     hits = [hit for own in run.values() for hit in own]
     starts = np.concatenate([[0], np.cumsum([len(own) for own in run.values()], dtype=np.int64)])
     doc_ids = pa.array([hit.doc_id for hit in hits], pa.string())
@@ -190,7 +207,10 @@ def run_columns(run: Run) -> RunColumns:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """No search for cycles while millions of tuples are made that cannot form one: 4 times as fast at 7 million."""
+    """Pause the garbage collector while millions of tuples are made.
+
+    They cannot form cycles; without the search for cycles, 7 million are made 4 times as fast.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -201,12 +221,12 @@ def _collector_paused() -> Iterator[None]:
 
 
 class _Form(NamedTuple):
-    """How the lines of a run file look."""
+    """The format of the lines of a run file."""
 
     columns: dict[str, pa.DataType]
     delimiter: str
     header: str | None
-    """The first line, where it says what the columns are (BEIR)."""
+    """The first line, if it names the columns (BEIR)."""
 
     @property
     def used(self) -> list[str]:
@@ -221,7 +241,10 @@ def _form(path: Path) -> _Form:
 
 
 def _run_table(path: Path) -> pa.Table | None:
-    """The run's columns, read many lines at a time; None where a line is not as simple as that takes."""
+    """Read the run's columns, many lines at a time.
+
+    The result is None if a line is not simple enough for this.
+    """
     form = _form(path)
     read = csv.ReadOptions(column_names=list(form.columns), skip_rows=int(form.header is not None))
     parse = csv.ParseOptions(delimiter=form.delimiter, quote_char=False)
@@ -237,7 +260,10 @@ def _run_table(path: Path) -> pa.Table | None:
 
 
 def _run_table_by_line(path: Path) -> pa.Table:
-    """The same table read line by line: any white space between columns, and an error that names the line."""
+    """Read the same table line by line.
+
+    Any white space may stand between columns, and an error names the line.
+    """
     form = _form(path)
     rows = [row for _, row in _rows(path, form)]
     if not rows:
@@ -247,7 +273,7 @@ def _run_table_by_line(path: Path) -> pa.Table:
 
 
 def _rows(path: Path, form: _Form) -> Iterator[tuple[int, tuple]]:
-    """Yield (line number, what is used of the line)."""
+    """Yield (line number, the values in use) of each line."""
     for number, _, row in parse_lines(path, partial(_run_row, form)):
         if row is not None:
             yield number, row
@@ -270,7 +296,10 @@ def _run_row(form: _Form, line: str) -> tuple | None:
 
 
 def _refuse_duplicate(path: Path) -> None:
-    """Name the line that has a document again; none does where two ids only had the same fingerprint."""
+    """Raise a UserError that names the line where a document occurs again.
+
+    Nothing is raised where two ids only had the same fingerprint.
+    """
     seen: set[tuple[str, str]] = set()
     for number, (query_id, doc_id, *_) in _rows(path, _form(path)):
         if (query_id, doc_id) in seen:
@@ -282,10 +311,11 @@ def _refuse_duplicate(path: Path) -> None:
 
 
 def write_run(path: Path, run: Run | Iterator[tuple[str, list[Hit]]], tag: str = "shortlist") -> None:
-    """Write a TREC run, whole or query by query, whose order every reader agrees on.
+    """Write a TREC run whose order every reader agrees on.
 
-    Scores are written as 32-bit floats, each the nearest to its own that lies below the one before it: trec_eval
-    ignores the rank column, keeps 32 bits and would break ties by document id.
+    The run is given whole or query by query. Scores are written as 32-bit floats, each the nearest to the given one
+    that lies below the score before it: trec_eval ignores the rank column, keeps 32 bits and would break ties by
+    document id.
 
     Raises:
         UserError: an id with white space.

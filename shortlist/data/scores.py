@@ -1,4 +1,4 @@
-"""A log of scores: what has been scored once is there after any end, and is not scored again."""
+"""A log of scores that survives a crash, so that nothing is scored twice."""
 
 import hashlib
 import io
@@ -22,18 +22,20 @@ COLUMNS = {"query_id": pa.string(), "doc_id": pa.string(), "score": pa.float32()
 
 @final
 class ScoreLog:
-    """A file of lines `query id, document id, score`, tab-separated, that is only ever appended to.
+    """A file of scores that is only ever appended to.
 
-    Its first line says, as JSON, what the scores depend on. Where a score depends on the whole list of candidates, a
-    line is `query id, key of the list, scores in the order of the list`. A last line that a crash cut off is dropped.
+    A line is `query id, document id, score`, tab-separated. The first line says, as JSON, what the scores depend on.
+    Where a score depends on the whole list of candidates, a line is `query id, key of the list, scores in the order of
+    the list`. A last line that a crash cut off is dropped.
 
     Args:
-        path: made if it is not there.
+        path: the file, made if it is not there.
         made_from: what the scores depend on, by name.
-        overwrite: begin again where a log holds scores that depend on something else.
+        overwrite: begin again where a log holds scores that depend on other things.
 
     Raises:
-        UserError: it does, and `overwrite` is off (what differs is named); or the file is no such log.
+        UserError: the log holds such scores and `overwrite` is off (the message names the differences), or the file is
+            not a log of scores.
     """
 
     def __init__(self, path: Path, made_from: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -45,7 +47,7 @@ class ScoreLog:
         self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (open as long as the log)
 
     def _goes_on(self, overwrite: bool) -> bool:
-        """Whether the log's scores are of the same kind."""
+        """Whether the log's scores depend on the same things."""
         with open(self.path, encoding="utf-8") as file:
             found = file.readline()
         if found == self._header:
@@ -63,7 +65,7 @@ class ScoreLog:
         )
 
     def read(self, run: RunColumns) -> Float32[np.ndarray, " hits"]:
-        """The scores of a run's hits, NaN for those that are not in the log."""
+        """Return the scores of a run's hits, NaN for hits that are not in the log."""
         scores = np.full(len(run.doc_ids), np.nan, dtype=np.float32)
         with open(self.path, "rb") as file:
             file.readline()
@@ -84,37 +86,46 @@ class ScoreLog:
         return scores
 
     def append(self, pairs: Sequence[tuple[str, str]], scores: Float[np.ndarray, " pairs"]) -> None:
-        """Add the scores of some pairs of query id and document id; they are there even if this process is killed."""
+        """Add the scores of some pairs of query id and document id.
+
+        They are there even if this process is killed.
+        """
         texts = scores.astype(np.float32).astype(str).tolist()
         self._file.writelines(f"{query}\t{doc}\t{text}\n" for (query, doc), text in zip(pairs, texts, strict=True))
         self._file.flush()
 
     def read_lists(self) -> dict[str, Float32[np.ndarray, " docs"]]:
-        """The scores of every list, by its key."""
+        """Return the scores of every list, by its key."""
         with open(self.path, encoding="utf-8") as file:
             file.readline()
             lines = [line.rstrip("\n").split("\t") for line in file]
         return {key: np.array(scores.split(" "), dtype=np.float32) for _, key, scores in lines}
 
     def append_list(self, query_id: str, key: str, scores: Float[np.ndarray, " docs"]) -> None:
-        """Add the scores of a list, NaN for what was not looked at; as safe as `append`, and never a part of them."""
+        """Add the scores of a list, NaN for documents that were not scored.
+
+        The list is as safe as in `append`, and is never stored in part.
+        """
         self._file.write(f"{query_id}\t{key}\t{' '.join(scores.astype(np.float32).astype(str).tolist())}\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Wait until everything is on the disk."""
+        """Wait until everything is on disk, then close the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
 
 def list_key(query_id: str, doc_ids: Sequence[str]) -> str:
-    """What a score that depends on its list is logged under: a hash of the query and its candidates in their order."""
+    """Return the key of scores that depend on their list.
+
+    It is a hash of the query and its candidates in their order.
+    """
     return hashlib.sha256(json.dumps([query_id, *doc_ids]).encode()).hexdigest()[:32]
 
 
 def _whole_lines(path: Path) -> bool:
-    """Cut off a last line that is not whole; whether anything is left."""
+    """Cut off an incomplete last line; return whether anything is left."""
     with open(path, "rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end:

@@ -1,4 +1,7 @@
-"""Documents that a corpus may hold: each id once, known by a few bytes where a set of ids takes a hundred."""
+"""Checks that each id of a corpus occurs once, in little memory.
+
+An id takes a few bytes, where a set of ids takes a hundred.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -17,29 +20,30 @@ _pack = Struct("q").pack
 
 
 class Seen:
-    """The ids that have gone by, in 9 bytes each: 64-bit hashes, in buckets by 16 bits of another hash.
+    """The ids seen so far, in 9 bytes each.
 
-    An id is taken for another one where all 80 bits agree: among 10 million ids with a chance of 3 in 10^10, so
-    nothing is read again to make sure, and a corpus with many ids twice costs no more time than another.
+    They are kept as 64-bit hashes, in buckets by 16 bits of another hash. Two ids are confused only if all 80 bits
+    agree: among 10 million ids with a chance of 3 in 10^10. So nothing is read again to make sure, and a corpus with
+    many repeated ids takes no more time than another.
     """
 
     def __init__(self) -> None:
         self._buckets: defaultdict[int, bytearray] = defaultdict(bytearray)
 
     def add(self, name: str) -> bool:
-        """Remember an id; whether it was new."""
+        """Remember an id; return whether it was new."""
         bucket, packed = self._buckets[crc32(name.encode()) % BUCKETS], _pack(hash(name))
-        if bucket.find(packed) >= 0:  # `in` would try first to take it for a number
+        if bucket.find(packed) >= 0:  # `in` would first try to read it as a number
             return False
         bucket += packed
         return True
 
 
 def distinct(documents: Iterable[Document], where: str) -> Iterator[Document]:
-    """Each document once, at its first place.
+    """Yield each document once, where it first occurs.
 
     Raises:
-        UserError: two with one id and different texts; `where` names their source.
+        UserError: two documents with one id and different texts; the message begins with `where`.
     """
     new_id, new = Seen().add, Seen().add
     for document in documents:
@@ -54,10 +58,12 @@ def distinct(documents: Iterable[Document], where: str) -> Iterator[Document]:
 
 
 def checked(parse: Callable[[Record], Document], *, allow_empty: bool) -> Callable[[Record], Document]:
-    """`parse`, for one reading of a corpus: it also raises MalformedError for an id that occurred before.
+    """Wrap `parse` for one reading of a corpus, so that it refuses repeated ids.
+
+    It then raises MalformedError for an id that occurred before.
 
     Args:
-        allow_empty: False to refuse a document with neither title nor text too.
+        allow_empty: False to also refuse a document with neither title nor text.
     """
     new = Seen().add
 

@@ -1,8 +1,8 @@
-"""Stores that follow their corpus: what is already encoded, where it stands now, and what of it is still needed.
+"""Updates of a vector store whose corpus has changed.
 
-Beside every vector lies the key of its document, a hash of id and text. A changed corpus is matched with the keys: what
-has none is encoded into new shards, and the order file gives every row the position of its document, or none. Only
-then does snapshot.json, which is replaced at once, make this the store.
+Beside every vector lies the key of its document, a hash of id and text. The keys show which documents of a changed
+corpus have vectors already. The others are encoded into new shards, and the order file gives every row the position of
+its document, or none. Only then is snapshot.json replaced, in one step, which makes this the store.
 """
 
 import json
@@ -31,22 +31,25 @@ from shortlist.records import Document
 from shortlist.text.batching import windows
 
 AT_ONCE = 10_000
-"""Documents whose keys are looked up together."""
+"""Number of documents whose keys are looked up together."""
 
 
 def document_keys(documents: Iterable[Document]) -> bytes:
-    """KEY_BYTES for each document: another id, title, text or url gives another key."""
+    """Return KEY_BYTES for each document.
+
+    A different id, title, text or url gives a different key.
+    """
     return b"".join(blake2b("\0".join(document).encode(), digest_size=KEY_BYTES).digest() for document in documents)
 
 
 class Known(NamedTuple):
-    """The keys of all rows of a store, sorted, and the row of each."""
+    """The sorted keys of all rows of a store, and the row of each key."""
 
     keys: np.ndarray
     rows: Int[np.ndarray, " rows"]
 
     def look_up(self, keys: bytes) -> Int[np.ndarray, " keys"]:
-        """The row that each key has, DEAD for none."""
+        """Return the row of each key, DEAD for unknown keys."""
         wanted = _as_keys(keys)
         if not len(self.keys):
             return np.full(len(wanted), DEAD)
@@ -55,7 +58,7 @@ class Known(NamedTuple):
 
 
 def read_known(folder: Path, shards: Iterable[int]) -> Known:
-    """The documents that these shards hold, in this order.
+    """Read the keys of the documents in these shards, in this order.
 
     Raises:
         UserError: a shard without keys.
@@ -73,7 +76,10 @@ def _as_keys(keys: bytes) -> np.ndarray:
 
 
 def missing(documents: Iterable[Document], known: Known, skipped: Callable[[int], None]) -> Iterator[Document]:
-    """Yield the documents that are not known; `skipped` is told how many are."""
+    """Yield the documents that are not known.
+
+    `skipped` is called with the number of the others, part by part.
+    """
     for some in windows(documents, AT_ONCE):
         rows = known.look_up(document_keys(some))
         yield from (document for document, row in zip(some, rows, strict=True) if row == DEAD)
@@ -81,16 +87,18 @@ def missing(documents: Iterable[Document], known: Known, skipped: Callable[[int]
 
 
 def pin(folder: Path) -> None:
-    """Say which shards count, so that others may be added beside them."""
+    """Record which shards count, so that others may be added beside them."""
     if read_snapshot(folder) is None:
         _write_snapshot(folder, Snapshot(finished_shards(folder)))
 
 
 def renew(folder: Path, documents: Iterable[Document]) -> int:
-    """Make a store that holds the vectors of these documents, somewhere, a store of exactly them in this order.
+    """Make the store hold exactly these documents, in this order.
+
+    Their vectors must be in the store already, in any order.
 
     Returns:
-        Number of rows that belong to none of them.
+        Number of rows that belong to none of the documents.
     """
     shards = finished_shards(folder)
     known = read_known(folder, shards)
@@ -104,7 +112,9 @@ def renew(folder: Path, documents: Iterable[Document]) -> int:
 
 
 def compact(folder: Path, shard_size: int) -> int:
-    """Copy the living rows, in corpus order, into shards of their own, and delete all others.
+    """Copy the rows that are still needed, in corpus order, into new shards.
+
+    All other shards are deleted.
 
     Returns:
         Number of rows dropped.
@@ -131,7 +141,7 @@ def _in_order(store: VectorReader) -> bool:
 
 
 def _replace(folder: Path, shards: list[int], positions: Int[np.ndarray, " rows"] | None) -> None:
-    """Switch to another snapshot, then delete what it does not need."""
+    """Switch to another snapshot, then delete the files that it does not need."""
     order = None
     if positions is not None:
         before = [int(path.stem.removeprefix("order-")) for path in folder.glob("order-*.bin")]

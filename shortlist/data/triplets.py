@@ -1,6 +1,7 @@
-"""Training data without ids, in the layouts of sentence-transformers, FlagEmbedding and MS MARCO, read into groups.
+"""Training data without ids, read into groups.
 
-A text's id is made of its hash, so a text that comes again is the same query or document again.
+The layouts are known from sentence-transformers, FlagEmbedding and MS MARCO. A text's id is made from its hash, so a
+text that comes again is the same query or document.
 """
 
 import csv
@@ -25,13 +26,13 @@ from shortlist.records import Document, Group, Query
 T = TypeVar("T")
 
 Layout = Literal["groups", "passages", "id triples", "texts"]
-"""Groups by id, ours or Tevatron's; Tevatron's with the texts of passages; MS MARCO's triples of ids; texts alone."""
+"""Groups by id (ours or Tevatron's), Tevatron's with texts, MS MARCO's triples of ids, and texts alone."""
 
 QUERY = ("anchor", "query")
 POSITIVE = ("positive", "pos")
 NEGATIVE = re.compile(r"neg|negatives?|negative_\d+")
 ID_BYTES = 10
-"""Of the hash that is a text's id: among a billion texts two share one with a chance of 1 in a million."""
+"""Bytes of the hash that is a text's id: two of a billion texts share one with a chance of 1 in a million."""
 
 _KNOWN = (
     "positives and negatives (shortlist); positive_passages, or positive_document_ids (Tevatron); anchor or query, and "
@@ -40,7 +41,10 @@ _KNOWN = (
 
 
 class Example(NamedTuple):
-    """One record: a query, what answers it and what does not; all of them texts, or all of them ids."""
+    """One record: a query with its positives and negatives.
+
+    All of them are texts, or all of them are ids.
+    """
 
     query: str
     positives: list[str]
@@ -48,7 +52,7 @@ class Example(NamedTuple):
 
 
 def layout_of(name: str) -> Layout:
-    """What the first record of a file or of `hf:ID` looks like.
+    """Return the layout of the first record of a file or of `hf:ID`.
 
     Raises:
         UserError: there is no record, or it has none of the layouts.
@@ -60,19 +64,22 @@ def layout_of(name: str) -> Layout:
 
 
 def read_examples(name: str) -> Iterator[Example]:
-    """The records of a file or of `hf:ID`, whose layout is `texts` or `id triples`.
+    """Yield the records of a file or of `hf:ID`.
+
+    The layout must be `texts` or `id triples`.
 
     Raises:
-        UserError: it cannot be read, a record that holds no query or no positive, no record at all.
+        UserError: the source cannot be read, a record that holds no query or no positive, no record at all.
     """
     return _rows(name, _id_triple if layout_of(name) == "id triples" else _example)
 
 
 def collect(examples: Iterable[Example], *, by_id: bool = False) -> tuple[list[Group], dict[str, Query]]:
-    """One group per query, in the order in which queries first occur, and the queries; no query where `by_id`.
+    """Make one group per query; return the groups and the queries.
 
-    Ids are in memory, 8 bytes per negative, and the texts of queries, but not those of documents. A document that is
-    positive and negative for one query is left out of its negatives; says how many there were.
+    Groups come in the order in which queries first occur; with `by_id` there are no queries. Ids are in memory, 8 bytes
+    per negative, and the texts of queries, but not the texts of documents. A document that is positive and negative for
+    one query is left out of its negatives; the number of such documents is reported.
     """
     name_of: Callable[[str], str] = intern if by_id else text_id
     queries: dict[str, Query] = {}
@@ -96,19 +103,22 @@ def collect(examples: Iterable[Example], *, by_id: bool = False) -> tuple[list[G
 
 
 def read_documents(name: str) -> Iterator[Document]:
-    """The documents of a source whose layout is `texts`, as often as they occur."""
+    """Yield the documents of a source with layout `texts`, repetitions included."""
     for example in read_examples(name):
         for text in chain(example.positives, example.negatives):
             yield Document(text_id(text), text)
 
 
 def text_id(text: str) -> str:
-    """The id of a text that comes without one."""
+    """Return the id of a text that comes without one."""
     return intern(blake2b(text.encode(), digest_size=ID_BYTES).hexdigest())
 
 
 def _rows(name: str, parse: Callable[[Any], T]) -> Iterator[T]:
-    """`parse` of each record: a dict by field or column, a list (JSON), or a tuple (columns without a header)."""
+    """Yield `parse` of each record.
+
+    A record is a dict by field or column, a list (JSON), or a tuple (columns without a header).
+    """
     if name.startswith("hf:"):
         return parse_records(name, hub_rows(name.removeprefix("hf:")), parse)
     path = Path(name)
@@ -147,8 +157,11 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table(path: Path, delimiter: str, parse: Callable[[Any], T]) -> Iterator[T]:
-    """Columns under a header, quoted as in CSV: a text may hold line ends."""
-    csv.field_size_limit(sys.maxsize)  # of the whole process; the default refuses texts over 128 KiB
+    """Parse the rows of a table with a header.
+
+    They are quoted as in CSV: a text may hold line ends.
+    """
+    csv.field_size_limit(sys.maxsize)  # for the whole process; the default refuses texts over 128 KiB
     with open_text(path) as file:
         rows = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
@@ -202,7 +215,7 @@ def _example(record: Any) -> Example:
     example = Example(
         _filled(query, "query"),
         [_filled(text, "positive") for text in positives],
-        [text for text in (to_text(text, "negative") for text in kept) if text.strip()],  # rows with fewer have blanks
+        [text for text in (to_text(text, "negative") for text in kept) if text.strip()],  # blanks fill shorter rows
     )
     if not example.positives:
         raise MalformedError("the query has no positive; expected at least one text.")
@@ -214,7 +227,7 @@ def _first(record: dict[str, Any], names: Iterable[str]) -> Any:
 
 
 def _texts(value: Any) -> list[Any]:
-    """The texts of a column that may hold one or a list."""
+    """Return the texts of a column that may hold one text or a list."""
     return value if isinstance(value, list) else [value]
 
 

@@ -1,11 +1,11 @@
-"""The vector store on disk: shards of raw little-endian rows with their document ids, checksummed and memory-mapped.
+"""The vector store on disk: shards of memory-mapped, checksummed rows and their document ids.
 
-Shard 7 is a few files: shard-00007.bin (rows), shard-00007.ids (one document id per line, in row order),
-shard-00007.keys (16 bytes per document that say what its text was; see data/snapshots.py), shard-00007.scales (a
-float32 per row of int8), and shard-00007.json (dtype, dim, count, SHA-256 of the others). The header comes last: a
-shard that has one is whole.
+Shard 7 is a few files: shard-00007.bin (raw little-endian rows), shard-00007.ids (one document id per line, in row
+order), shard-00007.keys (16 bytes per document that say what its text was; see data/snapshots.py), shard-00007.scales
+(a float32 per row of int8), and shard-00007.json (dtype, dim, count, SHA-256 of the others). The header, the .json
+file, is written last: a shard that has one is whole.
 
-A document is known by its position, its place in corpus order. In a store as encoded that is its row; where the corpus
+A document is known by its position in corpus order. In a newly encoded store the position is the row; where the corpus
 has changed since, snapshot.json names the shards that count and the file that gives each row's position.
 """
 
@@ -35,39 +35,45 @@ DEAD = -1
 
 
 class Snapshot(NamedTuple):
-    """What of a store counts: its shards in row order, and each row's position where that is not the row."""
+    """The shards of a store that count, in row order, and its order file.
+
+    The order file gives each row's position; it is None where row and position are the same.
+    """
 
     shards: list[int]
     order: str | None = None
 
 
 class Block(NamedTuple):
-    """Some rows of a store; the vectors may lie on disk, so they are never to be written to."""
+    """Some rows of a store, for reading only.
+
+    The vectors may lie on disk and must never be written to.
+    """
 
     rows: Int[Tensor, " block"]
     positions: Int[Tensor, " block"]
     vectors: Tensor
     """[block, dim] in the dtype of the store."""
     scales: Float[Tensor, " block"] | None
-    """What int8 rows are to be multiplied by."""
+    """Factors of int8 rows."""
 
     def float32(self) -> Float[Tensor, "block dim"]:
-        """The vectors as numbers to compute with."""
+        """Return the vectors as float32, to compute with."""
         return self.vectors.float() if self.scales is None else from_int8(self.vectors, self.scales)
 
 
 def to_rows(vectors: Float[Tensor, "rows dim"], dtype: str) -> tuple[Tensor, Float[Tensor, " rows"] | None]:
-    """Vectors as a store of this dtype holds them, and the scales of int8 rows."""
+    """Convert vectors to rows of a store of this dtype, with scales for int8."""
     return to_int8(vectors) if dtype == "int8" else (vectors.to(DTYPES[dtype]), None)
 
 
 def shard_file(folder: Path, number: int, suffix: str) -> Path:
-    """One of the files of a shard."""
+    """Return the path of one of the files of a shard."""
     return folder / f"shard-{number:05d}.{suffix}"
 
 
 def finished_shards(folder: Path) -> list[int]:
-    """Numbers of the shards that are whole, ascending; empty where there is no folder."""
+    """List the numbers of the whole shards, ascending; none if there is no folder."""
     return sorted(int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.json"))
 
 
@@ -78,15 +84,17 @@ def remove_shard(folder: Path, number: int) -> None:
 
 
 def count_rows(folder: Path) -> int:
-    """Vectors in all shards that are whole."""
+    """Count the vectors in all whole shards."""
     return sum(_read_header(shard_file(folder, number, "json"))["count"] for number in finished_shards(folder))
 
 
 def read_snapshot(folder: Path) -> Snapshot | None:
-    """The snapshot that an update has written, None where every shard counts.
+    """Read the snapshot that an update has written.
+
+    The result is None where every shard counts.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the snapshot cannot be read.
     """
     path = folder / "snapshot.json"
     if not path.exists():
@@ -100,7 +108,9 @@ def read_snapshot(folder: Path) -> Snapshot | None:
 
 @final
 class VectorWriter:
-    """Writes a store shard by shard; a crash loses at most the shard in flight.
+    """A writer of a store, shard by shard.
+
+    A crash loses at most the shard that is being written.
 
     Args:
         folder: where the shards go; made if missing.
@@ -117,7 +127,7 @@ class VectorWriter:
         """Write one shard, replacing it if it is there.
 
         Args:
-            number: its place in row order, from 0.
+            number: number of the shard in row order, from 0.
             doc_ids: one per row.
             vectors: [rows, dim].
             keys: KEY_BYTES per row, for a store that can be updated.
@@ -140,7 +150,7 @@ class VectorWriter:
     def write_rows(
         self, number: int, doc_ids: Sequence[str], rows: Tensor, scales: Tensor | None, keys: bytes | None
     ) -> None:
-        """Like `write_shard`, with rows as a store holds them."""
+        """Write one shard like `write_shard`, from rows as a store holds them."""
         contents = {"bin": _bytes(rows), "ids": "".join(f"{doc_id}\n" for doc_id in doc_ids).encode()}
         contents |= {"scales": _bytes(scales)} if scales is not None else {}
         contents |= {"keys": keys} if keys is not None else {}
@@ -164,7 +174,10 @@ class VectorWriter:
 
 
 class _Shard(NamedTuple):
-    """The files of a shard, mapped into memory: they can be read even when their names are gone."""
+    """The files of a shard, mapped into memory.
+
+    They can be read even after they are deleted.
+    """
 
     number: int
     header: dict[str, Any]
@@ -175,18 +188,19 @@ class _Shard(NamedTuple):
 
 @final
 class VectorReader:
-    """A store opened for reading, as it is now: an update or its compaction changes nothing for who has it open.
+    """A store opened for reading, as it is now.
 
-    Rows stay on disk until they are touched.
+    A later update or compaction changes nothing for a reader that is already open. Rows stay on disk until they are
+    touched.
 
     Attributes:
         dim: numbers per vector.
         dtype: how they are stored, one of DTYPES.
-        num_docs: documents.
-        num_rows: vectors on disk, those of documents that are gone included.
-        num_bytes: size of those vectors.
-        starts: the first row of each shard, and behind them the number of rows.
-        shard_hashes: SHA-256 of each shard's vectors, in row order: what an index over them was built from.
+        num_docs: number of documents.
+        num_rows: number of vectors on disk, including vectors of documents that are gone.
+        num_bytes: size of these vectors.
+        starts: the first row of each shard, followed by the number of rows.
+        shard_hashes: SHA-256 of each shard's vectors, in row order, by which an index knows what it was built from.
 
     Raises:
         UserError: no shard, a missing shard, shards that differ in dtype or dim, a file of the wrong size.
@@ -230,7 +244,7 @@ class VectorReader:
 
     @cached_property
     def _rows(self) -> Int[np.ndarray, " docs"] | None:
-        """The row of each position, where that is not the position."""
+        """The row of each position, None where rows and positions are the same."""
         if self._positions is None:
             return None
         living = np.flatnonzero(self._positions != DEAD)
@@ -245,11 +259,13 @@ class VectorReader:
         return DocIds([shard.ids for shard in self._shards], counts, self._rows)
 
     def blocks(self, rows: int, *, shards: Sequence[int] | None = None, release: bool = False) -> Iterator[Block]:
-        """Yield the documents' vectors in row order, at most `rows` at a time; a block never spans two shards.
+        """Yield the documents' vectors in row order, at most `rows` at a time.
+
+        A block never spans two shards.
 
         Args:
-            shards: places in `shard_hashes` of those to read (None: all).
-            release: give a block's memory back when the next one is asked for, so that no more than one is held.
+            shards: the shards to read, by their index in `shard_hashes` (None: all).
+            release: give a block's memory back when the next one is asked for, so that only one is held.
         """
         for place in range(len(self._shards)) if shards is None else shards:
             shard, start = self._shards[place], int(self.starts[place])
@@ -271,11 +287,11 @@ class VectorReader:
         return Block(rows[living], positions[living], vectors[living], None if scales is None else scales[living])
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
-        """The vectors of some documents, float32, in the order asked."""
+        """Return the vectors of some documents as float32, in the order asked."""
         return self.pick(positions).float32().numpy()
 
     def pick(self, positions: Int[np.ndarray, " n"]) -> Block:
-        """Some documents, in the order asked."""
+        """Return some documents as a block, in the order asked."""
         rows = positions if self._rows is None else self._rows[positions]
         if (rows[1:] >= rows[:-1]).all():
             vectors, scales = self._gathered(rows)
@@ -287,25 +303,25 @@ class VectorReader:
         return Block(torch.from_numpy(rows), torch.from_numpy(positions), vectors, scales)
 
     def _gathered(self, rows: Int[np.ndarray, " n"]) -> tuple[Tensor, Tensor | None]:
-        """The vectors of rows in ascending order, and their scales."""
+        """Copy the vectors and scales of rows, which must be in ascending order."""
         ends = np.searchsorted(rows, self.starts)
         vectors = torch.empty((len(rows), self.dim), dtype=DTYPES[self.dtype])
         scales = torch.empty(len(rows)) if self.dtype == "int8" else None
         for place in np.flatnonzero(np.diff(ends)):
             shard, here = self._shards[place], slice(ends[place], ends[place + 1])
             inside = rows[here] - self.starts[place]
-            # NumPy copies rows whole, and, told not to check, straight to their place: 3 to 5 times as fast as torch
+            # NumPy copies whole rows, and in mode "clip" straight into `out`: 3 to 5 times as fast as torch
             np.take(_bytewise(shard.vectors), inside, axis=0, out=_bytewise(vectors)[here], mode="clip")
             if scales is not None and shard.scales is not None:
                 np.take(shard.scales.numpy(), inside, out=scales.numpy()[here], mode="clip")
         return vectors, scales
 
     def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """The position of each row, DEAD where its document is gone."""
+        """Return the position of each row, DEAD where its document is gone."""
         return rows if self._positions is None else self._positions[rows]
 
     def beyond(self, shard_hashes: Sequence[str]) -> int:
-        """Documents that an index built from these shards does not know.
+        """Count the documents that an index built from these shards does not know.
 
         Raises:
             UserError: the store no longer begins with these shards.
@@ -321,7 +337,10 @@ class VectorReader:
 
 
 def damage(folder: Path, number: int) -> str | None:
-    """What is wrong with a shard, as a line that names the file; None if every byte is as it was written."""
+    """Describe what is wrong with a shard, in one line that names the file.
+
+    The result is None if every byte is as it was written.
+    """
     try:
         header = _read_header(shard_file(folder, number, "json"))
     except UserError as error:
@@ -349,7 +368,10 @@ def _open_shard(folder: Path, number: int) -> _Shard:
 
 
 def _map(folder: Path, number: int, suffix: str, size: int) -> Tensor:
-    """The bytes of a file of a shard, which stay on disk until they are read; no file is held open."""
+    """Map a file of a shard into memory without holding the file open.
+
+    The bytes stay on disk until they are read.
+    """
     path = shard_file(folder, number, suffix)
     found = path.stat().st_size if path.is_file() else 0
     if found != size or not size:
@@ -358,7 +380,10 @@ def _map(folder: Path, number: int, suffix: str, size: int) -> Tensor:
 
 
 def _release(vectors: Tensor) -> None:
-    """Let the system drop the pages of a mapped block from this process; they are read again if need be."""
+    """Let the system drop the pages of a mapped block from this process.
+
+    They are read again if needed.
+    """
     start = -(-vectors.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = vectors.data_ptr() + vectors.nbytes - start
     if size > 0 and hasattr(mmap, "MADV_DONTNEED"):
@@ -370,7 +395,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _bytewise(rows: Tensor) -> UInt8[np.ndarray, "rows bytes"]:
-    """The same memory as bytes: NumPy knows no bfloat16."""
+    """View the same memory as bytes: NumPy knows no bfloat16."""
     return rows.view(torch.uint8).numpy()
 
 
