@@ -203,7 +203,7 @@ def stages(run: Path) -> list[dict[str, Any]]:
 def identity(path: str | Path) -> str:
     """Return a string that identifies the contents of a file or folder.
 
-    For an output folder of ours it is the job, for anything different a hash of the contents.
+    For an output folder of ours this is its job, otherwise a hash of the contents.
 
     Raises:
         UserError: nothing is there, or it is an output folder that was never finished.
@@ -276,7 +276,7 @@ def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, ove
     if not overwrite:
         raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or {ways}.")
     if out.is_dir():
-        for path in sorted(out.iterdir(), key=lambda path: path.name == "manifest.json"):  # last: it marks the rest as ours
+        for path in sorted(out.iterdir(), key=lambda path: path.name == "manifest.json"):  # last: it marks all as ours
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     else:
         out.unlink()

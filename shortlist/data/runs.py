@@ -144,7 +144,7 @@ def _ranks_and_scores(table: pa.Table, queries: np.ndarray, starts: np.ndarray) 
 
 
 def _sorted(queries: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
-    """Return the order by query and key, or None if the hits are in it already.
+    """Return the order by query and key, or None if already in order.
 
     Hits with equal keys stay in their order.
     """
@@ -159,7 +159,7 @@ def _follow(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def _order(queries: np.ndarray, scores: np.ndarray, doc_ids: pa.StringArray) -> np.ndarray | None:
-    """Return trec_eval's order, or None if the hits are in it already.
+    """Return trec_eval's order, or None if the hits are already in it.
 
     It sorts by query, falling score, falling document id.
     """

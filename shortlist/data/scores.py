@@ -65,7 +65,7 @@ class ScoreLog:
         )
 
     def read(self, run: RunColumns) -> Float32[np.ndarray, " hits"]:
-        """Return the scores of a run's hits, NaN for hits that are not in the log."""
+        """Return the scores of a run's hits, NaN where the log has none."""
         scores = np.full(len(run.doc_ids), np.nan, dtype=np.float32)
         with open(self.path, "rb") as file:
             file.readline()

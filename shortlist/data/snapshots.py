@@ -112,7 +112,7 @@ def renew(folder: Path, documents: Iterable[Document]) -> int:
 
 
 def compact(folder: Path, shard_size: int) -> int:
-    """Copy the rows that are still needed, in corpus order, into new shards.
+    """Copy the rows of documents still in the corpus, in its order, into new shards.
 
     All other shards are deleted.
 

@@ -22,7 +22,7 @@ from shortlist.recipe import run_recipe
 EXAMPLES = ("parse an ISO date", "remove a directory and everything in it", "split a string the way a shell would")
 HITS = 3
 DEPTH = 30
-"""Documents that are reranked, in the recipe and by hand."""
+"""Number of documents that are reranked, in the recipe and in pipeline.yaml."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,10 @@ class Config:
 
 
 def make_recipe(config: Config) -> dict[str, Any]:
-    """The demo's recipe with the precision that suits this machine, measured once for a folder."""
+    """Return the demo's recipe with the precision that suits this machine.
+
+    The precision is measured once per folder.
+    """
     recipe = _packaged("recipe.yaml")
     before = config.out / "recipe.yaml"
     known = load_yaml(before).get("settings", {}).get("precision") if before.is_file() else None
@@ -51,7 +54,7 @@ def _packaged(name: str) -> dict[str, Any]:
 
 
 def run(config: Config) -> None:
-    """Build, train, measure, and show."""
+    """Build the system, train and measure it, and show examples."""
     out = config.out
     run_recipe(make_recipe(config), out, where="the demo's recipe")
     results = json.loads((out / "results" / "results.json").read_text("utf-8"))
@@ -62,7 +65,7 @@ def run(config: Config) -> None:
 
 
 def explain(out: Path) -> None:
-    """Say what the tables do not: what was searched, and what the rows are made of."""
+    """Print what was searched, and what the rows of the tables are made of."""
     test, train = (_results(out / name) for name in ("test", "train"))
     print(
         f"Searched: {test['functions']:,} functions of the standard library, {test['queries']} queries. Learnt from: "
@@ -82,7 +85,10 @@ def _results(out: Path) -> Mapping[str, Any]:
 
 
 def show_examples(out: Path) -> None:
-    """Print what a few questions find, and how to ask more; leaves the pipeline for that in pipeline.yaml."""
+    """Print what a few questions find, and how to ask more.
+
+    The pipeline for further questions is written to pipeline.yaml.
+    """
     at = out.resolve()
     weights = tuple(_results(out / "hybrid-run" / "run.trec")["weights"])
     sources = Sources(

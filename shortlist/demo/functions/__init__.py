@@ -1,4 +1,4 @@
-"""Stage `functions`: a collection of Python functions and the sentences that say what each of them does."""
+"""Stage `functions`: a collection of Python functions and the sentences that describe them."""
 
 import csv
 from collections import Counter
@@ -34,26 +34,27 @@ INSTALLED = "installed"
 @dataclass(frozen=True, kw_only=True)
 class Config:
     sources: str
-    """`standard-library`: this Python's own modules, a collection to search, splits `test` and `dev`. To learn from,
-    splits `train`, `dev` and `mined`: `installed`, the packages beside us, or a list of packages, a file in pip's
-    requirements form, each line `name==version --hash=sha256:... # licence`; their wheels are downloaded and read, but
-    never run."""
+    """`standard-library`: this Python's own modules, a collection to search with splits `test` and `dev`. To learn
+    from, with splits `train`, `dev` and `mined`: `installed`, the packages installed beside this one, or a file that
+    lists packages in pip's requirements form, each line `name==version --hash=sha256:... # licence`; their wheels are
+    downloaded and read, but never run."""
     out: NotInJob[Path]
-    """Folder for the collection. What is learnt from also gets sources.tsv, what each package gave, and
-    fingerprints.npz, hashes of all summaries and bodies."""
+    """Folder for the collection. A collection to learn from also gets sources.tsv, which counts what each package gave,
+    and fingerprints.npz, hashes of all summaries and bodies."""
     apart_from: Path | None = None
-    """Collection folder: nothing with a summary of it, or nearly one of its functions, is taken."""
+    """Collection folder: functions with one of its summaries, or nearly the same as one of its functions, are left
+    out."""
     max_pairs: int = 1_000_000
-    """Pairs to learn from, at most; of more a sample."""
+    """Largest number of pairs to learn from; if there are more, a sample is taken."""
     dev: int = 500
-    """Pairs of split `dev`, at most. Of what is learnt from: whole packages, of which nothing and no near copy is in
-    `train`."""
+    """Largest number of pairs in split `dev`. In a collection to learn from, they are whole packages, and `train` has
+    nothing from these packages and no near copy of it."""
     mined: int = 5_000
-    """Pairs of split `mined`: a sample of `train`, to mine negatives for."""
+    """Number of pairs in split `mined`: a sample of `train`, to mine negatives for."""
     cache: NotInJob[Path | None] = None
-    """Folder for what is downloaded, used again if it is there; None: beside --out, named `OUT.downloads`."""
+    """Folder for downloads, which are used again if they are there; None: a folder `OUT.downloads` beside --out."""
     seed: int = 0
-    """Of all that is chosen by chance."""
+    """Seed of all random choices."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -92,14 +93,20 @@ def run(config: Config) -> None:
 
 
 def identity_of(sources: str, pins: Iterable[Pin]) -> list[str]:
-    """What decides which sources are read."""
+    """Identify the sources: by the versions of what is installed, or a list's hashes."""
     if sources == INSTALLED:
         return sorted(f"{d.name}=={d.version}" for d in distributions())
     return [version] if sources == STANDARD else [" ".join(pin.hashes) for pin in pins]
 
 
 def without_copies(pairs: Sequence[Function], held_out: set[str]) -> tuple[list[Function], int]:
-    """The pairs without those of other packages that resemble one held out, and how many these were."""
+    """Drop pairs that resemble a pair in the held-out packages.
+
+    Pairs of the held-out packages themselves are kept.
+
+    Returns:
+        The pairs that are kept, and the number dropped.
+    """
     overlap = Overlap(function.body for function in pairs if function.package in held_out)
     kept = [f for f in pairs if f.package in held_out or not overlap.near(f.body)]
     return kept, len(pairs) - len(kept)
@@ -108,7 +115,10 @@ def without_copies(pairs: Sequence[Function], held_out: set[str]) -> tuple[list[
 def write_sources(
     path: Path, functions: Iterable[Function], pairs: Iterable[Function], pins: Mapping[str, Pin]
 ) -> None:
-    """Write a table of packages: version and licence where a list says them, functions with a summary, pairs."""
+    """Write a table of packages, with the number of functions and pairs from each.
+
+    The functions are those with a summary. Version and licence are given where a list says them.
+    """
     found, kept = (Counter(function.package for function in some) for some in (functions, pairs))
     with atomic_write(path) as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Hashes of all that a model was trained on, small enough to be handed on with it."""
+"""Hashes of a model's training data, small enough to be handed on with it."""
 
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -9,16 +9,22 @@ import numpy as np
 from shortlist.data.files import atomic_write
 
 BYTES = 5
-"""Per hash: of two texts one in 10^12 has the other's."""
+"""Bytes per hash: two texts have the same one with a chance of 1 in 10^12."""
 
 
 def fingerprint(text: str) -> int:
-    """The hash of a summary or body; of `overlap.normalized` and `body_words`, so that no layout matters."""
+    """Hash a summary or body.
+
+    The text comes from `overlap.normalized` or `body_words`, so that its layout does not matter.
+    """
     return int.from_bytes(blake2b(text.encode(), digest_size=BYTES).digest(), "big")
 
 
 def write_fingerprints(path: Path, texts: Iterable[str]) -> None:
-    """Write the texts' hashes, each once: sorted, as differences, byte by byte, which is what compresses best."""
+    """Write the distinct hashes of the texts to a file.
+
+    They are stored sorted, as differences, byte by byte, which compresses best.
+    """
     hashes = np.unique(np.fromiter(map(fingerprint, texts), np.uint64))
     steps = np.diff(hashes, prepend=np.uint64(0)).astype("<u8")
     with atomic_write(path, "wb") as file:
@@ -26,6 +32,6 @@ def write_fingerprints(path: Path, texts: Iterable[str]) -> None:
 
 
 def read_fingerprints(path: Path) -> np.ndarray:
-    """The hashes that a file holds, sorted."""
+    """Read the hashes in a file, sorted."""
     with np.load(path, allow_pickle=False) as arrays:
         return np.cumsum(np.ascontiguousarray(arrays["steps"].T).view("<u8").ravel(), dtype=np.uint64)

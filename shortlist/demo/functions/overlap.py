@@ -1,4 +1,4 @@
-"""Which functions are copies of one another, whatever was renamed, reformatted or commented in between."""
+"""Detection of copied functions, even after renaming, reformatting or changes of comments."""
 
 import ast
 import re
@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 SHINGLE = 5
-"""Words per shingle."""
+"""Number of words per shingle."""
 NEAR = 0.7
-"""Jaccard similarity of the shingle sets from which two bodies count as the same."""
+"""Two bodies count as the same if the Jaccard similarity of their shingle sets is at least this."""
 
 WORD = re.compile(r"[^\W\d_]+|\d+")
 COMMENT_OR_STRING = re.compile(
@@ -18,19 +18,28 @@ COMMENT_OR_STRING = re.compile(
 
 
 def normalized(text: str) -> str:
-    """Lowercase words only: identifiers split at underscores, no punctuation, one space between."""
+    """Return the lowercase words of a text, with one space between.
+
+    Identifiers are split at underscores, and punctuation is dropped.
+    """
     return " ".join(WORD.findall(text.lower()))
 
 
 def quiet_parse(source: str) -> ast.Module:
-    """`ast.parse` without warnings: invalid escapes in other people's strings are not ours to report."""
+    """Parse like `ast.parse`, without its warnings.
+
+    Invalid escapes in other people's strings are not ours to report.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source)
 
 
 def body_words(text: str) -> str:
-    """The normalised words of a function's body: no name, no signature, no comments. `text` is one function."""
+    """Return the normalised words of a function's body.
+
+    `text` is one function; its name, signature and comments are left out.
+    """
     first = quiet_parse(text).body[0].body[0]  # pyright: ignore[reportAttributeAccessIssue]
     lines = text.split("\n")[first.lineno - 1 :]
     lines[0] = lines[0].encode()[first.col_offset :].decode()  # ast counts columns in UTF-8 bytes
@@ -39,16 +48,17 @@ def body_words(text: str) -> str:
 
 
 def shingles(body: str) -> set[tuple[str, ...]]:
-    """Every run of five words; a shorter text is one shingle."""
+    """Return every run of five words; a shorter text is one shingle."""
     words = tuple(body.split())
     return {words[start : start + SHINGLE] for start in range(max(len(words) - SHINGLE + 1, 1))}
 
 
 class Overlap:
-    """Finds which of the bodies given resemble another one (Jaccard similarity of shingles >= 0.7), exactly.
+    """An index that finds all bodies that resemble another one.
 
-    Two sets that similar must share one of the first `floor(0.3 n) + 1` shingles of each, in any common order, so
-    only those are indexed and looked up (prefix filtering, https://doi.org/10.1145/1242572.1242591).
+    Bodies resemble each other if the Jaccard similarity of their shingles is at least 0.7; the search is exact. Two
+    sets that similar must share one of the first `floor(0.3 n) + 1` shingles of each, in any common order, so only
+    those are indexed and looked up (prefix filtering, https://doi.org/10.1145/1242572.1242591).
     """
 
     def __init__(self, bodies: Iterable[str]):
@@ -59,7 +69,7 @@ class Overlap:
                 self._index[shingle].append(position)
 
     def near(self, body: str) -> set[int]:
-        """Positions of the bodies that resemble this one."""
+        """Return the positions of the bodies that resemble this one."""
         own = shingles(body)
         found = {position for shingle in _prefix(own) for position in self._index.get(shingle, ())}
         return {position for position in found if _jaccard(own, self._bodies[position]) >= NEAR}

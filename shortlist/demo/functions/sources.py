@@ -1,7 +1,7 @@
-"""Python functions and what their authors say they do, out of sources that are parsed, never imported or run.
+"""Functions and their descriptions, from Python sources that are parsed, never imported or run.
 
-Documents are functions (signature and source without the docstring), queries the first sentence of each docstring. The
-standard library makes a collection that is searched; packages, installed or in wheels, make one that is learnt from.
+Documents are functions (signature and source without the docstring); queries are the first sentences of their
+docstrings. The standard library makes a collection to search; packages, installed or in wheels, make one to learn from.
 """
 
 import ast
@@ -35,10 +35,10 @@ COPIES = {"_vendor", "vendor", "vendored", "_vendored", "extern", "externals", "
 OURSELVES_AND_BACKPORTS = {"shortlist", "pip", "setuptools", "pkg_resources", "multiprocess", "typing_extensions"}
 MIN_WORDS, MAX_WORDS = 3, 40
 MAX_BYTES = 2_000_000
-"""Longer files are tables that a generator wrote."""
+"""Size above which a file is skipped: it is a table that a generator wrote."""
 
 NO_SENTENCE = re.compile(r">>>|[:@]\w|\.\. |\w+:\s*\n|\w+ \(`|[\w.]+\([^)]*\)\s*(?:->|:|\n|$)")
-"""How a docstring begins that opens with an example, a field, a list of arguments or a signature."""
+"""Beginning of a docstring that opens with an example, a field, a list of arguments or a signature."""
 SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<!cf)[.!?](?= [A-Z`'\"(*]|$)")
 
 
@@ -46,15 +46,15 @@ class Function(NamedTuple):
     """One function of a source file."""
 
     name: str
-    """Qualified: `json.decoder.JSONDecoder.decode`."""
+    """Qualified name, such as `json.decoder.JSONDecoder.decode`."""
     summary: str
     """The first sentence of its docstring."""
     text: str
     """Signature and source, comments included, without decorators and docstring; valid Python by itself."""
     body: str
-    """What `text` is compared by: `overlap.body_words`."""
+    """The words by which functions are compared, from `overlap.body_words`."""
     package: str = ""
-    """What it was found in: of installed packages and the standard library the top-level module."""
+    """The package it was found in; for installed packages and the standard library, the top-level module."""
 
 
 class Source(NamedTuple):
@@ -64,11 +64,14 @@ class Source(NamedTuple):
     module: str
     package: str = ""
     wheel: Path | None = None
-    """What `path` is inside of."""
+    """The wheel that holds `path`, if any."""
 
 
 def module_of(path: PurePath, skip: Iterable[str]) -> str:
-    """The name that a .py file is imported by, "" where none is or a folder or the top-level module is in `skip`."""
+    """Return the name that a .py file is imported by.
+
+    The result is "" where there is none, or where a folder or the top-level module is in `skip`.
+    """
     parts = path.with_suffix("").parts
     if path.suffix != ".py" or {*parts[:-1], parts[0]} & {*skip} or not all(map(str.isidentifier, parts)):
         return ""
@@ -76,7 +79,10 @@ def module_of(path: PurePath, skip: Iterable[str]) -> str:
 
 
 def find_sources(folder: Path, skip: Iterable[str] = ()) -> list[Source]:
-    """Every .py file under `folder`, sorted; none from tests, or from folders and top-level modules named in `skip`."""
+    """List the .py files under `folder`, sorted, without tests.
+
+    Folders and top-level modules named in `skip` are left out too.
+    """
     skip, found = {*skip, *TESTS}, []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in skip and name.isidentifier()]
@@ -87,7 +93,10 @@ def find_sources(folder: Path, skip: Iterable[str] = ()) -> list[Source]:
 
 
 def wheel_sources(wheel: Path, package: str) -> list[Source]:
-    """Every .py file in a wheel, sorted; without tests, copies and backports of the standard library."""
+    """List the .py files in a wheel, sorted.
+
+    Tests, copies and backports of the standard library are left out.
+    """
     paths = sorted(map(Path, _open_wheel(wheel).namelist()))
     skip = TESTS | COPIES | OURSELVES_AND_BACKPORTS
     return [Source(path, module, package, wheel) for path in paths if (module := module_of(path, skip))]
@@ -99,18 +108,24 @@ def _open_wheel(wheel: Path) -> ZipFile:
 
 
 def standard_library() -> list[Source]:
-    """The running interpreter's own modules, tests left out."""
+    """List the running interpreter's own modules, without tests."""
     return find_sources(Path(sysconfig.get_path("stdlib")), NOT_STANDARD)
 
 
 def installed_packages() -> list[Source]:
-    """The modules installed beside us, without tests, this package, copies and backports of the standard library."""
+    """List the modules installed beside this package.
+
+    Tests, this package, copies and backports of the standard library are left out.
+    """
     folders = dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
     return [source for folder in folders for source in find_sources(folder, COPIES | OURSELVES_AND_BACKPORTS)]
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence of a docstring on one line, or "" where it begins with no sentence of 3 to 40 words."""
+    """Return the first sentence of a docstring on one line.
+
+    The result is "" where the docstring does not begin with a sentence of 3 to 40 words.
+    """
     paragraph = re.split(
         r"\n\s*\n|\n\s*(?:>>>|[-=~*]{3,}|[-*] |[:@]\w|\.\. )", inspect.cleandoc(docstring), maxsplit=1
     )[0]
@@ -122,7 +137,10 @@ def first_sentence(docstring: str) -> str:
 
 
 def is_trivial(statement: ast.stmt) -> bool:
-    """Whether it is `pass`, `...`, a string, or `raise NotImplementedError`: a place for code, not code."""
+    """Whether a statement only holds the place of code.
+
+    Such statements are `pass`, `...`, a string, and `raise NotImplementedError`.
+    """
     match statement:
         case ast.Pass() | ast.Expr(value=ast.Constant()):
             return True
@@ -132,10 +150,13 @@ def is_trivial(statement: ast.stmt) -> bool:
 
 
 def source_without_docstring(lines: Sequence[str], node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """The function's lines, dedented, from `def` on, its docstring cut out. `lines` are those of the whole file."""
+    """Return the source of a function from `def` on, dedented, without its docstring.
+
+    `lines` are the lines of the whole file.
+    """
     doc, rest = node.body[:2]
     begin, end = doc.lineno - 1, doc.end_lineno or doc.lineno
-    if rest.lineno == end:  # code behind the docstring, on its last line
+    if rest.lineno == end:  # code after the docstring, on its last line
         head, tail = lines[begin].encode(), lines[end - 1].encode()  # ast counts columns in UTF-8 bytes
         kept = [(head[: doc.col_offset] + tail[rest.col_offset :]).decode()]
     else:
@@ -148,7 +169,10 @@ def source_without_docstring(lines: Sequence[str], node: ast.FunctionDef | ast.A
 
 
 def definitions(nodes: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Qualified names and nodes of the functions and methods among `nodes`; what is inside a function belongs to it."""
+    """Yield (qualified name, node) of the functions and methods among `nodes`.
+
+    Functions inside a function are part of it.
+    """
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{prefix}{node.name}", node
@@ -159,10 +183,10 @@ def definitions(nodes: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, as
 
 
 def parse_functions(source: str, module: str) -> list[Function]:
-    """The functions of one file that have a summary and code.
+    """Return the functions of one file that have a summary and code.
 
     Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: Python's parser does not take it.
+        SyntaxError, ValueError, RecursionError, MemoryError: Python's parser does not accept the file.
     """
     lines = source.split("\n")  # as the parser counts them: a form feed ends no line
     functions = []
@@ -175,7 +199,7 @@ def parse_functions(source: str, module: str) -> list[Function]:
 
 
 def read_functions(source: Source) -> list[Function] | None:
-    """The functions of one file, or None where it cannot be read as Python."""
+    """Return the functions of one file, or None if it cannot be read as Python."""
     try:
         content = _content(source)
         if len(content) > MAX_BYTES:
@@ -196,9 +220,13 @@ def _content(source: Source) -> bytes:
 
 
 def collect(sources: Sequence[Source], description: str) -> tuple[list[Function], dict[str, int]]:
-    """The functions of all files, in their order and under unique names, and how many files and functions were read."""
+    """Read the functions of all files, in order, under unique names.
+
+    Returns:
+        The functions, and how many files and functions were read.
+    """
     functions, seen, skipped = [], Counter(), 0
-    # A fork would copy the locks of whatever threads run here already; Ctrl-C is answered here, not by each reader.
+    # A fork would copy the locks of threads that run here already; Ctrl-C is handled here, not by each reader.
     spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(min(os.cpu_count() or 1, 8), spawn, signal.signal, ignore) as pool:
         for found in track(pool.map(read_functions, sources, chunksize=32), description, len(sources), "files"):
@@ -211,7 +239,10 @@ def collect(sources: Sequence[Source], description: str) -> tuple[list[Function]
 
 
 def unambiguous(functions: Sequence[Function]) -> list[int]:
-    """Positions of functions whose summary nobody else has and whose body resembles no other's."""
+    """Return the positions of functions with a unique summary and a unique body.
+
+    A body is unique if no other one resembles it.
+    """
     summaries = Counter(normalized(function.summary) for function in functions)
     overlap = Overlap(function.body for function in functions)
     return [
@@ -224,8 +255,10 @@ def unambiguous(functions: Sequence[Function]) -> list[int]:
 def build_test(
     out: Path, *, sources: Sequence[Source] | None = None, num_queries: int = 600, num_dev: int = 0, seed: int = 0
 ) -> dict[str, int]:
-    """Write the collection that is searched: all functions, all summaries, and as split `test` the judgements of
-    `num_queries` of them, as split `dev` those of `num_dev` others or of as many as there are.
+    """Write the collection that is searched.
+
+    It has all functions and all summaries. Split `test` has the judgements of `num_queries` of them, split `dev` the
+    judgements of another `num_dev`, or of as many as there are.
 
     Returns:
         Counts for the manifest: files, files_skipped, functions, candidates (unambiguous summaries), queries, dev.
@@ -249,11 +282,11 @@ def build_test(
 
 
 def keep_apart(functions: Iterable[Function], test: Path | None) -> tuple[list[Function], dict[str, int]]:
-    """The functions that are pairs to learn from, and how many are none, by reason.
+    """Select the functions that are pairs to learn from.
 
     Returns:
-        The pairs, and how many were dropped because the collection `test` has the same summary or nearly the same body
-        (test_summaries, test_bodies), or because an earlier pair has the same summary or body (repeated).
+        The pairs, and how many functions were dropped because the collection `test` has the same summary or nearly the
+        same body (test_summaries, test_bodies), or because an earlier pair has the same summary or body (repeated).
     """
     summaries, overlap = set(), Overlap(())
     if test is not None:
@@ -276,14 +309,17 @@ def keep_apart(functions: Iterable[Function], test: Path | None) -> tuple[list[F
 
 
 def sample(pairs: list[Function], size: int, seed: int) -> list[Function]:
-    """At most `size` of them, in their order."""
+    """Draw at most `size` of the pairs, keeping their order."""
     if len(pairs) <= size:
         return pairs
     return [pairs[position] for position in sorted(random.Random(seed).sample(range(len(pairs)), size))]
 
 
 def hold_out(pairs: Sequence[Function], size: int, seed: int) -> set[str]:
-    """Packages, chosen by chance, that have at most `size` pairs together, none more than a fifth of that."""
+    """Choose packages at random that have at most `size` pairs together.
+
+    No package has more than a fifth of `size`.
+    """
     sizes = Counter(function.package for function in pairs)
     chosen, room = set(), size
     for package in random.Random(seed).sample(sorted(sizes), len(sizes)):
@@ -296,10 +332,12 @@ def hold_out(pairs: Sequence[Function], size: int, seed: int) -> set[str]:
 def write_train(
     out: Path, pairs: Sequence[Function], *, held_out: Iterable[str] = (), num_mined: int, seed: int
 ) -> dict[str, int]:
-    """Write pairs, and as splits `train`, `dev` (the packages held out), and `mined`, a sample of `train`.
+    """Write the pairs, with splits `train`, `dev` and `mined`.
+
+    Split `dev` has the pairs of the held-out packages, `mined` a sample of `train`.
 
     Returns:
-        How many pairs each split has.
+        The number of pairs in each split.
     """
     held_out = set(held_out)
     train = [position for position, function in enumerate(pairs) if function.package not in held_out]
@@ -311,7 +349,10 @@ def write_train(
 
 
 def write_pairs(out: Path, functions: Sequence[Function], **splits: Sequence[int]) -> None:
-    """Write functions and summaries in BEIR layout, and for each split the judgements of the functions at positions."""
+    """Write functions and summaries in BEIR layout, with judgements by split.
+
+    Each split is given by the positions of its functions.
+    """
     ids = [f"q{position}" for position in range(len(functions))]
     write_corpus(out / "corpus.jsonl", (Document(function.name, function.text) for function in functions))
     write_queries(out / "queries.jsonl", map(Query, ids, (function.summary for function in functions)))

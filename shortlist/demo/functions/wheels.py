@@ -1,4 +1,4 @@
-"""Pinned packages: what a list of them says, the wheels it names, and under which licence each is."""
+"""Pinned packages: reading a list of them, downloading their wheels, checking their licences."""
 
 import re
 import shutil
@@ -17,12 +17,12 @@ from shortlist.errors import UserError
 from shortlist.progress import track
 
 AT_ONCE = 4
-"""Downloads."""
+"""Number of downloads at the same time."""
 PIN = re.compile(r"([\w.-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})+) +# *(\S.*)")
 ALLOWED = {"MIT", "BSD", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "ISC", "PSF-2.0", "Python-2.0"}
-"""Licences that ask for no more than to be named."""
+"""Licences that ask for no more than attribution."""
 ALLOWED_BESIDE = {"Zlib", "CC0-1.0"}
-"""Licences of compiled code that numpy brings, which is not read."""
+"""Licences of compiled code that comes with numpy and is not read."""
 NAMES = {
     "MIT": r"(the )?mit( license)?( \(mit\))?",
     "BSD": r"(new |revised )?bsd([ -][23][ -]clause)?( license)?",
@@ -30,11 +30,11 @@ NAMES = {
     "ISC": r"isc( license)?( \(iscl\))?",
     "PSF-2.0": r"python software foundation license",
 }
-"""How metadata that has no licence expression says it."""
+"""Licence -> pattern of its names in metadata without a licence expression."""
 ONE_PYTHON = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none"]
 GLIBCS = (5, 12, 17, 24, 26, 27, 28, 31, 34, 35)
 PLATFORMS = ["manylinux1_x86_64", "manylinux2014_x86_64", *(f"manylinux_2_{glibc}_x86_64" for glibc in GLIBCS), "any"]
-"""Wheels are taken for one Python on one platform, so that one list of hashes gives the same text everywhere."""
+"""Platforms of wheels: one Python on one platform, so that one list of hashes gives the same text everywhere."""
 
 
 class Pin(NamedTuple):
@@ -44,11 +44,13 @@ class Pin(NamedTuple):
     version: str
     hashes: tuple[str, ...]
     licence: str
-    """As the list says."""
+    """The licence in the list."""
 
 
 def read_pins(path: Path) -> list[Pin]:
-    """The packages of a list in pip's requirements form, one a line with hashes, its licence the comment behind.
+    """Read a list of packages in pip's requirements form.
+
+    A line has one package with its hashes, and its licence as the comment at the end.
 
     Raises:
         UserError: no such file, nothing in it, a line of another form, or a licence that is not allowed.
@@ -79,10 +81,12 @@ def read_pins(path: Path) -> list[Pin]:
 
 
 def download(pins: Sequence[Pin], cache: Path) -> list[Path]:
-    """The packages' wheels in `cache`, downloaded by pip where they are not there yet, and checked.
+    """Return the packages' wheels in `cache`; pip downloads those that are missing.
+
+    All of them are checked.
 
     Raises:
-        UserError: pip cannot get a file that has one of the hashes, or the licence is not the one said.
+        UserError: pip cannot get a file that has one of the hashes, or a licence differs from the list.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         wheels = pool.map(lambda pin: _wheel(pin, cache / f"{pin.name}-{pin.version}"), pins)
@@ -115,7 +119,7 @@ def _fetch(pin: Pin, folder: Path) -> None:
 
 
 def check_licence(pin: Pin, wheel: Path) -> None:
-    """Raise a UserError where a wheel's metadata says another licence than the list."""
+    """Raise a UserError if a wheel's metadata says another licence than the list."""
     found = licence_of(metadata_of(wheel))
     if found != pin.licence:
         raise UserError(
@@ -125,7 +129,7 @@ def check_licence(pin: Pin, wheel: Path) -> None:
 
 
 def metadata_of(wheel: Path) -> Message:
-    """The metadata of a wheel; empty where it has none."""
+    """Read the metadata of a wheel; empty if it has none."""
     try:
         with ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
@@ -136,7 +140,11 @@ def metadata_of(wheel: Path) -> Message:
 
 
 def licence_of(metadata: Message) -> str:
-    """A package's licence as an expression: its own, or made of its classifiers, else of its field `License`."""
+    """Return a package's licence as an expression.
+
+    It is the expression in the metadata if there is one, otherwise made from the classifiers, or from the field
+    `License`.
+    """
     if expression := metadata["License-Expression"]:
         return expression
     classifiers = [c.split(" :: ") for c in metadata.get_all("Classifier", []) if c.startswith("License :: ")]
