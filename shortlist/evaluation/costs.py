@@ -1,4 +1,4 @@
-"""What runs cost, by the manifests beside them, and what that looks like beside what they are worth."""
+"""Costs of runs, from the manifests beside them, and a figure of quality against time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,14 +16,15 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_bytes": ("peak memory", size),
     "num_parameters": ("model", lambda value: f"{value / 1e6:,.1f}M"),
 }
-"""What a manifest may say that a run costs: the heading of its column, and how a value is shown there."""
+"""Costs that a manifest may state: the heading of the column, and the function that formats a value."""
 
 
 def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what a run costs over all its stages (see data.manifest.stages); what they do not say is left out.
+    """Add up the costs of a run over all its stages.
 
-    Time per query is that of all stages, memory the most that one of them held, the index all that the first stages
-    read, the parameters those of every model once, tokens per second those of the last stage that counts them.
+    The stages come from `data.manifest.stages`; costs that they do not state are left out. Time per query is summed
+    over all stages, memory is the peak of any stage, the index size sums all that the first stages read, parameters
+    count every model once, and tokens per second are taken from the last stage that counts them.
     """
     models = {stage["model"]: stage["num_parameters"] for stage in made_by if "num_parameters" in stage}
     speeds = [stage["tokens_per_second"] for stage in made_by if "tokens_per_second" in stage]
@@ -38,19 +39,22 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def cost_headings() -> list[str]:
-    """The headings of the columns of costs."""
+    """Return the headings of the cost columns."""
     return ["ms/query by stage", *(heading for heading, _ in COSTS.values())]
 
 
 def cost_cells(row: Mapping[str, Any]) -> list[str]:
-    """A row's cells in the columns of costs."""
+    """Return the cells of a row in the cost columns."""
     by_stage = [f"{stage['stage']} {stage['ms']:,.1f}" for stage in row["stages"]]
     cells = [show(row[name]) if name in row else "-" for name, (_, show) in COSTS.items()]
     return ["\n".join(by_stage) or "-", *cells]
 
 
 def draw_pareto(rows: Sequence[Mapping[str, Any]], measure: str, figure: Any) -> None:
-    """Draw quality against milliseconds per query; a line joins the runs that no other one beats in both."""
+    """Draw quality against milliseconds per query.
+
+    A line joins the runs that no other run beats in both.
+    """
     times, values = (np.array([row[name] for row in rows], dtype=float) for name in ("ms_per_query", measure))
     best = np.flatnonzero(frontier(times, values))
     best = best[np.argsort(times[best])]

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: how well runs agree with judgements, and whether their difference could be chance."""
+"""Stage `evaluate`: quality measures of runs, and whether their differences could be chance."""
 
 import csv
 import json
@@ -29,9 +29,9 @@ from shortlist.records import Qrels
 @dataclass(frozen=True, kw_only=True)
 class Config:
     runs: tuple[Path, ...]
-    """Run files, TREC or of three columns; all others are compared with the first."""
+    """Run files, in TREC format or with three columns; all others are compared with the first."""
     qrels: Path | None = None
-    """Judgements, TREC, BEIR or MS MARCO; or name a collection."""
+    """Judgements in TREC, BEIR or MS MARCO format; or name a collection."""
     collection: str | None = None
     """BEIR or MS MARCO folder, `irds:` or `hf:` name, whose judgements to use."""
     split: str = "test"
@@ -41,27 +41,29 @@ class Config:
     relevance_level: int = 1
     """Lowest grade that counts as relevant, for measures that know no grades (2 for TREC DL)."""
     ties: Literal["trec", "rank"] = "trec"
-    """How a run is put in order: by score and id as trec_eval does, or by its own rank column."""
+    """Order of a run's hits: `trec` by score and id as trec_eval does, `rank` by the run's rank column."""
     complete: bool = False
     """Count judged queries that a run lacks as 0 instead of leaving them out."""
     judged_at: int = 10
-    """Ranks of each run among which documents without judgement are counted."""
+    """Number of top ranks of each run in which documents without judgement are counted."""
     resamples: int = 10_000
-    """Random samples of the randomisation test; the bootstrap interval takes a tenth."""
+    """Random samples of the randomisation test; the bootstrap interval takes a tenth as many."""
     details: NotInJob[bool] = False
     """Print intervals, differences and both tests as a second table."""
     costs: bool = False
-    """Tell what the runs cost too, by the manifests that `shortlist` writes beside them; with --out, also as a table
-    (.csv) and a figure of quality against time (.svg), which shows the first measure, under the same name."""
+    """Also report what the runs cost, from the manifests that `shortlist` writes beside them. With --out, the costs are
+    also written under the same name, as a table (.csv) and a figure of quality against time (.svg), which shows the
+    first measure."""
     per_query: NotInJob[Path | None] = None
-    """File for the value of every query: .json, or else tab-separated columns run, measure, query_id, value."""
+    """File for the value of every query: JSON if the name ends in .json, otherwise tab-separated columns run, measure,
+    query_id, value."""
     names: tuple[str, ...] | None = None
-    """What to call the runs, one name per run; their paths by default. `{weights}` in a name stands for those that
+    """Names of the runs, one per run; their paths by default. `{weights}` in a name stands for the weights that
     `shortlist fuse` chose for the run."""
     json: NotInJob[bool] = False
     """Print one JSON object per run instead of a table."""
     out: NotInJob[Path | None] = None
-    """JSON file to write as well."""
+    """JSON file to write the results to, besides printing them."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -106,7 +108,7 @@ def _with_weights(name: str, run: Path) -> str:
 
 
 def _results_once(config: Config, names: Sequence[str], judgements: Judgements, out: Path) -> dict[str, Any]:
-    """Evaluate into a file, or read the file where that is done already."""
+    """Evaluate into a file, or read the file if that is done already."""
     inputs = {"runs": [identity(path) for path in config.runs], **judgements.identity()}
     inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
     job = start_job(config, stage="evaluate", inputs=inputs)
@@ -158,7 +160,7 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
 
 
 def _cost(run: Path, *, by_stage: bool) -> dict[str, Any]:
-    """What a run cost, by the manifest beside it."""
+    """Return the cost of a run, from the manifest beside it."""
     known: dict[str, Any] = {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(run)) else {}
     if not by_stage:
         return known
@@ -178,16 +180,16 @@ def evaluate(
     judged_at: int = 10,
     resamples: int = 10_000,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, ByQuery]]]:
-    """Measure runs, each by its name and with its judged hits; one is held at a time.
+    """Measure runs, given by name with their judged hits; one is held at a time.
 
     Args:
-        relevance_level: as for `per_query`, and so are `measures` and `complete`.
-        judged_at: ranks among which documents without judgement are counted.
-        resamples: random samples of the randomisation test; the bootstrap interval takes a tenth.
+        relevance_level: as for `per_query`, like `measures` and `complete`.
+        judged_at: number of top ranks in which documents without judgement are counted.
+        resamples: random samples of the randomisation test; the bootstrap interval takes a tenth as many.
 
     Returns:
-        One row per run: means, intervals, and of all but the first the difference from it. And name of the run ->
-        name of the measure -> query_id -> value.
+        One row per run: means, intervals, and for all but the first run the difference from the first. Then name of the
+        run -> name of the measure -> query_id -> value.
     """
     values: dict[str, dict[str, ByQuery]] = {}
     rows: list[dict[str, Any]] = []
@@ -208,11 +210,14 @@ def evaluate(
 
 
 def difference(values: ByQuery, baseline: ByQuery, *, resamples: int = 10_000) -> dict[str, Any]:
-    """How a run's values differ from another's, over the queries that both have.
+    """Compare a run's values with the values of a baseline.
+
+    Only queries that both have are compared.
 
     Returns:
-        `mean` and its 95% bootstrap `interval`; `t_test` and `randomisation`, the p-values of the paired two-sided
-        tests; `queries`, how many there are. None for what they are too few for.
+        `mean`, the mean difference, and its 95% bootstrap `interval`; `t_test` and `randomisation`, the p-values of the
+        paired two-sided tests; `queries`, the number of queries. Where there are too few queries for a value, it is
+        None.
     """
     shared = [query_id for query_id in baseline if query_id in values]
     each = np.array([values[query_id] - baseline[query_id] for query_id in shared])
@@ -230,7 +235,10 @@ def _interval(values: Sequence[float], resamples: int) -> tuple[float, float]:
 
 
 def _correct(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> None:
-    """Add to each p-value what Holm makes of it among all runs that are compared by the same measure."""
+    """Add the Holm-corrected p-value to each p-value.
+
+    The correction is over all runs that are compared by the same measure.
+    """
     for measure in measures:
         for test in ("t_test", "randomisation"):
             tested = [d for row in rows[1:] if (d := row["difference"][measure])[test] is not None]
@@ -239,7 +247,10 @@ def _correct(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> None:
 
 
 def write_values(path: Path, values: Mapping[str, Mapping[str, ByQuery]]) -> None:
-    """Write run -> measure -> query_id -> value: as JSON where the name says so, else as tab-separated columns."""
+    """Write run -> measure -> query_id -> value to a file.
+
+    The format is JSON if the name ends in .json, otherwise tab-separated columns.
+    """
     with atomic_write(path) as file:
         if path.name.removesuffix(".gz").endswith(".json"):
             json.dump(values, file, indent=2, ensure_ascii=False)
@@ -252,7 +263,10 @@ def write_values(path: Path, values: Mapping[str, Mapping[str, ByQuery]]) -> Non
 
 
 def write_costs(out: Path, results: Mapping[str, Any]) -> None:
-    """Write quality and costs beside the results: the table, and the figure where it is known how long a query took."""
+    """Write a table and a figure of quality and costs beside the results.
+
+    The figure is written only if some manifest says how long a query took.
+    """
     rows, measures = results["rows"], results["measures"]
     with atomic_write(out.with_suffix(".csv")) as file:
         columns = ["name", "run", "queries", *measures, *COSTS]
@@ -278,7 +292,9 @@ def _hint_at_grades(qrels: Qrels, measures: Sequence[str]) -> None:
 
 
 def _common(run: RunColumns, qrels: Qrels, path: Path, where: str, *, complete: bool) -> JudgedHits:
-    """The judged hits of the queries that are both judged and in the run; tells on stderr of those that are not.
+    """Return the judged hits of the queries that the run and the judgements share.
+
+    The number of other queries is reported on stderr.
 
     Raises:
         UserError: the run and the judgements have no query in common.
@@ -303,7 +319,10 @@ def _common(run: RunColumns, qrels: Qrels, path: Path, where: str, *, complete: 
 
 
 def _holes(hits: JudgedHits, depth: int) -> dict[str, Any]:
-    """Of the first ranks of each query: the mean share that is judged, and how many documents are not."""
+    """Count the documents without judgement in the top ranks of the queries.
+
+    The mean share of judged documents is returned too.
+    """
     num_holes = np.minimum(hits.lengths, depth).sum() - (hits.ranks <= depth).sum()
     return {"judged": float(judged(hits, cutoff=depth).mean()), "holes": int(num_holes)}
 
@@ -312,7 +331,7 @@ def print_results(results: Mapping[str, Any], *, details: bool) -> None:
     """Print a table of the results.
 
     Args:
-        details: intervals, differences and tests too, as a second table.
+        details: also print intervals, differences and tests, as a second table.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Stage `lengths`: how many tokens a collection's texts have, and how many of them a limit would cut."""
+"""Stage `lengths`: token counts of a collection's texts, and the share within some limits."""
 
 import csv
 import json
@@ -28,26 +28,26 @@ from shortlist.text.tokenizer import load_tokenizer
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 TEXTS_AT_ONCE = 512
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens", "added_tokens")
-"""What their names begin with."""
+"""Beginnings of the names of a tokenizer's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     collection: str
-    """Folder, `irds:` or `hf:` name."""
+    """Folder, `irds:` or `hf:` name of the collection."""
     model: str
-    """Folder or hub name of a model, whose tokenizer counts."""
+    """Folder or hub name of the model whose tokenizer counts."""
     out: NotInJob[Path]
-    """Folder for lengths.csv (every length, how many texts have it, the share at most as long), lengths.json and
-    lengths.svg."""
+    """Folder for lengths.csv (every length, how many texts have it, the share of texts of at most this length),
+    lengths.json and lengths.svg."""
     split: str | None = None
     """Measure the queries of this split instead of the documents."""
     sample: int | None = None
     """Measure this many documents, spread evenly over the corpus, instead of all."""
     limits: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Lengths whose shares are told, tokens."""
+    """Lengths in tokens; the share of texts of at most this length is reported for each."""
     drop_longest: float = 0.03
-    """Share of the longest texts that the drawing leaves out, as the paper's figure 1 does."""
+    """Share of the longest texts that the drawing leaves out, as in figure 1 of the paper."""
     json: NotInJob[bool] = False
     """Print JSON instead of a table."""
     overwrite: NotInJob[bool] = False
@@ -55,7 +55,10 @@ class Config:
 
 
 def count(texts: Iterable[str], tokenizer: Any) -> Histogram:
-    """How many texts have how many tokens, special tokens not counted; a bounded number of texts is held at a time."""
+    """Count how many texts have how many tokens, without special tokens.
+
+    A bounded number of texts is held at a time.
+    """
     histogram, texts = np.zeros(0, dtype=np.int64), iter(texts)
     while some := list(islice(texts, TEXTS_AT_ONCE)):
         ids = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -64,7 +67,7 @@ def count(texts: Iterable[str], tokenizer: Any) -> Histogram:
 
 
 def run(config: Config) -> None:
-    """Count, print, and write the table and the drawing."""
+    """Count, write the table and the drawing, and print the summary."""
     if min(config.limits, default=1) < 1:
         raise UserError(f"--limits has {min(config.limits)}; expected numbers of tokens, 1 or more.")
     if not 0 <= config.drop_longest < 1:
@@ -91,7 +94,7 @@ def run(config: Config) -> None:
 
 
 def _tokenizer_identity(folder: Path) -> str:
-    """A hash of what makes the tokenizer, whatever weights lie beside it."""
+    """Hash the files of the tokenizer, whatever weights are beside them."""
     return f"sha256:{sha256(*sorted(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_FILES)))}"
 
 
@@ -112,7 +115,7 @@ def _texts(collection: Collection, split: str | None, sample: int | None) -> Ite
 
 
 def summarise(histogram: Histogram, limits: Sequence[int]) -> dict[str, Any]:
-    """What is told of the lengths: `count`, `mean`, `longest`, `quantiles` and `at_most` each limit."""
+    """Summarise the lengths: `count`, `mean`, `longest`, `quantiles` and `at_most` each limit."""
     return {
         "count": int(histogram.sum()),
         "mean": round(mean_length(histogram), 3),
@@ -130,7 +133,10 @@ def _write_csv(file: Any, histogram: Histogram) -> None:
 
 
 def draw(histogram: Histogram, what: str, limits: Sequence[int], drop_longest: float, figure: Any) -> None:
-    """Draw the share of texts of at most each length, the longest left out, and the limits."""
+    """Draw the share of texts of at most each length, and the limits.
+
+    The longest texts are left out.
+    """
     longest = quantile(histogram, 1 - drop_longest)
     axes = figure.add_subplot(xlabel=f"tokens of the {what}", ylabel="share of at most that length", ylim=(0, 1.05))
     axes.grid(color="#dddddd", linewidth=0.5)

@@ -1,4 +1,4 @@
-"""How well a run agrees with judgements, query by query: measures by their names in ir_measures."""
+"""Measures of a run against judgements, query by query, named as in ir_measures."""
 
 import re
 from collections.abc import Sequence
@@ -21,14 +21,17 @@ ByQuery = dict[str, float]
 NO_INSTALLING = ("pytrec_eval", "msmarco", "judged", "accuracy", "compat")
 INSTALLED_BY_SOME = ("cwl_eval", "pyndeval", "ranx", "trectools")
 PROVIDER = providers.FallbackProvider([providers.registry[name] for name in NO_INSTALLING + INSTALLED_BY_SOME])
-"""Who computes what is not ours, the first one that can: those that come with ir_measures, then others."""
+"""Computes measures that are not ours, by the first provider that can: those that come with ir_measures, then
+others."""
 
 OWN_PARAMETERS = {"cutoff", "rel", "dcg"}
-"""What our own formulas take; a measure with another parameter is computed by ir_measures."""
+"""Parameters of our own formulas; a measure with another parameter is computed by ir_measures."""
 
 
 def parse_measures(names: Sequence[str], *, relevance_level: int = 1) -> dict[str, ir_measures.Measure]:
-    """The measures of these names, each with the relevance level if it takes one and its name does not give one.
+    """Parse the names of measures.
+
+    A measure gets the relevance level if it takes one and its name does not give one.
 
     Raises:
         UserError: a name that does not exist, or that is written or parametrised wrongly.
@@ -65,8 +68,8 @@ def per_query(
     """Measure each query's hits, in the order in which the run lists them.
 
     Args:
-        run: best first; scores are not looked at.
-        qrels: what is not judged counts as not relevant.
+        run: best first; scores are ignored.
+        qrels: documents without judgement count as not relevant.
         measures: names as in ir_measures.
         relevance_level: lowest grade that counts as relevant, for measures that know no grades.
         complete: include judged queries that the run lacks, at 0.
@@ -93,7 +96,10 @@ def per_query(
 
 
 def judged_hits(run: RunColumns, qrels: Qrels) -> JudgedHits:
-    """Where a run has the judged documents; queries are counted in the order of the judgements."""
+    """Find the judged documents in a run.
+
+    Queries are numbered in the order of the judgements.
+    """
     queries = np.repeat(np.arange(len(qrels)), [len(each) for each in qrels.values()])
     grades = np.array([grade for each in qrels.values() for grade in each.values()], dtype=np.int64)
     ranks = judged_ranks(run, qrels)
@@ -112,7 +118,10 @@ def judged_hits(run: RunColumns, qrels: Qrels) -> JudgedHits:
 
 
 def judged_ranks(run: RunColumns, qrels: Qrels) -> Int[np.ndarray, " judgements"]:
-    """The rank, from 1, at which a run has each judged document, in the order of the judgements; 0 if it has it not."""
+    """Return the rank of each judged document in a run, 0 if it is absent.
+
+    Ranks start at 1 and are in the order of the judgements.
+    """
     codes = {doc_id: code for code, doc_id in enumerate({doc_id: None for each in qrels.values() for doc_id in each})}
     queries = np.repeat(np.arange(len(qrels)), [len(each) for each in qrels.values()])
     wanted = queries * len(codes) + np.array([codes[d] for each in qrels.values() for d in each], dtype=np.int64)
@@ -127,7 +136,7 @@ def judged_ranks(run: RunColumns, qrels: Qrels) -> Int[np.ndarray, " judgements"
     order = np.argsort(keys)
     at = np.searchsorted(keys, wanted, sorter=order)
     at = order[np.minimum(at, len(keys) - 1)] if len(keys) else at
-    ranks = np.append(places - run.starts[own] + 1, 0)  # the last one stands for none
+    ranks = np.append(places - run.starts[own] + 1, 0)  # the last one stands for a document that is absent
     return ranks[np.where(np.append(keys, -1)[at] == wanted, at, -1)]
 
 

@@ -23,44 +23,45 @@ from shortlist.progress import say, track
 from shortlist.records import Document, Qrels, Query
 
 SNIPPET = 200
-"""Characters of a document that are shown."""
+"""Number of characters of a document that are shown."""
 QUERY_BINS, DOCUMENT_BINS = (4, 8, 16), (128, 512, 2048)
-"""Upper ends of the groups by length; the last group has none."""
+"""Upper ends of the groups by length; the last group has no upper end."""
 TEXTS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     run: Path
-    """The first stage's run."""
+    """Run of the first stage."""
     reranked: Path | None = None
-    """What a reranker made of it."""
+    """The same run after reranking."""
     collection: str
-    """Where the texts and judgements are: folder, `irds:` or `hf:` name."""
+    """Collection with the texts and judgements: folder, `irds:` or `hf:` name."""
     split: str = "test"
-    """Which queries of the collection."""
+    """Split of the collection."""
     qrels: Path | None = None
-    """Other judgements than the collection's."""
+    """Judgements to use instead of the collection's."""
     depth: int = 200
-    """Candidates that the reranker reads."""
+    """Number of candidates that the reranker reads."""
     k: int = 10
-    """Documents that the reader sees: the top."""
+    """Number of documents that the reader sees: the top."""
     relevance_level: int = 1
     """Lowest grade that counts as relevant."""
     measure: str = "nDCG@10"
-    """By which queries are won and lost."""
+    """Measure by which queries are won and lost."""
     model: str | None = None
-    """A retriever or reranker: lengths are then its tokens instead of words, and it is told what it cuts off."""
+    """Retriever or reranker: lengths are then counted in its tokens instead of words, and documents that it cuts off
+    are counted apart."""
     contract: str | None = None
     """Input contract by name, for a model folder that does not say its own."""
     examples: int = 5
-    """Queries, and documents, that are shown of each kind."""
+    """Number of queries, and of documents, to show of each kind."""
     sample: int = 200
-    """Queries whose candidates are read to find duplicates, spread over all."""
+    """Number of queries, spread over all, whose candidates are read to find duplicates."""
     ties: Literal["trec", "rank"] = "trec"
-    """How runs are put in order, as in `shortlist evaluate`."""
+    """Order of a run's hits, as in `shortlist evaluate`."""
     out: NotInJob[Path | None] = None
-    """JSON file to write as well."""
+    """JSON file to write the results to, besides printing them."""
     json: NotInJob[bool] = False
     """Print JSON instead of tables."""
     overwrite: NotInJob[bool] = False
@@ -68,7 +69,10 @@ class Config:
 
 
 class Sizes(NamedTuple):
-    """How long a query and a document are, and whether the model reads only the beginning of the document."""
+    """The lengths of a query and a document.
+
+    `cut` says whether the model reads only the beginning of the document.
+    """
 
     query: int
     document: int
@@ -79,12 +83,15 @@ Measurer = Callable[[Sequence[tuple[Query, Document]]], list[Sizes]]
 
 
 class Task(NamedTuple):
-    """What is diagnosed: runs, judgements and texts of the same queries; the rest is as in `Config`."""
+    """The runs to diagnose, with judgements and texts of the same queries.
+
+    All other fields are as in `Config`.
+    """
 
     run: RunColumns
     reranked: RunColumns | None
     qrels: Qrels
-    """Of the queries that the runs have."""
+    """Judgements of the queries that the runs have."""
     queries: Mapping[str, Query]
     collection: Collection
     depth: int
@@ -103,7 +110,7 @@ class Task(NamedTuple):
 
 
 def run(config: Config) -> None:
-    """Print what is found, and write it where --out says."""
+    """Diagnose, print the result, and write it to --out."""
     for flag, value in (("depth", config.depth), ("k", config.k), ("sample", config.sample)):
         if value < 1:
             raise UserError(f"--{flag} is {value}; expected 1 or more.")
@@ -166,7 +173,7 @@ def _task(config: Config) -> Task:
 
 
 def diagnose(task: Task) -> dict[str, Any]:
-    """All that is told of a run: `fates`, `duplicates`, `unjudged`, `queries`."""
+    """Return the whole diagnosis: `fates`, `duplicates`, `unjudged` and `queries`."""
     return {
         "num_queries": len(task.qrels),
         "depth": task.depth,
@@ -181,7 +188,10 @@ def diagnose(task: Task) -> dict[str, Any]:
 
 
 def count_outcomes(task: Task) -> dict[str, Any]:
-    """Count what became of relevant documents: `all`, by the lengths of query and document, and by truncation."""
+    """Count the outcomes of relevant documents.
+
+    The counts are for `all`, by the lengths of query and document, and by truncation.
+    """
     relevant = {
         query_id: {doc_id: grade for doc_id, grade in each.items() if grade >= task.relevance_level}
         for query_id, each in task.qrels.items()
@@ -220,7 +230,10 @@ def _bin(length: int, ends: Sequence[int]) -> str:
 
 
 def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> Iterator[tuple[str, Sizes]]:
-    """Yield the outcome and the sizes of each pair; a bounded number of texts is held at a time."""
+    """Yield the outcome and the sizes of each pair.
+
+    A bounded number of texts is held at a time.
+    """
     measure = _measurer(task.model, task.contract)
     for start in range(0, len(relevant), TEXTS_AT_ONCE):
         some = relevant[start : start + TEXTS_AT_ONCE]
@@ -230,7 +243,10 @@ def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> It
 
 
 def _measurer(model: str | None, contract: str | None) -> Measurer:
-    """Words without a model; with one, its tokens, and what it cuts."""
+    """Return a function that measures pairs of query and document.
+
+    Without a model it counts words; with one, its tokens, and whether it cuts the document.
+    """
     if model is None:
         return lambda pairs: [Sizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
     from shortlist.models.folder import open_folder
@@ -257,7 +273,10 @@ def _words(document: Document) -> list[str]:
 
 
 def find_duplicates(task: Task) -> dict[str, Any]:
-    """Candidates with the same text, but for case and white space, as one ranked above them, in a sample of queries."""
+    """Find candidates with the same text as one ranked above them.
+
+    Case and white space are ignored, and only a sample of the queries is read.
+    """
     run = task.run
     numbers = [number for number, query_id in enumerate(run.query_ids) if query_id in task.qrels]
     step = max(1, -(-len(numbers) // task.sample))
@@ -283,7 +302,10 @@ def find_duplicates(task: Task) -> dict[str, Any]:
 
 
 def find_unjudged(task: Task) -> dict[str, Any]:
-    """Documents in the top that nobody judged; the examples stand above a relevant one: they may be relevant too."""
+    """Find documents in the top without a judgement.
+
+    The examples stand above a relevant document: they may be relevant too.
+    """
     run = task.last
     num_shown, num_unjudged, above = 0, 0, []
     for number, query_id in enumerate(run.query_ids):
@@ -312,7 +334,7 @@ def find_unjudged(task: Task) -> dict[str, Any]:
 
 
 def _shown(task: Task, doc_id: str) -> dict[str, str]:
-    """A document as it is shown: its id and the beginning of its text."""
+    """Return a document as it is shown: its id and the beginning of its text."""
     if task.collection.missing([doc_id]):
         return {"doc_id": doc_id, "text": ""}
     words = " ".join(_words(task.collection.documents([doc_id])[doc_id]))
@@ -320,7 +342,10 @@ def _shown(task: Task, doc_id: str) -> dict[str, str]:
 
 
 def compare_queries(task: Task) -> dict[str, Any]:
-    """The queries that the reranker won and lost most; without one, those with the lowest values."""
+    """Return the queries that the reranker won and lost most.
+
+    Without a reranker, these are the queries with the lowest values.
+    """
     settings: dict[str, Any] = {"relevance_level": task.relevance_level}
     before = per_query(task.run, task.qrels, [task.measure], **settings)[task.measure]
     told: dict[str, Any] = {"measure": task.measure, "before": float(np.mean(list(before.values())))}
@@ -342,7 +367,10 @@ def compare_queries(task: Task) -> dict[str, Any]:
 
 
 def _query(task: Task, query_id: str, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
-    """A query as it is shown: its values, the first document and the first relevant one's rank, before and after."""
+    """Return a query as it is shown, before and after reranking.
+
+    For each run it has the value, the first document, and the rank of the first relevant document.
+    """
     level = task.relevance_level
     relevant = {query_id: {d: g for d, g in task.qrels[query_id].items() if g >= level}}
     told: dict[str, Any] = {"query_id": query_id, "query": task.queries[query_id].text}

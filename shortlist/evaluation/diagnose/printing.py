@@ -1,4 +1,4 @@
-"""What `shortlist diagnose` prints."""
+"""The printed form of `shortlist diagnose`."""
 
 import sys
 from collections.abc import Mapping

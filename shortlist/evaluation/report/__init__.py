@@ -1,4 +1,4 @@
-"""Stage `report`: one page about everything that some folders hold, to read, print and send."""
+"""Stage `report`: one page about all outputs in some folders, to read, print and send."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +20,9 @@ from shortlist.progress import say
 @dataclass(frozen=True, kw_only=True)
 class Config:
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders with outputs of `shortlist`, such as those of `shortlist run`; they are searched through."""
+    """Folders with outputs of `shortlist`, such as those of `shortlist run`; folders inside them are searched too."""
     out: Path
-    """HTML file to write; it holds everything that it shows."""
+    """HTML file to write, complete in itself."""
     title: str = "Report"
     """Heading of the page."""
     overwrite: bool = False
@@ -30,10 +30,10 @@ class Config:
 
 
 class Output(NamedTuple):
-    """What a stage has written, finished or not."""
+    """An output of a stage, finished or not."""
 
     name: str
-    """Its path in the folder that was searched."""
+    """Its path inside the folder that was searched."""
     path: Path
     manifest: dict[str, Any]
 
@@ -53,7 +53,7 @@ def run(config: Config) -> None:
 
 
 def find_outputs(folder: Path) -> Iterator[Output]:
-    """Everything in a folder and below that has a manifest of ours, in the order of the paths.
+    """Yield everything in a folder and below that has a manifest, in order of path.
 
     Raises:
         UserError: no such folder.
@@ -67,7 +67,7 @@ def find_outputs(folder: Path) -> Iterator[Output]:
 
 
 def sections(outputs: Sequence[Output]) -> list[tuple[str, str]]:
-    """Heading and HTML of every kind of output that is there, and of the manifests."""
+    """Return the heading and HTML of every kind of output found, and of the manifests."""
     told = []
     for title, stage, show in SECTIONS:
         finished = [each for each in outputs if each.manifest["stage"] == stage and each.manifest["complete"]]
@@ -77,7 +77,10 @@ def sections(outputs: Sequence[Output]) -> list[tuple[str, str]]:
 
 
 def show_results(output: Output) -> str:
-    """The table of `evaluate`: values, intervals, p-values against the first run, and costs where they are told."""
+    """Show the table of `evaluate`.
+
+    It has values, intervals, p-values against the first run, and the costs if there are any.
+    """
     results = read_json(output.path)
     rows, costly = [], any("stages" in row for row in results["rows"])
     for row in results["rows"]:
@@ -103,7 +106,7 @@ def show_results(output: Output) -> str:
 
 
 def show_table(output: Output) -> str:
-    """Published rows, and ours."""
+    """Show published rows and ours."""
     content = read_json(output.path / "table.json")
     rows = [[f"published: {content['source']}"]]
     rows += [[name, *("-" if v is None else f"{v:.1f}" for v in values)] for name, values in content["rows"].items()]
@@ -113,14 +116,14 @@ def show_table(output: Output) -> str:
 
 
 def show_training(output: Output) -> str:
-    """The curve of a training run."""
+    """Show the numbers and the curve of a training run."""
     results = output.manifest["results"]
     numbers = ", ".join(f"{name} {value}" for name, value in results.items() if isinstance(value, int | float))
     return paragraph(numbers) + _drawing(output, "loss.svg")
 
 
 def show_lengths(output: Output) -> str:
-    """How long texts are."""
+    """Show statistics of the lengths of texts."""
     told = read_json(output.path / "lengths.json")
     columns = {"texts": f"{told['count']:,}", "mean": f"{told['mean']:,.1f}"}
     columns |= {name: f"{value:,}" for name, value in told["quantiles"].items()} | {"longest": f"{told['longest']:,}"}
@@ -129,7 +132,7 @@ def show_lengths(output: Output) -> str:
 
 
 def show_diagnosis(output: Output) -> str:
-    """Where relevant documents were lost, and the queries won and lost most."""
+    """Show how relevant documents were lost, and the queries won and lost most."""
     found = read_json(output.path)
     kinds = {kind: by for kind, by in found["fates"].items() if isinstance(by, dict)}
     known = [
@@ -167,7 +170,7 @@ def _queries(queries: Mapping[str, Any]) -> str:
 
 
 def show_manifests(outputs: Sequence[Output]) -> str:
-    """Every output with what made it; the whole manifest unfolds."""
+    """List every output with its stage and state; the whole manifest unfolds."""
     rows = [
         [
             each.name,
@@ -197,4 +200,4 @@ SECTIONS: tuple[tuple[str, str, Callable[[Output], str]], ...] = (
     ("Lengths", "lengths", show_lengths),
     ("Training", "train", show_training),
 )
-"""Heading, the stage whose outputs it shows, and how one is shown."""
+"""Heading of a section, the stage whose outputs it shows, and the function that shows one."""

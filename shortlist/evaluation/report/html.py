@@ -1,4 +1,4 @@
-"""Pieces of a page: every text in them is escaped, and nothing is fetched from anywhere."""
+"""Pieces of an HTML page: all text is escaped, and nothing is fetched."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,10 +10,10 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    """A whole page.
+    """Return a whole page.
 
     Args:
-        sections: heading and HTML of each.
+        sections: heading and HTML of each section.
     """
     links = "".join(f'<a href="#{_anchor(heading)}">{escape(heading)}</a>' for heading, _ in sections)
     bodies = "".join(
@@ -34,22 +34,24 @@ def _anchor(heading: str) -> str:
 
 
 def heading(text: str) -> str:
-    """A heading inside a section."""
+    """Return a heading inside a section."""
     return f"<h3>{escape(text)}</h3>\n"
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f"<p>{escape(text)}</p>\n"
 
 
 def table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", text: Iterable[int] = ()
 ) -> str:
-    """A table; a cell's further lines are shown small, and a row of one cell parts the table.
+    """Return a table.
+
+    Further lines of a cell are shown small, and a row of one cell divides the table.
 
     Args:
-        text: columns that hold text, beside the first; all others hold numbers.
+        text: columns that hold text, besides the first; all others hold numbers.
     """
     words = set(text)
     mark = ['<th scope="col" class="text">' if place in words else '<th scope="col">' for place in range(len(headings))]
@@ -76,9 +78,9 @@ def _cells(row: Sequence[str], headings: Sequence[str], words: set[int]) -> str:
 
 
 def drawing(svg: str, caption: str) -> str:
-    """An SVG file's drawing, as a part of the page."""
+    """Return the drawing of an SVG file as a part of the page."""
     body = svg[svg.index("<svg") :]
-    # Several drawings in one page share it: what one of them names must not be meant by another's reference.
+    # All drawings of a page share its ids: prefixes keep the references of each drawing to its own ids.
     prefix = re.sub("[^a-z0-9]+", "-", caption.lower())
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", body)
@@ -88,5 +90,5 @@ def drawing(svg: str, caption: str) -> str:
 
 
 def folded(summary: str, text: str) -> str:
-    """Text that is shown when its summary is clicked."""
+    """Return text that is shown when its summary is clicked."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>\n"

@@ -1,4 +1,4 @@
-"""Stage `table`: results in the rows and columns of a published table, beside what was published."""
+"""Stage `table`: results in the layout of a published table, beside its values."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from shortlist.data.manifest import identity, start_job
 from shortlist.errors import UserError, unknown
 
 NOT_RUN, NOT_SAID = "not run", "-"
-"""What stands for a value of ours that there is none of, and for one that was not published."""
+"""Texts for a missing value of ours, and for a value that was not published."""
 
 Cells = list[float | None]
 """A row's values, percent, column by column."""
@@ -25,17 +25,18 @@ Cells = list[float | None]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     published: str
-    """passage, beir, document, full-or-lora or lengths (of the RepLLaMA paper), cqadupstack, or a YAML file."""
+    """Published table: passage, beir, document, full-or-lora or lengths (of the RepLLaMA paper), cqadupstack, or a YAML
+    file."""
     results: tuple[Path, ...]
     """Results from `shortlist evaluate`, one file for each of the table's sets that was run."""
     sets: tuple[str, ...]
-    """Which of the table's sets each file is about."""
+    """The set of the table that each results file is about."""
     rows: tuple[str, ...]
     """Our rows, by the names that the results give them; one without results is printed as not run."""
     label: str = "ours"
-    """What to call our rows, such as the backbone and the data."""
+    """Name for our rows together, such as the backbone and the data."""
     out: NotInJob[Path]
-    """Folder for table.md, table.json and, of a table whose columns are numbers, table.svg."""
+    """Folder for table.md, table.json and, if the table's columns are numbers, table.svg."""
     json: NotInJob[bool] = False
     """Print JSON instead of a table."""
     overwrite: NotInJob[bool] = False
@@ -43,7 +44,10 @@ class Config:
 
 
 class Column(NamedTuple):
-    """One column of a table: a measure on a set, or the mean of all others."""
+    """One column of a table: a measure on a set, or a mean.
+
+    The mean is over all other columns.
+    """
 
     name: str
     set: str = ""
@@ -61,16 +65,18 @@ class Table(NamedTuple):
 
 
 def published_tables() -> list[str]:
-    """The names of the tables that come with the package."""
+    """List the names of the tables that come with the package."""
     return sorted(path.name.removesuffix(".yaml") for path in files(__name__).iterdir() if path.name.endswith(".yaml"))
 
 
 def read_table(name: str) -> Table:
-    """A table by its name, or by its file: `title`, `source`, `columns` (`name`, `set`, `measure`; or `name`, `mean`)
-    and `rows`, percent, null where nothing was published.
+    """Read a published table by its name, or from a YAML file.
+
+    A file has `title`, `source`, `columns` (`name`, `set`, `measure`; or `name`, `mean`) and `rows`, in percent, null
+    where nothing was published.
 
     Raises:
-        UserError: there is none, or it is not of this form.
+        UserError: there is no such table, or it is not of this form.
     """
     if name in published_tables():
         name = str(files(__name__) / f"{name}.yaml")
@@ -91,14 +97,14 @@ def read_table(name: str) -> Table:
 def our_rows(
     table: Table, results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]
 ) -> dict[str, Cells]:
-    """Our values in a table's columns.
+    """Arrange our values in a table's columns.
 
     Args:
         results: the rows of `shortlist evaluate` for each set that was run.
-        names: our rows.
+        names: names of our rows.
 
     Returns:
-        name -> values, percent; None where that was not run. A mean needs all other columns.
+        name -> values in percent, None for what was not run. A mean needs all other columns.
     """
 
     def value(name: str, column: Column) -> float | None:
@@ -116,7 +122,7 @@ def our_rows(
 
 
 def run(config: Config) -> None:
-    """Print the table, and write it."""
+    """Make the table, write it and print it."""
     table = read_table(config.published)
     if len(config.sets) != len(config.results):
         raise UserError(f"--sets has {len(config.sets)} names for {len(config.results)} results; expected as many.")
@@ -148,7 +154,7 @@ def _results(path: Path) -> list[dict[str, Any]]:
 
 
 def markdown(table: Table, ours: Mapping[str, Cells], label: str) -> str:
-    """The table as text: first what was published, then our rows."""
+    """Format the table as text: first the published rows, then ours."""
     heading = ["", *(column.name for column in table.columns)]
     lines = [[f"**published** ({table.source})"], *([name, *_texts(v, NOT_SAID)] for name, v in table.rows.items())]
     lines += [[f"**{label}**"], *([name, *_texts(values, NOT_RUN)] for name, values in ours.items())]
@@ -171,7 +177,10 @@ def _texts(values: Cells, absent: str) -> list[str]:
 
 
 def draw(table: Table, ours: Mapping[str, Cells], figure: Any) -> None:
-    """Draw the rows as lines over columns that are numbers: ours drawn through, what was published dashed."""
+    """Draw the rows as lines over columns that are numbers.
+
+    Our lines are solid, the published ones dashed.
+    """
     axes = figure.add_subplot(xlabel="tokens read", ylabel=f"{table.columns[0].measure}, percent")
     places = range(len(table.columns))
     axes.set_xticks(places, [column.name for column in table.columns])
