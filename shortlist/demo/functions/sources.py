@@ -137,7 +137,7 @@ def first_sentence(docstring: str) -> str:
 
 
 def is_trivial(statement: ast.stmt) -> bool:
-    """Whether a statement only holds the place of code.
+    """Whether a statement is only a placeholder for code.
 
     Such statements are `pass`, `...`, a string, and `raise NotImplementedError`.
     """

@@ -53,7 +53,7 @@ class Config:
     """Retriever or reranker: lengths are then counted in its tokens instead of words, and documents that it cuts off
     are counted apart."""
     contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
+    """Name of the input contract, for a model folder that does not state one."""
     examples: int = 5
     """Number of queries, and of documents, to show of each kind."""
     sample: int = 200
