@@ -229,11 +229,13 @@ def test_the_model_that_the_documents_show_works(tiny):
     from shortlist.models.backbone import load_backbone, real_tokens
     from shortlist.models.outputs import Rows, split
     from shortlist.models.run import run_model
+    from shortlist.text.contract import InputContract
 
-    space: dict = {"nn": nn, "real_tokens": real_tokens, "Rows": Rows}
+    space: dict = {"nn": nn, "real_tokens": real_tokens, "Rows": Rows, "InputContract": InputContract}
     exec(block("extending.md", "class PerToken"), space)
-    backbone = load_backbone(str(tiny.bert)).eval()
-    model = space["PerToken"](backbone, load_retriever(str(tiny.retriever)).inputs)
+    backbone, dense = load_backbone(str(tiny.bert)).eval(), load_retriever(str(tiny.retriever))
+    model = space["PerToken"](backbone, dense.inputs, dense.reading)
+    assert model.contract == dense.contract
     texts = [[1, 5, 9, 2], [1, 7, 2], [1, 4, 8, 9, 2]]
     with torch.inference_mode():
         alone = [backbone(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in texts]

@@ -7,39 +7,35 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from sources import TREES
 
 import shortlist
 from shortlist.commands import COMMANDS
 from shortlist.config import Marker, markers
 from shortlist.recipe import OUTPUTS
 
-ROOT = Path(__file__).parents[1] / "shortlist"
-FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 STAGE = {"Config", "run"}
 """What every stage has: its module's docstring says what it does, and `Config` says it field by field."""
 
 
-def body(path: Path) -> list[ast.stmt]:
-    return ast.parse((ROOT / path).read_text("utf-8")).body
+def test_everything_public_says_what_it_is():
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node) or node.name in STAGE, f"{path}: {node.name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_everything_public_says_what_it_is(path: Path):
-    for node in body(path):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node) or node.name in STAGE, node.name
+def test_every_setting_says_what_it_does():
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == "Config":
+                kinds = [type(field) for field in node.body]
+                assert kinds == [ast.AnnAssign, ast.Expr] * (len(node.body) // 2), path
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_setting_says_what_it_does(path: Path):
-    for node in body(path):
-        if isinstance(node, ast.ClassDef) and node.name == "Config":
-            assert [type(field) for field in node.body] == [ast.AnnAssign, ast.Expr] * (len(node.body) // 2)
-
-
-@pytest.mark.parametrize("path", [path for path in FILES if body(path)], ids=str)
-def test_every_module_says_what_it_is_about(path: Path):
-    assert ast.get_docstring(ast.parse((ROOT / path).read_text("utf-8"))) or path == Path("__init__.py")
+def test_every_module_says_what_it_is_about():
+    silent = {path for path, tree in TREES.items() if tree.body and not ast.get_docstring(tree)}
+    assert silent <= {Path("__init__.py")}
 
 
 PUBLIC = (
@@ -93,7 +89,7 @@ def test_the_package_itself_gives_the_names_listed():
 
 
 def test_type_checkers_see_the_same_names():
-    [block] = [node for node in body(Path("__init__.py")) if isinstance(node, ast.If)]
+    [block] = [node for node in TREES[Path("__init__.py")].body if isinstance(node, ast.If)]
     seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen == {name: f"shortlist.{home}" for home, names in shortlist.HOMES.items() for name in names.split()}
 

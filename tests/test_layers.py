@@ -4,10 +4,9 @@ import ast
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import pytest
+from sources import TREES
 
-ROOT = Path(__file__).parents[1] / "shortlist"
-FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+FILES = [path for path in TREES if path != Path("__init__.py")]
 MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path.as_posix() for path in FILES}
 """Name below the package -> file."""
 
@@ -31,10 +30,10 @@ NOT_IN_MATH = {"os", "pathlib", "json", "logging", "time", "transformers", "torc
 SAYS_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 
 
-def imports(source: str) -> set[str]:
+def imports(tree: ast.Module) -> set[str]:
     """Dotted names of everything that a file imports, inside functions too."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -43,14 +42,14 @@ def imports(source: str) -> set[str]:
     return names
 
 
-def rooms(source: str) -> set[str]:
-    return {name.split(".")[1] for name in imports(source) if name.startswith("shortlist.")}
+def rooms(tree: ast.Module) -> set[str]:
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("shortlist.")}
 
 
-def files(source: str) -> set[str]:
+def files(tree: ast.Module) -> set[str]:
     """The files of the package that a file imports."""
     found = set()
-    for name in imports(source):
+    for name in imports(tree):
         parts = name.split(".")
         if parts[0] == "shortlist":
             ends = (".".join(parts[1:end]) for end in range(len(parts), 1, -1))
@@ -77,36 +76,35 @@ def test_imports_point_down():
     upward = set()
     for path in FILES:
         room = path.with_suffix("").parts[0]
-        others = rooms((ROOT / path).read_text("utf-8")) - {room}
+        others = rooms(TREES[path]) - {room}
         upward |= {f"{path.as_posix()} -> {other}" for other in others if LEVEL[other] >= LEVEL[room]}
     assert upward == set()
 
 
 def test_no_file_imports_one_that_imports_it():
-    assert in_circles({path.as_posix(): files((ROOT / path).read_text("utf-8")) for path in FILES}) == set()
+    assert in_circles({path.as_posix(): files(TREES[path]) for path in FILES}) == set()
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=str)
-def test_a_rooms_first_file_is_its_stage_or_its_protocols_or_empty(path: Path):
-    classes = [node for node in ast.parse((ROOT / path).read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
-    protocols = [node.name for node in classes if any("Protocol" in ast.unparse(base) for base in node.bases)]
-    assert not protocols or "Config" not in {node.name for node in classes}
+def test_a_rooms_first_file_is_its_stage_or_its_protocols_or_empty():
+    for path in [path for path in FILES if path.name == "__init__.py"]:
+        classes = [node for node in TREES[path].body if isinstance(node, ast.ClassDef)]
+        protocols = [node.name for node in classes if any("Protocol" in ast.unparse(base) for base in node.bases)]
+        assert not protocols or "Config" not in {node.name for node in classes}, path
 
 
 def test_circles_are_seen_however_long():
     assert in_circles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["d"], "e": []}) == {"b", "c", "d"}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "math"], ids=str)
-def test_formulas_touch_neither_files_nor_clocks_nor_models(path: Path):
-    names = imports((ROOT / path).read_text("utf-8"))
-    assert {bad for bad in NOT_IN_MATH for name in names if f"{name}.".startswith(f"{bad}.")} == set()
-    assert rooms((ROOT / path).read_text("utf-8")) <= {"math", "records"}
+def test_formulas_touch_neither_files_nor_clocks_nor_models():
+    for path in [path for path in FILES if path.parts[0] == "math"]:
+        names = imports(TREES[path])
+        assert {bad for bad in NOT_IN_MATH for name in names if f"{name}.".startswith(f"{bad}.")} == set(), path
+        assert rooms(TREES[path]) <= {"math", "records"}, path
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_name_says_what_is_inside(path: Path):
-    assert not {*path.with_suffix("").parts} & SAYS_NOTHING
+def test_every_name_says_what_is_inside():
+    assert [path for path in FILES if {*path.with_suffix("").parts} & SAYS_NOTHING] == []
 
 
 def test_every_room_has_its_layer():
@@ -114,8 +112,8 @@ def test_every_room_has_its_layer():
 
 
 def test_all_ways_to_import_are_seen():
-    source = "import shortlist.a.b\nfrom shortlist import c\ndef f():\n    from shortlist.d.e import g\n"
-    assert rooms(source) == {"a", "c", "d"}
-    source = "import shortlist.text.contract\ndef f():\n    from shortlist.serve import schema, Config\n"
-    assert files(source) == {"text/contract.py", "serve/schema.py", "serve/__init__.py"}
-    assert imports("import os.path, json") == {"os.path", "json"}
+    tree = ast.parse("import shortlist.a.b\nfrom shortlist import c\ndef f():\n    from shortlist.d.e import g\n")
+    assert rooms(tree) == {"a", "c", "d"}
+    tree = ast.parse("import shortlist.text.contract\ndef f():\n    from shortlist.serve import schema, Config\n")
+    assert files(tree) == {"text/contract.py", "serve/schema.py", "serve/__init__.py"}
+    assert imports(ast.parse("import os.path, json")) == {"os.path", "json"}
