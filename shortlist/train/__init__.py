@@ -1,4 +1,7 @@
-"""Stage `train`: a retriever, a reranker, or a language model to start from, in one process or torchrun's many."""
+"""Stage `train`: fine-tune a retriever, a reranker, or a language model.
+
+It runs in one process, or in the several that torchrun starts.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +40,10 @@ from shortlist.train.steps import Example, compute_outputs
 
 
 def run(config: Config) -> None:
-    """Train and save the model with its contract and manifest; under torchrun, in all its processes together."""
+    """Train the model and save it with its contract and manifest.
+
+    Under torchrun, all processes train together.
+    """
     check(config)
     start = time.perf_counter()
     with join() as world:
@@ -71,7 +77,7 @@ def run(config: Config) -> None:
 def train(
     config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource, world: World = ALONE
 ) -> None:
-    """Train from the newest checkpoint in `config.out`, if there is one, and save the model there."""
+    """Train from the newest checkpoint in `config.out`, if any; save the model there."""
     device, bf16 = own_device(world), config.precision == "bf16"
     model, adapter = in_turn(partial(build_model, config, backbone, device, world), world)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate)
@@ -189,7 +195,7 @@ def _evaluation(config: Config, collection: Collection, model: Trainable) -> Eva
 
 @contextmanager
 def _log(config: Config, state: State, world: World) -> Iterator[Callable[[Record], None]]:
-    """What writes the run's records: nothing but in the leading process."""
+    """Open the training log; only the leading process writes to it."""
     if not world.leads:
         yield lambda record: None
         return
@@ -198,7 +204,7 @@ def _log(config: Config, state: State, world: World) -> Iterator[Callable[[Recor
 
 
 def _results(out: Path) -> Record:
-    """What the log says in the end: the last step's measurements, and the best held-out one with its step."""
+    """Read the last step's measurements and the best held-out one from the log."""
     records = read_log(out)
     training = [record for record in records if MEASURE not in record]
     measured = [record for record in records if MEASURE in record]

@@ -1,4 +1,4 @@
-"""What a training run starts from: groups with their queries, and a model with what is to train in it."""
+"""Starting point of a training run: groups with their queries, and the model to train."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,10 @@ from shortlist.train.settings import Config, losses
 
 
 def collect_groups(config: Config, collection: Collection) -> GroupSource:
-    """The groups with their queries, checked against the losses; says how many are short of negatives."""
+    """Collect the groups with their queries and check them against the losses.
+
+    Groups with too few negatives are counted in a message.
+    """
     where = str(config.groups or f"{config.collection} {config.split}")
     if config.groups:
         source = open_groups(str(config.groups))
@@ -42,7 +45,10 @@ def collect_groups(config: Config, collection: Collection) -> GroupSource:
 
 
 def build_model(config: Config, backbone: ModelFolder, device: torch.device, world: World) -> tuple[Trainable, Any]:
-    """The model on its device, ready to train, and PEFT's wrapper if it has a LoRA."""
+    """Build the model on its device, ready to train.
+
+    Returns it with PEFT's wrapper, which is None without a LoRA.
+    """
     loading = {"dtype": weights_dtype(config, device), "attention": config.attention, "four_bit": config.four_bit}
     model, adapter = adapted_model(config, backbone, **loading)
     if config.sharded and world.size > 1:
@@ -56,15 +62,21 @@ def build_model(config: Config, backbone: ModelFolder, device: torch.device, wor
 
 
 def weights_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """Of the weights: those that do not train need no more precision than they are used with."""
+    """Choose the number type of the weights.
+
+    Frozen weights are stored in the precision they are computed with.
+    """
     frozen = config.lora is not None and config.precision == "bf16" and device.type == "cuda"
     return torch.bfloat16 if frozen else torch.float32
 
 
 def adapted_model(config: Config, backbone: ModelFolder, **loading: Any) -> tuple[Trainable, Any]:
-    """The model with what is to train in it, and PEFT's wrapper if that is a LoRA."""
+    """Load the model and prepare what is to train, such as a LoRA.
+
+    Returns the model with PEFT's wrapper, which is None without a LoRA.
+    """
     model = _loaded(config, backbone, **loading)
-    torch.manual_seed(config.seed)  # of the adapter's weights
+    torch.manual_seed(config.seed)  # for the adapter's initial weights
     adapter = add_lora(model.backbone, parse_lora(config.lora)) if config.lora else None
     if config.gradient_checkpointing:
         checkpoint_layers(model.backbone)
@@ -80,10 +92,10 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
         return replace(contract, reading=replace(contract.reading, bidirectional=both_ways))
 
     to_train = named_kind(config.kind).to_train
-    assert to_train is not None  # as `named_kind` has it, for the type checker
+    assert to_train is not None  # `named_kind` ensures it; for the type checker
     return to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)
 
 
 def _layers(backbone: nn.Module) -> nn.ModuleList:
-    """A transformer's layers: the first list of modules in it."""
+    """Find a transformer's layers: the first list of modules in it."""
     return next(module for module in backbone.modules() if isinstance(module, nn.ModuleList))

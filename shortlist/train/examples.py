@@ -1,4 +1,7 @@
-"""Groups -> batches: which queries meet in a step, which of their documents, in which order: all from the seed."""
+"""Groups -> batches of queries and documents for the training steps.
+
+The seed decides which queries share a step, which of their documents are used, and in which order.
+"""
 
 import contextlib
 import queue
@@ -23,21 +26,21 @@ class Batch(NamedTuple):
     queries: list[Query]
     documents: list[list[Document]]
     positives: list[frozenset[str]]
-    """Ids of all that is relevant to each query, those outside the batch too."""
+    """Ids of all documents relevant to each query, including those outside the batch."""
     scores: Sequence[tuple[float, ...]] = ()
-    """A teacher's score of each of the documents, if the groups have them."""
+    """A teacher's score for each document, if the groups have such scores."""
     grades: Sequence[tuple[int, ...]] = ()
-    """How relevant each of the documents is, if the groups say; without, the first is and the others are not."""
+    """How relevant each document is, if the groups have grades; otherwise only the first document is relevant."""
 
 
 def draw_groups(
     groups: Sequence[Group], *, epoch: int, seed: int, negatives: int | None, first: int = 0
 ) -> Iterator[Group]:
-    """One epoch's groups in their order, each with one positive and a slice of its negatives.
+    """Draw one epoch's groups in order, with one positive and some negatives each.
 
     Args:
-        negatives: how many per query (fewer where a query has fewer); None for all.
-        first: how many of the epoch's groups to leave out.
+        negatives: how many per query (fewer where a query has fewer); None for all. Each epoch takes another slice.
+        first: how many groups to skip at the beginning of the epoch.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(groups))
     for i in order[first:]:
@@ -58,7 +61,10 @@ def draw_groups(
 
 
 def num_steps(num_groups: int, batch_size: int, epochs: int) -> int:
-    """Steps in all; the last of an epoch may be short of queries, never of their groups."""
+    """Count the steps of all epochs.
+
+    The last step of an epoch may have fewer queries, but their groups are complete.
+    """
     return -(-num_groups // batch_size) * epochs
 
 
@@ -73,9 +79,9 @@ def batches(
     first_step: int,
     steps: int,
 ) -> Iterator[Batch]:
-    """Yield the batches of steps first_step, first_step + 1, ... steps - 1, with their texts."""
+    """Yield the batches of steps first_step, ..., steps - 1, with their texts."""
     relevant: dict[str, frozenset[str]] = {}
-    for group in groups:  # a query may have several
+    for group in groups:  # a query may have several groups
         relevant[group.query_id] = relevant.get(group.query_id, frozenset()) | frozenset(group.positives)
     per_epoch = num_steps(len(groups), batch_size, 1)
     drawn: Iterator[Group] = iter(())
@@ -111,7 +117,10 @@ def check_groups(groups: Sequence[Group], queries: Mapping[str, Query], *, where
 
 
 def ahead(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
-    """Yield the items from a thread that works up to `depth` items ahead; its exceptions surface here."""
+    """Yield items that a thread prepares up to `depth` items ahead.
+
+    Exceptions in the thread are raised here.
+    """
     waiting: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 

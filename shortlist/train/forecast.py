@@ -1,4 +1,7 @@
-"""What a training run would take, said beforehand: steps, tokens, what is cut, memory. No weights are needed."""
+"""Forecast of a training run: steps, tokens, share of cut texts, and memory.
+
+The model's weights are not needed.
+"""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,47 +26,47 @@ from shortlist.train.steps import deal
 
 MOST_BATCHES = 64
 MOST_TEXTS = 2000
-"""Of the sample: as many whole batches as stay within both, and at least one."""
+"""Limits of the sample: it has as many whole batches as stay within both, and at least one."""
 
 UNCUT = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a run would take. Whatever depends on texts comes from a sample of batches."""
+    """Forecast of a run; numbers that depend on texts come from a sample of batches."""
 
     parameters: int
     trainable: int
     groups: int
     short_groups: int
-    """Those with fewer negatives than asked for."""
+    """Groups with fewer negatives than asked for."""
     steps: int
     epochs: float
     processes: int
     texts_per_step: dict[str, float]
-    """By kind: queries and documents, or pairs."""
+    """Number of texts by kind: queries and documents, or pairs."""
     tokens_per_step: float
     padding: float
-    """Tokens of padding for each real one."""
+    """Padding tokens per real token."""
     tokens: float
-    """In the whole run, without padding."""
+    """Tokens in the whole run, without padding."""
     cut: dict[str, float]
     """Share of the texts of each kind that are too long for the contract."""
     longest: dict[str, int]
-    """Tokens of the longest text of each kind, uncut."""
+    """Tokens of the longest text of each kind, before cutting."""
     sampled_batches: int
     sampled_texts: int
     memory: Memory
-    """Of one process."""
+    """Memory of one process."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         values = asdict(self)
         values["memory"]["total"] = self.memory.total
         return values
 
     def lines(self) -> list[str]:
-        """The same in words."""
+        """Return the forecast in words, line by line."""
         share = _percent(self.trainable / self.parameters)
         texts = " and ".join(f"{count:,.0f} {kind}" for kind, count in self.texts_per_step.items())
         where = f"for each of {self.processes} processes" if self.processes > 1 else "at most"
@@ -103,14 +106,14 @@ def forecast(
     device: torch.device | None = None,
     **precision: Any,
 ) -> Forecast:
-    """Foresee a run.
+    """Forecast a run.
 
     Args:
-        kind: of its objective.
+        kind: kind of model, which decides the objective.
         model: with its adapter, and with its layers checkpointed if they will be; may lie on the device `meta`.
         sharded: divide the model among the processes.
-        cached: the grad-cached step.
-        device: what it would run on (None: what is here).
+        cached: use the grad-cached step.
+        device: device it would run on (None: this machine's).
         precision: `bf16`, `dtype` and `four_bit` of `step_memory`.
 
     Raises:
@@ -154,7 +157,7 @@ def forecast(
 
 
 class _Texts(NamedTuple):
-    """The inputs of one batch: tokens of each by kind, `queries` and `documents` or `pairs`."""
+    """Token counts of a batch's inputs, by kind: `queries` and `documents`, or `pairs`."""
 
     num_groups: int
     uncut: dict[str, list[int]]
@@ -162,12 +165,12 @@ class _Texts(NamedTuple):
 
     @property
     def lengths(self) -> list[int]:
-        """Of all inputs of the model, in the order of a step."""
+        """Tokens of all inputs of the model, in the order of a step."""
         return [length for lengths in self.cut.values() for length in lengths]
 
 
 def _visits(num_groups: int, batch_size: int, steps: int) -> int:
-    """How many groups are trained on in so many steps, the last batch of an epoch being short."""
+    """Count the groups trained on in `steps` steps; an epoch's last batch may be short."""
     full_epochs, rest = divmod(steps, num_steps(num_groups, batch_size, 1))
     return full_epochs * num_groups + min(rest * batch_size, num_groups)
 
@@ -185,7 +188,7 @@ def _sample(
     negatives: int | None,
     seed: int,
 ) -> Iterator[Batch]:
-    """Batches of groups from everywhere in the list, within MOST_BATCHES and MOST_TEXTS."""
+    """Yield batches of groups spread over the whole list, within MOST_BATCHES and MOST_TEXTS."""
     most = sys.maxsize if negatives is None else negatives
     texts = batch_size * (2 + fmean(min(len(group.negatives), most) for group in groups))
     count = max(1, min(MOST_BATCHES, int(MOST_TEXTS / texts)))
@@ -205,7 +208,7 @@ def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
 
 
 def _passes(texts: _Texts, token_budget: int, processes: int) -> list[list[Pass]]:
-    """The shapes of each process's forward passes."""
+    """Return the shapes of each process's forward passes."""
     shares = deal(texts.lengths, token_budget, seed=0, processes=processes)
     lengths = np.array(texts.lengths)
     return [[(len(micro.texts), int(lengths[micro.texts].max())) for micro in share] for share in shares]

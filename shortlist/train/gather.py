@@ -1,4 +1,4 @@
-"""Many processes, one step: which process this is, everybody's rows in one tensor, sums over all of them.
+"""Training in several processes: rank, gathered rows, summed gradients, sharding.
 
 Every process draws the same batch from the seed, runs the model on its share of the inputs, gathers the outputs of all,
 and computes the whole loss. So there are no ranks in a loss, and no process's negatives can be out of line with
@@ -26,24 +26,25 @@ from shortlist.models.run import Model, pick_device
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
-"""How long one process waits for another: the first may have a large corpus to read. torchrun ends all if one dies."""
+"""How long one process waits for another, such as while the first reads a large corpus. torchrun ends all processes if
+one dies."""
 
 BUFFER = 1 << 24
 """Numbers per message when gradients are summed: 64 MiB."""
 
 
 class World(NamedTuple):
-    """This process among those that train together."""
+    """This process's rank among those that train together, and their number."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes of this machine."""
+    """Rank among the processes of this machine."""
     local_size: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the leading process, which writes the outputs."""
         return self.rank == 0
 
 
@@ -52,7 +53,10 @@ ALONE = World()
 
 @contextmanager
 def join() -> Iterator[World]:
-    """Meet the other processes that torchrun started; a process that it did not start is alone."""
+    """Join the other processes that torchrun started.
+
+    A process not started by torchrun trains alone.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     world = World(*(int(os.environ[name]) for name in names)) if "RANK" in os.environ else ALONE
     if world.size == 1:
@@ -70,13 +74,16 @@ def join() -> Iterator[World]:
 
 
 def own_device(world: World) -> torch.device:
-    """Where this process computes: the GPU of its number on this machine, or the CPU."""
+    """Choose this process's device: the GPU with its local rank, or the CPU."""
     device = pick_device()
     return torch.device("cuda", world.local_rank) if device.type == "cuda" else device
 
 
 def in_turn(work: Callable[[], T], world: World) -> T:
-    """Do the work in one process of each machine after the other, as when each needs much memory for a while."""
+    """Do the work in one process of each machine after another.
+
+    This helps when the work briefly needs much memory.
+    """
     result = None
     for turn in range(world.local_size):
         if turn == world.local_rank:
@@ -87,9 +94,10 @@ def in_turn(work: Callable[[], T], world: World) -> T:
 
 
 def shard(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
-    """Split every parameter among the processes; each layer is put together only while it works (FSDP2).
+    """Split every parameter among the processes (FSDP2).
 
-    Gradients add up over the processes, as they do for whole models here; FSDP's own default is their mean.
+    Each layer is assembled only while it computes. Gradients are summed over the processes, as they are for whole
+    models here; FSDP's default is their mean.
 
     https://arxiv.org/abs/2304.11277
     """
@@ -108,12 +116,15 @@ def is_sharded(model: Model) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which each process may hold a shard. All processes must ask."""
+    """Assemble a tensor that may be sharded among the processes; all must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(value: Tensor, tensor: Tensor) -> Tensor:
-    """The value on the device of another tensor and, if that one is sharded, this process's shard of the value."""
+    """Move a value to another tensor's device and number type, and shard it alike.
+
+    If the tensor is sharded, this process's shard of the value is returned.
+    """
     value = value.to(tensor.device, tensor.dtype)
     if not isinstance(tensor, DTensor):
         return value
@@ -121,7 +132,9 @@ def like(value: Tensor, tensor: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Rows, texts: Sequence[int], world: World = ALONE) -> Rows:
-    """The rows of all processes, the first process's first; gradients come back to the process that made the row.
+    """Gather the rows of all processes, in the order of the processes.
+
+    Each row's gradient goes back to the process that computed it.
 
     Args:
         texts: how many texts each process has.
@@ -136,7 +149,7 @@ def gather_rows(rows: Rows, texts: Sequence[int], world: World = ALONE) -> Rows:
 
 
 def _gather(own: Shaped[Tensor, "own *shape"], sizes: Sequence[int]) -> Shaped[Tensor, "all *shape"]:
-    """The rows of all processes, which have so many each."""
+    """Gather the rows of all processes, whose numbers of rows are `sizes`."""
     padded = own.new_zeros((max(sizes), *own.shape[1:]))
     padded[: len(own)] = own
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -157,7 +170,10 @@ class _Gather(torch.autograd.Function):
 
 
 def sum_gradients(model: Model, world: World = ALONE) -> None:
-    """Add up the gradients of all processes, in place, so that all have the whole batch's. FSDP has done so already."""
+    """Add up the gradients of all processes in place.
+
+    Afterwards every process has the gradients of the whole batch. With FSDP they are summed already.
+    """
     if world.size == 1 or is_sharded(model):
         return
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -191,14 +207,14 @@ class OutOfMemory(Exception):  # noqa: N818 (a condition to react to)
 
 
 def within_memory(work: Callable[[], T], world: World = ALONE) -> T:
-    """Do the work in every process, or in none: raises OutOfMemory everywhere if one of them ran out.
+    """Do the work, and raise OutOfMemory in every process if any of them ran out.
 
-    The work must not wait for another process: the one that ran out would not come.
+    The work must not wait for another process, as one that has run out of memory never answers.
     """
     result, failed = None, False
     try:
         result = work()
-    except (RuntimeError, MemoryError) as error:  # on a CPU, torch has no type of its own for it
+    except (RuntimeError, MemoryError) as error:  # on a CPU, torch raises a plain RuntimeError
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
             raise
         failed = True

@@ -1,4 +1,4 @@
-"""How good the model is at what it was not trained on: MRR@10 over a sample of a held-out split and of the corpus."""
+"""Held-out evaluation while training: MRR@10 over samples of a split and the corpus."""
 
 import heapq
 import random
@@ -22,21 +22,24 @@ from shortlist.records import Document, Query
 CUTOFF = 10
 
 CANDIDATES = 20
-"""Of BM25's, for each held-out query of a reranker."""
+"""Number of BM25's hits that a reranker orders for each held-out query."""
 
 
 class Heldout(NamedTuple):
-    """A small search task: queries, the documents to search, and what is relevant."""
+    """A small search task: queries, the documents to search, and the relevant ids."""
 
     queries: list[Query]
     documents: list[Document]
-    """In corpus order, which decides between equal scores."""
+    """The documents in corpus order, which breaks ties between equal scores."""
     relevant: list[frozenset[str]]
-    """Ids of what is relevant to each query; all of them are among the documents."""
+    """Ids of the documents relevant to each query; all of them are among `documents`."""
 
 
 class Evaluation(NamedTuple):
-    """A held-out task made ready for one model, whose outputs change while its inputs do not."""
+    """A held-out task prepared for one model.
+
+    The inputs stay the same throughout training; only the outputs change.
+    """
 
     token_ids: list[list[int]]
     """Every input of the model."""
@@ -45,13 +48,14 @@ class Evaluation(NamedTuple):
 
 
 def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_docs: int, seed: int) -> Heldout:
-    """A sample of a split's queries, and of the corpus: all that is relevant to them, and others at random.
+    """Draw a sample of a split's queries and of the corpus.
 
-    The corpus streams by once, however large; the same seed draws the same.
+    The documents are all that are relevant to these queries, and others at random. The corpus is read once as a stream,
+    and the same seed draws the same sample.
 
     Args:
-        num_queries: most queries, out of those with a relevant document.
-        num_docs: most documents, but for relevant ones, which are never left out.
+        num_queries: most queries, chosen from those with a relevant document.
+        num_docs: most documents; relevant ones are always included, even if there are more.
 
     Raises:
         UserError: the split does not exist, has no judgements or nothing relevant, or a relevant document is missing.
@@ -77,7 +81,7 @@ def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_do
 
 
 def retriever_evaluation(model: DenseModel, heldout: Heldout) -> Evaluation:
-    """Every query against every document; the outputs are vectors."""
+    """Prepare to score every query against every document by their vectors."""
     count = len(heldout.queries)
     relevant = torch.tensor([[d.doc_id in ids for d in heldout.documents] for ids in heldout.relevant])
 
@@ -90,10 +94,10 @@ def retriever_evaluation(model: DenseModel, heldout: Heldout) -> Evaluation:
 
 
 def reranker_evaluation(model: PointwiseModel, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
-    """Every query with what is relevant to it and with what BM25 finds; the outputs are scores.
+    """Prepare to score every query with its relevant documents and BM25's hits.
 
     Args:
-        candidates: how many of BM25's hits.
+        candidates: number of BM25's hits per query.
     """
     hits = BM25Index.build(heldout.documents).search(heldout.queries, candidates)
     wanted = [
@@ -117,4 +121,4 @@ def reranker_evaluation(model: PointwiseModel, heldout: Heldout, *, candidates: 
 
 
 EVALUATIONS = {"retriever": retriever_evaluation, "reranker": reranker_evaluation}
-"""How a kind of model is measured; a language model is not."""
+"""The evaluation for each kind of model; a language model has none."""

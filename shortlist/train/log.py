@@ -1,4 +1,4 @@
-"""The record of a training run: JSON lines, TensorBoard's files if asked for, and a drawing of the loss."""
+"""Log of a training run: JSON lines, TensorBoard's files, and a drawing of the loss."""
 
 import json
 from functools import partial
@@ -16,13 +16,13 @@ from shortlist.math.smoothing import running_mean
 LOG = "log.jsonl"
 DRAWING = "loss.svg"
 MEASURE = "mrr@10"
-"""What held-out records are about; all others hold a `loss`."""
+"""Key of the measurement in held-out records; all other records hold a `loss`."""
 
 Record = dict[str, int | float]
-"""What is measured of a step, by name; a `step` counts from 1."""
+"""The measurements of a step, by name; `step` counts from 1."""
 
 MOST_POINTS = 2000
-"""A line of more shows nothing more."""
+"""Most points of a drawn line; more would not be visible."""
 
 
 @final
@@ -30,12 +30,12 @@ class TrainingLog:
     """A run's records, appended to `log.jsonl` one by one; a context manager.
 
     Args:
-        folder: the run's; what its log says about steps after `first_step` goes, as those steps are done again.
+        folder: the run's folder; records of steps after `first_step` are removed, as those steps are repeated.
         first_step: number of steps already done.
-        tensorboard: write the numbers for TensorBoard too, into the folder `tensorboard`.
+        tensorboard: also write the numbers for TensorBoard, into the folder `tensorboard`.
 
     Raises:
-        UserError: TensorBoard is asked for and not installed, or the log there cannot be read.
+        UserError: TensorBoard is asked for but not installed, or the existing log cannot be read.
     """
 
     def __init__(self, folder: Path, *, first_step: int, tensorboard: bool) -> None:
@@ -63,10 +63,12 @@ class TrainingLog:
 
 
 def read_log(folder: Path) -> list[Record]:
-    """The records of a run so far; none where there is no log. A last line that a crash tore is not one.
+    """Read the records of a run so far; none if there is no log.
+
+    An incomplete last line, left by a crash, is skipped.
 
     Raises:
-        UserError: another line is no JSON object.
+        UserError: a complete line is not a record.
     """
     path = folder / LOG
     if not path.exists():
@@ -86,7 +88,10 @@ def _record(path: Path, number: int, line: str) -> Record:
 
 
 def draw_loss(folder: Path) -> Path:
-    """Draw the log of a folder into its `loss.svg`: the loss of every step, its course, and the held-out MRR@10."""
+    """Draw the training log of a folder into its `loss.svg`.
+
+    The drawing has the loss of every step, its running mean, and the held-out MRR@10.
+    """
     records = read_log(folder)
     write_svg(folder / DRAWING, partial(draw_records, records))
     return folder / DRAWING
@@ -116,7 +121,7 @@ def draw_records(records: list[Record], figure: Any) -> None:
 
 
 def _writer(folder: Path, first_step: int) -> Any:
-    """TensorBoard's writer; what an interrupted run wrote about later steps is no longer shown."""
+    """Open TensorBoard's writer; records of later steps from an interrupted run are hidden."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""The training loop: steps, learning rate, what is measured on the way."""
+"""The training loop: steps, learning rate, and measurements along the way."""
 
 import math
 import time
@@ -19,18 +19,22 @@ from shortlist.train.steps import Example, Outcome, backward
 MAX_GRADIENT_NORM = 1.0
 
 TOKENS = {"cpu": 1024, "cuda": 65536}
-"""Tokens per forward pass by device: on a CPU few enough for caches, as activations wait for the backward pass."""
+"""Tokens per forward pass by device. On a CPU they are few enough for the caches, as activations are kept for the
+backward pass."""
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Linear from 0 to 1 over the warm-up, then linear to 0 at the end; `step` counts from 0."""
+    """Return the factor of the learning rate at a step, counted from 0.
+
+    It grows linearly to 1 over the warm-up, then falls linearly to 0 at the end.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return (steps - step) / max(1, steps - warmup_steps)
 
 
 def new_optimizer(model: torch.nn.Module, *, learning_rate: float) -> Optimizer:
-    """AdamW without weight decay over everything that trains."""
+    """Make an AdamW optimizer without weight decay for all trainable parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
 
@@ -52,12 +56,12 @@ def fit(
     """Train until `steps` steps are done.
 
     Args:
-        examples: those of the steps that are left.
-        state: where to begin; on out-of-memory its token budget is halved and the step done again.
-        after: called after each step with the state and what was measured; what it returns goes on.
+        examples: the examples of the remaining steps.
+        state: where to begin; if memory runs out, its token budget is halved and the step is repeated.
+        after: called after each step with the state and the measurements; returns the state to continue with.
 
     Raises:
-        UserError: the loss or its gradient is no longer a number, or one input alone does not fit into memory.
+        UserError: the loss or its gradient is no longer finite, or one input alone does not fit into memory.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
@@ -90,7 +94,10 @@ def fit(
 def _within_memory(
     model: Trainable, example: Example, state: State, *, bf16: bool, seed: int, world: World
 ) -> tuple[Outcome, State]:
-    """One step's gradients; out of memory, with smaller micro-batches, one at a time, from here on."""
+    """Compute one step's gradients, with smaller micro-batches if memory runs out.
+
+    From then on, micro-batches stay smaller and are held in memory one at a time.
+    """
     while True:
         try:
             outcome = backward(
@@ -104,7 +111,7 @@ def _within_memory(
             )
             return outcome, state
         except OutOfMemory:
-            pass  # let go of what the traceback holds first
+            pass  # leave the handler first, to free what the traceback holds
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

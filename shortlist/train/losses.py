@@ -1,4 +1,4 @@
-"""What `--loss` says: which losses a training adds up, with which weights and parameters."""
+"""Losses of a training run as `--loss` names them, with their weights and parameters."""
 
 import inspect
 import math
@@ -14,37 +14,37 @@ from shortlist.math.ranking import Ranking
 from shortlist.records import Group
 
 TEMPERATURE = "temperature"
-"""The parameter that divides a loss's scores; `--temperature` sets it in all losses that have it."""
+"""Name of the parameter that divides a loss's scores; `--temperature` sets it in all losses that have it."""
 
 
 class Term(NamedTuple):
-    """One of the losses that are added up."""
+    """A weighted loss, one of those that are added up."""
 
     name: str
     weight: float
     parameters: Mapping[str, Any]
 
     def __call__(self, ranking: Ranking) -> Float[Tensor, ""]:
-        """Weigh the loss of a batch."""
+        """Compute the weighted loss of a batch."""
         return self.weight * LOSSES[self.name](ranking, **self.parameters)
 
 
 def total_loss(terms: Sequence[Term], ranking: Ranking) -> Float[Tensor, ""]:
-    """Add up the terms' losses of a batch."""
+    """Add up the losses of all terms for a batch."""
     first, *others = (term(ranking) for term in terms)
     return sum(others, start=first)
 
 
 def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Term]:
-    """Read losses as the command line has them: NAME, NAME=WEIGHT, NAME.PARAMETER=VALUE.
+    """Parse losses from the command line: NAME, NAME=WEIGHT, NAME.PARAMETER=VALUE.
 
-    A loss without a weight has weight 1, and one of which only a parameter is named is meant too.
+    A loss without a weight has weight 1. Setting a parameter of a loss is enough to include it.
 
     Args:
-        temperature: of all losses that have one and whose own is not among the words.
+        temperature: temperature of all losses that have one and whose temperature is not set in the words.
 
     Raises:
-        UserError: an unknown name, a value that does not fit, something said twice, no loss at all.
+        UserError: an unknown name, a value that does not fit, a repeated setting, or no loss at all.
     """
     weights: dict[str, float] = {}
     parameters: dict[str, dict[str, Any]] = {}
@@ -69,7 +69,7 @@ def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -
     """Refuse losses that need what the groups do not have.
 
     Raises:
-        UserError: which loss lacks what, and how to get it.
+        UserError: a loss lacks what it needs; the message says how to get it.
     """
     for term in terms:
         needs = NEEDS.get(term.name, ())
@@ -92,7 +92,7 @@ def _term(name: str, weight: float, own: Mapping[str, Any], temperature: float |
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """A loss's parameters and their defaults, as its signature has them."""
+    """Read a loss's parameters and their defaults from its signature."""
     found = inspect.signature(LOSSES[name]).parameters.values()
     return {parameter.name: parameter.default for parameter in found if parameter.kind is parameter.KEYWORD_ONLY}
 
@@ -114,10 +114,12 @@ def _parameter(word: str, name: str, key: str, value: str) -> Any:
 
 
 def _like(default: Any, value: str) -> Any:
-    """Read a value as one of the default's kind; several, where that is a tuple, stand between commas.
+    """Parse a value as the type of the default.
+
+    The values of a tuple are separated by commas.
 
     Raises:
-        ValueError, KeyError: it is none.
+        ValueError, KeyError: the value does not fit the type.
     """
     if isinstance(default, tuple):
         return tuple(_like(default[0], part) for part in value.split(","))

@@ -1,8 +1,9 @@
-"""What a training step takes of one device's memory, found without that memory.
+"""Estimate of one device's memory in a training step, made without that memory.
 
-The model's own code runs on tensors without contents, forwards and backwards, while the bytes of all that is alive are
-counted: so it holds for any architecture, adapter, precision and kind of attention. What libraries and messages between
-processes take is not counted, nor what an allocator keeps for later: a CPU's may keep as much again, and more.
+The model's code runs forwards and backwards on tensors without contents, while the bytes of all living tensors are
+counted. So the estimate works for any architecture, adapter, precision and kind of attention. Left out are the memory
+of libraries and of messages between processes, and memory that an allocator keeps for later; a CPU's allocator may
+keep as much again, and more.
 """
 
 import weakref
@@ -21,26 +22,26 @@ from torch.utils._pytree import tree_leaves
 from shortlist.models.save import Trainable
 
 FOUR_BITS = 0.5 + 1 / 64
-"""Bytes of a 4-bit weight with its part of the scales: a byte for every 64 weights."""
+"""Bytes per 4-bit weight, with its share of the scales: a byte for every 64 weights."""
 
 Pass = tuple[int, int]
-"""The shape of a forward pass: rows, tokens in each with padding."""
+"""The shape of a forward pass: rows, and tokens per row including padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device at the worst moment of a step: an estimate."""
+    """Estimated bytes on one device at the peak of a step."""
 
     weights: int
     gradients: int
     optimizer: int
     """AdamW's two moments."""
     activations: int
-    """What the forward passes leave for the backward pass, and what that needs besides."""
+    """Tensors that the forward passes keep for the backward pass, and what the backward pass needs besides."""
 
     @property
     def total(self) -> int:
-        """All of it together."""
+        """The sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -55,16 +56,16 @@ def step_memory(
     cached: bool = False,
     shards: int = 1,
 ) -> Memory:
-    """Memory of one process that runs these passes in a step.
+    """Estimate the memory of one process that runs these passes in a step.
 
     Args:
         model: its weights may lie on the device `meta`.
         passes: the largest first; those after the second are taken to hold as much per token as the second.
-        device: what it would run on; a kind of device that this machine has.
-        dtype: of the weights that do not train; the others keep their own.
-        four_bit: linear weights that do not train are kept in 4 bits.
-        cached: the grad-cached step, which holds one pass at a time.
-        shards: among how many processes weights, gradients and moments are divided, layer by layer (FSDP2).
+        device: device it would run on, of a kind that this machine has.
+        dtype: number type of the frozen weights; the others keep theirs.
+        four_bit: keep frozen linear weights in 4 bits.
+        cached: use the grad-cached step, which holds one pass at a time.
+        shards: number of processes that share weights, gradients and moments, layer by layer (FSDP2).
     """
     bits = _four_bit_weights(model) if four_bit else set()
 
@@ -93,7 +94,10 @@ def _four_bit_weights(model: nn.Module) -> set[int]:
 
 
 def _divided(model: nn.Module, size: Callable[[Tensor], int | float], shards: int) -> int | float:
-    """This process's part, and what it holds whole for a while: two layers, and all that is in no layer."""
+    """Compute a sharded process's peak size.
+
+    It is the process's shard, plus what it briefly holds whole: two layers, and everything outside the layers.
+    """
     whole = sum(map(size, model.parameters()))
     if shards == 1:
         return whole
@@ -103,14 +107,17 @@ def _divided(model: nn.Module, size: Callable[[Tensor], int | float], shards: in
 
 
 class _Step(nn.Module):
-    """Forward passes and one backward pass through all of them, on tensors without contents."""
+    """Forward passes and one backward pass through them, on tensors without contents."""
 
     def __init__(self, model: Trainable, passes: Sequence[Pass], *, bf16: bool) -> None:
         super().__init__()
         self.model, self.passes, self.bf16 = model, passes, bf16
 
     def run(self, device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
-        """Most bytes alive at once but for weights and gradients; bytes per token that the last forward pass left."""
+        """Run the passes and return their peak bytes and the bytes kept per token.
+
+        The peak leaves out weights and gradients; the bytes per token are those that the last forward pass kept.
+        """
         self.train()
         with FakeTensorMode(allow_non_fake_inputs=True), _Alive() as alive:
             tensors = {}
@@ -135,7 +142,7 @@ class _Step(nn.Module):
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside that are still there."""
+    """Counts the bytes of all living tensors that were made inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +151,7 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
-            # asks which tokens are real: without contents, all of them
+            # asks which tokens are not padding: without contents, all of them
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):

@@ -1,4 +1,4 @@
-"""What each kind of model learns from a batch: how it becomes inputs, and how outputs become a ranking and a loss."""
+"""Training objectives: batch -> inputs, and outputs -> ranking and loss."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -17,20 +17,20 @@ from shortlist.train.losses import Term, total_loss
 from shortlist.train.steps import Example, Outcome
 
 Learn = Callable[[Rows], Outcome]
-"""What the outputs of a batch's inputs are worth."""
+"""Evaluates a batch's outputs: loss and accuracy."""
 
 
 class Objective(NamedTuple):
-    """How a kind of model learns."""
+    """The training objective of a kind of model."""
 
     token_ids: Callable[[Inputs, Batch], dict[str, list[list[int]]]]
-    """Makes the model's inputs, by what they are, in the order of its outputs."""
+    """Makes the model's inputs by kind (such as queries and documents), in the order of the outputs."""
     learn: Callable[[Batch, Sequence[list[int]], Sequence[Term]], Learn]
-    """Prepares, while the step before still runs, what becomes of the outputs of a batch with these inputs."""
+    """Prepares a function of the batch's outputs, given its inputs. It runs while the previous step still computes."""
 
 
 def make_example(kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term]) -> Example:
-    """Make a batch ready for a step of a kind of model.
+    """Prepare a batch for a training step of a kind of model.
 
     Args:
         terms: the losses to add up; a language model has none.
@@ -42,28 +42,32 @@ def make_example(kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term])
 
 
 def text_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
-    """Read every query alone, then every document alone."""
+    """Tokenise every query alone, then every document alone."""
     documents = [document for group in batch.documents for document in group]
     return {"queries": inputs.query_ids(batch.queries), "documents": inputs.document_ids(documents)}
 
 
 def pair_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
-    """Read every query with each document of its own group."""
+    """Tokenise every query with each document of its group."""
     pairs = [(q, d) for q, group in zip(batch.queries, batch.documents, strict=True) for d in group]
     return {"pairs": inputs.pair_ids(pairs)}
 
 
 def both_orders_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
-    """Read every query with its positive, as a reranker does and, after all of those, in the other order.
+    """Tokenise every query with its positive, first as a reranker does, then in reverse order.
 
-    In one order the query's words foretell the document's, in the other the document's foretell the query.
+    All pairs in the reranker's order come first. In one order the query helps to predict the document, in the other the
+    document helps to predict the query.
     """
     pairs = [(query, group[0]) for query, group in zip(batch.queries, batch.documents, strict=True)]
     return {"texts": inputs.pair_ids(pairs) + inputs.pair_ids(pairs, turned=True)}
 
 
 def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
-    """Rank all documents of the batch for every query by the products of vectors; other positives do not count."""
+    """Rank all documents of the batch for every query by dot products.
+
+    A query's other positives in the batch do not count.
+    """
     columns: dict[str, list[int]] = {}
     doc_ids = [document.doc_id for group in batch.documents for document in group]
     for column, doc_id in enumerate(doc_ids):
@@ -81,7 +85,10 @@ def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Ter
 
 
 def rank_groups(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
-    """Rank each query's own group by one score for each pair; short groups stay whole, never regrouped."""
+    """Rank the documents of each query's group by the scores of its pairs.
+
+    Groups with fewer documents than others stay as they are.
+    """
     sizes = [len(group) for group in batch.documents]
     keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
     known = _known(batch, [[[place] for place in range(size)] for size in sizes], keep)
@@ -93,7 +100,10 @@ def rank_groups(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Te
 
 
 def foretell_tokens(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
-    """Foretell every token but each text's first: the mean loss of all tokens of the batch."""
+    """Predict every token but the first of each text.
+
+    The loss is the mean over all predicted tokens of the batch.
+    """
     num_tokens = sum(len(ids) - 1 for ids in token_ids)
 
     def learn(sums: Rows) -> Outcome:
@@ -115,13 +125,13 @@ def countable(
 ) -> Bool[Tensor, "queries docs"]:
     """Find which documents of a batch may count for which query.
 
-    Not another positive of the query (pushing it away would unlearn it), and each document id once, however often the
-    batch holds it.
+    For each query, its other positives are left out (pushing them away would unlearn them), and each document id counts
+    once, however often the batch holds it.
 
     Args:
         doc_ids: id of every document of the batch.
-        own: column of each query's own positive.
-        positives: ids of all that is relevant to each query.
+        own: column of the positive in each query's group.
+        positives: ids of all documents relevant to each query.
     """
     columns: dict[str, list[int]] = {}
     for column, doc_id in enumerate(doc_ids):
@@ -137,23 +147,23 @@ def countable(
 
 
 class _Known(NamedTuple):
-    """A ranking before its scores."""
+    """A ranking without its scores, known before the model runs."""
 
     relevance: Float[Tensor, "queries docs"]
     teacher: Float[Tensor, "queries docs"] | None
     keep: Bool[Tensor, "queries docs"]
 
     def beside(self, scores: Float[Tensor, "queries docs"]) -> Ranking:
-        """The ranking of these scores, on their device."""
+        """Complete the ranking with these scores, on their device."""
         teacher = None if self.teacher is None else self.teacher.to(scores.device)
         return Ranking(scores, self.relevance.to(scores.device), teacher, self.keep.to(scores.device))
 
 
 def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[Tensor, "queries docs"]) -> _Known:
-    """Put grades and the teacher's scores of each group where its documents stand.
+    """Lay out each group's grades and teacher's scores in the columns of its documents.
 
     Args:
-        columns: every column of each document of each group; `keep` says which of them counts.
+        columns: all columns of each document of each group; `keep` marks those that count.
     """
     places = [
         (row, column, place)
@@ -177,7 +187,10 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
 
 
 def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
-    """Add up the losses, and count the queries whose highest score is that of the highest grade."""
+    """Add up the losses and compute the accuracy.
+
+    The accuracy is the share of queries whose highest score is that of the document with the highest grade.
+    """
     found, wanted = (
         values.detach().masked_fill(~ranking.keep, -torch.inf).argmax(1)
         for values in (ranking.scores, ranking.relevance)

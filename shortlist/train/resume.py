@@ -1,8 +1,8 @@
-"""Checkpoints of a training run, from which it goes on as if nothing had happened.
+"""Checkpoints of a training run, from which it continues as if never interrupted.
 
-`checkpoints/step-000100/` is a model folder like the one training ends with (so it can be encoded with and measured),
-plus the optimizer's moments and the state of the run. It is there whole or not at all. One written by many processes
-holds the whole model, and any number of processes goes on from it.
+`checkpoints/step-000100/` is a model folder like the one training ends with (so it can encode and be evaluated), plus
+the optimizer's moments and the state of the run. It is written atomically. A checkpoint written by several processes
+holds the whole model, and any number of processes can continue from it.
 """
 
 import json
@@ -27,15 +27,18 @@ STATE = "training.json"
 
 
 class State(NamedTuple):
-    """What training has come to. Batches and dropout are functions of seed and step: no state."""
+    """State of a training run.
+
+    Batches and dropout are functions of the seed and the step, so they need no state.
+    """
 
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     token_budget: int = 0
-    """As it was at the end: it is lower than asked for if memory ran out."""
+    """The latest token budget, lower than asked for if memory ran out."""
     cached: bool = False
     best_step: int = 0
-    """Step of the best held-out score so far, 0 if there is none."""
+    """Step of the best held-out score so far; 0 if nothing has been measured."""
     best_score: float = -1.0
 
 
@@ -50,13 +53,13 @@ def save_checkpoint(
     base: str | None = None,
     world: World = ALONE,
 ) -> None:
-    """Write what has been learnt so far; then remove older checkpoints, but for the last `keep` and the best.
+    """Save a checkpoint, then remove all but the last `keep` and the best.
 
     Args:
         out: the run's output folder.
         adapter: as for `save_model`.
         base: as for `save_model`.
-        world: the leading process writes; all must call.
+        world: the leading process writes, but all must call.
     """
     folder = _folder(out, state.step)
     weights = whole_weights(model, adapter=adapter is not None, world=world)
@@ -73,7 +76,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapter: bool = False) -> State | None:
-    """Continue from a run's newest checkpoint; None without one."""
+    """Load a run's newest checkpoint and return its state; None if there is none."""
     folders = checkpoints(out)
     if not folders:
         return None
@@ -89,7 +92,7 @@ def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapte
 
 
 def load_weights(out: Path, model: Trainable, step: int, *, adapter: bool = False) -> None:
-    """Give the model the weights it had after a step of which there is a checkpoint."""
+    """Load the weights from a step's checkpoint into the model."""
     names = {key: name for name, key in saved_names(model, adapter=adapter).items()}
     tensors = model.state_dict()
     with torch.no_grad():
@@ -98,13 +101,16 @@ def load_weights(out: Path, model: Trainable, step: int, *, adapter: bool = Fals
 
 
 def whole_weights(model: Trainable, *, adapter: bool = False, world: World = ALONE) -> dict[str, Tensor]:
-    """What is saved of a model, put together from all processes on the CPU of the leading one; empty in the others."""
+    """Collect the weights to save from all processes.
+
+    They lie on the CPU of the leading process; the other processes get an empty dict.
+    """
     tensors = model.state_dict()
     return _collect({name: tensors[name] for name in saved_names(model, adapter=adapter)}, world)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first."""
+    """List the checkpoint folders of a run, oldest first."""
     found = [path for path in (folder / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -127,10 +133,13 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The whole tensors in the leading process, none in the others; one at a time on the device."""
+    """Collect whole tensors in the leading process, assembling one at a time on the device.
+
+    The other processes get an empty dict.
+    """
     collected = {}
     for name, tensor in tensors.items():
         value = whole(tensor).detach()
-        if world.leads:  # what was put together may lie in a larger buffer, which would be saved whole
+        if world.leads:  # an assembled tensor may lie in a larger buffer, which would be saved whole
             collected[name] = value.cpu() if value.untyped_storage().nbytes() == value.nbytes else value.cpu().clone()
     return collected

@@ -1,4 +1,4 @@
-"""What a training run is told, and what of it can be refused before anything is read."""
+"""Settings of a training run, and checks that need no files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,89 +17,90 @@ from shortlist.train.losses import TEMPERATURE, Term, parse_losses
 @dataclass(frozen=True, kw_only=True)
 class Config:
     kind: tyro.conf.Positional[str]
-    """What to train: retriever, reranker or language-model. A language model, on the judged pairs' texts, is a backbone
-    to train the others from."""
+    """What to train: retriever, reranker or language-model. A language model, trained on the texts of judged pairs, is
+    a backbone for the other two."""
     backbone: str
     """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
     collection: str
-    """Where the texts are: folder, `irds:` or `hf:` name."""
+    """Collection with the texts: folder, `irds:` or `hf:` name."""
     out: NotInJob[Path]
-    """Folder for the model; continued where it left off if it holds the same job, refused if another."""
+    """Folder for the model; the same job is continued where it left off, another job is refused."""
     groups: str | Path | None = None
-    """Groups from `shortlist mine`, Tevatron's training JSONL, or an `hf:` name. Without them, the judged pairs of
-    --split, and in-batch negatives only."""
+    """Groups from `shortlist mine`, Tevatron's training JSONL, or an `hf:` name. Without it, the judged pairs of
+    --split are used, with in-batch negatives only."""
     split: str = "train"
-    """Which queries of the collection the groups are about."""
+    """Split of the collection that has the groups' queries."""
     contract: str | None = None
-    """Input contract by name (None: the backbone's own, else the paper's for its architecture)."""
+    """Input contract by name (None: the backbone's, or the paper's for its architecture if it has none)."""
     query_length: int | None = None
-    """Most tokens of a query (None: the contract's)."""
+    """Most tokens of a query (None: the contract's limit)."""
     max_length: int | None = None
-    """Most tokens of a document or, for a reranker, of a pair (None: the contract's)."""
+    """Most tokens of a document or, for a reranker, of a pair (None: the contract's limit)."""
     lora: str | None = None
     """Train a LoRA instead of all weights: paper, paper+k, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj."""
     four_bit: bool = False
     """Keep the weights below the LoRA in 4 bits (QLoRA)."""
     bidirectional: bool = False
-    """Let every token of a decoder see the whole input, not only what is before it."""
+    """Let every token of a decoder see the whole input, not only the tokens before it."""
     negatives: int | None = None
-    """Negatives per query and step, another slice each epoch (None: all of the group's)."""
+    """Negatives per query and step, another slice each epoch (None: all of the group)."""
     batch_size: int = 128
     """Queries per step."""
     epochs: int = 1
-    """Times through the groups."""
+    """Number of passes over the groups."""
     steps: int | None = None
     """Stop after this many steps, whatever --epochs says."""
     learning_rate: float = 1e-4
-    """At its highest, after the warm-up; then it decays linearly to 0."""
+    """Highest learning rate, reached after the warm-up; then it decays linearly to 0."""
     warmup_steps: int = 100
     """Steps over which the learning rate grows."""
     loss: tuple[str, ...] = ("infonce",)
-    """What is minimised: NAME, or NAME=WEIGHT for each of several that are added up, and NAME.PARAMETER=VALUE. infonce
-    picks the positive; kl follows the teacher's scores in --groups (`mine --teacher`), whose differences between good
-    and bad are about kl.teacher_temperature (1)."""
+    """Loss to minimise: NAME, or several NAME=WEIGHT that are added up, and NAME.PARAMETER=VALUE. infonce picks the
+    positive; kl follows the teacher's scores in --groups (`mine --teacher`), where good and bad documents should differ
+    by about kl.teacher_temperature (1)."""
     temperature: float | None = None
     """Divides the scores in every loss that has a temperature (None: by 0.01 for a retriever, 1 for a reranker)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of matrix products; what trains and the loss are fp32 in both."""
+    """Precision of matrix products; trained weights and the loss are fp32 in both."""
     attention: SpeedOnly[str | None] = None
-    """How attention is computed, in transformers' words: sdpa, flash_attention_2, ... (None: its default)."""
+    """Attention implementation, as transformers names it: sdpa, flash_attention_2, ... (None: its default)."""
     token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 1,024 on a CPU, 65,536 on a GPU); halved if memory runs out."""
     grad_cache: SpeedOnly[bool] = False
     """Run the model twice per step and hold one micro-batch in memory at a time: any --batch-size fits."""
     gradient_checkpointing: SpeedOnly[bool] = False
-    """Hold one layer's activations in memory at a time, and run layers twice: any length fits."""
+    """Hold one layer's activations in memory at a time, and run each layer twice: any length fits."""
     sharded: SpeedOnly[bool] = False
-    """Under torchrun: split weights, gradients and optimizer among the processes (FSDP), for models too large for one
-    device. Otherwise every process holds all of the model."""
+    """Under torchrun, split weights, gradients and optimizer among the processes (FSDP), for models too large for one
+    device. Otherwise every process holds the whole model."""
     checkpoint_steps: NotInJob[int] = 100
     """Steps between checkpoints."""
     keep: NotInJob[int] = 1
-    """Checkpoints that stay, besides the best; with 1, none stays once the model is saved."""
+    """Checkpoints to keep, besides the best; with 1, all are removed once the model is saved."""
     heldout_split: str | None = None
-    """Split to measure MRR@10 on while training; the model saved is then the best one, not the last."""
+    """Split to measure MRR@10 on while training; the best model is then saved instead of the last."""
     heldout_steps: int = 100
-    """Steps between such measurements; the last step is always measured."""
+    """Steps between held-out measurements; the last step is always measured."""
     heldout_queries: int = 100
-    """At most so many queries of that split."""
+    """Most queries of the held-out split."""
     heldout_docs: int = 2000
-    """Documents they are searched in, theirs included; a reranker orders BM25's best 20 of them for each query."""
+    """Documents to search for held-out queries, their relevant ones included; a reranker orders BM25's best 20 of them
+    for each query."""
     tensorboard: NotInJob[bool] = False
-    """Write TensorBoard's files too."""
+    """Also write TensorBoard's files."""
     seed: int = 0
-    """Of the order of groups, the choice of negatives, dropout and a new head."""
+    """Seed for the order of groups, the choice of negatives, dropout and a new head."""
     dry_run: NotInJob[bool] = False
-    """Say what training would take, in steps, tokens and memory, without loading weights or writing anything."""
+    """Print the steps, tokens and memory that training would take, without loading weights or writing anything."""
     overwrite: NotInJob[bool] = False
-    """Replace an output of another job instead of refusing."""
+    """Replace another job's output instead of refusing."""
 
 
 def check(config: Config) -> None:
-    """Refuse settings that mean nothing.
+    """Refuse invalid settings.
 
     Raises:
-        UserError: one is out of range, is a name that does not exist, or contradicts another.
+        UserError: a setting is out of range, names something unknown, or contradicts another.
     """
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
@@ -130,7 +131,9 @@ def check(config: Config) -> None:
 
 
 def losses(config: Config) -> list[Term]:
-    """What is minimised, with everything that is left open decided; nothing for a language model, which ranks nothing.
+    """Return the losses to minimise, with all defaults filled in.
+
+    A language model has none, as it ranks nothing.
 
     Raises:
         UserError: `--loss` does not fit.

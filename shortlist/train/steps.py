@@ -1,8 +1,8 @@
 """One training step: token ids -> outputs -> loss -> gradients, in length-bucketed micro-batches.
 
 The plain step keeps every activation until the backward pass. The cached step runs the model twice instead and keeps
-the activations of one micro-batch at a time (https://arxiv.org/abs/2101.06983); its gradients are the same. So are
-those of several processes, each of which runs its share of the micro-batches.
+the activations of one micro-batch at a time (https://arxiv.org/abs/2101.06983). With several processes, each runs its
+share of the micro-batches. The gradients are the same in all these cases.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ from shortlist.train.gather import ALONE, World, gather_rows, is_sharded, sum_gr
 
 
 class Outcome(NamedTuple):
-    """What a batch's outputs are worth."""
+    """Loss and accuracy of a batch's outputs."""
 
     loss: Float[Tensor, ""]
     accuracy: float
-    """Share of queries whose positive scores highest among the documents that count; of a language model, share of
-    tokens that it found likeliest."""
+    """Share of queries whose positive scores highest among the documents that count; for a language model, share of
+    tokens that it predicted as the likeliest."""
 
 
 class Example(NamedTuple):
-    """A batch made ready: every input of the model, and what to do with every output."""
+    """A batch ready to train on: the model's inputs, and the objective for its outputs."""
 
     token_ids: list[list[int]]
     query_ids: list[str]
@@ -37,23 +37,23 @@ class Example(NamedTuple):
 
 
 class Micro(NamedTuple):
-    """One forward pass: which inputs, and the seed of its dropout."""
+    """A forward pass: the numbers of its inputs, and the seed of its dropout."""
 
     texts: Int[np.ndarray, " batch"]
     seed: int
 
 
 def deal(lengths: Sequence[int], token_budget: int, *, seed: int, processes: int = 1) -> list[list[Micro]]:
-    """Each process's forward passes, as many for every process and alike in size.
+    """Assign forward passes to processes, equally many to each and similar in size.
 
-    Where the last round does not go up, the shortest input is run again: sharded models need every process to take
-    part in every pass, and a parameter must not have a gradient in some processes only.
+    If the number of passes does not divide evenly, the shortest input is run again: sharded models need every process
+    to take part in every pass, and every process must have a gradient for the same parameters.
 
     Args:
-        lengths: tokens of each input.
+        lengths: number of tokens of each input.
         token_budget: most tokens in one forward pass, padding included.
     """
-    budget = min(token_budget, -(-sum(lengths) // processes))  # else a few large passes would leave processes idle
+    budget = min(token_budget, -(-sum(lengths) // processes))  # otherwise a few large passes would leave processes idle
     buckets = token_batches(lengths, max(1, budget))
     buckets += [buckets[-1][-1:]] * (-len(buckets) % processes)
     return [[Micro(buckets[i], seed + i) for i in range(rank, len(buckets), processes)] for rank in range(processes)]
@@ -62,11 +62,13 @@ def deal(lengths: Sequence[int], token_budget: int, *, seed: int, processes: int
 def compute_outputs(
     model: Model, token_ids: Sequence[list[int]], *, token_budget: int, bf16: bool, world: World = ALONE
 ) -> Rows:
-    """The model's rows for all inputs, in their order, without gradients; every process runs its share.
+    """Compute the model's rows for all inputs, in order, without gradients.
+
+    Every process runs its share, and all get the rows of all inputs.
 
     Args:
         token_budget: most tokens in one forward pass, padding included.
-        bf16: matrix products in bfloat16.
+        bf16: compute matrix products in bfloat16.
     """
     shares = deal([len(ids) for ids in token_ids], token_budget, seed=0, processes=world.size)
     with torch.no_grad(), _precision(model, bf16=bf16):
@@ -84,17 +86,20 @@ def backward(
     cached: bool = False,
     world: World = ALONE,
 ) -> Outcome:
-    """Add the gradients of the example's loss to the model's parameters; several processes must start from none.
+    """Add the gradients of the example's loss to the model's parameters.
+
+    With several processes, the parameters must have no gradients at the start.
 
     Args:
         example: the whole batch, the same in every process.
         token_budget: most tokens in one micro-batch, padding included.
-        bf16: matrix products in bfloat16; weights, loss and gradients stay float32.
-        seed: of the dropout masks; one per micro-batch, so that both passes of the cached step draw the same.
-        cached: the cached step instead of the plain one.
+        bf16: compute matrix products in bfloat16; weights, loss and gradients stay float32.
+        seed: base of the dropout seeds. Each micro-batch has its own, so that both passes of the cached step drop the
+            same activations.
+        cached: run the cached step instead of the plain one.
 
     Raises:
-        OutOfMemory: in every process if any ran out; gradients are then undefined.
+        OutOfMemory: some process ran out of memory; raised in every process, and gradients are then undefined.
     """
     shares = deal([len(ids) for ids in example.token_ids], token_budget, seed=seed, processes=world.size)
     own = shares[world.rank]
@@ -125,7 +130,7 @@ def backward(
 
 
 def _in_order(own: Rows, shares: Sequence[Sequence[Micro]], world: World) -> Rows:
-    """The rows of all processes in the order of the inputs, each once."""
+    """Gather the rows of all processes in the order of the inputs, without repeats."""
     places = [np.concatenate([micro.texts for micro in share]) for share in shares]
     rows = gather_rows(own, [len(place) for place in places], world)
     _, first = np.unique(np.concatenate(places), return_index=True)
@@ -133,7 +138,10 @@ def _in_order(own: Rows, shares: Sequence[Sequence[Micro]], world: World) -> Row
 
 
 def _precision(model: Model, *, bf16: bool) -> torch.autocast:
-    """Around all passes of a step, so that each weight is rounded to bfloat16 once."""
+    """Make the autocast context of a step.
+
+    It surrounds all passes, so that each weight is rounded to bfloat16 once.
+    """
     return torch.autocast(_device(model).type, torch.bfloat16, enabled=bf16)
 
 
