@@ -1,4 +1,4 @@
-"""A pipeline over one collection, ready for questions: what programs, servers and the stage `search` search with."""
+"""A search pipeline over one collection, for programs, servers and the stage `search`."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,57 +16,58 @@ from shortlist.records import Document, Query, as_queries
 
 
 class Ranked(NamedTuple):
-    """Where a step has put a document."""
+    """Rank and score that a step gave a document."""
 
     rank: int
-    """From 1."""
+    """Rank, counted from 1."""
     score: float
     moved: int | None
-    """Ranks that it went up from the list that the step read, negative for down (None: no such list, or several)."""
+    """Ranks gained compared with the list that the step read, negative if lost (None: the step read no list, or
+    several)."""
 
 
 class Result(NamedTuple):
-    """One document that was found."""
+    """A document that was found."""
 
     document: Document
     score: float
-    """That of the last step."""
+    """Score of the last step."""
     places: dict[str, Ranked]
-    """By step, those that have found or read it: such as `bm25`, `dense`, `hybrid` and `reranker`."""
+    """Rank and score by step (such as `bm25`, `dense`, `hybrid`, `reranker`), for the steps that ranked it."""
 
 
 class Answer(NamedTuple):
-    """What was found for one query."""
+    """Results for one query."""
 
     results: list[Result]
-    """Best first."""
+    """Documents found, best first."""
     milliseconds: dict[str, float]
-    """By step, as `places`, and `documents` for fetching texts."""
+    """Time by step, and `documents` for fetching texts."""
 
 
 class Trace(NamedTuple):
-    """What all steps gave for some queries."""
+    """Results of all steps for some queries."""
 
     found: dict[str, Found]
-    """By step, in their order; the last one's is the answer."""
+    """Results by step, in the order of the steps; the last step's result is the answer."""
     milliseconds: dict[str, float]
-    """By step, and `documents` for fetching texts."""
+    """Time by step, and `documents` for fetching texts."""
 
     @property
     def last(self) -> Found:
-        """What the last step gave."""
+        """The result of the last step."""
         return self.found[next(reversed(self.found))]
 
 
 @final
 class Pipeline:
-    """Steps over one collection.
+    """Steps that search one collection.
 
     Args:
-        steps: each reads earlier ones; the last one's run is the answer.
+        steps: a step may read the runs of earlier steps; the last step's run is the answer.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no steps.
     """
 
     def __init__(self, collection: Collection, steps: Sequence[Step]) -> None:
@@ -95,20 +96,20 @@ class Pipeline:
 
         Args:
             collection: folder, `irds:` or `hf:` name.
-            pipeline: a YAML file that describes it all, or what such a file holds, in place of what follows.
-            retriever: the model that made the vectors.
-            vectors: from `shortlist encode`.
-            index: an index over them, of whichever kind, or several.
-            bm25: from `shortlist index`.
-            weights: how much each first stage counts where several are fused: words, then indexes, then vectors.
+            pipeline: a YAML file that describes all steps, or its content, in place of the following arguments.
+            retriever: model that made the vectors.
+            vectors: vectors from `shortlist encode`.
+            index: one index over the vectors, or several, of any kind.
+            bm25: BM25 index from `shortlist index`.
+            weights: weight of each first stage if several are fused: BM25, then the indexes, then the vectors.
             reranker: model folder or hub name.
-            reranker_share: how much its scores count, 0 to 1, the first stage's being the rest.
-            depth: candidates that it reads.
-            packed: of all models' linears, as for `models.run.for_inference`.
+            reranker_share: weight of the reranker's scores, 0 to 1; the first stage's scores have the rest.
+            depth: number of candidates that the reranker reads.
+            packed: whether to pack the linear layers of all models, as for `models.run.for_inference`.
             options: other flags of `shortlist search`, such as fusion, memory_gib and effort.
 
         Raises:
-            UserError: something is missing, or the vectors are another model's.
+            UserError: something is missing, or another model made the vectors.
         """
         indexes = (index,) if isinstance(index, str | Path) else index
         sources = Sources(
@@ -124,10 +125,10 @@ class Pipeline:
 
     @classmethod
     def open(cls, description: Description, opener: Opener | None = None) -> "Pipeline":
-        """Open what a description names.
+        """Open the collection and the steps of a description.
 
         Raises:
-            UserError: as `load`.
+            UserError: as for `load`.
         """
         if description.collection is None:
             raise UserError("collection is missing: it says where the documents are.")
@@ -137,7 +138,10 @@ class Pipeline:
 
     @property
     def first_stages(self) -> list[str]:
-        """Steps that can be asked for alone, the best last: those that read nothing reranked."""
+        """Names of the steps before any reranking, best last.
+
+        A search can ask for any of them alone.
+        """
         names: list[str] = []
         for step in self.steps:
             if step.kind.is_first_stage and all(name in names for name in step.of):
@@ -146,22 +150,22 @@ class Pipeline:
 
     @property
     def rerankers(self) -> list[str]:
-        """All other steps."""
+        """Names of all other steps."""
         return [step.name for step in self.steps if step.name not in self.first_stages]
 
     def search(self, query: str, k: int = 10, **options: Any) -> list[Result]:
-        """The k best documents for a question; options as for `answer`."""
+        """Find the k best documents for a query; options as for `answer`."""
         [answer] = self.answer([query], k, **options)
         return answer.results
 
     def answer(self, queries: Sequence[str | Query], k: int = 10, **options: Any) -> list[Answer]:
-        """The k best documents for each query, with what every step made of them.
+        """Find the k best documents for each query, with their ranks in every step.
 
         Args:
             options: as for `trace`.
 
         Raises:
-            UserError: as `trace`.
+            UserError: as for `trace`.
         """
         return [self._answer(query, k, **options) for query in as_queries(queries)]
 
@@ -174,16 +178,17 @@ class Pipeline:
         first_stage: str | None = None,
         rerank: bool | None = None,
     ) -> Trace:
-        """What all steps give for queries that are searched together.
+        """Search several queries together and return the results of all steps.
 
         Args:
-            k: documents that are wanted of the last step, which may give more.
-            depth: candidates that the first reranker reads, and the most that later ones do (None: each its own).
-            first_stage: what finds the candidates (None: what the steps say).
-            rerank: whether the steps behind the first stages are run (None: if there are any).
+            k: number of documents wanted from the last step, which may give more.
+            depth: candidates that the first reranker reads, and the most that later ones read (None: the depth of each
+                step).
+            first_stage: step that finds the candidates (None: as the steps are described).
+            rerank: whether to run the steps after the first stages (None: if there are any).
 
         Raises:
-            UserError: a step that is not there.
+            UserError: a step is asked for that does not exist.
         """
         return self._trace(queries, k, _Texts(self.collection), self.chosen(depth, first_stage, rerank))
 
@@ -214,7 +219,7 @@ class Pipeline:
     def chosen(
         self, depth: int | None = None, first_stage: str | None = None, rerank: bool | None = None
     ) -> list[Step]:
-        """The steps that are run, changed as options say."""
+        """Choose the steps to run and adjust them to the options of `trace`."""
         first, later = self.first_stages, self.rerankers
         if first_stage is not None and first_stage not in first:
             raise unknown("first stage", first_stage, first)
@@ -231,12 +236,12 @@ class Pipeline:
 
 
 def _reading(step: Step, first: Sequence[str], first_stage: str) -> Step:
-    """The same step, reading this first stage wherever it read one."""
+    """Return the same step, reading this first stage in place of others."""
     return step._replace(of=tuple(dict.fromkeys(first_stage if name in first else name for name in step.of)))
 
 
 def _leading_to(last: str, steps: Sequence[Step]) -> list[Step]:
-    """The steps that the last one needs, and itself."""
+    """Return the last step and all steps that it needs."""
     needed = {last}
     for step in reversed(steps):
         if step.name in needed:
@@ -245,7 +250,7 @@ def _leading_to(last: str, steps: Sequence[Step]) -> list[Step]:
 
 
 def _wanted(steps: Sequence[Step], k: int) -> dict[str, int]:
-    """How many hits each step is to give, so that the last one can give k."""
+    """Compute how many hits each step must give for the last to give k."""
     wanted = {step.name: 0 for step in steps} | {steps[-1].name: k}
     for step in reversed(steps):
         if step.kind.is_first_stage and step.depth is not None:
@@ -256,7 +261,7 @@ def _wanted(steps: Sequence[Step], k: int) -> dict[str, int]:
 
 
 def _places(query_id: str, steps: Sequence[Step], found: Mapping[str, Found]) -> dict[str, dict[str, Ranked]]:
-    """By step and document, where the step has put it."""
+    """Collect the rank and score that each step gave each document."""
     ranks = {
         name: {hit.doc_id: rank for rank, hit in enumerate(given.run.get(query_id, []), start=1)}
         for name, given in found.items()
@@ -275,7 +280,10 @@ def _places(query_id: str, steps: Sequence[Step], found: Mapping[str, Found]) ->
 
 @final
 class _Texts:
-    """The documents of one search, each fetched once, and the time that this and the steps take."""
+    """Texts and times of one search.
+
+    Each document is fetched once. The times are those of fetching and of the steps.
+    """
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
@@ -287,7 +295,7 @@ class _Texts:
         return {doc_id: self.changed.get(doc_id, document) for doc_id, document in self.originals(doc_ids).items()}
 
     def originals(self, doc_ids: Sequence[str]) -> dict[str, Document]:
-        """The documents as the collection has them."""
+        """Fetch documents as they are in the collection."""
         start = time.perf_counter()
         missing = [doc_id for doc_id in doc_ids if doc_id not in self.known]
         if missing or not doc_ids:
@@ -297,7 +305,7 @@ class _Texts:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measure a step, without the texts that it fetches."""
+        """Measure the time of a step, without the time to fetch its texts."""
         start, fetching = time.perf_counter(), self.milliseconds.get("documents", 0.0)
         yield
         self._took(name, start)

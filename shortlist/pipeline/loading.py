@@ -1,4 +1,4 @@
-"""What the steps of a pipeline load: indexes and models, each once, however many steps name it."""
+"""Loading of indexes and models for pipeline steps, once for all steps that name them."""
 
 from collections.abc import Callable, Hashable, Mapping
 from inspect import signature
@@ -19,13 +19,14 @@ T = TypeVar("T")
 
 @final
 class Opener:
-    """Loads what steps name.
+    """Loads indexes and models that steps name, each of them once.
 
     Args:
-        packed: of all models' linears, as for `models.run.for_inference`.
-        model: what stands for a model in the pipeline, given `retriever` or `reranker`, its name and the model (None:
+        packed: whether to pack the linear layers of all models, as for `models.run.for_inference`.
+        model: makes a stand-in for a model, given `retriever` or `reranker`, the model's name and the model (None: use
+            the model itself).
+        index: makes a stand-in for an index, given the index and the name of its search method (None: use the index
             itself).
-        index: what stands for an index, given it and the method that searches it (None: itself).
     """
 
     def __init__(
@@ -39,13 +40,13 @@ class Opener:
         self._loaded: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, load: Callable[[], T]) -> T:
-        """What has been loaded under this key; the first time it is loaded."""
+        """Return what was loaded under this key; load it the first time."""
         if key not in self._loaded:
             self._loaded[key] = load()
         return self._loaded[key]
 
     def folder(self, name: str, wanted: str = "retriever") -> "ModelFolder":
-        """What a model's name stands for, looked up once.
+        """Open the model folder of a name, looking the name up once.
 
         Args:
             wanted: as for `models.folder.open_folder`.
@@ -55,17 +56,17 @@ class Opener:
         return self.once(("folder", name, wanted), lambda: open_folder(name, wanted=wanted))
 
     def model(self, role: str, name: str, load: Callable[[], Any], *settings: Hashable) -> Any:
-        """A model, or what stands for it."""
+        """Load a model, and return it or its stand-in."""
         stands = self._model or (lambda role, name, model: model)
         return self.once((role, name, *settings), lambda: stands(role, name, load()))
 
     def index(self, key: Hashable, method: str, load: Callable[[], Any]) -> Any:
-        """An index, or what stands for it."""
+        """Load an index, and return it or its stand-in."""
         stands = self._index or (lambda index, method: index)
         return self.once((method, key), lambda: stands(load(), method))
 
     def retriever(self, name: str, *, contract: str | None = None, query_length: int | None = None) -> Any:
-        """A retriever, ready to embed queries."""
+        """Load a retriever, ready to embed queries."""
 
         def load() -> Any:
             from shortlist.models.retriever import Retriever
@@ -77,7 +78,7 @@ class Opener:
         return self.model("retriever", name, load, contract, query_length)
 
     def reranker(self, method: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-        """A reranker of a method in `rerankers.kinds.RERANKERS`, ready to score."""
+        """Load a reranker by a method in `rerankers.kinds.RERANKERS`, ready to score."""
 
         def load() -> Any:
             known = signature(method).parameters
@@ -90,14 +91,14 @@ class Opener:
 
 
 def open_words(opener: Opener, *, index: Path) -> FirstStage:
-    """Search by words, in an index from `shortlist index`."""
+    """Open a BM25 index from `shortlist index`."""
     if (kind := kind_of(index)) != "bm25":
         raise UserError(f"{index}: an index of kind {kind}; `find: bm25` searches one over words.")
     return open_any(opener, index=index)
 
 
 def open_any(opener: Opener, *, index: Path) -> FirstStage:
-    """Search an index of whatever kind, if it needs no model."""
+    """Open an index of any kind that needs no model."""
     if needs_model(index):
         raise UserError(
             f"{index}: an index of kind {kind_of(index)}, which needs a model; search it with `find: dense`."
@@ -118,10 +119,10 @@ def open_dense(
     refine: int | None = None,
     engine: Engine = "local",
 ) -> FirstStage:
-    """Search by the vectors of a retriever: exactly, or in an index over them.
+    """Open vectors of a retriever for exact search, or an index over them.
 
     Raises:
-        UserError: neither vectors nor an index is named, or they are another model's.
+        UserError: neither vectors nor an index is named, or another model made them.
     """
     where = index or vectors
     if where is None:
@@ -136,11 +137,11 @@ def open_dense(
 
 
 FINDERS: dict[str, Callable[..., FirstStage]] = {"bm25": open_words, "dense": open_dense, "index": open_any}
-"""First stages by name; the settings of each are the keyword arguments of its function."""
+"""First stages by name; the keyword arguments of a function are its settings."""
 
 
 def rerankers() -> Mapping[str, Callable[..., Any]]:
-    """The methods of reranking, loaded when one is first named."""
+    """Return the reranking methods, imported when one is first named."""
     from shortlist.rerankers.kinds import RERANKERS
 
     return RERANKERS

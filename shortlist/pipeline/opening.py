@@ -1,4 +1,4 @@
-"""A description, opened: its collection and its steps, with all that they name loaded once."""
+"""Opening of a description's steps, with every index and model loaded once."""
 
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
@@ -6,10 +6,10 @@ from shortlist.pipeline.steps import STEPS, Step
 
 
 def open_steps(description: Description, opener: Opener | None = None) -> list[Step]:
-    """The steps of a description, ready to run.
+    """Open the steps of a description, ready to run.
 
     Raises:
-        UserError: something that they name is missing, or does not belong together.
+        UserError: an index or model is missing, or does not belong with the others.
     """
     opener = opener or Opener()
     steps = []

@@ -1,4 +1,7 @@
-"""A pipeline as a value: read from YAML, or from flags as a shorthand for the same, with every field checked."""
+"""Descriptions of pipelines, read from YAML or from flags, with every field checked.
+
+Flags are a shorthand for a description in YAML.
+"""
 
 import math
 import types
@@ -16,68 +19,68 @@ from shortlist.pipeline.steps import STEPS, Kind
 
 EXPECTED = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
 OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float}
-"""What a step may say beside the settings of its method."""
+"""Options of a step, besides the settings of its method."""
 FLAG_DEFAULTS = {"reranker_share": 1.0}
 FLAGS = {"depth": "--depth", "share": "--reranker-share", "weights": "--weights"}
 
 
 class Part(NamedTuple):
-    """One step of a description."""
+    """A step of a description."""
 
     name: str
     kind: str
     """A key of `STEPS`."""
     method: str
-    """What stands behind the kind, as `bm25` in `find: bm25`."""
+    """Method of the kind, such as `bm25` in `find: bm25`."""
     settings: Mapping[str, Any] = {}
-    """Of the method."""
+    """Settings of the method."""
     of: tuple[str, ...] = ()
     depth: int | None = None
     share: float = 1.0
 
 
 class Description(NamedTuple):
-    """A pipeline as it is written down."""
+    """A pipeline as it is written in a YAML file."""
 
     steps: tuple[Part, ...]
-    """Each reads earlier ones; the last one's run is the answer."""
+    """The steps in order; they may read earlier steps, and the last step's run is the answer."""
     collection: str | None = None
     """Folder, `irds:` or `hf:` name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What is searched, as flags: a shorthand for a description."""
+    """Flags for the indexes and vectors to search, a shorthand for a description."""
 
     index: tuple[Path, ...] = ()
-    """Indexes from `shortlist index`, over words or over vectors; several first stages are fused."""
+    """Indexes from `shortlist index`, over words or vectors; several are fused."""
     model: str | None = None
     """Retriever that made the vectors: folder or hub name."""
     vectors: Path | None = None
-    """Vectors from `shortlist encode`, to be searched exactly; with an index over them, where they are now."""
+    """Vectors from `shortlist encode`, to search exactly or, with an index over them, to say where they are now."""
     contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
+    """Input contract by name, for a model folder without one."""
     query_length: int | None = None
-    """Most tokens of a query (None: the model's)."""
+    """Most tokens of a query (None: the model's limit)."""
     memory_gib: SpeedOnly[float | None] = None
-    """Most memory for vectors at a time, GiB (None: half of what is free); they may be many times as large."""
+    """Most GiB of memory for vectors at a time (None: half of the free memory); vectors may be many times larger."""
     effort: int | None = None
-    """What approximate search spends on a query: hnsw, candidates; ivf, lists (None: what the index was built with)."""
+    """Effort of approximate search per query: candidates for hnsw, lists for ivf (None: the index's setting)."""
     refine: int | None = None
-    """Candidates that are scored exactly, in multiples of --k (None: what the index was built with)."""
+    """Candidates to score exactly, in multiples of --k (None: the index's setting)."""
     fusion: str = "rrf"
-    """How several first stages become one run: rrf, weighted or zscore, as in `shortlist fuse`."""
+    """Method to fuse several first stages: rrf, weighted or zscore, as in `shortlist fuse`."""
     weights: tuple[float, ...] | None = None
-    """How much each counts, --index in the order given, then --vectors."""
+    """Weight of each first stage: the --index paths in the order given, then --vectors."""
     engine: SpeedOnly[Engine] = "local"
-    """`ray`: scan vectors exactly on a Ray cluster, whose nodes all find them at the same place."""
+    """`ray`: scan vectors exactly on a Ray cluster, whose nodes must all have them at the same path."""
 
 
 def read(path: Path, *, collection: str | None = None) -> Description:
-    """The description in a YAML file.
+    """Read the description in a YAML file.
 
     Args:
-        collection: in place of the file's own.
+        collection: replaces the collection in the file.
 
     Raises:
         UserError: a field is missing, unknown, or does not fit.
@@ -86,13 +89,14 @@ def read(path: Path, *, collection: str | None = None) -> Description:
 
 
 def parse(content: Mapping[str, Any], *, where: str, collection: str | None = None) -> Description:
-    """The description that a mapping holds.
+    """Parse a description from a mapping.
 
     Args:
-        where: what the mapping is called in errors.
+        where: the mapping's name in errors.
+        collection: replaces the collection in the mapping.
 
     Raises:
-        UserError: as `read`.
+        UserError: as for `read`.
     """
     for name in content:
         if name not in Description._fields:
@@ -109,7 +113,7 @@ def parse(content: Mapping[str, Any], *, where: str, collection: str | None = No
 
 
 def written(description: Description) -> dict[str, Any]:
-    """The mapping that `parse` would read as this description."""
+    """Write a description as a mapping that `parse` reads back."""
     steps = {}
     for part in description.steps:
         said: dict[str, Any] = {part.kind: part.method}
@@ -129,17 +133,17 @@ def from_flags(
     depth: int | None = None,
     reranker_share: float = 1.0,
 ) -> Description:
-    """The description that flags are a shorthand for.
+    """Make the description that flags are a shorthand for.
 
-    The first stages are called `bm25` and `dense`, where there are several of one sort with the name of their folder
-    behind it; what fuses them is `hybrid`, and the last step `reranker`.
+    The first stages are called by their sort, such as `bm25` and `dense`. If there are several of one sort, the name of
+    their folder is added. The step that fuses them is called `hybrid`, and the last step `reranker`.
 
     Args:
-        depth: candidates that are reranked.
-        reranker_share: how much its scores count.
+        depth: number of candidates to rerank.
+        reranker_share: weight of the reranker's scores.
 
     Raises:
-        UserError: nothing to search with, or what does not go together.
+        UserError: there is nothing to search with, or flags do not go together.
     """
     last = Part("reranker", "rank", "pointwise", {}, (), depth, reranker_share)
     _check_ranges(last, FLAGS.__getitem__)
@@ -175,14 +179,14 @@ def from_flags(
 def from_file_or_flags(
     pipeline: str | Path | Mapping[str, Any] | None, sources: Sources, *, collection: str | None, **options: Any
 ) -> Description:
-    """The description in a file, or else that of the flags.
+    """Read the description from a file if one is given, otherwise from the flags.
 
     Args:
-        pipeline: a YAML file, or what such a file holds.
+        pipeline: a YAML file, or its content.
         options: as for `from_flags`.
 
     Raises:
-        UserError: as `read` and `from_flags`, or both are given.
+        UserError: as for `read` and `from_flags`, or if both are given.
     """
     if pipeline is None:
         return from_flags(sources, collection=collection, **options)
@@ -214,7 +218,7 @@ def _dense(sources: Sources, path: Path) -> dict[str, Any]:
 
 
 def _names(sorts: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """A name for each first stage."""
+    """Choose a unique name for each first stage."""
     names: list[str] = []
     for sort, path in zip(sorts, paths, strict=True):
         name = sort if sorts.count(sort) == 1 else f"{sort}-{path.name}"
@@ -255,14 +259,14 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
 
 
 def _options(kind: Kind) -> list[str]:
-    """What a step of this kind may say beside the settings of its method."""
+    """List the options of this kind of step, besides the settings of its method."""
     reads = [] if kind.num_read == 0 else ["of"]
     return [*reads, "depth"] if kind.is_first_stage else [*reads, "depth", "share"]
 
 
 def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
-    """The settings of a method: the type of each, and whether it must be given."""
-    function = getattr(method, "func", method)  # a partial has no type hints of its own
+    """List a method's settings, with their types and whether they are required."""
+    function = getattr(method, "func", method)  # a partial has no type hints
     hints = get_type_hints(function)
     return {
         name: (hints[name], parameter.default is Parameter.empty)
@@ -282,10 +286,10 @@ def can_be_written(wanted: Any) -> bool:
 
 
 def convert(value: Any, wanted: Any, where: str) -> Any:
-    """A value out of YAML as the type that is wanted.
+    """Convert a value from YAML to the wanted type.
 
     Raises:
-        UserError: it is of another.
+        UserError: the value does not fit the type.
     """
     origin, choices = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
@@ -312,7 +316,10 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
 
 
 def _read_by(kind: Kind, of: Sequence[str] | None, earlier: Sequence[Part], where: str) -> tuple[str, ...]:
-    """The steps that a step reads: by default the one before it, or, if it reads several, all that nobody reads yet."""
+    """Find the steps that a step reads.
+
+    By default it reads the step before it or, if its kind reads several, all steps that no other step reads yet.
+    """
     names = [part.name for part in earlier]
     if of is None:
         unread = [name for name in names if not any(name in part.of for part in earlier)]
@@ -327,7 +334,7 @@ def _read_by(kind: Kind, of: Sequence[str] | None, earlier: Sequence[Part], wher
 
 
 def _checked(description: Description, where: str) -> Description:
-    """The description, whose numbers are all in range and whose steps all lead to the last one."""
+    """Check that all numbers are in range and all steps lead to the last one."""
     for part in description.steps:
         _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
     read = {name for part in description.steps for name in part.of}
@@ -338,7 +345,7 @@ def _checked(description: Description, where: str) -> Description:
 
 
 def _check_ranges(part: Part, called: Callable[[str], str]) -> None:
-    """Refuse numbers that make no sense, wherever they were given."""
+    """Refuse numbers out of range, from a file or from flags."""
     weights: Any = part.settings.get("weights")
     if part.depth is not None and part.depth < 1:
         raise UserError(f"{called('depth')} is {part.depth}; expected 1 or more.")

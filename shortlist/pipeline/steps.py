@@ -1,4 +1,7 @@
-"""Kinds of steps: each a plain function from runs and documents to runs and documents, and a line in `STEPS`."""
+"""Kinds of pipeline steps.
+
+A kind is a plain function from runs and documents to runs and documents, and a line in `STEPS`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,73 +16,74 @@ from shortlist.rerankers import Candidates
 from shortlist.rerankers.lists import score_lists
 
 FUSED_DEPTH = 100
-"""Ranks of each part that are fused, however few are asked for: a document that both rank 20th can win."""
+"""Least number of ranks to fuse from each run. Few would not do, as a document that two runs rank 20th can win."""
 
 Documents = Callable[[Sequence[str]], Mapping[str, Document]]
-"""The documents of some ids, as earlier steps have left them."""
+"""Fetches documents by id, with the changes that earlier steps made."""
 
 
 class Found(NamedTuple):
-    """What a step gives."""
+    """Result of a step."""
 
     run: Run
     num_placed: Mapping[str, int] | None = None
-    """How many of each query's first hits the step has placed itself; the others only follow (None: it placed all)."""
+    """Number of each query's first hits that the step has ranked itself; the others follow unchanged (None: it ranked
+    all)."""
     documents: Mapping[str, Document] = {}
-    """Documents whose texts it has changed, for the steps behind it."""
+    """Documents whose texts the step has changed, for later steps."""
 
 
 class Step(NamedTuple):
-    """One step of a pipeline, opened."""
+    """An opened step of a pipeline."""
 
     name: str
     kind: "Kind"
     stage: Any = None
-    """What it works with: a FirstStage, a function that fuses runs, a Ranker."""
+    """A FirstStage, a function that fuses runs, or a Ranker."""
     of: tuple[str, ...] = ()
-    """The earlier steps whose runs it reads."""
+    """Names of the earlier steps whose runs it reads."""
     depth: int | None = None
-    """How many documents a first stage makes (None: as many as later steps read), or how many a later one reads."""
+    """Number of documents that a first stage finds (None: as many as later steps read), or that a later step reads."""
     share: float = 1.0
-    """How much a reranker's scores count, 0 to 1, those before being the rest (`math.fusion.interpolate`)."""
+    """Weight of a reranker's scores, 0 to 1; the earlier scores have the rest (`math.fusion.interpolate`)."""
 
 
 class StepFunction(Protocol):
-    """What a kind of step does."""
+    """The function of a kind of step."""
 
     def __call__(
         self, step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int
     ) -> Found:
-        """Give each query's hits.
+        """Compute each query's hits.
 
         Args:
-            runs: those of the steps that this one reads, by name.
+            runs: runs of the steps that this step reads, by name.
             documents: fetches texts.
-            most: hits of each query that are wanted.
+            most: number of hits wanted for each query.
         """
         ...
 
 
 class Kind(NamedTuple):
-    """One kind of step.
+    """A kind of step.
 
-    Its methods are functions by name, `bm25` and `dense` of `find`. Their keyword-only arguments are the settings
-    that a description may give.
+    Its methods are functions by name, such as `bm25` and `dense` for `find`. Their keyword-only arguments are the
+    settings that a description may give.
     """
 
     run: StepFunction
     methods: Callable[[], Mapping[str, Callable[..., Any]]]
-    """Gives them by name; what takes long to load is loaded then."""
+    """Returns the methods by name; slow imports happen only then."""
     open: Callable[[Callable[..., Any], Opener, Mapping[str, Any]], Any]
-    """Makes the stage of a method and its settings."""
+    """Makes the step's `stage` from a method and its settings."""
     is_first_stage: bool = False
-    """Whether it can be asked alone, before anything is reranked."""
+    """Whether it can be used alone, before any reranking."""
     num_read: int | None = 1
-    """How many earlier runs it reads (None: two or more)."""
+    """Number of earlier runs it reads (None: two or more)."""
     fewest: int = 0
-    """Hits of each query that it reads at the least."""
+    """Least number of hits per query that it reads."""
     depth: int | None = None
-    """Depth of a step that does not say its own."""
+    """Default depth of a step of this kind."""
 
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int) -> Found:
@@ -88,13 +92,13 @@ def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
 
 
 def fuse(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int) -> Found:
-    """Make one run of several."""
+    """Fuse several runs into one."""
     fused = step.stage(list(runs.values()))
     return Found({query.query_id: fused.get(query.query_id, [])[:most] for query in queries})
 
 
 def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int) -> Found:
-    """Put the first hits of each query in the order of a reranker; the others follow in their old order."""
+    """Rerank the first hits of each query; the others follow in their old order."""
     [before] = runs.values()
     heads = [[hit.doc_id for hit in before.get(query.query_id, [])[: step.depth]] for query in queries]
     texts = documents(list(dict.fromkeys(doc_id for head in heads for doc_id in head)))
@@ -115,17 +119,17 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
 
 
 def open_finder(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """The first stage of a method in FINDERS."""
+    """Open the first stage of a method in FINDERS."""
     return method(opener, **settings)
 
 
 def open_fusion(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """A function of runs, with its settings."""
+    """Bind the settings to a function that fuses runs."""
     return partial(method, **settings)
 
 
 def open_ranker(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """The reranker of a method in RERANKERS."""
+    """Open the reranker of a method in RERANKERS."""
     return opener.reranker(method, settings)
 
 

@@ -1,4 +1,4 @@
-"""Stage `serve`: search, embeddings and reranking over HTTP, and a page to search on."""
+"""Stage `serve`: search, embeddings and reranking over HTTP, and a search page."""
 
 import sys
 from dataclasses import dataclass
@@ -17,51 +17,52 @@ if TYPE_CHECKING:
 
 FEWEST_KEY_CHARACTERS = 16
 SWITCH_SECONDS = 0.0001
-"""How long one thread may keep the others from running Python: the models' thread asks for it at every operation."""
+"""Longest time that one thread may keep the others from running Python. It is short because the models' thread needs
+its turn at every operation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     retriever: str | None = None
-    """Model folder or hub name: embeds, and searches if there are vectors."""
+    """Retriever to embed with, and to search with if there are vectors: folder or hub name."""
     vectors: Path | None = None
-    """Vectors that it made, from `shortlist encode`."""
+    """Vectors made by the retriever, from `shortlist encode`."""
     index: Path | None = None
-    """An index over them, from `shortlist index`; by default they are searched exactly."""
+    """Index over the vectors, from `shortlist index`; by default they are searched exactly."""
     collection: str | None = None
-    """The documents to search: folder, `irds:` or `hf:` name."""
+    """Collection of the documents to search: folder, `irds:` or `hf:` name."""
     bm25: Path | None = None
-    """Index of words over them, from `shortlist index`."""
+    """BM25 index over the documents, from `shortlist index`."""
     pipeline: Path | None = None
     """YAML file that describes all steps of a search, in place of --vectors, --index and --bm25 (docs/pipelines.md)."""
     reranker: str | None = None
-    """Model folder or hub name: scores, and reranks what was found."""
+    """Reranker to score with, and to rerank search results with: folder or hub name."""
     reranker_contract: str | None = None
-    """Its input contract by name, for a folder that does not say its own."""
+    """Input contract of the reranker by name, for a folder without one."""
     reranker_share: float = 1.0
-    """How much its scores count in a search, 0 to 1, the first stage's being the rest."""
+    """Weight of the reranker's scores in a search, 0 to 1; the first stage's scores have the rest."""
     host: str = "127.0.0.1"
-    """Address to listen on; any but this machine's own needs --api-key-file."""
+    """Address to listen on; any but a loopback address needs --api-key-file."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     api_key_file: Path | None = None
     """File with the key that clients must send."""
     workers: int = 1
-    """Processes on this machine, or replicas on a Ray cluster, each with models of its own."""
+    """Processes on this machine, or replicas on a Ray cluster; each loads the models."""
     engine: Engine = "local"
     """`ray`: serve with Ray Serve, on the cluster of RAY_ADDRESS or `ray start`."""
     token_budget: int | None = None
     """Tokens per forward pass, padding included (None: 512 on a CPU, 4,096 on a GPU)."""
     queue_requests: int = 256
-    """Most requests that wait or are worked on; more are answered with 429."""
+    """Most requests that wait or are being processed; more are answered with 429."""
     queue_tokens: int = 1_048_576
-    """Most tokens of these requests; more are answered with 429, and what could never fit with 413."""
+    """Most tokens in these requests; more are answered with 429, or with 413 if one request exceeds the limit alone."""
     timeout_seconds: float = 30.0
-    """Longest that a request may take."""
+    """Longest time that a request may take."""
     drain_seconds: float = 30.0
-    """Longest that accepted requests are worked on after SIGTERM."""
+    """Longest time to finish accepted requests after SIGTERM."""
     log: Literal["errors", "requests", "queries"] = "errors"
-    """What is written to stderr: errors, also a line for each request, also the texts that are asked."""
+    """Log on stderr: `errors` only, `requests` also a line for each request, `queries` also the texts of requests."""
 
 
 def run(config: Config) -> None:
@@ -87,10 +88,10 @@ def run(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot be served, before anything is loaded.
+    """Refuse settings that cannot be served, before anything is loaded.
 
     Raises:
-        UserError: flags that do not go together, or a server that anybody on the network could use.
+        UserError: flags do not go together, or anybody on the network could use the server.
     """
     from shortlist.serve.protection import LOOPBACK
 
@@ -118,10 +119,10 @@ def check(config: Config) -> None:
 
 
 def read_key(config: Config) -> str | None:
-    """The key that clients must send; None if none is needed.
+    """Read the key that clients must send; None if none is needed.
 
     Raises:
-        UserError: the file cannot be read, or what it holds is too short to be safe.
+        UserError: the file cannot be read, or holds no safe key.
     """
     if config.api_key_file is None:
         return None
@@ -138,10 +139,10 @@ def read_key(config: Config) -> str | None:
 
 
 def describe(config: Config) -> "Description | None":
-    """The pipeline that is served, if any is.
+    """Describe the pipeline to serve; None if nothing is searched.
 
     Raises:
-        UserError: flags, or a file, that do not describe one.
+        UserError: the flags or the file do not describe a pipeline.
     """
     from shortlist.pipeline.spec import Sources, from_flags, read
 
@@ -160,7 +161,7 @@ def describe(config: Config) -> "Description | None":
 
 
 def open_service(config: Config) -> "Service":
-    """Load what a Config names.
+    """Load the models, indexes and collection that a Config names.
 
     Raises:
         UserError: a model, store, index or collection is missing, or they do not belong together.
@@ -181,7 +182,7 @@ def open_service(config: Config) -> "Service":
 
 
 def open_app(config: Config) -> "Protection":
-    """The application over what a Config names, for this process alone."""
+    """Open the application for a Config, in this process."""
     from shortlist.serve.app import create_app
     from shortlist.serve.protection import LOOPBACK
 

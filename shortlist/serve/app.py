@@ -1,4 +1,4 @@
-"""The HTTP application over a Service: which paths there are depends on what it has."""
+"""The HTTP application over a Service, whose models and pipeline decide its paths."""
 
 import base64
 import math
@@ -42,7 +42,7 @@ NO_JSON = problem(400, "invalid_json", "the body is not JSON.", field="body")
 def create_app(
     service: Service, *, key: str | None = None, hosts: Iterable[str] | None = None, log: Log = "errors"
 ) -> Protection:
-    """The whole application, protected; arguments as for `Protection`."""
+    """Create the whole application inside a `Protection`, which takes the other arguments."""
     app = FastAPI(
         title="shortlist",
         version=__version__,
@@ -110,7 +110,10 @@ async def _explain_validation(request: Request, error: Exception) -> Response:
 
 
 def _field(loc: Sequence[Any]) -> str:
-    """`documents.3` of ("body", "documents", 3, "str"): what pydantic calls the parts of a union is left out."""
+    """Name a field by its location, without pydantic's names for parts of a union.
+
+    For example, ("body", "documents", 3, "str") becomes `documents.3`.
+    """
     parts = [str(part) for part in loc[1:2]] + [str(part) for part in loc[2:] if isinstance(part, int)]
     return ".".join(parts) or "body"
 
@@ -126,7 +129,7 @@ def _ticket(request: Request) -> Ticket:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_model=schema.Status, responses={503: {"model": schema.Status}})
     async def health() -> Response:
-        """Whether the process works."""
+        """Whether the process is working."""
         alive = service.batcher.alive
         answer = _json(schema.Status(status="alive" if alive else "broken"))
         answer.status_code = 200 if alive else 503
@@ -134,7 +137,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", response_model=schema.Status, responses={503: {"model": schema.Status}})
     async def ready() -> Response:
-        """Whether new requests are welcome: not while the server is going down."""
+        """Whether new requests are accepted; they are refused while the server shuts down."""
         draining = service.gate.draining or not service.batcher.alive
         answer = _json(schema.Status(status="draining" if draining else "ready"))
         answer.status_code = 503 if draining else 200
@@ -142,12 +145,12 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/info", response_model=schema.Info, responses={401: ERRORS[401]})
     async def info() -> Response:
-        """Models, contracts and limits."""
+        """Return models, contracts and limits."""
         return _json(_info(service))
 
     @app.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
     async def metrics() -> PlainTextResponse:
-        """Counters for Prometheus."""
+        """Return the counters for Prometheus."""
         return PlainTextResponse(render(service.metrics.together()))
 
 
@@ -171,7 +174,7 @@ def _info(service: Service) -> schema.Info:
 def _add_embedding(app: FastAPI, service: Service, retriever: Batched) -> None:
     @app.post("/v1/embeddings", response_model=schema.EmbeddingsResponse, responses=ERRORS)
     async def embeddings(asked: schema.EmbeddingsRequest, request: Request) -> Response:
-        """Vectors, as OpenAI's clients ask for them."""
+        """Embed texts, with OpenAI's API."""
         read = await service.embed(_ticket(request), _texts(asked.input), asked.input_type)
         vectors = _narrowed(retriever, read.outputs, asked.dimensions)
         encode = _base64 if asked.encoding_format == "base64" else np.ndarray.tolist
@@ -181,7 +184,7 @@ def _add_embedding(app: FastAPI, service: Service, retriever: Batched) -> None:
 
     @app.post("/embed", response_model=list[list[float]], responses=ERRORS)
     async def embed(asked: schema.TeiEmbedRequest, request: Request) -> Response:
-        """Vectors, as text-embeddings-inference's clients ask for them."""
+        """Embed texts, with the API of text-embeddings-inference."""
         read = await service.embed(_ticket(request), _texts(asked.inputs), asked.prompt_name or "document")
         _check_whole(read, asked.truncate, "inputs")
         vectors = _narrowed(retriever, read.outputs, asked.dimensions)
@@ -207,7 +210,10 @@ def _base64(vector: np.ndarray) -> str:
 
 
 def _narrowed(retriever: Batched, vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
-    """The first numbers of each vector, brought to length 1 again where the whole ones have it."""
+    """Keep the first numbers of each vector.
+
+    The result is scaled to length 1 again if the model's vectors have length 1.
+    """
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
     if dimensions > vectors.shape[1]:
@@ -228,7 +234,7 @@ def _check_whole(read: Read, truncate: bool | None, field: str) -> None:
 
 def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
     async def rerank(asked: schema.RerankRequest, request: Request) -> Response:
-        """Documents in the order of their scores, as Cohere's and Jina's clients ask for it."""
+        """Rank documents by their scores, with the API of Cohere and Jina."""
         texts = asked.texts
         pairs = [(asked.query, text) for text in texts]
         read = await service.score(_ticket(request), pairs, asked.max_tokens_per_doc)
@@ -252,7 +258,7 @@ def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
 
     @app.post("/rerank", response_model=list[schema.TeiRank], responses=ERRORS)
     async def tei_rerank(asked: schema.TeiRerankRequest, request: Request) -> Response:
-        """Texts in the order of their scores, as text-embeddings-inference's clients ask for it."""
+        """Rank texts by their scores, with the API of text-embeddings-inference."""
         read = await service.score(_ticket(request), [(asked.query, text) for text in asked.texts])
         _check_whole(read, asked.truncate, "texts")
         scale = float if asked.raw_scores else _between_0_and_1
@@ -266,7 +272,7 @@ def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
 
     @app.post("/score", response_model=schema.ScoreResponse, responses=ERRORS)
     async def score(asked: schema.ScoreRequest, request: Request) -> Response:
-        """Scores of pairs, as vLLM's clients ask for them."""
+        """Score pairs of texts, with vLLM's API."""
         pairs = _pairs(_texts(asked.text_1), _texts(asked.text_2))
         read = await service.score(_ticket(request), pairs, field="text_1")
         data = [schema.Score(index=i, score=_between_0_and_1(value)) for i, value in enumerate(read.outputs)]
@@ -288,13 +294,13 @@ def _best_first(scores: np.ndarray) -> list[int]:
 
 
 def _between_0_and_1(score: Any) -> float:
-    """The logistic function; in float64, which tells scores apart that float32 would round to 1."""
+    """Apply the logistic function in float64, as float32 would round high scores to 1."""
     return 0.5 * (1 + math.tanh(0.5 * float(score)))
 
 
 def _add_search(app: FastAPI, service: Service, pipeline: Pipeline) -> None:
     async def search(asked: schema.SearchRequest, request: Request) -> Response:
-        """The best documents of the collection for each query."""
+        """Find the best documents of the collection for each query."""
         _check(pipeline, asked)
         options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
         field = "query" if asked.query is not None else "queries"
@@ -333,7 +339,7 @@ def _search_answer(query: str, found: Found, explain: bool) -> schema.SearchAnsw
 
 
 async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.SearchAnswer, found: Found) -> None:
-    """Say what the models have not read to its end."""
+    """Mark the query and documents that the models have not read to the end."""
     steps = [step for step in pipeline.steps if step.name in found.milliseconds]
     if retrievers := service.readers("retriever", steps):
         answer.truncated = any([await service.is_cut(model, answer.query) for model in retrievers.values()])

@@ -1,4 +1,7 @@
-"""Texts of many requests wait here, and one thread runs them through the models, those of several requests together."""
+"""Queue of texts from many requests, and the one thread that runs the models.
+
+A batch may hold texts of several requests.
+"""
 
 import ctypes
 import threading
@@ -17,20 +20,21 @@ from shortlist.models.run import Model, TokenIds, default_token_budget, run_mode
 from shortlist.text.batching import token_batches
 
 SMALLER = 4
-"""How many times smaller a batch is than where many texts are read at once: as fast, and who comes next waits less."""
+"""How many times smaller a batch is here than when many texts are read at once. It is as fast, and later requests wait
+less."""
 ALIKE = 2
-"""Texts share a batch if neither is more than this many times as long as the other: the rest would be padding."""
+"""Texts share a batch if neither is more than this many times as long as the other, to limit padding."""
 LOOK_AHEAD = 4
-"""Batches' worth of waiting texts among which those of like length are sought."""
+"""Number of batches' worth of waiting texts to search for texts of similar length."""
 PACE = 0.2
-"""How much the last batch counts in the speed that is told."""
+"""Weight of the last batch in the reported speed."""
 
 TRIMMED = 4
-"""Batches after which memory that is free goes back to the system."""
+"""Number of batches after which free memory is returned to the system."""
 
 
 Finished = Callable[[str, int, int, float], None]
-"""Told of each batch: the model, its texts, their tokens without padding, and seconds."""
+"""Called after each batch with the model's name, the number of texts, their tokens without padding, and seconds."""
 
 
 @final
@@ -38,7 +42,7 @@ class Work:
     """The texts of one request that wait for one model.
 
     Args:
-        arrival: a number that grows from one request to the next.
+        arrival: a number that grows from one work to the next.
     """
 
     def __init__(self, model: str, token_ids: Sequence[TokenIds], arrival: int) -> None:
@@ -46,44 +50,44 @@ class Work:
         self.future: Future[Rows] = Future()
         self.waiting = sorted(range(len(token_ids)), key=lambda place: -len(token_ids[place]))
         self.num_tokens = sum(map(len, token_ids))
-        """Of the texts that wait."""
+        """Tokens of the waiting texts."""
         self.places: list[int] = []
-        """Texts that were run, in the order of their rows in `parts`."""
+        """Numbers of the finished texts, in the order of their rows in `parts`."""
         self.parts: list[Rows] = []
 
     def take(self, places: set[int]) -> None:
-        """These wait no longer."""
+        """Remove these texts from those that wait."""
         self.waiting = [place for place in self.waiting if place not in places]
         self.num_tokens -= sum(len(self.token_ids[place]) for place in places)
 
     def give(self, places: Sequence[int], rows: Rows) -> None:
-        """The model's rows for some of the texts; the last ones finish the work."""
+        """Add the model's rows for some of the texts; the last rows finish the work."""
         self.places += places
         self.parts.append(rows)
         if len(self.places) == len(self.token_ids):
-            with suppress(InvalidStateError):  # it was cancelled a moment ago
+            with suppress(InvalidStateError):  # it was just cancelled
                 self.future.set_result(select(join(self.parts), torch.tensor(self.places).argsort()))
 
 
 class Item(NamedTuple):
-    """One text of a work."""
+    """A text of a work."""
 
     work: Work
     place: int
 
     @property
     def token_ids(self) -> TokenIds:
-        """What the model reads."""
+        """The token ids that the model reads."""
         return self.work.token_ids[self.place]
 
 
 @final
 class Queue:
-    """Decides what runs next. Every other batch begins with the oldest work, every other one with the shortest.
+    """The waiting works, and the rule that chooses the next batch.
 
-    So a short query waits for two batches at most, whatever long work is ahead of it, and long work still gets every
-    other batch, whatever comes behind it. A batch is of one model; in the same order it is filled up with texts of
-    like length, to as many tokens as the budget allows.
+    Batches begin alternately with the oldest work and with the shortest. So a short query waits for at most two
+    batches, however much long work is ahead of it, and long work still gets every other batch. A batch is for one
+    model. It is filled up in the same order with texts of similar length, until the token budget is used.
     """
 
     def __init__(self, token_budgets: Mapping[str, int]) -> None:
@@ -92,11 +96,14 @@ class Queue:
         self.oldest_first = False
 
     def add(self, work: Work) -> None:
-        """Wait at the end."""
+        """Add a work at the end of the queue."""
         insort(self.works, work, key=lambda work: work.arrival)
 
     def take(self) -> list[Item]:
-        """The next batch, none of which waits any more; empty if nothing waits. Cancelled work is forgotten."""
+        """Take the next batch out of the queue; empty if nothing waits.
+
+        Cancelled works are removed from the queue.
+        """
         self.works = [work for work in self.works if work.waiting and not work.future.cancelled()]
         if not self.works:
             return []
@@ -112,7 +119,10 @@ class Queue:
 
 
 def _alike(order: Sequence[Work], most_tokens: int) -> Iterator[Item]:
-    """Texts for the model of the first one and about as long, until they have so many tokens."""
+    """Yield texts like the first one until `most_tokens` tokens are reached.
+
+    They are for the same model and about as long.
+    """
     first = Item(order[0], order[0].waiting[0])
     length, num_tokens = len(first.token_ids), 0
     for work in order:
@@ -127,11 +137,11 @@ def _alike(order: Sequence[Work], most_tokens: int) -> Iterator[Item]:
 
 @final
 class Batcher:
-    """The thread that runs the models; nothing else may, while it does.
+    """Runs the models in a thread, which alone may use them.
 
     Args:
-        token_budget: tokens per forward pass, padding included (None: what suits the device and who waits).
-        finished: told of each batch.
+        token_budget: tokens per forward pass, padding included (None: chosen for the device and short waits).
+        finished: called after each batch.
     """
 
     def __init__(
@@ -142,22 +152,22 @@ class Batcher:
         for name, model in models.items():
             self.add(name, model)
         self.tokens_per_second = 0.0
-        """As of late; 0 before the first batch."""
+        """Recent speed; 0 before the first batch."""
         self._changed = threading.Condition()
         self._closed, self._arrivals = False, 0
         self._thread = threading.Thread(target=self._work, name="models", daemon=True)
         self._thread.start()
 
     def add(self, name: str, model: Model) -> None:
-        """Run this model too; before anything is submitted to it."""
+        """Add a model; call this before anything is submitted to it."""
         device = next(model.parameters()).device
         self.queue.token_budgets[name] = self.token_budget or default_token_budget(device) // SMALLER
         self.models[name] = model
 
     def submit(self, model: str, token_ids: Sequence[TokenIds]) -> "Future[Rows]":
-        """Let a model read these; the result has its rows in the same order.
+        """Submit texts to a model; the result has its rows in the same order.
 
-        Cancelling the future takes out of the queue what has not been run.
+        Cancelling the future removes texts that have not been run from the queue.
         """
         with self._changed:
             self._arrivals += 1
@@ -173,11 +183,11 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still works."""
+        """Whether the thread is still running."""
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the thread; what still waits is cancelled."""
+        """End the thread and cancel all waiting work."""
         with self._changed:
             self._closed = True
             for work in self.queue.works:
@@ -186,7 +196,7 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; it keeps the bytes of every shape of batch
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps memory for every shape of batch
         for number in count(1):
             if not (batch := self._next()):
                 return
@@ -194,7 +204,7 @@ class Batcher:
                 trim(0)
             try:
                 self._run(batch)
-            except Exception as error:  # of one batch: whoever waits for it is told, and the next one may be fine
+            except Exception as error:  # only this batch fails; the next one may succeed
                 for work in {item.work for item in batch}:
                     with suppress(InvalidStateError):
                         work.future.set_exception(error)

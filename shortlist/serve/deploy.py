@@ -1,4 +1,4 @@
-"""The same application on many machines: replicas with the models under Ray Serve, a front that answers for them."""
+"""The application under Ray Serve: replicas with the models, and a front for them."""
 
 import signal
 import threading
@@ -13,9 +13,9 @@ from shortlist.serve.gate import FullError
 from shortlist.serve.protection import HEADERS, RETRY_SECONDS, Answer, Message, Protection, explained, problem, replay
 
 SPARE = 2
-"""How many times its own bound of requests Ray sends to a replica, so that a full one can say so itself."""
+"""How many times its own limit of requests Ray sends to a replica, so that a full replica can answer so itself."""
 SCOPE = ("method", "path", "raw_path", "query_string", "headers", "root_path", "scheme", "http_version")
-"""What of a request is passed on, beside its body."""
+"""Parts of a request that are passed on, besides its body."""
 
 Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers and body."""
@@ -23,13 +23,13 @@ Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 @final
 class Replica:
-    """One copy of the models, with the whole application over it."""
+    """A process with a copy of the models and the whole application."""
 
     def __init__(self, make_app: Callable[[], Protection]) -> None:
         self.app = make_app()
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> Reply:
-        """What the application answers."""
+        """Answer a request with the application."""
         messages: list[Message] = []
 
         async def send(message: Message) -> None:
@@ -42,13 +42,16 @@ class Replica:
 
 @final
 class Front:
-    """Passes requests on to the replicas, and answers itself where one of them has died or all are full."""
+    """Passes requests on to the replicas.
+
+    It answers itself if the replica has died or all replicas are full.
+    """
 
     def __init__(self, replicas: Any) -> None:
         self.replicas = replicas
 
     async def __call__(self, request: Any) -> Any:
-        """Answer one request of Starlette's."""
+        """Answer a Starlette request."""
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import BackPressureError
         from starlette.responses import Response
@@ -74,13 +77,13 @@ def _response(answer: Answer | None) -> Any:
 
 
 def application(make_app: Callable[[], Protection], *, replicas: int, queue_requests: int, drain_seconds: float) -> Any:
-    """Replicas and front, as Ray Serve deploys them.
+    """Build the replicas and the front for Ray Serve to deploy.
 
     Args:
         make_app: opens the application in the replica's process.
-        replicas: how many; each has a GPU where the cluster has any.
-        queue_requests: most that wait or are worked on in a replica.
-        drain_seconds: longest that accepted requests are worked on when it ends.
+        replicas: number of replicas; each gets a GPU if the cluster has any.
+        queue_requests: most requests that wait or are being processed in a replica.
+        drain_seconds: longest time to finish accepted requests at the end.
     """
     ray, serve = import_module("ray"), import_module("ray.serve")
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -97,7 +100,7 @@ def application(make_app: Callable[[], Protection], *, replicas: int, queue_requ
 
 
 def serve_on_ray(make_app: Callable[[], Protection], *, host: str, port: int, **options: Any) -> None:
-    """Serve until SIGTERM or Ctrl-C; options as of `application`.
+    """Serve until SIGTERM or Ctrl-C; `application` takes the options.
 
     Raises:
         UserError: Ray or a part of it is missing, or no cluster answers.

@@ -1,4 +1,4 @@
-"""How much work the server has accepted and not yet answered, in requests and in tokens, and when that is too much."""
+"""Admission control: counts accepted requests and tokens, and refuses too many."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple, final
 
 SHARE = 0.25
-"""Of a request's longest time, in which all that is accepted must be read at the speed of late.
+"""Share of a request's time limit within which the models must read all accepted tokens, at their recent speed.
 
-Not more, because under overload the models are slower than before it, and the others pass long requests.
+It is small because the models are slower under overload than before, and other requests overtake long ones.
 """
 
 
 class FullError(Exception):
-    """There is too much to do already; the same request may be accepted later.
+    """The server is full; the same request may be accepted later.
 
     Args:
-        seconds: after which to try again.
+        seconds: time after which to try again.
     """
 
     def __init__(self, message: str, seconds: int) -> None:
@@ -25,20 +25,20 @@ class FullError(Exception):
 
 
 class TooLargeError(Exception):
-    """No server with these limits would ever accept the request."""
+    """The request exceeds the server's limits and would never be accepted."""
 
 
 class Limits(NamedTuple):
-    """What a server accepts."""
+    """Limits of what a server accepts."""
 
     queue_requests: int = 256
-    """Most requests that are accepted and not yet answered."""
+    """Most requests accepted and not yet answered."""
     queue_tokens: int = 1_048_576
-    """Most tokens of them all together."""
+    """Most tokens of these requests in total."""
     timeout_seconds: float = 30.0
-    """Longest that a request may take."""
+    """Longest time that a request may take."""
     body_bytes: int = 8 * 2**20
-    """Largest body of a request."""
+    """Most bytes in a request's body."""
 
 
 @final
@@ -46,7 +46,7 @@ class Gate:
     """Counts requests in and out. Only the event loop's thread may use it.
 
     Args:
-        speed: tells the tokens per second that the models read of late; 0 if unknown.
+        speed: returns the tokens per second that the models have read recently; 0 if unknown.
     """
 
     def __init__(self, limits: Limits, speed: Callable[[], float] = lambda: 0.0) -> None:
@@ -58,7 +58,7 @@ class Gate:
         """Accept a request.
 
         Raises:
-            FullError: there are as many as may be.
+            FullError: the limit of requests is reached.
         """
         if self.requests >= self.limits.queue_requests:
             raise FullError(f"{self.requests} requests are waiting, as many as may be", self._seconds())
@@ -66,16 +66,16 @@ class Gate:
         return Ticket(self)
 
     def _seconds(self) -> int:
-        """How long the work that is accepted will take, in whole seconds."""
+        """Estimate the whole seconds until all accepted work is done."""
         speed = self.speed()
         return min(60, max(1, math.ceil(self.tokens / speed))) if speed else 1
 
     def reserve(self, tokens: int) -> None:
-        """Accept so many tokens.
+        """Accept a number of tokens.
 
         Raises:
-            TooLargeError: more than can ever be accepted.
-            FullError: there are too many already, or they would not be read in time.
+            TooLargeError: the tokens exceed the server's limit.
+            FullError: too many tokens are waiting, or they could not be read in time.
         """
         most, speed = self.limits.queue_tokens, self.speed()
         if tokens > most:
@@ -89,7 +89,7 @@ class Gate:
 
 @final
 class Ticket:
-    """One accepted request: what it has reserved, and what of it is under way."""
+    """An accepted request, with its reserved tokens and its running work."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate, self.tokens = gate, 0
@@ -97,15 +97,15 @@ class Ticket:
         self._futures: list[Future[Any]] = []
 
     def reserve(self, tokens: int) -> None:
-        """Raises as `Gate.reserve`."""
+        """Reserve tokens for this request; raises the errors of `Gate.reserve`."""
         self._gate.reserve(tokens)
         self.tokens += tokens
 
     def watch(self, future: "Future[Any]") -> "Future[Any]":
-        """Cancel this future when the ticket is.
+        """Cancel this future when the ticket is cancelled.
 
         Raises:
-            CancelledError: it is already.
+            CancelledError: the ticket is cancelled already.
         """
         self._futures.append(future)
         if self.cancelled:
@@ -114,13 +114,13 @@ class Ticket:
         return future
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Cancel the request's work, as nobody waits for the answer any more."""
         self.cancelled = True
         for future in self._futures:
             future.cancel()
 
     def leave(self) -> None:
-        """The request is answered, or nobody waits for it."""
+        """Leave the gate, when the request is answered or nobody waits for it."""
         self._gate.requests -= 1
         self._gate.tokens -= self.tokens
         self.tokens = 0

@@ -9,7 +9,7 @@ from typing import final
 from shortlist.data.files import read_json, write_json
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper ends of a histogram's bars, seconds."""
+"""Upper ends of a histogram's buckets, in seconds."""
 
 HELP = {
     "shortlist_requests_total": ("counter", "Requests by path and status."),
@@ -29,10 +29,10 @@ Labels = Mapping[str, str]
 
 @final
 class Metrics:
-    """What has happened since the start; any thread may count.
+    """Counts of everything since the start; any thread may count.
 
     Args:
-        gauges: tell what is now, by name.
+        gauges: functions that return a current value, by name.
     """
 
     def __init__(self, **gauges: Callable[[], int]) -> None:
@@ -59,21 +59,24 @@ class Metrics:
             self._add(_series(f"{name}_count", labels), 1)
 
     def values(self) -> dict[str, int | float]:
-        """Every series of this process with its value."""
+        """Return every series of this process with its value."""
         with self._lock:
             return self._values | {name: now() for name, now in self._gauges.items()}
 
     def share(self, folder: Path) -> None:
-        """Count together with other processes, all of which `publish` into this folder."""
+        """Share counts with other processes that `publish` into the same folder."""
         self._folder = folder
 
     def publish(self) -> None:
-        """Tell the other processes, if there are any, what has been counted here."""
+        """Write this process's counts for the other processes, if there are any."""
         if self._folder:
             write_json(self._folder / f"{os.getpid()}.json", self.values())
 
     def together(self) -> dict[str, int | float]:
-        """Every series, of all processes as they have last told it; those that have ended are counted, but not now."""
+        """Add up the series of all processes, as last published.
+
+        Processes that have ended still count in counters and histograms, but not in gauges.
+        """
         self.publish()
         total = self.values()
         for path in self._folder.glob("*.json") if self._folder else ():
@@ -85,7 +88,7 @@ class Metrics:
 
 
 def render(values: Mapping[str, int | float]) -> str:
-    """The text that Prometheus reads."""
+    """Write values as text for Prometheus."""
     lines = []
     for name, (kind, meaning) in HELP.items():
         ends = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)

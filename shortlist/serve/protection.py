@@ -1,4 +1,4 @@
-"""Everything that stands between the network and the models: who may ask, how much, for how long; errors as JSON."""
+"""Protection between the network and the models: keys, hosts, limits, timeouts, JSON errors."""
 
 import asyncio
 import hmac
@@ -19,7 +19,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 Log = Literal["errors", "requests", "queries"]
 
 OPEN = {"/health", "/ready", "/", "/page.css", "/page.js"}
-"""What answers without a key: nothing of it tells about models, texts or load."""
+"""Paths that need no key; their answers reveal nothing about models, texts or load."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -33,10 +33,10 @@ HEADERS = {
     "x-frame-options": "DENY",
     "cache-control": "no-store",
 }
-"""Of every answer."""
+"""Headers of every answer."""
 
 RETRY_SECONDS = 5
-"""Told to clients while the server is going down."""
+"""Seconds after which clients should try again while the server is shutting down."""
 
 
 class Answer(NamedTuple):
@@ -52,15 +52,15 @@ class _DisconnectedError(Exception):
 
 
 def problem(status: int, kind: str, message: str, *, field: str | None = None, **headers: str) -> Answer:
-    """An error as every endpoint answers it."""
+    """Make an error answer in the format of all endpoints."""
     error = ErrorResponse(error=ErrorBody(message=message, type=kind, field=field))
-    # Escaped to ASCII: a field's name may be anything that the client has sent, half a surrogate pair included.
+    # Escaped to ASCII: a field's name comes from the client and may hold anything, such as half a surrogate pair.
     body = json.dumps(error.model_dump(exclude_none=True)).encode()
     return Answer(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def explained(error: Exception) -> Answer | None:
-    """The answer to errors that are no bug of ours."""
+    """Return the answer to an expected error; None if the error is a bug."""
     if isinstance(error, FullError):
         return problem(429, "overloaded", f"{error}; try again later.", retry_after=str(error.seconds))
     if isinstance(error, TooLargeError):
@@ -72,14 +72,14 @@ def explained(error: Exception) -> Answer | None:
 
 @final
 class Protection:
-    """An ASGI application round another.
+    """An ASGI application that wraps another and protects it.
 
     Args:
-        key: what clients must send as `Authorization: Bearer KEY`; without one everybody may ask.
-        hosts: names under which the server may be addressed (None: any), so that no web page can reach a server
-            without a key by giving its own name this machine's address.
-        paths: those that are counted by name.
-        log: what is said on stderr besides errors: every request without its texts, or with them.
+        key: key that clients must send as `Authorization: Bearer KEY`; without one everybody may ask.
+        hosts: host names under which the server may be addressed (None: any). This stops a web page from reaching a
+            server without a key by pointing the page's host name at this machine's address.
+        paths: paths that are counted by name.
+        log: output on stderr besides errors: every request without its texts, or with them.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Protection:
         self.hosts, self.paths = None if hosts is None else set(hosts), set(paths)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass on what is none."""
+        """Answer an HTTP request; pass on anything other than HTTP."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -122,7 +122,7 @@ class Protection:
     async def _answer(self, scope: Message, receive: Receive, reply: "_Reply") -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if refusal := self._refusal(scope, headers):
-            if self.gate.draining:  # the connection is closed after this, and what is unread then would reset it
+            if self.gate.draining:  # the connection is closed after this, and an unread body would reset it
                 await _body(receive, headers, self.gate.limits.body_bytes)
             await reply.send(refusal)
         elif scope["method"] == "POST":
@@ -131,7 +131,7 @@ class Protection:
             await self.app(scope, receive, reply)
 
     def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> Answer | None:
-        """Why a request is not even looked at."""
+        """Return the refusal of a request by its headers; None if it is accepted."""
         if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
             return problem(400, "invalid_host", "the Host header names another server; ask for 127.0.0.1 or localhost.")
         if scope["path"] not in OPEN and not self._knows(headers.get(b"authorization", b"")):
@@ -148,7 +148,10 @@ class Protection:
         return hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"
 
     async def _work(self, scope: Message, receive: Receive, reply: "_Reply", headers: dict[bytes, bytes]) -> None:
-        """A request that takes the models' time: counted, bounded, and ended when its client leaves."""
+        """Answer a request that uses the models.
+
+        It is counted, limited in time, and cancelled when its client leaves.
+        """
         try:
             ticket = self.gate.enter()
         except FullError as error:
@@ -179,7 +182,7 @@ class Protection:
 
 
 async def _until_gone(answering: Awaitable[None], receive: Receive) -> None:
-    """Wait for an answer; if the client leaves before, stop."""
+    """Wait for an answer, but stop if the client leaves."""
     work = asyncio.ensure_future(answering)
     gone = asyncio.ensure_future(_gone(receive))
     try:
@@ -199,7 +202,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _body(receive: Receive, headers: dict[bytes, bytes], most: int) -> bytes | None:
-    """The whole body; None if it is too large."""
+    """Read the whole body; None if it is too large."""
     told = headers.get(b"content-length", b"0")
     if told.isdigit() and int(told[:20]) > most:
         return None
@@ -216,7 +219,7 @@ async def _body(receive: Receive, headers: dict[bytes, bytes], most: int) -> byt
 
 
 def replay(body: bytes) -> Receive:
-    """Give the body once; the end of the connection is watched elsewhere."""
+    """Return a `receive` that gives the body once; the connection's end is watched separately."""
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> Message:
@@ -228,7 +231,7 @@ def replay(body: bytes) -> Receive:
 
 
 def _host(header: bytes) -> str:
-    """The name in a Host header, without port and brackets."""
+    """Read the name in a Host header, without port and brackets."""
     name = header.decode("latin-1").lower()
     if name.startswith("["):
         return name[1:].partition("]")[0]
@@ -237,7 +240,7 @@ def _host(header: bytes) -> str:
 
 @final
 class _Reply:
-    """Sends an answer with our headers, and remembers its status."""
+    """Sends an answer with HEADERS, and remembers its status."""
 
     def __init__(self, send: Send, gate: Gate) -> None:
         self._send, self._gate, self.status = send, gate, 0

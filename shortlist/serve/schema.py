@@ -1,15 +1,18 @@
-"""What is asked and answered over HTTP: our own search, and embedding and reranking as other servers' clients do it."""
+"""Requests and responses over HTTP, as pydantic models.
+
+Search has an API of its own. Embedding and reranking follow the APIs of other servers, so that their clients work.
+"""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_TEXTS = 2048
-"""Texts in one request."""
+"""Most texts in one request."""
 MAX_QUERIES = 128
-"""Queries in one search."""
+"""Most queries in one search."""
 MAX_CHARACTERS = 262_144
-"""Of one text; what a model reads is bounded further by its input contract."""
+"""Most characters of a text; a model's input contract limits the part it reads further."""
 MAX_K = 1000
 MAX_DEPTH = 1000
 
@@ -26,7 +29,7 @@ class TextObject(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """Give `query` or `queries`."""
+    """A search, with either `query` or `queries`."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"oneOf": [{"required": [name]} for name in ("query", "queries")]}
@@ -51,7 +54,7 @@ class SearchRequest(BaseModel):
 
 
 class StepPlace(BaseModel):
-    """Where a step has put a document."""
+    """Rank and score that a step gave a document."""
 
     rank: int
     score: float
@@ -59,7 +62,7 @@ class StepPlace(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """One document that was found."""
+    """A document that was found."""
 
     rank: int
     doc_id: str
@@ -72,7 +75,7 @@ class SearchResult(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """What was found for one query."""
+    """Results for one query."""
 
     query: str
     results: list[SearchResult]
@@ -81,13 +84,13 @@ class SearchAnswer(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """One answer per query, in their order."""
+    """One answer per query, in the order of the queries."""
 
     answers: list[SearchAnswer]
 
 
 class EmbeddingsRequest(BaseModel):
-    """As OpenAI's; `input_type` says which of the retriever's two prompts a text gets."""
+    """OpenAI's request, with `input_type` to choose between the retriever's two prompts."""
 
     input: Text | Texts
     model: str | None = Field(None, description="Ignored: there is one model here.")
@@ -98,7 +101,7 @@ class EmbeddingsRequest(BaseModel):
 
 
 class Embedding(BaseModel):
-    """One vector: numbers, or their float32 bytes in base64."""
+    """A vector: numbers, or their float32 bytes in base64."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -106,14 +109,14 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were read, prompts included."""
+    """Number of tokens read, prompts included."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(BaseModel):
-    """As OpenAI's."""
+    """OpenAI's response, with the numbers of the inputs that were cut."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
@@ -123,7 +126,7 @@ class EmbeddingsResponse(BaseModel):
 
 
 class RerankRequest(BaseModel):
-    """As Cohere's and Jina's."""
+    """Reranking request of Cohere and Jina."""
 
     query: QueryText
     documents: Annotated[list[Text | TextObject], Field(min_length=1, max_length=MAX_TEXTS)]
@@ -139,7 +142,7 @@ class RerankRequest(BaseModel):
 
 
 class RerankResult(BaseModel):
-    """One document with its score, between 0 and 1."""
+    """A document with its score, between 0 and 1."""
 
     index: int
     relevance_score: float
@@ -147,14 +150,14 @@ class RerankResult(BaseModel):
 
 
 class RerankMeta(BaseModel):
-    """What Cohere's clients look for."""
+    """Metadata that Cohere's clients expect."""
 
     api_version: dict[str, str]
     billed_units: dict[str, int] = Field(default_factory=dict)
 
 
 class RerankResponse(BaseModel):
-    """Best first."""
+    """Reranked documents, best first."""
 
     id: str
     model: str
@@ -165,7 +168,7 @@ class RerankResponse(BaseModel):
 
 
 class TeiEmbedRequest(BaseModel):
-    """As text-embeddings-inference's."""
+    """Embedding request of text-embeddings-inference."""
 
     inputs: Text | Texts
     truncate: bool | None = Field(None, description="Cut what is too long instead of refusing it.")
@@ -175,7 +178,7 @@ class TeiEmbedRequest(BaseModel):
 
 
 class TeiRerankRequest(BaseModel):
-    """As text-embeddings-inference's."""
+    """Reranking request of text-embeddings-inference."""
 
     query: QueryText
     texts: Texts
@@ -185,7 +188,7 @@ class TeiRerankRequest(BaseModel):
 
 
 class TeiRank(BaseModel):
-    """One text with its score."""
+    """A text with its score."""
 
     index: int
     score: float
@@ -193,7 +196,7 @@ class TeiRank(BaseModel):
 
 
 class ScoreRequest(BaseModel):
-    """As vLLM's: one text against each of the other side's, or pair by pair."""
+    """Scoring request of vLLM: one text against several, or pair by pair."""
 
     text_1: QueryText | Annotated[list[QueryText], Field(min_length=1, max_length=MAX_TEXTS)]
     text_2: Text | Texts
@@ -209,7 +212,7 @@ class Score(BaseModel):
 
 
 class ScoreResponse(BaseModel):
-    """As vLLM's."""
+    """Scoring response of vLLM."""
 
     id: str
     object: Literal["list"] = "list"
@@ -220,7 +223,7 @@ class ScoreResponse(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What is wrong, and where."""
+    """An error: its kind, a message, and the field that is wrong."""
 
     message: str
     type: str
@@ -228,19 +231,19 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer but 200."""
+    """Body of every response with an error status."""
 
     error: ErrorBody
 
 
 class Status(BaseModel):
-    """How the server is."""
+    """Health of the server."""
 
     status: Literal["alive", "ready", "draining", "broken"]
 
 
 class ModelInfo(BaseModel):
-    """A model and how its input looks."""
+    """A model with its input contract."""
 
     name: str
     contract: dict[str, Any]
@@ -248,7 +251,7 @@ class ModelInfo(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served and what is accepted."""
+    """Served models and steps, and the limits of requests."""
 
     version: str
     retriever: ModelInfo | None = None

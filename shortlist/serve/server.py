@@ -1,4 +1,4 @@
-"""One process, or several that share a socket, from the first request to the last answer."""
+"""Server processes: one, or several that share a socket, and their orderly shutdown."""
 
 import asyncio
 import os
@@ -23,11 +23,12 @@ from shortlist.progress import say
 from shortlist.serve.protection import Protection
 
 LINGER_SECONDS = 0.5
-"""How long a server that goes down still answers new connections that it does, and then those that it has by then."""
+"""How long a server that is shutting down still takes new connections, to refuse their requests with an answer. It then
+waits as long again for requests on the connections it has."""
 FIRST_SECONDS = 5
-"""How long, when no new connections are taken, one that has not asked anything yet may still do so."""
+"""How long a connection without a request so far may still send one, after new connections are no longer taken."""
 KEEP_SECONDS = 75
-"""How long a connection stays open that asks nothing; shorter, clients would often meet the very moment of closing."""
+"""How long an idle connection stays open. If this were short, clients would often send just as it closes."""
 RESTARTS = 10
 """How many workers may die before the whole server gives up."""
 
@@ -36,10 +37,10 @@ MakeApp = Callable[[], Protection]
 
 @final
 class Server(uvicorn.Server):
-    """Uvicorn's, which on SIGTERM and Ctrl-C first finishes what was accepted.
+    """A uvicorn server that finishes accepted requests on SIGTERM and Ctrl-C.
 
     Args:
-        drain_seconds: longest that this may take; a second signal ends it at once.
+        drain_seconds: longest time for finishing; a second signal ends it at once.
     """
 
     def __init__(self, app: Protection, drain_seconds: float) -> None:
@@ -49,14 +50,14 @@ class Server(uvicorn.Server):
         self._gate, self._metrics, self._drain_seconds, self._asked = app.gate, app.metrics, drain_seconds, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Refuse new requests; at the second signal, end."""
+        """Refuse new requests at the first signal; end at the second."""
         if self._gate.draining:
             self.should_exit = True
         else:
             self._gate.draining, self._asked = True, time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end."""
+        """Decide, ten times a second, whether to end."""
         if counter % 10 == 0:
             self._metrics.publish()
         if self._gate.draining:
@@ -66,7 +67,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new connections, answer what those that there are still ask, and end."""
+        """Take no new connections, answer requests on the existing ones, and end."""
         waiting = _accept_waiting(sockets or ())
         for server in self.servers:
             server.close()
@@ -87,7 +88,10 @@ class Server(uvicorn.Server):
 
 
 def _accept_waiting(listeners: Iterable[socket.socket]) -> list[socket.socket]:
-    """The connections that the kernel has made by now; it would reset them when the listeners are closed."""
+    """Accept all connections that wait in the kernel.
+
+    The kernel would reset them when the listeners are closed.
+    """
     waiting = []
     for listener in listeners:
         with suppress(BlockingIOError):
@@ -97,14 +101,14 @@ def _accept_waiting(listeners: Iterable[socket.socket]) -> list[socket.socket]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The socket to listen on.
+    """Open the socket to listen on.
 
     Raises:
-        UserError: the address is taken or not this machine's.
+        UserError: the address is taken or does not belong to this machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # With the protocol named: only then asyncio turns off Nagle's algorithm, which costs each answer 40 ms.
+        # The protocol is named, as asyncio only then turns off Nagle's algorithm, which costs each answer 40 ms.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -118,7 +122,7 @@ def serve(make_app: MakeApp, listener: socket.socket, drain_seconds: float, *, s
     """Serve in this process until a signal ends it.
 
     Args:
-        shared: folder in which processes that serve together tell each other what they count.
+        shared: folder in which processes that serve together share their metrics.
     """
     app = make_app()
     if shared:
@@ -128,16 +132,18 @@ def serve(make_app: MakeApp, listener: socket.socket, drain_seconds: float, *, s
 
 
 def address(listener: socket.socket) -> str:
-    """Where to point a browser."""
+    """Return the URL of the server."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def serve_in_processes(make_app: MakeApp, listener: socket.socket, drain_seconds: float, workers: int) -> None:
-    """Serve in several processes, each with models of its own; one that dies is replaced.
+    """Serve in several processes, and replace those that die.
+
+    Each process loads the models.
 
     Raises:
-        UserError: they die again and again.
+        UserError: processes die again and again.
     """
     threads = max(1, _cores() // workers)
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
@@ -156,7 +162,7 @@ def serve_in_processes(make_app: MakeApp, listener: socket.socket, drain_seconds
                     deaths += 1
                     say(f"serve: a worker ended with exit code {process.exitcode}; starting another.")
                     processes[place] = start(shared)
-        listener.close()  # else new connections would be kept waiting here, when the workers take them no more
+        listener.close()  # otherwise new connections would wait here once the workers no longer take them
         _end(processes, drain_seconds)
     if deaths >= RESTARTS:
         raise UserError(f"{deaths} workers ended by themselves; their messages above say why, or memory is too small.")
@@ -172,7 +178,7 @@ def _work(make_app: MakeApp, listener: socket.socket, drain_seconds: float, shar
 
 
 def _end(processes: list[BaseProcess], drain_seconds: float) -> None:
-    """Let them finish; kill those that do not."""
+    """Let the processes finish, and kill those that take too long."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + drain_seconds + 5
@@ -184,7 +190,7 @@ def _end(processes: list[BaseProcess], drain_seconds: float) -> None:
 
 @contextmanager
 def _until_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set."""
+    """Yield an event that SIGTERM and Ctrl-C set."""
     ended = threading.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in signals}
@@ -196,7 +202,7 @@ def _until_signal() -> Iterator[threading.Event]:
 
 
 def _end_with_parent() -> None:
-    """Drain when the process that started this one is gone, even killed."""
+    """Drain when the parent process is gone, even if it was killed."""
     if parent := parent_process():
         parent.join()
         with suppress(ProcessLookupError):

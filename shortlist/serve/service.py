@@ -1,4 +1,4 @@
-"""What the endpoints are made of: embedding, scoring and searching through one batcher."""
+"""Embedding, scoring and searching through one batcher, for the endpoints."""
 
 import asyncio
 import threading
@@ -30,13 +30,14 @@ from shortlist.serve.metrics import Metrics
 T = TypeVar("T")
 
 TOKENIZING = 4
-"""Threads that do so, so that a short text need not wait for a large body."""
+"""Number of threads that tokenise. With several, a short text need not wait for a large request."""
 
 
 PACKED = False
-"""Linears as they are: oneDNN's keep something for every shape of batch, and a server meets a new one at any time."""
+"""Whether linear layers are packed for oneDNN. They are not, as oneDNN keeps memory for every shape of batch and a
+server meets new shapes all the time."""
 REQUEST: ContextVar[Ticket] = ContextVar("REQUEST")
-"""What a thread works for: models know by it what to stop reading when nobody waits any more."""
+"""The request that a thread works for, so that its work can be cancelled when nobody waits any more."""
 
 
 class FieldError(Exception):
@@ -48,21 +49,23 @@ class FieldError(Exception):
 
 
 class Read(NamedTuple):
-    """What a model made of some texts."""
+    """A model's outputs for some texts."""
 
     outputs: Float[np.ndarray, "texts *dim"]
     num_tokens: int
     truncated: list[int]
-    """Texts that were too long and have been cut."""
+    """Numbers of the texts that were too long and have been cut."""
 
 
 @final
 class Batched:
-    """Stands for a model: what it is to read goes through the batcher, for the request that this thread works on.
+    """A model that is run through the batcher.
+
+    Its work belongs to the request of the calling thread.
 
     Args:
-        name: what the batcher calls it.
-        title: what it is called in answers.
+        name: the model's name in the batcher.
+        title: the model's name in answers.
     """
 
     def __init__(self, batcher: Batcher, name: str, title: str, model: Any) -> None:
@@ -70,11 +73,11 @@ class Batched:
         self.inputs, self.contract, self.dim = model.inputs, model.contract, getattr(model, "dim", None)
 
     def encode_queries(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
-        """Vectors of queries."""
+        """Compute vectors of queries."""
         return self._read(compact_ids(self.inputs.query_ids, queries))
 
     def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
-        """Scores of documents."""
+        """Score documents for a query."""
         return self._read(compact_ids(self.inputs.pair_ids, [(query, document) for document in documents]))
 
     def _read(self, ids: Sequence[TokenIds]) -> np.ndarray:
@@ -83,13 +86,13 @@ class Batched:
 
 @final
 class OneAtATime:
-    """A reranker that the batcher cannot run: one query after another."""
+    """A reranker that the batcher cannot run; it scores one query after another."""
 
     def __init__(self, reranker: Ranker) -> None:
         self._reranker, self._lock = reranker, threading.Lock()
 
     def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
-        """Scores of documents."""
+        """Score documents for a query."""
         with self._lock:
             return self._reranker.score(query, documents)
 
@@ -99,13 +102,13 @@ class Service:
     """Models and a pipeline, ready for many requests at a time.
 
     Args:
-        description: the pipeline that searches.
+        description: the pipeline to search with.
         retriever: name of the model that embeds (None: the first retriever of the pipeline).
         reranker: name of the model that scores (None: the last reranker of the pipeline).
-        token_budget: tokens per forward pass, padding included (None: what suits the device).
+        token_budget: tokens per forward pass, padding included (None: chosen for the device).
 
     Raises:
-        UserError: what they name is missing, or does not belong together.
+        UserError: a model, store, index or collection is missing, or they do not belong together.
     """
 
     def __init__(
@@ -138,13 +141,14 @@ class Service:
             self.reranker = rerankers[-1] if rerankers else None
         self.gate = Gate(limits, lambda: self.batcher.tokens_per_second)
         self._tokenizing = ThreadPoolExecutor(TOKENIZING, "tokenizing")
-        # As many as there are requests: what a thread does here is wait for the batcher, which decides who is first.
+        # One thread per request: a thread here only waits for the batcher, which decides the order.
         self._searching = ThreadPoolExecutor(limits.queue_requests, "searching")
 
     def _behind_batcher(self, role: str, name: str, model: Any) -> Any:
-        """Have the batcher run a model; returns what stands for it in the pipeline.
+        """Let the batcher run a model; returns the model's stand-in for the pipeline.
 
-        A reranker that is more than its model, as one that reads segments, runs by itself, one query after another.
+        A reranker that is more than its model, such as one that reads segments, runs by itself, one query after
+        another.
         """
         if role == "reranker" and not (isinstance(model, Reranker) and model.segments not in COMBINATIONS):
             return OneAtATime(model)
@@ -155,7 +159,7 @@ class Service:
         return loaded[-1]
 
     def readers(self, role: Literal["retriever", "reranker"], steps: Iterable[Step]) -> dict[str, Batched]:
-        """The models of this role that steps run through the batcher, by step."""
+        """Return the models of this role that the steps run through the batcher, by step."""
         models = {step.name: getattr(step.stage, "retriever", step.stage) for step in steps}
         return {name: model for name, model in models.items() if model in self._models[role]}
 
@@ -181,7 +185,7 @@ class Service:
         self.metrics.count("shortlist_tokens_total", tokens, model=model)
 
     async def embed(self, ticket: Ticket, texts: Sequence[str], kind: Literal["query", "document"]) -> Read:
-        """Vectors of queries or documents."""
+        """Embed queries or documents."""
         ids, truncated = await self._in_thread(partial(self.text_ids, texts, kind))
         assert self.retriever is not None
         return await self._read(ticket, self.retriever.name, ids, truncated)
@@ -194,11 +198,11 @@ class Service:
         *,
         field: str = "query",
     ) -> Read:
-        """Scores of documents for queries, higher is better.
+        """Score documents for queries; higher is better.
 
         Args:
-            max_tokens: cut each document to so many tokens first.
-            field: where the queries are in the request.
+            max_tokens: cut each document to this many tokens first.
+            field: the request's field with the queries.
 
         Raises:
             FieldError: a query leaves no room for its document.
@@ -227,7 +231,7 @@ class Service:
         return Read(rows.values.numpy(), num_tokens, truncated)
 
     def text_ids(self, texts: Sequence[str], kind: Literal["query", "document"]) -> tuple[list[TokenIds], list[int]]:
-        """Token ids of queries or documents, and which of them were cut."""
+        """Tokenise queries or documents, and list which of them were cut."""
         assert self.retriever is not None
         inputs = self.retriever.inputs
         if kind == "query":
@@ -242,7 +246,7 @@ class Service:
     def pair_ids(
         self, texts: Sequence[tuple[str, str]], max_tokens: int | None = None
     ) -> tuple[list[TokenIds], list[int]]:
-        """Token ids of each query with its document, and which documents were cut."""
+        """Tokenise each query with its document, and list which documents were cut."""
         assert self.reranker is not None
         inputs, length = self.reranker.inputs, self.reranker.inputs.form.pair_length
         documents, cut = [document for _, document in texts], set[int]()
@@ -260,10 +264,10 @@ class Service:
     async def search(
         self, ticket: Ticket, queries: Sequence[str], k: int, *, field: str = "query", **options: Any
     ) -> list[Answer]:
-        """Answers as a Pipeline gives them.
+        """Search with the pipeline and return its answers.
 
         Args:
-            field: where the queries are in the request.
+            field: the request's field with the queries.
             options: as for Pipeline's `answer`.
 
         Raises:
@@ -275,7 +279,7 @@ class Service:
         rerankers = self.readers("reranker", steps)
         most = sum(depths[name] * model.inputs.form.pair_length for name, model in rerankers.items())
         if most:
-            ticket.reserve(min(len(queries) * most, self.gate.limits.queue_tokens))  # now: what is accepted is finished
+            ticket.reserve(min(len(queries) * most, self.gate.limits.queue_tokens))  # now: accepted searches finish
         for model in dict.fromkeys(rerankers.values()):
             await self._check_queries(model, queries, field)
         loop = asyncio.get_running_loop()
@@ -288,7 +292,7 @@ class Service:
         return answers
 
     async def cut_by(self, reranker: Batched, query: str, documents: Sequence[Document]) -> set[str]:
-        """Ids of the documents of which a reranker reads only the beginning."""
+        """Find the ids of documents that a reranker cuts."""
         inputs, pairs = reranker.inputs, [(Query("query", query), document) for document in documents]
 
         def find() -> set[str]:
@@ -299,7 +303,7 @@ class Service:
         return await self._in_thread(find)
 
     async def is_cut(self, retriever: Batched, query: str) -> bool:
-        """Whether a retriever reads only the beginning of a query."""
+        """Whether a retriever cuts a query."""
         inputs, queries = retriever.inputs, [Query("", query)]
 
         def find() -> bool:
@@ -310,28 +314,34 @@ class Service:
 
 
 def _short(name: str) -> str:
-    """A folder's own name, because where it is concerns nobody outside; a hub name whole."""
+    """Shorten a folder's path to its last part, and keep hub names.
+
+    Clients need not know where the folder is.
+    """
     return Path(name).resolve().name if Path(name).exists() else name
 
 
 def _for_request(ticket: Ticket, work: Callable[[], T]) -> Callable[[], T]:
-    """Work in whose course models read for this request, in whatever thread."""
+    """Bind work to a request, in whatever thread it runs."""
     context = copy_context()
     context.run(REQUEST.set, ticket)
     return partial(context.run, work)
 
 
 def _truncated(ids: Sequence[Any], items: Sequence[Any], length: int, tokenize: Any) -> list[int]:
-    """Which of these inputs were cut: only those that reach the length are tokenised once more."""
+    """List the numbers of the inputs that were cut.
+
+    Only inputs that reach the length are tokenised again, without cutting.
+    """
     full = [i for i, row in enumerate(ids) if len(row) >= length]
     whole = tokenize([items[i] for i in full], cut=False) if full else []
     return [i for i, row in zip(full, whole, strict=True) if len(row) > length]
 
 
 def _guarded(part: T, method: str) -> T:
-    """An index or a collection of which nothing says that two threads may ask at once, so that they need not.
+    """Guard an index or collection with a lock, as it may not be thread-safe.
 
-    Exact search uses all cores for one question anyway.
+    Little is lost, as exact search uses all cores for one query anyway.
     """
     guarded, lock, call = copy(part), threading.Lock(), getattr(part, method)
 

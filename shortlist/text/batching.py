@@ -1,4 +1,4 @@
-"""Texts of like length share a batch, so that almost nothing is spent on padding."""
+"""Batches of texts of similar length, which need little padding."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,23 +15,27 @@ T = TypeVar("T")
 
 
 def windows(items: Iterable[T], count: int) -> Iterator[list[T]]:
-    """Yield the items in lists of `count`, the last one shorter; no more than one list is held."""
+    """Yield the items in lists of `count`; the last one may be shorter.
+
+    Only one list is held in memory at a time.
+    """
     stream = iter(items)
     while window := list(islice(stream, count)):
         yield window
 
 
 def token_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Split texts into batches of like length, each as full as `longest * count <= token_budget` allows.
+    """Split texts into batches of similar length within a token budget.
 
-    Longest first: memory runs out at once or never, and the time left is rather over- than understated.
+    Each batch is as large as `longest * count <= token_budget` allows. The longest texts come first, so that memory
+    runs out at the beginning or never, and the time left is overestimated rather than underestimated.
 
     Args:
-        lengths: tokens of each text.
+        lengths: number of tokens of each text.
         token_budget: tokens per batch, padding included; a text longer than that is a batch of its own.
 
     Returns:
-        Indices into `lengths`, every index in exactly one batch; equal lengths keep their order.
+        Indices into `lengths`, with every index in exactly one batch; texts of equal length keep their order.
 
     Raises:
         UserError: the budget is below one token.
@@ -52,9 +56,9 @@ def token_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> lis
 def pad(
     token_ids: Sequence[Sequence[int] | np.ndarray], pad_id: int
 ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
-    """Make one rectangle of the texts by padding on the right.
+    """Pad token ids on the right into one rectangle.
 
-    On the right, because then a causal model needs no mask: no real token ever sees a pad.
+    With padding on the right, a causal model needs no mask, as no real token ever sees a padding token.
 
     Returns:
         Token ids, and the number of real tokens in each row.

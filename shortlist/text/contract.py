@@ -1,13 +1,13 @@
-"""The input contract of a checkpoint family: how text becomes token ids, and how the model's output is read.
+"""Input contract of a checkpoint family: text -> token ids, output -> vector or score.
 
-A model trained on one form of input and run on another gives plausible, worse numbers. So both are data: an
-`InputContract`, stored in every model folder as `contract.json`. Its `Form` is all that `text/inputs.py` needs, its
-`Reading` all that a model needs.
+A model trained on one form of input and run on another gives plausible but worse numbers. So the form of the input and
+the reading of the output are data: an `InputContract`, stored in every model folder as `contract.json`. Its `Form` is
+all that `text/inputs.py` needs, and its `Reading` is all that a model needs.
 
 A template is a tuple of pieces. A piece is a special token (`<bos>`, `<eos>`, `<cls>`, `<sep>`) or text with fields
-({instruction}, {query}, {url}, {title}, {text}); each text piece is tokenised on its own, without special tokens. Too
-long an input is cut at the end of the last piece that has a field, one of the document's if there is any, so that no
-special token, no prompt and no query beside a document is ever lost.
+({instruction}, {query}, {url}, {title}, {text}). Each text piece is tokenised separately, without special tokens. An
+input that is too long is cut at the end of the last piece with a field, if possible a field of the document. So special
+tokens, prompts, and the query of a pair are never lost.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ TEMPLATES = ("query", "document", "pair")
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How texts become token ids.
+    """Templates and lengths that turn texts into token ids.
 
     A retriever has `query` and `document` templates, a reranker has `pair`.
     """
@@ -47,15 +47,20 @@ class Form:
     pair_length: int = 196
     """Most tokens of a pair, special tokens included; only the document is ever cut."""
     verbatim: bool = False
-    """Fields go in unstripped and even when empty, with hyphens in titles as spaces; then the whole is stripped."""
+    """Whether fields are filled in unstripped and even if empty, with hyphens in titles replaced by spaces; the filled
+    text is then stripped."""
     instruction: str = ""
-    """What {instruction} stands for."""
+    """Value of {instruction}."""
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "Form":
-        """The same form with other lengths; `document` bounds a document or, in a reranker, the whole pair.
+        """Return the same form with other lengths.
+
+        Args:
+            query: most tokens of a query.
+            document: most tokens of a document or, for a reranker, of the whole pair.
 
         Raises:
-            UserError: a length below 1.
+            UserError: a length is below 1.
         """
         for flag, length in (("query-length", query), ("max-length", document)):
             if length is not None and length < 1:
@@ -68,10 +73,10 @@ class Form:
         )
 
     def with_instruction(self, instruction: str | None) -> "Form":
-        """The same form with another instruction.
+        """Return the same form with another instruction.
 
         Raises:
-            UserError: its inputs have none.
+            UserError: no template has an instruction.
         """
         if instruction is None:
             return self
@@ -80,7 +85,10 @@ class Form:
         return replace(self, instruction=instruction)
 
     def fitted(self, tokenizer: Any) -> "Form":
-        """The same form without `<bos>`, where the tokenizer has none (Qwen's, whose models never saw one)."""
+        """Return the same form, without `<bos>` if the tokenizer has none.
+
+        Qwen's tokenizer has none, and its models have never seen one.
+        """
         if tokenizer.bos_token_id is not None:
             return self
         return replace(self, **{k: tuple(p for p in getattr(self, k) if p != "<bos>") for k in TEMPLATES})
@@ -88,19 +96,19 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a model reads its tokens, and how its output becomes a vector or a score."""
+    """The way a model reads tokens and turns its output into a vector or score."""
 
     pooling: str = "last"
-    """Which hidden state stands for the input: a name in math.pooling.POOLINGS."""
+    """Hidden state that represents the input: a name in math.pooling.POOLINGS."""
     normalize: bool = True
-    """Vectors have length 1."""
+    """Whether vectors are scaled to length 1."""
     bidirectional: bool = False
-    """Every token of a decoder sees those after it too, as an encoder's always do."""
+    """Whether every token of a decoder also sees later tokens, as in an encoder."""
     answer: tuple[str, ...] = ()
-    """Tokens of a language model's answer that are a pair's score: the logit of one, or that of the first less that of
-    the second. None: the checkpoint has a head for scores."""
+    """Tokens of a language model's answer that give a pair's score: the logit of one token, or the first token's logit
+    minus the second's. Empty if the checkpoint has a head for scores."""
     token_types: bool = False
-    """A cross-encoder is told which tokens are the document's (type 1), where its model has token types."""
+    """Whether a cross-encoder gets token types (1 for the document's tokens), if its model has them."""
 
 
 ORDER = (
@@ -108,26 +116,29 @@ ORDER = (
     *("query_length", "document_length", "pair_length", "pooling", "normalize", "bidirectional", "verbatim", "answer"),
     *("instruction", "token_types"),
 )
-"""The first settings of a contract.json, in its order; others stand behind them."""
+"""The first settings of a contract.json, in their order there; other settings follow."""
 
 
 @dataclass(frozen=True)
 class InputContract:
-    """The input form of one checkpoint family, and how its output is read."""
+    """The input form of a checkpoint family, and the reading of its output."""
 
     form: Form = field(default_factory=Form)
     reading: Reading = field(default_factory=Reading)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by name, those of both parts side by side, for JSON."""
+        """Return the settings of form and reading in one dict of plain values, for JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in self._settings().items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str) -> "InputContract":
-        """Back from JSON.
+        """Read a contract from the values of a JSON file.
+
+        Args:
+            where: the file's name in errors.
 
         Raises:
-            UserError: a name that no contract has; `where` says which file.
+            UserError: an unknown setting.
         """
         parts = {kind: {field.name for field in fields(kind)} for kind in (Form, Reading)}
         known = set().union(*parts.values())
@@ -140,19 +151,25 @@ class InputContract:
         return cls(form, reading)
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "InputContract":
-        """The same contract with other lengths, as for `Form.with_lengths`."""
+        """Return the same contract with other lengths, as for `Form.with_lengths`."""
         return replace(self, form=self.form.with_lengths(query=query, document=document))
 
     def with_instruction(self, instruction: str | None) -> "InputContract":
-        """The same contract with another instruction, as for `Form.with_instruction`."""
+        """Return the same contract with another instruction, as for `Form.with_instruction`."""
         return replace(self, form=self.form.with_instruction(instruction))
 
     def of_documents(self) -> str:
-        """A hash of what a document's vector depends on: the contract but for queries and pairs."""
+        """Hash the settings that a document's vector depends on.
+
+        These are all but those of queries and pairs.
+        """
         return self._hash(query=(), query_length=0, pair=(), pair_length=0)
 
     def of_pairs(self) -> str:
-        """A hash of what a pair's score depends on: the contract but for queries and documents alone."""
+        """Hash the settings that a pair's score depends on.
+
+        These are all but those of queries alone and documents alone.
+        """
         return self._hash(query=(), query_length=0, document=(), document_length=0)
 
     def _settings(self) -> dict[str, Any]:
@@ -160,28 +177,34 @@ class InputContract:
         return {name: values[name] for name in dict.fromkeys((*ORDER, *values))}
 
     def _hash(self, **form: Any) -> str:
-        """A hash of what is not as by default, so that a setting that comes to exist changes no hash."""
+        """Hash the settings that differ from their defaults.
+
+        So a new setting leaves existing hashes unchanged.
+        """
         default, settings = InputContract()._settings(), replace(self, form=replace(self.form, **form))._settings()
         chosen = {name: value for name, value in sorted(settings.items()) if value != default[name]}
         return f"sha256:{sha256(repr(chosen).encode()).hexdigest()}"
 
 
 Adjust = Callable[[InputContract], InputContract]
-"""Makes the contract that is used of a model's own, such as one with other lengths."""
+"""Turns a model's contract into the one to use, for example with other lengths."""
 
 
 @cache
 def presets() -> dict[str, Path]:
-    """The file of each preset by its name: text/presets/NAME.yaml, with the settings that are not as by default."""
+    """Find the file of each preset, by the preset's name.
+
+    The file is text/presets/NAME.yaml, and has the settings that differ from their defaults.
+    """
     folder = Path(str(files("shortlist.text"))) / "presets"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def named_contract(name: str) -> InputContract:
-    """A preset by its name.
+    """Read a preset by its name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: no preset has this name.
     """
     if name not in presets():
         raise unknown("contract", name, presets())

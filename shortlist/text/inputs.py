@@ -1,4 +1,4 @@
-"""Turning queries, documents and pairs into token ids: the only code that does."""
+"""Queries, documents and pairs -> token ids; no other code does this."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form
 
 TEXTS_A_CALL = 1024
-"""Texts per call of the tokenizer, which keeps a hundred bytes per token until it returns."""
+"""Texts per call of the tokenizer, which needs a hundred bytes per token until it returns."""
 
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
 FIELDS = ("instruction", *NO_TEXT)
@@ -17,7 +17,7 @@ DOCUMENT_FIELDS = ("url", "title", "text")
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     name_or_path: str
     eos_token_id: int | None
@@ -37,7 +37,7 @@ class Inputs:
     def __init__(self, form: Form, tokenizer: Any) -> None:
         self.tokenizer: Tokenizer = tokenizer
         self.pad_id: int = tokenizer.pad_token_id or 0
-        if self.pad_id == tokenizer.eos_token_id:  # what pads is masked everywhere, so any other token will do
+        if self.pad_id == tokenizer.eos_token_id:  # padding is masked everywhere, so any other token will do
             self.pad_id = int(tokenizer.eos_token_id == 0)
         self._form = form
         self._special: dict[str, int] = {}
@@ -55,7 +55,10 @@ class Inputs:
 
     @property
     def form(self) -> Form:
-        """The form that texts are put into; for another one make other inputs, and prove them."""
+        """The form that texts are put into.
+
+        It is fixed; for another form, make and prove new inputs.
+        """
         return self._form
 
     def _check_room(self, kind: str) -> None:
@@ -70,26 +73,27 @@ class Inputs:
             )
 
     def special_id(self, piece: str) -> int:
-        """The id of a special token that the form uses, such as `<sep>`."""
+        """Return the id of a special token that the form uses, such as `<sep>`."""
         return self._special[piece]
 
     def query_ids(self, queries: Sequence[Query], *, cut: bool = True) -> list[list[int]]:
-        """Token ids of each query; uncut ones may be of any length."""
+        """Tokenise queries; without `cut`, ids may be of any length."""
         rows = [{"query": q.text} for q in queries]
         return self._ids(self._template("query"), rows, self.form.query_length if cut else None)
 
     def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
-        """Token ids of each document; uncut ones may be of any length."""
+        """Tokenise documents; without `cut`, ids may be of any length."""
         rows = [self._fields(d) for d in documents]
         return self._ids(self._template("document"), rows, self.form.document_length if cut else None)
 
     def pair_ids(
         self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True, turned: bool = False
     ) -> list[list[int]]:
-        """Token ids of each query with its document; only the document is cut.
+        """Tokenise each query with its document; only the document is cut.
 
         Args:
-            turned: put the document before the query, where the template has the query first.
+            cut: cut the documents to fit; otherwise ids may be of any length.
+            turned: swap query and document in the template, so that the document comes first.
 
         Raises:
             UserError: a query leaves no room for its document.
@@ -113,7 +117,7 @@ class Inputs:
                 )
 
     def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """The first character and the end of each token of each text by itself."""
+        """Find the first character and the end of each token, with each text tokenised alone."""
         if not texts:
             return []
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
@@ -134,7 +138,11 @@ class Inputs:
         return {"url": url.strip(), "title": title.strip(), "text": text.strip()}
 
     def _ids(self, template: tuple[str, ...], rows: Sequence[dict[str, str]], length: int | None) -> list[list[int]]:
-        """Token ids of each row of fields, cut to `length` at the end of the last piece that has one."""
+        """Tokenise each row of fields with a template.
+
+        If `length` is given, ids are cut to it at the end of the last piece with a field, if possible one of the
+        document.
+        """
         if not rows:
             return []
         columns = [
@@ -163,7 +171,7 @@ class Inputs:
 
 
 def turn(pair: tuple[str, ...]) -> tuple[str, ...]:
-    """The template of a pair with its document before its query, each with its own prompt."""
+    """Swap the query and the document in a pair's template, with their prompts."""
     pieces = [part for piece in pair for part in re.split(r"(?<=\{query\})\s+", piece)]
     query, text = (next(i for i, piece in enumerate(pieces) if field in piece) for field in ("{query}", "{text}"))
     pieces[query], pieces[text] = pieces[text], pieces[query]
@@ -175,7 +183,10 @@ def _has(piece: str, names: Iterable[str]) -> bool:
 
 
 def filled(piece: str, values: dict[str, str]) -> str:
-    """Put values into a text piece; a field that is empty takes one space with it (no title -> just the text)."""
+    """Put values into a text piece.
+
+    An empty field is removed together with one space next to it, so without a title only the text is left.
+    """
     for name, value in values.items():
         if not value:
             for field in (f"{{{name}}} ", f" {{{name}}}", f"{{{name}}}"):

@@ -1,4 +1,4 @@
-"""Proof, before a model is used, that its tokenizer gives the ids that its input contract is about."""
+"""Proof that a tokenizer fits an input contract, made before the model is used."""
 
 import re
 from typing import Any
@@ -10,20 +10,21 @@ from shortlist.text.inputs import Inputs
 
 WORDS = "long words "
 PROOF_WORDS = 10_000
-"""A text to be cut has no more, however long an input may be: the end of a longer one is put there in the same way."""
+"""Most words of the text that is cut in the proof. The end of a longer input would be made in the same way."""
 
 TOKEN = re.compile(r"<\|[^|<>]+\|>|<extra_id_\d+>")
-"""What looks like a special token in a prompt."""
+"""Pattern of special tokens in a prompt."""
 
 
 def prove(inputs: Inputs) -> None:
     """Refuse inputs that would give plausible but wrong numbers.
 
-    Of a text that is cut: special tokens at the ends are where the contract has them, the last one above all. Prompts
-    are whole, whatever text follows them. Special tokens in prompts are single tokens. Padding is no end.
+    A cut input must have its special tokens at both ends as the contract says, above all the last one. Prompts must be
+    tokenised alike whatever text follows. Special tokens in prompts must be single tokens. The padding token must not
+    be the end token.
 
     Raises:
-        UserError: one of these does not hold.
+        UserError: one of these conditions does not hold.
     """
     name = inputs.tokenizer.name_or_path
     if inputs.pad_id == inputs.tokenizer.eos_token_id:
@@ -35,10 +36,10 @@ def prove(inputs: Inputs) -> None:
 
 
 def proved_inputs(form: Form, tokenizer: Any) -> Inputs:
-    """Inputs in a form that the tokenizer was proved to have.
+    """Make inputs and prove that the tokenizer fits their form.
 
     Raises:
-        UserError: as `Inputs` and `prove`.
+        UserError: as for `Inputs` and `prove`.
     """
     inputs = Inputs(form, tokenizer)
     prove(inputs)
@@ -46,7 +47,7 @@ def proved_inputs(form: Form, tokenizer: Any) -> Inputs:
 
 
 def _prove_ends(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
-    """A cut input begins and ends with the special tokens that the template begins and ends with."""
+    """Refuse inputs that lose the template's first or last special token when cut."""
     text = WORDS * min(getattr(inputs.form, f"{kind}_length"), PROOF_WORDS)
     query, document = Query("", text), Document("", text)
     examples = {"query": lambda: inputs.query_ids([query]), "document": lambda: inputs.document_ids([document])}
@@ -62,7 +63,10 @@ def _prove_ends(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
 
 
 def _prove_prompts(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
-    """A prompt is tokenised alike whatever follows it, but for its last token, and its special tokens are known."""
+    """Refuse prompts that change with the following text or have unknown special tokens.
+
+    Only a prompt's last token may depend on the text that follows.
+    """
     tokenizer = inputs.tokenizer
     for piece in template:
         if piece in SPECIAL:

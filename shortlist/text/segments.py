@@ -1,4 +1,4 @@
-"""Long documents as overlapping segments, each a document of its own."""
+"""Long documents as overlapping segments, which are documents themselves."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -10,22 +10,24 @@ from shortlist.text.contract import InputContract
 from shortlist.text.inputs import Inputs
 
 Segments = Literal["whole", "firstp", "maxp", "avgp"]
-"""What of a document is read, and what its score is: all of it in one input; its first segment alone; every segment,
-and the best or the mean of their scores."""
+"""Part of a document to read, and the source of its score: the whole document in one input; its first segment alone;
+every segment, with the best or the mean of their scores."""
 
 DOCUMENTS_AT_ONCE = 1000
 
 FEWEST_TOKENS = 8
-"""A segment that has less room for text than this, behind a long title or query, would not be worth reading."""
+"""Least room for text in a segment. With less, next to a long title or query, a document is not split."""
 
 
 def segment_contract(
     contract: InputContract, segments: Segments, *, window: int, stride: int, max_length: int | None
 ) -> InputContract:
-    """The contract by which documents, or pairs, are read: an input is a whole document or one segment.
+    """Adjust a contract's lengths to whole documents or to segments.
+
+    In the returned contract, an input (of a document or a pair) holds a whole document or one segment.
 
     Raises:
-        UserError: lengths that make no segments, or a length of whole documents for segments.
+        UserError: window and stride do not fit together, or `max_length` is given for segments.
     """
     if segments == "whole":
         return contract.with_lengths(document=max_length)
@@ -37,27 +39,27 @@ def segment_contract(
 
 
 def segment_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What `segment_contract` was called with for an output, by its manifest."""
+    """Read the settings of `segment_contract` from an output's manifest."""
     config = manifest["config"]
     defaults = {"segments": "whole", "window": 512, "stride": 256, "max_length": None}
     return {name: config.get(name, default) for name, default in defaults.items()}
 
 
 def unused_settings(segments: Segments) -> tuple[str, ...]:
-    """Which of the settings `segments`, `window` and `stride` change nothing."""
+    """List the settings, among `segments`, `window` and `stride`, that change nothing."""
     return {"whole": ("segments", "window", "stride"), "firstp": ("stride",)}.get(segments, ())
 
 
 def document_segments(inputs: Inputs, documents: Sequence[Document], *, stride: int) -> list[list[Document]]:
-    """Each document as segments that its input length has room for, title and prompt included.
+    """Split each document into segments that fit the input length, title and prompt included.
 
     Args:
-        inputs: whose contract's document length is a segment's.
-        stride: tokens from where one segment's text begins to where the next one's does.
+        inputs: their document length is the length of a segment.
+        stride: tokens from the beginning of one segment's text to the beginning of the next one's.
 
     Returns:
-        A document that fits whole as itself alone; else segments that cover all of its text, begin and end between
-        words where there are any, and have its id, title and url.
+        For each document, its segments. A document that fits is returned as it is. Otherwise segments cover all of its
+        text, begin and end between words if possible, and have its id, title and url.
     """
     bare = inputs.document_ids([document._replace(text="") for document in documents], cut=False)
     whole = inputs.document_ids(documents, cut=False)
@@ -67,7 +69,7 @@ def document_segments(inputs: Inputs, documents: Sequence[Document], *, stride: 
 def pair_segments(
     inputs: Inputs, pairs: Sequence[tuple[Query, Document]], *, stride: int
 ) -> list[list[tuple[Query, Document]]]:
-    """Each pair as pairs of the query with a segment, as in `document_segments`."""
+    """Split each pair into pairs of the query with a segment, as in `document_segments`."""
     bare = inputs.pair_ids([(query, document._replace(text="")) for query, document in pairs], cut=False)
     whole = inputs.pair_ids(pairs, cut=False)
     documents = [document for _, document in pairs]
@@ -76,7 +78,7 @@ def pair_segments(
 
 
 def named_segments(inputs: Inputs, documents: Iterable[Document], *, stride: int) -> Iterator[Document]:
-    """The segments of a corpus as a corpus: segment 0 of document `d` is `d#0`."""
+    """Yield the segments of a corpus; segment 0 of document `d` has the id `d#0`."""
     for some in windows(documents, DOCUMENTS_AT_ONCE):
         for segments in document_segments(inputs, some, stride=stride):
             for number, segment in enumerate(segments):
@@ -84,7 +86,7 @@ def named_segments(inputs: Inputs, documents: Iterable[Document], *, stride: int
 
 
 def whole_id(segment_id: str) -> str:
-    """The id of the document that a segment of `named_segments` is of."""
+    """Return the id of the document that a segment of `named_segments` belongs to."""
     return segment_id.rpartition("#")[0]
 
 
@@ -100,19 +102,21 @@ def _segmented(
     spans = dict(zip(long, inputs.token_spans([documents[i].text for i in long]), strict=True))
     segments = [[document] for document in documents]
     for i in long:
-        room = length - len(bare[i]) - 1  # text may take a token more behind a prompt than alone
+        room = length - len(bare[i]) - 1  # text may take one token more after a prompt than alone
         texts = cut(documents[i].text, spans[i], room=room, stride=stride)
         segments[i] = [documents[i]._replace(text=text) for text in texts]
     return segments
 
 
 def cut(text: str, spans: Sequence[tuple[int, int]], *, room: int, stride: int) -> list[str]:
-    """Overlapping parts of a text, each of at most `room` of its tokens, together all of it.
+    """Cut a text into overlapping parts of at most `room` tokens.
+
+    Together the parts cover the whole text. They begin and end between words if possible.
 
     Args:
         spans: first character and end of each token.
-        stride: tokens from the beginning of one part to that of the next, or fewer, so that a part begins and ends
-            between words; only where no word ends are words cut.
+        stride: most tokens from the beginning of one part to the beginning of the next. There may be fewer, so that the
+            part begins between words.
     """
     begins = [_begins_a_word(text, start) for start, _ in spans]
     parts, begin = [], 0
@@ -129,5 +133,8 @@ def _begins_a_word(text: str, place: int) -> bool:
 
 
 def _back_to_a_word(begins: Sequence[bool], place: int, least: int) -> int:
-    """The last token up to `place` and behind `least` that begins a word; `place` itself where there is none."""
+    """Find the last token up to `place` and after `least` that begins a word.
+
+    If there is none, `place` is returned.
+    """
     return next((i for i in range(place, least, -1) if begins[i]), place)

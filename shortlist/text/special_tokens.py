@@ -1,4 +1,4 @@
-"""What a tokenizer puts round texts by itself, as the pieces of an input contract."""
+"""Special tokens that a tokenizer adds around texts, as pieces of an input contract."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ SAMPLES = ("a", "b")
 
 
 def around_one(tokenizer: Any) -> tuple[list[str], list[str]]:
-    """The pieces before and behind one text.
+    """Find the pieces before and after one text.
 
     Raises:
         UserError: the tokenizer changes the text itself when it adds special tokens.
@@ -22,7 +22,7 @@ def around_one(tokenizer: Any) -> tuple[list[str], list[str]]:
 
 
 def around_two(tokenizer: Any) -> tuple[list[str], list[str], list[str]]:
-    """The pieces before, between and behind two texts.
+    """Find the pieces before, between and after two texts.
 
     Raises:
         UserError: the tokenizer changes the texts themselves when it adds special tokens.
@@ -37,12 +37,12 @@ def around_two(tokenizer: Any) -> tuple[list[str], list[str], list[str]]:
 
 
 def literal(text: str) -> str:
-    """Text that stands for itself in a piece, braces and all."""
+    """Escape braces, so that a text stands for itself in a piece."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 def unescaped(piece: str) -> str:
-    """The text that a piece without fields stands for."""
+    """Return the text that a piece without fields stands for."""
     return piece.replace("{{", "{").replace("}}", "}")
 
 
@@ -61,6 +61,10 @@ def _find(tokenizer: Any, part: list[int], whole: list[int], start: int) -> int:
 
 
 def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Special tokens by their names in a contract, BERT's where a tokenizer has both; others by themselves."""
+    """Turn special tokens into pieces.
+
+    Tokens with a name in the contract get that name; if a token has two, `<cls>` and `<sep>` go before `<bos>` and
+    `<eos>`. Other tokens stand for themselves.
+    """
     names = {getattr(tokenizer, SPECIAL[piece]): piece for piece in ("<bos>", "<eos>", "<cls>", "<sep>")}
     return [names.get(i) or literal(tokenizer.convert_ids_to_tokens(i)) for i in ids]

@@ -1,8 +1,8 @@
 """Loading a tokenizer exactly as its files define it.
 
-transformers' own class for LLaMA rebuilds the tokenizer and differs from the files: with a bare `tokenizer.model` it
-orders merges by id (double spaces come out wrong), and it drops a leading space. So `tokenizer.json` is taken as it
-stands, and a SentencePiece BPE model is converted here and compared with the original on the spot.
+The class for LLaMA in transformers rebuilds the tokenizer and differs from the files: with a bare `tokenizer.model` it
+orders merges by id (double spaces come out wrong), and it drops a leading space. So `tokenizer.json` is loaded
+unchanged, and a SentencePiece BPE model is converted here and compared with the original at once.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ PROBE = "query:  a b   c\n\tdouble  spaces, (1999) naïve café – 東京 🦙 
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
-"""Files of which a folder with a tokenizer has at least one."""
+"""Tokenizer files; a folder with a tokenizer has at least one of them."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -24,13 +24,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model folder.
+    """Load the tokenizer in a model folder.
 
-    Its padding token is never its end token, if it has any other special one: whoever looks for the last token that is
-    no padding, as transformers' classifiers do, would not find the end.
+    Its padding token differs from its end token, if it has another special token. Otherwise code that looks for the
+    last token before the padding, such as transformers' classifiers, would miss the end token.
 
     Raises:
-        UserError: the folder has none that can be used.
+        UserError: the folder has no usable tokenizer.
     """
     tokenizer = _load(folder)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
@@ -57,10 +57,12 @@ def _load(folder: Path) -> Any:
 
 
 def from_sentencepiece(path: Path) -> Any:
-    """A fast tokenizer that gives the same ids as a SentencePiece BPE model (LLaMA 1 and 2, Mistral).
+    """Convert a SentencePiece BPE model to a fast tokenizer with the same ids.
+
+    LLaMA 1 and 2 and Mistral have such models.
 
     Raises:
-        UserError: not such a model.
+        UserError: the file is not such a model.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor
@@ -101,7 +103,7 @@ def from_sentencepiece(path: Path) -> Any:
 
 
 def _normalizer(spec: Any) -> Any:
-    """What SentencePiece does to text before it looks for pieces."""
+    """Make a normalizer that changes text as SentencePiece does before tokenising."""
     from tokenizers import Regex, normalizers
 
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
@@ -113,7 +115,10 @@ def _normalizer(spec: Any) -> Any:
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Every way to make a piece of two, in the order in which SentencePiece would choose: by score, then by id."""
+    """List all merges of two pieces into one, in SentencePiece's order of preference.
+
+    The order is by score, then by id.
+    """
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     ranked = []
     for i, entry in enumerate(proto.pieces):
@@ -125,13 +130,13 @@ def _merges(proto: Any) -> list[tuple[str, str]]:
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, words_only: bool = False) -> Any:
-    """A BPE tokenizer with `<pad>`, `<s>` and `</s>`, fitted to texts.
+    """Train a BPE tokenizer with `<pad>`, `<s>` and `</s>` on texts.
 
     Args:
-        vocab_size: pieces, special ones included.
-        words_only: see nothing but lower-cased words, numbers and the parts of identifiers (`parseISODate` is
-            "parse iso date"): no white space, no punctuation. For small models that search and never write.
-            Otherwise byte-level: nothing is lost.
+        vocab_size: number of pieces, special ones included.
+        words_only: keep only lower-cased words, numbers and the parts of identifiers (`parseISODate` is
+            "parse iso date"), without white space and punctuation. This is for small models that search and never
+            write. Otherwise the tokenizer is byte-level and loses nothing.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
