@@ -165,7 +165,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        # Every process computes the whole loss, so its gradient of its own rows is whole too: nothing to add up here.
+        # Every process computes the whole loss, so the gradient of this process's rows is whole: nothing to add up.
         return gradients[0][ctx.start : ctx.start + ctx.size], None, None
 
 

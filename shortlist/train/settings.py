@@ -93,7 +93,7 @@ class Config:
     dry_run: NotInJob[bool] = False
     """Print the steps, tokens and memory that training would take, without loading weights or writing anything."""
     overwrite: NotInJob[bool] = False
-    """Replace another job's output instead of refusing."""
+    """Replace an output of another job instead of refusing."""
 
 
 def check(config: Config) -> None:
