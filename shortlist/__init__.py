@@ -1,4 +1,7 @@
-"""Fine-tune language models to search: the names that a program needs, each loaded when it is first used."""
+"""Fine-tune language models to search.
+
+These are the names that programs need; each is imported when it is first used.
+"""
 # ruff: noqa: F401 (type checkers read the imports, and programs `HOMES`)
 
 from importlib import import_module
@@ -40,7 +43,8 @@ HOMES = {
     "rerankers.pointwise": "CrossEncoder Reranker",
     "text.contract": "InputContract",
 }
-"""Where each public name is defined. The stages are modules: `shortlist.train.run(shortlist.train.Config(...))`."""
+"""The public names, by the module that defines them. Stages are modules too:
+`shortlist.train.run(shortlist.train.Config(...))`."""
 
 __all__ = [name for names in HOMES.values() for name in names.split()]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,4 +1,4 @@
-"""`python -m shortlist` is `shortlist`."""
+"""Entry point of `python -m shortlist`, which is the same as `shortlist`."""
 
 import sys
 

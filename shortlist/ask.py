@@ -1,4 +1,4 @@
-"""Stage `ask`: one question to a pipeline, what it finds printed."""
+"""Stage `ask`: ask a pipeline one question and print the documents it finds."""
 
 import json
 import sys
@@ -16,32 +16,32 @@ from shortlist.progress import say
 
 DEMO_FOLDER = Path("shortlist-demo")
 SNIPPET = 300
-"""Characters of a document that are printed."""
+"""Most characters of a document to print."""
 LINES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Sources):
     question: Positional[str]
-    """What to search for."""
+    """Question to search with."""
     collection: str | None = None
-    """The documents: folder, `irds:` or `hf:` name."""
+    """Collection with the documents: folder, `irds:` or `hf:` name."""
     pipeline: Path | None = None
     """YAML file that describes all steps, in place of flags (docs/pipelines.md)."""
     demo: bool = False
     """Ask the pipeline that `shortlist demo` has trained."""
     demo_folder: Path = DEMO_FOLDER
-    """With --demo: where `shortlist demo` has worked."""
+    """With --demo: folder of `shortlist demo`."""
     reranker: str | None = None
-    """Reranker, folder or hub name, that puts the first --depth documents in order."""
+    """Reranker to order the first --depth documents: folder or hub name."""
     depth: int | None = None
-    """With --reranker: how many documents it reads (None: 100)."""
+    """With --reranker: number of documents it reads (None: 100)."""
     reranker_share: float = 1.0
-    """With --reranker: how much its scores count, 0 to 1, the first stage's being the rest."""
+    """With --reranker: weight of its scores, 0 to 1; the first stage's scores have the rest."""
     k: int = 10
     """Documents to print."""
     json: bool = False
-    """Print one JSON object: the results with their places by step, and the milliseconds of each step."""
+    """Print one JSON object: the results with their rank and score by step, and the milliseconds of each step."""
 
 
 def run(config: Config) -> None:
@@ -60,10 +60,10 @@ def run(config: Config) -> None:
 
 
 def describe(config: Config) -> Description:
-    """The pipeline that a Config asks for.
+    """Describe the pipeline that a Config asks for.
 
     Raises:
-        UserError: none, or more than one.
+        UserError: the Config asks for no pipeline, or for more than one.
     """
     if config.demo and config.pipeline:
         raise UserError("--demo and --pipeline each say what is searched; give one of them.")
@@ -73,10 +73,10 @@ def describe(config: Config) -> Description:
 
 
 def demo_pipeline(folder: Path) -> Path:
-    """The description that `shortlist demo` leaves in its folder.
+    """Find the pipeline's description in the folder of `shortlist demo`.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has no description.
     """
     path = folder / "pipeline.yaml"
     if not path.exists():
@@ -85,7 +85,10 @@ def demo_pipeline(folder: Path) -> Path:
 
 
 def show(answer: Answer) -> None:
-    """Print documents: rank, score, id, the beginning of the text, and where each step has put it."""
+    """Print the documents of an answer.
+
+    Each has its rank, score, id, the beginning of its text, and its rank and score at each step.
+    """
     for rank, result in enumerate(answer.results, start=1):
         document = result.document
         words = f"{document.title}\n{document.text}".strip()
@@ -99,7 +102,7 @@ def show(answer: Answer) -> None:
 
 
 def placed(step: str, place: Ranked) -> str:
-    """Where a step has put a document, and how far from where it was before."""
+    """Describe a document's rank and score at a step, and how far it has moved."""
     told = f"{step} #{place.rank} ({place.score:.4f})"
     if not place.moved:
         return told
@@ -107,7 +110,7 @@ def placed(step: str, place: Ranked) -> str:
 
 
 def as_json(question: str, answer: Answer) -> Mapping[str, Any]:
-    """An answer as the server gives it."""
+    """Convert an answer to plain values, in the server's format."""
     results = [_result(rank, result) for rank, result in enumerate(answer.results, start=1)]
     return {"query": question, "results": results, "milliseconds": answer.milliseconds}
 

@@ -1,4 +1,7 @@
-"""`shortlist <stage> [flags]`: finds the stage, parses its Config, runs it; turns errors into one line and a code."""
+"""Command line: `shortlist <stage> [flags]`.
+
+It finds the stage, parses its Config and runs it. Errors become one line and an exit code.
+"""
 
 import errno
 import os
@@ -11,11 +14,14 @@ from shortlist.errors import UserError, unknown
 from shortlist.version import __version__
 
 EXPECTED = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
-"""Failures of the machine that a user can mend; any other OSError is our bug and keeps its traceback."""
+"""System errors that a user can fix; any other OSError is a bug and keeps its traceback."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 1 the user's error, 2 usage, 130 interrupted."""
+    """Run one command and return its exit code.
+
+    The code is 0 when done, 1 for an error that the user can fix, 2 for wrong usage, and 130 when interrupted.
+    """
     try:
         code = _main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -51,7 +57,7 @@ def _run(name: str, argv: list[str]) -> int:
         stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=words, gone=gone))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(10)  # of processes that all fail alike the first one speaks, and torchrun ends the others
+            time.sleep(10)  # if all processes fail alike, the first prints the error and torchrun ends the others
         print(f"shortlist {name}: {error}", file=sys.stderr)
         return 1
     except SystemExit as stop:

@@ -1,15 +1,15 @@
-"""Which commands there are: the module of each, which has `Config` and `run`, and what it does."""
+"""The commands, with their modules and descriptions; a module has `Config` and `run`."""
 
 from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """One command of `shortlist`, which a recipe may name as a stage too."""
+    """A command of `shortlist`, which may also be a stage of a recipe."""
 
     module: str
-    """Below the package; loaded when the command runs."""
+    """Name of its module within the package, imported when the command runs."""
     words: str
-    """What it does, for the list of commands."""
+    """Description for the list of commands."""
 
 
 COMMANDS = {
@@ -53,10 +53,10 @@ GONE: dict[str, str] = {
     "train --distill": "--loss infonce=0.5 kl=0.5",
     "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
 }
-"""Commands, and flags as `COMMAND --FLAG`, that there are no more: each with what to say instead."""
+"""Commands, and flags as `COMMAND --FLAG`, that no longer exist, with their replacements."""
 
 
 def gone_settings(command: str) -> dict[str, str]:
-    """The settings that a command has no more, each with what to say instead."""
+    """Find a command's settings that no longer exist, with their replacements."""
     flags = {name.removeprefix(f"{command} --"): new for name, new in GONE.items() if name.startswith(f"{command} --")}
     return {flag.replace("-", "_"): new for flag, new in flags.items()}

@@ -1,4 +1,7 @@
-"""Flags and YAML -> a stage's Config: a YAML file is saved flags, put before the user's and parsed once."""
+"""Flags and YAML -> a stage's Config.
+
+A YAML file holds saved flags. They are put before the user's flags, and all are parsed together.
+"""
 
 import contextlib
 import io
@@ -20,7 +23,7 @@ T = TypeVar("T")
 
 
 class Marker(Enum):
-    """Why a setting is no part of a job's identity; said in the field's annotation."""
+    """Reason to leave a setting out of a job's identity, given in its annotation."""
 
     SPEED_ONLY = "changes how fast, and on what, the work is done"
     NOT_IN_JOB = "changes nothing of what is there once the work is done: where it goes, what is printed, when to stop"
@@ -31,19 +34,19 @@ NotInJob = Annotated[T, Marker.NOT_IN_JOB]
 
 
 def markers(config: type) -> dict[str, Marker]:
-    """The marked fields of a Config, each with its marker."""
+    """Find the marked fields of a Config, with their markers."""
     hints = get_type_hints(config, include_extras=True)
     said = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     return {name: each for name, some in said.items() for each in some if isinstance(each, Marker)}
 
 
 def defaults(config: type) -> dict[str, Any]:
-    """The fields of a Config that may be left out, each with the value that it then has."""
+    """Return the default values of a Config's fields, where they have one."""
     return {field.name: field.default for field in fields(config) if field.default is not MISSING}
 
 
 def at_defaults(config: C, names: Iterable[str]) -> C:
-    """The Config with these settings as they are where they are left out."""
+    """Return the Config with these settings reset to their defaults."""
     known = defaults(type(config))
     return replace(config, **{name: known[name] for name in names})  # type: ignore[type-var]
 
@@ -56,10 +59,10 @@ def parse(
     description: str | None = None,
     gone: Mapping[str, str] = MappingProxyType({}),
 ) -> C:
-    """Parse flags into a Config; `--config FILE` stands for the flags saved in a YAML file.
+    """Parse flags into a Config; `--config FILE` reads flags saved in a YAML file.
 
     Args:
-        gone: settings that there are no more, each with what to say instead.
+        gone: settings that no longer exist, with their replacements.
 
     Raises:
         UserError: the file cannot be read or names a setting that does not exist.
@@ -80,10 +83,10 @@ def parse(
 def from_settings(
     config: type[C], settings: Mapping[str, Any], *, where: str, gone: Mapping[str, str] = MappingProxyType({})
 ) -> C:
-    """The Config that these settings make, checked exactly as flags are.
+    """Make a Config from settings, checked exactly as flags are.
 
     Raises:
-        UserError: a name or value does not fit; `where` says in which file and step.
+        UserError: a name or value does not fit; `where` names the file and step in the message.
     """
     import tyro
 
@@ -100,10 +103,12 @@ def from_settings(
 def to_flags(
     config: type, settings: Mapping[str, Any], *, where: str, gone: Mapping[str, str] = MappingProxyType({})
 ) -> list[str]:
-    """Settings as command-line flags: {"k": 10, "runs": [a, b], "json": True} -> --k=10 --runs a b --json.
+    """Convert settings to command-line flags.
+
+    For example, {"k": 10, "runs": [a, b], "json": True} -> --k=10 --runs a b --json.
 
     Raises:
-        UserError: a setting the Config does not have.
+        UserError: the Config does not have a setting.
     """
     known = {field.name: field for field in fields(config)}
     flags: list[str] = []
@@ -133,7 +138,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UserError: no such file, not YAML, or not a mapping.
+        UserError: the file does not exist, is not YAML, or does not hold a mapping.
     """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -147,7 +152,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _saved_flags(config: type, argv: Sequence[str], gone: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Split `--config FILE` off the flags and read it."""
+    """Split `--config FILE` off the flags and read the file's flags."""
     positional = {field.name for field in fields(config) if _is_positional(field)}
     saved: list[str] = []
     rest: list[str] = []
@@ -162,7 +167,7 @@ def _saved_flags(config: type, argv: Sequence[str], gone: Mapping[str, str]) -> 
             print("--config needs the name of a YAML file.", file=sys.stderr)
             raise SystemExit(2)
         settings = load_yaml(Path(path))
-        if argv[0][:1] != "-":  # the user names it; a second one would not replace the first, as flags do
+        if argv[0][:1] != "-":  # the user gives it; unlike a flag, a second one would not replace the first
             settings = {name: v for name, v in settings.items() if name not in positional}
         saved += to_flags(config, settings, where=path, gone=gone)
     return saved, rest

@@ -1,4 +1,7 @@
-"""Stage `convert`: training data and vectors of other tools into files of ours, and training data back into theirs."""
+"""Stage `convert`: convert training data and vectors between formats.
+
+Training data and vectors of other tools become files of shortlist, and training data can be written for other tools.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +30,7 @@ from shortlist.records import Document, Group, Qrels, Query
 
 COLLECTION = "a collection"
 PICKLED = "pickled vectors"
-"""What a source may hold, beside training data in one of its layouts."""
+"""Contents that a source may have, besides training data in one of its layouts."""
 SHARD_SIZE = 20_000
 """Vectors per shard."""
 
@@ -35,42 +38,43 @@ SHARD_SIZE = 20_000
 @dataclass(frozen=True, kw_only=True)
 class Config:
     sources: tyro.conf.Positional[tuple[str, ...]]
-    """What to read: one collection, or files (JSONL, TSV, CSV, Parquet) or `hf:` names of training data, or Tevatron's
-    pickled vectors. Which it is, and the layout, is seen from the contents; several are read as one."""
+    """Sources to read: one collection, or files (JSONL, TSV, CSV, Parquet) or `hf:` names of training data, or
+    Tevatron's pickled vectors. Kind and layout are recognized by the contents; several sources are read as one."""
     out: NotInJob[Path]
     """Folder to write: a collection with groups.jsonl, train.jsonl for another tool, or vectors."""
     to: Literal["shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding"] = "shortlist"
-    """Layout to write; `tevatron` holds ids with a corpus beside them, `tevatron-old` passages."""
+    """Layout to write; `tevatron` has ids, with a corpus beside them, and `tevatron-old` has passages."""
     collection: str | None = None
-    """Folder, `irds:` or `hf:` name of the documents, and queries, that the ids in the sources are of."""
+    """Collection with the documents (and queries) of the ids in the sources: folder, `irds:` or `hf:` name."""
     split: str = "train"
     """Split whose queries and judgements are read from a collection; training data becomes a split of this name."""
     allow_pickle: NotInJob[bool] = False
-    """Read pickled vectors. A pickle can run any code; here it may rebuild arrays, and is refused if it asks for
+    """Read pickled vectors. A pickle can run any code; here it may only rebuild arrays, and is refused if it asks for
     more."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
 class Training(NamedTuple):
-    """Training data on its way from one layout to another."""
+    """Training data that was read from one layout, to be written in another."""
 
     groups: list[Group]
     queries: dict[str, Query]
     qrels: Qrels
     documents: Callable[[], Iterable[Document]]
-    """Streams the texts, each document once."""
+    """Streams the documents, without repeats."""
     collection: Collection | None
-    """Gives documents by id, where the texts are from one."""
+    """Collection of the documents, if the texts come from one."""
     inputs: dict[str, str | list[str]]
-    """The identity of what was read, under the name of its setting."""
+    """Identities of everything that was read, by the names of the settings."""
 
 
 def read(config: Config, layout: str) -> Training:
-    """Read all of the sources but the texts of documents.
+    """Read everything in the sources but the texts of documents.
 
     Raises:
-        UserError: a collection is missing, or not wanted; the layout's reader refuses a record; a query has no text.
+        UserError: a collection is missing or of no use, a record is refused, a query has no text, or no document is
+            relevant.
     """
     training = _read_collection(config) if layout == COLLECTION else _read_records(config, layout)
     if not training.groups:
@@ -126,7 +130,7 @@ def _refuse_collection(config: Config, found: str) -> None:
 
 
 def _layout(sources: Sequence[str]) -> str:
-    """The layout of all sources: one of triplets.Layout, COLLECTION or PICKLED."""
+    """Find the common layout of all sources: one of triplets.Layout, COLLECTION or PICKLED."""
     if not sources:
         raise UserError("no source is named; expected a collection, or one or more files.")
     first, *others = [(source, _layout_of(source)) for source in sources]
@@ -145,7 +149,7 @@ def _layout_of(source: str) -> str:
 
 
 def _read_groups(sources: Sequence[str], layout: str) -> tuple[list[Group], dict[str, Query], list[str]]:
-    """The groups of all sources, the queries whose texts are there, and the identity of each source."""
+    """Read the groups of all sources, the queries with texts, and the sources' identities."""
     if layout in ("texts", "id triples"):
         examples = track(chain.from_iterable(map(read_examples, sources)), "reading", unit="records")
         groups, queries = collect(examples, by_id=layout == "id triples")
@@ -166,7 +170,7 @@ def _stream(texts: Callable[[str], Iterator[Document]], sources: Sequence[str]) 
 
 
 def judgements(groups: Iterable[Group]) -> Qrels:
-    """What groups say of relevance: each positive is judged 1."""
+    """Make judgements from groups, with grade 1 for each positive."""
     qrels: Qrels = {}
     for group in groups:
         qrels.setdefault(group.query_id, {}).update(dict.fromkeys(group.positives, 1))
@@ -174,7 +178,7 @@ def judgements(groups: Iterable[Group]) -> Qrels:
 
 
 def run(config: Config) -> None:
-    """Write the sources in the layout asked for."""
+    """Write the sources in the wanted layout."""
     layout = _layout(config.sources)
     if layout == PICKLED:
         _check_pickles(config)
@@ -190,7 +194,7 @@ def run(config: Config) -> None:
 
 
 def _write_ours(config: Config, training: Training, out: Path) -> dict[str, int]:
-    """A collection, and the groups last: where they are, all is."""
+    """Write a collection, and groups last, so that their file shows all is there."""
     write_corpus(out / "corpus.jsonl", _complete(config, training))
     write_queries(out / "queries.jsonl", training.queries.values())
     write_qrels(out / "qrels" / f"{config.split.replace('/', '-')}.tsv", training.qrels)
@@ -213,7 +217,10 @@ def _write_theirs(config: Config, training: Training, out: Path) -> dict[str, in
 
 @contextmanager
 def _looked_up(config: Config, training: Training, out: Path) -> Iterator[Collection]:
-    """The documents by id; those that come in a stream are written for it, and deleted after."""
+    """Yield a collection to look up documents in.
+
+    Documents that come as a stream are written to a temporary collection, which is deleted afterwards.
+    """
     if training.collection is not None:
         yield training.collection
         return
@@ -223,7 +230,7 @@ def _looked_up(config: Config, training: Training, out: Path) -> Iterator[Collec
 
 
 def _complete(config: Config, training: Training) -> Iterator[Document]:
-    """The documents, among which must be all that the groups name."""
+    """Yield the documents; raises UserError at the end if the groups name others."""
     missing = {doc_id for group in training.groups for doc_id in group.positives + group.negatives}
     for document in track(training.documents(), "writing", unit="documents"):
         missing.discard(document.doc_id)
@@ -250,7 +257,10 @@ def _check_pickles(config: Config) -> None:
 
 
 def _write_vectors(sources: Sequence[str], out: Path) -> dict[str, int]:
-    """Pickled vectors as a store, which cannot say which model made them."""
+    """Write pickled vectors as a vector store.
+
+    The store cannot say which model made them.
+    """
     new, number, num_docs, writer = Seen().add, 0, 0, None
     for source in track(sources, "converting", len(sources), "files"):
         vectors, doc_ids = read_embeddings(Path(source))

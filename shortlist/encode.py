@@ -1,4 +1,4 @@
-"""Stage `encode`: embed a corpus once, so that search only ever embeds queries."""
+"""Stage `encode`: embed a corpus once, so that search only embeds queries."""
 
 import time
 from collections.abc import Container, Iterable, Iterator
@@ -52,10 +52,10 @@ from shortlist.text.segments import (
 )
 
 SAMPLE = 256
-"""Documents on which a narrow precision is compared with fp32."""
+"""Number of documents on which a narrow precision is compared with fp32."""
 MEASURED_SECONDS = 60
 LISTED = 5
-"""Skipped records that are shown; skipped.txt has them all."""
+"""Most skipped records to show; skipped.txt has them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,39 +65,40 @@ class Config:
     collection: str
     """Folder, `irds:` or `hf:` name."""
     out: NotInJob[Path]
-    """Folder for the vectors; continued where it left off if it holds the same job, refused if another."""
+    """Folder for the vectors; the same job is continued where it left off, another job is refused."""
     contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
+    """Input contract by name, for a model folder without one."""
     max_length: int | None = None
-    """Most tokens of a document (None: the model's)."""
+    """Most tokens of a document (None: the model's limit)."""
     segments: Segments = "whole"
-    """whole: a document is embedded from its beginning to --max-length. Or in segments of --window tokens: the first
-    (firstp), the mean vector of all (avgp), or each with a vector of its own, the best of which counts in search
+    """whole: embed each document from its beginning to --max-length. Otherwise embed segments of --window tokens: only
+    the first (firstp), the mean vector of all (avgp), or one vector for each, the best of which counts in search
     (maxp)."""
     window: int = 512
     """Tokens of a segment, prompt and title included."""
     stride: int = 256
-    """Tokens from the beginning of a segment's text to that of the next one's."""
+    """Tokens from the beginning of a segment's text to the beginning of the next one's."""
     precision: Precision = "fp32"
-    """Number type that the model computes in; for bf16 and int8, their agreement with fp32 on a sample is printed."""
+    """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     """Number type of the vectors on disk; int8 has a scale for each vector."""
     token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
     shard_size: int = 20_000
-    """Documents per shard: what is sorted by length together, and at most what an interruption loses."""
+    """Documents per shard, which are sorted by length together; an interruption loses at most one shard's work."""
     workers: SpeedOnly[int | None] = None
-    """Processes that embed shards at a time (None: one per GPU, else one; on Ray, one per node or GPU)."""
+    """Processes that embed shards at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or
+    GPU)."""
     engine: SpeedOnly[Engine] = "local"
     """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
     skip_bad: bool = False
     """Leave out records that cannot be used, count them and list them in skipped.txt, instead of stopping."""
     update: NotInJob[bool] = False
-    """Bring the vectors up to date with a corpus that has changed: only new and changed documents are embedded."""
+    """Update the vectors for a changed corpus: only new and changed documents are embedded."""
     compact: NotInJob[bool] = False
-    """Drop the vectors of documents that are gone from the disk, after updates."""
+    """Remove the vectors of documents that are no longer in the corpus from disk, after updates."""
     dry_run: NotInJob[bool] = False
-    """Measure for up to a minute and print what the whole would take, instead of doing it."""
+    """Measure for up to a minute and print what encoding would take, instead of doing it."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -110,7 +111,7 @@ class Part(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A shard's contents, as VectorWriter.write_shard takes them."""
+    """A shard's contents, in the order of VectorWriter.write_shard's arguments."""
 
     number: int
     doc_ids: list[str]
@@ -121,7 +122,7 @@ class Shard(NamedTuple):
 def parts(
     documents: Iterable[Document], shard_size: int, *, done: Container[int] = (), first: int = 0
 ) -> Iterator[Part]:
-    """Cut a corpus into shards, leaving out those that are done; numbers start with `first`."""
+    """Cut a corpus into shards and leave out finished ones; numbers start at `first`."""
     for number, window in enumerate(windows(documents, shard_size), first):
         if number not in done:
             yield Part(number, window)
@@ -131,7 +132,7 @@ def encode(retriever: Retriever, part: Part, *, mean_stride: int | None = None, 
     """Embed one shard; options as in `run_model`.
 
     Args:
-        mean_stride: embed each document as the mean of its segments, which begin so many tokens apart.
+        mean_stride: embed each document as the mean of its segments, which begin this many tokens apart.
     """
     doc_ids, keys = [document.doc_id for document in part.documents], document_keys(part.documents)
     if mean_stride is None:
@@ -144,14 +145,16 @@ def encode(retriever: Retriever, part: Part, *, mean_stride: int | None = None, 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Embeds shards in whichever process it is sent to; the model is loaded there, when the first shard comes.
+    """Embeds shards in the process that it is sent to.
+
+    The model is loaded there when the first shard comes.
 
     Attributes:
-        contract: by which documents are read.
+        contract: input contract for the documents.
         precision: as for `models.run.for_inference`, and so is `packed`.
         token_budget: most tokens in one forward pass.
         mean_stride: as for `encode`.
-        advance: told the number of documents embedded and of their tokens.
+        advance: called with the numbers of embedded documents and of their tokens.
     """
 
     model: ModelFolder
@@ -167,11 +170,11 @@ class Encoder:
         return self.open(precision=self.precision, packed=self.packed)
 
     def open(self, **options: Any) -> Retriever:
-        """The model, ready to embed documents; options as for `Retriever.load`."""
+        """Load the model, ready to embed documents; options as for `Retriever.load`."""
         return Retriever.load(self.model, contract=self.contract, **options)
 
     def __call__(self, part: Part) -> tuple[Shard, int]:
-        """The shard, and the number of its tokens."""
+        """Embed a shard, and return it with the number of its tokens."""
         tokens = 0
 
         def count(num_texts: int, num_tokens: int) -> None:
@@ -185,7 +188,7 @@ class Encoder:
 
 
 def make_encoder(config: Config, model: ModelFolder, *, packed: bool) -> Encoder:
-    """The encoder that a Config describes."""
+    """Make the encoder that a Config describes."""
     return Encoder(
         model=model,
         contract=contract_of(config, model),
@@ -197,7 +200,7 @@ def make_encoder(config: Config, model: ModelFolder, *, packed: bool) -> Encoder
 
 
 def contract_of(config: Config, model: ModelFolder) -> InputContract:
-    """The contract by which documents are read."""
+    """Return the input contract for the documents."""
     contract = model.contract("document", config.contract)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
     return segment_contract(contract, config.segments, **lengths)
@@ -221,7 +224,10 @@ def run(config: Config) -> None:
 
 
 def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
-    """The store that a Config describes: done, begun, new, or refused."""
+    """Claim the store that a Config describes, which may be done, begun or new.
+
+    A store of another job is refused.
+    """
     inputs = {
         "model": model.identity,
         "contract": contract_of(config, model).of_documents(),
@@ -233,7 +239,7 @@ def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
 
 
 def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:
-    """Write the shards that a store lacks; returns what the manifest says of it."""
+    """Write the shards that a store lacks; returns the results for the manifest."""
     encoder = make_encoder(config, model, packed=job.decide("packed", packing_pays))
     usable = partial(
         usable_documents,
@@ -288,7 +294,10 @@ def write(
     engine: Engine,
     workers: int | None,
 ) -> dict[str, float]:
-    """Embed these parts, here or elsewhere, and write each as it comes; returns the tokens of a second."""
+    """Embed parts in this process or others, and write shards as they come.
+
+    Returns the tokens per second, if anything was embedded.
+    """
     start, num_tokens = time.perf_counter(), 0
     workers = workers or (None if engine == "ray" else max(1, torch.cuda.device_count()))
     here = engine == "local" and workers == 1
@@ -304,10 +313,13 @@ def write(
 
 
 def vector_agreement(encoder: Encoder, documents: Iterator[Document], dtype: str) -> str:
-    """Say how far vectors as they will be computed and stored agree with exact ones, on the first documents."""
+    """Compare the vectors of the first documents with exact ones; returns the result in words.
+
+    The vectors are computed and stored with the encoder's precision and `dtype`.
+    """
     documents = list(islice(documents, SAMPLE))
     exact = torch.from_numpy(encoder.open().encode_documents(documents, token_budget=encoder.token_budget))
-    shard, _ = replace(encoder)(Part(0, documents))  # a copy, as its model is to go before the work begins
+    shard, _ = replace(encoder)(Part(0, documents))  # a copy, so that its model is freed before the work begins
     rows, scales = to_rows(torch.from_numpy(shard.vectors), dtype)
     found = agreement(rows.float() if scales is None else from_int8(rows, scales), exact)
     return (
@@ -324,18 +336,18 @@ def usable_documents(
     skip_bad: bool,
     on_bad: OnBad = lambda _: None,
 ) -> Iterator[Document]:
-    """The documents that are embedded, or their segments, where each gets a vector.
+    """Yield the documents to embed, or their segments if segments have vectors.
 
     Args:
         segment_stride: tokens from one segment's beginning to the next one's (None: whole documents).
-        on_bad: told of each document that is left out.
+        on_bad: called with a message for each document that is left out.
     """
     documents = collection.corpus(on_bad if skip_bad else None, allow_empty=False)
     return documents if segment_stride is None else named_segments(inputs, documents, stride=segment_stride)
 
 
 def _list_skipped(out: Path, bad: list[str]) -> int:
-    """Tell which records were left out, in a file and, of a few, at once."""
+    """List the records that were left out in a file, and print the first."""
     if bad:
         with atomic_write(out / "skipped.txt") as file:
             file.writelines(f"{line}\n" for line in bad)
@@ -346,7 +358,10 @@ def _list_skipped(out: Path, bad: list[str]) -> int:
 
 
 def forecast(config: Config, model: ModelFolder, collection: Collection) -> str:
-    """What encoding a collection takes on this machine, by a measurement on its first documents, in one process."""
+    """Estimate the time and space of encoding a collection on this machine.
+
+    The estimate comes from embedding its first documents in one process.
+    """
     encoder, in_segments = make_encoder(config, model, packed=packing_pays()), config.segments == "maxp"
     documents = usable_documents(
         collection,
@@ -371,7 +386,7 @@ def forecast(config: Config, model: ModelFolder, collection: Collection) -> str:
 
 
 class Speed(NamedTuple):
-    """What a measurement found; the sizes are averages per document."""
+    """Measured speed of encoding, with average sizes per document."""
 
     per_second: float
     tokens: float
@@ -381,7 +396,7 @@ class Speed(NamedTuple):
 
 
 def measure_speed(encoder: Encoder, documents: Iterator[Document], *, in_segments: bool) -> Speed:
-    """Embed more and more of the documents, for about a minute."""
+    """Measure the speed by embedding more and more documents, for about a minute."""
     seen: list[Document] = []
     num_tokens, seconds, start = 0, 0.0, time.perf_counter()
     while seconds < MEASURED_SECONDS / 2 and (more := list(islice(documents, max(16, len(seen))))):

@@ -1,4 +1,4 @@
-"""The same task over many items: in this process, in several of this machine, or on the machines of a Ray cluster."""
+"""One task over many items, in this process, in several, or on a Ray cluster."""
 
 import os
 import pickle
@@ -25,29 +25,29 @@ Engine = Literal["local", "ray"]
 Wait = Callable[[list[Any]], list[Any]]
 
 TRIES = 3
-"""How many processes one item may end before it is given up."""
+"""Number of processes that one item may end before it is given up."""
 
 
 def spread(
     task: Callable[[T], R], items: Iterable[T], *, engine: Engine = "local", workers: int | None = None
 ) -> Generator[R, None, None]:
-    """Yield `task(item)` of every item, in the order in which they finish.
+    """Yield `task(item)` for every item, in the order in which the items finish.
 
-    Items are drawn as they are needed: at most `workers` are drawn and not yet yielded, and one more. Closing the
-    iterator ends the processes at once; what they were doing is lost.
+    Items are drawn as they are needed: at any time, at most `workers` + 1 are drawn and not yet yielded. Closing the
+    iterator ends the processes at once, and their unfinished work is lost.
 
     Args:
-        task: picklable. Every process receives it once and keeps it, so what is costly to load belongs in attributes
-            that fill at the first call.
-        engine: `local` for this machine. `ray` for the cluster of RAY_ADDRESS or `ray start`, or else one of this
-            machine alone; shortlist and the files that the task names must be on every node.
-        workers: how many items are worked on at a time. On this machine, processes that share its GPUs and the threads
-            that this one would use; with 1 the task runs in this very process; None: one per GPU, or this process. On
-            Ray each has a GPU, or a share of the CPUs of a node; None: one per GPU, or per node.
+        task: picklable function. Every process receives it once and keeps it, so anything costly to load belongs in
+            attributes that are filled at the first call.
+        engine: `local` for this machine. `ray` for the cluster of RAY_ADDRESS or `ray start`, or for a new cluster of
+            this machine if there is neither; shortlist and the files that the task names must be on every node.
+        workers: number of items to work on at the same time. On this machine, workers are processes that share its
+            GPUs and this process's threads; with 1, the task runs in this process; None is one per GPU, or this
+            process. On Ray, each worker has a GPU or a share of a node's CPUs; None is one per GPU, or per node.
 
     Raises:
         UserError: an item has ended three processes, there are no workers, or Ray is missing or does not answer.
-        Exception: whatever the task raised, in whichever process.
+        Exception: an error that the task raised in any process.
     """
     if workers is not None and workers < 1:
         raise UserError(f"{workers} workers; expected at least 1.")
@@ -60,7 +60,7 @@ def spread(
 
 @contextmanager
 def joined() -> Iterator[Any]:
-    """Ray, joined to a cluster as `spread` does it: for what is no task over items.
+    """Connect to the Ray cluster that `spread` would use, and yield Ray.
 
     Raises:
         UserError: Ray is missing or does not answer.
@@ -83,8 +83,8 @@ def _on_ray(ray: Any, task: Callable[[T], R], items: Iterable[T], workers: int |
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         workers, cpus, gpus = _shares(nodes, workers)
         pickled = ray.cloudpickle.dumps(task)
-        # An actor and not a Ray task: a process that keeps its task keeps its GPU too. Ray hands the processes of tasks
-        # another GPU with every item, which what is loaded there cannot follow.
+        # An actor and not a Ray task: an actor keeps its process and GPU. Ray may give the processes of tasks another
+        # GPU with every item, but a loaded model cannot move there.
         actor = ray.remote(_Server).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
         starts = [lambda: _Actor(ray, actor.remote(pickled, max(1, cpus)))] * workers
         yield from _drive(starts, items, lambda pending: ray.wait(pending)[0])
@@ -92,7 +92,7 @@ def _on_ray(ray: Any, task: Callable[[T], R], items: Iterable[T], workers: int |
 
 @final
 class _Server:
-    """What a worker is on either engine: the task, and answers to one item after another."""
+    """Worker's side on both engines: holds the task and answers item by item."""
 
     def __init__(self, pickled: bytes, threads: int):
         self.pickled, self.threads = pickled, threads
@@ -101,12 +101,12 @@ class _Server:
     def task(self) -> Callable[[Any], Any]:
         os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(self.threads)
         task = pickle.loads(self.pickled)
-        if torch := sys.modules.get("torch"):  # it may have been imported before it could read the environment
+        if torch := sys.modules.get("torch"):  # it may have been imported before the environment was set
             torch.set_num_threads(self.threads)
         return task
 
     def answer(self, item: bytes) -> bytes:
-        """The result, or the error that the task raised."""
+        """Run the task on an item; returns the pickled result or error."""
         try:
             return pickle.dumps((True, self.task(pickle.loads(item))), pickle.HIGHEST_PROTOCOL)
         except Exception as error:
@@ -114,7 +114,10 @@ class _Server:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as another process can raise it: a UserError as it is, any other with its traceback as a note."""
+    """Prepare an error to be raised in another process.
+
+    Any error but a UserError gets its traceback as a note.
+    """
     if not isinstance(error, UserError):
         error.add_note(format_exc())
     try:
@@ -132,14 +135,14 @@ def _result(answer: bytes) -> Any:
 
 
 class _DiedError(Exception):
-    """A place ended before it answered; says how."""
+    """A worker's process ended before it answered; the message says how."""
 
 
 class _Place(Protocol):
-    """Where a worker is: a process that holds the task and answers one item at a time."""
+    """A worker's process, which holds the task and answers one item at a time."""
 
     pending: Any
-    """What to wait for until it has answered."""
+    """Object to wait for until it has answered."""
 
     def send(self, item: Any) -> None: ...
 
@@ -150,7 +153,7 @@ class _Place(Protocol):
 
 @final
 class _Worker:
-    """Works at one item at a time, in a fresh place where the last one died."""
+    """Works at one item at a time, in a new process if one dies."""
 
     def __init__(self, start: Callable[[], _Place]):
         self.start, self.place = start, start()
@@ -160,17 +163,17 @@ class _Worker:
         self.place.send(item)
 
     def draw(self, stream: Iterator[Any]) -> bool:
-        """Work at the next item; False where there is none."""
+        """Start work at the next item; False if there is none."""
         for item in stream:
             self.give(item)
             return True
         return False
 
     def receive(self) -> bytes | None:
-        """The answer; None where the place has died and the item was given to another.
+        """Receive the answer; None if the process died and a new one got the item.
 
         Raises:
-            UserError: it has died of this item too often.
+            UserError: processes have died too often at this item.
         """
         try:
             return self.place.receive()
@@ -188,13 +191,16 @@ class _Worker:
 
 
 def _drive(starts: Iterable[Callable[[], _Place]], items: Iterable[Any], wait: Wait) -> Generator[Any, None, None]:
-    """Keep a worker busy for each way to start one; one that has no more to do makes room for the others."""
+    """Start workers and keep them busy until no items are left.
+
+    A worker that has nothing more to do is ended, to leave its resources to the others.
+    """
     stream = iter(items)
     workers: list[_Worker] = []
     try:
         first = list(zip(starts, stream, strict=False))
         workers.extend(_Worker(start) for start, _ in first)
-        for worker, (_, item) in zip(workers, first, strict=True):  # all start by now: a large item waits for its place
+        for worker, (_, item) in zip(workers, first, strict=True):  # all are starting, so large items do not delay them
             worker.give(item)
         busy = {worker.place.pending: worker for worker in workers}
         while busy:
@@ -221,7 +227,7 @@ class _Process:
         self.process = get_context("spawn").Process(target=_serve, args=(theirs, *args), daemon=True)
         with _interrupts_blocked():
             self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe ends when the process ends
 
     def send(self, item: Any) -> None:
         with suppress(OSError):  # a process that has ended is noticed by `receive`
@@ -242,7 +248,7 @@ class _Process:
 
 
 def _serve(pipe: Connection, device: str | None, pickled: bytes, threads: int) -> None:
-    """What a process of this machine does until it is ended."""
+    """Answer items in a process of this machine, until it is ended."""
     Thread(target=_end_with_parent, daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -266,7 +272,7 @@ class _Actor:
         try:
             return self.ray.get(self.pending)
         except self.ray.exceptions.RayError as error:  # what the task raises comes as an answer
-            # What matters is the first line, but the last where the worker could not even import its code.
+            # The first line has the reason, but the last one if the worker could not even import its code.
             raise _DiedError(str(error).splitlines()[-getattr(error, "actor_init_failed", False)]) from None
 
     def end(self) -> None:
@@ -274,10 +280,11 @@ class _Actor:
 
 
 def _shares(nodes: list[dict[str, float]], workers: int | None) -> tuple[int, int, int]:
-    """How many workers a cluster of these nodes has, and the CPUs and GPUs of each.
+    """Compute the number of workers of a cluster, and the CPUs and GPUs per worker.
 
-    A worker has a GPU where there are any. Else it has as many CPUs as let all workers run at the same time; by default
-    there is one for each node, a node with less than half the CPUs of the largest not counted.
+    If the nodes have GPUs, each worker gets one. Otherwise it gets as many CPUs as possible while all workers run at
+    the same time. By default there is then one worker per node, without the nodes that have less than half the CPUs of
+    the largest.
     """
     sizes = [int(node.get("CPU", 0)) for node in nodes]
     if with_gpu := [(int(node.get("CPU", 0)), int(node["GPU"])) for node in nodes if node.get("GPU", 0) >= 1]:
@@ -290,7 +297,7 @@ def _shares(nodes: list[dict[str, float]], workers: int | None) -> tuple[int, in
 
 
 def _ray() -> Any:
-    """Ray, of the extra `dist`."""
+    """Import Ray, from the extra `dist`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         return import_module("ray")
@@ -300,19 +307,22 @@ def _ray() -> Any:
 
 @contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS or of `ray start`, else start one here; leave as it is one already joined."""
+    """Join the cluster of RAY_ADDRESS or `ray start`, or start one here.
+
+    If Ray is connected already, nothing is changed.
+    """
     if ray.is_initialized():
         yield
         return
     private = ray._private
-    # Ray prints what goes wrong on a node to stdout, at length, and has no setting for it.
+    # Ray prints long errors from nodes to stdout, and has no setting for it.
     private.worker.print_to_stdstream = lambda data, **_: say(f"ray: {data['lines'][0].splitlines()[0]}")
     quiet = {"logging_level": "error", "log_to_driver": False}
     if address := private.services.canonicalize_bootstrap_address(None):
         _check_answers(address)
         ray.init(address=address, **quiet)
     else:
-        private.ray_constants.ENABLE_RAY_CLUSTER = False  # of one machine: all that it listens on is the loopback
+        private.ray_constants.ENABLE_RAY_CLUSTER = False  # one machine only: it listens on the loopback alone
         ray.init(address="local", include_dashboard=False, **quiet)
     try:
         yield
@@ -321,7 +331,7 @@ def _cluster(ray: Any) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself tries for minutes."""
+    """Refuse an address where no cluster answers, as Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -333,7 +343,7 @@ def _check_answers(address: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, even killed."""
+    """End this process when its parent is gone, even if the parent was killed."""
     if parent := parent_process():
         parent.join()
         os._exit(1)
@@ -341,8 +351,8 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started within never see Ctrl-C: it is answered here, by ending them."""
-    resource_tracker.ensure_running()  # starting it unblocks, and so must not be left to the first process
+    """Block Ctrl-C in processes started within; this process ends them instead."""
+    resource_tracker.ensure_running()  # starting it unblocks signals, so it must be running before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -351,14 +361,14 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _threads(workers: int) -> int:
-    """A worker's share of the threads that this process would use."""
+    """Compute a worker's share of the threads that this process would use."""
     import torch
 
     return max(1, torch.get_num_threads() // workers)
 
 
 def _devices() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """List the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     count = torch.cuda.device_count()  # does not initialise CUDA

@@ -1,15 +1,21 @@
-"""The one exception for what a user can fix, and its sentences for unknown names and missing settings."""
+"""The exception for errors that a user can fix, and helpers to make it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can fix: one line saying where, what was found, what was expected, what to do."""
+    """An error that the user can fix.
+
+    Its message is one line that says where it is, what was found, what was expected, and what to do.
+    """
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not among `known`: the nearest ones if any are near, else all of them."""
+    """Make the error for a name that is not among `known`.
+
+    It suggests the nearest known names, or lists all of them if none is near.
+    """
     known = sorted(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"perhaps {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known) or 'none'}."
@@ -17,5 +23,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def not_given(flag: str, why: str) -> UserError:
-    """The error for a setting that is needed and was not given; `why` says what for."""
+    """Make the error for a missing setting; `why` says why it is needed."""
     return UserError(f"{flag} is missing: {why}.")

@@ -1,4 +1,4 @@
-"""Stage `fuse`: one run out of several."""
+"""Stage `fuse`: make one run out of several."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from shortlist.progress import say
 from shortlist.records import Hit, Qrels, Run
 
 STEPS = 20
-"""Into which 1 is divided for the weights that are tried."""
+"""Number of steps from 0 to 1 in the grid of weights to try."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,26 @@ class Config:
     out: NotInJob[Path]
     """Run file to write."""
     method: Literal["rrf", "weighted", "zscore"] = "rrf"
-    """`rrf` adds up ranks; `weighted` scores brought to [0, 1], `zscore` scores brought to mean 0 and deviation 1."""
+    """Fusion method: `rrf` adds up ranks, `weighted` adds up scores scaled to [0, 1], and `zscore` adds up scores
+    scaled to mean 0 and deviation 1."""
     weights: tuple[float, ...] | None = None
-    """How much each run counts, one number per run; all count 1 by default."""
+    """Weight of each run, one number per run (None: 1 for all)."""
     dev_runs: tuple[Path, ...] = ()
-    """Runs of the same searchers, in the same order, for queries of --split. The weights are then chosen: of all that
-    add up to 1 in steps of a twentieth, those whose fused run is best there by --measure."""
+    """Runs of the same searchers, in the same order, for queries of --split, to choose the weights by. All weights that
+    add up to 1 in steps of a twentieth are tried, and the best ones by --measure are used."""
     collection: str | None = None
-    """With --dev-runs: BEIR or MS MARCO folder, `irds:` or `hf:` name that has their judgements."""
+    """With --dev-runs: collection with their judgements, as a BEIR or MS MARCO folder, `irds:` or `hf:` name."""
     split: str = "dev"
-    """With --dev-runs: whose judgements to choose the weights by; not those that the fused run is evaluated on."""
+    """With --dev-runs: split with the judgements to choose the weights by; it should not be the one to evaluate on."""
     measure: str = "MRR@10"
-    """With --dev-runs: name as in `shortlist evaluate`."""
+    """With --dev-runs: measure to choose the weights by, named as in `shortlist evaluate`."""
     depth: int | None = None
-    """Fuse only the first --depth documents of each run; what else the first run holds follows in its order. A reranked
-    run and the one that it came from are so mixed over what was read."""
+    """Fuse only the first --depth documents of each run; the first run's other documents follow in their order. So a
+    reranked run and its first-stage run are mixed only where the reranker has read."""
     k: int = 1000
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
-    """How a run is put in order: by score and id as trec_eval does, or by its own rank column."""
+    """Order of a run's hits: by score and id as in trec_eval, or by the run's rank column."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -58,7 +59,10 @@ class Config:
 def fuse_first(
     fuse: Callable[..., Run], runs: Sequence[Run], *, depth: int | None, weights: Sequence[float] | None = None
 ) -> Run:
-    """Fuse the first `depth` documents of each run; the others of the first run follow with lower scores, 1 apart."""
+    """Fuse the first `depth` documents of each run.
+
+    The other documents of the first run follow, with lower scores that are 1 apart.
+    """
     if depth is None:
         return fuse(runs, weights=weights)
     fused = fuse([{query_id: hits[:depth] for query_id, hits in run.items()} for run in runs], weights=weights)
@@ -74,10 +78,12 @@ def _with_rest(hits: list[Hit], others: list[Hit]) -> list[Hit]:
 def one_by_one(
     fuse: Callable[..., Run], runs: Sequence[Run], *, weights: Sequence[float] | None, seconds: list[float]
 ) -> Iterator[tuple[str, list[Hit]]]:
-    """Fuse query after query, as runs of many queries are more than fits into memory as hits.
+    """Fuse one query after another.
+
+    The hits of many queries would not fit into memory together.
 
     Args:
-        seconds: gets the time that each query has taken.
+        seconds: list to which the time of each query is added.
     """
     for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
         own = [{query_id: run[query_id]} if query_id in run else {} for run in runs]
@@ -90,15 +96,17 @@ def one_by_one(
 def choose_weights(
     runs: Sequence[Run], qrels: Qrels, fuse: Callable[..., Run], measure: str
 ) -> tuple[tuple[float, ...], float]:
-    """The weights whose fused run is best, of all that add up to 1 in steps of a twentieth, and how good it is.
+    """Choose the weights whose fused run is best.
+
+    All weights that add up to 1 in steps of a twentieth are tried.
 
     Args:
-        runs: of queries that are judged.
+        runs: runs of judged queries.
         fuse: a function in math.fusion.FUSIONS.
-        measure: averaged over the queries that are judged and found.
+        measure: name of the measure, averaged over the queries that are judged and found.
 
     Returns:
-        Of equally good weights those nearest to the middle of all equally good ones.
+        The weights, and the value of the measure. Among equally good weights, those nearest to their middle are chosen.
     """
     means = {}
     for weights in weight_grid(len(runs), STEPS):
@@ -111,7 +119,7 @@ def choose_weights(
 
 
 def run(config: Config) -> None:
-    """Write the fused run."""
+    """Fuse the runs and write the result."""
     if len(config.runs) < 2:
         raise UserError(f"--runs names {len(config.runs)} file; expected two or more to fuse.")
     if config.weights is not None and len(config.weights) != len(config.runs):

@@ -1,4 +1,4 @@
-"""Stage `init`: a new backbone, random weights in a given shape, with a tokenizer fitted to a collection's text."""
+"""Stage `init`: make a new backbone with random weights, and a tokenizer for a collection."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,31 +18,34 @@ from shortlist.text.tokenizer import train_bpe
 @dataclass(frozen=True, kw_only=True)
 class Config:
     collection: str
-    """Its documents and queries are what the tokenizer is fitted to."""
+    """Collection whose documents and queries the tokenizer is trained on."""
     out: NotInJob[Path]
     """Folder for the backbone."""
     split: str = "train"
-    """Queries that the tokenizer may see."""
+    """Split whose queries the tokenizer is trained on."""
     layers: int = 3
-    """Transformer layers."""
+    """Number of transformer layers."""
     hidden: int = 256
-    """Length of a hidden state, and so of a vector."""
+    """Length of a hidden state, and so of a vector; a multiple of 2 x --heads."""
     heads: int = 4
-    """Attention heads; --hidden must be a multiple."""
+    """Number of attention heads."""
     vocab_size: int = 8192
-    """Pieces of the tokenizer."""
+    """Number of pieces of the tokenizer."""
     words_only: bool = False
-    """A tokenizer that sees lower-cased words and parts of identifiers, no white space and no punctuation."""
+    """Use a tokenizer that keeps only lower-cased words and parts of identifiers, without white space and
+    punctuation."""
     max_positions: int = 2048
-    """Longest input the backbone is meant for, in tokens."""
+    """Most tokens of an input that the backbone is meant for."""
     seed: int = 0
-    """Of the weights."""
+    """Seed for the weights."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
 def new_llama(config: Config, tokenizer) -> LlamaModel:
-    """A LLaMA with random weights (https://arxiv.org/abs/2302.13971), its feed-forward 8/3 as wide as its hidden state.
+    """Make a LLaMA with random weights (https://arxiv.org/abs/2302.13971).
+
+    Its feed-forward layers are 8/3 as wide as its hidden state.
 
     Raises:
         UserError: the shape is impossible.

@@ -1,4 +1,4 @@
-"""Stage `inspect`: what a model is, and what it makes of a query and a document, token by token."""
+"""Stage `inspect`: describe a model, and show how it reads a query and a document."""
 
 import json
 from collections import Counter
@@ -32,20 +32,20 @@ class Config:
     document: str = DOCUMENT
     """Text of the example's document."""
     title: str = ""
-    """Its title."""
+    """Title of the example's document."""
     contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
+    """Input contract by name, for a model folder without one."""
     json: bool = False
     """Print JSON."""
 
 
 class Shown(NamedTuple):
-    """What is shown of a kind of model."""
+    """Functions that describe a kind of model."""
 
     head: Callable[[Any], str | None]
-    """What is above its backbone."""
+    """Describes the head on top of its backbone."""
     meaning: Callable[[Any], str]
-    """What its score is."""
+    """Describes the meaning of its score."""
 
 
 def _dense_head(model: Any) -> str | None:
@@ -76,29 +76,29 @@ SHOWN = {
     "reranker": Shown(_pointwise_head, _pointwise_meaning),
     "classifier": Shown(_classifier_head, lambda model: "the classifier's logit"),
 }
-"""By kind of model."""
+"""Descriptions by kind of model."""
 
 UNKNOWN = Shown(lambda model: None, lambda model: f"the score of a {model.kind}")
-"""What is shown of any other kind."""
+"""Description of any other kind of model."""
 
 
 def _alone(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
-    """Token ids of a query and of a document, each alone, and their score."""
+    """Compute the token ids of a query and a document, read separately, and their score."""
     ids = {"query": model.inputs.query_ids([query])[0], "document": model.inputs.document_ids([document])[0]}
     return ids, float(embed_queries(model, [query])[0] @ embed_documents(model, [document])[0])
 
 
 def _together(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
-    """Token ids of a pair, and its score."""
+    """Compute the token ids of a pair, and its score."""
     return {"pair": model.inputs.pair_ids([(query, document)])[0]}, float(score_pairs(model, [(query, document)])[0])
 
 
 READ = {"document": _alone, "pair": _together}
-"""By what a model reads."""
+"""Functions to read an example, by the kind of input that a model reads."""
 
 
 def inspect(model: Any, query: Query, document: Document) -> dict[str, Any]:
-    """What the model makes of a query and a document: tokens, which of them is pooled, and the score."""
+    """Run the model on a query and a document; returns tokens, pooled position and score."""
     inputs, pooling = model.inputs, model.reading.pooling
     examples, score = READ[KINDS[model.kind].reads](model, query, document)
     pooled = {"last": lambda ids: len(ids) - 1, "cls": lambda ids: 0}.get(pooling, lambda ids: None)
@@ -113,7 +113,7 @@ def inspect(model: Any, query: Query, document: Document) -> dict[str, Any]:
 
 
 def describe(folder: ModelFolder, model: Any) -> dict[str, Any]:
-    """What the model is: architecture, weights, head, tokenizer, contract, where it came from."""
+    """Describe the model: architecture, weights, head, tokenizer, contract and origin."""
     config, tokenizer = model.backbone.config, model.inputs.tokenizer
     manifest = read_manifest(folder.path) or {}
     origin = {key: manifest[key] for key in ("stage", "version", "commit", "finished", "results") if key in manifest}
@@ -133,7 +133,7 @@ def describe(folder: ModelFolder, model: Any) -> dict[str, Any]:
 
 
 def _dtypes(folder: ModelFolder) -> dict[str, int]:
-    """How many of the numbers in a model's files have which type."""
+    """Count the numbers in a model's files by their type."""
     counts: Counter[str] = Counter()
     for path in folder.weight_files:
         with safe_open(path, framework="pt") as weights:
@@ -150,7 +150,7 @@ def _special_tokens(inputs: Inputs) -> dict[str, Any]:
 
 
 def run(config: Config) -> None:
-    """Load the model and print everything."""
+    """Load the model, and print its description and the example."""
     if not config.query.strip() or not (config.document.strip() or config.title.strip()):
         raise UserError("--query and --document need text; leave them out for an example.")
     folder = open_folder(config.model)

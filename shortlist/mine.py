@@ -1,4 +1,4 @@
-"""Stage `mine`: from runs to training groups, each a query with what answers it and what only seems to."""
+"""Stage `mine`: runs -> training groups of a query, its positives and hard negatives."""
 
 import time
 import zlib
@@ -28,24 +28,25 @@ class Config:
     runs: tuple[Path, ...]
     """TREC run files of the split's queries; several are blended rank by rank."""
     collection: str
-    """BEIR or MS MARCO folder, `irds:` or `hf:` name."""
+    """Collection of the queries: BEIR or MS MARCO folder, `irds:` or `hf:` name."""
     out: NotInJob[Path]
     """JSONL file of groups to write."""
     split: str = "train"
     """Split of the collection whose judgements are the positives."""
     depth: int = 200
-    """Ranks of the blended run to draw from."""
+    """Number of top ranks of the blended run to draw from."""
     negatives: int = 15
     """Negatives per query."""
     random_share: float = 0.0
-    """Part of the negatives, 0 to 1, to draw from the whole corpus instead: easier ones, to start training on."""
+    """Share of the negatives, 0 to 1, to draw from the whole corpus instead; they are easier, to start training on."""
     teacher: Path | None = None
-    """TREC run file whose scores of a group's documents the group keeps, for `train --loss kl`. A document that the run
-    lacks has the run's lowest score for that query; a query that it lacks gets no group."""
+    """TREC run file with a teacher's scores to store in the groups, for `train --loss kl`. A document missing from the
+    run gets the run's lowest score for that query; a query missing from the run gets no group."""
     seed: int = 0
-    """Decides the draw."""
+    """Seed for the draw."""
     exclude_self: bool | None = None
-    """Never draw the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
+    """Never draw the document with the query's id (None: only where queries are also documents, as in ArguAna and
+    Quora)."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -64,22 +65,22 @@ def mine(
 ) -> tuple[list[Group], Counter[str]]:
     """Draw negatives for every query that has a relevant document.
 
-    Neither a relevant document nor one with the text of a relevant document becomes a negative. What a query gets
-    depends on the seed and on its own id, lists and judgements alone.
+    Neither a relevant document nor one with the text of a relevant document becomes a negative. A query's negatives
+    depend only on the seed and on the query's id, lists and judgements.
 
     Args:
-        runs: blended rank by rank.
-        qrels: documents above grade 0 are the positives.
+        runs: runs to blend rank by rank.
+        qrels: judgements; documents above grade 0 are the positives.
         corpus: ids of the whole collection.
-        same_text: relevant document -> the documents whose text equals its own, itself included.
-        depth: ranks of the blended run to draw from.
-        negatives: how many to draw per query.
-        random_share: part of them to draw from the whole corpus.
-        seed: decides the draw.
-        exclude_self: the document of a query's own id is the query, and no negative.
+        same_text: relevant document -> the documents with the same text, itself included.
+        depth: number of top ranks of the blended run to draw from.
+        negatives: number of negatives to draw per query.
+        random_share: share of the negatives to draw from the whole corpus.
+        seed: seed for the draw.
+        exclude_self: never draw the document with the query's id, as it is the query itself.
 
     Returns:
-        The groups, in the order of the qrels, and counts of what was left out.
+        The groups, in the order of the qrels, and counts of queries and documents left out.
 
     Raises:
         UserError: a run names a document that the corpus lacks.
@@ -106,9 +107,9 @@ def mine(
 
 
 def taught(groups: Iterable[Group], teacher: Run) -> list[Group]:
-    """The groups with a teacher's scores of their documents, but for those of queries that it lacks.
+    """Add a teacher's scores to the groups; drop groups whose query the teacher lacks.
 
-    What it did not find for a query is below what it found, so it counts as its lowest.
+    Documents that the teacher did not find rank below those it found, so they get its lowest score for the query.
     """
     kept = []
     for group in groups:
@@ -120,12 +121,14 @@ def taught(groups: Iterable[Group], teacher: Run) -> list[Group]:
 
 
 def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Read a corpus once: all its ids, and for each of `doc_ids` the documents with the same text, itself included.
+    """Read a corpus once, and find documents with equal texts.
+
+    Returns all ids of the corpus and, for each of `doc_ids`, the documents with the same text, itself included.
 
     Raises:
         UserError: the corpus lacks one of the ids.
     """
-    ids, prints = [], array("Q")  # 8 bytes a document, where the texts would not fit
+    ids, prints = [], array("Q")  # 8 bytes per document, as all texts would not fit into memory
     for document in corpus:
         ids.append(document.doc_id)
         prints.append(fingerprint(document))
@@ -144,13 +147,16 @@ def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tupl
 
 
 def fingerprint(document: Document) -> int:
-    """64 bits of the text, or of the title where there is no text, blind to case and white space."""
+    """Hash a document's text to 64 bits, ignoring case and white space.
+
+    If there is no text, the title is hashed.
+    """
     words = (document.text.strip() or document.title).casefold().split()
     return int.from_bytes(blake2b(" ".join(words).encode(), digest_size=8).digest())
 
 
 def run(config: Config) -> None:
-    """Write the groups, and say what was left out."""
+    """Write the groups, and print how much was left out."""
     _check(config)
     collection = open_collection(config.collection)
     inputs = {

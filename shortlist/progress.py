@@ -1,4 +1,4 @@
-"""What a person sees while waiting: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, otherwise a plain line now and then."""
 
 import os
 import resource
@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Advance(Protocol):
-    """Call with the number of units done since the last call, and a few words on how it goes."""
+    """Function to call with the units done since the last call.
+
+    It may also get a short note on how the work goes.
+    """
 
     def __call__(self, amount: int | float = 1, note: str = "") -> None: ...
 
@@ -25,7 +28,10 @@ PLAIN_SECONDS = 20.0
 def progress(
     description: str, total: int | float | None, unit: str = "", *, done: int | float = 0
 ) -> Iterator[Advance]:
-    """Show progress on stderr towards `total` units, `done` of them before; yields the function that advances it."""
+    """Show progress towards `total` units on stderr; yields the function to advance it.
+
+    `done` units were finished before.
+    """
     if sys.stderr.isatty() and leads():
         from rich.console import Console
         from rich.progress import (
@@ -73,7 +79,10 @@ def progress(
 
 
 def paced(advance: Advance, unit: str) -> Callable[[int, int], None]:
-    """A function that advances by texts, told their tokens too, and notes how many of both a second takes."""
+    """Make a function that advances by texts and shows the speed.
+
+    It is called with the numbers of texts and of tokens, and shows how many of both are done per second.
+    """
     start, texts, tokens = time.monotonic(), 0, 0
 
     def done(num_texts: int, num_tokens: int) -> None:
@@ -86,7 +95,7 @@ def paced(advance: Advance, unit: str) -> Callable[[int, int], None]:
 
 
 def duration(seconds: float) -> str:
-    """A length of time as a person says it: 42 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    """Format a duration for people: 42 s, 3 min 20 s, 3 d 4 h."""
     for size, unit, small_size, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit} {int(seconds % size // small_size)} {small}"
@@ -94,18 +103,18 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: int | float) -> str:
-    """A number of bytes as a person says it."""
+    """Format a number of bytes in GiB or MiB."""
     return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` count from now on, where the system can do that."""
+    """Reset the peak that `peak_bytes` returns, if the system supports it."""
     with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held, since `forget_peak` where that was called."""
+    """Return the peak memory of this process, since `forget_peak` if it was called."""
     with suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
         for line in file:
             if line.startswith("VmHWM:"):
@@ -115,7 +124,7 @@ def peak_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """The memory that this process holds now; 0 where the system does not say."""
+    """Return the memory that this process holds now; 0 if unknown."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -124,7 +133,7 @@ def resident_bytes() -> int:
 
 
 def track(items: Iterable[T], description: str, total: int | float | None = None, unit: str = "") -> Iterator[T]:
-    """Yield the items, showing how many have gone by."""
+    """Yield the items, and show how many were yielded."""
     with progress(description, total, unit) as advance:
         for item in items:
             yield item
@@ -132,11 +141,14 @@ def track(items: Iterable[T], description: str, total: int | float | None = None
 
 
 def say(message: str) -> None:
-    """One line to stderr, where it cannot mix with results; of processes that do the same, the first one speaks."""
+    """Print a line to stderr, where it cannot mix with results.
+
+    If torchrun has started several processes, only the first one prints.
+    """
     if leads():
         print(message, file=sys.stderr, flush=True)
 
 
 def leads() -> bool:
-    """Whether this is the first, or only, process of those that torchrun started."""
+    """Whether this is the first or only process that torchrun started."""
     return os.environ.get("RANK", "0") == "0"

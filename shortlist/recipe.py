@@ -1,7 +1,8 @@
-"""Command `run`: the stages of a recipe in order, each in a folder of its own, what is done and unchanged left alone.
+"""Command `run`: run the stages of a recipe in order.
 
-A recipe is YAML: `settings` (names for values, which `--set` changes) and `steps`, each a stage's settings under the
-step's name. `$name` stands for a setting, or for the output of an earlier step.
+Every step writes into its own folder, and steps that are done and unchanged are skipped. A recipe is YAML: `settings`
+(names for values, which `--set` changes) and `steps`, which have a stage's settings under the step's name. `$name`
+stands for a setting, or for the output of an earlier step.
 """
 
 import gc
@@ -40,15 +41,15 @@ OUTPUTS = {
     "lengths": "",
     "export": "",
 }
-"""The stages that a recipe may name, and the file that each writes in its step's folder (none: the folder itself)."""
+"""The stages that a recipe may name, and the file that each stage writes in its step's folder (empty: the folder)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     recipe: tyro.conf.Positional[Path]
-    """YAML file; the project's own are in recipes/."""
+    """YAML file of the recipe; the project's recipes are in recipes/."""
     out: Path
-    """Folder for everything the steps write, one folder each."""
+    """Folder for the outputs, with a folder for each step."""
     set: tuple[str, ...] = ()
     """Settings of the recipe to change, as name=value."""
     processes: int = 1
@@ -56,7 +57,7 @@ class Config:
 
 
 class Step(NamedTuple):
-    """One stage of a recipe, ready to run."""
+    """A step of a recipe, ready to run."""
 
     name: str
     stage: str
@@ -64,13 +65,13 @@ class Step(NamedTuple):
 
 
 def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
-    """Check a whole recipe and put values for its names, before anything runs.
+    """Check a whole recipe and fill in the values of its names, before anything runs.
 
     Args:
-        where: the recipe's file; a step's `recipe:` is found from its folder.
+        where: path of the recipe's file, for errors; a step's `recipe:` is relative to its folder.
 
     Raises:
-        UserError: a stage, setting or `$name` that does not exist; `where` says in which file.
+        UserError: a stage, setting or `$name` does not exist.
     """
     for section in recipe.keys() - {"settings", "steps"}:
         raise UserError(f"{where}: {unknown('section', section, ['settings', 'steps'])}")
@@ -111,7 +112,10 @@ def _module(stage: str) -> Any:
 
 
 def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Step]:
-    """The steps of a recipe that is a step of another one, as NAME/STEP, with these settings instead of its own."""
+    """Plan a recipe that is a step of another one.
+
+    The given settings replace those of the recipe, and its steps are called NAME/STEP.
+    """
     recipe = load_yaml(path)
     own = recipe.get("settings") or {}
     for setting in settings.keys() - own.keys():
@@ -121,7 +125,10 @@ def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) ->
 
 
 def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
-    """Put values for `$name`, in lists too; a value may itself be a `$name`, but not in a circle."""
+    """Replace `$name` by its value, in lists too.
+
+    A value may be another `$name`, but not in a circle.
+    """
     if isinstance(value, list):
         return [_resolve(item, values, at) for item in value]
     if not isinstance(value, str) or not value.startswith("$"):
@@ -133,10 +140,12 @@ def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
 
 
 def run_steps(steps: list[Step], *, processes: int = 1) -> None:
-    """Run the steps in order; a step that finds its work done and unchanged says so and does nothing.
+    """Run the steps in order.
+
+    A step whose work is done and unchanged says so and does nothing.
 
     Args:
-        processes: how many train together; with more than one, training runs in processes of its own.
+        processes: number of processes that train together; with more than one, training runs in new processes.
     """
     for number, step in enumerate(steps, start=1):
         say(f"[{number}/{len(steps)}] {step.name}")
@@ -145,7 +154,7 @@ def run_steps(steps: list[Step], *, processes: int = 1) -> None:
             _train_together(step, processes)
         else:
             _module(step.stage).run(step.config)
-        gc.collect()  # models hang in cycles; what one step held must not add to what the next one needs
+        gc.collect()  # models are in reference cycles; free one step's memory before the next step
         seconds = time.perf_counter() - start
         if seconds > 1:
             say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")

@@ -1,11 +1,14 @@
-"""The nouns of search, as plain tuples and dicts: everything else in the package takes or returns these."""
+"""Documents, queries, hits, groups, runs and qrels, as plain tuples and dicts.
+
+The whole package takes and returns these types.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """One unit of retrieval: a passage or a whole document."""
+    """A unit of retrieval: a passage or a whole document."""
 
     doc_id: str
     text: str
@@ -14,29 +17,29 @@ class Document(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One information need, in the searcher's words."""
+    """An information need, in the searcher's words."""
 
     query_id: str
     text: str
 
 
 class Hit(NamedTuple):
-    """One retrieved document and the score that placed it (higher is better)."""
+    """A retrieved document and its score (higher is better)."""
 
     doc_id: str
     score: float
 
 
 class Group(NamedTuple):
-    """One training example: a query, documents that answer it, documents that do not (all by id)."""
+    """A training example: a query with relevant and irrelevant documents, by id."""
 
     query_id: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
-    """What a teacher thinks of each positive, then of each negative; empty without one."""
+    """A teacher's scores of the positives, then of the negatives; empty without a teacher."""
     grades: tuple[int, ...] = ()
-    """How relevant each positive is, then each negative, as judged; empty where positives are 1 and negatives 0."""
+    """Judged relevance of the positives, then of the negatives; empty if positives are 1 and negatives 0."""
 
 
 Run = Mapping[str, list[Hit]]
@@ -47,10 +50,10 @@ Qrels = dict[str, dict[str, int]]
 
 
 def as_queries(texts: Iterable[str | Query]) -> list[Query]:
-    """Queries as they are; a text becomes one whose id is its place."""
+    """Turn texts into queries, with their positions as ids; queries stay as they are."""
     return [Query(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]
 
 
 def as_documents(texts: Iterable[str | Document]) -> list[Document]:
-    """Documents as they are; a text becomes one whose id is its place."""
+    """Turn texts into documents, with their positions as ids; documents stay as they are."""
     return [Document(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]

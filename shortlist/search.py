@@ -1,4 +1,7 @@
-"""Stage `search`: a pipeline (BM25, vectors, both fused, or one described in a file) finds each query's long list."""
+"""Stage `search`: find each query's long list with a pipeline.
+
+The pipeline may use BM25, vectors, both fused, or steps described in a file.
+"""
 
 import json
 import time
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
 
 HITS_AT_ONCE = 8_000_000
-"""Most hits in memory, where each takes 170 bytes; the queries of a training split find a hundred million."""
+"""Most hits in memory. A hit takes 170 bytes, and the queries of a training split find a hundred million hits."""
 RERANKED_AT_ONCE = 16
-"""Queries at a time where a reranker reads what they find: it takes so long that one wants to see how far it is."""
+"""Queries to search at a time if there is a reranker. It is slow, so progress should be shown often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,31 +39,38 @@ class Config(Sources):
     out: NotInJob[Path]
     """Run file to write."""
     collection: str | None = None
-    """Where the queries are: folder, `irds:` or `hf:` name."""
+    """Collection with the queries: folder, `irds:` or `hf:` name."""
     pipeline: Path | None = None
-    """YAML file that describes what is searched, rerankers included, in place of flags (docs/pipelines.md)."""
+    """YAML file that describes all steps, rerankers included, in place of flags (docs/pipelines.md)."""
     split: str = "test"
-    """Which queries of the collection."""
+    """Split of the collection that has the queries."""
     k: int = 1000
     """Documents per query."""
     exclude_self: bool | None = None
-    """Leave out the document of the query's own id (None: where queries are documents too, as in ArguAna, Quora)."""
+    """Leave out the document with the query's id (None: only where queries are also documents, as in ArguAna and
+    Quora)."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
 class FoundPart(NamedTuple):
-    """What came of some of the queries."""
+    """Results of some of the queries."""
 
     run: Run
     milliseconds: dict[str, float]
-    """By step, as `pipeline.Trace` has them."""
+    """Time by step, as in `pipeline.Trace`."""
     seconds: float
-    """Of all together."""
+    """Time of all steps together."""
 
 
 def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[FoundPart]:
-    """Each query's hits, without the document of its own id if so asked, for HITS_AT_ONCE after HITS_AT_ONCE."""
+    """Search the queries in parts, and yield their hits.
+
+    A part has at most HITS_AT_ONCE hits, and RERANKED_AT_ONCE queries if there is a reranker.
+
+    Args:
+        exclude_self: leave out the document with the query's id.
+    """
     at_once = max(1, HITS_AT_ONCE // k)
     if pipeline.rerankers:
         at_once = min(at_once, RERANKED_AT_ONCE)
@@ -74,12 +84,12 @@ def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bo
 
 
 def _first(run: Run, k: int) -> Run:
-    """The first k hits of each query; a step may give more than are wanted."""
+    """Keep the first k hits of each query, as a step may give more."""
     return run if all(len(hits) <= k for hits in run.values()) else {name: hits[:k] for name, hits in run.items()}
 
 
 def run(config: Config) -> None:
-    """Write the run of a split's queries."""
+    """Search with a split's queries and write the run."""
     if config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
     description = from_file_or_flags(config.pipeline, config, collection=config.collection)
@@ -94,7 +104,7 @@ def run(config: Config) -> None:
     job = start_job(config, stage="search", inputs=_inputs(config, description, queries, opener), as_if=as_if)
     if job.done:
         return
-    pipeline.trace(queries[:1], 1)  # what is compiled or read on first use is not a query's time
+    pipeline.trace(queries[:1], 1)  # compiling and loading on first use is not part of a query's time
     own, seconds, milliseconds = 0, 0.0, dict[str, float]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
@@ -118,11 +128,13 @@ def run(config: Config) -> None:
 def _costs(
     description: Description, total: float, reranking: Mapping[str, float], opener: Opener
 ) -> list[dict[str, Any]]:
-    """What the first stages took together, then what each later step did, as `data.manifest.stages` gives it.
+    """Describe the cost of the first stages together, then of each later step.
+
+    The format is that of `data.manifest.stages`.
 
     Args:
-        total: milliseconds of a query.
-        reranking: of these, by step behind the first stages.
+        total: milliseconds per query.
+        reranking: the part of `total` in each step after the first stages.
     """
     first = [part.settings for part in description.steps if part.name not in reranking]
     folders = {path for settings in first for name in ("index", "vectors") if (path := settings.get(name))}
@@ -140,7 +152,7 @@ def _costs(
 
 
 def _size_of(model: "ModelFolder") -> dict[str, Any]:
-    """What a manifest says of a model."""
+    """Return a model's identity and size, for a manifest."""
     return {"model": model.identity, "num_parameters": model.num_parameters}
 
 
@@ -162,7 +174,10 @@ def _digest(value: Any) -> str:
 
 
 def _known_by_contents(description: Description, opener: Opener) -> str:
-    """The steps of a description with what they name, and without what changes speed only."""
+    """Write a description's steps, with contents in place of names, for its identity.
+
+    Settings that change only the speed are left out.
+    """
 
     def known(part: Part, name: str, value: Any) -> Any:
         if isinstance(value, Path):

@@ -1,4 +1,7 @@
-"""Command `verify`: is every byte of a vector store as it was written, and every document there once."""
+"""Command `verify`: check a vector store's bytes and documents, and repair it.
+
+Every byte must be as it was written, and every document must be there exactly once.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ class Config:
     folder: tyro.conf.Positional[Path]
     """Vectors from `shortlist encode`."""
     repair: bool = False
-    """Encode what is damaged again, and nothing else."""
+    """Encode the damaged shards again, and nothing else."""
 
 
 def run(config: Config) -> None:
@@ -50,7 +53,7 @@ def run(config: Config) -> None:
 
 
 def damaged_shards(folder: Path) -> dict[int, str]:
-    """What is wrong with each shard that is damaged or missing."""
+    """Find damaged and missing shards, and describe what is wrong with them."""
     found = finished_shards(folder)
     snapshot = read_snapshot(folder)
     numbers = snapshot.shards if snapshot else list(range(max(found, default=-1) + 1))
@@ -59,7 +62,7 @@ def damaged_shards(folder: Path) -> dict[int, str]:
 
 
 def misplaced(folder: Path) -> str | None:
-    """What is wrong with which documents are there; None if each is there once."""
+    """Describe which documents are missing or repeated; None if each is there once."""
     try:
         store = VectorReader(folder)
     except UserError as error:
@@ -73,10 +76,10 @@ def misplaced(folder: Path) -> str | None:
 
 
 def repair(folder: Path, manifest: dict[str, Any], damaged: Iterable[int]) -> None:
-    """Let `encode` make what is damaged, as it goes on after an interruption.
+    """Encode damaged shards again, as `encode` would continue after an interruption.
 
     Raises:
-        UserError: the model or the collection is no longer what the store was made from.
+        UserError: the model or the collection has changed since the store was made.
     """
     settings = {name: value for name, value in manifest["config"].items() if value is not None}
     settings |= {"out": str(folder), "overwrite": False, "update": False, "compact": False}

@@ -1,4 +1,4 @@
-"""Stage `export`: a model as other tools load it, unmodified and with the same numbers."""
+"""Stage `export`: write a model for other tools, which then give the same numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ WRITERS: dict[str, tuple[str | None, Callable[..., None]]] = {
     "merged": (None, write_merged),
     "onnx": (None, write_onnx),
 }
-"""What a model is used as that each layout is for (None: whatever it is), and what writes it."""
+"""For each layout, the role that a model must have (None: any), and the function that writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,17 @@ class Config:
     out: NotInJob[Path]
     """Folder to write."""
     contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
+    """Input contract by name, for a model folder without one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Number type of the weights; bf16 is half the size, and its numbers differ in the third digit."""
+    """Number type of the weights; bf16 has half the size, and its results differ in the third digit."""
     licence: str | None = None
-    """What the model card gives as licence (None: that of the model that this one was trained from)."""
+    """Licence in the model card (None: the licence of the model that this one was trained from)."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
 def run(config: Config) -> None:
-    """Load the model and write it."""
+    """Load the model and write it in another layout, with a card."""
     role, write = WRITERS[config.to]
     folder = open_folder(config.model)
     contract = folder.any_contract(config.contract)

@@ -1,4 +1,4 @@
-"""A model card, made of what the model's own files say."""
+"""Model card, made from the model's files."""
 
 import json
 import re
@@ -30,11 +30,11 @@ SETTINGS = (
     "precision",
     "seed",
 )
-"""Of a training job, what a reader asks for."""
+"""Settings of a training job that the card shows."""
 
 
 def write_card(model: ModelFolder, folder: Path, contract: InputContract, **options: Any) -> None:
-    """Write README.md into a folder of the model, unless it has one; options as of `card`."""
+    """Write README.md into a model's folder, unless it has one; options as for `card`."""
     if not (folder / CARD).exists():
         with atomic_write(folder / CARD) as file:
             file.write(card(model, contract, **options))
@@ -47,11 +47,11 @@ def card(
     results: Mapping[str, Any] | None = None,
     licence: str | None = None,
 ) -> str:
-    """The text of the card of a retriever or reranker.
+    """Write the text of the card of a retriever or reranker.
 
     Args:
-        results: what `shortlist evaluate` has written into its results.json, to be printed.
-        licence: of the model (None: that of the one it was trained from).
+        results: content of results.json from `shortlist evaluate`, to show scores.
+        licence: licence of the model (None: the licence of the model it was trained from).
     """
     manifest = read_manifest(model.path) or {}
     config, kind = manifest.get("config", {}), "reranker" if contract.form.pair else "retriever"
@@ -75,12 +75,15 @@ def card(
 
 
 def _shown(name: str) -> str:
-    """A hub name as it is; of a path only its end, which says nothing about the machine."""
+    """Format a hub name, or only the last part of a path.
+
+    The rest of a path would reveal something about the machine.
+    """
     return f"`{Path(name).name if Path(name).is_absolute() or Path(name).exists() else name}`"
 
 
 def _licence(base: str | None) -> str:
-    """The licence in the base's own card, which the model inherits; `other` where it is not known."""
+    """Read the licence, which the model inherits, from its base's card; `other` if unknown."""
     if base is None or not (Path(base) / CARD).is_file():
         return "other"
     front = re.match(r"---\n(.*?\n)---\n", (Path(base) / CARD).read_text("utf-8"), re.DOTALL)

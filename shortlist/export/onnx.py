@@ -1,4 +1,4 @@
-"""ONNX: a graph from token ids to vectors or scores, with the tokenizer that makes the ids."""
+"""ONNX export: a graph from token ids to vectors or scores, with its tokenizer."""
 
 import warnings
 from collections.abc import Callable
@@ -21,26 +21,26 @@ from shortlist.models.kinds import KINDS
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = {"retriever": "sentence_embedding", "reranker": "logits"}
-"""Names of the graph's output by what the model is used as, those that others expect."""
+"""Names of the graph's output by the model's role, as other tools expect them."""
 
 
 def vectors(model: Any, **inputs: Tensor) -> Float[Tensor, "batch dim"]:
-    """A dense model's vectors."""
+    """Compute a dense model's vectors."""
     return model.behind_pooling(_pooled(model, **inputs))
 
 
 def scores(model: Any, **inputs: Tensor) -> Float[Tensor, "batch 1"]:
-    """A pointwise model's scores."""
+    """Compute a pointwise model's scores."""
     return _pooled(model, **inputs).float() @ model.head.T
 
 
 def logits(model: Any, **inputs: Tensor) -> Float[Tensor, "batch labels"]:
-    """A classifier's logits."""
+    """Compute a classifier's logits."""
     return model.backbone(**inputs).logits
 
 
 OUTCOMES: dict[str, Callable[..., Tensor]] = {"retriever": vectors, "reranker": scores, "classifier": logits}
-"""What the graph computes, by the kind of model."""
+"""Function that the graph computes, by the kind of model."""
 
 
 def _pooled(model: Any, **inputs: Tensor) -> Float[Tensor, "batch hidden"]:
@@ -49,7 +49,7 @@ def _pooled(model: Any, **inputs: Tensor) -> Float[Tensor, "batch hidden"]:
 
 
 class Graph(nn.Module):
-    """A model as one function of ids and mask, with nothing that depends on their sizes."""
+    """A model as one function of ids and mask, which works for all sizes."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -59,17 +59,18 @@ class Graph(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch out"]:
-        """Vectors, or one score per row."""
+        """Compute vectors, or one score per row."""
         return self.outcome(self.model, input_ids=input_ids, attention_mask=attention_mask)
 
 
 def write_onnx(model: Any, folder: Path, *, source: ModelFolder) -> None:
-    """Write model.onnx (large weights beside it) and the tokenizer; a retriever's prompts go into prompts.json.
+    """Write model.onnx and the tokenizer.
 
-    Inputs are input_ids and attention_mask, padded on the right, of any number of rows and tokens.
+    Large weights lie in a file beside model.onnx, and a retriever's prompts go into prompts.json. The inputs are
+    input_ids and attention_mask, padded on the right, with any number of rows and tokens.
 
     Raises:
-        UserError: a package is missing, or the model cannot be written so.
+        UserError: a package is missing, or the model cannot be written as ONNX.
     """
     try:
         import onnxscript  # noqa: F401

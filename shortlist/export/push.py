@@ -16,31 +16,31 @@ from shortlist.models.folder import open_folder
 from shortlist.progress import say
 
 NOT_PUSHED = ("manifest.json", "config.yaml", "checkpoints/*", "*.bin", "*.pt", "log.jsonl", "*.svg")
-"""Left on this machine: what names its paths, what is a pickle, and what no one loads."""
+"""Files that are not uploaded: those that name this machine's paths, pickles, and files that nobody loads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     model: tyro.conf.Positional[Path]
-    """Model folder: from `shortlist train`, or from `shortlist export` so that other tools open it."""
+    """Model folder from `shortlist train`, or from `shortlist export` if other tools are to open it."""
     to: str
-    """Name on the hub: USER/NAME. Who you are is taken from the hub's own login or HF_TOKEN, never from a flag."""
+    """Name on the hub: USER/NAME. Your account comes from the hub's login or HF_TOKEN, never from a flag."""
     private: bool = False
-    """Only you can see it."""
+    """Make the repository private, so that only you can see it."""
     results: Path | None = None
     """results.json of `shortlist evaluate`, whose scores go into the card."""
     dry_run: bool = False
-    """Print the card and the names of the files instead."""
+    """Only print the card and the names of the files."""
 
 
 def files(folder: Path) -> list[str]:
-    """What of a model folder is pushed, by path within it."""
+    """List the files of a model folder to push, by their paths within it."""
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return [str(path) for path in paths if not any(path.match(pattern) for pattern in NOT_PUSHED)]
 
 
 def run(config: Config) -> None:
-    """Write the card if there is none, and upload."""
+    """Write the card if there is none, and upload the folder."""
     if not config.model.is_dir():
         raise UserError(f"{config.model}: no such folder; expected a model folder.")
     if config.to.count("/") != 1 or not all(config.to.split("/")):
@@ -63,10 +63,10 @@ def run(config: Config) -> None:
 
 
 def upload(folder: Path, name: str, *, private: bool) -> str:
-    """Make the repository if need be, and upload the folder; returns its address.
+    """Create the repository if needed and upload the folder; returns its URL.
 
     Raises:
-        UserError: the hub refuses, or cannot be reached.
+        UserError: the hub refuses the upload or cannot be reached.
     """
     from huggingface_hub import HfApi
 

@@ -1,8 +1,8 @@
-"""Tokenizers that put an input contract's prompts and special tokens round texts by themselves.
+"""Tokenizers that add an input contract's prompts and special tokens themselves.
 
-Other tools know nothing of a contract: they give a tokenizer one text or two. So what the contract adds goes into the
-template of `tokenizer.json`, and the ids are compared with ours before anything is written, since a prompt may be
-tokenised otherwise beside a text than by itself.
+Other tools know nothing of a contract: they give a tokenizer one text or two. So the contract's additions go into the
+template of `tokenizer.json`. The ids are compared with those of `text/inputs.py` before anything is written, since a
+prompt may be tokenised differently beside a text than alone.
 """
 
 import re
@@ -19,17 +19,19 @@ from shortlist.text.inputs import Inputs
 from shortlist.text.special_tokens import unescaped
 
 TEXTS = ("what is x", "How do 12 naïve cafés rank?", "(A-b) c", "東京 x", "once upon a time", "x")
-"""What the ids are compared on."""
+"""Texts to compare the ids on."""
 
 DOCUMENT_PART = re.compile(r"\{(?:url|title|text)\}(?: ?\{(?:url|title|text)\})*")
 PIECE = re.compile(r"(\{query\}|\{document\})")
 
 
 def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
-    """A tokenizer of queries and documents alike, and the prompt of each, which its user puts before the text.
+    """Make one tokenizer for queries and documents, and return it with their prompts.
+
+    The tokenizer's user puts the prompt before the text.
 
     Raises:
-        UserError: the contract is more than special tokens, a prompt and a text.
+        UserError: the contract has more than special tokens, a prompt and a text, or the ids cannot be made the same.
     """
     forms = {kind: _split(inputs, getattr(inputs.form, kind), kind) for kind in ("query", "document")}
     (start, _, end), other = forms["query"], forms["document"]
@@ -48,10 +50,10 @@ def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
 
 
 def for_pairs(inputs: Inputs, *, token_types: bool = False) -> Any:
-    """A tokenizer of a query with a document, prompts and all.
+    """Make a tokenizer for a query with a document, which adds all prompts.
 
     Args:
-        token_types: it gives token types too, as a contract's reading may ask for.
+        token_types: return token types too, as a contract's reading may need them.
 
     Raises:
         UserError: the ids cannot be made the same.
@@ -65,7 +67,7 @@ def for_pairs(inputs: Inputs, *, token_types: bool = False) -> Any:
 
 
 def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[str], str, list[str]]:
-    """Special tokens before, the prompt, special tokens behind."""
+    """Split a template into special tokens before, the prompt, and special tokens after."""
     texts = [place for place, piece in enumerate(template) if "{" in piece and piece not in SPECIAL]
     if len(texts) != 1 or inputs.form.verbatim:
         raise _cannot(inputs, f"its {kind} is more than a prompt and a text")
@@ -77,15 +79,17 @@ def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[s
 
 
 def _joined(piece: str) -> str:
-    """A text piece with {document} for all that is of the document."""
+    """Replace all document fields in a text piece by one {document}."""
     return DOCUMENT_PART.sub("{document}", piece)
 
 
 def _pieces(part: str, *, led: bool) -> list[str]:
-    """One part of a pair's template as pieces: a special token, `$A`, `$B:1` or a prompt.
+    """Split a part of a pair's template into pieces.
+
+    A piece is a special token, `$A` (the query), `$B` (the document) or a prompt.
 
     Args:
-        led: a prompt behind a text keeps the space between.
+        led: keep the space between a text and a prompt that follows it.
     """
     if part in SPECIAL:
         return [part]
@@ -106,11 +110,11 @@ def _with_template(
     spaced: bool = False,
     token_types: bool = False,
 ) -> Any:
-    """A copy of the tokenizer with this template.
+    """Copy the tokenizer with another template.
 
     Args:
-        spaced: a space goes before each text, as it follows a prompt.
-        token_types: what comes of a pair's second text has type 1.
+        spaced: put a space before each text, as texts follow a prompt.
+        token_types: give tokens from a pair's second text on the type 1.
     """
     tokenizer: Any = inputs.tokenizer
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -143,18 +147,21 @@ def _with_template(
 
 
 def _space_before(template: tuple[str, ...]) -> list[Any]:
-    """Put a space before a text, but not before one that our own inputs have begun with a prompt."""
+    """Make normalizers that put a space before a text.
+
+    They skip texts that begin with a prompt already, as in `text/inputs.py`.
+    """
     prompts = "|".join(re.escape(piece.split("{")[0]) for piece in template if piece not in SPECIAL)
     return [normalizers.Prepend(" "), normalizers.Replace(Regex(rf"\A (?={prompts})"), "")]
 
 
 def _first_part(pair: list[str]) -> list[str]:
-    """The template of a single text where pairs are what counts: everything up to the second text."""
+    """Return a template for a single text: a pair's template up to the second text."""
     return pair[: pair.index("$B")] if "$B" in pair else ["$A"]
 
 
 def _entry(inputs: Inputs, piece: str) -> dict[str, Any]:
-    """A piece as the template has it: a special token or a prompt, by ids and tokens."""
+    """Return the ids and tokens of a special token or a prompt."""
     tokenizer: Any = inputs.tokenizer
     if piece in SPECIAL:
         ids = [inputs.special_id(piece)]

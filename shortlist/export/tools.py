@@ -25,20 +25,20 @@ POOLING_FLAGS = (
     "weightedmean_tokens",
     "lasttoken",
 )
-"""All poolings of sentence-transformers: older versions want each of them said to be on or off."""
+"""All poolings of sentence-transformers; older versions need a flag for each, whether on or off."""
 
 TRAINING_LOG = "log.jsonl"
-"""What `shortlist train` writes step by step."""
+"""File that `shortlist train` writes step by step."""
 
 
 def write_sentence_transformer(model: Any, folder: Path, *, source: ModelFolder) -> None:
-    """A folder that SentenceTransformer opens: encode with `prompt_name="query"` and `"document"`.
+    """Write a folder that SentenceTransformer opens.
 
-    It is in the layout from before version 6, which later versions read as well. Queries are cut at the length of
-    documents there, since it has one length.
+    Encode with `prompt_name="query"` or `"document"` there. The layout is the one from before version 6, which later
+    versions also read. Queries are cut at the length of documents, since this layout has only one length.
 
     Raises:
-        UserError: the contract cannot be said in its files.
+        UserError: the contract cannot be expressed in these files.
     """
     tokenizer, prompts = for_single_texts(model.inputs)
     save_model(model, folder)
@@ -48,10 +48,12 @@ def write_sentence_transformer(model: Any, folder: Path, *, source: ModelFolder)
 
 
 def write_cross_encoder(model: Any, folder: Path, *, source: ModelFolder) -> None:
-    """A folder that CrossEncoder and transformers' sequence classifiers open, whose tokenizer takes (query, document).
+    """Write a folder that CrossEncoder and transformers' sequence classifiers open.
+
+    Its tokenizer takes (query, document).
 
     Raises:
-        UserError: the contract cannot be said in its files, or the head is none that transformers has.
+        UserError: the contract cannot be expressed in these files, or transformers has no such head.
     """
     reading, own_head = model.reading, KINDS[model.kind].saves_itself
     if not own_head and (not is_decoder(model.backbone) or reading.pooling != "last" or reading.answer):
@@ -63,15 +65,15 @@ def write_cross_encoder(model: Any, folder: Path, *, source: ModelFolder) -> Non
     save_model(model, folder)
     save_tokenizer(tokenizer, folder, token_types=reading.token_types)
     _write_old_names(folder)
-    activation = {"activation_fn": "torch.nn.modules.linear.Identity"}  # else it would be squeezed into 0 to 1
+    activation = {"activation_fn": "torch.nn.modules.linear.Identity"}  # otherwise scores would be squeezed into 0 to 1
     write_json(folder / "config.json", read_json(folder / "config.json") | {"sentence_transformers": activation})
 
 
 def write_merged(model: Any, folder: Path, *, source: ModelFolder) -> None:
-    """A folder of ours with whole weights, and the log of their training if there is one.
+    """Write a shortlist model folder with whole weights, and the training log if any.
 
     Raises:
-        UserError: the model has layers behind its pooling.
+        UserError: the model has layers after its pooling.
     """
     if len(getattr(model, "dense", ())):
         raise UserError(f"{source.name}: has dense layers behind its pooling; export it to sentence-transformers.")
@@ -81,10 +83,12 @@ def write_merged(model: Any, folder: Path, *, source: ModelFolder) -> None:
 
 
 def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
-    """An adapter that PEFT opens; a retriever's opens in sentence-transformers too, with its pooling and prompts.
+    """Write an adapter that PEFT opens.
+
+    A retriever's adapter also opens in sentence-transformers, with its pooling and prompts.
 
     Raises:
-        UserError: the model is no adapter, or one on top of another.
+        UserError: the model is not an adapter, or is an adapter on top of another.
     """
     if not is_adapter(source.path):
         raise UserError(f"{source.name}: is a whole model, and no adapter; export it as merged.")
@@ -115,7 +119,7 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
 
 
 def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
-    """sentence-transformers' files beside weights and tokenizer."""
+    """Write the files that sentence-transformers needs beside weights and tokenizer."""
     reading, dim = model.reading, model.backbone.config.hidden_size
     names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
     flags = {f"pooling_mode_{flag}": f"pooling_mode_{flag}" == names[reading.pooling] for flag in POOLING_FLAGS}
@@ -149,7 +153,7 @@ def _write_dense(layer: Any, folder: Path) -> None:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, *, token_types: bool = False) -> None:
-    """Write it under the class name that all versions of transformers know."""
+    """Save a tokenizer under a class name that all versions of transformers know."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -159,7 +163,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, *, token_types: bool = False) -
 
 
 def _write_old_names(folder: Path) -> None:
-    """Beside the names that transformers 5 has in config.json, those of before."""
+    """Add the names from before transformers 5 to config.json, beside the new ones."""
     path = folder / "config.json"
     config = read_json(path)
     rope = config.get("rope_parameters") or {}

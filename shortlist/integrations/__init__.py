@@ -1,4 +1,4 @@
-"""Models and pipelines as what other packages call theirs: one module for each package, which it imports."""
+"""Models and pipelines with the interfaces of other packages, one module per package."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from shortlist.rerankers import Ranker
 
 
 def not_installed(error: ModuleNotFoundError, extra: str) -> UserError:
-    """The error for a package that a module here cannot be imported without."""
+    """Make the error for a missing package that a module here needs."""
     package = (error.name or "").partition(".")[0]
     return UserError(
         f"{package} is not installed: shortlist.integrations needs it for {extra}; pip install 'shortlist[{extra}]'."
@@ -20,18 +20,20 @@ def not_installed(error: ModuleNotFoundError, extra: str) -> UserError:
 
 
 class Passage(NamedTuple):
-    """A text of another package."""
+    """A text in another package's format."""
 
     text: str
     metadata: Mapping[str, Any]
-    """Its `title` and `url`, if there are any, are read."""
+    """Metadata, of which `title` and `url` are read if they are there."""
 
 
 def best_first(reranker: Ranker, query: str, passages: Sequence[Passage], top_n: int | None) -> list[tuple[int, float]]:
-    """Place and new score of the best passages, equal ones in their old order.
+    """Rerank passages and return the index and new score of the best.
+
+    Passages with equal scores keep their order.
 
     Args:
-        top_n: how many (None: all).
+        top_n: number of passages to return (None: all).
     """
     documents = [
         Document(str(place), each.text, str(each.metadata.get("title") or ""), str(each.metadata.get("url") or ""))
@@ -42,6 +44,6 @@ def best_first(reranker: Ranker, query: str, passages: Sequence[Passage], top_n:
 
 
 def metadata_of(result: Result) -> dict[str, Any]:
-    """What a pipeline says of a document that it has found, in plain values."""
+    """Return plain values about a document that a pipeline found."""
     document, places = result.document, {stage: place._asdict() for stage, place in result.places.items()}
     return {"doc_id": document.doc_id, "title": document.title, "url": document.url, "places": places}

@@ -1,4 +1,4 @@
-"""Models and pipelines as LangChain's embeddings, document compressors and retrievers (the extra `langchain`)."""
+"""LangChain's embeddings, document compressors and retrievers (the extra `langchain`)."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -20,16 +20,16 @@ except ModuleNotFoundError as error:
 
 @final
 class PipelineRetriever(BaseRetriever):
-    """A pipeline as LangChain's retriever.
+    """A pipeline as a LangChain retriever.
 
-    Documents come best first; `metadata` has doc_id, title, url, score, and the places that each stage gave them.
+    Documents come best first. Their `metadata` has doc_id, title, url, score, and the rank and score at each step.
     """
 
     pipeline: Pipeline
     k: int = 10
-    """Documents for each query."""
+    """Number of documents per query."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Others of `Pipeline.answer`."""
+    """Other options of `Pipeline.answer`."""
 
     def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Found]:
         return [
@@ -44,7 +44,7 @@ class PipelineRetriever(BaseRetriever):
 
 @final
 class RetrieverEmbeddings(Embeddings):
-    """A retriever as LangChain's embeddings, for its vector stores: those should compare by dot product."""
+    """A retriever as LangChain embeddings; vector stores should compare by dot product."""
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
@@ -58,16 +58,17 @@ class RetrieverEmbeddings(Embeddings):
 
 @final
 class RerankerCompressor(BaseDocumentCompressor):
-    """A reranker as LangChain's document compressor: the best documents, best first, their new `score` in `metadata`.
+    """A reranker as a LangChain document compressor.
 
-    It reads `title` and `url` of `metadata`, where its contract has a place for them.
+    It returns the best documents, best first, with their new `score` in `metadata`. It reads `title` and `url` from
+    `metadata` if its contract has fields for them.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     reranker: Ranker
     top_n: int | None = None
-    """Documents that are kept (None: all)."""
+    """Number of documents to keep (None: all)."""
 
     def compress_documents(self, documents: Sequence[Found], query: str, callbacks: Any = None) -> list[Found]:
         passages = [Passage(document.page_content, document.metadata) for document in documents]

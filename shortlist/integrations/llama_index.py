@@ -1,4 +1,4 @@
-"""Models and pipelines as LlamaIndex's embeddings, node postprocessors and retrievers (the extra `llama-index`)."""
+"""LlamaIndex's embeddings, node postprocessors and retrievers (the extra `llama-index`)."""
 
 import asyncio
 from typing import Any, final
@@ -21,13 +21,14 @@ except ModuleNotFoundError as error:
 
 @final
 class PipelineRetriever(BaseRetriever):
-    """A pipeline as LlamaIndex's retriever: nodes best first, their ids and texts those of the documents.
+    """A pipeline as a LlamaIndex retriever.
 
-    `metadata` has doc_id, title, url, and the places that each stage gave them; language models see the title alone.
+    Nodes come best first, with the documents' ids and texts. Their `metadata` has doc_id, title, url, and the rank and
+    score at each step; language models see only the title.
 
     Args:
-        k: nodes for each query.
-        options: others of `Pipeline.answer`.
+        k: number of nodes per query.
+        options: other options of `Pipeline.answer`.
     """
 
     def __init__(self, pipeline: Pipeline, k: int = 10, **options: Any) -> None:
@@ -47,11 +48,11 @@ def _node(metadata: dict[str, Any], text: str) -> TextNode:
 
 @final
 class RetrieverEmbedding(BaseEmbedding):
-    """A retriever as LlamaIndex's embedding, for its vector stores: those should compare by dot product."""
+    """A retriever as a LlamaIndex embedding; vector stores should compare by dot product."""
 
     retriever: Retriever = Field(exclude=True)
     embed_batch_size: int = Field(default=256, gt=0, le=2048)
-    """Texts at once, of which the model then makes batches of like length."""
+    """Number of texts per call; the model makes batches of similar length from them."""
 
     def _get_query_embedding(self, query: str) -> list[float]:
         return self.retriever.encode_queries([query])[0].tolist()
@@ -68,14 +69,15 @@ class RetrieverEmbedding(BaseEmbedding):
 
 @final
 class RerankerPostprocessor(BaseNodePostprocessor):
-    """A reranker as LlamaIndex's node postprocessor: the best nodes, best first, with their new scores.
+    """A reranker as a LlamaIndex node postprocessor.
 
-    It reads `title` and `url` of the nodes' `metadata`, where its contract has a place for them.
+    It returns the best nodes, best first, with their new scores. It reads `title` and `url` from the nodes' `metadata`
+    if its contract has fields for them.
     """
 
     reranker: Ranker = Field(exclude=True)
     top_n: int | None = None
-    """Nodes that are kept (None: all)."""
+    """Number of nodes to keep (None: all)."""
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None

@@ -1,6 +1,7 @@
-"""Models as MTEB's encoders and cross-encoders (the extra `mteb`): `mteb.evaluate(RetrieverEncoder("folder"), tasks)`.
+"""MTEB's encoders and cross-encoders (the extra `mteb`).
 
-MTEB searches with a retriever itself, exactly, and gives a reranker the candidates of its reranking tasks.
+For example: `mteb.evaluate(RetrieverEncoder("folder"), tasks)`. With a retriever, MTEB searches itself, exactly. A
+reranker gets the candidates of MTEB's reranking tasks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,19 +25,21 @@ except ModuleNotFoundError as error:
     raise not_installed(error, "mteb") from None
 
 Batch = Mapping[str, Any]
-"""Columns of MTEB's: `text`, and `title` and `body` where a document has them."""
+"""A batch of MTEB's, by column: `text`, and `title` and `body` if documents have them."""
 
 
 @final
 class RetrieverEncoder:
-    """A retriever, by name, as MTEB's `EncoderProtocol`. Texts that are not said to be queries are documents.
+    """A retriever, loaded by name, as MTEB's `EncoderProtocol`.
+
+    Texts are taken as documents unless MTEB marks them as queries.
 
     Args:
         model: model folder or hub name.
-        options: as for `Retriever.load`; results with other options are kept apart.
+        options: as for `Retriever.load`; MTEB keeps results with different options apart.
 
     Raises:
-        UserError: as `Retriever.load`.
+        UserError: as for `Retriever.load`.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -55,30 +58,33 @@ class RetrieverEncoder:
     def encode(
         self, inputs: Iterable[Batch], *, prompt_type: PromptType | None = None, **_: Any
     ) -> Float[np.ndarray, "texts dim"]:
-        """Vectors of queries or documents, batched by their lengths instead of as they come."""
+        """Embed queries or documents, batched by their lengths instead of MTEB's batches."""
         if prompt_type == PromptType.query:
             return self.retriever.encode_queries(_texts(inputs))
         return self.retriever.encode_documents(_documents(inputs))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "some others"]:
-        """Dot products of all vectors with all others: cosines, where the contract normalises vectors."""
+        """Compute the dot products of all vectors with all others.
+
+        They are cosines if the contract normalises vectors.
+        """
         return np.atleast_2d(np.asarray(embeddings1)) @ np.atleast_2d(np.asarray(embeddings2)).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, " pairs"]:
-        """Dot products of each vector with its counterpart."""
+        """Compute the dot product of each vector with its counterpart."""
         return (np.asarray(embeddings1) * np.asarray(embeddings2)).sum(-1)
 
 
 @final
 class RerankerCrossEncoder:
-    """A reranker, by name, as MTEB's `CrossEncoderProtocol`.
+    """A reranker, loaded by name, as MTEB's `CrossEncoderProtocol`.
 
     Args:
         model: model folder or hub name.
-        options: as for `Reranker.load`; results with other options are kept apart.
+        options: as for `Reranker.load`; MTEB keeps results with different options apart.
 
     Raises:
-        UserError: as `Reranker.load`.
+        UserError: as for `Reranker.load`.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -88,7 +94,7 @@ class RerankerCrossEncoder:
         self.mteb_model_meta = _meta(folder, form, options, max_tokens=form.pair_length, model_type=["cross-encoder"])
 
     def predict(self, inputs1: Iterable[Batch], inputs2: Iterable[Batch], **_: Any) -> Float[np.ndarray, " pairs"]:
-        """Score of each query with its document, batched by their lengths instead of as they come."""
+        """Score each query with its document, batched by length instead of MTEB's batches."""
         pairs = list(zip(as_queries(_texts(inputs1)), _documents(inputs2), strict=True))
         return score_pairs(self.reranker.model, pairs)
 
@@ -98,7 +104,10 @@ def _texts(batches: Iterable[Batch]) -> list[str]:
 
 
 def _documents(batches: Iterable[Batch]) -> list[Document]:
-    """With title and body apart, as contracts want them: MTEB's `text` is both in one."""
+    """Make documents with title and body apart, as contracts need them.
+
+    MTEB's `text` has both in one.
+    """
     rows = [
         row
         for batch in batches
@@ -108,7 +117,10 @@ def _documents(batches: Iterable[Batch]) -> list[Document]:
 
 
 def _meta(model: ModelFolder, form: Form, options: Mapping[str, Any], **known: Any) -> ModelMeta:
-    """What is known of a model. Its revision is its identity in manifests, so results are never another model's."""
+    """Describe a model for MTEB.
+
+    The revision of a local model is its identity in manifests, so that results of different models are never mixed up.
+    """
     pieces = (*form.query, *form.document, *form.pair)
     settings = {
         "name": model.name if model.revision else f"local/{model.path.resolve().name}",

@@ -1,4 +1,4 @@
-"""Stage `rerank`: read each query together with its candidates, and put the best first."""
+"""Stage `rerank`: score each query with its candidates, and put the best first."""
 
 import time
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ from shortlist.rerankers.prepared import Prepared
 from shortlist.text.segments import Segments, unused_settings
 
 PAIRS_AT_ONCE = 4096
-"""Pairs that are sorted by length together, and at most what an interruption of several processes loses."""
+"""Number of pairs that are sorted by length together, and the most that an interruption of several processes loses."""
 
 BEST_FIRST = 256
-"""The same where time is limited: whatever the lengths, no pair is read before most of those ranked above it."""
+"""The same number if time is limited. It is small, so that a pair is read only after most pairs ranked above it."""
 
 READING = (
     "model",
@@ -47,7 +47,7 @@ READING = (
     "precision",
     "token_budget",
 )
-"""The settings of a Config that are the method's."""
+"""The fields of a Config that are settings of the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,69 +55,72 @@ class Config:
     model: str | None = None
     """Reranker: folder or hub name."""
     method: str = "pointwise"
-    """How candidates are put in order. pointwise: the model reads each one by itself, together with the query."""
+    """Reranking method. pointwise: the model reads the query with one candidate at a time."""
     run: Path
     """Run file with the candidates."""
     collection: str
-    """Where the texts are: folder, `irds:` or `hf:` name."""
+    """Collection with the texts: folder, `irds:` or `hf:` name."""
     out: NotInJob[Path]
-    """Run file to write; the scores are kept beside it, in a file ending in .scores, from which the same command goes
-    on."""
+    """Run file to write; the scores are kept in a file beside it that ends in .scores, so that the same command can
+    continue after an interruption."""
     split: str = "test"
-    """Which queries of the collection."""
+    """Split of the collection that has the queries."""
     depth: int = 200
-    """Candidates per query to read; those below keep their order behind them."""
+    """Candidates per query to read; those below follow in their old order."""
     ties: Literal["trec", "rank"] = "trec"
-    """How the run is put in order: by score and id as trec_eval does, or by its own rank column."""
+    """Order of the run's hits: by score and id as in trec_eval, or by the run's rank column."""
     contract: str | None = None
-    """Input contract by name, for a model folder that does not say its own."""
+    """Input contract by name, for a model folder without one."""
     instruction: str | None = None
-    """What the model is told to look for, where its contract has a place for that (None: the contract's words)."""
+    """Instruction for the model, if its contract has a field for one (None: the contract's instruction)."""
     max_length: int | None = None
-    """Most tokens of a pair (None: the model's)."""
+    """Most tokens of a pair (None: the model's limit)."""
     segments: Segments = "whole"
-    """whole: a document is read from its beginning to --max-length. Or in segments of --window tokens, of which the
-    first (firstp), the best (maxp) or the mean of all (avgp) counts."""
+    """whole: read each document from its beginning to --max-length. Otherwise read it in segments of --window tokens,
+    and use the score of the first (firstp), the best (maxp) or the mean of all (avgp)."""
     window: int = 512
     """Tokens of a segment, query and prompt included."""
     stride: int = 256
-    """Tokens from the beginning of a segment's text to that of the next one's."""
+    """Tokens from the beginning of a segment's text to the beginning of the next one's."""
     precision: Precision = "fp32"
-    """Number type that the model computes in; for bf16 and int8, their agreement with fp32 on a sample is printed."""
+    """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
     token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
     workers: SpeedOnly[int | None] = None
-    """Processes that score at a time (None: one per GPU, else one; on Ray, one per node or GPU)."""
+    """Processes that score at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or GPU)."""
     engine: SpeedOnly[Engine] = "local"
     """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
     max_pairs: NotInJob[int | None] = None
-    """Read at most this many pairs, the best-ranked candidates of all queries first, or whole lists where the method
-    reads those; the others keep their places."""
+    """Read at most this many pairs: the best-ranked candidates of all queries first, or whole lists if the method needs
+    them. The other candidates keep their order."""
     budget_seconds: NotInJob[float | None] = None
-    """Stop reading after this many seconds, best-ranked candidates first; the same command goes on from there."""
+    """Stop reading after this many seconds, with the best-ranked candidates first; the same command continues there."""
     skip_missing: NotInJob[bool] = False
-    """Leave candidates whose query or document the collection lacks, or whose document is empty, behind the others in
-    their old order instead of stopping."""
+    """Skip candidates whose query or document the collection lacks, or whose document is empty, instead of stopping;
+    they follow the others in their old order."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
 
 class Pace(NamedTuple):
-    """What a pair took on average."""
+    """Average seconds and tokens per pair."""
 
     seconds: float
     tokens: float
 
 
 def rerank(run: RunColumns, scores: Float[np.ndarray, " hits"]) -> Iterator[tuple[str, list[Hit]]]:
-    """Put each query's candidates in the order of their scores; those without one, NaN, follow in their old order."""
+    """Sort each query's candidates by their scores.
+
+    Candidates without a score (NaN) follow in their old order.
+    """
     for number, query_id in enumerate(run.query_ids):
         of_query = scores[run.starts[number] : run.starts[number + 1]]
         yield query_id, reorder(run.hits(number), of_query.tolist())
 
 
 def run(config: Config) -> None:
-    """Write the reranked run."""
+    """Rerank a run and write the result."""
     for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
         if value < 1:
             raise UserError(f"--{flag} is {value}; expected at least 1.")
@@ -147,7 +150,7 @@ def run(config: Config) -> None:
         known = KnownScores(log, candidates, wanted)
         results: dict[str, Any] = {"num_queries": len(candidates.run.query_ids)}
         if config.precision != "fp32" and not known.done[wanted].all():
-            found = {"model": prepared.model} if prepared.model else {}  # so that its name is not looked up again
+            found = {"model": prepared.model} if prepared.model else {}  # saves looking up its name again
             exact = prepare(config.method, settings | {"precision": "fp32"} | found)
             results["agreement"] = job.decide(
                 "agreement", lambda: order_agreement(exact, prepared, candidates, readable)
@@ -180,13 +183,16 @@ def run(config: Config) -> None:
 
 
 def method_settings(config: Config) -> dict[str, Any]:
-    """The method's settings, those that differ from what they are by default: it refuses what it does not have."""
+    """Collect the method's settings that differ from their defaults.
+
+    Defaults are left out because a method refuses settings that it does not have.
+    """
     defaults = {field.name: field.default for field in fields(Config)}
     return {name: value for name in READING if (value := getattr(config, name)) != defaults[name]}
 
 
 def log_path(out: Path) -> Path:
-    """Where the scores of a run that is being made are."""
+    """Return the path of the scores kept for a run."""
     return out.with_name(out.name + ".scores")
 
 
@@ -205,7 +211,7 @@ def _candidates(config: Config, collection: Collection, *, whole_lists: bool) ->
 
 
 def cost(prepared: Prepared, model: str | None, milliseconds: float, pace: Pace) -> dict[str, Any]:
-    """What reranking took, as `data.manifest.stages` gives it."""
+    """Describe the cost of reranking, in the format of `data.manifest.stages`."""
     known: dict[str, Any] = {"stage": "rerank", "ms": round(milliseconds, 3)}
     if pace.tokens:
         known["tokens_per_second"] = round(pace.tokens / pace.seconds, 1)
@@ -227,10 +233,10 @@ def score_wanted(
     """Score the wanted hits that are not done, as long as time allows.
 
     Returns:
-        None where there was nothing to read.
+        The average cost of a pair; None if there was nothing to read.
 
     Raises:
-        UserError: a score that is not finite.
+        UserError: a score is not finite.
     """
     left = int((~known.done[wanted]).sum())
     if 0 < left < len(wanted):

@@ -1,4 +1,4 @@
-"""How far scores of a narrow number type put candidates in the order of exact ones."""
+"""Agreement between the rankings of a narrow number type and of exact scores."""
 
 from dataclasses import replace
 
@@ -14,13 +14,13 @@ from shortlist.rerank.scoring import Scorer
 from shortlist.rerankers.prepared import Prepared
 
 SAMPLE_QUERIES, SAMPLE_DEPTH = 16, 32
-"""How many candidates of how many queries both are compared on."""
+"""Numbers of queries, and of candidates per query, in the comparison."""
 
 
 def order_agreement(
     exact: Prepared, narrow: Prepared, candidates: CandidateReader, readable: Int[np.ndarray, " readable"]
 ) -> str:
-    """Say how far the first candidates of some queries come in the same order."""
+    """Compare the order of the first candidates of some queries; returns the result in words."""
     some = readable[
         (candidates.run.queries_of(readable) < SAMPLE_QUERIES) & (candidates.ranks[readable] < SAMPLE_DEPTH)
     ]
@@ -28,7 +28,7 @@ def order_agreement(
     chunk = next(sample.chunks(some, np.zeros(len(candidates.ranks), dtype=bool)), Chunk(some[:0], []))
     if not chunk.lists:
         return "no pairs"
-    # one model after the other, and both are gone before the work begins
+    # one model after the other, and both are freed before the work begins
     runs = [_scores(prepared, candidates, chunk) for prepared in (exact, narrow)]
     taus = [kendall_tau(*(np.array([hit.score for hit in run[query_id]]) for run in runs)) for query_id in runs[0]]
     words = f"{len(chunk.numbers)} pairs of {len(runs[0])} queries: Kendall's tau {np.mean(taus):.4f}"
@@ -41,7 +41,10 @@ def order_agreement(
 
 
 def _scores(prepared: Prepared, candidates: CandidateReader, chunk: Chunk) -> Run:
-    """The candidates of each query by document id; what was not looked at has the lowest of scores."""
+    """Score each query's candidates and sort them by document id.
+
+    Candidates that the reranker did not look at get the lowest score.
+    """
     part, run = Scorer(prepared)(chunk), {}
     scores = np.nan_to_num(part.scores, nan=float(np.finfo(np.float32).min)).tolist()
     for (query_id, doc_id), score in zip(candidates.run.pairs(part.numbers), scores, strict=True):
@@ -50,7 +53,10 @@ def _scores(prepared: Prepared, candidates: CandidateReader, chunk: Chunk) -> Ru
 
 
 def mean_ndcg(run: Run, qrels: Qrels) -> float:
-    """The mean nDCG@10 of a run's judged queries, 0 where none is, its hits taken in the order of their scores."""
+    """Compute the mean nDCG@10 of a run's judged queries; 0 if there are none.
+
+    Hits are ranked by their scores.
+    """
     ordered = {query_id: sorted(hits, key=lambda hit: -hit.score) for query_id, hits in run.items()}
     values = per_query(ordered, qrels, ["nDCG@10"])["nDCG@10"].values()
     return sum(values) / max(1, len(values))

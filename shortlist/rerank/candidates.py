@@ -1,4 +1,4 @@
-"""What is to be scored: a run's hits, with their texts put to them a bounded number at a time."""
+"""Candidates to score: a run's hits with their texts, fetched in chunks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from shortlist.records import Document, Query
 from shortlist.rerankers import Candidates
 
 LISTED = 5
-"""Ids that the collection lacks which are named."""
+"""Most missing ids to name in a message."""
 
 
 class Chunk(NamedTuple):
@@ -29,15 +29,15 @@ class Chunk(NamedTuple):
 
 @dataclass
 class CandidateReader:
-    """The hits of a run, with what is needed to read them.
+    """The hits of a run, with their queries and the collection that has their texts.
 
     Attributes:
-        name: what to call the run in a message.
-        split: where the queries are from.
-        depth: hits of each query to read.
-        skip_missing: leave out what cannot be read, instead of refusing.
-        whole_lists: the candidates of a query are in one chunk, all that are not done.
-        at_once: most pairs in a chunk; a longer list is one by itself.
+        name: the run's name in messages.
+        split: split that has the queries.
+        depth: number of hits to read per query.
+        skip_missing: leave out hits that cannot be read, instead of refusing.
+        whole_lists: put all of a query's candidates that are not done into one chunk.
+        at_once: most pairs in a chunk; a longer list is a chunk by itself.
     """
 
     run: RunColumns
@@ -52,15 +52,15 @@ class CandidateReader:
 
     @cached_property
     def ranks(self) -> Int[np.ndarray, " hits"]:
-        """The rank of every hit, from 0."""
+        """The rank of every hit, counted from 0."""
         starts = self.run.starts
         return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
 
     def readable(self) -> Int[np.ndarray, " readable"]:
-        """The numbers of the hits down to the depth whose query and document there are.
+        """Find the numbers of the hits within the depth whose query and document exist.
 
         Raises:
-            UserError: others are not to be skipped.
+            UserError: a query or document is missing, and `skip_missing` is not set.
         """
         run, wanted = self.run, np.flatnonzero(self.ranks < self.depth)
         there = np.array([query_id in self.queries for query_id in run.query_ids], dtype=bool)
@@ -85,7 +85,10 @@ class CandidateReader:
         say(f"rerank: {found}; left where they are.")
 
     def first(self, numbers: Int[np.ndarray, " some"], count: int | None) -> Int[np.ndarray, " first"]:
-        """At most `count` of the readable hits: the best-ranked of all queries first, or the first whole lists."""
+        """Choose at most `count` of the readable hits.
+
+        These are the best-ranked hits of all queries or, with `whole_lists`, the first whole lists.
+        """
         if not self.whole_lists:
             return numbers[np.argsort(self.ranks[numbers], kind="stable")][:count]
         if count is None:
@@ -94,18 +97,20 @@ class CandidateReader:
         return numbers[: max(ends, default=0)]
 
     def list_spans(self, numbers: Int[np.ndarray, " some"]) -> list[slice]:
-        """Where the hits of each query are among readable ones."""
+        """Find the slice of each query's hits among the readable hits."""
         starts = np.unique(self.run.queries_of(numbers), return_index=True)[1].tolist()
         return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True)]
 
     def chunks(self, numbers: Int[np.ndarray, " some"], done: Bool[np.ndarray, " hits"]) -> Iterator[Chunk]:
-        """Put texts to the numbers, a bounded number of pairs at a time; what is done is left out, and moves no other.
+        """Yield hits with their texts in chunks of at most `at_once` pairs.
+
+        Hits that are done are left out, and this does not move others to another chunk.
 
         Args:
-            done: by hit; candidates whose document is empty are added to it.
+            done: whether each hit is done; candidates whose document is empty are marked as done.
 
         Raises:
-            UserError: a document is empty, and such are not to be skipped.
+            UserError: a document is empty, and `skip_missing` is not set.
         """
         for span in self._spans(numbers):
             some = numbers[span]
@@ -125,7 +130,7 @@ class CandidateReader:
                 yield Chunk(some, self._lists(some, [documents[doc_id] for doc_id in doc_ids if doc_id not in empty]))
 
     def _spans(self, numbers: Int[np.ndarray, " some"]) -> Iterator[slice]:
-        """Where each chunk is among the numbers."""
+        """Yield the slice of each chunk among the numbers."""
         if not self.whole_lists:
             yield from (slice(start, start + self.at_once) for start in range(0, len(numbers), self.at_once))
             return
@@ -138,7 +143,7 @@ class CandidateReader:
             yield slice(begin, len(numbers))
 
     def _lists(self, numbers: Int[np.ndarray, " docs"], documents: Sequence[Document]) -> list[Candidates]:
-        """Hits that follow one another and are of one query, as its candidates."""
+        """Group consecutive hits of the same query as its candidates."""
         queries = self.run.queries_of(numbers)
         starts = [0, *(np.flatnonzero(np.diff(queries)) + 1).tolist(), len(numbers)]
         names = [self.run.query_ids[query] for query in queries[starts[:-1]].tolist()]

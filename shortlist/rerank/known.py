@@ -1,4 +1,4 @@
-"""Scores that are known, from this command or from one that was interrupted."""
+"""Known scores, from this command or from an interrupted one."""
 
 from typing import final
 
@@ -14,15 +14,15 @@ from shortlist.rerankers import Scored
 
 @final
 class KnownScores:
-    """The scores of a run's hits; each is put into the log as soon as it is known.
+    """Scores of a run's hits, written to the log as they become known.
 
     Args:
-        reader: of the run.
-        wanted: the hits that are to be scored; the log may know more than these.
+        reader: reader of the run.
+        wanted: numbers of the hits to score; the log may know more than these.
 
     Attributes:
-        scores: NaN where there is none.
-        done: hits that need not be read, with or without a score.
+        scores: score of each hit; NaN if it has none.
+        done: whether each hit needs no reading, with or without a score.
     """
 
     scores: Float32[np.ndarray, " hits"]
@@ -44,10 +44,10 @@ class KnownScores:
                 self.scores[numbers], self.done[numbers] = scores, True
 
     def add(self, part: Scored) -> None:
-        """Take in scores, by the numbers of their hits among the run's, and put them into the log.
+        """Add scores by the numbers of their hits, and write them to the log.
 
         Raises:
-            UserError: a score that is not finite.
+            UserError: a score is not finite.
         """
         if self._lists is None:
             check_finite(self.run, part.numbers, part.scores)
@@ -74,7 +74,7 @@ class KnownScores:
 
 
 def check_finite(run: RunColumns, numbers: Int[np.ndarray, " some"], scores: Float[np.ndarray, " some"]) -> None:
-    """Refuse a score that says nothing."""
+    """Refuse scores that are not finite."""
     if not np.isfinite(scores).all():
         [(query_id, doc_id)] = run.pairs(numbers[~np.isfinite(scores)][:1])
         raise UserError(

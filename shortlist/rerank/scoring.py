@@ -1,4 +1,4 @@
-"""Scoring chunk after chunk, in this process, in several, or on a cluster."""
+"""Scoring of chunks, in this process, in several, or on a cluster."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -17,7 +17,10 @@ from shortlist.rerankers.prepared import Prepared
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores chunks in whichever process it is sent to; the reranker is opened there, when the first one comes."""
+    """Scores chunks in the process that it is sent to.
+
+    The reranker is opened there when the first chunk comes.
+    """
 
     prepared: Prepared
 
@@ -27,12 +30,15 @@ class Scorer:
         return self.prepared.open()
 
     def parts(self, chunk: Chunk) -> Iterator[Scored]:
-        """The chunk's candidates, by their numbers among the run's hits, as they are scored."""
+        """Yield scores of the chunk's candidates as they become known.
+
+        Candidates have the numbers of their hits in the run.
+        """
         for numbers, scores, num_tokens in score_lists(self.ranker, chunk.lists):
             yield Scored(chunk.numbers[numbers], scores, num_tokens)
 
     def __call__(self, chunk: Chunk) -> Scored:
-        """The whole chunk."""
+        """Score the whole chunk."""
         numbers, scores, tokens = zip(*self.parts(chunk), strict=True)
         return Scored(np.concatenate(numbers), np.concatenate(scores), sum(tokens))
 
@@ -40,7 +46,10 @@ class Scorer:
 def score_chunks(
     scorer: Scorer, chunks: Iterator[Chunk], *, engine: Engine, workers: int | None
 ) -> Generator[Scored, None, None]:
-    """Score chunks here, as many candidates at a time as become known together, or elsewhere, chunk by chunk."""
+    """Score chunks in this process or in others.
+
+    In this process, scores are yielded as they become known; from other processes, chunk by chunk.
+    """
     workers = workers or (None if engine == "ray" else max(1, torch.cuda.device_count()))
     if engine == "local" and workers == 1:
         for chunk in chunks:

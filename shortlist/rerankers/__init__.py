@@ -1,4 +1,4 @@
-"""Rerankers: what puts the candidates of a query in order, by whatever method."""
+"""Rerankers: interfaces for ranking a query's candidates, by any method."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -10,38 +10,41 @@ from shortlist.records import Document, Query
 
 
 class Candidates(NamedTuple):
-    """A query with the documents that were found for it, best first."""
+    """A query with the documents found for it, best first."""
 
     query: Query
     documents: Sequence[Document]
 
 
 class Scored(NamedTuple):
-    """Scores of some documents of some lists, as they become known."""
+    """Scores of some documents, as they become known."""
 
     numbers: Int[np.ndarray, " docs"]
-    """Which documents: those of all lists counted through, from 0."""
+    """Numbers of the documents, counted from 0 through all lists."""
     scores: Float[np.ndarray, " docs"]
     num_tokens: int
-    """Tokens that were read for them, padding not counted; 0 where nothing counts them."""
+    """Tokens read for these documents, without padding; 0 if nothing counts them."""
 
 
 @runtime_checkable
 class Ranker(Protocol):
-    """Orders the candidates of one query.
+    """Scores the candidates of one query.
 
-    What it says of one document may depend on all of them and on their order.
+    A document's score may depend on all candidates and on their order.
     """
 
     def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
-        """Score each document, higher is better; NaN for one that was not looked at."""
+        """Score each document; higher is better, and NaN means it was not looked at."""
         ...
 
 
 @runtime_checkable
 class ListsRanker(Ranker, Protocol):
-    """Orders the candidates of many queries together, where that is faster than one after another."""
+    """Scores the candidates of many queries together, which may be faster."""
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
-        """Yield each document once; one whose score depends on its list with all others of that list."""
+        """Yield each document's score once.
+
+        If scores depend on the list, all documents of a list are yielded together.
+        """
         ...

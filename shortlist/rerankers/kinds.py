@@ -1,4 +1,4 @@
-"""The methods of reranking: a plain function for each, from its settings to a reranker that can be opened."""
+"""Reranking methods: plain functions from settings to a reranker that can be opened."""
 
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -9,14 +9,14 @@ from shortlist.rerankers.pointwise import pointwise
 from shortlist.rerankers.prepared import Prepared
 
 RERANKERS: dict[str, Callable[..., Prepared]] = {"pointwise": pointwise}
-"""By name; the settings of a method are the keyword arguments of its function."""
+"""Methods by name; the keyword arguments of a function are the method's settings."""
 
 
 def prepare(method: str, settings: Mapping[str, Any]) -> Prepared:
     """Prepare a reranker by the name of its method and its settings.
 
     Raises:
-        UserError: there is no such method, it has no such setting, or it refuses one.
+        UserError: the method or a setting is unknown, or the method refuses a setting.
     """
     if method not in RERANKERS:
         raise unknown("method", method, RERANKERS)

@@ -1,4 +1,4 @@
-"""Lists of many queries, scored by any reranker."""
+"""Scoring of many queries' candidates with any reranker."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,7 +8,10 @@ from shortlist.rerankers import Candidates, ListsRanker, Ranker, Scored
 
 
 def score_lists(ranker: Ranker, lists: Iterable[Candidates]) -> Iterator[Scored]:
-    """Yield the scores of every list: many lists together where the reranker can, else one after another."""
+    """Yield the scores of every list.
+
+    Lists are scored together if the reranker can, otherwise one after another.
+    """
     if isinstance(ranker, ListsRanker):
         yield from ranker.score_lists(lists)
         return

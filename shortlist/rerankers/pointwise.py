@@ -22,13 +22,13 @@ from shortlist.text.segments import Segments, pair_segments, segment_contract, u
 
 
 class Reranker:
-    """A query and a document read together, one score: texts in, arrays out.
+    """Scores a document by reading it together with the query: texts in, arrays out.
 
     Args:
-        model: ready to run; its contract says how long an input may be.
-        token_budget: most tokens in one forward pass, padding included (None: what suits the device).
-        segments: what a document's score is made of: `maxp` and `avgp` read all of it, as far as the model's input
-            length reaches at a time; others what that length holds.
+        model: model ready to run, whose contract limits the length of an input.
+        token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
+        segments: part of a document that its score is made of. `maxp` and `avgp` read all of it, in segments of the
+            model's input length; the others read only the beginning that fits the input length.
         stride: tokens between the beginnings of two segments.
     """
 
@@ -40,31 +40,31 @@ class Reranker:
 
     @property
     def contract(self) -> InputContract:
-        """How texts become ids, and how the output is read."""
+        """The model's input contract."""
         return self.model.contract
 
     @classmethod
     def load(
         cls, name: str | ModelFolder, *, device: torch.device | None = None, packed: bool | None = None, **settings: Any
     ) -> "Reranker":
-        """Load a model folder, or the name of one on the hub, ready to score, whichever kind of model it holds.
+        """Load a reranker of any kind from a folder or the hub, ready to score.
 
         Args:
             packed: as for `models.run.for_inference`.
-            settings: how pairs are read, as for `pointwise`.
+            settings: settings for reading pairs, as for `pointwise`.
 
         Raises:
-            UserError: no model is there, it has no head, or nothing says what its input looks like.
+            UserError: there is no model, it has no head, or it has no input contract.
         """
         return pointwise(model=name, device=device, packed=packed, **settings).open()  # type: ignore[return-value]
 
     def score(
         self, query: str | Query, documents: Sequence[str | Document], *, token_budget: int | None = None
     ) -> Float[np.ndarray, " docs"]:
-        """Score each document for the query, higher is better.
+        """Score each document for the query; higher is better.
 
         Args:
-            token_budget: another one than the reranker's.
+            token_budget: replaces the reranker's token budget.
         """
         [query] = as_queries([query])
         pairs = [(query, document) for document in as_documents(documents)]
@@ -74,7 +74,7 @@ class Reranker:
         return scores
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
-        """Yield scores as they become known: the pairs of all lists are sorted by length together."""
+        """Yield scores as they become known, with the pairs of all lists sorted by length."""
         pairs = [(query, document) for query, documents in lists for document in documents]
         return map(Scored._make, self._stream(pairs, self.token_budget))
 
@@ -102,11 +102,11 @@ class Reranker:
 
 
 class CrossEncoder(Reranker):
-    """A reranker whose model is an encoder with the classifier that it was published with."""
+    """A reranker whose model is an encoder with the classifier it was published with."""
 
 
 CLASSES: dict[str, type[Reranker]] = {"classifier": CrossEncoder}
-"""What a reranker is called in Python, by the kind of its model, if it is no plain `Reranker`."""
+"""Classes of rerankers by the kind of model; all other kinds are a plain `Reranker`."""
 
 
 def pointwise(
@@ -128,18 +128,18 @@ def pointwise(
 
     Args:
         model: folder or hub name.
-        contract: input contract, by name or as it is, for a folder that does not say its own.
-        instruction: what the model is told to look for, where its contract has a place for that.
-        max_length: most tokens of a pair (None: the model's).
-        segments: how much of a document is read: `text.segments.Segments`.
+        contract: input contract or its name, for a folder without one.
+        instruction: instruction for the model, if its contract has a field for one.
+        max_length: most tokens of a pair (None: the model's limit).
+        segments: part of a document to read: `text.segments.Segments`.
         window: tokens of a segment, query and prompt included.
-        stride: tokens from the beginning of a segment's text to that of the next one's.
+        stride: tokens from the beginning of a segment's text to the beginning of the next one's.
         precision: as for `models.run.for_inference`, and so are `packed` and `device`.
-        token_budget: most tokens in one forward pass, padding included (None: what suits the device).
+        token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
         adjust: changes the contract before the other settings do.
 
     Raises:
-        UserError: there is no such model, or lengths that do not fit together.
+        UserError: there is no such model, or the lengths do not fit together.
     """
     if model is None:
         raise UserError("--method pointwise needs a --model: a reranker's folder or hub name.")

@@ -14,16 +14,18 @@ def any_query(queries: Iterable[Query]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A reranker that can be opened, here or in another process, and what its scores depend on.
+    """A reranker that can be opened later, here or in another process.
+
+    It also holds everything that its scores depend on.
 
     Attributes:
-        open: loads it; what is not loaded yet costs nothing, and goes to other processes.
-        identities: hashes or revisions of what it reads, such as a model, under the names of the settings.
-        settings: those of its other settings that change scores.
+        open: loads the reranker. Until then it costs nothing, and it can be sent to other processes.
+        identities: returns hashes or revisions of what it reads, such as a model, under the names of the settings.
+        settings: other settings that change scores.
         whole_lists: whether a score depends on the other documents of the list, or on their order.
         check: refuses queries that it cannot read, with a UserError, before anything is scored.
-        num_parameters: counts those of its model, for what a run costs.
-        model: what the setting `model` stands for, to be given instead of a name that was looked up already.
+        num_parameters: counts the model's parameters, for the cost of a run.
+        model: the opened value of the setting `model`, to pass on instead of a name that was looked up already.
     """
 
     open: Callable[[], Ranker]
