@@ -1,4 +1,4 @@
-"""How much of what exact vectors or scores say is left in those of a narrower number type."""
+"""Agreement between exact vectors or scores and the same in a narrower number type."""
 
 from typing import NamedTuple
 
@@ -14,16 +14,16 @@ NEIGHBOURS = 10
 
 
 class Agreement(NamedTuple):
-    """Of the vectors of the same texts, computed or stored in two ways."""
+    """Agreement between two sets of vectors for the same texts, computed or stored differently."""
 
     mean_cosine: float
     least_cosine: float
     neighbours: float
-    """Share of each text's NEIGHBOURS nearest others, by inner product, that are the same."""
+    """The mean share of a text's NEIGHBOURS nearest texts, by inner product, that both sets agree on."""
 
 
 def agreement(vectors: Float[Tensor, "docs dim"], exact: Float[Tensor, "docs dim"]) -> Agreement:
-    """Compare vectors with exact ones, row by row and as a collection to search."""
+    """Compare vectors with exact ones, by row and by the neighbours found."""
     cosines = F.cosine_similarity(vectors, exact, dim=1)
     k = min(NEIGHBOURS, len(exact) - 1)
     near, same = _nearest(vectors, k), _nearest(exact, k)
@@ -32,9 +32,10 @@ def agreement(vectors: Float[Tensor, "docs dim"], exact: Float[Tensor, "docs dim
 
 
 def kendall_tau(one: Float[np.ndarray, " items"], other: Float[np.ndarray, " items"]) -> float:
-    """How far two lists of scores agree on the order: 1 the same, -1 the opposite, ties counting half (tau-b).
+    """Compute Kendall's tau-b, the agreement of two lists of scores on the order.
 
-    1 where one of them has no order. For some hundred items: every two are compared.
+    The value is 1 for the same order and -1 for the opposite one; ties count half. It is 1 if all scores of a list are
+    equal. Every pair of items is compared, so this is meant for a few hundred items.
 
     https://doi.org/10.1093/biomet/33.3.239
     """

@@ -1,4 +1,4 @@
-"""From the scores or vectors of a document's segments to those of the document."""
+"""Functions that combine the scores or vectors of a document's segments into one."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,11 @@ Combine = Callable[[SegmentValues, Int[np.ndarray, " docs"]], Combined]
 def maxp(
     values: Float[np.ndarray, "segments *dim"], starts: Int[np.ndarray, " docs"]
 ) -> Float[np.ndarray, "docs *dim"]:
-    """The greatest value of each document's segments (https://arxiv.org/abs/1905.09217).
+    """Take the greatest value of each document's segments (https://arxiv.org/abs/1905.09217).
 
     Args:
-        values: of all segments, those of a document one after another.
-        starts: the first segment of each document.
+        values: the values of all segments, with the segments of a document next to one another.
+        starts: the index of the first segment of each document.
     """
     return np.maximum.reduceat(values, starts, axis=0)
 
@@ -25,7 +25,10 @@ def maxp(
 def avgp(
     values: Float[np.ndarray, "segments *dim"], starts: Int[np.ndarray, " docs"]
 ) -> Float[np.ndarray, "docs *dim"]:
-    """The mean value of each document's segments; of vectors, that whose inner products are the means of theirs."""
+    """Average the values of each document's segments.
+
+    The inner product with a mean vector is the mean of the inner products with the segments' vectors.
+    """
     counts = np.diff(starts, append=len(values)).astype(values.dtype)
     return np.add.reduceat(values, starts, axis=0) / counts.reshape(-1, *[1] * (values.ndim - 1))
 

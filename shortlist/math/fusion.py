@@ -1,4 +1,7 @@
-"""Several runs made one: what two searchers both rank high is seldom wrong."""
+"""Fusion of several runs into one.
+
+Documents that two searchers both rank high are seldom wrong.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,19 +12,21 @@ import numpy as np
 from shortlist.records import Hit, Run
 
 Scale = Callable[[Sequence[Hit]], tuple[Sequence[float], float]]
-"""What each hit of one list (never empty) is worth, and what a document is worth that the list does not hold."""
+"""A function of one query's hits (never empty) that gives the value of each hit and of any document not among them."""
 
 
 def rrf(runs: Sequence[Run], *, weights: Sequence[float] | None = None, k: float = 60.0) -> Run:
-    """Reciprocal rank fusion: a document earns weight / (k + rank) from every run that holds it, ranks from 1.
+    """Fuse runs by reciprocal rank.
+
+    The score of a document is the sum of weight / (k + rank) over the runs that hold it, with ranks from 1.
 
     Args:
-        runs: only their order is looked at, not their scores.
+        runs: the runs to fuse; only the order of their hits counts, not their scores.
         weights: how much each run counts (None: 1 each).
-        k: the larger, the less the first ranks stand out.
+        k: the larger it is, the less the first ranks stand out.
 
     Returns:
-        All queries and documents of all runs; equal scores in the order in which the runs first name them.
+        All queries and documents of all runs. Documents with equal scores keep the order in which they first occur.
 
     https://dl.acm.org/doi/10.1145/1571941.1572114
     """
@@ -29,14 +34,20 @@ def rrf(runs: Sequence[Run], *, weights: Sequence[float] | None = None, k: float
 
 
 def minmax(hits: Sequence[Hit]) -> tuple[Sequence[float], float]:
-    """Scores brought to [0, 1], all 1 where all are equal; a document not in the list is worth 0."""
+    """Scale scores to [0, 1]; equal scores all become 1.
+
+    A document that is not in the list is worth 0.
+    """
     scores = np.array([hit.score for hit in hits])
     spread = scores.max() - scores.min()
     return ((scores - scores.min()) / spread if spread > 0 else np.ones(len(hits))).tolist(), 0.0
 
 
 def zscore(hits: Sequence[Hit]) -> tuple[Sequence[float], float]:
-    """Scores brought to mean 0 and deviation 1, all 0 where all are equal; others are worth the lowest of them."""
+    """Scale scores to mean 0 and standard deviation 1; equal scores all become 0.
+
+    A document that is not in the list is worth as much as the lowest one in it.
+    """
     scores = np.array([hit.score for hit in hits])
     deviation = scores.std()
     values = ((scores - scores.mean()) / deviation if deviation > 0 else np.zeros(len(hits))).tolist()
@@ -44,28 +55,30 @@ def zscore(hits: Sequence[Hit]) -> tuple[Sequence[float], float]:
 
 
 def weighted(runs: Sequence[Run], *, weights: Sequence[float] | None = None, scale: Scale = minmax) -> Run:
-    """Weighted sum of scores, first brought to one scale query by query.
+    """Fuse runs by a weighted sum of their scores, scaled query by query.
 
     Args:
-        runs: their scores may lie on different scales.
+        runs: the runs to fuse; their scores may lie on different scales.
         weights: how much each run counts (None: 1 each).
         scale: `minmax` or `zscore`.
 
     Returns:
-        All queries and documents of all runs; equal scores in the order in which the runs first name them.
+        All queries and documents of all runs. Documents with equal scores keep the order in which they first occur.
     """
     return _fuse(runs, weights, scale)
 
 
 def reorder(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
-    """Candidates by their new scores, equal ones in their old order; those without a score follow, in their old order.
+    """Sort candidates by their new scores, followed by the ones without a score.
+
+    Candidates with equal scores, and the ones without a score, keep their old order.
 
     Args:
-        hits: best first.
-        scores: one per hit, NaN where it has none.
+        hits: the candidates, best first.
+        scores: one per hit, NaN for a hit without a score.
 
     Returns:
-        All hits. Those that were not scored get scores below the lowest new one, 1 apart.
+        All hits. The ones without a score get scores below the lowest new one, 1 apart.
     """
     pairs = list(zip(hits, scores, strict=True))
     head = sorted((Hit(hit.doc_id, score) for hit, score in pairs if score == score), key=lambda hit: -hit.score)
@@ -75,15 +88,18 @@ def reorder(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
 
 
 def interpolate(hits: Sequence[Hit], scores: Sequence[float], share: float) -> list[float]:
-    """A second stage's scores mixed with the first one's, as `zscore` fusion with weights 1 - share and share would.
+    """Mix a second stage's scores with the first stage's.
+
+    The result is that of `zscore` fusion with the weights 1 - share and share.
 
     Args:
-        hits: what the first stage found, best first.
-        scores: the second stage's, of the first of the hits, which are those that count; NaN for one it did not read.
-        share: of the second stage; 1 for its scores alone, as they are.
+        hits: the hits of the first stage, best first.
+        scores: the second stage's scores of the first hits, with NaN for a hit that it did not read. Only the hits that
+            it read are mixed.
+        share: the weight of the second stage; 1 returns its scores unchanged.
 
     Returns:
-        One score per hit, NaN for those that the second stage has not read: what `reorder` takes.
+        One score per hit, NaN for hits that the second stage did not read. `reorder` takes them.
     """
     mixed = list(scores)
     if share < 1 and mixed:
@@ -96,7 +112,7 @@ def interpolate(hits: Sequence[Hit], scores: Sequence[float], share: float) -> l
 
 
 def weight_grid(num_runs: int, steps: int) -> list[tuple[float, ...]]:
-    """All weights that add up to 1, each a multiple of 1 / steps."""
+    """List all run weights that add up to 1, in multiples of 1 / steps."""
     if num_runs == 1:
         return [(1.0,)]
     shares = (share for share in product(range(steps + 1), repeat=num_runs - 1) if sum(share) <= steps)
@@ -113,7 +129,7 @@ def _fuse(runs: Sequence[Run], weights: Sequence[float] | None, scale: Scale) ->
 
 
 def _fuse_query(lists: Sequence[tuple[Sequence[Hit] | None, float]], scale: Scale) -> list[Hit]:
-    """One query's lists, each with its weight, summed; a list that is missing or empty says nothing."""
+    """Add up the weighted values of one query's lists; missing and empty lists are skipped."""
     worth = []
     for hits, weight in lists:
         if hits:

@@ -1,6 +1,7 @@
-"""What a ranking is worth, query by query: the measures of trec_eval, for all queries at once.
+"""The measures of trec_eval, computed for all queries at once.
 
-Each takes `JudgedHits` and gives one value per query; all are equal to trec_eval's, which they are tested against.
+Each measure takes `JudgedHits` and returns one value per query. The tests compare the values with trec_eval's, which
+they equal.
 """
 
 from collections.abc import Callable
@@ -11,18 +12,19 @@ from jaxtyping import Bool, Float, Int, Num
 
 
 class JudgedHits(NamedTuple):
-    """Where the judged documents stand: all that a measure needs of a run.
+    """The ranks of judged documents in a run, all that a measure needs.
 
-    The hits are grouped by query and best first; the judgements are grouped by query and of highest grade first.
+    Both hits and judgements are grouped by query. Within a query, hits are sorted best first and judgements by
+    descending grade.
     """
 
     queries: Int[np.ndarray, " hits"]
     """The query of each judged hit, ascending from 0."""
     ranks: Int[np.ndarray, " hits"]
-    """Its rank in the whole run, from 1."""
+    """The rank of each judged hit in the whole run, from 1."""
     grades: Int[np.ndarray, " hits"]
     lengths: Int[np.ndarray, " queries"]
-    """Number of hits of each query, judged or not."""
+    """The number of hits of each query, judged or not."""
     judged_queries: Int[np.ndarray, " judgements"]
     """The query of each judgement, ascending."""
     judged_grades: Int[np.ndarray, " judgements"]
@@ -30,17 +32,19 @@ class JudgedHits(NamedTuple):
 
 Values = Float[np.ndarray, " queries"]
 HIGHEST_GRADE = 4
-"""The highest grade that expected reciprocal rank knows."""
+"""The highest grade in expected reciprocal rank; higher grades count as this one."""
 Measure = Callable[..., Values]
-"""Of JudgedHits; keywords: `cutoff`, the ranks looked at (None: all), and of some `rel`, the
-lowest grade that is relevant."""
+"""A function of JudgedHits. Its keywords are `cutoff`, the number of ranks to look at (None: all), and for some
+measures `rel`, the lowest grade that counts as relevant."""
 
 
 def ndcg(hits: JudgedHits, *, cutoff: int | None = None, dcg: str = "log2") -> Values:
-    """Normalised discounted cumulative gain: each grade above 0 divided by log2(rank + 1), of the best that could be.
+    """Compute the normalised discounted cumulative gain.
+
+    The sum of each grade above 0 divided by log2(rank + 1), as a share of the sum for the best possible ranking.
 
     Args:
-        dcg: `log2`, a grade counts as it is; `exp-log2`, it counts 2^grade - 1.
+        dcg: with `log2` a grade counts as it is; with `exp-log2` it counts 2^grade - 1.
 
     https://doi.org/10.1145/582415.582418
     """
@@ -52,7 +56,9 @@ def ndcg(hits: JudgedHits, *, cutoff: int | None = None, dcg: str = "log2") -> V
 
 
 def expected_reciprocal_rank(hits: JudgedHits, *, cutoff: int | None = None) -> Values:
-    """Mean 1 / rank at which a reader stops, whom a document of grade g satisfies with (2^g - 1) / 16.
+    """Compute the expected reciprocal of the rank at which a reader stops.
+
+    A document of grade g satisfies the reader with probability (2^g - 1) / 16.
 
     https://doi.org/10.1145/1645953.1646033
     """
@@ -66,7 +72,7 @@ def expected_reciprocal_rank(hits: JudgedHits, *, cutoff: int | None = None) -> 
 
 
 def reciprocal_rank(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1) -> Values:
-    """1 / rank of the first relevant document, 0 where there is none."""
+    """Compute 1 / rank of the first relevant document, 0 if there is none."""
     kept = _relevant(hits, cutoff, rel)
     values = np.zeros(len(hits.lengths))
     values[hits.queries[kept][::-1]] = 1 / hits.ranks[kept][::-1]  # backwards: the first one of a query stays
@@ -74,18 +80,24 @@ def reciprocal_rank(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1
 
 
 def precision(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1) -> Values:
-    """Share of the ranks looked at that hold relevant documents; ranks that the run leaves empty hold none."""
+    """Compute the share of the ranks up to the cutoff that hold relevant documents.
+
+    Where the run has fewer hits than `cutoff`, the empty ranks count as ranks without a relevant document.
+    """
     depth = hits.lengths if cutoff is None else np.full(len(hits.lengths), cutoff)
     return _ratio(_count(hits, cutoff, rel), depth)
 
 
 def recall(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1) -> Values:
-    """Share of the relevant documents that were found, 0 where there is none."""
+    """Compute the share of the relevant documents that were found, 0 if there are none."""
     return _ratio(_count(hits, cutoff, rel), _num_relevant(hits, rel))
 
 
 def average_precision(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1) -> Values:
-    """Mean over the relevant documents of the precision at their ranks, 0 for those not found."""
+    """Compute the mean precision at the ranks of the relevant documents.
+
+    A relevant document that was not found counts as 0.
+    """
     kept = _relevant(hits, cutoff, rel)
     queries = hits.queries[kept]
     at_rank = _places(queries) / hits.ranks[kept]
@@ -93,12 +105,12 @@ def average_precision(hits: JudgedHits, *, cutoff: int | None = None, rel: int =
 
 
 def success(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1) -> Values:
-    """1 where a relevant document was found, else 0."""
+    """Return 1 for queries with a relevant document found, 0 for the others."""
     return (_count(hits, cutoff, rel) > 0).astype(float)
 
 
 def judged(hits: JudgedHits, *, cutoff: int | None = None) -> Values:
-    """Share of the hits looked at that are judged, whatever their grade."""
+    """Compute the share of hits up to the cutoff with a judgement of any grade."""
     within = _within(hits.ranks, cutoff)
     num_judged = np.bincount(hits.queries[within], minlength=len(hits.lengths))
     return _ratio(num_judged, hits.lengths if cutoff is None else np.minimum(hits.lengths, cutoff))
@@ -121,7 +133,7 @@ def _num_relevant(hits: JudgedHits, rel: int) -> Int[np.ndarray, " queries"]:
 
 
 def _places(queries: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:
-    """The place of each item among those of its query, from 1; items are grouped by query."""
+    """Number the items of each query from 1; items are grouped by query."""
     places = np.arange(len(queries))
     starts = np.flatnonzero(np.diff(queries, prepend=-1))
     return places - np.repeat(starts, np.diff(starts, append=len(queries))) + 1
@@ -136,11 +148,11 @@ def _gain(
 ) -> Values:
     kept = _within(ranks, cutoff) & (worth > 0)
     gains = np.bincount(queries[kept], worth[kept] / np.log2(ranks[kept] + 1), num_queries)
-    return gains.astype(float)  # of no items bincount makes whole numbers
+    return gains.astype(float)  # without items, bincount returns integers
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> Values:
-    """part / whole, 0 where there is nothing to be a part of."""
+    """Divide part by whole; the result is 0 where whole is 0."""
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
@@ -154,4 +166,4 @@ MEASURES: dict[str, Measure] = {
     "Success": success,
     "Judged": judged,
 }
-"""By the names that ir_measures gives them."""
+"""The measures, by their names in ir_measures."""

@@ -1,16 +1,17 @@
-"""Scores whose order survives being written down."""
+"""Rounding of scores to 32 bits that keeps their order."""
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 
 def strictly_decreasing(scores: Float[np.ndarray, " hits"]) -> Float32[np.ndarray, " hits"]:
-    """The scores (best first) as 32-bit floats, lowered by as little as makes each less than the one before.
+    """Round scores, best first, to strictly decreasing 32-bit floats.
 
-    A reader that keeps 32 bits and breaks ties by its own rule then has no tie to break.
+    Scores are lowered by as little as makes each one less than the one before. A reader that keeps 32 bits and breaks
+    ties by a rule of its own then finds no ties.
 
     Raises:
-        ValueError: scores that are not best first, or not finite.
+        ValueError: the scores are not sorted best first, or not finite.
     """
     with np.errstate(over="ignore"):
         rounded = scores.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What became of relevant documents on their way to the reader."""
+"""Outcomes for relevant documents: where the first stage and the reranker put them."""
 
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +14,7 @@ OUTCOMES = (
     "lifted by the reranker",
     "kept in the top",
 )
-"""In words; the first two are lost before a reranker could help, the next two are said without one, the rest with."""
+"""The outcomes in words. The first two come before any reranker, the next two apply without one, the rest with one."""
 
 
 def outcomes(
@@ -24,13 +24,13 @@ def outcomes(
     depth: int,
     k: int,
 ) -> Int[np.ndarray, " documents"]:
-    """What became of each document, as its number in `OUTCOMES`.
+    """Classify each document by its ranks, as an index into `OUTCOMES`.
 
     Args:
-        before: ranks in the first stage's run, from 1, 0 where it is not in it.
-        after: ranks in the reranked run; None without a reranker.
-        depth: ranks that the reranker reads.
-        k: ranks that the reader sees, the top.
+        before: ranks in the first stage's run, from 1; 0 for a document that is not in the run.
+        after: ranks in the reranked run, likewise; None without a reranker.
+        depth: the number of ranks that the reranker reads.
+        k: the number of ranks that the reader sees, called the top.
     """
     top = (before > 0) & (before <= k)
     if after is None:

@@ -1,4 +1,4 @@
-"""From one hidden state per token to one vector per text."""
+"""Pooling of the hidden states of a text's tokens into one vector."""
 
 from collections.abc import Callable
 
@@ -10,25 +10,27 @@ Pooling = Callable[[Float[Tensor, "batch tokens dim"], Int[Tensor, " batch"]], F
 
 
 def last(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
-    """The hidden state of each text's last real token, `</s>` where the contract appends it.
+    """Take the hidden state of each text's last real token.
+
+    That is `</s>` where the contract appends it.
 
     Args:
         hidden: final hidden states, padded on the right.
-        lengths: real tokens of each text. Ids are not looked at: a pad that equals `</s>` cannot move the position.
+        lengths: the number of real tokens of each text. The ids are not used, so a pad id equal to `</s>` does no harm.
 
     https://arxiv.org/abs/2310.08319
     """
     places = (lengths - 1)[:, None, None].expand(-1, -1, hidden.shape[2])
-    return hidden.gather(1, places)[:, 0]  # unlike indexing by a range, of no fixed number of texts to torch.export
+    return hidden.gather(1, places)[:, 0]  # indexing by a range would fix the number of texts in torch.export
 
 
 def cls(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
-    """The hidden state of each text's first token."""
+    """Take the hidden state of each text's first token."""
     return hidden[:, 0]
 
 
 def mean(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
-    """The mean hidden state of each text's real tokens."""
+    """Average the hidden states of each text's real tokens."""
     real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
     return torch.where(real[..., None], hidden, 0).sum(1) / lengths[:, None].to(hidden.dtype)
 

@@ -1,4 +1,4 @@
-"""Products of many rows with few: each form is laid out or rounded once, and the rows stream past."""
+"""Matrix products of many rows with one weight, which is prepared once for all rows."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 ROWS = 2048
-"""Rows that a weight is laid out for; other numbers of rows are as right and nearly as fast."""
+"""The number of rows that a weight is laid out for; other numbers are as correct and nearly as fast."""
 
 Product = Callable[[Float[Tensor, "rows dim"]], Float[Tensor, "rows out"]]
 
 
 def float_product(weight: Float[Tensor, "out dim"]) -> Product:
-    """x -> x W^T in float32, with the weight laid out once as oneDNN reads it, where that is right and faster."""
+    """Return the function x -> x W^T in float32.
+
+    On a CPU where oneDNN's product is correct, the weight is laid out once in oneDNN's format, which is faster.
+    """
     plain = partial(F.linear, weight=weight)
     if weight.device.type != "cpu" or not packed_product_is_right():
         return plain
@@ -25,20 +28,26 @@ def float_product(weight: Float[Tensor, "out dim"]) -> Product:
 
 @cache
 def packed_product_is_right() -> bool:
-    """Whether oneDNN's private operators are there and give what PyTorch's own give; looked at once per process."""
+    """Whether oneDNN's private operators exist and give the results of PyTorch's public ones.
+
+    This is checked once per process.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(24, 96, generator=generator), torch.randn(50, 96, generator=generator)
     try:
         with full_precision():
             actual, expected = _packed(weight)(rows), F.linear(rows, weight)
-    except (AttributeError, RuntimeError, TypeError):  # private operators: absent, or changed since
+    except (AttributeError, RuntimeError, TypeError):  # private operators: missing or changed in this PyTorch
         return False
     return bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Within, float32 products are not rounded to TF32 or bfloat16, whatever the caller has allowed elsewhere."""
+    """Compute float32 products in full float32 inside the block.
+
+    They are not rounded to TF32 or bfloat16, even if the caller has allowed that outside the block.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""Vectors as small integers: each row of 8-bit integers with the factor that brings them back."""
+"""Rounding of vectors to 8-bit integers, with a scale per row to restore them."""
 
 from functools import cache
 
@@ -10,14 +10,14 @@ from torch import Tensor
 LARGEST = 127
 
 CUDA_ROWS, CUDA_STEP = 32, 8
-"""On a GPU the integer product takes at least so many rows (PyTorch asks for 17), and numbers in multiples of 8."""
+"""On a GPU the integer product needs at least 32 rows (PyTorch asks for 17) and dimensions that are multiples of 8."""
 
 
 def to_int8(vectors: Float[Tensor, "rows dim"]) -> tuple[Int8[Tensor, "rows dim"], Float[Tensor, " rows"]]:
-    """Round every row to 255 steps between its largest magnitude and the negative of it.
+    """Round every row to 255 steps between plus and minus its largest magnitude.
 
     Returns:
-        Integers and the scale of each row; their product is within half a scale of the row.
+        The integers and the scale of each row. Their product differs from the row by at most half a scale.
     """
     scales = vectors.abs().amax(1).float() / LARGEST
     scales = torch.where(scales > 0, scales, 1.0)
@@ -25,12 +25,15 @@ def to_int8(vectors: Float[Tensor, "rows dim"]) -> tuple[Int8[Tensor, "rows dim"
 
 
 def from_int8(rows: Int8[Tensor, "rows dim"], scales: Float[Tensor, " rows"]) -> Float[Tensor, "rows dim"]:
-    """The rows that `to_int8` rounded."""
+    """Restore the rows that `to_int8` rounded."""
     return rows.float() * scales[:, None]
 
 
 def int8_product(x: Int8[Tensor, "rows dim"], weight: Int8[Tensor, "out dim"]) -> Int32[Tensor, "rows out"]:
-    """x W^T, exactly: by the processor's own integer product, or slowly where it has none for these shapes."""
+    """Compute x W^T exactly.
+
+    This uses the processor's integer product, or a slow one where it has none for these shapes.
+    """
     if not _has_int8_product(x.device.type):
         return _slow_product(x, weight)
     if not x.is_cuda:
@@ -48,7 +51,7 @@ def _slow_product(x: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def _has_int8_product(device: str) -> bool:
-    """Whether PyTorch's private operator is there and right; looked at once per process."""
+    """Whether PyTorch's private operator exists and is correct; checked once per process."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randint(-LARGEST, LARGEST + 1, (64, 64), generator=generator).to(torch.int8) for _ in range(2))
     try:

@@ -1,4 +1,4 @@
-"""What a loss over scores is given: queries beside documents, and what is known of each pair."""
+"""The input of a loss over scores: queries, their documents, and data about each pair."""
 
 from typing import NamedTuple
 
@@ -7,28 +7,29 @@ from torch import Tensor
 
 
 class Ranking(NamedTuple):
-    """Queries beside the documents they are ranked against: the one input of every loss over scores.
+    """Queries and the documents they rank, the only input of every loss over scores.
 
-    A row is a query. A column is a document of the batch where all queries share them (a retriever), or a place in the
-    query's own list (a reranker). A loss looks at nothing where `keep` is False; anything may stand there, NaN too.
+    A row is a query. A column is a document of the batch if all queries share the documents (a retriever), or a
+    position in the query's own list (a reranker). A loss ignores entries where `keep` is False; their values may be
+    anything, including NaN.
 
-    What only some losses need reaches them without another argument:
+    Losses that need more get it without another argument:
 
-    - Numbers that a user chooses, such as a margin or how many rankings are sampled, are keyword parameters of the
-      loss, with defaults. A reward is a function of `relevance` that such a parameter names.
-    - Further numbers of every pair, such as the scores that the model had at the start, are further fields after
-      `keep`, None where no loss of the training needs them (`NEEDS` in losses).
-    - Whatever decides which documents count, such as a guide's similarities, has had its say in `keep`.
-    - Several sets of scores, such as those of vectors cut to several dimensions, are several rankings; their losses are
-      added up by whoever made them.
+    - Numbers that a user chooses, such as a margin or the number of sampled rankings, are keyword parameters of the
+      loss, with defaults. Such a parameter can also name a reward, which is a function of `relevance`.
+    - Further numbers for every pair, such as the scores of the initial model, are further fields after `keep`. They are
+      None if no loss of the training needs them (`NEEDS` in losses).
+    - Data that decides which documents count, such as a guide's similarities, is already applied in `keep`.
+    - Several sets of scores, such as the scores of vectors cut to several dimensions, are several rankings. The code
+      that makes them adds up their losses.
     """
 
     scores: Float[Tensor, "queries docs"]
-    """The model's; higher is better."""
+    """The model's scores; higher is better."""
     relevance: Float[Tensor, "queries docs"]
-    """Grades: 0 where nothing is known to be relevant, 1 for the positive of a batch without grades."""
+    """Grades: 0 for a document not known to be relevant, 1 for the positive of a batch without grades."""
     teacher: Float[Tensor, "queries docs"] | None
-    """A teacher's scores, NaN where it did not look; None without a teacher."""
+    """A teacher's scores, NaN for pairs that it did not score; None without a teacher."""
     keep: Bool[Tensor, "queries docs"]
-    """False where a document must not count: there is none, it counts in another column, or it answers the query too
-    and must not be pushed away."""
+    """False where a document must not count: because the entry is empty, because the document counts in another column,
+    or because it also answers the query and must not be pushed away."""

@@ -1,4 +1,4 @@
-"""Which documents stand beside the positives of a training group."""
+"""Sampling of the negatives that join the positives in a training group."""
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, islice, zip_longest
@@ -9,7 +9,10 @@ from shortlist.records import Group
 
 
 def interleave(lists: Sequence[Sequence[str]], depth: int) -> list[str]:
-    """The first `depth` ids of several ranked lists: all first ranks, then all second ranks, each id once."""
+    """Merge several ranked lists into one list of `depth` ids.
+
+    All ids of the first rank come first, then all of the second rank, and so on; repeated ids are dropped.
+    """
     ranks = chain.from_iterable(zip_longest(*lists))
     return list(islice(dict.fromkeys(doc_id for doc_id in ranks if doc_id is not None), depth))
 
@@ -23,18 +26,18 @@ def draw_negatives(
     number: int,
     random_share: float = 0.0,
 ) -> list[str]:
-    """Draw negatives without replacement: hard ones from the candidates, the rest from anywhere.
+    """Draw negatives without replacement: hard ones from the candidates, random ones from the corpus.
 
     Args:
         candidates: ids that a first stage ranked high, without repetition.
         corpus: ids of the whole collection; not looked at while `random_share` is 0.
         excluded: ids that must not be drawn, such as the positives.
-        rng: decides the draw; the same state draws the same.
+        rng: decides the draw; the same state gives the same draw.
         number: how many to draw.
-        random_share: this part of `number` comes from the whole corpus, candidates included.
+        random_share: the share of `number` to draw from the whole corpus, candidates included.
 
     Returns:
-        Hard negatives, then random ones; fewer than asked where there are not enough, never one id twice.
+        Hard negatives, then random ones, all distinct; fewer than `number` if there are not enough.
     """
     num_random = round(number * random_share)
     eligible = [doc_id for doc_id in candidates if doc_id not in excluded]
@@ -45,21 +48,22 @@ def draw_negatives(
 
 
 def _draw(items: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:
-    """At most `number` of the items, in random order."""
+    """Draw at most `number` of the items, in random order."""
     rows: list[int] = rng.choice(len(items), size=min(number, len(items)), replace=False).tolist()
     return [items[row] for row in rows]
 
 
 def epoch_negatives(negatives: Sequence[str], number: int, *, epoch: int, seed: int | Sequence[int]) -> list[str]:
-    """The negatives of one group that an epoch trains on: the next `number` of a shuffled circle.
+    """Choose the negatives of one group for an epoch.
 
-    Over the epochs every negative is used equally often (give or take one), and none twice in one epoch.
+    The negatives are shuffled into a circle, and each epoch takes the next `number` of them. Over the epochs every
+    negative is used equally often (give or take one), and at most once per epoch.
 
     Args:
-        negatives: all that the group has.
-        number: how many to use; fewer come back where the group has fewer.
-        epoch: from 0.
-        seed: decides the shuffle; give each group its own, such as [seed, index of the group].
+        negatives: all negatives of the group.
+        number: how many to use; if the group has fewer, all of them are returned.
+        epoch: the number of the epoch, from 0.
+        seed: decides the shuffle; give each group a different one, such as [seed, index of the group].
     """
     if len(negatives) <= number:
         return list(negatives)
@@ -69,5 +73,5 @@ def epoch_negatives(negatives: Sequence[str], number: int, *, epoch: int, seed: 
 
 
 def shortfall(groups: Iterable[Group], negatives: int) -> int:
-    """How many groups have fewer negatives than asked for."""
+    """Count the groups that have fewer than `negatives` negatives."""
     return sum(len(group.negatives) < negatives for group in groups)

@@ -1,4 +1,7 @@
-"""Whether a difference between two systems could be chance: tests and intervals over paired values of queries."""
+"""Significance tests and confidence intervals over paired values of queries.
+
+They say whether a difference between two systems could be chance.
+"""
 
 from collections.abc import Sequence
 
@@ -6,13 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 BATCH = 1 << 22
-"""Numbers that are drawn at the same time."""
+"""How many numbers are drawn at once."""
 
 
 def paired_t_test(differences: Float[np.ndarray, " queries"]) -> float | None:
-    """How likely a mean at least this far from 0 is by chance, the differences being normally distributed.
+    """Compute the p-value of a paired two-sided t-test.
 
-    Two-sided; None for fewer than two queries.
+    This is the probability of a mean at least this far from 0 by chance, for normally distributed differences; None for
+    fewer than two queries.
     """
     if len(differences) < 2:
         return None
@@ -27,9 +31,11 @@ def paired_t_test(differences: Float[np.ndarray, " queries"]) -> float | None:
 def randomisation_test(
     differences: Float[np.ndarray, " queries"], *, resamples: int = 10_000, seed: int = 0
 ) -> float | None:
-    """The share of random assignments of each query's two values to the two systems whose means differ as much.
+    """Compute the p-value of a two-sided randomisation test.
 
-    Two-sided; exact where there are no more assignments than `resamples`; None for fewer than two queries.
+    Each query's two values are assigned to the two systems at random. The p-value is the share of assignments whose
+    means differ at least as much as the observed ones. It is exact if there are at most `resamples` assignments, and
+    None for fewer than two queries.
 
     https://doi.org/10.1145/1321440.1321528
     """
@@ -54,7 +60,10 @@ def randomisation_test(
 def bootstrap_interval(
     values: Float[np.ndarray, " queries"], *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Between which two numbers the mean lies in this share of all samples of as many queries, drawn from these."""
+    """Compute a bootstrap confidence interval of the mean.
+
+    The values are resampled with replacement. The share `confidence` of the samples have their mean in the interval.
+    """
     rng, at_once = np.random.default_rng(seed), max(1, BATCH // len(values))
     means = [
         values[rng.integers(len(values), size=(min(at_once, resamples - done), len(values)))].mean(axis=1)
@@ -65,9 +74,11 @@ def bootstrap_interval(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several comparisons such that calling those below 0.05 real is wrong once in 20 families, not tests.
+    """Correct the p-values of several comparisons by Holm's method.
 
-    The k-th smallest of n counts (n - k + 1) times, and no less than the one before it.
+    If corrected values below 0.05 are called real, at most one family of comparisons in 20 contains a wrong call, where
+    uncorrected values promise that for single tests only. The k-th smallest of n values is multiplied by (n - k + 1),
+    and is at least as large as the one before it.
 
     https://www.jstor.org/stable/4615733
     """

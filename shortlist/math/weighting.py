@@ -1,4 +1,4 @@
-"""How much a word in a document says: BM25 as Lucene computes it, with exact document lengths.
+"""BM25 weights of words in documents, computed as in Lucene but with exact document lengths.
 
 https://cs.uwaterloo.ca/~jimmylin/publications/Kamphuis_etal_ECIR2020_preprint.pdf
 """
@@ -10,11 +10,13 @@ from jaxtyping import Float, Float32, Int
 
 
 def rarity(frequencies: Int[np.ndarray, " words"], num_docs: int) -> Float32[np.ndarray, " words"]:
-    """The inverse document frequency of words, ln(1 + (N - n + 1/2) / (n + 1/2)).
+    """Compute the inverse document frequency of words.
+
+    It is ln(1 + (N - n + 1/2) / (n + 1/2)).
 
     Args:
-        frequencies: n, the documents that hold each word.
-        num_docs: N, all documents.
+        frequencies: n, the number of documents that hold each word.
+        num_docs: N, the number of all documents.
     """
     distinct, places = np.unique(frequencies, return_inverse=True)
     values = [math.log(1 + (num_docs - n + 0.5) / (n + 0.5)) for n in distinct.tolist()]
@@ -22,7 +24,10 @@ def rarity(frequencies: Int[np.ndarray, " words"], num_docs: int) -> Float32[np.
 
 
 def length_penalty(lengths: Int[np.ndarray, " docs"], *, k1: float, b: float) -> Float[np.ndarray, " docs"]:
-    """What documents' lengths add to the denominator of `bm25`: k1 (1 - b + b length / mean length)."""
+    """Compute the part of the denominator of `bm25` that depends on the documents' lengths.
+
+    It is k1 (1 - b + b length / mean length).
+    """
     return k1 * ((1 - b) + b * lengths / lengths.mean())
 
 
@@ -31,11 +36,13 @@ def bm25(
     rarities: Float32[np.ndarray, " postings"],
     penalties: Float[np.ndarray, " postings"],
 ) -> Float32[np.ndarray, " postings"]:
-    """What a word that a document holds `count` times adds to its score: rarity * count / (count + penalty).
+    """Compute how much each word adds to a document's score.
+
+    It is rarity * count / (count + penalty).
 
     Args:
         counts: how often the document holds the word.
-        rarities: the word's `rarity`.
-        penalties: the document's `length_penalty`.
+        rarities: the `rarity` of the word.
+        penalties: the `length_penalty` of the document.
     """
     return (rarities * (counts / (penalties + counts))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What training minimises: functions of a Ranking, by the names that `train --loss` knows."""
+"""Losses that training minimises, by the names that `train --loss` takes."""
 
 from collections.abc import Callable
 
@@ -14,4 +14,4 @@ Loss = Callable[..., Float[Tensor, ""]]
 LOSSES: dict[str, Loss] = {"infonce": infonce, "kl": kl}
 
 NEEDS: dict[str, tuple[str, ...]] = {"kl": ("teacher",)}
-"""What a loss needs that not every group has: a `teacher`, or `grades` that say more than which is the positive."""
+"""Data that a loss needs and not every group has: a `teacher`, or `grades` beyond marking the positive."""

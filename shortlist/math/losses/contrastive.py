@@ -9,10 +9,10 @@ from shortlist.math.ranking import Ranking
 
 
 def infonce(ranking: Ranking, *, temperature: float = 0.01) -> Float[Tensor, ""]:
-    """Pick the positive out of every document in the row.
+    """Compute the softmax cross-entropy of picking the positive among the documents of its row.
 
-    With a row of every document of the batch this trains a retriever on in-batch negatives; with a row of the query's
-    own group it is the softmax loss of a reranker. The positive is the kept document of the highest grade.
+    If a row holds every document of the batch, this trains a retriever with in-batch negatives. If it holds the query's
+    own group, this is the softmax loss of a reranker. The positive is the kept document with the highest grade.
 
     Args:
         temperature: divides the scores; about 0.01 for unit vectors, 1 for raw dot products.

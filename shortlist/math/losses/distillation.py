@@ -9,14 +9,15 @@ from shortlist.math.ranking import Ranking
 
 
 def kl(ranking: Ranking, *, temperature: float = 1.0, teacher_temperature: float = 1.0) -> Float[Tensor, ""]:
-    """Share each query out among the documents that the teacher scored as the teacher does.
+    """Match the teacher's distribution over the documents that the teacher scored.
 
-    The Kullback-Leibler divergence of the softmax of the scores from the softmax of the teacher's, in nats, the mean
-    over queries: 0 where they agree, whatever was added to all scores of a row.
+    The loss is the Kullback-Leibler divergence between the softmax of the teacher's scores and the softmax of the
+    model's, in nats, averaged over queries. It is 0 where the two agree, and adding a constant to all scores of a row
+    does not change it.
 
     Args:
         temperature: divides the scores.
-        teacher_temperature: divides the teacher's scores: the lower, the more its first choice counts.
+        teacher_temperature: divides the teacher's scores; the lower it is, the more the teacher's first choice counts.
 
     Raises:
         ValueError: there is no teacher.
@@ -38,9 +39,10 @@ def kl(ranking: Ranking, *, temperature: float = 1.0, teacher_temperature: float
 def _compact(
     mask: Bool[Tensor, "queries docs"],
 ) -> tuple[Int[Tensor, "queries most"], Bool[Tensor, "queries most"]]:
-    """Find the columns where each row's mask is True, in order, and which of them there are.
+    """Gather the columns where the mask is True to the front of each row.
 
-    A teacher scores the few documents of a query's own group, out of a batch of thousands.
+    All rows are cut to the longest one; the returned mask says which entries are real. This keeps the loss small: a
+    teacher scores only the few documents of a query's own group, in a batch of thousands.
     """
     counts = mask.sum(1, keepdim=True)
     places = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts.max())]
