@@ -1,4 +1,4 @@
-"""Stage `index`: read a corpus, or its vectors, once, so that search need not read all of it."""
+"""Stage `index`: build an index over a corpus or its vectors, to make search fast."""
 
 import time
 from collections.abc import Sequence
@@ -17,31 +17,31 @@ from shortlist.index.kinds import IndexKind, find_kind
 @dataclass(frozen=True, kw_only=True)
 class Config:
     out: NotInJob[Path]
-    """Folder to write; for pgvector and lance it only says where the index is."""
+    """Folder to write; for pgvector and lance it only records where the index is."""
     kind: str = "bm25"
-    """bm25: words. Over vectors, exact: narrow (fewer bytes). Approximate, by FAISS: hnsw, ivf-flat, ivf-pq. In a
-    database: pgvector (PostgreSQL), lance (LanceDB)."""
+    """bm25: an index of words. Over vectors: narrow (exact, with fewer bytes); hnsw, ivf-flat and ivf-pq (approximate,
+    with FAISS); pgvector (in PostgreSQL) and lance (in LanceDB)."""
     collection: str | None = None
-    """Folder, `irds:` or `hf:` name: what BM25 reads; for other kinds, where --check finds queries."""
+    """Folder, `irds:` or `hf:` name of the corpus that BM25 reads; for other kinds, --check takes its queries."""
     vectors: Path | None = None
-    """Vectors from `shortlist encode`: what every kind but BM25 reads."""
+    """Vectors from `shortlist encode`, which every kind except BM25 reads."""
     language: str = "english"
-    """How BM25 cuts text into words: a language, `code` for source code, `whitespace` for text that is cut already."""
+    """How BM25 splits text into words: a language, `code` for source code, `whitespace` for text already split."""
     k1: float = 0.9
     """How much a word's second occurrence in a document still counts in BM25 (0: nothing)."""
     b: float = 0.4
-    """How much longer documents are held back by BM25 (0: not at all, 1: fully)."""
+    """How much BM25 penalises longer documents (0: not at all, 1: fully)."""
     dtype: Literal["int8", "bfloat16"] = "int8"
     """Number type that a narrow index scans."""
     set: tuple[str, ...] = ()
-    """Parameters to choose instead of the automatic ones, as name=value: for hnsw links, construction, bits; for ivf
-    lists, code_bytes; for both effort, refine, sample; for pgvector m, ef_construction; for lance see the guide."""
+    """Parameters that replace the automatic ones, as name=value. hnsw: links, construction, bits; ivf: lists,
+    code_bytes; both: effort, refine, sample; pgvector: m, ef_construction; for lance see the guide."""
     exact: bool = False
-    """pgvector, lance: no approximate index, every vector is compared."""
+    """pgvector, lance: build no approximate index; every search compares all vectors."""
     dsn: str | None = None
-    """pgvector: the database, postgresql://user@host/name; its password is better left to PGPASSWORD or ~/.pgpass."""
+    """pgvector: the database, postgresql://user@host/name; better put its password in PGPASSWORD or ~/.pgpass."""
     uri: str | None = None
-    """lance: a folder or s3://bucket/path; credentials are taken from the environment."""
+    """lance: a folder or s3://bucket/path; credentials come from the environment."""
     table: str = "vectors"
     """pgvector, lance: the table's name."""
     check: NotInJob[bool] = False
@@ -51,9 +51,9 @@ class Config:
     split: NotInJob[str] = "test"
     """Which queries of the collection --check uses."""
     dry_run: NotInJob[bool] = False
-    """Measure on a part of the input and print what the whole would take, instead of doing it."""
+    """Build over a part of the input and print what the whole would take, instead of building the index."""
     overwrite: NotInJob[bool] = False
-    """Replace an output of another job instead of refusing."""
+    """Replace the output of another job instead of refusing."""
 
 
 def run(config: Config) -> None:
@@ -91,7 +91,11 @@ def run(config: Config) -> None:
 
 
 def _source(config: Config, kind: IndexKind, title: str) -> str | Path:
-    """What the index is made from, which must be there: a collection's name, or the folder of the vectors."""
+    """Find the source of the index: a collection's name or the folder of the vectors.
+
+    Raises:
+        UserError: the flag that names it is missing.
+    """
     if kind.reads == "corpus":
         source, flag, why = config.collection, "--collection", f"{title} reads the documents' words"
     else:
@@ -102,14 +106,14 @@ def _source(config: Config, kind: IndexKind, title: str) -> str | Path:
 
 
 def _inputs(kind: IndexKind, source: str | Path) -> dict[str, str]:
-    """The identity of what the index is made from."""
+    """Return the identity of the corpus or vectors that the index is built from."""
     if kind.reads == "corpus":
         return {"collection": open_collection(str(source)).identity("corpus")}
     return {"vectors": identity(source)}
 
 
 def _to_be_kept(config: Config) -> Config:
-    """The Config without what only its user may know."""
+    """Return the Config without the database password, as the manifest may keep it."""
     if config.dsn is None:
         return config
     from shortlist.index.databases.postgres import without_password
@@ -118,10 +122,10 @@ def _to_be_kept(config: Config) -> Config:
 
 
 def parse_parameters(items: Sequence[str]) -> dict[str, int]:
-    """The values of `--set`.
+    """Parse the values of `--set`.
 
     Raises:
-        UserError: not of the form name=value, or not a whole number.
+        UserError: an item is not of the form name=value, or its value is not a whole number.
     """
     parameters: dict[str, int] = {}
     for item in items:

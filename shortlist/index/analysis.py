@@ -1,4 +1,7 @@
-"""How text becomes the words that BM25 counts: an analyser per language, one for code, one that only splits."""
+"""Analysers that split text into the words that BM25 counts.
+
+There is one per language, one for source code, and one that only splits at white space.
+"""
 
 import unicodedata
 from collections.abc import Callable
@@ -10,8 +13,8 @@ from bm25s import stopwords
 
 Analyser = Callable[[str], list[str]]
 
-# The word boundaries of UAX #29, as far as they matter to text in words: letters and digits stick together, ' . : join
-# letters, ' . , ; join digits, and each ideograph or hiragana sign stands alone.
+# The word boundaries of UAX #29, as far as they matter for splitting text into words: letters and digits stick
+# together, ' . : join letters, ' . , ; join digits, and each ideograph or hiragana sign is a word of its own.
 _WORD = regex.compile(
     r"""[\p{Han}\p{Hiragana}]
     | [\w--[\p{Han}\p{Hiragana}]]+
@@ -22,24 +25,26 @@ _POSSESSIVE = regex.compile(r"(?<=\w)['’＇]s\b")
 _APOSTROPHE = regex.compile(r"(?<=\p{L})['’＇](?=\p{L})")
 _IDENTIFIER = regex.compile(r"\w+")
 _PART = regex.compile(r"\p{Lu}+(?!\p{Ll})|\p{Lu}?\p{Ll}+|\p{N}+|[^\W_\p{Lu}\p{Ll}\p{N}]+")
-# The 33 of Lucene's EnglishAnalyzer.
+# The 33 stop words of Lucene's EnglishAnalyzer.
 STOP_WORDS = frozenset(
     _IDENTIFIER.findall(
         "a an and are as at be but by for if in into is it no not of on or such "
         "that the their then there these they this to was will with"
     )
 )
-_NO_CACHE = 0  # PyStemmer sorts its cache to make room: with the rare words of a large corpus, 5 times as slow as none
+_NO_CACHE = 0  # PyStemmer sorts a full cache; with the rare words of a large corpus that is 5 times as slow as no cache
 _PORTER = Stemmer.Stemmer("porter", _NO_CACHE)
 LANGUAGES = (
     *("danish", "dutch", "french", "german", "italian", "norwegian", "portuguese", "russian", "spanish", "swedish"),
     *("turkish", "catalan", "finnish", "greek", "hungarian", "romanian"),
 )
-"""Those that `snowball` knows, besides English; bm25s carries no stop words for the last five."""
+"""The languages of `snowball`, besides English; bm25s has no stop words for the last five."""
 
 
 def english(text: str) -> list[str]:
-    """Words as Lucene's EnglishAnalyzer sees them: no possessive 's, lower case, no stop words, Porter stems.
+    """Split English text as Lucene's EnglishAnalyzer does.
+
+    Words are in lower case and stemmed by Porter; possessive 's and stop words are dropped.
 
     https://lucene.apache.org/core/9_11_0/analysis/common/org/apache/lucene/analysis/en/EnglishAnalyzer.html
     """
@@ -48,9 +53,10 @@ def english(text: str) -> list[str]:
 
 
 def code(text: str) -> list[str]:
-    """Words of source code and of questions about it: `parseISODate` is pars, iso, date and parseisodate.
+    """Split source code, or a question about it, into words.
 
-    Identifiers are split at underscores and capitals; the parts are treated as English, the whole is kept beside them.
+    Identifiers are split at underscores and capitals. The parts are treated as English words, and the whole identifier
+    is kept too: `parseISODate` becomes pars, iso, date and parseisodate.
     """
     identifiers = [(name.lower(), _PART.findall(name)) for name in _IDENTIFIER.findall(text)]
     parts = [part.lower() for _, parts in identifiers for part in parts]
@@ -59,15 +65,16 @@ def code(text: str) -> list[str]:
 
 
 def whitespace(text: str) -> list[str]:
-    """What stands between white space, exactly as it is: for text that another tool has cut into words."""
+    """Split text at white space, for text that another tool has split into words."""
     return text.split()
 
 
 def snowball(language: str) -> Analyser:
-    """Words of a language in LANGUAGES: lower case, no stop words, Snowball stems.
+    """Make the analyser of a language in LANGUAGES.
 
-    An apostrophe between letters parts two words, since it joins an article (l'eau, dell'arte) or an ending
-    (Ankara'nın) to one; `english` keeps Lucene's rule instead.
+    Words are in lower case and stemmed by Snowball, without stop words. An apostrophe between letters separates two
+    words, since it joins an article (l'eau, dell'arte) or an ending (Ankara'nın) to a word; `english` keeps Lucene's
+    rule instead.
 
     https://snowballstem.org
     """
@@ -76,7 +83,7 @@ def snowball(language: str) -> Analyser:
 
 
 def _snowball(stemmer: Stemmer.Stemmer, stop_words: frozenset[str], dotless: bool, text: str) -> list[str]:
-    text = unicodedata.normalize("NFC", text)  # as stop words and stemmers spell accents
+    text = unicodedata.normalize("NFC", text)  # the form of accents in the stop words and stemmers
     if dotless:  # Turkish lower-cases I to ı and İ to i
         text = text.replace("I", "ı").replace("İ", "i")
     words = _WORD.findall(_APOSTROPHE.sub(" ", text.lower()))
@@ -84,7 +91,10 @@ def _snowball(stemmer: Stemmer.Stemmer, stop_words: frozenset[str], dotless: boo
 
 
 def _stems(words: list[str], stemmer: Stemmer.Stemmer = _PORTER) -> list[str]:
-    """Stems; words of one or two letters stay, as in Lucene (Snowball would make "s" empty and "us" a "u")."""
+    """Stem words of three letters or more.
+
+    Shorter words stay as they are, as in Lucene (Snowball would make "s" empty and "us" a "u").
+    """
     return [stem if len(word) > 2 else word for word, stem in zip(words, stemmer.stemWords(words), strict=True)]
 
 

@@ -1,4 +1,7 @@
-"""Approximate search with FAISS: a compressed index proposes candidates, the store on disk scores them exactly."""
+"""Approximate search with FAISS.
+
+A compressed index proposes candidates, which are scored exactly from the vector store on disk.
+"""
 
 import importlib
 import json
@@ -34,30 +37,31 @@ from shortlist.records import Hit
 
 LISTS = "lists.ivfdata"
 Done = Callable[[float], object]
-"""Told of documents, or halves of them, that are done."""
+"""Is called with the number of documents done; half a document is one of its two passes."""
 QUERIES_AT_ONCE = 1024
 STORED = {"float16": "QT_fp16", "bfloat16": "QT_bf16", "int8": "QT_8bit"}
-"""How FAISS calls what a store holds, float32 apart."""
+"""FAISS's names for the dtypes of a store, except float32."""
 THREAD_PRODUCTS = 1 << 24
-"""Multiplications that make a thread worth its while: FAISS's spin when they are done, and hold up torch's."""
+"""Multiplications for which another thread pays: FAISS's threads spin after their work, and hold up torch's."""
 LEAST_READ = 10
-"""Documents in the lists that are read, in multiples of k, on average: of a small corpus, k is a large part."""
+"""Documents that the lists read must hold on average, in multiples of k. In a small corpus, k is a large part."""
 
 
 @final
 class AnnIndex:
-    """A FAISS index over a vector store, opened for searching by inner product; its ids are the store's rows.
+    """A FAISS index over a vector store, searched by inner product.
 
-    What grows with the corpus is mapped from disk: an hnsw index's codes and graph, the lists of an ivf index. The
-    graph and the lists are meant for vectors of about one length, as embeddings usually are.
+    Its ids are the store's rows. The parts that grow with the corpus are mapped from disk: the codes and graph of an
+    hnsw index, the lists of an ivf index. The graph and the lists are meant for vectors of about the same length, as
+    embeddings usually are.
 
     Attributes:
-        kind: as built.
-        parameters: as built, with the effort and refinement of this opening.
-        num_docs: documents that can be found.
-        missing: documents of the store that are newer than the index, and are never found.
-        ram_bytes: memory that a search comes to hold, besides the pages of the store that it touches.
-        disk_bytes: size of the index's files.
+        kind: the kind of index that was built.
+        parameters: the parameters it was built with, with the effort and refinement that it was opened with.
+        num_docs: the number of documents that can be found.
+        missing: the number of documents of the store that are newer than the index, and are never found.
+        ram_bytes: memory that searches come to hold, besides the pages of the store that they touch.
+        disk_bytes: the size of the index's files.
     """
 
     def __init__(self, folder: Path, vectors: VectorReader, description: dict[str, Any], parameters: Parameters):
@@ -76,18 +80,19 @@ class AnnIndex:
     def build(
         vectors: VectorReader, folder: Path, *, kind: str, parameters: Parameters, advance: Advance | None = None
     ) -> None:
-        """Write an index over a store; memory holds a training sample, a block of vectors, and what `Footprint` says.
+        """Build an index over a store and write it into a folder.
 
-        The same store and parameters give the same ivf index. An hnsw graph is linked by all cores at once, and comes
-        out a little different every time unless OMP_NUM_THREADS is 1.
+        Memory holds a training sample, a block of vectors, and as much as `Footprint` says. The same store and
+        parameters give the same ivf index. An hnsw graph is linked by all cores at once, and is a little different
+        every time unless OMP_NUM_THREADS is 1.
 
         Args:
-            folder: where index.faiss, index.json and, for ivf-flat, lists.ivfdata go; made if missing.
-            kind: a Kind.
-            advance: told of documents that are done.
+            folder: where index.faiss, index.json and, for ivf-flat, lists.ivfdata are written; made if missing.
+            kind: a name in NAMES.
+            advance: called with the number of documents done.
 
         Raises:
-            UserError: no such kind, parameters that do not fit the store, or FAISS is not installed.
+            UserError: there is no such kind, the parameters do not fit the store, or FAISS is not installed.
         """
         check_kind(kind)
         check_parameters(kind, parameters, vectors.num_docs, vectors.dim)
@@ -95,7 +100,7 @@ class AnnIndex:
         index = _empty(faiss, kind, parameters, vectors)
         index.train(_sample(vectors, parameters.sample))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.json").unlink(missing_ok=True)  # while the files change, it is not whole
+        (folder / "index.json").unlink(missing_ok=True)  # until the new files are complete, the folder holds no index
         if kind == "ivf-flat":
             list_sizes = _fill_on_disk(index, vectors, folder / LISTS, done).tolist()
         else:
@@ -120,13 +125,16 @@ class AnnIndex:
     def open(
         cls, folder: Path, vectors: VectorReader, *, effort: int | None = None, refine: int | None = None
     ) -> "AnnIndex":
-        """Open an index for the store that it was built from; documents that are gone since are not found.
+        """Open an index with the store that it was built from.
+
+        Documents that have left the store since then are not found.
 
         Args:
-            effort: instead of what it was built with, as is `refine`.
+            effort: replaces the effort that the index was built with.
+            refine: replaces the refinement that the index was built with.
 
         Raises:
-            UserError: the folder holds no whole index, or one of another store; an effort or refinement below 1.
+            UserError: the folder holds no complete index, or an index of another store; effort or refine is below 1.
         """
         description = _describe(folder)
         if description["dim"] != vectors.dim:
@@ -140,17 +148,20 @@ class AnnIndex:
         return cls(folder, vectors, description, parameters)
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k best documents found for each query, best first, equal scores in corpus order."""
+        """Find the at most k best documents for each query.
+
+        They are sorted best first, equal scores in corpus order.
+        """
         return self.vectors.doc_ids.hits(*self.search_vectors(queries, k))
 
     def search_vectors(
         self, queries: Float[np.ndarray, "queries dim"], k: int
     ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
-        """The k best documents found for each query, equal scores in corpus order.
+        """Find the k best documents for each query, equal scores in corpus order.
 
         Returns:
-            Exact scores and positions in the store, best first; -inf and -1 behind the last one found. Fewer than k
-            columns if the store is smaller.
+            Exact scores and positions in the store, best first; -inf and -1 after the last document found. There are
+            fewer than k columns if the store is smaller.
 
         Raises:
             UserError: the queries have another dimension than the store, or are not finite; k is below 1.
@@ -170,8 +181,8 @@ class AnnIndex:
         return scores, positions
 
     def _rescored(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        positions = np.sort(self.vectors.positions_of(rows))  # corpus order: the disk's, and that of ties
-        # Not BLAS, in which the last digits of equal vectors may depend on where they stand.
+        positions = np.sort(self.vectors.positions_of(rows))  # corpus order: for reading from disk and for ties
+        # Without BLAS, where the last digits of a score may depend on the position of the vector.
         scores = np.einsum("nd,d->n", self.vectors.take(positions), query)
         order = np.argsort(-scores, kind="stable")[:k]
         return scores[order], positions[order]
@@ -184,7 +195,7 @@ class AnnIndex:
             return self._index.search(queries, count, params=how)[1]
 
     def _from_lists(self, queries: np.ndarray, k: int) -> Int[np.ndarray, "queries candidates"]:
-        """Rows of candidates; where the lists that are read hold too few, more are read."""
+        """Find the rows of candidates, reading more lists where the first ones hold too few."""
         index, count = self._index, self._num_candidates(k)
         rows, todo = np.full((len(queries), count), -1), np.arange(len(queries))
         probes = max(self.parameters.effort, min(index.nlist, LEAST_READ * k * index.nlist // max(1, index.ntotal)))
@@ -199,7 +210,13 @@ class AnnIndex:
 
     @contextmanager
     def _threads(self, num_queries: int, docs: int, most: int) -> Iterator[int]:
-        """As many threads as are worth it for comparing each query with so many documents."""
+        """Set FAISS's number of threads inside the block, and yield it.
+
+        Args:
+            num_queries: the number of queries to search.
+            docs: the number of documents that each query is compared with.
+            most: the largest useful number of threads.
+        """
         before = self._faiss.omp_get_max_threads()
         threads = max(1, min(before, most, num_queries * docs * self.vectors.dim // THREAD_PRODUCTS))
         self._faiss.omp_set_num_threads(threads)
@@ -213,7 +230,7 @@ class AnnIndex:
 
 
 def build_ann(vectors: VectorReader, folder: Path, *, kind: str, advance: Advance, **chosen: int) -> dict[str, Any]:
-    """Build one of the approximate kinds, with the parameters that were chosen and `automatic` ones."""
+    """Build one of the approximate kinds, with the chosen parameters and otherwise `automatic` ones."""
     parameters = automatic(kind, vectors.num_docs, vectors.dim, **chosen)
     AnnIndex.build(vectors, folder, kind=kind, parameters=parameters, advance=advance)
     return {}
@@ -231,12 +248,18 @@ def _faiss() -> ModuleType:
         faiss = importlib.import_module("faiss")
     except ModuleNotFoundError:
         raise UserError("faiss is not installed: approximate search needs it; pip install faiss-cpu.") from None
-    faiss.cvar.distance_compute_blas_threshold = 1  # as it comes, k-means and assignment take ten times as long
+    faiss.cvar.distance_compute_blas_threshold = 1  # with the default, k-means and assignment take ten times as long
     return faiss
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    """index.json, once the files that it names have proved to be there in full: a short one, mapped, would crash."""
+    """Read index.json and check that the files it names are complete.
+
+    Mapping a file that is too short would crash.
+
+    Raises:
+        UserError: the folder holds no complete index.
+    """
     again = "build it again with `shortlist index`."
     try:
         description = json.loads((folder / "index.json").read_text("utf-8"))
@@ -257,7 +280,10 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 
 def _read(faiss: ModuleType, folder: Path, description: dict[str, Any]) -> Any:
-    """Map an index into memory. FAISS maps graphs and flat codes one way, inverted lists another."""
+    """Map an index into memory.
+
+    FAISS has one way to map graphs and flat codes, and another for inverted lists.
+    """
     how = faiss.IO_FLAG_MMAP_IFC if description["kind"] == "hnsw" else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
     try:
         index = faiss.read_index(str(folder / "index.faiss"), how)
@@ -274,9 +300,10 @@ def _read(faiss: ModuleType, folder: Path, description: dict[str, Any]) -> Any:
 
 
 def _attach(faiss: ModuleType, index: Any, path: Path, sizes: list[int]) -> None:
-    """Give an index the inverted lists of a file: the codes of a list, then its ids, list after list.
+    """Attach the inverted lists in a file to an index.
 
-    Not FAISS's own reading of such lists: it opens whatever file the index names.
+    The file holds the codes of a list, then its ids, list after list. This replaces FAISS's reader of such lists, which
+    opens any file that the index names.
     """
     on_disk = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(path))
     table, offset = faiss.OnDiskOneListVector(), 0
@@ -295,7 +322,7 @@ def _attach(faiss: ModuleType, index: Any, path: Path, sizes: list[int]) -> None
 
 
 def _empty(faiss: ModuleType, kind: str, parameters: Parameters, vectors: VectorReader) -> Any:
-    """An index without documents, to be trained."""
+    """Make an index without documents, to be trained."""
     dim, metric = vectors.dim, faiss.METRIC_INNER_PRODUCT
     if kind == "hnsw":
         code = getattr(faiss.ScalarQuantizer, SCALAR_BITS[parameters.bits])
@@ -306,17 +333,20 @@ def _empty(faiss: ModuleType, kind: str, parameters: Parameters, vectors: Vector
     centroids, lists = faiss.IndexFlatIP(dim), parameters.lists
     if kind == "ivf-pq":
         index = faiss.IndexIVFPQ(centroids, dim, lists, parameters.code_bytes, 8, metric)
-        index.pq.cp.min_points_per_centroid = 1  # a small corpus is no reason to warn: most of it is rescored
+        index.pq.cp.min_points_per_centroid = 1  # no warning for a small corpus, which is mostly rescored
     elif vectors.dtype == "float32":
         index = faiss.IndexIVFFlat(centroids, dim, lists, metric)
     else:
         code = getattr(faiss.ScalarQuantizer, STORED[vectors.dtype])
-        index = faiss.IndexIVFScalarQuantizer(centroids, dim, lists, code, metric, False)  # not of residuals
+        index = faiss.IndexIVFScalarQuantizer(centroids, dim, lists, code, metric, False)  # False: no residuals
     return index
 
 
 def _reserve(faiss: ModuleType, graph: Any, num_docs: int, links: int) -> None:
-    """Set room aside for a graph and its codes: arrays that grow by copying would take it twice."""
+    """Reserve memory for a graph and its codes.
+
+    Arrays that grow by copying would need twice as much.
+    """
     codes = faiss.downcast_index(graph.storage)
     for array, size in ((codes.codes, codes.code_size), (graph.hnsw.neighbors, 2 * links + 1.1 * links / (links - 1))):
         array.resize(math.ceil(num_docs * size))
@@ -328,7 +358,10 @@ def _rows_at_once(vectors: VectorReader) -> int:
 
 
 def _sample(vectors: VectorReader, size: int) -> Float[np.ndarray, "sample dim"]:
-    """Vectors evenly spaced over the store; repeated if there are fewer than product quantisation needs."""
+    """Take vectors evenly spaced over the store.
+
+    They are repeated if there are fewer than product quantisation needs.
+    """
     wanted = np.linspace(0, vectors.num_docs - 1, min(size, vectors.num_docs)).astype(np.int64)
     sample, seen, taken = np.empty((len(wanted), vectors.dim), dtype=np.float32), 0, 0
     for block in vectors.blocks(_rows_at_once(vectors), release=True):
@@ -349,10 +382,12 @@ def _fill(index: Any, vectors: VectorReader, advance: Done) -> list[int]:
 
 
 def _fill_on_disk(index: Any, vectors: VectorReader, path: Path, advance: Done) -> Int[np.ndarray, " lists"]:
-    """Write the inverted lists where each belongs in the file, so that no two blocks need be in memory.
+    """Write the inverted lists into a file, holding one block of vectors in memory.
+
+    The place of every list in the file is known beforehand, so each block is written where it belongs.
 
     Returns:
-        How many documents are in each list.
+        The number of documents in each list.
     """
     lists, rows = _assign(index, vectors, advance)
     sizes, entry = np.bincount(lists, minlength=index.nlist), index.code_size + 8
@@ -371,7 +406,7 @@ def _fill_on_disk(index: Any, vectors: VectorReader, path: Path, advance: Done) 
                 ends[number] += file.write(codes[first:last].tobytes())
             done += len(here)
             advance(len(here) / 2)
-        for number, end in enumerate(ends):  # behind the last code
+        for number, end in enumerate(ends):  # after the last code
             file.seek(end)
             file.write(ids[starts[number] : starts[number + 1]].tobytes())
     return sizes
@@ -380,7 +415,7 @@ def _fill_on_disk(index: Any, vectors: VectorReader, path: Path, advance: Done) 
 def _assign(
     index: Any, vectors: VectorReader, advance: Done
 ) -> tuple[Int[np.ndarray, " docs"], Int[np.ndarray, " docs"]]:
-    """The list that each document belongs to, and its row, in row order."""
+    """Find the list that each document belongs to, and its row, in row order."""
     lists, rows = np.empty(vectors.num_docs, dtype=np.int32), np.empty(vectors.num_docs, dtype=np.int64)
     done = 0
     for block in vectors.blocks(_rows_at_once(vectors), release=True):
@@ -393,7 +428,10 @@ def _assign(
 
 
 def _codes(index: Any, block: Block) -> np.ndarray:
-    """The bytes that FAISS keeps of each vector: those of the store, where its numbers need no scale."""
+    """Return the bytes that FAISS keeps of each vector.
+
+    If the store has no scales, they are the bytes of the store.
+    """
     if block.scales is not None:
         return index.sq.compute_codes(block.float32().numpy())
     return block.vectors.contiguous().view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""BM25: words weighed by how rare they are, the first stage that needs no training."""
+"""BM25, a first stage without training that weighs words by their rarity."""
 
 import json
 import shutil
@@ -29,15 +29,16 @@ from shortlist.records import Document, Hit, Query, Run
 
 VOCABULARY, PARAMETERS = "vocab.index.json", "params.index.json"
 FILES = (*INVERTED_FILES, VOCABULARY, PARAMETERS, "index.json")
-"""What a saved index is made of; the last one, written last, marks the folder as a whole index."""
+"""The files of a saved index. The last one is written last and marks the index as complete."""
 
 
 @final
 class BM25Index:
-    """A corpus that can be asked for the documents whose words answer a query best.
+    """An index of a corpus's words, searched with BM25.
 
-    Scores are those of Lucene's BM25 with exact document lengths, computed once per (word, document): the weights of an
-    `InvertedIndex`. They stay on disk, in files that bm25s can open too; memory holds the vocabulary.
+    Scores are Lucene's BM25 with exact document lengths. The score of each word in each document is computed once and
+    stored as a weight of an `InvertedIndex`. The weights stay on disk, in files that bm25s can open too; memory holds
+    the vocabulary.
     """
 
     def __init__(self, index: InvertedIndex, vocabulary: Mapping[str, int], analyser: str, folder: Path) -> None:
@@ -60,18 +61,20 @@ class BM25Index:
         b: float = 0.4,
         folder: Path | None = None,
     ) -> "BM25Index":
-        """Index title and text of every document; memory holds the vocabulary and some 20 bytes per document.
+        """Index the title and text of every document.
+
+        Memory holds the vocabulary and some 20 bytes per document.
 
         Args:
             documents: the corpus; its order decides ties.
             analyser: a name in ANALYSERS, used for queries too.
             k1: how much a word's second occurrence still counts (0: nothing).
-            b: how much longer documents are held back (0: not at all, 1: fully).
-            folder: where the index is to lie (None: in a temporary folder that goes when the index goes).
+            b: how much longer documents are penalised (0: not at all, 1: fully).
+            folder: where to write the index (None: a temporary folder, deleted together with the index).
 
         Raises:
-            UserError: no such analyser, k1 or b out of range, a document id that holds a line end, or no document
-                with a word in it.
+            UserError: there is no such analyser, k1 or b is out of range, a document id contains a line end, or no
+                document contains a word.
         """
         if k1 < 0 or not 0 <= b <= 1:
             raise UserError(f"BM25 with k1 {k1} and b {b}: expected k1 of 0 or more and b from 0 to 1.")
@@ -89,7 +92,10 @@ class BM25Index:
         return cls.load(folder)
 
     def save(self, folder: Path) -> None:
-        """Write the index into a folder: .npy arrays, JSON and text, none of it able to run code."""
+        """Write the index into a folder.
+
+        The files are .npy arrays, JSON and text, which cannot run code.
+        """
         if folder.resolve() == self._folder.resolve():
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +108,7 @@ class BM25Index:
         """Open a saved index; its arrays stay on disk until they are read.
 
         Raises:
-            UserError: the folder holds no BM25 index, or not a whole one.
+            UserError: the folder holds no BM25 index, or an incomplete one.
         """
         try:
             settings = json.loads((folder / "index.json").read_text("utf-8"))
@@ -117,17 +123,26 @@ class BM25Index:
         return cls(index, vocabulary, analyser, folder)
 
     def search(self, queries: Sequence[Query], k: int) -> Run:
-        """The at most k best documents of each query; equal scores in corpus order, unrelated documents left out."""
+        """Find the at most k best documents for each query.
+
+        Equal scores are in corpus order; documents without a word of the query are left out.
+        """
         found = self.find_by_terms(self.query_terms(queries), k)
         return dict(zip([query.query_id for query in queries], found, strict=True))
 
     def query_terms(self, queries: Sequence[Query]) -> list[WeightedTerms]:
-        """The words that each query is searched by, cut as the documents were; each weighs 1 every time it comes."""
+        """Split queries into words as the documents were split.
+
+        Each occurrence of a word has weight 1.
+        """
         analyse = ANALYSERS[self._analyser]
         return [[(word, 1.0) for word in analyse(query.text)] for query in queries]
 
     def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
-        """The at most k best documents for words with weights; words that no document holds are passed over."""
+        """Find the at most k best documents for each query of weighted words.
+
+        Words that no document contains are ignored.
+        """
         numbers = self._vocabulary
         return self._index.find(
             [[(numbers[word], weight) for word, weight in terms if word in numbers] for terms in queries], k
@@ -147,7 +162,10 @@ def open_bm25(folder: Path, built: Mapping[str, Any], how: Opening) -> BM25Index
 
 @contextmanager
 def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
-    """Give a folder for temporary files inside an index's folder; the folder counts as an index once the block ends."""
+    """Yield a folder for temporary files, and mark the index as complete afterwards.
+
+    The temporary folder is inside the index's folder. Until the block ends, that folder does not count as an index.
+    """
     (folder / "index.json").unlink(missing_ok=True)
     with work_folder(folder) as work:
         yield work
@@ -157,7 +175,7 @@ def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
 
 
 def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSorter, folder: Path) -> None:
-    """Take in the corpus, and write its document ids and its vocabulary."""
+    """Read the corpus into `postings`, and write its document ids and its vocabulary."""
     vocabulary: dict[str, int] = {}
     with atomic_write(folder / DOC_IDS) as file:
         for document in documents:
@@ -169,11 +187,11 @@ def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSo
             f"the {len(postings.lengths)} documents of the corpus hold no word to index; expected some text."
         )
     with atomic_write(folder / VOCABULARY) as file:
-        json.dump(vocabulary, file, ensure_ascii=False)  # word by word, where json.dumps would hold it all twice
+        json.dump(vocabulary, file, ensure_ascii=False)  # written word by word; json.dumps would hold it all twice
 
 
 def _weighed(postings: PostingsSorter, *, k1: float, b: float) -> Iterator[TermPostings]:
-    """Postings with BM25's weights for how often their words come."""
+    """Yield postings in which BM25 weights replace the counts of words."""
     rarities = rarity(postings.frequencies(), len(postings.lengths))
     penalties = length_penalty(postings.lengths, k1=k1, b=b)
     for part in postings.merged():
@@ -181,7 +199,7 @@ def _weighed(postings: PostingsSorter, *, k1: float, b: float) -> Iterator[TermP
 
 
 def _write_parameters(folder: Path, num_docs: int, *, k1: float, b: float) -> None:
-    """Write what bm25s wants to know before it opens the folder."""
+    """Write the parameters that bm25s needs to open the folder."""
     parameters = {
         "k1": k1,
         "b": b,

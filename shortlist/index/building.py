@@ -1,4 +1,4 @@
-"""An index of any kind, built into a folder from a corpus or from vectors."""
+"""Building an index of any kind from a corpus or from vectors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ from shortlist.progress import progress, track
 
 
 def build_index(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Build an index; returns what its manifest says of it.
+    """Build an index and return the results for its manifest.
 
     Args:
         source: the collection's name, or the folder of the vectors, whichever the kind reads.
-        settings: those that the kind's `settings` and `parameters` name.
+        settings: values for the names in the kind's `settings` and `parameters`.
 
     Raises:
-        UserError: what the kind refuses.
+        UserError: the kind refuses the source or the settings.
     """
     over = _over_corpus if kind.reads == "corpus" else _over_vectors
     return over(kind, source, folder, settings)
@@ -33,7 +33,7 @@ def _over_corpus(kind: IndexKind, source: str | Path, folder: Path, settings: Ma
 
 
 def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from shortlist.data.vectors import VectorReader  # loads torch, which an index over words does not need
+    from shortlist.data.vectors import VectorReader  # loads torch, which only an index over vectors needs
 
     vectors = VectorReader(Path(source))
     made = read_manifest(vectors.folder) or {}
@@ -45,7 +45,7 @@ def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: M
 
 
 def check_parameters_are_known(name: str, kind: IndexKind, parameters: Mapping[str, int]) -> None:
-    """Raise UserError for a parameter that a kind of index, called `name`, does not have."""
+    """Raise UserError for a parameter that the kind of index called `name` does not have."""
     article = "an" if name[0] in "aehio" else "a"
     for parameter in parameters:
         if parameter not in kind.parameters:

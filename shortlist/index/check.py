@@ -1,4 +1,4 @@
-"""How an index over vectors compares with exact search: what it finds, how fast, in how much memory and disk."""
+"""Comparison of an index over vectors with exact search: recall, speed, memory, disk."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,41 +25,41 @@ from shortlist.records import Hit
 
 DEPTHS = (10, 100, 1000)
 QUERIES = 200
-"""Queries that are searched together; or documents in their place."""
+"""The number of queries, or documents used as queries, that are searched together."""
 ALONE = 20
-"""Queries that are searched one at a time."""
+"""The number of queries that are searched one at a time."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check has measured."""
+    """Measurements of an index and of exact search."""
 
     recalls: dict[int, float]
-    """By depth k, the share of the k exactly best documents that are among the k found, averaged over queries."""
+    """For each depth k, the share of the k exactly best documents that are among the k found, averaged over queries."""
     per_second: float
-    """Queries searched together."""
+    """Queries per second when they are searched together."""
     exact_per_second: float
     alone_ms: float
-    """Of one query alone, in the middle of several."""
+    """Median milliseconds of a query searched alone."""
     exact_alone_ms: float
     memory: int
-    """Bytes by which this process has grown from opening the index to the last query; a database's are its own."""
+    """Bytes by which this process has grown from opening the index to the last query, without a database's memory."""
     disk: int
-    """Bytes of an index that knows; 0 else."""
+    """Bytes of the index, or 0 if it does not know them."""
 
 
 def compare_with_exact(
     open_it: Callable[[], VectorIndex], exact: VectorIndex, queries: Float[np.ndarray, "queries dim"], *, k: int
 ) -> Findings:
-    """Search the same queries both ways.
+    """Search the same queries with an index and exactly.
 
     Args:
-        open_it: opens the index, as what that takes counts.
-        k: the most documents that a query is asked for.
+        open_it: opens the index, since the memory for that counts.
+        k: how many documents to find for each query.
     """
     before = resident_bytes()
     index = open_it()
-    index.find(queries[:1], 1)  # what is read or compiled on first use is not a query's time
+    index.find(queries[:1], 1)  # loads and compiles what the first use needs, before timing
     found, seconds = _timed(index, queries, k)
     alone = _alone(index, queries, k)
     memory, disk = resident_bytes() - before, getattr(index, "disk_bytes", 0)
@@ -71,7 +71,10 @@ def compare_with_exact(
 
 
 def recall(found: Sequence[Sequence[Hit]], wanted: Sequence[Sequence[Hit]], depth: int) -> float:
-    """The share of the first `depth` hits of `wanted` that are among those of `found`, averaged over queries."""
+    """Compute the share of the first `depth` hits of `wanted` that `found` has too.
+
+    Only the first `depth` hits of `found` count. The share is averaged over queries.
+    """
     shares = [
         len({hit.doc_id for hit in hits[:depth]} & {hit.doc_id for hit in best[:depth]}) / max(1, len(best[:depth]))
         for hits, best in zip(found, wanted, strict=True)
@@ -91,18 +94,18 @@ def _alone(index: VectorIndex, queries: np.ndarray, k: int) -> float:
 def check_index(folder: Path, store: Path, model: str | None, collection: str | None, split: str) -> str:
     """Compare a finished index with exact search over its vectors.
 
-    The queries are those of a collection, embedded by a model; without these, documents stand in for them, which are
-    easier to find than answers: each is its own nearest neighbour.
+    The queries come from a collection and are embedded by a model. Without a model, documents serve as queries. They
+    are easier to find than answers, since a document is its own nearest neighbour.
 
     Args:
-        folder: the index.
-        store: its vectors.
-        model: the retriever that made them, folder or hub name.
-        collection: where the queries are.
-        split: which of them.
+        folder: the folder of the index.
+        store: the folder of its vectors.
+        model: the retriever that made them, a folder or hub name.
+        collection: the collection with the queries.
+        split: the split of the queries.
 
     Raises:
-        UserError: a model without a collection, or another model than made the vectors.
+        UserError: the model has no collection, or is not the model that made the vectors.
     """
     vectors, name = VectorReader(store), kind_of(folder)
     queries = _embedded(vectors, model, collection, split) if model else _documents(vectors)

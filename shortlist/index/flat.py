@@ -1,4 +1,4 @@
-"""Exact search: every query against every vector, block by block."""
+"""Exact search, which compares every query with every vector, block by block."""
 
 import math
 import os
@@ -31,52 +31,55 @@ Found = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
 
 Product = Callable[[Block], Float[Tensor, "rows queries"]]
 Tile = tuple[Product, Leaders]
-"""Queries that are multiplied together, and what they have found."""
+"""The product of a block with some queries, and the best documents of these queries so far."""
 
 
 class Sizes(NamedTuple):
-    """What is worked on at a time. Results never depend on the store's size or on memory, so neither do these."""
+    """Sizes of the units of work.
+
+    They do not depend on the store's size or on memory, so results do not depend on these either.
+    """
 
     queries: int
-    """Multiplied together."""
+    """The number of queries multiplied together."""
     piece_bytes: int
-    """Of documents, multiplied together by one thread."""
+    """Bytes of the documents that one thread multiplies together."""
     scores: int
-    """Of a piece and as many queries."""
+    """The number of scores of one such piece with these queries."""
 
 
 SIZES = {"cpu": Sizes(256, 1 << 24, 1 << 19), "cuda": Sizes(512, 1 << 30, 1 << 26)}
-"""By device. On a CPU the scores stay in the cache, and many queries at a time are multiplied at the highest rate."""
+"""Sizes by device. On a CPU they keep the scores in the cache and multiply at the highest rate."""
 
 EVEN = 16
-"""Queries are filled up to a multiple of this, as odd numbers take longer: 100 longer than 112."""
+"""Queries are padded to a multiple of this, since other numbers are slower: 100 take longer than 112."""
 
 CANDIDATES_BYTES = 1 << 28
-"""For the candidates of all queries that one reading of the store serves."""
+"""Memory for the candidates of all queries that are served by one pass over the store."""
 
 RESCORED_BYTES = 1 << 20
-"""For the vectors that a thread rescores at a time: they stay in the cache."""
+"""Size of the vectors that a thread rescores at a time, so that they stay in the cache."""
 
 FEWEST_RESCORED = 128
-"""Candidates of a narrow scan from whose scores its error is judged, at least."""
+"""The least number of candidates from whose scores the error of a narrow scan is estimated."""
 
 REFINE = 2
-"""Candidates of a narrow scan, in multiples of k."""
+"""The number of candidates of a narrow scan, in multiples of k."""
 
 THREADS = 4
-"""That multiply different pieces at most; they share the cores. More would wait for each other."""
+"""The most threads that multiply different pieces; they share the cores. More would wait for each other."""
 
 PIECES = 4
-"""Of a block that is read at once."""
+"""The number of pieces in a block that is read at once."""
 
 SAMPLE_BYTES = 1 << 25
-"""Of the documents whose scores say in advance what the best will reach; they are 1 in SAMPLED at most."""
+"""Size of the sample of documents whose scores predict a threshold for the best; at most 1 document in SAMPLED."""
 
 SAMPLED = 64
 
 
 def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int) -> None:
-    """Refuse what cannot be searched for among vectors of `dim` numbers."""
+    """Raise UserError if the queries or k do not suit vectors of `dim` numbers."""
     if queries.shape[1] != dim:
         raise UserError(
             f"queries have {queries.shape[1]} dimensions, the vectors {dim}: encode both with the same model."
@@ -89,16 +92,19 @@ def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int
 
 @final
 class FlatIndex:
-    """The whole vector store, searched by inner product; memory does not grow with the store.
+    """Exact search by inner product over a whole vector store.
+
+    Memory does not grow with the store.
 
     Args:
-        vectors: what scores are computed from, in float32 whatever their dtype.
-        scan: a narrow store (int8 or bfloat16) of the same documents, to be read instead: its best candidates are then
-            scored from `vectors`.
-        memory_gib: most of the scanned store that stays in memory, GiB (None: half of what is free now). A larger store
-            is read again for every search.
+        vectors: the store that scores are computed from, in float32 whatever its dtype.
+        scan: a narrow store (int8 or bfloat16) of the same documents, to be scanned instead. Its best candidates are
+            then scored from `vectors`.
+        memory_gib: the largest scanned store that stays in memory, in GiB (None: half of the memory that is free now).
+            A larger store is read again for every search.
         device: where to multiply; a GPU keeps the vectors if they fit into its free memory.
-        refine: candidates of the narrow scan, in multiples of k; those that can be among the best are rescored.
+        refine: the number of candidates of the narrow scan, in multiples of k. Those that can be among the best are
+            rescored.
 
     Raises:
         UserError: the two stores differ in documents or dimension.
@@ -126,11 +132,16 @@ class FlatIndex:
         self._resident: list[Block] = []
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k documents of greatest inner product with each query, best first, equal ones in corpus order."""
+        """Find the at most k documents with the greatest inner product with each query.
+
+        They are sorted best first, equal ones in corpus order.
+        """
         return self.vectors.doc_ids.hits(*self.search_vectors(queries, k))
 
     def search_vectors(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
-        """The k documents of each query with the greatest inner product, equal ones in corpus order.
+        """Find the k documents with the greatest inner product with each query.
+
+        Documents with equal scores are in corpus order.
 
         Returns:
             Scores and positions in the store, best first; fewer than k columns if the store is smaller.
@@ -143,9 +154,10 @@ class FlatIndex:
     def candidates(
         self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None = None
     ) -> Found:
-        """What some shards of the scanned store (None: all) offer to the search of the whole.
+        """Find the candidates in some shards of the scanned store (None: all).
 
-        Of a narrow scan these are `refine` times k, and the scores compare documents of one query only.
+        `settle` merges the candidates of all shards. A narrow scan gives `refine` times k candidates, with scores that
+        can only be compared within a query.
         """
         check_queries(queries, k, dim=self.vectors.dim)
         k = min(k if self.scan is None else self.refine * k, self.vectors.num_docs)
@@ -156,7 +168,10 @@ class FlatIndex:
         return scores.numpy(), positions.numpy()
 
     def settle(self, queries: Float[np.ndarray, "queries dim"], parts: Sequence[Found], k: int) -> Found:
-        """The result of a search from the candidates of all shards, in any order: as if one had scanned them all."""
+        """Merge the candidates of all shards, in any order, into the result of a search.
+
+        The result is the same as from one scan of all shards.
+        """
         scores, positions = (torch.from_numpy(np.concatenate(columns, axis=1)) for columns in zip(*parts, strict=True))
         if self.scan is None:
             best = best_of(scores, positions, k) if len(parts) > 1 else (scores, positions)
@@ -172,7 +187,7 @@ class FlatIndex:
     def _scan(
         self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None
     ) -> Int[Tensor, "queries k"]:
-        """Keys of the best documents of some shards."""
+        """Scan some shards and return the keys of the best documents."""
         sizes = SIZES[self.device.type]
         given = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device)
         rows = self._rows(len(queries), sizes)
@@ -212,20 +227,23 @@ class FlatIndex:
 
     @cached_property
     def _sample_size(self) -> int:
-        """Documents in the sample; 0 where it would hold pages that are to be given back."""
+        """The number of documents in the sample; 0 if pages are released after reading."""
         num_docs = self.scanned.num_docs
         return 0 if self.release else min(num_docs // SAMPLED, SAMPLE_BYTES // (4 * self.vectors.dim))
 
     @cached_property
     def _sample(self) -> Block:
-        """Some documents, evenly spread; kept, as every search looks at them first."""
+        """Documents spread evenly over the store, kept because every search scores them first."""
         positions = np.linspace(0, self.scanned.num_docs - 1, self._sample_size).astype(np.int64)
         return self._widened(_moved(self.scanned.pick(positions), self.device))
 
     def _sample_rank(self, k: int) -> int | None:
-        """The rank in the sample that the k best of all exceed nearly always; None where that would save nothing."""
+        """Choose a rank in the sample whose score the k best documents nearly always exceed.
+
+        None if using it would save nothing.
+        """
         size = self._sample_size
-        expected = k * size / max(self.scanned.num_docs, 1)  # of the k best, in the sample
+        expected = k * size / max(self.scanned.num_docs, 1)  # of the k best, this many are in the sample
         rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
         return rank if 8 * rank <= size else None
 
@@ -233,7 +251,10 @@ class FlatIndex:
         return block if self.scan else block._replace(vectors=block.float32(), scales=None)
 
     def _rows(self, num_queries: int, sizes: Sizes) -> int:
-        """Of a piece. On a GPU the same for any number of queries, as the blocks stay there."""
+        """Compute the number of rows in a piece.
+
+        On a GPU it is the same for any number of queries, since the blocks stay there.
+        """
         together = min(num_queries, sizes.queries) if self.device.type == "cpu" else sizes.queries
         itemsize = self.scanned.num_bytes // self.scanned.num_rows if self.scan else 4 * self.vectors.dim
         return max(1, min(sizes.piece_bytes // itemsize, sizes.scores // together))
@@ -250,7 +271,10 @@ class FlatIndex:
         return blocks
 
     def _product(self, queries: Float[Tensor, "queries dim"]) -> Product:
-        """The scores of a block; of a narrow scan but for a factor, the same for all documents of a query."""
+        """Return the function that computes the scores of a block.
+
+        Scores of a narrow scan lack a factor, which is the same for all documents of a query.
+        """
         if self.scan is None:
             product = float_product(queries)
             return lambda block: product(block.vectors)
@@ -268,7 +292,7 @@ class FlatIndex:
         *,
         k: int,
     ) -> Found:
-        """The k best of the candidates of a narrow scan, best first, by their exact scores."""
+        """Select the k best candidates of a narrow scan by exact scores, best first."""
         first = min(max(k, FEWEST_RESCORED), positions.shape[1])
         exact = torch.full(positions.shape, -torch.inf)
         ranks = torch.arange(positions.shape[1]).expand_as(positions)
@@ -285,7 +309,10 @@ class FlatIndex:
         positions: Int[Tensor, "queries found"],
         wanted: Bool[Tensor, "queries found"],
     ) -> None:
-        """Put in the scores of the wanted documents, which are read in the order in which they lie on disk."""
+        """Write the scores of the wanted documents into `exact`.
+
+        The documents' vectors are read in their order on disk.
+        """
         rows, columns = wanted.nonzero(as_tuple=True)
         order = positions[rows, columns].argsort()
 
@@ -306,7 +333,10 @@ def _pieces(block: Block, rows: int) -> list[Block]:
 
 
 def _in_threads(work: Callable[[Block], None], blocks: Iterable[Block], rows: int, *, ahead: int) -> None:
-    """Do the work on pieces of each block, asking for a block when all pieces of the one `ahead` before are done."""
+    """Run the work on the pieces of each block in threads.
+
+    At most `ahead` blocks are unfinished when the next one is read.
+    """
     under_way: deque[list[Future[None]]] = deque()
     with _threads() as pool:
         for block in blocks:
@@ -320,15 +350,18 @@ def _in_threads(work: Callable[[Block], None], blocks: Iterable[Block], rows: in
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that multiply by themselves: two that share each small product mostly wait for each other."""
+    """Yield a pool of threads that each compute whole products.
+
+    Threads that share a small product mostly wait for each other.
+    """
     cores = torch.get_num_threads()
     threads = min(cores, THREADS)
-    torch.set_num_threads(cores // threads)  # here too: OpenMP's threads of this one would wait by spinning
+    torch.set_num_threads(cores // threads)  # in this thread too: its OpenMP threads would wait by spinning
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(cores)  # threads that start later would take the number from those above
+        torch.set_num_threads(cores)  # otherwise threads that start later would use the lower number
 
 
 def _moved(block: Block, device: torch.device) -> Block:
@@ -338,7 +371,10 @@ def _moved(block: Block, device: torch.device) -> Block:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanShards:
-    """Searches some shards of a store, in whichever process it is sent to; opens the store when the first ones come."""
+    """A task that searches some shards of a store, in any process.
+
+    It opens the store when it is first called.
+    """
 
     queries: Float[np.ndarray, "queries dim"]
     k: int
@@ -349,32 +385,38 @@ class ScanShards:
 
     @cached_property
     def index(self) -> FlatIndex:
-        """The stores, as they are where this runs."""
+        """The index over the stores, opened in the process where this runs."""
         scan = VectorReader(self.scan) if self.scan else None
         return FlatIndex(
             VectorReader(self.vectors), scan=scan, memory_gib=self.memory_gib, device=_device(), refine=self.refine
         )
 
     def __call__(self, shards: Sequence[int]) -> Found:
-        """What these shards offer; FlatIndex.settle makes the result of all of them."""
+        """Find the candidates in these shards, which FlatIndex.settle merges."""
         return self.index.candidates(self.queries, self.k, shards)
 
 
 def exact_index(
     vectors: Path, *, scan: Path | None = None, memory_gib: float | None = None, refine: int = REFINE
 ) -> FlatIndex:
-    """Exact search over the vectors of a folder, on a GPU where there is one; arguments as of FlatIndex."""
+    """Open the vectors in a folder for exact search, preferably on a GPU.
+
+    The arguments are those of FlatIndex.
+    """
     narrow_copy = VectorReader(scan) if scan else None
     return FlatIndex(VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=_device(), refine=refine)
 
 
 def _device() -> torch.device:
-    """The first GPU if there is one; asked for here, as `models` would load transformers."""
+    """Return the first GPU if there is one, or the CPU.
+
+    This does not import `models`, which would load transformers.
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _free_bytes() -> int:
-    """Memory that could be had now; where the system does not say, all there is."""
+    """Return the free memory, or all memory if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))

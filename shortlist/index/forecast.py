@@ -1,4 +1,7 @@
-"""What building an index would take, by building it over a part: `shortlist index --dry-run`."""
+"""Forecast of the cost of building an index, for `shortlist index --dry-run`.
+
+It builds the index over a part of the input and extrapolates.
+"""
 
 import tempfile
 import time
@@ -19,22 +22,25 @@ from shortlist.progress import duration, peak_bytes, size
 
 MEASURED_SECONDS = 60
 FIRST_DOCS = 10_000
-"""Documents of the first measurement over a corpus; each further one has twice as many."""
+"""Documents in the first measurement over a corpus; each further measurement has twice as many."""
 PART_DOCS = 20_000
-"""Vectors that an index is built over to see how long it takes."""
+"""The number of vectors that an index is built over to see how long that takes."""
 
 
 class Measured(NamedTuple):
-    """What building an index over a part has taken."""
+    """The measured cost of building an index over a part of the input."""
 
     num_docs: int
     seconds: float
     disk: int
-    """Bytes of the files that came out."""
+    """Bytes of the files written."""
 
 
 def forecast_index(kind: IndexKind, source: str | Path, settings: Mapping[str, Any]) -> str:
-    """Documents, disk, memory and time of building an index, one per line; arguments as for `build_index`."""
+    """Forecast the documents, disk, memory and time of an index, one per line.
+
+    The arguments are those of `build_index`.
+    """
     over = _over_corpus if kind.reads == "corpus" else _over_vectors
     return "\n".join(f"{name:10} {words}" for name, words in over(kind, source, settings).items())
 
@@ -43,7 +49,7 @@ def _over_corpus(kind: IndexKind, source: str | Path, settings: Mapping[str, Any
     collection = open_collection(str(source))
     total, count, part = collection.num_docs(), FIRST_DOCS, Measured(0, 0.0, 0)
     with tempfile.TemporaryDirectory() as name:
-        while part.seconds < MEASURED_SECONDS / 4 and part.num_docs < total:  # the next one takes twice as long
+        while part.seconds < MEASURED_SECONDS / 4 and part.num_docs < total:  # the next measurement takes twice as long
             start, folder = time.perf_counter(), Path(name) / str(count)
             found = kind.build(islice(collection.corpus(), count), folder, **settings)["num_docs"]
             part = Measured(found, time.perf_counter() - start, folder_bytes(folder))
@@ -69,7 +75,7 @@ def _over_vectors(kind: IndexKind, source: str | Path, settings: Mapping[str, An
 
 
 def _measure(kind: IndexKind, vectors: VectorReader, settings: Mapping[str, Any]) -> Measured:
-    """Build an index over a part of the vectors, spread over the store, with automatic parameters."""
+    """Build an index over vectors spread over the store, with automatic parameters."""
     part = np.linspace(0, vectors.num_docs - 1, min(vectors.num_docs, PART_DOCS)).astype(np.int64)
     with tempfile.TemporaryDirectory() as name:
         sample, folder = Path(name) / "vectors", Path(name) / "index"

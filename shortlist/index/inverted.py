@@ -1,4 +1,4 @@
-"""An inverted index: for each term, the documents that hold it and how much it weighs in each, on disk."""
+"""An inverted index on disk: for each term, its documents and its weights in them."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,16 +18,19 @@ from shortlist.records import Hit
 WEIGHTS, DOCUMENTS, STARTS = (f"{name}.csc.index.npy" for name in ("data", "indices", "indptr"))
 DOC_IDS = "doc_ids.txt"
 INVERTED_FILES = (WEIGHTS, DOCUMENTS, STARTS, DOC_IDS)
-"""The three arrays, named and laid out as by bm25s, and a document id per line."""
+"""The three arrays, named and laid out as in bm25s, and a text file with one document id per line."""
 WORK = ".postings"
-"""Where a build keeps its blocks, inside the index's folder."""
+"""The folder inside the index's folder where a build keeps its blocks."""
 
 TermQuery = Sequence[tuple[int, float]]
-"""Terms by number, each with its weight in the query; one that comes twice counts twice."""
+"""Numbers of terms with their weights in the query; a term that occurs twice counts twice."""
 
 
 class TermPostings(NamedTuple):
-    """Documents in corpus order and how much a term weighs in each; or those of several terms, one after another."""
+    """The documents of a term, in corpus order, and its weight in each document.
+
+    Postings of several terms follow one another, in order of term.
+    """
 
     documents: Int32[np.ndarray, " postings"]
     weights: Float32[np.ndarray, " postings"]
@@ -37,8 +40,8 @@ class TermPostings(NamedTuple):
 class InvertedIndex:
     """A matrix of weights, terms by documents, which stays on disk until it is read.
 
-    A document's score is the sum, over the terms of a query, of the weight there times the weight here, added up in
-    float32 in the query's order.
+    A document's score is the sum, over the terms of a query, of the term's weight in the query times its weight in the
+    document. It is added up in float32, in the query's order.
     """
 
     def __init__(
@@ -56,13 +59,13 @@ class InvertedIndex:
         """Open the files in a folder.
 
         Args:
-            num_docs: documents.
-            id_bytes: size of the file of their ids.
+            num_docs: the number of documents.
+            id_bytes: the size of the file of their ids.
 
         Raises:
-            OSError, ValueError: a file is not there, or not whole.
+            OSError, ValueError: a file is missing or incomplete.
         """
-        # np.memmap is slow to slice; an array over the same map is not.
+        # np.memmap is slow to slice; an array over the same map is fast.
         weights, documents, starts = (
             np.asarray(np.load(folder / name, mmap_mode="r")) for name in (WEIGHTS, DOCUMENTS, STARTS)
         )
@@ -73,15 +76,17 @@ class InvertedIndex:
     def build(
         cls, documents: Iterable[tuple[str, Sequence[int], Sequence[float]]], folder: Path, *, num_terms: int
     ) -> "InvertedIndex":
-        """Build an index from documents whose terms are weighed already; memory holds a block of them.
+        """Build an index from documents with weighted terms.
+
+        Memory holds one block of documents.
 
         Args:
-            documents: id, numbers of the terms, weight of each; their order decides ties.
-            folder: where the files go.
-            num_terms: terms there are, in the documents or not.
+            documents: for each document its id, the numbers of its terms and their weights; the order decides ties.
+            folder: where to write the files.
+            num_terms: the number of all terms, including terms that no document holds.
 
         Raises:
-            UserError: a document id holds a line end.
+            UserError: a document id contains a line end.
         """
         with work_folder(folder) as work:
             sorter = PostingsSorter(work)
@@ -96,14 +101,14 @@ class InvertedIndex:
         return cls.open(folder, num_docs=len(sorter.lengths), id_bytes=(folder / DOC_IDS).stat().st_size)
 
     def postings(self, term: int) -> TermPostings:
-        """The documents that hold a term."""
+        """Return the documents that hold a term, and its weights in them."""
         if not 0 <= term < self.num_terms:
             raise IndexError(f"term {term} of {self.num_terms}")
         start, stop = self._starts[term], self._starts[term + 1]
         return TermPostings(self._documents[start:stop], self._weights[start:stop])
 
     def scores(self, query: TermQuery) -> Float32[np.ndarray, " docs"]:
-        """The score of every document."""
+        """Compute the score of every document."""
         scores = np.zeros(self.num_docs, dtype=np.float32)
         for term, weight in query:
             documents, weights = self.postings(term)
@@ -111,7 +116,10 @@ class InvertedIndex:
         return scores
 
     def find(self, queries: Sequence[TermQuery], k: int) -> list[list[Hit]]:
-        """The at most k best documents of each query; equal scores in corpus order, those of 0 or less left out."""
+        """Find the at most k best documents for each query.
+
+        Equal scores are in corpus order; documents with a score of 0 or less are left out.
+        """
         return [self._find(query, k) for query in queries]
 
     def _find(self, query: TermQuery, k: int) -> list[Hit]:
@@ -122,9 +130,9 @@ class InvertedIndex:
 
 @contextmanager
 def work_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder for temporary files inside an index's folder."""
+    """Yield an empty folder for temporary files inside an index's folder, and delete it afterwards."""
     work = folder / WORK
-    shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a build that was killed
     work.mkdir(parents=True)
     try:
         yield work
@@ -133,10 +141,10 @@ def work_folder(folder: Path) -> Iterator[Path]:
 
 
 def id_line(doc_id: str) -> str:
-    """A document id as a line of its file.
+    """Format a document id as a line of the file of ids.
 
     Raises:
-        UserError: it holds a line end itself.
+        UserError: the id contains a line end.
     """
     if "\n" in doc_id:
         raise UserError(f"document id {doc_id!r} holds a line end; ids are stored one per line, rename it.")
@@ -144,10 +152,10 @@ def id_line(doc_id: str) -> str:
 
 
 def write_postings(folder: Path, frequencies: Int[np.ndarray, " terms"], parts: Iterable[TermPostings]) -> None:
-    """Write the three arrays, the two long ones a part at a time.
+    """Write the three arrays of an index, the long ones part by part.
 
     Args:
-        frequencies: documents that hold each term.
+        frequencies: the number of documents that hold each term.
         parts: all postings, in order of term, then of document.
     """
     starts = np.concatenate([[0], np.cumsum(frequencies)])
@@ -164,7 +172,7 @@ def write_postings(folder: Path, frequencies: Int[np.ndarray, " terms"], parts: 
 
 @contextmanager
 def _npy(path: Path, dtype: str, count: int) -> Iterator[IO[bytes]]:
-    """Open a .npy file of one dimension whose numbers are written piece by piece."""
+    """Open a one-dimensional .npy file, to write its numbers piece by piece."""
     with atomic_write(path, "wb") as file:
         header = {"descr": dtype, "fortran_order": False, "shape": (count,)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -172,7 +180,7 @@ def _npy(path: Path, dtype: str, count: int) -> Iterator[IO[bytes]]:
 
 
 def _best(scores: Float32[np.ndarray, " docs"], k: int) -> Int[np.ndarray, " found"]:
-    """Rows of the k highest positive scores, highest first, equal ones in row order."""
+    """Find the rows of the k highest positive scores, best first, ties in row order."""
     rows = np.flatnonzero(scores > 0)
     if len(rows) > k:
         found = scores[rows]

@@ -1,7 +1,8 @@
-"""The kinds of index, each a few plain functions: what it is made from, how it is built, opened and foretold.
+"""The kinds of index, each described by a few plain functions.
 
-A kind's functions are in its own module, which is loaded when one of them is first called: FAISS, bm25s and the
-databases take long to load, or are not there. No such module imports this one.
+The functions of a kind build it, open it and forecast its cost. They are in a module of their own, which is loaded when
+one of them is first called: FAISS, bm25s and the database libraries take long to load, or may not be installed. No such
+module imports this one.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,49 +16,53 @@ from shortlist.index.protocols import Opening
 
 
 def in_proportion(total: int, part: int) -> float:
-    """How many times as long a document takes in the whole as in a part, where it takes as long: once."""
+    """Return 1: indexing a document takes as long among many as among few."""
     del total, part
     return 1.0
 
 
 class IndexKind(NamedTuple):
-    """What the stage `index`, its check and its dry run, and whoever opens an index need to know of a kind."""
+    """Description of a kind of index, for building, checking, forecasting and opening it."""
 
     reads: Literal["corpus", "vectors"]
-    """What it is made from: the documents of `--collection`, or `--vectors` from `shortlist encode`."""
+    """The input it is built from: the documents of `--collection`, or `--vectors` from `shortlist encode`."""
     build: Callable[..., Mapping[str, Any]]
-    """Writes an index into a folder; returns what its manifest says of it, besides what is said of every kind.
+    """Writes an index into a folder and returns results for its manifest, besides the ones that every kind has.
 
-    From a corpus: `build(documents, folder, **settings)`; what it returns has `num_docs`. From vectors:
-    `build(reader, folder, advance=..., **settings)`; `advance` is told of documents that are done.
+    From a corpus: `build(documents, folder, **settings)`, whose results include `num_docs`. From vectors:
+    `build(reader, folder, advance=..., **settings)`, where `advance` is called with the number of documents done.
     """
     open: Callable[[Path, Mapping[str, Any], Opening], Any]
     """Opens a folder: `open(folder, built, how)`, where `built` is the Config in its manifest.
 
-    Of a kind that reads vectors `how.vectors` says where they are now.
+    For a kind that reads vectors, `how.vectors` is where they are now.
     """
     settings: tuple[str, ...] = ()
-    """Fields of `index.Config` that `build` is given."""
+    """Fields of `index.Config` that are passed to `build`."""
     parameters: tuple[str, ...] = ()
-    """Whole numbers that `--set` gives to `build`."""
+    """Names of whole numbers that `--set` can pass to `build`."""
     needs_model: bool = False
-    """Whether what is opened is searched by what a model makes of queries, as a VectorIndex is; else by their text."""
+    """Whether the opened index is a VectorIndex, searched by a model's output for the queries instead of their text."""
     footprint: Callable[..., Any] | None = None
-    """`footprint(reader, **settings)`: a `parameters.Footprint` (None: measured on a part, and multiplied)."""
+    """`footprint(reader, **settings)`: returns a `parameters.Footprint` (None: it is extrapolated from a part)."""
     growth: Callable[[int, int], float] = in_proportion
-    """`growth(total, part)`: how many times as long a document takes to index among `total` as among `part`."""
+    """`growth(total, part)`: the time to index a document among `total`, divided by the time among `part`."""
     exact: bool = False
-    """Whether it finds the very documents that are best of all, so that it must hold just those there are."""
+    """Whether it finds exactly the best documents, so that it must hold exactly the documents of the source."""
     updates: bool = False
-    """Whether the same command brings it up to date at the price of the changes; others are built again."""
+    """Whether running the same command again applies only the changes; other kinds are built again."""
     outside: bool = False
-    """Whether its folder only says where it is: in a database, which nothing may be tried out in."""
+    """Whether the index is in a database, and its folder only records where. No trial index is built there."""
     title: str = ""
-    """How sentences call it, where that is not its name in the table."""
+    """Its name in messages, if that differs from its name in `INDEXES`."""
 
 
 def late(module: str, function: str, **settings: Any) -> Callable[..., Any]:
-    """A function of a module of this room, with some arguments given, that is looked up when it is called."""
+    """Return a function of a module of this package, imported when it is first called.
+
+    Args:
+        settings: arguments that are passed to it in every call.
+    """
     return partial(_call, f"{__package__}.{module}", function, **settings)
 
 
@@ -121,14 +126,14 @@ INDEXES: dict[str, IndexKind] = {
         outside=True,
     ),
 }
-"""By the name that `--kind` and an index's manifest call them."""
+"""The kinds of index, by their names in `--kind` and in an index's manifest."""
 
 
 def find_kind(name: str) -> IndexKind:
-    """The kind of that name.
+    """Return the kind of index with this name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such kind.
     """
     if name not in INDEXES:
         raise unknown("kind of index", name, INDEXES)

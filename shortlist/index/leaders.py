@@ -1,4 +1,4 @@
-"""The best documents of several queries, while scores of ever more documents stream past."""
+"""The best documents of several queries, selected from a stream of scores."""
 
 from threading import Lock
 from typing import final
@@ -10,21 +10,24 @@ from torch import Tensor
 from shortlist.math.scoring import at_least, from_keys, to_keys, top_keys
 
 FEWEST_WAITING = 1024
-"""Candidates that wait until they are compared with the best, at least."""
+"""The least number of candidates to collect before they are compared with the best."""
 
 NOTHING = torch.iinfo(torch.int64).min
-"""Key of no document."""
+"""The key of an empty entry."""
 
 
 @final
 class Leaders:
-    """The best k documents of some queries so far, and a few candidates that are still to be compared with them.
+    """The best k documents of several queries so far, with candidates to compare with them.
 
-    What scores less than the k-th best is never looked at again: after the first blocks that is nearly everything.
-    Blocks may be offered by several threads, in any order.
+    Documents that score less than the k-th best are dropped at once, which after the first blocks is nearly all of
+    them. Several threads may offer blocks, in any order.
 
     Args:
-        unused: columns behind those of the queries whose scores mean nothing.
+        num_queries: the number of queries.
+        k: how many documents to keep for each query.
+        unused: the number of columns after the queries' columns whose scores are ignored.
+        device: where the scores are.
     """
 
     def __init__(self, num_queries: int, k: int, *, unused: int = 0, device: torch.device | None = None) -> None:
@@ -40,41 +43,45 @@ class Leaders:
 
     @staticmethod
     def capacity(k: int) -> int:
-        """Keys held for a query."""
+        """The number of keys held for a query."""
         return k + 2 * max(k, FEWEST_WAITING)
 
     def offer(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
         """Take in the scores of some documents."""
         start = 0
-        while start < len(scores):  # never more than were seen before, so that about k of each query pass
+        while start < len(scores):  # at most as many as before, so that about k of each query pass
             step = len(scores) if self.expecting else max(self.seen, self.keys.shape[1])
             self._look_at(scores[start : start + step], positions[start : start + step])
             start += step
 
     def expect(self, thresholds: Float[Tensor, " columns"]) -> None:
-        """Look only at what reaches these scores, before any is offered: a guess, which `are_short` judges."""
+        """Ignore all scores below these thresholds; call it before offering any.
+
+        The thresholds are a guess; `are_short` says afterwards whether they were too high.
+        """
         self.thresholds[: self.num_queries] = thresholds[: self.num_queries]
         self.expecting = True
 
     def are_short(self) -> bool:
-        """Whether fewer than k documents have reached what was expected of them, of some query."""
+        """Whether some query has fewer than k documents that reach its expected threshold."""
         self._take_pending()
         return bool((self.counts[: self.num_queries] < min(self.k, self.seen)).any())
 
     def start_again(self) -> None:
-        """Forget everything, and expect nothing."""
+        """Forget all documents and the expected thresholds."""
         self.keys.fill_(NOTHING)
         self.counts.zero_()
         self.thresholds[: self.num_queries] = -torch.inf
         self.seen, self.expecting = 0, False
 
     def best(self) -> Int[Tensor, "queries k"]:
-        """Keys of the best k documents, best first; fewer where there were fewer."""
+        """Return the keys of the best k documents, best first; fewer if fewer were offered."""
         self._take_pending()
         return top_keys(self.keys[: self.num_queries], min(self.k, self.seen))
 
     def _look_at(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:
-        # One that equals the k-th may come earlier in the corpus. Another thread may be raising the thresholds.
+        # A score equal to the k-th best counts too, since its document may come earlier in the corpus. Another thread
+        # may raise the thresholds meanwhile.
         found, columns = at_least(scores, self.thresholds)
         candidates = columns, scores.reshape(-1)[found], positions[found // scores.shape[1]]
         with self.lock:
@@ -90,7 +97,7 @@ class Leaders:
         columns, scores, positions = (torch.cat(parts) for parts in zip(*self.pending, strict=True))
         self.pending, self.num_pending = [], 0
         keys = to_keys(scores, positions)
-        while len(keys):  # as many of each column as there is room for, then the next
+        while len(keys):  # as many keys as each column has room for, then the next ones
             columns, order = columns.sort(stable=True)
             new = columns.bincount(minlength=len(self.counts))
             places = self.counts[columns] + torch.arange(len(keys), device=keys.device) - (new.cumsum(0) - new)[columns]
@@ -101,7 +108,7 @@ class Leaders:
             columns, keys = columns[~fits], keys[~fits]
 
     def _drop(self, crowded: Bool[Tensor, " columns"]) -> None:
-        """Keep the best k of some queries, in any order, and raise what others must reach."""
+        """Keep the best k of the crowded queries, in any order, and raise their thresholds."""
         places = crowded.nonzero()[:, 0]
         best = top_keys(self.keys[places], self.k, ordered=False)
         self.keys[places, : self.k] = best

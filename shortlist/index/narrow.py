@@ -1,4 +1,7 @@
-"""The exact index of fewer bytes: a narrow copy of the vectors proposes candidates, the vectors score them."""
+"""The kind of index `narrow`: exact search over a smaller copy of the vectors.
+
+The narrow copy proposes candidates, and the vectors give their scores.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +17,14 @@ from shortlist.index.protocols import Opening
 from shortlist.progress import Advance
 
 NARROW_NUMBERS = 1 << 24
-"""In a shard of a narrow copy."""
+"""The most numbers in a shard of a narrow copy."""
 
 
 def narrow(vectors: VectorReader, folder: Path, dtype: str) -> None:
-    """Copy a store in a narrower dtype, its documents in corpus order; goes on where it was interrupted."""
+    """Copy a store in a narrower dtype, with its documents in corpus order.
+
+    After an interruption it writes only the missing shards.
+    """
     writer = VectorWriter(folder, vectors.dim, dtype)
     size = max(NARROW_NUMBERS // vectors.dim, 1)
     done = set(finished_shards(folder))
@@ -30,20 +36,20 @@ def narrow(vectors: VectorReader, folder: Path, dtype: str) -> None:
 
 
 def build_narrow(vectors: VectorReader, folder: Path, *, dtype: str, advance: Advance) -> dict[str, Any]:
-    """Build the kind `narrow`; see `narrow`."""
+    """Build an index of the kind `narrow`; see the function `narrow`."""
     del advance
     narrow(vectors, folder, dtype)
     return {}
 
 
 def open_narrow(folder: Path, built: Mapping[str, Any], how: Opening) -> FlatIndex:
-    """Open the kind `narrow` over the vectors at `how.vectors`."""
+    """Open an index of the kind `narrow` over the vectors at `how.vectors`."""
     del built
     assert how.vectors is not None
     return exact_index(how.vectors, scan=folder, memory_gib=how.memory_gib, refine=how.refine or REFINE)
 
 
 def narrow_footprint(vectors: VectorReader, *, dtype: str) -> Footprint:
-    """What a narrow copy takes: a number of its type for each number of each vector."""
+    """Compute the size of a narrow copy."""
     scanned = vectors.num_docs * vectors.dim * DTYPES[dtype].itemsize
     return Footprint(scanned, scanned)

@@ -1,4 +1,4 @@
-"""A finished index, opened by what its manifest says, and the proof that vectors and a model belong together."""
+"""Opening of finished indexes, and checks that vectors and a model belong together."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def kind_of(index: Path) -> str:
-    """The kind of a finished index.
+    """Read the kind of a finished index from its manifest.
 
     Raises:
-        UserError: nothing is there, it is not finished, or `shortlist index` has not made it.
+        UserError: there is no index, it is not finished, or it was not made by `shortlist index`.
     """
-    identity(index)  # refuses an unfinished one
+    identity(index)  # raises if it is unfinished
     manifest = read_manifest(index)
     if manifest is None or manifest["stage"] != "index":
         raise UserError(f"--index {index}: not the output of `shortlist index`.")
@@ -29,30 +29,30 @@ def kind_of(index: Path) -> str:
 
 
 def needs_model(index: Path) -> bool:
-    """Whether an index is searched by what a model makes of the queries.
+    """Whether an index is searched by a model's output for the queries.
 
     Raises:
-        UserError: as for `kind_of`, or no such kind is known here.
+        UserError: the same as for `kind_of`, or the kind is unknown.
     """
     return find_kind(kind_of(index)).needs_model
 
 
 def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = None) -> None:
-    """Check that a store of vectors, or an index over one, was made by this model as it is now.
+    """Check that this model, as it is now, made a folder's vectors.
 
-    Asked before the model's weights are loaded. Vectors that say nothing of their model, as another tool's, pass.
+    The folder is a store of vectors or an index over one. The check does not need the model's weights. Vectors without a record of their model, such as another tool's, pass.
 
     Args:
-        folder: from `shortlist encode` or `shortlist index`.
+        folder: a folder from `shortlist encode` or `shortlist index`.
         model: the folder of the retriever.
-        contract: input contract by name, for a model that does not say its own.
+        contract: the name of the input contract, for a model that does not record one.
 
     Raises:
-        UserError: it is not finished, another model made it, or the same one with another input contract.
+        UserError: the folder is not finished, another model made it, or this model made it with another input contract.
     """
     from shortlist.text.segments import segment_contract, segment_settings
 
-    identity(folder)  # refuses an unfinished one
+    identity(folder)  # raises if it is unfinished
     if made_by(folder) not in (None, model.identity):
         raise UserError(
             f"{folder}: its vectors were not made by what --model {model.name} holds now; encode again, or name "
@@ -71,15 +71,17 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
 
 
 def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engine = "local") -> VectorIndex:
-    """Open vectors, to be searched exactly or through an index over them; those of segments give whole documents.
+    """Open vectors for exact search, or an index over vectors.
+
+    Vectors of segments are searched for whole documents.
 
     Args:
         index: an index over vectors (None: exact search over `how.vectors`).
-        how: what is asked of an approximate search, how much memory it may take, where the vectors are now.
-        engine: `ray` scans them on a cluster, which only exact search can.
+        how: the effort of an approximate search, the memory it may take, and where the vectors are now.
+        engine: `ray` scans the vectors on a cluster, for exact search only.
 
     Raises:
-        UserError: as for `open_index`, or the engine cannot search an index of that kind.
+        UserError: the same as for `open_index`, or the engine cannot search an index of this kind.
     """
     from shortlist.index.flat import FlatIndex, exact_index
     from shortlist.index.scattered import ScatteredIndex
@@ -98,13 +100,17 @@ def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engi
 
 
 def open_index(folder: Path, how: Opening | None = None) -> Any:
-    """Open a finished index of any kind, saying so where the vectors under it have changed since.
+    """Open a finished index of any kind.
+
+    If the vectors have changed since it was built, this prints a message.
 
     Returns:
-        A VectorIndex, which searches by what a model makes of queries, where the kind needs one; else a first stage.
+        A VectorIndex, which searches by a model's output for the queries, if the kind needs a model; otherwise a
+        FirstStage.
 
     Raises:
-        UserError: it is not finished, its vectors are not there, or they are not those that it was built from.
+        UserError: the index is not finished, its vectors are missing, or they are not the vectors that it was built
+            from.
     """
     how, kind = how or Opening(), find_kind(kind_of(folder))
     manifest = read_manifest(folder) or {}
@@ -123,7 +129,7 @@ def open_index(folder: Path, how: Opening | None = None) -> Any:
 
 
 def made_by(folder: Path) -> str | None:
-    """The identity of the model whose vectors a store, or an index over vectors, holds."""
+    """Return the identity of the model that made a folder's vectors, if recorded."""
     manifest = read_manifest(folder) or {}
     if manifest.get("stage") == "encode":
         return manifest["made_from"].get("model")
@@ -131,7 +137,7 @@ def made_by(folder: Path) -> str | None:
 
 
 def holds_segments(folder: Path) -> bool:
-    """Whether the vectors of a store, or those that an index was built over, are of segments."""
+    """Whether the vectors of a store or an index are vectors of segments."""
     manifest = read_manifest(folder) or {}
     if manifest.get("stage") == "encode":
         return manifest["config"].get("segments") == "maxp"

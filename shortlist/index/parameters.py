@@ -1,4 +1,4 @@
-"""How an approximate index is built and searched: parameters by corpus size, and the memory and disk they take."""
+"""Parameters of approximate indexes by corpus size, and the memory and disk they need."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -8,39 +8,42 @@ from shortlist.data.vectors import DTYPES, VectorReader
 from shortlist.errors import UserError, unknown
 
 BLOCK_BYTES = 1 << 27
-"""Vectors, as float32, that are held at a time while an index is built."""
+"""Size of the vectors, as float32, that are in memory at a time while an index is built."""
 SAMPLE_BYTES = 1 << 32
-"""Most that the training sample takes, as float32, unless it is asked for."""
+"""The largest training sample, as float32, unless a larger one is asked for."""
 MOST_LISTS = 1 << 14
 LEAST_PER_LIST = 39
-"""Training vectors per list that k-means wants (FAISS warns below it)."""
+"""The fewest training vectors per list for k-means (FAISS warns below it)."""
 ROW_BYTES = 64
-"""Of a database's row, besides its vector: a guess."""
+"""Bytes of a row in a database besides its vector, a guess."""
 PQ_CENTROIDS = 256
 SCALAR_BITS = {4: "QT_4bit", 6: "QT_6bit", 8: "QT_8bit", 16: "QT_fp16"}
-"""How FAISS calls numbers of so many bits."""
+"""FAISS's names for numbers of this many bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """How an index is built and searched; 0 where a parameter is none of the kind's. See `automatic`."""
+    """Parameters for building and searching an index; see `automatic`.
+
+    Parameters that the kind does not have are 0.
+    """
 
     effort: int
-    """hnsw: documents kept in sight while the graph is walked; ivf: lists read. More is slower and finds more."""
+    """hnsw: candidates kept while the graph is searched; ivf: lists read. More is slower and finds more."""
     refine: int
     """Candidates that are scored exactly, in multiples of k."""
     sample: int
-    """Vectors that the compression, or the lists, are trained on."""
+    """The number of vectors that the compression or the lists are trained on."""
     links: int = 0
-    """hnsw: neighbours of a document (twice as many on the lowest level): 8 bytes each."""
+    """hnsw: neighbours of a document (twice as many on the lowest level); each link takes 8 bytes."""
     construction: int = 0
-    """hnsw: documents kept in sight while a document is linked."""
+    """hnsw: candidates kept while a document is linked."""
     bits: int = 0
-    """hnsw: for each number of a vector, one of SCALAR_BITS."""
+    """hnsw: bits per number of a vector, one of SCALAR_BITS."""
     lists: int = 0
-    """ivf: clusters of documents."""
+    """ivf: the number of clusters of documents."""
     code_bytes: int = 0
-    """ivf-pq: for each vector; divides its dimension."""
+    """ivf-pq: bytes per vector; must divide the dimension."""
 
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -51,29 +54,31 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 class Footprint(NamedTuple):
-    """Bytes that an index takes, estimated."""
+    """An estimate of the bytes that an index takes."""
 
     ram: int
-    """While it is searched."""
+    """RAM while the index is searched."""
     disk: int
-    """Of its files, the store not counted."""
+    """Size of its files, without the store."""
     building: int = 0
-    """RAM while it is built; 0 where nothing is said of it."""
+    """RAM while it is built; 0 if there is no estimate."""
     parameters: str = ""
-    """With which parameters, in words."""
+    """The parameters of the estimate, in words."""
 
 
 def automatic(kind: str, num_docs: int, dim: int, **chosen: int | None) -> Parameters:
-    """The parameters for a corpus, as measured to find 95% of the 10 and of the 100 best documents.
+    """Choose the parameters for a corpus.
+
+    In measurements they found 95% of the 10 and of the 100 best documents.
 
     Args:
-        kind: a Kind.
-        num_docs: documents.
+        kind: a name in NAMES.
+        num_docs: the number of documents.
         dim: numbers per vector.
-        chosen: values of Parameters that are given; those that depend on them follow (None: automatic).
+        chosen: values to use for some of the Parameters (None: automatic). Parameters that depend on them follow.
 
     Raises:
-        UserError: no such kind, a parameter that it does not have, or a value that cannot be.
+        UserError: there is no such kind, it does not have such a parameter, or a value is not possible.
     """
     check_kind(kind)
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -100,13 +105,13 @@ def automatic(kind: str, num_docs: int, dim: int, **chosen: int | None) -> Param
 
 
 def _code_bytes(dim: int) -> int:
-    """A byte for 4 numbers, for 8 of a long vector: those are more redundant."""
+    """Choose one byte per 4 numbers, or per 8 in long, more redundant vectors."""
     most = max(1, dim // (4 if dim <= 1024 else 8))
     return next(size for size in range(most, 0, -1) if dim % size == 0)
 
 
 def check_kind(kind: str) -> None:
-    """Raises UserError if there is no such kind."""
+    """Raise UserError if there is no such kind."""
     if kind not in NAMES:
         raise unknown("kind of approximate index", kind, NAMES)
 
@@ -117,7 +122,7 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def check_parameters(kind: str, parameters: Parameters, num_docs: int, dim: int) -> None:
-    """Raises UserError if an index over that many documents cannot have these parameters."""
+    """Raise UserError if an index over this many documents cannot have these parameters."""
     for name in NAMES[kind]:
         _check_positive(name, getattr(parameters, name))
     if kind == "hnsw":
@@ -135,13 +140,13 @@ def check_parameters(kind: str, parameters: Parameters, num_docs: int, dim: int)
 
 
 def memory_and_disk(kind: str, parameters: Parameters, num_docs: int, dim: int, *, dtype: str = "float32") -> Footprint:
-    """What an index of that many documents takes.
+    """Estimate the memory and disk of an index of this many documents.
 
-    hnsw: dim * bits / 8 + 8 * links + about 25 bytes per document, in RAM. ivf-pq: code_bytes + 8, in RAM. ivf-flat: a
-    copy of the store and 8 bytes per document, on disk. Both ivf kinds hold 4 * dim bytes per list in RAM.
+    hnsw needs dim * bits / 8 + 8 * links + about 25 bytes of RAM per document, and ivf-pq code_bytes + 8. ivf-flat
+    needs a copy of the store and 8 bytes per document on disk. Both ivf kinds hold 4 * dim bytes per list in RAM.
 
     Args:
-        dtype: of the store.
+        dtype: the dtype of the store.
     """
     check_kind(kind)
     codebook = 4 * dim * (parameters.lists + (PQ_CENTROIDS if kind == "ivf-pq" else 0)) + 24 * parameters.lists
@@ -150,7 +155,7 @@ def memory_and_disk(kind: str, parameters: Parameters, num_docs: int, dim: int, 
         stored = num_docs * (dim * DTYPES[dtype].itemsize + 8)
         return Footprint(codebook, codebook + stored, codebook + training + 16 * num_docs)
     if kind == "hnsw":
-        upper = 4 * parameters.links / (parameters.links - 1)  # a document is on a level 1/links as often as below it
+        upper = 4 * parameters.links / (parameters.links - 1)  # a level has 1/links of the documents below it
         per_document = math.ceil(dim * parameters.bits / 8) + 8 * parameters.links + upper + 20
     else:
         per_document = parameters.code_bytes + 8
@@ -159,7 +164,10 @@ def memory_and_disk(kind: str, parameters: Parameters, num_docs: int, dim: int, 
 
 
 def ann_footprint(vectors: VectorReader, *, kind: str, **chosen: int) -> Footprint:
-    """What an approximate index over a store takes, with the parameters that would be used."""
+    """Estimate the memory and disk of an approximate index over a store.
+
+    The estimate names the parameters that would be used.
+    """
     parameters = automatic(kind, vectors.num_docs, vectors.dim, **chosen)
     taken = memory_and_disk(kind, parameters, vectors.num_docs, vectors.dim, dtype=vectors.dtype)
     words = ", ".join(f"{name}={value}" for name, value in asdict(parameters).items() if value)
@@ -167,11 +175,17 @@ def ann_footprint(vectors: VectorReader, *, kind: str, **chosen: int) -> Footpri
 
 
 def ann_growth(total: int, part: int, *, kind: str) -> float:
-    """How many times as long a document takes in the whole: longer walks in a graph, more lists to compare with."""
+    """Estimate how many times as long indexing a document takes among more documents.
+
+    A larger graph has longer walks, and more lists mean more comparisons.
+    """
     return math.log(max(total, 2)) / math.log(max(part, 2)) if kind == "hnsw" else math.sqrt(total / part)
 
 
 def rows_footprint(vectors: VectorReader, **settings: object) -> Footprint:
-    """What the vectors of a store take as rows of a database, whose memory is its own."""
+    """Estimate the disk for the vectors of a store as rows of a database.
+
+    The database manages its memory by itself, so RAM is 0.
+    """
     del settings
     return Footprint(0, vectors.num_docs * (4 * vectors.dim + ROW_BYTES))

@@ -1,4 +1,8 @@
-"""Postings (word, document, count or weight) of a corpus larger than memory: sorted in blocks, merged word by word."""
+"""Sorting of the postings of a corpus larger than memory.
+
+A posting is a word, a document, and the word's count or weight there. Postings are sorted in blocks and merged word by
+word.
+"""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -9,26 +13,26 @@ import numpy as np
 from jaxtyping import Int, Num
 
 BLOCK_TOKENS = 1 << 21
-"""Tokens whose postings are sorted at a time, and postings merged at a time: about 200 MiB of memory."""
+"""The tokens sorted at a time and the postings merged at a time, which take about 200 MiB of memory."""
 
 
 class Postings(NamedTuple):
-    """Some postings in order of word, then document."""
+    """Postings in order of word, then document."""
 
     words: Int[np.ndarray, " postings"]
     documents: Int[np.ndarray, " postings"]
     values: Num[np.ndarray, " postings"]
-    """How often the document holds the word, or how much it weighs there."""
+    """The count or weight of the word in the document."""
 
 
 @final
 class PostingsSorter:
-    """Takes documents one by one and gives their postings back in order of word.
+    """A sorter that takes documents one by one and returns postings in order of word.
 
     Memory holds one block, a length per document and a frequency per word.
 
     Args:
-        folder: an empty one, for the blocks.
+        folder: an empty folder for the blocks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,11 +44,12 @@ class PostingsSorter:
         self._frequencies = np.zeros(0, dtype=np.int64)
 
     def add(self, words: Sequence[int], weights: Sequence[float] | None = None) -> None:
-        """Take the next document: the numbers of its words, from 0.
+        """Add the next document.
 
         Args:
-            weights: of each word, for all documents or for none (None: how often it comes); of a word that comes twice
-                they add up.
+            words: the numbers of its words, from 0.
+            weights: the weight of each word, given for all documents or for none (None: the word counts). If a word
+                occurs twice, its weights are added.
         """
         self._tokens.extend(words)
         if weights is not None:
@@ -56,11 +61,11 @@ class PostingsSorter:
 
     @property
     def lengths(self) -> Int[np.ndarray, " docs"]:
-        """Words in each document."""
+        """The number of words in each document."""
         return np.array(self._lengths)
 
     def frequencies(self) -> Int[np.ndarray, " words"]:
-        """Documents that hold each word; no more documents can be added."""
+        """Count the documents that hold each word; no document may be added afterwards."""
         self._sort_block()
         return self._frequencies
 
@@ -83,21 +88,25 @@ class PostingsSorter:
         self._tokens, self._sorted_docs, self._num_blocks = array("i"), len(self._lengths), self._num_blocks + 1
 
     def merged(self) -> Iterator[Postings]:
-        """All postings, about BLOCK_TOKENS at a time or fewer."""
+        """Yield all postings, at most about BLOCK_TOKENS at a time."""
         stops = _stops(np.cumsum(self.frequencies()))
         cuts = [self._cuts(block, stops) for block in range(self._num_blocks)]
         for turn in range(len(stops)):
             spans = [(block, int(c[turn]), int(c[turn + 1] - c[turn])) for block, c in enumerate(cuts)]
             if sum(count for *_, count in spans) <= BLOCK_TOKENS:
                 yield self._merge(spans)
-            else:  # a single word, whose documents come in the order of the blocks
+            else:  # a single word, whose documents are in the order of the blocks
                 yield from (self._merge([span]) for span in spans)
 
     def _merge(self, spans: Sequence[tuple[int, int, int]]) -> Postings:
-        """Postings of several blocks in order; a span is a block, its first posting, how many."""
+        """Merge postings of several blocks in order.
+
+        Args:
+            spans: for each block its number, its first posting, and how many postings to take.
+        """
         keys = np.concatenate([_read(self._keys_of(block), np.int64, *span) for block, *span in spans])
         values = np.concatenate([_read(self._values_of(block), self._value_type, *span) for block, *span in spans])
-        order = np.argsort(keys, kind="stable")  # merges runs that are sorted already
+        order = np.argsort(keys, kind="stable")  # the parts are sorted already, so this merges them
         keys = keys[order]
         return Postings(keys >> 32, keys & 0xFFFFFFFF, values[order])
 
@@ -106,7 +115,10 @@ class PostingsSorter:
         return np.searchsorted(keys, np.concatenate([[0], stops]) << 32)
 
     def _keys_of(self, block: int) -> Path:
-        """Word and document of each posting, as one number that sorts by word first."""
+        """Return the file of a block's keys.
+
+        A key is the word and document of a posting in one number, which sorts by word first.
+        """
         return self._folder / f"{block:05d}.keys"
 
     def _values_of(self, block: int) -> Path:
@@ -118,7 +130,7 @@ class PostingsSorter:
 
 
 def _stops(ends: Int[np.ndarray, " words"]) -> Int[np.ndarray, " turns"]:
-    """Where to cut the words so that each part has at most BLOCK_TOKENS postings, or a single word."""
+    """Divide the words into parts of at most BLOCK_TOKENS postings, or of one word."""
     stops = [0]
     while stops[-1] < len(ends):
         done = ends[stops[-1] - 1] if stops[-1] else 0

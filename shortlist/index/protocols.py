@@ -1,4 +1,4 @@
-"""What can be searched: a first stage finds documents for queries, a vector index finds those near to vectors."""
+"""Protocols of first stages, which take queries, and vector indexes, which take vectors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,61 +13,67 @@ from shortlist.records import Hit, Query, Run
 
 @runtime_checkable
 class FirstStage(Protocol):
-    """Finds documents for queries."""
+    """A searcher that finds documents for queries."""
 
     def search(self, queries: list[Query], k: int) -> Run:
-        """The at most k best documents of each query, best first."""
+        """Find the at most k best documents for each query, best first."""
         ...
 
 
 WeightedTerms = Sequence[tuple[str, float]]
-"""Words, or other terms, each with its weight in a query; one that comes twice counts twice."""
+"""Words or other terms with their weights in a query; a term that occurs twice counts twice."""
 
 
 @runtime_checkable
 class SearchesTerms(FirstStage, Protocol):
-    """A first stage that shows the terms it searches by, and takes others in their place."""
+    """A first stage that returns its queries' terms and can search by other terms."""
 
     def query_terms(self, queries: Sequence[Query]) -> list[WeightedTerms]:
-        """The terms that `search` would search by."""
+        """Return the terms that `search` uses for these queries."""
         ...
 
     def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
-        """The at most k best documents for each query of weighted terms, best first."""
+        """Find the at most k best documents for each query of weighted terms, best first."""
         ...
 
 
 @runtime_checkable
 class SearchesVectors(FirstStage, Protocol):
-    """A first stage that shows the vectors it searches by, and takes others in their place."""
+    """A first stage that returns its queries' vectors and can search by other vectors."""
 
     def query_vectors(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
-        """The vectors that `search` would search by."""
+        """Return the vectors that `search` uses for these queries."""
         ...
 
     def find_by_vectors(self, vectors: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k best documents for each vector, best first."""
+        """Find the at most k best documents for each vector, best first."""
         ...
 
 
 @runtime_checkable
 class VectorIndex(Protocol):
-    """Finds the documents whose vectors are nearest to those of queries."""
+    """An index that finds the documents whose vectors are nearest to the queries' vectors."""
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k documents of greatest inner product with each query, best first, equal ones in corpus order."""
+        """Find the at most k documents with the greatest inner product with each query.
+
+        They are sorted best first, equal ones in corpus order.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """How to search an index; None leaves it to the kind, which passes over what it does not have."""
+    """Settings for searching an index.
+
+    None leaves a setting to the kind of index. A kind ignores the settings that it does not have.
+    """
 
     vectors: Path | None = None
-    """Where the vectors are, if not where they were when the index was built."""
+    """Where the vectors are, if they have moved since the index was built."""
     effort: int | None = None
-    """What approximate search spends on a query: hnsw, candidates; ivf, lists."""
+    """The effort of an approximate search per query. hnsw: candidates; ivf: lists."""
     refine: int | None = None
     """Candidates that are scored exactly, in multiples of k."""
     memory_gib: float | None = None
-    """Most memory for vectors at a time."""
+    """The most memory for vectors at a time, in GiB."""

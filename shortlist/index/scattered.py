@@ -1,4 +1,4 @@
-"""Exact search on many machines: each scans some shards of a store, and the best of all are the best of the whole."""
+"""Exact search on many machines that each scan some shards of a store."""
 
 from typing import final
 
@@ -12,16 +12,19 @@ from shortlist.math.scoring import best_of
 from shortlist.records import Hit
 
 PIECES = 64
-"""Into which the shards are divided at most: whoever is free takes the next."""
+"""The most pieces that the shards are divided into; a free worker takes the next piece."""
 
 
 @final
 class ScatteredIndex:
-    """A FlatIndex whose store is scanned elsewhere, with its results to the last bit.
+    """An index that scans the store of a FlatIndex on other machines.
+
+    Its results are the same to the last bit.
 
     Args:
-        index: opened here, for what one machine does at the end; its folders must be found at the same place on all.
-        engine: where the scanning is done.
+        index: opened on this machine, which merges the results at the end. All machines must see its folders at the
+            same paths.
+        engine: what runs the scans.
     """
 
     def __init__(self, index: FlatIndex, *, engine: Engine = "ray") -> None:
@@ -29,7 +32,10 @@ class ScatteredIndex:
         self.engine: Engine = engine
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k documents of greatest inner product with each query, best first, equal ones in corpus order."""
+        """Find the at most k documents with the greatest inner product with each query.
+
+        They are sorted best first, equal ones in corpus order.
+        """
         scan, vectors = self.index.scan, self.index.vectors
         task = ScanShards(
             queries=queries,

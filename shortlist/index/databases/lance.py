@@ -1,7 +1,8 @@
-"""Vectors in LanceDB (the extra `lance`), in a folder or on S3: any machine that can read the place can search them.
+"""Vectors in LanceDB (the extra `lance`), in a folder or on S3.
 
-An index called `vectors` is two tables: `vectors` (row, doc_id, shard, vector), and `vectors_order`, which is written
-last, at once: what the index was built from, and each row's place in corpus order where that is not the order of rows.
+Any machine that can read the folder or bucket can search them. An index called `vectors` is two tables: `vectors` (row,
+doc_id, shard, vector) and `vectors_order`. The latter is written last, in one step. It records what the index was built
+from, and the position of each row in corpus order if that is not the order of rows.
 """
 
 import hashlib
@@ -22,18 +23,18 @@ from shortlist.progress import Advance
 from shortlist.records import Hit
 
 ROWS_AT_ONCE = 1000
-"""Vectors read from the store together."""
+"""The number of vectors read from the store at a time."""
 QUERIES_AT_ONCE = 64
 RUNS_AT_ONCE = 500
-"""Stretches of rows that one deletion names."""
+"""The most ranges of rows in one deletion."""
 PROBES = 32
-"""Lists of an approximate index that are searched."""
+"""The number of lists of an approximate index that are searched."""
 REFINE = 10
-"""Candidates that are scored by their own vectors, in multiples of k."""
+"""The number of candidates that are scored by their full vectors, in multiples of k."""
 MOST_TABLES = 1_000_000
-"""Tables of one LanceDB that are looked through for ours."""
+"""The most tables of a LanceDB to list when looking for an index's tables."""
 MOST_WORDS = 300
-"""Characters of a message of LanceDB that are passed on."""
+"""The most characters of a message from LanceDB to pass on."""
 
 
 @final
@@ -42,10 +43,10 @@ class LanceIndex:
 
     Attributes:
         dim: numbers per vector.
-        num_docs: documents in the table.
-        shard_hashes: the shards it was loaded from, in row order; `VectorReader.beyond` says what they lack.
-        disk_bytes: size of the table and its index.
-        memory_bytes: what a search reads: the approximate index, or else every vector.
+        num_docs: the number of documents in the table.
+        shard_hashes: the loaded shards, in row order; `VectorReader.beyond` counts the documents that they lack.
+        disk_bytes: the size of the table and its index.
+        memory_bytes: the size of what a search reads: the approximate index or all vectors.
     """
 
     def __init__(self, place: "_Place", *, approximate: bool, probes: int, refine: int) -> None:
@@ -75,18 +76,19 @@ class LanceIndex:
         refine: int = REFINE,
         storage_options: Mapping[str, str] | None = None,
     ) -> "LanceIndex":
-        """An index as it is at its place; the vector store is not needed.
+        """Open an index in LanceDB, without the vector store.
 
         Args:
             uri: as in `load`.
-            table: its name.
+            table: the name of the table.
             approximate: search the approximate index instead of every vector.
-            probes: lists of it that are searched.
-            refine: candidates that are scored by their own vectors, in multiples of k.
+            probes: the number of its lists to search.
+            refine: the number of candidates that are scored by their full vectors, in multiples of k.
             storage_options: as in `load`.
 
         Raises:
-            UserError: the place cannot be read, there is no such table, or no index where one is asked for.
+            UserError: the LanceDB cannot be read, there is no such table, or `approximate` is set and there is no
+                approximate index.
         """
         with _plain_errors(uri):
             return cls(_Place(uri, table, storage_options), approximate=approximate, probes=probes, refine=refine)
@@ -104,22 +106,22 @@ class LanceIndex:
         storage_options: Mapping[str, str] | None = None,
         advance: Advance | None = None,
     ) -> "LanceIndex":
-        """Make the table hold the documents of a store, whatever of them it holds already.
+        """Make the table hold exactly the documents of a store.
 
-        One commit for each shard, so that what was interrupted goes on from there. A store that has changed costs only
-        its changes. One process at a time may load a table.
+        Every shard is loaded in one commit, so an interrupted load continues with the next shard. If the store has
+        changed, only the changes are loaded. Only one process at a time may load a table.
 
         Args:
             uri: a folder, or `s3://bucket/path`; credentials come from the environment (AWS_ACCESS_KEY_ID, ...).
-            table: its name.
+            table: the name of the table.
             approximate: make an IVF-PQ index too.
-            partitions: its lists (None: chosen by LanceDB).
-            sub_vectors: bytes that it keeps of each vector (None: chosen by LanceDB, about dim / 16).
-            storage_options: what else the place takes, as LanceDB calls it: `endpoint`, `region`, `allow_http`.
-            advance: told of documents done.
+            partitions: the number of its lists (None: chosen by LanceDB).
+            sub_vectors: the bytes that it keeps of each vector (None: chosen by LanceDB, about dim / 16).
+            storage_options: further options of LanceDB for the storage: `endpoint`, `region`, `allow_http`.
+            advance: called with the number of documents done.
 
         Raises:
-            UserError: the place cannot be written, the table is another's or of another dimension.
+            UserError: the LanceDB cannot be written, or the table was made by another program or for another dimension.
         """
         with _plain_errors(uri):
             place = _Place(uri, table, storage_options)
@@ -129,10 +131,12 @@ class LanceIndex:
             return cls(place, approximate=approximate, probes=PROBES, refine=REFINE)
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k documents of each query with the greatest inner product, equal ones in corpus order.
+        """Find the at most k documents with the greatest inner product with each query.
+
+        They are sorted best first, equal ones in corpus order.
 
         Raises:
-            UserError: the queries have another dimension than the vectors, or the place cannot be read.
+            UserError: the queries have another dimension than the vectors, or the LanceDB cannot be read.
         """
         if queries.shape[1] != self.dim:
             raise UserError(
@@ -149,7 +153,10 @@ class LanceIndex:
         return hits or [[] for _ in queries]
 
     def _rank(self, query: Float[np.ndarray, " dim"], found: "_Nearest", k: int) -> list[Hit]:
-        """The k best; fetches more where the k-th place might be shared with documents that were not fetched."""
+        """Select the k best documents.
+
+        If documents that were not fetched may share the k-th score, this fetches more.
+        """
         fetched = len(found.scores)
         while not self.approximate and k < fetched < self.num_docs and found.scores[k - 1] == found.scores[-1]:
             fetched = min(2 * fetched, self.num_docs)
@@ -168,14 +175,14 @@ class LanceIndex:
             search = search.bypass_vector_index()
         found = search.select(["row", "doc_id", "_distance"]).to_arrow()
         asked = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found))
-        scores = 1 - found["_distance"].to_numpy()  # what LanceDB calls a distance is one minus the inner product
+        scores = 1 - found["_distance"].to_numpy()  # LanceDB's distance is one minus the inner product
         rows, doc_ids = found["row"].to_numpy(), np.asarray(found["doc_id"].to_pylist(), dtype=object)
         each = [asked == i for i in range(len(queries))]
         return [_Nearest(scores[mine], rows[mine], doc_ids[mine].tolist()) for mine in each]
 
 
 class _Nearest(NamedTuple):
-    """What a search has found for one query."""
+    """The documents found for one query."""
 
     scores: Float[np.ndarray, " found"]
     rows: Int[np.ndarray, " found"]
@@ -184,7 +191,7 @@ class _Nearest(NamedTuple):
 
 @final
 class _Place:
-    """A LanceDB, and the names of an index's tables in it."""
+    """A LanceDB and the names of an index's tables in it."""
 
     def __init__(self, uri: str, table: str, storage_options: Mapping[str, str] | None) -> None:
         try:
@@ -206,10 +213,10 @@ class _Place:
         return self.connection.open_table(name)
 
     def make(self, dim: int) -> Any:
-        """The table, made if it is not there.
+        """Open the table, or make it if it does not exist.
 
         Raises:
-            UserError: it is another's or for other vectors.
+            UserError: it was made by another program, or for vectors of another dimension.
         """
         wanted = _schema(dim)
         if not self.has(self.table):
@@ -225,7 +232,7 @@ class _Place:
 def load_lance(
     vectors: VectorReader, folder: Path, *, uri: str | None, table: str, exact: bool, advance: Advance, **chosen: int
 ) -> dict[str, Any]:
-    """Fill the table of the kind `lance`; the folder only says where it is."""
+    """Fill the table of an index of the kind `lance`."""
     del folder
     if uri is None:
         raise not_given("--uri", "it says where the LanceDB tables are")
@@ -234,7 +241,7 @@ def load_lance(
 
 
 def open_lance(folder: Path, built: Mapping[str, Any], how: Opening) -> LanceIndex:
-    """Open the kind `lance` where the folder's manifest says that it is."""
+    """Open an index of the kind `lance` in the LanceDB named in the folder's manifest."""
     del folder
     asked = {"probes": how.effort, "refine": how.refine}
     chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -247,11 +254,15 @@ def _schema(dim: int) -> pa.Schema:
 
 
 def _fill(place: _Place, vectors: VectorReader, advance: Advance | None) -> bool:
-    """Make the table hold just the living documents; whether it did not before."""
+    """Make the table hold exactly the living documents.
+
+    Returns:
+        Whether the table has changed.
+    """
     table, living = place.make(vectors.dim), vectors.positions_of(np.arange(vectors.num_rows)) != DEAD
     held, gone = _survey(table, vectors)
     if len(gone):
-        place.connection.drop_table(place.order, ignore_missing=True)  # until it is whole again, nobody may open it
+        place.connection.drop_table(place.order, ignore_missing=True)  # marks the table as incomplete
         _delete(table, gone)
     for number, (start, stop) in enumerate(zip(vectors.starts[:-1], vectors.starts[1:], strict=True)):
         missing = living & ~held
@@ -264,7 +275,12 @@ def _fill(place: _Place, vectors: VectorReader, advance: Advance | None) -> bool
 
 
 def _survey(table: Any, vectors: VectorReader) -> tuple[Bool[np.ndarray, " rows"], Int[np.ndarray, " gone"]]:
-    """Which rows of the store the table holds, and which rows in it are another's, dead, renamed or there twice."""
+    """Compare the rows of the table with the store.
+
+    Returns:
+        For each row of the store, whether the table holds it; and the rows of the table to delete, because they belong
+        to another store, are dead, renamed or duplicated.
+    """
     count, gone = np.zeros(vectors.num_rows, dtype=np.int64), [np.empty(0, dtype=np.int64)]
     doc_ids, hashes = vectors.doc_ids, vectors.shard_hashes
     for batch in table.search().select(["row", "doc_id", "shard"]).to_batches():
@@ -294,7 +310,7 @@ def _delete(table: Any, rows: Int[np.ndarray, " rows"]) -> None:
 
 
 def _read(vectors: VectorReader, number: int, wanted: Bool[np.ndarray, " rows"]) -> Iterator[pa.RecordBatch]:
-    """Yield those rows of a shard that are wanted."""
+    """Yield the wanted rows of a shard."""
     for block in vectors.blocks(ROWS_AT_ONCE, shards=[number], release=True):
         keep = wanted[block.rows.numpy()]
         floats = block.float32().numpy()[keep]
@@ -306,7 +322,7 @@ def _read(vectors: VectorReader, number: int, wanted: Bool[np.ndarray, " rows"])
 
 
 def _write_order(place: _Place, vectors: VectorReader, living: Bool[np.ndarray, " rows"]) -> None:
-    """Say that the table is whole, unless that has been said already."""
+    """Record that the table is complete, unless that is recorded already."""
     positions = vectors.positions_of(np.arange(vectors.num_rows))
     if (np.diff(positions[living]) > 0).all():
         positions = positions[:0]
@@ -326,11 +342,14 @@ def _described(order: Any) -> dict[str, Any]:
 
 
 def _make_index(table: Any, changed: bool, partitions: int | None, sub_vectors: int | None) -> None:
-    """Make the approximate index where there is none or another is asked for, else put what is new into it."""
+    """Make or update the approximate index.
+
+    It is made if it does not exist, has been outgrown, or parameters are given. Otherwise new rows are added to it.
+    """
     from lancedb.index import IvfPq
 
     there = [index for index in table.list_indices() if index.columns == ["vector"]]
-    outgrown = any(index.num_unindexed_rows > index.num_indexed_rows for index in there)  # its lists suit other vectors
+    outgrown = any(index.num_unindexed_rows > index.num_indexed_rows for index in there)  # its lists suit the old vectors
     if partitions or sub_vectors or outgrown or not there:
         config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=sub_vectors)
         table.create_index("vector", config=config)
@@ -340,7 +359,7 @@ def _make_index(table: Any, changed: bool, partitions: int | None, sub_vectors: 
 
 @contextmanager
 def _plain_errors(uri: str) -> Iterator[None]:
-    """Turn what LanceDB says into one line."""
+    """Turn errors of LanceDB into a UserError of one line."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:

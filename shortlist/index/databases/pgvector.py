@@ -1,10 +1,11 @@
-"""Vectors in PostgreSQL, searched by its extension pgvector (the extra `pgvector`): any machine can search them.
+"""Vectors in PostgreSQL, searched with its extension pgvector (the extra `pgvector`).
 
-An index called `vectors` is three tables: `vectors` (row, doc_id, embedding), `vectors_positions` (row, position) and
-`vectors_shards` (which shards of the store are in, with which documents). Positions are apart because an update may
-change all of them, and a changed row of `vectors` would have to be put into the HNSW graph again.
+Any machine that reaches the database can search them. An index called `vectors` is three tables: `vectors` (row,
+doc_id, embedding), `vectors_positions` (row, position) and `vectors_shards` (the loaded shards of the store and their
+documents). Positions have a table of their own because an update may change all of them, and a changed row of `vectors`
+would have to be inserted into the HNSW graph again.
 
-How much memory and how many processes the server uses are its own settings; a DSN can carry them, as in
+The server's settings decide how much memory and how many processes it uses. A DSN can carry settings, as in
 `postgresql://host/database?options=-c%20maintenance_work_mem%3D4GB`.
 """
 
@@ -24,17 +25,17 @@ from shortlist.progress import Advance
 from shortlist.records import Hit
 
 ROWS_AT_ONCE = 1000
-"""Vectors read from the store together."""
+"""The number of vectors read from the store at a time."""
 EF_SEARCH = 200
-"""Candidates that HNSW keeps while it searches, unless more are asked for."""
+"""Candidates that HNSW keeps while it searches, unless another number is given."""
 MOST_EF_SEARCH = 1000
-"""What pgvector allows."""
+"""The largest value that pgvector allows."""
 _DELETE_GONE = """
     DELETE FROM {vectors} AS v WHERE row >= %s AND row < %s
     AND NOT EXISTS (SELECT FROM wanted AS w WHERE w.row = v.row AND w.doc_id = v.doc_id)
 """
 _MISSING = "SELECT row FROM wanted AS w WHERE NOT EXISTS (SELECT FROM {vectors} AS v WHERE v.row = w.row)"
-# In the exact query the score is an expression of the operator, which no index of the operator can be used for.
+# The exact query sorts by an expression around the operator, for which PostgreSQL cannot use an index of the operator.
 _EXACT = """
     SELECT doc_id, score FROM (
         SELECT row, doc_id, (embedding <#> %(query)s) * -1 AS score FROM {vectors}
@@ -55,8 +56,8 @@ class PgVectorIndex:
 
     Attributes:
         dim: numbers per vector.
-        num_docs: documents in the table.
-        shard_hashes: the shards that are loaded, in row order; `VectorReader.beyond` says what they lack.
+        num_docs: the number of documents in the table.
+        shard_hashes: the loaded shards, in row order; `VectorReader.beyond` counts the documents that they lack.
     """
 
     def __init__(self, database: Database, *, approximate: bool, ef_search: int) -> None:
@@ -77,17 +78,18 @@ class PgVectorIndex:
     def open(
         cls, *, dsn: str, table: str = "vectors", approximate: bool = False, ef_search: int = EF_SEARCH
     ) -> "PgVectorIndex":
-        """An index as it is in the database; the vector store is not needed.
+        """Open an index in the database, without the vector store.
 
         Args:
             dsn: as in `load`.
-            table: its name.
+            table: the name of the table.
             approximate: search the HNSW index instead of every vector.
-            ef_search: candidates that HNSW keeps, or k if that is more; before pgvector 0.8 no search finds more than
-                MOST_EF_SEARCH.
+            ef_search: the number of candidates that HNSW keeps, or k if that is more. Before pgvector 0.8 no search
+                finds more than MOST_EF_SEARCH.
 
         Raises:
-            UserError: the server cannot be reached, there is no such table, or no HNSW index where one is asked for.
+            UserError: the server cannot be reached, there is no such table, or `approximate` is set and there is no
+                HNSW index.
         """
         with connected(dsn, table) as database:
             return cls(database, approximate=approximate, ef_search=ef_search)
@@ -105,25 +107,25 @@ class PgVectorIndex:
         ef_search: int = EF_SEARCH,
         advance: Advance | None = None,
     ) -> "PgVectorIndex":
-        """Make the table hold the documents of a store, whatever of them it holds already.
+        """Make the table hold exactly the documents of a store.
 
-        One transaction for each shard, so that what was interrupted goes on from there. A store that has changed
-        costs only its changes.
+        Every shard is loaded in a transaction, so an interrupted load continues with the next shard. If the store has
+        changed, only the changes are loaded.
 
         Args:
-            dsn: `postgresql://user@host/database` or `key=value` words; the password is better left to PGPASSWORD or
+            dsn: `postgresql://user@host/database` or `key=value` words; better put the password in PGPASSWORD or
                 ~/.pgpass.
-            table: its name, `schema.name` where it is not on the search path.
-            approximate: make an HNSW index too. Above HNSW_DIMS numbers it is in half precision, and what it finds is
-                scored in full.
+            table: the name of the table, `schema.name` if it is not on the search path.
+            approximate: make an HNSW index too. For more than HNSW_DIMS numbers per vector it is in half precision, and
+                its hits are scored in full precision.
             m: neighbours of each vector in the graph.
-            ef_construction: candidates for them.
+            ef_construction: the number of candidates for these neighbours.
             ef_search: as in `open`.
-            advance: told of documents done.
+            advance: called with the number of documents done.
 
         Raises:
-            UserError: the server cannot be reached or refuses, pgvector is missing or too old, the table is another's
-                or of another dimension.
+            UserError: the server cannot be reached or refuses, pgvector is missing or too old, or the table was made by
+                another program or for another dimension.
         """
         if approximate and vectors.dim > 2 * HNSW_DIMS:
             raise UserError(
@@ -139,25 +141,27 @@ class PgVectorIndex:
             return cls(database, approximate=approximate, ef_search=ef_search)
 
     def close(self) -> None:
-        """Disconnect."""
+        """Close the connection."""
         self._database.connection.close()
 
     @property
     def disk_bytes(self) -> int:
-        """What the tables and their indexes take on the server's disk."""
+        """Bytes of the tables and their indexes on the server's disk."""
         names = [self._database.name(part) for part in ("vectors", "positions", "shards")]
         with plain_errors():
             return sum(self._database.value("SELECT pg_total_relation_size(%s::regclass)", name) for name in names)
 
     @property
     def memory_bytes(self) -> int:
-        """What a search reads, best kept in memory: the HNSW graph, or else every vector."""
+        """Bytes that a search reads, best kept in memory: the HNSW graph or all vectors."""
         part = "hnsw" if self.approximate else "vectors"
         with plain_errors():
             return self._database.value("SELECT pg_table_size(%s::regclass)", self._database.name(part))
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
-        """The at most k documents of each query with the greatest inner product, equal ones in corpus order.
+        """Find the at most k documents with the greatest inner product with each query.
+
+        They are sorted best first, equal ones in corpus order.
 
         Raises:
             UserError: the queries have another dimension than the vectors, or the server refuses.
@@ -188,7 +192,7 @@ class PgVectorIndex:
 def load_pgvector(
     vectors: VectorReader, folder: Path, *, dsn: str | None, table: str, exact: bool, advance: Advance, **chosen: int
 ) -> dict[str, Any]:
-    """Fill the table of the kind `pgvector`; the folder only says where it is."""
+    """Fill the table of an index of the kind `pgvector`."""
     del folder
     if dsn is None:
         raise not_given("--dsn", "it says which PostgreSQL database")
@@ -197,7 +201,7 @@ def load_pgvector(
 
 
 def open_pgvector(folder: Path, built: Mapping[str, Any], how: Opening) -> PgVectorIndex:
-    """Open the kind `pgvector` where the folder's manifest says that it is."""
+    """Open an index of the kind `pgvector` in the database named in the folder's manifest."""
     del folder
     effort = {"ef_search": how.effort} if how.effort else {}
     return PgVectorIndex.open(dsn=built["dsn"], table=built["table"], approximate=not built["exact"], **effort)
@@ -217,7 +221,7 @@ def _fill(database: Database, vectors: VectorReader, advance: Advance | None) ->
         changed |= _load_shard(database, vectors, place, shard, rows)
         if advance is not None:
             advance(len(rows))
-    if changed:  # takes the dead rows out of the HNSW graph too
+    if changed:  # removes the dead rows from the HNSW graph too
         database.run("VACUUM (ANALYZE) {vectors}, {positions}")
 
 
@@ -231,7 +235,11 @@ def _drop_shard(database: Database, start: int, stop: int) -> None:
 def _load_shard(
     database: Database, vectors: VectorReader, place: int, shard: tuple[int, int, str], rows: Int[np.ndarray, " rows"]
 ) -> bool:
-    """Make the database hold just these rows of a shard, all at once or not at all; whether it did not before."""
+    """Make the database hold exactly these rows of a shard, in one transaction.
+
+    Returns:
+        Whether the database has changed.
+    """
     start, stop, _ = shard
     positions = vectors.positions_of(rows).tolist()
     doc_ids = [vectors.doc_ids[position] for position in positions]
@@ -254,7 +262,7 @@ def _load_shard(
 
 
 def _read(vectors: VectorReader, place: int, doc_ids: dict[int, str]) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Yield row, document id and vector of some rows of a shard."""
+    """Yield the row, document id and vector for some rows of a shard."""
     if doc_ids:
         for block in vectors.blocks(ROWS_AT_ONCE, shards=[place], release=True):
             for row, vector in zip(block.rows.tolist(), block.float32().numpy(), strict=True):

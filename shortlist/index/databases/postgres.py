@@ -1,4 +1,7 @@
-"""PostgreSQL as the place of an index: a connection, the tables, and errors that fit on a line and tell no password."""
+"""An index's connection to PostgreSQL and its tables there.
+
+Errors are one line long and never contain the password.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,9 +11,9 @@ from typing import Any, LiteralString, final
 from shortlist.errors import UserError
 
 CONNECT_SECONDS = 10
-"""Most seconds to wait for a server, unless the DSN says otherwise."""
+"""The most seconds to wait for a server, unless the DSN says otherwise."""
 HNSW_DIMS = 2000
-"""Most numbers per vector that pgvector's HNSW takes in single precision; in half precision twice as many."""
+"""The most numbers per vector for pgvector's HNSW in single precision; in half precision it takes twice as many."""
 _TABLES = """
     CREATE TABLE {vectors} (row bigint PRIMARY KEY, doc_id text NOT NULL, embedding vector({dim}) NOT NULL);
     CREATE TABLE {positions} (row bigint PRIMARY KEY, position bigint NOT NULL);
@@ -20,7 +23,7 @@ _TABLES = """
 
 @final
 class Database:
-    """A connection, and the names of an index's tables in it."""
+    """A connection to a database, and the names of an index's tables in it."""
 
     def __init__(self, dsn: str, table: str) -> None:
         self._told, self.table = {"connect_timeout": CONNECT_SECONDS} | _read_dsn(dsn), table
@@ -35,12 +38,12 @@ class Database:
         """Open a connection that knows the type `vector`.
 
         Raises:
-            UserError: the database does not know it.
+            UserError: the database lacks the extension pgvector.
         """
         from pgvector.psycopg import register_vector
 
         psycopg = _driver()
-        # Nothing is prepared: poolers such as PgBouncer hand every transaction to another server process.
+        # No prepared statements: poolers such as PgBouncer may hand every transaction to another server process.
         self.connection = psycopg.connect(**self._told, autocommit=True, prepare_threshold=None)
         try:
             register_vector(self.connection)
@@ -54,7 +57,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of what is run inside, or nothing; connects again if the connection was lost before."""
+        """Run the statements of the block in one transaction.
+
+        If the connection was lost before, this connects again.
+        """
         if self.connection.closed:
             self.connect()
         with self.connection.transaction():
@@ -67,26 +73,26 @@ class Database:
         return sql.SQL(statement).format(**names, **parts)
 
     def value(self, statement: LiteralString, *values: Any, **parts: Any) -> Any:
-        """The one value that a query gives."""
+        """Run a query and return its single value."""
         return self.run(statement, *values, **parts).fetchone()[0]
 
     def name(self, part: str) -> str:
-        """A table's name, quoted as in a statement: what `regclass` takes."""
+        """Return a table's name, quoted as in a statement, as `regclass` takes it."""
         from psycopg import sql
 
         return sql.Identifier(*self._names[part]).as_string(self.connection)
 
     def has(self, part: str) -> bool:
-        """Whether a table, or the index `hnsw`, is there."""
+        """Whether a table or the index `hnsw` exists."""
         return self.value("SELECT to_regclass(%s) IS NOT NULL", self.name(part))
 
     def dim(self) -> int:
-        """Numbers per vector in the table."""
+        """Return the numbers per vector in the table."""
         where = "attrelid = to_regclass(%s) AND attname = 'embedding'"
         return self.value(f"SELECT atttypmod FROM pg_attribute WHERE {where}", self.name("vectors"))
 
     def pgvector(self) -> tuple[int, ...]:
-        """The version of the extension."""
+        """Return the version of the extension pgvector."""
         found = self.value("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
         return tuple(int(part) for part in found.split("."))
 
@@ -99,10 +105,10 @@ class Database:
                 copy.write_row(row)
 
     def make_tables(self, dim: int) -> None:
-        """Make the tables where they are not there.
+        """Make the tables if they do not exist.
 
         Raises:
-            UserError: they are others' or for other vectors.
+            UserError: they were made by another program, or for vectors of another dimension.
         """
         from psycopg import sql
 
@@ -117,7 +123,7 @@ class Database:
             )
 
     def make_hnsw(self, dim: int, m: int, ef_construction: int) -> None:
-        """Make the index where it is not there, or was made with other numbers."""
+        """Make the HNSW index if it does not exist or has other parameters."""
         from psycopg import sql
 
         wanted = [f"m={m}", f"ef_construction={ef_construction}"]
@@ -141,7 +147,7 @@ class Database:
 
 
 def hnsw_terms(dim: int) -> dict[str, Any]:
-    """What is indexed, by which operators, and how a query becomes the same type."""
+    """Return the SQL for an HNSW index: its key, its operators, and the query's cast."""
     from psycopg import sql
 
     if dim <= HNSW_DIMS:
@@ -151,10 +157,10 @@ def hnsw_terms(dim: int) -> dict[str, Any]:
 
 
 def without_password(dsn: str) -> str:
-    """A DSN as it may be shown and kept.
+    """Remove the password from a DSN, so that it may be shown and kept.
 
     Raises:
-        UserError: it is none.
+        UserError: the DSN cannot be read.
     """
     told = {word: value for word, value in _read_dsn(dsn).items() if "password" not in word}
     return _driver().conninfo.make_conninfo(**told)
@@ -174,7 +180,13 @@ def _driver() -> ModuleType:
 
 
 def _read_dsn(dsn: str) -> dict[str, Any]:
-    """What a DSN says. The libraries' own words for a bad one would quote it, with the password."""
+    """Parse a DSN.
+
+    The library's error for a bad DSN would quote it with the password, so it is replaced.
+
+    Raises:
+        UserError: the DSN cannot be read.
+    """
     psycopg = _driver()
     try:
         told = psycopg.conninfo.conninfo_to_dict(dsn)
@@ -190,7 +202,7 @@ def _read_dsn(dsn: str) -> dict[str, Any]:
 
 @contextmanager
 def connected(dsn: str, table: str) -> Iterator[Database]:
-    """Connect, and disconnect only if something goes wrong."""
+    """Connect to a database, and close the connection only if the block raises."""
     with plain_errors():
         database = Database(dsn, table)
         try:
@@ -202,7 +214,7 @@ def connected(dsn: str, table: str) -> Iterator[Database]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what the server or its client library says into one line."""
+    """Turn errors of the server or its client library into a UserError of one line."""
     psycopg = _driver()
     try:
         yield
