@@ -40,10 +40,10 @@ def needs_model(index: Path) -> bool:
 def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = None) -> None:
     """Check that this model, as it is now, made a folder's vectors.
 
-    The folder is a store of vectors or an index over one. The check does not need the model's weights. Vectors without a record of their model, such as another tool's, pass.
+    The check does not need the model's weights. Vectors without a record of their model, such as another tool's, pass.
 
     Args:
-        folder: a folder from `shortlist encode` or `shortlist index`.
+        folder: a store of vectors or an index over one, from `shortlist encode` or `shortlist index`.
         model: the folder of the retriever.
         contract: the name of the input contract, for a model that does not record one.
 

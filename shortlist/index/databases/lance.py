@@ -344,12 +344,12 @@ def _described(order: Any) -> dict[str, Any]:
 def _make_index(table: Any, changed: bool, partitions: int | None, sub_vectors: int | None) -> None:
     """Make or update the approximate index.
 
-    It is made if it does not exist, has been outgrown, or parameters are given. Otherwise new rows are added to it.
+    It is made if it does not exist, is outgrown, or parameters are given. Otherwise new rows are added to it.
     """
     from lancedb.index import IvfPq
 
     there = [index for index in table.list_indices() if index.columns == ["vector"]]
-    outgrown = any(index.num_unindexed_rows > index.num_indexed_rows for index in there)  # its lists suit the old vectors
+    outgrown = any(index.num_unindexed_rows > index.num_indexed_rows for index in there)  # lists suit the old vectors
     if partitions or sub_vectors or outgrown or not there:
         config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=sub_vectors)
         table.create_index("vector", config=config)
