@@ -1,10 +1,10 @@
-"""LoRA: putting it on a backbone, and adapter folders as PEFT saves them.
+"""LoRA on a backbone, and adapter folders in PEFT's format.
 
-An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`, or `.bin` where it is older.
+An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`, or `.bin` in older ones.
 
-The keys of an adapter depend on what its maker put it on: the bare backbone, a language model or a classifier. Here it
-always goes on the backbone, so the keys are brought to that, and none may be left over or lacking: PEFT by itself would
-go on with random updates.
+The keys of an adapter depend on the model that it was made for: the bare backbone, a language model or a classifier.
+Here it is always put on the backbone, so the keys are converted. None may be left over or missing, since PEFT would use
+random updates in their place.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from shortlist.models.heads import HEAD
 CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
-"""Read as tensors alone, without running what else a pickle may hold."""
+"""The older file of weights. Only tensors are read from it; no code in the pickle is run."""
 
 QUANTIZATION = "quantization_config.json"
-"""Beside an adapter: how its base was quantised while it was trained."""
+"""A file beside an adapter that says how its base was quantised in training."""
 
 PREFIX = "base_model.model."
-"""What PEFT puts before every key."""
+"""The prefix that PEFT puts before every key."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,18 @@ class Lora:
 
 
 LORAS = {"paper": Lora(), "paper+k": Lora(targets=(*Lora().targets, "k_proj"))}
-"""Presets: the paper's public code adapts every projection but k; a later recipe of its authors adds k."""
+"""Presets: the paper's public code adapts every projection except k; a later recipe of its authors adds k."""
 
 
 def parse_lora(text: str) -> Lora:
-    """`paper`, `paper+k`, or `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj` (what is left out is the paper's).
+    """Parse the settings of LoRA.
+
+    Args:
+        text: `paper`, `paper+k`, or settings such as `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj`. Settings left
+            out are the paper's.
 
     Raises:
-        UserError: none of these.
+        UserError: the text is neither a preset nor valid settings.
     """
     if text in LORAS:
         return LORAS[text]
@@ -79,10 +83,13 @@ def parse_lora(text: str) -> Lora:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
-    """Freeze the model and put trainable low-rank updates on it, in place; returns the PEFT wrapper that can save them.
+    """Freeze the model and add trainable low-rank updates to it, in place.
+
+    Returns:
+        The PEFT wrapper, which can save the updates.
 
     Raises:
-        UserError: the model has no layer of one of those names.
+        UserError: the model has no layer with one of the target names.
     """
     with hushed():
         from peft import LoraConfig, get_peft_model
@@ -97,15 +104,15 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter, and no model of its own."""
+    """Whether the folder holds an adapter instead of a whole model."""
     return (folder / CONFIG).exists()
 
 
 def base_name(folder: Path) -> str:
-    """The model that an adapter belongs on: folder or hub name.
+    """Read the folder or hub name of the model that an adapter was made for.
 
     Raises:
-        UserError: the adapter does not say.
+        UserError: the adapter does not name it.
     """
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not name:
@@ -114,10 +121,10 @@ def base_name(folder: Path) -> str:
 
 
 def adapter_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of an adapter, under PEFT's keys.
+    """Load all tensors of an adapter, under PEFT's keys.
 
     Raises:
-        UserError: there are none, they are damaged, or a pickle holds something else.
+        UserError: there are none, they are damaged, or a pickle holds anything except tensors.
     """
     path = next((folder / name for name in (ADAPTER, PICKLED) if (folder / name).exists()), None)
     if path is None:
@@ -134,7 +141,7 @@ def adapter_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def adapter_head(folder: Path) -> Tensor | None:
-    """The reranker's head in an adapter; None if there is none."""
+    """Load the reranker's head from an adapter; None if it has no head."""
     return next((value for key, value in adapter_weights(folder).items() if key.endswith(f".{HEAD}")), None)
 
 
@@ -142,7 +149,9 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
     """Add a saved adapter's updates to the model's weights.
 
     Args:
-        beside: ends of the keys that are not the backbone's, but of what stands on it.
+        model: the backbone.
+        folder: the folder of the adapter.
+        beside: ends of the keys that belong to a head on the backbone instead of to the backbone.
 
     Raises:
         UserError: the adapter does not fit the model.
@@ -159,7 +168,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
     try:
         with hushed():
             settings: Any = PeftConfig.from_pretrained(str(folder))
-            settings.task_type, settings.modules_to_save = None, None  # what they ask for is not on a backbone
+            settings.task_type, settings.modules_to_save = None, None  # these need parts that a backbone lacks
             adapted: Any = get_peft_model(model, settings)
             found = set_peft_model_state_dict(adapted, weights)
     except (RuntimeError, ValueError, TypeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The transformer under every model: loading it, and running it on right-padded ids."""
+"""The transformer in every model: loading it and running it on right-padded ids."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,13 +34,13 @@ def load_backbone(
     """Load a decoder or encoder without its language-model head, from a folder or the hub.
 
     Args:
-        attention: how attention is computed, in transformers' words: eager, sdpa, flash_attention_2, ... (None: sdpa
-            where the model has it).
-        four_bit: keep the linear layers as 4-bit NF4 (https://arxiv.org/abs/2305.14314) and compute in `dtype`; on
-            the current GPU if there is one. They cannot learn: put LoRA on them.
+        attention: the implementation of attention, by its name in transformers: eager, sdpa, flash_attention_2, ...
+            (None: sdpa if the model has it).
+        four_bit: keep the linear layers as 4-bit NF4 (https://arxiv.org/abs/2305.14314) and compute in `dtype`, on the
+            current GPU if there is one. Such layers cannot be trained; add LoRA to them.
 
     Raises:
-        UserError: nothing usable is there, it would need code of its own to run, or a package is missing.
+        UserError: there is no usable model, it needs code of its own to run, or a package is missing.
     """
     config = _config(name)
     options: dict[str, Any] = {"attn_implementation": _known_attention(attention, name), "dtype": dtype}
@@ -48,8 +48,8 @@ def load_backbone(
         options["quantization_config"] = _nf4(dtype)
     model = _load(AutoModel, name, config=config, **options)
     _freeze_pooler(model)
-    # else, on some CPUs and out of training, bitsandbytes would repack the weights for good, into a form that computes
-    # in bfloat16, has no gradient, and dequantises to other weights
+    # otherwise, on some CPUs and outside training, bitsandbytes would repack the weights permanently, into a form that
+    # computes in bfloat16, has no gradient, and dequantises to other weights
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -57,10 +57,10 @@ def load_backbone(
 
 
 def load_classifier(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load an encoder with its sequence-classification head, of one label or two, from a folder or the hub.
+    """Load an encoder with its sequence-classification head from a folder or the hub.
 
     Raises:
-        UserError: nothing usable is there, its head is missing, or has more labels.
+        UserError: there is no usable model, its head is missing, or the head has more than two labels.
     """
     config = _config(name)
     if config.num_labels > 2:
@@ -69,24 +69,24 @@ def load_classifier(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrai
 
 
 def _load(kind: Any, name: str, **options: Any) -> PreTrainedModel:
-    """Load a model of this kind, all its weights being there."""
+    """Load a model of this kind, and raise UserError if weights are missing."""
     try:
         model, loaded = kind.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise not_a_model(name, error) from None
-    # transformers would go on with random weights in their place; the pooler above a bare encoder is never used here
+    # transformers would use random weights in their place; a bare encoder's pooler may be missing, as it is never used
     if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
         raise not_a_model(name, f"{len(missing)} weights are missing, {missing[0]} among them")
     return model
 
 
 def empty_backbone(name: str, *, attention: str | None = None) -> PreTrainedModel:
-    """The backbone that `load_backbone` would load, without its weights: shapes alone, on the device `meta`.
+    """Build the backbone that `load_backbone` would load, without weights, on the device `meta`.
 
     Raises:
-        UserError: no usable config.json is there, or a package is missing.
+        UserError: there is no usable config.json, or a package is missing.
     """
     config = _config(name)
     _known_attention(attention, name)
@@ -99,19 +99,21 @@ def empty_backbone(name: str, *, attention: str | None = None) -> PreTrainedMode
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
-    """Give a 4-bit model plain float32 layers that compute what its 4-bit ones did, in place.
+    """Replace the layers of a 4-bit model by equivalent plain float32 layers, in place.
 
-    An adapter trained on the 4-bit model belongs on these weights; on those that were quantised it scores otherwise.
+    An adapter trained on the 4-bit model fits these weights. On the weights before quantisation it gives other scores.
     """
     model.dequantize(dtype=torch.float32)
     return model.float()
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """While training, keep only what went into each layer and run the layer again in the backward pass, in place.
+    """Enable gradient checkpointing, in place.
+
+    Training then keeps only the input of each layer, and runs the layer again in the backward pass.
 
     Raises:
-        UserError: the model's code cannot.
+        UserError: the model does not support it.
     """
     try:
         with hushed():
@@ -124,8 +126,8 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def _config(name: str) -> Any:
-    logging.disable_progress_bar()  # ours says more
-    logging.set_verbosity_error()  # what is missing is an error below; what is not needed is no news
+    logging.disable_progress_bar()  # our progress bar says more
+    logging.set_verbosity_error()  # missing weights are an error below; unused ones do not matter
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -138,7 +140,13 @@ def _on_meta(config: Any, **options: Any) -> PreTrainedModel:
 
 
 def _known_attention(attention: str | None, name: str) -> str | None:
-    """The name itself, if the model can be built with it here: before its weights are read, and with a better word."""
+    """Check that the model can be built with this attention, and return the name.
+
+    This comes before the weights are read, and gives a clearer error than transformers.
+
+    Raises:
+        UserError: the name is unknown, or this attention cannot be used for the model here.
+    """
     if attention is None:
         return None
     known = ["eager", *(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if not key.startswith("paged"))]
@@ -165,14 +173,17 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _freeze_pooler(model: PreTrainedModel) -> None:
-    """The pooler above an encoder takes no part, yet stays, so that others can load what we save."""
+    """Freeze the pooler of an encoder.
+
+    It is not used, but is kept so that other libraries can load the models that are saved here.
+    """
     for name, parameter in model.named_parameters():
         if name.startswith("pooler."):
             parameter.requires_grad_(False)
 
 
 def not_a_model(name: str, error: Exception | str) -> UserError:
-    """The error for a name under which no model can be loaded."""
+    """Make the error for a name from which no model can be loaded."""
     names = sorted(path.name for path in Path(name).iterdir()) if Path(name).is_dir() else []
     found = f" Found: {', '.join(names[:6])}." if names else ""
     return UserError(
@@ -182,27 +193,33 @@ def not_a_model(name: str, error: Exception | str) -> UserError:
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
-    """Whether the architecture was made to predict the next token, whatever its tokens see now."""
+    """Whether the architecture was made to predict the next token.
+
+    This does not depend on what its tokens attend to now.
+    """
     return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not model.config.is_encoder_decoder
 
 
 def is_causal(model: PreTrainedModel) -> bool:
-    """Whether a token sees only those before it, so that padding on the right changes nothing and needs no mask."""
+    """Whether tokens attend only to earlier ones.
+
+    Padding on the right then changes nothing and needs no mask.
+    """
     config = model.config
     both_ways = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False)
     return is_decoder(model) and not both_ways
 
 
 def see_both_ways(model: PreTrainedModel) -> None:
-    """Let every token of a decoder see those after it too, in place (https://arxiv.org/abs/2404.05961)."""
-    model.config.is_causal = False  # transformers looks here in every forward pass
+    """Let every token of a decoder attend to later ones too, in place (https://arxiv.org/abs/2404.05961)."""
+    model.config.is_causal = False  # transformers reads this in every forward pass
 
 
 def apply_reading(model: PreTrainedModel, reading: Reading) -> None:
     """Make the model read its tokens as `reading` says, in place.
 
     Raises:
-        UserError: there is no such pooling.
+        UserError: `reading` names an unknown pooling.
     """
     if reading.pooling not in POOLINGS:
         raise unknown("pooling", reading.pooling, POOLINGS)
@@ -217,7 +234,9 @@ def pooled_states(
     *,
     pooling: str,
 ) -> Float[Tensor, "batch dim"]:
-    """One hidden state for each row of right-padded ids: final layer, after the final norm, pooled.
+    """Compute one pooled hidden state for each row of right-padded ids.
+
+    The states are those of the final layer, after the final norm.
 
     Args:
         pooling: a name in math.pooling.POOLINGS.
@@ -229,18 +248,21 @@ def pooled_states(
         options["attention_mask"] = real_tokens(token_ids, lengths)
     with last_mlp_only_at(model, lengths - 1) if pooling == "last" else nullcontext():
         hidden = model(input_ids=token_ids, **options).last_hidden_state
-    return POOLINGS[pooling](hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer gives that position alone
+    return POOLINGS[pooling](hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer returns only that position
 
 
 def real_tokens(token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
-    """True where a token is not padding."""
+    """Make a mask that is True for tokens that are not padding."""
     return torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
 
 
 def _first_answer(
     model: PreTrainedModel, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch dim"]:
-    """The state from which the decoder would choose its first token, as its language-model head would get it."""
+    """Compute the state from which the decoder would choose its first token.
+
+    It is scaled as for the language-model head.
+    """
     config = model.config
     begin = torch.full_like(token_ids[:, :1], config.decoder_start_token_id)
     mask = real_tokens(token_ids, lengths)
@@ -251,13 +273,13 @@ def _first_answer(
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without the warnings of peft, bitsandbytes and transformers to one another."""
-    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # of a kernel, when imported, that is not used here
+    """Silence the warnings that peft, bitsandbytes and transformers cause in one another."""
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # warns on import about a kernel that is not used here
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         yield
 
 
 def first_line(error: Exception | str) -> str:
-    """What an error of another library says first."""
+    """Return the first line of another library's error message, shortened."""
     lines: Sequence[str] = str(error).strip().split("\n")
     return lines[0][:200] or type(error).__name__

@@ -1,4 +1,7 @@
-"""The bi-encoder: one text, one vector; the dot product of two vectors is their similarity."""
+"""The bi-encoder, which embeds each text as a vector.
+
+The dot product of two vectors is their similarity.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -18,10 +21,12 @@ Activation = Callable[[Tensor], Tensor]
 
 @final
 class DenseLayer(nn.Module):
-    """A linear layer behind the pooling and what is done to its output, as sentence-transformers' module `Dense`.
+    """A linear layer after the pooling, like the module `Dense` of sentence-transformers.
 
     Args:
-        activation: applied to the output (None: nothing).
+        weight: the weight of the layer.
+        bias: its bias, if any.
+        activation: the function applied to the output (None: no function).
     """
 
     def __init__(
@@ -37,23 +42,26 @@ class DenseLayer(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """Numbers that come out."""
+        """The dimension of the output."""
         return len(self.weight)
 
     def forward(self, vectors: Float[Tensor, "batch features"]) -> Float[Tensor, "batch out"]:
-        """The layer's output, float32."""
+        """Compute the layer's output, in float32."""
         vectors = F.linear(vectors, self.weight, self.bias)
         return vectors if self.activation is None else self.activation(vectors)
 
 
 @final
 class DenseModel(nn.Module):
-    """A backbone whose pooled hidden state is the vector of a query or a document (RepLLaMA, and encoders alike).
+    """A backbone whose pooled hidden state is the vector of a query or document.
+
+    This covers RepLLaMA and encoders.
 
     Args:
-        inputs: what makes the ids that it was trained on.
-        reading: as the backbone was loaded with.
-        dense: layers that sentence-transformers puts behind the pooling, in their order.
+        backbone: the transformer.
+        inputs: makes token ids in the form that the model was trained on.
+        reading: the reading that was applied to the backbone.
+        dense: the layers after the pooling in a sentence-transformers model, in order.
 
     https://arxiv.org/abs/2310.08319
     """
@@ -71,22 +79,22 @@ class DenseModel(nn.Module):
 
     @property
     def contract(self) -> InputContract:
-        """How its texts become ids, and its output is read."""
+        """The input contract: how texts become ids and how the output is read."""
         return InputContract(self.inputs.form, self.reading)
 
     @property
     def row_shape(self) -> tuple[int]:
-        """Shape of one row of the output: a vector."""
+        """The shape of one row of the output, a vector."""
         weights = [layer.weight for layer in self.dense]
         return (len(weights[-1]) if weights else self.backbone.config.hidden_size,)  # type: ignore[return-value]
 
     def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
-        """A vector, float32, for each row of right-padded ids."""
+        """Compute a float32 vector for each row of right-padded ids."""
         pooling = self.reading.pooling
         return Rows(self.behind_pooling(pooled_states(self.backbone, token_ids, lengths, pooling=pooling)))
 
     def behind_pooling(self, states: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
-        """Vectors, float32, of pooled hidden states."""
+        """Compute float32 vectors from pooled hidden states."""
         vectors = states.float()
         for layer in self.dense:
             vectors = layer(vectors)

@@ -1,8 +1,9 @@
-"""What the name of a model stands for: a folder, looked up once, and what its files say.
+"""Model folders: finding the folder for a model's name, and reading its files.
 
-A model folder of ours is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`. A
-reranker's weights carry the key `score.weight` beside the backbone's, as in transformers' sequence classifiers. A LoRA
-folder holds `adapter_config.json` and `adapter_model.safetensors` instead, head included, and names its base.
+A model folder written by shortlist is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`.
+A reranker's weights have the key `score.weight` beside the backbone's keys, as in sequence classifiers of transformers.
+A LoRA folder holds `adapter_config.json` and `adapter_model.safetensors` instead, with any head, and names its base
+model.
 """
 
 from dataclasses import dataclass, fields
@@ -25,7 +26,7 @@ from shortlist.text.contract import InputContract, named_contract
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
-"""What is fetched from the hub: no code, and weights in safetensors only, but for older adapters."""
+"""The files to fetch from the hub: no code, and weights only in safetensors, except for older adapters."""
 
 WEIGHTS = ("*.safetensors", PICKLED)
 CONTRACT = "contract.json"
@@ -33,46 +34,46 @@ CONTRACT = "contract.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's files and what they say, whatever name led there.
+    """A model's folder, and the information in its files.
 
-    It travels to other processes as it is: they look nothing up again, unless they are on a machine that has the same
-    revision elsewhere.
+    It can be sent to other processes. They use the same folder, unless their machine keeps the same revision in another
+    place.
     """
 
     name: str
-    """As on the command line, and which one of the shipped pair."""
+    """The name on the command line, completed for the shipped pair."""
     path: Path
     revision: str | None = None
-    """The hub's; None for a folder that was named by its path."""
+    """The revision on the hub; None for a local folder."""
     weights: bool = True
-    """Whether weights were fetched too, where the hub has the model."""
+    """Whether weights were fetched too, for a model from the hub."""
 
     @cached_property
     def base(self) -> "ModelFolder | None":
-        """What an adapter belongs on; None for a whole model.
+        """The model that an adapter was made for; None for a whole model.
 
         Raises:
-            UserError: the adapter does not say, or nothing is there.
+            UserError: the adapter does not name its base, or the base is missing.
         """
         folder = self.backbone_path
         return open_folder(base_name(folder), weights=self.weights) if is_adapter(folder) else None
 
     @property
     def whole(self) -> "ModelFolder":
-        """Where the weights are that an adapter is merged into; this very folder, if it is no adapter."""
+        """The folder of the whole model, which is under any adapters."""
         return self.base.whole if self.base else self
 
     @property
     def backbone_path(self) -> Path:
-        """Where in the folder the backbone is: sentence-transformers may keep it one folder deeper."""
+        """The folder of the backbone, which sentence-transformers may keep one folder deeper."""
         return backbone_folder(self.path)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The folder's own, or its base's where an adapter has none.
+        """The folder's tokenizer, or the base's if an adapter has none.
 
         Raises:
-            UserError: there is none that can be used.
+            UserError: there is no usable tokenizer.
         """
         check_layout(self.name, self.path)
         folder = self.backbone_path
@@ -81,17 +82,20 @@ class ModelFolder:
 
     @cached_property
     def identity(self) -> str:
-        """What the model is, for manifests: the contents of a folder, or the name of a hub model with its revision."""
+        """The identity of the model for manifests.
+
+        It is computed from the contents of a local folder, or is the name and revision of a hub model.
+        """
         return f"hub:{self.name}@{self.revision}" if self.revision else identity(self.path)
 
     @property
     def weight_files(self) -> list[Path]:
-        """The files that hold the model's weights; an adapter is merged into its base's."""
+        """The files of the model's weights; for an adapter, the files of its base."""
         return sorted(self.whole.backbone_path.glob("*.safetensors"))
 
     @cached_property
     def num_parameters(self) -> int:
-        """How many numbers the model is made of, by the heads of its files."""
+        """The number of parameters, read from the headers of the weight files."""
         total = 0
         for path in self.weight_files:
             with safe_open(path, framework="pt") as weights:
@@ -99,10 +103,13 @@ class ModelFolder:
         return total
 
     def own_contract(self, reads: str) -> InputContract | None:
-        """The model's own contract, in its folder or as it was published; None if it says none for this input.
+        """Find the contract in the folder or of the published model.
 
         Args:
             reads: `document` for a retriever, `pair` for a reranker.
+
+        Returns:
+            The contract, or None if there is none for this input.
         """
         path = self.path / CONTRACT
         if path.exists():
@@ -112,14 +119,14 @@ class ModelFolder:
         return published_contract(self.name, self.path, reads)
 
     def contract(self, reads: str, given: str | InputContract | None = None) -> InputContract:
-        """The contract to read with: the given one, else the model's own.
+        """Return the given contract, or the model's own if none is given.
 
         Args:
             reads: as for `own_contract`.
-            given: a preset by name, or a contract.
+            given: the name of a preset, or a contract.
 
         Raises:
-            UserError: nothing says what the input looks like, or it is another kind of model's.
+            UserError: the model has no contract, or the contract is for another kind of model.
         """
         if isinstance(given, InputContract):
             return given
@@ -138,19 +145,25 @@ class ModelFolder:
         return contract
 
     def any_contract(self, given: str | None = None) -> InputContract:
-        """The contract of a retriever or a reranker, whichever it is.
+        """Return the contract of the model, whether it is a retriever or a reranker.
 
         Raises:
-            UserError: nothing says what the input looks like.
+            UserError: the model has no contract.
         """
         return named_contract(given) if given else self.own_contract("pair") or self.contract("document")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: the base looked up here, the tokenizer read there."""
+        """Return the state for another process.
+
+        It includes the base, so that the base is not looked up again. The other process reads the tokenizer itself.
+        """
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"base": self.base}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """On another machine the hub's copies or the package may lie elsewhere: the same revision is found there."""
+        """Restore the state in another process.
+
+        On another machine the hub's cache or the package may be in another place, where the same revision is found.
+        """
         if not state["path"].is_dir():
             state["path"] = open_folder(state["name"], revision=state["revision"]).path
         self.__dict__.update(state)
@@ -159,17 +172,18 @@ class ModelFolder:
 def open_folder(
     name: str, *, wanted: str = "retriever", weights: bool = True, revision: str | None = None
 ) -> ModelFolder:
-    """The folder that a name stands for: `name` itself, one of the shipped pair, or the hub's (fetched if need be).
+    """Find the folder for a model's name, fetching it from the hub if necessary.
 
-    Call it once for a command, and hand on what it returns.
+    Call this once per command, and pass on the result.
 
     Args:
-        wanted: which one of the shipped pair `shortlist-mini` is.
-        weights: without them, fetch the small files only.
-        revision: of a hub model (None: the newest).
+        name: a folder, one of the shipped pair, or a name on the hub.
+        wanted: the kind of model that `shortlist-mini` stands for.
+        weights: whether to fetch the weights, or only the small files.
+        revision: the revision of a hub model (None: the newest).
 
     Raises:
-        UserError: no model is there.
+        UserError: there is no such model.
     """
     name = shipped_name(name, wanted) if wanted == "reranker" else name
     path = shipped_folder(name) or Path(name)
@@ -181,6 +195,6 @@ def open_folder(
     pinned = {"revision": revision} if revision else {}
     try:
         path = Path(snapshot_download(name, allow_patterns=patterns, **pinned))
-    except Exception as error:  # the hub's client raises a dozen unrelated types
+    except Exception as error:  # the hub client raises a dozen unrelated types
         raise not_a_model(name, error) from None
     return ModelFolder(name, path, path.name, weights)

@@ -1,4 +1,4 @@
-"""Where the head of a reranker is, in the folders of those who publish one."""
+"""The heads of rerankers in published model folders."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,10 +18,12 @@ OUTPUT_EMBEDDING = "lm_head.weight"
 
 
 def one_label(head: Tensor, name: str) -> Float[Tensor, "1 dim"]:
-    """A head's projection to one score: of two labels, how much larger the second one's logit is.
+    """Reduce a head to a projection to one score.
+
+    With two labels the score is the second logit minus the first.
 
     Raises:
-        UserError: it has more labels.
+        UserError: the head has more than two labels.
     """
     if len(head) > 2:
         raise UserError(f"{name}: its head has {len(head)} labels; a reranker has one, or two.")
@@ -31,14 +33,16 @@ def one_label(head: Tensor, name: str) -> Float[Tensor, "1 dim"]:
 def answer_head(
     backbone: PreTrainedModel, tokenizer: Any, answer: Sequence[str], folder: Path
 ) -> Float[Tensor, "1 dim"]:
-    """The projection of a language model's last state to the score that its answer is.
+    """Make the projection from a language model's last state to its answer's score.
 
     Args:
-        answer: its tokens, as in a contract's reading.
-        folder: where its weights are; one without an output embedding uses that of the input.
+        backbone: the language model without its head.
+        tokenizer: its tokenizer.
+        answer: the tokens of the answer, as in a contract's reading.
+        folder: the folder of its weights. Without an output embedding there, the input embedding is used.
 
     Raises:
-        UserError: the tokenizer has no such token, or the logits are more than a product.
+        UserError: the tokenizer has no such token, or the model caps its logits.
     """
     if getattr(backbone.config, "final_logit_softcapping", None):
         raise UserError(f"{folder}: caps its logits, which an answer's score is not made for; use another model.")
@@ -58,13 +62,14 @@ def answer_head(
 
 
 def check_tied(backbone: PreTrainedModel, folder: Path) -> None:
-    """Refuse a language model whose logits are not the product of its states and its input embedding.
+    """Check that a language model's logits are its states times its input embedding.
 
     Args:
-        folder: where its weights are.
+        backbone: the language model without its head.
+        folder: the folder of its weights.
 
     Raises:
-        UserError: it has an output embedding of its own, or scales or caps its logits.
+        UserError: it has a separate output embedding, or scales or caps its logits.
     """
     changed = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if _set(backbone, name)]
     if changed or any(_tensors(folder, OUTPUT_EMBEDDING)):
@@ -77,17 +82,17 @@ def _set(backbone: PreTrainedModel, name: str) -> bool:
 
 
 def find_head(folder: Path) -> Tensor | None:
-    """A reranker's head, wherever in the folder's safetensors it lies; None if there is none."""
+    """Find a reranker's head in a folder's safetensors; None if there is none."""
     return next((weights.get_tensor(key) for weights, key in _tensors(folder, HEAD)), None)
 
 
 def _row(folder: Path, name: str, number: int) -> Tensor | None:
-    """One row of a matrix in the folder's safetensors; None if there is none of that name."""
+    """Read one row of a matrix in a folder's safetensors; None without such a matrix."""
     return next((weights.get_slice(key)[number : number + 1][0] for weights, key in _tensors(folder, name)), None)
 
 
 def _tensors(folder: Path, name: str) -> Iterator[tuple[Any, str]]:
-    """The tensors of a name, whatever prefix it has: an open file and the key."""
+    """Yield the open file and key of tensors with this name, after any prefix."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as weights:
@@ -99,7 +104,7 @@ def _tensors(folder: Path, name: str) -> Iterator[tuple[Any, str]]:
 
 
 def is_classifier(folder: Path) -> bool:
-    """Whether the folder holds an encoder with a classification head of transformers' own."""
+    """Whether the folder holds an encoder that is a sequence classifier of transformers."""
     config = optional_json(folder / "config.json")
     [architecture] = (config.get("architectures") or [""])[:1]
     encoder = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -1,6 +1,6 @@
-"""The kinds of models: what each is used as, and how it is found in a folder, loaded, made to train and saved.
+"""The kinds of models: their roles, and how they are recognised, loaded, trained and saved.
 
-What another room does with a kind is a table of that room, which `for_kind` reads.
+Other packages keep tables of what they do with each kind, which `for_kind` reads.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,26 +28,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelKind:
-    """One kind of model; its module has its name as a class attribute, `kind`."""
+    """A kind of model; the module's class attribute `kind` holds its name."""
 
     role: str
-    """What it is used as: `retriever`, `reranker` or `language-model`. A table without the kind has its role."""
+    """Its use: `retriever`, `reranker` or `language-model`. It is the key in tables that do not list the kind."""
     reads: str
-    """Template of the contract that it needs: `document` (and `query`), or `pair`."""
+    """The template that its contract must have: `document` (and `query`), or `pair`."""
     load: Callable[..., Any] | None = None
-    """Loads it from a folder by a contract, in a `dtype` (None: there is nothing to run)."""
+    """Loads it from a folder with a contract, in a `dtype` (None: it cannot be run)."""
     is_in: Callable[[ModelFolder, InputContract], bool] = lambda folder, contract: True
-    """Whether a folder that is read by this contract holds such a model; later kinds are asked before earlier ones."""
+    """Whether a folder that is read with this contract holds such a model; later kinds are tried first."""
     to_train: Callable[..., Any] | None = None
-    """Makes one to train of a folder and a contract: as `load.dense_to_train` (None: it is not trained here)."""
+    """Makes a model to train from a folder and a contract, like `load.dense_to_train` (None: it cannot be trained)."""
     temperature: float = 1.0
-    """What divides its scores in a loss, if nothing else is said."""
+    """The default temperature, which divides its scores in a loss."""
     saved: Mapping[str, str] = field(default_factory=dict)
-    """What is saved beside the backbone: name in the module -> key in the folder."""
+    """The parameters saved besides the backbone: name in the module -> key in the folder."""
     as_classifier: bool = False
-    """It is saved as one of transformers' sequence classifiers, keys and configuration."""
+    """Whether its keys and configuration are saved as a sequence classifier of transformers."""
     saves_itself: bool = False
-    """The backbone is a whole model of transformers, head included, and is saved as that."""
+    """Whether the backbone is a complete model of transformers, with its head, and is saved as such."""
 
 
 KINDS: dict[str, ModelKind] = {
@@ -73,15 +73,16 @@ KINDS: dict[str, ModelKind] = {
     ),
     "language-model": ModelKind(role="language-model", reads="pair", to_train=language_model_to_train),
 }
-"""By the name that `shortlist train` has for it, and that its module has as `kind`."""
+"""The kinds by name, which is the name in `shortlist train` and the module's `kind`."""
 
 
 def kind_in(folder: ModelFolder, contract: InputContract, reads: str) -> ModelKind:
     """Find the kind of model that a folder holds.
 
     Args:
-        contract: how it is read.
-        reads: what it is wanted for: `document` or `pair`.
+        folder: the model's folder.
+        contract: the contract that it is read with.
+        reads: the wanted input: `document` for a retriever, `pair` for a reranker.
     """
     fitting = (kind for kind in reversed(KINDS.values()) if kind.load and kind.reads == reads)
     return next(kind for kind in fitting if kind.is_in(folder, contract))
@@ -95,28 +96,29 @@ def load_model(
     adjust: Adjust | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Load the model that a folder holds, whichever kind it is.
+    """Load the model that a folder holds, whatever its kind.
 
     Args:
-        reads: what it is wanted for: `document` for a retriever, `pair` for a reranker.
-        contract: input contract, by name or as it is (None: the folder's own).
-        adjust: makes the contract that is used of that one, such as with other lengths.
+        folder: the model's folder.
+        reads: the wanted input: `document` for a retriever, `pair` for a reranker.
+        contract: the input contract, by name or as an object (None: the folder's own).
+        adjust: changes that contract before use, such as its lengths.
 
     Raises:
-        UserError: nothing says what its input looks like, or it is no such model.
+        UserError: its input contract is unknown, or it is another kind of model.
     """
     found = folder.contract(reads, contract)
     found = adjust(found) if adjust else found
     load = kind_in(folder, found, reads).load
-    assert load is not None  # as `kind_in` has it, for the type checker
+    assert load is not None  # `kind_in` ensures it; this tells the type checker
     return load(folder, found, dtype=dtype)
 
 
 def named_kind(name: str) -> ModelKind:
-    """Return the kind of a name that `shortlist train` has.
+    """Return the kind with this name in `shortlist train`.
 
     Raises:
-        UserError: there is none, or it is not trained here.
+        UserError: there is no such kind, or it cannot be trained.
     """
     known = [name for name, kind in KINDS.items() if kind.to_train]
     if name not in known:
@@ -125,9 +127,9 @@ def named_kind(name: str) -> ModelKind:
 
 
 def for_kind(table: Mapping[str, T], kind: str) -> T:
-    """Look up what a table says of a kind of model, else of the role that it has.
+    """Look up a kind of model in a table, falling back to its role.
 
     Raises:
-        KeyError: nothing of either.
+        KeyError: the table has neither.
     """
     return table[kind] if kind in table else table[KINDS[kind].role]

@@ -1,4 +1,4 @@
-"""A decoder that is trained to predict the next token: what a retriever or a reranker may start from."""
+"""A decoder trained to predict the next token, from which retrievers and rerankers can start."""
 
 from typing import Any, cast, final
 
@@ -14,12 +14,14 @@ from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
 
 LOGIT_ROWS = 128
-"""Tokens whose logits are held in float32 at a time: few enough for a CPU's caches."""
+"""The number of tokens whose logits are held in float32 at a time, few enough for a CPU's caches."""
 
 
 @final
 class LanguageModel(nn.Module):
-    """A backbone whose input embedding is its output embedding too, so that nothing but the backbone is learnt.
+    """A language model whose input embedding is also its output embedding.
+
+    Only the backbone is trained.
 
     https://arxiv.org/abs/1608.05859
     """
@@ -35,12 +37,15 @@ class LanguageModel(nn.Module):
 
     @property
     def contract(self) -> InputContract:
-        """How its texts become ids, and its output is read."""
+        """The input contract: how texts become ids and how the output is read."""
         return InputContract(self.inputs.form, self.reading)
 
     def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
-        """Two numbers for each right-padded text: minus the log-likelihood of all tokens but the first, each after
-        those before it (nats, float32), and how many of them are the likeliest."""
+        """Compute the loss and the number of correct predictions for each right-padded text.
+
+        The loss is minus the log-likelihood of all tokens except the first, each given the tokens before it (nats,
+        float32). A prediction is correct if the actual token is the likeliest one.
+        """
         states = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state
         places = real_tokens(token_ids, lengths)[:, 1:].flatten().nonzero()[:, 0]  # no logits for padding
         states, targets = states[:, :-1].flatten(0, 1)[places], token_ids[:, 1:].flatten()[places]
@@ -53,11 +58,11 @@ class LanguageModel(nn.Module):
 def next_tokens(
     states: Float[Tensor, "tokens dim"], embedding: Float[Tensor, "vocabulary dim"], targets: Int[Tensor, " tokens"]
 ) -> Float[Tensor, "tokens 2"]:
-    """The cross-entropy of each token, as F.cross_entropy of the product of states and embedding, float32; and 1 where
-    it is the likeliest, else 0.
+    """Compute each token's cross-entropy, and whether the token is the likeliest.
 
-    Keeps one number per logit for the backward pass, in the precision of the product, where PyTorch's own keeps three:
-    a quarter of a small model's step is saved.
+    The cross-entropy is F.cross_entropy of the product of states and embedding, in float32. The second number is 1 if
+    the token is the likeliest and 0 if not. For the backward pass this keeps one number per logit, in the precision of
+    the product, where PyTorch keeps three; that saves a quarter of a small model's step.
     """
     kind = states.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype

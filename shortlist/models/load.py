@@ -1,4 +1,4 @@
-"""A model's folder -> its module with inputs and weights: to run as it is, or to start training from."""
+"""Loading of a model from its folder, to run it or to train it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,10 +32,12 @@ from shortlist.text.proof import proved_inputs
 
 
 def load_dense(folder: ModelFolder, contract: InputContract, *, dtype: torch.dtype = torch.float32) -> DenseModel:
-    """Load a retriever: a folder of ours, a sentence-transformers folder, or a plain backbone.
+    """Load a retriever from a folder.
+
+    This may be a folder written by shortlist, a sentence-transformers folder, or a plain backbone.
 
     Raises:
-        UserError: no model is there, or its tokenizer is not what the contract is about.
+        UserError: there is no model, or its tokenizer does not fit the contract.
     """
     inputs = proved_inputs(contract.form, folder.tokenizer)
     backbone = open_backbone(folder, contract.reading, dtype=dtype)
@@ -45,10 +47,12 @@ def load_dense(folder: ModelFolder, contract: InputContract, *, dtype: torch.dty
 def load_pointwise(
     folder: ModelFolder, contract: InputContract, *, dtype: torch.dtype = torch.float32
 ) -> PointwiseModel:
-    """Load a reranker with its head: `score.weight`, or the answer of a language model, where the contract names one.
+    """Load a reranker with its head.
+
+    The head is `score.weight`, or comes from a language model's output embedding if the contract names an answer.
 
     Raises:
-        UserError: no model is there, it has no head, or its tokenizer is not what the contract is about.
+        UserError: there is no model, it has no head, or its tokenizer does not fit the contract.
     """
     inputs, reading = proved_inputs(contract.form, folder.tokenizer), contract.reading
     if reading.answer:
@@ -67,10 +71,10 @@ def load_pointwise(
 def load_classifier_model(
     folder: ModelFolder, contract: InputContract, *, dtype: torch.dtype = torch.float32
 ) -> ClassifierModel:
-    """Load a cross-encoder: an encoder with a classifier of its own.
+    """Load a cross-encoder, an encoder with a classification head.
 
     Raises:
-        UserError: it cannot be loaded, or its tokenizer is not what the contract is about.
+        UserError: it cannot be loaded, or its tokenizer does not fit the contract.
     """
     inputs = proved_inputs(contract.form, folder.tokenizer)
     backbone = load_classifier(str(folder.path), dtype=dtype)
@@ -86,12 +90,13 @@ def dense_to_train(
     adjust: Adjust | None = None,
     **loading: Any,
 ) -> DenseModel:
-    """A retriever to start training from.
+    """Load a retriever to start training from.
 
     Args:
-        contract: how its input looks (None: the folder's own, else the paper's for its architecture).
-        seed: of what is new in the model: nothing here.
-        adjust: makes the contract that is used of that one, such as with other lengths.
+        folder: the folder of the model or backbone.
+        contract: the input contract (None: the folder's own, or the paper's for its architecture).
+        seed: the seed for new parts of a model; unused, since a retriever has none.
+        adjust: changes that contract before use, such as its lengths.
         loading: dtype, attention and four_bit as for `load_backbone`; or `empty=True` for shapes without weights.
     """
     backbone = open_backbone(folder, **loading)
@@ -112,11 +117,13 @@ def pointwise_to_train(
     adjust: Adjust | None = None,
     **loading: Any,
 ) -> PointwiseModel:
-    """A reranker to start training from: with the head of a trained one, with a new head on any other backbone.
+    """Load a reranker to start training from.
+
+    A trained reranker keeps its head; any other backbone gets a new one.
 
     Args:
-        seed: of the new head.
-        contract: as for `dense_to_train`, and so are the others.
+        seed: the seed of the new head.
+        contract: as for `dense_to_train`, like the other arguments.
     """
     if is_classifier(folder.path):
         raise UserError(
@@ -143,13 +150,15 @@ def language_model_to_train(
     adjust: Adjust | None = None,
     **loading: Any,
 ) -> LanguageModel:
-    """A language model to start training from, whose texts are the pairs of a reranker.
+    """Load a language model to start training from.
+
+    Its texts are the pairs of a reranker.
 
     Args:
-        contract: as for `dense_to_train`, and so are the others.
+        contract: as for `dense_to_train`, like the other arguments.
 
     Raises:
-        UserError: the backbone is no causal decoder, or computes its logits in another way.
+        UserError: the backbone is not a causal decoder, or its logits are not computed from tied embeddings alone.
     """
     backbone = open_backbone(folder, **loading)
     check_tied(backbone, folder.whole.path)
@@ -157,16 +166,17 @@ def language_model_to_train(
     inputs, reading = _to_train(folder, backbone, contract, adjust)
     if not is_causal(backbone) or reading.bidirectional:
         raise UserError(f"{folder.name}: its tokens see what comes after them, so there is nothing to predict.")
-    backbone.config.tie_word_embeddings = True  # saved with it, so that transformers' own model is the same one
+    backbone.config.tie_word_embeddings = True  # saved with it, so that transformers builds the same model
     return LanguageModel(backbone, inputs, reading)
 
 
 def open_backbone(folder: ModelFolder, reading: Reading | None = None, **loading: Any) -> PreTrainedModel:
-    """The backbone of a folder, adapters merged.
+    """Load the backbone of a folder, with adapters merged.
 
     Args:
-        reading: how it reads its tokens (None: as by default).
-        loading: as for `load_backbone`; `empty` for shapes without weights; `beside` as for `merge_adapter`.
+        folder: the folder of the model.
+        reading: the reading to apply to it (None: the default).
+        loading: options as for `load_backbone`; `empty` for shapes without weights; `beside` as for `merge_adapter`.
     """
     backbone = _merged(folder, **loading)
     if reading:
@@ -175,7 +185,7 @@ def open_backbone(folder: ModelFolder, reading: Reading | None = None, **loading
 
 
 def head_of(folder: ModelFolder) -> Tensor | None:
-    """A reranker's head in a folder; None if there is none."""
+    """Load a reranker's head from a folder; None if it has no head."""
     return adapter_head(folder.path) if is_adapter(folder.path) else find_head(folder.path)
 
 
@@ -189,7 +199,7 @@ def _merged(
         return _merged(base, empty=True, **loading)
     if loading.get("four_bit"):
         raise UserError(f"{folder.name}: is an adapter, which --four-bit cannot start from; name a whole model.")
-    if (path / QUANTIZATION).exists():  # the updates were learnt on top of weights that were rounded from this dtype
+    if (path / QUANTIZATION).exists():  # the updates were trained on weights rounded from this dtype
         dtype = getattr(torch, read_json(path / QUANTIZATION)["bnb_4bit_compute_dtype"])
         rounded = dequantize(_merged(base, dtype=dtype, four_bit=True))
         return merge_adapter(rounded, path, beside=beside).to(loading.get("dtype", torch.float32))
@@ -199,12 +209,12 @@ def _merged(
 def _to_train(
     folder: ModelFolder, backbone: PreTrainedModel, contract: InputContract, adjust: Adjust | None
 ) -> tuple[Inputs, Reading]:
-    """Inputs and reading for training by a contract, which is adjusted before it is proved."""
+    """Adjust a contract, apply its reading to the backbone, and return inputs and reading."""
     contract = adjust(contract) if adjust else contract
     apply_reading(backbone, contract.reading)
     return _inputs(folder, contract.form), contract.reading
 
 
 def _inputs(folder: ModelFolder, form: Form) -> Inputs:
-    """Inputs for training: a contract's `<bos>` is left out for a tokenizer that has none."""
+    """Make the inputs for training, without `<bos>` if the tokenizer has none."""
     return proved_inputs(form.fitted(folder.tokenizer), folder.tokenizer)

@@ -1,4 +1,4 @@
-"""What every model gives: rows of numbers, one for each text or as many as the text needs."""
+"""The output of every model: rows of numbers, one or more for each text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,31 +9,33 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """A model's output for some texts: rows in the order of the texts, those of a text next to one another.
+    """A model's output for several texts, as rows in the order of the texts.
 
-    A dense model gives one vector for each text and a reranker one number. Late interaction gives a vector for each
-    token; learned sparse retrieval one row as wide as the vocabulary, or a row for each pair of word and weight.
+    The rows of a text are next to one another.
+
+    A dense model gives one vector for each text, and a reranker one number. Late interaction gives a vector for each
+    token. Learned sparse retrieval gives one row as wide as the vocabulary, or a row for each pair of word and weight.
     """
 
     values: Shaped[Tensor, "rows *shape"]
     counts: Int[Tensor, " texts"] | None = None
-    """Rows of each text (None: one)."""
+    """The number of rows of each text (None: one)."""
 
 
 def offsets(counts: Int[Tensor, " texts"]) -> Int[Tensor, " texts"]:
-    """Number of the first row of each text."""
+    """Compute the index of the first row of each text."""
     return counts.cumsum(0) - counts
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """Put the rows of several outputs of one model behind one another."""
+    """Concatenate the rows of several outputs of one model."""
     values = torch.cat([part.values for part in parts])
     counts = [part.counts for part in parts if part.counts is not None]
     return Rows(values, torch.cat(counts) if counts else None)
 
 
 def select(rows: Rows, texts: Int[Tensor, " some"]) -> Rows:
-    """Pick the rows of some texts, in the order in which the texts are named; a text may be named twice."""
+    """Pick the rows of some texts, in their order in `texts`; repetition is allowed."""
     values, counts = rows
     texts = texts.to(values.device)
     if counts is None:
@@ -45,6 +47,6 @@ def select(rows: Rows, texts: Int[Tensor, " some"]) -> Rows:
 
 
 def split(rows: Rows) -> list[Shaped[Tensor, "rows *shape"]]:
-    """Split the rows into those of each text."""
+    """Split the rows by text."""
     counts = [1] * len(rows.values) if rows.counts is None else rows.counts.tolist()
     return list(rows.values.split(counts))

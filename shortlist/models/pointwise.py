@@ -1,4 +1,4 @@
-"""The pointwise reranker: a query and a document read together, one score from a head on the pooled state."""
+"""The pointwise reranker, which scores a query and a document read together."""
 
 from typing import final
 
@@ -17,13 +17,14 @@ from shortlist.text.inputs import Inputs
 class PointwiseModel(nn.Module):
     """A backbone and a bias-less projection of its pooled hidden state to a scalar (RankLLaMA).
 
-    A language model that answers with a token is one too: the projection is then that token's row of its output
-    embedding, or the difference of two.
+    A language model that answers with a token works the same way: the projection is then that token's row of its output
+    embedding, or the difference of two rows.
 
     Args:
-        inputs: what makes the ids that it was trained on.
-        reading: as the backbone was loaded with.
-        head: weight of the projection. There is no default: a checkpoint without its head is not a reranker.
+        backbone: the transformer.
+        inputs: makes token ids in the form that the model was trained on.
+        reading: the reading that was applied to the backbone.
+        head: the weight of the projection. There is no default, since a checkpoint without its head is not a reranker.
 
     https://arxiv.org/abs/2310.08319
     """
@@ -42,18 +43,18 @@ class PointwiseModel(nn.Module):
 
     @property
     def contract(self) -> InputContract:
-        """How its texts become ids, and its output is read."""
+        """The input contract: how texts become ids and how the output is read."""
         return InputContract(self.inputs.form, self.reading)
 
     def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
-        """A score, float32, for each right-padded pair."""
+        """Compute a float32 score for each right-padded pair."""
         pooling = self.reading.pooling
         pooled = pooled_states(self.backbone, token_ids, lengths, pooling=pooling).float()
         return Rows(pooled @ self.head[0])
 
 
 def new_head(backbone: PreTrainedModel, *, seed: int) -> Float[Tensor, "1 dim"]:
-    """The head that training starts from, as small as the backbone's own initial weights."""
+    """Make a random head to start training from, as small as the backbone's initial weights."""
     generator = torch.Generator().manual_seed(seed)
     std = getattr(backbone.config, "initializer_range", 0.02)
     return torch.randn(1, backbone.config.hidden_size, generator=generator) * std

@@ -1,7 +1,8 @@
-"""What the input of a model looks like that others have published, read from their files or known by its name.
+"""Input contracts of published models, read from their files or known by name.
 
-sentence-transformers' folders say it in `modules.json` and what that names; transformers' classifiers say it by what
-their tokenizer puts round a pair. A bare language model says nothing: a contract has to be named.
+A sentence-transformers folder describes its input in `modules.json` and the files named there. For a classifier of
+transformers, the tokenizer shows it by the tokens it puts around a pair. A bare language model does not describe its
+input, so the user has to name a contract.
 """
 
 import re
@@ -34,14 +35,14 @@ KNOWN = {
     r"intfloat/(multilingual-)?e5-(small|base|large)(-v2)?": "e5",
     r"BAAI/bge-(small|base|large)-en(-v1\.5)?": "bge",
 }
-"""Hub names whose files do not say how their input looks, or not all of it."""
+"""Hub names (patterns) of models whose files do not describe their input fully, with their contracts."""
 
 POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
 }
-"""sentence-transformers' names for the poolings that are here."""
+"""sentence-transformers' names of the supported poolings."""
 
 ACTIVATIONS: dict[str, Activation | None] = {
     "torch.nn.modules.linear.Identity": None,
@@ -50,17 +51,17 @@ ACTIVATIONS: dict[str, Activation | None] = {
     "torch.nn.modules.activation.GELU": torch.nn.functional.gelu,
     "torch.nn.modules.activation.Sigmoid": torch.sigmoid,
 }
-"""What may follow a dense layer, by the class that its settings name."""
+"""Supported activations of a dense layer, by the class named in its settings."""
 
 UNLIMITED = 10**9
-"""A longest input above this is tokenizers' way to say that there is none."""
+"""Tokenizers without a longest input report a length above this."""
 
 
 def check_layout(name: str, folder: Path) -> None:
-    """Refuse a folder that holds no model of a known layout, or one that would need code of its own.
+    """Check that a folder holds a model of a known layout without custom code.
 
     Raises:
-        UserError: one of these; says what was found.
+        UserError: the layout is unknown, or the model needs code of its own to run.
     """
     config = backbone_folder(folder) / "config.json"
     if not config.exists() and not is_adapter(backbone_folder(folder)):
@@ -78,15 +79,18 @@ def check_layout(name: str, folder: Path) -> None:
 
 
 def published_contract(name: str, folder: Path, kind: str) -> InputContract | None:
-    """The input contract of a published model; None if neither its files nor its name say it.
+    """Find the input contract of a published model by its files or its name.
 
     Args:
-        name: as on the command line.
-        folder: where its files are.
+        name: the model's name, as on the command line.
+        folder: the folder with its files.
         kind: `document` for a retriever, `pair` for a reranker.
 
+    Returns:
+        The contract, or None if it is unknown.
+
     Raises:
-        UserError: the files ask for something that is not here.
+        UserError: the files ask for something that is not supported.
     """
     for pattern, contract in KNOWN.items():
         if re.fullmatch(pattern, name) and getattr(named_contract(contract).form, kind):
@@ -99,17 +103,20 @@ def published_contract(name: str, folder: Path, kind: str) -> InputContract | No
 
 
 def backbone_folder(folder: Path) -> Path:
-    """Where in a model folder the backbone is: sentence-transformers may keep it one folder deeper."""
+    """Find the folder of the backbone inside a model folder.
+
+    sentence-transformers may keep it one folder deeper.
+    """
     if not (folder / MODULES).exists():
         return folder
     return next((path for kind, path in _modules(folder) if kind == "Transformer"), folder)
 
 
 def dense_layers(folder: Path) -> list[DenseLayer]:
-    """The layers behind the pooling, in their order; none where modules.json names none.
+    """Load the dense layers after the pooling, in order, as named in modules.json.
 
     Raises:
-        UserError: weights that are missing, or an activation that is not here.
+        UserError: weights are missing, or an activation is not supported.
     """
     if not (folder / MODULES).exists():
         return []
@@ -117,7 +124,7 @@ def dense_layers(folder: Path) -> list[DenseLayer]:
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """Kind and folder of each module, in their order."""
+    """List the kind and folder of each module, in order."""
     return [
         (module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in read_json(folder / MODULES, list)
     ]
@@ -137,7 +144,7 @@ def _dense(folder: Path) -> DenseLayer:
 
 
 def _of_modules(folder: Path) -> InputContract:
-    """Pooling, normalisation, length and prompts, as modules.json and its neighbours say."""
+    """Read pooling, normalisation, length and prompts from modules.json and the files it names."""
     modules = dict(_modules(folder))
     for module in modules.keys() - {"Transformer", "Pooling", "Dense", "Normalize"}:
         raise UserError(
@@ -172,7 +179,7 @@ def _of_modules(folder: Path) -> InputContract:
 
 
 def _of_classifier(folder: Path) -> InputContract:
-    """The form of a cross-encoder: what its tokenizer makes of two texts."""
+    """Read the contract of a cross-encoder from its tokenizer's output for two texts."""
     settings = optional_json(folder / "config_sentence_transformers.json")
     if settings.get("default_prompt_name"):
         raise UserError(
@@ -187,21 +194,24 @@ def _of_classifier(folder: Path) -> InputContract:
 
 
 def _as_transformers_has_it(folder: Path) -> Any:
-    """The tokenizer of the class that the folder names, which decides whether models are told of token types."""
+    """Load the tokenizer with the class that the folder names.
+
+    The class decides whether the model gets token types.
+    """
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _longest(folder: Path, tokenizer: Any) -> int:
-    """The longest input that a tokenizer or the positions of its model allow."""
+    """Find the longest input that a tokenizer and the positions of its model allow."""
     positions = optional_json(folder / "config.json").get("max_position_embeddings") or UNLIMITED
     length = min(tokenizer.model_max_length, positions)
     return length if length < UNLIMITED else 512
 
 
 def _pooling_modes(settings: dict[str, Any]) -> list[str]:
-    """Names of the pooling modes in use, from either spelling of sentence-transformers' settings."""
+    """List the pooling modes in use, from either format of sentence-transformers' settings."""
     if "pooling_mode" in settings:
         names = {name.split("_")[2]: name for name in POOLING_MODES}
         mode = settings["pooling_mode"]

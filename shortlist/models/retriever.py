@@ -1,4 +1,4 @@
-"""Retrievers: texts in, vectors out."""
+"""Retrievers, which turn texts into vectors."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -15,10 +15,10 @@ from shortlist.text.contract import Adjust, InputContract
 
 @final
 class Retriever:
-    """A model that gives queries and documents vectors, whose dot product is their similarity.
+    """A model that embeds queries and documents as vectors with their similarity as dot product.
 
     Args:
-        model: ready to run; its `inputs` make token ids of texts.
+        model: a model that is ready to run; its `inputs` turn texts into token ids.
     """
 
     def __init__(self, model: Model) -> None:
@@ -33,15 +33,16 @@ class Retriever:
         adjust: Adjust | None = None,
         **options: Any,
     ) -> "Retriever":
-        """Load a model folder, or the name of one on the hub, ready to encode.
+        """Load a model, ready to encode, from a folder or the hub.
 
         Args:
-            contract: input contract, by name or as it is, for a folder that does not say its own.
-            adjust: makes the contract that is used of that one, such as with other lengths.
+            name: the model's folder or hub name.
+            contract: the input contract, by name or as an object, for a folder that does not contain one.
+            adjust: changes that contract before use, such as its lengths.
             options: device and precision, as for `models.run.for_inference`.
 
         Raises:
-            UserError: no model is there, or nothing says what its input looks like.
+            UserError: there is no model, or its input contract is unknown.
         """
         folder = open_folder(name) if isinstance(name, str) else name
         model = load_model(folder, "document", contract, adjust=adjust)
@@ -50,18 +51,18 @@ class Retriever:
 
     @property
     def contract(self) -> InputContract:
-        """How texts become ids, and how the output is read."""
+        """The input contract: how texts become ids and how the output is read."""
         return self.model.contract
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
+        """The dimension of the vectors."""
         return self.model.row_shape[-1]
 
     def encode_queries(self, queries: Sequence[str | Query], **options: Any) -> Float[np.ndarray, "queries dim"]:
-        """Vectors of queries; options as in `models.run.run_model`."""
+        """Embed queries; options as in `models.run.run_model`."""
         return embed_queries(self.model, as_queries(queries), **options)
 
     def encode_documents(self, documents: Sequence[str | Document], **options: Any) -> Float[np.ndarray, "docs dim"]:
-        """Vectors of documents; options as in `models.run.run_model`."""
+        """Embed documents; options as in `models.run.run_model`."""
         return embed_documents(self.model, as_documents(documents), **options)

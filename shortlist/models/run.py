@@ -1,4 +1,4 @@
-"""Token ids -> rows: the one inference loop that every stage shares, whatever the model."""
+"""The inference loop from token ids to rows, shared by all stages and models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -22,7 +22,7 @@ from shortlist.text.inputs import Inputs
 CPU_TOKENS = 2048
 GPU_TOKENS = 16384
 TEXTS_AT_ONCE = 4096
-"""Texts whose token ids are Python's integers at the same time: 36 bytes for each, an array's are 4."""
+"""Texts whose token ids are Python integers at the same time; each takes 36 bytes, and only 4 in an array."""
 
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -31,53 +31,53 @@ TokenIds = Sequence[int] | Int32[np.ndarray, " _"]
 Pair = tuple[Query, Document]
 
 Done = Callable[[int, int], None]
-"""Told the number of texts and of their tokens, padding not counted, that were done since the last call."""
+"""Is called with the numbers of texts and tokens (without padding) done since the last call."""
 
 T = TypeVar("T")
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A module that can be run and trained: it reads right-padded token ids and gives rows."""
+    """A module that computes rows from right-padded token ids, and can be trained."""
 
     backbone: PreTrainedModel
     inputs: Inputs
 
     @property
     def kind(self) -> str:
-        """Its kind, a key of `models.kinds.KINDS`."""
+        """The kind of model, a key of `models.kinds.KINDS`."""
         ...
 
     @property
     def contract(self) -> InputContract:
-        """How its texts become ids, and its output is read."""
+        """The input contract: how texts become ids and how the output is read."""
         ...
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row of its output; `()` for a number."""
+        """The shape of one row of the output; `()` for a number."""
         ...
 
     def __call__(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"], /) -> Rows:
-        """Rows of right-padded ids, values float32."""
+        """Compute the rows of right-padded ids, in float32."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights."""
+        """Iterate over the weights."""
         ...
 
     def eval(self) -> Any:
-        """Let it run without dropout; returns the module."""
+        """Switch to running without dropout, and return the module."""
         ...
 
 
 def pick_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
+    """Return the first GPU if there is one, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def default_token_budget(device: torch.device) -> int:
-    """Tokens per forward pass that keep a device busy and its caches warm."""
+    """Return the tokens per forward pass that keep a device busy and its caches warm."""
     return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
@@ -88,13 +88,16 @@ def for_inference(
     precision: Precision = "fp32",
     packed: bool | None = None,
 ) -> None:
-    """Make a loaded model ready to run and nothing else: on its device, no dropout; its outputs stay float32.
+    """Prepare a loaded model for inference only, in place.
+
+    The model is moved to its device and runs without dropout. Its outputs stay float32.
 
     Args:
-        precision: of the weights and of what passes between layers; in int8, of the linears' inputs and weights, the
-            rest being float32 on a CPU and bfloat16 on a GPU.
-        packed: whether a CPU's float32 linears are laid out for oneDNN, where this PyTorch can (None: where
-            `packing_pays`).
+        model: the loaded model.
+        device: where to run it (None: the first GPU, or the CPU).
+        precision: the dtype of the weights and of the values between layers. With int8, the linears' inputs and weights
+            are 8-bit integers, and the rest is float32 on a CPU and bfloat16 on a GPU.
+        packed: whether to lay out linears on a CPU for oneDNN if this PyTorch can (None: if `packing_pays`).
     """
     device = device or pick_device()
     model.eval().requires_grad_(False).to(device)
@@ -103,7 +106,7 @@ def for_inference(
     pack = on_cpu and precision != "int8" and (packing_pays() if packed is None else packed) and packing_is_right(dtype)
     if is_causal(backbone) and on_cpu:
         fuse_layers(backbone, PackedLinear if pack else Int8Linear if precision == "int8" else PlainLinear, dtype)
-    for parameter in backbone.parameters():  # not the buffers: rotations rounded to bfloat16 turn too far
+    for parameter in backbone.parameters():  # buffers stay: rotations rounded to bfloat16 would be wrong
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     if pack:
@@ -115,12 +118,15 @@ def for_inference(
 def run_batches(
     model: Model, token_ids: Sequence[TokenIds], *, token_budget: int | None = None
 ) -> Iterator[tuple[Int[np.ndarray, " batch"], Rows, int]]:
-    """Yield which inputs a forward pass was made of, their rows, and the number of its tokens, padding not counted.
+    """Run the model in batches, and yield each batch's inputs, rows and number of tokens.
 
-    Batches are made of inputs of like length, longest first; what is left of the same inputs makes the same batches.
+    Inputs are given by their indices, and tokens counted without padding. Inputs of similar length share a batch,
+    longest first. The inputs that remain after some batches would form the same batches by themselves.
 
     Args:
-        token_budget: most tokens in one forward pass, padding included.
+        model: the model to run.
+        token_ids: the token ids of every input.
+        token_budget: the most tokens in one forward pass, padding included.
     """
     device = next(model.parameters()).device
     for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
@@ -138,12 +144,15 @@ def run_model(
     token_budget: int | None = None,
     advance: Done | None = None,
 ) -> Rows:
-    """The model's rows for every input, on the CPU, in the order given; options as in `run_batches`.
+    """Compute the model's rows for all inputs, on the CPU and in the given order.
 
     Args:
+        model: the model to run.
+        token_ids: the token ids of every input.
+        token_budget: as in `run_batches`.
         advance: called after each forward pass.
     """
-    values = np.empty((len(token_ids), *model.row_shape), dtype=np.float32)  # memory that is not written costs nothing
+    values = np.empty((len(token_ids), *model.row_shape), dtype=np.float32)  # memory is only used once written
     order: list[np.ndarray] = []
     parts: list[Rows] = []
     for batch, rows, num_tokens in run_batches(model, token_ids, token_budget=token_budget):
@@ -157,28 +166,28 @@ def run_model(
     if not parts:
         return Rows(torch.from_numpy(values))
     together = join(parts)
-    parts.clear()  # else all rows would be there three times
+    parts.clear()  # otherwise all rows would be in memory three times
     return select(together, torch.from_numpy(np.concatenate(order)).argsort())
 
 
 def embed_queries(model: Model, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
-    """Vectors of queries; options as in `run_model`."""
+    """Embed queries; options as in `run_model`."""
     return run_model(model, compact_ids(model.inputs.query_ids, queries), **options).values.numpy()
 
 
 def embed_documents(model: Model, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
-    """Vectors of documents; options as in `run_model`."""
+    """Embed documents; options as in `run_model`."""
     return run_model(model, compact_ids(model.inputs.document_ids, documents), **options).values.numpy()
 
 
 def score_pairs(model: Model, pairs: Sequence[Pair], **options) -> Float[np.ndarray, " pairs"]:
-    """Score of each document for its query; options as in `run_model`."""
+    """Score each document for its query; options as in `run_model`."""
     return run_model(model, compact_ids(model.inputs.pair_ids, pairs), **options).values.numpy()
 
 
 def compact_ids(
     tokenize: Callable[[Sequence[T]], list[list[int]]], texts: Sequence[T]
 ) -> list[Int32[np.ndarray, " _"]]:
-    """The token ids of many texts, as arrays."""
+    """Tokenize many texts, and return their token ids as arrays."""
     starts = range(0, len(texts), TEXTS_AT_ONCE)
     return [np.array(ids, dtype=np.int32) for i in starts for ids in tokenize(texts[i : i + TEXTS_AT_ONCE])]

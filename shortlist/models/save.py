@@ -1,4 +1,4 @@
-"""A model -> its folder: weights under the names that others know them by, tokenizer, contract."""
+"""Saving of a model: weights under their usual names, tokenizer and contract."""
 
 from collections.abc import Iterator, Mapping
 from copy import copy
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     Trainable = DenseModel | PointwiseModel | LanguageModel
 else:
     Trainable = Model
-"""What is trained here; a kind from outside the package has the same attributes."""
+"""A model that can be trained and saved; kinds defined outside the package have the same attributes."""
 
 
 def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
-    """What of a model is saved: name in the model -> key in the folder's safetensors.
+    """Map the names of saved parameters to their keys in the folder's safetensors.
 
     Args:
-        adapter: only what trains, as PEFT names it; else all weights, as transformers' own model would name them.
+        model: the model to save.
+        adapter: save only the trainable parameters, under PEFT's keys, instead of all weights under the keys of
+            transformers' model.
     """
     kind = KINDS[model.kind]
     names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
@@ -40,7 +42,7 @@ def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
     keys = {name: before + key for name, key in kind.saved.items()}
     inside = {name: name.removeprefix("backbone.") for name in names}
     keys |= {name: prefix + key.replace(".default.", ".") for name, key in inside.items() if key != name}
-    return {name: keys[name] for name in names if name in keys}  # others, as a dense layer's, lie somewhere else
+    return {name: keys[name] for name in names if name in keys}  # the rest (a dense layer's) is saved elsewhere
 
 
 def save_model(
@@ -54,9 +56,11 @@ def save_model(
     """Write the model into a folder: weights, tokenizer, contract.
 
     Args:
-        adapter: PEFT's wrapper of the backbone; only its updates (and a reranker's head) are then written.
-        base: name of the model that the adapter updates.
-        weights: what to write instead of the model's own values, under its names: those of a sharded model.
+        model: the model to save.
+        folder: the folder to write.
+        adapter: PEFT's wrapper of the backbone; if given, only its updates (and a reranker's head) are written.
+        base: the name of the model that the adapter updates.
+        weights: values to write instead of the model's, under the model's names; a sharded model needs them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = KINDS[model.kind]
@@ -75,7 +79,7 @@ def save_model(
 
 
 def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a folder that `save_model` wrote, with its key, one after the other."""
+    """Yield the key and tensor of each weight in a folder written by `save_model`."""
     paths = [folder / ADAPTER] if (folder / ADAPTER).exists() else sorted(folder.glob("model*.safetensors"))
     for path in paths:
         with safe_open(path, framework="pt") as weights:
@@ -84,21 +88,21 @@ def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _save_weights(model: Trainable, folder: Path, state: dict[str, Tensor]) -> None:
-    """A folder that transformers' own model, or its sequence classifier for a reranker, can load."""
+    """Write a folder that transformers can load, as a sequence classifier for a reranker."""
     backbone, pad_id = model.backbone, model.inputs.pad_id
     save_torch_state_dict(state, folder)
     config = backbone.config.to_dict()
     if KINDS[model.kind].as_classifier and is_decoder(backbone):
         name = type(backbone).__name__.removesuffix("Model") + "ForSequenceClassification"
         config |= {"architectures": [name], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
-        # transformers scores the last token that is not this one: were it `</s>`, that would be the token before it
+        # transformers scores the last token that differs from this one, so a pad of `</s>` would shift it by one token
         config["pad_token_id"] = None if pad_id == model.inputs.tokenizer.eos_token_id else pad_id
     write_json(folder / "config.json", config)
 
 
 def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None, *, classifier: bool) -> None:
     settings = copy(adapter.peft_config["default"])
-    if classifier:  # so that PEFT puts the head where transformers' sequence classifiers have theirs
+    if classifier:  # then PEFT puts the head where sequence classifiers of transformers have it
         settings.task_type, settings.modules_to_save = "SEQ_CLS", ["score"]
     settings.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).exists() else base
     settings.inference_mode = True

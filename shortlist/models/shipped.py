@@ -1,4 +1,4 @@
-"""The pair of models that comes with the package: by name, without a hub."""
+"""The pair of models in the package, found by name without the hub."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -8,12 +8,15 @@ PAIR = "shortlist-mini"
 
 
 def shipped_name(name: str, kind: Literal["retriever", "reranker"]) -> str:
-    """`shortlist-mini/reranker` for `shortlist-mini` where a reranker is wanted; any other name as it is."""
+    """Complete `shortlist-mini` with the wanted kind; return any other name unchanged."""
     return f"{name}/{kind}" if name == PAIR and not Path(name).exists() else name
 
 
 def shipped_folder(name: str) -> Path | None:
-    """Where one of the pair is, the retriever if its name does not say which; None for any other name."""
+    """Find the folder of one of the pair; None for any other name.
+
+    A name that does not say which of the two means the retriever.
+    """
     pair, _, kind = shipped_name(name, "retriever").partition("/")
     folder = Path(str(files("shortlist.models"))) / PAIR / kind
     return folder if pair == PAIR and not Path(name).exists() and folder.is_dir() else None

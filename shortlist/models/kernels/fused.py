@@ -1,4 +1,7 @@
-"""The LLaMA family's decoder layer in fewer passes over memory, where that gives what the model's own code gives."""
+"""A decoder layer of the LLaMA family that makes fewer passes over memory.
+
+It replaces a model's layer only if it gives the same results.
+"""
 
 from functools import partial
 from typing import Any
@@ -15,14 +18,14 @@ PARTS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj", "act_fn"),
 }
-"""What a layer, its attention and its MLP are made of, and nothing else."""
+"""The only parts that a layer, its attention and its MLP may have."""
 
 
 class FusedLayer(nn.Module):
-    """Norm, causal attention between rotated positions, norm, gated MLP; for inference, without a cache.
+    """A decoder layer for inference without a cache.
 
-    Keys and values come of one product, residuals are added inside products, and rotations are one complex product in
-    place.
+    It applies a norm, causal attention with rotary positions, a norm, and a gated MLP. Keys and values come from one
+    product, residuals are added inside products, and rotations are one complex product in place.
     """
 
     def __init__(self, layer: Any, linear: MakesLinear) -> None:
@@ -47,14 +50,15 @@ class FusedLayer(nn.Module):
         use_cache: bool | None = False,
         only_at: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch _ dim"]:
-        """The states behind the layer.
+        """Compute the layer's output states.
 
         Args:
-            position_embeddings: cosines and sines, which say all that position_ids and cache_position do.
-            only_at: compute all but keys and values for this token of each row alone.
+            hidden_states: the layer's input states.
+            position_embeddings: cosines and sines of the positions; position_ids and cache_position are not needed.
+            only_at: compute everything except keys and values only for this token of each row.
 
         Raises:
-            RuntimeError: there is a cache, in which nothing would be kept.
+            RuntimeError: a cache is given, which is not supported.
         """
         if past_key_values is not None or use_cache:
             raise RuntimeError("fused layers have no key-value cache; call the model with use_cache=False.")
@@ -82,7 +86,10 @@ class FusedLayer(nn.Module):
 
 
 class FusedNorm(nn.Module):
-    """weight * x / sqrt(mean(x^2) + epsilon), reading x twice."""
+    """A root-mean-square norm that reads its input twice.
+
+    It computes weight * x / sqrt(mean(x^2) + epsilon).
+    """
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -94,13 +101,18 @@ class FusedNorm(nn.Module):
 
 
 def fuse_layers(model: nn.Module, linear: MakesLinear, dtype: torch.dtype) -> int:
-    """Replace the layers of a causal decoder on the CPU by fused ones, of those linears and in that dtype.
+    """Replace the layers of a causal decoder on the CPU by fused ones.
 
-    For inference only, without a cache; merge adapters before. A layer is replaced where its fused form, in float32,
-    gives the same for a few random states; its original weights are let go.
+    This is for inference only, without a cache; merge adapters before. A layer is replaced if its fused form, in
+    float32, gives the same for a few random states; its original weights are then released.
+
+    Args:
+        model: the decoder.
+        linear: makes the linears of the fused layers.
+        dtype: the dtype of the fused layers.
 
     Returns:
-        Number of layers replaced.
+        The number of layers replaced.
     """
     layers, rotary = getattr(model, "layers", None), getattr(model, "rotary_emb", None)
     if not isinstance(layers, nn.ModuleList) or rotary is None:
@@ -133,9 +145,10 @@ def _is_the_same_fused(layer: Any, rotary: Any) -> bool:
 
 
 def _pairs_together(projection: nn.Linear, head_dim: int) -> nn.Linear:
-    """The projection with numbers i and i + head_dim / 2 of each head, which are rotated together, side by side.
+    """Reorder a projection's outputs so that numbers rotated together are neighbours.
 
-    Queries and keys put in the same order have the same dot products.
+    These are the numbers i and i + head_dim / 2 of each head. Queries and keys in the same order have the same dot
+    products as before.
     """
     order = torch.arange(projection.out_features).view(-1, 2, head_dim // 2).transpose(1, 2).flatten()
     return _linear(projection.weight[order], None if projection.bias is None else projection.bias[order])
@@ -155,7 +168,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> Complex64[Tensor, "rows tokens 1 pairs"]:
-    half = cos.shape[-1] // 2  # the other half is the same again
+    half = cos.shape[-1] // 2  # the other half is the same
     return torch.complex(cos[..., :half].float(), sin[..., :half].float())[:, :, None]
 
 
@@ -166,13 +179,19 @@ def _rotated(x: Float[Tensor, "batch tokens heads head_dim"], rotation: Tensor) 
 
 
 def _at(positions: Int[Tensor, " batch"], x: Tensor) -> Tensor:
-    """One token of each row, with its axis; a single row stands for all."""
+    """Select one token of each row and keep the axis.
+
+    A single row is used for all positions.
+    """
     rows = torch.arange(len(positions))
     return x.expand(len(positions), *x.shape[1:])[rows, positions][:, None]
 
 
 def _mask_at(positions: Int[Tensor, " batch"], mask: Tensor | None, num_keys: int) -> Tensor:
-    """What the tokens at the positions see, as an attention mask: everything before them, or what the mask says."""
+    """Make the attention mask of the tokens at the given positions.
+
+    They attend to themselves and everything before them, or as `mask` says.
+    """
     if mask is None:
         return (torch.arange(num_keys) <= positions[:, None])[:, None, None]
     return _at(positions, mask.transpose(1, 2)).transpose(1, 2)

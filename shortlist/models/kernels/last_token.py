@@ -1,4 +1,4 @@
-"""The end of a decoder, computed for the one token of each row that will be read."""
+"""Computation of a decoder's last layer for only one token per row."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,25 +14,26 @@ from shortlist.models.kernels.fused import FusedLayer
 
 
 class Chosen(NamedTuple):
-    """One token of each row, and the modules that are computed for it alone."""
+    """One token of each row, and the modules that are computed only for it."""
 
     modules: tuple[nn.Module, ...]
     positions: Int[Tensor, " batch"]
 
 
 CHOSEN: ContextVar[Chosen | None] = ContextVar("chosen", default=None)
-"""What this thread has chosen; others that run the same model at the same time have a choice of their own."""
+"""This thread's choice; other threads that run the same model at the same time have choices of their own."""
 
 ADDING = Lock()
 
 
 @contextmanager
 def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
-    """Inside, a decoder's last output projection and MLP run at one position of each row: nothing else will be read.
+    """Run a decoder's last output projection and MLP at one position of each row.
 
-    Everything after the last attention works token by token, so the states at `positions` are what they would
-    have been, and so are the gradients that come from them; states elsewhere mean nothing. Does nothing for a model
-    without `layers[-1].mlp`, or whose layers are checkpointed while it trains: they run again when this is over.
+    This applies inside the block, where only these positions may be read. Everything after the last attention works
+    token by token, so the states at `positions` and the gradients from them are the same as without this; states
+    elsewhere are meaningless. It does nothing for a model without `layers[-1].mlp`, or while a model with checkpointed
+    layers trains: they run again after the block.
     """
     token = CHOSEN.set(Chosen(_listening(model), positions))
     try:
@@ -42,7 +43,10 @@ def last_mlp_only_at(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iter
 
 
 def _listening(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of a decoder that can be computed for one token, each with hooks that see to it, now and for good."""
+    """Find the modules of a decoder that can be computed for one token.
+
+    The hooks that do so are added to them and stay there.
+    """
     layer: Any = next(iter(reversed(getattr(model, "layers", None) or [])), None)
     if isinstance(layer, FusedLayer):
         _add_once(layer._forward_pre_hooks, _with_positions, layer.register_forward_pre_hook, with_kwargs=True)
@@ -64,9 +68,9 @@ def _add_once(there: Any, hook: Callable[..., Any], add: Callable[..., Any], **o
 
 
 def _positions(module: nn.Module) -> Int[Tensor, " batch"] | None:
-    """The positions that a module is computed for now; None: all of them."""
+    """Return the positions that a module is computed for now; None for all of them."""
     chosen = CHOSEN.get()
-    # a module with these hooks may since lie inside one that takes its place: the layer under an adapter
+    # a module with these hooks may by now be inside an adapter, which is chosen in its place
     return chosen.positions if chosen and any(module is one for one in chosen.modules) else None
 
 
@@ -81,5 +85,5 @@ def _without_others(module: nn.Module, args: tuple[Any, ...]) -> Float[Tensor, "
 
 
 def _with_axis(module: nn.Module, args: Any, out: Tensor) -> Float[Tensor, "batch 1 out"] | None:
-    # is added to the states of all tokens, and right for one of them
+    # this is added to the states of all tokens, and correct for one of them
     return None if _positions(module) is None else out[:, None]

@@ -1,4 +1,4 @@
-"""Fast linears for inference on a CPU: weights laid out once as oneDNN wants them, where that is right."""
+"""Fast linears for inference on a CPU, with weights laid out once for oneDNN."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -11,32 +11,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 PACKED_ROWS = 2048
-"""Tokens that a packed weight is laid out for; other numbers of rows are as right and nearly as fast."""
+"""The number of tokens that a packed weight is laid out for; other numbers are as correct and nearly as fast."""
 
 MIN_FEATURES = 64
-"""Narrower linears (heads, small adapters) gain nothing."""
+"""The least width of a linear to replace; narrower ones (heads, small adapters) gain nothing."""
 
 ONEDNN_ACTIVATIONS = {"SiLU": "swish", "SiLUActivation": "swish"}
 """Class of an activation -> oneDNN's name for it."""
 
 
 EXACTNESS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-"""How far a stand-in may be from what it stands in for, as a share of the largest number: a few roundings."""
+"""The largest error of a replacement, as a share of the largest number: a few roundings."""
 
 
 @runtime_checkable
 class FusibleLinear(Protocol):
-    """A linear that does what stands next to it as well: activation(x W^T + bias) * times + add."""
+    """A linear that also applies the operations after it.
+
+    It computes activation(x W^T + bias) * times + add.
+    """
 
     def __call__(self, x: Tensor, *, times: Tensor | None = None, add: Tensor | None = None) -> Tensor: ...
 
 
 MakesLinear = Callable[..., FusibleLinear]
-"""Called with an nn.Linear and, where it has one, the name of an activation."""
+"""A function of an nn.Linear and, if it has one, the name of its activation."""
 
 
 class PlainLinear(nn.Module):
-    """The definition: PyTorch's own operators, one after another."""
+    """A FusibleLinear that runs PyTorch's operators one after another; it defines the results."""
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
@@ -51,14 +54,17 @@ class PlainLinear(nn.Module):
 def finish(
     x: Float[Tensor, "*rows out"], activation: str, *, times: Tensor | None = None, add: Tensor | None = None
 ) -> Float[Tensor, "*rows out"]:
-    """activation(x) * times + add, in place."""
+    """Compute activation(x) * times + add, in place."""
     x = F.silu(x, inplace=True) if activation == "swish" else x
     x = x if times is None else x.mul_(times)
     return x if add is None else x.add_(add)
 
 
 class PackedLinear(nn.Module):
-    """An nn.Linear whose weight only oneDNN can read: no gradient, no state dict, no change of device."""
+    """A linear whose weight only oneDNN can read.
+
+    It has no gradient and no state dict, and cannot change its device.
+    """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
@@ -83,7 +89,10 @@ class PackedLinear(nn.Module):
 
 
 class PackedGatedMLP(nn.Module):
-    """down(activation(gate(x)) * up(x)) with the activation and the product inside the matrix multiplications."""
+    """A gated MLP, down(activation(gate(x)) * up(x)), that fuses its operations.
+
+    The activation and the product are computed inside the matrix multiplications.
+    """
 
     def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, activation: str) -> None:
         super().__init__()
@@ -96,13 +105,14 @@ class PackedGatedMLP(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Replace the linears of a model on the CPU by faster ones that give the same results to rounding.
+    """Replace the linears of a model on the CPU by faster ones.
 
-    For inference only, and last: merge adapters, choose dtype and device before. Nothing is replaced on a GPU, in
-    another dtype than float32 and bfloat16, or where oneDNN is missing or wrong. The original weights are let go.
+    They give the same results up to rounding. This is for inference only and must come last: merge adapters and choose
+    dtype and device before. Nothing is replaced on a GPU, in other dtypes than float32 and bfloat16, or where oneDNN is
+    missing or incorrect. The original weights are released.
 
     Returns:
-        Number of linears replaced.
+        The number of linears replaced.
     """
     replaced = 0
     for name, child in list(model.named_children()):
@@ -119,7 +129,7 @@ def pack_linears(model: nn.Module) -> int:
 
 def _packable(module: nn.Module | None) -> TypeGuard[nn.Linear]:
     return (
-        type(module) is nn.Linear  # subclasses are quantised, or compute something else
+        type(module) is nn.Linear  # subclasses are quantised or compute something different
         and module.weight.device.type == "cpu"
         and module.weight.dtype in EXACTNESS
         and min(module.weight.shape) >= MIN_FEATURES
@@ -128,7 +138,10 @@ def _packable(module: nn.Module | None) -> TypeGuard[nn.Linear]:
 
 
 def _fuse(module: nn.Module) -> PackedGatedMLP | None:
-    """Stand in for the gated MLP of the LLaMA family, whatever its class, if a few rows come out the same."""
+    """Make a packed version of a gated MLP of the LLaMA family, whatever its class.
+
+    None if the module is no such MLP, or if the packed version gives other results for a few rows.
+    """
     children = dict(module.named_children())
     gate, up, down = map(children.get, ("gate_proj", "up_proj", "down_proj"))
     activation = ONEDNN_ACTIVATIONS.get(type(children.get("act_fn")).__name__)
@@ -140,7 +153,10 @@ def _fuse(module: nn.Module) -> PackedGatedMLP | None:
 
 @cache
 def packing_is_right(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether oneDNN's private operators are there and give what PyTorch's own give; looked at once per process."""
+    """Whether oneDNN's private operators exist and give the results of PyTorch's public ones.
+
+    This is checked once per process.
+    """
     plain, x = _sample(dtype)
     forms = [("none", {}), ("swish", {}), ("none", {"times": x}), ("none", {"add": x})]
     return all(
@@ -151,10 +167,11 @@ def packing_is_right(dtype: torch.dtype = torch.float32) -> bool:
 
 @cache
 def packing_pays() -> bool:
-    """Whether linears are packed by default: on AMD's processors with AVX-512, where MKL is half as fast as oneDNN.
+    """Whether linears are packed by default.
 
-    A rule and not a measurement, so that the same command gives the same bytes however busy the machine is. On Intel's
-    processors packed and plain products are as fast.
+    They are on AMD's processors with AVX-512, where MKL is half as fast as oneDNN. On Intel's processors packed and
+    plain products are equally fast. This is a rule and not a measurement, so that the same command gives the same bytes
+    even on a busy machine.
     """
     vendor, features = _processor()
     return vendor == "AuthenticAMD" and "avx512f" in features and packing_is_right()
@@ -162,14 +179,14 @@ def packing_pays() -> bool:
 
 @cache
 def bf16_pays() -> bool:
-    """Whether products in bfloat16 are faster here than in float32: where the GPU or the processor computes in it."""
+    """Whether the GPU or the processor computes in bfloat16, faster than in float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return bool(_processor().features & {"avx512_bf16", "amx_bf16"})
 
 
 class Processor(NamedTuple):
-    """What Linux says of the CPU; empty elsewhere."""
+    """The CPU's vendor and features according to Linux; empty on other systems."""
 
     vendor: str = ""
     features: frozenset[str] = frozenset()
@@ -186,7 +203,7 @@ def _processor() -> Processor:
 
 
 def _sample(dtype: torch.dtype) -> tuple[nn.Linear, Tensor]:
-    generator = torch.Generator().manual_seed(0)  # leaves the caller's random numbers alone
+    generator = torch.Generator().manual_seed(0)  # does not disturb the caller's random numbers
     plain = nn.Linear(512, 512, bias=False, device="meta")
     plain.weight = nn.Parameter(torch.randn(512, 512, generator=generator).to(dtype), requires_grad=False)
     return plain, torch.randn(512, 512, generator=generator).to(dtype)
@@ -196,13 +213,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def stand_in(module: nn.Module, make: Callable[[], M], x: Tensor, **options: Any) -> M | None:
-    """What `make` builds, if it gives what the module gives for x, but for the order of the sums."""
+    """Build a replacement for a module, and return it if its results are the same.
+
+    `make` builds it. The outputs for x may differ only by rounding, since sums may have another order.
+    """
     try:
         with torch.no_grad():
             replacement = make()
             expected, actual = module(x, **options), replacement(x, **options)
             same = (actual - expected).abs().max() <= EXACTNESS[expected.dtype] * expected.abs().max()
-    except (AttributeError, RuntimeError, TypeError):  # private operators: absent, or changed since
+    except (AttributeError, RuntimeError, TypeError):  # private operators: missing or changed in this PyTorch
         return None
     return replacement if same else None
 

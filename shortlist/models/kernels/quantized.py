@@ -1,4 +1,7 @@
-"""Linears whose weights and inputs are rounded to 8-bit integers: several times faster, close to the same results."""
+"""Linears with weights and inputs rounded to 8-bit integers.
+
+They are several times faster, with nearly the same results.
+"""
 
 from typing import TypeGuard
 
@@ -10,9 +13,11 @@ from shortlist.models.kernels.linear import MIN_FEATURES, finish
 
 
 class Int8Linear(nn.Module):
-    """x W^T + bias with one scale for each row of x, found as it comes, and one for each output's weights.
+    """A linear layer that rounds inputs and weights to 8-bit integers.
 
-    The products are summed as integers, so their order changes nothing: a row gives the same in any batch. No gradient.
+    It computes x W^T + bias. Each row of W has a fixed scale, and each row of x a scale computed from the row. The
+    products are summed as integers, so their order does not matter and a row gives the same output in any batch. There
+    is no gradient.
 
     https://arxiv.org/abs/2208.07339
     """
@@ -45,10 +50,12 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(model: nn.Module) -> int:
-    """Replace the linears of a model by Int8Linear, in place; narrow ones, and subclasses of nn.Linear, stay.
+    """Replace the linears of a model by Int8Linear, in place.
+
+    Narrow ones and subclasses of nn.Linear stay.
 
     Returns:
-        Number of linears replaced.
+        The number of linears replaced.
     """
     replaced = 0
     for name, child in list(model.named_children()):

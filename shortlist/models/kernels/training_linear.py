@@ -1,7 +1,7 @@
-"""Fast layers for training on a CPU: the same parameters and gradients, with the products left to oneDNN.
+"""Fast layers for training on a CPU, with products computed by oneDNN.
 
-Unlike inference, training packs no weight: a weight that changes would have to be laid out again, and one that does
-not gains less than 2% of a step from it, for twice the memory.
+Parameters and gradients stay the same. Unlike inference, training packs no weights: a weight that changes would have to
+be laid out again, and packing a frozen one saves less than 2% of a step, for twice the memory.
 """
 
 import math
@@ -20,18 +20,19 @@ from shortlist.models.kernels.linear import MIN_FEATURES
 
 
 class FastLinear(nn.Linear):
-    """An nn.Linear in all but speed; made by `speed_up_training`."""
+    """An nn.Linear that is faster; made by `speed_up_training`."""
 
     def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         if torch.is_autocast_enabled("cpu"):
-            return super().forward(input)  # in bf16 that calls oneDNN already: measured 0.93x if done here
+            return super().forward(input)  # in bf16 this calls oneDNN already; calling it here was slower (0.93x)
         return _Linear.apply(input, self.weight, self.bias)
 
 
 class SparseEmbedding(nn.Embedding):
-    """An nn.Embedding whose gradient is kept for the rows that were read until it is complete.
+    """An nn.Embedding with a sparse gradient, made dense once it is accumulated.
 
-    Otherwise every micro-batch fills and adds a matrix as large as the vocabulary: a tenth of a small model's step.
+    The gradient covers only the rows that were read. Otherwise every micro-batch would fill and add a matrix as large
+    as the vocabulary, which takes a tenth of a small model's step.
     """
 
     def forward(self, input: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows dim"]:
@@ -39,7 +40,10 @@ class SparseEmbedding(nn.Embedding):
 
 
 class FastNorm:
-    """Goes before a root-mean-square norm in its class's bases: PyTorch's own, in half the steps."""
+    """A mixin that replaces a root-mean-square norm by PyTorch's, which needs half the steps.
+
+    It precedes the norm's class in the bases.
+    """
 
     def forward(self: Any, hidden_states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         if hidden_states.dtype != self.weight.dtype:
@@ -48,10 +52,11 @@ class FastNorm:
 
 
 class FastLora:
-    """Goes before peft's Linear in a class's bases: base layer, dropout and both low-rank products in one function.
+    """A mixin for peft's Linear that computes base layer, dropout and LoRA in one function.
 
-    Keeps for the backward pass the input, which layers share, and a mask of one byte for each of its features; peft's
-    own keeps eight bytes and shares nothing. Dropout draws other masks than nn.Dropout, several times faster.
+    It precedes peft's class in the bases. For the backward pass it keeps the input, which layers share, and a mask of
+    one byte for each of the input's features; peft's code keeps eight bytes and shares nothing. Dropout draws other
+    masks than nn.Dropout, and several times faster.
     """
 
     def forward(self: Any, x: Float[Tensor, "*rows in"], *args: Any, **options: Any) -> Float[Tensor, "*rows out"]:
@@ -66,20 +71,21 @@ class FastLora:
 
 
 def speed_up_training(model: nn.Module) -> int:
-    """Make the linears, LoRA layers, norms and embeddings of a float32 model on the CPU train faster, in place.
+    """Make the layers of a float32 model on the CPU train faster, in place.
 
-    Parameters, their names and their gradients (to rounding) stay. Does nothing on a GPU, in another dtype, or where
-    oneDNN's products are missing or wrong, nor to a sharded model. Call it last: a model is adapted before.
+    This replaces linears, LoRA layers, norms and embeddings. Parameters, their names and their gradients (up to
+    rounding) stay the same. It does nothing on a GPU, in another dtype, to a sharded model, or where oneDNN's products
+    are missing or incorrect. Call it last, after adapters have been added.
 
     Returns:
-        Number of layers that are faster now.
+        The number of layers made faster.
     """
     changed = 0
     for module in model.modules():
         if faster := _faster_class(module):
             module.__class__ = faster
             changed += 1
-    for module in model.modules():  # their base layers are faster by now
+    for module in model.modules():  # the base layers have been replaced by now
         if _is_plain_lora(module):
             module.__class__ = _faster(FastLora, type(module))
             changed += 1
@@ -88,7 +94,7 @@ def speed_up_training(model: nn.Module) -> int:
 
 def _faster_class(module: nn.Module) -> type[nn.Module] | None:
     weight = getattr(module, "weight", None)
-    # a shard of a weight is no plain parameter, nor is a quantised one
+    # neither shards of weights nor quantised weights are plain parameters
     if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
     if type(module) is nn.Embedding:
@@ -96,14 +102,17 @@ def _faster_class(module: nn.Module) -> type[nn.Module] | None:
             return None
         weight.register_post_accumulate_grad_hook(_make_dense)
         return SparseEmbedding
-    # subclasses of nn.Linear are quantised, or compute something else
+    # subclasses of nn.Linear are quantised or compute something different
     if type(module) is nn.Linear and min(weight.shape) >= MIN_FEATURES and products_are_right():
         return FastLinear
     return _faster(FastNorm, type(module)) if _is_plain_norm(module) else None
 
 
 def _is_plain_norm(module: Any) -> bool:
-    """Whether a module computes weight * x / sqrt(mean(x^2) + epsilon): some families add 1 to the weight."""
+    """Whether a module computes weight * x / sqrt(mean(x^2) + epsilon).
+
+    Some families add 1 to the weight.
+    """
     if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
         return False
     x = torch.linspace(-2, 3, module.weight.numel())
@@ -117,8 +126,11 @@ def _make_dense(weight: Tensor) -> None:
 
 
 def _is_plain_lora(module: Any) -> bool:
-    """Whether peft would compute base(x) + B(A(dropout(x))) * scaling, over a frozen base layer of ours."""
-    lora = sys.modules.get("peft.tuners.lora")  # whoever has such a layer has imported it
+    """Whether a module is peft's plain LoRA over a frozen FastLinear.
+
+    It computes base(x) + B(A(dropout(x))) * scaling.
+    """
+    lora = sys.modules.get("peft.tuners.lora")  # a model with such a layer has imported it
     return (
         lora is not None
         and type(module) is lora.Linear
@@ -138,11 +150,11 @@ def _faster(fast: type, kind: type[nn.Module]) -> type[nn.Module]:
 
 @cache
 def products_are_right() -> bool:
-    """Whether the functions below give what PyTorch's own give here; looked at once per process.
+    """Whether the functions below give PyTorch's results here; checked once per process.
 
-    Not whether they are faster: a run that is continued must decide as it did, and time would not.
+    Their speed is not measured: a continued run must make the same decision again, and times vary.
     """
-    generator = torch.Generator().manual_seed(0)  # leaves the caller's random numbers alone
+    generator = torch.Generator().manual_seed(0)  # does not disturb the caller's random numbers
     shapes = ((48, 64), (96, 64), (8, 64), (96, 8))
     x, weight, a, b = (torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes)
 
@@ -157,7 +169,7 @@ def products_are_right() -> bool:
 
     try:
         return _same(linear, F.linear, [x, weight]) and _same(lora, plain_lora, [x, a, b])
-    except (AttributeError, RuntimeError, TypeError):  # private operators: absent, or changed since
+    except (AttributeError, RuntimeError, TypeError):  # private operators: missing or changed in this PyTorch
         return False
 
 
@@ -177,7 +189,7 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """x W^T + bias."""
+    """A linear layer, x W^T + bias, with its gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -197,7 +209,10 @@ class _Linear(torch.autograd.Function):
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x W^T + bias + scaling * dropout(x) A^T B^T over a frozen W, computed in `dtype`; p of the inputs are dropped."""
+    """A linear layer with LoRA over a frozen weight W.
+
+    It computes x W^T + bias + scaling * dropout(x) A^T B^T in `dtype`, where each input is dropped with probability p.
+    """
 
     @staticmethod
     def forward(
@@ -216,7 +231,7 @@ class _LoraLinear(torch.autograd.Function):
         low = x.to(dtype)
         base = _multiply(low, weight.to(dtype), None if bias is None else bias.to(dtype))
         inner = _multiply(_drop(low, kept), a.to(dtype)).mul_(ctx.scaling)
-        ctx.save_for_backward(x, weight, a, b, kept, inner)  # as they are: casting again is cheaper than keeping
+        ctx.save_for_backward(x, weight, a, b, kept, inner)  # not cast: casting again is cheaper than keeping a copy
         return _multiply_and_add(base, inner, b.to(dtype))
 
     @staticmethod
@@ -235,9 +250,10 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def draw_kept(shape: torch.Size, p: float) -> Int[Tensor, "*shape"]:
-    """1 where dropout keeps a number, 0 where it drops it, from PyTorch's generator: ten times as fast as bernoulli_.
+    """Draw a dropout mask: 1 for numbers that are kept, 0 for dropped ones.
 
-    A random byte decides for each number, against one of the two bytes around p: which one is drawn for the whole mask,
+    It uses PyTorch's generator, and is ten times as fast as bernoulli_. Each number gets a random byte, and is kept if
+    the byte reaches a threshold. The threshold is one of the two integers around 256 p, drawn once for the whole mask
     so that each number is dropped with probability p.
     """
     exact = 256 * p
@@ -249,7 +265,7 @@ def draw_kept(shape: torch.Size, p: float) -> Int[Tensor, "*shape"]:
 
 
 def _drop(x: Tensor, kept: Tensor | None) -> Tensor:
-    # twenty times as fast as x * kept, which first makes float numbers of the mask
+    # twenty times as fast as x * kept, which first converts the mask to floats
     return x if kept is None else torch.mul(x, kept, out=torch.empty_like(x))
 
 
@@ -260,15 +276,18 @@ def _rows(x: Tensor) -> Tensor:
 def _weight_gradient(gradient: Float[Tensor, "*rows out"], x: Float[Tensor, "*rows in"]) -> Float[Tensor, "out in"]:
     gradient, x = _rows(gradient), _rows(x)
     if not len(x):
-        return gradient.T @ x  # oneDNN has no sum over nothing
-    # the first factor is transposed by copying it, so it had better be the narrow one
+        return gradient.T @ x  # oneDNN cannot sum over zero rows
+    # transposing copies the first factor, so it should be the narrow one
     if gradient.shape[1] <= x.shape[1]:
         return _multiply(gradient.T, x.T)
     return _multiply(x.T, gradient.T).T
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + bias; the layout of a weight is oneDNN's own affair, so it may be transposed."""
+    """Compute x W^T + bias.
+
+    oneDNN takes a weight of any layout, so it may be transposed.
+    """
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
