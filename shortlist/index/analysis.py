@@ -65,7 +65,7 @@ def code(text: str) -> list[str]:
 
 
 def whitespace(text: str) -> list[str]:
-    """Split text at white space, for text that another tool has split into words."""
+    """Split text at white space, for text that is already split into words."""
     return text.split()
 
 

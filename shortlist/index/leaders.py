@@ -43,7 +43,7 @@ class Leaders:
 
     @staticmethod
     def capacity(k: int) -> int:
-        """The number of keys held for a query."""
+        """Compute the number of keys held for a query."""
         return k + 2 * max(k, FEWEST_WAITING)
 
     def offer(self, scores: Float[Tensor, "rows columns"], positions: Int[Tensor, " rows"]) -> None:

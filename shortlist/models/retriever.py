@@ -15,7 +15,9 @@ from shortlist.text.contract import Adjust, InputContract
 
 @final
 class Retriever:
-    """A model that embeds queries and documents as vectors with their similarity as dot product.
+    """A model that embeds queries and documents as vectors.
+
+    The dot product of two vectors is their similarity.
 
     Args:
         model: a model that is ready to run; its `inputs` turn texts into token ids.
