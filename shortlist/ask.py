@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     """Answer one question."""
     if config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
-    description = describe(config)
+    description = asked_pipeline(config)
     if description.collection is None:
         raise UserError("--collection is missing: it says where the documents are.")
     [answer] = Pipeline.open(description).answer([config.question], config.k)
@@ -59,7 +59,7 @@ def run(config: Config) -> None:
     say("ask: " + ", ".join(f"{step} {milliseconds:.1f} ms" for step, milliseconds in answer.milliseconds.items()))
 
 
-def describe(config: Config) -> Description:
+def asked_pipeline(config: Config) -> Description:
     """Describe the pipeline that a Config asks for.
 
     Raises:

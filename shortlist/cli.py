@@ -13,7 +13,7 @@ from shortlist.commands import COMMANDS, GONE, gone_settings
 from shortlist.errors import UserError, unknown
 from shortlist.version import __version__
 
-EXPECTED = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 """System errors that a user can fix; any other OSError is a bug and keeps its traceback."""
 
 
@@ -66,7 +66,7 @@ def _run(name: str, argv: list[str]) -> int:
         print(f"\nshortlist {name}: interrupted; the same command goes on from what is finished.", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in EXPECTED:
+        if error.errno not in MACHINE_ERRORS:
             raise
         print(
             f"shortlist {name}: {error.filename or 'writing'}: {error.strerror}; mend that and run it again.",

@@ -29,7 +29,7 @@ from shortlist.progress import say, track
 from shortlist.records import Document, Group, Qrels, Query
 
 COLLECTION = "a collection"
-PICKLED = "pickled vectors"
+PICKLED_VECTORS = "pickled vectors"
 """Contents that a source may have, besides training data in one of its layouts."""
 SHARD_SIZE = 20_000
 """Vectors per shard."""
@@ -69,7 +69,7 @@ class Training(NamedTuple):
     """Identities of everything that was read, by the names of the settings."""
 
 
-def read(config: Config, layout: str) -> Training:
+def read_sources(config: Config, layout: str) -> Training:
     """Read everything in the sources but the texts of documents.
 
     Raises:
@@ -145,7 +145,7 @@ def _layout_of(source: str) -> str:
         return COLLECTION
     if source.startswith("hf:"):
         return COLLECTION if open_collection(source).splits() else layout_of(source)
-    return PICKLED if is_pickle(Path(source)) else layout_of(source)
+    return PICKLED_VECTORS if is_pickle(Path(source)) else layout_of(source)
 
 
 def _read_groups(sources: Sequence[str], layout: str) -> tuple[list[Group], dict[str, Query], list[str]]:
@@ -180,12 +180,12 @@ def judgements(groups: Iterable[Group]) -> Qrels:
 def run(config: Config) -> None:
     """Write the sources in the wanted layout."""
     layout = _layout(config.sources)
-    if layout == PICKLED:
+    if layout == PICKLED_VECTORS:
         _check_pickles(config)
         inputs: dict[str, str | list[str]] = {"sources": list(map(identity, config.sources))}
         write: Callable[[Path], dict[str, int]] = partial(_write_vectors, config.sources)
     else:
-        training = read(config, layout)
+        training = read_sources(config, layout)
         inputs = training.inputs
         write = partial(_write_ours if config.to == "shortlist" else _write_theirs, config, training)
     job = start_job(config, stage="convert", inputs=inputs, folder=True)

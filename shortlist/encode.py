@@ -36,7 +36,7 @@ from shortlist.math.quantize import from_int8
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.retriever import Retriever
-from shortlist.models.run import Done, Precision
+from shortlist.models.run import Precision, TextsDone
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
 from shortlist.text.batching import windows
@@ -53,8 +53,8 @@ from shortlist.text.segments import (
 
 SAMPLE = 256
 """Number of documents on which a narrow precision is compared with fp32."""
-MEASURED_SECONDS = 60
-LISTED = 5
+FORECAST_SECONDS = 60
+MOST_SHOWN = 5
 """Most skipped records to show; skipped.txt has them all."""
 
 
@@ -103,7 +103,7 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-class Part(NamedTuple):
+class ShardDocuments(NamedTuple):
     """Documents that become one shard."""
 
     number: int
@@ -121,14 +121,14 @@ class Shard(NamedTuple):
 
 def parts(
     documents: Iterable[Document], shard_size: int, *, done: Container[int] = (), first: int = 0
-) -> Iterator[Part]:
+) -> Iterator[ShardDocuments]:
     """Cut a corpus into shards and leave out finished ones; numbers start at `first`."""
     for number, window in enumerate(windows(documents, shard_size), first):
         if number not in done:
-            yield Part(number, window)
+            yield ShardDocuments(number, window)
 
 
-def encode(retriever: Retriever, part: Part, *, mean_stride: int | None = None, **options) -> Shard:
+def encode(retriever: Retriever, part: ShardDocuments, *, mean_stride: int | None = None, **options) -> Shard:
     """Embed one shard; options as in `run_model`.
 
     Args:
@@ -163,7 +163,7 @@ class Encoder:
     packed: bool
     token_budget: int | None
     mean_stride: int | None
-    advance: Done | None = field(default=None, compare=False)
+    advance: TextsDone | None = field(default=None, compare=False)
 
     @cached_property
     def retriever(self) -> Retriever:
@@ -173,7 +173,7 @@ class Encoder:
         """Load the model, ready to embed documents; options as for `Retriever.load`."""
         return Retriever.load(self.model, contract=self.contract, **options)
 
-    def __call__(self, part: Part) -> tuple[Shard, int]:
+    def __call__(self, part: ShardDocuments) -> tuple[Shard, int]:
         """Embed a shard, and return it with the number of its tokens."""
         tokens = 0
 
@@ -212,7 +212,7 @@ def run(config: Config) -> None:
         raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
     collection, model = open_collection(config.collection), open_folder(config.model)
     if config.dry_run:
-        print(forecast(config, model, collection))
+        print(forecast_encoding(config, model, collection))
         return
     job = claim(config, model, collection)
     if not job.done:
@@ -287,8 +287,8 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -
 def write(
     out: Path,
     encoder: Encoder,
-    wanted: Iterator[Part],
-    advance: Done,
+    wanted: Iterator[ShardDocuments],
+    advance: TextsDone,
     *,
     dtype: str,
     engine: Engine,
@@ -319,7 +319,8 @@ def vector_agreement(encoder: Encoder, documents: Iterator[Document], dtype: str
     """
     documents = list(islice(documents, SAMPLE))
     exact = torch.from_numpy(encoder.open().encode_documents(documents, token_budget=encoder.token_budget))
-    shard, _ = replace(encoder)(Part(0, documents))  # a copy, so that its model is freed before the work begins
+    # A copy, so that its model is freed before the work begins.
+    shard, _ = replace(encoder)(ShardDocuments(0, documents))
     rows, scales = to_rows(torch.from_numpy(shard.vectors), dtype)
     found = agreement(rows.float() if scales is None else from_int8(rows, scales), exact)
     return (
@@ -352,12 +353,12 @@ def _list_skipped(out: Path, bad: list[str]) -> int:
         with atomic_write(out / "skipped.txt") as file:
             file.writelines(f"{line}\n" for line in bad)
         say(f"encode: left out {len(bad):,} records that cannot be used; {out / 'skipped.txt'} lists them:")
-        for line in bad[:LISTED]:
+        for line in bad[:MOST_SHOWN]:
             say(f"  {line}")
     return len(bad)
 
 
-def forecast(config: Config, model: ModelFolder, collection: Collection) -> str:
+def forecast_encoding(config: Config, model: ModelFolder, collection: Collection) -> str:
     """Estimate the time and space of encoding a collection on this machine.
 
     The estimate comes from embedding its first documents in one process.
@@ -399,11 +400,11 @@ def measure_speed(encoder: Encoder, documents: Iterator[Document], *, in_segment
     """Measure the speed by embedding more and more documents, for about a minute."""
     seen: list[Document] = []
     num_tokens, seconds, start = 0, 0.0, time.perf_counter()
-    while seconds < MEASURED_SECONDS / 2 and (more := list(islice(documents, max(16, len(seen))))):
+    while seconds < FORECAST_SECONDS / 2 and (more := list(islice(documents, max(16, len(seen))))):
         if not seen:
-            encoder(Part(0, more))  # loads the model
+            encoder(ShardDocuments(0, more))  # loads the model
             start = time.perf_counter()
-        num_tokens += encoder(Part(0, more))[1]
+        num_tokens += encoder(ShardDocuments(0, more))[1]
         seen += more
         seconds = time.perf_counter() - start
     text = sum(len("".join(document)) for document in seen)

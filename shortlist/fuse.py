@@ -21,7 +21,7 @@ from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.progress import say
 from shortlist.records import Hit, Qrels, Run
 
-STEPS = 20
+WEIGHT_STEPS = 20
 """Number of steps from 0 to 1 in the grid of weights to try."""
 
 
@@ -109,7 +109,7 @@ def choose_weights(
         The weights, and the value of the measure. Among equally good weights, those nearest to their middle are chosen.
     """
     means = {}
-    for weights in weight_grid(len(runs), STEPS):
+    for weights in weight_grid(len(runs), WEIGHT_STEPS):
         values = per_query(fuse(runs, weights=weights), qrels, [measure])[measure].values()
         means[weights] = sum(values) / max(1, len(values))
     best = max(means.values())

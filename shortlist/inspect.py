@@ -19,17 +19,17 @@ from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract
 from shortlist.text.inputs import Inputs
 
-QUERY = "what is a shortlist"
-DOCUMENT = "A list of the few candidates that are looked at closely, chosen from a long list."
+SAMPLE_QUERY = "what is a shortlist"
+SAMPLE_DOCUMENT = "A list of the few candidates that are looked at closely, chosen from a long list."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     model: tyro.conf.Positional[str]
     """Retriever or reranker: folder or hub name."""
-    query: str = QUERY
+    query: str = SAMPLE_QUERY
     """Text of the example's query."""
-    document: str = DOCUMENT
+    document: str = SAMPLE_DOCUMENT
     """Text of the example's document."""
     title: str = ""
     """Title of the example's document."""

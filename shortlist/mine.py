@@ -131,7 +131,7 @@ def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tupl
     ids, prints = [], array("Q")  # 8 bytes per document, as all texts would not fit into memory
     for document in corpus:
         ids.append(document.doc_id)
-        prints.append(fingerprint(document))
+        prints.append(text_fingerprint(document))
     wanted = set(doc_ids)
     print_of = {doc_id: number for doc_id, number in zip(ids, prints, strict=True) if doc_id in wanted}
     if missing := sorted(wanted - print_of.keys()):
@@ -146,7 +146,7 @@ def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tupl
     return ids, {doc_id: same[number] for doc_id, number in print_of.items()}
 
 
-def fingerprint(document: Document) -> int:
+def text_fingerprint(document: Document) -> int:
     """Hash a document's text to 64 bits, ignoring case and white space.
 
     If there is no text, the title is hashed.

@@ -56,7 +56,7 @@ class Config:
     """Processes on this machine that train together, one per GPU; all other steps run in one."""
 
 
-class Step(NamedTuple):
+class Stage(NamedTuple):
     """A step of a recipe, ready to run."""
 
     name: str
@@ -64,7 +64,7 @@ class Step(NamedTuple):
     config: Any
 
 
-def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
+def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Stage]:
     """Check a whole recipe and fill in the values of its names, before anything runs.
 
     Args:
@@ -98,20 +98,20 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Step]:
     return steps
 
 
-def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str) -> Step:
+def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str) -> Stage:
     if stage in GONE:
         raise UserError(f"{at}: stage `{stage}` is now `{GONE[stage]}`.")
     if stage not in OUTPUTS:
         raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
     settings |= {"out": str(folder / OUTPUTS[stage]), "overwrite": True}
-    return Step(name, stage, from_settings(_module(stage).Config, settings, where=at, gone=gone_settings(stage)))
+    return Stage(name, stage, from_settings(_module(stage).Config, settings, where=at, gone=gone_settings(stage)))
 
 
 def _module(stage: str) -> Any:
     return import_module(f"shortlist.{COMMANDS[stage].module}")
 
 
-def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Step]:
+def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Stage]:
     """Plan a recipe that is a step of another one.
 
     The given settings replace those of the recipe, and its steps are called NAME/STEP.
@@ -139,7 +139,7 @@ def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
     return _resolve(values[name], {other: v for other, v in values.items() if other != name}, at)
 
 
-def run_steps(steps: list[Step], *, processes: int = 1) -> None:
+def run_steps(steps: list[Stage], *, processes: int = 1) -> None:
     """Run the steps in order.
 
     A step whose work is done and unchanged says so and does nothing.
@@ -160,7 +160,7 @@ def run_steps(steps: list[Step], *, processes: int = 1) -> None:
             say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
 
 
-def _train_together(step: Step, processes: int) -> None:
+def _train_together(step: Stage, processes: int) -> None:
     """Run a training step under torchrun."""
     settings = {name: value for name, value in asdict(step.config).items() if value is not None}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

@@ -13,7 +13,7 @@ from shortlist import Pipeline, Reranker, ask, encode, index, search
 from shortlist.cli import main
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
-from shortlist.pipeline.steps import STEPS, Found, Kind
+from shortlist.pipeline.steps import STEPS, Found, StepKind
 
 QUESTION = "the history of the lamp"
 
@@ -138,7 +138,7 @@ def open_backwards(opener: Any, *, how_many: int) -> Backwards:
 def test_a_kind_of_step_can_be_added_from_outside(
     words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    turning = Kind(
+    turning = StepKind(
         turn, lambda: {"backwards": open_backwards}, lambda method, opener, settings: method(opener, **settings)
     )
     monkeypatch.setitem(STEPS, "turn", turning)

@@ -112,7 +112,7 @@ def test_the_changelog_says_what_everything_that_has_gone_is_now():
 def test_every_recipe_and_pipeline_in_a_document_can_be_read(path, tmp_path):
     for values in map(yaml.safe_load, blocks(path, "yaml")):
         if path.name == "pipelines.md":
-            assert spec.parse(values, where=path.name).steps
+            assert spec.parse_description(values, where=path.name).steps
         else:
             assert values.keys() <= CONTRACT_SETTINGS or plan(values, tmp_path, where=path.name)
 

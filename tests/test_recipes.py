@@ -23,7 +23,7 @@ from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.demo.functions.sources import build_test, find_sources
-from shortlist.recipe import OUTPUTS, Step, plan, run_recipe
+from shortlist.recipe import OUTPUTS, Stage, plan, run_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
@@ -59,7 +59,7 @@ def out_of(name: str) -> Path:
 
 
 @cache
-def steps_of(name: str) -> list[Step]:
+def steps_of(name: str) -> list[Stage]:
     return plan(yaml.safe_load(RECIPES[name].read_text("utf-8")), out_of(name), where=name)
 
 

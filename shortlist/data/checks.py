@@ -28,7 +28,7 @@ def pick(name: str, kind: str, wanted: Iterable[str], known: Mapping[str, T]) ->
     return {key: known[key] for key in wanted}
 
 
-def judged(name: str, queries: list[Query], qrels: Qrels) -> list[Query]:
+def judged_queries(name: str, queries: list[Query], qrels: Qrels) -> list[Query]:
     """Return the queries that have judgements, in their own order.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 from shortlist.data.beir import parts_of
-from shortlist.data.checks import check_split, judged, no_qrels, pick, split_of
+from shortlist.data.checks import check_split, judged_queries, no_qrels, pick, split_of
 from shortlist.data.files import sha256
 from shortlist.data.formats import corpus_offsets, documents_at, read_corpus, read_qrels, read_queries
 from shortlist.data.hub import HubCollection, IrdsCollection
@@ -147,7 +147,7 @@ class FolderCollection:
         if split not in self._queries:
             raise UserError(f"{self.name}: split {split!r} has judgements but no queries; add queries.{split}.tsv.")
         queries = read_queries(self._queries[split])
-        return judged(self.name, queries, self.qrels(split)) if split in self._qrels else queries
+        return judged_queries(self.name, queries, self.qrels(split)) if split in self._qrels else queries
 
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())

@@ -15,7 +15,7 @@ GROUPS_AT_ONCE = 1000
 """Number of groups whose documents are in memory together."""
 
 Documents = Mapping[str, Document]
-Layout = Callable[[Group, Query, Documents], Iterator[dict[str, Any]]]
+RecordsOf = Callable[[Group, Query, Documents], Iterator[dict[str, Any]]]
 """Turns a group into the records of one layout."""
 
 
@@ -60,7 +60,7 @@ def flag_embedding(group: Group, query: Query, documents: Documents) -> Iterator
 
 
 def write_training(
-    path: Path, groups: Sequence[Group], queries: Mapping[str, Query], collection: Collection, layout: Layout
+    path: Path, groups: Sequence[Group], queries: Mapping[str, Query], collection: Collection, layout: RecordsOf
 ) -> int:
     """Write groups as JSONL, with texts from the collection.
 
@@ -92,7 +92,7 @@ def write_tevatron_corpus(path: Path, documents: Iterable[Document]) -> None:
             file.write(json.dumps({"docid": document.doc_id, "text": full_text(document)}, ensure_ascii=False) + "\n")
 
 
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, RecordsOf] = {
     "tevatron": tevatron,
     "tevatron-old": tevatron_old,
     "sentence-transformers": triplets,

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, final
 
 from shortlist.data.beir import is_whole
-from shortlist.data.checks import ALL, check_split, judged, no_qrels, pick, split_of
+from shortlist.data.checks import ALL, check_split, judged_queries, no_qrels, pick, split_of
 from shortlist.data.formats import add_judgement, to_document, to_judgement, to_query
 from shortlist.data.lines import OnBad, parse_records
 from shortlist.data.seen import checked
@@ -19,7 +19,7 @@ from shortlist.records import Document, Qrels, Query
 
 TIMEOUT_SECONDS = 10
 """Time that the hub may take to answer."""
-AT_ONCE = 1000
+RECORDS_AT_ONCE = 1000
 """Number of records held at the same time while ids are looked up."""
 
 
@@ -77,8 +77,8 @@ class IrdsCollection:
         asked, lacking = list(doc_ids), []
         with self._readable():
             store = self._load(self._id).docs_store()
-            for start in range(0, len(asked), AT_ONCE):
-                some = asked[start : start + AT_ONCE]
+            for start in range(0, len(asked), RECORDS_AT_ONCE):
+                some = asked[start : start + RECORDS_AT_ONCE]
                 found = store.get_many(some)
                 lacking += [doc_id for doc_id in some if doc_id not in found]
         return lacking
@@ -100,7 +100,7 @@ class IrdsCollection:
         dataset = self._load(self._split_ids[split])
         with self._readable():
             queries = list(parse_records(self.name, dataset.queries_iter(), irds_query))
-        return judged(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
+        return judged_queries(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
 
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
@@ -199,7 +199,7 @@ class HubCollection:
 
     def queries(self, split: str) -> list[Query]:
         judgements = self.qrels(split)  # first, so that a collection without queries says that it has no such split
-        return judged(self.name, self._queries, judgements)
+        return judged_queries(self.name, self._queries, judgements)
 
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())

@@ -16,7 +16,7 @@ from shortlist.errors import UserError
 
 START = b"\x80"
 """First byte of a pickle since protocol 2; no UTF-8 text begins with it."""
-ALLOWED = {
+GLOBALS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     *(
@@ -71,7 +71,7 @@ class _RefusedError(Exception):
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in ALLOWED:
+        if (module_name, global_name) not in GLOBALS:
             raise _RefusedError(f"{module_name}.{global_name}")
         return super().find_class(module_name, global_name)
 

@@ -36,7 +36,7 @@ UNUSED = ("q0", "tag")
 FORMS = {len(TREC): TREC, len(SHORT): SHORT}
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number with random-looking bits: a product with it spreads over all 64 bits."""
-EXPECTED = "expected 6 (query Q0 document rank score tag) or 3 (query document, and score or rank)"
+RUN_FIELDS = "expected 6 (query Q0 document rank score tag) or 3 (query document, and score or rank)"
 
 
 class RunColumns(NamedTuple):
@@ -267,7 +267,7 @@ def _run_table_by_line(path: Path) -> pa.Table:
     form = _form(path)
     rows = [row for _, row in _rows(path, form)]
     if not rows:
-        raise UserError(f"{path}: holds no hits; {EXPECTED}.")
+        raise UserError(f"{path}: holds no hits; {RUN_FIELDS}.")
     columns = zip(form.used, zip(*rows, strict=True), strict=True)
     return pa.table({name: pa.array(column, form.columns[name]) for name, column in columns})
 
@@ -284,7 +284,7 @@ def _run_row(form: _Form, line: str) -> tuple | None:
         return None
     columns = split_columns(line)
     if len(columns) != len(form.columns):
-        raise MalformedError(f"found {len(columns)} columns; {EXPECTED}, the same on every line.")
+        raise MalformedError(f"found {len(columns)} columns; {RUN_FIELDS}, the same on every line.")
     row = dict(zip(form.columns, columns, strict=True))
     if "rank" in row and not is_integer(row["rank"]):
         raise MalformedError(f"rank is {row['rank']!r}; expected a whole number in column 4.")

@@ -16,7 +16,7 @@ from pyarrow import csv
 from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
 
-FORMAT = 1
+SCORES_FORMAT = 1
 COLUMNS = {"query_id": pa.string(), "doc_id": pa.string(), "score": pa.float32()}
 
 
@@ -40,7 +40,7 @@ class ScoreLog:
 
     def __init__(self, path: Path, made_from: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path = path
-        self._header = json.dumps({"format": FORMAT, **made_from}, sort_keys=True) + "\n"
+        self._header = json.dumps({"format": SCORES_FORMAT, **made_from}, sort_keys=True) + "\n"
         if not path.exists() or not _whole_lines(path) or not self._goes_on(overwrite):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self._header, "utf-8")

@@ -30,7 +30,7 @@ from shortlist.errors import UserError
 from shortlist.records import Document
 from shortlist.text.batching import windows
 
-AT_ONCE = 10_000
+KEYS_AT_ONCE = 10_000
 """Number of documents whose keys are looked up together."""
 
 
@@ -80,7 +80,7 @@ def missing(documents: Iterable[Document], known: Known, skipped: Callable[[int]
 
     `skipped` is called with the number of the others, part by part.
     """
-    for some in windows(documents, AT_ONCE):
+    for some in windows(documents, KEYS_AT_ONCE):
         rows = known.look_up(document_keys(some))
         yield from (document for document, row in zip(some, rows, strict=True) if row == DEAD)
         skipped(int((rows != DEAD).sum()))
@@ -103,7 +103,7 @@ def renew(folder: Path, documents: Iterable[Document]) -> int:
     shards = finished_shards(folder)
     known = read_known(folder, shards)
     positions, start = np.full(len(known.rows), DEAD, dtype="<i8"), 0
-    for some in windows(documents, AT_ONCE):
+    for some in windows(documents, KEYS_AT_ONCE):
         positions[known.look_up(document_keys(some))] = np.arange(start, start + len(some))
         start += len(some)
     in_order = np.array_equal(positions, np.arange(len(positions)))

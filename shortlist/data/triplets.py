@@ -40,7 +40,7 @@ _KNOWN = (
 )
 
 
-class Example(NamedTuple):
+class TrainingRecord(NamedTuple):
     """One record: a query with its positives and negatives.
 
     All of them are texts, or all of them are ids.
@@ -63,7 +63,7 @@ def layout_of(name: str) -> Layout:
     return layout
 
 
-def read_examples(name: str) -> Iterator[Example]:
+def read_examples(name: str) -> Iterator[TrainingRecord]:
     """Yield the records of a file or of `hf:ID`.
 
     The layout must be `texts` or `id triples`.
@@ -74,7 +74,7 @@ def read_examples(name: str) -> Iterator[Example]:
     return _rows(name, _id_triple if layout_of(name) == "id triples" else _example)
 
 
-def collect(examples: Iterable[Example], *, by_id: bool = False) -> tuple[list[Group], dict[str, Query]]:
+def collect(examples: Iterable[TrainingRecord], *, by_id: bool = False) -> tuple[list[Group], dict[str, Query]]:
     """Make one group per query; return the groups and the queries.
 
     Groups come in the order in which queries first occur; with `by_id` there are no queries. Ids are in memory, 8 bytes
@@ -193,14 +193,14 @@ def _layout(record: Any) -> Layout:
     return "id triples" if by_id else "texts"
 
 
-def _id_triple(record: tuple[str, ...]) -> Example:
+def _id_triple(record: tuple[str, ...]) -> TrainingRecord:
     if len(record) != 3 or not all(record) or any(map(SPACE.search, record)):
         raise MalformedError("expected 3 tab-separated ids, query, positive and negative, as on the first line.")
     query_id, positive, negative = record
-    return Example(query_id, [positive], [negative])
+    return TrainingRecord(query_id, [positive], [negative])
 
 
-def _example(record: Any) -> Example:
+def _example(record: Any) -> TrainingRecord:
     if isinstance(record, dict):
         query = _first(record, QUERY)
         positives = _texts(_first(record, POSITIVE))
@@ -212,7 +212,7 @@ def _example(record: Any) -> Example:
     else:
         query, positives, negatives = record[0], [record[1]], record[2:]
     kept = [text for text in negatives if text is not None]
-    example = Example(
+    example = TrainingRecord(
         _filled(query, "query"),
         [_filled(text, "positive") for text in positives],
         [text for text in (to_text(text, "negative") for text in kept) if text.strip()],  # blanks fill shorter rows

@@ -26,8 +26,8 @@ from shortlist.records import Document
 from shortlist.text.tokenizer import load_tokenizer
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-TEXTS_AT_ONCE = 512
-TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens", "added_tokens")
+COUNTED_AT_ONCE = 512
+TOKENIZER_PREFIXES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens", "added_tokens")
 """Beginnings of the names of a tokenizer's files."""
 
 
@@ -60,7 +60,7 @@ def count(texts: Iterable[str], tokenizer: Any) -> Histogram:
     A bounded number of texts is held at a time.
     """
     histogram, texts = np.zeros(0, dtype=np.int64), iter(texts)
-    while some := list(islice(texts, TEXTS_AT_ONCE)):
+    while some := list(islice(texts, COUNTED_AT_ONCE)):
         ids = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         histogram = add_lengths(histogram, list(map(len, ids)))
     return histogram
@@ -87,7 +87,7 @@ def run(config: Config) -> None:
             _write_csv(file, histogram)
         write_svg(
             config.out / "lengths.svg",
-            partial(draw, histogram, _what(config.split), config.limits, config.drop_longest),
+            partial(draw_lengths, histogram, _what(config.split), config.limits, config.drop_longest),
         )
         job.finish(**summary)
     _print(read_json(config.out / "lengths.json"), as_json=config.json)
@@ -95,7 +95,7 @@ def run(config: Config) -> None:
 
 def _tokenizer_identity(folder: Path) -> str:
     """Hash the files of the tokenizer, whatever weights are beside them."""
-    return f"sha256:{sha256(*sorted(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_FILES)))}"
+    return f"sha256:{sha256(*sorted(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_PREFIXES)))}"
 
 
 def _what(split: str | None) -> str:
@@ -132,7 +132,7 @@ def _write_csv(file: Any, histogram: Histogram) -> None:
     writer.writerows(zip(there.tolist(), histogram[there].tolist(), shares(histogram)[there].tolist(), strict=True))
 
 
-def draw(histogram: Histogram, what: str, limits: Sequence[int], drop_longest: float, figure: Any) -> None:
+def draw_lengths(histogram: Histogram, what: str, limits: Sequence[int], drop_longest: float, figure: Any) -> None:
     """Draw the share of texts of at most each length, and the limits.
 
     The longest texts are left out.

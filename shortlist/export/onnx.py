@@ -20,7 +20,7 @@ from shortlist.models.kinds import KINDS
 
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
-OUTPUTS = {"retriever": "sentence_embedding", "reranker": "logits"}
+OUTPUT_NAMES = {"retriever": "sentence_embedding", "reranker": "logits"}
 """Names of the graph's output by the model's role, as other tools expect them."""
 
 
@@ -39,7 +39,7 @@ def logits(model: Any, **inputs: Tensor) -> Float[Tensor, "batch labels"]:
     return model.backbone(**inputs).logits
 
 
-OUTCOMES: dict[str, Callable[..., Tensor]] = {"retriever": vectors, "reranker": scores, "classifier": logits}
+GRAPHS: dict[str, Callable[..., Tensor]] = {"retriever": vectors, "reranker": scores, "classifier": logits}
 """Function that the graph computes, by the kind of model."""
 
 
@@ -54,7 +54,7 @@ class Graph(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.outcome = OUTCOMES[model.kind]
+        self.outcome = GRAPHS[model.kind]
 
     def forward(
         self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"]
@@ -77,7 +77,7 @@ def write_onnx(model: Any, folder: Path, *, source: ModelFolder) -> None:
     except ImportError:
         raise UserError("--to onnx: needs onnx and onnxscript; pip install 'shortlist[onnx]'.") from None
     role = KINDS[model.kind].role
-    if model.kind not in OUTCOMES:
+    if model.kind not in GRAPHS:
         raise UserError(f"{source.name}: a {model.kind} is not written as ONNX; choose another layout.")
     if model.reading.token_types or model.backbone.config.is_encoder_decoder:
         raise UserError(
@@ -85,7 +85,7 @@ def write_onnx(model: Any, folder: Path, *, source: ModelFolder) -> None:
         )
     tokenizer, prompts = for_single_texts(model.inputs) if role == "retriever" else (for_pairs(model.inputs), None)
     folder.mkdir(parents=True, exist_ok=True)
-    _trace(Graph(model.float()), folder / FILE, OUTPUTS[role])
+    _trace(Graph(model.float()), folder / FILE, OUTPUT_NAMES[role])
     save_tokenizer(tokenizer, folder)
     if prompts is not None:
         write_json(folder / "prompts.json", prompts)

@@ -28,7 +28,7 @@ from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.records import Document, Hit, Query, Run
 
 VOCABULARY, PARAMETERS = "vocab.index.json", "params.index.json"
-FILES = (*INVERTED_FILES, VOCABULARY, PARAMETERS, "index.json")
+BM25_FILES = (*INVERTED_FILES, VOCABULARY, PARAMETERS, "index.json")
 """The files of a saved index. The last one is written last and marks the index as complete."""
 
 
@@ -99,8 +99,8 @@ class BM25Index:
         if folder.resolve() == self._folder.resolve():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILES[-1]).unlink(missing_ok=True)
-        for name in FILES:
+        (folder / BM25_FILES[-1]).unlink(missing_ok=True)
+        for name in BM25_FILES:
             shutil.copyfile(self._folder / name, folder / name)
 
     @classmethod

@@ -26,7 +26,7 @@ from shortlist.records import Hit
 DEPTHS = (10, 100, 1000)
 QUERIES = 200
 """The number of queries, or documents used as queries, that are searched together."""
-ALONE = 20
+ONE_BY_ONE = 20
 """The number of queries that are searched one at a time."""
 
 
@@ -65,12 +65,12 @@ def compare_with_exact(
     memory, disk = resident_bytes() - before, getattr(index, "disk_bytes", 0)
     exact.find(queries[:1], 1)
     wanted, exact_seconds = _timed(exact, queries, k)
-    recalls = {depth: recall(found, wanted, depth) for depth in DEPTHS if depth <= k}
+    recalls = {depth: hit_overlap(found, wanted, depth) for depth in DEPTHS if depth <= k}
     per_second, exact_per_second = len(queries) / seconds, len(queries) / exact_seconds
     return Findings(recalls, per_second, exact_per_second, alone, _alone(exact, queries, k), memory, disk)
 
 
-def recall(found: Sequence[Sequence[Hit]], wanted: Sequence[Sequence[Hit]], depth: int) -> float:
+def hit_overlap(found: Sequence[Sequence[Hit]], wanted: Sequence[Sequence[Hit]], depth: int) -> float:
     """Compute the share of the first `depth` hits of `wanted` that `found` has too.
 
     Only the first `depth` hits of `found` count. The share is averaged over queries.
@@ -88,7 +88,7 @@ def _timed(index: VectorIndex, queries: np.ndarray, k: int) -> tuple[list[list[H
 
 
 def _alone(index: VectorIndex, queries: np.ndarray, k: int) -> float:
-    return 1000 * median(_timed(index, query[None], k)[1] for query in queries[:ALONE])
+    return 1000 * median(_timed(index, query[None], k)[1] for query in queries[:ONE_BY_ONE])
 
 
 def check_index(folder: Path, store: Path, model: str | None, collection: str | None, split: str) -> str:

@@ -26,11 +26,11 @@ from shortlist.math.quantize import int8_product, to_int8
 from shortlist.math.scoring import best_of, contenders, from_keys
 from shortlist.records import Hit
 
-Found = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
+Best = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
 """Scores and positions, best first."""
 
-Product = Callable[[Block], Float[Tensor, "rows queries"]]
-Tile = tuple[Product, Leaders]
+ScoreBlock = Callable[[Block], Float[Tensor, "rows queries"]]
+Tile = tuple[ScoreBlock, Leaders]
 """The product of a block with some queries, and the best documents of these queries so far."""
 
 
@@ -69,10 +69,10 @@ REFINE = 2
 THREADS = 4
 """The most threads that multiply different pieces; they share the cores. More would wait for each other."""
 
-PIECES = 4
+BLOCK_PIECES = 4
 """The number of pieces in a block that is read at once."""
 
-SAMPLE_BYTES = 1 << 25
+SAMPLED_BYTES = 1 << 25
 """Size of the sample of documents whose scores predict a threshold for the best; at most 1 document in SAMPLED."""
 
 SAMPLED = 64
@@ -138,7 +138,7 @@ class FlatIndex:
         """
         return self.vectors.doc_ids.hits(*self.search_vectors(queries, k))
 
-    def search_vectors(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
+    def search_vectors(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Best:
         """Find the k documents with the greatest inner product with each query.
 
         Documents with equal scores are in corpus order.
@@ -153,7 +153,7 @@ class FlatIndex:
 
     def candidates(
         self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None = None
-    ) -> Found:
+    ) -> Best:
         """Find the candidates in some shards of the scanned store (None: all).
 
         `settle` merges the candidates of all shards. A narrow scan gives `refine` times k candidates, with scores that
@@ -167,7 +167,7 @@ class FlatIndex:
         scores, positions = from_keys(keys)
         return scores.numpy(), positions.numpy()
 
-    def settle(self, queries: Float[np.ndarray, "queries dim"], parts: Sequence[Found], k: int) -> Found:
+    def settle(self, queries: Float[np.ndarray, "queries dim"], parts: Sequence[Best], k: int) -> Best:
         """Merge the candidates of all shards, in any order, into the result of a search.
 
         The result is the same as from one scan of all shards.
@@ -218,7 +218,7 @@ class FlatIndex:
                 for product, leaders in tiles:
                     leaders.offer(product(piece), piece.positions)
 
-        blocks = self._blocks(rows if self.device.type == "cuda" else rows * PIECES, shards)
+        blocks = self._blocks(rows if self.device.type == "cuda" else rows * BLOCK_PIECES, shards)
         if self.device.type == "cuda":
             for block in blocks:
                 offer(block)
@@ -229,7 +229,7 @@ class FlatIndex:
     def _sample_size(self) -> int:
         """The number of documents in the sample; 0 if pages are released after reading."""
         num_docs = self.scanned.num_docs
-        return 0 if self.release else min(num_docs // SAMPLED, SAMPLE_BYTES // (4 * self.vectors.dim))
+        return 0 if self.release else min(num_docs // SAMPLED, SAMPLED_BYTES // (4 * self.vectors.dim))
 
     @cached_property
     def _sample(self) -> Block:
@@ -270,7 +270,7 @@ class FlatIndex:
             return self._resident
         return blocks
 
-    def _product(self, queries: Float[Tensor, "queries dim"]) -> Product:
+    def _product(self, queries: Float[Tensor, "queries dim"]) -> ScoreBlock:
         """Return the function that computes the scores of a block.
 
         Scores of a narrow scan lack a factor, which is the same for all documents of a query.
@@ -291,7 +291,7 @@ class FlatIndex:
         positions: Int[Tensor, "queries found"],
         *,
         k: int,
-    ) -> Found:
+    ) -> Best:
         """Select the k best candidates of a narrow scan by exact scores, best first."""
         first = min(max(k, FEWEST_RESCORED), positions.shape[1])
         exact = torch.full(positions.shape, -torch.inf)
@@ -391,7 +391,7 @@ class ScanShards:
             VectorReader(self.vectors), scan=scan, memory_gib=self.memory_gib, device=_device(), refine=self.refine
         )
 
-    def __call__(self, shards: Sequence[int]) -> Found:
+    def __call__(self, shards: Sequence[int]) -> Best:
         """Find the candidates in these shards, which FlatIndex.settle merges."""
         return self.index.candidates(self.queries, self.k, shards)
 

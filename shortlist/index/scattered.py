@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 from shortlist.engine import Engine, spread
-from shortlist.index.flat import FlatIndex, Found, ScanShards
+from shortlist.index.flat import Best, FlatIndex, ScanShards
 from shortlist.math.scoring import best_of
 from shortlist.records import Hit
 
@@ -47,13 +47,13 @@ class ScatteredIndex:
         depth = k if scan is None else k * self.index.refine
         num_shards = len((scan or vectors).shard_hashes)
         pieces = [piece.tolist() for piece in np.array_split(np.arange(num_shards), min(num_shards, PIECES))]
-        best: Found | None = None
+        best: Best | None = None
         for part in spread(task, pieces, engine=self.engine):
             best = part if best is None else _merge(best, part, depth)
         return vectors.doc_ids.hits(*self.index.settle(queries, [best], k)) if best else [[] for _ in queries]
 
 
-def _merge(one: Found, other: Found, k: int) -> Found:
+def _merge(one: Best, other: Best, k: int) -> Best:
     scores, positions = (torch.from_numpy(np.concatenate(pair, axis=1)) for pair in zip(one, other, strict=True))
     best = best_of(scores, positions, k)
     return best[0].numpy(), best[1].numpy()

@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError as error:
     raise not_installed(error, "mteb") from None
 
-Batch = Mapping[str, Any]
+Columns = Mapping[str, Any]
 """A batch of MTEB's, by column: `text`, and `title` and `body` if documents have them."""
 
 
@@ -56,7 +56,7 @@ class RetrieverEncoder:
         )
 
     def encode(
-        self, inputs: Iterable[Batch], *, prompt_type: PromptType | None = None, **_: Any
+        self, inputs: Iterable[Columns], *, prompt_type: PromptType | None = None, **_: Any
     ) -> Float[np.ndarray, "texts dim"]:
         """Embed queries or documents, batched by their lengths instead of MTEB's batches."""
         if prompt_type == PromptType.query:
@@ -93,17 +93,17 @@ class RerankerCrossEncoder:
         form = self.reranker.inputs.form
         self.mteb_model_meta = _meta(folder, form, options, max_tokens=form.pair_length, model_type=["cross-encoder"])
 
-    def predict(self, inputs1: Iterable[Batch], inputs2: Iterable[Batch], **_: Any) -> Float[np.ndarray, " pairs"]:
+    def predict(self, inputs1: Iterable[Columns], inputs2: Iterable[Columns], **_: Any) -> Float[np.ndarray, " pairs"]:
         """Score each query with its document, batched by length instead of MTEB's batches."""
         pairs = list(zip(as_queries(_texts(inputs1)), _documents(inputs2), strict=True))
         return score_pairs(self.reranker.model, pairs)
 
 
-def _texts(batches: Iterable[Batch]) -> list[str]:
+def _texts(batches: Iterable[Columns]) -> list[str]:
     return [text for batch in batches for text in batch["text"]]
 
 
-def _documents(batches: Iterable[Batch]) -> list[Document]:
+def _documents(batches: Iterable[Columns]) -> list[Document]:
     """Make documents with title and body apart, as contracts need them.
 
     MTEB's `text` has both in one.

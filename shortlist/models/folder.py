@@ -25,7 +25,7 @@ from shortlist.models.shipped import shipped_folder, shipped_name
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
 
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
 """The files to fetch from the hub: no code, and weights only in safetensors, except for older adapters."""
 
 WEIGHTS = ("*.safetensors", PICKLED)
@@ -191,7 +191,7 @@ def open_folder(
         return ModelFolder(name, path)
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
         raise not_a_model(name, "no such folder")
-    patterns = FILES if weights else [pattern for pattern in FILES if pattern not in WEIGHTS]
+    patterns = FETCHED if weights else [pattern for pattern in FETCHED if pattern not in WEIGHTS]
     pinned = {"revision": revision} if revision else {}
     try:
         path = Path(snapshot_download(name, allow_patterns=patterns, **pinned))

@@ -30,7 +30,7 @@ TokenIds = Sequence[int] | Int32[np.ndarray, " _"]
 
 Pair = tuple[Query, Document]
 
-Done = Callable[[int, int], None]
+TextsDone = Callable[[int, int], None]
 """Is called with the numbers of texts and tokens (without padding) done since the last call."""
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ def run_model(
     token_ids: Sequence[TokenIds],
     *,
     token_budget: int | None = None,
-    advance: Done | None = None,
+    advance: TextsDone | None = None,
 ) -> Rows:
     """Compute the model's rows for all inputs, on the CPU and in the given order.
 

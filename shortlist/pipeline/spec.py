@@ -15,9 +15,9 @@ from shortlist.config import SpeedOnly, load_yaml
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
 from shortlist.index.opening import kind_of, needs_model
-from shortlist.pipeline.steps import STEPS, Kind
+from shortlist.pipeline.steps import STEPS, StepKind
 
-EXPECTED = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
 OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float}
 """Options of a step, besides the settings of its method."""
 FLAG_DEFAULTS = {"reranker_share": 1.0}
@@ -76,7 +76,7 @@ class Sources:
     """`ray`: scan vectors exactly on a Ray cluster, whose nodes must all have them at the same path."""
 
 
-def read(path: Path, *, collection: str | None = None) -> Description:
+def read_description(path: Path, *, collection: str | None = None) -> Description:
     """Read the description in a YAML file.
 
     Args:
@@ -85,10 +85,10 @@ def read(path: Path, *, collection: str | None = None) -> Description:
     Raises:
         UserError: a field is missing, unknown, or does not fit.
     """
-    return parse(load_yaml(path), where=str(path), collection=collection)
+    return parse_description(load_yaml(path), where=str(path), collection=collection)
 
 
-def parse(content: Mapping[str, Any], *, where: str, collection: str | None = None) -> Description:
+def parse_description(content: Mapping[str, Any], *, where: str, collection: str | None = None) -> Description:
     """Parse a description from a mapping.
 
     Args:
@@ -196,8 +196,8 @@ def from_file_or_flags(
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UserError(f"--pipeline says what is searched; leave out {flags}, or write it down there.")
     if isinstance(pipeline, Mapping):
-        return parse(pipeline, where="pipeline", collection=collection)
-    return read(Path(pipeline), collection=collection)
+        return parse_description(pipeline, where="pipeline", collection=collection)
+    return read_description(Path(pipeline), collection=collection)
 
 
 def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
@@ -258,7 +258,7 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
     return Part(name, kinds[0], method, values, **chosen)
 
 
-def _options(kind: Kind) -> list[str]:
+def _options(kind: StepKind) -> list[str]:
     """List the options of this kind of step, besides the settings of its method."""
     reads = [] if kind.num_read == 0 else ["of"]
     return [*reads, "depth"] if kind.is_first_stage else [*reads, "depth", "share"]
@@ -282,7 +282,7 @@ def can_be_written(wanted: Any) -> bool:
         return any(map(can_be_written, choices))
     if origin in (tuple, Sequence):
         return all(map(can_be_written, choices))
-    return origin is Literal or wanted in EXPECTED
+    return origin is Literal or wanted in TYPE_NAMES
 
 
 def convert(value: Any, wanted: Any, where: str) -> Any:
@@ -311,11 +311,11 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
-        raise UserError(f"{where} is {value!r}; expected {EXPECTED[wanted]}.")
+        raise UserError(f"{where} is {value!r}; expected {TYPE_NAMES[wanted]}.")
     return value
 
 
-def _read_by(kind: Kind, of: Sequence[str] | None, earlier: Sequence[Part], where: str) -> tuple[str, ...]:
+def _read_by(kind: StepKind, of: Sequence[str] | None, earlier: Sequence[Part], where: str) -> tuple[str, ...]:
     """Find the steps that a step reads.
 
     By default it reads the step before it or, if its kind reads several, all steps that no other step reads yet.

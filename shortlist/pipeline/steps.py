@@ -18,7 +18,7 @@ from shortlist.rerankers.lists import score_lists
 FUSED_DEPTH = 100
 """Least number of ranks to fuse from each run. Few would not do, as a document that two runs rank 20th can win."""
 
-Documents = Callable[[Sequence[str]], Mapping[str, Document]]
+FetchDocuments = Callable[[Sequence[str]], Mapping[str, Document]]
 """Fetches documents by id, with the changes that earlier steps made."""
 
 
@@ -37,7 +37,7 @@ class Step(NamedTuple):
     """An opened step of a pipeline."""
 
     name: str
-    kind: "Kind"
+    kind: "StepKind"
     stage: Any = None
     """A FirstStage, a function that fuses runs, or a Ranker."""
     of: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class StepFunction(Protocol):
     """The function of a kind of step."""
 
     def __call__(
-        self, step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int
+        self, step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
     ) -> Found:
         """Compute each query's hits.
 
@@ -64,7 +64,7 @@ class StepFunction(Protocol):
         ...
 
 
-class Kind(NamedTuple):
+class StepKind(NamedTuple):
     """A kind of step.
 
     Its methods are functions by name, such as `bm25` and `dense` for `find`. Their keyword-only arguments are the
@@ -86,18 +86,18 @@ class Kind(NamedTuple):
     """Default depth of a step of this kind."""
 
 
-def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int) -> Found:
+def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Search with a first stage."""
     return Found(step.stage.search(queries, most))
 
 
-def fuse(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int) -> Found:
+def fuse(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Fuse several runs into one."""
     fused = step.stage(list(runs.values()))
     return Found({query.query_id: fused.get(query.query_id, [])[:most] for query in queries})
 
 
-def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: Documents, most: int) -> Found:
+def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Rerank the first hits of each query; the others follow in their old order."""
     [before] = runs.values()
     heads = [[hit.doc_id for hit in before.get(query.query_id, [])[: step.depth]] for query in queries]
@@ -133,8 +133,8 @@ def open_ranker(method: Callable[..., Any], opener: Opener, settings: Mapping[st
     return opener.reranker(method, settings)
 
 
-STEPS: dict[str, Kind] = {
-    "find": Kind(find, lambda: FINDERS, open_finder, is_first_stage=True, num_read=0),
-    "fuse": Kind(fuse, lambda: FUSIONS, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
-    "rank": Kind(rank, rerankers, open_ranker, depth=100),
+STEPS: dict[str, StepKind] = {
+    "find": StepKind(find, lambda: FINDERS, open_finder, is_first_stage=True, num_read=0),
+    "fuse": StepKind(fuse, lambda: FUSIONS, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
+    "rank": StepKind(rank, rerankers, open_ranker, depth=100),
 }

@@ -16,7 +16,7 @@ from shortlist.progress import say
 from shortlist.records import Document, Query
 from shortlist.rerankers import Candidates
 
-LISTED = 5
+MOST_NAMED = 5
 """Most missing ids to name in a message."""
 
 
@@ -78,7 +78,7 @@ class CandidateReader:
         where, flags = self.collection.name, "--collection"
         if kind == "queries":
             where, flags = f"{where} {self.split}", "--collection and --split"
-        some = ", ".join(map(repr, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
+        some = ", ".join(map(repr, names[:MOST_NAMED])) + (", ..." if len(names) > MOST_NAMED else "")
         found = f"{self.name}: {len(names):,} of {total:,} {kind} are not in {where}: {some}"
         if not self.skip_missing:
             raise UserError(f"{found}; check {flags}, or leave them where they are with --skip-missing.")

@@ -67,7 +67,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    check(config)
+    check_servable(config)
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("fastapi or uvicorn is not installed; pip install 'shortlist[serve]'.")
     read_key(config)
@@ -87,7 +87,7 @@ def run(config: Config) -> None:
         serve_in_processes(make_app, listener, config.drain_seconds, config.workers)
 
 
-def check(config: Config) -> None:
+def check_servable(config: Config) -> None:
     """Refuse settings that cannot be served, before anything is loaded.
 
     Raises:
@@ -115,7 +115,7 @@ def check(config: Config) -> None:
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected more than 0.")
-    describe(config)
+    served_pipeline(config)
 
 
 def read_key(config: Config) -> str | None:
@@ -138,16 +138,16 @@ def read_key(config: Config) -> str | None:
     return key
 
 
-def describe(config: Config) -> "Description | None":
+def served_pipeline(config: Config) -> "Description | None":
     """Describe the pipeline to serve; None if nothing is searched.
 
     Raises:
         UserError: the flags or the file do not describe a pipeline.
     """
-    from shortlist.pipeline.spec import Sources, from_flags, read
+    from shortlist.pipeline.spec import Sources, from_flags, read_description
 
     if config.pipeline:
-        return read(config.pipeline, collection=config.collection)
+        return read_description(config.pipeline, collection=config.collection)
     if not config.collection:
         return None
     over_vectors = config.vectors or config.index
@@ -170,7 +170,7 @@ def open_service(config: Config) -> "Service":
     from shortlist.serve.service import Service
 
     service = Service(
-        describe(config),
+        served_pipeline(config),
         retriever=config.retriever,
         reranker=config.reranker,
         reranker_contract=config.reranker_contract,

@@ -16,12 +16,11 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from shortlist.pipeline import Answer as Found
-from shortlist.pipeline import Pipeline
+from shortlist.pipeline import Answer, Pipeline
 from shortlist.serve import schema
 from shortlist.serve.gate import FullError, Ticket, TooLargeError
 from shortlist.serve.metrics import render
-from shortlist.serve.protection import Answer, Log, Protection, explained, problem
+from shortlist.serve.protection import Log, Protection, Refusal, explained, problem
 from shortlist.serve.service import Batched, FieldError, Read, Service
 from shortlist.version import __version__
 
@@ -72,7 +71,7 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _explain_bug)
 
 
-def _send(answer: Answer | None) -> Response:
+def _send(answer: Refusal | None) -> Response:
     assert answer is not None
     return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
@@ -324,7 +323,7 @@ def _check(pipeline: Pipeline, asked: schema.SearchRequest) -> None:
         raise FieldError("rerank", "there is no reranker here; leave it out")
 
 
-def _search_answer(query: str, found: Found, explain: bool) -> schema.SearchAnswer:
+def _search_answer(query: str, found: Answer, explain: bool) -> schema.SearchAnswer:
     results = [
         schema.SearchResult(
             rank=rank,
@@ -338,7 +337,7 @@ def _search_answer(query: str, found: Found, explain: bool) -> schema.SearchAnsw
     return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
 
 
-async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.SearchAnswer, found: Found) -> None:
+async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer) -> None:
     """Mark the query and documents that the models have not read to the end."""
     steps = [step for step in pipeline.steps if step.name in found.milliseconds]
     if retrievers := service.readers("retriever", steps):

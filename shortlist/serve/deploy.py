@@ -10,7 +10,7 @@ from shortlist.engine import joined
 from shortlist.errors import UserError
 from shortlist.progress import say
 from shortlist.serve.gate import FullError
-from shortlist.serve.protection import HEADERS, RETRY_SECONDS, Answer, Message, Protection, explained, problem, replay
+from shortlist.serve.protection import HEADERS, RETRY_SECONDS, Message, Protection, Refusal, explained, problem, replay
 
 SPARE = 2
 """How many times its own limit of requests Ray sends to a replica, so that a full replica can answer so itself."""
@@ -69,7 +69,7 @@ class Front:
         return response
 
 
-def _response(answer: Answer | None) -> Any:
+def _response(answer: Refusal | None) -> Any:
     from starlette.responses import Response
 
     assert answer is not None

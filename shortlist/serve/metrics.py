@@ -8,7 +8,7 @@ from typing import final
 
 from shortlist.data.files import read_json, write_json
 
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BARS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper ends of a histogram's buckets, in seconds."""
 
 HELP = {
@@ -52,7 +52,7 @@ class Metrics:
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Add one duration to a histogram."""
         with self._lock:
-            for end in (*BUCKETS, float("inf")):
+            for end in (*BARS, float("inf")):
                 told = "+Inf" if end == float("inf") else str(end)
                 self._add(_series(f"{name}_bucket", {**labels, "le": told}), seconds <= end)
             self._add(_series(f"{name}_sum", labels), seconds)

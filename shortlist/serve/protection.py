@@ -39,7 +39,7 @@ RETRY_SECONDS = 5
 """Seconds after which clients should try again while the server is shutting down."""
 
 
-class Answer(NamedTuple):
+class Refusal(NamedTuple):
     """An error, ready to be sent."""
 
     status: int
@@ -51,15 +51,15 @@ class _DisconnectedError(Exception):
     """The client has left."""
 
 
-def problem(status: int, kind: str, message: str, *, field: str | None = None, **headers: str) -> Answer:
+def problem(status: int, kind: str, message: str, *, field: str | None = None, **headers: str) -> Refusal:
     """Make an error answer in the format of all endpoints."""
     error = ErrorResponse(error=ErrorBody(message=message, type=kind, field=field))
     # Escaped to ASCII: a field's name comes from the client and may hold anything, such as half a surrogate pair.
     body = json.dumps(error.model_dump(exclude_none=True)).encode()
-    return Answer(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    return Refusal(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def explained(error: Exception) -> Answer | None:
+def explained(error: Exception) -> Refusal | None:
     """Return the answer to an expected error; None if the error is a bug."""
     if isinstance(error, FullError):
         return problem(429, "overloaded", f"{error}; try again later.", retry_after=str(error.seconds))
@@ -130,7 +130,7 @@ class Protection:
         else:
             await self.app(scope, receive, reply)
 
-    def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> Answer | None:
+    def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> Refusal | None:
         """Return the refusal of a request by its headers; None if it is accepted."""
         if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
             return problem(400, "invalid_host", "the Host header names another server; ask for 127.0.0.1 or localhost.")
@@ -253,7 +253,7 @@ class _Reply:
             message = {**message, "headers": [*message.get("headers", ()), *own]}
         await self._send(message)
 
-    async def send(self, answer: Answer | None) -> None:
+    async def send(self, answer: Refusal | None) -> None:
         """Send an error."""
         assert answer is not None
         length = {"content-type": "application/json", "content-length": str(len(answer.body))}

@@ -19,7 +19,7 @@ MAX_DEPTH = 1000
 Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
-Kind = Literal["query", "document"]
+TextKind = Literal["query", "document"]
 
 
 class TextObject(BaseModel):
@@ -96,7 +96,7 @@ class EmbeddingsRequest(BaseModel):
     model: str | None = Field(None, description="Ignored: there is one model here.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Keep only so many numbers of each vector.")
-    input_type: Kind = "document"
+    input_type: TextKind = "document"
     user: str | None = Field(None, description="Ignored.")
 
 
@@ -173,7 +173,7 @@ class TeiEmbedRequest(BaseModel):
     inputs: Text | Texts
     truncate: bool | None = Field(None, description="Cut what is too long instead of refusing it.")
     normalize: bool = Field(True, description="Vectors of length 1; else as the model gives them.")
-    prompt_name: Kind | None = Field(None, description="Which of the retriever's prompts; by default `document`.")
+    prompt_name: TextKind | None = Field(None, description="Which of the retriever's prompts; by default `document`.")
     dimensions: int | None = Field(None, ge=1, description="Keep only so many numbers of each vector.")
 
 

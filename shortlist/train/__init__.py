@@ -22,7 +22,7 @@ from shortlist.progress import say
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, num_steps
 from shortlist.train.forecast import forecast
-from shortlist.train.gather import ALONE, World, in_turn, join, on_any, own_device
+from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
 from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit, new_optimizer
@@ -35,7 +35,7 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import Config, check, losses
+from shortlist.train.settings import Config, check_settings, losses
 from shortlist.train.steps import Example, compute_outputs
 
 
@@ -44,9 +44,9 @@ def run(config: Config) -> None:
 
     Under torchrun, all processes train together.
     """
-    check(config)
+    check_settings(config)
     start = time.perf_counter()
-    with join() as world:
+    with meet() as world:
         collection = open_collection(config.collection)
         source = collect_groups(config, collection)
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)

@@ -52,7 +52,7 @@ ALONE = World()
 
 
 @contextmanager
-def join() -> Iterator[World]:
+def meet() -> Iterator[World]:
     """Join the other processes that torchrun started.
 
     A process not started by torchrun trains alone.

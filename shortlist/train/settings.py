@@ -96,7 +96,7 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-def check(config: Config) -> None:
+def check_settings(config: Config) -> None:
     """Refuse invalid settings.
 
     Raises:

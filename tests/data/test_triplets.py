@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from shortlist.data.triplets import Example, collect, layout_of, read_documents, read_examples, text_id
+from shortlist.data.triplets import TrainingRecord, collect, layout_of, read_documents, read_examples, text_id
 from shortlist.errors import UserError
 from shortlist.records import Document, Group, Query
 
-FIRST = Example("which is one?", ["one"], ["two", "three"])
-SECOND = Example("which is “two”,\tor so?", ["two"], ["one"])
+FIRST = TrainingRecord("which is one?", ["one"], ["two", "three"])
+SECOND = TrainingRecord("which is “two”,\tor so?", ["two"], ["one"])
 ROWS = [
     {"anchor": FIRST.query, "positive": "one", "negative_1": "two", "negative_2": "three"},
     {"anchor": SECOND.query, "positive": "two", "negative_1": "one", "negative_2": None},
@@ -58,7 +58,7 @@ def test_a_table_with_a_header_is_read_by_its_columns(tmp_path: Path, name: str,
 def test_a_text_in_a_table_may_be_long_and_hold_line_ends(tmp_path: Path):
     long = "long\n" * 50_000
     (tmp_path / "t.csv").write_text(f'query,positive\n"a ""b""","{long}"\n')
-    assert list(read_examples(str(tmp_path / "t.csv"))) == [Example('a "b"', [long], [])]
+    assert list(read_examples(str(tmp_path / "t.csv"))) == [TrainingRecord('a "b"', [long], [])]
 
 
 def test_a_parquet_file_is_read_by_its_columns(tmp_path: Path):
@@ -78,8 +78,11 @@ def test_triples_of_msmarco_are_told_from_triples_of_ids(tmp_path: Path):
     (tmp_path / "triples.tsv").write_text('what is "it"?\tit\tnot it\n')
     (tmp_path / "ids.tsv").write_text("3\t17\t4\n3\t17\t5\n")
     assert [layout_of(str(tmp_path / name)) for name in ("triples.tsv", "ids.tsv")] == ["texts", "id triples"]
-    assert list(read_examples(str(tmp_path / "triples.tsv"))) == [Example('what is "it"?', ["it"], ["not it"])]
-    assert list(read_examples(str(tmp_path / "ids.tsv"))) == [Example("3", ["17"], ["4"]), Example("3", ["17"], ["5"])]
+    assert list(read_examples(str(tmp_path / "triples.tsv"))) == [TrainingRecord('what is "it"?', ["it"], ["not it"])]
+    assert list(read_examples(str(tmp_path / "ids.tsv"))) == [
+        TrainingRecord("3", ["17"], ["4"]),
+        TrainingRecord("3", ["17"], ["5"]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,11 @@ def test_groups_with_ids_are_told_by_their_fields(tmp_path: Path, record: dict, 
 
 
 def test_the_lines_of_a_query_become_one_group():
-    examples = [FIRST, Example("else?", ["three"], []), Example(FIRST.query, ["one", "four"], ["two", "five"])]
+    examples = [
+        FIRST,
+        TrainingRecord("else?", ["three"], []),
+        TrainingRecord(FIRST.query, ["one", "four"], ["two", "five"]),
+    ]
     first, other = text_id(FIRST.query), text_id("else?")
     groups, queries = collect(examples)
     assert groups == [
@@ -113,7 +120,7 @@ def test_the_lines_of_a_query_become_one_group():
 
 
 def test_a_negative_that_is_a_positive_elsewhere_is_left_out_and_counted(capsys: pytest.CaptureFixture[str]):
-    groups, _ = collect([FIRST, FIRST, Example(FIRST.query, ["two"], [])], by_id=True)
+    groups, _ = collect([FIRST, FIRST, TrainingRecord(FIRST.query, ["two"], [])], by_id=True)
     assert groups == [Group(FIRST.query, ("one", "two"), ("three",))]
     assert capsys.readouterr().err == "left out 1 negatives that are positives of the same query.\n"
 

@@ -10,7 +10,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from shortlist.data.figures import svg
 from shortlist.errors import UserError
 from shortlist.evaluation import lengths
-from shortlist.evaluation.lengths import count, draw
+from shortlist.evaluation.lengths import count, draw_lengths
 from shortlist.text.tokenizer import load_tokenizer
 
 
@@ -66,7 +66,7 @@ def test_a_text_without_words_has_no_tokens(tiny: Tiny):
 def test_the_drawing_shows_the_limits_that_fit_and_leaves_out_the_longest():
     histogram = np.zeros(10_001, dtype=np.int64)
     histogram[:1000], histogram[-1] = 1, 20
-    drawing = svg(partial(draw, histogram, "documents", (512, 2048), 0.03))
+    drawing = svg(partial(draw_lengths, histogram, "documents", (512, 2048), 0.03))
     assert "512: 50%" in drawing
     assert "2,048" not in drawing
     assert "the longest 3% left out" in drawing

@@ -15,7 +15,7 @@ import pytest
 from shortlist import index
 from shortlist.errors import UserError
 from shortlist.index.analysis import ANALYSERS
-from shortlist.index.bm25 import FILES, BM25Index
+from shortlist.index.bm25 import BM25_FILES, BM25Index
 from shortlist.index.postings import BLOCK_TOKENS
 from shortlist.index.protocols import SearchesTerms
 from shortlist.records import Document, Hit, Query
@@ -184,7 +184,7 @@ def test_a_build_that_breaks_off_leaves_no_index(tmp_path: Path):
 
 
 def test_an_index_cut_short_is_refused(tmp_path: Path):
-    for name in FILES[:-1]:
+    for name in BM25_FILES[:-1]:
         BM25Index.build(DOCUMENTS, folder=tmp_path)
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:-3])

@@ -212,7 +212,7 @@ def test_no_block_or_piece_is_larger_than_the_sizes_say(store, monkeypatch):
     for piece_bytes, scores, rows in ((4 * 8 * 20, 1000, 20), (1 << 20, 30, 10)):
         monkeypatch.setattr(flat, "SIZES", {"cpu": Sizes(4, piece_bytes, scores)})
         index.candidates(np.ones((3, 8), dtype=np.float32), 3)
-        assert asked.pop() == flat.PIECES * rows
+        assert asked.pop() == flat.BLOCK_PIECES * rows
         assert max(multiplied) == rows
         multiplied.clear()
 

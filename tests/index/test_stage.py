@@ -14,7 +14,7 @@ from shortlist.data.snapshots import document_keys, missing, pin, read_known, re
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
-from shortlist.index.check import compare_with_exact, recall
+from shortlist.index.check import compare_with_exact, hit_overlap
 from shortlist.index.flat import FlatIndex
 from shortlist.index.opening import open_index
 from shortlist.index.protocols import Opening
@@ -70,7 +70,7 @@ def test_every_kind_is_built_once_and_found_again(
     command = ["index", "--kind", kind, "--vectors", str(store), "--out", str(tmp_path / "index")]
     assert main(command) == 0
     opened = open_index(tmp_path / "index", Opening(effort=None if kind == "narrow" else 200, refine=20))
-    assert recall(opened.find(QUERIES, 10), best(store), 10) == 1
+    assert hit_overlap(opened.find(QUERIES, 10), best(store), 10) == 1
     capsys.readouterr()
     assert main(command) == 0
     assert "already done" in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_an_index_says_that_its_vectors_are_newer_and_finds_what_both_hold(
     opened = open_index(tmp_path / "index", Opening(effort=200, refine=20))
     assert f"is older than {store}; 200 new documents are not in it" in capsys.readouterr().err
     old = [[hit for hit in hits if int(hit.doc_id[1:]) < 1000] for hits in best(store, 1000)]
-    assert recall(opened.find(QUERIES, 10), old, 10) == 1
+    assert hit_overlap(opened.find(QUERIES, 10), old, 10) == 1
 
 
 def test_a_narrow_index_of_older_vectors_is_refused(store: Path, tmp_path: Path):
@@ -114,7 +114,9 @@ def test_vectors_that_have_moved_are_named(store: Path, tmp_path: Path):
     moved = store.rename(tmp_path / "moved")
     with pytest.raises(UserError, match="vectors: holds no vectors"):
         open_index(tmp_path / "index")
-    assert recall(open_index(tmp_path / "index", Opening(vectors=moved)).find(QUERIES, 1000), best(moved, 5), 5) == 1
+    assert (
+        hit_overlap(open_index(tmp_path / "index", Opening(vectors=moved)).find(QUERIES, 1000), best(moved, 5), 5) == 1
+    )
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -149,7 +151,7 @@ def test_a_table_is_brought_up_to_date_by_the_same_command(
     assert main([*command, "--check"]) == 0
     assert "recall@1000  1.0000" in capsys.readouterr().out
     store.rename(tmp_path / "gone")
-    assert recall(open_index(tmp_path / "index").find(QUERIES, 10), best(tmp_path / "gone"), 10) == 1
+    assert hit_overlap(open_index(tmp_path / "index").find(QUERIES, 10), best(tmp_path / "gone"), 10) == 1
 
 
 def test_a_password_is_never_kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -166,9 +168,9 @@ def test_a_password_is_never_kept(store: Path, tmp_path: Path, monkeypatch: pyte
 def test_recall_is_the_share_of_the_best_that_is_found():
     wanted = [[Hit("a", 3), Hit("b", 2), Hit("c", 1)], [Hit("x", 3), Hit("y", 2)]]
     found = [[Hit("b", 9), Hit("a", 1)], [Hit("z", 1), Hit("x", 0)]]
-    assert recall(found, wanted, 1) == 0
-    assert recall(found, wanted, 2) == (1 + 1 / 2) / 2
-    assert recall(found, wanted, 3) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert hit_overlap(found, wanted, 1) == 0
+    assert hit_overlap(found, wanted, 2) == (1 + 1 / 2) / 2
+    assert hit_overlap(found, wanted, 3) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
 def test_an_exact_index_is_found_to_be_one(store: Path):

@@ -14,7 +14,7 @@ from shortlist.data.files import sha256
 from shortlist.data.manifest import read_manifest
 from shortlist.demo.functions.fingerprints import fingerprint, read_fingerprints
 from shortlist.demo.functions.overlap import normalized
-from shortlist.demo.functions.sources import collect, standard_library
+from shortlist.demo.functions.sources import collect_functions, standard_library
 from shortlist.demo.functions.wheels import read_pins
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
@@ -105,7 +105,7 @@ def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch
 @pytest.mark.skipif(not RECIPE.is_dir(), reason="needs the repository")
 def test_nothing_that_the_demo_searches_was_learnt_from():
     seen = read_fingerprints(RECIPE / "fingerprints.npz")
-    functions, _ = collect(standard_library(), "standard library")
+    functions, _ = collect_functions(standard_library(), "standard library")
     texts = [text for function in functions for text in (normalized(function.summary), function.body)]
     prints = [fingerprint(text) for text in texts if len(text.split()) > 3]  # "return self other": said, and done
     assert len(seen) > 400_000

@@ -9,7 +9,7 @@ from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.fusion import FUSIONS, reorder, rrf
-from shortlist.pipeline.steps import STEPS, Found, Kind, Step
+from shortlist.pipeline.steps import STEPS, Found, Step, StepKind
 from shortlist.records import Hit
 
 QUESTION = "which colour has the apple"
@@ -218,7 +218,7 @@ def test_a_step_may_change_the_texts_that_later_ones_read(pipeline: Pipeline, ti
         texts = documents([hit.doc_id for hits in run.values() for hit in hits])
         return Found(run, documents={name: each._replace(text=each.text[:5]) for name, each in texts.items()})
 
-    kind = Kind(shorten, dict, lambda method, opener, settings: None)
+    kind = StepKind(shorten, dict, lambda method, opener, settings: None)
     steps = [pipeline.steps[0], Step("short", kind, of=("bm25",)), Step("reads", STEPS["rank"], Reads(), ("short",), 3)]
     [answer] = Pipeline(pipeline.collection, steps).answer([QUESTION], 3)
     assert [len(text) for text in read] == [5] * len(answer.results)

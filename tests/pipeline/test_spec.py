@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from shortlist.errors import UserError
-from shortlist.pipeline.spec import Description, Part, Sources, from_flags, parse, read, written
+from shortlist.pipeline.spec import Description, Part, Sources, from_flags, parse_description, read_description, written
 
 WORDS = {"words": {"find": "bm25", "index": "w"}}
 DENSE = {"dense": {"find": "dense", "model": "m", "vectors": "v"}}
@@ -18,7 +18,7 @@ CASCADE = WORDS | DENSE | {
 
 def test_a_file_becomes_a_value_whose_steps_read_those_before_them(tmp_path: Path):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"collection": "c", "steps": CASCADE}, sort_keys=False))
-    assert read(tmp_path / "p.yaml") == Description(
+    assert read_description(tmp_path / "p.yaml") == Description(
         (
             Part("words", "find", "bm25", {"index": Path("w")}),
             Part("dense", "find", "dense", {"model": "m", "vectors": Path("v")}),
@@ -28,18 +28,26 @@ def test_a_file_becomes_a_value_whose_steps_read_those_before_them(tmp_path: Pat
         ),
         "c",
     )
-    assert read(tmp_path / "p.yaml", collection="other").collection == "other"
+    assert read_description(tmp_path / "p.yaml", collection="other").collection == "other"
 
 
 def test_what_is_written_down_is_read_again():
-    description = parse({"collection": "c", "steps": CASCADE}, where="p")
-    assert parse(yaml.safe_load(yaml.safe_dump(written(description), sort_keys=False)), where="p") == description
+    description = parse_description({"collection": "c", "steps": CASCADE}, where="p")
+    assert (
+        parse_description(yaml.safe_load(yaml.safe_dump(written(description), sort_keys=False)), where="p")
+        == description
+    )
 
 
 def test_a_step_says_which_it_reads():
     steps = WORDS | DENSE | {"r": {"rank": "pointwise", "model": "m", "of": "words"}}
     steps |= {"f": {"fuse": "rrf", "of": ["dense", "r"]}}
-    assert [part.of for part in parse({"steps": steps}, where="p").steps] == [(), (), ("words",), ("dense", "r")]
+    assert [part.of for part in parse_description({"steps": steps}, where="p").steps] == [
+        (),
+        (),
+        ("words",),
+        ("dense", "r"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,7 @@ def test_a_step_says_which_it_reads():
 )
 def test_what_does_not_fit_is_refused_in_one_line(steps: Any, message: str):
     with pytest.raises(UserError) as error:
-        parse({"steps": steps}, where="p.yaml")
+        parse_description({"steps": steps}, where="p.yaml")
     assert str(error.value).startswith("p.yaml: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -79,9 +87,9 @@ def test_what_does_not_fit_is_refused_in_one_line(steps: Any, message: str):
 
 def test_other_fields_than_collection_and_steps_are_refused():
     with pytest.raises(UserError, match="p: unknown field 'stesp': perhaps 'steps'"):
-        parse({"stesp": WORDS}, where="p")
+        parse_description({"stesp": WORDS}, where="p")
     with pytest.raises(UserError, match="p: collection is 3; expected a folder"):
-        parse({"collection": 3, "steps": WORDS}, where="p")
+        parse_description({"collection": 3, "steps": WORDS}, where="p")
 
 
 @pytest.mark.parametrize(

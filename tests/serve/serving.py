@@ -15,7 +15,7 @@ import httpx
 from tiny import Tiny
 
 from shortlist import Pipeline, encode, index
-from shortlist.serve import Config, describe
+from shortlist.serve import Config, served_pipeline
 from shortlist.serve.service import Service
 
 
@@ -50,7 +50,7 @@ class Built(NamedTuple):
 
     def service(self, **options: Any) -> Service:
         """What such a server works with."""
-        return Service(describe(self.config()), **options)
+        return Service(served_pipeline(self.config()), **options)
 
 
 def build(tiny: Tiny, folder: Path) -> Built:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shortlist.serve.metrics import BUCKETS, Metrics, render
+from shortlist.serve.metrics import BARS, Metrics, render
 
 
 def test_counters_add_up_by_label():
@@ -23,8 +23,8 @@ def test_a_histograms_bars_are_in_order_and_each_holds_those_below_it():
         metrics.observe("shortlist_stage_seconds", seconds, stage="bm25")
     lines = [line for line in render(metrics.values()).splitlines() if 'stage="bm25"' in line]
     bars = [line for line in lines if "_bucket" in line]
-    assert [float(bar.split('le="')[1].split('"')[0]) for bar in bars] == [*BUCKETS, float("inf")]
-    counts = dict(zip([*BUCKETS, float("inf")], [int(bar.split()[-1]) for bar in bars], strict=True))
+    assert [float(bar.split('le="')[1].split('"')[0]) for bar in bars] == [*BARS, float("inf")]
+    counts = dict(zip([*BARS, float("inf")], [int(bar.split()[-1]) for bar in bars], strict=True))
     assert (counts[0.001], counts[0.0025], counts[0.25], counts[0.5], counts[30.0], counts[float("inf")]) == (
         *(0, 1, 1, 2, 2, 3),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shortlist.errors import UserError
-from shortlist.serve import Config, check, read_key
+from shortlist.serve import Config, check_servable, read_key
 
 WORDS: dict[str, Any] = {"collection": "any", "bm25": Path("any")}
 
@@ -31,7 +31,7 @@ WORDS: dict[str, Any] = {"collection": "any", "bm25": Path("any")}
 )
 def test_flags_that_cannot_be_served_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
-        check(Config(**settings))
+        check_servable(Config(**settings))
 
 
 @pytest.mark.parametrize("content", [None, "short\n", "a key with spaces of many characters", "ключ" * 20])

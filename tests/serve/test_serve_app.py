@@ -12,7 +12,7 @@ from serving import Built
 from tiny import DOCUMENTS
 
 from shortlist import Pipeline
-from shortlist.serve import Config, describe, open_service
+from shortlist.serve import Config, open_service, served_pipeline
 from shortlist.serve.app import create_app
 from shortlist.serve.gate import Limits
 from shortlist.serve.service import Service
@@ -266,7 +266,7 @@ def test_other_paths_and_methods_are_refused_in_the_same_form(client: TestClient
 
 
 def test_a_stage_that_is_not_there_is_named(built: Built):
-    service = Service(describe(Config(collection=built.names["collection"], bm25=built.words)))
+    service = Service(served_pipeline(Config(collection=built.names["collection"], bm25=built.words)))
     client = TestClient(create_app(service))
     for body, field in (({"first_stage": "dense"}, "first_stage"), ({"rerank": True}, "rerank")):
         answer = client.post("/search", json={"query": "apple", **body})

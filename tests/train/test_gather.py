@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import Tiny
 
 from shortlist.models.outputs import Rows
-from shortlist.train.gather import ALONE, OutOfMemory, gather_rows, in_turn, join, on_any, within_memory
+from shortlist.train.gather import ALONE, OutOfMemory, gather_rows, in_turn, meet, on_any, within_memory
 
 from . import together
 
@@ -71,7 +71,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(two_processes: Path, tin
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with join() as world:
+    with meet() as world:
         assert world == ALONE
         assert world.leads
 

@@ -28,7 +28,7 @@ from shortlist.models.folder import open_folder
 from shortlist.models.save import Trainable
 from shortlist.train import loop
 from shortlist.train.examples import Batch
-from shortlist.train.gather import World, join, shard, whole
+from shortlist.train.gather import World, meet, shard, whole
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import make_example
 from shortlist.train.steps import Example, backward
@@ -161,7 +161,7 @@ def train_run(config: train.Config, world: World, *, stop_after: int | None = No
 
 
 def main(models: Path, out: Path) -> None:
-    with join() as world:
+    with meet() as world:
         for case in CASES:
             result = step(case, models, world)
             if world.leads:

@@ -16,7 +16,7 @@ from shortlist.demo.functions.overlap import Overlap, normalized
 from shortlist.demo.functions.sources import (
     Function,
     build_test,
-    collect,
+    collect_functions,
     hold_out,
     installed_packages,
     keep_apart,
@@ -80,7 +80,7 @@ def run(config: Config) -> None:
     if pins:
         wheels = download(pins, config.cache or config.out.with_name(f"{config.out.name}.downloads"))
         sources = [s for pin, wheel in zip(pins, wheels, strict=True) for s in wheel_sources(wheel, pin.name)]
-    functions, counts = collect(sources, "reading")
+    functions, counts = collect_functions(sources, "reading")
     pairs, dropped = keep_apart(functions, config.apart_from)
     pairs = sample(pairs, config.max_pairs, config.seed)
     held_out = hold_out(pairs, config.dev, config.seed)

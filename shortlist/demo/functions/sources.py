@@ -219,7 +219,7 @@ def _content(source: Source) -> bytes:
         return file.read(MAX_BYTES + 1)
 
 
-def collect(sources: Sequence[Source], description: str) -> tuple[list[Function], dict[str, int]]:
+def collect_functions(sources: Sequence[Source], description: str) -> tuple[list[Function], dict[str, int]]:
     """Read the functions of all files, in order, under unique names.
 
     Returns:
@@ -267,7 +267,7 @@ def build_test(
         UserError: there are fewer unambiguous functions than queries wanted.
     """
     sources = standard_library() if sources is None else sources
-    functions, counts = collect(sources, "standard library")
+    functions, counts = collect_functions(sources, "standard library")
     candidates = unambiguous(functions)
     if len(candidates) < num_queries:
         raise UserError(

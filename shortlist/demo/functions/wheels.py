@@ -16,14 +16,14 @@ from shortlist.data.files import atomic_folder, sha256
 from shortlist.errors import UserError
 from shortlist.progress import track
 
-AT_ONCE = 4
+DOWNLOADS = 4
 """Number of downloads at the same time."""
 PIN = re.compile(r"([\w.-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})+) +# *(\S.*)")
-ALLOWED = {"MIT", "BSD", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "ISC", "PSF-2.0", "Python-2.0"}
+LICENCES = {"MIT", "BSD", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "ISC", "PSF-2.0", "Python-2.0"}
 """Licences that ask for no more than attribution."""
 ALLOWED_BESIDE = {"Zlib", "CC0-1.0"}
 """Licences of compiled code that comes with numpy and is not read."""
-NAMES = {
+LICENCE_PATTERNS = {
     "MIT": r"(the )?mit( license)?( \(mit\))?",
     "BSD": r"(new |revised )?bsd([ -][23][ -]clause)?( license)?",
     "Apache-2.0": r"apache( software)?( license)?,?( version)?[ -]?(2\.0)?( license)?( \(apache 2\.0\))?",
@@ -72,8 +72,8 @@ def read_pins(path: Path) -> list[Pin]:
             )
         name, version, hashes, licence = match.groups()
         parts = {*re.findall(r"[^\s()]+", licence)} - {"AND", "OR"}
-        if not parts & ALLOWED or not parts <= ALLOWED | ALLOWED_BESIDE:
-            raise UserError(f"{path}:{number}: {name} is under {licence}; expected {', '.join(sorted(ALLOWED))}.")
+        if not parts & LICENCES or not parts <= LICENCES | ALLOWED_BESIDE:
+            raise UserError(f"{path}:{number}: {name} is under {licence}; expected {', '.join(sorted(LICENCES))}.")
         pins.append(Pin(name, version, tuple(re.findall("[0-9a-f]{64}", hashes)), licence))
     if not pins:
         raise UserError(f"{path}: names no package.")
@@ -88,7 +88,7 @@ def download(pins: Sequence[Pin], cache: Path) -> list[Path]:
     Raises:
         UserError: pip cannot get a file that has one of the hashes, or a licence differs from the list.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
         wheels = pool.map(lambda pin: _wheel(pin, cache / f"{pin.name}-{pin.version}"), pins)
         return list(track(wheels, "downloading", len(pins), "packages"))
 
@@ -120,7 +120,7 @@ def _fetch(pin: Pin, folder: Path) -> None:
 
 def check_licence(pin: Pin, wheel: Path) -> None:
     """Raise a UserError if a wheel's metadata says another licence than the list."""
-    found = licence_of(metadata_of(wheel))
+    found = licence_of(wheel_metadata(wheel))
     if found != pin.licence:
         raise UserError(
             f"{pin.name}=={pin.version}: its licence is {found or 'not said'}, and the list says {pin.licence}; "
@@ -128,7 +128,7 @@ def check_licence(pin: Pin, wheel: Path) -> None:
         )
 
 
-def metadata_of(wheel: Path) -> Message:
+def wheel_metadata(wheel: Path) -> Message:
     """Read the metadata of a wheel; empty if it has none."""
     try:
         with ZipFile(wheel) as archive:
@@ -154,4 +154,4 @@ def licence_of(metadata: Message) -> str:
 
 
 def _short(said: str) -> str:
-    return next((name for name, form in NAMES.items() if re.fullmatch(form, said, re.IGNORECASE)), said)
+    return next((name for name, form in LICENCE_PATTERNS.items() if re.fullmatch(form, said, re.IGNORECASE)), said)

@@ -22,11 +22,11 @@ from shortlist.math.outcomes import OUTCOMES, outcomes
 from shortlist.progress import say, track
 from shortlist.records import Document, Qrels, Query
 
-SNIPPET = 200
+SHOWN = 200
 """Number of characters of a document that are shown."""
 QUERY_BINS, DOCUMENT_BINS = (4, 8, 16), (128, 512, 2048)
 """Upper ends of the groups by length; the last group has no upper end."""
-TEXTS_AT_ONCE = 1000
+SIZED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-class Sizes(NamedTuple):
+class PairSizes(NamedTuple):
     """The lengths of a query and a document.
 
     `cut` says whether the model reads only the beginning of the document.
@@ -79,7 +79,7 @@ class Sizes(NamedTuple):
     cut: bool | None = None
 
 
-Measurer = Callable[[Sequence[tuple[Query, Document]]], list[Sizes]]
+Measurer = Callable[[Sequence[tuple[Query, Document]]], list[PairSizes]]
 
 
 class Task(NamedTuple):
@@ -229,14 +229,14 @@ def _bin(length: int, ends: Sequence[int]) -> str:
     return f"{start}-"
 
 
-def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> Iterator[tuple[str, Sizes]]:
+def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> Iterator[tuple[str, PairSizes]]:
     """Yield the outcome and the sizes of each pair.
 
     A bounded number of texts is held at a time.
     """
     measure = _measurer(task.model, task.contract)
-    for start in range(0, len(relevant), TEXTS_AT_ONCE):
-        some = relevant[start : start + TEXTS_AT_ONCE]
+    for start in range(0, len(relevant), SIZED_AT_ONCE):
+        some = relevant[start : start + SIZED_AT_ONCE]
         documents = task.collection.documents({doc_id for (_, doc_id), _ in some})
         pairs = [(task.queries[query_id], documents[doc_id]) for (query_id, doc_id), _ in some]
         yield from zip([outcome for _, outcome in some], measure(pairs), strict=True)
@@ -248,7 +248,7 @@ def _measurer(model: str | None, contract: str | None) -> Measurer:
     Without a model it counts words; with one, its tokens, and whether it cuts the document.
     """
     if model is None:
-        return lambda pairs: [Sizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
+        return lambda pairs: [PairSizes(len(query.text.split()), len(_words(document))) for query, document in pairs]
     from shortlist.models.folder import open_folder
     from shortlist.text.inputs import Inputs
 
@@ -256,14 +256,14 @@ def _measurer(model: str | None, contract: str | None) -> Measurer:
     form = folder.any_contract(contract).form
     inputs = Inputs(form, folder.tokenizer)
 
-    def measure(pairs: Sequence[tuple[Query, Document]]) -> list[Sizes]:
+    def measure(pairs: Sequence[tuple[Query, Document]]) -> list[PairSizes]:
         texts = [query.text for query, _ in pairs], [" ".join(_words(document)) for _, document in pairs]
         queries, documents = ([len(spans) for spans in inputs.token_spans(each)] for each in texts)
         if form.pair:
             whole, most = inputs.pair_ids(pairs, cut=False), form.pair_length
         else:
             whole, most = inputs.document_ids([document for _, document in pairs], cut=False), form.document_length
-        return [Sizes(q, d, len(ids) > most) for q, d, ids in zip(queries, documents, whole, strict=True)]
+        return [PairSizes(q, d, len(ids) > most) for q, d, ids in zip(queries, documents, whole, strict=True)]
 
     return measure
 
@@ -338,7 +338,10 @@ def _shown(task: Task, doc_id: str) -> dict[str, str]:
     if task.collection.missing([doc_id]):
         return {"doc_id": doc_id, "text": ""}
     words = " ".join(_words(task.collection.documents([doc_id])[doc_id]))
-    return {"doc_id": doc_id, "text": words if len(words) <= SNIPPET else words[:SNIPPET].rstrip() + " ..."}
+    return {
+        "doc_id": doc_id,
+        "text": words if len(words) <= SHOWN else words[:SHOWN].rstrip() + " ...",
+    }
 
 
 def compare_queries(task: Task) -> dict[str, Any]:

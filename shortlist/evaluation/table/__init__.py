@@ -140,7 +140,7 @@ def run(config: Config) -> None:
         with atomic_write(config.out / "table.md") as file:
             file.write(markdown(table, ours, config.label))
         if all(column.name.isdigit() for column in table.columns):
-            write_svg(config.out / "table.svg", partial(draw, table, ours))
+            write_svg(config.out / "table.svg", partial(draw_table, table, ours))
         job.finish(rows=len(ours), not_run=missing)
     name = "table.json" if config.json else "table.md"
     sys.stdout.write((config.out / name).read_text("utf-8"))
@@ -176,7 +176,7 @@ def _texts(values: Cells, absent: str) -> list[str]:
     return [absent if value is None else f"{value:.1f}" for value in values]
 
 
-def draw(table: Table, ours: Mapping[str, Cells], figure: Any) -> None:
+def draw_table(table: Table, ours: Mapping[str, Cells], figure: Any) -> None:
     """Draw the rows as lines over columns that are numbers.
 
     Our lines are solid, the published ones dashed.

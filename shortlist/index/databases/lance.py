@@ -22,14 +22,14 @@ from shortlist.index.protocols import Opening
 from shortlist.progress import Advance
 from shortlist.records import Hit
 
-ROWS_AT_ONCE = 1000
+WRITTEN_AT_ONCE = 1000
 """The number of vectors read from the store at a time."""
-QUERIES_AT_ONCE = 64
+SEARCHES_AT_ONCE = 64
 RUNS_AT_ONCE = 500
 """The most ranges of rows in one deletion."""
 PROBES = 32
 """The number of lists of an approximate index that are searched."""
-REFINE = 10
+CANDIDATES_PER_HIT = 10
 """The number of candidates that are scored by their full vectors, in multiples of k."""
 MOST_TABLES = 1_000_000
 """The most tables of a LanceDB to list when looking for an index's tables."""
@@ -73,7 +73,7 @@ class LanceIndex:
         table: str = "vectors",
         approximate: bool = False,
         probes: int = PROBES,
-        refine: int = REFINE,
+        refine: int = CANDIDATES_PER_HIT,
         storage_options: Mapping[str, str] | None = None,
     ) -> "LanceIndex":
         """Open an index in LanceDB, without the vector store.
@@ -128,7 +128,7 @@ class LanceIndex:
             changed = _fill(place, vectors, advance)
             if approximate:
                 _make_index(place.open(table), changed, partitions, sub_vectors)
-            return cls(place, approximate=approximate, probes=PROBES, refine=REFINE)
+            return cls(place, approximate=approximate, probes=PROBES, refine=CANDIDATES_PER_HIT)
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.
@@ -146,8 +146,8 @@ class LanceIndex:
         hits: list[list[Hit]] = []
         wanted = min(k + 1, self.num_docs)
         with _plain_errors(self._place.uri):
-            for start in range(0, len(queries) if k and wanted else 0, QUERIES_AT_ONCE):
-                some = np.asarray(queries[start : start + QUERIES_AT_ONCE], dtype=np.float32)
+            for start in range(0, len(queries) if k and wanted else 0, SEARCHES_AT_ONCE):
+                some = np.asarray(queries[start : start + SEARCHES_AT_ONCE], dtype=np.float32)
                 found = self._nearest(some, wanted)
                 hits += [self._rank(query, nearest, k) for query, nearest in zip(some, found, strict=True)]
         return hits or [[] for _ in queries]
@@ -311,7 +311,7 @@ def _delete(table: Any, rows: Int[np.ndarray, " rows"]) -> None:
 
 def _read(vectors: VectorReader, number: int, wanted: Bool[np.ndarray, " rows"]) -> Iterator[pa.RecordBatch]:
     """Yield the wanted rows of a shard."""
-    for block in vectors.blocks(ROWS_AT_ONCE, shards=[number], release=True):
+    for block in vectors.blocks(WRITTEN_AT_ONCE, shards=[number], release=True):
         keep = wanted[block.rows.numpy()]
         floats = block.float32().numpy()[keep]
         doc_ids = [vectors.doc_ids[i] for i in block.positions.numpy()[keep].tolist()]

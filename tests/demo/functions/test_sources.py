@@ -10,7 +10,7 @@ from shortlist.demo.functions.overlap import Overlap, body_words, normalized
 from shortlist.demo.functions.sources import (
     Source,
     build_test,
-    collect,
+    collect_functions,
     find_sources,
     first_sentence,
     installed_packages,
@@ -217,7 +217,7 @@ def test_functions_that_share_a_name_get_a_number_and_files_are_counted(tmp_path
                 """Set what is there."""
                 self._x = value
     '''
-    found, counts = collect(write(tmp_path, a=twice, b="def f(:", c="raise SystemExit"), "reading")
+    found, counts = collect_functions(write(tmp_path, a=twice, b="def f(:", c="raise SystemExit"), "reading")
     assert [function.name for function in found] == ["a.A.x", "a.A.x#2"]
     assert counts == {"files": 3, "files_skipped": 1, "functions": 2}
 
@@ -334,7 +334,7 @@ def test_other_queries_of_the_same_collection_are_the_dev_split(tmp_path):
 
 def test_copies_of_test_functions_and_their_summaries_never_reach_training(tmp_path):
     build_test(tmp_path / "test", sources=write(tmp_path / "lib", m=STANDARD), num_queries=2)
-    found, _ = collect(write(tmp_path / "site", p=PACKAGE), "reading")
+    found, _ = collect_functions(write(tmp_path / "site", p=PACKAGE), "reading")
     pairs, dropped = keep_apart(found, tmp_path / "test")
     assert [pair.name for pair in pairs] == ["p.kept"]
     assert dropped == {"test_summaries": 1, "test_bodies": 3, "repeated": 2}
@@ -343,7 +343,9 @@ def test_copies_of_test_functions_and_their_summaries_never_reach_training(tmp_p
 def test_the_seed_decides_a_sample(tmp_path):
     number = '    def f{0}(x):\n        """Return number {1} of all."""\n        return x.w{1}\n'
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    found, _ = collect(write(tmp_path / "site", p="".join(number.format(*w) for w in enumerate(words))), "reading")
+    found, _ = collect_functions(
+        write(tmp_path / "site", p="".join(number.format(*w) for w in enumerate(words))), "reading"
+    )
     assert len(sample(found, 4, 0)) == 4
     assert sample(found, 4, 0) == sample(found, 4, 0) == sorted(sample(found, 4, 0), key=found.index)
     assert sample(found, 4, 0) != sample(found, 4, 1)
@@ -387,7 +389,7 @@ def test_the_same_interpreter_gives_the_same_bytes(standard, tmp_path):
 def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pairs(standard, tmp_path):
     folder, _ = standard
     names = ("networkx.", "regex.", "_pytest.", "_yaml.")
-    found, _ = collect([s for s in installed_packages() if s.module.startswith(names)], "reading")
+    found, _ = collect_functions([s for s in installed_packages() if s.module.startswith(names)], "reading")
     pairs, dropped = keep_apart(found, folder)
     write_train(tmp_path, pairs, num_mined=0, seed=0)
     assert len(pairs) > 1_000

@@ -6,7 +6,7 @@ import pytest
 from wheel import module, pin, write_wheel
 
 from shortlist.demo.functions import wheels
-from shortlist.demo.functions.wheels import Pin, download, licence_of, metadata_of, read_pins
+from shortlist.demo.functions.wheels import Pin, download, licence_of, read_pins, wheel_metadata
 from shortlist.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -130,7 +130,7 @@ def test_a_licence_is_an_expression_however_the_metadata_says_it(fields: list[tu
 def test_what_is_no_wheel_is_refused_in_one_line(tmp_path: Path):
     (tmp_path / "a-1.0-py3-none-any.whl").write_text("nothing")
     with pytest.raises(UserError, match="not a wheel"):
-        metadata_of(tmp_path / "a-1.0-py3-none-any.whl")
+        wheel_metadata(tmp_path / "a-1.0-py3-none-any.whl")
 
 
 def test_the_list_of_the_project_is_sorted_and_of_packages_that_may_be_used():
