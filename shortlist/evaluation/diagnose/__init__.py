@@ -22,7 +22,7 @@ from shortlist.math.outcomes import OUTCOMES, outcomes
 from shortlist.progress import say, track
 from shortlist.records import Document, Qrels, Query
 
-SHOWN = 200
+DOCUMENT_SHOWN = 200
 """Number of characters of a document that are shown."""
 QUERY_BINS, DOCUMENT_BINS = (4, 8, 16), (128, 512, 2048)
 """Upper ends of the groups by length; the last group has no upper end."""
@@ -340,7 +340,7 @@ def _shown(task: Task, doc_id: str) -> dict[str, str]:
     words = " ".join(_words(task.collection.documents([doc_id])[doc_id]))
     return {
         "doc_id": doc_id,
-        "text": words if len(words) <= SHOWN else words[:SHOWN].rstrip() + " ...",
+        "text": words if len(words) <= DOCUMENT_SHOWN else words[:DOCUMENT_SHOWN].rstrip() + " ...",
     }
 
 
