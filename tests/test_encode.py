@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from named import load_retriever
-from tiny import DOCUMENTS, Tiny, kill_when
+from processes import kill_when
+from tiny import DOCUMENTS, Tiny
 
 from shortlist import encode, verify
 from shortlist.cli import main

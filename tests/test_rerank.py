@@ -12,7 +12,8 @@ import pytest
 import torch
 from cluster import two_nodes
 from named import load_reranker
-from tiny import DOCUMENTS, QUERIES, Tiny, kill_when
+from processes import kill_when
+from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import rerank
 from shortlist.cli import main

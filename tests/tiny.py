@@ -1,11 +1,5 @@
 """A collection and models so small that a test can train them."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,15 +88,3 @@ def shaken(model: Any) -> Any:
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
-
-
-def kill_when(it_is_time: Callable[[], bool], command: list[str]) -> None:
-    """Start `shortlist` in a process of its own and kill -9 it in the middle of its work."""
-    process = subprocess.Popen([sys.executable, "-m", "shortlist", *command], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not it_is_time():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline, "it did nothing"
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL

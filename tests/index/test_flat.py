@@ -1,13 +1,13 @@
 import json
 import pickle
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from time import sleep
 
 import numpy as np
 import pytest
 import torch
+from processes import forks
 
 from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
@@ -274,7 +274,7 @@ def test_a_search_past_its_allowance_holds_a_fraction_of_the_store(tmp_path):
     writer = VectorWriter(tmp_path / "v", 512)
     for number in range(8):
         writer.write_shard(number, [f"{number}-{row}" for row in range(len(rows))], rows)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=forks()) as pool:
         before, after = pool.submit(peak_of_a_search, tmp_path / "v", 0.08).result()
         assert after - before < 160
         _, held = pool.submit(peak_of_a_search, tmp_path / "v", 1.0).result()

@@ -2,7 +2,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from named import load_retriever
+from processes import Started
 from samples import DECODERS, DOCUMENTS, FAMILIES, small
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
@@ -317,15 +317,15 @@ def test_four_bits_without_bitsandbytes_are_refused(llama: Path, monkeypatch: py
 
 @pytest.mark.slow
 @needs_bitsandbytes
-def test_four_bits_and_lora_say_nothing(llama: Path):
+def test_four_bits_and_lora_say_nothing(llama: Path, tmp_path: Path):
     """In a process of its own: bitsandbytes speaks when it is imported."""
-    lines = [
-        "from shortlist.models.adapters import Lora, add_lora",
-        "from shortlist.models.backbone import load_backbone",
-    ]
-    lines += [f"add_lora(load_backbone({str(llama)!r}, four_bit=True), Lora())"]
-    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    files = {"out": tmp_path / "out", "err": tmp_path / "err"}
+    code = Started(load_in_four_bits, str(llama), **files).wait()
+    assert (code, *(path.read_text() for path in files.values())) == (0, "", "")
+
+
+def load_in_four_bits(name: str) -> None:
+    add_lora(load_backbone(name, four_bit=True), Lora())
 
 
 class Trap:

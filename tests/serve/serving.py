@@ -1,10 +1,7 @@
 """A tiny pipeline behind the application, and a server in a process of its own."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from processes import PATIENCE, Started, shortlist
 from tiny import Tiny
 
 from shortlist import Pipeline, encode, index
@@ -63,13 +61,13 @@ def build(tiny: Tiny, folder: Path) -> Built:
 class Live(NamedTuple):
     """A server that runs."""
 
-    process: subprocess.Popen[str]
+    process: Started
     url: str
 
     def terminate(self) -> int:
         """Its exit code after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait()
 
 
 @contextmanager
@@ -79,24 +77,21 @@ def live(flags: dict[str, object], stderr: Path) -> Iterator[Live]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (flags | {"port": port}).items()]
-    with open(stderr, "w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "shortlist", "serve", *words], stderr=log, text=True)
+    process = Started(shortlist, "serve", *words, err=stderr)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not _answers(url):
             assert process.poll() is None, stderr.read_text()
             assert time.monotonic() < deadline, stderr.read_text()
-            time.sleep(0.2)
+            time.sleep(0.05)
         yield Live(process, url)
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            process.send_signal(signal.SIGKILL)
 
 
 def _answers(url: str) -> bool:

@@ -13,6 +13,7 @@ from threading import Event
 import httpx
 import numpy as np
 import pytest
+from processes import PATIENCE
 from serving import Built, Live, live
 from tiny import DOCUMENTS, QUERIES
 
@@ -119,7 +120,7 @@ def test_a_worker_that_dies_is_replaced(built: Built, tmp_path: Path):
 
 
 def wait_until_ready(stderr: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while stderr.read_text().count("ready on") < count:
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -127,7 +128,7 @@ def wait_until_ready(stderr: Path, count: int) -> None:
 
 def wait_until_counted(url: str, line: str) -> None:
     """Whichever worker answers, it counts what the others do."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while line not in (metrics := httpx.get(f"{url}/metrics").text).splitlines():
         assert time.monotonic() < deadline, metrics
         time.sleep(0.2)

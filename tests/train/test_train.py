@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from named import load_reranker, load_retriever
+from processes import kill_when
 from safetensors.torch import load_file
-from tiny import DOCUMENTS, QUERIES, Tiny, kill_when, write_llama
+from tiny import DOCUMENTS, QUERIES, Tiny, write_llama
 
 from shortlist import train
 from shortlist.cli import main
