@@ -5,14 +5,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 TOO_OLD := shortlist needs Python 3.11 or later, and $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 install
 
-.PHONY: help install demo test clean
+.PHONY: help install demo test quick clean
 
 help:
 	@echo "make install   set up .venv: the package, what it needs, and what its tests need"
 	@echo "make demo      train and measure a whole search system on this machine's own Python sources"
 	@echo "make test      run scripts/check: format, lint, types, tests"
+	@echo "make quick     format, lint, and the tests that are not marked slow"
 	@echo "make clean     remove .venv, the demo's folder and all caches"
-	@echo "PYTHON=...     the Python to use (now $(PYTHON)); any of the first three sets .venv up if need be"
+	@echo "PYTHON=...     the Python to use (now $(PYTHON)); any of the first four sets .venv up if need be"
 
 install: .venv/.installed
 
@@ -21,6 +22,9 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	@scripts/check
+
+quick: .venv/.installed
+	@scripts/check quick
 
 clean:
 	rm -rf .venv shortlist-demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
