@@ -317,14 +317,14 @@ def vector_agreement(encoder: Encoder, documents: Iterator[Document], dtype: str
 
     The vectors are computed and stored with the encoder's precision and `dtype`.
     """
-    documents = list(islice(documents, SAMPLE))
-    exact = torch.from_numpy(encoder.open().encode_documents(documents, token_budget=encoder.token_budget))
+    sample = list(islice(documents, SAMPLE))
+    exact = torch.from_numpy(encoder.open().encode_documents(sample, token_budget=encoder.token_budget))
     # A copy, so that its model is freed before the work begins.
-    shard, _ = replace(encoder)(ShardDocuments(0, documents))
+    shard, _ = replace(encoder)(ShardDocuments(0, sample))
     rows, scales = to_rows(torch.from_numpy(shard.vectors), dtype)
     found = agreement(rows.float() if scales is None else from_int8(rows, scales), exact)
     return (
-        f"{len(documents)} documents: cosine {found.mean_cosine:.6f} on average, {found.least_cosine:.6f} at least, "
+        f"{len(sample)} documents: cosine {found.mean_cosine:.6f} on average, {found.least_cosine:.6f} at least, "
         f"{found.neighbours:.1%} of the {NEIGHBOURS} nearest neighbours the same"
     )
 

@@ -22,11 +22,13 @@ from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
+from shortlist.pipeline.steps import STEPS
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
+    from shortlist.rerankers.prepared import Prepared
 
 HITS_AT_ONCE = 8_000_000
 """Most hits in memory. A hit takes 170 bytes, and the queries of a training split find a hundred million hits."""
@@ -145,15 +147,27 @@ def _costs(
     costs += [{"stage": "search", "ms": 0.0} | size for size in sizes[1:]]
     later = {part.name: part for part in description.steps}
     for name, ms in reranking.items():
-        model = later[name].settings.get("model")
-        size = _size_of(opener.folder(model, "reranker")) if model else {}
-        costs.append({"stage": name, "ms": round(ms, 3)} | size)
+        costs.append({"stage": name, "ms": round(ms, 3)} | _reranker_size(later[name], opener))
     return [each | {"peak_bytes": peak_bytes()} for each in costs]
+
+
+def _prepared(part: Part, opener: Opener) -> "Prepared":
+    """Prepare the reranker of a step."""
+    return opener.prepared(STEPS[part.kind].methods()[part.method], part.settings)
 
 
 def _size_of(model: "ModelFolder") -> dict[str, Any]:
     """Return a model's identity and size, for a manifest."""
     return {"model": model.identity, "num_parameters": model.num_parameters}
+
+
+def _reranker_size(part: Part, opener: Opener) -> dict[str, Any]:
+    """Return the identity and size of a step's model, if it is a reranker with a model."""
+    if part.kind != "rank":
+        return {}
+    prepared = _prepared(part, opener)
+    size = {"num_parameters": prepared.num_parameters()} if prepared.num_parameters else {}
+    return {name: value for name, value in prepared.identities().items() if name == "model"} | size
 
 
 def _inputs(
@@ -184,7 +198,9 @@ def _known_by_contents(description: Description, opener: Opener) -> str:
             return identity(value)
         if name != "model":
             return value
-        return opener.folder(value, "reranker" if part.kind == "rank" else "retriever").identity
+        if part.kind == "rank":
+            return _prepared(part, opener).identities().get(name, value)
+        return opener.folder(value).identity
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

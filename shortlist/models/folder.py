@@ -192,9 +192,8 @@ def open_folder(
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
         raise not_a_model(name, "no such folder")
     patterns = FETCHED if weights else [pattern for pattern in FETCHED if pattern not in WEIGHTS]
-    pinned = {"revision": revision} if revision else {}
     try:
-        path = Path(snapshot_download(name, allow_patterns=patterns, **pinned))
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise not_a_model(name, error) from None
     return ModelFolder(name, path, path.name, weights)

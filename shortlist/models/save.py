@@ -68,8 +68,8 @@ def save_model(
         model.backbone.save_pretrained(folder)
     else:
         names = saved_names(model, adapter=adapter is not None)
-        weights = weights or model.state_dict()
-        state = {key: weights[name].detach().contiguous() for name, key in names.items()}
+        values = weights or model.state_dict()
+        state = {key: values[name].detach().contiguous() for name, key in names.items()}
         if adapter is not None:
             _save_adapter(adapter, folder, state, base, classifier=kind.as_classifier)
         else:

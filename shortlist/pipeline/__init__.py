@@ -130,10 +130,11 @@ class Pipeline:
         Raises:
             UserError: as for `load`.
         """
-        if description.collection is None:
+        name = description.collection
+        if name is None:
             raise UserError("collection is missing: it says where the documents are.")
         opener = opener or Opener()
-        collection = opener.index(description.collection, "documents", lambda: open_collection(description.collection))
+        collection = opener.index(name, "documents", lambda: open_collection(name))
         return cls(collection, open_steps(description, opener))
 
     @property

@@ -13,6 +13,7 @@ from shortlist.index.protocols import FirstStage, Opening
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
+    from shortlist.rerankers.prepared import Prepared
 
 T = TypeVar("T")
 
@@ -45,15 +46,11 @@ class Opener:
             self._loaded[key] = load()
         return self._loaded[key]
 
-    def folder(self, name: str, wanted: str = "retriever") -> "ModelFolder":
-        """Open the model folder of a name, looking the name up once.
-
-        Args:
-            wanted: as for `models.folder.open_folder`.
-        """
+    def folder(self, name: str) -> "ModelFolder":
+        """Open the model folder of a retriever, looking its name up once."""
         from shortlist.models.folder import open_folder
 
-        return self.once(("folder", name, wanted), lambda: open_folder(name, wanted=wanted))
+        return self.once(("folder", name), lambda: open_folder(name))
 
     def model(self, role: str, name: str, load: Callable[[], Any], *settings: Hashable) -> Any:
         """Load a model, and return it or its stand-in."""
@@ -77,16 +74,26 @@ class Opener:
 
         return self.model("retriever", name, load, contract, query_length)
 
-    def reranker(self, method: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    def prepared(self, method: Callable[..., "Prepared"], settings: Mapping[str, Any]) -> "Prepared":
+        """Prepare a reranker by a method in `rerankers.kinds.RERANKERS`, looking its model up once."""
+
+        def prepare() -> "Prepared":
+            given = dict(settings)
+            if "packed" in signature(method).parameters:
+                given.setdefault("packed", self.packed)
+            model = ("model", method, given.get("model"))
+            if model in self._loaded:
+                given["model"] = self._loaded[model]
+            prepared = method(**given)
+            if prepared.model is not None:
+                self._loaded[model] = prepared.model
+            return prepared
+
+        return self.once(("prepared", method, *sorted(settings.items())), prepare)
+
+    def reranker(self, method: Callable[..., "Prepared"], settings: Mapping[str, Any]) -> Any:
         """Load a reranker by a method in `rerankers.kinds.RERANKERS`, ready to score."""
-
-        def load() -> Any:
-            known = signature(method).parameters
-            given = {"packed": self.packed} | dict(settings) if "packed" in known else dict(settings)
-            if "model" in given and "ModelFolder" in str(known["model"].annotation):
-                given["model"] = self.folder(given["model"], "reranker")
-            return method(**given).open()
-
+        load = self.prepared(method, settings).open
         return self.model("reranker", str(settings.get("model", "")), load, method, *sorted(settings.items()))
 
 
@@ -140,7 +147,7 @@ FINDERS: dict[str, Callable[..., FirstStage]] = {"bm25": open_words, "dense": op
 """First stages by name; the keyword arguments of a function are its settings."""
 
 
-def rerankers() -> Mapping[str, Callable[..., Any]]:
+def rerankers() -> Mapping[str, Callable[..., "Prepared"]]:
     """Return the reranking methods, imported when one is first named."""
     from shortlist.rerankers.kinds import RERANKERS
 

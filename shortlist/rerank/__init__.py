@@ -139,7 +139,7 @@ def run(config: Config) -> None:
     if takes(config.method, "packed"):
         settings["packed"] = job.decide("packed", packing_pays)
     prepared = prepare(config.method, settings)
-    made_from |= prepared.settings | ({} if config.method == "pointwise" else {"method": config.method})
+    made_from |= {**prepared.settings, **({} if config.method == "pointwise" else {"method": config.method})}
     with closing(ScoreLog(log_path(config.out), made_from, overwrite=config.overwrite)) as log:
         candidates = _candidates(config, collection, whole_lists=prepared.whole_lists)
         queries = candidates.queries

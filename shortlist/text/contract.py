@@ -140,15 +140,15 @@ class InputContract:
         Raises:
             UserError: an unknown setting.
         """
-        parts = {kind: {field.name for field in fields(kind)} for kind in (Form, Reading)}
-        known = set().union(*parts.values())
+        of_form, of_reading = ({field.name for field in fields(part)} for part in (Form, Reading))
+        known = of_form | of_reading
         for name in values.keys() - known:
             raise UserError(f"{where}: {unknown('contract setting', name, known)}")
         settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        form, reading = (
-            kind(**{name: settings[name] for name in names & settings.keys()}) for kind, names in parts.items()
+        return cls(
+            Form(**{name: settings[name] for name in of_form & settings.keys()}),
+            Reading(**{name: settings[name] for name in of_reading & settings.keys()}),
         )
-        return cls(form, reading)
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "InputContract":
         """Return the same contract with other lengths, as for `Form.with_lengths`."""

@@ -88,7 +88,7 @@ def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -
 def _term(name: str, weight: float, own: Mapping[str, Any], temperature: float | None) -> Term:
     defaults = _defaults(name)
     common = {TEMPERATURE: temperature} if TEMPERATURE in defaults and temperature is not None else {}
-    return Term(name, weight, defaults | common | own)
+    return Term(name, weight, {**defaults, **common, **own})
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_on_another_machine_the_same_revision_is_looked_for(
 def test_a_hub_name_is_fetched_without_pickles(llama: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {}
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
+    def fetch(name: str, *, revision: None, allow_patterns: list[str]) -> str:
         asked.update(name=name, patterns=allow_patterns)
         return str(llama)
 

@@ -230,7 +230,7 @@ class _Place:
 
 
 def load_lance(
-    vectors: VectorReader, folder: Path, *, uri: str | None, table: str, exact: bool, advance: Advance, **chosen: int
+    vectors: VectorReader, folder: Path, *, uri: str | None, table: str, exact: bool, advance: Advance, **chosen: Any
 ) -> dict[str, Any]:
     """Fill the table of an index of the kind `lance`."""
     del folder
