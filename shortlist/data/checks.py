@@ -20,9 +20,9 @@ def pick(name: str, kind: str, wanted: Iterable[str], known: Mapping[str, T]) ->
     """
     wanted = list(wanted)
     if missing := [key for key in wanted if key not in known]:
-        some = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise UserError(
-            f"{name}: has no {kind} {some} ({len(missing):,} of {len(wanted):,} asked for); "
+            f"{name}: has no {kind} {shown} ({len(missing):,} of {len(wanted):,} asked for); "
             "check that the run, groups or judgements were made from this collection."
         )
     return {key: known[key] for key in wanted}

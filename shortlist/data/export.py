@@ -33,7 +33,7 @@ def tevatron_old(group: Group, query: Query, documents: Documents) -> Iterator[d
 
     def passages(doc_ids: Iterable[str]) -> list[dict[str, str]]:
         found = (documents[doc_id] for doc_id in doc_ids)
-        return [{"docid": each.doc_id, "title": each.title, "text": each.text} for each in found]
+        return [{"docid": document.doc_id, "title": document.title, "text": document.text} for document in found]
 
     both = {"positive_passages": passages(group.positives), "negative_passages": passages(group.negatives)}
     yield {"query_id": query.query_id, "query": query.text, **both}
@@ -72,9 +72,9 @@ def write_training(
     """
     count = 0
     with atomic_write(path) as file:
-        for some in windows(groups, GROUPS_AT_ONCE):
-            documents = collection.documents(doc_id for group in some for doc_id in group.positives + group.negatives)
-            for group in some:
+        for window in windows(groups, GROUPS_AT_ONCE):
+            documents = collection.documents(doc_id for group in window for doc_id in group.positives + group.negatives)
+            for group in window:
                 for record in layout(group, queries[group.query_id], documents):
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     count += 1

@@ -78,9 +78,9 @@ class IrdsCollection:
         with self._readable():
             store = self._load(self._id).docs_store()
             for start in range(0, len(asked), RECORDS_AT_ONCE):
-                some = asked[start : start + RECORDS_AT_ONCE]
-                found = store.get_many(some)
-                lacking += [doc_id for doc_id in some if doc_id not in found]
+                batch = asked[start : start + RECORDS_AT_ONCE]
+                found = store.get_many(batch)
+                lacking += [doc_id for doc_id in batch if doc_id not in found]
         return lacking
 
     def splits(self) -> list[str]:
@@ -89,10 +89,10 @@ class IrdsCollection:
     @cached_property
     def _split_ids(self) -> dict[str, str]:
         below = [name for name in self._module.registry if name.startswith(f"{self._id}/") and not is_whole(name)]
-        own = {ALL: self._id, self._id.rpartition("/")[2]: self._id}
+        own_splits = {ALL: self._id, self._id.rpartition("/")[2]: self._id}
         if is_whole(self._id) and self._load(self._id).has_qrels():
-            own["test"] = self._id
-        ids = own | {name.removeprefix(f"{self._id}/"): name for name in below}
+            own_splits["test"] = self._id
+        ids = own_splits | {name.removeprefix(f"{self._id}/"): name for name in below}
         return {split: name for split, name in ids.items() if self._load(name).has_queries()}
 
     def queries(self, split: str) -> list[Query]:

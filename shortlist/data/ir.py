@@ -63,14 +63,14 @@ def to_run(scored_docs: Iterable[Any]) -> Run:
         UserError: a document twice for one query, or a score that is not finite.
     """
     found: dict[str, dict[str, float]] = {}
-    for each in scored_docs:
-        where, own = f"query {each.query_id!r}, document {each.doc_id!r}", found.setdefault(each.query_id, {})
-        if each.doc_id in own:
+    for scored in scored_docs:
+        where, scores = f"query {scored.query_id!r}, document {scored.doc_id!r}", found.setdefault(scored.query_id, {})
+        if scored.doc_id in scores:
             raise UserError(f"{where}: is scored twice; a run names a document once per query.")
-        if not np.isfinite(each.score):
-            raise UserError(f"{where}: the score is {each.score!r}; expected a finite number.")
-        own[each.doc_id] = float(each.score)
-    ordered = {query_id: sorted(own.items(), key=_rank, reverse=True) for query_id, own in found.items()}
+        if not np.isfinite(scored.score):
+            raise UserError(f"{where}: the score is {scored.score!r}; expected a finite number.")
+        scores[scored.doc_id] = float(scored.score)
+    ordered = {query_id: sorted(scores.items(), key=_rank, reverse=True) for query_id, scores in found.items()}
     return {query_id: [Hit(*pair) for pair in pairs] for query_id, pairs in ordered.items()}
 
 

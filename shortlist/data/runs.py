@@ -199,8 +199,8 @@ def _fingerprints(texts: pa.StringArray) -> np.ndarray:
 
 def run_columns(run: Run) -> RunColumns:
     """Convert a run to columns."""
-    hits = [hit for own in run.values() for hit in own]
-    starts = np.concatenate([[0], np.cumsum([len(own) for own in run.values()], dtype=np.int64)])
+    hits = [hit for query_hits in run.values() for hit in query_hits]
+    starts = np.concatenate([[0], np.cumsum([len(query_hits) for query_hits in run.values()], dtype=np.int64)])
     doc_ids = pa.array([hit.doc_id for hit in hits], pa.string())
     return RunColumns(list(run), starts, doc_ids, np.array([hit.score for hit in hits], dtype=np.float64))
 

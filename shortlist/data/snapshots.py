@@ -80,9 +80,9 @@ def missing(documents: Iterable[Document], known: Known, skipped: Callable[[int]
 
     `skipped` is called with the number of the others, part by part.
     """
-    for some in windows(documents, KEYS_AT_ONCE):
-        rows = known.look_up(document_keys(some))
-        yield from (document for document, row in zip(some, rows, strict=True) if row == DEAD)
+    for window in windows(documents, KEYS_AT_ONCE):
+        rows = known.look_up(document_keys(window))
+        yield from (document for document, row in zip(window, rows, strict=True) if row == DEAD)
         skipped(int((rows != DEAD).sum()))
 
 
@@ -103,9 +103,9 @@ def renew(folder: Path, documents: Iterable[Document]) -> int:
     shards = finished_shards(folder)
     known = read_known(folder, shards)
     positions, start = np.full(len(known.rows), DEAD, dtype="<i8"), 0
-    for some in windows(documents, KEYS_AT_ONCE):
-        positions[known.look_up(document_keys(some))] = np.arange(start, start + len(some))
-        start += len(some)
+    for window in windows(documents, KEYS_AT_ONCE):
+        positions[known.look_up(document_keys(window))] = np.arange(start, start + len(window))
+        start += len(window)
     in_order = np.array_equal(positions, np.arange(len(positions)))
     _replace(folder, shards, None if in_order else positions)
     return int((positions == DEAD).sum())
