@@ -119,7 +119,7 @@ def write_sources(
 
     The functions are those with a summary. Version and licence are given where a list says them.
     """
-    found, kept = (Counter(function.package for function in some) for some in (functions, pairs))
+    found, kept = (Counter(function.package for function in group) for group in (functions, pairs))
     with atomic_write(path) as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["package", "version", "licence", "functions", "pairs"])

@@ -70,9 +70,9 @@ class Overlap:
 
     def near(self, body: str) -> set[int]:
         """Return the positions of the bodies that resemble this one."""
-        own = shingles(body)
-        found = {position for shingle in _prefix(own) for position in self._index.get(shingle, ())}
-        return {position for position in found if _jaccard(own, self._bodies[position]) >= NEAR}
+        body_shingles = shingles(body)
+        found = {position for shingle in _prefix(body_shingles) for position in self._index.get(shingle, ())}
+        return {position for position in found if _jaccard(body_shingles, self._bodies[position]) >= NEAR}
 
 
 def _prefix(body: set[tuple[str, ...]]) -> list[tuple[str, ...]]:

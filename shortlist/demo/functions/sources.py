@@ -163,9 +163,9 @@ def source_without_docstring(lines: Sequence[str], node: ast.FunctionDef | ast.A
         kept = []
         while not lines[end].strip():
             end += 1
-    own = [*lines[node.lineno - 1 : begin], *kept, *lines[end : node.end_lineno]]
+    source_lines = [*lines[node.lineno - 1 : begin], *kept, *lines[end : node.end_lineno]]
     margin = node.col_offset
-    return "\n".join(line[margin:] if not line[:margin].strip() else line for line in own).rstrip()
+    return "\n".join(line[margin:] if not line[:margin].strip() else line for line in source_lines).rstrip()
 
 
 def definitions(nodes: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
