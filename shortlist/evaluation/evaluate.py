@@ -220,13 +220,13 @@ def difference(values: ByQuery, baseline: ByQuery, *, resamples: int = 10_000) -
         None.
     """
     shared = [query_id for query_id in baseline if query_id in values]
-    each = np.array([values[query_id] - baseline[query_id] for query_id in shared])
+    differences = np.array([values[query_id] - baseline[query_id] for query_id in shared])
     return {
         "queries": len(shared),
-        "mean": float(each.mean()) if shared else None,
-        "interval": bootstrap_interval(each, resamples=max(100, resamples // 10)) if shared else None,
-        "t_test": paired_t_test(each),
-        "randomisation": randomisation_test(each, resamples=resamples),
+        "mean": float(differences.mean()) if shared else None,
+        "interval": bootstrap_interval(differences, resamples=max(100, resamples // 10)) if shared else None,
+        "t_test": paired_t_test(differences),
+        "randomisation": randomisation_test(differences, resamples=resamples),
     }
 
 
@@ -242,8 +242,8 @@ def _correct(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> None:
     for measure in measures:
         for test in ("t_test", "randomisation"):
             tested = [d for row in rows[1:] if (d := row["difference"][measure])[test] is not None]
-            for each, corrected in zip(tested, holm([each[test] for each in tested]), strict=True):
-                each[f"{test}_holm"] = corrected
+            for comparison, corrected in zip(tested, holm([comparison[test] for comparison in tested]), strict=True):
+                comparison[f"{test}_holm"] = corrected
 
 
 def write_values(path: Path, values: Mapping[str, Mapping[str, ByQuery]]) -> None:
@@ -258,8 +258,8 @@ def write_values(path: Path, values: Mapping[str, Mapping[str, ByQuery]]) -> Non
             return
         file.write("run\tmeasure\tquery_id\tvalue\n")
         for name, by_measure in values.items():
-            for measure, each in by_measure.items():
-                file.writelines(f"{name}\t{measure}\t{query_id}\t{value!r}\n" for query_id, value in each.items())
+            for measure, by_query in by_measure.items():
+                file.writelines(f"{name}\t{measure}\t{query_id}\t{value!r}\n" for query_id, value in by_query.items())
 
 
 def write_costs(out: Path, results: Mapping[str, Any]) -> None:
@@ -380,14 +380,14 @@ def _details(results: Mapping[str, Any]) -> Any:
     return table
 
 
-def _compared(each: Mapping[str, Any] | None) -> list[str]:
-    if each is None or each["mean"] is None:
+def _compared(comparison: Mapping[str, Any] | None) -> list[str]:
+    if comparison is None or comparison["mean"] is None:
         return ["-"] * 4
     tests = [
-        f"{each[test]:.4f} ({each[f'{test}_holm']:.4f})" if each[test] is not None else "-"
+        f"{comparison[test]:.4f} ({comparison[f'{test}_holm']:.4f})" if comparison[test] is not None else "-"
         for test in ("t_test", "randomisation")
     ]
-    return [f"{each['mean']:+.4f}", _span(each["interval"]), *tests]
+    return [f"{comparison['mean']:+.4f}", _span(comparison["interval"]), *tests]
 
 
 def _span(interval: Sequence[float]) -> str:

@@ -60,8 +60,8 @@ def count(texts: Iterable[str], tokenizer: Any) -> Histogram:
     A bounded number of texts is held at a time.
     """
     histogram, texts = np.zeros(0, dtype=np.int64), iter(texts)
-    while some := list(islice(texts, COUNTED_AT_ONCE)):
-        ids = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    while batch := list(islice(texts, COUNTED_AT_ONCE)):
+        ids = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         histogram = add_lengths(histogram, list(map(len, ids)))
     return histogram
 

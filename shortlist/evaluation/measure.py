@@ -52,7 +52,11 @@ def _parse_measure(name: str, relevance_level: int) -> ir_measures.Measure:
         words = re.sub("invalid param (.*)=<object .*>", r"needs a \1", str(error))
         raise UserError(f"measure {name!r}: {words}. Expected a form such as nDCG@10 or R(rel=2)@100.") from None
     if not supported:
-        by = [each.NAME for each in PROVIDER.providers if each.supports(measure) and not each.is_available()]
+        by = [
+            provider.NAME
+            for provider in PROVIDER.providers
+            if provider.supports(measure) and not provider.is_available()
+        ]
         how = f"install {' or '.join(by)}" if by else "try one such as nDCG@10, RR@10, AP or R@1000"
         raise UserError(f"measure {name!r} cannot be computed here; {how}.")
     return measure
@@ -84,14 +88,14 @@ def per_query(
     parsed = parse_measures(measures, relevance_level=relevance_level)
     run = run if isinstance(run, RunColumns) else run_columns(run)
     found = set(run.query_ids)
-    judged = {query_id: each for query_id, each in qrels.items() if complete or query_id in found}
+    judged = {query_id: judgements for query_id, judgements in qrels.items() if complete or query_id in found}
     hits = judged_hits(run, judged)
     others = [measure for measure in parsed.values() if not _is_own(measure)]
     values = _by_ir_measures(others, run, judged) if others and judged else {measure: {} for measure in others}
     for measure in parsed.values():
         if _is_own(measure):
-            each = MEASURES[str(measure.NAME)](hits, **measure.params)
-            values[measure] = dict(zip(judged, each.tolist(), strict=True))
+            query_values = MEASURES[str(measure.NAME)](hits, **measure.params)
+            values[measure] = dict(zip(judged, query_values.tolist(), strict=True))
     return {name: values[measure] for name, measure in parsed.items()}
 
 
@@ -100,8 +104,8 @@ def judged_hits(run: RunColumns, qrels: Qrels) -> JudgedHits:
 
     Queries are numbered in the order of the judgements.
     """
-    queries = np.repeat(np.arange(len(qrels)), [len(each) for each in qrels.values()])
-    grades = np.array([grade for each in qrels.values() for grade in each.values()], dtype=np.int64)
+    queries = np.repeat(np.arange(len(qrels)), [len(judgements) for judgements in qrels.values()])
+    grades = np.array([grade for judgements in qrels.values() for grade in judgements.values()], dtype=np.int64)
     ranks = judged_ranks(run, qrels)
     found = np.flatnonzero(ranks)
     found = found[np.lexsort((ranks[found], queries[found]))]
@@ -122,21 +126,26 @@ def judged_ranks(run: RunColumns, qrels: Qrels) -> Int[np.ndarray, " judgements"
 
     Ranks start at 1 and are in the order of the judgements.
     """
-    codes = {doc_id: code for code, doc_id in enumerate({doc_id: None for each in qrels.values() for doc_id in each})}
-    queries = np.repeat(np.arange(len(qrels)), [len(each) for each in qrels.values()])
-    wanted = queries * len(codes) + np.array([codes[d] for each in qrels.values() for d in each], dtype=np.int64)
+    codes = {
+        doc_id: code
+        for code, doc_id in enumerate({doc_id: None for judgements in qrels.values() for doc_id in judgements})
+    }
+    queries = np.repeat(np.arange(len(qrels)), [len(judgements) for judgements in qrels.values()])
+    wanted = queries * len(codes) + np.array(
+        [codes[d] for judgements in qrels.values() for d in judgements], dtype=np.int64
+    )
     numbers = {query_id: number for number, query_id in enumerate(qrels)}
     number_of = np.array([numbers.get(query_id, -1) for query_id in run.query_ids], dtype=np.int64)
 
     known = pa.array(codes, pa.string())
     found = pc.index_in(run.doc_ids, known).fill_null(-1).to_numpy()  # type: ignore[attr-defined]
     places = np.flatnonzero(found >= 0)
-    own = run.queries_of(places)
-    keys = number_of[own] * len(codes) + found[places]  # negative for a query without judgements
+    hit_queries = run.queries_of(places)
+    keys = number_of[hit_queries] * len(codes) + found[places]  # negative for a query without judgements
     order = np.argsort(keys)
     at = np.searchsorted(keys, wanted, sorter=order)
     at = order[np.minimum(at, len(keys) - 1)] if len(keys) else at
-    ranks = np.append(places - run.starts[own] + 1, 0)  # the last one stands for a document that is absent
+    ranks = np.append(places - run.starts[hit_queries] + 1, 0)  # the last one stands for a document that is absent
     return ranks[np.where(np.append(keys, -1)[at] == wanted, at, -1)]
 
 
@@ -156,6 +165,6 @@ def _by_ir_measures(
         names = ", ".join(map(str, measures))
         raise UserError(f"ir_measures cannot compute {names} for this run ({error}); leave it out.") from None
     return {
-        measure: {query_id: each[query_id] for query_id in qrels if query_id in each}
-        for measure, each in values.items()
+        measure: {query_id: by_query[query_id] for query_id in qrels if query_id in by_query}
+        for measure, by_query in values.items()
     }

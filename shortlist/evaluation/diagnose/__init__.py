@@ -193,12 +193,12 @@ def count_outcomes(task: Task) -> dict[str, Any]:
     The counts are for `all`, by the lengths of query and document, and by truncation.
     """
     relevant = {
-        query_id: {doc_id: grade for doc_id, grade in each.items() if grade >= task.relevance_level}
-        for query_id, each in task.qrels.items()
+        query_id: {doc_id: grade for doc_id, grade in judgements.items() if grade >= task.relevance_level}
+        for query_id, judgements in task.qrels.items()
     }
     after = judged_ranks(task.reranked, relevant) if task.reranked else None
     numbers = outcomes(judged_ranks(task.run, relevant), after, depth=task.depth, k=task.k)
-    pairs = [(query_id, doc_id) for query_id, each in relevant.items() for doc_id in each]
+    pairs = [(query_id, doc_id) for query_id, judgements in relevant.items() for doc_id in judgements]
     absent = set(task.collection.missing(dict.fromkeys(doc_id for _, doc_id in pairs)))
     groups: dict[str, dict[str, Counter[str]]] = {"all": {"all": Counter()}}
     groups["all"]["all"].update(OUTCOMES[number] for number in numbers.tolist())
@@ -209,10 +209,11 @@ def count_outcomes(task: Task) -> dict[str, Any]:
             bins["document"] = "cut by the model" if sizes.cut else "read whole"
         for kind, name in bins.items():
             groups.setdefault(kind, {}).setdefault(name, Counter())[outcome] += 1
-    told = {
-        kind: {name: dict(each) for name, each in sorted(by.items(), key=_first_number)} for kind, by in groups.items()
+    by_kind = {
+        kind: {name: dict(counts) for name, counts in sorted(by.items(), key=_first_number)}
+        for kind, by in groups.items()
     }
-    return {"relevant": len(pairs), "not_in_the_collection": len([p for p in pairs if p[1] in absent]), **told}
+    return {"relevant": len(pairs), "not_in_the_collection": len([p for p in pairs if p[1] in absent]), **by_kind}
 
 
 def _first_number(item: tuple[str, Any]) -> tuple[int, str]:
@@ -236,10 +237,10 @@ def _measured(task: Task, relevant: Sequence[tuple[tuple[str, str], str]]) -> It
     """
     measure = _measurer(task.model, task.contract)
     for start in range(0, len(relevant), SIZED_AT_ONCE):
-        some = relevant[start : start + SIZED_AT_ONCE]
-        documents = task.collection.documents({doc_id for (_, doc_id), _ in some})
-        pairs = [(task.queries[query_id], documents[doc_id]) for (query_id, doc_id), _ in some]
-        yield from zip([outcome for _, outcome in some], measure(pairs), strict=True)
+        part = relevant[start : start + SIZED_AT_ONCE]
+        documents = task.collection.documents({doc_id for (_, doc_id), _ in part})
+        pairs = [(task.queries[query_id], documents[doc_id]) for (query_id, doc_id), _ in part]
+        yield from zip([outcome for _, outcome in part], measure(pairs), strict=True)
 
 
 def _measurer(model: str | None, contract: str | None) -> Measurer:
@@ -258,7 +259,7 @@ def _measurer(model: str | None, contract: str | None) -> Measurer:
 
     def measure(pairs: Sequence[tuple[Query, Document]]) -> list[PairSizes]:
         texts = [query.text for query, _ in pairs], [" ".join(_words(document)) for _, document in pairs]
-        queries, documents = ([len(spans) for spans in inputs.token_spans(each)] for each in texts)
+        queries, documents = ([len(spans) for spans in inputs.token_spans(side_texts)] for side_texts in texts)
         if form.pair:
             whole, most = inputs.pair_ids(pairs, cut=False), form.pair_length
         else:
@@ -286,13 +287,13 @@ def find_duplicates(task: Task) -> dict[str, Any]:
         absent = set(task.collection.missing(doc_ids))
         documents = task.collection.documents([doc_id for doc_id in doc_ids if doc_id not in absent])
         first: dict[str, str] = {}
-        own = []
+        duplicates = []
         for doc_id, document in documents.items():
             above = first.setdefault(" ".join(_words(document)).casefold(), doc_id)
             if above != doc_id:
-                own.append({"query_id": run.query_ids[number], "doc_id": doc_id, "same_as": above})
-        copies.append(len(own))
-        examples += own[: task.examples - len(examples)] if len(examples) < task.examples else []
+                duplicates.append({"query_id": run.query_ids[number], "doc_id": doc_id, "same_as": above})
+        copies.append(len(duplicates))
+        examples += duplicates[: task.examples - len(examples)] if len(examples) < task.examples else []
     return {
         "queries_read": len(copies),
         "queries_with_duplicates": sum(number > 0 for number in copies),
@@ -351,16 +352,16 @@ def compare_queries(task: Task) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {"relevance_level": task.relevance_level}
     before = per_query(task.run, task.qrels, [task.measure], **settings)[task.measure]
-    told: dict[str, Any] = {"measure": task.measure, "before": float(np.mean(list(before.values())))}
+    comparison: dict[str, Any] = {"measure": task.measure, "before": float(np.mean(list(before.values())))}
     if task.reranked is None:
         lowest = sorted(before, key=before.__getitem__)[: task.examples]
-        return told | {"lowest": [_query(task, query_id, before, before) for query_id in lowest]}
+        return comparison | {"lowest": [_query(task, query_id, before, before) for query_id in lowest]}
     after = per_query(task.reranked, task.qrels, [task.measure], **settings)[task.measure]
     changes = {query_id: after[query_id] - before[query_id] for query_id in before}
     order = sorted(changes, key=changes.__getitem__)
     won = [query_id for query_id in reversed(order) if changes[query_id] > 0]
     lost = [query_id for query_id in order if changes[query_id] < 0]
-    return told | {
+    return comparison | {
         "after": float(np.mean(list(after.values()))),
         "num_won": len(won),
         "num_lost": len(lost),
@@ -376,14 +377,14 @@ def _query(task: Task, query_id: str, before: Mapping[str, float], after: Mappin
     """
     level = task.relevance_level
     relevant = {query_id: {d: g for d, g in task.qrels[query_id].items() if g >= level}}
-    told: dict[str, Any] = {"query_id": query_id, "query": task.queries[query_id].text}
+    entry: dict[str, Any] = {"query_id": query_id, "query": task.queries[query_id].text}
     sides = {"before": (task.run, before)} | ({"after": (task.reranked, after)} if task.reranked else {})
     for side, (run, values) in sides.items():
         ranks = judged_ranks(run, relevant)
         first = run.hits(run.query_ids.index(query_id))[0].doc_id
-        told[side] = {
+        entry[side] = {
             "value": values[query_id],
             "first_relevant": int(ranks[ranks > 0].min()) if (ranks > 0).any() else None,
             "first": _shown(task, first),
         }
-    return told
+    return entry

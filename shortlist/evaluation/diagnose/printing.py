@@ -18,28 +18,28 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
         f"duplicates among the first {found['depth']}: {duplicates['duplicates']:,} in "
         f"{duplicates['queries_with_duplicates']} of {duplicates['queries_read']} queries"
     )
-    for each in duplicates["examples"]:
-        console.print(f"  query {each['query_id']}: {each['doc_id']} is {each['same_as']} again", markup=False)
+    for example in duplicates["examples"]:
+        console.print(f"  query {example['query_id']}: {example['doc_id']} is {example['same_as']} again", markup=False)
     console.print(
         f"not judged in the top {found['k']}: {unjudged['unjudged']:,} of {unjudged['shown']:,} "
         f"({unjudged['share']:.1%}), {unjudged['above_a_relevant_one']:,} of them above a relevant document:"
     )
-    for each in unjudged["examples"]:
-        console.print(f"  {each['query']} ({each['query_id']})", markup=False)
-        console.print(f"    rank {each['rank']}: {each['doc_id']} {each['text']}", markup=False)
+    for example in unjudged["examples"]:
+        console.print(f"  {example['query']} ({example['query_id']})", markup=False)
+        console.print(f"    rank {example['rank']}: {example['doc_id']} {example['text']}", markup=False)
     _print_queries(console, queries)
 
 
 def _outcome_table(found: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
-    told = found["fates"]
-    kinds = {kind: by for kind, by in told.items() if isinstance(by, dict)}
+    fates = found["fates"]
+    kinds = {kind: by for kind, by in fates.items() if isinstance(by, dict)}
     known = [
         outcome for outcome in OUTCOMES if any(outcome in counts for by in kinds.values() for counts in by.values())
     ]
     table = Table(
-        title=f"{told['relevant']:,} relevant documents of {found['num_queries']:,} queries; the top is {found['k']}, "
+        title=f"{fates['relevant']:,} relevant documents of {found['num_queries']:,} queries; the top is {found['k']}, "
         f"the depth {found['depth']}; lengths in {found['unit']}",
         title_justify="left",
     )
@@ -51,9 +51,9 @@ def _outcome_table(found: Mapping[str, Any]) -> Any:
             total = sum(counts.values())
             label = name if kind == "all" else f"{kind} {name}"
             table.add_row(label, f"{total:,}", *(f"{counts.get(outcome, 0) / total:.1%}" for outcome in known))
-    if told["not_in_the_collection"]:
+    if fates["not_in_the_collection"]:
         table.caption = (
-            f"{told['not_in_the_collection']} of them are not in the collection and stand in the first row only"
+            f"{fates['not_in_the_collection']} of them are not in the collection and stand in the first row only"
         )
     return table
 
@@ -67,11 +67,11 @@ def _print_queries(console: Any, queries: Mapping[str, Any]) -> None:
             f"{queries['num_won']} queries won, {queries['num_lost']} lost"
         )
     for kind in ("won", "lost", "lowest"):
-        for each in queries.get(kind, []):
-            console.print(f"{kind}: {each['query']} ({each['query_id']})", markup=False)
+        for query in queries.get(kind, []):
+            console.print(f"{kind}: {query['query']} ({query['query_id']})", markup=False)
             for side in ("before", "after"):
-                if side in each:
-                    at = each[side]
+                if side in query:
+                    at = query[side]
                     place = (
                         f"first relevant at {at['first_relevant']}" if at["first_relevant"] else "none relevant found"
                     )

@@ -68,12 +68,12 @@ def find_outputs(folder: Path) -> Iterator[Output]:
 
 def sections(outputs: Sequence[Output]) -> list[tuple[str, str]]:
     """Return the heading and HTML of every kind of output found, and of the manifests."""
-    told = []
+    parts = []
     for title, stage, show in SECTIONS:
-        finished = [each for each in outputs if each.manifest["stage"] == stage and each.manifest["complete"]]
+        finished = [output for output in outputs if output.manifest["stage"] == stage and output.manifest["complete"]]
         if finished:
-            told.append((title, "".join(heading(each.name) + show(each) for each in finished)))
-    return [*told, ("Manifests", show_manifests(outputs))]
+            parts.append((title, "".join(heading(output.name) + show(output) for output in finished)))
+    return [*parts, ("Manifests", show_manifests(outputs))]
 
 
 def show_results(output: Output) -> str:
@@ -124,10 +124,12 @@ def show_training(output: Output) -> str:
 
 def show_lengths(output: Output) -> str:
     """Show statistics of the lengths of texts."""
-    told = read_json(output.path / "lengths.json")
-    columns = {"texts": f"{told['count']:,}", "mean": f"{told['mean']:,.1f}"}
-    columns |= {name: f"{value:,}" for name, value in told["quantiles"].items()} | {"longest": f"{told['longest']:,}"}
-    columns |= {f"<= {limit}": f"{share:.1%}" for limit, share in told["at_most"].items()}
+    lengths = read_json(output.path / "lengths.json")
+    columns = {"texts": f"{lengths['count']:,}", "mean": f"{lengths['mean']:,.1f}"}
+    columns |= {name: f"{value:,}" for name, value in lengths["quantiles"].items()} | {
+        "longest": f"{lengths['longest']:,}"
+    }
+    columns |= {f"<= {limit}": f"{share:.1%}" for limit, share in lengths["at_most"].items()}
     return table(list(columns), [list(columns.values())], caption="tokens") + _drawing(output, "lengths.svg")
 
 
@@ -145,26 +147,26 @@ def show_diagnosis(output: Output) -> str:
             shares = [f"{counts.get(outcome, 0) / total:.1%}" for outcome in known]
             rows.append([name if kind == "all" else f"{kind} {name}", f"{total:,}", *shares])
     caption = f"The top is {found['k']}, the depth {found['depth']}; lengths in {found['unit']}."
-    told = table(["relevant documents", "number", *known], rows, caption=caption)
+    markup = table(["relevant documents", "number", *known], rows, caption=caption)
     duplicates, unjudged = found["duplicates"], found["unjudged"]
-    told += paragraph(
+    markup += paragraph(
         f"Duplicates among the candidates: {duplicates['duplicates']:,} in {duplicates['queries_with_duplicates']} of "
         f"{duplicates['queries_read']} queries. Not judged in the top: {unjudged['unjudged']:,} of "
         f"{unjudged['shown']:,} ({unjudged['share']:.1%}), {unjudged['above_a_relevant_one']:,} of "
         "them above a relevant document."
     )
-    return told + _queries(found["queries"])
+    return markup + _queries(found["queries"])
 
 
 def _queries(queries: Mapping[str, Any]) -> str:
     rows = []
     for kind in ("won", "lost", "lowest"):
-        for each in queries.get(kind, []):
-            sides = [each[side] for side in ("before", "after") if side in each]
+        for query in queries.get(kind, []):
+            sides = [query[side] for side in ("before", "after") if side in query]
             values = " to ".join(f"{side['value']:.4f}" for side in sides)
             places = " to ".join(str(side["first_relevant"] or "none") for side in sides)
             first = sides[-1]["first"]
-            rows.append([kind, each["query"], values, places, f"{first['doc_id']}\n{first['text']}"[:120]])
+            rows.append([kind, query["query"], values, places, f"{first['doc_id']}\n{first['text']}"[:120]])
     headings = ["", "query", queries["measure"], "first relevant at", "first document"]
     return table(headings, rows, text=(1, 4)) if rows else ""
 
@@ -173,18 +175,18 @@ def show_manifests(outputs: Sequence[Output]) -> str:
     """List every output with its stage and state; the whole manifest unfolds."""
     rows = [
         [
-            each.name,
-            each.manifest["stage"],
-            "finished" if each.manifest["complete"] else "not finished",
-            each.manifest.get("finished") or "-",
-            each.manifest.get("version") or "-",
-            (each.manifest.get("commit") or "-")[:12],
+            output.name,
+            output.manifest["stage"],
+            "finished" if output.manifest["complete"] else "not finished",
+            output.manifest.get("finished") or "-",
+            output.manifest.get("version") or "-",
+            (output.manifest.get("commit") or "-")[:12],
         ]
-        for each in outputs
+        for output in outputs
     ]
-    told = table(["output", "stage", "state", "finished", "version", "commit"], rows, text=range(1, 6))
-    return told + "".join(
-        folded(each.name, json.dumps(each.manifest, indent=2, ensure_ascii=False)) for each in outputs
+    markup = table(["output", "stage", "state", "finished", "version", "commit"], rows, text=range(1, 6))
+    return markup + "".join(
+        folded(output.name, json.dumps(output.manifest, indent=2, ensure_ascii=False)) for output in outputs
     )
 
 
