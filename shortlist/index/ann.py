@@ -174,8 +174,8 @@ class AnnIndex:
             return scores, positions
         propose = self._from_graph if self.kind == "hnsw" else self._from_lists
         for start in range(0, len(queries), QUERIES_AT_ONCE):
-            some = np.ascontiguousarray(queries[start : start + QUERIES_AT_ONCE], dtype=np.float32)
-            for number, (query, rows) in enumerate(zip(some, propose(some, k), strict=True), start):
+            batch = np.ascontiguousarray(queries[start : start + QUERIES_AT_ONCE], dtype=np.float32)
+            for number, (query, rows) in enumerate(zip(batch, propose(batch, k), strict=True), start):
                 best, places = self._rescored(query, rows[rows >= 0], k)
                 scores[number, : len(best)], positions[number, : len(best)] = best, places
         return scores, positions

@@ -179,8 +179,8 @@ class FlatIndex:
         candidates = best_of(scores, positions, self.refine * k)
         at_once = max(CANDIDATES_BYTES // (64 * max(candidates[0].shape[1], 1)), 1)
         columns = (torch.from_numpy(queries), *candidates)
-        some = zip(*(column.split(at_once) for column in columns), strict=True)
-        found = [self._rescored(*each, k=k) for each in some]
+        chunks = zip(*(column.split(at_once) for column in columns), strict=True)
+        found = [self._rescored(*chunk, k=k) for chunk in chunks]
         return np.concatenate([scores for scores, _ in found]), np.concatenate([places for _, places in found])
 
     @torch.no_grad()

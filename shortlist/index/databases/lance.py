@@ -147,9 +147,9 @@ class LanceIndex:
         wanted = min(k + 1, self.num_docs)
         with _plain_errors(self._place.uri):
             for start in range(0, len(queries) if k and wanted else 0, SEARCHES_AT_ONCE):
-                some = np.asarray(queries[start : start + SEARCHES_AT_ONCE], dtype=np.float32)
-                found = self._nearest(some, wanted)
-                hits += [self._rank(query, nearest, k) for query, nearest in zip(some, found, strict=True)]
+                batch = np.asarray(queries[start : start + SEARCHES_AT_ONCE], dtype=np.float32)
+                found = self._nearest(batch, wanted)
+                hits += [self._rank(query, nearest, k) for query, nearest in zip(batch, found, strict=True)]
         return hits or [[] for _ in queries]
 
     def _rank(self, query: Float[np.ndarray, " dim"], found: "_Nearest", k: int) -> list[Hit]:
@@ -177,8 +177,8 @@ class LanceIndex:
         asked = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found))
         scores = 1 - found["_distance"].to_numpy()  # LanceDB's distance is one minus the inner product
         rows, doc_ids = found["row"].to_numpy(), np.asarray(found["doc_id"].to_pylist(), dtype=object)
-        each = [asked == i for i in range(len(queries))]
-        return [_Nearest(scores[mine], rows[mine], doc_ids[mine].tolist()) for mine in each]
+        masks = [asked == i for i in range(len(queries))]
+        return [_Nearest(scores[mine], rows[mine], doc_ids[mine].tolist()) for mine in masks]
 
 
 class _Nearest(NamedTuple):
@@ -287,12 +287,12 @@ def _survey(table: Any, vectors: VectorReader) -> tuple[Bool[np.ndarray, " rows"
         rows = batch["row"].to_numpy()
         inside = np.minimum(rows, vectors.num_rows - 1)
         positions, shards = vectors.positions_of(inside), np.searchsorted(vectors.starts, inside, side="right") - 1
-        told = zip(batch["doc_id"].to_pylist(), batch["shard"].to_pylist(), strict=True)
+        theirs = zip(batch["doc_id"].to_pylist(), batch["shard"].to_pylist(), strict=True)
         ours = zip(positions.tolist(), shards.tolist(), strict=True)
         good = rows == inside
         good &= [
             position != DEAD and (doc_ids[position], hashes[shard]) == names
-            for (position, shard), names in zip(ours, told, strict=True)
+            for (position, shard), names in zip(ours, theirs, strict=True)
         ]
         np.add.at(count, rows[good], 1)
         gone.append(rows[~good])
@@ -305,8 +305,8 @@ def _survey(table: Any, vectors: VectorReader) -> tuple[Bool[np.ndarray, " rows"
 def _delete(table: Any, rows: Int[np.ndarray, " rows"]) -> None:
     runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
     for start in range(0, len(runs), RUNS_AT_ONCE):
-        some = runs[start : start + RUNS_AT_ONCE]
-        table.delete(" OR ".join(f"(row >= {run[0]} AND row <= {run[-1]})" for run in some))
+        part = runs[start : start + RUNS_AT_ONCE]
+        table.delete(" OR ".join(f"(row >= {run[0]} AND row <= {run[-1]})" for run in part))
 
 
 def _read(vectors: VectorReader, number: int, wanted: Bool[np.ndarray, " rows"]) -> Iterator[pa.RecordBatch]:

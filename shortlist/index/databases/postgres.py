@@ -162,8 +162,8 @@ def without_password(dsn: str) -> str:
     Raises:
         UserError: the DSN cannot be read.
     """
-    told = {word: value for word, value in _read_dsn(dsn).items() if "password" not in word}
-    return _driver().conninfo.make_conninfo(**told)
+    parameters = {word: value for word, value in _read_dsn(dsn).items() if "password" not in word}
+    return _driver().conninfo.make_conninfo(**parameters)
 
 
 def _driver() -> ModuleType:
@@ -189,15 +189,15 @@ def _read_dsn(dsn: str) -> dict[str, Any]:
     """
     psycopg = _driver()
     try:
-        told = psycopg.conninfo.conninfo_to_dict(dsn)
+        parameters = psycopg.conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
-        told = {"host": "@"}
-    if "@" in str(told.get("host", "")) or not str(told.get("port", "0")).replace(",", "").isdigit():
+        parameters = {"host": "@"}
+    if "@" in str(parameters.get("host", "")) or not str(parameters.get("port", "0")).replace(",", "").isdigit():
         raise UserError(
             "the DSN cannot be read; expected postgresql://user@host:port/database, special characters in percent "
             "code, or words such as host=... dbname=..."
         )
-    return told
+    return parameters
 
 
 @contextmanager
