@@ -277,7 +277,7 @@ def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
 
 def can_be_written(wanted: Any) -> bool:
     """Whether a value of this type can stand in a description."""
-    origin, choices = get_origin(wanted), [each for each in get_args(wanted) if each not in (type(None), ...)]
+    origin, choices = get_origin(wanted), [choice for choice in get_args(wanted) if choice not in (type(None), ...)]
     if origin in (Union, types.UnionType):
         return any(map(can_be_written, choices))
     if origin in (tuple, Sequence):
@@ -305,7 +305,7 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
             return (value,)
         if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
             raise UserError(f"{where} is {value!r}; expected a list, such as [a, b].")
-        return tuple(convert(each, choices[0], where) for each in value)
+        return tuple(convert(item, choices[0], where) for item in value)
     if wanted is Path and isinstance(value, str):
         return Path(value)
     if wanted is float and type(value) is int:

@@ -111,10 +111,10 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
     for part in score_lists(step.stage, lists):
         scores[part.numbers] = part.scores
     run, num_placed = {}, {}
-    for query, own in zip(queries, np.split(scores, np.cumsum(list(map(len, heads)))[:-1]), strict=True):
+    for query, query_scores in zip(queries, np.split(scores, np.cumsum(list(map(len, heads)))[:-1]), strict=True):
         hits = before.get(query.query_id, [])
-        run[query.query_id] = reorder(hits, interpolate(hits, own.tolist(), step.share))
-        num_placed[query.query_id] = int((~np.isnan(own)).sum())
+        run[query.query_id] = reorder(hits, interpolate(hits, query_scores.tolist(), step.share))
+        num_placed[query.query_id] = int((~np.isnan(query_scores)).sum())
     return Found(run, num_placed)
 
 

@@ -101,10 +101,10 @@ async def _explain_http(request: Request, error: Exception) -> Response:
 async def _explain_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    if any(each["type"] == "json_invalid" for each in found):
+    if any(fault["type"] == "json_invalid" for fault in found):
         return _send(NO_JSON)
     field = _field(found[0]["loc"])
-    messages = dict.fromkeys(each["msg"] for each in found if _field(each["loc"]) == field)
+    messages = dict.fromkeys(fault["msg"] for fault in found if _field(fault["loc"]) == field)
     return _send(problem(422, "invalid_request", f"{field}: {'; '.join(messages)}.", field=field))
 
 
@@ -304,10 +304,13 @@ def _add_search(app: FastAPI, service: Service, pipeline: Pipeline) -> None:
         options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
         field = "query" if asked.query is not None else "queries"
         found = await service.search(_ticket(request), asked.texts, asked.k, field=field, **options)
-        answers = [_search_answer(text, each, asked.explain) for text, each in zip(asked.texts, found, strict=True)]
+        answers = [
+            _search_answer(text, pipeline_answer, asked.explain)
+            for text, pipeline_answer in zip(asked.texts, found, strict=True)
+        ]
         if asked.explain:
-            for answer, each in zip(answers, found, strict=True):
-                await _add_truncation(service, pipeline, answer, each)
+            for answer, pipeline_answer in zip(answers, found, strict=True):
+                await _add_truncation(service, pipeline, answer, pipeline_answer)
         return _json(schema.SearchResponse(answers=answers))
 
     for path, name in (("/search", "search"), ("/v1/search", "search_v1")):
@@ -327,11 +330,11 @@ def _search_answer(query: str, found: Answer, explain: bool) -> schema.SearchAns
     results = [
         schema.SearchResult(
             rank=rank,
-            score=each.score,
-            **each.document._asdict(),
-            stages={name: schema.StepPlace(**at._asdict()) for name, at in each.places.items()} if explain else None,
+            score=result.score,
+            **result.document._asdict(),
+            stages={name: schema.StepPlace(**at._asdict()) for name, at in result.places.items()} if explain else None,
         )
-        for rank, each in enumerate(found.results, start=1)
+        for rank, result in enumerate(found.results, start=1)
     ]
     times = found.milliseconds if explain else None
     return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
@@ -345,7 +348,7 @@ async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.S
     cut = set[str]()
     rerankers = service.readers("reranker", steps)
     for name, model in rerankers.items():
-        read = [each.document for each in found.results if name in each.places]
+        read = [found_result.document for found_result in found.results if name in found_result.places]
         cut |= await service.cut_by(model, answer.query, read)
     for result in answer.results if rerankers else ():
         result.truncated = result.doc_id in cut

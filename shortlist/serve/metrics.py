@@ -53,8 +53,8 @@ class Metrics:
         """Add one duration to a histogram."""
         with self._lock:
             for end in (*BARS, float("inf")):
-                told = "+Inf" if end == float("inf") else str(end)
-                self._add(_series(f"{name}_bucket", {**labels, "le": told}), seconds <= end)
+                bound = "+Inf" if end == float("inf") else str(end)
+                self._add(_series(f"{name}_bucket", {**labels, "le": bound}), seconds <= end)
             self._add(_series(f"{name}_sum", labels), seconds)
             self._add(_series(f"{name}_count", labels), 1)
 

@@ -203,8 +203,8 @@ async def _gone(receive: Receive) -> None:
 
 async def _body(receive: Receive, headers: dict[bytes, bytes], most: int) -> bytes | None:
     """Read the whole body; None if it is too large."""
-    told = headers.get(b"content-length", b"0")
-    if told.isdigit() and int(told[:20]) > most:
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length[:20]) > most:
         return None
     body = bytearray()
     while True:
@@ -249,8 +249,8 @@ class _Reply:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             closing = {"connection": "close"} if self._gate.draining else {}
-            own = [(name.encode(), value.encode()) for name, value in {**HEADERS, **closing}.items()]
-            message = {**message, "headers": [*message.get("headers", ()), *own]}
+            own_headers = [(name.encode(), value.encode()) for name, value in {**HEADERS, **closing}.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *own_headers]}
         await self._send(message)
 
     async def send(self, answer: Refusal | None) -> None:

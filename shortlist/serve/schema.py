@@ -138,7 +138,7 @@ class RerankRequest(BaseModel):
     @property
     def texts(self) -> list[str]:
         """The documents, however they were given."""
-        return [each if isinstance(each, str) else each.text for each in self.documents]
+        return [document if isinstance(document, str) else document.text for document in self.documents]
 
 
 class RerankResult(BaseModel):

@@ -252,10 +252,10 @@ class Service:
         documents, cut = [document for _, document in texts], set[int]()
         if max_tokens is not None:
             spans = inputs.token_spans(documents)
-            cut = {i for i, some in enumerate(spans) if len(some) > max_tokens}
+            cut = {i for i, token_spans in enumerate(spans) if len(token_spans) > max_tokens}
             documents = [
-                text[: some[max_tokens - 1][1]] if i in cut else text
-                for i, (text, some) in enumerate(zip(documents, spans, strict=True))
+                text[: token_spans[max_tokens - 1][1]] if i in cut else text
+                for i, (text, token_spans) in enumerate(zip(documents, spans, strict=True))
             ]
         pairs = [(Query("", query), Document("", text)) for (query, _), text in zip(texts, documents, strict=True)]
         ids = compact_ids(inputs.pair_ids, pairs)
@@ -284,7 +284,7 @@ class Service:
             await self._check_queries(model, queries, field)
         loop = asyncio.get_running_loop()
         asked = [_for_request(ticket, partial(self.pipeline.answer, [query], k, **options)) for query in queries]
-        parts = await asyncio.gather(*[loop.run_in_executor(self._searching, each) for each in asked])
+        parts = await asyncio.gather(*[loop.run_in_executor(self._searching, call) for call in asked])
         answers = [answer for part in parts for answer in part]
         for answer in answers:
             for stage, milliseconds in answer.milliseconds.items():
