@@ -21,11 +21,11 @@ def order_agreement(
     exact: Prepared, narrow: Prepared, candidates: CandidateReader, readable: Int[np.ndarray, " readable"]
 ) -> str:
     """Compare the order of the first candidates of some queries; returns the result in words."""
-    some = readable[
+    sampled = readable[
         (candidates.run.queries_of(readable) < SAMPLE_QUERIES) & (candidates.ranks[readable] < SAMPLE_DEPTH)
     ]
-    sample = replace(candidates, at_once=max(1, len(some)))
-    chunk = next(sample.chunks(some, np.zeros(len(candidates.ranks), dtype=bool)), Chunk(some[:0], []))
+    sample = replace(candidates, at_once=max(1, len(sampled)))
+    chunk = next(sample.chunks(sampled, np.zeros(len(candidates.ranks), dtype=bool)), Chunk(sampled[:0], []))
     if not chunk.lists:
         return "no pairs"
     # one model after the other, and both are freed before the work begins

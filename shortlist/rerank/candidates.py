@@ -78,8 +78,8 @@ class CandidateReader:
         where, flags = self.collection.name, "--collection"
         if kind == "queries":
             where, flags = f"{where} {self.split}", "--collection and --split"
-        some = ", ".join(map(repr, names[:MOST_NAMED])) + (", ..." if len(names) > MOST_NAMED else "")
-        found = f"{self.name}: {len(names):,} of {total:,} {kind} are not in {where}: {some}"
+        shown = ", ".join(map(repr, names[:MOST_NAMED])) + (", ..." if len(names) > MOST_NAMED else "")
+        found = f"{self.name}: {len(names):,} of {total:,} {kind} are not in {where}: {shown}"
         if not self.skip_missing:
             raise UserError(f"{found}; check {flags}, or leave them where they are with --skip-missing.")
         say(f"rerank: {found}; left where they are.")
@@ -113,21 +113,25 @@ class CandidateReader:
             UserError: a document is empty, and `skip_missing` is not set.
         """
         for span in self._spans(numbers):
-            some = numbers[span]
-            some = some[~done[some]]
-            doc_ids = self.run.doc_ids.take(pa.array(some)).to_pylist()
+            hits = numbers[span]
+            hits = hits[~done[hits]]
+            doc_ids = self.run.doc_ids.take(pa.array(hits)).to_pylist()
             documents = self.collection.documents(set(doc_ids))
-            empty = {doc_id for doc_id, each in documents.items() if not (each.text.strip() or each.title.strip())}
+            empty = {
+                doc_id
+                for doc_id, document in documents.items()
+                if not (document.text.strip() or document.title.strip())
+            }
             if empty and not self.skip_missing:
                 raise UserError(
                     f"{self.collection.name}: document {min(empty)!r} has neither title nor text; give it some, or "
                     "leave such candidates where they are with --skip-missing."
                 )
             full = np.array([doc_id not in empty for doc_id in doc_ids], dtype=bool)
-            done[some[~full]] = True
-            some = some[full]
-            if len(some):
-                yield Chunk(some, self._lists(some, [documents[doc_id] for doc_id in doc_ids if doc_id not in empty]))
+            done[hits[~full]] = True
+            hits = hits[full]
+            if len(hits):
+                yield Chunk(hits, self._lists(hits, [documents[doc_id] for doc_id in doc_ids if doc_id not in empty]))
 
     def _spans(self, numbers: Int[np.ndarray, " some"]) -> Iterator[slice]:
         """Yield the slice of each chunk among the numbers."""

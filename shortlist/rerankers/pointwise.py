@@ -69,8 +69,8 @@ class Reranker:
         [query] = as_queries([query])
         pairs = [(query, document) for document in as_documents(documents)]
         scores = np.empty(len(pairs), dtype=np.float32)
-        for numbers, some, _ in self._stream(pairs, token_budget or self.token_budget):
-            scores[numbers] = some
+        for numbers, batch_scores, _ in self._stream(pairs, token_budget or self.token_budget):
+            scores[numbers] = batch_scores
         return scores
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
@@ -88,10 +88,10 @@ class Reranker:
                 yield batch, rows.values.numpy(), num_tokens
             return
         parts = pair_segments(self.inputs, pairs, stride=self.stride)
-        left = np.array([len(some) for some in parts], dtype=np.int64)
+        left = np.array([len(segments) for segments in parts], dtype=np.int64)
         owners, ends = np.repeat(np.arange(len(parts)), left), np.cumsum(left)
         starts, scores = ends - left, np.empty(len(owners), dtype=np.float32)
-        token_ids = compact_ids(self.inputs.pair_ids, [pair for some in parts for pair in some])
+        token_ids = compact_ids(self.inputs.pair_ids, [pair for segments in parts for pair in segments])
         for batch, rows, num_tokens in run_batches(self.model, token_ids, token_budget=token_budget):
             scores[batch] = rows.values.numpy()
             np.subtract.at(left, owners[batch], 1)
