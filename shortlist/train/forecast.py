@@ -122,7 +122,7 @@ def forecast(
     options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
     sample = [_measure(kind, model, batch) for batch in _sample(groups, queries, collection, **options)]
     shares = [_passes(texts, token_budget, processes) for texts in sample]
-    first = [each[0] for each in shares]  # the first process has the largest passes
+    first = [by_process[0] for by_process in shares]  # the first process has the largest passes
     worst = max(first, key=lambda passes: _tokens(passes[:1] if cached else passes))
     real = sum(map(sum, (texts.lengths for texts in sample)))
     num_groups = sum(texts.num_groups for texts in sample)
@@ -139,7 +139,7 @@ def forecast(
         processes=processes,
         texts_per_step={kind: len(cut[kind]) / num_groups * size for kind in cut},
         tokens_per_step=real / num_groups * size,
-        padding=sum(_tokens(passes) for each in shares for passes in each) / real - 1,
+        padding=sum(_tokens(passes) for by_process in shares for passes in by_process) / real - 1,
         tokens=real / num_groups * visits,
         cut={kind: float((uncut[kind] > cut[kind]).mean()) for kind in cut},
         longest={kind: int(uncut[kind].max()) for kind in cut},
@@ -176,7 +176,7 @@ def _visits(num_groups: int, batch_size: int, steps: int) -> int:
 
 
 def _by_kind(lengths: Sequence[Mapping[str, list[int]]]) -> dict[str, np.ndarray]:
-    return {kind: np.concatenate([each[kind] for each in lengths]) for kind in lengths[0]}
+    return {kind: np.concatenate([batch_lengths[kind] for batch_lengths in lengths]) for kind in lengths[0]}
 
 
 def _sample(

@@ -144,14 +144,14 @@ def gather_rows(rows: Rows, texts: Sequence[int], world: World = ALONE) -> Rows:
     sizes, counts = texts, None
     if rows.counts is not None:
         counts = _gather(rows.counts.to(rows.values.device), texts)
-        sizes = [int(some.sum()) for some in counts.split(list(texts))]
+        sizes = [int(process_counts.sum()) for process_counts in counts.split(list(texts))]
     return Rows(_Gather.apply(rows.values, tuple(sizes), world.rank), counts)  # type: ignore[arg-type]
 
 
-def _gather(own: Shaped[Tensor, "own *shape"], sizes: Sequence[int]) -> Shaped[Tensor, "all *shape"]:
+def _gather(local: Shaped[Tensor, "local *shape"], sizes: Sequence[int]) -> Shaped[Tensor, "all *shape"]:
     """Gather the rows of all processes, whose numbers of rows are `sizes`."""
-    padded = own.new_zeros((max(sizes), *own.shape[1:]))
-    padded[: len(own)] = own
+    padded = local.new_zeros((max(sizes), *local.shape[1:]))
+    padded[: len(local)] = local
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

@@ -53,16 +53,16 @@ def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Ter
         name, dot, key = left.partition(".")
         if name not in LOSSES:
             raise UserError(f"--loss {word}: {unknown('loss', name, LOSSES)}")
-        own = parameters.setdefault(name, {})
-        if (dot and key in own) or (not dot and name in weights):
+        given = parameters.setdefault(name, {})
+        if (dot and key in given) or (not dot and name in weights):
             raise UserError(f"--loss {word}: {left} is said twice; keep one.")
         if dot:
-            own[key] = _parameter(word, name, key, value)
+            given[key] = _parameter(word, name, key, value)
         else:
             weights[name] = _weight(word, value) if equals else 1.0
     if not parameters:
         raise UserError(f"--loss names no loss; known: {', '.join(sorted(LOSSES))}.")
-    return [_term(name, weights.get(name, 1.0), own, temperature) for name, own in parameters.items()]
+    return [_term(name, weights.get(name, 1.0), given, temperature) for name, given in parameters.items()]
 
 
 def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -> None:
@@ -85,10 +85,10 @@ def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -
             )
 
 
-def _term(name: str, weight: float, own: Mapping[str, Any], temperature: float | None) -> Term:
+def _term(name: str, weight: float, given: Mapping[str, Any], temperature: float | None) -> Term:
     defaults = _defaults(name)
     common = {TEMPERATURE: temperature} if TEMPERATURE in defaults and temperature is not None else {}
-    return Term(name, weight, {**defaults, **common, **own})
+    return Term(name, weight, {**defaults, **common, **given})
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Ter
     for column, doc_id in enumerate(doc_ids):
         columns.setdefault(doc_id, []).append(column)
     sizes = torch.tensor([len(group) for group in batch.documents])
-    own = torch.cumsum(sizes, 0) - sizes
-    keep = countable(doc_ids, own.tolist(), batch.positives)
+    positive_columns = torch.cumsum(sizes, 0) - sizes
+    keep = countable(doc_ids, positive_columns.tolist(), batch.positives)
     known = _known(batch, [[columns[document.doc_id] for document in group] for group in batch.documents], keep)
 
     def learn(vectors: Rows) -> Outcome:
@@ -121,7 +121,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def countable(
-    doc_ids: Sequence[str], own: Sequence[int], positives: Sequence[Collection[str]]
+    doc_ids: Sequence[str], positive_columns: Sequence[int], positives: Sequence[Collection[str]]
 ) -> Bool[Tensor, "queries docs"]:
     """Find which documents of a batch may count for which query.
 
@@ -130,16 +130,16 @@ def countable(
 
     Args:
         doc_ids: id of every document of the batch.
-        own: column of the positive in each query's group.
+        positive_columns: column of the positive in each query's group.
         positives: ids of all documents relevant to each query.
     """
     columns: dict[str, list[int]] = {}
     for column, doc_id in enumerate(doc_ids):
         columns.setdefault(doc_id, []).append(column)
-    keep = torch.ones(len(own), len(doc_ids), dtype=torch.bool)
+    keep = torch.ones(len(positive_columns), len(doc_ids), dtype=torch.bool)
     for again in columns.values():
         keep[:, again[1:]] = False
-    for row, (column, relevant) in enumerate(zip(own, positives, strict=True)):
+    for row, (column, relevant) in enumerate(zip(positive_columns, positives, strict=True)):
         for doc_id in {*relevant, doc_ids[column]}:
             keep[row, columns.get(doc_id, [])] = False
         keep[row, column] = True

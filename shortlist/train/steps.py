@@ -72,8 +72,8 @@ def compute_outputs(
     """
     shares = deal([len(ids) for ids in token_ids], token_budget, seed=0, processes=world.size)
     with torch.no_grad(), _precision(model, bf16=bf16):
-        own = join([_forward(model, token_ids, micro) for micro in shares[world.rank]])
-    return _in_order(own, shares, world)
+        local_rows = join([_forward(model, token_ids, micro) for micro in shares[world.rank]])
+    return _in_order(local_rows, shares, world)
 
 
 def backward(
@@ -102,17 +102,17 @@ def backward(
         OutOfMemory: some process ran out of memory; raised in every process, and gradients are then undefined.
     """
     shares = deal([len(ids) for ids in example.token_ids], token_budget, seed=seed, processes=world.size)
-    own = shares[world.rank]
+    local_micros = shares[world.rank]
     together = ALONE if is_sharded(model) else world  # a sharded model's passes wait for the other processes
 
     def outputs() -> tuple[Rows, list[int]]:
         with torch.set_grad_enabled(not cached), _precision(model, bf16=bf16):
-            parts = [_forward(model, example.token_ids, micro) for micro in own]
+            parts = [_forward(model, example.token_ids, micro) for micro in local_micros]
             return join(parts), [len(part.values) for part in parts]
 
     def again(gradients: Sequence[Tensor]) -> None:
         with _precision(model, bf16=bf16):
-            for micro, gradient in zip(own, gradients, strict=True):
+            for micro, gradient in zip(local_micros, gradients, strict=True):
                 output = _forward(model, example.token_ids, micro).values
                 with torch.autocast(output.device.type, enabled=False):
                     output.backward(gradient)
@@ -129,10 +129,10 @@ def backward(
     return Outcome(outcome.loss.detach(), outcome.accuracy)
 
 
-def _in_order(own: Rows, shares: Sequence[Sequence[Micro]], world: World) -> Rows:
+def _in_order(local_rows: Rows, shares: Sequence[Sequence[Micro]], world: World) -> Rows:
     """Gather the rows of all processes in the order of the inputs, without repeats."""
     places = [np.concatenate([micro.texts for micro in share]) for share in shares]
-    rows = gather_rows(own, [len(place) for place in places], world)
+    rows = gather_rows(local_rows, [len(place) for place in places], world)
     _, first = np.unique(np.concatenate(places), return_index=True)
     return select(rows, torch.from_numpy(first))
 
