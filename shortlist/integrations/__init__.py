@@ -36,8 +36,10 @@ def best_first(reranker: Ranker, query: str, passages: Sequence[Passage], top_n:
         top_n: number of passages to return (None: all).
     """
     documents = [
-        Document(str(place), each.text, str(each.metadata.get("title") or ""), str(each.metadata.get("url") or ""))
-        for place, each in enumerate(passages)
+        Document(
+            str(place), passage.text, str(passage.metadata.get("title") or ""), str(passage.metadata.get("url") or "")
+        )
+        for place, passage in enumerate(passages)
     ]
     scores = reranker.score(Query("query", query), documents)
     return [(int(place), float(scores[place])) for place in np.argsort(-scores, kind="stable")[:top_n]]

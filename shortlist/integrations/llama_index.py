@@ -37,7 +37,10 @@ class PipelineRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         results = self.pipeline.search(query_bundle.query_str, self.k, **self.options)
-        return [NodeWithScore(node=_node(metadata_of(each), each.document.text), score=each.score) for each in results]
+        return [
+            NodeWithScore(node=_node(metadata_of(result), result.document.text), score=result.score)
+            for result in results
+        ]
 
 
 def _node(metadata: dict[str, Any], text: str) -> TextNode:
@@ -84,6 +87,6 @@ class RerankerPostprocessor(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         if query_bundle is None:
             raise UserError("postprocess_nodes: there is no query to rerank by; give it query_str or query_bundle.")
-        passages = [Passage(each.node.get_content(MetadataMode.NONE), each.node.metadata) for each in nodes]
+        passages = [Passage(node.node.get_content(MetadataMode.NONE), node.node.metadata) for node in nodes]
         ranked = best_first(self.reranker, query_bundle.query_str, passages, self.top_n)
         return [NodeWithScore(node=nodes[place].node, score=score) for place, score in ranked]

@@ -116,7 +116,7 @@ def weight_grid(num_runs: int, steps: int) -> list[tuple[float, ...]]:
     if num_runs == 1:
         return [(1.0,)]
     shares = (share for share in product(range(steps + 1), repeat=num_runs - 1) if sum(share) <= steps)
-    return [tuple(each / steps for each in (*share, steps - sum(share))) for share in shares]
+    return [tuple(part / steps for part in (*share, steps - sum(share))) for share in shares]
 
 
 def _fuse(runs: Sequence[Run], weights: Sequence[float] | None, scale: Scale) -> Run:

@@ -49,7 +49,7 @@ def ndcg(hits: JudgedHits, *, cutoff: int | None = None, dcg: str = "log2") -> V
     https://doi.org/10.1145/582415.582418
     """
     found, judged_gains = (
-        np.exp2(each) - 1 if dcg == "exp-log2" else each for each in (hits.grades, hits.judged_grades)
+        np.exp2(grades) - 1 if dcg == "exp-log2" else grades for grades in (hits.grades, hits.judged_grades)
     )
     best = _gain(hits.judged_queries, _places(hits.judged_queries), judged_gains, cutoff, len(hits.lengths))
     return _ratio(_gain(hits.queries, hits.ranks, found, cutoff, len(hits.lengths)), best)

@@ -138,7 +138,7 @@ def recall_at(found: Int[Tensor, "queries _"], exact: Int[Tensor, "queries _"], 
         found: positions of documents, best first, without repetition.
         exact: the same from an exact search.
     """
-    shares = [torch.isin(best[:k], some[:k]).float().mean() for some, best in zip(found, exact, strict=True)]
+    shares = [torch.isin(best[:k], proposed[:k]).float().mean() for proposed, best in zip(found, exact, strict=True)]
     return torch.stack(shares).mean().item()
 
 

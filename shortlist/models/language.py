@@ -76,9 +76,9 @@ class _NextTokens(torch.autograd.Function):
         errors = states.new_empty(len(states), len(embedding))
         for x, target, error, row in zip(*(t.split(LOGIT_ROWS) for t in (states, targets, errors, out)), strict=True):
             logs = torch.log_softmax(x @ embedding.T, 1, dtype=torch.float32)
-            own = logs.gather(1, target[:, None])
-            row[:, :1], row[:, 1:] = -own, own == logs.amax(1, keepdim=True)
-            error.copy_(logs.exp_().scatter_add_(1, target[:, None], torch.full_like(own, -1)))
+            target_logs = logs.gather(1, target[:, None])
+            row[:, :1], row[:, 1:] = -target_logs, target_logs == logs.amax(1, keepdim=True)
+            error.copy_(logs.exp_().scatter_add_(1, target[:, None], torch.full_like(target_logs, -1)))
         ctx.save_for_backward(states, embedding, errors)
         return out
 

@@ -74,13 +74,13 @@ def pair_segments(
     whole = inputs.pair_ids(pairs, cut=False)
     documents = [document for _, document in pairs]
     found = _segmented(inputs, documents, bare, whole, inputs.form.pair_length, stride)
-    return [[(query, segment) for segment in some] for (query, _), some in zip(pairs, found, strict=True)]
+    return [[(query, segment) for segment in segments] for (query, _), segments in zip(pairs, found, strict=True)]
 
 
 def named_segments(inputs: Inputs, documents: Iterable[Document], *, stride: int) -> Iterator[Document]:
     """Yield the segments of a corpus; segment 0 of document `d` has the id `d#0`."""
-    for some in windows(documents, DOCUMENTS_AT_ONCE):
-        for segments in document_segments(inputs, some, stride=stride):
+    for window in windows(documents, DOCUMENTS_AT_ONCE):
+        for segments in document_segments(inputs, window, stride=stride):
             for number, segment in enumerate(segments):
                 yield segment._replace(doc_id=f"{segment.doc_id}#{number}")
 
