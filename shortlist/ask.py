@@ -103,10 +103,10 @@ def show(answer: Answer) -> None:
 
 def placed(step: str, place: Ranked) -> str:
     """Describe a document's rank and score at a step, and how far it has moved."""
-    told = f"{step} #{place.rank} ({place.score:.4f})"
+    text = f"{step} #{place.rank} ({place.score:.4f})"
     if not place.moved:
-        return told
-    return f"{told}, {'up' if place.moved > 0 else 'down'} {abs(place.moved)}"
+        return text
+    return f"{text}, {'up' if place.moved > 0 else 'down'} {abs(place.moved)}"
 
 
 def as_json(question: str, answer: Answer) -> Mapping[str, Any]:

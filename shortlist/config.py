@@ -37,7 +37,7 @@ def markers(config: type) -> dict[str, Marker]:
     """Find the marked fields of a Config, with their markers."""
     hints = get_type_hints(config, include_extras=True)
     said = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {name: each for name, some in said.items() for each in some if isinstance(each, Marker)}
+    return {name: marker for name, metadata in said.items() for marker in metadata if isinstance(marker, Marker)}
 
 
 def defaults(config: type) -> dict[str, Any]:

@@ -138,7 +138,9 @@ def encode(retriever: Retriever, part: ShardDocuments, *, mean_stride: int | Non
     if mean_stride is None:
         return Shard(part.number, doc_ids, retriever.encode_documents(part.documents, **options), keys)
     segments = document_segments(retriever.inputs, part.documents, stride=mean_stride)
-    vectors = retriever.encode_documents([segment for some in segments for segment in some], **options)
+    vectors = retriever.encode_documents(
+        [segment for document_parts in segments for segment in document_parts], **options
+    )
     starts = np.cumsum([0, *map(len, segments[:-1])])
     return Shard(part.number, doc_ids, avgp(vectors, starts), keys)
 

@@ -86,9 +86,9 @@ def one_by_one(
         seconds: list to which the time of each query is added.
     """
     for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
-        own = [{query_id: run[query_id]} if query_id in run else {} for run in runs]
+        query_runs = [{query_id: run[query_id]} if query_id in run else {} for run in runs]
         start = time.perf_counter()
-        hits = fuse(own, weights=weights)[query_id]
+        hits = fuse(query_runs, weights=weights)[query_id]
         seconds.append(time.perf_counter() - start)
         yield query_id, hits
 
@@ -158,9 +158,9 @@ def run(config: Config) -> None:
     seconds: list[float] = []
     fused = one_by_one(fuse, runs, weights=weights, seconds=seconds)
     write_run(job.out, ((query_id, hits[: config.k]) for query_id, hits in fused), tag=config.method)
-    own = 1000 * sum(seconds) / max(1, len(seconds))
-    cost: dict[str, Any] = {"ms_per_query": round(own + sum(map(ms_per_query, config.runs)), 3)}
-    cost["stages"] = [*chain.from_iterable(map(stages, config.runs)), {"stage": "fuse", "ms": round(own, 3)}]
+    fuse_ms = 1000 * sum(seconds) / max(1, len(seconds))
+    cost: dict[str, Any] = {"ms_per_query": round(fuse_ms + sum(map(ms_per_query, config.runs)), 3)}
+    cost["stages"] = [*chain.from_iterable(map(stages, config.runs)), {"stage": "fuse", "ms": round(fuse_ms, 3)}]
     num_queries, in_all = len(seconds), len(set.intersection(*map(set, runs)))
     if in_all < num_queries:
         say(f"fuse: {num_queries - in_all} of {num_queries} queries are missing from at least one run.")

@@ -117,10 +117,10 @@ def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) ->
     The given settings replace those of the recipe, and its steps are called NAME/STEP.
     """
     recipe = load_yaml(path)
-    own = recipe.get("settings") or {}
-    for setting in settings.keys() - own.keys():
-        raise UserError(f"step {name!r}: {path}: {unknown('setting', setting, own)}")
-    steps = plan({**recipe, "settings": {**own, **settings}}, folder, where=str(path))
+    defaults = recipe.get("settings") or {}
+    for setting in settings.keys() - defaults.keys():
+        raise UserError(f"step {name!r}: {path}: {unknown('setting', setting, defaults)}")
+    steps = plan({**recipe, "settings": {**defaults, **settings}}, folder, where=str(path))
     return [step._replace(name=f"{name}/{step.name}") for step in steps]
 
 

@@ -78,11 +78,11 @@ def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bo
         at_once = min(at_once, RERANKED_AT_ONCE)
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):
-            start, some = time.perf_counter(), queries[first : first + at_once]
-            trace = pipeline.trace(some, k + 1 if exclude_self else k)
+            start, batch = time.perf_counter(), queries[first : first + at_once]
+            trace = pipeline.trace(batch, k + 1 if exclude_self else k)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
             yield FoundPart(found, trace.milliseconds, time.perf_counter() - start)
-            advance(len(some))
+            advance(len(batch))
 
 
 def _first(run: Run, k: int) -> Run:
@@ -107,20 +107,23 @@ def run(config: Config) -> None:
     if job.done:
         return
     pipeline.trace(queries[:1], 1)  # compiling and loading on first use is not part of a query's time
-    own, seconds, milliseconds = 0, 0.0, dict[str, float]()
+    num_own, seconds, milliseconds = 0, 0.0, dict[str, float]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
-        nonlocal own, seconds
+        nonlocal num_own, seconds
         for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self)):
-            own, seconds = own + count_own(part.run), seconds + part.seconds
-            for name, some in part.milliseconds.items():
-                milliseconds[name] = milliseconds.get(name, 0.0) + some
+            num_own, seconds = num_own + count_own(part.run), seconds + part.seconds
+            for name, ms in part.milliseconds.items():
+                milliseconds[name] = milliseconds.get(name, 0.0) + ms
             yield from part.run.items()
 
     write_run(job.out, found(), tag="shortlist")
-    if own:
-        say(f"search: {own} of {len(queries)} queries found the document of their own id (--exclude-self True: not).")
-    per_query = {name: some / max(1, len(queries)) for name, some in milliseconds.items()}
+    if num_own:
+        say(
+            f"search: {num_own} of {len(queries)} queries found the document of their own id "
+            "(--exclude-self True: not)."
+        )
+    per_query = {name: ms / max(1, len(queries)) for name, ms in milliseconds.items()}
     total = 1000 * seconds / max(1, len(queries))
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
     costs = _costs(description, total, reranking, opener)
@@ -148,7 +151,7 @@ def _costs(
     later = {part.name: part for part in description.steps}
     for name, ms in reranking.items():
         costs.append({"stage": name, "ms": round(ms, 3)} | _reranker_size(later[name], opener))
-    return [each | {"peak_bytes": peak_bytes()} for each in costs]
+    return [stage_cost | {"peak_bytes": peak_bytes()} for stage_cost in costs]
 
 
 def _prepared(part: Part, opener: Opener) -> "Prepared":
