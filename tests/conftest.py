@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
 settings.register_profile("patient", deadline=None)  # how long a test takes is the machine's business
 settings.load_profile("patient")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # garbage is looked for among what tests make, and not in all that they import
 
 
 @pytest.fixture(scope="session")

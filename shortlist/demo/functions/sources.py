@@ -16,6 +16,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import lru_cache
 from io import BytesIO, TextIOWrapper
 from pathlib import Path, PurePath
@@ -36,6 +37,8 @@ OURSELVES_AND_BACKPORTS = {"shortlist", "pip", "setuptools", "pkg_resources", "m
 MIN_WORDS, MAX_WORDS = 3, 40
 MAX_BYTES = 2_000_000
 """Size above which a file is skipped: it is a table that a generator wrote."""
+FILES_AT_ONCE = 32
+"""Files that a process reads at a time."""
 
 NO_SENTENCE = re.compile(r">>>|[:@]\w|\.\. |\w+:\s*\n|\w+ \(`|[\w.]+\([^)]*\)\s*(?:->|:|\n|$)")
 """Beginning of a docstring that opens with an example, a field, a list of arguments or a signature."""
@@ -226,16 +229,26 @@ def collect_functions(sources: Sequence[Source], description: str) -> tuple[list
         The functions, and how many files and functions were read.
     """
     functions, seen, skipped = [], Counter(), 0
-    # A fork would copy the locks of threads that run here already; Ctrl-C is handled here, not by each reader.
-    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8), spawn, signal.signal, ignore) as pool:
-        for found in track(pool.map(read_functions, sources, chunksize=32), description, len(sources), "files"):
+    with closing(_read_all(sources)) as files:
+        for found in track(files, description, len(sources), "files"):
             skipped += found is None
             for function in found or ():
                 seen[function.name] += 1
                 count = seen[function.name]
                 functions.append(function._replace(name=f"{function.name}#{count}") if count > 1 else function)
     return functions, {"files": len(sources), "files_skipped": skipped, "functions": len(functions)}
+
+
+def _read_all(sources: Sequence[Source]) -> Iterator[list[Function] | None]:
+    """Read the functions of each file, in several processes if there are many files."""
+    processes = min(os.cpu_count() or 1, 8, len(sources) // FILES_AT_ONCE)
+    if processes < 2:
+        yield from map(read_functions, sources)
+        return
+    # A fork would copy the locks of threads that run here already; Ctrl-C is handled here, not by each reader.
+    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(processes, spawn, signal.signal, ignore) as pool:
+        yield from pool.map(read_functions, sources, chunksize=FILES_AT_ONCE)
 
 
 def unambiguous(functions: Sequence[Function]) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
+from shortlist.demo.functions import sources
 from shortlist.demo.functions.overlap import Overlap, body_words, normalized
 from shortlist.demo.functions.sources import (
     Source,
@@ -205,7 +206,7 @@ def test_sources_are_sorted_modules_outside_tests_and_what_is_skipped(tmp_path):
     assert [source.module for source in find_sources(tmp_path, ["skipped"])] == ["a", "a.b", "b"]
 
 
-def test_functions_that_share_a_name_get_a_number_and_files_are_counted(tmp_path):
+def test_functions_that_share_a_name_get_a_number_and_files_are_counted(tmp_path, monkeypatch):
     twice = '''
         class A:
             @property
@@ -217,9 +218,13 @@ def test_functions_that_share_a_name_get_a_number_and_files_are_counted(tmp_path
                 """Set what is there."""
                 self._x = value
     '''
-    found, counts = collect_functions(write(tmp_path, a=twice, b="def f(:", c="raise SystemExit"), "reading")
+    files = write(tmp_path, a=twice, b="def f(:", c="raise SystemExit")
+    found, counts = collect_functions(files, "reading")
     assert [function.name for function in found] == ["a.A.x", "a.A.x#2"]
     assert counts == {"files": 3, "files_skipped": 1, "functions": 2}
+    monkeypatch.setattr(sources, "FILES_AT_ONCE", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert collect_functions(files, "reading") == (found, counts)  # read by two processes
 
 
 STANDARD = '''
