@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from shortlist.models.backbone import is_causal, real_tokens
 from shortlist.models.outputs import Rows, split
+from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
 from shortlist.train.steps import Example, Outcome
 
@@ -14,9 +15,15 @@ from shortlist.train.steps import Example, Outcome
 class Toy(nn.Module):
     """A backbone whose states another class makes rows of."""
 
+    kind = "toy"
+
     def __init__(self, backbone: PreTrainedModel, inputs: Inputs) -> None:
         super().__init__()
         self.backbone, self.inputs = backbone, inputs
+
+    @property
+    def contract(self) -> InputContract:
+        return InputContract(self.inputs.form, Reading())
 
     def states(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         options = {"use_cache": False} if is_causal(self.backbone) else {"attention_mask": mask}

@@ -112,7 +112,7 @@ def test_a_query_and_a_document_that_are_not_read_to_their_end_are_marked(built:
     service.close()
 
 
-def test_embeddings_are_the_retrievers_as_numbers_and_as_bytes(client: TestClient, pipeline: Pipeline):
+def test_embeddings_are_the_retrievers_as_numbers_and_as_bytes(client: TestClient, built: Built, pipeline: Pipeline):
     retriever: Any = stage(pipeline, "dense").retriever
     expected = retriever.encode_documents(TEXTS)
     plain = ask(client, "/v1/embeddings", input=TEXTS, model="whatever")
@@ -296,7 +296,7 @@ def test_a_server_with_one_model_has_the_paths_that_it_can_answer(built: Built, 
     service.close()
 
 
-def test_info_tells_models_contracts_and_limits(client: TestClient):
+def test_info_tells_models_contracts_and_limits(client: TestClient, built: Built):
     info = client.get("/info").json()
     assert info["retriever"]["name"] == built.tiny.retriever.name
     assert info["retriever"]["dim"] == 32
