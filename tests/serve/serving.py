@@ -1,7 +1,6 @@
 """A tiny pipeline behind the application, and a server in a process of its own."""
 
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from processes import PATIENCE, Started, shortlist
+from processes import PATIENCE, Started, free_port, shortlist
 from tiny import Tiny
 
 from shortlist import Pipeline, encode, index
@@ -73,9 +72,7 @@ class Live(NamedTuple):
 @contextmanager
 def live(flags: dict[str, object], stderr: Path) -> Iterator[Live]:
     """`shortlist serve` on a free port of the loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (flags | {"port": port}).items()]
     process = Started(shortlist, "serve", *words, err=stderr)
     url = f"http://127.0.0.1:{port}"

@@ -1,11 +1,9 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from named import load_reranker, load_retriever
+from processes import Started, free_port
 from safetensors.torch import load_file
 from tiny import Tiny
 
@@ -19,9 +17,9 @@ from . import together
 def two_processes(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the result of every case in `together.py`, run by two processes."""
     out = tmp_path_factory.mktemp("two")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, together.__file__, str(tiny.llama.parent), str(out)]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    port, err = free_port(), out / "err"
+    both = [Started(together.one_of_two, rank, port, tiny.llama.parent, out, err=err) for rank in range(2)]
+    assert [process.wait() for process in both] == [0, 0], err.read_text()
     return out
 
 

@@ -1,7 +1,4 @@
-"""What every process of a test with several of them runs: one step of each case, results written by the first process.
-
-torchrun --nproc-per-node 2 tests/train/together.py MODELS OUT
-"""
+"""One step of each case, and whole trainings, in several processes; the first one writes the results."""
 
 import contextlib
 import os
@@ -10,13 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from named import language_model_to_train, reranker_to_train, retriever_to_train
+from safetensors.torch import save_file
 from tiny import DOCUMENTS, QUERIES
+from torch import nn
 from toys import PerToken, Toy, Words, maxsim_example
 
 from shortlist import train
@@ -171,7 +165,10 @@ def main(models: Path, out: Path) -> None:
             train_run(settings(name, models, out / f"broken-{name}"), world, stop_after=5)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+def one_of_two(rank: int, port: int, models: Path, out: Path) -> None:
+    """Do all of it as one of two processes, which know of each other what torchrun would tell them."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    main(models, out)
     sys.stderr.flush()
     os._exit(0)  # all is written; on a busy machine a library's thread may still run, and abort an ordinary exit
