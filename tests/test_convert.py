@@ -171,7 +171,7 @@ def test_a_collection_keeps_its_grades_and_gets_groups(tiny: Tiny, tmp_path: Pat
     write_qrels(source / "qrels" / "graded.tsv", {"q1": {"d1": 2, "d2": 0}, "q2": {"d3": 0}})
     out = converted(tmp_path / "out", source, split="graded")
     assert read_qrels(out / "qrels" / "graded.tsv") == {"q1": {"d1": 2, "d2": 0}, "q2": {"d3": 0}}
-    assert read_groups(out / "groups.jsonl") == [Group("q1", ("d1",))]
+    assert read_groups(out / "groups.jsonl") == [Group("q1", ("d1",), grades=(2,))]
     assert open_collection(str(out)).queries("graded") == QUERIES[1:3]
     write_qrels(source / "qrels" / "empty.tsv", {"q2": {"d3": 0}})
     with pytest.raises(UserError, match="no document is relevant in split 'empty'"):

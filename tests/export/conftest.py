@@ -17,11 +17,12 @@ def sentencepiece(shared_data: Path) -> Any:
     return from_sentencepiece(shared_data / "llama-tokenizer/tokenizer.model")
 
 
-@pytest.fixture(scope="session", params=["sentencepiece", "cl100k"])
+@pytest.fixture(scope="session")
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small LLaMA over a real tokenizer."""
-    tokenizer = request.getfixturevalue(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
+    """A small LLaMA over a real tokenizer: SentencePiece, or what the test asks for with `with_every_tokenizer`."""
+    name = getattr(request, "param", "sentencepiece")
+    tokenizer = request.getfixturevalue(name)
+    folder = tmp_path_factory.mktemp(name)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.2, **shape)

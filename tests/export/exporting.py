@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from named import reranker_to_train, retriever_to_train
 from tiny import shaken
 
@@ -9,6 +10,7 @@ from shortlist.models.adapters import Lora, add_lora
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
 
+with_every_tokenizer = pytest.mark.parametrize("base", ["sentencepiece", "cl100k"], indirect=True)
 QUERIES = [Query("1", "what is a shortlist"), Query("2", "Who ranks first in 1999?"), Query("3", "naïve café")]
 DOCUMENTS = [
     Document("1", "A retriever finds a long list; a reranker turns it into a short one.", title="Two stages"),

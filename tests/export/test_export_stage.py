@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exporting import DOCUMENTS, QUERIES, adapter_of
+from exporting import DOCUMENTS, QUERIES, adapter_of, with_every_tokenizer
 from named import load_reranker, load_retriever, retriever_to_train
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers import models as modules
@@ -54,6 +54,7 @@ def check_retriever(model: Path, folder: Path) -> None:
     close(theirs.similarity(queries, documents)[0], ours.encode_documents(DOCUMENTS) @ ours.encode_queries(QUERIES)[0])
 
 
+@with_every_tokenizer
 def test_a_retriever_opens_in_sentence_transformers(retriever: Path, tmp_path: Path):
     folder = exported(retriever, "sentence-transformers", tmp_path)
     check_retriever(retriever, folder)
@@ -103,6 +104,7 @@ def test_a_published_retriever_with_dense_layers_is_exported_again(tmp_path: Pat
         exported(tmp_path / "theirs", "merged", tmp_path / "merged")
 
 
+@with_every_tokenizer
 def test_a_reranker_opens_as_a_cross_encoder(reranker: Path, tmp_path: Path):
     folder = exported(reranker, "cross-encoder", tmp_path)
     expected = our_scores(reranker)
@@ -121,6 +123,7 @@ def test_a_reranker_opens_in_plain_transformers(reranker: Path, tmp_path: Path):
         close(model(**encoded).logits[:, 0], our_scores(reranker))
 
 
+@with_every_tokenizer
 @pytest.mark.parametrize("contract", ["rankllama", "rankllama-v1", "rankllama-document"])
 def test_the_pair_template_gives_the_contracts_ids(contract: str, reranker: Path, tmp_path: Path):
     folder = exported(reranker, "cross-encoder", tmp_path, contract=contract)
