@@ -39,7 +39,7 @@ COMMANDS = {
     "report": Command("evaluation.report", "write one page about everything that some folders hold"),
     "run": Command("recipe", "run the stages of a recipe, skipping what is done"),
     "serve": Command("serve", "search, embed and rerank over HTTP, with a page to search on"),
-    "demo": Command("demo", "train and measure a whole system on this machine's own Python sources"),
+    "demo": Command("demo.system", "train and measure a whole system on this machine's own Python sources"),
 }
 
 GONE: dict[str, str] = {

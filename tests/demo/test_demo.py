@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shortlist import demo, functions
 from shortlist.cli import main
 from shortlist.data.files import read_json
 from shortlist.data.manifest import identity, read_manifest
+from shortlist.demo import functions, system
 from shortlist.demo.functions.sources import build_test, find_sources
 from shortlist.models.folder import open_folder
 from shortlist.recipe import run_recipe
@@ -49,7 +49,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shrink(patch, folder)
         write_library(folder / "standard", "fold")
         write_library(folder / "installed", "wrap")
-        demo.run(demo.Config(out=folder / "out"))
+        system.run(system.Config(out=folder / "out"))
     return folder
 
 
@@ -68,7 +68,7 @@ def shrink(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
     patch.setattr(functions, "build_test", build_small_test)
     patch.setattr(functions, "installed_packages", lambda: find_sources(folder / "installed"))
-    patch.setattr(demo, "run_recipe", run_smaller)
+    patch.setattr(system, "run_recipe", run_smaller)
 
 
 def test_the_results_are_the_table_that_was_promised(once: Path):
@@ -116,14 +116,14 @@ def test_a_second_time_the_results_are_shown_and_nothing_is_trained(
 
     shrink(monkeypatch, once)
     before = times()
-    demo.run(demo.Config(out=once / "out"))
+    system.run(system.Config(out=once / "out"))
     assert times() == before
     out, err = capsys.readouterr()
     steps = yaml.safe_load((once / "out" / "recipe.yaml").read_text())["steps"]
     assert err.count("already done") == len(steps)
     assert all(row in out for row in ROWS)
     assert "Searched: 24 functions of the standard library, 12 queries. Learnt from: 24 pairs" in out
-    for example in demo.EXAMPLES:
+    for example in system.EXAMPLES:
         assert f"\n> {example}\n" in out
     assert f'shortlist ask --demo "parse an ISO date" --demo-folder {once / "out"}' in out
 
@@ -147,16 +147,16 @@ def test_without_a_demo_the_search_says_how_to_get_one(tmp_path: Path, capsys: p
 
 
 def test_the_precision_is_chosen_once(once: Path, monkeypatch: pytest.MonkeyPatch):
-    chosen = demo.make_recipe(demo.Config(out=once / "out"))["settings"]["precision"]
-    monkeypatch.setattr(demo, "bf16_pays", lambda: chosen == "fp32")  # another choice would train again
-    assert demo.make_recipe(demo.Config(out=once / "out"))["settings"]["precision"] == chosen
-    assert demo.make_recipe(demo.Config(out=once / "new"))["settings"]["precision"] != chosen
+    chosen = system.make_recipe(system.Config(out=once / "out"))["settings"]["precision"]
+    monkeypatch.setattr(system, "bf16_pays", lambda: chosen == "fp32")  # another choice would train again
+    assert system.make_recipe(system.Config(out=once / "out"))["settings"]["precision"] == chosen
+    assert system.make_recipe(system.Config(out=once / "new"))["settings"]["precision"] != chosen
 
 
 def test_the_models_can_begin_with_random_weights(once: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(once / "out", once / "scratch")
     shrink(monkeypatch, once)
-    demo.run(demo.Config(out=once / "scratch", from_scratch=True))
+    system.run(system.Config(out=once / "scratch", from_scratch=True))
     manifest = read_manifest(once / "scratch" / "repllama")
     assert manifest is not None
     assert manifest["made_from"]["backbone"] == identity(once / "scratch" / "backbone")
