@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from wheel import module, pin, write_wheel
 
-from shortlist import functions
 from shortlist.cli import main
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
+from shortlist.demo import functions
 from shortlist.demo.functions.fingerprints import fingerprint, read_fingerprints
 from shortlist.demo.functions.overlap import body_words, normalized
 from shortlist.demo.functions.sources import Function, find_sources, hold_out
