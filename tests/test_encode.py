@@ -125,6 +125,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name not in ("manifest.json", "config.yaml")}
 
 
+@pytest.mark.slow
 def test_a_killed_encoding_goes_on_to_the_same_bytes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     texts = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(1000)]
     write_texts(tmp_path / "collection", texts)
@@ -242,6 +243,7 @@ def test_narrow_computing_says_how_far_it_agrees_and_goes_on_saying_so(
     assert manifest["results"]["agreement"] in said[0]
 
 
+@pytest.mark.slow
 def test_processes_write_the_store_that_one_would(config: encode.Config, retriever: DenseModel):
     encode.run(replace(config, shard_size=2, workers=2))
     holds(config.out, retriever, DOCUMENTS)
@@ -297,6 +299,7 @@ def test_an_update_of_nothing_is_an_encoding_and_goes_on_as_one(config: encode.C
     assert not (config.out / "snapshot.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_update_leaves_the_old_store_and_goes_on(tiny: Tiny, tmp_path: Path, retriever: DenseModel):
     collection = write_texts(tmp_path / "c", DOCUMENTS)
     out = tmp_path / "vectors"

@@ -181,6 +181,7 @@ def test_an_error_of_the_items_ends_the_processes(tmp_path: Path):
     assert end(processes(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_item_whose_process_is_killed_is_done_by_another(tmp_path: Path):
     # Three items by two workers: one of them loses four processes, and no item more than two.
     assert sorted(spread(Die(tmp_path, times=2), range(5), workers=2)) == list(range(5))
@@ -201,6 +202,7 @@ def test_closing_early_ends_the_processes(tmp_path: Path):
     assert end(processes(tmp_path))
 
 
+@pytest.mark.slow
 def test_workers_share_the_threads_and_the_gpus(monkeypatch: pytest.MonkeyPatch):
     import torch
 
@@ -247,6 +249,7 @@ class Where:
         return number, ray.get_runtime_context().get_node_id(), os.getpid(), os.environ["OMP_NUM_THREADS"]
 
 
+@pytest.mark.slow
 def test_a_cluster_works_at_one_item_per_node_with_all_its_threads(cluster: Any):
     drawn, results = Drawn(), []
     for result in spread(Where(0.05), drawn.numbers(12), engine="ray"):
@@ -257,17 +260,20 @@ def test_a_cluster_works_at_one_item_per_node_with_all_its_threads(cluster: Any)
     assert {threads for *_, threads in results} == {"2"}
 
 
+@pytest.mark.slow
 def test_a_cluster_works_at_as_many_items_as_are_asked_for(cluster: Any):
     results = list(spread(Where(0.05), range(12), engine="ray", workers=4))
     assert len({pid for _, _, pid, _ in results}) == 4
     assert {threads for *_, threads in results} == {"1"}
 
 
+@pytest.mark.slow
 def test_a_cluster_loads_the_task_once_per_worker(cluster: Any, tmp_path: Path):
     assert sorted(spread(Square(tmp_path), range(12), engine="ray")) == [(n, n * n) for n in range(12)]
     assert Counter(path.name.split("-")[1] for path in tmp_path.iterdir()).most_common(1)[0][1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [UserError("corpus.jsonl:7: no text."), KeyError("x")], ids=["user", "other"])
 def test_an_error_on_a_cluster_is_raised_as_it_is(cluster: Any, error: Exception):
     with pytest.raises(type(error)) as raised:
@@ -276,12 +282,14 @@ def test_an_error_on_a_cluster_is_raised_as_it_is(cluster: Any, error: Exception
     assert raised.value.args == error.args
 
 
+@pytest.mark.slow
 def test_an_item_that_ends_every_worker_of_a_cluster_is_given_up(cluster: Any, tmp_path: Path):
     with pytest.raises(UserError, match=r"ended 3 processes \(.*\)\. .*fewer workers"):
         list(spread(Die(tmp_path, times=9), range(3), engine="ray"))
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_closing_early_ends_the_workers_of_a_cluster(cluster: Any, tmp_path: Path):
     results = spread(Sleep(tmp_path), [0, 30, 30, 30], engine="ray")
     next(results)
@@ -290,6 +298,7 @@ def test_closing_early_ends_the_workers_of_a_cluster(cluster: Any, tmp_path: Pat
     assert end(processes(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_cluster_keeps_its_gpu(cluster: Any):
     node = cluster.add_node(num_cpus=2, num_gpus=2)
     cluster.wait_for_nodes()
@@ -298,6 +307,7 @@ def test_a_worker_of_a_cluster_keeps_its_gpu(cluster: Any):
     assert sorted(gpu for _, gpu in seen) == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_nothing_done_twice_when_a_node_is_killed(cluster: Any):
     node = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
@@ -334,6 +344,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_no_process_outlives_a_program_that_was(

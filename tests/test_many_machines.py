@@ -20,6 +20,8 @@ from shortlist.index.scattered import ScatteredIndex
 from shortlist.models.run import embed_documents
 from shortlist.records import Document
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(400)]
 
 

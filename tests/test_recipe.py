@@ -16,6 +16,8 @@ from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.recipe import OUTPUTS, plan, run_recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 settings:
   data: {data}

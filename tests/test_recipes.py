@@ -136,6 +136,7 @@ def write_groups(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
     out = ran(name)
@@ -151,6 +152,7 @@ def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
             assert manifest["results"]["not_run"] == []
 
 
+@pytest.mark.slow
 def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
@@ -171,6 +173,7 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
         assert len((tmp_path / "out" / kind / "log.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_the_shipped_pair_is_measured_on_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shortlist.demo.functions, "build_test", small_library)
     recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/library.yaml"].read_text("utf-8"))

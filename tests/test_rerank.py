@@ -181,6 +181,7 @@ def logged(out: Path) -> list[str]:
     return [line.rpartition("\t")[0] for line in path.read_text().split("\n")[1:-1]] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_without_scoring_a_pair_twice(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -308,6 +309,7 @@ def test_a_greater_depth_needs_no_score_again(config: rerank.Config, tmp_path: P
     }
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_bytes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     collection, run = long_run(tmp_path, num_queries=8)
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 64)
@@ -455,6 +457,7 @@ def as_many_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_cluster_reranks_what_one_process_does(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     collection, run = long_run(tmp_path, num_queries=20)
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 20)

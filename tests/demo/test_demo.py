@@ -14,6 +14,8 @@ from shortlist.demo.functions.sources import build_test, find_sources
 from shortlist.models.folder import open_folder
 from shortlist.recipe import run_recipe
 
+pytestmark = pytest.mark.slow
+
 ROWS = ["BM25", "BM25 (identifiers split)", "RepLLaMA", "RepLLaMA + RankLLaMA", "RepLLaMA + RankLLaMA, "]
 ROWS += ["Hybrid", "Hybrid + RankLLaMA", "Hybrid + RankLLaMA, "]
 MEASURES = ["MRR@10", "nDCG@10", "R@10", "R@100"]

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 from shortlist import Reranker, Retriever, export
 from shortlist.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"{document.title} {document.text}".strip() for document in DOCUMENTS]
 
 

@@ -22,6 +22,8 @@ from shortlist.models.save import save_model
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"{document.title} {document.text}".strip() for document in DOCUMENTS]
 QUIET = {"convert_to_numpy": True, "show_progress_bar": False}
 

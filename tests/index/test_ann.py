@@ -305,6 +305,7 @@ def test_the_sample_is_spread_evenly_over_the_documents_that_live(tmp_path, orde
     assert np.array_equal(sample, VECTORS[living[np.linspace(0, len(living) - 1, 300).astype(int)]])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a process as Linux does")
 def test_lists_on_disk_are_built_in_little_memory(made, tmp_path, monkeypatch):
     monkeypatch.setattr(ann, "BLOCK_BYTES", 1 << 22)

