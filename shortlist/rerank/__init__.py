@@ -136,6 +136,8 @@ def run(config: Config) -> None:
     )
     if job.done:
         return
+    if prepared.model is not None:
+        settings["model"] = prepared.model  # its name is looked up once
     if takes(config.method, "packed"):
         settings["packed"] = job.decide("packed", packing_pays)
     prepared = prepare(config.method, settings)
@@ -150,8 +152,7 @@ def run(config: Config) -> None:
         known = KnownScores(log, candidates, wanted)
         results: dict[str, Any] = {"num_queries": len(candidates.run.query_ids)}
         if config.precision != "fp32" and not known.done[wanted].all():
-            found = {"model": prepared.model} if prepared.model else {}  # saves looking up its name again
-            exact = prepare(config.method, settings | {"precision": "fp32"} | found)
+            exact = prepare(config.method, settings | {"precision": "fp32"})
             results["agreement"] = job.decide(
                 "agreement", lambda: order_agreement(exact, prepared, candidates, readable)
             )

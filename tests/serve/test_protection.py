@@ -181,7 +181,7 @@ def test_a_request_that_takes_too_long_is_ended_and_what_of_it_waits_is_not_run(
     answer = client.post(path, json=body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout")
     blocked.go_on.set()
-    assert len(held.result(30)) == 1
+    assert len(held.result(30).values) == 1
     service.batcher.submit("reranker", [[1, 2]]).result(30)
     assert blocked.texts == 2
     assert service.gate.requests == service.gate.tokens == 0
@@ -218,7 +218,7 @@ def test_the_work_of_a_client_that_has_left_is_not_run(make: Make, blocked: Bloc
     app: Any = client.app
     assert asyncio.run(leave_early(app, service, path, body)) == []
     blocked.go_on.set()
-    assert len(held.result(30)) == 1
+    assert len(held.result(30).values) == 1
     service.batcher.submit("reranker", [[1, 2]]).result(30)
     assert blocked.texts == 2
     assert service.gate.requests == service.gate.tokens == 0

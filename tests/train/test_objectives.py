@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from named import retriever_to_train
+from named import reranker_to_train, retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 
@@ -62,7 +62,8 @@ def test_a_retrievers_ranking_has_every_document_of_the_batch_and_what_is_known_
     assert ranking.teacher.nan_to_num(-1).tolist() == [[3, 1, 0, -1, 1], [-1, 4, -1, 2, 4]]
 
 
-def test_a_rerankers_ranking_has_each_querys_own_group(inputs: Inputs, given: list[Ranking]):
+def test_a_rerankers_ranking_has_each_querys_own_group(tiny: Tiny, given: list[Ranking]):
+    inputs = reranker_to_train(str(tiny.llama), None, seed=0).inputs
     terms = parse_losses(["watched"], temperature=1.0)
     outcome = make_example("reranker", inputs, SHARED, terms).objective(Rows(torch.tensor([5.0, 4.0, 3.0, 1.0, 2.0])))
     [ranking] = given
