@@ -26,12 +26,17 @@ def trained(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+def card_of(path: Path, **options: Any) -> str:
+    folder = open_folder(str(path))
+    return card(folder, folder.any_contract(), **options)
+
+
 def front(text: str) -> dict[str, Any]:
     return yaml.safe_load(text.split("---\n")[1])
 
 
 def test_a_card_says_what_the_model_was_made_from(trained: Path):
-    text = card(str(trained), open_folder(str(trained)).any_contract(), results=RESULTS)
+    text = card_of(trained, results=RESULTS)
     assert front(text)["pipeline_tag"] == "feature-extraction"
     assert front(text)["tags"] == ["shortlist", "retriever"]
     assert "fine-tuned from `llama`" in text
@@ -50,7 +55,7 @@ def test_a_card_names_the_teacher_of_a_model_that_an_older_version_trained(train
     manifest["config"] |= {"distill": 0.5, "teacher_temperature": 2.0}
     del manifest["config"]["loss"]
     (taught / "manifest.json").write_text(json.dumps(manifest))
-    text = card(str(taught), open_folder(str(taught)).any_contract())
+    text = card_of(taught)
     assert "| distill | 0.5 |\n| teacher temperature | 2.0 |" in text
     assert "| loss |" not in text
 
@@ -60,7 +65,7 @@ def test_a_card_names_all_losses(trained: Path, tmp_path: Path):
     manifest = json.loads((taught / "manifest.json").read_text())
     manifest["config"] |= {"loss": ["infonce=0.5", "kl=0.5"]}
     (taught / "manifest.json").write_text(json.dumps(manifest))
-    text = card(str(taught), open_folder(str(taught)).any_contract())
+    text = card_of(taught)
     assert "| loss | infonce=0.5 kl=0.5 |" in text
 
 
@@ -72,7 +77,7 @@ def test_the_licence_is_that_of_the_base(tiny, tmp_path: Path):
     train.run(train.Config(kind="retriever", backbone=str(base), out=tmp_path / "model", **options))
 
     def licence() -> str:
-        return front(card(str(tmp_path / "model"), open_folder(str(tmp_path / "model")).any_contract()))["license"]
+        return front(card_of(tmp_path / "model"))["license"]
 
     assert licence() == "other"
     for content, expected in (
@@ -85,7 +90,7 @@ def test_the_licence_is_that_of_the_base(tiny, tmp_path: Path):
 
 
 def test_a_rerankers_card_shows_how_to_score(tiny):
-    text = card(str(tiny.reranker), open_folder(str(tiny.reranker)).any_contract())
+    text = card_of(tiny.reranker)
     assert front(text)["pipeline_tag"] == "text-ranking"
     assert 'reranker.score("query", ["document", "..."])' in text
     assert "## Training" not in text  # no manifest says how

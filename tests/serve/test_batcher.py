@@ -152,7 +152,7 @@ def test_requests_are_joined_while_the_model_is_busy(retriever: Any):
     futures += [batcher.submit("retriever", ids) for _ in range(7)]
     go_on.set()
     for future in futures:
-        assert future.result(30).values.shape == (1, retriever.dim)
+        assert future.result(30).values.shape == (1, *retriever.row_shape)
     batcher.close()
     assert batches == [1, 7]
     assert batcher.tokens_per_second > 0
@@ -177,7 +177,7 @@ def test_a_batch_that_fails_tells_who_waits_for_it_and_the_next_one_is_run(
 
 def test_no_texts_are_answered_at_once_and_a_closed_batcher_takes_none(retriever: Any):
     batcher = Batcher({"retriever": retriever})
-    assert batcher.submit("retriever", []).result(0).values.shape == (0, retriever.dim)
+    assert batcher.submit("retriever", []).result(0).values.shape == (0, *retriever.row_shape)
     batcher.close()
     with pytest.raises(CancelledError):
         batcher.submit("retriever", [[1]]).result(0)

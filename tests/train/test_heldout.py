@@ -11,6 +11,7 @@ from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import per_query
 from shortlist.index.bm25 import BM25Index
+from shortlist.models.outputs import Rows
 from shortlist.models.run import run_model
 from shortlist.records import Document, Hit, Run
 from shortlist.train.heldout import Heldout, draw_heldout, reranker_evaluation, retriever_evaluation
@@ -122,7 +123,7 @@ def test_the_mrr_of_a_retriever_is_that_of_its_search(tiny: Tiny, collection: Co
     model, heldout = load_retriever(str(tiny.retriever)), drawn(collection, num_queries=9, num_docs=11)
     evaluation = retriever_evaluation(model, heldout)
     outputs = run_model(model, evaluation.token_ids)
-    scores = outputs[:9] @ outputs[9:].T
+    scores = outputs.values[:9] @ outputs.values[9:].T
     run = {
         query.query_id: sorted(map(Hit, doc_ids(heldout), row), key=lambda hit: -hit.score)
         for query, row in zip(heldout.queries, scores.tolist(), strict=True)
@@ -136,7 +137,7 @@ def test_the_mrr_of_a_reranker_is_that_of_its_order_of_bm25s_candidates(tiny: Ti
     evaluation = reranker_evaluation(model, heldout, candidates=3)
     outputs = run_model(model, evaluation.token_ids)
     candidates = BM25Index.build(heldout.documents).search(heldout.queries, 3)
-    run, rest = {}, outputs.tolist()
+    run, rest = {}, outputs.values.tolist()
     for query, relevant in zip(heldout.queries, heldout.relevant, strict=True):
         wanted = relevant | {hit.doc_id for hit in candidates[query.query_id]}
         found = [doc_id for doc_id in doc_ids(heldout) if doc_id in wanted]
@@ -154,8 +155,8 @@ def test_a_reranker_reads_what_is_relevant_though_bm25_misses_it(tiny: Tiny, mon
     heldout = Heldout([QUERIES[11]], documents, [frozenset({"d4"})])
     evaluation = reranker_evaluation(model, heldout, candidates=2)
     assert read == ["d0", "d1", "d4"]
-    assert evaluation.mrr(torch.zeros(3)) == pytest.approx(1 / 3)  # equal scores: the corpus decides
-    assert evaluation.mrr(torch.tensor([-3.0, -2.0, -1.0])) == 1
+    assert evaluation.mrr(Rows(torch.zeros(3))) == pytest.approx(1 / 3)  # equal scores: the corpus decides
+    assert evaluation.mrr(Rows(torch.tensor([-3.0, -2.0, -1.0]))) == 1
 
 
 def test_short_lists_of_candidates_are_filled_up_with_nothing(tiny: Tiny):
@@ -163,4 +164,4 @@ def test_short_lists_of_candidates_are_filled_up_with_nothing(tiny: Tiny):
     heldout = Heldout([QUERIES[11], QUERIES[5]], documents, [frozenset({"b"}), frozenset({"c"})])
     evaluation = reranker_evaluation(load_reranker(str(tiny.reranker)), heldout, candidates=2)
     assert len(evaluation.token_ids) == 3
-    assert evaluation.mrr(torch.tensor([2.0, 1.0, -5.0])) == pytest.approx((1 / 2 + 1) / 2)
+    assert evaluation.mrr(Rows(torch.tensor([2.0, 1.0, -5.0]))) == pytest.approx((1 / 2 + 1) / 2)

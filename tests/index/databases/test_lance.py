@@ -111,7 +111,7 @@ def slow(vectors, number, missing, read=lance._read):
             time.sleep(60)
         yield batch
 
-lance._read, lance.ROWS_AT_ONCE = slow, 10
+lance._read, lance.WRITTEN_AT_ONCE = slow, 10
 lance.LanceIndex.load(VectorReader(Path({str(store.folder)!r})), uri={uri!r})
 """)
     assert rows(uri) == list(range(100))
