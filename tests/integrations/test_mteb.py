@@ -102,7 +102,7 @@ def test_what_is_known_of_a_model_is_told(tiny):
     meta, other = encoder.mteb_model_meta, cross.mteb_model_meta
     assert meta.name == "local/retriever"
     plain = Retriever.load(str(tiny.llama), contract="bert", packed=False)  # packed weights are no parameters
-    assert meta.n_parameters == sum(p.numel() for p in plain.parameters())
+    assert meta.n_parameters == sum(p.numel() for p in plain.model.parameters())
     assert (meta.embed_dim, meta.max_tokens, other.max_tokens) == (32, 196, 196)
     assert meta.similarity_fn_name == "cosine"
     assert meta.use_instructions  # `query: ` and `passage: `
