@@ -165,7 +165,7 @@ def _size_of(model: "ModelFolder") -> dict[str, Any]:
 
 
 def _reranker_size(part: Part, opener: Opener) -> dict[str, Any]:
-    """Return the identity and size of a step's model, if it is a reranker with a model."""
+    """Return the identity and size of a reranking step's model, if it has one."""
     if part.kind != "rank":
         return {}
     prepared = _prepared(part, opener)

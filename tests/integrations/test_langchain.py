@@ -22,7 +22,7 @@ def test_a_pipeline_is_a_retriever(pipeline: Pipeline):
     assert [each.metadata["score"] for each in found] == [result.score for result in results]
     first, result = found[0].metadata, results[0]
     assert (first["doc_id"], first["title"], first["url"]) == (result.document.doc_id, "", "")
-    assert first["places"] == {stage: {"rank": at.rank, "score": at.score} for stage, at in result.places.items()}
+    assert first["places"] == {stage: at._asdict() for stage, at in result.places.items()}
     assert set(first["places"]) >= {"dense", "hybrid", "reranker"}
 
 

@@ -7,7 +7,7 @@ pytest.importorskip("llama_index.core")
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from tiny import DOCUMENTS
 
-from shortlist import BM25Index, Document, Pipeline, Reranker, Retriever, UserError, open_collection, write_corpus
+from shortlist import Document, Pipeline, Reranker, Retriever, UserError, index, write_corpus
 from shortlist.integrations.llama_index import PipelineRetriever, RerankerPostprocessor, RetrieverEmbedding
 
 QUESTION = "which colour has the apple"
@@ -19,7 +19,7 @@ def test_a_pipeline_is_a_retriever(pipeline: Pipeline):
     assert [each.score for each in found] == [result.score for result in results]
     assert [each.node.node_id for each in found] == [result.document.doc_id for result in results]
     assert [each.node.get_content() for each in found] == [result.document.text for result in results]
-    places = {stage: {"rank": at.rank, "score": at.score} for stage, at in results[0].places.items()}
+    places = {stage: at._asdict() for stage, at in results[0].places.items()}
     expected = {"doc_id": results[0].document.doc_id, "title": "", "url": "", "places": places}
     assert found[0].node.metadata == expected
 
@@ -27,7 +27,8 @@ def test_a_pipeline_is_a_retriever(pipeline: Pipeline):
 def test_a_language_model_is_shown_the_title_and_no_numbers(tmp_path):
     documents = [Document("d1", "It lives in rivers.", "Otters", "rivers.txt"), Document("d2", "Goats climb.")]
     write_corpus(tmp_path / "corpus.jsonl", documents)
-    pipeline = Pipeline(open_collection(str(tmp_path)), bm25=BM25Index.build(documents))
+    index.run(index.Config(collection=str(tmp_path), out=tmp_path / "words"))
+    pipeline = Pipeline.load(str(tmp_path), bm25=tmp_path / "words")
     [titled], [plain] = (PipelineRetriever(pipeline, k=1).retrieve(word) for word in ("rivers", "climb"))
     assert titled.node.get_content(MetadataMode.LLM) == "title: Otters\n\nIt lives in rivers."
     assert plain.node.get_content(MetadataMode.LLM) == "Goats climb."
