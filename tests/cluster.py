@@ -23,8 +23,8 @@ def two_nodes() -> Iterator[Any]:
         # A dead node is noticed within seconds.
         config = {
             "health_check_initial_delay_ms": 0,
-            "health_check_period_ms": 300,
-            "health_check_failure_threshold": 5,
+            "health_check_period_ms": 500,
+            "health_check_failure_threshold": 12,
         }
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": config}
         environment.setattr("ray._private.node.time", PatientTime())
