@@ -1,18 +1,22 @@
-"""Encoding and searching on a cluster of two nodes: what one machine would write and find, also when a node dies."""
+"""Encoding, searching and reranking on a cluster of two nodes: as on one machine, also when a node dies."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cluster import two_nodes
 from named import load_retriever
+from test_rerank import logged, long_run
 from tiny import DOCUMENTS, Tiny
 
-from shortlist import encode, search
+from shortlist import encode, rerank, search
 from shortlist.data.formats import write_corpus
+from shortlist.data.scores import ScoreLog
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.index.flat import FlatIndex
 from shortlist.index.narrow import narrow
@@ -89,3 +93,37 @@ def test_the_search_stage_scans_on_a_cluster(config: encode.Config, cluster: Any
         runs[engine] = tmp_path / f"{engine}.trec"
         search.run(replace(asked, engine=engine, out=runs[engine]))
     assert runs["ray"].read_text() == runs["local"].read_text()
+
+
+@contextmanager
+def as_many_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_cluster_reranks_what_one_process_does_though_a_node_is_killed(
+    tiny: Tiny, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    collection, run = long_run(tmp_path, num_queries=20)
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 20)
+    settings = {"model": str(tiny.reranker), "run": run, "collection": collection, "split": "all"}
+    with as_many_threads(2):  # as a node has: products split among another number may round otherwise
+        rerank.run(rerank.Config(**settings, out=tmp_path / "one.trec"))
+    append, appended = ScoreLog.append, []
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+
+    def kill_a_node_half_way(self: ScoreLog, pairs: Any, scores: Any) -> None:
+        append(self, pairs, scores)
+        appended.append(len(pairs))
+        if len(appended) == 8:
+            cluster.remove_node(node, allow_graceful=False)
+
+    monkeypatch.setattr(ScoreLog, "append", kill_a_node_half_way)
+    rerank.run(rerank.Config(**settings, out=tmp_path / "many.trec", engine="ray"))
+    assert len(set(logged(tmp_path / "many.trec"))) == len(logged(tmp_path / "many.trec")) == 500
+    assert (tmp_path / "many.trec").read_bytes() == (tmp_path / "one.trec").read_bytes()

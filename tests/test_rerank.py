@@ -2,15 +2,12 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from cluster import two_nodes
 from named import load_reranker
 from processes import kill_when
 from tiny import DOCUMENTS, QUERIES, Tiny
@@ -445,37 +442,3 @@ def test_runs_that_are_none_are_refused(config: rerank.Config, text: str, messag
     with pytest.raises(UserError, match=message):
         rerank.run(config)
     assert not config.out.exists()
-
-
-@contextmanager
-def as_many_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.slow
-def test_a_cluster_reranks_what_one_process_does(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    collection, run = long_run(tmp_path, num_queries=20)
-    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 20)
-    settings = {"model": str(tiny.reranker), "run": run, "collection": collection, "split": "all"}
-    with as_many_threads(2):  # as a node has: products split among another number may round otherwise
-        rerank.run(rerank.Config(**settings, out=tmp_path / "one.trec"))
-    with two_nodes() as cluster:
-        append, appended = ScoreLog.append, []
-        node = cluster.add_node(num_cpus=2)
-        cluster.wait_for_nodes()
-
-        def kill_a_node_half_way(self: ScoreLog, pairs: Any, scores: Any) -> None:
-            append(self, pairs, scores)
-            appended.append(len(pairs))
-            if len(appended) == 8:
-                cluster.remove_node(node, allow_graceful=False)
-
-        monkeypatch.setattr(ScoreLog, "append", kill_a_node_half_way)
-        rerank.run(rerank.Config(**settings, out=tmp_path / "many.trec", engine="ray"))
-    assert len(set(logged(tmp_path / "many.trec"))) == len(logged(tmp_path / "many.trec")) == 500
-    assert (tmp_path / "many.trec").read_bytes() == (tmp_path / "one.trec").read_bytes()
