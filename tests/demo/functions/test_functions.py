@@ -13,6 +13,8 @@ from shortlist.demo.functions.fingerprints import fingerprint, read_fingerprints
 from shortlist.demo.functions.overlap import body_words, normalized
 from shortlist.demo.functions.sources import Function, find_sources, hold_out
 
+pytestmark = pytest.mark.slow  # most start pip
+
 SPLITS = ("train", "dev", "mined")
 
 
