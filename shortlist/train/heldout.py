@@ -14,9 +14,8 @@ from shortlist.data.groups import groups_from_qrels
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.scoring import reciprocal_ranks
-from shortlist.models.dense import DenseModel
 from shortlist.models.outputs import Rows
-from shortlist.models.pointwise import PointwiseModel
+from shortlist.models.run import Model
 from shortlist.records import Document, Query
 
 CUTOFF = 10
@@ -80,7 +79,7 @@ def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_do
     return Heldout(queries, documents, relevant)
 
 
-def retriever_evaluation(model: DenseModel, heldout: Heldout) -> Evaluation:
+def retriever_evaluation(model: Model, heldout: Heldout) -> Evaluation:
     """Prepare to score every query against every document by their vectors."""
     count = len(heldout.queries)
     relevant = torch.tensor([[d.doc_id in ids for d in heldout.documents] for ids in heldout.relevant])
@@ -93,7 +92,7 @@ def retriever_evaluation(model: DenseModel, heldout: Heldout) -> Evaluation:
     return Evaluation(token_ids, mrr)
 
 
-def reranker_evaluation(model: PointwiseModel, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
+def reranker_evaluation(model: Model, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
     """Prepare to score every query with its relevant documents and BM25's hits.
 
     Args:
