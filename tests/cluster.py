@@ -18,6 +18,8 @@ def two_nodes() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for check in ("READY", "HEALTH"):  # Ray Serve kills a proxy that a busy machine has not started in 5 s
+            environment.setenv(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", "120")
         ours = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         environment.setenv("PYTHONPATH", os.pathsep.join(ours))  # where the nodes find the tests' tasks
         # A dead node is noticed within seconds.
