@@ -37,7 +37,7 @@ def url(built: Built) -> Iterator[str]:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         names: Any = built.names | {"vectors": built.vectors, "bm25": built.words}
         make_app = partial(open_app, Config(**names, queue_requests=3))
-        serve.run(application(make_app, replicas=2, queue_requests=3, drain_seconds=30), name="shortlist")
+        serve.run(application(make_app, replicas=2, queue_requests=3, drain_seconds=30.0), name="shortlist")
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
 
