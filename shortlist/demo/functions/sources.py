@@ -14,7 +14,7 @@ import signal
 import sysconfig
 import tokenize
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import lru_cache
@@ -239,7 +239,7 @@ def collect_functions(sources: Sequence[Source], description: str) -> tuple[list
     return functions, {"files": len(sources), "files_skipped": skipped, "functions": len(functions)}
 
 
-def _read_all(sources: Sequence[Source]) -> Iterator[list[Function] | None]:
+def _read_all(sources: Sequence[Source]) -> Generator[list[Function] | None, None, None]:
     """Read the functions of each file, in several processes if there are many files."""
     processes = min(os.cpu_count() or 1, 8, len(sources) // FILES_AT_ONCE)
     if processes < 2:
