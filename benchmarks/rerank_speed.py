@@ -84,7 +84,7 @@ def long_documents(pairs: list[Pair], num_pairs: int) -> list[Pair]:
 
 
 def same_order(pairs: list[Pair], scores: np.ndarray, expected: np.ndarray) -> str:
-    """Of how many queries the candidates come in the order that the definition's scores give."""
+    """Count the queries whose candidates come in the order of the definition's scores."""
     places: dict[str, list[int]] = {}
     for place, (query, _) in enumerate(pairs):
         places.setdefault(query.query_id, []).append(place)
