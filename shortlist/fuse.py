@@ -15,7 +15,7 @@ from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import open_run, read_run, write_run
-from shortlist.errors import UserError
+from shortlist.errors import UserError, unknown
 from shortlist.evaluation.measure import parse_measures, per_query
 from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.progress import say
@@ -31,7 +31,7 @@ class Config:
     """TREC run files, two or more."""
     out: NotInJob[Path]
     """Run file to write."""
-    method: Literal["rrf", "weighted", "zscore"] = "rrf"
+    method: str = "rrf"
     """Fusion method: `rrf` adds up ranks, `weighted` adds up scores scaled to [0, 1], and `zscore` adds up scores
     scaled to mean 0 and deviation 1."""
     weights: tuple[float, ...] | None = None
@@ -120,6 +120,8 @@ def choose_weights(
 
 def run(config: Config) -> None:
     """Fuse the runs and write the result."""
+    if config.method not in FUSIONS:
+        raise UserError(f"--method: {unknown('fusion', config.method, FUSIONS)}")
     if len(config.runs) < 2:
         raise UserError(f"--runs names {len(config.runs)} file; expected two or more to fuse.")
     if config.weights is not None and len(config.weights) != len(config.runs):

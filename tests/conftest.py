@@ -15,6 +15,11 @@ settings.register_profile("patient", deadline=None)  # how long a test takes is 
 settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # or a process is left alone with a slow file at the end
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # garbage is looked for among what tests make, and not in all that they import
 

@@ -61,14 +61,17 @@ def test_queries_fused_one_by_one_are_as_fused_together(runs: tuple[Path, ...], 
     assert len(seconds) == 2
 
 
-def test_the_stage_offers_every_fusion():
-    assert set(fuse.Config.__annotations__["method"].__args__) == set(FUSIONS)
+def test_the_stage_offers_every_fusion(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FUSIONS, "first only", lambda runs, weights: runs[0])
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", method="first only"))
+    assert fused(tmp_path / "out.trec") == fused(runs[0])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"runs": ()}, "two or more"),
+        ({"method": "zcore"}, "--method: unknown fusion 'zcore': perhaps 'zscore'"),
         ({"k": 0}, "--k is 0"),
         ({"weights": (1.0,)}, "1 numbers for 2 runs"),
         ({"depth": 0}, "--depth is 0"),
