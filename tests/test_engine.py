@@ -10,10 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cluster import two_nodes
 
 from shortlist import engine
 from shortlist.engine import spread
@@ -79,6 +77,19 @@ def threads(_: int) -> tuple[str, str, str]:
     import torch
 
     return os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.environ["OMP_NUM_THREADS"], str(torch.get_num_threads())
+
+
+@dataclass(frozen=True)
+class Where:
+    """Says on which node of a cluster an item was done, and in which process."""
+
+    seconds: float
+
+    def __call__(self, number: int) -> tuple[int, str, int, str]:
+        import ray
+
+        time.sleep(self.seconds)
+        return number, ray.get_runtime_context().get_node_id(), os.getpid(), os.environ["OMP_NUM_THREADS"]
 
 
 def device(_: int) -> tuple[int, str]:
@@ -230,104 +241,6 @@ def test_fewer_workers_than_one_are_refused(tmp_path: Path):
         spread(Square(tmp_path), range(3), workers=0)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    with two_nodes() as cluster:
-        yield cluster
-
-
-@dataclass(frozen=True)
-class Where:
-    """Says on which node of a cluster an item was done, and in which process."""
-
-    seconds: float
-
-    def __call__(self, number: int) -> tuple[int, str, int, str]:
-        import ray
-
-        time.sleep(self.seconds)
-        return number, ray.get_runtime_context().get_node_id(), os.getpid(), os.environ["OMP_NUM_THREADS"]
-
-
-@pytest.mark.slow
-def test_a_cluster_works_at_one_item_per_node_with_all_its_threads(cluster: Any):
-    drawn, results = Drawn(), []
-    for result in spread(Where(0.05), drawn.numbers(12), engine="ray"):
-        results.append(result)
-        assert drawn.count <= len(results) + 2
-    assert sorted(number for number, *_ in results) == list(range(12))
-    assert len({node for _, node, _, _ in results}) == len({pid for _, _, pid, _ in results}) == 2
-    assert {threads for *_, threads in results} == {"2"}
-
-
-@pytest.mark.slow
-def test_a_cluster_works_at_as_many_items_as_are_asked_for(cluster: Any):
-    results = list(spread(Where(0.05), range(12), engine="ray", workers=4))
-    assert len({pid for _, _, pid, _ in results}) == 4
-    assert {threads for *_, threads in results} == {"1"}
-
-
-@pytest.mark.slow
-def test_a_cluster_loads_the_task_once_per_worker(cluster: Any, tmp_path: Path):
-    assert sorted(spread(Square(tmp_path), range(12), engine="ray")) == [(n, n * n) for n in range(12)]
-    assert Counter(path.name.split("-")[1] for path in tmp_path.iterdir()).most_common(1)[0][1] == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("error", [UserError("corpus.jsonl:7: no text."), KeyError("x")], ids=["user", "other"])
-def test_an_error_on_a_cluster_is_raised_as_it_is(cluster: Any, error: Exception):
-    with pytest.raises(type(error)) as raised:
-        list(spread(Refuse(error), range(20), engine="ray"))
-    assert type(raised.value) is type(error)
-    assert raised.value.args == error.args
-
-
-@pytest.mark.slow
-def test_an_item_that_ends_every_worker_of_a_cluster_is_given_up(cluster: Any, tmp_path: Path):
-    with pytest.raises(UserError, match=r"ended 3 processes \(.*\)\. .*fewer workers"):
-        list(spread(Die(tmp_path, times=9), range(3), engine="ray"))
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-@pytest.mark.slow
-def test_closing_early_ends_the_workers_of_a_cluster(cluster: Any, tmp_path: Path):
-    results = spread(Sleep(tmp_path), [0, 30, 30, 30], engine="ray")
-    next(results)
-    results.close()
-    assert len(processes(tmp_path)) >= 1
-    assert end(processes(tmp_path))
-
-
-@pytest.mark.slow
-def test_a_worker_of_a_cluster_keeps_its_gpu(cluster: Any):
-    node = cluster.add_node(num_cpus=2, num_gpus=2)
-    cluster.wait_for_nodes()
-    seen = set(spread(device, range(12), engine="ray"))
-    cluster.remove_node(node)
-    assert sorted(gpu for _, gpu in seen) == ["0", "1"]
-
-
-@pytest.mark.slow
-def test_nothing_is_lost_and_nothing_done_twice_when_a_node_is_killed(cluster: Any):
-    node = cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
-    results, given, killed_after = [], [], sys.maxsize
-
-    def items() -> Iterator[int]:
-        while len(given) < killed_after + 20:
-            given.append(len(given))
-            yield given[-1]
-
-    for result in spread(Where(0.2), items(), engine="ray"):
-        results.append(result)
-        if killed_after == sys.maxsize and result[1] == node.node_id:  # by now it has its next item
-            cluster.remove_node(node, allow_graceful=False)
-            killed_after = len(given)
-    assert sorted(number for number, *_ in results) == given
-    assert len({place for _, place, _, _ in results}) == 3
-    assert node.node_id not in {place for _, place, _, _ in results[-10:]}
-
-
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -344,36 +257,40 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_no_process_outlives_a_program_that_was(
-    tmp_path: Path, engine: str, kill: signal.Signals, request: pytest.FixtureRequest
-):
-    address = request.getfixturevalue("cluster").address if engine == "ray" else ""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    folder = tmp_path / "processes"
-    folder.mkdir()
+def end_a_program(folder: Path, kill: signal.Signals, engine: str, address: str = "") -> None:
+    """Check that no process outlives a program that is interrupted or killed."""
+    (folder / "program.py").write_text(PROGRAM)
+    pids = folder / "processes"
+    pids.mkdir()
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     program = subprocess.Popen(
-        [sys.executable, tmp_path / "program.py", folder, engine],
+        [sys.executable, folder / "program.py", pids, engine],
         env=os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": address},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    while len(processes(folder)) < 2:
+    while len(processes(pids)) < 2:
         assert program.poll() is None
         time.sleep(0.02)
     if engine == "local":  # that an interrupt does not reach its processes shows where the program is not quicker
-        for pid in processes(folder):
+        for pid in processes(pids):
             os.kill(pid, signal.SIGINT)
-        assert not end(processes(folder)[:1], within=0.3)
+        assert not end(processes(pids)[:1], within=0.3)
     # A terminal sends Ctrl-C to the whole group; a kill meets one process.
     os.killpg(program.pid, kill) if kill == signal.SIGINT else program.kill()
     said, _ = program.communicate(timeout=60)
-    assert end(processes(folder))
+    assert end(processes(pids))
     assert said == b""
+
+
+KILLS = pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+
+
+@pytest.mark.slow
+@KILLS
+def test_no_process_outlives_a_program_that_was(tmp_path: Path, kill: signal.Signals):
+    end_a_program(tmp_path, kill, "local")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
-"""Encoding, searching and reranking on a cluster of two nodes: as on one machine, also when a node dies."""
+"""Work on a cluster of two nodes: as on one machine, also when a node dies."""
 
+import signal
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +14,7 @@ import pytest
 import torch
 from cluster import two_nodes
 from named import load_retriever
+from test_engine import KILLS, Die, Drawn, Refuse, Sleep, Square, Where, device, end, end_a_program, processes
 from test_rerank import logged, long_run
 from tiny import DOCUMENTS, Tiny
 
@@ -18,6 +22,8 @@ from shortlist import encode, rerank, search
 from shortlist.data.formats import write_corpus
 from shortlist.data.scores import ScoreLog
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.engine import spread
+from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex
 from shortlist.index.narrow import narrow
 from shortlist.index.scattered import ScatteredIndex
@@ -127,3 +133,79 @@ def test_a_cluster_reranks_what_one_process_does_though_a_node_is_killed(
     rerank.run(rerank.Config(**settings, out=tmp_path / "many.trec", engine="ray"))
     assert len(set(logged(tmp_path / "many.trec"))) == len(logged(tmp_path / "many.trec")) == 500
     assert (tmp_path / "many.trec").read_bytes() == (tmp_path / "one.trec").read_bytes()
+
+
+def test_a_cluster_works_at_one_item_per_node_with_all_its_threads(cluster: Any):
+    drawn, results = Drawn(), []
+    for result in spread(Where(0.05), drawn.numbers(12), engine="ray"):
+        results.append(result)
+        assert drawn.count <= len(results) + 2
+    assert sorted(number for number, *_ in results) == list(range(12))
+    assert len({node for _, node, _, _ in results}) == len({pid for _, _, pid, _ in results}) == 2
+    assert {threads for *_, threads in results} == {"2"}
+
+
+def test_a_cluster_works_at_as_many_items_as_are_asked_for(cluster: Any):
+    results = list(spread(Where(0.05), range(12), engine="ray", workers=4))
+    assert len({pid for _, _, pid, _ in results}) == 4
+    assert {threads for *_, threads in results} == {"1"}
+
+
+def test_a_cluster_loads_the_task_once_per_worker(cluster: Any, tmp_path: Path):
+    assert sorted(spread(Square(tmp_path), range(12), engine="ray")) == [(n, n * n) for n in range(12)]
+    assert Counter(path.name.split("-")[1] for path in tmp_path.iterdir()).most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("error", [UserError("corpus.jsonl:7: no text."), KeyError("x")], ids=["user", "other"])
+def test_an_error_on_a_cluster_is_raised_as_it_is(cluster: Any, error: Exception):
+    with pytest.raises(type(error)) as raised:
+        list(spread(Refuse(error), range(20), engine="ray"))
+    assert type(raised.value) is type(error)
+    assert raised.value.args == error.args
+
+
+def test_an_item_that_ends_every_worker_of_a_cluster_is_given_up(cluster: Any, tmp_path: Path):
+    with pytest.raises(UserError, match=r"ended 3 processes \(.*\)\. .*fewer workers"):
+        list(spread(Die(tmp_path, times=9), range(3), engine="ray"))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_closing_early_ends_the_workers_of_a_cluster(cluster: Any, tmp_path: Path):
+    results = spread(Sleep(tmp_path), [0, 30, 30, 30], engine="ray")
+    next(results)
+    results.close()
+    assert len(processes(tmp_path)) >= 1
+    assert end(processes(tmp_path))
+
+
+def test_a_worker_of_a_cluster_keeps_its_gpu(cluster: Any):
+    node = cluster.add_node(num_cpus=2, num_gpus=2)
+    cluster.wait_for_nodes()
+    seen = set(spread(device, range(12), engine="ray"))
+    cluster.remove_node(node)
+    assert sorted(gpu for _, gpu in seen) == ["0", "1"]
+
+
+def test_nothing_is_lost_and_nothing_done_twice_when_a_node_is_killed(cluster: Any):
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    results, given, killed_after = [], [], sys.maxsize
+
+    def items() -> Iterator[int]:
+        while len(given) < killed_after + 20:
+            given.append(len(given))
+            yield given[-1]
+
+    for result in spread(Where(0.2), items(), engine="ray"):
+        results.append(result)
+        if killed_after == sys.maxsize and result[1] == node.node_id:  # by now it has its next item
+            cluster.remove_node(node, allow_graceful=False)
+            killed_after = len(given)
+    assert sorted(number for number, *_ in results) == given
+    assert len({place for _, place, _, _ in results}) == 3
+    assert node.node_id not in {place for _, place, _, _ in results[-10:]}
+
+
+@KILLS
+def test_no_process_of_a_cluster_outlives_a_program_that_was(cluster: Any, tmp_path: Path, kill: signal.Signals):
+    end_a_program(tmp_path, kill, "ray", cluster.address)
