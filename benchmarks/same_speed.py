@@ -37,7 +37,7 @@ class Config:
     old: Path
     """Checkout of the older version."""
     tasks: tuple[Task, ...] = ("encode", "score", "rerank", "train")
-    """encode: vectors of all passages; score: of half of them for one query; rerank: the command, 1,000 pairs; train:
+    """encode: vectors of all passages; score: of half of them for one query; rerank: the command, 200 pairs; train:
     steps of a retriever."""
     rounds: int = 9
     """Times each checkout does each task, after one to warm up."""

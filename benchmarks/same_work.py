@@ -104,13 +104,14 @@ class Work:
         return _timed(lambda: self.reranker.score(" ".join(texts[0].split()[:4]), texts).tobytes())
 
     def rerank(self) -> Done:
-        """Run the command `rerank` on 20 queries with 50 candidates each, loading included."""
-        out = self.folder / "reranked.trec"
+        """Run the command `rerank` on 20 queries with 10 candidates each, loading included."""
+        folder = self.folder / "reranked"  # new each time, or the command would find its work done
+        shutil.rmtree(folder, ignore_errors=True)
 
         def work() -> bytes:
             where = ("--collection", self.folder / "c", "--split", "train", "--run", self.folder / "first.trec")
-            do("rerank", "--model", self.folder / "reranker", *where, "--depth", "50", "--overwrite", "--out", out)
-            return out.read_bytes()
+            do("rerank", "--model", self.folder / "reranker", *where, "--depth", "10", "--out", folder / "out.trec")
+            return (folder / "out.trec").read_bytes()
 
         return _timed(work)
 
