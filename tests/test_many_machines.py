@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cluster import two_nodes
+from cluster import add_node, two_nodes
 from named import load_retriever
 from test_engine import KILLS, Die, Drawn, Refuse, Sleep, Square, Where, device, end, end_a_program, processes
 from test_rerank import logged, long_run
@@ -52,7 +52,7 @@ def config(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> encode.Confi
 def test_a_cluster_encodes_what_one_process_does_though_a_node_is_killed(
     tiny: Tiny, config: encode.Config, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    node = cluster.add_node(num_cpus=2)
+    node = add_node(cluster, num_cpus=2)
     cluster.wait_for_nodes()
     written: list[int] = []
     write = VectorWriter.write_shard
@@ -120,7 +120,7 @@ def test_a_cluster_reranks_what_one_process_does_though_a_node_is_killed(
     with as_many_threads(2):  # as a node has: products split among another number may round otherwise
         rerank.run(rerank.Config(**settings, out=tmp_path / "one.trec"))
     append, appended = ScoreLog.append, []
-    node = cluster.add_node(num_cpus=2)
+    node = add_node(cluster, num_cpus=2)
     cluster.wait_for_nodes()
 
     def kill_a_node_half_way(self: ScoreLog, pairs: Any, scores: Any) -> None:
@@ -179,7 +179,7 @@ def test_closing_early_ends_the_workers_of_a_cluster(cluster: Any, tmp_path: Pat
 
 
 def test_a_worker_of_a_cluster_keeps_its_gpu(cluster: Any):
-    node = cluster.add_node(num_cpus=2, num_gpus=2)
+    node = add_node(cluster, num_cpus=2, num_gpus=2)
     cluster.wait_for_nodes()
     seen = set(spread(device, range(12), engine="ray"))
     cluster.remove_node(node)
@@ -187,7 +187,7 @@ def test_a_worker_of_a_cluster_keeps_its_gpu(cluster: Any):
 
 
 def test_nothing_is_lost_and_nothing_done_twice_when_a_node_is_killed(cluster: Any):
-    node = cluster.add_node(num_cpus=2)
+    node = add_node(cluster, num_cpus=2)
     cluster.wait_for_nodes()
     results, given, killed_after = [], [], sys.maxsize
 
