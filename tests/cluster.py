@@ -31,12 +31,14 @@ def two_nodes() -> Iterator[Any]:
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": config}
         environment.setattr("ray._private.node.time", PatientTime())
         cluster = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
-        for _ in range(2):
-            add_node(cluster, num_cpus=2)
-        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
+        try:
+            for _ in range(2):
+                add_node(cluster, num_cpus=2)
+            ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 def add_node(cluster: Any, **resources: int) -> Any:
