@@ -62,8 +62,8 @@ def test_queries_fused_one_by_one_are_as_fused_together(runs: tuple[Path, ...], 
 
 
 def test_the_stage_offers_every_fusion(runs: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(FUSIONS, "first only", lambda runs, weights: runs[0])
-    fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", method="first only"))
+    monkeypatch.setitem(FUSIONS, "first", lambda runs, weights: runs[0])
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", method="first"))
     assert fused(tmp_path / "out.trec") == fused(runs[0])
 
 

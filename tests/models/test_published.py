@@ -258,7 +258,7 @@ def test_every_known_name_leads_to_a_preset():
 
 
 def test_a_known_hub_model_loads_without_a_contract(llama: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folders, "snapshot_download", lambda name, allow_patterns: str(llama))
+    monkeypatch.setattr(folders, "snapshot_download", lambda name, **_: str(llama))
     retriever = load_retriever("castorini/repllama-v1-7b-lora-passage")
     assert retriever.contract == named_contract("repllama")
     assert embed_queries(retriever, [Query("q", "x")]).shape == (1, *retriever.row_shape)
