@@ -17,7 +17,7 @@ from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.lines import OnBad
-from shortlist.data.manifest import Job, start_job
+from shortlist.data.manifest import Job, list_again, start_job
 from shortlist.data.snapshots import compact, document_keys, missing, pin, read_known, renew
 from shortlist.data.vectors import (
     DTYPES,
@@ -26,6 +26,7 @@ from shortlist.data.vectors import (
     VectorWriter,
     count_rows,
     finished_shards,
+    shard_digests,
     to_rows,
 )
 from shortlist.engine import Engine, spread
@@ -54,6 +55,7 @@ from shortlist.text.segments import (
 SAMPLE = 256
 """Number of documents on which a narrow precision is compared with fp32."""
 FORECAST_SECONDS = 60
+SKIPPED = "skipped.txt"
 MOST_SHOWN = 5
 """Most skipped records to show; skipped.txt has them all."""
 
@@ -220,9 +222,11 @@ def run(config: Config) -> None:
     if not job.done:
         start = time.perf_counter()
         results = fill(job, config, model, collection)
-        job.finish(**results, seconds=round(time.perf_counter() - start, 3))
+        results["seconds"] = round(time.perf_counter() - start, 3)
+        job.finish(aside=(SKIPPED,), digests=shard_digests(job.out), **results)
     if config.compact:
         say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
+        list_again(job.out)
 
 
 def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
@@ -352,9 +356,9 @@ def usable_documents(
 def _list_skipped(out: Path, bad: list[str]) -> int:
     """List the records that were left out in a file, and print the first."""
     if bad:
-        with atomic_write(out / "skipped.txt") as file:
+        with atomic_write(out / SKIPPED) as file:
             file.writelines(f"{line}\n" for line in bad)
-        say(f"encode: left out {len(bad):,} records that cannot be used; {out / 'skipped.txt'} lists them:")
+        say(f"encode: left out {len(bad):,} records that cannot be used; {out / SKIPPED} lists them:")
         for line in bad[:MOST_SHOWN]:
             say(f"  {line}")
     return len(bad)

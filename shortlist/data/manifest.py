@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from shortlist.config import defaults, markers
+from shortlist.data.contents import FileList, file_names, list_files, listed
 from shortlist.data.files import atomic_write, sha256
 from shortlist.errors import UserError
 from shortlist.progress import forget_peak, peak_bytes, say
@@ -69,15 +70,23 @@ class Job:
         _write(self.out, self.manifest | {"results": results | {"peak_bytes": peak_bytes()}})
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
-    def finish(self, **results: Any) -> None:
-        """Write the manifest as complete, with what was counted and measured.
+    def finish(self, *, aside: Sequence[str] = (), digests: Mapping[str, str] | None = None, **results: Any) -> None:
+        """Write the manifest as complete, with its files and results.
 
         The peak memory of this process is added to the results.
+
+        Args:
+            aside: files and folders that tell of the work and are no part of its result, such as a log, beside
+                config.yaml; they are listed without a digest.
+            digests: SHA-256 of files where that is known, by their paths within the folder.
+            results: what was counted and measured.
         """
         results["peak_bytes"] = peak_bytes()
         if self.out.is_dir():
             _open_weights(self.out)
-        _write(self.out, self.manifest | {"complete": True, "finished": _now(), "results": results})
+        manifest = {name: value for name, value in self.manifest.items() if name != "foreign"}
+        written = _list(self.out, ("config.yaml", *aside), self.manifest.get("foreign", ()), digests)
+        _write(self.out, manifest | {"complete": True, "finished": _now(), "results": results} | written)
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
 
@@ -137,14 +146,20 @@ def start_job(
     if before is not None and same:
         manifest["job"] = before["job"]  # outputs made from this one still recognise it
     manifest["decided"] = before.get("decided", {}) if before is not None else {}
+    foreign = _foreign(out, before) if before is not None and there else []
+    if foreign:
+        manifest["foreign"] = foreign
     if before is not None and there and ((same and before.get("updating")) or _only_changed(before, manifest, update)):
         if not before["complete"]:
             _write(out, manifest | {"updating": True})
+        elif found is not None and "files" in found:
+            _write(out, found | {"foreign": foreign})  # before the update adds files of its own
         return Job(out, manifest, done=False, resuming=same, updating=True)
     if there and not same:
         ways = "--update or --overwrite" if hasattr(config, "update") else "--overwrite"
         _clear(out, before, manifest, overwrite=config.overwrite, ways=ways)
         manifest["decided"] = {}
+        manifest.pop("foreign", None)
     _write(out, manifest, folder)  # first of all, since a folder without one does not count as ours
     if folder:
         with atomic_write(out / "config.yaml") as file:
@@ -176,7 +191,15 @@ def reopen(out: Path, *, updating: bool) -> None:
     """
     manifest = read_manifest(out)
     if manifest is not None:
-        _write(out, manifest | {"complete": False, "updating": updating})
+        _write(out, manifest | {"complete": False, "updating": updating, "foreign": _foreign(out, manifest)})
+
+
+def list_again(out: Path) -> None:
+    """List the files of a finished output anew, after a change on purpose."""
+    manifest = read_manifest(out)
+    if manifest is not None and manifest["complete"]:
+        written = _list(out, manifest.get("aside", ("config.yaml",)), _foreign(out, manifest), None)
+        _write(out, manifest | written)
 
 
 def ms_per_query(run: Path) -> float:
@@ -241,6 +264,24 @@ def commit() -> str | None:
 
 def _manifest_path(out: Path, folder: bool) -> Path:
     return out / "manifest.json" if folder else out.with_name(out.name + ".manifest.json")
+
+
+def _list(
+    out: Path, aside: Sequence[str], foreign: Sequence[str], digests: Mapping[str, str] | None
+) -> dict[str, FileList | list[str]]:
+    """List an output's files with their digests, and the names of what lies aside."""
+    if not out.is_dir():
+        return {"files": {out.name: listed(out)} if out.is_file() else {}}
+    files = list_files(out, without=(*aside, *foreign), known=digests)
+    return {"files": files, "aside": [name for name in dict.fromkeys(aside) if (out / name).exists()]}
+
+
+def _foreign(out: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """List the files in an output folder that no command of ours wrote."""
+    if "files" not in manifest or not out.is_dir():
+        return manifest.get("foreign", [])
+    present = file_names(out, without=manifest.get("aside", ()))
+    return manifest.get("foreign", [name for name in present if name not in manifest["files"]])
 
 
 def _open_weights(folder: Path) -> None:

@@ -88,6 +88,15 @@ def count_rows(folder: Path) -> int:
     return sum(_read_header(shard_file(folder, number, "json"))["count"] for number in finished_shards(folder))
 
 
+def shard_digests(folder: Path) -> dict[str, str]:
+    """Read the SHA-256 of the files of all whole shards from their headers."""
+    return {
+        shard_file(folder, number, suffix).name: value
+        for number in finished_shards(folder)
+        for suffix, value in _read_header(shard_file(folder, number, "json"))["sha256"].items()
+    }
+
+
 def read_snapshot(folder: Path) -> Snapshot | None:
     """Read the snapshot that an update has written.
 

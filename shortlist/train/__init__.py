@@ -24,10 +24,11 @@ from shortlist.train.examples import batches, num_steps
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
-from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
+from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit, new_optimizer
 from shortlist.train.objectives import make_example
 from shortlist.train.resume import (
+    CHECKPOINTS,
     State,
     drop_checkpoints,
     load_checkpoint,
@@ -69,7 +70,8 @@ def run(config: Config) -> None:
             counts = {"num_groups": len(source.groups), "short_groups": shortfall(source.groups, config.negatives or 0)}
             seconds = round(time.perf_counter() - start, 1)
             decided = {term.name: {"weight": term.weight, **term.parameters} for term in losses(config)}
-            job.finish(**counts, processes=world.size, seconds=seconds, losses=decided, **_results(config.out))
+            results = {**counts, "processes": world.size, "seconds": seconds, "losses": decided, **_results(config.out)}
+            job.finish(aside=(LOG, DRAWING, "tensorboard", CHECKPOINTS), **results)
             if config.keep == 1:
                 drop_checkpoints(config.out)
 

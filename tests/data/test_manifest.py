@@ -76,6 +76,40 @@ def test_a_folder_holds_its_manifest_and_settings_and_a_file_has_its_manifest_be
     assert (tmp_path / "run.trec.manifest.json").is_file()
 
 
+def test_a_manifest_lists_what_was_written_and_what_lies_aside(config: Config, tmp_path: Path):
+    job = begin(config, folder=True)
+    (config.out / "result").write_text("result")
+    (config.out / "log").write_text("log")
+    job.finish(aside=("log", "no such file"))
+    found = read_manifest(config.out)
+    assert found is not None
+    assert found["files"] == {"result": {"size": 6, "sha256": sha256(b"result").hexdigest()}}
+    assert found["aside"] == ["config.yaml", "log"]
+    work(replace(config, out=tmp_path / "run.trec"), folder=False)
+    file = read_manifest(tmp_path / "run.trec")
+    assert file is not None
+    assert file["files"] == {"run.trec": {"size": 16, "sha256": sha256(b"result of size 3").hexdigest()}}
+
+
+def test_a_users_own_file_in_an_output_is_never_listed(config: Config, tmp_path: Path):
+    work(config, folder=True)
+    (config.out / "notes.txt").write_text("mine")
+    (tmp_path / "source.txt").write_text("another source")
+    for _ in range(2):  # the second continues an update that was killed
+        job = begin(config, folder=True, update=("source",))
+        assert job.updating
+        (job.out / "more").write_text("a new part")
+    job.finish()
+    found = read_manifest(config.out)
+    assert found is not None
+    assert sorted(found["files"]) == ["more", "result"]
+    assert "foreign" not in found
+    manifest.list_again(config.out)
+    again = read_manifest(config.out)
+    assert again is not None
+    assert sorted(again["files"]) == ["more", "result"]
+
+
 def test_weights_are_for_everybody_who_may_read_the_manifest(config: Config):
     job = begin(config, folder=True)
     weights = config.out / "checkpoints" / "model.safetensors"
