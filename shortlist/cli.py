@@ -5,6 +5,7 @@ It finds the stage, parses its Config and runs it. Errors become one line and an
 
 import errno
 import os
+import re
 import sys
 import time
 from importlib import import_module
@@ -13,8 +14,14 @@ from shortlist.commands import COMMANDS, GONE, gone_settings
 from shortlist.errors import UserError, unknown
 from shortlist.version import __version__
 
-MACHINE_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+MACHINE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO),
+)
 """System errors that a user can fix; any other OSError is a bug and keeps its traceback."""
+
+NO_MEMORY = re.compile("out ?of ?memory|(can.?t|cannot|unable to|failed to) allocate|bad_alloc|not enough memory", re.I)
+"""Words of libraries whose errors of missing memory are no MemoryError."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,15 +72,28 @@ def _run(name: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nshortlist {name}: interrupted; the same command goes on from what is finished.", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
+    except Exception as error:
+        if (words := _of_the_machine(error)) is None:
             raise
-        print(
-            f"shortlist {name}: {error.filename or 'writing'}: {error.strerror}; mend that and run it again.",
-            file=sys.stderr,
-        )
+        print(f"shortlist {name}: {words}", file=sys.stderr)
         return 1
     return 0
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """Describe an error that comes from the machine's limits, and not from a mistake of ours."""
+    from shortlist.data.files import FULL
+
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or NO_MEMORY.search(text):
+        return "memory ran out; give it more, or smaller pieces to work on, and run it again."
+    if isinstance(error, OSError):
+        known = error.errno in MACHINE_ERRORS
+        return f"{error.filename or 'writing'}: {error.strerror}; mend that and run it again." if known else None
+    for number in FULL:  # libraries that are not in Python put the system's words into errors of their own
+        if os.strerror(number) in text or f"(os error {number})" in text:
+            return f"writing: {os.strerror(number)}; mend that and run it again."
+    return None
 
 
 def _help() -> str:

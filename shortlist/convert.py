@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 import tyro
@@ -17,6 +16,7 @@ import tyro
 from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.export import LAYOUTS, write_tevatron_corpus, write_training
+from shortlist.data.files import temporary_folder
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.groups import contents, groups_from_qrels, open_groups, read_passages, write_groups
 from shortlist.data.manifest import identity, start_job
@@ -224,9 +224,9 @@ def _looked_up(config: Config, training: Training, out: Path) -> Iterator[Collec
     if training.collection is not None:
         yield training.collection
         return
-    with TemporaryDirectory(prefix=".texts-", dir=out) as folder:
-        write_corpus(Path(folder) / "corpus.jsonl", _complete(config, training))
-        yield open_collection(folder)
+    with temporary_folder(out) as folder:
+        write_corpus(folder / "corpus.jsonl", _complete(config, training))
+        yield open_collection(str(folder))
 
 
 def _complete(config: Config, training: Training) -> Iterator[Document]:

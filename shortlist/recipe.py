@@ -43,6 +43,9 @@ OUTPUTS = {
 }
 """The stages that a recipe may name, and the file that each stage writes in its step's folder (empty: the folder)."""
 
+COPY = "recipe.yaml"
+"""The file in --out that keeps the recipe as it was run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -64,14 +67,15 @@ class Stage(NamedTuple):
     config: Any
 
 
-def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Stage]:
+def plan(recipe: Mapping[str, Any], out: Path, *, where: str, within: tuple[Path, ...] = ()) -> list[Stage]:
     """Check a whole recipe and fill in the values of its names, before anything runs.
 
     Args:
         where: path of the recipe's file, for errors; a step's `recipe:` is relative to its folder.
+        within: the recipes that this one is a part of, and this one.
 
     Raises:
-        UserError: a stage, setting or `$name` does not exist.
+        UserError: a stage, setting or `$name` does not exist, or a step would write outside of `out`.
     """
     for section in recipe.keys() - {"settings", "steps"}:
         raise UserError(f"{where}: {unknown('section', section, ['settings', 'steps'])}")
@@ -82,13 +86,17 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Stage]:
     steps = []
     for name, given in (recipe.get("steps") or {}).items():
         at = f"{where}: step {name!r}"
+        _check_name(name, at)
         if not isinstance(given, dict) or len(given.keys() & {"stage", "recipe"}) != 1:
             raise UserError(f"{at}: expected settings with `stage:`, one of {', '.join(OUTPUTS)}, or `recipe:`.")
         if name in values:
             raise UserError(f"{at}: the name is taken by a setting or an earlier step; choose another.")
         settings = {key: _resolve(value, values, at) for key, value in given.items() if key not in ("stage", "recipe")}
         if "recipe" in given:
-            inside = _inside(name, Path(where).parent / given["recipe"], settings, out / name)
+            path = Path(where).parent / str(given["recipe"])
+            if path.resolve() in within:
+                raise UserError(f"{at}: {path} has itself among its steps; a recipe cannot be part of itself.")
+            inside = _inside(name, path, settings, out / name, (*within, path.resolve()))
         else:
             inside = [_step(name, given["stage"], settings, out / name, at)]
         steps += inside
@@ -98,12 +106,21 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Stage]:
     return steps
 
 
+def _check_name(name: Any, at: str) -> None:
+    """Refuse the name of a step that is not the name of a folder inside --out."""
+    plain = isinstance(name, str) and name and Path(name).name == name and not name.startswith(".") and name.isprintable()
+    if not plain or name == COPY:
+        raise UserError(f"{at}: is the name of its folder in --out; expected a word without / and not {COPY}.")
+
+
 def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str) -> Stage:
     if stage in GONE:
         raise UserError(f"{at}: stage `{stage}` is now `{GONE[stage]}`.")
     if stage not in OUTPUTS:
         raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
-    settings |= {"out": str(folder / OUTPUTS[stage]), "overwrite": True}
+    if "out" in settings:
+        raise UserError(f"{at}: `out` cannot be set; a step writes into the folder of its name in --out.")
+    settings = {"overwrite": True} | settings | {"out": str(folder / OUTPUTS[stage])}
     return Stage(name, stage, from_settings(_module(stage).Config, settings, where=at, gone=gone_settings(stage)))
 
 
@@ -111,7 +128,9 @@ def _module(stage: str) -> Any:
     return import_module(f"shortlist.{COMMANDS[stage].module}")
 
 
-def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) -> list[Stage]:
+def _inside(
+    name: str, path: Path, settings: Mapping[str, Any], folder: Path, within: tuple[Path, ...]
+) -> list[Stage]:
     """Plan a recipe that is a step of another one.
 
     The given settings replace those of the recipe, and its steps are called NAME/STEP.
@@ -120,7 +139,7 @@ def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path) ->
     defaults = recipe.get("settings") or {}
     for setting in settings.keys() - defaults.keys():
         raise UserError(f"step {name!r}: {path}: {unknown('setting', setting, defaults)}")
-    steps = plan({**recipe, "settings": {**defaults, **settings}}, folder, where=str(path))
+    steps = plan({**recipe, "settings": {**defaults, **settings}}, folder, where=str(path), within=within)
     return [step._replace(name=f"{name}/{step.name}") for step in steps]
 
 
@@ -137,6 +156,26 @@ def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
     if name not in values:
         raise UserError(f"{at}: {unknown('setting or earlier step', name, values)}")
     return _resolve(values[name], {other: v for other, v in values.items() if other != name}, at)
+
+
+def check_folders(steps: list[Stage], out: Path) -> None:
+    """Check that every step's folder is inside `out` and the recipe's own.
+
+    Within it a step may replace what a step of the same name has left there, and nothing else.
+
+    Raises:
+        UserError: a step's folder is a link, or is there although no recipe was run into `out`.
+    """
+    for step in steps:
+        parts = step.name.split("/")
+        folders = [out.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+        if links := [folder for folder in folders if folder.is_symlink()]:
+            raise UserError(f"step {step.name!r}: {links[0]} is a link; a step writes into a folder of its own.")
+        if folders[0].exists() and not (out / COPY).exists() and (folders[0].is_file() or any(folders[0].iterdir())):
+            raise UserError(
+                f"step {step.name!r}: {folders[0]} is there already, and no recipe has made it (there is no "
+                f"{out / COPY}); move it away, or choose another --out."
+            )
 
 
 def run_steps(steps: list[Stage], *, processes: int = 1) -> None:
@@ -185,7 +224,8 @@ def run(config: Config) -> None:
 
 def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: int = 1) -> None:
     """Run a recipe into a folder and keep a copy of it there."""
-    steps = plan(recipe, out, where=where)
-    with atomic_write(out / "recipe.yaml") as file:
+    steps = plan(recipe, out, where=where, within=(Path(where).resolve(),))
+    check_folders(steps, out)
+    with atomic_write(out / COPY) as file:
         yaml.safe_dump(dict(recipe), file, sort_keys=False)
     run_steps(steps, processes=processes)

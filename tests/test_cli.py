@@ -172,7 +172,7 @@ def test_ctrl_c_exits_with_130(run: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
-    for error in (ZeroDivisionError("ours"), OSError(errno.EBADF, "ours")):
+    for error in (ZeroDivisionError("ours"), OSError(errno.EBADF, "ours"), RuntimeError("ours: memory")):
 
         def broken(config: fuse.Config, error: Exception = error) -> None:
             raise error
@@ -201,6 +201,29 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_output(
     assert not (tmp_path / "out.trec").exists()
     monkeypatch.setattr(fuse, "write_run", write)
     assert main([str(word) for word in command]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG), "x/big"), "x/big: File too large; mend that and run it again."),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "writing: No space left on device; mend"),
+        (RuntimeError("write error in index.faiss: File too large"), "writing: File too large; mend that"),
+        (MemoryError(), "memory ran out; give it more, or smaller pieces to work on, and run it again."),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory ran out"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "memory ran out"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), "memory ran out"),
+        (RuntimeError("std::bad_alloc"), "memory ran out"),
+    ],
+)
+def test_a_limit_of_the_machine_is_one_line_whichever_library_meets_it(
+    error: Exception, words: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def limited(config: fuse.Config) -> None:
+        raise error
+
+    monkeypatch.setattr(fuse, "run", limited)
+    assert refusal(capsys, "fuse", "--runs", run, run, "--out", "x").startswith(f"shortlist fuse: {words}")
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -263,6 +263,43 @@ def test_a_setting_that_the_recipe_does_not_have_is_refused(done: Path, setting:
         again(done, setting)
 
 
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".", "", ".git", "recipe.yaml", "a\0b", 1])
+def test_a_step_cannot_leave_the_folder_of_the_recipe(tmp_path: Path, name: str):
+    recipe = {"steps": {name: {"stage": "index", "collection": "c"}}}
+    with pytest.raises(UserError, match=r"here: step .*: is the name of its folder in --out; expected a word"):
+        run_recipe(recipe, tmp_path / "out", where="here")
+    recipe = {"steps": {"a": {"stage": "index", "collection": "c", "out": str(tmp_path / "x")}}}
+    with pytest.raises(UserError, match=r"here: step 'a': `out` cannot be set"):
+        run_recipe(recipe, tmp_path / "out", where="here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_neither_follows_a_link_nor_replaces_what_no_recipe_made(tmp_path: Path):
+    recipe = {"steps": {"a": {"stage": "index", "collection": "c"}}}
+    mine = tmp_path / "out" / "a"
+    mine.mkdir(parents=True)
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"step 'a': .*out/a is there already, and no recipe has made it"):
+        run_recipe(recipe, tmp_path / "out", where="here")
+    mine.rename(tmp_path / "elsewhere")
+    mine.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"step 'a': .*out/a is a link"):
+        run_recipe(recipe, tmp_path / "out", where="here")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_a_recipe_that_is_a_step_of_itself_is_refused(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("steps:\n  again: {recipe: b.yaml}\n")
+    (tmp_path / "b.yaml").write_text("steps:\n  again: {recipe: a.yaml}\n")
+    with pytest.raises(UserError, match="step 'again': .* has itself among its steps"):
+        shortlist.recipe.run(shortlist.recipe.Config(recipe=tmp_path / "a.yaml", out=tmp_path / "out"))
+
+
+def test_a_step_may_refuse_to_replace_what_it_made_before(tmp_path: Path):
+    recipe = {"steps": {"a": {"stage": "index", "collection": "c", "overwrite": False}}}
+    assert not plan(recipe, tmp_path, where="here")[0].config.overwrite
+
+
 def test_names_stand_for_settings_outputs_and_settings_that_are_names(tmp_path: Path):
     recipe = {
         "settings": {"data": "c", "measures": ["AP", "$other"], "other": "P@1", "first": "$run"},

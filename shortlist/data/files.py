@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -16,23 +18,29 @@ from typing import IO, Any, BinaryIO
 from shortlist.errors import UserError
 
 
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
+"""Names of files and folders that are being written, or were when their command was killed."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""System errors of a full disk, a full quota, and a file larger than is allowed."""
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that is written whole or not at all.
 
     The block writes to a temporary neighbour of `path`, which is renamed onto `path` only if the block succeeds. Text
     is UTF-8 with "\\n" line ends; a name ending in .gz is compressed. After a crash the old file, if any, is still
-    there; once the block has succeeded the new one is, even after a power cut.
+    there; once the block has succeeded the new one is, even after a power cut. No link is followed: one at `path` is
+    replaced.
 
     Raises:
         OSError: the file cannot be written; where the disk is full, the error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    partial = _temporary(path)
     try:
-        with opener(partial, mode if "b" in mode else mode + "t", **text) as file:
+        with _create(partial, path.name, binary="b" in mode) as file:
             yield file
         _sync(partial)
         partial.replace(path)
@@ -43,9 +51,30 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     _sync_folder(path.parent)
 
 
+def _temporary(path: Path) -> Path:
+    """Name a temporary neighbour that nobody can foresee, so that nobody can put a link in its place."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
+
+
+@contextmanager
+def _create(path: Path, name: str, *, binary: bool) -> Iterator[IO]:
+    """Open a file that must be new, compressed where `name` ends in .gz."""
+    text: dict[str, Any] = {} if binary else {"encoding": "utf-8", "newline": "\n"}
+    if not name.endswith(".gz"):
+        with open(path, "xb" if binary else "x", **text) as file:
+            yield file
+        return
+    with open(path, "xb") as raw, gzip.GzipFile(name, "wb", fileobj=raw, mtime=0) as packed:
+        if binary:
+            yield packed
+            return
+        with TextIOWrapper(packed, **text) as file:
+            yield file
+
+
 def _say_where(error: BaseException, path: Path) -> None:
     """Add the missing path to the error of a full disk or quota."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         error.filename = error.filename or str(path)
 
 
@@ -121,8 +150,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder is there already and not empty, or cannot be written (as for `atomic_write`).
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _temporary(path)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -135,6 +163,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _say_where(error, path)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder for temporary files inside another one, and delete it afterwards."""
+    work = _temporary(folder / "work")
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_json(path: Path, values: dict[str, Any] | list[Any]) -> None:

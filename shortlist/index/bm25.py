@@ -10,7 +10,7 @@ from typing import Any, final
 
 import bm25s
 
-from shortlist.data.files import atomic_write
+from shortlist.data.files import atomic_write, temporary_folder
 from shortlist.errors import UserError, unknown
 from shortlist.index.analysis import ANALYSERS, Analyser
 from shortlist.index.inverted import (
@@ -19,7 +19,6 @@ from shortlist.index.inverted import (
     InvertedIndex,
     TermPostings,
     id_line,
-    work_folder,
     write_postings,
 )
 from shortlist.index.postings import PostingsSorter
@@ -167,7 +166,7 @@ def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
     The temporary folder is inside the index's folder. Until the block ends, that folder does not count as an index.
     """
     (folder / "index.json").unlink(missing_ok=True)
-    with work_folder(folder) as work:
+    with temporary_folder(folder) as work:
         yield work
         with atomic_write(folder / "index.json") as file:
             id_bytes = (folder / DOC_IDS).stat().st_size

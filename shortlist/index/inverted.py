@@ -1,6 +1,5 @@
 """An inverted index on disk: for each term, its documents and its weights in them."""
 
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import IO, NamedTuple, final
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from shortlist.data.files import atomic_write
+from shortlist.data.files import atomic_write, temporary_folder
 from shortlist.data.ids import DocIds
 from shortlist.errors import UserError
 from shortlist.index.postings import PostingsSorter
@@ -19,8 +18,6 @@ WEIGHTS, DOCUMENTS, STARTS = (f"{name}.csc.index.npy" for name in ("data", "indi
 DOC_IDS = "doc_ids.txt"
 INVERTED_FILES = (WEIGHTS, DOCUMENTS, STARTS, DOC_IDS)
 """The three arrays, named and laid out as in bm25s, and a text file with one document id per line."""
-WORK = ".postings"
-"""The folder inside the index's folder where a build keeps its blocks."""
 
 TermQuery = Sequence[tuple[int, float]]
 """Numbers of terms with their weights in the query; a term that occurs twice counts twice."""
@@ -88,7 +85,7 @@ class InvertedIndex:
         Raises:
             UserError: a document id contains a line end.
         """
-        with work_folder(folder) as work:
+        with temporary_folder(folder) as work:
             sorter = PostingsSorter(work)
             with atomic_write(folder / DOC_IDS) as file:
                 for doc_id, terms, weights in documents:
@@ -126,18 +123,6 @@ class InvertedIndex:
         scores = self.scores(query)
         rows = _best(scores, k)
         return list(map(Hit, self.doc_ids.take(rows), scores[rows].tolist()))
-
-
-@contextmanager
-def work_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder for temporary files inside an index's folder, and delete it afterwards."""
-    work = folder / WORK
-    shutil.rmtree(work, ignore_errors=True)  # left by a build that was killed
-    work.mkdir(parents=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work)
 
 
 def id_line(doc_id: str) -> str:

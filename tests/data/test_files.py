@@ -2,12 +2,15 @@ import errno
 import gzip
 import hashlib
 import os
+import resource
+import secrets
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
-from shortlist.data.files import atomic_folder, atomic_write, open_bytes, open_text, sha256
+from shortlist.data.files import FULL, TEMPORARY, atomic_folder, atomic_write, open_bytes, open_text, sha256
 from shortlist.errors import UserError
 
 
@@ -57,17 +60,62 @@ def test_the_old_file_stays_until_the_new_one_is_whole_and_on_the_disk(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
 @pytest.mark.parametrize("name", ["a", "a.gz"])
-def test_a_full_disk_leaves_the_old_file_and_says_which_file_it_was(tmp_path: Path, name: str):
+@pytest.mark.parametrize("number", FULL)
+def test_a_full_disk_leaves_the_old_file_and_says_which_file_it_was(tmp_path: Path, name: str, number: int):
     (tmp_path / name).write_text("old")
-    (tmp_path / f".{name}.partial").symlink_to("/dev/full")
     with (
-        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"),
+        pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path / name}'"),
         atomic_write(tmp_path / name) as file,
     ):
         file.write("new")
+        raise OSError(number, os.strerror(number))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_larger_than_the_system_allows_is_said_by_its_name(tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path / 'a'}'"), atomic_write(tmp_path / "a") as file:
+            file.write("x" * (1 << 18))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_name_cannot_be_foreseen_and_no_link_is_followed(tmp_path: Path):
+    names = set()
+    for path in (tmp_path / "a", tmp_path / ("a" * 250)):
+        for _ in range(2):
+            with atomic_write(path) as file:
+                names.add(Path(file.name).name)
+                file.write("new")
+    assert len(names) == 4
+    assert all(TEMPORARY.fullmatch(name) for name in names)
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "link").symlink_to(tmp_path / "thesis")
+    with atomic_write(tmp_path / "link") as file:
+        file.write("new")
+    assert [(tmp_path / name).read_text() for name in ("thesis", "link")] == ["years of work", "new"]
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
+    (tmp_path / "thesis").write_text("years of work")
+    for name in ("a", "a.gz"):
+        (tmp_path / f".{name}.{'0' * 16}.partial").symlink_to(tmp_path / "thesis")
+        with pytest.raises(FileExistsError), atomic_write(tmp_path / name) as file:
+            file.write("new")
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_compressed_files_of_the_same_contents_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, now in (("x", 1e9), ("y", 2e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        with atomic_write(tmp_path / name / "a.gz") as file:
+            file.write("text")
+    assert (tmp_path / "x/a.gz").read_bytes() == (tmp_path / "y/a.gz").read_bytes()
 
 
 def test_a_full_disk_leaves_no_folder_and_says_which_folder_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -99,8 +147,9 @@ def test_a_new_name_is_on_the_disk_too_once_the_writing_is_over(tmp_path: Path, 
     with atomic_folder(tmp_path / "new") as folder:
         (folder / "sub").mkdir()
         (folder / "sub/inside").write_text("x")
-    before = [("file", False), ("sub", False), (".new.partial", False)]
-    assert (sorted(synced[:3]), synced[3:]) == (sorted(before), [(tmp_path.name, True)])
+    *inside, work, last = synced
+    assert sorted(inside) == [("file", False), ("sub", False)]
+    assert (TEMPORARY.fullmatch(work[0]) is not None, work[1], last) == (True, False, (tmp_path.name, True))
 
 
 def test_a_system_that_cannot_sync_folders_writes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -155,12 +155,10 @@ def test_memory_grows_by_a_few_bytes_per_document(tmp_path: Path, monkeypatch: p
 
 
 def test_an_index_built_in_a_folder_is_the_one_that_is_loaded_from_it(tmp_path: Path):
-    (tmp_path / ".postings").mkdir()
-    (tmp_path / ".postings/00000.keys").write_bytes(b"left by a build that was killed")
     built = BM25Index.build(DOCUMENTS, folder=tmp_path)
     built.save(tmp_path)
     assert search(BM25Index.load(tmp_path), "chasing cats") == search(built, "chasing cats") != []
-    assert not (tmp_path / ".postings").exists()
+    assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
 
 
 def test_an_index_in_a_temporary_folder_takes_it_away():
@@ -182,7 +180,7 @@ def test_a_build_that_breaks_off_leaves_no_index(tmp_path: Path):
         BM25Index.build(documents(), folder=tmp_path)
     with pytest.raises(UserError, match="not a whole BM25 index"):
         BM25Index.load(tmp_path)
-    assert not (tmp_path / ".postings").exists()
+    assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
 
 
 def test_an_index_cut_short_is_refused(tmp_path: Path):
