@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import read_groups, write_groups
+from shortlist.data.mining import find_same_text, mine
 from shortlist.data.runs import read_run
-from shortlist.mine import find_same_text, mine
 from shortlist.models.adapters import LORAS, add_lora
 from shortlist.models.folder import open_folder
 from shortlist.models.kernels.training_linear import speed_up_training

@@ -177,9 +177,9 @@ class Encoder:
         """Load the model, ready to embed documents; options as for `Retriever.load`."""
         return Retriever.load(self.model, contract=self.contract, **options)
 
-    def __call__(self, part: ShardDocuments) -> tuple[Shard, int]:
-        """Embed a shard, and return it with the number of its tokens."""
-        tokens = 0
+    def __call__(self, part: ShardDocuments) -> tuple[Shard, int, int]:
+        """Embed a shard, and return it with the numbers of its tokens and of its documents that were cut."""
+        tokens = num_cut = 0
 
         def count(num_texts: int, num_tokens: int) -> None:
             nonlocal tokens
@@ -187,8 +187,13 @@ class Encoder:
             if self.advance:
                 self.advance(num_texts, num_tokens)
 
+        def count_cut(kind: str, num_texts: int, num_all: int) -> None:
+            nonlocal num_cut
+            num_cut += num_texts
+
+        self.retriever.inputs.on_cut = count_cut
         options = {"token_budget": self.token_budget, "advance": count}
-        return encode(self.retriever, part, mean_stride=self.mean_stride, **options), tokens
+        return encode(self.retriever, part, mean_stride=self.mean_stride, **options), tokens, num_cut
 
 
 def make_encoder(config: Config, model: ModelFolder, *, packed: bool) -> Encoder:
@@ -207,7 +212,7 @@ def contract_of(config: Config, model: ModelFolder) -> InputContract:
     """Return the input contract for the documents."""
     contract = model.contract("document", config.contract)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
-    return segment_contract(contract, config.segments, **lengths)
+    return model.check_lengths(segment_contract(contract, config.segments, **lengths))
 
 
 def run(config: Config) -> None:
@@ -281,6 +286,11 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -
             engine=config.engine,
             workers=config.workers,
         )
+    if "cut" in results:
+        rows, longest = "segments" if config.segments == "maxp" else "documents", encoder.contract.form.document_length
+        cut = f"{results['cut']:,} cut at {longest} tokens" if results["cut"] else f"none longer than {longest} tokens"
+        more = " (a larger --max-length or --segments maxp reads on)" if results["cut"] and rows == "documents" else ""
+        say(f"encode: {results['embedded']:,} {rows}, {cut}{more}.")
     if job.updating:
         results["dead"] = renew(job.out, usable())
         if results["dead"] and not config.compact:
@@ -302,20 +312,23 @@ def write(
 ) -> dict[str, float]:
     """Embed parts in this process or others, and write shards as they come.
 
-    Returns the tokens per second, if anything was embedded.
+    Returns the tokens per second, the number of documents embedded now, and how many of them were cut, if any was
+    embedded.
     """
-    start, num_tokens = time.perf_counter(), 0
+    start, num_tokens, embedded, num_cut = time.perf_counter(), 0, 0, 0
     workers = workers or (None if engine == "ray" else max(1, torch.cuda.device_count()))
     here = engine == "local" and workers == 1
     task = replace(encoder, advance=advance) if here else encoder
     with closing(spread(task, wanted, engine=engine, workers=workers)) as shards:
-        for shard, tokens in shards:
+        for shard, tokens, cut in shards:
             VectorWriter(out, shard.vectors.shape[1], dtype).write_shard(*shard)
-            num_tokens += tokens
+            num_tokens, embedded, num_cut = num_tokens + tokens, embedded + len(shard.doc_ids), num_cut + cut
             if not here:
                 advance(len(shard.doc_ids), tokens)
     seconds = time.perf_counter() - start
-    return {"tokens_per_second": round(num_tokens / seconds, 1)} if num_tokens else {}
+    if not num_tokens:
+        return {}
+    return {"tokens_per_second": round(num_tokens / seconds, 1), "embedded": embedded, "cut": num_cut}
 
 
 def vector_agreement(encoder: Encoder, documents: Iterator[Document], dtype: str) -> str:
@@ -326,7 +339,7 @@ def vector_agreement(encoder: Encoder, documents: Iterator[Document], dtype: str
     sample = list(islice(documents, SAMPLE))
     exact = torch.from_numpy(encoder.open().encode_documents(sample, token_budget=encoder.token_budget))
     # A copy, so that its model is freed before the work begins.
-    shard, _ = replace(encoder)(ShardDocuments(0, sample))
+    shard, *_ = replace(encoder)(ShardDocuments(0, sample))
     rows, scales = to_rows(torch.from_numpy(shard.vectors), dtype)
     found = agreement(rows.float() if scales is None else from_int8(rows, scales), exact)
     return (

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
+from shortlist.models.dense import DenseLayer
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import KINDS, load_model
 from shortlist.models.run import embed_documents, embed_queries, for_inference, score_pairs
@@ -49,7 +50,8 @@ class Shown(NamedTuple):
 
 
 def _dense_head(model: Any) -> str | None:
-    return f"{len(model.dense)} dense layers" if len(model.dense) else None
+    count = sum(isinstance(layer, DenseLayer) for layer in model.dense)
+    return f"{count} dense layers" if count else None
 
 
 def _similarity(model: Any) -> str:

@@ -1,26 +1,20 @@
 """Stage `mine`: runs -> training groups of a query, its positives and hard negatives."""
 
 import time
-import zlib
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
 
 from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
-from shortlist.data.groups import graded, write_groups
+from shortlist.data.groups import write_groups
 from shortlist.data.manifest import identity, start_job
+from shortlist.data.mining import find_same_text, mine
 from shortlist.data.runs import open_run
 from shortlist.errors import UserError
-from shortlist.math.sampling import draw_negatives, interleave
 from shortlist.progress import say, track
-from shortlist.records import Document, Group, Qrels, Run
+from shortlist.records import Group, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,61 +45,6 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-def mine(
-    runs: Sequence[Run],
-    qrels: Qrels,
-    corpus: Sequence[str],
-    same_text: Mapping[str, Collection[str]],
-    *,
-    depth: int,
-    negatives: int,
-    random_share: float = 0.0,
-    seed: int = 0,
-    exclude_self: bool = False,
-) -> tuple[list[Group], Counter[str]]:
-    """Draw negatives for every query that has a relevant document.
-
-    Neither a relevant document nor one with the text of a relevant document becomes a negative. A query's negatives
-    depend only on the seed and on the query's id, lists and judgements.
-
-    Args:
-        runs: runs to blend rank by rank.
-        qrels: judgements; documents above grade 0 are the positives.
-        corpus: ids of the whole collection.
-        same_text: relevant document -> the documents with the same text, itself included.
-        depth: number of top ranks of the blended run to draw from.
-        negatives: number of negatives to draw per query.
-        random_share: share of the negatives to draw from the whole corpus.
-        seed: seed for the draw.
-        exclude_self: never draw the document with the query's id, as it is the query itself.
-
-    Returns:
-        The groups, in the order of the qrels, and counts of queries and documents left out.
-
-    Raises:
-        UserError: a run names a document that the corpus lacks.
-    """
-    known, groups, counts = set(corpus), [], Counter(queries=len(qrels))
-    for query_id, judgements in qrels.items():
-        positives = [doc_id for doc_id, relevance in judgements.items() if relevance > 0]
-        lists = [[hit.doc_id for hit in run.get(query_id, [])] for run in runs]
-        candidates = interleave(lists, depth)
-        for doc_id in candidates:
-            if doc_id not in known:
-                raise UserError(f"query {query_id!r}: document {doc_id!r} of the runs is not in the collection.")
-        excluded = {doc_id for positive in positives for doc_id in same_text[positive]}
-        blocked = {*excluded, query_id} if exclude_self else excluded
-        rng = np.random.default_rng([seed, zlib.crc32(query_id.encode())])
-        drawn = draw_negatives(candidates, corpus, blocked, rng, number=negatives, random_share=random_share)
-        counts["without_positives"] += not positives
-        counts["without_candidates"] += bool(positives) and not drawn
-        counts["with_fewer_negatives"] += bool(positives) and 0 < len(drawn) < negatives
-        counts["excluded_equal_texts"] += len(excluded.difference(positives).intersection(candidates))
-        if positives and drawn:
-            groups.append(graded(Group(query_id, tuple(positives), tuple(drawn)), judgements))
-    return groups, counts
-
-
 def taught(groups: Iterable[Group], teacher: Run) -> list[Group]:
     """Add a teacher's scores to the groups; drop groups whose query the teacher lacks.
 
@@ -118,41 +57,6 @@ def taught(groups: Iterable[Group], teacher: Run) -> list[Group]:
             found = (scores.get(doc_id, lowest) for doc_id in group.positives + group.negatives)
             kept.append(group._replace(scores=tuple(found)))
     return kept
-
-
-def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Read a corpus once, and find documents with equal texts.
-
-    Returns all ids of the corpus and, for each of `doc_ids`, the documents with the same text, itself included.
-
-    Raises:
-        UserError: the corpus lacks one of the ids.
-    """
-    ids, prints = [], array("Q")  # 8 bytes per document, as all texts would not fit into memory
-    for document in corpus:
-        ids.append(document.doc_id)
-        prints.append(text_fingerprint(document))
-    wanted = set(doc_ids)
-    print_of = {doc_id: number for doc_id, number in zip(ids, prints, strict=True) if doc_id in wanted}
-    if missing := sorted(wanted - print_of.keys()):
-        raise UserError(
-            f"{len(missing)} of {len(wanted)} relevant documents are not in the corpus, the first {missing[0]!r}; "
-            "expected judgements of this collection."
-        )
-    numbers, same = set(print_of.values()), defaultdict(list)
-    for doc_id, number in zip(ids, prints, strict=True):
-        if number in numbers:
-            same[number].append(doc_id)
-    return ids, {doc_id: same[number] for doc_id, number in print_of.items()}
-
-
-def text_fingerprint(document: Document) -> int:
-    """Hash a document's text to 64 bits, ignoring case and white space.
-
-    If there is no text, the title is hashed.
-    """
-    words = (document.text.strip() or document.title).casefold().split()
-    return int.from_bytes(blake2b(" ".join(words).encode(), digest_size=8).digest())
 
 
 def run(config: Config) -> None:

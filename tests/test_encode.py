@@ -13,7 +13,7 @@ from named import load_retriever
 from processes import kill_when
 from tiny import DOCUMENTS, Tiny
 
-from shortlist import encode, verify
+from shortlist import encode, index, verify
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
@@ -86,6 +86,20 @@ def test_documents_are_cut_to_the_length_asked_for(config: encode.Config, retrie
     encode.run(replace(config, max_length=6))
     retriever.inputs = Inputs(retriever.inputs.form.with_lengths(document=6), retriever.inputs.tokenizer)
     holds(config.out, retriever, DOCUMENTS)
+
+
+def test_documents_that_are_cut_are_counted(config: encode.Config, capsys: pytest.CaptureFixture[str]):
+    encode.run(config)
+    assert "encode: 12 documents, none longer than 196 tokens." in capsys.readouterr().err
+    longest = sorted(len(ids) for ids in Retriever.load(config.model).inputs.document_ids(DOCUMENTS))[-3]
+    config = replace(config, max_length=longest, out=config.out.with_name("cut"))
+    cut = sum(len(ids) > longest for ids in Retriever.load(config.model).inputs.document_ids(DOCUMENTS))
+    encode.run(config)
+    assert f"encode: 12 documents, {cut} cut at {longest} tokens (" in capsys.readouterr().err
+    results = json.loads((config.out / "manifest.json").read_text())["results"]
+    assert (results["embedded"], results["cut"]) == (12, cut)
+    index.run(index.Config(kind="narrow", vectors=config.out, out=config.out.with_name("narrow")))
+    assert f"index: of 12 documents {cut} were cut when they were encoded." in capsys.readouterr().err
 
 
 def test_the_manifest_counts_and_says_what_the_vectors_are(config: encode.Config):

@@ -64,10 +64,10 @@ def write_llama(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_bert(folder: Path) -> Path:
+def write_bert(folder: Path, **settings: int) -> Path:
     """A BERT of one layer, dropout 0.1."""
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=32, pad_token_id=0, **SHAPE)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=32, pad_token_id=0, **SHAPE, **settings)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -32,6 +32,8 @@ class GroupSource(NamedTuple):
     """The queries' texts by id, where the source carries them."""
     identity: str
     """A string that identifies the contents of the source, for manifests."""
+    judged: Mapping[str, frozenset[str]] = {}
+    """Ids of relevant documents that no group of the query names, where judgements are there too."""
 
 
 class _Entry(NamedTuple):

@@ -40,6 +40,8 @@ class Config:
     """Folder to write."""
     contract: str | None = None
     """Input contract by name, for a model folder without one."""
+    base: str | None = None
+    """Base model of an adapter whose base has moved: folder or hub name (None: as the adapter says)."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Number type of the weights; bf16 has half the size, and its results differ in the third digit."""
     licence: str | None = None
@@ -51,7 +53,9 @@ class Config:
 def run(config: Config) -> None:
     """Load the model and write it in another layout, with a card."""
     role, write = WRITERS[config.to]
-    folder = open_folder(config.model)
+    folder = open_folder(config.model, base=config.base)
+    if config.base and folder.base is None:
+        raise UserError(f"--base: {config.model} is a whole model, and no adapter; leave it out.")
     contract = folder.any_contract(config.contract)
     reads = "pair" if contract.form.pair else "document"
     found = kind_in(folder, contract, reads).role

@@ -16,13 +16,14 @@ from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL
 from shortlist.text.inputs import Inputs
-from shortlist.text.special_tokens import unescaped
+from shortlist.text.templates import field_names, unescaped
 
 TEXTS = ("what is x", "How do 12 naïve cafés rank?", "(A-b) c", "東京 x", "once upon a time", "x")
 """Texts to compare the ids on."""
 
-DOCUMENT_PART = re.compile(r"\{(?:url|title|text)\}(?: ?\{(?:url|title|text)\})*")
-PIECE = re.compile(r"(\{query\}|\{document\})")
+_FIELD = r"(?<!\{)\{(?:url|title|text)\}(?!\})"
+DOCUMENT_PART = re.compile(rf"{_FIELD}(?: ?{_FIELD})*")
+PIECE = re.compile(r"((?<!\{)\{(?:query|document)\}(?!\}))")
 
 
 def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
@@ -68,12 +69,12 @@ def for_pairs(inputs: Inputs, *, token_types: bool = False) -> Any:
 
 def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[str], str, list[str]]:
     """Split a template into special tokens before, the prompt, and special tokens after."""
-    texts = [place for place, piece in enumerate(template) if "{" in piece and piece not in SPECIAL]
+    texts = [place for place, piece in enumerate(template) if piece not in SPECIAL and field_names(piece)]
     if len(texts) != 1 or inputs.form.verbatim:
         raise _cannot(inputs, f"its {kind} is more than a prompt and a text")
     place = texts[0]
     prompt = _joined(template[place]).removesuffix("{document}").removesuffix("{query}")
-    if "{" in prompt.replace("{{", ""):
+    if field_names(prompt):
         raise _cannot(inputs, f"its {kind} does not end with its text")
     return [*template[:place]], unescaped(prompt), [*template[place + 1 :]]
 

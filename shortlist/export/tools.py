@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from shortlist.data.files import read_json, write_json
 from shortlist.errors import UserError
 from shortlist.export.tokenizer import for_pairs, for_single_texts
-from shortlist.models.adapters import ADAPTER, CONFIG, PREFIX, adapter_weights, is_adapter
+from shortlist.models.adapters import ADAPTER, CONFIG, PREFIX, adapter_weights, is_adapter, write_base
 from shortlist.models.backbone import is_decoder
+from shortlist.models.dense import DenseLayer
 from shortlist.models.folder import ModelFolder
 from shortlist.models.heads import HEAD
 from shortlist.models.kinds import KINDS
@@ -96,6 +97,7 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
         raise UserError(
             f"{source.name}: is an adapter on top of another adapter, {source.base.name}; export it as merged."
         )
+    folder.mkdir(parents=True, exist_ok=True)
     prefix, reranker = f"{model.backbone.base_model_prefix}.", KINDS[model.kind].role == "reranker"
     state = {}
     for key, value in adapter_weights(source.path).items():
@@ -104,12 +106,13 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
     settings = read_json(source.path / CONFIG)
     settings |= {"task_type": "SEQ_CLS" if reranker else "FEATURE_EXTRACTION"}
     settings |= {"modules_to_save": ["score"] if reranker else None}
+    if source.base:
+        settings["base_model_name_or_path"] = write_base(folder, source.base.name)
     tokenizer, prompts = (
         (for_pairs(model.inputs, token_types=model.reading.token_types), {})
         if reranker
         else for_single_texts(model.inputs)
     )
-    folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / ADAPTER)
     write_json(folder / CONFIG, settings)
     write_json(folder / "contract.json", model.contract.to_dict())
@@ -123,7 +126,8 @@ def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
     reading, dim = model.reading, model.backbone.config.hidden_size
     names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
     flags = {f"pooling_mode_{flag}": f"pooling_mode_{flag}" == names[reading.pooling] for flag in POOLING_FLAGS}
-    kinds = ["Transformer", "Pooling", *["Dense"] * len(model.dense), *(["Normalize"] if reading.normalize else [])]
+    behind = ["Dense" if isinstance(layer, DenseLayer) else "Normalize" for layer in model.dense]
+    kinds = ["Transformer", "Pooling", *behind, *(["Normalize"] if reading.normalize else [])]
     paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds[1:], start=1))]
     listed = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -133,7 +137,8 @@ def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
         (folder / path).mkdir(parents=True, exist_ok=True)
     write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": dim, **flags, "include_prompt": True})
     for layer, path in zip(model.dense, paths[2:], strict=False):
-        _write_dense(layer, folder / path)
+        if isinstance(layer, DenseLayer):
+            _write_dense(layer, folder / path)
     write_json(folder / "modules.json", listed)
     write_json(
         folder / "sentence_bert_config.json",

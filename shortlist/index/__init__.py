@@ -1,17 +1,18 @@
 """Stage `index`: build an index over a corpus or its vectors, to make search fast."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.manifest import identity, read_manifest, start_job
 from shortlist.errors import UserError, not_given
 from shortlist.index.building import build_index, check_parameters_are_known
 from shortlist.index.kinds import IndexKind, find_kind
+from shortlist.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,22 @@ def run(config: Config) -> None:
     if not job.done:
         start = time.perf_counter()
         results = build_index(kind, source, job.out, settings)
+        _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     if config.check:
         from shortlist.index.check import check_index
 
         print(check_index(config.out, Path(source), config.model, config.collection, config.split))
+
+
+def _say_what_was_read(kind: IndexKind, source: str | Path, results: Mapping[str, Any]) -> None:
+    """Say how many documents and words are in an index, or how many of its vectors' documents were cut."""
+    if kind.reads == "corpus" and "num_docs" in results:
+        words = f", {results['num_words']:,} words" if "num_words" in results else ""
+        say(f"index: {results['num_docs']:,} documents{words}.")
+    encoded = (read_manifest(Path(source)) or {}).get("results", {}) if kind.reads == "vectors" else {}
+    if encoded.get("cut"):
+        say(f"index: of {encoded['embedded']:,} documents {encoded['cut']:,} were cut when they were encoded.")
 
 
 def _source(config: Config, kind: IndexKind, title: str) -> str | Path:

@@ -149,8 +149,17 @@ class BM25Index:
 
 
 def build_bm25(documents: Iterable[Document], folder: Path, *, language: str, k1: float, b: float) -> dict[str, int]:
-    """Build the kind `bm25`."""
-    return {"num_docs": len(BM25Index.build(documents, analyser=language, k1=k1, b=b, folder=folder))}
+    """Build the kind `bm25`; returns the numbers of documents and of their words between white space."""
+    num_words = 0
+
+    def counted() -> Iterator[Document]:
+        nonlocal num_words
+        for document in documents:
+            num_words += len(document.title.split()) + len(document.text.split())
+            yield document
+
+    index = BM25Index.build(counted(), analyser=language, k1=k1, b=b, folder=folder)
+    return {"num_docs": len(index), "num_words": num_words}
 
 
 def open_bm25(folder: Path, built: Mapping[str, Any], how: Opening) -> BM25Index:

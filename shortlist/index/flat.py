@@ -21,7 +21,7 @@ from torch import Tensor
 from shortlist.data.vectors import DTYPES, Block, VectorReader
 from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
-from shortlist.math.products import float_product, full_precision
+from shortlist.math.products import SharedSetting, float_product, full_precision
 from shortlist.math.quantize import int8_product, to_int8
 from shortlist.math.scoring import best_of, contenders, from_keys
 from shortlist.records import Hit
@@ -354,14 +354,17 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 
     Threads that share a small product mostly wait for each other.
     """
-    cores = torch.get_num_threads()
-    threads = min(cores, THREADS)
-    torch.set_num_threads(cores // threads)  # in this thread too: its OpenMP threads would wait by spinning
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(cores)  # otherwise threads that start later would use the lower number
+    with _THREADS.changed() as cores:  # during another search, this thread might count fewer
+        threads = min(cores, THREADS)
+        torch.set_num_threads(cores // threads)  # in this thread too: its OpenMP threads would wait by spinning
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
+                yield pool
+        finally:
+            torch.set_num_threads(cores)  # otherwise threads that start later would use the lower number
+
+
+_THREADS = SharedSetting(torch.get_num_threads, torch.set_num_threads)
 
 
 def _moved(block: Block, device: torch.device) -> Block:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from threading import Lock
+from typing import Generic, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,8 @@ from torch import Tensor
 
 ROWS = 2048
 """The number of rows that a weight is laid out for; other numbers are as correct and nearly as fast."""
+
+T = TypeVar("T")
 
 Product = Callable[[Float[Tensor, "rows dim"]], Float[Tensor, "rows out"]]
 
@@ -48,12 +52,36 @@ def full_precision() -> Iterator[None]:
 
     They are not rounded to TF32 or bfloat16, even if the caller has allowed that outside the block.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with _PRECISION.changed():
+        torch.set_float32_matmul_precision("highest")
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+
+
+@final
+class SharedSetting(Generic[T]):
+    """A setting of the process that several threads change for a while."""
+
+    def __init__(self, read: Callable[[], T], write: Callable[[T], object]) -> None:
+        self._read, self._write, self._lock, self._inside = read, write, Lock(), 0
+        self._before: T
+
+    @contextmanager
+    def changed(self) -> Iterator[T]:
+        """Yield the value from before the first thread entered, which the last one restores."""
+        with self._lock:
+            if not self._inside:
+                self._before = self._read()
+            self._inside += 1
+        try:
+            yield self._before
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._write(self._before)
+
+
+_PRECISION = SharedSetting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
 
 
 def _packed(weight: Tensor) -> Product:

@@ -2,13 +2,14 @@
 
 An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`, or `.bin` in older ones.
 
-The keys of an adapter depend on the model that it was made for: the bare backbone, a language model or a classifier.
-Here it is always put on the backbone, so the keys are converted. None may be left over or missing, since PEFT would use
-random updates in their place.
+The names of layers in an adapter are those of the model that it was made for: the bare backbone, a language model or a
+classifier. So it is put on the backbone inside modules of the same names. No key may be left over or missing, since
+PEFT would use random updates in its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os.path import normpath, relpath
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.data.files import read_json
+from shortlist.data.files import read_json, write_json
 from shortlist.errors import UserError, unknown
 from shortlist.models.backbone import first_line, hushed
 from shortlist.models.heads import HEAD
@@ -28,6 +29,9 @@ CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 """The older file of weights. Only tensors are read from it; no code in the pickle is run."""
+
+BASE = "base.json"
+"""A file beside an adapter that says where the folder of its base lies, as seen from the adapter's."""
 
 QUANTIZATION = "quantization_config.json"
 """A file beside an adapter that says how its base was quantised in training."""
@@ -111,13 +115,28 @@ def is_adapter(folder: Path) -> bool:
 def base_name(folder: Path) -> str:
     """Read the folder or hub name of the model that an adapter was made for.
 
+    A folder that is no longer where it was is looked for where it lay as seen from the adapter.
+
     Raises:
-        UserError: the adapter does not name it.
+        UserError: the adapter does not name it, or names itself.
     """
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder / CONFIG}: names no base model; expected base_model_name_or_path.")
+    if not Path(name).exists() and (folder / BASE).exists():
+        beside = Path(normpath(folder / str(read_json(folder / BASE).get("path"))))
+        name = str(beside) if beside.is_dir() else name
+    if Path(name).exists() and Path(name).resolve() == folder.resolve():
+        raise UserError(f"{folder / CONFIG}: names its own folder as its base model; expected the model below it.")
     return name
+
+
+def write_base(folder: Path, name: str | None) -> str | None:
+    """Write down where an adapter's base lies as seen from the adapter, and return its name for PEFT's settings."""
+    if not name or not Path(name).exists():
+        return name
+    write_json(folder / BASE, {"path": relpath(Path(name).resolve(), folder.resolve())})
+    return str(Path(name).resolve())
 
 
 def adapter_weights(folder: Path) -> dict[str, Tensor]:
@@ -159,17 +178,18 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
     with hushed():
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    prefix = f"{model.base_model_prefix}."
     weights = {
-        PREFIX + key.removeprefix(PREFIX).removeprefix(prefix): value
+        key: value
         for key, value in adapter_weights(folder).items()
         if not key.endswith(tuple(f".{end}" for end in beside))
     }
+    names = place_of_backbone(weights, model)
     try:
         with hushed():
             settings: Any = PeftConfig.from_pretrained(str(folder))
             settings.task_type, settings.modules_to_save = None, None  # these need parts that a backbone lacks
-            adapted: Any = get_peft_model(model, settings)
+            settings.base_model_name_or_path = None  # otherwise PEFT would warn that the base has another name here
+            adapted: Any = get_peft_model(inside(model, names), settings)  # type: ignore[arg-type]
             found = set_peft_model_state_dict(adapted, weights)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise _does_not_fit(folder, model, first_line(error)) from None
@@ -177,7 +197,34 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
     for kind, keys in (("the model has no place for", found.unexpected_keys), ("it lacks", lacking)):
         if keys:
             raise _does_not_fit(folder, model, f"{kind} {len(keys)} of its weights, {min(keys)} among them")
-    return cast(PreTrainedModel, adapted.merge_and_unload())
+    return cast(PreTrainedModel, adapted.merge_and_unload().get_submodule(names))
+
+
+def place_of_backbone(keys: Iterable[str], model: nn.Module) -> str:
+    """Find the name of the backbone inside the model that an adapter was made for; empty if that is the backbone.
+
+    Args:
+        keys: the adapter's keys.
+        model: the backbone.
+    """
+    layers = {name for name, _ in model.named_modules() if name}
+    for key in keys:
+        parts = key.removeprefix(PREFIX).split(".")
+        for end in range(len(parts) - 1, 0, -1):
+            for start in range(end):
+                if ".".join(parts[start:end]) in layers:
+                    return ".".join(parts[:start])
+    return ""
+
+
+def inside(model: nn.Module, names: str) -> nn.Module:
+    """Put a model inside plain modules, so that its name there is `names`."""
+    for name in reversed(names.split(".") if names else []):
+        outer: Any = nn.Module()
+        outer.add_module(name, model)
+        outer.is_gradient_checkpointing = False  # PEFT would prepare it for training otherwise
+        model = outer
+    return model
 
 
 def _does_not_fit(folder: Path, model: PreTrainedModel, reason: str) -> UserError:

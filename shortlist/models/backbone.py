@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from logging import ERROR, getLogger
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,6 +27,9 @@ from shortlist.errors import UserError, unknown
 from shortlist.math.pooling import POOLINGS
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.text.contract import Reading
+
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+"""Names of the table of learned positions in a model of transformers."""
 
 
 def load_backbone(
@@ -182,6 +186,18 @@ def _freeze_pooler(model: PreTrainedModel) -> None:
             parameter.requires_grad_(False)
 
 
+def num_positions(model: PreTrainedModel) -> int | None:
+    """Return the most tokens that a model's learned positions allow; None if it learned none.
+
+    Some models keep the first rows of that table for padding, so they have fewer positions than their config.json says.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITIONS:
+            unused = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+            return module.num_embeddings - unused
+    return None
+
+
 def not_a_model(name: str, error: Exception | str) -> UserError:
     """Make the error for a name from which no model can be loaded."""
     names = sorted(path.name for path in Path(name).iterdir()) if Path(name).is_dir() else []
@@ -269,6 +285,21 @@ def _first_answer(
     options = {"attention_mask": mask, "decoder_input_ids": begin, "use_cache": False}
     states = model(input_ids=token_ids, **options).last_hidden_state[:, 0]
     return states * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else states
+
+
+ONE_AT_A_TIME = Lock()
+
+
+@contextmanager
+def own_rotations(model: PreTrainedModel) -> Iterator[None]:
+    """Keep other threads' passes from changing this one's rotations of positions.
+
+    Some models choose rotations by the longest text of a pass and keep them in the module. Their passes run one after
+    another; all other models run without waiting.
+    """
+    kinds = (str(getattr(module, "rope_type", "")) for module in model.modules())
+    with ONE_AT_A_TIME if any("dynamic" in kind or "longrope" in kind for kind in kinds) else nullcontext():
+        yield
 
 
 @contextmanager

@@ -52,6 +52,15 @@ class DenseLayer(nn.Module):
 
 
 @final
+class UnitLength(nn.Module):
+    """A scaling to length 1 between dense layers, like the module `Normalize` of sentence-transformers."""
+
+    def forward(self, vectors: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+        """Scale each vector to length 1."""
+        return F.normalize(vectors, dim=-1)
+
+
+@final
 class DenseModel(nn.Module):
     """A backbone whose pooled hidden state is the vector of a query or document.
 
@@ -61,7 +70,8 @@ class DenseModel(nn.Module):
         backbone: the transformer.
         inputs: makes token ids in the form that the model was trained on.
         reading: the reading that was applied to the backbone.
-        dense: the layers after the pooling in a sentence-transformers model, in order.
+        dense: the layers after the pooling in a sentence-transformers model, in order, without a last scaling to length
+            1, which is part of the reading.
 
     https://arxiv.org/abs/2310.08319
     """
@@ -69,7 +79,11 @@ class DenseModel(nn.Module):
     kind = "retriever"
 
     def __init__(
-        self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading, dense: Sequence[DenseLayer] = ()
+        self,
+        backbone: PreTrainedModel,
+        inputs: Inputs,
+        reading: Reading,
+        dense: Sequence[DenseLayer | UnitLength] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -85,8 +99,8 @@ class DenseModel(nn.Module):
     @property
     def row_shape(self) -> tuple[int]:
         """The shape of one row of the output, a vector."""
-        weights = [layer.weight for layer in self.dense]
-        return (len(weights[-1]) if weights else self.backbone.config.hidden_size,)  # type: ignore[return-value]
+        sizes = [layer.out_features for layer in self.dense if isinstance(layer, DenseLayer)]
+        return (sizes[-1] if sizes else self.backbone.config.hidden_size,)
 
     def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
         """Compute a float32 vector for each row of right-padded ids."""

@@ -6,7 +6,8 @@ A LoRA folder holds `adapter_config.json` and `adapter_model.safetensors` instea
 model.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -19,10 +20,10 @@ from shortlist.data.files import read_json
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
 from shortlist.models.adapters import PICKLED, base_name, is_adapter
-from shortlist.models.backbone import not_a_model
+from shortlist.models.backbone import POSITIONS, empty_backbone, not_a_model, num_positions
 from shortlist.models.published import backbone_folder, check_layout, published_contract
 from shortlist.models.shipped import shipped_folder, shipped_name
-from shortlist.text.contract import InputContract, named_contract
+from shortlist.text.contract import TEMPLATES, InputContract, named_contract
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
 
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
@@ -47,6 +48,8 @@ class ModelFolder:
     """The revision on the hub; None for a local folder."""
     weights: bool = True
     """Whether weights were fetched too, for a model from the hub."""
+    given_base: str | None = None
+    """The name of an adapter's base, if it is not the one that the adapter names."""
 
     @cached_property
     def base(self) -> "ModelFolder | None":
@@ -56,7 +59,15 @@ class ModelFolder:
             UserError: the adapter does not name its base, or the base is missing.
         """
         folder = self.backbone_path
-        return open_folder(base_name(folder), weights=self.weights) if is_adapter(folder) else None
+        if not is_adapter(folder):
+            return None
+        try:
+            return open_folder(self.given_base or base_name(folder), weights=self.weights)
+        except UserError as error:
+            raise UserError(
+                f"{self.name}: is an adapter, and its base model cannot be opened: {error} If the base has moved, make "
+                f"an adapter that finds it: shortlist export {self.name} --to peft --base BASE --out NEW."
+            ) from None
 
     @property
     def whole(self) -> "ModelFolder":
@@ -102,6 +113,29 @@ class ModelFolder:
                 total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
         return total
 
+    @cached_property
+    def num_positions(self) -> int | None:
+        """The most tokens that the model's learned positions allow; None if it learned none."""
+        keys = {key for path in self.weight_files for key in _keys(path)}
+        if keys and not any(key.endswith(tuple(f"{name}.weight" for name in POSITIONS)) for key in keys):
+            return None
+        return num_positions(empty_backbone(str(self.whole.backbone_path)))
+
+    def check_lengths(self, contract: InputContract) -> InputContract:
+        """Return a contract if the model has a position for every token of its inputs.
+
+        Raises:
+            UserError: it has not.
+        """
+        if contract.form.within(self.num_positions) != contract.form:
+            kinds = [kind for kind in TEMPLATES if getattr(contract.form, kind)]
+            longest = max(getattr(contract.form, f"{kind}_length") for kind in kinds)
+            raise UserError(
+                f"{self.name}: has positions for {self.num_positions} tokens, and inputs may have {longest}; expected "
+                f"{self.num_positions} or less (--max-length, --query-length, --window)."
+            )
+        return contract
+
     def own_contract(self, reads: str) -> InputContract | None:
         """Find the contract in the folder or of the published model.
 
@@ -121,6 +155,8 @@ class ModelFolder:
     def contract(self, reads: str, given: str | InputContract | None = None) -> InputContract:
         """Return the given contract, or the model's own if none is given.
 
+        Lengths of a preset or of the model's own are at most its positions.
+
         Args:
             reads: as for `own_contract`.
             given: the name of a preset, or a contract.
@@ -134,7 +170,7 @@ class ModelFolder:
             contract = named_contract(given)
             if not getattr(contract.form, reads):
                 raise UserError(f"--contract: {given!r} has no {reads!r} input, so it is for another kind of model.")
-            return contract
+            return self._within_positions(contract)
         contract = self.own_contract(reads)
         if contract is None and (self.path / CONTRACT).exists():
             raise UserError(f"{self.name}: its contract.json has no {reads!r} input, so it is another kind of model.")
@@ -142,7 +178,10 @@ class ModelFolder:
             raise UserError(
                 f"{self.name}: has no contract.json that says how its input looks; name one with --contract."
             )
-        return contract
+        return self._within_positions(contract)
+
+    def _within_positions(self, contract: InputContract) -> InputContract:
+        return replace(contract, form=contract.form.within(self.num_positions))
 
     def any_contract(self, given: str | None = None) -> InputContract:
         """Return the contract of the model, whether it is a retriever or a reranker.
@@ -150,7 +189,8 @@ class ModelFolder:
         Raises:
             UserError: the model has no contract.
         """
-        return named_contract(given) if given else self.own_contract("pair") or self.contract("document")
+        contract = named_contract(given) if given else self.own_contract("pair") or self.contract("document")
+        return self._within_positions(contract)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process.
@@ -169,8 +209,18 @@ class ModelFolder:
         self.__dict__.update(state)
 
 
+def _keys(path: Path) -> Iterator[str]:
+    with safe_open(path, framework="pt") as weights:
+        yield from weights.keys()
+
+
 def open_folder(
-    name: str, *, wanted: str = "retriever", weights: bool = True, revision: str | None = None
+    name: str,
+    *,
+    wanted: str = "retriever",
+    weights: bool = True,
+    revision: str | None = None,
+    base: str | None = None,
 ) -> ModelFolder:
     """Find the folder for a model's name, fetching it from the hub if necessary.
 
@@ -181,6 +231,7 @@ def open_folder(
         wanted: the kind of model that `shortlist-mini` stands for.
         weights: whether to fetch the weights, or only the small files.
         revision: the revision of a hub model (None: the newest).
+        base: the base model of an adapter (None: as the adapter says).
 
     Raises:
         UserError: there is no such model.
@@ -188,7 +239,7 @@ def open_folder(
     name = shipped_name(name, wanted) if wanted == "reranker" else name
     path = shipped_folder(name) or Path(name)
     if path.is_dir():
-        return ModelFolder(name, path)
+        return ModelFolder(name, path, given_base=base)
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
         raise not_a_model(name, "no such folder")
     patterns = FETCHED if weights else [pattern for pattern in FETCHED if pattern not in WEIGHTS]
@@ -196,4 +247,4 @@ def open_folder(
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise not_a_model(name, error) from None
-    return ModelFolder(name, path, path.name, weights)
+    return ModelFolder(name, path, path.name, weights, base)

@@ -21,6 +21,7 @@ from shortlist.models.load import (
     load_pointwise,
     pointwise_to_train,
 )
+from shortlist.models.shipped import shipped_folder, warn_of_text
 from shortlist.text.contract import Adjust, InputContract
 
 T = TypeVar("T")
@@ -108,8 +109,10 @@ def load_model(
         UserError: its input contract is unknown, or it is another kind of model.
     """
     found = folder.contract(reads, contract)
-    found = adjust(found) if adjust else found
+    found = folder.check_lengths(adjust(found) if adjust else found)
     load = kind_in(folder, found, reads).load
+    if shipped_folder(folder.name):
+        warn_of_text()
     assert load is not None  # `kind_in` ensures it; this tells the type checker
     return load(folder, found, dtype=dtype)
 

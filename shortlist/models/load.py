@@ -1,6 +1,7 @@
 """Loading of a model from its folder, to run it or to train it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from shortlist.models.backbone import (
     is_decoder,
     load_backbone,
     load_classifier,
+    num_positions,
 )
 from shortlist.models.classifier import ClassifierModel
 from shortlist.models.dense import DenseModel
@@ -210,7 +212,8 @@ def _to_train(
     folder: ModelFolder, backbone: PreTrainedModel, contract: InputContract, adjust: Adjust | None
 ) -> tuple[Inputs, Reading]:
     """Adjust a contract, apply its reading to the backbone, and return inputs and reading."""
-    contract = adjust(contract) if adjust else contract
+    contract = replace(contract, form=contract.form.within(num_positions(backbone)))
+    contract = folder.check_lengths(adjust(contract) if adjust else contract)
     apply_reading(backbone, contract.reading)
     return _inputs(folder, contract.form), contract.reading
 

@@ -17,10 +17,11 @@ from transformers import CONFIG_MAPPING
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
 from shortlist.models.adapters import is_adapter
-from shortlist.models.dense import Activation, DenseLayer
+from shortlist.models.dense import Activation, DenseLayer, UnitLength
 from shortlist.models.heads import is_classifier
 from shortlist.text.contract import Form, InputContract, Reading, named_contract
-from shortlist.text.special_tokens import around_one, around_two, literal
+from shortlist.text.special_tokens import around_one, around_two
+from shortlist.text.templates import literal
 from shortlist.text.tokenizer import load_tokenizer
 
 MODULES = "modules.json"
@@ -112,15 +113,18 @@ def backbone_folder(folder: Path) -> Path:
     return next((path for kind, path in _modules(folder) if kind == "Transformer"), folder)
 
 
-def dense_layers(folder: Path) -> list[DenseLayer]:
-    """Load the dense layers after the pooling, in order, as named in modules.json.
+def dense_layers(folder: Path) -> list[DenseLayer | UnitLength]:
+    """Load the dense layers after the pooling, and scalings between them, in the order of modules.json.
 
     Raises:
         UserError: weights are missing, or an activation is not supported.
     """
     if not (folder / MODULES).exists():
         return []
-    return [_dense(path) for kind, path in _modules(folder) if kind == "Dense"]
+    layers = [(kind, path) for kind, path in _modules(folder) if kind in ("Dense", "Normalize")]
+    while layers and layers[-1][0] == "Normalize":  # this one is part of the reading
+        layers.pop()
+    return [_dense(path) if kind == "Dense" else UnitLength() for kind, path in layers]
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
@@ -145,13 +149,20 @@ def _dense(folder: Path) -> DenseLayer:
 
 def _of_modules(folder: Path) -> InputContract:
     """Read pooling, normalisation, length and prompts from modules.json and the files it names."""
-    modules = dict(_modules(folder))
+    listed = _modules(folder)
+    kinds, modules = [kind for kind, _ in listed], dict(listed)
     for module in modules.keys() - {"Transformer", "Pooling", "Dense", "Normalize"}:
         raise UserError(
             f"{folder / MODULES}: module {module!r} is not supported; expected Transformer, Pooling, Dense, Normalize."
         )
     if "Pooling" not in modules:
         raise UserError(f"{folder / MODULES}: has no module Pooling, so this is no retriever.")
+    start = [kind for kind in kinds if kind in ("Transformer", "Pooling")]
+    if kinds[: len(start)] != start or start not in (["Transformer", "Pooling"], ["Pooling"]):
+        raise UserError(
+            f"{folder / MODULES}: has the modules {', '.join(kinds)}; expected Transformer, then Pooling, then any "
+            "Dense and Normalize."
+        )
     pooling = read_json(modules["Pooling"] / "config.json")
     modes = _pooling_modes(pooling)
     if len(modes) != 1 or modes[0] not in POOLING_MODES:
@@ -175,7 +186,21 @@ def _of_modules(folder: Path) -> InputContract:
         query_length=length,
         document_length=length,
     )
-    return InputContract(form, Reading(pooling=POOLING_MODES[modes[0]], normalize="Normalize" in modules))
+    normalize = kinds[-1] == "Normalize"
+    return InputContract(form, Reading(pooling=POOLING_MODES[modes[0]], normalize=normalize or _is_cosine(folder)))
+
+
+def _is_cosine(folder: Path) -> bool:
+    """Whether vectors that have any length are compared by their angle.
+
+    Raises:
+        UserError: they are compared by a distance.
+    """
+    path = folder / "config_sentence_transformers.json"
+    name = optional_json(path).get("similarity_fn_name") or "dot"
+    if name not in ("cosine", "dot", "dot_product"):
+        raise UserError(f"{path}: compares vectors by {name!r}, which is not supported; expected cosine or dot.")
+    return name == "cosine"
 
 
 def _of_classifier(folder: Path) -> InputContract:

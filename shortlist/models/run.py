@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.models.backbone import is_causal
+from shortlist.models.backbone import is_causal, own_rotations
 from shortlist.models.kernels.fused import fuse_layers
 from shortlist.models.kernels.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
 from shortlist.models.kernels.quantized import Int8Linear, quantize_linears
@@ -131,7 +131,7 @@ def run_batches(
     device = next(model.parameters()).device
     for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
         ids, lengths = pad([token_ids[i] for i in batch], model.inputs.pad_id)
-        with torch.inference_mode():
+        with torch.inference_mode(), own_rotations(model.backbone):
             rows = model(ids.to(device), lengths.to(device))
             rows = Rows(rows.values.cpu(), None if rows.counts is None else rows.counts.cpu())
         yield batch, rows, int(lengths.sum())

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shortlist.data.files import write_json
-from shortlist.models.adapters import ADAPTER, PREFIX, QUANTIZATION
+from shortlist.models.adapters import ADAPTER, PREFIX, QUANTIZATION, write_base
 from shortlist.models.backbone import is_decoder
 from shortlist.models.dense import DenseModel
 from shortlist.models.folder import CONTRACT
@@ -104,7 +104,7 @@ def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: st
     settings = copy(adapter.peft_config["default"])
     if classifier:  # then PEFT puts the head where sequence classifiers of transformers have it
         settings.task_type, settings.modules_to_save = "SEQ_CLS", ["score"]
-    settings.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).exists() else base
+    settings.base_model_name_or_path = write_base(folder, base)
     settings.inference_mode = True
     save_file(state, folder / ADAPTER)
     settings.save_pretrained(folder)

@@ -1,10 +1,22 @@
 """The pair of models in the package, found by name without the hub."""
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from shortlist.progress import say
+
 PAIR = "shortlist-mini"
+
+
+@cache
+def warn_of_text() -> None:
+    """Say once that the pair knows nothing but code."""
+    say(
+        f"{PAIR}: was trained on source code alone. For text name another model, such as "
+        "sentence-transformers/all-MiniLM-L6-v2 to retrieve or cross-encoder/ms-marco-MiniLM-L6-v2 to rerank."
+    )
 
 
 def shipped_name(name: str, kind: Literal["retriever", "reranker"]) -> str:

@@ -146,7 +146,8 @@ def pointwise(
     folder = open_folder(model, wanted="reranker") if isinstance(model, str) else model
     read_by = folder.contract("pair", contract)
     read_by = (adjust(read_by) if adjust else read_by).with_instruction(instruction)
-    read_by = segment_contract(read_by, segments, window=window, stride=stride, max_length=max_length)
+    lengths = {"window": window, "stride": stride, "max_length": max_length}
+    read_by = folder.check_lengths(segment_contract(read_by, segments, **lengths))
     reading = {"precision": precision, "segments": segments, "window": window, "stride": stride}
     unused = unused_settings(segments)
     return Prepared(

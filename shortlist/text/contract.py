@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from shortlist.errors import UserError, unknown
+from shortlist.text.templates import field_names
 
 SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token_id", "<sep>": "sep_token_id"}
 
@@ -72,6 +73,12 @@ class Form:
             pair_length=document or self.pair_length,
         )
 
+    def within(self, longest: int | None) -> "Form":
+        """Return the same form with no length above `longest`."""
+        lengths = {f"{kind}_length": getattr(self, f"{kind}_length") for kind in TEMPLATES if getattr(self, kind)}
+        too_long = {name: longest for name, length in lengths.items() if longest is not None and length > longest}
+        return replace(self, **too_long) if too_long else self
+
     def with_instruction(self, instruction: str | None) -> "Form":
         """Return the same form with another instruction.
 
@@ -80,7 +87,7 @@ class Form:
         """
         if instruction is None:
             return self
-        if not any("{instruction}" in piece for kind in TEMPLATES for piece in getattr(self, kind)):
+        if not any("instruction" in field_names(piece) for kind in TEMPLATES for piece in getattr(self, kind)):
             raise UserError("--instruction: the model's input contract has no place for one; leave it out.")
         return replace(self, instruction=instruction)
 

@@ -1,12 +1,13 @@
 """Queries, documents and pairs -> token ids; no other code does this."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form
+from shortlist.text.templates import field_names, with_text, without
 
 TEXTS_A_CALL = 1024
 """Texts per call of the tokenizer, which needs a hundred bytes per token until it returns."""
@@ -14,6 +15,8 @@ TEXTS_A_CALL = 1024
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
 FIELDS = ("instruction", *NO_TEXT)
 DOCUMENT_FIELDS = ("url", "title", "text")
+FIELDS_OF = {"query": ("query",), "document": DOCUMENT_FIELDS, "pair": tuple(NO_TEXT)}
+"""Fields of each template, besides {instruction}."""
 
 
 class Tokenizer(Protocol):
@@ -25,6 +28,10 @@ class Tokenizer(Protocol):
     def __call__(self, text: list[str], /, **options: Any) -> Any: ...
 
     def convert_ids_to_tokens(self, ids: list[int], /) -> list[str]: ...
+
+
+OnCut = Callable[[str, int, int], None]
+"""Called with the kind of input, the number of texts that were too long and were cut, and the number of all."""
 
 
 class Inputs:
@@ -39,6 +46,8 @@ class Inputs:
         self.pad_id: int = tokenizer.pad_token_id or 0
         if self.pad_id == tokenizer.eos_token_id:  # padding is masked everywhere, so any other token will do
             self.pad_id = int(tokenizer.eos_token_id == 0)
+        self.on_cut: OnCut | None = None
+        """Told of all texts that may be cut; for one thread alone."""
         self._form = form
         self._special: dict[str, int] = {}
         for piece in {*form.query, *form.document, *form.pair} & SPECIAL.keys():
@@ -51,6 +60,7 @@ class Inputs:
             self._special[piece] = token_id
         for kind in TEMPLATES:
             if getattr(form, kind):
+                self._check_fields(kind)
                 self._check_room(kind)
 
     @property
@@ -60,6 +70,19 @@ class Inputs:
         It is fixed; for another form, make and prove new inputs.
         """
         return self._form
+
+    def _check_fields(self, kind: str) -> None:
+        for piece in getattr(self.form, kind):
+            try:
+                unknown = () if piece in SPECIAL else field_names(piece) - {"instruction", *FIELDS_OF[kind]}
+            except ValueError:
+                unknown = ("",)
+            if unknown:
+                expected = ", ".join(f"{{{name}}}" for name in FIELDS_OF[kind])
+                raise UserError(
+                    f"{kind} of the input contract: {piece!r} has another field than {expected} or {{instruction}}; "
+                    "write {{ and }} for braces that stand for themselves."
+                )
 
     def _check_room(self, kind: str) -> None:
         length = getattr(self.form, f"{kind}_length")
@@ -79,12 +102,12 @@ class Inputs:
     def query_ids(self, queries: Sequence[Query], *, cut: bool = True) -> list[list[int]]:
         """Tokenise queries; without `cut`, ids may be of any length."""
         rows = [{"query": q.text} for q in queries]
-        return self._ids(self._template("query"), rows, self.form.query_length if cut else None)
+        return self._ids(self._template("query"), rows, self.form.query_length if cut else None, kind="queries")
 
     def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
         """Tokenise documents; without `cut`, ids may be of any length."""
         rows = [self._fields(d) for d in documents]
-        return self._ids(self._template("document"), rows, self.form.document_length if cut else None)
+        return self._ids(self._template("document"), rows, self.form.document_length if cut else None, kind="documents")
 
     def pair_ids(
         self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True, turned: bool = False
@@ -101,7 +124,7 @@ class Inputs:
         template, length = self._template("pair"), self.form.pair_length
         template = turn(template) if turned else template
         rows = [{"query": q.text} | self._fields(d) for q, d in pairs]
-        ids = self._ids(template, rows, length if cut else None)
+        ids = self._ids(template, rows, length if cut else None, kind="pairs")
         self.check_queries(dict.fromkeys(pairs[i][0] for i, row in enumerate(ids) if len(row) >= length))
         return ids
 
@@ -137,11 +160,13 @@ class Inputs:
             return {"url": url, "title": title.replace("-", " ").strip(), "text": text}
         return {"url": url.strip(), "title": title.strip(), "text": text.strip()}
 
-    def _ids(self, template: tuple[str, ...], rows: Sequence[dict[str, str]], length: int | None) -> list[list[int]]:
+    def _ids(
+        self, template: tuple[str, ...], rows: Sequence[dict[str, str]], length: int | None, *, kind: str = ""
+    ) -> list[list[int]]:
         """Tokenise each row of fields with a template.
 
         If `length` is given, ids are cut to it at the end of the last piece with a field, if possible one of the
-        document.
+        document, and `on_cut` is told.
         """
         if not rows:
             return []
@@ -152,18 +177,21 @@ class Inputs:
         last = max(
             range(len(template)), key=lambda i: (_has(template[i], DOCUMENT_FIELDS), _has(template[i], FIELDS), i)
         )
-        ids = []
+        ids, num_cut = [], 0
         for row in zip(*columns, strict=True):
             parts = list(row)
             if length is not None:
                 others = sum(map(len, parts)) - len(parts[last])
+                num_cut += len(parts[last]) > length - others
                 parts[last] = parts[last][: max(0, length - others)]
             ids.append([token for part in parts for token in part])
+        if length is not None and self.on_cut:
+            self.on_cut(kind, num_cut, len(rows))
         return ids
 
     def _tokenize(self, piece: str, rows: Sequence[dict[str, str]]) -> list[list[int]]:
         verbatim = self.form.verbatim
-        piece = piece.replace("{instruction}", self.form.instruction.replace("{", "{{").replace("}", "}}"))
+        piece = with_text(piece, "instruction", self.form.instruction)
         texts = [piece.format_map(row).strip() if verbatim else filled(piece, row) for row in rows]
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         starts = range(0, len(texts), TEXTS_A_CALL)
@@ -173,13 +201,13 @@ class Inputs:
 def turn(pair: tuple[str, ...]) -> tuple[str, ...]:
     """Swap the query and the document in a pair's template, with their prompts."""
     pieces = [part for piece in pair for part in re.split(r"(?<=\{query\})\s+", piece)]
-    query, text = (next(i for i, piece in enumerate(pieces) if field in piece) for field in ("{query}", "{text}"))
+    query, text = (next(i for i, piece in enumerate(pieces) if _has(piece, [field])) for field in ("query", "text"))
     pieces[query], pieces[text] = pieces[text], pieces[query]
     return tuple(pieces)
 
 
 def _has(piece: str, names: Iterable[str]) -> bool:
-    return any(f"{{{name}}}" in piece for name in names)
+    return not field_names(piece).isdisjoint(names)
 
 
 def filled(piece: str, values: dict[str, str]) -> str:
@@ -187,8 +215,4 @@ def filled(piece: str, values: dict[str, str]) -> str:
 
     An empty field is removed together with one space next to it, so without a title only the text is left.
     """
-    for name, value in values.items():
-        if not value:
-            for field in (f"{{{name}}} ", f" {{{name}}}", f"{{{name}}}"):
-                piece = piece.replace(field, "")
-    return piece.format_map(values)
+    return without(piece, tuple(name for name, value in values.items() if not value)).format_map(values)

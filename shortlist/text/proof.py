@@ -7,6 +7,7 @@ from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form
 from shortlist.text.inputs import Inputs
+from shortlist.text.templates import prompt, unescaped
 
 WORDS = "long words "
 PROOF_WORDS = 10_000
@@ -71,17 +72,17 @@ def _prove_prompts(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None
     for piece in template:
         if piece in SPECIAL:
             continue
-        for token in TOKEN.findall(piece):
+        for token in TOKEN.findall(unescaped(piece)):
             if len(_ids(tokenizer, token)) != 1:
                 raise UserError(
                     f"{tokenizer.name_or_path}: the tokenizer has no token {token!r}, which the {kind} of the input "
                     "contract holds; choose another --contract."
                 )
-        prompt = piece.split("{")[0]
-        alone, before_text = _ids(tokenizer, prompt), _ids(tokenizer, prompt + WORDS)
+        start = prompt(piece)
+        alone, before_text = _ids(tokenizer, start), _ids(tokenizer, start + WORDS)
         if before_text[: len(alone[:-1])] != alone[:-1]:
             raise UserError(
-                f"{tokenizer.name_or_path}: the tokenizer takes the prompt {prompt!r} apart in another way before a "
+                f"{tokenizer.name_or_path}: the tokenizer takes the prompt {start!r} apart in another way before a "
                 "text than by itself, so a model cannot know it; choose another --contract."
             )
 

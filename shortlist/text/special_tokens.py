@@ -5,6 +5,7 @@ from typing import Any
 
 from shortlist.errors import UserError
 from shortlist.text.contract import SPECIAL
+from shortlist.text.templates import literal
 
 SAMPLES = ("a", "b")
 
@@ -34,16 +35,6 @@ def around_two(tokenizer: Any) -> tuple[list[str], list[str], list[str]]:
     parts = whole[:first], whole[first + len(one) : second], whole[second + len(two) :]
     start, middle, end = (_pieces(tokenizer, part) for part in parts)
     return start, middle, end
-
-
-def literal(text: str) -> str:
-    """Escape braces, so that a text stands for itself in a piece."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-def unescaped(piece: str) -> str:
-    """Return the text that a piece without fields stands for."""
-    return piece.replace("{{", "{").replace("}}", "}")
 
 
 def _bare(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

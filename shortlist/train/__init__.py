@@ -19,8 +19,9 @@ from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
+from shortlist.records import Qrels
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
-from shortlist.train.examples import batches, num_steps
+from shortlist.train.examples import batches, learn_together, num_steps
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
@@ -49,14 +50,14 @@ def run(config: Config) -> None:
     start = time.perf_counter()
     with meet() as world:
         collection = open_collection(config.collection)
-        source = collect_groups(config, collection)
+        config, source = collect_groups(config, collection)
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
         config = replace(config, backbone=backbone.name)
         empty, _ = adapted_model(
             config, backbone, empty=True, attention=config.attention
         )  # refuses what does not fit together
         if config.heldout_split:
-            collection.qrels(config.heldout_split)
+            _warn_of_one_split(config, collection.qrels(config.heldout_split), source)
         if config.dry_run:
             if world.leads:
                 _foresee(config, empty, collection, source, world)
@@ -135,6 +136,7 @@ def _claim(config: Config, backbone: ModelFolder, collection: Collection, source
             "backbone": backbone.identity,
             "collection": collection.identity("corpus", "queries"),
             "groups": source.identity,
+            **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
         },
         folder=True,
     )
@@ -152,6 +154,7 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
         batch_size=config.batch_size,
         negatives=config.negatives,
         steps=_num_steps(config, source),
+        merge=_merge(config, source),
         seed=config.seed,
         token_budget=config.token_budget or TOKENS[device.type],
         processes=world.size,
@@ -165,15 +168,36 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
     print("\n".join(expected.lines()))
 
 
+def _warn_of_one_split(config: Config, heldout: Qrels, source: GroupSource) -> None:
+    """Say how many held-out queries are trained on, too."""
+    judged = {query_id for query_id, grades in heldout.items() if max(grades.values(), default=0) > 0}
+    if shared := judged & {group.query_id for group in source.groups}:
+        say(
+            f"train: {len(shared):,} of {len(judged):,} queries of --heldout-split {config.heldout_split} are trained "
+            "on, too, so the best step is chosen by what was learned by heart; name a split of other queries."
+        )
+
+
 def _num_steps(config: Config, source: GroupSource) -> int:
-    return config.steps or num_steps(len(source.groups), config.batch_size, config.epochs)
+    merge = _merge(config, source)
+    return config.steps or num_steps(len(source.groups), config.batch_size, config.epochs, merge=merge)
+
+
+def _merge(config: Config, source: GroupSource) -> bool:
+    """Whether a query left over at the end of an epoch joins the step before it."""
+    return learn_together(named_kind(config.kind).role, source.groups, config.negatives)
 
 
 def _examples(
     config: Config, collection: Collection, source: GroupSource, model: Trainable, steps: range
 ) -> Iterator[Example]:
-    """Make the examples of these steps."""
-    terms = losses(config)
+    """Make the examples of these steps, and say in the end how many texts were cut."""
+    terms, counts = losses(config), dict[str, list[int]]()
+
+    def count(kind: str, num_cut: int, num_texts: int) -> None:
+        counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
+
+    model.inputs.on_cut = count
     for batch in batches(
         source.groups,
         source.queries,
@@ -183,8 +207,15 @@ def _examples(
         seed=config.seed,
         first_step=steps.start,
         steps=steps.stop,
+        merge=_merge(config, source),
+        judged=source.judged,
     ):
         yield make_example(config.kind, model.inputs, batch, terms)
+    form = model.inputs.form
+    longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
+    for kind, (num_cut, num_texts) in counts.items():
+        if num_cut:
+            say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {longest[kind]} tokens.")
 
 
 def _evaluation(config: Config, collection: Collection, model: Trainable) -> Evaluation | None:

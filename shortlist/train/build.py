@@ -1,5 +1,6 @@
 """Starting point of a training run: groups with their queries, and the model to train."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from shortlist.data.collections import Collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapters import add_lora, parse_lora
 from shortlist.models.backbone import checkpoint_layers
@@ -16,32 +18,60 @@ from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
 from shortlist.models.save import Trainable
 from shortlist.progress import say
+from shortlist.records import Group
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups
 from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs
+from shortlist.train.negatives import check_negatives, with_negatives
 from shortlist.train.settings import Config, losses
 
 
-def collect_groups(config: Config, collection: Collection) -> GroupSource:
-    """Collect the groups with their queries and check them against the losses.
+def collect_groups(config: Config, collection: Collection) -> tuple[Config, GroupSource]:
+    """Collect the groups with their queries and negatives, and check them against losses and kind of model.
 
-    Groups with too few negatives are counted in a message.
+    Groups with too few negatives are counted in a message. A reranker's groups that are made here get negatives, as the
+    returned config says.
     """
-    where = str(config.groups or f"{config.collection} {config.split}")
+    where, role = str(config.groups or f"{config.collection} {config.split}"), named_kind(config.kind).role
     if config.groups:
         source = open_groups(str(config.groups))
     else:
         qrels = collection.qrels(config.split)
         source = GroupSource(groups_from_qrels(qrels), {}, collection.identity(f"qrels/{config.split}"))
-    check_needs(losses(config), source.groups, where=where)
+        if role == "reranker" and config.negatives_from is None:
+            config = replace(config, negatives_from="bm25")
     if any(group.query_id not in source.queries for group in source.groups):
         queries = {query.query_id: query for query in collection.queries(config.split)}
-        source = source._replace(queries=queries | source.queries)
+        source = source._replace(queries=queries | source.queries, judged=_judged(config, collection, source.groups))
     check_groups(source.groups, source.queries, where=where)
+    if config.negatives_from and config.negatives != 0:
+        options = {"negatives": config.negatives, "seed": config.seed}
+        source = with_negatives(source, collection, config.negatives_from, **options)
+    check_needs(losses(config), source.groups, where=where)
+    sizes = {"negatives": config.negatives, "batch_size": config.batch_size}
+    check_negatives(role, source.groups, **sizes, where=where, flag="--negatives-from")
     if short := shortfall(source.groups, config.negatives or 0):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
-    return source
+    return config, source
+
+
+def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> dict[str, frozenset[str]]:
+    """Find the judged documents of the groups' queries that are relevant, but in no group."""
+    if not config.groups:
+        return {}
+    try:
+        qrels = collection.qrels(config.split)
+    except UserError:  # a split without judgements has queries all the same
+        return {}
+    named: dict[str, set[str]] = {}
+    for group in groups:
+        named.setdefault(group.query_id, set()).update(group.positives)
+    relevant = {
+        query_id: frozenset(doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade > 0) - doc_ids
+        for query_id, doc_ids in named.items()
+    }
+    return {query_id: doc_ids for query_id, doc_ids in relevant.items() if doc_ids}
 
 
 def build_model(config: Config, backbone: ModelFolder, device: torch.device, world: World) -> tuple[Trainable, Any]:

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, final
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from shortlist.data.collections import Collection
 from shortlist.errors import UserError
 from shortlist.math.sampling import epoch_negatives
 from shortlist.records import Document, Group, Query
+from shortlist.text.fingerprint import document_fingerprint, fingerprint
 
 T = TypeVar("T")
 
@@ -27,6 +28,8 @@ class Batch(NamedTuple):
     documents: list[list[Document]]
     positives: list[frozenset[str]]
     """Ids of all documents relevant to each query, including those outside the batch."""
+    answers: Sequence[frozenset[int]] = ()
+    """Fingerprints of the texts of the relevant documents outside the batch, if any are known."""
     scores: Sequence[tuple[float, ...]] = ()
     """A teacher's score for each document, if the groups have such scores."""
     grades: Sequence[tuple[int, ...]] = ()
@@ -60,12 +63,21 @@ def draw_groups(
         yield drawn
 
 
-def num_steps(num_groups: int, batch_size: int, epochs: int) -> int:
+def num_steps(num_groups: int, batch_size: int, epochs: int, *, merge: bool = False) -> int:
     """Count the steps of all epochs.
 
     The last step of an epoch may have fewer queries, but their groups are complete.
+
+    Args:
+        merge: one query left over joins the step before it, as alone it would have no negative.
     """
-    return -(-num_groups // batch_size) * epochs
+    left_over = merge and num_groups > batch_size and num_groups % batch_size == 1
+    return (-(-num_groups // batch_size) - left_over) * epochs
+
+
+def learn_together(role: str, groups: Sequence[Group], negatives: int | None) -> bool:
+    """Whether some queries have no negatives except the other documents of their batch."""
+    return role == "retriever" and (negatives == 0 or not all(group.negatives for group in groups))
 
 
 def batches(
@@ -78,26 +90,76 @@ def batches(
     seed: int,
     first_step: int,
     steps: int,
+    merge: bool = False,
+    judged: Mapping[str, frozenset[str]] | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batches of steps first_step, ..., steps - 1, with their texts."""
-    relevant: dict[str, frozenset[str]] = {}
-    for group in groups:  # a query may have several groups
-        relevant[group.query_id] = relevant.get(group.query_id, frozenset()) | frozenset(group.positives)
-    per_epoch = num_steps(len(groups), batch_size, 1)
+    """Yield the batches of steps first_step, ..., steps - 1, with their texts.
+
+    Args:
+        merge: as for `num_steps`.
+        judged: ids of relevant documents that no group names, for each query.
+    """
+    relevant = _Relevant(groups, queries, collection, judged or {})
+    per_epoch = num_steps(len(groups), batch_size, 1, merge=merge)
     drawn: Iterator[Group] = iter(())
     for step in range(first_step, steps):
         epoch, place = divmod(step, per_epoch)
         if step == first_step or place == 0:
             drawn = draw_groups(groups, epoch=epoch, seed=seed, negatives=negatives, first=place * batch_size)
-        chosen = list(islice(drawn, batch_size))
+        chosen = list(islice(drawn, batch_size if place < per_epoch - 1 else batch_size + merge))
         texts = collection.documents({doc_id for group in chosen for doc_id in group.positives + group.negatives})
+        positives = [relevant.doc_ids(group) for group in chosen]
         yield Batch(
             queries=[queries[group.query_id] for group in chosen],
             documents=[[texts[doc_id] for doc_id in group.positives + group.negatives] for group in chosen],
-            positives=[relevant[group.query_id] for group in chosen],
+            positives=positives,
+            answers=relevant.texts([doc_ids - texts.keys() for doc_ids in positives]),
             scores=[group.scores for group in chosen],
             grades=[group.grades for group in chosen],
         )
+
+
+@final
+class _Relevant:
+    """The documents relevant to each query; queries with equal texts are one query."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        queries: Mapping[str, Query],
+        collection: Collection,
+        judged: Mapping[str, frozenset[str]],
+    ) -> None:
+        self._collection = collection
+        self._query = {query_id: fingerprint(queries[query_id].text) for query_id in {g.query_id for g in groups}}
+        self._grouped: dict[int, frozenset[str]] = {}
+        self._judged: dict[int, frozenset[str]] = {}
+        for group in groups:  # a query may have several groups
+            self._add(self._grouped, group.query_id, frozenset(group.positives))
+        for query_id in judged.keys() & self._query.keys():
+            self._add(self._judged, query_id, judged[query_id])
+        self._texts: dict[str, int] = {}
+
+    def _add(self, relevant: dict[int, frozenset[str]], query_id: str, doc_ids: frozenset[str]) -> None:
+        query = self._query[query_id]
+        relevant[query] = relevant.get(query, frozenset()) | doc_ids
+
+    def doc_ids(self, group: Group) -> frozenset[str]:
+        """Return all documents relevant to a group's query.
+
+        Judgements do not count against what the group itself calls a negative.
+        """
+        query = self._query[group.query_id]
+        return self._grouped[query] | self._judged.get(query, frozenset()).difference(group.negatives)
+
+    def texts(self, wanted: Sequence[frozenset[str]]) -> list[frozenset[int]]:
+        """Return the fingerprints of documents; those that the corpus lacks are left out."""
+        new = frozenset[str]().union(*wanted) - self._texts.keys()
+        if new:
+            there = new.difference(self._collection.missing(new))
+            found = self._collection.documents(there)
+            self._texts |= {doc_id: document_fingerprint(document) for doc_id, document in found.items()}
+        return [frozenset(self._texts[doc_id] for doc_id in doc_ids if doc_id in self._texts) for doc_ids in wanted]
 
 
 def check_groups(groups: Sequence[Group], queries: Mapping[str, Query], *, where: str) -> None:

@@ -98,6 +98,7 @@ def forecast(
     batch_size: int,
     negatives: int | None,
     steps: int,
+    merge: bool = False,
     seed: int,
     token_budget: int,
     processes: int = 1,
@@ -110,6 +111,7 @@ def forecast(
 
     Args:
         kind: kind of model, which decides the objective.
+        merge: as for `num_steps`.
         model: with its adapter, and with its layers checkpointed if they will be; may lie on the device `meta`.
         sharded: divide the model among the processes.
         cached: use the grad-cached step.
@@ -126,7 +128,7 @@ def forecast(
     worst = max(first, key=lambda passes: _tokens(passes[:1] if cached else passes))
     real = sum(map(sum, (texts.lengths for texts in sample)))
     num_groups = sum(texts.num_groups for texts in sample)
-    visits = _visits(len(groups), batch_size, steps)
+    visits = _visits(len(groups), batch_size, steps, merge=merge)
     size = min(batch_size, len(groups))
     uncut, cut = _by_kind([texts.uncut for texts in sample]), _by_kind([texts.cut for texts in sample])
     return Forecast(
@@ -169,9 +171,9 @@ class _Texts(NamedTuple):
         return [length for lengths in self.cut.values() for length in lengths]
 
 
-def _visits(num_groups: int, batch_size: int, steps: int) -> int:
+def _visits(num_groups: int, batch_size: int, steps: int, *, merge: bool = False) -> int:
     """Count the groups trained on in `steps` steps; an epoch's last batch may be short."""
-    full_epochs, rest = divmod(steps, num_steps(num_groups, batch_size, 1))
+    full_epochs, rest = divmod(steps, num_steps(num_groups, batch_size, 1, merge=merge))
     return full_epochs * num_groups + min(rest * batch_size, num_groups)
 
 

@@ -1,6 +1,6 @@
 """Training objectives: batch -> inputs, and outputs -> ranking and loss."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
 from shortlist.models.outputs import Rows
+from shortlist.text.fingerprint import document_fingerprint
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
 from shortlist.train.losses import Term, total_loss
@@ -66,16 +67,22 @@ def both_orders_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
 def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
     """Rank all documents of the batch for every query by dot products.
 
-    A query's other positives in the batch do not count.
+    A query's other positives in the batch, and documents with the text of a positive, do not count.
     """
-    columns: dict[str, list[int]] = {}
-    doc_ids = [document.doc_id for group in batch.documents for document in group]
-    for column, doc_id in enumerate(doc_ids):
-        columns.setdefault(doc_id, []).append(column)
+    texts = [list(map(document_fingerprint, group)) for group in batch.documents]
+    together = [text for group in texts for text in group]
+    columns: dict[int, list[int]] = {}
+    for column, text in enumerate(together):
+        columns.setdefault(text, []).append(column)
     sizes = torch.tensor([len(group) for group in batch.documents])
     positive_columns = torch.cumsum(sizes, 0) - sizes
-    keep = countable(doc_ids, positive_columns.tolist(), batch.positives)
-    known = _known(batch, [[columns[document.doc_id] for document in group] for group in batch.documents], keep)
+    keep = countable(together, positive_columns.tolist(), _answers(batch, texts))
+    first = [{text: place for place, text in reversed(list(enumerate(group)))} for group in texts]
+    places = [  # the first of equal texts in a group says how relevant they are
+        [columns[text] if rank == known_at[text] else [] for rank, text in enumerate(group)]
+        for group, known_at in zip(texts, first, strict=True)
+    ]
+    known = _known(batch, places, keep)
 
     def learn(vectors: Rows) -> Outcome:
         queries, documents = vectors.values[: len(batch.queries)], vectors.values[len(batch.queries) :]
@@ -87,10 +94,12 @@ def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Ter
 def rank_groups(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
     """Rank the documents of each query's group by the scores of its pairs.
 
-    Groups with fewer documents than others stay as they are.
+    Groups with fewer documents than others stay as they are. Documents with the text of a positive do not count.
     """
     sizes = [len(group) for group in batch.documents]
-    keep = pad_sequence([torch.ones(size, dtype=torch.bool) for size in sizes], batch_first=True)
+    texts = [list(map(document_fingerprint, group)) for group in batch.documents]
+    rows = [countable(row, [0], [answers])[0] for row, answers in zip(texts, _answers(batch, texts), strict=True)]
+    keep = pad_sequence(rows, batch_first=True)
     known = _known(batch, [[[place] for place in range(size)] for size in sizes], keep)
 
     def learn(scores: Rows) -> Outcome:
@@ -121,29 +130,43 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def countable(
-    doc_ids: Sequence[str], positive_columns: Sequence[int], positives: Sequence[Collection[str]]
+    texts: Sequence[Hashable], positive_columns: Sequence[int], answers: Sequence[Collection[Hashable]]
 ) -> Bool[Tensor, "queries docs"]:
     """Find which documents of a batch may count for which query.
 
-    For each query, its other positives are left out (pushing them away would unlearn them), and each document id counts
-    once, however often the batch holds it.
+    For each query, its other positives are left out (pushing them away would unlearn them), and each text counts once,
+    however often the batch holds it.
 
     Args:
-        doc_ids: id of every document of the batch.
+        texts: the text of every document of the batch, or something that stands for it.
         positive_columns: column of the positive in each query's group.
-        positives: ids of all documents relevant to each query.
+        answers: texts of all documents relevant to each query.
     """
-    columns: dict[str, list[int]] = {}
-    for column, doc_id in enumerate(doc_ids):
-        columns.setdefault(doc_id, []).append(column)
-    keep = torch.ones(len(positive_columns), len(doc_ids), dtype=torch.bool)
+    columns: dict[Hashable, list[int]] = {}
+    for column, text in enumerate(texts):
+        columns.setdefault(text, []).append(column)
+    keep = torch.ones(len(positive_columns), len(texts), dtype=torch.bool)
     for again in columns.values():
         keep[:, again[1:]] = False
-    for row, (column, relevant) in enumerate(zip(positive_columns, positives, strict=True)):
-        for doc_id in {*relevant, doc_ids[column]}:
-            keep[row, columns.get(doc_id, [])] = False
+    for row, (column, relevant) in enumerate(zip(positive_columns, answers, strict=True)):
+        for text in {*relevant, texts[column]}:
+            keep[row, columns.get(text, [])] = False
         keep[row, column] = True
     return keep
+
+
+def _answers(batch: Batch, texts: Sequence[Sequence[int]]) -> list[frozenset[int]]:
+    """Collect the texts of each query's relevant documents, as far as they are known."""
+    known = {
+        document.doc_id: text
+        for group, group_texts in zip(batch.documents, texts, strict=True)
+        for document, text in zip(group, group_texts, strict=True)
+    }
+    outside = batch.answers or [frozenset[int]()] * len(batch.queries)
+    return [
+        others.union(known[doc_id] for doc_id in known.keys() & positives)
+        for positives, others in zip(batch.positives, outside, strict=True)
+    ]
 
 
 class _Known(NamedTuple):

@@ -27,7 +27,10 @@ class Config:
     """Folder for the model; the same job is continued where it left off, another job is refused."""
     groups: str | Path | None = None
     """Groups from `shortlist mine`, Tevatron's training JSONL, or an `hf:` name. Without it, the judged pairs of
-    --split are used, with in-batch negatives only."""
+    --split are used: a retriever learns from in-batch negatives, a reranker from those of --negatives-from."""
+    negatives_from: Literal["random", "bm25"] | None = None
+    """Give negatives to groups that have none: bm25 draws them from its 200 best hits for the query, random from the
+    whole corpus (None: bm25 for a reranker without --groups, otherwise such groups stay as they are)."""
     split: str = "train"
     """Split of the collection that has the groups' queries."""
     contract: str | None = None

@@ -6,7 +6,7 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.documents import Document as Found
 from langchain_core.vectorstores import InMemoryVectorStore
-from tiny import DOCUMENTS
+from tiny import DOCUMENTS, QUERIES
 
 from shortlist import Document, Pipeline, Reranker, Retriever
 from shortlist.integrations.langchain import PipelineRetriever, RerankerCompressor, RetrieverEmbeddings
@@ -55,3 +55,14 @@ def test_a_reranker_compresses_documents(tiny):
 def test_a_pipeline_answers_asynchronously_too(pipeline: Pipeline):
     retriever = PipelineRetriever(pipeline=pipeline)
     assert asyncio.run(retriever.ainvoke(QUESTION)) == retriever.invoke(QUESTION)
+
+
+def test_questions_asked_together_get_what_each_gets_alone(pipeline: Pipeline):
+    questions = [query.text for query in QUERIES] * 4
+    retriever = PipelineRetriever(pipeline=pipeline)
+    together = retriever.batch(questions, config={"max_concurrency": 8})
+    for question, found in zip(questions, together, strict=True):
+        alone = retriever.invoke(question)
+        assert [each.id for each in found] == [each.id for each in alone]
+        scores = [each.metadata["score"] for each in alone]
+        assert [each.metadata["score"] for each in found] == pytest.approx(scores, abs=1e-5)

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from samples import DOCUMENTS, PAIRS
 from tiny import shaken
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from shortlist import export
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.models.run import embed_documents, score_pairs
@@ -79,6 +82,38 @@ def test_a_published_reranker_gives_the_scores_of_peft(form: str, contract: str,
     with torch.inference_mode():
         expected = [float(model(input_ids=torch.tensor([row])).logits) for row in rows]
     close(score_pairs(reranker, PAIRS), np.array(expected))
+
+
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r"model\.layers\.\d+\.self_attn\.(q|v)_proj"},
+        {"rank_pattern": {Q0: 6}, "alpha_pattern": {Q0: 64}},
+        {"alpha_pattern": {"q_proj": 64}, "use_rslora": True},
+        {"layers_to_transform": [1]},
+        {"exclude_modules": [Q0]},
+        {"exclude_modules": r"model\.layers\.0\..*"},
+        {"use_dora": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_layers_are_named_as_in_the_model_that_an_adapter_was_made_for(
+    kind: Any, settings: dict[str, Any], llama: Path, tmp_path: Path
+):
+    options = {"num_labels": 1} if kind is AutoModelForSequenceClassification else {}
+    task = TaskType.SEQ_CLS if options else TaskType.CAUSAL_LM
+    model = shaken(
+        get_peft_model(kind.from_pretrained(llama, **options), LoraConfig(**SETTINGS | settings, task_type=task))
+    )
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        retriever = load_retriever(str(tmp_path), contract="repllama")
+    close(embed_documents(retriever, DOCUMENTS), last_states(model, retriever.inputs.document_ids(DOCUMENTS)))
 
 
 def test_an_adapter_without_a_tokenizer_has_its_bases(llama: Path, tmp_path: Path):
@@ -165,4 +200,44 @@ def test_weights_under_other_names_are_refused(llama: Path, tmp_path: Path):
     path = folder / "adapter_model.safetensors"
     save_file({key.replace("q_proj", "query"): value for key, value in load_file(path).items()}, path)
     with pytest.raises(UserError, match="no place for 4 of its weights"):
+        load_retriever(str(folder), contract="repllama")
+
+
+def moved(llama: Path, tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
+    """A retriever's adapter of ours and its base, both moved into another folder, and the vectors from before."""
+    from named import retriever_to_train
+
+    from shortlist.models.adapters import Lora, add_lora
+
+    before, after = tmp_path / "before", tmp_path / "after"
+    base = shutil.copytree(llama, before / "models/base")
+    model = retriever_to_train(str(base))
+    adapter = add_lora(model.backbone, Lora(r=4, alpha=8))
+    save_model(shaken(model), before / "adapter", adapter=adapter, base=str(base))
+    vectors = embed_documents(load_retriever(str(before / "adapter")), DOCUMENTS)
+    before.rename(after)
+    return after / "adapter", after / "models/base", vectors
+
+
+def test_a_base_that_moves_together_with_its_adapter_is_found(llama: Path, tmp_path: Path):
+    adapter, _, vectors = moved(llama, tmp_path)
+    close(embed_documents(load_retriever(str(adapter)), DOCUMENTS), vectors)
+
+
+def test_a_base_that_moves_alone_is_named_once_and_for_all(llama: Path, tmp_path: Path):
+    adapter, base, vectors = moved(llama, tmp_path)
+    base = base.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"adapter: is an adapter, and its base model cannot be opened: .*--base BASE"):
+        load_retriever(str(adapter))
+    export.run(export.Config(model=str(adapter), to="peft", base=str(base), out=tmp_path / "mended"))
+    close(embed_documents(load_retriever(str(tmp_path / "mended")), DOCUMENTS), vectors)
+    with pytest.raises(UserError, match="--base: .* is a whole model"):
+        export.run(export.Config(model=str(base), to="merged", contract="repllama", base="x", out=tmp_path / "no"))
+
+
+def test_an_adapter_that_is_its_own_base_is_refused(llama: Path, tmp_path: Path):
+    folder, _ = published_retriever(llama, tmp_path)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(folder)}))
+    with pytest.raises(UserError, match="names its own folder as its base model"):
         load_retriever(str(folder), contract="repllama")

@@ -25,6 +25,7 @@ from shortlist.models.backbone import (
     is_causal,
     is_decoder,
     load_backbone,
+    num_positions,
     pooled_states,
     see_both_ways,
 )
@@ -481,3 +482,11 @@ def test_stories260k_gives_the_states_of_its_language_model(stories: Path):
     states = pooled_states(retriever.backbone, torch.tensor([ids]), torch.tensor([len(ids)]), pooling="last")
     logits = states @ whole.lm_head.weight.T
     torch.testing.assert_close(logits[0], whole(torch.tensor([ids])).logits[0, -1], atol=1e-4, rtol=1e-5)
+
+
+def test_rows_of_positions_kept_for_padding_are_not_counted():
+    assert num_positions(small("bert")) == 512
+    assert num_positions(small("roberta")) == 512 - 1
+    assert num_positions(small("distilbert")) == 512
+    for family in ("llama", "modernbert", "gemma3"):
+        assert num_positions(small(family)) is None

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from named import load_retriever
 from samples import DOCUMENTS
-from tiny import Tiny
+from tiny import Tiny, write_bert
 
 from shortlist import encode, export, inspect, rerank, search, train
 from shortlist.data.runs import write_run
@@ -18,6 +19,7 @@ from shortlist.models import folder as folders
 from shortlist.models.folder import open_folder
 from shortlist.models.run import embed_documents
 from shortlist.records import Hit
+from shortlist.rerankers.pointwise import pointwise
 
 
 @pytest.fixture
@@ -151,3 +153,39 @@ def test_the_identity_of_a_folder_changes_with_its_contents(tiny: Tiny, tmp_path
     assert open_folder(str(folder)).identity == open_folder(str(tiny.retriever)).identity
     (folder / "contract.json").write_text("{}")
     assert open_folder(str(folder)).identity != open_folder(str(tiny.retriever)).identity
+
+
+def test_lengths_of_contracts_are_at_most_the_models_positions(tmp_path: Path):
+    folder = open_folder(str(write_bert(tmp_path, max_position_embeddings=40)))
+    assert folder.num_positions == 40
+    contract = folder.contract("document", "bert")
+    assert (contract.form.query_length, contract.form.document_length) == (40, 40)
+    assert folder.any_contract("bert") == contract
+    assert load_retriever(str(tmp_path), contract="bert").contract == contract
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda tiny, bert, out: encode.run(
+            encode.Config(model=bert, contract="bert", collection=str(tiny.collection), out=out, max_length=300)
+        ),
+        lambda tiny, bert, out: train.run(training(tiny, out, backbone=bert, max_length=300)),
+        lambda tiny, bert, out: train.run(training(tiny, out, backbone=bert, query_length=41)),
+        lambda tiny, bert, out: pointwise(model=bert, contract="bert-pair", max_length=300),
+    ],
+    ids=["encode", "train documents", "train queries", "rerank"],
+)
+def test_a_length_beyond_the_positions_is_refused_before_anything_starts(
+    start: Callable[..., Any], tiny: Tiny, tmp_path: Path
+):
+    bert = write_bert(tmp_path / "bert", max_position_embeddings=40)
+    with pytest.raises(
+        UserError, match=r"has positions for 40 tokens, and inputs may have (300|41); expected 40 or less"
+    ):
+        start(tiny, str(bert), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_turning_positions_have_no_limit(tiny: Tiny):
+    assert open_folder(str(tiny.llama)).num_positions is None

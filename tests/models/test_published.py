@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,49 @@ def test_dense_layers_are_read(activation: str, bert: Path, tmp_path: Path):
     torch.manual_seed(0)
     first = modules.Dense(64, 96, activation_function=getattr(torch.nn, activation)())
     second = modules.Dense(96, 24, bias=False, activation_function=torch.nn.Identity())
-    theirs_of(bert, [first, second], prompts=PROMPTS).save(str(tmp_path))
+    theirs_of(bert, [first, second], prompts=PROMPTS, similarity_fn_name="dot").save(str(tmp_path))
     check(tmp_path)
     assert load_retriever(str(tmp_path)).row_shape == (24,)
+
+
+@pytest.mark.parametrize("order", ["DN", "ND", "NDN", "DND"])
+def test_layers_behind_the_pooling_may_come_in_any_order(order: str, bert: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    sizes = [64] + [48] * (order.count("D") - 1) + [24]
+    dense = (modules.Dense(*shape) for shape in pairwise(sizes))
+    layers = [next(dense) if kind == "D" else modules.Normalize() for kind in order]
+    theirs_of(bert, layers, prompts=PROMPTS, similarity_fn_name="dot").save(str(tmp_path))
+    check(tmp_path)
+    assert load_retriever(str(tmp_path)).row_shape == (24,)
+
+
+def test_vectors_of_any_length_are_compared_by_the_models_own_similarity(bert: Path, tmp_path: Path):
+    theirs_of(bert, prompts=PROMPTS, similarity_fn_name="cosine").save(str(tmp_path))
+    theirs, ours = SentenceTransformer(str(tmp_path), device="cpu"), load_retriever(str(tmp_path))
+    asked, found = theirs.encode_query([query.text for query in QUERIES]), theirs.encode_document(texts(DOCUMENTS))
+    assert np.linalg.norm(found, axis=1).std() > 0.01
+    close(embed_queries(ours, QUERIES) @ embed_documents(ours, DOCUMENTS).T, theirs.similarity(asked, found).numpy())
+
+
+@pytest.mark.parametrize("name", ["euclidean", "manhattan"])
+def test_a_similarity_that_is_a_distance_is_refused(name: str, bert: Path, tmp_path: Path):
+    theirs_of(bert, similarity_fn_name=name).save(str(tmp_path))
+    with pytest.raises(UserError, match=rf"compares vectors by '{name}'.*expected cosine or dot"):
+        load_retriever(str(tmp_path))
+
+
+def test_modules_before_the_pooling_are_refused(folder: Path):
+    listed = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([listed[0], listed[2], listed[1], *listed[3:]]))
+    with pytest.raises(UserError, match="has the modules Transformer, Dense, Pooling, Normalize; expected Transformer"):
+        load_retriever(str(folder))
+
+
+@pytest.mark.parametrize("prompt", ["find {text} about: ", "{query}{title} ", "a {{b}} } { c: "])
+def test_braces_in_a_prompt_stand_for_themselves(prompt: str, bert: Path, tmp_path: Path):
+    prompts = {"query": prompt, "document": prompt}
+    theirs_of(bert, [modules.Normalize()], prompts=prompts).save(str(tmp_path))
+    check(tmp_path)
 
 
 def with_end(folder: Path, tokenizer: PreTrainedTokenizerFast, single: str, special: Sequence[str]) -> Path:

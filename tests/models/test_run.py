@@ -11,6 +11,7 @@ from toys import TOYS, PerToken, Toy, Words
 from transformers import AutoModel, LlamaForSequenceClassification
 
 from shortlist.models import run as run_module
+from shortlist.models.backbone import ONE_AT_A_TIME
 from shortlist.models.dense import DenseModel
 from shortlist.models.kernels.linear import PackedLinear, packing_is_right
 from shortlist.models.outputs import split
@@ -195,3 +196,12 @@ def test_stories260k_encodes_and_reranks_as_in_transformers(stories: Path, tmp_p
     expected = [classifier(torch.tensor([row])).logits[0, 0] for row in ids]
     for_inference(reranker, torch.device("cpu"))
     close(score_pairs(reranker, PAIRS), torch.stack(expected).numpy())
+
+
+def test_a_model_that_changes_its_rotations_runs_in_one_thread_at_a_time(retriever: DenseModel):
+    seen: list[bool] = []
+    retriever.backbone.get_input_embeddings().register_forward_hook(lambda *_: seen.append(ONE_AT_A_TIME.locked()))
+    run_model(retriever, [[1, 2, 3]])
+    retriever.backbone.rope_type = "dynamic"  # type: ignore[assignment]
+    run_model(retriever, [[1, 2, 3]])
+    assert seen == [False, True]

@@ -490,6 +490,13 @@ def test_a_tokenizer_without_eos_stays_unfit():
         Inputs(named_contract("repllama").form.fitted(tokenizer), tokenizer)
 
 
+@pytest.mark.parametrize("piece", ["{text} {query}", "{query", "{} {query}", "{query} }"])
+def test_a_template_with_other_fields_is_refused(piece: str):
+    tokenizer = train_bpe(["some text"], vocab_size=300)
+    with pytest.raises(UserError, match=r"query of the input contract: .* has another field than \{query\}"):
+        Inputs(Form(query=(piece,)), tokenizer)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

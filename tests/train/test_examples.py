@@ -8,7 +8,8 @@ from tiny import Tiny
 from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
 from shortlist.records import Group, Query
-from shortlist.train.examples import Batch, ahead, batches, check_groups, draw_groups, num_steps
+from shortlist.text.fingerprint import document_fingerprint
+from shortlist.train.examples import Batch, ahead, batches, check_groups, draw_groups, learn_together, num_steps
 
 GROUPS = [Group(f"q{i}", (f"d{i}",), tuple(f"d{j}" for j in range(12) if j != i)) for i in range(5)]
 QUERIES = {f"q{i}": Query(f"q{i}", f"query {i}") for i in range(5)}
@@ -39,6 +40,38 @@ def test_the_last_batch_of_an_epoch_is_short_of_queries_and_none_is_left_out(tin
     assert sorted(query.query_id for batch in epoch for query in batch.queries) == sorted(QUERIES)
     assert num_steps(5, 2, 1) == 3
     assert num_steps(4, 2, 3) == 6
+
+
+def test_a_query_left_over_joins_the_step_before_it_where_it_would_have_no_negative(tiny: Tiny):
+    for epochs in (1, 2):
+        steps = num_steps(5, 2, epochs, merge=True)
+        merged = made(tiny, steps=steps, merge=True)
+        assert [len(batch.queries) for batch in merged] == [2, 3] * epochs
+        assert made(tiny, steps=steps, merge=True, first_step=steps - 1) == merged[-1:]
+    assert num_steps(6, 2, 1, merge=True) == 3
+    assert num_steps(1, 2, 1, merge=True) == 1
+    alone = [group._replace(negatives=()) for group in GROUPS]
+    assert learn_together("retriever", alone, None)
+    assert learn_together("retriever", GROUPS, 0)
+    assert not learn_together("retriever", GROUPS, None)
+    assert not learn_together("reranker", alone, None)
+
+
+def test_queries_with_equal_texts_share_their_positives(tiny: Tiny):
+    groups = [Group("q0", ("d0",), ("d3",)), Group("q1", ("d1",), ("d4",)), Group("q2", ("d2",))]
+    queries = QUERIES | {"q1": Query("q1", "QUERY  0")}
+    collection = open_collection(str(tiny.collection))
+    [batch] = batches(groups, queries, collection, batch_size=3, negatives=3, seed=0, first_step=0, steps=1)
+    found = {query.query_id: doc_ids for query, doc_ids in zip(batch.queries, batch.positives, strict=True)}
+    assert found == {"q0": {"d0", "d1"}, "q1": {"d0", "d1"}, "q2": {"d2"}}
+
+
+def test_judged_documents_are_positives_too_but_for_a_groups_own_negatives(tiny: Tiny):
+    judged = {"q0": frozenset({"d3", "d5", "missing"}), "elsewhere": frozenset({"d9"})}
+    [batch] = made(tiny, [Group("q0", ("d0",), ("d3",))], batch_size=1, steps=1, judged=judged)
+    assert batch.positives == [{"d0", "d5", "missing"}]
+    [five] = open_collection(str(tiny.collection)).documents(["d5"]).values()
+    assert batch.answers == [{document_fingerprint(five)}]
 
 
 def test_batches_go_on_from_any_step_as_if_never_interrupted(tiny: Tiny):

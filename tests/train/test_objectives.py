@@ -11,6 +11,8 @@ from shortlist.math.losses.contrastive import infonce
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import KINDS
 from shortlist.models.outputs import Rows
+from shortlist.records import Document
+from shortlist.text.fingerprint import document_fingerprint
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
 from shortlist.train.losses import parse_losses
@@ -170,3 +172,47 @@ def test_the_own_positive_stays_even_where_it_is_not_listed():
 def test_one_set_of_positives_is_wanted_for_each_query():
     with pytest.raises(ValueError, match="zip"):
         countable(["a"], [0], [])
+
+
+def twin(document: Document, doc_id: str) -> Document:
+    """The same text under another id, but for case and white space."""
+    return Document(doc_id, f"  {document.text.upper()}")
+
+
+def test_a_text_is_no_negative_of_the_query_it_answers_under_another_id(inputs: Inputs):
+    batch = Batch(
+        QUERIES[:2], [[DOCUMENTS[0]], [twin(DOCUMENTS[0], "other")]], [frozenset({"d0"}), frozenset({"other"})]
+    )
+    assert outcome_of(batch, [[1.0, 1.0], [1.0, 1.0]], inputs).loss.item() == 0.0
+
+
+def test_a_text_counts_once_under_any_id(inputs: Inputs):
+    documents = [[DOCUMENTS[0], DOCUMENTS[5]], [DOCUMENTS[1], twin(DOCUMENTS[5], "other")]]
+    batch = Batch(QUERIES[:2], documents, [frozenset({"d0"}), frozenset({"d1"})])
+    outcome = outcome_of(batch, [[2.0, 1.0, 0.0, 1.0], [0.0, 1.0, 2.0, 1.0]], inputs)
+    assert outcome.loss.item() == pytest.approx(math.log(1 + math.exp(-1) + math.exp(-2)))
+
+
+def test_the_text_of_a_positive_outside_the_batch_is_no_negative(inputs: Inputs):
+    batch = Batch(QUERIES[:2], [[DOCUMENTS[0]], [DOCUMENTS[1]]], [frozenset({"d0", "far"}), frozenset({"d1"})])
+    batch = batch._replace(answers=[frozenset({document_fingerprint(DOCUMENTS[1])}), frozenset()])
+    first, second = 0.0, math.log(1 + math.exp(-1))
+    assert outcome_of(batch, [[1.0, 9.0], [0.0, 1.0]], inputs).loss.item() == pytest.approx((first + second) / 2)
+
+
+def test_the_first_of_equal_texts_in_a_group_says_how_relevant_they_are(inputs: Inputs, given: list[Ranking]):
+    group = [DOCUMENTS[0], twin(DOCUMENTS[0], "other"), DOCUMENTS[1]]
+    batch = Batch(QUERIES[:1], [group], [frozenset({"d0"})], grades=[(3, 1, 0)])
+    outcome = outcome_of(batch, [[1.0, 5.0, 0.0]], inputs, "watched")
+    assert given[0].keep.tolist() == [[True, False, True]]
+    assert given[0].relevance.tolist() == [[3, 3, 0]]
+    assert outcome.accuracy == 1.0
+
+
+def test_a_reranker_does_not_push_away_the_text_of_a_positive(tiny: Tiny, given: list[Ranking]):
+    inputs = reranker_to_train(str(tiny.llama), None, seed=0).inputs
+    documents = [[DOCUMENTS[0], twin(DOCUMENTS[0], "other"), DOCUMENTS[2], DOCUMENTS[1]], [DOCUMENTS[3], DOCUMENTS[4]]]
+    batch = Batch(QUERIES[:2], documents, [frozenset({"d0", "d2"}), frozenset({"d3"})])
+    terms = parse_losses(["watched"], temperature=1.0)
+    make_example("reranker", inputs, batch, terms).objective(Rows(torch.ones(6)))
+    assert given[0].keep.tolist() == [[True, False, False, True], [True, True, False, False]]
