@@ -178,7 +178,7 @@ class Encoder:
         return Retriever.load(self.model, contract=self.contract, **options)
 
     def __call__(self, part: ShardDocuments) -> tuple[Shard, int, int]:
-        """Embed a shard, and return it with the numbers of its tokens and of its documents that were cut."""
+        """Embed a shard, and return it with the numbers of tokens and of cut documents."""
         tokens = num_cut = 0
 
         def count(num_texts: int, num_tokens: int) -> None:

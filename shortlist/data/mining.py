@@ -11,7 +11,7 @@ from shortlist.data.groups import graded
 from shortlist.errors import UserError
 from shortlist.math.sampling import draw_negatives, interleave
 from shortlist.records import Document, Group, Qrels, Run
-from shortlist.text.fingerprint import document_fingerprint
+from shortlist.text.hashes import document_text_hash
 
 
 def mine(
@@ -80,7 +80,7 @@ def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tupl
     ids, prints = [], array("Q")  # 8 bytes per document, as all texts would not fit into memory
     for document in corpus:
         ids.append(document.doc_id)
-        prints.append(document_fingerprint(document))
+        prints.append(document_text_hash(document))
     wanted = set(doc_ids)
     print_of = {doc_id: number for doc_id, number in zip(ids, prints, strict=True) if doc_id in wanted}
     if missing := sorted(wanted - print_of.keys()):

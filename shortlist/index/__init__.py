@@ -93,7 +93,7 @@ def run(config: Config) -> None:
 
 
 def _say_what_was_read(kind: IndexKind, source: str | Path, results: Mapping[str, Any]) -> None:
-    """Say how many documents and words are in an index, or how many of its vectors' documents were cut."""
+    """Say what an index holds, or how many documents of its vectors were cut."""
     if kind.reads == "corpus" and "num_docs" in results:
         words = f", {results['num_words']:,} words" if "num_words" in results else ""
         say(f"index: {results['num_docs']:,} documents{words}.")

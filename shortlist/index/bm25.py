@@ -149,7 +149,7 @@ class BM25Index:
 
 
 def build_bm25(documents: Iterable[Document], folder: Path, *, language: str, k1: float, b: float) -> dict[str, int]:
-    """Build the kind `bm25`; returns the numbers of documents and of their words between white space."""
+    """Build the kind `bm25`, and count documents and words between white space."""
     num_words = 0
 
     def counted() -> Iterator[Document]:

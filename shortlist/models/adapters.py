@@ -132,7 +132,7 @@ def base_name(folder: Path) -> str:
 
 
 def write_base(folder: Path, name: str | None) -> str | None:
-    """Write down where an adapter's base lies as seen from the adapter, and return its name for PEFT's settings."""
+    """Write down where an adapter's base lies, and return its name for PEFT."""
     if not name or not Path(name).exists():
         return name
     write_json(folder / BASE, {"path": relpath(Path(name).resolve(), folder.resolve())})
@@ -201,7 +201,9 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
 
 
 def place_of_backbone(keys: Iterable[str], model: nn.Module) -> str:
-    """Find the name of the backbone inside the model that an adapter was made for; empty if that is the backbone.
+    """Find the name of the backbone inside the model that an adapter was made for.
+
+    It is empty if that model is the backbone itself.
 
     Args:
         keys: the adapter's keys.

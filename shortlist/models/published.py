@@ -114,7 +114,7 @@ def backbone_folder(folder: Path) -> Path:
 
 
 def dense_layers(folder: Path) -> list[DenseLayer | UnitLength]:
-    """Load the dense layers after the pooling, and scalings between them, in the order of modules.json.
+    """Load the dense layers after the pooling, and scalings between them, in order.
 
     Raises:
         UserError: weights are missing, or an activation is not supported.

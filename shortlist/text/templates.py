@@ -1,4 +1,7 @@
-"""Text pieces of a template: literal text and fields in braces; doubled braces stand for themselves."""
+"""Text pieces of a template, with fields in braces.
+
+Doubled braces stand for themselves.
+"""
 
 from collections.abc import Iterable
 from functools import cache
@@ -6,7 +9,7 @@ from string import Formatter
 from typing import NamedTuple
 
 
-class Part(NamedTuple):
+class PiecePart(NamedTuple):
     """A stretch of a piece: literal text, or the name of a field."""
 
     text: str
@@ -14,49 +17,49 @@ class Part(NamedTuple):
 
 
 @cache
-def parse(piece: str) -> tuple[Part, ...]:
+def parse_piece(piece: str) -> tuple[PiecePart, ...]:
     """Split a piece into its parts; neighbouring literal texts are one.
 
     Raises:
         ValueError: a single brace that belongs to no field.
     """
-    parts: list[Part] = []
+    parts: list[PiecePart] = []
     for text, field, *_ in Formatter().parse(piece):
-        parts += [Part(text)] if text else []
-        parts += [Part(field, True)] if field is not None else []
+        parts += [PiecePart(text)] if text else []
+        parts += [PiecePart(field, True)] if field is not None else []
     return tuple(_joined(parts))
 
 
 def field_names(piece: str) -> frozenset[str]:
     """Return the names of the fields in a piece."""
-    return frozenset(part.text for part in parse(piece) if part.is_field)
+    return frozenset(part.text for part in parse_piece(piece) if part.is_field)
 
 
 def prompt(piece: str) -> str:
     """Return the text before the first field."""
-    first = next(iter(parse(piece)), Part(""))
+    first = next(iter(parse_piece(piece)), PiecePart(""))
     return "" if first.is_field else first.text
 
 
 @cache
 def without(piece: str, names: tuple[str, ...]) -> str:
     """Return a piece without some fields, each removed together with one space next to it."""
-    parts = list(parse(piece))
+    parts = list(parse_piece(piece))
     for name in names:
-        while Part(name, True) in parts:
-            place = parts.index(Part(name, True))
-            before, after = parts[place - 1] if place else Part(""), [*parts, Part("")][place + 1]
+        while PiecePart(name, True) in parts:
+            place = parts.index(PiecePart(name, True))
+            before, after = parts[place - 1] if place else PiecePart(""), [*parts, PiecePart("")][place + 1]
             if not after.is_field and after.text.startswith(" "):
-                parts[place + 1] = Part(after.text[1:])
+                parts[place + 1] = PiecePart(after.text[1:])
             elif not before.is_field and before.text.endswith(" "):
-                parts[place - 1] = Part(before.text[:-1])
+                parts[place - 1] = PiecePart(before.text[:-1])
             parts = _joined(part for number, part in enumerate(parts) if number != place)
     return _piece(parts)
 
 
 def with_text(piece: str, name: str, text: str) -> str:
     """Return a piece with a text in place of a field."""
-    return _piece(_joined(Part(text) if part == Part(name, True) else part for part in parse(piece)))
+    return _piece(_joined(PiecePart(text) if part == PiecePart(name, True) else part for part in parse_piece(piece)))
 
 
 def literal(text: str) -> str:
@@ -69,16 +72,16 @@ def unescaped(piece: str) -> str:
     return piece.replace("{{", "{").replace("}}", "}")
 
 
-def _joined(parts: Iterable[Part]) -> list[Part]:
+def _joined(parts: Iterable[PiecePart]) -> list[PiecePart]:
     """Join neighbouring literal texts, and leave out empty ones."""
-    joined: list[Part] = []
+    joined: list[PiecePart] = []
     for part in parts:
         if part.is_field or not joined or joined[-1].is_field:
             joined += [part] if part.text else []
         else:
-            joined[-1] = Part(joined[-1].text + part.text)
+            joined[-1] = PiecePart(joined[-1].text + part.text)
     return joined
 
 
-def _piece(parts: Iterable[Part]) -> str:
+def _piece(parts: Iterable[PiecePart]) -> str:
     return "".join(f"{{{part.text}}}" if part.is_field else literal(part.text) for part in parts)

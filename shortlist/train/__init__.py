@@ -184,14 +184,14 @@ def _num_steps(config: Config, source: GroupSource) -> int:
 
 
 def _merge(config: Config, source: GroupSource) -> bool:
-    """Whether a query left over at the end of an epoch joins the step before it."""
+    """Whether a query left over in an epoch joins the step before it."""
     return learn_together(named_kind(config.kind).role, source.groups, config.negatives)
 
 
 def _examples(
     config: Config, collection: Collection, source: GroupSource, model: Trainable, steps: range
 ) -> Iterator[Example]:
-    """Make the examples of these steps, and say in the end how many texts were cut."""
+    """Make the examples of these steps, and say how many texts were cut."""
     terms, counts = losses(config), dict[str, list[int]]()
 
     def count(kind: str, num_cut: int, num_texts: int) -> None:

@@ -28,7 +28,7 @@ from shortlist.train.settings import Config, losses
 
 
 def collect_groups(config: Config, collection: Collection) -> tuple[Config, GroupSource]:
-    """Collect the groups with their queries and negatives, and check them against losses and kind of model.
+    """Collect the groups with their queries and negatives, and check them.
 
     Groups with too few negatives are counted in a message. A reranker's groups that are made here get negatives, as the
     returned config says.

@@ -16,7 +16,7 @@ from shortlist.data.collections import Collection
 from shortlist.errors import UserError
 from shortlist.math.sampling import epoch_negatives
 from shortlist.records import Document, Group, Query
-from shortlist.text.fingerprint import document_fingerprint, fingerprint
+from shortlist.text.hashes import document_text_hash, text_hash
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     positives: list[frozenset[str]]
     """Ids of all documents relevant to each query, including those outside the batch."""
     answers: Sequence[frozenset[int]] = ()
-    """Fingerprints of the texts of the relevant documents outside the batch, if any are known."""
+    """Hashes of the texts of the relevant documents outside the batch, if any are known."""
     scores: Sequence[tuple[float, ...]] = ()
     """A teacher's score for each document, if the groups have such scores."""
     grades: Sequence[tuple[int, ...]] = ()
@@ -131,7 +131,7 @@ class _Relevant:
         judged: Mapping[str, frozenset[str]],
     ) -> None:
         self._collection = collection
-        self._query = {query_id: fingerprint(queries[query_id].text) for query_id in {g.query_id for g in groups}}
+        self._query = {query_id: text_hash(queries[query_id].text) for query_id in {g.query_id for g in groups}}
         self._grouped: dict[int, frozenset[str]] = {}
         self._judged: dict[int, frozenset[str]] = {}
         for group in groups:  # a query may have several groups
@@ -153,12 +153,12 @@ class _Relevant:
         return self._grouped[query] | self._judged.get(query, frozenset()).difference(group.negatives)
 
     def texts(self, wanted: Sequence[frozenset[str]]) -> list[frozenset[int]]:
-        """Return the fingerprints of documents; those that the corpus lacks are left out."""
+        """Return the hashes of documents' texts, without documents that the corpus lacks."""
         new = frozenset[str]().union(*wanted) - self._texts.keys()
         if new:
             there = new.difference(self._collection.missing(new))
             found = self._collection.documents(there)
-            self._texts |= {doc_id: document_fingerprint(document) for doc_id, document in found.items()}
+            self._texts |= {doc_id: document_text_hash(document) for doc_id, document in found.items()}
         return [frozenset(self._texts[doc_id] for doc_id in doc_ids if doc_id in self._texts) for doc_ids in wanted]
 
 

@@ -15,10 +15,10 @@ from shortlist.train.examples import learn_together
 
 NegativesFrom = Literal["random", "bm25"]
 
-NUMBER = 15
+MINED_NEGATIVES = 15
 """Negatives that a group gets, as from `mine`; more if a step asks for more."""
 
-DEPTH = 200
+MINED_DEPTH = 200
 """Number of BM25's hits to draw from, as in `mine`."""
 
 
@@ -47,8 +47,8 @@ def with_negatives(
     hits: Run = {}
     if origin == "bm25":
         queries = [source.queries[query_id] for query_id in sorted(lacking)]
-        hits = BM25Index.build(track(collection.corpus(), "indexing", unit="documents")).search(queries, DEPTH)
-    options = {"depth": DEPTH, "negatives": max(NUMBER, negatives or 0), "seed": seed}
+        hits = BM25Index.build(track(collection.corpus(), "indexing", unit="documents")).search(queries, MINED_DEPTH)
+    options = {"depth": MINED_DEPTH, "negatives": max(MINED_NEGATIVES, negatives or 0), "seed": seed}
     options |= {"exclude_self": shares_ids(collection.name)}
     found = {group.query_id: group.negatives for group in mine([hits], judged, corpus, same_text, **options)[0]}
     if rest := {query_id: row for query_id, row in judged.items() if query_id not in found}:

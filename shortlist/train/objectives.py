@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
 from shortlist.models.outputs import Rows
-from shortlist.text.fingerprint import document_fingerprint
+from shortlist.text.hashes import document_text_hash
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
 from shortlist.train.losses import Term, total_loss
@@ -69,7 +69,7 @@ def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Ter
 
     A query's other positives in the batch, and documents with the text of a positive, do not count.
     """
-    texts = [list(map(document_fingerprint, group)) for group in batch.documents]
+    texts = [list(map(document_text_hash, group)) for group in batch.documents]
     together = [text for group in texts for text in group]
     columns: dict[int, list[int]] = {}
     for column, text in enumerate(together):
@@ -97,7 +97,7 @@ def rank_groups(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Te
     Groups with fewer documents than others stay as they are. Documents with the text of a positive do not count.
     """
     sizes = [len(group) for group in batch.documents]
-    texts = [list(map(document_fingerprint, group)) for group in batch.documents]
+    texts = [list(map(document_text_hash, group)) for group in batch.documents]
     rows = [countable(row, [0], [answers])[0] for row, answers in zip(texts, _answers(batch, texts), strict=True)]
     keep = pad_sequence(rows, batch_first=True)
     known = _known(batch, [[[place] for place in range(size)] for size in sizes], keep)

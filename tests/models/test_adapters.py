@@ -231,7 +231,7 @@ def test_a_base_that_moves_alone_is_named_once_and_for_all(llama: Path, tmp_path
         load_retriever(str(adapter))
     export.run(export.Config(model=str(adapter), to="peft", base=str(base), out=tmp_path / "mended"))
     close(embed_documents(load_retriever(str(tmp_path / "mended")), DOCUMENTS), vectors)
-    with pytest.raises(UserError, match="--base: .* is a whole model"):
+    with pytest.raises(UserError, match=r"--base: .* is a whole model"):
         export.run(export.Config(model=str(base), to="merged", contract="repllama", base="x", out=tmp_path / "no"))
 
 

@@ -8,7 +8,7 @@ from tiny import Tiny
 from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
 from shortlist.records import Group, Query
-from shortlist.text.fingerprint import document_fingerprint
+from shortlist.text.hashes import document_text_hash
 from shortlist.train.examples import Batch, ahead, batches, check_groups, draw_groups, learn_together, num_steps
 
 GROUPS = [Group(f"q{i}", (f"d{i}",), tuple(f"d{j}" for j in range(12) if j != i)) for i in range(5)]
@@ -71,7 +71,7 @@ def test_judged_documents_are_positives_too_but_for_a_groups_own_negatives(tiny:
     [batch] = made(tiny, [Group("q0", ("d0",), ("d3",))], batch_size=1, steps=1, judged=judged)
     assert batch.positives == [{"d0", "d5", "missing"}]
     [five] = open_collection(str(tiny.collection)).documents(["d5"]).values()
-    assert batch.answers == [{document_fingerprint(five)}]
+    assert batch.answers == [{document_text_hash(five)}]
 
 
 def test_batches_go_on_from_any_step_as_if_never_interrupted(tiny: Tiny):

@@ -11,7 +11,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.records import Document, Group
 from shortlist.train.build import collect_groups
-from shortlist.train.negatives import NUMBER, with_negatives
+from shortlist.train.negatives import MINED_NEGATIVES, with_negatives
 
 BARE = [Group(f"q{i}", (f"d{i}",)) for i in range(4)]
 SOURCE = GroupSource(BARE, {query.query_id: query for query in QUERIES}, "")
@@ -23,7 +23,7 @@ def test_groups_without_negatives_get_them_and_others_stay(tiny: Tiny, origin):
     collection = open_collection(str(tiny.collection))
     first, second = with_negatives(given, collection, origin, negatives=None, seed=0).groups
     assert second == given.groups[1]
-    assert 0 < len(first.negatives) <= NUMBER
+    assert 0 < len(first.negatives) <= MINED_NEGATIVES
     assert not {"d0", "d7"} & {*first.negatives}
     assert with_negatives(given, collection, origin, negatives=None, seed=0).groups[0] == first
     if origin == "random":

@@ -12,7 +12,7 @@ from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import KINDS
 from shortlist.models.outputs import Rows
 from shortlist.records import Document
-from shortlist.text.fingerprint import document_fingerprint
+from shortlist.text.hashes import document_text_hash
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
 from shortlist.train.losses import parse_losses
@@ -195,7 +195,7 @@ def test_a_text_counts_once_under_any_id(inputs: Inputs):
 
 def test_the_text_of_a_positive_outside_the_batch_is_no_negative(inputs: Inputs):
     batch = Batch(QUERIES[:2], [[DOCUMENTS[0]], [DOCUMENTS[1]]], [frozenset({"d0", "far"}), frozenset({"d1"})])
-    batch = batch._replace(answers=[frozenset({document_fingerprint(DOCUMENTS[1])}), frozenset()])
+    batch = batch._replace(answers=[frozenset({document_text_hash(DOCUMENTS[1])}), frozenset()])
     first, second = 0.0, math.log(1 + math.exp(-1))
     assert outcome_of(batch, [[1.0, 9.0], [0.0, 1.0]], inputs).loss.item() == pytest.approx((first + second) / 2)
 
