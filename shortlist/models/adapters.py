@@ -189,7 +189,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
             settings: Any = PeftConfig.from_pretrained(str(folder))
             settings.task_type, settings.modules_to_save = None, None  # these need parts that a backbone lacks
             settings.base_model_name_or_path = None  # otherwise PEFT would warn that the base has another name here
-            adapted: Any = get_peft_model(inside(model, names), settings)  # type: ignore[arg-type]
+            adapted: Any = get_peft_model(inside(model, names), settings)
             found = set_peft_model_state_dict(adapted, weights)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise _does_not_fit(folder, model, first_line(error)) from None

@@ -46,11 +46,9 @@ def collect_groups(config: Config, collection: Collection) -> tuple[Config, Grou
         source = source._replace(queries=queries | source.queries, judged=_judged(config, collection, source.groups))
     check_groups(source.groups, source.queries, where=where)
     if config.negatives_from and config.negatives != 0:
-        options = {"negatives": config.negatives, "seed": config.seed}
-        source = with_negatives(source, collection, config.negatives_from, **options)
+        source = with_negatives(source, collection, config.negatives_from, negatives=config.negatives, seed=config.seed)
     check_needs(losses(config), source.groups, where=where)
-    sizes = {"negatives": config.negatives, "batch_size": config.batch_size}
-    check_negatives(role, source.groups, **sizes, where=where, flag="--negatives-from")
+    check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
     if short := shortfall(source.groups, config.negatives or 0):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
     return config, source

@@ -1,7 +1,7 @@
 """Negatives for groups that have none, and refusal of groups that cannot teach without them."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import Collection
@@ -48,7 +48,7 @@ def with_negatives(
     if origin == "bm25":
         queries = [source.queries[query_id] for query_id in sorted(lacking)]
         hits = BM25Index.build(track(collection.corpus(), "indexing", unit="documents")).search(queries, MINED_DEPTH)
-    options = {"depth": MINED_DEPTH, "negatives": max(MINED_NEGATIVES, negatives or 0), "seed": seed}
+    options: dict[str, Any] = {"depth": MINED_DEPTH, "negatives": max(MINED_NEGATIVES, negatives or 0), "seed": seed}
     options |= {"exclude_self": shares_ids(collection.name)}
     found = {group.query_id: group.negatives for group in mine([hits], judged, corpus, same_text, **options)[0]}
     if rest := {query_id: row for query_id, row in judged.items() if query_id not in found}:
@@ -65,18 +65,13 @@ def _with(group: Group, negatives: tuple[str, ...]) -> Group:
     return group._replace(negatives=negatives, scores=(), grades=grades)  # a teacher has not seen the new ones
 
 
-def check_negatives(
-    role: str, groups: Sequence[Group], *, negatives: int | None, batch_size: int, where: str, flag: str
-) -> None:
+def check_negatives(role: str, groups: Sequence[Group], *, negatives: int | None, batch_size: int, where: str) -> None:
     """Refuse groups from which nothing can be learned, for want of negatives.
-
-    Args:
-        flag: the flag that makes them.
 
     Raises:
         UserError: a reranker's groups have no negatives, or a retriever's have none and no other query beside them.
     """
-    ways = f"add {flag} bm25 (or random), or make groups with `shortlist mine` and give them as --groups."
+    ways = "add --negatives-from bm25 (or random), or make groups with `shortlist mine` and give them as --groups."
     if role == "reranker" and negatives == 0:
         raise UserError(
             "--negatives is 0, but a reranker learns to tell a positive from negatives; expected 1 or more."
