@@ -91,7 +91,7 @@ def test_documents_are_cut_to_the_length_asked_for(config: encode.Config, retrie
 def test_documents_that_are_cut_are_counted(config: encode.Config, capsys: pytest.CaptureFixture[str]):
     encode.run(config)
     assert "encode: 12 documents, none longer than 196 tokens." in capsys.readouterr().err
-    longest = sorted(len(ids) for ids in Retriever.load(config.model).inputs.document_ids(DOCUMENTS))[-3]
+    longest = sorted(len(ids) for ids in Retriever.load(config.model).inputs.document_ids(DOCUMENTS))[-1] - 1
     config = replace(config, max_length=longest, out=config.out.with_name("cut"))
     cut = sum(len(ids) > longest for ids in Retriever.load(config.model).inputs.document_ids(DOCUMENTS))
     encode.run(config)

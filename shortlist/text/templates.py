@@ -77,7 +77,7 @@ def _joined(parts: Iterable[PiecePart]) -> list[PiecePart]:
     joined: list[PiecePart] = []
     for part in parts:
         if part.is_field or not joined or joined[-1].is_field:
-            joined += [part] if part.text else []
+            joined += [part] if part.text or part.is_field else []
         else:
             joined[-1] = PiecePart(joined[-1].text + part.text)
     return joined

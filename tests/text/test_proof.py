@@ -23,7 +23,7 @@ def test_what_is_as_it_should_be_passes(name: str, tokenizer):
 class Careless(Inputs):
     """Cuts an input at its end, whatever is there."""
 
-    def _ids(self, template: Any, rows: Any, length: int | None) -> list[list[int]]:
+    def _ids(self, template: Any, rows: Any, length: int | None, **_: Any) -> list[list[int]]:
         return [ids[:length] for ids in super()._ids(template, rows, None)]
 
 
