@@ -81,7 +81,7 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _of_the_machine(error: BaseException) -> str | None:
-    """Describe an error that comes from the machine's limits, and not from a mistake of ours."""
+    """Describe an error that comes from a limit of the machine; None for other errors."""
     from shortlist.data.files import FULL
 
     text = f"{type(error).__name__}: {error}"

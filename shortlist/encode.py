@@ -17,8 +17,8 @@ from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.lines import OnBad
-from shortlist.data.manifest import Job, list_again, start_job
-from shortlist.data.snapshots import compact, document_keys, missing, pin, read_known, renew
+from shortlist.data.manifest import Job, changing, start_job
+from shortlist.data.snapshots import compact, document_keys, drop_replaced, missing, pin, read_known, renew
 from shortlist.data.vectors import (
     DTYPES,
     KEY_BYTES,
@@ -229,9 +229,12 @@ def run(config: Config) -> None:
         results = fill(job, config, model, collection)
         results["seconds"] = round(time.perf_counter() - start, 3)
         job.finish(aside=(SKIPPED,), digests=shard_digests(job.out), **results)
+    elif "foreign" in job.manifest:  # an update or a compaction was interrupted
+        with changing(job.out, stage="encode"):
+            drop_replaced(job.out)
     if config.compact:
-        say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
-        list_again(job.out)
+        with changing(job.out, stage="encode"):
+            say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
 
 
 def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
@@ -246,7 +249,16 @@ def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
     }
     as_if = at_defaults(config, unused_settings(config.segments))
     update = ("collection",) if config.update else ()
-    return start_job(config, stage="encode", inputs=inputs, as_if=as_if, folder=True, update=update)
+    return start_job(
+        config,
+        stage="encode",
+        inputs=inputs,
+        as_if=as_if,
+        folder=True,
+        update=update,
+        parts="shard-*.json",
+        reads=[model.whole.path],
+    )
 
 
 def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import yaml
 
 from shortlist.commands import COMMANDS, GONE, gone_settings
 from shortlist.config import from_settings, load_yaml, to_flags
+from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
 from shortlist.progress import say
@@ -107,9 +108,9 @@ def plan(recipe: Mapping[str, Any], out: Path, *, where: str, within: tuple[Path
 
 
 def _check_name(name: Any, at: str) -> None:
-    """Refuse the name of a step that is not the name of a folder inside --out."""
-    plain = isinstance(name, str) and name and Path(name).name == name and not name.startswith(".") and name.isprintable()
-    if not plain or name == COPY:
+    """Refuse a step whose name cannot be a folder inside --out."""
+    plain = isinstance(name, str) and name.isprintable() and Path(name).name == name != ""
+    if not plain or name.startswith(".") or name == COPY:
         raise UserError(f"{at}: is the name of its folder in --out; expected a word without / and not {COPY}.")
 
 
@@ -128,9 +129,7 @@ def _module(stage: str) -> Any:
     return import_module(f"shortlist.{COMMANDS[stage].module}")
 
 
-def _inside(
-    name: str, path: Path, settings: Mapping[str, Any], folder: Path, within: tuple[Path, ...]
-) -> list[Stage]:
+def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path, within: tuple[Path, ...]) -> list[Stage]:
     """Plan a recipe that is a step of another one.
 
     The given settings replace those of the recipe, and its steps are called NAME/STEP.
@@ -226,6 +225,7 @@ def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: i
     """Run a recipe into a folder and keep a copy of it there."""
     steps = plan(recipe, out, where=where, within=(Path(where).resolve(),))
     check_folders(steps, out)
-    with atomic_write(out / COPY) as file:
-        yaml.safe_dump(dict(recipe), file, sort_keys=False)
-    run_steps(steps, processes=processes)
+    with claim_output(out, folder=True, stage="run"):
+        with atomic_write(out / COPY) as file:
+            yaml.safe_dump(dict(recipe), file, sort_keys=False)
+        run_steps(steps, processes=processes)

@@ -13,6 +13,7 @@ import tyro
 
 from shortlist import encode
 from shortlist.config import from_settings
+from shortlist.data.claims import claim_output
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import read_manifest, reopen
 from shortlist.data.seen import Seen
@@ -85,8 +86,9 @@ def repair(folder: Path, manifest: dict[str, Any], damaged: Iterable[int]) -> No
     settings |= {"out": str(folder), "overwrite": False, "update": False, "compact": False}
     config = from_settings(encode.Config, settings, where=f"{folder}/manifest.json")
     encode.claim(config, open_folder(config.model), open_collection(config.collection))
-    updated = read_snapshot(folder) is not None
-    for number in damaged:
-        remove_shard(folder, number)
-    reopen(folder, updating=updated)
-    encode.run(config)
+    with claim_output(folder, folder=True, stage="verify"):
+        updated = read_snapshot(folder) is not None
+        for number in damaged:
+            remove_shard(folder, number)
+        reopen(folder, updating=updated)
+        encode.run(config)

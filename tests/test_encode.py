@@ -15,8 +15,10 @@ from tiny import DOCUMENTS, Tiny
 
 from shortlist import encode, index, verify
 from shortlist.cli import main
+from shortlist.data import snapshots
 from shortlist.data.formats import write_corpus
-from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.data.manifest import read_manifest
+from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards, read_snapshot
 from shortlist.errors import UserError
 from shortlist.models import retriever as retriever_module
 from shortlist.models.dense import DenseModel
@@ -330,6 +332,28 @@ def test_a_killed_update_leaves_the_old_store_and_goes_on(tiny: Tiny, tmp_path: 
     assert main(command) == 0
     assert finished_shards(out) == written
     holds(out, retriever, [*DOCUMENTS, *more])
+
+
+def test_the_clean_up_of_a_killed_compaction_is_finished_by_the_next_command(
+    tiny: Tiny, tmp_path: Path, retriever: DenseModel, monkeypatch: pytest.MonkeyPatch
+):
+    collection = write_texts(tmp_path / "c", DOCUMENTS)
+    config = encode.Config(model=str(tiny.retriever), collection=collection, out=tmp_path / "vectors", shard_size=5)
+    encode.run(config)
+    write_texts(tmp_path / "c", CHANGED)
+    encode.run(replace(config, update=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "drop_replaced", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode.run(replace(config, compact=True))
+    encode.run(config)
+    holds(config.out, retriever, CHANGED)
+    snapshot, manifest = read_snapshot(config.out), read_manifest(config.out)
+    assert snapshot is not None
+    assert manifest is not None
+    assert finished_shards(config.out) == snapshot.shards
+    assert not list(config.out.glob("order-*"))
+    assert {*manifest["files"]} == {path.name for path in config.out.iterdir()} - {"manifest.json", "config.yaml"}
 
 
 def interrupted(*_) -> None:

@@ -291,7 +291,7 @@ def test_a_step_neither_follows_a_link_nor_replaces_what_no_recipe_made(tmp_path
 def test_a_recipe_that_is_a_step_of_itself_is_refused(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("steps:\n  again: {recipe: b.yaml}\n")
     (tmp_path / "b.yaml").write_text("steps:\n  again: {recipe: a.yaml}\n")
-    with pytest.raises(UserError, match="step 'again': .* has itself among its steps"):
+    with pytest.raises(UserError, match=r"step 'again': .* has itself among its steps"):
         shortlist.recipe.run(shortlist.recipe.Config(recipe=tmp_path / "a.yaml", out=tmp_path / "out"))
 
 

@@ -40,6 +40,30 @@ def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_an_index_and_vectors_older_than_their_collection_say_so(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(tiny.collection, tmp_path / "c")
+    index_stage.run(index_stage.Config(collection=str(tmp_path / "c"), out=tmp_path / "index"))
+    encode.run(encode.Config(model=str(tiny.retriever), collection=str(tmp_path / "c"), out=tmp_path / "vectors"))
+    config = search.Config(
+        collection=str(tmp_path / "c"),
+        index=(tmp_path / "index",),
+        model=str(tiny.retriever),
+        vectors=tmp_path / "vectors",
+        out=tmp_path / "run.trec",
+    )
+    search.run(config)
+    assert "was not made from" not in capsys.readouterr().err
+    with (tmp_path / "c" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "new", "text": "a new document"}\n')
+    search.run(config)
+    err = capsys.readouterr().err
+    for name, way in (("index", "index --overwrite"), ("vectors", "encode --update")):
+        said = f"{tmp_path / name}: was not made from what {tmp_path / 'c'} holds now; `shortlist {way}` brings it up"
+        assert said in err
+
+
 @pytest.fixture
 def sparse(tiny: Tiny, made: Path, tmp_path: Path) -> search.Config:
     return search.Config(collection=str(tiny.collection), index=(made / "index",), k=5, out=tmp_path / "run.trec")

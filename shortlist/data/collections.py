@@ -11,6 +11,7 @@ from typing import Protocol, final, runtime_checkable
 
 from shortlist.data.beir import parts_of
 from shortlist.data.checks import check_split, judged_queries, no_qrels, pick, split_of
+from shortlist.data.contents import digest
 from shortlist.data.files import sha256
 from shortlist.data.formats import corpus_offsets, documents_at, read_corpus, read_qrels, read_queries
 from shortlist.data.hub import HubCollection, IrdsCollection
@@ -156,7 +157,8 @@ class FolderCollection:
         return read_qrels(self._qrels[split])
 
     def identity(self, *parts: str) -> str:
-        return sha256(*(path for part in parts for path in self._files(part)))
+        files = [path for part in parts for path in self._files(part)]
+        return digest(files[0]) if len(files) == 1 else sha256(*files)  # the same; one that is remembered
 
     def _files(self, part: str) -> list[Path]:
         if part == "corpus":

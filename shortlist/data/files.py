@@ -17,7 +17,6 @@ from typing import IO, Any, BinaryIO
 
 from shortlist.errors import UserError
 
-
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
 """Names of files and folders that are being written, or were when their command was killed."""
 
@@ -52,7 +51,10 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 
 
 def _temporary(path: Path) -> Path:
-    """Name a temporary neighbour that nobody can foresee, so that nobody can put a link in its place."""
+    """Make up the name of a temporary neighbour.
+
+    Nobody can foresee it, so nobody can have put a link in its place.
+    """
     return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
 
 

@@ -5,20 +5,24 @@ A manifest shows whether a job is done, can be resumed, or must be refused.
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from stat import S_IMODE
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
 from shortlist.config import defaults, markers
-from shortlist.data.contents import FileList, file_names, list_files, listed
+from shortlist.data.claims import Claim, check_free, claim_output
+from shortlist.data.contents import NO_VERIFY, FileList, digest, file_names, list_files, listed
 from shortlist.data.files import atomic_write, sha256
 from shortlist.errors import UserError
 from shortlist.progress import forget_peak, peak_bytes, say
@@ -41,6 +45,7 @@ class Job:
         done: the output is there, whole, and made from exactly these settings and inputs.
         resuming: the same job was begun before and not finished.
         updating: the output was made from other inputs, and their results are used again.
+        held: the lock on the output, unless the work is done.
     """
 
     out: Path
@@ -48,6 +53,7 @@ class Job:
     done: bool
     resuming: bool
     updating: bool = False
+    held: Claim | None = field(default=None, repr=False, compare=False)
 
     def decide(self, name: str, choose: Callable[[], T]) -> T:
         """Return a choice that depends on this machine, made once per job.
@@ -99,11 +105,16 @@ def start_job(
     as_if: Any = None,
     folder: bool = False,
     update: Sequence[str] = (),
+    parts: str | None = None,
+    reads: Iterable[Path] = (),
 ) -> Job:
     """Claim `config.out` for a stage, or find the work there done or begun.
 
     Two jobs are the same if they have the same stage, version of the stage and identities of inputs, and the same
     settings that differ from their defaults. Settings annotated as `SpeedOnly` or `NotInJob` are ignored.
+
+    No other command can claim the output as long as the Job is there. Of another job's output the files that its
+    manifest lists are deleted, with `overwrite` or where it was never finished and holds nothing to go on from.
 
     Args:
         config: the stage's Config, which the manifest keeps; its `out` and `overwrite` are used.
@@ -114,9 +125,12 @@ def start_job(
         folder: the output is a folder (made here, with config.yaml and manifest.json in it), not one file.
         update: inputs whose contents may have changed since. If only these have, the job updates the output; a complete
             output stays complete until the update is finished.
+        parts: pattern of the files or folders that a later run goes on from, where the stage has such.
+        reads: what is read besides the inputs that the Config names; it is never deleted.
 
     Raises:
-        UserError: `out` holds another job's output and `overwrite` is off, or something that no command of ours wrote.
+        UserError: `out` holds another job's output and `overwrite` is off, an input, or something that no command of
+            ours wrote; another command is at work there.
     """
     forget_peak()
     out = Path(config.out)
@@ -136,35 +150,108 @@ def start_job(
         "made_from": made_from,
     }
     _refuse_the_wrong_kind(out, folder)
-    there = out.exists() and (not folder or any(not path.name.startswith(".") for path in out.iterdir()))
-    found = read_manifest(out) if there or _manifest_path(out, folder).exists() else None
-    before = found and found | {"made_from": _deciding(kind, found.get("made_from", {}))}
-    same = before is not None and _same(before, manifest)
-    if found is not None and same and found["complete"] and there:
+    check_free(out, folder=folder)
+    look = partial(_look, out, manifest, kind, folder=folder, update=update)
+    check = partial(_check_room, config, parts=parts, inputs=list(_input_paths(config, inputs, reads)))
+    there = look()
+    if not there.done:
+        check(there, manifest)  # before the lock, so that nothing is written where nothing may be
+    held = None if there.done else claim_output(out, folder=folder, stage=stage)
+    if held is not None:
+        there = look()  # again, as another command may have been at work until now
+    if there.done:
+        assert there.found is not None
         say(f"{stage}: {out} is already done.")
-        return Job(out, found, done=True, resuming=False)
-    if before is not None and same:
+        return Job(out, there.found, done=True, resuming=False)
+    before = there.before
+    if before is not None and there.same:
         manifest["job"] = before["job"]  # outputs made from this one still recognise it
     manifest["decided"] = before.get("decided", {}) if before is not None else {}
-    foreign = _foreign(out, before) if before is not None and there else []
+    foreign = _foreign(out, before) if before is not None and there.visible else []
     if foreign:
         manifest["foreign"] = foreign
-    if before is not None and there and ((same and before.get("updating")) or _only_changed(before, manifest, update)):
+    if before is not None and there.updating:
         if not before["complete"]:
             _write(out, manifest | {"updating": True})
-        elif found is not None and "files" in found:
-            _write(out, found | {"foreign": foreign})  # before the update adds files of its own
-        return Job(out, manifest, done=False, resuming=same, updating=True)
-    if there and not same:
-        ways = "--update or --overwrite" if hasattr(config, "update") else "--overwrite"
-        _clear(out, before, manifest, overwrite=config.overwrite, ways=ways)
-        manifest["decided"] = {}
-        manifest.pop("foreign", None)
+        elif there.found is not None and "files" in there.found:
+            _write(out, there.found | {"foreign": foreign})  # before the update adds files of its own
+        return Job(out, manifest, done=False, resuming=there.same, updating=True, held=held)
+    if there.visible and not there.same:
+        check(there, manifest)
+        assert there.found is not None
+        manifest |= {"decided": {}, "foreign": _clear(out, there.found)}
+        if not manifest["foreign"]:
+            del manifest["foreign"]
     _write(out, manifest, folder)  # first of all, since a folder without one does not count as ours
     if folder:
         with atomic_write(out / "config.yaml") as file:
             yaml.safe_dump(settings, file, sort_keys=False)
-    return Job(out, manifest, done=False, resuming=same)
+    return Job(out, manifest, done=False, resuming=there.same, held=held)
+
+
+class _There(NamedTuple):
+    """State of an output's place before a job begins."""
+
+    visible: bool
+    """Whether there is anything but hidden files and, beside a file, its manifest."""
+    found: dict[str, Any] | None
+    """The manifest."""
+    before: dict[str, Any] | None
+    """The manifest with `made_from` reduced to what decides about a job."""
+    same: bool
+    """Whether it is of the same job."""
+    updating: bool
+    """Whether the job would update it."""
+    done: bool
+
+
+def _look(out: Path, now: dict[str, Any], kind: type, *, folder: bool, update: Sequence[str]) -> _There:
+    visible = out.exists() and (not folder or any(not path.name.startswith(".") for path in out.iterdir()))
+    found = read_manifest(out) if visible or _manifest_path(out, folder).exists() else None
+    if found is None:
+        return _There(visible, None, None, same=False, updating=False, done=False)
+    before = found | {"made_from": _deciding(kind, found.get("made_from", {}))}
+    same = _same(before, now)
+    updating = visible and (bool(same and before.get("updating")) or _only_changed(before, now, update))
+    return _There(visible, found, before, same, updating, done=same and found["complete"] and visible)
+
+
+def _check_room(
+    config: Any, there: _There, now: dict[str, Any], *, parts: str | None, inputs: Sequence[tuple[str, Path]]
+) -> None:
+    """Refuse to write where there are another job's results, or files that are not ours.
+
+    Results may be replaced with --overwrite, unless an input is among them.
+
+    Raises:
+        UserError: as for `start_job`.
+    """
+    out, before = Path(config.out), there.before
+    if not there.visible or there.same or there.updating:
+        return
+    if before is None:
+        raise UserError(f"--out {out}: exists, and no command of ours wrote it; choose another name or move it away.")
+    results = before["complete"] or out.is_file() or (parts is not None and any(out.glob(parts)))
+    if results and not config.overwrite:
+        ways = "--update or --overwrite" if hasattr(config, "update") else "--overwrite"
+        raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or {ways}.")
+    ours = [path.resolve() for path in _own_files(out, before)]
+    for name, path in inputs:
+        read = path.resolve()
+        if any(read == file or read in file.parents or file in read.parents for file in ours):
+            raise UserError(f"--out {out}: {name} {path} is there, and would be deleted; choose another name.")
+
+
+def _input_paths(config: Any, inputs: Mapping[str, Any], reads: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the files and folders that are read, each with the flag that names it."""
+    yield from (("what is read,", path) for path in reads)
+    for name, value in ((setting.name, getattr(config, setting.name)) for setting in fields(config)):
+        if name in ("out", "contract"):
+            continue
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            named = isinstance(item, str) and (name in inputs or name in ("collection", "model"))
+            if (named or isinstance(item, Path)) and os.path.exists(item):
+                yield f"--{name.replace('_', '-')}", Path(item)
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
@@ -199,7 +286,21 @@ def list_again(out: Path) -> None:
     manifest = read_manifest(out)
     if manifest is not None and manifest["complete"]:
         written = _list(out, manifest.get("aside", ("config.yaml",)), _foreign(out, manifest), None)
-        _write(out, manifest | written)
+        _write(out, {name: value for name, value in manifest.items() if name != "foreign"} | written)
+
+
+@contextmanager
+def changing(out: Path, *, stage: str) -> Iterator[None]:
+    """Claim a finished output for a change on purpose, and list its files anew afterwards.
+
+    Until then its manifest has `foreign`, which shows that a change was interrupted.
+    """
+    with claim_output(out, folder=True, stage=stage):
+        manifest = read_manifest(out)
+        if manifest is not None and "foreign" not in manifest:
+            _write(out, manifest | {"foreign": _foreign(out, manifest)})
+        yield
+        list_again(out)
 
 
 def ms_per_query(run: Path) -> float:
@@ -226,10 +327,11 @@ def stages(run: Path) -> list[dict[str, Any]]:
 def identity(path: str | Path) -> str:
     """Return a string that identifies the contents of a file or folder.
 
-    For an output folder of ours this is its job, otherwise a hash of the contents.
+    For an output folder of ours this is a hash of the files that its manifest lists, as they are now, or its job where
+    the manifest lists none.
 
     Raises:
-        UserError: nothing is there, or it is an output folder that was never finished.
+        UserError: nothing is there, or it is an output folder that was never finished or lacks a file.
     """
     path = Path(path)
     if path.is_file():
@@ -240,10 +342,33 @@ def identity(path: str | Path) -> str:
     if manifest is not None:
         if not manifest["complete"]:
             raise UserError(f"{path}: `shortlist {manifest['stage']}` has not finished here; run it again to continue.")
-        return f"job:{manifest['job']}"
+        return f"sha256:{_contents(path, manifest['files'])}" if manifest.get("files") else f"job:{manifest['job']}"
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     names = "\n".join(p.relative_to(path).as_posix() for p in files)
     return f"sha256:{hashlib.sha256((names + sha256(*files)).encode()).hexdigest()}"
+
+
+def _contents(folder: Path, files: FileList) -> str:
+    """Hash the names and contents of an output's files.
+
+    Where comparing is switched off, the contents are taken to be as listed.
+    """
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise UserError(f"{folder / missing[0]}: is missing, and the manifest lists it; make {folder} again.")
+    with ThreadPoolExecutor(4) as pool:
+        if os.environ.get(NO_VERIFY):
+            found = [described["sha256"] for described in files.values()]
+        else:
+            found = list(pool.map(lambda name: digest(folder / name), files))
+    return hashlib.sha256(json.dumps(sorted(zip(files, found, strict=True))).encode()).hexdigest()
+
+
+def same_identity(before: Any, now: Any) -> bool:
+    """Whether two identities are the same.
+
+    The one from before may lack an adapter's base, which follows after a `+`.
+    """
+    return before == now or (isinstance(now, str) and "+" in now and before == now.partition("+")[0])
 
 
 @cache
@@ -307,21 +432,53 @@ def _refuse_the_wrong_kind(out: Path, folder: bool) -> None:
         raise UserError(f"--out {out}: is {found}, and this command writes {expected}; choose another name.")
 
 
-def _clear(out: Path, before: dict[str, Any] | None, now: dict[str, Any], *, overwrite: bool, ways: str) -> None:
-    """Delete the output of another job, or refuse and name the ways out.
+def _own_files(out: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """List the files and folders of an output that its command wrote.
 
-    Output that this package did not write is never deleted.
+    In an unfinished output these are all that came after it was begun.
+
+    Raises:
+        UserError: the output was finished by a version whose manifests did not list files.
     """
-    if before is None:
-        raise UserError(f"--out {out}: exists, and no command of ours wrote it; choose another name or move it away.")
-    if not overwrite:
-        raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or {ways}.")
-    if out.is_dir():
-        for path in sorted(out.iterdir(), key=lambda path: path.name == "manifest.json"):  # last: it marks all as ours
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if not out.is_dir():
+        return [out]
+    if manifest["complete"] and "foreign" not in manifest:
+        if "files" not in manifest:
+            raise UserError(
+                f"--out {out}: was written by version {manifest.get('version', 'unknown')}, which did not list its "
+                "files, so none is deleted; delete the folder, or choose another name."
+            )
+        names = [*manifest["files"], *manifest.get("aside", ())]
     else:
+        names = file_names(out, without=manifest.get("foreign", ()))
+    root, paths = out.resolve(), [out / name for name in names]
+    return [path for path in paths if path.parent.resolve().is_relative_to(root)]  # not behind a link
+
+
+def _clear(out: Path, found: dict[str, Any]) -> list[str]:
+    """Delete the files of another job that its manifest lists, and say what is left.
+
+    Returns:
+        The files that are left, which are not ours.
+    """
+    ours = _own_files(out, found)
+    if not out.is_dir():
+        _write(out, found | {"complete": False})
         out.unlink()
-        _manifest_path(out, False).unlink()
+        return []
+    others = sorted(set(file_names(out)) - {path.relative_to(out).as_posix() for path in ours})
+    aside = [path for path in ours if path.is_dir() and not path.is_symlink()]
+    others = [name for name in others if not any((out / name).is_relative_to(folder) for folder in aside)]
+    _write(out, found | {"complete": False, "foreign": others})  # if this is interrupted, the job is begun again
+    for path in ours:
+        shutil.rmtree(path) if path in aside else path.unlink(missing_ok=True)
+        for parent in path.relative_to(out).parents:
+            with suppress(OSError):  # others' files are in it
+                (out / parent).rmdir()
+    if left := sorted(path.name for path in out.iterdir() if path.name not in ("manifest.json", ".lock")):
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        say(f"{out}: left {', '.join(left[:5])}{more}, which no command of ours wrote.")
+    return others
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -356,7 +513,7 @@ def _kind(manifest: dict[str, Any]) -> tuple[str, int]:
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = before["made_from"], now["made_from"]
-    return sorted(name for name in new.keys() | old.keys() if old.get(name) != new.get(name))
+    return sorted(name for name in new.keys() | old.keys() if not same_identity(old.get(name), new.get(name)))
 
 
 def _only_changed(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:

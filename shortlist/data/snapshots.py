@@ -149,10 +149,17 @@ def _replace(folder: Path, shards: list[int], positions: Int[np.ndarray, " rows"
         with atomic_write(folder / order, "wb") as file:
             file.write(positions.tobytes())
     _write_snapshot(folder, Snapshot(shards, order))
+    drop_replaced(folder)
+
+
+def drop_replaced(folder: Path) -> None:
+    """Delete the shards and order files that the store's snapshot does not name."""
+    if (snapshot := read_snapshot(folder)) is None:
+        return
     for path in folder.glob("order-*.bin"):
-        if path.name != order:
+        if path.name != snapshot.order:
             path.unlink()
-    for number in set(finished_shards(folder)) - set(shards):
+    for number in set(finished_shards(folder)) - set(snapshot.shards):
         remove_shard(folder, number)
 
 

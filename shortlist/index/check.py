@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
+from shortlist.data.manifest import same_identity
 from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.flat import exact_index
@@ -134,7 +135,7 @@ def _embedded(
     if collection is None:
         raise UserError("--model without --collection: --check embeds the queries of a collection with the model.")
     found = open_folder(model)
-    if made_by(vectors.folder) not in (None, found.identity):
+    if (made := made_by(vectors.folder)) is not None and not same_identity(made, found.identity):
         raise UserError(f"--model {model}: is not what made {vectors.folder}; name the model that did.")
     queries = open_collection(collection).queries(split)[:QUERIES]
     return Retriever.load(found).encode_queries(queries)

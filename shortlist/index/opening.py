@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortlist.data.manifest import identity, read_manifest
+from shortlist.data.collections import open_collection
+from shortlist.data.manifest import identity, read_manifest, same_identity
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.kinds import find_kind
@@ -53,17 +54,17 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
     from shortlist.text.segments import segment_contract, segment_settings
 
     identity(folder)  # raises if it is unfinished
-    if made_by(folder) not in (None, model.identity):
+    if (made := made_by(folder)) is not None and not same_identity(made, model.identity):
         raise UserError(
             f"{folder}: its vectors were not made by what --model {model.name} holds now; encode again, or name "
             "the model that made them."
         )
-    made = read_manifest(folder) or {}
+    manifest = read_manifest(folder) or {}
     form = model.contract("document", contract)
-    if made.get("stage") == "encode":
-        form = segment_contract(form, **segment_settings(made))
-    if made.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
-        was = made["config"].get("contract") or "the model's own"
+    if manifest.get("stage") == "encode":
+        form = segment_contract(form, **segment_settings(manifest))
+    if manifest.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
+        was = manifest["config"].get("contract") or "the model's own"
         raise UserError(
             f"{folder}: its vectors were made with the input contract {was}, which is not what --contract "
             f"{contract or '(the model has its own)'} is now; search with the same."
@@ -126,6 +127,21 @@ def open_index(folder: Path, how: Opening | None = None) -> Any:
         lacks = "" if missing is None else f"{missing:,} new documents are not in it; "
         say(f"{folder}: is older than {store}; {lacks}`shortlist index` with the same settings brings it up to date.")
     return index
+
+
+def say_if_older(folder: Path, collection: str) -> None:
+    """Print a message if an index or vectors were made from another corpus."""
+    manifest = read_manifest(folder) or {}
+    made_from, config = manifest.get("made_from", {}), manifest.get("config", {})
+    if "vectors" in made_from and Path(config["vectors"]).is_dir():
+        say_if_older(Path(config["vectors"]), collection)
+    names = (str(config.get("collection")), collection)
+    if "collection" not in made_from or any(name.startswith(("irds:", "hf:")) for name in names):
+        return  # these are known by other means, so the same documents would have two identities
+    if made_from["collection"] != open_collection(collection).identity("corpus"):
+        stage = manifest["stage"]
+        way = f"`shortlist {stage} {'--update' if stage == 'encode' else '--overwrite'}`"
+        say(f"{folder}: was not made from what {collection} holds now; {way} brings it up to date.")
 
 
 def made_by(folder: Path) -> str | None:

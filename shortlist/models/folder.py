@@ -95,9 +95,11 @@ class ModelFolder:
     def identity(self) -> str:
         """The identity of the model for manifests.
 
-        It is computed from the contents of a local folder, or is the name and revision of a hub model.
+        It is computed from the contents of a local folder, or is the name and revision of a hub model. That of an
+        adapter's base follows after a `+`.
         """
-        return f"hub:{self.name}@{self.revision}" if self.revision else identity(self.path)
+        own = f"hub:{self.name}@{self.revision}" if self.revision else identity(self.path)
+        return f"{own}+{self.base.identity}" if self.base else own
 
     @property
     def weight_files(self) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.errors import UserError, unknown
+from shortlist.index.opening import say_if_older
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import open_steps
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
@@ -135,7 +136,11 @@ class Pipeline:
             raise UserError("collection is missing: it says where the documents are.")
         opener = opener or Opener()
         collection = opener.index(name, "documents", lambda: open_collection(name))
-        return cls(collection, open_steps(description, opener))
+        steps = open_steps(description, opener)
+        settings = [part.settings.get(setting) for part in description.steps for setting in ("index", "vectors")]
+        for path in dict.fromkeys(value for value in settings if isinstance(value, Path)):
+            say_if_older(path, name)
+        return cls(collection, steps)
 
     @property
     def first_stages(self) -> list[str]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
 from shortlist.data.manifest import Job, start_job
@@ -64,6 +65,9 @@ def run(config: Config) -> None:
             return
         job = _claim(config, backbone, collection, source) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
+            if job and config.keep == 1 and (config.out / CHECKPOINTS).exists():  # a kill interrupted their removal
+                with claim_output(config.out, folder=True, stage="train"):
+                    drop_checkpoints(config.out)
             return
         train(config, backbone, collection, source, world)
         if job:
@@ -139,6 +143,8 @@ def _claim(config: Config, backbone: ModelFolder, collection: Collection, source
             **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
         },
         folder=True,
+        parts=f"{CHECKPOINTS}/step-*",
+        reads=[backbone.whole.path],
     )
 
 

@@ -64,12 +64,14 @@ def test_the_old_file_stays_until_the_new_one_is_whole_and_on_the_disk(tmp_path:
 @pytest.mark.parametrize("number", FULL)
 def test_a_full_disk_leaves_the_old_file_and_says_which_file_it_was(tmp_path: Path, name: str, number: int):
     (tmp_path / name).write_text("old")
-    with (
-        pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path / name}'"),
-        atomic_write(tmp_path / name) as file,
-    ):
-        file.write("new")
-        raise OSError(number, os.strerror(number))
+
+    def fail() -> None:
+        with atomic_write(tmp_path / name) as file:
+            file.write("new")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path / name}'"):
+        fail()
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

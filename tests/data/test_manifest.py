@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from stat import S_IMODE
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data import manifest
-from shortlist.data.manifest import Job, identity, ms_per_query, read_manifest, start_job
+from shortlist.data.manifest import Job, identity, ms_per_query, read_manifest, same_identity, start_job
 from shortlist.errors import UserError
 
 
@@ -226,7 +227,13 @@ def test_another_job_of_format_2_is_refused_with_the_difference_alone(config: Co
         work(replace(config, size=4), folder=folder)
     with pytest.raises(UserError, match=r"\(of `shortlist fuse`\)"):
         begin(config, folder=folder, stage="mine")
-    assert not work(replace(config, size=4, overwrite=True), folder=folder).done
+    again = replace(config, size=4, overwrite=True)
+    if not folder:
+        assert not work(again, folder=False).done
+        return
+    with pytest.raises(UserError, match=r"was written by version 0\.1\.0, which did not list its files"):
+        work(again, folder=True)
+    assert result(config, True) == "result of size 3"
 
 
 def test_an_output_of_format_2_is_updated(config: Config, tmp_path: Path):
@@ -278,13 +285,159 @@ def test_another_job_is_refused_with_the_difference(config: Config, folder: bool
 
 
 def test_overwrite_makes_room_for_another_job(config: Config, folder: bool):
-    work(config, folder=folder)
+    job = begin(config, folder=folder)
     if folder:
         (config.out / "old" / "deep").mkdir(parents=True)
+        (config.out / "old" / "deep" / "part").write_text("a part")
+    (job.out / "result" if folder else job.out).write_text("result")
+    job.finish()
     assert not work(replace(config, size=4, overwrite=True), folder=folder).resuming
     assert result(config, folder) == "result of size 4"
     assert not (config.out / "old").exists()
     assert work(replace(config, size=4), folder=folder).done
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_overwrite_deletes_what_is_listed_and_leaves_and_names_the_rest(
+    config: Config, complete: bool, capsys: pytest.CaptureFixture[str]
+):
+    out = config.out
+    first = begin(config, folder=True, parts="result")
+    (out / "result").write_text("result")
+    if complete:
+        first.finish()
+    else:  # as by a kill
+        assert "foreign" not in first.manifest
+    del first
+    (out / ".git").mkdir()
+    (out / ".git" / "x").write_text("mine")
+    (out / "model").mkdir()
+    (out / "model" / "manifest.json").write_text("{}")
+    (out / "model" / "weights").write_text("another output")
+    left = [".git", "model"]
+    if complete:
+        (out / "thesis.txt").write_text("mine")
+        left.append("thesis.txt")
+    other = replace(config, size=4, overwrite=True)
+    capsys.readouterr()
+    job = begin(other, folder=True, parts="result")
+    assert f"out: left {', '.join(left)}, which no command of ours wrote" in capsys.readouterr().err
+    assert not (out / "result").exists()
+    (out / "result").write_text("new")
+    job.finish()
+    found = read_manifest(out)
+    assert found is not None
+    assert [*found["files"]] == ["result"]
+    assert (out / "model" / "weights").read_text() == "another output"
+    assert (out / ".git" / "x").exists()
+
+
+def test_overwriting_that_was_killed_leaves_nothing_that_counts_as_done(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    job = begin(config, folder=True)
+    for name in ("a", "result"):
+        (job.out / name).write_text(name)
+    job.finish()
+    del job
+    (config.out / "thesis.txt").write_text("mine")
+    unlink = Path.unlink
+
+    def crash(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "result":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", crash)
+        with pytest.raises(KeyboardInterrupt):
+            begin(replace(config, size=4, overwrite=True), folder=True)
+    again = begin(config, folder=True)
+    assert not again.done
+    again.finish()
+    found = read_manifest(config.out)
+    assert found is not None
+    assert "thesis.txt" not in found["files"]
+
+
+@pytest.mark.parametrize("place", ["", "deep", "result"])
+def test_overwrite_never_deletes_an_input(config: Config, folder: bool, place: str):
+    job = begin(config, folder=folder)
+    if folder:
+        (config.out / "deep").mkdir()
+        (config.out / "deep" / "part").write_text("a part")
+    (job.out / "result" if folder else job.out).write_text("result of size 3")
+    job.finish()
+    del job
+    source = config.out / place if folder else config.out
+    other = replace(config, source=source, size=4, overwrite=True)
+    with pytest.raises(UserError, match=r"--out .*out: --source .* is there, and would be deleted; choose another"):
+        begin(other, folder=folder)
+    with pytest.raises(UserError, match=r"is there, and would be deleted"):
+        begin(replace(config, size=4, overwrite=True), folder=folder, reads=[source])
+    assert result(config, folder) == "result of size 3"
+
+
+def test_a_failed_run_without_results_is_no_obstacle(config: Config):
+    failed = begin(config, folder=True, parts="part-*")
+    (config.out / "half").write_text("no result")
+    del failed
+    job = begin(replace(config, size=4), folder=True, parts="part-*")
+    assert (job.done, job.resuming) == (False, False)
+    assert not (config.out / "half").exists()
+    (config.out / "part-1").write_text("to go on from")
+    del job
+    with pytest.raises(UserError, match="holds another job"):
+        begin(config, folder=True, parts="part-*")
+    assert begin(replace(config, size=4), folder=True, parts="part-*").resuming
+
+
+def test_a_second_command_is_told_who_is_at_work(config: Config, folder: bool):
+    job = begin(config, folder=folder)
+    seen: list[str] = []
+
+    def second() -> None:
+        for other in (config, replace(config, size=4), replace(config, size=4, overwrite=True)):
+            try:
+                begin(other, folder=folder)
+            except UserError as error:
+                seen.append(str(error))
+
+    thread = Thread(target=second)
+    thread.start()
+    thread.join()
+    assert [("`shortlist fuse` is at work there" in message) for message in seen] == [True] * 3
+    (job.out / "result" if folder else job.out).write_text("x")
+    job.finish()
+    del job
+    assert begin(config, folder=folder).done
+
+
+def test_a_finished_output_that_may_not_be_written_is_still_done(config: Config):
+    work(config, folder=True)
+    config.out.chmod(0o500)
+    try:
+        assert begin(config, folder=True).done
+    finally:
+        config.out.chmod(0o700)
+
+
+def test_a_change_that_was_interrupted_shows_and_keeps_others_files_apart(config: Config):
+    work(config, folder=True)
+    (config.out / "notes").write_text("mine")
+
+    def interrupted() -> None:
+        with manifest.changing(config.out, stage="fuse"):
+            (config.out / "new part").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "foreign" in begin(config, folder=True).manifest
+    with manifest.changing(config.out, stage="fuse"):
+        pass
+    found = begin(config, folder=True).manifest
+    assert ("foreign" in found, sorted(found["files"])) == (False, ["new part", "result"])
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -307,7 +460,11 @@ def test_overwriting_follows_no_link_out_of_the_folder(config: Config, tmp_path:
     (config.out / "link").symlink_to(tmp_path / "mine")
     work(replace(config, size=4, overwrite=True), folder=True)
     assert (tmp_path / "mine" / "thesis.tex").exists()
-    assert not (config.out / "link").exists()
+    (config.out / "result").unlink()
+    (config.out / "result").symlink_to(tmp_path / "mine" / "thesis.tex")
+    assert not begin(replace(config, size=5, overwrite=True), folder=True).done
+    assert not (config.out / "result").is_symlink()
+    assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 def test_an_empty_folder_is_free_to_use(config: Config):
@@ -334,7 +491,7 @@ def test_a_crash_at_the_very_beginning_does_not_lock_the_folder(
     def crash(path: Path, *mode: str):
         if path.name == at:
             path.parent.mkdir(exist_ok=True)
-            path.with_name(f".{at}.partial").write_text("half")  # what kill -9 leaves
+            path.with_name(f".{at}.{'0' * 16}.partial").write_text("half")  # what kill -9 leaves
             raise KeyboardInterrupt
         return write(path, *mode)
 
@@ -347,8 +504,11 @@ def test_a_crash_at_the_very_beginning_does_not_lock_the_folder(
 
 
 def test_a_crash_while_making_room_does_not_lock_the_folder(config: Config, monkeypatch: pytest.MonkeyPatch):
-    work(config, folder=True)
-    (config.out / "zz").write_text("the last by name")
+    job = begin(config, folder=True)
+    for name in ("result", "zz"):
+        (job.out / name).write_text(name)
+    job.finish()
+    del job
     unlink = Path.unlink
 
     def crash(path: Path, missing_ok: bool = False) -> None:
@@ -394,9 +554,46 @@ def test_a_folder_of_others_is_known_by_names_and_contents(tmp_path: Path):
     assert identity(tmp_path / "one") != identity(tmp_path / "two")
 
 
-def test_a_folder_of_ours_is_known_by_its_job(config: Config):
-    job = work(config, folder=True)
+def test_a_folder_of_ours_is_known_by_the_files_that_it_lists(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    work(config, folder=True)
+    before = identity(config.out)
+    (config.out / "notes").write_text("mine")
+    shutil.copytree(config.out, tmp_path / "copy")
+    assert identity(tmp_path / "copy") == identity(config.out) == before
+    (config.out / "result").write_text("Result of size 3")
+    assert identity(config.out) != before
+    with monkeypatch.context() as patch:
+        patch.setenv("SHORTLIST_NO_VERIFY", "1")
+        assert identity(config.out) == before
+    (config.out / "result").unlink()
+    with pytest.raises(UserError, match=r"out/result: is missing, and the manifest lists it; make .*out again"):
+        identity(config.out)
+
+
+def test_a_folder_whose_manifest_lists_no_files_is_known_by_its_job(config: Config):
+    job = begin(config, folder=True)
+    job.finish()
     assert identity(config.out) == f"job:{job.manifest['job']}"
+
+
+def test_what_was_made_from_an_input_that_has_changed_is_done_again(config: Config, tmp_path: Path):
+    work(config, folder=True)
+    then = Config(out=tmp_path / "then", source=config.out)
+    work(then, folder=False)
+    assert work(then, folder=False).done
+    (config.out / "result").write_text("repaired")
+    with pytest.raises(UserError, match=r"source: the contents of .*out changed"):
+        begin(then, folder=False)
+    assert not begin(replace(then, overwrite=True), folder=False).done
+
+
+def test_an_identity_without_an_adapters_base_is_still_recognised():
+    assert same_identity("job:a", "job:a")
+    assert same_identity("job:a", "job:a+sha256:b")
+    assert not same_identity("job:a+sha256:b", "job:a+sha256:c")
+    assert not same_identity("job:a+sha256:b", "job:a")
 
 
 def test_an_output_that_was_never_finished_is_no_input(config: Config):

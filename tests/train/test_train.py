@@ -332,6 +332,18 @@ def test_a_loss_that_is_no_number_is_the_users_to_mend_and_keeps_the_checkpoint(
     assert not (tmp_path / "m" / "model.safetensors").exists()
 
 
+def test_checkpoints_whose_removal_was_killed_are_removed_by_the_next_command(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = settings(tiny, tmp_path / "m", steps=2, checkpoint_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "drop_checkpoints", lambda folder: None)
+        train.run(config)
+    assert checkpoints(tmp_path / "m")
+    train.run(config)
+    assert not (tmp_path / "m" / "checkpoints").exists()
+
+
 def test_a_finished_model_is_left_alone_and_another_job_is_refused(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
