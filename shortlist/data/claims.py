@@ -29,11 +29,18 @@ NOT_LOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 @final
 class Claim:
-    """The right to write an output, until nothing refers to it or the process ends."""
+    """The right to write an output, until it is released, nothing refers to it, or the process ends."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.thread = threading.get_ident()
-        weakref.finalize(self, _release, path, descriptor, os.getpid())
+        self.thread, self._path = threading.get_ident(), path
+        self._end = weakref.finalize(self, _release, path, descriptor, os.getpid())
+
+    def release(self) -> None:
+        """Give the right back, wherever the claim is still referred to."""
+        with _guard:
+            if _held.get(str(self._path)) is self:
+                del _held[str(self._path)]
+            self._end()
 
     def __enter__(self) -> "Claim":
         return self

@@ -74,6 +74,7 @@ class Job:
         The results are what was counted and measured; the same command has more to do.
         """
         _write(self.out, self.manifest | {"results": results | {"peak_bytes": peak_bytes()}})
+        self._release()
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
     def finish(self, *, aside: Sequence[str] = (), digests: Mapping[str, str] | None = None, **results: Any) -> None:
@@ -93,7 +94,12 @@ class Job:
         manifest = {name: value for name, value in self.manifest.items() if name != "foreign"}
         written = _list(self.out, ("config.yaml", *aside), self.manifest.get("foreign", ()), digests)
         _write(self.out, manifest | {"complete": True, "finished": _now(), "results": results} | written)
+        self._release()
         say(f"{self.manifest['stage']}: wrote {self.out}")
+
+    def _release(self) -> None:
+        if self.held is not None:
+            self.held.release()
 
 
 def start_job(

@@ -78,7 +78,8 @@ def run(config: Config) -> None:
             results = {**counts, "processes": world.size, "seconds": seconds, "losses": decided, **_results(config.out)}
             job.finish(aside=(LOG, DRAWING, "tensorboard", CHECKPOINTS), **results)
             if config.keep == 1:
-                drop_checkpoints(config.out)
+                with claim_output(config.out, folder=True, stage="train"):
+                    drop_checkpoints(config.out)
 
 
 def train(
