@@ -29,7 +29,10 @@ NOT_LOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 @final
 class Claim:
-    """The right to write an output, until it is released, nothing refers to it, or the process ends."""
+    """The right to write an output, until it is released or the process ends.
+
+    It is released when nothing refers to it any more, too.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.thread, self._path = threading.get_ident(), path
@@ -178,7 +181,7 @@ def _at_work(out: Path, path: Path) -> UserError:
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the holder of a lock may still be running, as one on another host may."""
+    """Whether the holder of a lock may still be running; on another host it may."""
     if not holder or holder.get("host") != socket.gethostname():
         return bool(holder)
     try:
@@ -191,7 +194,7 @@ def _lives(holder: dict[str, Any]) -> bool:
 
 
 def _start(pid: int) -> str | None:
-    """Return when a process began, to tell it from a later one of the same number."""
+    """Return when a process began; a later one may have its number."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return None

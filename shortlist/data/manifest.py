@@ -241,10 +241,11 @@ def _check_room(
     if results and not config.overwrite:
         ways = "--update or --overwrite" if hasattr(config, "update") else "--overwrite"
         raise UserError(f"--out {out}: holds another job ({_difference(before, now)}); choose another or {ways}.")
-    ours = [path.resolve() for path in _own_files(out, before)]
+    root, ours = out.resolve(), [path.resolve() for path in _own_files(out, before)]
     for name, path in inputs:
         read = path.resolve()
-        if any(read == file or read in file.parents or file in read.parents for file in ours):
+        inside = read.is_relative_to(root)  # an output may lie inside a collection, with nothing of it among its files
+        if inside and any(read == file or read in file.parents or file in read.parents for file in ours):
             raise UserError(f"--out {out}: {name} {path} is there, and would be deleted; choose another name.")
 
 
