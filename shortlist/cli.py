@@ -8,9 +8,12 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 from shortlist.commands import COMMANDS, GONE, gone_settings
+from shortlist.data.contents import NO_VERIFY
 from shortlist.errors import UserError, unknown
 from shortlist.version import __version__
 
@@ -58,10 +61,13 @@ def _main(argv: list[str]) -> int:
 def _run(name: str, argv: list[str]) -> int:
     from shortlist.config import parse
 
+    argv, unverified = [word for word in argv if word != "--no-verify"], "--no-verify" in argv
     try:
         stage = import_module(f"shortlist.{COMMANDS[name].module}")  # late, so that --help never loads torch
         words, gone = COMMANDS[name].words, gone_settings(name)
-        stage.run(parse(stage.Config, argv, prog=f"shortlist {name}", description=words, gone=gone))
+        config = parse(stage.Config, argv, prog=f"shortlist {name}", description=words, gone=gone)
+        with _comparing(not unverified):
+            stage.run(config)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(10)  # if all processes fail alike, the first prints the error and torchrun ends the others
@@ -96,6 +102,20 @@ def _of_the_machine(error: BaseException) -> str | None:
     return None
 
 
+@contextmanager
+def _comparing(wanted: bool) -> Iterator[None]:
+    """Compare what is read with its digests, or do not, in workers too."""
+    if wanted:
+        yield
+        return
+    before = os.environ.get(NO_VERIFY)
+    os.environ[NO_VERIFY] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(NO_VERIFY) if before is None else os.environ.update({NO_VERIFY: before})
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.words}" for name, command in COMMANDS.items()]
@@ -107,7 +127,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "shortlist COMMAND --help   says a command's flags; --config FILE.yaml reads saved ones",
+            "shortlist COMMAND --help   says a command's flags; --config FILE.yaml reads saved ones;",
+            "                           --no-verify reads models, indexes and vectors without comparing their digests",
             "shortlist --version",
         ]
     )

@@ -24,7 +24,7 @@ COMMANDS = {
     "export": Command("export", "write a model as other tools load it"),
     "push": Command("export.push", "put a model on the hub, with a card"),
     "encode": Command("encode", "embed a corpus"),
-    "verify": Command("verify", "check that vectors are as they were encoded, and repair them"),
+    "verify": Command("verify", "check that an output is as it was written, and repair vectors"),
     "search": Command("search", "find each query's long list, by BM25, vectors or both"),
     "ask": Command("ask", "answer one question with a pipeline: first stages, fusion, rerankers"),
     "mine": Command("mine", "draw hard negatives from runs"),

@@ -230,10 +230,10 @@ def run(config: Config) -> None:
         results["seconds"] = round(time.perf_counter() - start, 3)
         job.finish(aside=(SKIPPED,), digests=shard_digests(job.out), **results)
     elif "foreign" in job.manifest:  # an update or a compaction was interrupted
-        with changing(job.out, stage="encode"):
+        with changing(job.out, stage="encode", digests=shard_digests):
             drop_replaced(job.out)
     if config.compact:
-        with changing(job.out, stage="encode"):
+        with changing(job.out, stage="encode", digests=shard_digests):
             say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
 
 
@@ -307,7 +307,7 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -
         results["dead"] = renew(job.out, usable())
         if results["dead"] and not config.compact:
             say(f"encode: {results['dead']:,} vectors of documents that are gone are kept; --compact drops them.")
-    store = VectorReader(job.out)
+    store = VectorReader(job.out, compare=False)
     results["num_parameters"] = model.num_parameters
     return results | {"num_docs": store.num_docs, "dim": store.dim, "skipped": _list_skipped(job.out, bad)}
 

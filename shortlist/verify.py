@@ -1,6 +1,6 @@
-"""Command `verify`: check a vector store's bytes and documents, and repair it.
+"""Command `verify`: check that an output is as it was written; repair vectors.
 
-Every byte must be as it was written, and every document must be there exactly once.
+Every byte must be as it was written, and every document of a store of vectors must be there exactly once.
 """
 
 from collections.abc import Iterable
@@ -15,42 +15,104 @@ from shortlist import encode
 from shortlist.config import from_settings
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import open_collection
-from shortlist.data.manifest import read_manifest, reopen
+from shortlist.data.contents import find_damage
+from shortlist.data.manifest import files_of, list_again, read_manifest, remedy, reopen
 from shortlist.data.seen import Seen
 from shortlist.data.vectors import DEAD, VectorReader, damage, finished_shards, read_snapshot, remove_shard
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.progress import say, track
+from shortlist.train.resume import checkpoints, read_state
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     folder: tyro.conf.Positional[Path]
-    """Vectors from `shortlist encode`."""
+    """Output of any command: a folder, or a file with its manifest beside it."""
     repair: bool = False
-    """Encode the damaged shards again, and nothing else."""
+    """Encode the damaged shards of vectors again, and nothing else."""
+    accept: bool = False
+    """Take the files as they are now for those that were written, after a change of your own."""
 
 
 def run(config: Config) -> None:
-    """Verify a store, and repair it if asked."""
+    """Verify an output, and repair or accept it if asked."""
     manifest = read_manifest(config.folder)
-    if manifest is None or manifest["stage"] != "encode":
-        raise UserError(f"{config.folder}: holds no vectors; expected the output of `shortlist encode`.")
-    damaged = damaged_shards(config.folder)
+    if manifest is None:
+        raise UserError(
+            f"{config.folder}: no command of ours wrote it; expected an output that has a manifest (manifest.json in a "
+            "folder, NAME.manifest.json beside a file)."
+        )
+    if manifest["stage"] == "encode":
+        if config.accept:
+            raise UserError(f"{config.folder}: holds vectors, which nobody changes by hand; --repair makes them again.")
+        verify_vectors(config.folder, manifest, to_repair=config.repair)
+        return
+    if config.repair:
+        raise UserError(
+            f"--repair encodes vectors again, and {config.folder} is of `shortlist {manifest['stage']}`; make it again "
+            "with --overwrite."
+        )
+    if not manifest["complete"]:
+        raise unfinished(config.folder, manifest)
+    if config.accept:
+        list_again(config.folder)
+        print(f"{config.folder}: its files count as they are now.")
+        return
+    verify_files(config.folder, manifest)
+
+
+def unfinished(folder: Path, manifest: dict[str, Any]) -> UserError:
+    """Return the error for an output that is not finished."""
+    return UserError(f"{folder}: `shortlist {manifest['stage']}` has not finished here; run it again to continue.")
+
+
+def verify_files(out: Path, manifest: dict[str, Any]) -> None:
+    """Compare an output with what its manifest lists, and its checkpoints with their own lists.
+
+    Raises:
+        UserError: a file is not as it was written, or the manifest lists none.
+    """
+    if "files" not in manifest:
+        raise UserError(
+            f"{out}: its manifest, of version {manifest.get('version')}, lists no files to compare; --accept lists "
+            "them as they are now."
+        )
+    files = files_of(out, manifest)
+    problems = list(find_damage(out if out.is_dir() else out.parent, files, again=True))
+    for folder in checkpoints(out):
+        try:
+            read_state(folder)
+        except UserError as error:
+            problems.append(str(error))
+    for problem in problems:
+        say(f"verify: {problem}")
+    if problems:
+        raise UserError(f"{out}: {len(problems)} of its files are not as they were written; {remedy(out, manifest)}")
+    print(f"{out}: {len(files):,} files; every byte is as it was written.")
+
+
+def verify_vectors(folder: Path, manifest: dict[str, Any], *, to_repair: bool) -> None:
+    """Verify a store of vectors, and repair it if asked.
+
+    Raises:
+        UserError: it is not finished, or damaged and not to be repaired.
+    """
+    damaged = damaged_shards(folder)
     for problem in damaged.values():
         say(f"verify: {problem}")
     if not manifest["complete"]:
-        raise UserError(f"{config.folder}: `shortlist encode` has not finished here; run it again to continue.")
-    wrong = None if damaged else misplaced(config.folder)
+        raise unfinished(folder, manifest)
+    wrong = None if damaged else misplaced(folder)
     if not damaged and not wrong:
-        store = VectorReader(config.folder)
-        print(f"{config.folder}: {store.num_docs:,} documents, each once; every byte is as it was written.")
+        store = VectorReader(folder, compare=False)
+        print(f"{folder}: {store.num_docs:,} documents, each once; every byte is as it was written.")
         return
     found = wrong or f"{len(damaged)} of its shards are damaged"
-    if not config.repair:
-        raise UserError(f"{config.folder}: {found}; encode again what is wrong with --repair.")
+    if not to_repair:
+        raise UserError(f"{folder}: {found}; encode again what is wrong with --repair.")
     say(f"verify: {found}; repairing.")
-    repair(config.folder, manifest, damaged)
+    repair(folder, manifest, damaged)
 
 
 def damaged_shards(folder: Path) -> dict[int, str]:
@@ -65,7 +127,7 @@ def damaged_shards(folder: Path) -> dict[int, str]:
 def misplaced(folder: Path) -> str | None:
     """Describe which documents are missing or repeated; None if each is there once."""
     try:
-        store = VectorReader(folder)
+        store = VectorReader(folder, compare=False)
     except UserError as error:
         return str(error)
     positions = store.positions_of(np.arange(store.num_rows))

@@ -91,7 +91,7 @@ def test_a_store_that_was_updated_is_repaired(
     before = vectors(config.out)
     flip(config.out / damage, 8)
     assert main(["verify", str(config.out)]) == 1
-    assert ("shard" if "shard" in damage else "its order file") in capsys.readouterr().err
+    assert ("shard" if "shard" in damage else "order-00001.bin") in capsys.readouterr().err
     assert main(["verify", str(config.out), "--repair"]) == 0
     assert main(["verify", str(config.out)]) == 0
     after = vectors(config.out)
@@ -123,8 +123,48 @@ def test_what_is_no_finished_store_is_told_so(
     config: encode.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["verify", str(tmp_path / "nowhere")]) == 1
-    assert "nowhere: holds no vectors; expected the output of `shortlist encode`" in capsys.readouterr().err
+    assert "nowhere: no command of ours wrote it; expected an output that has a manifest" in capsys.readouterr().err
     manifest = json.loads((config.out / "manifest.json").read_text())
     (config.out / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     assert main(["verify", str(config.out)]) == 1
     assert "`shortlist encode` has not finished here" in capsys.readouterr().err
+
+
+def test_any_output_is_verified_and_is_not_read_where_it_is_damaged(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, run = tmp_path / "index", tmp_path / "run.trec"
+    build = ["index", "--collection", str(tiny.collection), "--out", str(out)]
+    search = ["search", "--index", str(out), "--collection", str(tiny.collection), "--out", str(run)]
+    assert main(build) == 0
+    assert main(["verify", str(out)]) == 0
+    assert "every byte is as it was written" in capsys.readouterr().out
+    flip(out / "doc_ids.txt")
+    assert main(["verify", str(out)]) == 1
+    assert "1 of its files are not as they were written; make it again with" in capsys.readouterr().err
+    assert main(search) == 1
+    assert "doc_ids.txt: its contents are not those that were written" in capsys.readouterr().err
+    assert main([*search, "--no-verify"]) == 0
+    assert main([*build, "--overwrite"]) == 0
+    assert main(["verify", str(out)]) == 0
+    (out / "vocab.index.json").unlink()
+    assert main(build) == 0  # it is not done while a file is missing
+    assert main(["verify", str(out)]) == 0
+    assert main(["verify", str(run)]) == 0
+    run.write_text(run.read_text() + "q0 Q0 d0 1 0.5 mine\n")
+    assert main(["verify", str(run)]) == 1
+    assert main(["verify", str(run), "--accept"]) == 0
+    assert main(["verify", str(run)]) == 0
+    assert main(["verify", str(run), "--repair"]) == 1
+
+
+def test_damaged_vectors_are_not_made_whole_by_an_update(
+    config: encode.Config, collection: Path, capsys: pytest.CaptureFixture[str]
+):
+    flip(config.out / "shard-00001.bin")
+    write_corpus(collection / "corpus.jsonl", DOCUMENTS[1:])
+    assert main(["encode", "--config", str(config.out / "config.yaml"), "--update", "--compact"]) == 1
+    assert "shard-00001.bin: its contents are not those that were written" in capsys.readouterr().err
+    out = config.out.with_name("narrow")
+    assert main(["index", "--kind", "narrow", "--vectors", str(config.out), "--out", str(out)]) == 1
+    assert "shard-00001.bin: its contents are not those that were written" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,25 +81,29 @@ def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], *, remedy:
     """
     if os.environ.get(NO_VERIFY):
         return
-    for problem in damages(folder, files):
+    for problem in find_damage(folder, files):
         raise UserError(f"{problem}; {remedy}")
 
 
-def damages(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Describe each file that is missing or differs from its listed size and digest."""
-    names = list(files)
+def find_damage(folder: Path, files: Mapping[str, Mapping[str, Any]], *, again: bool = False) -> Iterator[str]:
+    """Yield a description of each file that is missing or differs from its list.
+
+    Args:
+        again: read files again that have not changed since they were last read.
+    """
+    names, read = list(files), sha256 if again else digest
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda name: _damage(folder / name, files[name]), names)
+        found = pool.map(lambda name: _damage(folder / name, files[name], read), names)
         yield from (problem for problem in found if problem)
 
 
-def _damage(path: Path, expected: Mapping[str, Any]) -> str | None:
+def _damage(path: Path, expected: Mapping[str, Any], read: Callable[[Path], str]) -> str | None:
     """Describe how a file differs from its size and digest; None if it does not."""
     if not path.is_file():
         return f"{path}: is missing"
     if (size := path.stat().st_size) != expected["size"]:
         return f"{path}: holds {size:,} bytes, {expected['size']:,} were written"
-    return None if digest(path) == expected["sha256"] else f"{path}: its contents are not those that were written"
+    return None if read(path) == expected["sha256"] else f"{path}: its contents are not those that were written"
 
 
 def digest(path: Path) -> str:

@@ -22,7 +22,16 @@ import yaml
 
 from shortlist.config import defaults, markers
 from shortlist.data.claims import Claim, check_free, claim_output
-from shortlist.data.contents import NO_VERIFY, FileList, digest, file_names, list_files, listed
+from shortlist.data.contents import (
+    NO_VERIFY,
+    FileList,
+    check_files,
+    digest,
+    file_names,
+    find_damage,
+    list_files,
+    listed,
+)
 from shortlist.data.files import atomic_write, sha256
 from shortlist.errors import UserError
 from shortlist.progress import forget_peak, peak_bytes, say
@@ -157,7 +166,7 @@ def start_job(
     }
     _refuse_the_wrong_kind(out, folder)
     check_free(out, folder=folder)
-    look = partial(_look, out, manifest, kind, folder=folder, update=update)
+    look = partial(_look, out, manifest, kind, folder=folder, update=update, closely=config.overwrite)
     check = partial(_check_room, config, parts=parts, inputs=list(_input_paths(config, inputs, reads)))
     there = look()
     if not there.done:
@@ -211,7 +220,7 @@ class _There(NamedTuple):
     done: bool
 
 
-def _look(out: Path, now: dict[str, Any], kind: type, *, folder: bool, update: Sequence[str]) -> _There:
+def _look(out: Path, now: dict[str, Any], kind: type, *, folder: bool, update: Sequence[str], closely: bool) -> _There:
     visible = out.exists() and (not folder or any(not path.name.startswith(".") for path in out.iterdir()))
     found = read_manifest(out) if visible or _manifest_path(out, folder).exists() else None
     if found is None:
@@ -219,7 +228,8 @@ def _look(out: Path, now: dict[str, Any], kind: type, *, folder: bool, update: S
     before = found | {"made_from": _deciding(kind, found.get("made_from", {}))}
     same = _same(before, now)
     updating = visible and (bool(same and before.get("updating")) or _only_changed(before, now, update))
-    return _There(visible, found, before, same, updating, done=same and found["complete"] and visible)
+    done = same and found["complete"] and visible and _is_whole(out, found, closely=closely)
+    return _There(visible, found, before, same, updating, done)
 
 
 def _check_room(
@@ -288,26 +298,63 @@ def reopen(out: Path, *, updating: bool) -> None:
         _write(out, manifest | {"complete": False, "updating": updating, "foreign": _foreign(out, manifest)})
 
 
-def list_again(out: Path) -> None:
-    """List the files of a finished output anew, after a change on purpose."""
+def check_output(out: Path, manifest: Mapping[str, Any] | None = None) -> None:
+    """Compare a finished output of ours with what its manifest lists.
+
+    Vectors are left out: their shards say by themselves what was written, and are compared when they are read.
+
+    Args:
+        manifest: its manifest, where that was read before.
+
+    Raises:
+        UserError: a file is missing or is not as it was written.
+    """
+    manifest = read_manifest(out) if manifest is None else manifest
+    if manifest is not None and manifest["complete"] and manifest["stage"] != "encode":
+        check_files(_folder_of(out), files_of(out, manifest), remedy=remedy(out, manifest))
+
+
+def files_of(out: Path, manifest: Mapping[str, Any]) -> FileList:
+    """Return the files that a manifest lists; a file may have another name by now."""
+    files = manifest.get("files", {})
+    return files if out.is_dir() or not files else {out.name: next(iter(files.values()))}
+
+
+def remedy(out: Path, manifest: Mapping[str, Any]) -> str:
+    """Say what to do about an output that is not as it was written."""
+    return (
+        f"make it again with `shortlist {manifest['stage']} --overwrite`, or keep a change of your own with "
+        f"`shortlist verify {out} --accept`."
+    )
+
+
+def list_again(out: Path, *, digests: Mapping[str, str] | None = None) -> None:
+    """List the files of a finished output anew, after a change on purpose.
+
+    Args:
+        digests: as for `Job.finish`.
+    """
     manifest = read_manifest(out)
     if manifest is not None and manifest["complete"]:
-        written = _list(out, manifest.get("aside", ("config.yaml",)), _foreign(out, manifest), None)
+        written = _list(out, manifest.get("aside", ("config.yaml",)), _foreign(out, manifest), digests)
         _write(out, {name: value for name, value in manifest.items() if name != "foreign"} | written)
 
 
 @contextmanager
-def changing(out: Path, *, stage: str) -> Iterator[None]:
+def changing(out: Path, *, stage: str, digests: Callable[[Path], Mapping[str, str]] | None = None) -> Iterator[None]:
     """Claim a finished output for a change on purpose, and list its files anew afterwards.
 
     Until then its manifest has `foreign`, which shows that a change was interrupted.
+
+    Args:
+        digests: finds the SHA-256 of files where that is known, as for `Job.finish`, once the change is made.
     """
     with claim_output(out, folder=True, stage=stage):
         manifest = read_manifest(out)
         if manifest is not None and "foreign" not in manifest:
             _write(out, manifest | {"foreign": _foreign(out, manifest)})
         yield
-        list_again(out)
+        list_again(out, digests=digests and digests(out))
 
 
 def ms_per_query(run: Path) -> float:
@@ -338,17 +385,19 @@ def identity(path: str | Path) -> str:
     the manifest lists none.
 
     Raises:
-        UserError: nothing is there, or it is an output folder that was never finished or lacks a file.
+        UserError: nothing is there, or it is an output of ours that was never finished or is not as it was written.
     """
     path = Path(path)
     if path.is_file():
-        return f"sha256:{sha256(path)}"
+        check_output(path)
+        return f"sha256:{digest(path)}"
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder.")
     manifest = read_manifest(path)
     if manifest is not None:
         if not manifest["complete"]:
             raise UserError(f"{path}: `shortlist {manifest['stage']}` has not finished here; run it again to continue.")
+        check_output(path, manifest)
         return f"sha256:{_contents(path, manifest['files'])}" if manifest.get("files") else f"job:{manifest['job']}"
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     names = "\n".join(p.relative_to(path).as_posix() for p in files)
@@ -396,6 +445,26 @@ def commit() -> str | None:
 
 def _manifest_path(out: Path, folder: bool) -> Path:
     return out / "manifest.json" if folder else out.with_name(out.name + ".manifest.json")
+
+
+def _is_whole(out: Path, manifest: Mapping[str, Any], *, closely: bool) -> bool:
+    """Whether the files of a finished output are there, with the sizes that were written.
+
+    If `closely`, their contents are compared too.
+
+    A store of vectors may have lost shards since, which `verify` repairs.
+    """
+    files = files_of(out, manifest)
+    if manifest["stage"] == "encode":
+        return True
+    if closely:
+        return not any(find_damage(_folder_of(out), files))
+    paths = {_folder_of(out) / name: file["size"] for name, file in files.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _folder_of(out: Path) -> Path:
+    return out if out.is_dir() else out.parent
 
 
 def _list(

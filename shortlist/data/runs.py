@@ -15,6 +15,7 @@ from pyarrow import csv
 from shortlist.data.files import atomic_write
 from shortlist.data.formats import SPACE, is_integer, is_number, split_columns
 from shortlist.data.lines import MalformedError, numbered_lines, parse_lines
+from shortlist.data.manifest import check_output
 from shortlist.errors import UserError
 from shortlist.math.ordering import strictly_decreasing
 from shortlist.records import Hit, Run
@@ -118,6 +119,7 @@ def open_run(path: Path, *, ties: Ties = "trec") -> StoredRun:
 
 def read_run_columns(path: Path, *, ties: Ties = "trec") -> RunColumns:
     """Read a run as columns; arguments and errors are as in `read_run`."""
+    check_output(path)
     table = _run_table(path) or _run_table_by_line(path)
     column = table["query_id"].unify_dictionaries().combine_chunks()
     queries, query_ids = column.indices.to_numpy(), column.dictionary.to_pylist()

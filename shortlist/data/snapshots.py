@@ -5,6 +5,7 @@ corpus have vectors already. The others are encoded into new shards, and the ord
 its document, or none. Only then is snapshot.json replaced, in one step, which makes this the store.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
@@ -22,11 +23,10 @@ from shortlist.data.vectors import (
     VectorReader,
     VectorWriter,
     finished_shards,
+    read_keys,
     read_snapshot,
     remove_shard,
-    shard_file,
 )
-from shortlist.errors import UserError
 from shortlist.records import Document
 from shortlist.text.batching import windows
 
@@ -61,12 +61,9 @@ def read_known(folder: Path, shards: Iterable[int]) -> Known:
     """Read the keys of the documents in these shards, in this order.
 
     Raises:
-        UserError: a shard without keys.
+        UserError: a shard whose keys are missing, or are not as they were written.
     """
-    paths = [shard_file(folder, number, "keys") for number in shards]
-    if lost := [path for path in paths if not path.exists()]:
-        raise UserError(f"{lost[0]}: is missing, so nobody knows which texts were encoded; encode into another folder.")
-    keys = _as_keys(b"".join(path.read_bytes() for path in paths))
+    keys = _as_keys(b"".join(read_keys(folder, number) for number in shards))
     rows = np.argsort(keys, kind="stable")
     return Known(keys[rows], rows)
 
@@ -123,7 +120,7 @@ def compact(folder: Path, shard_size: int) -> int:
     snapshot = read_snapshot(folder)
     if snapshot is None or (store.num_docs == store.num_rows and _in_order(store)):
         return 0
-    known = np.concatenate([_as_keys(shard_file(folder, n, "keys").read_bytes()) for n in snapshot.shards])
+    known = np.concatenate([_as_keys(read_keys(folder, n)) for n in snapshot.shards])
     writer = VectorWriter(folder, store.dim, store.dtype)
     first = finished_shards(folder)[-1] + 1
     starts = range(0, store.num_docs, shard_size)
@@ -142,13 +139,14 @@ def _in_order(store: VectorReader) -> bool:
 
 def _replace(folder: Path, shards: list[int], positions: Int[np.ndarray, " rows"] | None) -> None:
     """Switch to another snapshot, then delete the files that it does not need."""
-    order = None
+    order = digest = None
     if positions is not None:
         before = [int(path.stem.removeprefix("order-")) for path in folder.glob("order-*.bin")]
         order = f"order-{max(before, default=0) + 1:05d}.bin"
         with atomic_write(folder / order, "wb") as file:
             file.write(positions.tobytes())
-    _write_snapshot(folder, Snapshot(shards, order))
+        digest = hashlib.sha256(positions.data).hexdigest()
+    _write_snapshot(folder, Snapshot(shards, order, digest))
     drop_replaced(folder)
 
 
@@ -165,4 +163,4 @@ def drop_replaced(folder: Path) -> None:
 
 def _write_snapshot(folder: Path, snapshot: Snapshot) -> None:
     with atomic_write(folder / "snapshot.json") as file:
-        json.dump(snapshot._asdict(), file)
+        json.dump({name: value for name, value in snapshot._asdict().items() if value or name != "sha256"}, file)

@@ -15,6 +15,7 @@ import json
 import mmap
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from shortlist.data.contents import check_files
 from shortlist.data.files import atomic_write, sha256
 from shortlist.data.ids import DocIds
 from shortlist.errors import UserError, unknown
@@ -42,6 +44,8 @@ class Snapshot(NamedTuple):
 
     shards: list[int]
     order: str | None = None
+    sha256: str | None = None
+    """Digest of the order file; None where there is none, or where nothing says it."""
 
 
 class Block(NamedTuple):
@@ -110,7 +114,10 @@ def read_snapshot(folder: Path) -> Snapshot | None:
         return None
     try:
         record = json.loads(path.read_text("utf-8"))
-        return Snapshot([int(number) for number in record["shards"]], record["order"])
+        shards = [int(number) for number in record["shards"]]
+        if not shards or any(one >= other for one, other in pairwise(shards)):
+            raise ValueError(shards)
+        return Snapshot(shards, record["order"], record.get("sha256"))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not a snapshot of a vector store; encode into an empty folder.") from None
 
@@ -153,13 +160,17 @@ class VectorWriter:
             raise UserError(f"document id {broken[0]!r} holds a line end; rename it.")
         given = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
         rows, scales = to_rows(given, self.dtype)
-        self._check_finite(doc_ids, given if scales is not None else rows)
         self.write_rows(number, doc_ids, rows, scales, keys)
 
     def write_rows(
         self, number: int, doc_ids: Sequence[str], rows: Tensor, scales: Tensor | None, keys: bytes | None
     ) -> None:
-        """Write one shard like `write_shard`, from rows as a store holds them."""
+        """Write one shard like `write_shard`, from rows as a store holds them.
+
+        Raises:
+            UserError: a vector that is not finite.
+        """
+        self._check_finite(doc_ids, rows if scales is None else scales[:, None])
         contents = {"bin": _bytes(rows), "ids": "".join(f"{doc_id}\n" for doc_id in doc_ids).encode()}
         contents |= {"scales": _bytes(scales)} if scales is not None else {}
         contents |= {"keys": keys} if keys is not None else {}
@@ -200,7 +211,11 @@ class VectorReader:
     """A store opened for reading, as it is now.
 
     A later update or compaction changes nothing for a reader that is already open. Rows stay on disk until they are
-    touched.
+    touched. Files that have changed since they were last read are compared with their digests first.
+
+    Args:
+        folder: the store.
+        compare: whether to compare; False where another process has done so.
 
     Attributes:
         dim: numbers per vector.
@@ -212,15 +227,18 @@ class VectorReader:
         shard_hashes: SHA-256 of each shard's vectors, in row order, by which an index knows what it was built from.
 
     Raises:
-        UserError: no shard, a missing shard, shards that differ in dtype or dim, a file of the wrong size.
+        UserError: no shard, a missing shard, shards that differ in dtype or dim, a file of the wrong size or with other
+            contents than were written.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, compare: bool = True):
         self.folder = folder
         finished = finished_shards(folder)
         if not finished:
             raise UserError(f"{folder}: holds no vectors (no shard-*.json); expected the output of `shortlist encode`.")
         snapshot = read_snapshot(folder) or Snapshot(list(range(finished[-1] + 1)))
+        if compare:
+            _compare(folder, snapshot.shards, ("bin", "scales", "ids"))
         self._shards = [_open_shard(folder, number) for number in snapshot.shards]
         first = self._shards[0].header
         self.dtype: str = first["dtype"]
@@ -230,7 +248,7 @@ class VectorReader:
         self.num_bytes = self.num_rows * self.dim * DTYPES[self.dtype].itemsize
         self.shard_hashes: list[str] = [shard.header["sha256"]["bin"] for shard in self._shards]
         self._check_alike()
-        self._positions = self._read_order(snapshot.order) if snapshot.order else None
+        self._positions = self._read_order(snapshot) if snapshot.order else None
         self.num_docs = self.num_rows if self._positions is None else int((self._positions != DEAD).sum())
 
     def _check_alike(self) -> None:
@@ -242,14 +260,20 @@ class VectorReader:
                     "encode into an empty folder."
                 )
 
-    def _read_order(self, name: str) -> Int[np.ndarray, " rows"]:
-        path = self.folder / name
+    def _read_order(self, snapshot: Snapshot) -> Int[np.ndarray, " rows"]:
+        path = self.folder / str(snapshot.order)
         if not path.is_file() or path.stat().st_size != 8 * self.num_rows:
             raise UserError(
                 f"{path}: does not hold a position for each of {self.num_rows:,} rows; "
                 "run `shortlist encode --update` again to make it."
             )
-        return np.fromfile(path, dtype="<i8")
+        positions = np.fromfile(path, dtype="<i8")
+        if snapshot.sha256 not in (None, hashlib.sha256(positions.data).hexdigest()):
+            raise UserError(
+                f"{path}: this order of documents is not the one that was written; "
+                f"`shortlist verify {self.folder} --repair` makes it again."
+            )
+        return positions
 
     @cached_property
     def _rows(self) -> Int[np.ndarray, " docs"] | None:
@@ -359,6 +383,44 @@ def damage(folder: Path, number: int) -> str | None:
         if not path.is_file() or sha256(path) != expected:
             return f"{path}: its contents are not those that were written; {_REPAIR.format(folder)}"
     return None
+
+
+def read_keys(folder: Path, number: int) -> bytes:
+    """Read the keys of the documents of a shard.
+
+    Raises:
+        UserError: they are missing, or are not as they were written.
+    """
+    path = shard_file(folder, number, "keys")
+    if not path.exists():
+        raise UserError(f"{path}: is missing, so nobody knows which texts were encoded; encode into another folder.")
+    _compare(folder, [number], ("keys",))
+    return path.read_bytes()
+
+
+def refuse_not_finite(vectors: "VectorReader", positions: Int[Tensor, " some"], finite: Tensor) -> None:
+    """Raise UserError if a document's vector, or its score, is not finite.
+
+    Args:
+        positions: positions of some documents.
+        finite: whether each one's is finite.
+    """
+    if not finite.all():
+        doc_id = vectors.doc_ids[int(positions[int(finite.int().argmin())])]
+        raise UserError(
+            f"{vectors.folder}: the vector of document {doc_id!r} is not finite, so nothing can be compared with it; "
+            "encode again, with a wider --dtype or --precision."
+        )
+
+
+def _compare(folder: Path, shards: Sequence[int], suffixes: Sequence[str]) -> None:
+    """Compare files of shards with the digests in their headers."""
+    files = {}
+    for number in shards:
+        digests = _read_header(shard_file(folder, number, "json"))["sha256"]
+        for path, written in ((shard_file(folder, number, s), digests[s]) for s in suffixes if s in digests):
+            files[path.name] = {"size": path.stat().st_size if path.is_file() else 0, "sha256": written}
+    check_files(folder, files, remedy=_REPAIR.format(folder))
 
 
 _REPAIR = "`shortlist verify {} --repair` encodes this shard again."

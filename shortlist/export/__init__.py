@@ -70,4 +70,4 @@ def run(config: Config) -> None:
     model = load_model(folder, reads, contract, dtype=dtype)
     write(model, job.out, source=folder)
     write_card(folder, job.out, contract, licence=config.licence)
-    job.finish()
+    job.finish(aside=("README.md",))  # `push` writes another card

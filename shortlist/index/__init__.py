@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.manifest import identity, read_manifest, start_job
+from shortlist.data.manifest import identity, read_manifest, reopen, start_job
 from shortlist.errors import UserError, not_given
 from shortlist.index.building import build_index, check_parameters_are_known
 from shortlist.index.kinds import IndexKind, find_kind
@@ -73,6 +73,13 @@ def run(config: Config) -> None:
         print(forecast_index(kind, source, settings))
         return
     kept = _to_be_kept(config)
+    if (
+        kind.outdated
+        and (read_manifest(config.out) or {}).get("stage") == "index"
+        and (why := kind.outdated(config.out))
+    ):
+        say(f"index: {config.out}: {why}; building it again.")
+        reopen(config.out, updating=False)
     job = start_job(
         kept,
         stage="index",

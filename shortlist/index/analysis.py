@@ -3,9 +3,11 @@
 There is one per language, one for source code, and one that only splits at white space.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 
 import regex
 import Stemmer
@@ -104,3 +106,28 @@ ANALYSERS: dict[str, Analyser] = {
     "whitespace": whitespace,
     **{language: snowball(language) for language in LANGUAGES},
 }
+
+VERSIONED = ("PyStemmer",)
+"""Libraries whose version an index keeps."""
+_PROBE = (
+    "possibly archaeology technology assembly relational conflated caresses ponies hopefulness "
+    "lichamelijk mueller schoen schöne maisons généralement città ciudades pequeños våra bilarna människor "
+    "kirjastossa книгами βιβλία könyvtárakban cărțile evlerimizden nacional İstanbul IŞIK parseISODate l'eau user's"
+)
+"""Words whose stems have differed between releases of Snowball, and others of every language."""
+
+
+def dependencies(analyser: str) -> dict[str, str]:
+    """Describe what the words of an analyser depend on: libraries, stop words and stems.
+
+    An index keeps this, since words that are split in another way find nothing in it.
+
+    Returns:
+        Versions of libraries by name, and a digest of stop words and stems; nothing for `whitespace`.
+    """
+    if analyser == "whitespace":
+        return {}
+    stop_words = sorted(STOP_WORDS | set(getattr(stopwords, f"STOPWORDS_{analyser.upper()}", ())))
+    split = [ANALYSERS[analyser](word) for word in (*stop_words, *_PROBE.split())]
+    digest = hashlib.sha256(repr([stop_words, split]).encode()).hexdigest()
+    return {name: version(name) for name in VERSIONED} | {"stop words and stems": digest}

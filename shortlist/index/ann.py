@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast, final
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 
 from shortlist.data.files import atomic_write
-from shortlist.data.vectors import DEAD, Block, VectorReader
+from shortlist.data.vectors import DEAD, Block, VectorReader, refuse_not_finite
 from shortlist.errors import UserError
 from shortlist.index.flat import check_queries
 from shortlist.index.parameters import (
@@ -36,6 +37,8 @@ from shortlist.progress import Advance
 from shortlist.records import Hit
 
 LISTS = "lists.ivfdata"
+EQUALS = "equals.npy"
+"""Rows with equal vectors, [rows, 2]: the row that is linked in the graph, and one that is not, in this order."""
 Done = Callable[[float], object]
 """Is called with the number of documents done; half a document is one of its two passes."""
 QUERIES_AT_ONCE = 1024
@@ -74,6 +77,10 @@ class AnnIndex:
         self._faiss = _faiss()
         self._index = _read(self._faiss, folder, description)
         alive = vectors.positions_of(np.arange(description["num_rows"])) != DEAD
+        self._equals = np.load(folder / EQUALS) if EQUALS in description["files"] else None
+        if self._equals is not None:
+            linked, equal = self._equals.T
+            np.logical_or.at(alive, linked, alive[equal])
         self._alive = None if alive.all() else self._faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
 
     @staticmethod
@@ -87,7 +94,8 @@ class AnnIndex:
         every time unless OMP_NUM_THREADS is 1.
 
         Args:
-            folder: where index.faiss, index.json and, for ivf-flat, lists.ivfdata are written; made if missing.
+            folder: where index.faiss, index.json, for ivf-flat lists.ivfdata and, for hnsw over equal vectors,
+                equals.npy are written; made if missing.
             kind: a name in NAMES.
             advance: called with the number of documents done.
 
@@ -98,16 +106,20 @@ class AnnIndex:
         check_parameters(kind, parameters, vectors.num_docs, vectors.dim)
         faiss, done = _faiss(), cast(Done, advance or (lambda amount: None))
         index = _empty(faiss, kind, parameters, vectors)
+        equals = _equal_rows(vectors) if kind == "hnsw" else None
         index.train(_sample(vectors, parameters.sample))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "index.json").unlink(missing_ok=True)  # until the new files are complete, the folder holds no index
+        if equals is not None:
+            with atomic_write(folder / EQUALS, "wb") as file:
+                np.save(file, equals)
         if kind == "ivf-flat":
             list_sizes = _fill_on_disk(index, vectors, folder / LISTS, done).tolist()
         else:
-            list_sizes = _fill(index, vectors, done)
+            list_sizes = _fill(index, vectors, done, without=None if equals is None else equals[:, 1])
         with atomic_write(folder / "index.faiss", "wb") as file:
             faiss.write_index(index, file.name)
-        names = ["index.faiss", LISTS] if list_sizes else ["index.faiss"]
+        names = ["index.faiss", *([LISTS] if list_sizes else []), *([] if equals is None else [EQUALS])]
         description = {
             "kind": kind,
             "parameters": asdict(parameters),
@@ -116,6 +128,7 @@ class AnnIndex:
             "num_rows": vectors.num_rows,
             "shard_hashes": vectors.shard_hashes,
             "list_sizes": list_sizes,
+            **({} if equals is None else {"num_equal": len(equals)}),
             "files": {name: (folder / name).stat().st_size for name in names},
         }
         with atomic_write(folder / "index.json") as file:
@@ -176,7 +189,7 @@ class AnnIndex:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             batch = np.ascontiguousarray(queries[start : start + QUERIES_AT_ONCE], dtype=np.float32)
             for number, (query, rows) in enumerate(zip(batch, propose(batch, k), strict=True), start):
-                best, places = self._rescored(query, rows[rows >= 0], k)
+                best, places = self._rescored(query, self._with_equals(rows[rows >= 0], k), k)
                 scores[number, : len(best)], positions[number, : len(best)] = best, places
         return scores, positions
 
@@ -184,8 +197,24 @@ class AnnIndex:
         positions = np.sort(self.vectors.positions_of(rows))  # corpus order: for reading from disk and for ties
         # Without BLAS, where the last digits of a score may depend on the position of the vector.
         scores = np.einsum("nd,d->n", self.vectors.take(positions), query)
+        refuse_not_finite(self.vectors, torch.from_numpy(positions), torch.from_numpy(np.isfinite(scores)))
         order = np.argsort(-scores, kind="stable")[:k]
         return scores[order], positions[order]
+
+    def _with_equals(self, rows: Int[np.ndarray, " found"], k: int) -> Int[np.ndarray, " rows"]:
+        """Add the rows with equal vectors, of each set the k first in corpus order."""
+        if self._equals is None:
+            return rows
+        linked, equal = self._equals.T
+        starts, stops = np.searchsorted(linked, rows, side="left"), np.searchsorted(linked, rows, side="right")
+        found = [rows[starts == stops]]
+        for row, start, stop in zip(rows, starts, stops, strict=True):
+            if start < stop:
+                same = np.array([row, *equal[start:stop]])
+                positions = self.vectors.positions_of(same)
+                living = positions != DEAD
+                found.append(same[living][np.argsort(positions[living])[:k]])
+        return np.concatenate(found)
 
     def _from_graph(self, queries: np.ndarray, k: int) -> Int[np.ndarray, "queries candidates"]:
         count = self._num_candidates(k)
@@ -226,7 +255,7 @@ class AnnIndex:
             self._faiss.omp_set_num_threads(before)
 
     def _num_candidates(self, k: int) -> int:
-        return min(self.parameters.refine * k, self.num_docs)
+        return min(self.parameters.refine * k, self.num_docs, self._index.ntotal)
 
 
 def build_ann(vectors: VectorReader, folder: Path, *, kind: str, advance: Advance, **chosen: int) -> dict[str, Any]:
@@ -267,6 +296,7 @@ def _describe(folder: Path) -> dict[str, Any]:
         whole = description["kind"] in NAMES and "index.faiss" in files
         whole = whole and {"dim", "num_docs", "num_rows", "shard_hashes"} <= description.keys()
         whole = whole and (LISTS in files) == bool(description["list_sizes"])
+        whole = whole and (EQUALS in files) == ("num_equal" in description)
     except (OSError, ValueError, KeyError, TypeError):
         whole, files, description = False, {}, {}
     if not whole:
@@ -289,7 +319,8 @@ def _read(faiss: ModuleType, folder: Path, description: dict[str, Any]) -> Any:
         index = faiss.read_index(str(folder / "index.faiss"), how)
         if description["list_sizes"]:
             _attach(faiss, index, folder / LISTS, description["list_sizes"])
-        if (index.d, index.ntotal) != (description["dim"], description["num_docs"]):
+        linked = description["num_docs"] - description.get("num_equal", 0)
+        if (index.d, index.ntotal) != (description["dim"], linked):
             raise RuntimeError(f"{index.ntotal:,} vectors of dim {index.d} are not what index.json says")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -374,11 +405,41 @@ def _sample(vectors: VectorReader, size: int) -> Float[np.ndarray, "sample dim"]
     return sample if len(sample) >= PQ_CENTROIDS else np.resize(sample, (PQ_CENTROIDS, vectors.dim))
 
 
-def _fill(index: Any, vectors: VectorReader, advance: Done) -> list[int]:
+def _fill(
+    index: Any, vectors: VectorReader, advance: Done, *, without: Int[np.ndarray, " rows"] | None = None
+) -> list[int]:
+    """Add all vectors to an index but those of some rows."""
     for block in vectors.blocks(_rows_at_once(vectors), release=True):
-        index.add_with_ids(block.float32().numpy(), block.rows.numpy())
+        values, rows = _finite(vectors, block), block.rows.numpy()
+        kept = slice(None) if without is None else ~np.isin(rows, without)
+        index.add_with_ids(np.ascontiguousarray(values[kept]), rows[kept])
         advance(len(block.rows))
     return []
+
+
+def _finite(vectors: VectorReader, block: Block) -> Float[np.ndarray, "block dim"]:
+    """Return the vectors of a block to build from, which must be finite."""
+    values = block.float32()
+    refuse_not_finite(vectors, block.positions, values.isfinite().all(1))
+    return values.numpy()
+
+
+def _equal_rows(vectors: VectorReader) -> Int[np.ndarray, "rows 2"] | None:
+    """Find the rows whose vectors equal an earlier row's; None if there are none.
+
+    Equal vectors would fill each other's links in a graph, so that it has no way out of them or into them.
+    """
+    prints, rows = [], []
+    for block in vectors.blocks(_rows_at_once(vectors), release=True):
+        values = block.float32().numpy()
+        prints.append(b"".join(blake2b(value.tobytes(), digest_size=16).digest() for value in values))
+        rows.append(block.rows.numpy())
+    all_rows = np.concatenate(rows)
+    _, first, inverse = np.unique(np.frombuffer(b"".join(prints), "S16"), return_index=True, return_inverse=True)
+    linked = all_rows[first[inverse]]
+    equal = linked != all_rows
+    pairs = np.stack([linked[equal], all_rows[equal]], axis=1).astype("<i8")
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))] if len(pairs) else None
 
 
 def _fill_on_disk(index: Any, vectors: VectorReader, path: Path, advance: Done) -> Int[np.ndarray, " lists"]:
@@ -420,7 +481,7 @@ def _assign(
     done = 0
     for block in vectors.blocks(_rows_at_once(vectors), release=True):
         here = slice(done, done + len(block.rows))
-        lists[here] = index.quantizer.assign(block.float32().numpy(), 1)[:, 0]
+        lists[here] = index.quantizer.assign(_finite(vectors, block), 1)[:, 0]
         rows[here] = block.rows.numpy()
         done = here.stop
         advance(len(block.rows) / 2)

@@ -10,9 +10,9 @@ from typing import Any, final
 
 import bm25s
 
-from shortlist.data.files import atomic_write, temporary_folder
+from shortlist.data.files import atomic_write, optional_json, temporary_folder
 from shortlist.errors import UserError, unknown
-from shortlist.index.analysis import ANALYSERS, Analyser
+from shortlist.index.analysis import ANALYSERS, VERSIONED, Analyser, dependencies
 from shortlist.index.inverted import (
     DOC_IDS,
     INVERTED_FILES,
@@ -107,7 +107,7 @@ class BM25Index:
         """Open a saved index; its arrays stay on disk until they are read.
 
         Raises:
-            UserError: the folder holds no BM25 index, or an incomplete one.
+            UserError: the folder holds no BM25 index, an incomplete one, or one whose words other libraries made.
         """
         try:
             settings = json.loads((folder / "index.json").read_text("utf-8"))
@@ -119,6 +119,8 @@ class BM25Index:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a whole BM25 index ({reason}); make one with `shortlist index`.") from None
         _find(analyser)
+        if why := outdated(folder):
+            raise UserError(f"{folder}: {why}; the same `shortlist index` builds it again.")
         return cls(index, vocabulary, analyser, folder)
 
     def search(self, queries: Sequence[Query], k: int) -> Run:
@@ -168,6 +170,20 @@ def open_bm25(folder: Path, built: Mapping[str, Any], how: Opening) -> BM25Index
     return BM25Index.load(folder)
 
 
+def outdated(folder: Path) -> str | None:
+    """Say which libraries now split texts otherwise than for a saved index.
+
+    The result is None where they split alike, or where nothing says what made the index.
+    """
+    settings = optional_json(folder / "index.json")
+    then, now = settings.get("depends_on"), dependencies(_known(settings.get("analyser")))
+    if not then or then == now:
+        return None
+    names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    versions = [f"{name} {then.get(name)} then, {now.get(name)} now" for name in names if name in VERSIONED]
+    return f"its words were made with other {'stems' if not versions else 'libraries'} ({'; '.join(versions or names)})"
+
+
 @contextmanager
 def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
     """Yield a folder for temporary files, and mark the index as complete afterwards.
@@ -179,7 +195,8 @@ def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
         yield work
         with atomic_write(folder / "index.json") as file:
             id_bytes = (folder / DOC_IDS).stat().st_size
-            json.dump({"kind": "bm25", "analyser": analyser, "id_bytes": id_bytes}, file)
+            settings = {"kind": "bm25", "analyser": analyser, "id_bytes": id_bytes}
+            json.dump(settings | {"depends_on": dependencies(analyser)}, file)
 
 
 def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSorter, folder: Path) -> None:
@@ -222,6 +239,10 @@ def _write_parameters(folder: Path, num_docs: int, *, k1: float, b: float) -> No
     }
     with atomic_write(folder / PARAMETERS) as file:
         json.dump(parameters, file, indent=4)
+
+
+def _known(analyser: Any) -> str:
+    return analyser if analyser in ANALYSERS else "whitespace"
 
 
 def _find(analyser: str) -> Analyser:

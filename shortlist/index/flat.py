@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shortlist.data.vectors import DTYPES, Block, VectorReader
+from shortlist.data.vectors import DTYPES, Block, VectorReader, refuse_not_finite
 from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
 from shortlist.math.products import SharedSetting, float_product, full_precision
@@ -215,8 +215,11 @@ class FlatIndex:
         def offer(piece: Block) -> None:
             with torch.no_grad():
                 piece = self._widened(piece)
-                for product, leaders in tiles:
-                    leaders.offer(product(piece), piece.positions)
+                for number, (product, leaders) in enumerate(tiles):
+                    scores = product(piece)
+                    if not number:  # one query's scores tell, at the price of one number for each vector
+                        refuse_not_finite(self.scanned, piece.positions, scores[:, 0].isfinite())
+                    leaders.offer(scores, piece.positions)
 
         blocks = self._blocks(rows if self.device.type == "cuda" else rows * BLOCK_PIECES, shards)
         if self.device.type == "cuda":
@@ -319,7 +322,9 @@ class FlatIndex:
         def score(part: Int[Tensor, " part"]) -> None:
             places = rows[part], columns[part]
             vectors = torch.from_numpy(self.vectors.take(positions[places].numpy()))
-            exact[places] = vectors.mul_(queries[places[0]]).sum(1)
+            scores = vectors.mul_(queries[places[0]]).sum(1)
+            refuse_not_finite(self.vectors, positions[places], scores.isfinite())
+            exact[places] = scores
 
         with _threads() as pool:
             for _ in pool.map(score, order.split(max(1, RESCORED_BYTES // (4 * self.vectors.dim)))):
@@ -389,10 +394,9 @@ class ScanShards:
     @cached_property
     def index(self) -> FlatIndex:
         """The index over the stores, opened in the process where this runs."""
-        scan = VectorReader(self.scan) if self.scan else None
-        return FlatIndex(
-            VectorReader(self.vectors), scan=scan, memory_gib=self.memory_gib, device=_device(), refine=self.refine
-        )
+        scan = VectorReader(self.scan, compare=False) if self.scan else None  # whoever sends this has compared
+        vectors = VectorReader(self.vectors, compare=False)
+        return FlatIndex(vectors, scan=scan, memory_gib=self.memory_gib, device=_device(), refine=self.refine)
 
     def __call__(self, shards: Sequence[int]) -> Best:
         """Find the candidates in these shards, which FlatIndex.settle merges."""

@@ -51,6 +51,8 @@ class IndexKind(NamedTuple):
     """Whether it finds exactly the best documents, so that it must hold exactly the documents of the source."""
     updates: bool = False
     """Whether running the same command again applies only the changes; other kinds are built again."""
+    outdated: Callable[[Path], str | None] | None = None
+    """`outdated(folder)`: says why this package or its libraries can no longer use an index (None: they can)."""
     outside: bool = False
     """Whether the index is in a database, and its folder only records where. No trial index is built there."""
     title: str = ""
@@ -89,6 +91,7 @@ INDEXES: dict[str, IndexKind] = {
         open=late("bm25", "open_bm25"),
         settings=("language", "k1", "b"),
         exact=True,
+        outdated=late("bm25", "outdated"),
         title="BM25",
     ),
     "narrow": IndexKind(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, finished_shards, to_rows
+from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, damage, finished_shards, to_rows
 from shortlist.index.flat import REFINE, FlatIndex, exact_index
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening
@@ -23,11 +23,11 @@ NARROW_NUMBERS = 1 << 24
 def narrow(vectors: VectorReader, folder: Path, dtype: str) -> None:
     """Copy a store in a narrower dtype, with its documents in corpus order.
 
-    After an interruption it writes only the missing shards.
+    After an interruption it writes only the missing shards, and those that are not as they were written.
     """
     writer = VectorWriter(folder, vectors.dim, dtype)
     size = max(NARROW_NUMBERS // vectors.dim, 1)
-    done = set(finished_shards(folder))
+    done = {number for number in finished_shards(folder) if damage(folder, number) is None}
     for number, start in enumerate(range(0, vectors.num_docs, size)):
         if number not in done:
             positions = np.arange(start, min(start + size, vectors.num_docs))

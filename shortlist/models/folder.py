@@ -16,8 +16,9 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
-from shortlist.data.files import read_json
-from shortlist.data.manifest import identity
+from shortlist.data.contents import check_files
+from shortlist.data.files import optional_json, read_json
+from shortlist.data.manifest import check_output, identity
 from shortlist.errors import UserError
 from shortlist.models.adapters import PICKLED, base_name, is_adapter
 from shortlist.models.backbone import POSITIONS, empty_backbone, not_a_model, num_positions
@@ -31,6 +32,8 @@ FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
 
 WEIGHTS = ("*.safetensors", PICKLED)
 CONTRACT = "contract.json"
+CHECKPOINT = "training.json"
+"""The state of the training run in a checkpoint, which lists the checkpoint's files as a manifest does."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +239,13 @@ def open_folder(
         base: the base model of an adapter (None: as the adapter says).
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or a file of a model of ours is not as it was written.
     """
     name = shipped_name(name, wanted) if wanted == "reranker" else name
     path = shipped_folder(name) or Path(name)
     if path.is_dir():
+        if weights:
+            check_written(path)
         return ModelFolder(name, path, given_base=base)
     if path.exists() or name.count("/") > 1 or name.startswith((".", "/")):
         raise not_a_model(name, "no such folder")
@@ -250,3 +255,14 @@ def open_folder(
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise not_a_model(name, error) from None
     return ModelFolder(name, path, path.name, weights, base)
+
+
+def check_written(folder: Path) -> None:
+    """Compare a model's files with what their manifest or checkpoint lists, if there is one.
+
+    Raises:
+        UserError: a file is missing or is not as it was written.
+    """
+    check_output(folder)
+    files = optional_json(folder / CHECKPOINT).get("files", {})
+    check_files(folder, files, remedy="delete this checkpoint; the training goes on from the one before it.")

@@ -5,6 +5,7 @@ the optimizer's moments and the state of the run. It is written atomically. A ch
 holds the whole model, and any number of processes can continue from it.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,13 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shortlist.data.files import atomic_folder
+from shortlist.data.contents import check_files, list_files
+from shortlist.data.files import atomic_folder, read_json
+from shortlist.errors import UserError
+from shortlist.models.folder import CHECKPOINT as STATE
 from shortlist.models.save import Trainable, save_model, saved_names, saved_weights
 from shortlist.train.gather import ALONE, World, like, whole
 
 CHECKPOINTS = "checkpoints"
 MOMENTS = "optimizer.safetensors"
-STATE = "training.json"
+_REMEDY = "delete this checkpoint; the same command goes on from the one before it, or from the start."
 
 
 class State(NamedTuple):
@@ -69,18 +73,24 @@ def save_checkpoint(
     with atomic_folder(folder) as partial:
         save_model(model, partial, adapter=adapter, base=base, weights=weights)
         save_file(moments, partial / MOMENTS)
-        (partial / STATE).write_text(json.dumps(state._asdict(), indent=2) + "\n", "utf-8")
+        record = state._asdict() | {"files": list_files(partial)}
+        record["sha256"] = _digest(record)
+        (partial / STATE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     for old in checkpoints(out)[:-keep]:
         if old != _folder(out, state.best_step):
             shutil.rmtree(old)
 
 
 def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapter: bool = False) -> State | None:
-    """Load a run's newest checkpoint and return its state; None if there is none."""
+    """Load a run's newest checkpoint and return its state; None if there is none.
+
+    Raises:
+        UserError: a file of the checkpoint is missing or is not as it was written.
+    """
     folders = checkpoints(out)
     if not folders:
         return None
-    state = State(**json.loads((folders[-1] / STATE).read_text("utf-8")))
+    state = read_state(folders[-1])
     load_weights(out, model, state.step, adapter=adapter)
     parameters = dict(model.named_parameters())
     with safe_open(folders[-1] / MOMENTS, framework="pt") as moments:
@@ -92,12 +102,41 @@ def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapte
 
 
 def load_weights(out: Path, model: Trainable, step: int, *, adapter: bool = False) -> None:
-    """Load the weights from a step's checkpoint into the model."""
+    """Load the weights from a step's checkpoint into the model.
+
+    Raises:
+        UserError: as for `load_checkpoint`.
+    """
+    read_state(_folder(out, step))
     names = {key: name for name, key in saved_names(model, adapter=adapter).items()}
-    tensors = model.state_dict()
+    tensors, found = model.state_dict(), False
     with torch.no_grad():
         for key, value in saved_weights(_folder(out, step)):
             tensors[names[key]].copy_(like(value, tensors[names[key]]))
+            found = True
+    if not found:
+        raise UserError(f"{_folder(out, step)}: holds no weights; {_REMEDY}")
+
+
+def read_state(folder: Path) -> State:
+    """Read the state of a checkpoint, and compare its files with what the state lists.
+
+    Raises:
+        UserError: as for `load_checkpoint`.
+    """
+    record = read_json(folder / STATE)
+    files, written = record.get("files", {}), record.pop("sha256", None)
+    if written not in (None, _digest(record)) or ("files" in record) != (written is not None):
+        raise UserError(f"{folder / STATE}: its contents are not those that were written; {_REMEDY}")
+    check_files(folder, files, remedy=_REMEDY)
+    try:
+        return State(**{name: value for name, value in record.items() if name != "files"})
+    except TypeError:
+        raise UserError(f"{folder / STATE}: not the state of a training run; {_REMEDY}") from None
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def whole_weights(model: Trainable, *, adapter: bool = False, world: World = ALONE) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shortlist.data import contents
-from shortlist.data.contents import NO_VERIFY, check_files, damages, digest, file_names, list_files
+from shortlist.data.contents import NO_VERIFY, check_files, digest, file_names, find_damage, list_files
 from shortlist.data.files import sha256
 from shortlist.errors import UserError
 
@@ -41,7 +41,7 @@ def test_what_is_not_as_it_was_written_is_named(folder: Path, monkeypatch: pytes
     check_files(folder, files, remedy="")
     (folder / "a.txt").write_text("frist")
     (folder / "below" / "b.txt").write_text("second.")
-    assert list(damages(folder, files)) == [
+    assert list(find_damage(folder, files)) == [
         f"{folder}/a.txt: its contents are not those that were written",
         f"{folder}/below/b.txt: holds 7 bytes, 6 were written",
     ]

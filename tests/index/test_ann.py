@@ -417,3 +417,27 @@ def test_a_package_that_is_not_there_is_named(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="pip install faiss-cpu"):
         build(made[0], tmp_path, "hnsw")
+
+
+def test_equal_vectors_are_linked_once_and_all_of_them_are_found(tmp_path):
+    copies, others = np.repeat(clustered(1, seed=5), 600, axis=0), clustered(400, seed=6)
+    vectors = write_store(tmp_path / "store", np.concatenate([copies, others]))
+    index = AnnIndex.open(build(vectors, tmp_path / "index", "hnsw"), vectors)
+    queries = np.concatenate([others[::8], copies[:1]])
+    _, positions = index.search_vectors(queries, 1)
+    assert positions[:, 0].tolist() == [*range(600, 1000, 8), 0]
+    scores, positions = index.search_vectors(copies[:1], 610)
+    assert positions[0, :600].tolist() == list(range(600))
+    assert (scores[0, :600] == scores[0, 0]).all()
+    order = np.arange(1000)
+    order[0], order[1:] = -1, np.arange(999)  # the one that is linked has gone
+    gone = update(tmp_path / "store", order)
+    assert AnnIndex.open(tmp_path / "index", gone).search_vectors(copies[:1], 3)[1].tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_that_are_not_finite_are_not_built_into_an_index(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(VectorWriter, "_check_finite", lambda *_: None)
+    vectors = write_store(tmp_path / "store", np.where(np.arange(1000)[:, None] == 7, np.nan, VECTORS))
+    with pytest.raises(UserError, match="the vector of document 'd7' is not finite"):
+        build(vectors, tmp_path / "index", kind)

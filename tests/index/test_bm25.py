@@ -14,6 +14,7 @@ import pytest
 
 from shortlist import index
 from shortlist.errors import UserError
+from shortlist.index import analysis
 from shortlist.index.analysis import ANALYSERS
 from shortlist.index.bm25 import BM25_FILES, BM25Index
 from shortlist.index.postings import BLOCK_TOKENS
@@ -271,3 +272,19 @@ def test_scifact_is_ranked_as_well_as_by_anserini(shared_data: Path):
     values = per_query(run, collection.qrels("test"), ["nDCG@10", "R@100"])
     assert np.mean(list(values["nDCG@10"].values())) == pytest.approx(0.679, abs=0.003)
     assert np.mean(list(values["R@100"].values())) == pytest.approx(0.925, abs=0.002)
+
+
+def test_an_index_whose_words_other_libraries_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis, "version", lambda name: "2.2.0")
+        BM25Index.build([Document("a", "Häuser")], analyser="german", folder=tmp_path / "index")
+    with pytest.raises(
+        UserError, match=r"other libraries \(PyStemmer 2\.2\.0 then, .* now\); the same `shortlist index`"
+    ):
+        BM25Index.load(tmp_path / "index")
+    BM25Index.build([Document("a", "Häuser")], analyser="dutch", folder=tmp_path / "index")
+    with monkeypatch.context() as patch:
+        patch.setitem(analysis.ANALYSERS, "dutch", analysis.ANALYSERS["german"])
+        with pytest.raises(UserError, match=r"other stems \(stop words and stems\)"):
+            BM25Index.load(tmp_path / "index")
+    BM25Index.load(tmp_path / "index")

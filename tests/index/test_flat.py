@@ -344,3 +344,15 @@ def test_queries_that_cannot_be_answered_are_refused(store):
         index.search_vectors(np.full((1, 8), np.nan, dtype=np.float32), 1)
     with pytest.raises(UserError, match="k is 0; expected at least 1"):
         index.search_vectors(np.ones((1, 8), dtype=np.float32), 0)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_refused_when_it_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+):
+    vectors = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    vectors[7, 3] = wrong
+    monkeypatch.setattr(VectorWriter, "_check_finite", lambda *_: None)
+    VectorWriter(tmp_path, 8).write_shard(0, [f"d{row}" for row in range(30)], vectors)
+    with pytest.raises(UserError, match="the vector of document 'd7' is not finite"):
+        FlatIndex(VectorReader(tmp_path)).find(vectors[:3], 2)

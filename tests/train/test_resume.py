@@ -8,6 +8,7 @@ from named import load_reranker, reranker_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
+from shortlist.errors import UserError
 from shortlist.models.adapters import LORAS, add_lora
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import score_pairs
@@ -212,3 +213,17 @@ def test_the_best_model_is_saved_though_it_was_not_the_last(
     assert weights(out) == best.read_bytes()
     results = json.loads((out / "manifest.json").read_text())["results"]
     assert (results["best_step"], results["mrr@10"], results["step"]) == (2, 0.7, 6)
+
+
+def test_a_checkpoint_without_its_weights_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = settings(tiny, tmp_path / "out")
+    interrupted(monkeypatch, config, after=3)
+    (newest,) = checkpoints(config.out)
+    (newest / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: is missing; delete this checkpoint"):
+        train.run(config)
+    record = json.loads((newest / "training.json").read_text())
+    old = {name: value for name, value in record.items() if name not in ("files", "sha256")}
+    (newest / "training.json").write_text(json.dumps(old))  # as before checkpoints listed their files
+    with pytest.raises(UserError, match="step-000002: holds no weights; delete this checkpoint"):
+        train.run(config)
