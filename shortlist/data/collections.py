@@ -5,18 +5,18 @@ documents by id, and holds queries and judgements by split.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 from shortlist.data.beir import parts_of
-from shortlist.data.checks import check_split, judged_queries, no_qrels, pick, split_of
+from shortlist.data.checks import check_split, judged_queries, no_qrels, split_of
 from shortlist.data.contents import digest
 from shortlist.data.files import sha256
-from shortlist.data.formats import corpus_offsets, documents_at, read_corpus, read_qrels, read_queries
+from shortlist.data.formats import read_corpus, read_qrels, read_queries
 from shortlist.data.hub import HubCollection, IrdsCollection
 from shortlist.data.layouts import find_files
 from shortlist.data.lines import OnBad, count_lines
+from shortlist.data.texts import Change, CorpusTexts
 from shortlist.errors import UserError
 from shortlist.records import Document, Qrels, Query
 
@@ -112,6 +112,7 @@ class FolderCollection:
     def __init__(self, folder: Path):
         self.name = str(folder)
         self._corpus, self._queries, self._qrels = find_files(folder)
+        self._texts = CorpusTexts(self.name, self._corpus)
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         return read_corpus(self._corpus, on_bad, allow_empty=allow_empty)
@@ -120,25 +121,14 @@ class FolderCollection:
         return count_lines(self._corpus)
 
     def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
-        wanted = list(dict.fromkeys(doc_ids))
-        if self._corpus.suffix == ".gz":
-            return pick(self.name, "document", wanted, self._held)
-        offsets = pick(self.name, "document", wanted, self._offsets)
-        found = {document.doc_id: document for document in documents_at(self._corpus, sorted(offsets.values()))}
-        return {doc_id: found[doc_id] for doc_id in wanted}
+        return self._texts.documents(doc_ids)
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
-        known = self._held if self._corpus.suffix == ".gz" else self._offsets
-        return [doc_id for doc_id in doc_ids if doc_id not in known]
+        return self._texts.missing(doc_ids)
 
-    @cached_property
-    def _offsets(self) -> dict[str, int]:
-        return corpus_offsets(self._corpus)
-
-    @cached_property
-    def _held(self) -> dict[str, Document]:
-        # A gzip file cannot be read from the middle, so its documents are kept in memory.
-        return {document.doc_id: document for document in self.corpus()}
+    def change(self) -> Change | None:
+        """Return what has happened to the corpus since its documents were first asked for."""
+        return self._texts.change()
 
     def splits(self) -> list[str]:
         return sorted(self._queries.keys() | self._qrels.keys())

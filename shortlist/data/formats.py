@@ -152,21 +152,9 @@ def read_corpus(path: Path, on_bad: OnBad | None = None, *, allow_empty: bool = 
 def corpus_offsets(path: Path) -> dict[str, int]:
     """Map each document id to the byte at which its line starts.
 
-    With `documents_at`, this gives random access without holding texts in memory.
+    This gives random access without holding texts in memory.
     """
     return {document.doc_id: start for start, document in _located(path, None, allow_empty=True)}
-
-
-def documents_at(path: Path, offsets: Iterable[int]) -> Iterator[Document]:
-    """Yield the documents whose lines start at these bytes, in the order asked.
-
-    The file must be uncompressed.
-    """
-    parse = document_parser(path)
-    with open(path, "rb") as file:
-        for offset in offsets:
-            file.seek(offset)
-            yield parse(file.readline().decode().rstrip("\r\n"))
 
 
 def read_queries(path: Path) -> list[Query]:

@@ -50,6 +50,11 @@ class BM25Index:
     def __len__(self) -> int:
         return self._index.num_docs
 
+    @property
+    def doc_ids(self) -> Sequence[str]:
+        """The ids of the documents, in corpus order."""
+        return self._index.doc_ids
+
     @classmethod
     def build(
         cls,

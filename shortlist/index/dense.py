@@ -26,6 +26,11 @@ class DenseSearch:
     def __init__(self, retriever: EncodesQueries, vectors: VectorIndex) -> None:
         self.retriever, self.vectors = retriever, vectors
 
+    @property
+    def doc_ids(self) -> Sequence[str] | None:
+        """The ids of the documents, in corpus order, if the index knows them."""
+        return getattr(getattr(self.vectors, "vectors", None), "doc_ids", None)
+
     def search(self, queries: Sequence[Query], k: int) -> Run:
         """Find the k most similar documents for each query."""
         found = self.find_by_vectors(self.query_vectors(queries), k)

@@ -2,24 +2,31 @@
 
 import base64
 import math
+import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Security
+from fastapi import FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
+from shortlist.data.texts import ChangedError
+from shortlist.errors import UserError
 from shortlist.pipeline import Answer, Pipeline
+from shortlist.pipeline.passages import find_passage, mark, query_stems
 from shortlist.serve import schema
 from shortlist.serve.gate import FullError, Ticket, TooLargeError
 from shortlist.serve.metrics import render
+from shortlist.serve.openai_ids import to_texts
 from shortlist.serve.protection import Log, Protection, Refusal, explained, problem
 from shortlist.serve.service import Batched, FieldError, Read, Service
 from shortlist.version import __version__
@@ -30,10 +37,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": schema.ErrorResponse, "description": "More than this server ever accepts."},
     422: {"model": schema.ErrorResponse, "description": "A field is wrong; `field` names it."},
     429: {"model": schema.ErrorResponse, "description": "Too much to do already; Retry-After says when to try again."},
-    503: {"model": schema.ErrorResponse, "description": "The server is going down."},
+    503: {"model": schema.ErrorResponse, "description": "The server is going down, or its files have changed."},
     504: {"model": schema.ErrorResponse, "description": "The request took too long."},
 }
 
+CHANGED = "the collection's files have changed in place; index or encode them again, and start the server anew."
+STALE = "the files have changed since the server started, and its answers are the old ones; start it anew for new ones."
+UNABLE = "the server cannot answer this with the files and models that it has; its log says why."
+LONGEST_NAME = 60
+"""Most characters of a field's name that an error repeats."""
+SEARCHES = {"/search": "search", "/v1/search": "search_v1"}
+"""Names of the paths that search."""
 
 NO_JSON = problem(400, "invalid_json", "the body is not JSON.", field="body")
 
@@ -58,8 +72,12 @@ def create_app(
     if service.pipeline is not None:
         _add_search(app, service, service.pipeline)
         _add_page(app)
-    paths = [getattr(route, "path", "") for route in app.routes]
-    return Protection(app, service.gate, service.metrics, key=key, hosts=hosts, paths=paths, log=log)
+    routes = [
+        (method, route.path) for route in app.routes if isinstance(route, Route) for method in route.methods or ()
+    ]
+    work = [(method, path) for method, path in routes if method == "POST" or path in SEARCHES]
+    paths = [path for _, path in routes]
+    return Protection(app, service.gate, service.metrics, key=key, hosts=hosts, paths=paths, work=work, log=log)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -68,6 +86,7 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _explain_validation)
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(FieldError, _explain_field)
+    app.add_exception_handler(UserError, _explain_unable)
     app.add_exception_handler(Exception, _explain_bug)
 
 
@@ -83,6 +102,13 @@ async def _explain(request: Request, error: Exception) -> Response:
 async def _explain_field(request: Request, error: Exception) -> Response:
     assert isinstance(error, FieldError)
     return _send(problem(422, "invalid_request", f"{error.field}: {error}", field=error.field))
+
+
+async def _explain_unable(request: Request, error: Exception) -> Response:
+    """Answer that the files of the collection and its indexes are no longer what they were."""
+    print(f"shortlist serve: {error}", file=sys.stderr, flush=True)
+    kind, told = ("changed", CHANGED) if isinstance(error, ChangedError) else ("unable", UNABLE)
+    return _send(problem(503, kind, told))
 
 
 async def _explain_bug(request: Request, error: Exception) -> Response:
@@ -103,16 +129,22 @@ async def _explain_validation(request: Request, error: Exception) -> Response:
     found = error.errors()
     if any(fault["type"] == "json_invalid" for fault in found):
         return _send(NO_JSON)
-    field = _field(found[0]["loc"])
-    messages = dict.fromkeys(fault["msg"] for fault in found if _field(fault["loc"]) == field)
+    if found[0]["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        message = "body: send JSON, with the header `content-type: application/json`."
+        return _send(problem(422, "invalid_request", message, field="body"))
+    field = _field(found[0])
+    messages = dict.fromkeys(fault["msg"] for fault in found if _field(fault) == field)
     return _send(problem(422, "invalid_request", f"{field}: {'; '.join(messages)}.", field=field))
 
 
-def _field(loc: Sequence[Any]) -> str:
-    """Name a field by its location, without pydantic's names for parts of a union.
+def _field(fault: Mapping[str, Any]) -> str:
+    """Name the field of a fault, without pydantic's names for parts of a union.
 
     For example, ("body", "documents", 3, "str") becomes `documents.3`.
     """
+    if fault["type"] == "unknown_field":
+        return fault["ctx"]["name"][:LONGEST_NAME]
+    loc = [part for part in fault["loc"] if part not in (schema.TEI, schema.COHERE)]
     parts = [str(part) for part in loc[1:2]] + [str(part) for part in loc[2:] if isinstance(part, int)]
     return ".".join(parts) or "body"
 
@@ -136,11 +168,27 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", response_model=schema.Status, responses={503: {"model": schema.Status}})
     async def ready() -> Response:
-        """Whether new requests are accepted; they are refused while the server shuts down."""
+        """Whether new requests are accepted, and whether answers are still those of the files that are there.
+
+        They are refused while the server shuts down, and when a file that it reads from was rewritten.
+        """
         draining = service.gate.draining or not service.batcher.alive
-        answer = _json(schema.Status(status="draining" if draining else "ready"))
-        answer.status_code = 503 if draining else 200
+        change = None if draining else service.change()
+        status = schema.Status(status="draining" if draining else "ready")
+        if change is not None:
+            told = CHANGED if change == "rewritten" else STALE
+            status = schema.Status(status="changed" if change == "rewritten" else "stale", message=told)
+        answer = _json(status)
+        answer.status_code = 503 if draining or change == "rewritten" else 200
         return answer
+
+    started = int(time.time())
+
+    @app.get("/v1/models", response_model=schema.Models, responses={401: ERRORS[401]})
+    async def models() -> Response:
+        """List the models, with OpenAI's API."""
+        names = dict.fromkeys(model.title for model in (service.retriever, service.reranker) if model is not None)
+        return _json(schema.Models(data=[schema.ServedModel(id=name, created=started) for name in names]))
 
     @app.get("/info", response_model=schema.Info, responses={401: ERRORS[401]})
     async def info() -> Response:
@@ -174,12 +222,28 @@ def _add_embedding(app: FastAPI, service: Service, retriever: Batched) -> None:
     @app.post("/v1/embeddings", response_model=schema.EmbeddingsResponse, responses=ERRORS)
     async def embeddings(asked: schema.EmbeddingsRequest, request: Request) -> Response:
         """Embed texts, with OpenAI's API."""
-        read = await service.embed(_ticket(request), _texts(asked.input), asked.input_type)
+        texts = await to_texts(asked.input, asked.model)
+        read = await service.embed(_ticket(request), texts, asked.input_type)
         vectors = _narrowed(retriever, read.outputs, asked.dimensions)
         encode = _base64 if asked.encoding_format == "base64" else np.ndarray.tolist
         data = [schema.Embedding(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
         name = retriever.title
         return _json(schema.EmbeddingsResponse(data=data, model=name, usage=_usage(read), truncated=read.truncated))
+
+    @app.post("/v2/embed", response_model=schema.CohereEmbedResponse, responses=ERRORS)
+    async def cohere_embed(asked: schema.CohereEmbedRequest, request: Request) -> Response:
+        """Embed texts, with Cohere's API."""
+        kind = "query" if asked.input_type == "search_query" else "document"
+        read = await service.embed(_ticket(request), asked.texts, kind)
+        _check_whole(read, asked.truncate == "END", "texts", "`truncate: END`")
+        vectors = _narrowed(retriever, read.outputs, asked.output_dimension, "output_dimension")
+        forms: dict[str, Callable[[np.ndarray], Any]] = {"float": np.ndarray.tolist, "base64": _base64}
+        given = {name: [forms[name](vector) for vector in vectors] for name in asked.embedding_types}
+        meta = schema.Meta(api_version={"version": "2"}, billed_units={"input_tokens": read.num_tokens})
+        common: dict[str, Any] = {"id": str(uuid.uuid4()), "texts": asked.texts, "meta": meta}
+        return _json(
+            schema.CohereEmbedResponse(embeddings=schema.CohereVectors(**given), truncated=read.truncated, **common)
+        )
 
     @app.post("/embed", response_model=list[list[float]], responses=ERRORS)
     async def embed(asked: schema.TeiEmbedRequest, request: Request) -> Response:
@@ -208,7 +272,7 @@ def _base64(vector: np.ndarray) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def _narrowed(retriever: Batched, vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
+def _narrowed(retriever: Batched, vectors: np.ndarray, dimensions: int | None, field: str = "dimensions") -> np.ndarray:
     """Keep the first numbers of each vector.
 
     The result is scaled to length 1 again if the model's vectors have length 1.
@@ -216,7 +280,7 @@ def _narrowed(retriever: Batched, vectors: np.ndarray, dimensions: int | None) -
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
     if dimensions > vectors.shape[1]:
-        raise FieldError("dimensions", f"the model's vectors have {vectors.shape[1]} numbers; ask for no more")
+        raise FieldError(field, f"the model's vectors have {vectors.shape[1]} numbers; ask for no more")
     vectors = vectors[:, :dimensions]
     return _unit(vectors) if retriever.contract.reading.normalize else vectors
 
@@ -225,15 +289,15 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def _check_whole(read: Read, truncate: bool | None, field: str) -> None:
+def _check_whole(read: Read, truncate: bool | None, field: str, allowing: str = "`truncate: true`") -> None:
     if read.truncated and not truncate:
         text = f"{field}.{read.truncated[0]}"
-        raise FieldError(text, "longer than the model's input; send `truncate: true` to have it cut")
+        raise FieldError(text, f"longer than the model's input; send {allowing} to have it cut")
 
 
 def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
     async def rerank(asked: schema.RerankRequest, request: Request) -> Response:
-        """Rank documents by their scores, with the API of Cohere and Jina."""
+        """Rank documents by their scores, with the API of Cohere, Jina, vLLM and infinity."""
         texts = asked.texts
         pairs = [(asked.query, text) for text in texts]
         read = await service.score(_ticket(request), pairs, asked.max_tokens_per_doc)
@@ -246,8 +310,8 @@ def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
             )
             for i in best
         ]
-        version = request.url.path[2:3]
-        meta = schema.RerankMeta(api_version={"version": version}, billed_units={"search_units": 1})
+        version = "1" if request.url.path.startswith("/v1/") else "2"
+        meta = schema.Meta(api_version={"version": version}, billed_units={"search_units": 1})
         common = {"id": str(uuid.uuid4()), "model": reranker.title, "meta": meta}
         return _json(schema.RerankResponse(results=results, usage=_usage(read), truncated=read.truncated, **common))
 
@@ -255,9 +319,11 @@ def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
         options = {"response_model": schema.RerankResponse, "responses": ERRORS, "name": f"rerank_{version}"}
         app.post(f"/{version}/rerank", **options)(rerank)
 
-    @app.post("/rerank", response_model=list[schema.TeiRank], responses=ERRORS)
-    async def tei_rerank(asked: schema.TeiRerankRequest, request: Request) -> Response:
-        """Rank texts by their scores, with the API of text-embeddings-inference."""
+    @app.post("/rerank", response_model=list[schema.TeiRank] | schema.RerankResponse, responses=ERRORS)
+    async def either_rerank(asked: schema.EitherRerankRequest, request: Request) -> Response:
+        """Rank texts with the API of text-embeddings-inference, or documents as `/v1/rerank` does."""
+        if isinstance(asked, schema.RerankRequest):
+            return await rerank(asked, request)
         read = await service.score(_ticket(request), [(asked.query, text) for text in asked.texts])
         _check_whole(read, asked.truncate, "texts")
         scale = float if asked.raw_scores else _between_0_and_1
@@ -269,7 +335,6 @@ def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
         ]
         return Response(f"[{','.join(ranks)}]", media_type="application/json")
 
-    @app.post("/score", response_model=schema.ScoreResponse, responses=ERRORS)
     async def score(asked: schema.ScoreRequest, request: Request) -> Response:
         """Score pairs of texts, with vLLM's API."""
         pairs = _pairs(_texts(asked.text_1), _texts(asked.text_2))
@@ -277,6 +342,9 @@ def _add_reranking(app: FastAPI, service: Service, reranker: Batched) -> None:
         data = [schema.Score(index=i, score=_between_0_and_1(value)) for i, value in enumerate(read.outputs)]
         common = {"id": f"score-{uuid.uuid4()}", "created": int(time.time()), "model": reranker.title}
         return _json(schema.ScoreResponse(data=data, usage=_usage(read), **common))
+
+    for path, name in (("/score", "score"), ("/v1/score", "score_v1")):
+        app.post(path, response_model=schema.ScoreResponse, responses=ERRORS, name=name)(score)
 
 
 def _pairs(first: list[str], second: list[str]) -> list[tuple[str, str]]:
@@ -300,6 +368,7 @@ def _between_0_and_1(score: Any) -> float:
 def _add_search(app: FastAPI, service: Service, pipeline: Pipeline) -> None:
     async def search(asked: schema.SearchRequest, request: Request) -> Response:
         """Find the best documents of the collection for each query."""
+        start = time.perf_counter()
         _check(pipeline, asked)
         options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
         field = "query" if asked.query is not None else "queries"
@@ -311,10 +380,20 @@ def _add_search(app: FastAPI, service: Service, pipeline: Pipeline) -> None:
         if asked.explain:
             for answer, pipeline_answer in zip(answers, found, strict=True):
                 await _add_truncation(service, pipeline, answer, pipeline_answer)
-        return _json(schema.SearchResponse(answers=answers))
+                await service.in_thread(partial(_add_passages, answer))
+        took = 1000 * (time.perf_counter() - start) if asked.explain else None
+        return _json(schema.SearchResponse(answers=answers, milliseconds=took))
 
-    for path, name in (("/search", "search"), ("/v1/search", "search_v1")):
+    async def search_link(asked: Annotated[schema.SearchLink, Query()], request: Request) -> Response:
+        """Find the best documents of the collection for the query in an address."""
+        given = asked.model_dump(exclude={"q"})
+        return await search(schema.SearchRequest(query=asked.q, **given), request)
+
+    refused = {403: {"model": schema.ErrorResponse, "description": "A page of another site asks."}}
+    for path, name in SEARCHES.items():
         app.post(path, response_model=schema.SearchResponse, responses=ERRORS, name=name)(search)
+        responses = ERRORS | refused
+        app.get(path, response_model=schema.SearchResponse, responses=responses, name=f"{name}_link")(search_link)
 
 
 def _check(pipeline: Pipeline, asked: schema.SearchRequest) -> None:
@@ -338,6 +417,14 @@ def _search_answer(query: str, found: Answer, explain: bool) -> schema.SearchAns
     ]
     times = found.milliseconds if explain else None
     return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
+
+
+def _add_passages(answer: schema.SearchAnswer) -> None:
+    """Add what to show of each document, with the query's words marked."""
+    stems = query_stems(answer.query)
+    for result in answer.results:
+        result.heading = [schema.TextPiece(**piece._asdict()) for piece in mark(result.title or result.doc_id, stems)]
+        result.passage = [schema.TextPiece(**piece._asdict()) for piece in find_passage(result.text, stems)]
 
 
 async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer) -> None:

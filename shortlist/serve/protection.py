@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal, NamedTuple, final
+from urllib.parse import unquote_plus
 
 from shortlist.serve.gate import FullError, Gate, Ticket, TooLargeError
 from shortlist.serve.metrics import Metrics
@@ -22,6 +23,9 @@ OPEN = {"/health", "/ready", "/", "/page.css", "/page.js"}
 """Paths that need no key; their answers reveal nothing about models, texts or load."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+ELSEWHERE = (b"cross-site", b"same-site")
+"""What browsers say in Sec-Fetch-Site of requests that a page of another origin makes."""
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -79,6 +83,7 @@ class Protection:
         hosts: host names under which the server may be addressed (None: any). This stops a web page from reaching a
             server without a key by pointing the page's host name at this machine's address.
         paths: paths that are counted by name.
+        work: methods and paths that use the models; only these have a body, and a place in the queue.
         log: output on stderr besides errors: every request without its texts, or with them.
     """
 
@@ -91,11 +96,12 @@ class Protection:
         key: str | None = None,
         hosts: Iterable[str] | None = None,
         paths: Iterable[str] = (),
+        work: Iterable[tuple[str, str]] = (),
         log: Log = "errors",
     ) -> None:
         self.app, self.gate, self.metrics, self.log = app, gate, metrics, log
         self._key = key.encode() if key is not None else None
-        self.hosts, self.paths = None if hosts is None else set(hosts), set(paths)
+        self.hosts, self.paths, self.work = None if hosts is None else set(hosts), set(paths), set(work)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer an HTTP request; pass on anything other than HTTP."""
@@ -117,7 +123,7 @@ class Protection:
         self.metrics.observe("shortlist_request_seconds", seconds, path=path)
         if self.log != "errors":
             path = path if path != "other" else "(unknown path)"
-            print(f"{scope['method']} {path} {status} {1000 * seconds:.1f} ms", file=sys.stderr, flush=True)
+            _log(f"{scope['method']} {path} {status} {1000 * seconds:.1f} ms")
 
     async def _answer(self, scope: Message, receive: Receive, reply: "_Reply") -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
@@ -125,10 +131,13 @@ class Protection:
             if self.gate.draining:  # the connection is closed after this, and an unread body would reset it
                 await _body(receive, headers, self.gate.limits.body_bytes)
             await reply.send(refusal)
-        elif scope["method"] == "POST":
+        elif self._is_work(scope):
             await self._work(scope, receive, reply, headers)
         else:
             await self.app(scope, receive, reply)
+
+    def _is_work(self, scope: Message) -> bool:
+        return (scope["method"], scope["path"]) in self.work
 
     def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> Refusal | None:
         """Return the refusal of a request by its headers; None if it is accepted."""
@@ -137,7 +146,9 @@ class Protection:
         if scope["path"] not in OPEN and not self._knows(headers.get(b"authorization", b"")):
             message = "a key is needed: send the header `Authorization: Bearer KEY`."
             return problem(401, "unauthorized", message, www_authenticate="Bearer")
-        if self.gate.draining and scope["method"] == "POST":
+        if scope["method"] == "GET" and self._is_work(scope) and headers.get(b"sec-fetch-site") in ELSEWHERE:
+            return problem(403, "cross_site", "this search was made by a page of another site; only the user may.")
+        if self.gate.draining and self._is_work(scope):
             return problem(503, "draining", "the server is going down; try again.", retry_after=str(RETRY_SECONDS))
         return None
 
@@ -170,13 +181,15 @@ class Protection:
     async def _read_and_run(
         self, scope: Message, receive: Receive, reply: "_Reply", headers: dict[bytes, bytes], ticket: Ticket
     ) -> None:
-        body = await _body(receive, headers, self.gate.limits.body_bytes)
+        asked = scope["method"] != "GET"
+        body = await _body(receive, headers, self.gate.limits.body_bytes) if asked else b""
         if body is None:
             most = self.gate.limits.body_bytes
             await reply.send(problem(413, "too_large", f"the body is larger than {most} bytes; send less at a time."))
             return
         if self.log == "queries":
-            print(f"{scope['path']} {body.decode(errors='replace')!r}", file=sys.stderr, flush=True)
+            text = body.decode(errors="replace") if asked else unquote_plus(scope["query_string"].decode("latin-1"))
+            _log(f"{scope['path']} {text!r}")
         scope.setdefault("state", {})["ticket"] = ticket
         await _until_gone(self.app(scope, replay(body), reply), receive)
 
@@ -228,6 +241,12 @@ def replay(body: bytes) -> Receive:
         return await asyncio.get_running_loop().create_future()
 
     return receive
+
+
+def _log(line: str) -> None:
+    """Print a line of the log, in which everything that a terminal would not print is escaped."""
+    printable = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+    print(printable, file=sys.stderr, flush=True)
 
 
 def _host(header: bytes) -> str:

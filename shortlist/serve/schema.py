@@ -5,7 +5,8 @@ Search has an API of its own. Embedding and reranking follow the APIs of other s
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 MAX_TEXTS = 2048
 """Most texts in one request."""
@@ -22,23 +23,40 @@ Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
 TextKind = Literal["query", "document"]
 
 
+_Ids = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1, max_length=MAX_CHARACTERS)]
+ModelName = Annotated[str | None, Field(description="Ignored: there is one model here.")]
+Ignored = Annotated[Any, Field(description="Ignored: it changes no result.")]
+
+
+class Asked(BaseModel):
+    """A request without fields other than its own, as what is not obeyed must not be passed over.
+
+    A field that is null asks for nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_fields(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for name, value in given.items():
+            if name not in cls.model_fields and value is not None:
+                message = f"not a field that is supported here; this takes {', '.join(cls.model_fields)}"
+                raise PydanticCustomError("unknown_field", "{message}", {"message": message, "name": ascii(name)[1:-1]})
+        return {name: value for name, value in given.items() if name in cls.model_fields}
+
+
 class TextObject(BaseModel):
     """A document as an object, as Cohere's and Jina's clients may send it."""
 
     text: Text
 
 
-class SearchRequest(BaseModel):
-    """A search, with either `query` or `queries`."""
+class SearchOptions(Asked):
+    """What may be asked of any search."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"oneOf": [{"required": [name]} for name in ("query", "queries")]}
-    )
-
-    query: QueryText | None = Field(None, description="One question.")
-    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
-        None, description="Several questions, each answered by itself."
-    )
     k: int = Field(10, ge=1, le=MAX_K, description="Results per query.")
     depth: int | None = Field(
         None, ge=1, le=MAX_DEPTH, description="Candidates that the first reranker reads; by default what it says."
@@ -46,6 +64,23 @@ class SearchRequest(BaseModel):
     first_stage: str | None = Field(None, description="What finds the candidates; by default what the steps say.")
     rerank: bool | None = Field(None, description="Whether rerankers read them; by default if there are any.")
     explain: bool = Field(False, description="Tell what every step made of each result, and how long it took.")
+
+
+class SearchLink(SearchOptions):
+    """A search that is an address."""
+
+    q: QueryText = Field(description="One question.")
+
+
+class SearchRequest(SearchOptions):
+    """A search, with either `query` or `queries`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in ("query", "queries")]})
+
+    query: QueryText | None = Field(None, description="One question.")
+    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
+        None, description="Several questions, each answered by itself."
+    )
 
     @property
     def texts(self) -> list[str]:
@@ -61,6 +96,13 @@ class StepPlace(BaseModel):
     moved: int | None = Field(None, description="Ranks up, or below 0 down, from the list that the step read.")
 
 
+class TextPiece(BaseModel):
+    """A piece of a text to show, which is a word of the query or lies between such words."""
+
+    text: str
+    found: bool = False
+
+
 class SearchResult(BaseModel):
     """A document that was found."""
 
@@ -72,6 +114,8 @@ class SearchResult(BaseModel):
     url: str
     stages: dict[str, StepPlace] | None = Field(None, description="Its place by step; with `explain`.")
     truncated: bool | None = Field(None, description="A reranker has not read all of it; with `explain`.")
+    heading: list[TextPiece] | None = Field(None, description="The title, or id, in pieces; with `explain`.")
+    passage: list[TextPiece] | None = Field(None, description="The part of the text that matches; with `explain`.")
 
 
 class SearchAnswer(BaseModel):
@@ -87,17 +131,21 @@ class SearchResponse(BaseModel):
     """One answer per query, in the order of the queries."""
 
     answers: list[SearchAnswer]
+    milliseconds: float | None = Field(None, description="For the whole request, in the server; with `explain`.")
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Asked):
     """OpenAI's request, with `input_type` to choose between the retriever's two prompts."""
 
-    input: Text | Texts
-    model: str | None = Field(None, description="Ignored: there is one model here.")
+    input: Text | Texts | _Ids | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_TEXTS)] = Field(
+        description="Texts, or the token ids that OpenAI's tokenizer makes of them."
+    )
+    model: str | None = Field(None, description="Says whose token ids those are; there is one model here.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Keep only so many numbers of each vector.")
     input_type: TextKind = "document"
-    user: str | None = Field(None, description="Ignored.")
+    user: Ignored = None
+    priority: Ignored = None
 
 
 class Embedding(BaseModel):
@@ -125,12 +173,14 @@ class EmbeddingsResponse(BaseModel):
     truncated: list[int] = Field(description="Inputs that were too long and have been cut.")
 
 
-class RerankRequest(BaseModel):
-    """Reranking request of Cohere and Jina."""
+class RerankRequest(Asked):
+    """Reranking request of Cohere, Jina, vLLM and infinity."""
 
     query: QueryText
     documents: Annotated[list[Text | TextObject], Field(min_length=1, max_length=MAX_TEXTS)]
-    model: str | None = Field(None, description="Ignored: there is one model here.")
+    model: ModelName = None
+    user: Ignored = None
+    priority: Ignored = None
     top_n: int | None = Field(None, ge=1, description="Results that are wanted.")
     return_documents: bool | None = Field(None, description="Repeat the texts in the results.")
     max_tokens_per_doc: int | None = Field(None, ge=1, description="Cut each document to so many tokens first.")
@@ -149,7 +199,7 @@ class RerankResult(BaseModel):
     document: TextObject | None = None
 
 
-class RerankMeta(BaseModel):
+class Meta(BaseModel):
     """Metadata that Cohere's clients expect."""
 
     api_version: dict[str, str]
@@ -162,22 +212,62 @@ class RerankResponse(BaseModel):
     id: str
     model: str
     results: list[RerankResult]
-    meta: RerankMeta
+    meta: Meta
     usage: Usage
     truncated: list[int] = Field(description="Documents that were too long and have been cut.")
 
 
-class TeiEmbedRequest(BaseModel):
+class CohereEmbedRequest(Asked):
+    """Embedding request of Cohere's second version."""
+
+    texts: Texts
+    input_type: Literal["search_query", "search_document"] = Field(description="Which of the retriever's prompts.")
+    embedding_types: Annotated[list[Literal["float", "base64"]], Field(min_length=1)] = Field(["float"])
+    output_dimension: int | None = Field(None, ge=1, description="Keep only so many numbers of each vector.")
+    truncate: Literal["NONE", "END"] = Field("END", description="Cut what is too long at its end, or refuse it.")
+    model: ModelName = None
+    priority: Ignored = None
+
+
+_Vectors = list[list[float]]
+
+
+class CohereVectors(BaseModel):
+    """Vectors in the forms that were asked for."""
+
+    float: _Vectors | None = None
+    base64: list[str] | None = None
+
+
+class CohereEmbedResponse(BaseModel):
+    """Embedding response of Cohere's second version, with the numbers of the texts that were cut."""
+
+    id: str
+    response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
+    embeddings: CohereVectors
+    texts: list[str]
+    meta: Meta
+    truncated: list[int] = Field(description="Texts that were too long and have been cut.")
+
+
+CutEnd = Annotated[
+    Literal["right", "Right"] | None, Field(description="The end at which a text is cut; it is always the right one.")
+]
+
+
+class TeiEmbedRequest(Asked):
     """Embedding request of text-embeddings-inference."""
 
     inputs: Text | Texts
     truncate: bool | None = Field(None, description="Cut what is too long instead of refusing it.")
+    truncation_direction: CutEnd = None
+    model: ModelName = None
     normalize: bool = Field(True, description="Vectors of length 1; else as the model gives them.")
     prompt_name: TextKind | None = Field(None, description="Which of the retriever's prompts; by default `document`.")
     dimensions: int | None = Field(None, ge=1, description="Keep only so many numbers of each vector.")
 
 
-class TeiRerankRequest(BaseModel):
+class TeiRerankRequest(Asked):
     """Reranking request of text-embeddings-inference."""
 
     query: QueryText
@@ -185,6 +275,23 @@ class TeiRerankRequest(BaseModel):
     raw_scores: bool = Field(False, description="The model's own scores instead of values between 0 and 1.")
     return_text: bool = False
     truncate: bool | None = Field(None, description="Cut what is too long instead of refusing it.")
+    truncation_direction: CutEnd = None
+    model: ModelName = None
+
+
+TEI, COHERE = "of text-embeddings-inference", "of Cohere"
+
+
+def _rerank_api(given: Any) -> str | None:
+    if isinstance(given, dict):
+        return COHERE if "documents" in given else TEI
+    return COHERE if isinstance(given, RerankRequest) else TEI if isinstance(given, TeiRerankRequest) else None
+
+
+EitherRerankRequest = Annotated[
+    Annotated[TeiRerankRequest, Tag(TEI)] | Annotated[RerankRequest, Tag(COHERE)], Discriminator(_rerank_api)
+]
+"""A request with `texts`, as text-embeddings-inference has them, or with `documents`, as the others have them."""
 
 
 class TeiRank(BaseModel):
@@ -195,12 +302,14 @@ class TeiRank(BaseModel):
     text: str | None = None
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(Asked):
     """Scoring request of vLLM: one text against several, or pair by pair."""
 
     text_1: QueryText | Annotated[list[QueryText], Field(min_length=1, max_length=MAX_TEXTS)]
     text_2: Text | Texts
-    model: str | None = Field(None, description="Ignored: there is one model here.")
+    model: ModelName = None
+    user: Ignored = None
+    priority: Ignored = None
 
 
 class Score(BaseModel):
@@ -222,6 +331,22 @@ class ScoreResponse(BaseModel):
     usage: Usage
 
 
+class ServedModel(BaseModel):
+    """A model in OpenAI's list."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "shortlist"
+
+
+class Models(BaseModel):
+    """OpenAI's list of models."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel]
+
+
 class ErrorBody(BaseModel):
     """An error: its kind, a message, and the field that is wrong."""
 
@@ -239,7 +364,8 @@ class ErrorResponse(BaseModel):
 class Status(BaseModel):
     """Health of the server."""
 
-    status: Literal["alive", "ready", "draining", "broken"]
+    status: Literal["alive", "ready", "stale", "changed", "draining", "broken"]
+    message: str | None = Field(None, description="What to do about it.")
 
 
 class ModelInfo(BaseModel):

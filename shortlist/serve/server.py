@@ -1,7 +1,10 @@
 """Server processes: one, or several that share a socket, and their orderly shutdown."""
 
 import asyncio
+import errno
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -14,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any, final
+from typing import Any, cast, final
 
 import uvicorn
 
@@ -29,8 +32,21 @@ FIRST_SECONDS = 5
 """How long a connection without a request so far may still send one, after new connections are no longer taken."""
 KEEP_SECONDS = 75
 """How long an idle connection stays open. If this were short, clients would often send just as it closes."""
+HEADER_SECONDS = 20
+"""How long a new connection may take for the headers of its first request."""
+MOST_CONNECTIONS = 2048
+"""Most connections at a time, where the system allows so many open files."""
+BACKLOG = 128
+"""Connections that wait in the kernel, and the most that are accepted at once."""
+QUIET_SECONDS = 60
+"""How long a message about a lack of open files is not repeated."""
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
+"""The answer to a connection beyond the most."""
 RESTARTS = 10
 """How many workers may die before the whole server gives up."""
+
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of a system that has no more open files or memory to give."""
 
 MakeApp = Callable[[], Protection]
 
@@ -46,8 +62,35 @@ class Server(uvicorn.Server):
     def __init__(self, app: Protection, drain_seconds: float) -> None:
         quiet = {"log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off"}
         times = {"timeout_graceful_shutdown": 1, "timeout_keep_alive": KEEP_SECONDS}
-        super().__init__(uvicorn.Config(app, **times, **quiet))
+        self.most_connections, backlog = connection_limits()
+        config = uvicorn.Config(app, **times, **quiet, backlog=backlog)
+        super().__init__(config)
         self._gate, self._metrics, self._drain_seconds, self._asked = app.gate, app.metrics, drain_seconds, 0.0
+        self._idle: dict[Any, tuple[Any, float]] = {}
+        self._complained = -math.inf
+        config.load()
+        self._http: Any = config.http_protocol_class
+        config.http_protocol_class = cast(Any, self._connected)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        asyncio.get_running_loop().set_exception_handler(self._explain)
+        await super().startup(sockets)
+        for listener in sockets or ():
+            say(f"serve: ready on {address(listener)}")
+
+    def _connected(self, **given: Any) -> asyncio.Protocol:
+        """Take a connection, or refuse it if there are too many."""
+        return _Full() if len(self.server_state.connections) >= self.most_connections else self._http(**given)
+
+    def _explain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Say now and then that open files or memory run out; report any other error of the event loop."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in EXHAUSTED:
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._complained > QUIET_SECONDS:
+            self._complained = time.monotonic()
+            say(f"serve: new connections must wait: {error.strerror}; raise the limit (`ulimit -n`) or ask for less.")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new requests at the first signal; end at the second."""
@@ -60,11 +103,24 @@ class Server(uvicorn.Server):
         """Decide, ten times a second, whether to end."""
         if counter % 10 == 0:
             self._metrics.publish()
+            self._close_idle()
         if self._gate.draining:
             waited = time.monotonic() - self._asked
             done = waited > LINGER_SECONDS and not self._gate.requests
             self.should_exit |= done or waited > self._drain_seconds
         return await super().on_tick(counter)
+
+    def _close_idle(self) -> None:
+        """Close connections that have had no whole request for too long, whatever of one they have sent."""
+        now, before = time.monotonic(), self._idle
+        self._idle = {}
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is None or cycle.response_complete:
+                last, since = before.get(connection, (cycle, now))
+                self._idle[connection] = cycle, since if last is cycle else now
+                if now - self._idle[connection][1] > (HEADER_SECONDS if cycle is None else KEEP_SECONDS):
+                    connection.transport.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connections, answer requests on the existing ones, and end."""
@@ -80,11 +136,34 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        http: Any = self.config.http_protocol_class
-        return http(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return self._connected(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _has_new_connections(self) -> bool:
         return any(getattr(connection, "cycle", None) is None for connection in self.server_state.connections)
+
+
+@final
+class _Full(asyncio.Protocol):
+    """A connection that is refused, as there are too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say so and close it."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(TOO_MANY)
+        transport.close()
+
+
+def connection_limits() -> tuple[int, int]:
+    """Compute the most connections, and the most that may wait in the kernel, from the limit of open files.
+
+    They leave as many as are accepted before they can be refused, in two turns of the event loop, and some more.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS, BACKLOG
+    held = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else allowed // 4
+    backlog = max(8, min(BACKLOG, allowed // 9))
+    return max(16, min(MOST_CONNECTIONS, allowed - held - 3 * backlog)), backlog
 
 
 def _accept_waiting(listeners: Iterable[socket.socket]) -> list[socket.socket]:
@@ -127,7 +206,6 @@ def serve(make_app: MakeApp, listener: socket.socket, drain_seconds: float, *, s
     app = make_app()
     if shared:
         app.metrics.share(shared)
-    say(f"serve: ready on {address(listener)}")
     Server(app, drain_seconds).run(sockets=[listener])
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, final
 import numpy as np
 from jaxtyping import Float
 
+from shortlist.data.collections import Collection
+from shortlist.data.texts import Change
 from shortlist.errors import UserError
 from shortlist.math.combination import COMBINATIONS
 from shortlist.models.run import TokenIds, compact_ids
@@ -140,6 +142,7 @@ class Service:
         else:
             self.reranker = rerankers[-1] if rerankers else None
         self.gate = Gate(limits, lambda: self.batcher.tokens_per_second)
+        self._watched = _manifests(description)
         self._tokenizing = ThreadPoolExecutor(TOKENIZING, "tokenizing")
         # One thread per request: a thread here only waits for the batcher, which decides the order.
         self._searching = ThreadPoolExecutor(limits.queue_requests, "searching")
@@ -169,6 +172,29 @@ class Service:
         self._tokenizing.shutdown(cancel_futures=True)
         self._searching.shutdown(cancel_futures=True)
 
+    def change(self) -> Change | None:
+        """Return what has happened since the start to the files that are searched."""
+        change = getattr(self.pipeline.collection, "change", None) if self.pipeline is not None else None
+        happened: Change | None = change() if change is not None else None
+        return happened or ("replaced" if {path: _state(path) for path in self._watched} != self._watched else None)
+
+    def check_documents(self) -> None:
+        """Check that the collection has the documents that can be found.
+
+        Raises:
+            UserError: it lacks some.
+        """
+        if self.pipeline is None or not hasattr(self.pipeline.collection, "change"):  # nothing that can change
+            return
+        collection: Collection = self.pipeline.collection
+        for step in self.pipeline.steps:
+            doc_ids = getattr(step.stage, "doc_ids", None)
+            if doc_ids is not None and (missing := collection.missing(doc_ids)):
+                raise UserError(
+                    f"{collection.name}: lacks {len(missing):,} of the documents that {step.name} finds, such as "
+                    f"{missing[0]!r}; it has changed since: index or encode it again."
+                )
+
     def warm_up(self) -> None:
         """Load and compile what the first request would wait for."""
         ticket = Ticket(self.gate)
@@ -186,7 +212,7 @@ class Service:
 
     async def embed(self, ticket: Ticket, texts: Sequence[str], kind: Literal["query", "document"]) -> Read:
         """Embed queries or documents."""
-        ids, truncated = await self._in_thread(partial(self.text_ids, texts, kind))
+        ids, truncated = await self.in_thread(partial(self.text_ids, texts, kind))
         assert self.retriever is not None
         return await self._read(ticket, self.retriever.name, ids, truncated)
 
@@ -209,19 +235,20 @@ class Service:
         """
         assert self.reranker is not None
         await self._check_queries(self.reranker, [query for query, _ in pairs], field)
-        ids, truncated = await self._in_thread(partial(self.pair_ids, pairs, max_tokens))
+        ids, truncated = await self.in_thread(partial(self.pair_ids, pairs, max_tokens))
         return await self._read(ticket, self.reranker.name, ids, truncated)
 
     async def _check_queries(self, reranker: Batched, queries: Sequence[str], field: str) -> None:
         inputs, different = reranker.inputs, [Query("", text) for text in dict.fromkeys(queries)]
         try:
-            await self._in_thread(lambda: inputs.check_queries(different))
+            await self.in_thread(lambda: inputs.check_queries(different))
         except UserError:
             length = inputs.form.pair_length
             message = f"leaves no room for a document in the {length} tokens that the reranker reads; shorten it"
             raise FieldError(field, message) from None
 
-    async def _in_thread(self, task: Callable[[], T]) -> T:
+    async def in_thread(self, task: Callable[[], T]) -> T:
+        """Run a task that takes no model, such as tokenising, beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, task)
 
     async def _read(self, ticket: Ticket, model: str, ids: Sequence[TokenIds], truncated: list[int]) -> Read:
@@ -300,7 +327,7 @@ class Service:
             cut = _truncated(ids, pairs, inputs.form.pair_length, inputs.pair_ids)
             return {documents[i].doc_id for i in cut}
 
-        return await self._in_thread(find)
+        return await self.in_thread(find)
 
     async def is_cut(self, retriever: Batched, query: str) -> bool:
         """Whether a retriever cuts a query."""
@@ -310,7 +337,22 @@ class Service:
             ids = compact_ids(inputs.query_ids, queries)
             return bool(_truncated(ids, queries, inputs.form.query_length, inputs.query_ids))
 
-        return await self._in_thread(find)
+        return await self.in_thread(find)
+
+
+def _manifests(description: Description | None) -> dict[Path, tuple[int, ...]]:
+    """Return the manifests of the indexes and vectors that a pipeline reads, as they are now."""
+    settings = [value for part in description.steps for value in part.settings.values()] if description else []
+    paths = [value / "manifest.json" for value in settings if isinstance(value, Path)]
+    return {path: _state(path) for path in paths if path.is_file()}
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _short(name: str) -> str:

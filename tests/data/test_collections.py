@@ -1,12 +1,14 @@
 import gzip
 import importlib
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from shortlist.data.collections import FolderCollection, open_collection
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
+from shortlist.data.texts import ChangedError
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 
@@ -79,7 +81,7 @@ def test_a_collection_without_judgements_has_one_split_with_every_query(tmp_path
 def test_documents_are_looked_up_without_reading_the_corpus_again(tmp_path, monkeypatch):
     collection = FolderCollection(beir(tmp_path / "c"))
     collection.documents(["d1"])
-    monkeypatch.setattr("shortlist.data.collections.corpus_offsets", None)
+    monkeypatch.setattr("shortlist.data.texts.corpus_offsets", None)
     assert collection.documents(["d2"]) == {"d2": DOCUMENTS[1]}
 
 
@@ -356,3 +358,41 @@ def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch, name):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"pip install 'shortlist\[hub\]'"):
         open_collection(name)
+
+
+def test_documents_are_read_on_from_the_file_that_was_opened(tmp_path):
+    collection = FolderCollection(beir(tmp_path))
+    collection.documents(["d1"])
+    assert collection.change() is None
+    write_corpus(tmp_path / "corpus.jsonl", [Document("d2", "another text that is longer")])  # takes the name
+    assert collection.documents(["d2", "d3"]) == {"d2": DOCUMENTS[1], "d3": DOCUMENTS[2]}
+    assert collection.change() == "replaced"
+    (tmp_path / "corpus.jsonl").unlink()
+    assert collection.change() == "replaced"
+
+
+@pytest.mark.parametrize("text", ["", "{}\n" * 9, '{"_id": "x", "text": "other"}\n' * 9], ids=["empty", "bad", "good"])
+def test_a_corpus_that_was_rewritten_in_place_is_refused(tmp_path, text):
+    collection = FolderCollection(beir(tmp_path))
+    collection.documents(["d1"])
+    (tmp_path / "corpus.jsonl").write_text(text)
+    assert collection.change() == "rewritten"
+    with pytest.raises(ChangedError, match=r"corpus\.jsonl: was rewritten while it was in use"):
+        collection.documents(["d2"])
+
+
+def test_another_process_reads_the_same_file_or_says_that_it_has_changed(tmp_path):
+    collection = FolderCollection(beir(tmp_path))
+    collection.documents(["d1"])
+    sent = pickle.dumps(collection)
+    assert pickle.loads(sent).documents(["d2"]) == {"d2": DOCUMENTS[1]}
+    write_corpus(tmp_path / "corpus.jsonl", DOCUMENTS)
+    with pytest.raises(ChangedError):
+        pickle.loads(sent)
+
+
+def test_a_line_may_be_longer_than_what_is_read_at_a_time(tmp_path):
+    long = [Document("a", "word " * 20_000), Document("b", "é" * 16_383), Document("c", "end")]
+    write_corpus(tmp_path / "corpus.jsonl", long)
+    write_queries(tmp_path / "queries.jsonl", QUERIES)
+    assert list(FolderCollection(tmp_path).documents(["c", "b", "a"]).values()) == long[::-1]

@@ -4,8 +4,6 @@ from pathlib import Path
 import pytest
 
 from shortlist.data.formats import (
-    corpus_offsets,
-    documents_at,
     read_corpus,
     read_qrels,
     read_queries,
@@ -14,6 +12,7 @@ from shortlist.data.formats import (
     write_queries,
 )
 from shortlist.data.runs import read_run
+from shortlist.data.texts import CorpusTexts
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 
@@ -50,8 +49,8 @@ def test_any_document_is_found_at_its_offset(tmp_path):
         tmp_path / "c.jsonl",
         '{"_id": "a", "text": "é\u2028"}\n\n{"_id": "b", "text": "y"}\r\n{"_id": "c", "text": "z"}',
     )
-    offsets = corpus_offsets(path)
-    assert [d.text for d in documents_at(path, [offsets["c"], offsets["a"], offsets["b"]])] == ["z", "é\u2028", "y"]
+    texts = CorpusTexts("c", path).documents(["c", "a", "b"])
+    assert [document.text for document in texts.values()] == ["z", "é\u2028", "y"]
 
 
 @pytest.mark.parametrize(

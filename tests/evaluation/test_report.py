@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from shortlist.errors import UserError
 from shortlist.evaluation import diagnose, evaluate, lengths, report, table
 from shortlist.evaluation.report import find_outputs
 from shortlist.evaluation.report.html import drawing
+from shortlist.evaluation.report.html import page as html_page
 from shortlist.evaluation.report.html import table as html_table
 from shortlist.records import Hit
 from shortlist.train.log import LOG, draw_loss
@@ -84,6 +86,7 @@ class Links(HTMLParser):
 
 def test_the_page_shows_every_kind_of_output(page: Path):
     text = page.read_text()
+    text += "".join(b64decode(picture).decode() for picture in re.findall(r"svg\+xml;base64,([^\"]+)", text))
     for words in (
         *("Published tables", "not run", "RankGPT-4", "Results", "95% bootstrap", "holes"),
         *("ms/query by stage", "no other is better and faster", "Failures", "pushed down by the reranker"),
@@ -96,8 +99,10 @@ def test_the_page_holds_all_that_it_shows_and_escapes_it(page: Path):
     links = Links()
     links.feed(page.read_text())
     assert links.targets
-    assert all(target.startswith("#") for target in links.targets)
-    assert {target[1:] for target in links.targets} <= set(links.ids)
+    inside = [target for target in links.targets if not target.startswith("data:image/svg+xml;base64,")]
+    assert len(inside) < len(links.targets)
+    assert all(target.startswith("#") for target in inside)
+    assert {target[1:] for target in inside} <= set(links.ids)
     assert len(links.ids) == len(set(links.ids))
     assert "<tiny>" not in page.read_text()
     assert "<first>" not in page.read_text()
@@ -140,14 +145,14 @@ def test_folders_without_outputs_are_refused(tmp_path: Path, name: str, message:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_two_drawings_do_not_mean_each_others_parts():
-    svg = '<?xml version="1.0"?>\n<svg><g id="a" clip-path="url(#p)"/><use xlink:href="#a"/></svg>'
-    first, second = drawing(svg, "One"), drawing(svg, "Two")
-    assert 'id="one-a"' in first
-    assert "url(#one-p)" in first
-    assert 'href="#one-a"' in first
-    assert "one-" not in second
-    assert "<?xml" not in first
+def test_a_drawing_is_a_picture_that_can_do_nothing():
+    svg = '<svg></svg><meta http-equiv="refresh" content="0;url=http://a"><form action="http://a"><script>b</script>'
+    text = drawing(svg, 'One "&" two')
+    assert text.count("<") == 5
+    assert text.startswith('<figure><img src="data:image/svg+xml;base64,')
+    assert 'alt="One &quot;&amp;&quot; two"' in text
+    assert b64decode(text.partition("base64,")[2].partition('"')[0]).decode() == svg
+    assert "form-action 'none'" in html_page("any", [])
 
 
 def test_a_table_marks_text_small_lines_and_parts():

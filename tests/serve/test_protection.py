@@ -144,6 +144,61 @@ def test_what_has_more_tokens_than_are_ever_accepted_is_refused(make: Make):
     assert service.gate.tokens == 0
 
 
+def test_pages_and_states_take_no_body_and_no_place_in_the_queue(make: Make):
+    client, service = make(Limits(queue_requests=1), key=KEY)
+    service.gate.enter()
+    for path in OPEN:
+        assert client.get(path).status_code == 200
+        assert client.post(path, content=b"any").status_code == 405
+    assert client.post("/nope", json={}, headers=ALLOWED).status_code == 404
+    assert client.post("/search", json={"query": "a"}, headers=ALLOWED).status_code == 429
+    assert client.get("/search", params={"q": "a"}, headers=ALLOWED).status_code == 429
+
+
+def test_a_body_that_never_comes_is_not_waited_for(make: Make):
+    client, service = make(key=KEY)
+    app: Any = client.app
+    statuses: list[int] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def never() -> Any:
+        return await asyncio.get_running_loop().create_future()
+
+    async def ask() -> None:
+        for path in OPEN | {"/nope"}:
+            headers = [(b"content-length", b"10"), (b"authorization", f"Bearer {KEY}".encode())]
+            scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": headers}
+            scope |= {"query_string": b""}
+            scope |= {"raw_path": path.encode(), "root_path": "", "scheme": "http", "http_version": "1.1"}
+            await asyncio.wait_for(app(scope, never, send), 30)
+
+    asyncio.run(ask())
+    assert sorted(statuses) == [404] + [405] * len(OPEN)
+    assert service.gate.requests == 0
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_cannot_search_without_a_key(make: Make, site: str):
+    client, _ = make()
+    assert client.get("/search?q=apple", headers={"sec-fetch-site": site}).status_code == 403
+    assert client.get("/health", headers={"sec-fetch-site": site}).status_code == 200
+    assert client.get("/search?q=apple&rerank=0", headers={"sec-fetch-site": "none"}).status_code == 200
+
+
+def test_a_line_of_the_log_is_one_line_without_control_signs(make: Make, capfd: pytest.CaptureFixture[str]):
+    client, _ = make(log="queries")
+    client.post("/x%0afalse%1b[31m", json={"query": "a"})
+    client.get("/search?q=one%0atwo%1b[31m")
+    client.post("/search", content='{"query": "a\\n\u202e"}'.encode(), headers={"content-type": "application/json"})
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 5
+    assert "one\\ntwo\\x1b[31m" in err
+    assert all(line.isprintable() for line in err.split("\n"))
+
+
 @pytest.mark.parametrize("limits", [Limits(queue_requests=1), Limits(queue_tokens=8)], ids=["of requests", "of tokens"])
 def test_a_full_queue_is_told_to_new_requests_and_what_was_accepted_is_answered(
     make: Make, blocked: Blocked, limits: Limits

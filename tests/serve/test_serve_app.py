@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from serving import Built
 from tiny import DOCUMENTS
 
 from shortlist import Pipeline
-from shortlist.serve import Config, open_service, served_pipeline
+from shortlist.serve import Config, open_service, openai_ids, served_pipeline
 from shortlist.serve.app import create_app
 from shortlist.serve.gate import Limits
 from shortlist.serve.service import Service
@@ -53,7 +54,9 @@ def test_a_search_finds_what_the_pipeline_does_and_tells_what_every_stage_made_o
     client: TestClient, pipeline: Pipeline
 ):
     [expected] = pipeline.answer([QUESTION], 12, depth=5)
-    [answer] = ask(client, "/search", query=QUESTION, k=12, depth=5, explain=True)["answers"]
+    told = ask(client, "/search", query=QUESTION, k=12, depth=5, explain=True)
+    [answer] = told["answers"]
+    assert told["milliseconds"] >= sum(answer["milliseconds"].values())
     assert answer["query"] == QUESTION
     assert [result["doc_id"] for result in answer["results"]] == [each.document.doc_id for each in expected.results]
     assert [result["rank"] for result in answer["results"]] == list(range(1, 13))
@@ -65,6 +68,10 @@ def test_a_search_finds_what_the_pipeline_does_and_tells_what_every_stage_made_o
         }
     assert set(answer["milliseconds"]) == {"bm25", "dense", "hybrid", "documents", "reranker"}
     assert answer["truncated"] is False
+    first = answer["results"][0]
+    assert "".join(piece["text"] for piece in first["heading"]) == (first["title"] or first["doc_id"])
+    assert "".join(piece["text"] for piece in first["passage"]) == first["text"]
+    assert {piece["text"] for piece in first["passage"] if piece["found"]} <= {"colour", "apple"}
 
 
 def test_a_search_that_need_not_be_explained_is_short(client: TestClient):
@@ -187,11 +194,101 @@ def test_texts_are_reranked_for_the_clients_of_text_embeddings_inference(client:
 def test_pairs_are_scored_for_the_clients_of_vllm(client: TestClient, pipeline: Pipeline):
     reranker = stage(pipeline, "reranker")
     one_to_many = ask(client, "/score", text_1=QUESTION, text_2=TEXTS[:2])["data"]
+    assert ask(client, "/v1/score", text_1=QUESTION, text_2=TEXTS[:2])["data"] == one_to_many
     expected = [relevance(score) for score in reranker.score(QUESTION, TEXTS[:2])]
     assert [each["score"] for each in one_to_many] == pytest.approx(expected, abs=1e-6)
     pairwise = ask(client, "/score", text_1=[QUESTION, "boat"], text_2=TEXTS[:2])["data"]
     assert pairwise[0]["score"] == pytest.approx(expected[0], abs=1e-6)
     assert pairwise[1]["score"] == pytest.approx(relevance(reranker.score("boat", TEXTS[1:2])[0]), abs=1e-6)
+
+
+def test_texts_are_embedded_for_coheres_client(client: TestClient, pipeline: Pipeline):
+    retriever: Any = stage(pipeline, "dense").retriever
+    answer = ask(client, "/v2/embed", texts=TEXTS, input_type="search_document", model="any")
+    np.testing.assert_allclose(answer["embeddings"]["float"], retriever.encode_documents(TEXTS), atol=1e-6)
+    assert (answer["texts"], answer["response_type"], answer["truncated"]) == (TEXTS, "embeddings_by_type", [])
+    both = {"embedding_types": ["float", "base64"], "output_dimension": 8}
+    found = ask(client, "/v2/embed", texts=[QUESTION, LONG], input_type="search_query", **both)
+    packed = [np.frombuffer(base64.b64decode(vector), dtype="<f4") for vector in found["embeddings"]["base64"]]
+    np.testing.assert_allclose(packed, found["embeddings"]["float"], atol=1e-6)
+    expected = retriever.encode_queries([QUESTION])[0][:8]
+    np.testing.assert_allclose(packed[0], expected / np.linalg.norm(expected), atol=1e-6)
+    assert found["truncated"] == [1]
+
+
+def test_documents_are_reranked_where_text_embeddings_inference_has_texts(client: TestClient):
+    asked = {"query": QUESTION, "documents": TEXTS, "top_n": 3, "model": "any", "user": "me"}
+    short, long = ask(client, "/rerank", **asked), ask(client, "/v2/rerank", **asked)
+    assert short["results"] == long["results"]
+    assert len(short["results"]) == 3
+
+
+def test_models_are_listed_for_openais_clients(client: TestClient, built: Built):
+    answer = client.get("/v1/models").json()
+    names = [model["id"] for model in answer["data"]]
+    assert names == [built.tiny.retriever.name, built.tiny.reranker.name]
+    assert (answer["object"], answer["data"][0]["object"]) == ("list", "model")
+
+
+def test_token_ids_of_openais_tokenizer_are_read_as_their_texts(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    class Bytes:
+        """Stands for a vocabulary of the 256 bytes."""
+
+        name = "bytes"
+
+        def decode(self, ids: list[int]) -> str:
+            if max(ids) > 255:
+                raise KeyError("Invalid token for decoding")
+            return bytes(ids).decode()
+
+    asked: list[str] = []
+
+    def load(vocabulary: str) -> Future[Any]:
+        asked.append(vocabulary)
+        loaded: Future[Any] = Future()
+        loaded.set_result(Bytes())
+        return loaded
+
+    monkeypatch.setattr(openai_ids, "_loading", load)
+    ids = [list(text.encode()) for text in TEXTS]
+    expected = ask(client, "/v1/embeddings", input=TEXTS)
+    assert ask(client, "/v1/embeddings", input=ids, model="text-embedding-3-small") == expected
+    assert ask(client, "/v1/embeddings", input=ids[0], model="our-own")["data"] == expected["data"][:1]
+    assert asked == ["cl100k_base", "cl100k_base"]
+    answer = client.post("/v1/embeddings", json={"input": [[1], [300]]})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "input")
+
+
+def test_token_ids_without_their_vocabulary_are_refused_with_a_way_out(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(vocabulary: str) -> Future[Any]:
+        raise OSError("no network")
+
+    monkeypatch.setattr(openai_ids, "_loading", fail)
+    answer = client.post("/v1/embeddings", json={"input": [[1, 2, 3]]})
+    assert answer.status_code == 422
+    assert "(no network); send texts instead: LangChain's OpenAIEmbeddings(check_" in answer.json()["error"]["message"]
+
+
+def test_a_search_can_be_an_address(client: TestClient):
+    asked = {"k": 3, "first_stage": "bm25", "rerank": False}
+    assert client.get("/search", params={"q": QUESTION, **asked}).json() == ask(
+        client, "/search", query=QUESTION, **asked
+    )
+    for params, field in (({}, "q"), ({"q": "a", "k": "x"}, "k"), ({"q": "a", "kk": "3"}, "kk")):
+        answer = client.get("/v1/search", params=params)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+
+def test_a_field_that_is_null_asks_for_nothing(client: TestClient):
+    assert ask(client, "/v1/embeddings", input="a", task=None) == ask(client, "/v1/embeddings", input="a")
+
+
+def test_a_body_that_is_not_said_to_be_json_is_told_how_to_say_it(client: TestClient):
+    answer = client.post("/search", content=b'{"query": "a"}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 422
+    assert "`content-type: application/json`" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -206,12 +303,29 @@ def test_pairs_are_scored_for_the_clients_of_vllm(client: TestClient, pipeline: 
         ("/search", {"query": "a", "depth": 0}, "depth"),
         ("/search", {"query": "a", "first_stage": "sparse"}, "first_stage"),
         ("/search", {"query": "a", "kk": 3}, "kk"),
-        ("/search", {"query": "a", "\ud800": 3}, "body"),
+        ("/search", {"query": "a", "\ud800": 3}, "\\ud800"),
         ("/search", {"query": LONG}, "query"),
         ("/search", {"queries": ["a", LONG]}, "queries"),
         ("/score", {"text_1": ["a", LONG], "text_2": ["b", "c"]}, "text_1"),
         ("/v1/embeddings", {"input": []}, "input"),
-        ("/v1/embeddings", {"input": [1, 2]}, "input"),
+        ("/v1/embeddings", {"input": [1, "a"]}, "input"),
+        ("/v1/embeddings", {"input": [[1], "a"]}, "input"),
+        ("/v1/embeddings", {"input": "a", "task": "retrieval.query"}, "task"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 3}, "truncate_prompt_tokens"),
+        ("/v2/embed", {"texts": ["a"]}, "input_type"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "classification"}, "input_type"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "search_query", "embedding_types": ["int8"]}, "embedding_types.0"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "search_query", "truncate": "START"}, "truncate"),
+        ("/v2/embed", {"texts": ["a", LONG], "input_type": "search_document", "truncate": "NONE"}, "texts.1"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "search_query", "output_dimension": 33}, "output_dimension"),
+        ("/embed", {"inputs": "a", "truncation_direction": "left"}, "truncation_direction"),
+        ("/rerank", {"query": "a"}, "texts"),
+        ("/rerank", {"query": "a", "documents": ["b"], "raw_scores": True}, "raw_scores"),
+        ("/rerank", {"query": "a", "documents": ["b", 3]}, "documents.1"),
+        ("/v2/rerank", {"query": "a", "documents": ["b"], "rank_fields": ["text"]}, "rank_fields"),
+        ("/v1/score", {"text_1": "a", "text_2": "b", "use_activation": False}, "use_activation"),
+        ("/search", {"q": "a"}, "q"),
+        ("/search", {"query": "a", "filter": {"tag": "x"}}, "filter"),
         ("/v1/embeddings", {"input": ["a"] * 2049}, "input"),
         ("/v1/embeddings", {"input": "a", "dimensions": 33}, "dimensions"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
@@ -260,8 +374,8 @@ def test_a_broken_body_is_refused(client: TestClient, body: bytes, status: int):
 
 def test_other_paths_and_methods_are_refused_in_the_same_form(client: TestClient):
     assert client.get("/nope").json()["error"]["type"] == "not_found"
-    assert client.get("/search").json()["error"]["type"] == "invalid_request"
-    assert client.get("/search").status_code == 405
+    assert client.put("/search").json()["error"]["type"] == "invalid_request"
+    assert client.put("/search").status_code == 405
     assert client.get("/docs").status_code == 404  # FastAPI's page would load scripts from elsewhere
 
 
@@ -278,14 +392,14 @@ def test_a_stage_that_is_not_there_is_named(built: Built):
 @pytest.mark.parametrize(
     ("model", "there"),
     [
-        ("retriever", {"/v1/embeddings", "/embed"}),
-        ("reranker", {"/v1/rerank", "/v2/rerank", "/rerank", "/score"}),
+        ("retriever", {"/v1/embeddings", "/v2/embed", "/embed"}),
+        ("reranker", {"/v1/rerank", "/v2/rerank", "/rerank", "/score", "/v1/score"}),
     ],
 )
 def test_a_server_with_one_model_has_the_paths_that_it_can_answer(built: Built, model: str, there: set[str]):
     service = Service(**{model: built.names[model]})  # type: ignore[arg-type]
     client = TestClient(create_app(service))
-    state = {"/health", "/ready", "/info", "/metrics"}
+    state = {"/health", "/ready", "/info", "/metrics", "/v1/models"}
     assert set(client.get("/openapi.json").json()["paths"]) == there | state
     assert client.post("/search", json={"query": "a"}).status_code == 404
     assert client.get("/").status_code == 404

@@ -11,8 +11,9 @@ from shortlist.serve.app import create_app
 
 schemathesis = pytest.importorskip("schemathesis")
 
-OPERATIONS = ["GET /health", "GET /info", "GET /metrics", "GET /ready", "POST /embed", "POST /rerank", "POST /score"]
-OPERATIONS += ["POST /search", "POST /v1/embeddings", "POST /v1/rerank", "POST /v1/search", "POST /v2/rerank"]
+OPERATIONS = ["GET /health", "GET /info", "GET /metrics", "GET /ready", "GET /search", "GET /v1/models"]
+OPERATIONS += ["GET /v1/search", "POST /embed", "POST /rerank", "POST /score", "POST /search", "POST /v1/embeddings"]
+OPERATIONS += ["POST /v1/rerank", "POST /v1/score", "POST /v1/search", "POST /v2/embed", "POST /v2/rerank"]
 PATIENT = settings(
     max_examples=25, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
 )

@@ -1,6 +1,5 @@
 "use strict";
 
-const SNIPPET = 400; // characters of a document that are shown
 const at = (id) => document.getElementById(id);
 let key = ""; // never stored: a new page asks for it again
 let running = null;
@@ -79,7 +78,7 @@ function wish() {
 async function search() {
   at("error").hidden = true;
   at("results").replaceChildren();
-  at("times").replaceChildren();
+  at("times").hidden = true;
   try {
     if (!at("stages").querySelector("input")) offer(await ask("info"));
     const asked = wish();
@@ -87,32 +86,73 @@ async function search() {
     if (!asked.query) return;
     writeLink(asked);
     const start = performance.now();
-    const { answers } = await ask("search", asked);
-    show(answers[0], asked, performance.now() - start);
+    const { answers, milliseconds } = await ask("search", asked);
+    show(answers[0], milliseconds, performance.now() - start);
   } catch (error) {
     explain(error);
   }
 }
 
-function show(answer, asked, milliseconds) {
+function show(answer, inServer, untilHere) {
   const found = answer.results.length;
   at("status").textContent = found ? `${found} result${found === 1 ? "" : "s"}` : "Nothing found.";
   if (answer.truncated) at("status").textContent += "; the query is too long and was cut";
-  for (const [stage, time] of [...Object.entries(answer.milliseconds), ["all with network", milliseconds]])
-    at("times").append(element("span", `${stage} ${time.toFixed(1)} ms`));
-  at("results").append(...answer.results.map((result) => listed(result, asked)));
+  showTimes(answer.milliseconds, inServer, untilHere);
+  at("results").append(...folded(answer.results).map(listed));
 }
 
-function listed(result, asked) {
+function showTimes(steps, inServer, untilHere) {
+  const known = Object.values(steps).reduce((sum, time) => sum + time, 0);
+  const parts = [...Object.entries(steps), ["other work", Math.max(0, inServer - known)]];
+  if (untilHere > inServer) parts.push(["network", untilHere - inServer]);
+  const all = parts.reduce((sum, [, time]) => sum + time, 0);
+  const shown = parts.map(([part, time]) => element("span", `${part} ${time.toFixed(1)} ms`));
+  at("times").replaceChildren(element("summary", `${(all / 1000).toFixed(2)} s`), ...shown);
+  at("times").hidden = false;
+}
+
+function folded(results) {
+  const groups = new Map(); // equal texts are shown once
+  for (const result of results) {
+    const text = `${result.title} ${result.text}`.replace(/\s+/g, " ").trim();
+    const key = text || result.doc_id;
+    groups.set(key, [...(groups.get(key) ?? []), result]);
+  }
+  return [...groups.values()];
+}
+
+function listed([result, ...same]) {
   const item = element("li", "", { tabindex: "-1" });
   const title = element("h2", "");
-  title.append(element("span", `${result.rank}.`, { class: "rank" }));
-  title.append(...highlighted(result.title || result.doc_id, asked.query));
+  title.append(element("span", `${result.rank}.`, { class: "rank" }), linked(result, marked(result.heading)));
   const text = element("p", "", { class: "text" });
-  const shown = result.text.length > SNIPPET ? `${result.text.slice(0, SNIPPET)} ...` : result.text;
-  text.append(...highlighted(shown, asked.query));
-  item.append(title, text, places(result));
+  text.append(...marked(result.passage));
+  item.append(title, text);
+  if (same.length) {
+    const line = element("p", "The same text: ", { class: "same" });
+    line.append(...same.flatMap((other, i) => [i ? ", " : "", linked(other, [other.doc_id])]));
+    item.append(line);
+  }
+  if (result.passage.map((piece) => piece.text).join("") !== result.text) item.append(opened("all of it", wholeText(result)));
+  item.append(opened("why", places(result)));
   return item;
+}
+
+function linked(result, shown) {
+  const link = /^https?:\/\//i.test(result.url); // no other scheme: a script could hide behind it
+  const made = element(link ? "a" : "span", "", link ? { href: result.url, rel: "noreferrer" } : {});
+  made.append(...shown);
+  return made;
+}
+
+function opened(summary, content) {
+  const made = element("details", "");
+  made.append(element("summary", summary), content);
+  return made;
+}
+
+function wholeText(result) {
+  return element("p", result.text, { class: "text" });
 }
 
 function places(result) {
@@ -134,10 +174,8 @@ function movement(places, step) {
   return element("span", `${sign} ${Math.abs(places)}`, attributes);
 }
 
-function highlighted(text, query) {
-  const words = new Set(query.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []);
-  const parts = text.split(/([\p{L}\p{N}]+)/u);
-  return parts.map((part) => (words.has(part.toLowerCase()) ? element("mark", part) : document.createTextNode(part)));
+function marked(pieces) {
+  return pieces.map((piece) => (piece.found ? element("mark", piece.text) : document.createTextNode(piece.text)));
 }
 
 function step(by) {
