@@ -17,12 +17,12 @@ from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.export import LAYOUTS, write_tevatron_corpus, write_training
 from shortlist.data.files import temporary_folder
-from shortlist.data.formats import write_corpus, write_qrels, write_queries
+from shortlist.data.formats import full_text, write_corpus, write_qrels, write_queries
 from shortlist.data.groups import contents, groups_from_qrels, open_groups, read_passages, write_groups
 from shortlist.data.manifest import identity, start_job
 from shortlist.data.pickles import is_pickle, read_embeddings
 from shortlist.data.seen import Seen, distinct
-from shortlist.data.triplets import collect, layout_of, read_documents, read_examples
+from shortlist.data.triplets import collect, layout_of, read_documents, read_examples, text_id
 from shortlist.data.vectors import VectorWriter
 from shortlist.errors import UserError
 from shortlist.progress import say, track
@@ -45,7 +45,8 @@ class Config:
     to: Literal["shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding"] = "shortlist"
     """Layout to write; `tevatron` has ids, with a corpus beside them, and `tevatron-old` has passages."""
     collection: str | None = None
-    """Collection with the documents (and queries) of the ids in the sources: folder, `irds:` or `hf:` name."""
+    """Collection with the documents (and queries) of the ids in the sources: folder, `irds:` or `hf:` name. Of sources
+    with texts, those that are a document's text there become that document."""
     split: str = "train"
     """Split whose queries and judgements are read from a collection; training data becomes a split of this name."""
     allow_pickle: NotInJob[bool] = False
@@ -103,8 +104,6 @@ def _read_collection(config: Config) -> Training:
 
 
 def _read_records(config: Config, layout: str) -> Training:
-    if layout == "texts":
-        _refuse_collection(config, "holds texts, not ids")
     if layout in ("groups", "id triples") and not config.collection:
         raise UserError(
             f"{config.sources[0]}: holds ids of documents, not their texts; name the collection that has them with "
@@ -115,6 +114,8 @@ def _read_records(config: Config, layout: str) -> Training:
     if not config.collection:
         stream = partial(_stream, read_passages if layout == "passages" else read_documents, config.sources)
         return Training(groups, queries, judgements(groups), stream, None, inputs)
+    if layout == "texts":
+        return _named_by_collection(config, config.collection, groups, queries, inputs)
     collection, parts = open_collection(config.collection), ["corpus"]
     if any(group.query_id not in queries for group in groups):
         queries = {query.query_id: query for query in collection.queries(config.split)} | queries
@@ -122,6 +123,40 @@ def _read_records(config: Config, layout: str) -> Training:
     wanted = {group.query_id: queries[group.query_id] for group in groups if group.query_id in queries}
     inputs["collection"] = collection.identity(*parts)
     return Training(groups, wanted, judgements(groups), collection.corpus, collection, inputs)
+
+
+def _named_by_collection(
+    config: Config, name: str, groups: list[Group], queries: dict[str, Query], inputs: dict[str, str | list[str]]
+) -> Training:
+    """Give texts that a collection has the ids of its documents.
+
+    The others become documents beside them.
+    """
+    collection = open_collection(name)
+    texts = {doc_id for group in groups for doc_id in group.positives + group.negatives}
+    doc_ids: dict[str, str] = {}
+    for document in track(collection.corpus(), "comparing texts", unit="documents"):
+        for key in {text_id(document.text), text_id(full_text(document))} & texts:
+            doc_ids.setdefault(key, document.doc_id)
+    say(f"convert: {len(doc_ids):,} of {len(texts):,} texts are documents of {name}.")
+
+    def documents() -> Iterator[Document]:
+        yield from collection.corpus()
+        yield from (document for document in _stream(read_documents, config.sources) if document.doc_id not in doc_ids)
+
+    groups = [_renamed(group, doc_ids) for group in groups]
+    inputs["collection"] = collection.identity("corpus")
+    whole = collection if len(doc_ids) == len(texts) else None
+    return Training(
+        groups, queries, judgements(groups), documents if whole is None else collection.corpus, whole, inputs
+    )
+
+
+def _renamed(group: Group, doc_ids: dict[str, str]) -> Group:
+    positives = dict.fromkeys(doc_ids.get(doc_id, doc_id) for doc_id in group.positives)
+    negatives = dict.fromkeys(doc_ids.get(doc_id, doc_id) for doc_id in group.negatives)
+    kept = tuple(doc_id for doc_id in negatives if doc_id not in positives)
+    return group._replace(positives=tuple(positives), negatives=kept)
 
 
 def _refuse_collection(config: Config, found: str) -> None:

@@ -234,7 +234,6 @@ BY_ID = {"query_id": "q0", "query_text": "which?", "positive_document_ids": ["d0
         ([], {}, "a.jsonl: holds no records"),
         ([{"text": "x"}], {}, r"a.jsonl:1: a record of no known layout \(found: text\)"),
         ([["x", "y"], ["x"]], {}, "a.jsonl:2: found 1 texts"),
-        ([["x", "y"]], {"collection": "TINY"}, "holds texts, not ids, so --collection is of no use"),
         ([BY_ID], {}, "a.jsonl: holds ids of documents, not their texts; name the collection .* --collection"),
         ([BY_ID | {"positive_document_ids": ["d99"]}], {"collection": "TINY"}, "lacks 1 documents .* 'd99'"),
         ([{"query_id": "q9", "positives": ["d1"], "negatives": []}], {"collection": "TINY"}, "1 of 1 .* first 'q9'"),
@@ -384,3 +383,39 @@ def test_a_collection_of_the_hub_is_told_by_its_splits_whose_names_become_those_
     monkeypatch.setattr(convert, "open_collection", lambda _: hub)
     out = converted(tmp_path / "out", "hf:somebody/something", split="train/judged")
     assert open_collection(str(out)).qrels("train-judged") == there.qrels("train")
+
+
+def test_texts_that_a_collection_has_become_its_documents(
+    tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+):
+    out = converted(tmp_path / "all", triplets(tmp_path / "t.jsonl"), collection=str(tiny.collection))
+    read = {group.query_id: group for group in read_groups(out / "groups.jsonl")}
+    assert read[text_id(QUERIES[1].text)] == GROUPS[1]._replace(query_id=text_id(QUERIES[1].text))
+    assert [document.doc_id for document in read_corpus(out / "corpus.jsonl")] == [d.doc_id for d in DOCUMENTS]
+    capsys.readouterr()
+    other = write_lines(tmp_path / "o.jsonl", ["which", DOCUMENTS[3].text.strip(), "new"], ["which", "new", TEXTS[4]])
+    out = converted(tmp_path / "some", other, collection=str(tiny.collection))
+    assert read_groups(out / "groups.jsonl") == [Group(text_id("which"), ("d3", text_id("new")), ("d4",))]
+    assert [document.text for document in read_corpus(out / "corpus.jsonl")][12:] == ["new"]
+    assert "convert: 2 of 3 texts are documents of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_json_array_is_read_as_its_records(tmp_path: Path, tiny: Tiny, indent: int | None):
+    records = [{"query": "which?", "pos": ["one"], "neg": ["two"]}, {"query": "else?", "pos": ["two"], "neg": []}]
+    (tmp_path / "a.json").write_text(json.dumps(records, indent=indent))
+    out = converted(tmp_path / "out", tmp_path / "a.json")
+    assert [len(group.negatives) for group in read_groups(out / "groups.jsonl")] == [1, 0]
+    (tmp_path / "g.json").write_text(json.dumps([group._asdict() for group in GROUPS], indent=indent))
+    assert open_groups(str(tmp_path / "g.json")).groups == GROUPS
+    for text, message in (('[{"query": "x"}\n', "begins as one JSON array of records"), ("[\n1]", "record 1")):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            converted(tmp_path / "bad", tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_of_other_columns_is_refused_by_what_it_has(tmp_path: Path, delimiter: str):
+    (tmp_path / "faq.csv").write_text(f"id{delimiter}title{delimiter}text\n1{delimiter}t{delimiter}x, y\n")
+    with pytest.raises(UserError, match=r"faq.csv:2: a record of no known layout \(found: id, text, title\)"):
+        converted(tmp_path / "out", tmp_path / "faq.csv")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from shortlist.data.lines import OnBad
 from shortlist.errors import UserError, unknown
 from shortlist.records import Qrels, Query
 
@@ -23,18 +24,28 @@ def pick(name: str, kind: str, wanted: Iterable[str], known: Mapping[str, T]) ->
         shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise UserError(
             f"{name}: has no {kind} {shown} ({len(missing):,} of {len(wanted):,} asked for); "
-            "check that the run, groups or judgements were made from this collection."
+            "check that the run, groups or judgements were made from this collection; search, mine, train and rerank "
+            "leave such out with --skip-missing."
         )
     return {key: known[key] for key in wanted}
 
 
-def judged_queries(name: str, queries: list[Query], qrels: Qrels) -> list[Query]:
+def judged_queries(name: str, queries: list[Query], qrels: Qrels, on_bad: OnBad | None = None) -> list[Query]:
     """Return the queries that have judgements, in their own order.
 
+    Args:
+        on_bad: called with a message for each judged query that is missing from `queries`.
+
     Raises:
-        UserError: a judged query is missing from `queries`.
+        UserError: a judged query is missing, without `on_bad`.
     """
-    pick(name, "query", qrels, {query.query_id: query for query in queries})
+    known = {query.query_id: query for query in queries}
+    if on_bad is None:
+        pick(name, "query", qrels, known)
+    else:
+        for query_id in qrels:
+            if query_id not in known:
+                on_bad(f"{name}: query {query_id!r} is judged, but has no text that can be used.")
     return [query for query in queries if query.query_id in qrels]
 
 

@@ -14,8 +14,8 @@ from shortlist.data.contents import digest
 from shortlist.data.files import sha256
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
 from shortlist.data.hub import HubCollection, IrdsCollection
-from shortlist.data.layouts import find_files
-from shortlist.data.lines import OnBad, count_lines
+from shortlist.data.layouts import find_files, the_one
+from shortlist.data.lines import OnBad, count_lines, ignore
 from shortlist.data.texts import Change, CorpusTexts
 from shortlist.errors import UserError
 from shortlist.records import Document, Qrels, Query
@@ -66,10 +66,14 @@ class Collection(Protocol):
         """List the splits that `queries` and `qrels` accept."""
         ...
 
-    def queries(self, split: str) -> list[Query]:
+    def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
         """Return the queries of a split that have judgements, in file order.
 
         A split without judgements gives all of its queries.
+
+        Args:
+            on_bad: called with a message for each query that is judged but has no text, or cannot be read; it is left
+                out. Without it the first such query is a UserError.
         """
         ...
 
@@ -133,18 +137,21 @@ class FolderCollection:
     def splits(self) -> list[str]:
         return sorted(self._queries.keys() | self._qrels.keys())
 
-    def queries(self, split: str) -> list[Query]:
+    def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
         check_split(self.name, split, self.splits())
         if split not in self._queries:
             raise UserError(f"{self.name}: split {split!r} has judgements but no queries; add queries.{split}.tsv.")
-        queries = read_queries(self._queries[split])
-        return judged_queries(self.name, queries, self.qrels(split)) if split in self._qrels else queries
+        path = the_one(self._queries[split], f"the queries of split {split!r}")
+        if split not in self._qrels:
+            return read_queries(path, on_bad)
+        queries = read_queries(path, None if on_bad is None else ignore)  # those that are judged are reported below
+        return judged_queries(self.name, queries, self.qrels(split), on_bad)
 
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
         if split not in self._qrels:
             raise no_qrels(self.name, split)
-        return read_qrels(self._qrels[split])
+        return read_qrels(the_one(self._qrels[split], f"the judgements of split {split!r}"))
 
     def identity(self, *parts: str) -> str:
         files = [path for part in parts for path in self._files(part)]
@@ -154,8 +161,8 @@ class FolderCollection:
         if part == "corpus":
             return [self._corpus]
         if part == "queries":
-            return sorted(set(self._queries.values()))
+            return sorted({path for paths in self._queries.values() for path in paths})
         split = split_of(part)
         if split not in self._qrels:
             raise no_qrels(self.name, split)
-        return [self._qrels[split]]
+        return [the_one(self._qrels[split], f"the judgements of split {split!r}")]

@@ -115,13 +115,13 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a UTF-8 text file for reading, gzip or plain.
 
-    Lines end in "\\n" alone: U+2028 inside JSON is not a line end.
+    A byte order mark is left out. Lines end in "\\n" alone: U+2028 inside JSON is not a line end.
 
     Raises:
         UserError: as for `open_bytes`, or the file is not UTF-8.
     """
     try:
-        with open_bytes(path) as file, TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
+        with open_bytes(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="\n") as text:
             yield text
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first.") from None
@@ -192,7 +192,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         UserError: no such file, no JSON, or a value of another type than `kind`.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -17,7 +17,8 @@ from shortlist.data.seen import checked
 from shortlist.errors import UserError
 from shortlist.records import Document, Qrels, Query
 
-SPACE = re.compile(r"[ \t\r\n\f\v]")
+SPACE = re.compile(r"[\s\ufeff]")
+"""White space of any script, at which some reader of run files splits, and the byte order mark."""
 
 
 def _column(record: Mapping[str, Any], kind: str, *names: str) -> Any:
@@ -25,14 +26,20 @@ def _column(record: Mapping[str, Any], kind: str, *names: str) -> Any:
     for name in names:
         if (value := record.get(name)) is not None:
             return value
+    if empty := next((name for name in names if name in record), None):
+        raise MalformedError(f"the {empty!r} of the {kind} is null; expected a value, or leave the {kind} out.")
     found = ", ".join(sorted(record)) or "no field"
     raise MalformedError(
         f"{kind} has no {names[0]!r} field (found: {found}). Expected {' or '.join(map(repr, names))}."
     )
 
 
-def _identifier(value: Any, kind: str) -> str:
-    """Return an id as text; white space is refused, since runs are split on spaces."""
+def to_id(value: Any, kind: str) -> str:
+    """Return an id as text; whole numbers are ids too.
+
+    Raises:
+        MalformedError: it is empty or holds white space, at which runs are split.
+    """
     text = str(value) if type(value) is int else to_text(value, f"{kind} id")
     if not text.isalnum() and (not text or SPACE.search(text)):  # the cheapest test first
         raise MalformedError(
@@ -48,7 +55,7 @@ def to_document(record: Mapping[str, Any]) -> Document:
     change their scores.
     """
     return Document(
-        _identifier(_column(record, "document", "_id", "docid", "doc_id", "id"), "document"),
+        to_id(_column(record, "document", "_id", "docid", "doc_id", "id"), "document"),
         to_text(_column(record, "document", "text"), "document text"),
         to_text(record.get("title") or "", "document title"),
         to_text(record.get("url") or "", "document url"),
@@ -69,7 +76,7 @@ def to_query(record: Mapping[str, Any]) -> Query:
 
 
 def _query(query_id: Any, text: Any) -> Query:
-    query = Query(_identifier(query_id, "query"), to_text(text, "query text"))
+    query = Query(to_id(query_id, "query"), to_text(text, "query text"))
     if not query.text.strip():
         raise MalformedError(f"query {query.query_id!r} has no text; expected at least one word.")
     return query
@@ -105,7 +112,7 @@ def _document_from_columns(line: str, count: int) -> Document:
     if len(columns) != count:
         expected = "2 (id, text) or 4 (id, url, title, text), the same on every line"
         raise MalformedError(f"found {len(columns)} tab-separated columns; expected {expected}.")
-    doc_id, text = _identifier(columns[0], "document"), columns[-1]
+    doc_id, text = to_id(columns[0], "document"), columns[-1]
     return Document(doc_id, text, title=columns[2], url=columns[1]) if count == 4 else Document(doc_id, text)
 
 
@@ -157,17 +164,20 @@ def corpus_offsets(path: Path) -> dict[str, int]:
     return {document.doc_id: start for start, document in _located(path, None, allow_empty=True)}
 
 
-def read_queries(path: Path) -> list[Query]:
+def read_queries(path: Path, on_bad: OnBad | None = None) -> list[Query]:
     """Read the queries of a JSONL or TSV file, in file order.
 
     JSONL lines are read by `to_query`; TSV lines hold `id, text`.
 
+    Args:
+        on_bad: called with a message for each malformed line, and each query without text, which is left out.
+
     Raises:
-        UserError: a malformed line, a query without text, an id that occurs twice, no query at all.
+        UserError: a malformed line or a query without text, without `on_bad`; an id that occurs twice, no query at all.
     """
     parse = (lambda line: to_query(parse_json(line))) if _is_json(path) else _query_from_columns
     queries: dict[str, Query] = {}
-    for number, _, query in parse_lines(path, parse):
+    for number, _, query in parse_lines(path, parse, on_bad):
         if query.query_id in queries:
             raise UserError(f"{path}:{number}: query id {query.query_id!r} occurs twice; every id must occur once.")
         queries[query.query_id] = query
@@ -195,14 +205,15 @@ def write_queries(path: Path, queries: Iterable[Query]) -> None:
 def read_qrels(path: Path) -> Qrels:
     """Read the judgements of a TREC or BEIR file.
 
-    A TREC line is `query 0 document relevance`; a BEIR file has a header and lines `query document relevance`.
+    A TREC line is `query 0 document relevance`; a BEIR file has a header and lines `query document relevance`. A
+    relevance may be written 1.0.
 
     Raises:
         UserError: a malformed line, two different judgements of one pair, no judgement at all.
     """
     qrels: Qrels = {}
-    for number, start, columns in parse_lines(path, split_columns):
-        if start == 0 and len(columns) == 3 and not is_integer(columns[2]):
+    for number, _, columns in parse_lines(path, _judgement_columns):
+        if number == 1 and len(columns) == 3 and not is_number(columns[2]):
             continue  # the header of a BEIR file
         try:
             add_judgement(qrels, *_judgement(columns))
@@ -231,14 +242,29 @@ def to_judgement(record: Mapping[str, Any]) -> tuple[str, str, int]:
     Returns:
         Query id, document id and relevance.
     """
-    relevance = _column(record, "judgement", "score", "relevance")
-    if not isinstance(relevance, int | float) or relevance != int(relevance):
-        raise MalformedError(f"relevance is {relevance!r}; expected a whole number.")
+    relevance = to_grade(_column(record, "judgement", "score", "relevance"))
     return (
-        _identifier(_column(record, "judgement", "query-id", "query_id"), "query"),
-        _identifier(_column(record, "judgement", "corpus-id", "doc_id", "docid"), "document"),
-        int(relevance),
+        to_id(_column(record, "judgement", "query-id", "query_id"), "query"),
+        to_id(_column(record, "judgement", "corpus-id", "doc_id", "docid"), "document"),
+        relevance,
     )
+
+
+def to_grade(value: Any) -> int:
+    """Return a relevance as a whole number; 1.0 is one.
+
+    Raises:
+        MalformedError: it is no whole number.
+    """
+    if type(value) is int or (type(value) is float and value.is_integer()):
+        return int(value)
+    raise MalformedError(f"relevance is {value!r}; expected a whole number.")
+
+
+def _judgement_columns(line: str) -> list[str]:
+    """Split a line of judgements at tabs, or otherwise at any white space."""
+    columns = [column.strip(" \r") for column in line.split("\t")]
+    return columns if len(columns) in (3, 4) and all(columns) and " " not in columns[-1] else split_columns(line)
 
 
 def split_columns(line: str) -> list[str]:
@@ -263,10 +289,12 @@ def _judgement(columns: list[str]) -> tuple[str, str, int]:
     if len(columns) not in (3, 4):
         expected = "4 (query 0 document relevance) or 3 (query document relevance)"
         raise MalformedError(f"found {len(columns)} columns; expected {expected}.")
-    if not is_integer(columns[-1]):
+    if not is_integer(columns[-1]) and not (is_number(columns[-1]) and float(columns[-1]).is_integer()):
         raise MalformedError(f"relevance is {columns[-1]!r}; expected a whole number in the last column.")
     query_id, doc_id = map(_unquoted, (columns[0], columns[1])) if len(columns) == 3 else (columns[0], columns[2])
-    return query_id, doc_id, int(columns[-1])
+    if not (query_id + doc_id).isalnum():
+        query_id, doc_id = to_id(query_id, "query"), to_id(doc_id, "document")
+    return query_id, doc_id, int(columns[-1]) if is_integer(columns[-1]) else int(float(columns[-1]))
 
 
 def _unquoted(column: str) -> str:

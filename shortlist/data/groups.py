@@ -13,9 +13,9 @@ from sys import intern
 from typing import Any, NamedTuple, TypeVar
 
 from shortlist.data.files import atomic_write
-from shortlist.data.formats import to_document, to_query
+from shortlist.data.formats import to_document, to_grade, to_id, to_query
 from shortlist.data.hub import hub_rows
-from shortlist.data.lines import MalformedError, parse_json, parse_records, read_lines
+from shortlist.data.lines import MalformedError, begins_array, parse_json, parse_records, read_array, read_lines
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
 from shortlist.progress import say
@@ -108,10 +108,19 @@ def _collect(entries: Iterable[_Entry], name: str) -> tuple[list[Group], dict[st
 
 
 def _records(name: str, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """Parse each record of a JSONL file or of `hf:ID`."""
+    """Parse each record of a JSONL file, of a JSON array, or of `hf:ID`."""
     if name.startswith("hf:"):
         return parse_records(name, hub_rows(name.removeprefix("hf:")), parse)
-    return read_lines(Path(name), lambda line: parse(parse_json(line)))
+    path = Path(name)
+    if begins_array(next(read_lines(path, str), "")):
+        return parse_records(name, read_array(path), lambda record: parse(_object(record)))
+    return read_lines(path, lambda line: parse(parse_json(line)))
+
+
+def _object(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise MalformedError(f"found a JSON {type(record).__name__}; expected objects in the array.")
+    return record
 
 
 def contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
@@ -190,16 +199,18 @@ def _checked(group: Group) -> Group:
 
 
 def _query_id(value: Any) -> str:
-    if not isinstance(value, str):
-        raise MalformedError(f"query_id is {value!r}; expected a string.")
-    return value
+    if value is None:
+        raise MalformedError("group has no 'query_id'; expected the id of its query.")
+    return to_id(value, "query")
 
 
 def _doc_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
     doc_ids = record.get(field)
-    if not isinstance(doc_ids, list) or not all(isinstance(doc_id, str) for doc_id in doc_ids):
-        raise MalformedError(f"{field} is {shown(doc_ids)}; expected a list of document ids, each a string.")
-    return tuple(map(intern, doc_ids))
+    if not isinstance(doc_ids, list) or not {type(doc_id) for doc_id in doc_ids} <= {str, int}:
+        raise MalformedError(
+            f"{field} is {shown(doc_ids)}; expected a list of document ids, each a string or a whole number."
+        )
+    return tuple(map(intern, map(str, doc_ids)))
 
 
 def _scores(record: dict[str, Any]) -> tuple[float, ...]:
@@ -211,9 +222,9 @@ def _scores(record: dict[str, Any]) -> tuple[float, ...]:
 
 def _grades(record: dict[str, Any]) -> tuple[int, ...]:
     grades = record.get("grades") or []
-    if not isinstance(grades, list) or not all(type(grade) is int and grade >= 0 for grade in grades):
+    if not isinstance(grades, list) or not all(type(g) in (int, float) and g >= 0 and g % 1 == 0 for g in grades):
         raise MalformedError(f"grades is {shown(grades)}; expected a list of whole numbers from 0.")
-    return tuple(grades)
+    return tuple(map(to_grade, grades))
 
 
 def _passage_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:

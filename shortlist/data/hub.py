@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, final
@@ -12,7 +13,7 @@ from typing import Any, final
 from shortlist.data.beir import is_whole
 from shortlist.data.checks import ALL, check_split, judged_queries, no_qrels, pick, split_of
 from shortlist.data.formats import add_judgement, to_document, to_judgement, to_query
-from shortlist.data.lines import OnBad, parse_records
+from shortlist.data.lines import OnBad, ignore, parse_records
 from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
 from shortlist.records import Document, Qrels, Query
@@ -95,12 +96,14 @@ class IrdsCollection:
         ids = own_splits | {name.removeprefix(f"{self._id}/"): name for name in below}
         return {split: name for split, name in ids.items() if self._load(name).has_queries()}
 
-    def queries(self, split: str) -> list[Query]:
+    def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
         check_split(self.name, split, self.splits())
         dataset = self._load(self._split_ids[split])
+        judged = dataset.has_qrels()
         with self._readable():
-            queries = list(parse_records(self.name, dataset.queries_iter(), irds_query))
-        return judged_queries(self.name, queries, self.qrels(split)) if dataset.has_qrels() else queries
+            on_record = ignore if judged and on_bad else on_bad
+            queries = list(parse_records(self.name, dataset.queries_iter(), irds_query, on_record))
+        return judged_queries(self.name, queries, self.qrels(split), on_bad) if judged else queries
 
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
@@ -165,7 +168,10 @@ class HubCollection:
 
     @cached_property
     def _queries(self) -> list[Query]:
-        return list(parse_records(self.name, _rows(self._table("queries")), to_query))
+        return self._read_queries(None)
+
+    def _read_queries(self, on_bad: OnBad | None) -> list[Query]:
+        return list(parse_records(self.name, _rows(self._table("queries")), to_query, on_bad))
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         parse = checked(to_document, allow_empty=allow_empty)
@@ -197,9 +203,10 @@ class HubCollection:
     def splits(self) -> list[str]:
         return sorted(self._qrels)
 
-    def queries(self, split: str) -> list[Query]:
+    def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
         judgements = self.qrels(split)  # first, so that a collection without queries says that it has no such split
-        return judged_queries(self.name, self._queries, judgements)
+        queries = self._queries if on_bad is None else self._read_queries(ignore)
+        return judged_queries(self.name, queries, judgements, on_bad)
 
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
@@ -330,10 +337,31 @@ def _readable(name: str, steps: str, *errors: type[Exception], reason: str | Non
 def _reason(error: BaseException) -> str:
     """Return the cause of an error in one line, without the exceptions around it."""
     first, *rest = error.args or (None,)
+    if columns := _other_columns(error):
+        return columns
     if rest and isinstance(rest[0], list):  # ir_datasets has tried several sources
         return _reason(rest[0][-1][1])
     reason = str(getattr(first, "reason", None) or error.__cause__ or error).strip()
     return (reason or type(error).__name__).splitlines()[0]
+
+
+def _other_columns(error: BaseException | None) -> str | None:
+    """Describe fields that come up too late for `datasets`.
+
+    It takes a file's fields from its first 10 MB.
+    """
+    parts = str(error).split("\n\n")
+    while error is not None:
+        there, known = (getattr(error, f"{kind}_column_names", None) for kind in ("table", "requested"))
+        if there is not None and known is not None:
+            kinds = (("new", set(there) - set(known)), ("missing", set(known) - set(there)))
+            found = " and ".join(f"{kind} {', '.join(sorted(names))}" for kind, names in kinds if names)
+            files = next(
+                (after for part, after in pairwise(parts) if part.startswith("This happened while")), "the data"
+            )
+            return f"later records of {files} have other fields than the first ones: {found}; give all records the same"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _documents(name: str, documents: Iterable[Document]) -> Iterator[Document]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ir_measures import ScoredDoc
 
-from shortlist.data.formats import add_judgement
+from shortlist.data.formats import add_judgement, to_grade, to_id
 from shortlist.data.hub import irds_document, irds_query
 from shortlist.data.lines import parse_records
 from shortlist.data.seen import checked
@@ -46,10 +46,12 @@ def to_qrels(judgements: Iterable[Any]) -> Qrels:
         UserError: a pair has two different judgements.
     """
     qrels: Qrels = {}
-    rows = parse_records(
-        "judgements", judgements, lambda row: add_judgement(qrels, row.query_id, row.doc_id, row.relevance)
-    )
-    for _ in rows:
+
+    def add(row: Any) -> None:
+        query_id, doc_id = to_id(row.query_id, "query"), to_id(row.doc_id, "document")
+        add_judgement(qrels, query_id, doc_id, to_grade(row.relevance))
+
+    for _ in parse_records("judgements", judgements, add):
         pass
     return qrels
 

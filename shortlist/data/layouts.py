@@ -13,10 +13,10 @@ class Files(NamedTuple):
     """The files of a collection."""
 
     corpus: Path
-    queries: dict[str, Path]
-    """Files by split."""
-    qrels: dict[str, Path]
-    """Files by split."""
+    queries: dict[str, list[Path]]
+    """Files by split; a split with more than one cannot be read."""
+    qrels: dict[str, list[Path]]
+    """Files by split, likewise."""
 
 
 Names = Mapping[str, str]
@@ -65,7 +65,7 @@ def find_files(folder: Path) -> Files:
     if corpus := _first(files, r"corpus\.jsonl"):
         qrels = _by_split(sorted(folder.glob("qrels/*")), {r"(.+)\.(?:tsv|txt)": "{}"})
         queries = _first(files, r"queries\.jsonl") or folder / "queries.jsonl"
-        return Files(corpus, dict.fromkeys(qrels or [ALL], queries), qrels)
+        return Files(corpus, {split: [queries] for split in qrels or [ALL]}, qrels)
     for pattern, (queries, qrels) in MSMARCO.items():
         if corpus := _first(files, pattern):
             return Files(corpus, _by_split(files, {**OURS[0], **queries}), _by_split(files, {**OURS[1], **qrels}))
@@ -88,12 +88,27 @@ _IRDS = {"passage": "passage", "doc": "document"}
 
 
 def _first(files: list[Path], pattern: str) -> Path | None:
-    return next((path for path in files if re.fullmatch(pattern, path.name.removesuffix(".gz"))), None)
+    found = [path for path in files if re.fullmatch(pattern, path.name.removesuffix(".gz"))]
+    return the_one(found, "the collection") if found else None
 
 
-def _by_split(files: list[Path], names: Names) -> dict[str, Path]:
+def _by_split(files: list[Path], names: Names) -> dict[str, list[Path]]:
     """Return the files whose names match one of the patterns, by split."""
-    matches = (
-        (re.fullmatch(p, path.name.removesuffix(".gz")), name, path) for path in files for p, name in names.items()
-    )
-    return {name.format(match[1]): path for match, name, path in matches if match}
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        for pattern, name in names.items():
+            if match := re.fullmatch(pattern, path.name.removesuffix(".gz")):
+                found.setdefault(name.format(match[1]), []).append(path)
+    return found
+
+
+def the_one(paths: list[Path], of: str) -> Path:
+    """Return the only one of some files.
+
+    Raises:
+        UserError: there are several, of which any could be meant.
+    """
+    if len(paths) > 1:
+        names = " and ".join(path.name for path in paths)
+        raise UserError(f"{paths[0].parent}: has {len(paths)} files for {of}, {names}; keep one of them there.")
+    return paths[0]

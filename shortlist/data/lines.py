@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from shortlist.data.files import open_bytes
+from shortlist.data.files import open_bytes, open_text
 from shortlist.errors import UserError
 
 T = TypeVar("T")
@@ -17,6 +17,9 @@ R = TypeVar("R")
 
 OnBad = Callable[[str], None]
 """Called with one line that says which record cannot be used and why; reading goes on if it returns."""
+
+BOM = b"\xef\xbb\xbf"
+"""What some editors put before the first line of a UTF-8 file; it is no part of the text."""
 
 _decode = json.JSONDecoder().raw_decode
 
@@ -30,16 +33,22 @@ def refuse(message: str) -> NoReturn:
     raise UserError(message) from None
 
 
+def ignore(message: str) -> None:
+    """Leave a record out: the OnBad that says nothing."""
+
+
 def parse_lines(path: Path, parse: Callable[[str], T], on_bad: OnBad | None = None) -> Iterator[tuple[int, int, T]]:
     """Yield (line number, start byte, `parse(line)`) for the lines that are not blank.
 
-    Line numbers start at 1. A line that is not UTF-8, or for which `parse` raises MalformedError, goes to `on_bad`;
-    without `on_bad` it is a UserError.
+    Line numbers start at 1. A byte order mark before the first line is left out. A line that is not UTF-8, or for which
+    `parse` raises MalformedError, goes to `on_bad`; without `on_bad` it is a UserError.
     """
     on_bad, start = on_bad or refuse, 0
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.isspace():
+            if number == 1 and line.startswith(BOM):
+                line, start = line[len(BOM) :], len(BOM)
+            if line and not line.isspace():
                 try:
                     record = parse(line.decode().rstrip("\r\n"))
                 except UnicodeDecodeError as error:
@@ -60,7 +69,7 @@ def numbered_lines(path: Path, on_bad: OnBad | None = None) -> Iterator[tuple[in
 def count_lines(path: Path) -> int:
     """Count the lines that are not blank."""
     with open_bytes(path) as file:
-        return sum(not line.isspace() for line in file)
+        return sum(not line.removeprefix(BOM).isspace() for line in file)
 
 
 def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
@@ -115,6 +124,40 @@ def _load(line: str) -> Any:
     except json.JSONDecodeError:
         pass
     return json.loads(line)  # half as fast, but allows white space around the object and explains errors
+
+
+def begins_array(line: str) -> bool:
+    """Whether a file's first line begins one JSON array of records.
+
+    An array of texts alone on its line is a record itself.
+    """
+    if not line.lstrip().startswith("["):
+        return False
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return not line.rstrip().endswith("]")
+    return not values or any(isinstance(value, dict | list) for value in values)
+
+
+def read_array(path: Path) -> Iterator[Any]:
+    """Yield the records of a file that is one JSON array.
+
+    All of it is in memory.
+
+    Raises:
+        UserError: it is not such an array.
+    """
+    with open_text(path) as file:
+        text = file.read()
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: begins as one JSON array of records, but is not JSON ({error}); expected one array, or one "
+            "object per line."
+        ) from None
+    yield from values
 
 
 def to_text(value: Any, kind: str) -> str:

@@ -1,6 +1,7 @@
 """Runs: the documents found for each query, in files that all readers order alike."""
 
 import gc
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from shortlist.data.lines import MalformedError, numbered_lines, parse_lines
 from shortlist.data.manifest import check_output
 from shortlist.errors import UserError
 from shortlist.math.ordering import strictly_decreasing
+from shortlist.progress import say
 from shortlist.records import Hit, Run
 
 Ties = Literal["trec", "rank"]
@@ -33,6 +35,11 @@ TREC = {  # the columns of a TREC run, as pyarrow reads them
 }
 SHORT = {"query_id": QUERY_ID, "doc_id": pa.string(), "value": pa.float64()}
 """A run of three columns; the last holds ranks (MS MARCO) or scores."""
+VALUES = {
+    "rank": "rank ranks ranking position pos",
+    "score": "score scores sim similarity relevance rel value logit probability bm25",
+}
+"""Meanings of the last of three columns, with the words of a header that say so."""
 UNUSED = ("q0", "tag")
 FORMS = {len(TREC): TREC, len(SHORT): SHORT}
 MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -92,8 +99,9 @@ class StoredRun(Mapping[str, list[Hit]]):
 def read_run(path: Path, *, ties: Ties = "trec") -> dict[str, list[Hit]]:
     """Read the hits of a TREC run, or of a run of three columns.
 
-    The lines of a TREC run are `query Q0 document rank score tag`. Three columns are `query document`, and the score,
-    or the rank if the numbers of every query are 1, 2, 3 ... Queries come in the order of their first line.
+    The lines of a TREC run are `query Q0 document rank score tag`. Three columns are `query document`, and the score or
+    the rank, as a header says; without one they are ranks if the numbers of every query are 1, 2, 3 ... Queries come
+    in the order of their first line.
 
     Args:
         ties: `trec` orders a query's hits as trec_eval does: by score as a 32-bit float, equal scores by document id
@@ -128,21 +136,42 @@ def read_run_columns(path: Path, *, ties: Ties = "trec") -> RunColumns:
     if (pairs[1:] == pairs[:-1]).any():
         _refuse_duplicate(path)
     starts = np.concatenate([[0], np.cumsum(np.bincount(queries, minlength=len(query_ids)))])
-    ranks, scores = _ranks_and_scores(table, queries, starts)
+    ranks, scores = _ranks_and_scores(path, table, queries, starts)
     order = _order(queries, scores.astype(np.float32), doc_ids) if ties == "trec" else _sorted(queries, ranks)
     if order is not None:
         doc_ids, scores = doc_ids.take(pa.array(order)), scores[order]
     return RunColumns(query_ids, starts, doc_ids, scores)
 
 
-def _ranks_and_scores(table: pa.Table, queries: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ranks_and_scores(
+    path: Path, table: pa.Table, queries: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     if "value" not in table.column_names:
         return table["rank"].to_numpy(), table["score"].to_numpy()
-    values = table["value"].to_numpy()
+    values, meaning = table["value"].to_numpy(), _meaning(_form(path).header)
+    ascending = values[np.lexsort((values, queries))]
     expected = np.arange(1, len(values) + 1) - np.repeat(starts[:-1], np.diff(starts))
-    if np.array_equal(values[np.lexsort((values, queries))], expected):
+    if meaning == "rank" or (meaning is None and np.array_equal(ascending, expected)):
         return values, -values
+    if meaning is None and len(values) > len(starts) and _look_like_ranks(queries, values):
+        say(
+            f"{path}: its third column has whole numbers that rise from line to line of every query, and is taken for "
+            "scores, the highest first; if it holds ranks, put a line `query-id corpus-id rank` before the first."
+        )
     return np.arange(len(values)), values
+
+
+def _meaning(header: str | None) -> str | None:
+    """Return what a header calls the last column: `rank`, `score` or neither (None)."""
+    words = set(re.split("[^a-z0-9]+", split_columns(header)[-1].lower())) if header else set()
+    return next((meaning for meaning, names in VALUES.items() if words & set(names.split())), None)
+
+
+def _look_like_ranks(queries: np.ndarray, values: np.ndarray) -> bool:
+    order = np.argsort(queries, kind="stable")
+    queries, values = queries[order], values[order]
+    rising = (queries[1:] > queries[:-1]) | (values[1:] > values[:-1])
+    return bool(rising.all() and (values >= 0).all() and (values % 1 == 0).all())
 
 
 def _sorted(queries: np.ndarray, keys: np.ndarray) -> np.ndarray | None:

@@ -18,7 +18,15 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from shortlist.data.files import open_bytes, open_text
 from shortlist.data.formats import SPACE
 from shortlist.data.hub import hub_rows
-from shortlist.data.lines import MalformedError, parse_json, parse_records, read_lines, to_text
+from shortlist.data.lines import (
+    MalformedError,
+    begins_array,
+    parse_json,
+    parse_records,
+    read_array,
+    read_lines,
+    to_text,
+)
 from shortlist.errors import UserError
 from shortlist.progress import say
 from shortlist.records import Document, Group, Query
@@ -28,6 +36,7 @@ T = TypeVar("T")
 Layout = Literal["groups", "passages", "id triples", "texts"]
 """Groups by id (ours or Tevatron's), Tevatron's with texts, MS MARCO's triples of ids, and texts alone."""
 
+DELIMITERS = ("\t", ",", ";")
 QUERY = ("anchor", "query")
 POSITIVE = ("positive", "pos")
 NEGATIVE = re.compile(r"neg|negatives?|negative_\d+")
@@ -126,12 +135,16 @@ def _rows(name: str, parse: Callable[[Any], T]) -> Iterator[T]:
         if file.read(4) == b"PAR1":
             return parse_records(name, _parquet_rows(path), parse)
     first = next(read_lines(path, str), "")
+    if begins_array(first):
+        return parse_records(name, read_array(path), parse)
     if first.lstrip()[:1] in ("{", "["):
         return read_lines(path, lambda line: parse(_parse(line)))
-    for delimiter in ("\t", ","):
+    for delimiter in DELIMITERS:
         names = {name.strip('"') for name in first.split(delimiter)}
         if names.intersection(QUERY) and names.intersection(POSITIVE):
             return _table(path, delimiter, parse)
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        return _table(path, max(DELIMITERS, key=first.count), parse)
     return read_lines(path, lambda line: parse(tuple(line.split("\t"))))
 
 

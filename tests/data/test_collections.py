@@ -319,7 +319,7 @@ def test_the_hub_counts_its_records_and_tells_the_bad_ones(hub):
     assert list(collection.corpus(told.append, allow_empty=False)) == [Document("7", "x"), Document("10", "z")]
     faults = [
         "record 2: document id '7' occurs twice",
-        "record 3: document has no 'text'",
+        "record 3: the 'text' of the document is null",
         "record 4: document '9' has",
     ]
     assert all(m.startswith(f"hf:{hub}: {fault}") for m, fault in zip(told, faults, strict=True))

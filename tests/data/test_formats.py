@@ -14,7 +14,7 @@ from shortlist.data.formats import (
 from shortlist.data.runs import read_run
 from shortlist.data.texts import CorpusTexts
 from shortlist.errors import UserError
-from shortlist.records import Document, Query
+from shortlist.records import Document, Hit, Query
 
 
 def put(path: Path, text: str) -> Path:
@@ -66,9 +66,12 @@ def test_any_document_is_found_at_its_offset(tmp_path):
             '{"_id": "1", "text": "x"}\n\n{"_id": "2", "txt": "y"}\n',
             "c.jsonl:3: document has no 'text' field",
         ),
-        ("c.jsonl", '{"_id": "1", "text": null}\n', "c.jsonl:1: document has no 'text' field .found: _id, text"),
+        ("c.jsonl", '{"_id": "1", "text": null}\n', "c.jsonl:1: the 'text' of the document is null; expected"),
+        ("c.jsonl", '{"_id": null, "text": "x"}\n', "c.jsonl:1: the '_id' of the document is null; expected"),
         ("c.jsonl", '{"_id": "1", "text": ["x"]}\n', "c.jsonl:1: document text is .'x'.; expected a string"),
         ("c.jsonl", '{"_id": "1 2", "text": "x"}\n', "c.jsonl:1: document id '1 2' is empty or holds white space"),
+        ("c.jsonl", '{"_id": "1\u00a02", "text": "x"}\n', r"c.jsonl:1: document id '1\\xa02' is empty or holds white"),
+        ("c.tsv", "1\tx\n\ufeff2\ty\n", r"c.tsv:2: document id '\\ufeff2' is empty or holds white space"),
         ("c.jsonl", '{"_id": "1", "text": "x"\n', "c.jsonl:1: not JSON .* at column"),
         ("c.jsonl", "[1]\n", "c.jsonl:1: found a JSON list"),
         ("c.jsonl", '{"_id": "1", "text": "\\ud800"}\n', "c.jsonl:1: the text holds half of a surrogate pair"),
@@ -155,6 +158,34 @@ def test_a_missing_file_is_a_user_error(tmp_path):
     for read in (lambda path: list(read_corpus(path)), read_queries, read_qrels, read_run):
         with pytest.raises(UserError, match="no such file"):
             read(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("gz", ["", ".gz"])
+def test_a_byte_order_mark_is_no_part_of_any_file(tmp_path, gz):
+    corpus = put(tmp_path / f"c.tsv{gz}", "\ufeff1\tx\n2\ty\n")
+    assert list(read_corpus(corpus)) == [Document("1", "x"), Document("2", "y")]
+    if not gz:
+        assert list(documents_at(corpus, corpus_offsets(corpus).values())) == list(read_corpus(corpus))
+    objects = put(tmp_path / f"c.jsonl{gz}", '\ufeff{"_id": "1", "text": "x"}\n')
+    assert list(read_corpus(objects)) == [Document("1", "x")]
+    assert read_queries(put(tmp_path / f"q.tsv{gz}", "\ufeff1\tx\n")) == [Query("1", "x")]
+    assert read_qrels(put(tmp_path / f"trec{gz}", "\ufeffq 0 d 1\n")) == {"q": {"d": 1}}
+    assert read_qrels(put(tmp_path / f"beir{gz}", "\ufeffq\td\tr\nq\td\t1\n")) == {"q": {"d": 1}}
+    for text in ("\ufeffq Q0 d 1 2.0 t\n", "\ufeffq d 2.0\n", "\ufeffquery doc score\nq d 2.0\n", "\ufeffq  d\t2.0\n"):
+        assert read_run(put(tmp_path / f"run{gz}", text)) == {"q": [Hit("d", 2.0)]}
+
+
+def test_grades_may_be_written_as_floats_and_are_whole(tmp_path):
+    path = put(tmp_path / "q", "query-id\tcorpus-id\tscore\nq\ta\t2.0\nq\tb\t0.0\n")
+    assert read_qrels(path) == {"q": {"a": 2, "b": 0}}
+    for grade in ("1.5", "inf", "nan", "x"):
+        with pytest.raises(UserError, match=f"q:2: relevance is '{grade}'; expected a whole number"):
+            read_qrels(put(tmp_path / "q", f"q 0 a 1.0\nq 0 b {grade}\n"))
+
+
+def test_an_id_with_a_space_is_not_taken_for_two_columns(tmp_path):
+    with pytest.raises(UserError, match="q:1: document id 'doc 7' is empty or holds white space"):
+        read_qrels(put(tmp_path / "q", "q\tdoc 7\t1\n"))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def test_a_teachers_scores_survive_writing_and_reading(tmp_path):
         ('{"query_id": "q", "positives": ["a"], "negatives": ["b", "b"]}', "'b' occurs 2 times"),
         ('{"query_id": "q", "positives": "a", "negatives": []}', "positives is 'a'; expected a list"),
         ('{"query_id": "q", "positives": ["a"]}', "negatives is None; expected a list"),
-        ('{"query_id": 3, "positives": ["a"], "negatives": []}', "query_id is 3; expected a string"),
+        ('{"query_id": 3.5, "positives": ["a"], "negatives": []}', "query id is 3.5; expected a string"),
+        ('{"positives": ["a"], "negatives": []}', "group has no 'query_id'"),
         (
             '{"query_id": "q", "positives": ["a"], "negatives": ["b"], "scores": [1]}',
             "1 scores for 1 positives and 1 neg",
@@ -173,10 +174,13 @@ def test_ids_that_repeat_in_published_groups_are_left_out_and_counted(tmp_path, 
         (TEVATRON | {"positive_passages": ["a"]}, "positive_passages is not a list of passages"),
         (TEVATRON | {"negative_passages": None}, "negative_passages is not a list of passages"),
         (TEVATRON | {"negative_passages": [{"text": "x"}]}, "docid in negative_passages is .None.; expected a list"),
-        (TEVATRON | {"query_id": 7}, "query_id is 7; expected a string"),
+        (TEVATRON | {"query_id": True}, "query id is True; expected a string"),
         (TEVATRON | {"query": " "}, "query 'q1' has no text"),
         (BY_ID | {"positive_document_ids": []}, "group of query 'q2' has no positive"),
-        (BY_ID | {"negative_document_ids": [1] * 99}, r"negative_document_ids is \[1, 1, 1, 1, 1, 1, ...\]; expected"),
+        (
+            BY_ID | {"negative_document_ids": [1.5] * 99},
+            r"negative_document_ids is \[1.5, 1.5, 1.5, 1.5, 1.5, 1.5, ...\]; ex",
+        ),
         (OURS | {"negatives": ["a"]}, "document 'a' is both positive and negative"),
         (
             {"query_id": "q", "text": "x"},
@@ -262,3 +266,10 @@ def test_of_a_data_set_that_comes_as_a_program_the_hubs_own_tables_are_read(hub,
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert open_groups("hf:Tevatron/msmarco-passage-aug").groups == [GROUPS[1]]
+
+
+def test_whole_numbers_are_ids_and_grades_may_be_floats(tmp_path):
+    ours = {"query_id": 7, "positives": [1, "a"], "negatives": [2], "grades": [2.0, 1, 0.0]}
+    theirs = {"query_id": 8, "query": "x", "positive_passages": [{"docid": 1, "title": "", "text": "y"}]}
+    path = write_lines(tmp_path / "g.jsonl", ours, theirs | {"negative_passages": []})
+    assert open_groups(str(path)).groups == [Group("7", ("1", "a"), ("2",), (), (2, 1, 0)), Group("8", ("1",))]

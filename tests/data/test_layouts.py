@@ -82,3 +82,31 @@ def test_real_topics_and_judgements_are_found_by_the_names_that_they_have(shared
     for split, (num_queries, num_judgements) in sizes.items():
         assert len(collection.queries(split)) == num_queries
         assert sum(map(len, collection.qrels(split).values())) == num_judgements
+
+
+@pytest.mark.parametrize("second", ["qrels.dev.txt", "qrels.dev.tsv.gz"])
+def test_a_split_with_two_files_is_refused_where_it_is_read(tmp_path, second):
+    put(tmp_path / "collection.tsv", "7\tgoldfish grow\n")
+    for name in ("qrels.dev.tsv", second, "qrels.test.tsv"):
+        put(tmp_path / name, "1 0 7 1\n")
+    for name in ("queries.dev.tsv", "queries.test.tsv", "topics.test.tsv"):
+        put(tmp_path / name, "1\tdo goldfish grow\n")
+    collection = open_collection(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"has 2 files for the judgements of split 'dev', qrels.dev\..* and qrels.dev\."
+    ):
+        collection.qrels("dev")
+    with pytest.raises(UserError, match="has 2 files for the judgements of split 'dev'"):
+        collection.identity("qrels/dev")
+    with pytest.raises(
+        UserError, match=r"2 files for the queries of split 'test', queries\.test\.tsv and topics\.test\.tsv"
+    ):
+        collection.queries("test")
+    assert collection.qrels("test") == {"1": {"7": 1}}
+
+
+def test_a_folder_with_two_corpora_is_refused(tmp_path):
+    put(tmp_path / "corpus.jsonl", '{"_id": "1", "text": "x"}\n')
+    put(tmp_path / "corpus.jsonl.gz", '{"_id": "1", "text": "y"}\n')
+    with pytest.raises(UserError, match=r"2 files for the collection, corpus\.jsonl and corpus\.jsonl\.gz; keep one"):
+        open_collection(str(tmp_path))

@@ -124,10 +124,24 @@ def test_a_bad_run_is_named_by_file_line_and_fault(tmp_path, text, message):
         ("q\ta\t2\nq\tb\t3\n", {"q": [Hit("b", 3.0), Hit("a", 2.0)]}),  # not 1, 2: scores
         ("q a 0.5\nq  b  1\n", {"q": [Hit("b", 1.0), Hit("a", 0.5)]}),
         ("query-id\tcorpus-id\tscore\nq\ta\t1.5\n", {"q": [Hit("a", 1.5)]}),
+        ("query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t1\n", {"q": [Hit("a", 2.0), Hit("b", 1.0)]}),
+        ("qid pid bm25_score\nq a 2\nq  b 1\n", {"q": [Hit("a", 2.0), Hit("b", 1.0)]}),
+        ("query-id\tcorpus-id\trank\nq\ta\t0\nq\tb\t1\n", {"q": [Hit("a", -0.0), Hit("b", -1.0)]}),
+        ("query-id\tcorpus-id\tRank\nq\tb\t3\nq\ta\t1\n", {"q": [Hit("a", -1.0), Hit("b", -3.0)]}),
+        ("query-id\tcorpus-id\tvotes\nq\ta\t2\nq\tb\t1\n", {"q": [Hit("b", -1.0), Hit("a", -2.0)]}),
     ],
 )
 def test_a_run_of_three_columns_has_ranks_or_scores(tmp_path, name, text, expected):
     assert read_run(put(tmp_path / name, text)) == expected
+
+
+def test_scores_without_a_header_that_look_like_ranks_are_announced(tmp_path, capsys):
+    read_run(put(tmp_path / "run", "q a 0\nq b 1\nr a 0\nr b 1\n"))
+    assert "is taken for scores, the highest first; if it holds ranks, put a line" in capsys.readouterr().err
+    read_run(put(tmp_path / "run", "q a 1\nq b 2\n"))
+    read_run(put(tmp_path / "run", "q a 1.5\nq b 2\n"))
+    read_run(put(tmp_path / "run", "query doc score\nq a 0\nq b 1\n"))
+    assert capsys.readouterr().err == ""
 
 
 def test_the_rank_in_a_run_without_ranks_is_the_order_of_the_file(tmp_path):
