@@ -19,7 +19,7 @@ from shortlist.data.manifest import identity, ms_per_query, read_manifest, stage
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import COSTS, cost_cells, cost_headings, costs, draw_pareto
-from shortlist.evaluation.measure import ByQuery, judged_hits, parse_measures, per_query
+from shortlist.evaluation.measure import ByQuery, is_sum, judged_hits, of_run, parse_measures, per_query
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
 from shortlist.progress import say
@@ -188,8 +188,8 @@ def evaluate(
         resamples: random samples of the randomisation test; the bootstrap interval takes a tenth as many.
 
     Returns:
-        One row per run: means, intervals, and for all but the first run the difference from the first. Then name of the
-        run -> name of the measure -> query_id -> value.
+        One row per run: means (sums of measures such as NumRet), intervals, and for all but the first run the
+        difference from the first. Then name of the run -> name of the measure -> query_id -> value.
     """
     values: dict[str, dict[str, ByQuery]] = {}
     rows: list[dict[str, Any]] = []
@@ -199,20 +199,26 @@ def evaluate(
         values[name] = found
         first = first or found
         row: dict[str, Any] = {"name": name}
-        row |= {measure: float(np.mean(list(found[measure].values()))) for measure in found}
+        row |= {measure: of_run(measure, found[measure]) for measure in found}
         row |= {"queries": len(next(iter(found.values()))), **_holes(hits, judged_at)}
-        row["interval"] = {measure: _interval(list(found[measure].values()), resamples) for measure in found}
+        row["interval"] = {measure: _interval(found[measure], resamples, summed=is_sum(measure)) for measure in found}
         if rows:
-            row["difference"] = {m: difference(found[m], first[m], resamples=resamples) for m in found}
+            row["difference"] = {
+                m: difference(found[m], first[m], resamples=resamples, summed=is_sum(m)) for m in found
+            }
         rows.append(row)
     _correct(rows, measures)
     return rows, values
 
 
-def difference(values: ByQuery, baseline: ByQuery, *, resamples: int = 10_000) -> dict[str, Any]:
+def difference(values: ByQuery, baseline: ByQuery, *, resamples: int = 10_000, summed: bool = False) -> dict[str, Any]:
     """Compare a run's values with the values of a baseline.
 
     Only queries that both have are compared.
+
+    Args:
+        resamples: random samples of the randomisation test; the bootstrap interval takes a tenth as many.
+        summed: whether the measure of a run is the sum of the values, so that the differences are added up too.
 
     Returns:
         `mean`, the mean difference, and its 95% bootstrap `interval`; `t_test` and `randomisation`, the p-values of the
@@ -221,17 +227,19 @@ def difference(values: ByQuery, baseline: ByQuery, *, resamples: int = 10_000) -
     """
     shared = [query_id for query_id in baseline if query_id in values]
     differences = np.array([values[query_id] - baseline[query_id] for query_id in shared])
+    found = {query_id: float(value) for query_id, value in zip(shared, differences, strict=True)}
     return {
         "queries": len(shared),
-        "mean": float(differences.mean()) if shared else None,
-        "interval": bootstrap_interval(differences, resamples=max(100, resamples // 10)) if shared else None,
+        "mean": float(differences.sum() if summed else differences.mean()) if shared else None,
+        "interval": _interval(found, resamples, summed=summed) if shared else None,
         "t_test": paired_t_test(differences),
         "randomisation": randomisation_test(differences, resamples=resamples),
     }
 
 
-def _interval(values: Sequence[float], resamples: int) -> tuple[float, float]:
-    return bootstrap_interval(np.array(values), resamples=max(100, resamples // 10))
+def _interval(values: ByQuery, resamples: int, *, summed: bool) -> tuple[float, float]:
+    low, high = bootstrap_interval(np.array(list(values.values())), resamples=max(100, resamples // 10))
+    return (low * len(values), high * len(values)) if summed else (low, high)
 
 
 def _correct(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> None:

@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import ir_measures
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ir_measures import providers
+from ir_measures.measures import SumAgg
 from jaxtyping import Int
 
 from shortlist.data.runs import RunColumns, run_columns
 from shortlist.errors import UserError, unknown
-from shortlist.math.measures import MEASURES, JudgedHits
+from shortlist.math.measures import COUNTS, MEASURES, JudgedHits
 from shortlist.records import Qrels, Run
 
 ByQuery = dict[str, float]
@@ -24,6 +26,23 @@ PROVIDER = providers.FallbackProvider([providers.registry[name] for name in NO_I
 """Computes measures that are not ours, by the first provider that can: those that come with ir_measures, then
 others."""
 
+SPELLINGS = {
+    **{name.lower(): name for name in sorted(ir_measures.measures.registry, reverse=True)},
+    **dict.fromkeys(("mrr", "recip_rank", "reciprocal_rank"), "RR"),
+    **dict.fromkeys(("map", "average_precision"), "AP"),
+    **dict.fromkeys(("hit", "hits", "hit_rate", "hitrate"), "Success"),
+    "ndcg": "nDCG",
+    "recall": "R",
+    "precision": "P",
+    "num_ret": "NumRet",
+    "num_rel": "NumRel",
+    "num_q": "NumQ",
+    "num_rel_ret": "NumRelRet",
+}
+"""Other names that measures have, in lower case, with ir_measures' own."""
+
+OWN = MEASURES | COUNTS
+"""The measures that are computed here, by name."""
 OWN_PARAMETERS = {"cutoff", "rel", "dcg"}
 """Parameters of our own formulas; a measure with another parameter is computed by ir_measures."""
 
@@ -31,7 +50,7 @@ OWN_PARAMETERS = {"cutoff", "rel", "dcg"}
 def parse_measures(names: Sequence[str], *, relevance_level: int = 1) -> dict[str, ir_measures.Measure]:
     """Parse the names of measures.
 
-    A measure gets the relevance level if it takes one and its name does not give one.
+    A measure gets the relevance level if it needs one and its name does not give one.
 
     Raises:
         UserError: a name that does not exist, or that is written or parametrised wrongly.
@@ -42,13 +61,16 @@ def parse_measures(names: Sequence[str], *, relevance_level: int = 1) -> dict[st
 def _parse_measure(name: str, relevance_level: int) -> ir_measures.Measure:
     try:
         measure = ir_measures.parse_measure(name)
-        if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
+        level = measure["rel"] if "rel" in measure.SUPPORTED_PARAMS else None
+        if isinstance(level, int) and not re.search(r"\brel\s*=", name):
             measure = measure(rel=relevance_level)
         measure.validate_params()
         supported = (_is_own(measure) or PROVIDER.supports(measure)) and measure.params.get("cutoff", 1) >= 1
-    except NameError:
-        raise unknown("measure", name.partition("@")[0].partition("(")[0], ir_measures.measures.registry) from None
-    except (ValueError, AssertionError) as error:
+    except (NameError, ValueError, AssertionError) as error:
+        if (usual := _usual(name)) and usual != name:
+            raise UserError(f"unknown measure {name!r}: perhaps {usual!r}?") from None
+        if isinstance(error, NameError):
+            raise _unknown_measure(name.partition("@")[0].partition("(")[0]) from None
         words = re.sub("invalid param (.*)=<object .*>", r"needs a \1", str(error))
         raise UserError(f"measure {name!r}: {words}. Expected a form such as nDCG@10 or R(rel=2)@100.") from None
     if not supported:
@@ -62,8 +84,30 @@ def _parse_measure(name: str, relevance_level: int) -> ir_measures.Measure:
     return measure
 
 
+def _usual(name: str) -> str | None:
+    """Return ir_measures' form of a name such as `mrr@10` or trec_eval's `ndcg_cut_10`."""
+    parts = re.fullmatch(r"(\w+?)(?:_cut)?(?:[@_.](\d+))?", name)
+    known = SPELLINGS.get(parts[1].lower()) if parts else None
+    return known and (f"{known}@{parts[2]}" if parts and parts[2] else known)
+
+
+def _unknown_measure(name: str) -> UserError:
+    registry = ir_measures.measures.registry
+    return unknown("measure", name, registry if get_close_matches(name, registry, cutoff=0.5) else MEASURES)
+
+
+def is_sum(name: str) -> bool:
+    """Whether a run's measure is the sum of its queries' values; others are their mean."""
+    return isinstance(_parse_measure(name, 1).aggregator(), SumAgg)
+
+
+def of_run(name: str, values: ByQuery) -> float:
+    """Return the measure of a run, from its value for each query."""
+    return float((np.sum if is_sum(name) else np.mean)(list(values.values())))
+
+
 def _is_own(measure: ir_measures.Measure) -> bool:
-    return measure.NAME in MEASURES and measure.params.keys() <= OWN_PARAMETERS
+    return measure.NAME in OWN and measure.params.keys() <= OWN_PARAMETERS
 
 
 def per_query(
@@ -94,7 +138,7 @@ def per_query(
     values = _by_ir_measures(others, run, judged) if others and judged else {measure: {} for measure in others}
     for measure in parsed.values():
         if _is_own(measure):
-            query_values = MEASURES[str(measure.NAME)](hits, **measure.params)
+            query_values = OWN[str(measure.NAME)](hits, **measure.params)
             values[measure] = dict(zip(judged, query_values.tolist(), strict=True))
     return {name: values[measure] for name, measure in parsed.items()}
 
@@ -157,14 +201,27 @@ def _by_ir_measures(
         for number, query_id in enumerate(run.query_ids)
         if query_id in qrels
     }
-    values: dict[ir_measures.Measure, ByQuery] = {measure: {} for measure in measures}
+    # what a provider leaves out, a query without an answer, counts as it does in ir_measures' mean
+    absent = qrels.keys() - ordered.keys()
+    values = {measure: dict.fromkeys(absent, float(measure.DEFAULT)) for measure in measures}
     try:
         for metric in PROVIDER.iter_calc(list(measures), qrels, ordered):
             values[metric.measure][metric.query_id] = float(metric.value)
-    except ArithmeticError as error:  # such as Accuracy where everything that was found is relevant
-        names = ", ".join(map(str, measures))
+    except ArithmeticError as error:
+        names = ", ".join(str(measure) for measure in measures if _fails(measure, qrels, ordered))
         raise UserError(f"ir_measures cannot compute {names} for this run ({error}); leave it out.") from None
     return {
         measure: {query_id: by_query[query_id] for query_id in qrels if query_id in by_query}
         for measure, by_query in values.items()
     }
+
+
+def _fails(measure: ir_measures.Measure, qrels: Qrels, run: dict[str, dict[str, float]]) -> bool:
+    """Whether a measure cannot be computed.
+
+    Accuracy cannot where everything that was found is relevant.
+    """
+    try:
+        return not all(True for _ in PROVIDER.iter_calc([measure], qrels, run))
+    except ArithmeticError:
+        return True

@@ -116,6 +116,21 @@ def judged(hits: JudgedHits, *, cutoff: int | None = None) -> Values:
     return _ratio(num_judged, hits.lengths if cutoff is None else np.minimum(hits.lengths, cutoff))
 
 
+def num_retrieved(hits: JudgedHits, *, rel: int | None = None) -> Values:
+    """Count the hits; with `rel`, the hits of at least this grade."""
+    return hits.lengths.astype(float) if rel is None else _count(hits, None, rel).astype(float)
+
+
+def num_relevant(hits: JudgedHits, *, rel: int = 1) -> Values:
+    """Count the relevant documents, found or not."""
+    return _num_relevant(hits, rel).astype(float)
+
+
+def num_queries(hits: JudgedHits) -> Values:
+    """Return 1 for every query."""
+    return np.ones(len(hits.lengths))
+
+
 def _within(ranks: Int[np.ndarray, " hits"], cutoff: int | None) -> Bool[np.ndarray, " hits"]:
     return np.ones(len(ranks), dtype=bool) if cutoff is None else ranks <= cutoff
 
@@ -167,3 +182,6 @@ MEASURES: dict[str, Measure] = {
     "Judged": judged,
 }
 """The measures, by their names in ir_measures."""
+
+COUNTS: dict[str, Measure] = {"NumRet": num_retrieved, "NumRel": num_relevant, "NumQ": num_queries}
+"""The measures without a cutoff that count, and are added up over queries."""

@@ -50,6 +50,11 @@ def test_a_difference_over_one_query_or_none_has_no_tests():
     assert difference({"b": 0.1}, {"c": 0.1})["mean"] is None
 
 
+def test_differences_of_what_is_added_up_are_added_up():
+    found = difference({"a": 3.0, "b": 5.0}, {"a": 1.0, "b": 3.0}, summed=True)
+    assert (found["mean"], found["interval"]) == (4.0, (4.0, 4.0))
+
+
 def test_json_has_one_object_per_run(files: dict, capsys: pytest.CaptureFixture[str]):
     first, second = printed(capsys, **files, measures=("MRR@10",))
     assert (first["run"], first["MRR@10"], first["queries"]) == (str(files["runs"][0]), 0.75, 2)

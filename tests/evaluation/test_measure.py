@@ -2,12 +2,13 @@ import math
 import random
 from pathlib import Path
 
+import ir_measures
 import pytest
 import pytrec_eval
 
 from shortlist.data.runs import read_run, run_columns
 from shortlist.errors import UserError
-from shortlist.evaluation.measure import judged_hits, parse_measures, per_query
+from shortlist.evaluation.measure import is_sum, judged_hits, of_run, parse_measures, per_query
 from shortlist.records import Hit, Qrels, Run
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"a": 1}, "q3": {"b": 1}}
@@ -86,12 +87,20 @@ def test_a_query_without_hits_counts_as_zero():
     ("name", "message"),
     [
         ("nDGC@10", "unknown measure 'nDGC': perhaps .*'nDCG'"),
-        ("ndcg_cut.10", "measure 'ndcg_cut.10'"),
+        ("ndcg_cut.10", "unknown measure 'ndcg_cut.10': perhaps 'nDCG@10'"),
+        ("ndcg_cut_10", "unknown measure 'ndcg_cut_10': perhaps 'nDCG@10'"),
+        ("ndcg", "unknown measure 'ndcg': perhaps 'nDCG'"),
+        ("mrr", "unknown measure 'mrr': perhaps 'RR'"),
+        ("mrr@10", "unknown measure 'mrr@10': perhaps 'RR@10'"),
+        ("recall_100", "unknown measure 'recall_100': perhaps 'R@100'"),
+        ("map", "unknown measure 'map': perhaps 'AP'"),
+        ("hits@1", "unknown measure 'hits@1': perhaps 'Success@1'"),
+        ("xyz", "unknown measure 'xyz': known: AP, ERR, Judged"),
         ("nDCG@ten", "such as nDCG@10"),
         ("nDCG@0", "cannot be computed"),
         ("nDCG(rel=2)@10", "rel"),
         ("P(rel=2)", "needs a cutoff"),
-        ("RBP(rel=1)", "cannot be computed here; install cwl_eval"),
+        ("RBP", "cannot be computed here; install (cwl_eval|trectools)"),
         ("", "such as nDCG@10"),
     ],
 )
@@ -120,5 +129,28 @@ def test_measures_that_are_not_ours_come_from_ir_measures():
 
 
 def test_what_ir_measures_stumbles_over_is_said_in_one_line():
-    with pytest.raises(UserError, match=r"cannot compute Accuracy.* for this run \(.*division by zero\)"):
-        per_query({"q1": [Hit("a", 1.0)]}, {"q1": {"a": 1, "b": 0}}, ["Accuracy"])
+    with pytest.raises(UserError, match=r"cannot compute Accuracy for this run \(.*division by zero\)"):
+        per_query({"q1": [Hit("a", 1.0)]}, {"q1": {"a": 1, "b": 0}}, ["Bpref", "Accuracy", "Rprec"])
+
+
+def test_a_measure_of_ir_measures_counts_unanswered_queries_as_zero_too():
+    run = {"q1": [Hit("a", 2.0), Hit("c", 1.0)]}
+    assert per_query(run, QRELS, ["Accuracy"], complete=True)["Accuracy"] == {"q2": 0.0, "q3": 0.0, "q1": 1.0}
+    assert per_query(run, QRELS, ["Accuracy"])["Accuracy"] == {"q1": 1.0}
+
+
+@pytest.mark.parametrize("name", ["NumRet", "NumRel", "NumQ", "NumRelRet", "NumRet(rel=2)"])
+def test_what_ir_measures_adds_up_is_added_up(name: str):
+    run, qrels = random_example()
+    scored = {query_id: {hit.doc_id: -rank for rank, hit in enumerate(hits)} for query_id, hits in run.items()}
+    [(_, expected)] = ir_measures.calc_aggregate([ir_measures.parse_measure(name)], qrels, scored).items()
+    assert is_sum(name)
+    assert not is_sum("nDCG@10")
+    assert of_run(name, per_query(run, qrels, [name])[name]) == expected
+
+
+def test_all_that_was_retrieved_is_counted_whatever_level_is_relevant():
+    run, qrels = random_example(1)
+    values = per_query(run, qrels, ["NumRet", "NumRelRet", "NumRet(rel=2)"], relevance_level=2)
+    assert values["NumRet"] == {"q0": 100.0}
+    assert values["NumRelRet"] == values["NumRet(rel=2)"] != values["NumRet"]

@@ -8,7 +8,7 @@ import pytrec_eval
 
 from shortlist.data.runs import run_columns
 from shortlist.evaluation.measure import judged_hits, per_query
-from shortlist.math.measures import MEASURES, JudgedHits
+from shortlist.math.measures import COUNTS, MEASURES, JudgedHits
 from shortlist.records import Hit, Qrels, Run
 
 HITS = JudgedHits(  # query 0: grades 0 2 - 1, one relevant document not found; query 1: nothing judged found
@@ -55,6 +55,16 @@ def values(name: str, run: Run, qrels: Qrels, **settings) -> dict[str, float]:
 def test_every_measure_has_the_value_worked_out_by_hand(name: str):
     cutoff, expected = BY_HAND[name]
     assert MEASURES[name](HITS, cutoff=cutoff).tolist() == pytest.approx([expected, 0.0], abs=1e-15)
+
+
+def test_counts_are_those_worked_out_by_hand():
+    assert {name: count(HITS).tolist() for name, count in COUNTS.items()} == {
+        "NumRet": [4.0, 3.0],
+        "NumRel": [3.0, 1.0],
+        "NumQ": [1.0, 1.0],
+    }
+    assert COUNTS["NumRet"](HITS, rel=2).tolist() == [1.0, 0.0]
+    assert COUNTS["NumRel"](HITS, rel=2).tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("rel", [1, 2, 3])

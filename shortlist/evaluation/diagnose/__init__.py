@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import read_json, write_json
@@ -17,7 +15,7 @@ from shortlist.data.manifest import identity, start_job
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.diagnose.printing import print_diagnosis
-from shortlist.evaluation.measure import judged_ranks, parse_measures, per_query
+from shortlist.evaluation.measure import judged_ranks, of_run, parse_measures, per_query
 from shortlist.math.outcomes import OUTCOMES, outcomes
 from shortlist.progress import say, track
 from shortlist.records import Document, Qrels, Query
@@ -352,7 +350,7 @@ def compare_queries(task: Task) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {"relevance_level": task.relevance_level}
     before = per_query(task.run, task.qrels, [task.measure], **settings)[task.measure]
-    comparison: dict[str, Any] = {"measure": task.measure, "before": float(np.mean(list(before.values())))}
+    comparison: dict[str, Any] = {"measure": task.measure, "before": of_run(task.measure, before)}
     if task.reranked is None:
         lowest = sorted(before, key=before.__getitem__)[: task.examples]
         return comparison | {"lowest": [_query(task, query_id, before, before) for query_id in lowest]}
@@ -362,7 +360,7 @@ def compare_queries(task: Task) -> dict[str, Any]:
     won = [query_id for query_id in reversed(order) if changes[query_id] > 0]
     lost = [query_id for query_id in order if changes[query_id] < 0]
     return comparison | {
-        "after": float(np.mean(list(after.values()))),
+        "after": of_run(task.measure, after),
         "num_won": len(won),
         "num_lost": len(lost),
         "won": [_query(task, query_id, before, after) for query_id in won[: task.examples]],
