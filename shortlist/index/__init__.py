@@ -12,6 +12,7 @@ from shortlist.data.manifest import identity, read_manifest, reopen, start_job
 from shortlist.errors import UserError, not_given
 from shortlist.index.building import build_index, check_parameters_are_known
 from shortlist.index.kinds import IndexKind, find_kind
+from shortlist.index.languages import language_name
 from shortlist.progress import say
 
 
@@ -27,7 +28,8 @@ class Config:
     vectors: Path | None = None
     """Vectors from `shortlist encode`, which every kind except BM25 reads."""
     language: str = "english"
-    """How BM25 splits text into words: a language, `code` for source code, `whitespace` for text already split."""
+    """How BM25 splits text into words: a language or its code (english or en), `code` for source code, `whitespace` for
+    text already split. Chinese, Japanese and Korean are split into pairs of characters (and Chinese characters)."""
     k1: float = 0.9
     """How much a word's second occurrence in a document still counts in BM25 (0: nothing)."""
     b: float = 0.4
@@ -59,6 +61,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Build an index, and check it if asked."""
+    config = replace(config, language=language_name(config.language))
     kind, parameters = find_kind(config.kind), parse_parameters(config.set)
     check_parameters_are_known(config.kind, kind, parameters)
     settings = {name: getattr(config, name) for name in kind.settings} | parameters

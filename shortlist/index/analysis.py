@@ -1,6 +1,7 @@
 """Analysers that split text into the words that BM25 counts.
 
-There is one per language, one for source code, and one that only splits at white space.
+There is one per language, one for languages written without spaces, one for source code, and one that only splits at
+white space.
 """
 
 import hashlib
@@ -8,6 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 
 import regex
 import Stemmer
@@ -34,24 +36,62 @@ STOP_WORDS = frozenset(
         "that the their then there these they this to was will with"
     )
 )
+_MEASURED = regex.compile("(?:[aeiou]|(?<=[^aeiou])y)[^aeiou]")
+"""A vowel before a consonant; y is a vowel after a consonant."""
 _NO_CACHE = 0  # PyStemmer sorts a full cache; with the rare words of a large corpus that is 5 times as slow as no cache
 _PORTER = Stemmer.Stemmer("porter", _NO_CACHE)
-LANGUAGES = (
-    *("danish", "dutch", "french", "german", "italian", "norwegian", "portuguese", "russian", "spanish", "swedish"),
-    *("turkish", "catalan", "finnish", "greek", "hungarian", "romanian"),
-)
-"""The languages of `snowball`, besides English; bm25s has no stop words for the last five."""
+_NOT_LANGUAGES = {"english", "porter", "lovins", "dutch_porter", "kraaij_pohlmann", "german2"}
+LANGUAGES = tuple(sorted({*Stemmer.algorithms()} - _NOT_LANGUAGES))
+"""The languages of `snowball`, besides English; bm25s has stop words for some of them."""
+UNSPACED = ("chinese", "japanese", "korean")
+"""The languages of `bigrams`."""
+_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー"
+_CHARACTERS = regex.compile(rf"[{_CJK}]+|[^{_CJK}]+")
+_HAN = regex.compile(r"\p{Han}")
+_CJK_FIRST = regex.compile(rf"[{_CJK}]")
+_LATE_ENDING = regex.compile(r"(?:[iy](?:ed|ing)?s?|ies)")
 
 
 def english(text: str) -> list[str]:
     """Split English text as Lucene's EnglishAnalyzer does.
 
-    Words are in lower case and stemmed by Porter; possessive 's and stop words are dropped.
+    Words are in lower case and stemmed by Porter, with the two rules that he added later; possessive 's and stop words
+    are dropped.
 
     https://lucene.apache.org/core/9_11_0/analysis/common/org/apache/lucene/analysis/en/EnglishAnalyzer.html
     """
+    words = _english_words(text)
+    stems = _stems(words)
+    return [
+        _late_rules(word, stem) if stem.endswith(("bli", "logi")) else stem
+        for word, stem in zip(words, stems, strict=True)
+    ]
+
+
+def first_english(text: str) -> list[str]:
+    """Split English text as `english` did before it had Porter's later rules."""
+    return _stems(_english_words(text))
+
+
+def _english_words(text: str) -> list[str]:
     words = _WORD.findall(_POSSESSIVE.sub("", text.lower()))
-    return _stems([word for word in words if word not in STOP_WORDS and word.strip("_")])
+    return [word for word in words if word not in STOP_WORDS and word.strip("_")]
+
+
+def _late_rules(word: str, stem: str) -> str:
+    """Stem a word by the rules that Porter added later.
+
+    In his second step, bli becomes ble, and logi becomes log. Without these rules the word went unchanged through that
+    step and all after it, if it ended so before them. What they make of it has none of the first two steps' endings, so
+    that the stemmer goes on with the third.
+
+    https://tartarus.org/martin/PorterStemmer/
+    """
+    ending, instead = ("bli", "ble") if stem.endswith("bli") else ("logi", "log")
+    before = stem.removesuffix(ending)
+    if not _MEASURED.search(before) or not _LATE_ENDING.fullmatch(word[len(stem) - 1 :]):
+        return stem
+    return _PORTER.stemWord(before + instead)
 
 
 def code(text: str) -> list[str]:
@@ -92,6 +132,26 @@ def _snowball(stemmer: Stemmer.Stemmer, stop_words: frozenset[str], dotless: boo
     return _stems([word for word in words if word not in stop_words and word.strip("_")], stemmer)
 
 
+def bigrams(text: str) -> list[str]:
+    """Split Chinese, Japanese or Korean text into pairs of neighbouring characters.
+
+    A Han character is a word by itself too, and so is a character without neighbours. Wide and narrow forms are made
+    alike, and the words of other scripts are in lower case, as in Lucene's CJKAnalyzer.
+
+    https://lucene.apache.org/core/9_11_0/analysis/common/org/apache/lucene/analysis/cjk/CJKAnalyzer.html
+    """
+    words: list[str] = []
+    for part in _CHARACTERS.findall(unicodedata.normalize("NFKC", text).lower()):
+        if not _CJK_FIRST.match(part):
+            words += [word for word in _WORD.findall(part) if word.strip("_")]
+        elif len(part) == 1:
+            words.append(part)
+        else:
+            words += map("".join, pairwise(part))
+            words += _HAN.findall(part)
+    return words
+
+
 def _stems(words: list[str], stemmer: Stemmer.Stemmer = _PORTER) -> list[str]:
     """Stem words of three letters or more.
 
@@ -105,7 +165,10 @@ ANALYSERS: dict[str, Analyser] = {
     "code": code,
     "whitespace": whitespace,
     **{language: snowball(language) for language in LANGUAGES},
+    **dict.fromkeys(UNSPACED, bigrams),
 }
+BEFORE: dict[str, Analyser] = ANALYSERS | {"english": first_english}
+"""The analysers of indexes that were built before `english` had Porter's later rules."""
 
 VERSIONED = ("PyStemmer",)
 """Libraries whose version an index keeps."""

@@ -12,7 +12,7 @@ import bm25s
 
 from shortlist.data.files import atomic_write, optional_json, temporary_folder
 from shortlist.errors import UserError, unknown
-from shortlist.index.analysis import ANALYSERS, VERSIONED, Analyser, dependencies
+from shortlist.index.analysis import ANALYSERS, BEFORE, VERSIONED, Analyser, dependencies
 from shortlist.index.inverted import (
     DOC_IDS,
     INVERTED_FILES,
@@ -21,14 +21,18 @@ from shortlist.index.inverted import (
     id_line,
     write_postings,
 )
+from shortlist.index.languages import language_name
 from shortlist.index.postings import PostingsSorter
 from shortlist.index.protocols import Opening, WeightedTerms
 from shortlist.math.weighting import bm25, length_penalty, rarity
+from shortlist.progress import say
 from shortlist.records import Document, Hit, Query, Run
 
 VOCABULARY, PARAMETERS = "vocab.index.json", "params.index.json"
 BM25_FILES = (*INVERTED_FILES, VOCABULARY, PARAMETERS, "index.json")
 """The files of a saved index. The last one is written last and marks the index as complete."""
+RULES = 2
+"""Version of the analysers' rules; an index of before lacks it and is searched by the rules of then."""
 
 
 @final
@@ -40,10 +44,10 @@ class BM25Index:
     the vocabulary.
     """
 
-    def __init__(self, index: InvertedIndex, vocabulary: Mapping[str, int], analyser: str, folder: Path) -> None:
+    def __init__(self, index: InvertedIndex, vocabulary: Mapping[str, int], analyse: Analyser, folder: Path) -> None:
         self._index = index
         self._vocabulary = vocabulary
-        self._analyser = analyser
+        self._analyse = analyse
         self._folder = folder
         self._temporary: TemporaryDirectory[str] | None = None
 
@@ -71,7 +75,7 @@ class BM25Index:
 
         Args:
             documents: the corpus; its order decides ties.
-            analyser: a name in ANALYSERS, used for queries too.
+            analyser: a name in ANALYSERS, or a language's code, used for queries too.
             k1: how much a word's second occurrence still counts (0: nothing).
             b: how much longer documents are penalised (0: not at all, 1: fully).
             folder: where to write the index (None: a temporary folder, deleted together with the index).
@@ -82,7 +86,8 @@ class BM25Index:
         """
         if k1 < 0 or not 0 <= b <= 1:
             raise UserError(f"BM25 with k1 {k1} and b {b}: expected k1 of 0 or more and b from 0 to 1.")
-        analyse = _find(analyser)
+        analyser = language_name(analyser)
+        analyse = _find(analyser, ANALYSERS)
         if folder is None:
             temporary = TemporaryDirectory(prefix="shortlist-bm25-")
             index = cls.build(documents, analyser=analyser, k1=k1, b=b, folder=Path(temporary.name))
@@ -119,14 +124,19 @@ class BM25Index:
             num_docs = json.loads((folder / PARAMETERS).read_text("utf-8"))["num_docs"]
             index = InvertedIndex.open(folder, num_docs=num_docs, id_bytes=settings["id_bytes"])
             vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
-            analyser = settings["analyser"]
+            analyser, rules = settings["analyser"], settings.get("rules", 1)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a whole BM25 index ({reason}); make one with `shortlist index`.") from None
-        _find(analyser)
+        analyse = _find(analyser, ANALYSERS if rules >= RULES else BEFORE)
         if why := outdated(folder):
             raise UserError(f"{folder}: {why}; the same `shortlist index` builds it again.")
-        return cls(index, vocabulary, analyser, folder)
+        if analyse is not ANALYSERS[analyser]:
+            say(
+                f"{folder}: is searched by the {analyser} stems that it was built with; build it again for those of "
+                "Lucene (possibly: possibl, technology: technolog)."
+            )
+        return cls(index, vocabulary, analyse, folder)
 
     def search(self, queries: Sequence[Query], k: int) -> Run:
         """Find the at most k best documents for each query.
@@ -141,8 +151,7 @@ class BM25Index:
 
         Each occurrence of a word has weight 1.
         """
-        analyse = ANALYSERS[self._analyser]
-        return [[(word, 1.0) for word in analyse(query.text)] for query in queries]
+        return [[(word, 1.0) for word in self._analyse(query.text)] for query in queries]
 
     def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
         """Find the at most k best documents for each query of weighted words.
@@ -200,7 +209,7 @@ def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
         yield work
         with atomic_write(folder / "index.json") as file:
             id_bytes = (folder / DOC_IDS).stat().st_size
-            settings = {"kind": "bm25", "analyser": analyser, "id_bytes": id_bytes}
+            settings = {"kind": "bm25", "analyser": analyser, "rules": RULES, "id_bytes": id_bytes}
             json.dump(settings | {"depends_on": dependencies(analyser)}, file)
 
 
@@ -250,7 +259,7 @@ def _known(analyser: Any) -> str:
     return analyser if analyser in ANALYSERS else "whitespace"
 
 
-def _find(analyser: str) -> Analyser:
-    if analyser not in ANALYSERS:
-        raise unknown("analyser", analyser, ANALYSERS)
-    return ANALYSERS[analyser]
+def _find(name: str, analysers: Mapping[str, Analyser]) -> Analyser:
+    if name not in analysers:
+        raise unknown("analyser", name, analysers)
+    return analysers[name]

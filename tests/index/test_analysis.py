@@ -3,7 +3,8 @@ import unicodedata
 import pytest
 from bm25s import stopwords
 
-from shortlist.index.analysis import ANALYSERS, LANGUAGES, STOP_WORDS, code, english, whitespace
+from shortlist.index.analysis import ANALYSERS, LANGUAGES, STOP_WORDS, bigrams, code, english, first_english, whitespace
+from shortlist.index.languages import CODES, language_name
 
 
 @pytest.mark.parametrize(
@@ -16,10 +17,20 @@ from shortlist.index.analysis import ANALYSERS, LANGUAGES, STOP_WORDS, code, eng
         ("東京 हिन्दी", ["東", "京", "हिन्दी"]),
         ("us s relational conditional", ["us", "s", "relat", "condit"]),
         ("to be or not to be", []),
+        ("possibly archaeology technology assembly", ["possibl", "archaeolog", "technolog", "assembl"]),
+        ("assemblies archaeologies possiblying", ["assembl", "archaeolog", "possibl"]),
+        ("geology nobly ably capably logy bly", ["geologi", "nobli", "abli", "capabl", "logi", "bly"]),  # none measured
+        ("wobbliness logical", ["wobbli", "logic"]),  # the ending comes after the second step
+        ("syzygybly", ["syzygybl"]),  # y is a vowel after a consonant
     ],
 )
 def test_english_words_are_those_of_lucenes_english_analyzer(text: str, expected: list[str]):
     assert english(text) == expected
+
+
+def test_english_words_of_before_are_those_of_porters_paper():
+    text = "possibly archaeology technology assembly relational"
+    assert first_english(text) == ["possibli", "archaeologi", "technologi", "assembli", "relat"]
 
 
 def test_there_are_lucenes_33_stop_words():
@@ -54,6 +65,10 @@ def test_white_space_alone_parts_words_that_nothing_is_to_change():
         ("turkish", "Ispanak ve İstanbul'un evleri", ["ıspanak", "istanbul", "un", "ev"]),
         ("finnish", "taloissa 3.14", ["talo", "3.14"]),
         ("swedish", "__ o_o", ["o_o"]),
+        ("arabic", "الكتاب كتب", ["كتاب", "كتب"]),
+        ("hindi", "किताबें किताब", ["किताब", "किताब"]),
+        ("polish", "książki książka", ["książk", "książk"]),
+        ("czech", "knihy kniha", ["knih", "knih"]),
     ],
 )
 def test_languages_lose_their_stop_words_articles_and_endings(language: str, text: str, expected: list[str]):
@@ -66,7 +81,7 @@ def test_accents_may_be_spelled_as_letters_of_their_own(language: str):
     assert ANALYSERS[language](unicodedata.normalize("NFD", text)) == ANALYSERS[language](text)
 
 
-@pytest.mark.parametrize("language", LANGUAGES[:11])
+@pytest.mark.parametrize("language", [name for name in LANGUAGES if hasattr(stopwords, f"STOPWORDS_{name.upper()}")])
 def test_no_stop_word_is_left(language: str):
     words = getattr(stopwords, f"STOPWORDS_{language.upper()}")
     assert ANALYSERS[language](" ".join(words)) == []
@@ -76,3 +91,23 @@ def test_no_stop_word_is_left(language: str):
 def test_no_word_is_empty_and_text_without_words_has_none(name: str):
     assert all(ANALYSERS[name]("a I s us 's ' e' l'a été ß İ 1 x_y été's"))
     assert ANALYSERS[name](" \n\t ") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("東京都 Ｔｏｋｙｏ 2020", ["東京", "京都", "東", "京", "都", "tokyo", "2020"]),
+        ("カメラー ｶﾒ", ["カメ", "メラ", "ラー", "カメ"]),
+        ("한국어 책", ["한국", "국어", "책"]),
+        ("水, x_y __", ["水", "x_y"]),
+    ],
+)
+def test_languages_without_spaces_are_split_into_pairs_of_characters(text: str, expected: list[str]):
+    assert bigrams(text) == expected
+    assert all(ANALYSERS[language] is bigrams for language in ("chinese", "japanese", "korean"))
+
+
+def test_a_language_may_be_given_by_its_code():
+    assert [language_name(name) for name in ("en", "ZH", "German", "code")] == ["english", "chinese", "german", "code"]
+    assert set(LANGUAGES) <= set(CODES.values())
+    assert {"arabic", "hindi", "dutch", "german"} <= set(LANGUAGES)

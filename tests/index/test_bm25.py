@@ -15,7 +15,7 @@ import pytest
 from shortlist import index
 from shortlist.errors import UserError
 from shortlist.index import analysis
-from shortlist.index.analysis import ANALYSERS
+from shortlist.index.analysis import ANALYSERS, BEFORE
 from shortlist.index.bm25 import BM25_FILES, BM25Index
 from shortlist.index.postings import BLOCK_TOKENS
 from shortlist.index.protocols import SearchesTerms
@@ -288,3 +288,21 @@ def test_an_index_whose_words_other_libraries_made_is_refused(tmp_path: Path, mo
         with pytest.raises(UserError, match=r"other stems \(stop words and stems\)"):
             BM25Index.load(tmp_path / "index")
     BM25Index.load(tmp_path / "index")
+
+
+def test_an_index_of_before_is_searched_by_the_stems_it_was_built_with(tmp_path: Path, capsys):
+    documents = [Document("d1", "archaeology"), Document("d2", "archaeologist archaeological")]
+    BM25Index.build(documents, analyser="en", folder=tmp_path / "new")
+    assert search(BM25Index.load(tmp_path / "new"), "archaeology", 1)[0].doc_id == "d1"
+    assert json.loads((tmp_path / "new/index.json").read_text())["analyser"] == "english"
+    assert capsys.readouterr().err == ""
+    ANALYSERS["before"] = BEFORE["english"]
+    try:
+        BM25Index.build(documents, analyser="before", folder=tmp_path / "old")
+    finally:
+        del ANALYSERS["before"]
+    described = json.loads((tmp_path / "old/index.json").read_text()) | {"analyser": "english"}
+    del described["rules"]
+    (tmp_path / "old/index.json").write_text(json.dumps(described))
+    assert [hit.doc_id for hit in search(BM25Index.load(tmp_path / "old"), "archaeology")] == ["d1"]
+    assert "is searched by the english stems that it was built with; build it again" in capsys.readouterr().err
