@@ -24,6 +24,21 @@ def windows(items: Iterable[T], count: int) -> Iterator[list[T]]:
         yield window
 
 
+def batches_by_size(items: Sequence[T], sizes: Sequence[int], *, most: int, count: int) -> Iterator[Sequence[T]]:
+    """Yield the items in parts of bounded number and size.
+
+    A part has at most `count` items, whose sizes add up to at most `most`. An item that is larger is a part by itself.
+    """
+    start, size = 0, 0
+    for end in range(len(items)):
+        if end > start and (end - start == count or size + sizes[end] > most):
+            yield items[start:end]
+            start, size = end, 0
+        size += sizes[end]
+    if start < len(items):
+        yield items[start:]
+
+
 def token_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> list[np.ndarray]:
     """Split texts into batches of similar length within a token budget.
 

@@ -6,11 +6,14 @@ from typing import Any, Protocol
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
+from shortlist.text.batching import batches_by_size
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form
 from shortlist.text.templates import field_names, with_text, without
 
 TEXTS_A_CALL = 1024
 """Texts per call of the tokenizer, which needs a hundred bytes per token until it returns."""
+CHARACTERS_A_CALL = 1 << 21
+"""Characters of a call's texts together, which one text alone may exceed."""
 
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
 FIELDS = ("instruction", *NO_TEXT)
@@ -130,14 +133,32 @@ class Inputs:
 
     def check_queries(self, queries: Iterable[Query]) -> None:
         """Refuse a query that leaves no room in a pair for its document."""
+        if found := self.long_queries(queries):
+            query, tokens = next(iter(found.items()))
+            raise UserError(
+                f"query {query.query_id!r}: takes {tokens} tokens with its prompt, and a whole pair may have "
+                f"{self.form.pair_length}; shorten it, raise --max-length, or say --long-queries cut (skip, in rerank)."
+            )
+
+    def long_queries(self, queries: Iterable[Query]) -> dict[Query, int]:
+        """Find the queries that leave no room in a pair for a document.
+
+        Returns how many tokens each of them takes with the prompt.
+        """
         queries, length = list(queries), self.form.pair_length
         bare = self._ids(self._template("pair"), [NO_TEXT | {"query": query.text} for query in queries], None)
-        for query, row in zip(queries, bare, strict=True):
-            if len(row) >= length:
-                raise UserError(
-                    f"query {query.query_id!r}: takes {len(row)} tokens with its prompt, and a whole pair may have "
-                    f"{length}; raise --max-length or shorten the query."
-                )
+        return {query: len(row) for query, row in zip(queries, bare, strict=True) if len(row) >= length}
+
+    def cut_queries(self, queries: Iterable[Query]) -> dict[Query, Query]:
+        """Cut the queries that leave no room for a document.
+
+        At least half of a pair is then left for it.
+        """
+        found = self.long_queries(queries)
+        [bare] = self._ids(self._template("pair"), [NO_TEXT], None)
+        room = max(1, (self.form.pair_length - len(bare)) // 2 - 1)  # text may take one token more after a prompt
+        spans = self.token_spans([query.text for query in found])
+        return {q: q._replace(text=q.text[: places[:room][-1][1]]) for q, places in zip(found, spans, strict=True)}
 
     def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Find the first character and the end of each token, with each text tokenised alone."""
@@ -170,13 +191,16 @@ class Inputs:
         """
         if not rows:
             return []
-        columns = [
-            [[self._special[piece]]] * len(rows) if piece in SPECIAL else self._tokenize(piece, rows)
-            for piece in template
-        ]
         last = max(
             range(len(template)), key=lambda i: (_has(template[i], DOCUMENT_FIELDS), _has(template[i], FIELDS), i)
         )
+        most = None if length is None else length + 1  # one more than is kept, to know what is cut
+        columns = [
+            [[self._special[piece]]] * len(rows)
+            if piece in SPECIAL
+            else self._tokenize(piece, rows, most if i == last else None)
+            for i, piece in enumerate(template)
+        ]
         ids, num_cut = [], 0
         for row in zip(*columns, strict=True):
             parts = list(row)
@@ -189,13 +213,17 @@ class Inputs:
             self.on_cut(kind, num_cut, len(rows))
         return ids
 
-    def _tokenize(self, piece: str, rows: Sequence[dict[str, str]]) -> list[list[int]]:
+    def _tokenize(self, piece: str, rows: Sequence[dict[str, str]], most: int | None) -> list[list[int]]:
+        """Tokenise a piece with each row's fields, and keep the first `most` ids."""
         verbatim = self.form.verbatim
         piece = with_text(piece, "instruction", self.form.instruction)
         texts = [piece.format_map(row).strip() if verbatim else filled(piece, row) for row in rows]
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        starts = range(0, len(texts), TEXTS_A_CALL)
-        return [ids for i in starts for ids in self.tokenizer(texts[i : i + TEXTS_A_CALL], **options)["input_ids"]]
+        return [
+            ids[:most]
+            for part in batches_by_size(texts, list(map(len, texts)), most=CHARACTERS_A_CALL, count=TEXTS_A_CALL)
+            for ids in self.tokenizer(part, **options)["input_ids"]
+        ]
 
 
 def turn(pair: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,17 +1,19 @@
 """Long documents as overlapping segments, which are documents themselves."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.batching import windows
+from shortlist.text.batching import batches_by_size, windows
 from shortlist.text.contract import InputContract
-from shortlist.text.inputs import Inputs
+from shortlist.text.inputs import CHARACTERS_A_CALL, Inputs
 
 Segments = Literal["whole", "firstp", "maxp", "avgp"]
 """Part of a document to read, and the source of its score: the whole document in one input; its first segment alone;
 every segment, with the best or the mean of their scores."""
+
+T = TypeVar("T")
 
 DOCUMENTS_AT_ONCE = 1000
 
@@ -61,20 +63,31 @@ def document_segments(inputs: Inputs, documents: Sequence[Document], *, stride: 
         For each document, its segments. A document that fits is returned as it is. Otherwise segments cover all of its
         text, begin and end between words if possible, and have its id, title and url.
     """
-    bare = inputs.document_ids([document._replace(text="") for document in documents], cut=False)
-    whole = inputs.document_ids(documents, cut=False)
-    return _segmented(inputs, documents, bare, whole, inputs.form.document_length, stride)
+    found: list[list[Document]] = []
+    for part in _parts(documents, documents):  # a token of a document has a hundred bytes until it is split
+        bare = inputs.document_ids([document._replace(text="") for document in part], cut=False)
+        whole = inputs.document_ids(part, cut=False)
+        found += _segmented(inputs, part, bare, whole, inputs.form.document_length, stride)
+    return found
 
 
 def pair_segments(
     inputs: Inputs, pairs: Sequence[tuple[Query, Document]], *, stride: int
 ) -> list[list[tuple[Query, Document]]]:
     """Split each pair into pairs of the query with a segment, as in `document_segments`."""
-    bare = inputs.pair_ids([(query, document._replace(text="")) for query, document in pairs], cut=False)
-    whole = inputs.pair_ids(pairs, cut=False)
-    documents = [document for _, document in pairs]
-    found = _segmented(inputs, documents, bare, whole, inputs.form.pair_length, stride)
-    return [[(query, segment) for segment in segments] for (query, _), segments in zip(pairs, found, strict=True)]
+    found: list[list[tuple[Query, Document]]] = []
+    for part in _parts(pairs, [document for _, document in pairs]):
+        bare = inputs.pair_ids([(query, document._replace(text="")) for query, document in part], cut=False)
+        whole = inputs.pair_ids(part, cut=False)
+        split = _segmented(inputs, [document for _, document in part], bare, whole, inputs.form.pair_length, stride)
+        found += [[(query, segment) for segment in segments] for (query, _), segments in zip(part, split, strict=True)]
+    return found
+
+
+def _parts(items: Sequence[T], documents: Sequence[Document]) -> Iterator[Sequence[T]]:
+    """Yield the items in parts whose documents' texts are of bounded size."""
+    sizes = [len(document.text) for document in documents]
+    return batches_by_size(items, sizes, most=CHARACTERS_A_CALL, count=DOCUMENTS_AT_ONCE)
 
 
 def named_segments(inputs: Inputs, documents: Iterable[Document], *, stride: int) -> Iterator[Document]:

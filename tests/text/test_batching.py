@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortlist.errors import UserError
-from shortlist.text.batching import pad, token_batches
+from shortlist.text.batching import batches_by_size, pad, token_batches
 
 texts = st.lists(st.integers(0, 300), max_size=200)
 
@@ -65,3 +65,10 @@ def test_unpadding_gives_the_texts_back(texts, pad_id):
     ids, lengths = pad(texts, pad_id)
     assert [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)] == texts
     assert all((row[length:] == pad_id).all() for row, length in zip(ids, lengths, strict=True))
+
+
+def test_parts_are_bounded_in_number_and_size_and_hold_every_item_once():
+    sizes = [1, 1, 9, 1, 3, 3, 3, 20, 1]
+    parts = list(batches_by_size(range(9), sizes, most=9, count=3))
+    assert [list(part) for part in parts] == [[0, 1], [2], [3, 4, 5], [6], [7], [8]]
+    assert list(batches_by_size([], [], most=9, count=3)) == []

@@ -8,6 +8,8 @@ from tiny import tokenizer
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
+from shortlist.text import inputs as inputs_module
+from shortlist.text import segments as segments_module
 from shortlist.text.contract import named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import (
@@ -129,3 +131,34 @@ def test_settings_that_change_nothing_are_known():
     assert unused_settings("whole") == ("segments", "window", "stride")
     assert unused_settings("firstp") == ("stride",)
     assert unused_settings("maxp") == unused_settings("avgp") == ()
+
+
+def test_long_texts_are_tokenized_few_at_a_time_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
+    made, pairs = (
+        inputs("repllama", 16),
+        Inputs(named_contract("rankllama").form.with_lengths(document=30), tokenizer()),
+    )
+    documents = [SHORT, LONG, SHORT, LONG, LONG, SHORT]
+
+    def results() -> list[Any]:
+        both = [(QUERY, document) for document in documents]
+        return [
+            made.document_ids(documents),
+            pairs.pair_ids(both),
+            document_segments(made, documents, stride=4),
+            pair_segments(pairs, both, stride=4),
+        ]
+
+    whole, most = results(), 0
+    call = type(made.tokenizer).__call__
+
+    def counted(self: Any, text: list[str], **options: Any) -> Any:
+        nonlocal most
+        most = max(most, len(text) if sum(map(len, text)) > 250 else 1)
+        return call(self, text, **options)
+
+    monkeypatch.setattr(type(made.tokenizer), "__call__", counted)
+    monkeypatch.setattr(inputs_module, "CHARACTERS_A_CALL", 250)
+    monkeypatch.setattr(segments_module, "CHARACTERS_A_CALL", 250)
+    assert results() == whole
+    assert most == 1
