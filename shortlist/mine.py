@@ -41,6 +41,8 @@ class Config:
     exclude_self: bool | None = None
     """Never draw the document with the query's id (None: only where queries are also documents, as in ArguAna and
     Quora)."""
+    skip_missing: NotInJob[bool] = False
+    """Leave out judged documents that the collection lacks, and count them, instead of stopping."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -79,7 +81,10 @@ def run(config: Config) -> None:
     start = time.perf_counter()
     qrels = collection.qrels(config.split)
     relevant = {doc_id for judgements in qrels.values() for doc_id, relevance in judgements.items() if relevance > 0}
-    corpus, same_text = find_same_text(track(collection.corpus(), "reading texts", unit="documents"), relevant)
+    texts = track(collection.corpus(), "reading texts", unit="documents")
+    corpus, same_text = find_same_text(texts, relevant, skip_missing=config.skip_missing)
+    absent = relevant - same_text.keys()
+    qrels = {q: {d: grade for d, grade in judged.items() if d not in absent} for q, judged in qrels.items()}
     groups, counts = mine(
         [open_run(path) for path in config.runs],
         qrels,

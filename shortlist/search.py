@@ -51,6 +51,8 @@ class Config(Sources):
     exclude_self: bool | None = None
     """Leave out the document with the query's id (None: only where queries are also documents, as in ArguAna and
     Quora)."""
+    skip_missing: NotInJob[bool] = False
+    """Leave out judged queries whose text is missing or blank, and count them, instead of stopping."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -99,7 +101,12 @@ def run(config: Config) -> None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
     opener = Opener()
     pipeline = Pipeline.open(description, opener)
-    queries = open_collection(description.collection).queries(config.split)
+    bad: list[str] = []
+    queries = open_collection(description.collection).queries(config.split, bad.append if config.skip_missing else None)
+    if bad:
+        say(f"search: left out {len(bad):,} of {len(bad) + len(queries):,} queries; {bad[0]}")
+    if not queries:
+        raise UserError(f"{description.collection}: no query of split {config.split!r} is left to search with.")
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(description.collection))
     as_if = replace(config, exclude_self=config.exclude_self or None)

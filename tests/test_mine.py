@@ -212,3 +212,18 @@ def test_runs_without_a_single_group_are_refused(config: mine.Config, tmp_path: 
     write_run(tmp_path / "other.trec", as_run({"another_query": ["d3"]}))
     with pytest.raises(UserError, match="none of the 4 queries"):
         mine.run(changed(config, runs=(tmp_path / "other.trec",)))
+
+
+def test_judged_documents_that_the_corpus_lacks_are_left_out_and_counted_if_asked(
+    config: mine.Config, capsys: pytest.CaptureFixture[str]
+):
+    qrels = QRELS | {"q1": QRELS["q1"] | {"gone": 2}, "q2": {"lost": 1}}
+    write_qrels(Path(config.collection) / "qrels" / "train.tsv", qrels)
+    with pytest.raises(
+        UserError, match=r"2 of 5 relevant documents are not in the corpus, .*leave such out with --skip"
+    ):
+        mine.run(config)
+    groups = mined(changed(config, skip_missing=True))
+    assert groups["q1"].positives == ("d0", "d1")
+    assert set(groups) == {"q1"}
+    assert "2 of 5 relevant documents are not in the corpus, the first 'gone': left out" in capsys.readouterr().err

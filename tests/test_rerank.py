@@ -442,3 +442,26 @@ def test_runs_that_are_none_are_refused(config: rerank.Config, text: str, messag
     with pytest.raises(UserError, match=message):
         rerank.run(config)
     assert not config.out.exists()
+
+
+def test_queries_that_leave_no_room_are_refused_cut_or_skipped(
+    config: rerank.Config, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "collection"
+    write_corpus(folder / "corpus.jsonl", DOCUMENTS)
+    long = QUERIES[0]._replace(text=QUERIES[0].text + " really" * 600)
+    write_queries(folder / "queries.jsonl", [long, *QUERIES[1:]])
+    config = replace(config, collection=str(folder), split="all", max_length=24)
+    with pytest.raises(UserError, match=r"query 'q0': takes 6\d\d tokens .* 24; .* --long-queries cut"):
+        rerank.run(config)
+    assert not rerank.log_path(config.out).exists()
+    skipped = reranked(replace(config, long_queries="skip"))
+    assert [hit.doc_id for hit in skipped["q0"]] == [hit.doc_id for hit in CANDIDATES["q0"]]
+    assert "1 queries are too long and left as they were; query 'q0': takes" in capsys.readouterr().err
+    cut = reranked(replace(config, long_queries="cut", out=tmp_path / "cut.trec"))
+    assert cut["q1"] == skipped["q1"]
+    assert [hit.doc_id for hit in cut["q0"]] != [hit.doc_id for hit in CANDIDATES["q0"]]
+    inputs = Reranker.load(str(tiny.reranker), max_length=24).inputs
+    [shorter] = inputs.cut_queries([long, QUERIES[1]]).values()
+    assert long.text.startswith(shorter.text)
+    assert len(inputs.pair_ids([(shorter, DOCUMENTS[0]._replace(text=""))])[0]) <= 14

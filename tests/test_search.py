@@ -267,3 +267,21 @@ def test_a_document_is_found_by_its_best_segment(tiny: Tiny, dense: search.Confi
         best = np.argsort(-row, kind="stable")[:5]
         assert [hit.doc_id for hit in run[query.query_id]] == [DOCUMENTS[i].doc_id for i in best]
         assert [hit.score for hit in run[query.query_id]] == pytest.approx(row[best].tolist(), abs=1e-6)
+
+
+def test_judged_queries_without_a_text_are_left_out_and_counted_if_asked(
+    sparse: search.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = write_collection(tmp_path / "collection")
+    write_qrels(folder / "qrels" / "test.tsv", {"q0": {"d0": 1}, "gone": {"d1": 1}, "blank": {"d2": 1}})
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "blank", "text": " "}\n')
+    config = replace(sparse, collection=str(folder))
+    with pytest.raises(UserError, match="query 'blank' has no text"):
+        search.run(config)
+    assert list(found(replace(config, skip_missing=True))) == ["q0"]
+    message = "search: left out 2 of 3 queries; "
+    assert message in capsys.readouterr().err
+    write_qrels(folder / "qrels" / "test.tsv", {"gone": {"d1": 1}})
+    with pytest.raises(UserError, match="no query of split 'test' is left to search with"):
+        search.run(replace(config, skip_missing=True, overwrite=True))

@@ -10,6 +10,7 @@ import numpy as np
 from shortlist.data.groups import graded
 from shortlist.errors import UserError
 from shortlist.math.sampling import draw_negatives, interleave
+from shortlist.progress import say
 from shortlist.records import Document, Group, Qrels, Run
 from shortlist.text.hashes import document_text_hash
 
@@ -69,13 +70,18 @@ def mine(
     return groups, counts
 
 
-def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tuple[list[str], dict[str, list[str]]]:
+def find_same_text(
+    corpus: Iterable[Document], doc_ids: Collection[str], *, skip_missing: bool = False
+) -> tuple[list[str], dict[str, list[str]]]:
     """Read a corpus once, and find documents with equal texts.
 
     Returns all ids of the corpus and, for each of `doc_ids`, the documents with the same text, itself included.
 
+    Args:
+        skip_missing: leave out ids that the corpus lacks.
+
     Raises:
-        UserError: the corpus lacks one of the ids.
+        UserError: the corpus lacks one of the ids, without `skip_missing`.
     """
     ids, prints = [], array("Q")  # 8 bytes per document, as all texts would not fit into memory
     for document in corpus:
@@ -84,10 +90,10 @@ def find_same_text(corpus: Iterable[Document], doc_ids: Collection[str]) -> tupl
     wanted = set(doc_ids)
     print_of = {doc_id: number for doc_id, number in zip(ids, prints, strict=True) if doc_id in wanted}
     if missing := sorted(wanted - print_of.keys()):
-        raise UserError(
-            f"{len(missing)} of {len(wanted)} relevant documents are not in the corpus, the first {missing[0]!r}; "
-            "expected judgements of this collection."
-        )
+        found = f"{len(missing)} of {len(wanted)} relevant documents are not in the corpus, the first {missing[0]!r}"
+        if not skip_missing:
+            raise UserError(f"{found}; expected judgements of this collection, or leave such out with --skip-missing.")
+        say(f"{found}: left out.")
     numbers, same = set(print_of.values()), defaultdict(list)
     for doc_id, number in zip(ids, prints, strict=True):
         if number in numbers:

@@ -1,7 +1,7 @@
 """Stage `rerank`: score each query with its candidates, and put the best first."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +21,7 @@ from shortlist.math.fusion import reorder
 from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.run import Precision
 from shortlist.progress import paced, peak_bytes, progress, say
-from shortlist.records import Hit
+from shortlist.records import Hit, Query
 from shortlist.rerank.agreement import order_agreement
 from shortlist.rerank.candidates import CandidateReader
 from shortlist.rerank.known import KnownScores
@@ -46,6 +46,7 @@ READING = (
     "stride",
     "precision",
     "token_budget",
+    "long_queries",
 )
 """The fields of a Config that are settings of the method."""
 
@@ -90,6 +91,9 @@ class Config:
     """Processes that score at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or GPU)."""
     engine: SpeedOnly[Engine] = "local"
     """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
+    long_queries: Literal["refuse", "cut", "skip"] = "refuse"
+    """What to do with a query that leaves no room for a document: refuse the run, cut the query to half of a pair, or
+    leave its candidates in their old order (skip)."""
     max_pairs: NotInJob[int | None] = None
     """Read at most this many pairs: the best-ranked candidates of all queries first, or whole lists if the method needs
     them. The other candidates keep their order."""
@@ -142,10 +146,13 @@ def run(config: Config) -> None:
         settings["packed"] = job.decide("packed", packing_pays)
     prepared = prepare(config.method, settings)
     made_from |= {**prepared.settings, **({} if config.method == "pointwise" else {"method": config.method})}
+    candidates = _candidates(config, collection, whole_lists=prepared.whole_lists)
+    asked = [query for query_id in candidates.run.query_ids if (query := candidates.queries.get(query_id))]
+    if config.long_queries == "skip":
+        candidates.skipped = refused(prepared, asked)
+    else:
+        prepared.check(asked)
     with closing(ScoreLog(log_path(config.out), made_from, overwrite=config.overwrite)) as log:
-        candidates = _candidates(config, collection, whole_lists=prepared.whole_lists)
-        queries = candidates.queries
-        prepared.check(queries[query_id] for query_id in candidates.run.query_ids if query_id in queries)
         readable = candidates.readable()
         limited = config.max_pairs is not None or config.budget_seconds is not None
         wanted = candidates.first(readable, config.max_pairs) if limited else readable
@@ -183,13 +190,29 @@ def run(config: Config) -> None:
     )
 
 
+def refused(prepared: Prepared, queries: Iterable[Query]) -> set[str]:
+    """Find the ids of the queries that a reranker refuses to read, and report them."""
+    found: dict[str, str] = {}
+    for query in queries:
+        try:
+            prepared.check([query])
+        except UserError as error:
+            found[query.query_id] = str(error).partition(";")[0]
+    if found:
+        say(f"rerank: {len(found):,} queries are too long and left as they were; {next(iter(found.values()))}.")
+    return set(found)
+
+
 def method_settings(config: Config) -> dict[str, Any]:
     """Collect the method's settings that differ from their defaults.
 
     Defaults are left out because a method refuses settings that it does not have.
     """
     defaults = {field.name: field.default for field in fields(Config)}
-    return {name: value for name in READING if (value := getattr(config, name)) != defaults[name]}
+    settings = {name: value for name in READING if (value := getattr(config, name)) != defaults[name]}
+    if config.long_queries == "skip":  # the method never sees such a query
+        del settings["long_queries"]
+    return settings
 
 
 def log_path(out: Path) -> Path:

@@ -1,6 +1,7 @@
 """Candidates to score: a run's hits with their texts, fetched in chunks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -38,6 +39,7 @@ class CandidateReader:
         skip_missing: leave out hits that cannot be read, instead of refusing.
         whole_lists: put all of a query's candidates that are not done into one chunk.
         at_once: most pairs in a chunk; a longer list is a chunk by itself.
+        skipped: ids of queries whose hits are not read.
     """
 
     run: RunColumns
@@ -49,6 +51,7 @@ class CandidateReader:
     skip_missing: bool
     whole_lists: bool
     at_once: int
+    skipped: AbstractSet[str] = frozenset()
 
     @cached_property
     def ranks(self) -> Int[np.ndarray, " hits"]:
@@ -66,6 +69,8 @@ class CandidateReader:
         there = np.array([query_id in self.queries for query_id in run.query_ids], dtype=bool)
         if lacking := [query_id for query_id, known in zip(run.query_ids, there, strict=True) if not known]:
             self._skip_or_refuse("queries", lacking, len(there))
+        there &= np.array([query_id not in self.skipped for query_id in run.query_ids], dtype=bool)
+        if not there.all():
             wanted = wanted[there[run.queries_of(wanted)]]
         doc_ids = run.doc_ids.take(pa.array(wanted))
         asked = doc_ids.unique()

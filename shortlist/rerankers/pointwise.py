@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ from shortlist.models.kinds import load_model
 from shortlist.models.run import Model, Pair, Precision, compact_ids, for_inference, run_batches
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.rerankers import Candidates, Scored
-from shortlist.rerankers.prepared import Prepared
+from shortlist.rerankers.prepared import Prepared, any_query
 from shortlist.text.contract import Adjust, InputContract
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import Segments, pair_segments, segment_contract, unused_settings
+
+LongQueries = Literal["refuse", "cut"]
+"""What to do with a query that leaves no room for a document: refuse it, or cut it to half of a pair."""
 
 
 class Reranker:
@@ -30,13 +33,21 @@ class Reranker:
         segments: part of a document that its score is made of. `maxp` and `avgp` read all of it, in segments of the
             model's input length; the others read only the beginning that fits the input length.
         stride: tokens between the beginnings of two segments.
+        long_queries: whether a query that leaves no room for a document is refused or cut.
     """
 
     def __init__(
-        self, model: Model, *, token_budget: int | None = None, segments: Segments = "whole", stride: int = 256
+        self,
+        model: Model,
+        *,
+        token_budget: int | None = None,
+        segments: Segments = "whole",
+        stride: int = 256,
+        long_queries: LongQueries = "refuse",
     ) -> None:
         self.model, self.inputs = model, model.inputs
         self.token_budget, self.segments, self.stride = token_budget, segments, stride
+        self.long_queries = long_queries
 
     @property
     def contract(self) -> InputContract:
@@ -81,6 +92,9 @@ class Reranker:
     def _stream(
         self, pairs: Sequence[Pair], token_budget: int | None
     ) -> Iterator[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"], int]]:
+        if self.long_queries == "cut":
+            shorter = self.inputs.cut_queries(dict.fromkeys(query for query, _ in pairs))
+            pairs = [(shorter.get(query, query), document) for query, document in pairs]
         combine = COMBINATIONS.get(self.segments)
         if combine is None:
             token_ids = compact_ids(self.inputs.pair_ids, pairs)
@@ -120,6 +134,7 @@ def pointwise(
     stride: int = 256,
     precision: Precision = "fp32",
     token_budget: int | None = None,
+    long_queries: LongQueries = "refuse",
     packed: bool | None = None,
     device: torch.device | None = None,
     adjust: Adjust | None = None,
@@ -136,6 +151,7 @@ def pointwise(
         stride: tokens from the beginning of a segment's text to the beginning of the next one's.
         precision: as for `models.run.for_inference`, and so are `packed` and `device`.
         token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
+        long_queries: whether a query that leaves no room for a document is refused or cut to half of a pair.
         adjust: changes the contract before the other settings do.
 
     Raises:
@@ -155,13 +171,18 @@ def pointwise(
             _open,
             folder,
             read_by,
-            reading={"token_budget": token_budget, "segments": segments, "stride": stride},
+            reading={
+                "token_budget": token_budget,
+                "segments": segments,
+                "stride": stride,
+                "long_queries": long_queries,
+            },
             running={"device": device, "precision": precision, "packed": packed},
         ),
         model=folder,
         identities=partial(_identities, folder, read_by),
         settings={name: value for name, value in reading.items() if name not in unused},
-        check=partial(_check, folder, read_by),
+        check=partial(_check, folder, read_by) if long_queries == "refuse" else any_query,
         num_parameters=partial(getattr, folder, "num_parameters"),
     )
 

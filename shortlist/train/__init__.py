@@ -229,7 +229,9 @@ def _evaluation(config: Config, collection: Collection, model: Trainable) -> Eva
     if config.heldout_split is None:
         return None
     sizes = {"num_queries": config.heldout_queries, "num_docs": config.heldout_docs}
-    heldout = draw_heldout(collection, config.heldout_split, **sizes, seed=config.seed)
+    heldout = draw_heldout(
+        collection, config.heldout_split, **sizes, seed=config.seed, skip_missing=config.skip_missing
+    )
     return for_kind(EVALUATIONS, config.kind)(model, heldout)
 
 

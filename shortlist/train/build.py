@@ -9,6 +9,7 @@ from torch import nn
 
 from shortlist.data.collections import Collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.data.lines import ignore
 from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapters import add_lora, parse_lora
@@ -20,7 +21,7 @@ from shortlist.models.save import Trainable
 from shortlist.progress import say
 from shortlist.records import Group
 from shortlist.text.contract import InputContract, named_contract
-from shortlist.train.examples import check_groups
+from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs
 from shortlist.train.negatives import check_negatives, with_negatives
@@ -42,8 +43,11 @@ def collect_groups(config: Config, collection: Collection) -> tuple[Config, Grou
         if role == "reranker" and config.negatives_from is None:
             config = replace(config, negatives_from="bm25")
     if any(group.query_id not in source.queries for group in source.groups):
-        queries = {query.query_id: query for query in collection.queries(config.split)}
+        on_bad = ignore if config.skip_missing else None
+        queries = {query.query_id: query for query in collection.queries(config.split, on_bad)}
         source = source._replace(queries=queries | source.queries, judged=_judged(config, collection, source.groups))
+    if config.skip_missing:
+        source = source._replace(groups=without_missing(source.groups, source.queries, collection))
     check_groups(source.groups, source.queries, where=where)
     if config.negatives_from and config.negatives != 0:
         source = with_negatives(source, collection, config.negatives_from, negatives=config.negatives, seed=config.seed)

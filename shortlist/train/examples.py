@@ -15,6 +15,7 @@ import numpy as np
 from shortlist.data.collections import Collection
 from shortlist.errors import UserError
 from shortlist.math.sampling import epoch_negatives
+from shortlist.progress import say
 from shortlist.records import Document, Group, Query
 from shortlist.text.hashes import document_text_hash, text_hash
 
@@ -162,6 +163,38 @@ class _Relevant:
         return [frozenset(self._texts[doc_id] for doc_id in doc_ids if doc_id in self._texts) for doc_ids in wanted]
 
 
+def without_missing(groups: Sequence[Group], queries: Mapping[str, Query], collection: Collection) -> list[Group]:
+    """Leave out what the collection lacks: documents, groups without a positive, groups without their query.
+
+    What is left out is counted in a message.
+    """
+    named = dict.fromkeys(doc_id for group in groups for doc_id in group.positives + group.negatives)
+    absent = set(collection.missing(named))
+    there = [group for group in groups if group.query_id in queries]
+    kept = [_kept(group, absent) for group in there]
+    left = [group for group in kept if group.positives]
+    if absent or len(left) < len(groups):
+        say(
+            f"train: left out {len(absent):,} of {len(named):,} documents and {len(groups) - len(there):,} of "
+            f"{len(groups):,} queries, which the collection lacks; {len(left):,} groups have a positive."
+        )
+    return left
+
+
+def _kept(group: Group, absent: set[str]) -> Group:
+    """Return the group without some documents, their scores and their grades."""
+    doc_ids, positives = group.positives + group.negatives, set(group.positives)
+    places = [place for place, doc_id in enumerate(doc_ids) if doc_id not in absent]
+    if len(places) == len(doc_ids):
+        return group
+    return group._replace(
+        positives=tuple(doc_ids[place] for place in places if doc_ids[place] in positives),
+        negatives=tuple(doc_ids[place] for place in places if doc_ids[place] not in positives),
+        scores=tuple(group.scores[place] for place in places if group.scores),
+        grades=tuple(group.grades[place] for place in places if group.grades),
+    )
+
+
 def check_groups(groups: Sequence[Group], queries: Mapping[str, Query], *, where: str) -> None:
     """Refuse groups that cannot be trained on, before anything is loaded.
 
@@ -174,7 +207,7 @@ def check_groups(groups: Sequence[Group], queries: Mapping[str, Query], *, where
     if missing:
         raise UserError(
             f"{where}: {len(missing)} of {len(groups)} queries are not in the collection, the first {missing[0]!r}; "
-            "check --collection and --split."
+            "check --collection and --split, or leave such out with --skip-missing."
         )
 
 

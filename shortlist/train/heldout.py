@@ -11,12 +11,14 @@ from torch.nn.utils.rnn import pad_sequence
 from shortlist.data.checks import pick
 from shortlist.data.collections import Collection
 from shortlist.data.groups import groups_from_qrels
+from shortlist.data.lines import ignore
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.scoring import reciprocal_ranks
 from shortlist.models.outputs import Rows
 from shortlist.models.run import Model
 from shortlist.records import Document, Query
+from shortlist.train.examples import without_missing
 
 CUTOFF = 10
 
@@ -46,7 +48,9 @@ class Evaluation(NamedTuple):
     """MRR@10 of the model's outputs for all inputs, in the same order."""
 
 
-def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_docs: int, seed: int) -> Heldout:
+def draw_heldout(
+    collection: Collection, split: str, *, num_queries: int, num_docs: int, seed: int, skip_missing: bool = False
+) -> Heldout:
     """Draw a sample of a split's queries and of the corpus.
 
     The documents are all that are relevant to these queries, and others at random. The corpus is read once as a stream,
@@ -55,12 +59,19 @@ def draw_heldout(collection: Collection, split: str, *, num_queries: int, num_do
     Args:
         num_queries: most queries, chosen from those with a relevant document.
         num_docs: most documents; relevant ones are always included, even if there are more.
+        skip_missing: leave out judged queries and documents that the collection lacks.
 
     Raises:
         UserError: the split does not exist, has no judgements or nothing relevant, or a relevant document is missing.
     """
-    positives = {group.query_id: frozenset(group.positives) for group in groups_from_qrels(collection.qrels(split))}
-    answered = [query for query in collection.queries(split) if query.query_id in positives]
+    groups, queries = (
+        groups_from_qrels(collection.qrels(split)),
+        collection.queries(split, ignore if skip_missing else None),
+    )
+    if skip_missing:
+        groups = without_missing(groups, {query.query_id: query for query in queries}, collection)
+    positives = {group.query_id: frozenset(group.positives) for group in groups}
+    answered = [query for query in queries if query.query_id in positives]
     if not answered:
         raise UserError(f"{collection.name}: split {split!r} has no query with a relevant document to evaluate on.")
     rng = random.Random(seed)

@@ -33,6 +33,9 @@ class Config:
     whole corpus (None: bm25 for a reranker without --groups, otherwise such groups stay as they are)."""
     split: str = "train"
     """Split of the collection that has the groups' queries."""
+    skip_missing: NotInJob[bool] = False
+    """Leave out queries and documents of the groups, or of the judgements, that the collection lacks, and count them,
+    instead of stopping."""
     contract: str | None = None
     """Input contract by name (None: the backbone's, or the paper's for its architecture if it has none)."""
     query_length: int | None = None

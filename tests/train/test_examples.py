@@ -9,7 +9,16 @@ from shortlist.data.collections import open_collection
 from shortlist.errors import UserError
 from shortlist.records import Group, Query
 from shortlist.text.hashes import document_text_hash
-from shortlist.train.examples import Batch, ahead, batches, check_groups, draw_groups, learn_together, num_steps
+from shortlist.train.examples import (
+    Batch,
+    ahead,
+    batches,
+    check_groups,
+    draw_groups,
+    learn_together,
+    num_steps,
+    without_missing,
+)
 
 GROUPS = [Group(f"q{i}", (f"d{i}",), tuple(f"d{j}" for j in range(12) if j != i)) for i in range(5)]
 QUERIES = {f"q{i}": Query(f"q{i}", f"query {i}") for i in range(5)}
@@ -202,3 +211,18 @@ def test_the_thread_ends_when_nobody_wants_more():
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert threading.active_count() == before
+
+
+def test_what_the_collection_lacks_is_left_out_of_groups_with_its_scores_and_grades(tiny: Tiny, capsys):
+    groups = [
+        Group("q0", ("gone", "d0"), ("d1", "lost"), (4.0, 3.0, 2.0, 1.0), (2, 1, 0, 0)),
+        Group("q1", ("gone",), ("d1",)),
+        Group("q2", ("d2",), ("d1",)),
+        Group("q9", ("d2",)),
+    ]
+    kept = without_missing(groups, QUERIES, open_collection(str(tiny.collection)))
+    assert kept == [Group("q0", ("d0",), ("d1",), (3.0, 2.0), (1, 0)), groups[2]]
+    message = "left out 2 of 5 documents and 1 of 4 queries, which the collection lacks; 2 groups have a positive"
+    assert message in capsys.readouterr().err
+    assert without_missing(groups[2:3], QUERIES, open_collection(str(tiny.collection))) == groups[2:3]
+    assert capsys.readouterr().err == ""

@@ -165,3 +165,15 @@ def test_short_lists_of_candidates_are_filled_up_with_nothing(tiny: Tiny):
     evaluation = reranker_evaluation(load_reranker(str(tiny.reranker)), heldout, candidates=2)
     assert len(evaluation.token_ids) == 3
     assert evaluation.mrr(Rows(torch.tensor([2.0, 1.0, -5.0]))) == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_held_out_judgements_that_the_collection_lacks_are_left_out_if_asked(tmp_path: Path):
+    write_corpus(tmp_path / "corpus.jsonl", DOCUMENTS)
+    write_queries(tmp_path / "queries.jsonl", QUERIES)
+    write_qrels(tmp_path / "qrels" / "test.tsv", {"q0": {"d0": 1, "gone": 1}, "q1": {"lost": 1}, "none": {"d1": 1}})
+    options = {"num_queries": 4, "num_docs": 3, "seed": 0}
+    with pytest.raises(UserError, match=r"has no query 'none' .*leave such out with --skip-missing"):
+        draw_heldout(open_collection(str(tmp_path)), "test", **options)
+    heldout = draw_heldout(open_collection(str(tmp_path)), "test", **options, skip_missing=True)
+    assert [query.query_id for query in heldout.queries] == ["q0"]
+    assert heldout.relevant == [frozenset({"d0"})]
