@@ -465,3 +465,15 @@ def test_queries_that_leave_no_room_are_refused_cut_or_skipped(
     [shorter] = inputs.cut_queries([long, QUERIES[1]]).values()
     assert long.text.startswith(shorter.text)
     assert len(inputs.pair_ids([(shorter, DOCUMENTS[0]._replace(text=""))])[0]) <= 14
+
+
+def test_candidates_of_a_query_without_a_text_keep_their_places_if_asked(config: rerank.Config, tmp_path: Path):
+    folder = tmp_path / "collection"
+    write_corpus(folder / "corpus.jsonl", DOCUMENTS)
+    write_queries(folder / "queries.jsonl", [QUERIES[0]._replace(text=" "), *QUERIES[1:]])
+    config = replace(config, collection=str(folder), split="all")
+    with pytest.raises(UserError, match="query 'q0' has no text"):
+        rerank.run(config)
+    run = reranked(replace(config, skip_missing=True))
+    assert [hit.doc_id for hit in run["q0"]] == [hit.doc_id for hit in CANDIDATES["q0"]]
+    assert [hit.doc_id for hit in run["q1"]] != [hit.doc_id for hit in CANDIDATES["q1"]]

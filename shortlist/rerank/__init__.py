@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.lines import ignore
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
@@ -223,7 +224,7 @@ def log_path(out: Path) -> Path:
 def _candidates(config: Config, collection: Collection, *, whole_lists: bool) -> CandidateReader:
     return CandidateReader(
         read_run_columns(config.run, ties=config.ties),
-        {query.query_id: query for query in collection.queries(config.split)},
+        {query.query_id: query for query in collection.queries(config.split, ignore if config.skip_missing else None)},
         collection,
         name=str(config.run),
         split=config.split,
