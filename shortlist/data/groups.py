@@ -206,11 +206,12 @@ def _query_id(value: Any) -> str:
 
 def _doc_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
     doc_ids = record.get(field)
-    if not isinstance(doc_ids, list) or not {type(doc_id) for doc_id in doc_ids} <= {str, int}:
+    kinds = {type(doc_id) for doc_id in doc_ids} if isinstance(doc_ids, list) else set()
+    if not isinstance(doc_ids, list) or not kinds <= {str, int}:
         raise MalformedError(
             f"{field} is {shown(doc_ids)}; expected a list of document ids, each a string or a whole number."
         )
-    return tuple(map(intern, map(str, doc_ids)))
+    return tuple(map(intern, map(str, doc_ids) if int in kinds else doc_ids))
 
 
 def _scores(record: dict[str, Any]) -> tuple[float, ...]:

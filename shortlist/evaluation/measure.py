@@ -98,7 +98,7 @@ def _unknown_measure(name: str) -> UserError:
 
 def is_sum(name: str) -> bool:
     """Whether a run's measure is the sum of its queries' values; others are their mean."""
-    return isinstance(_parse_measure(name, 1).aggregator(), SumAgg)
+    return isinstance(_parse_measure(name.strip(), 1).aggregator(), SumAgg)
 
 
 def of_run(name: str, values: ByQuery) -> float:

@@ -45,4 +45,5 @@ CODES = {
 
 def language_name(name: str) -> str:
     """Return the name of a language, given its name or code in any case."""
-    return CODES.get(name.lower(), name.lower())
+    lower = name.lower()
+    return lower if lower in CODES.values() else CODES.get(lower, name)

@@ -222,7 +222,7 @@ class Inputs:
         return [
             ids[:most]
             for part in batches_by_size(texts, list(map(len, texts)), most=CHARACTERS_A_CALL, count=TEXTS_A_CALL)
-            for ids in self.tokenizer(part, **options)["input_ids"]
+            for ids in self.tokenizer(list(part), **options)["input_ids"]
         ]
 
 
