@@ -247,7 +247,7 @@ BY_ID = {"query_id": "q0", "query_text": "which?", "positive_document_ids": ["d0
         ([PASSAGES | {"negative_passages": [{"docid": "b"}]}], {}, "a.jsonl:1: document has no 'text' field"),
     ],
     ids=[
-        *("empty", "unknown", "malformed", "needless", "ids-alone", "no-document", "no-query", "no-positive"),
+        *("empty", "unknown", "malformed", "ids-alone", "no-document", "no-query", "no-positive"),
         *("query-twice", "document-twice", "no-text"),
     ],
 )
