@@ -225,7 +225,7 @@ def run(config: Config) -> None:
         write = partial(_write_ours if config.to == "shortlist" else _write_theirs, config, training)
     job = start_job(config, stage="convert", inputs=inputs, folder=True)
     if not job.done:
-        job.finish(**write(job.out))
+        job.finish(write(job.out))
 
 
 def _write_ours(config: Config, training: Training, out: Path) -> dict[str, int]:

@@ -107,7 +107,7 @@ def run(config: Config) -> None:
         )
     write_groups(job.out, groups)
     say(f"mine: {len(groups)} groups; " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()))
-    job.finish(groups=len(groups), **counts, seconds=round(time.perf_counter() - start, 3))
+    job.finish({"groups": len(groups)} | counts, seconds=round(time.perf_counter() - start, 3))
 
 
 def _check(config: Config) -> None:

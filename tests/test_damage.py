@@ -51,6 +51,12 @@ def write_store(folder: Path, dtype: str = "float32") -> None:
         VectorWriter(folder, 8, dtype).write_shard(shard, ids, rows, document_keys(documents))
 
 
+def make_store(folder: Path, dtype: str = "float32") -> None:
+    job = begin(folder, folder=True)
+    write_store(folder, dtype)
+    job.finish()
+
+
 def read_store(folder: Path) -> Any:
     found = FlatIndex(VectorReader(folder)).find(VECTORS[:2], 12)
     known = read_known(folder, finished_shards(folder))
@@ -87,7 +93,7 @@ def make_model(folder: Path, tiny: Tiny) -> None:
 
 def make_run(folder: Path, tiny: Tiny) -> None:
     job = begin(folder / "run.trec", folder=False)
-    write_run(job.out, RUN.items(), tag="t")
+    write_run(job.out, RUN, tag="t")
     job.finish()
 
 
@@ -98,7 +104,7 @@ def make_groups(folder: Path, tiny: Tiny) -> None:
 
 
 def make_scores(folder: Path, tiny: Tiny) -> None:
-    write_run(folder / "candidates.trec", RUN.items(), tag="t")
+    write_run(folder / "candidates.trec", RUN, tag="t")
     log = ScoreLog(folder / "log.scores", {"model": "m"})
     log.append([("q0", "d1"), ("q0", "d2"), ("q1", "d3")], np.array([1.5, 2.5, 3.5]))
     log.close()
@@ -133,8 +139,8 @@ def checkpoint_reader(tiny: Tiny) -> Callable[[Path], Any]:
 
 
 KINDS: dict[str, tuple[Callable[[Path, Tiny], Any], Callable[[Path], Any], str]] = {
-    "vectors": (lambda folder, tiny: write_store(folder), read_store, "*"),
-    "int8": (lambda folder, tiny: write_store(folder, "int8"), read_store, "*"),
+    "vectors": (lambda folder, tiny: make_store(folder), read_store, "*"),
+    "int8": (lambda folder, tiny: make_store(folder, "int8"), read_store, "*"),
     "updated": (lambda folder, tiny: make_updated(folder), read_store, "*"),
     "bm25": (make_index("bm25"), read_index, "*"),
     "narrow": (make_index("narrow"), read_index, "*"),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from shortlist.errors import UserError
 
@@ -68,7 +68,7 @@ def _create(path: Path, name: str, *, binary: bool) -> Iterator[IO]:
         return
     with open(path, "xb") as raw, gzip.GzipFile(name, "wb", fileobj=raw, mtime=0) as packed:
         if binary:
-            yield packed
+            yield cast(IO, packed)
             return
         with TextIOWrapper(packed, **text) as file:
             yield file

@@ -86,18 +86,26 @@ class Job:
         self._release()
         say(f"{self.manifest['stage']}: wrote {self.out}")
 
-    def finish(self, *, aside: Sequence[str] = (), digests: Mapping[str, str] | None = None, **results: Any) -> None:
+    def finish(
+        self,
+        counts: Mapping[str, Any] | None = None,
+        *,
+        aside: Sequence[str] = (),
+        digests: Mapping[str, str] | None = None,
+        **results: Any,
+    ) -> None:
         """Write the manifest as complete, with its files and results.
 
         The peak memory of this process is added to the results.
 
         Args:
+            counts: more results, by name.
             aside: files and folders that tell of the work and are no part of its result, such as a log, beside
                 config.yaml; they are listed without a digest.
             digests: SHA-256 of files where that is known, by their paths within the folder.
             results: what was counted and measured.
         """
-        results["peak_bytes"] = peak_bytes()
+        results = {**(counts or {}), **results, "peak_bytes": peak_bytes()}
         if self.out.is_dir():
             _open_weights(self.out)
         manifest = {name: value for name, value in self.manifest.items() if name != "foreign"}

@@ -1,4 +1,4 @@
-"""Documents of a corpus file by id, from the file as it was when it was first read."""
+"""Documents of a corpus file by id, as the file was when first read."""
 
 import os
 import weakref
@@ -20,7 +20,7 @@ PART = 1 << 14
 
 
 class ChangedError(UserError):
-    """A file whose content has changed since it was opened, so that it cannot be read on."""
+    """A file whose content has changed since it was opened."""
 
 
 @final

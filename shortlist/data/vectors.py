@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -27,10 +28,12 @@ from torch import Tensor
 from shortlist.data.contents import check_files
 from shortlist.data.files import atomic_write, sha256
 from shortlist.data.ids import DocIds
+from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError, unknown
 from shortlist.math.quantize import from_int8, to_int8
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+HEADER = re.compile(r"shard-\d+\.json")
 KEY_BYTES = 16
 DEAD = -1
 """Position of a row whose document is no longer in the corpus."""
@@ -193,6 +196,17 @@ class VectorWriter:
             )
 
 
+def _check_all_there(folder: Path, finished: Sequence[int]) -> None:
+    """Refuse a finished store that has lost a shard since, the last one too."""
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest["complete"]:
+        return
+    there = {shard_file(folder, number, "json").name for number in finished}
+    lost = sorted(name for name in manifest.get("files", {}) if HEADER.fullmatch(name) and name not in there)
+    if lost:
+        raise UserError(f"{folder / lost[0]}: is missing; write it again with `shortlist verify {folder} --repair`.")
+
+
 class _Shard(NamedTuple):
     """The files of a shard, mapped into memory.
 
@@ -238,6 +252,7 @@ class VectorReader:
             raise UserError(f"{folder}: holds no vectors (no shard-*.json); expected the output of `shortlist encode`.")
         snapshot = read_snapshot(folder) or Snapshot(list(range(finished[-1] + 1)))
         if compare:
+            _check_all_there(folder, finished)
             _compare(folder, snapshot.shards, ("bin", "scales", "ids"))
         self._shards = [_open_shard(folder, number) for number in snapshot.shards]
         first = self._shards[0].header

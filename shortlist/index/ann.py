@@ -408,7 +408,7 @@ def _sample(vectors: VectorReader, size: int) -> Float[np.ndarray, "sample dim"]
 def _fill(
     index: Any, vectors: VectorReader, advance: Done, *, without: Int[np.ndarray, " rows"] | None = None
 ) -> list[int]:
-    """Add all vectors to an index but those of some rows."""
+    """Add all vectors to an index, without some rows."""
     for block in vectors.blocks(_rows_at_once(vectors), release=True):
         values, rows = _finite(vectors, block), block.rows.numpy()
         kept = slice(None) if without is None else ~np.isin(rows, without)

@@ -42,7 +42,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 
 
 class Piece(NamedTuple):
-    """A piece of a text, which is a word of the query or lies between such words."""
+    """A word of the query within a text, or what lies between two."""
 
     text: str
     found: bool = False
@@ -55,18 +55,18 @@ class _Word(NamedTuple):
 
 
 def query_stems(query: str) -> set[str]:
-    """Return the stems of a query's words, without those that say nothing, unless there are no others."""
+    """Return the stems of a query's words, without stop words if others are there."""
     words = [match.group().lower() for match in _WORD.finditer(query)]
     return set(_stems([word for word in words if word not in _ASIDE] or words))
 
 
 def mark(text: str, stems: set[str]) -> list[Piece]:
-    """Split a text into pieces, of which those are marked that have one of the stems."""
+    """Split a text into pieces, and mark words that have one of the stems."""
     return _pieces(text, _found(text, stems), 0, len(text))
 
 
 def find_passage(text: str, stems: set[str], *, longest: int = LONGEST) -> list[Piece]:
-    """Return the part of a text with the most different stems, the earliest of equals, in pieces.
+    """Return the first part of a text with the most different stems.
 
     A text that is short enough is returned whole.
     """

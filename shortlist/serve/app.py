@@ -105,7 +105,7 @@ async def _explain_field(request: Request, error: Exception) -> Response:
 
 
 async def _explain_unable(request: Request, error: Exception) -> Response:
-    """Answer that the files of the collection and its indexes are no longer what they were."""
+    """Answer that files of the collection or its indexes have changed."""
     print(f"shortlist serve: {error}", file=sys.stderr, flush=True)
     kind, told = ("changed", CHANGED) if isinstance(error, ChangedError) else ("unable", UNABLE)
     return _send(problem(503, kind, told))
@@ -168,7 +168,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", response_model=schema.Status, responses={503: {"model": schema.Status}})
     async def ready() -> Response:
-        """Whether new requests are accepted, and whether answers are still those of the files that are there.
+        """Whether new requests are accepted, and files are still as they were read.
 
         They are refused while the server shuts down, and when a file that it reads from was rewritten.
         """

@@ -57,7 +57,7 @@ def _vocabulary(model: str) -> str:
 
 @cache
 def _loading(vocabulary: str) -> "Future[Any]":
-    """Load a vocabulary in a thread of its own, as tiktoken may wait for the network."""
+    """Load a vocabulary in another thread, as tiktoken may wait for the network."""
     from tiktoken import get_encoding
 
     loading: Future[Any] = Future()

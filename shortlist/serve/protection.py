@@ -244,7 +244,7 @@ def replay(body: bytes) -> Receive:
 
 
 def _log(line: str) -> None:
-    """Print a line of the log, in which everything that a terminal would not print is escaped."""
+    """Print a line of the log, with everything escaped that a terminal would obey."""
     printable = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
     print(printable, file=sys.stderr, flush=True)
 

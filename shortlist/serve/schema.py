@@ -29,7 +29,7 @@ Ignored = Annotated[Any, Field(description="Ignored: it changes no result.")]
 
 
 class Asked(BaseModel):
-    """A request without fields other than its own, as what is not obeyed must not be passed over.
+    """A request that may have no other fields, as an ignored one would mislead.
 
     A field that is null asks for nothing.
     """
@@ -55,7 +55,7 @@ class TextObject(BaseModel):
 
 
 class SearchOptions(Asked):
-    """What may be asked of any search."""
+    """Options that every search takes."""
 
     k: int = Field(10, ge=1, le=MAX_K, description="Results per query.")
     depth: int | None = Field(
@@ -97,7 +97,7 @@ class StepPlace(BaseModel):
 
 
 class TextPiece(BaseModel):
-    """A piece of a text to show, which is a word of the query or lies between such words."""
+    """A word of the query within a text to show, or what lies between two."""
 
     text: str
     found: bool = False
@@ -365,7 +365,7 @@ class Status(BaseModel):
     """Health of the server."""
 
     status: Literal["alive", "ready", "stale", "changed", "draining", "broken"]
-    message: str | None = Field(None, description="What to do about it.")
+    message: str | None = Field(default=None, description="What to do about it.")
 
 
 class ModelInfo(BaseModel):

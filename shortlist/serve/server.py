@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
         return _Full() if len(self.server_state.connections) >= self.most_connections else self._http(**given)
 
     def _explain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Say now and then that open files or memory run out; report any other error of the event loop."""
+        """Report errors of the event loop, and shortage of files or memory now and then."""
         error = context.get("exception")
         if not isinstance(error, OSError) or error.errno not in EXHAUSTED:
             loop.default_exception_handler(context)
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _close_idle(self) -> None:
-        """Close connections that have had no whole request for too long, whatever of one they have sent."""
+        """Close connections that have had no whole request for too long."""
         now, before = time.monotonic(), self._idle
         self._idle = {}
         for connection in list(self.server_state.connections):
@@ -154,7 +154,7 @@ class _Full(asyncio.Protocol):
 
 
 def connection_limits() -> tuple[int, int]:
-    """Compute the most connections, and the most that may wait in the kernel, from the limit of open files.
+    """Compute the most connections and the kernel's queue from the limit of open files.
 
     They leave as many as are accepted before they can be refused, in two turns of the event loop, and some more.
     """

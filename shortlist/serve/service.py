@@ -341,7 +341,7 @@ class Service:
 
 
 def _manifests(description: Description | None) -> dict[Path, tuple[int, ...]]:
-    """Return the manifests of the indexes and vectors that a pipeline reads, as they are now."""
+    """Return the present manifests of all indexes and vectors that a pipeline reads."""
     settings = [value for part in description.steps for value in part.settings.values()] if description else []
     paths = [value / "manifest.json" for value in settings if isinstance(value, Path)]
     return {path: _state(path) for path in paths if path.is_file()}

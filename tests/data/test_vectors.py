@@ -183,9 +183,8 @@ def damage_file(path, change):
 
 def test_a_truncated_shard_is_found_at_opening(store):
     damage_file(store / "shard-00001.bin", lambda content: content.pop())
-    with pytest.raises(
-        UserError, match=r"shard-00001.bin: holds 23 bytes, its header says 24; `shortlist verify .* --repair`"
-    ):
+    message = r"shard-00001.bin: its contents are not those that were written; `shortlist verify .* --repair`"
+    with pytest.raises(UserError, match=message):
         VectorReader(store)
 
 
@@ -201,7 +200,7 @@ def test_a_flipped_bit_is_found_by_hashing(store, suffix):
 
 def test_lost_ids_are_found_at_opening(store):
     damage_file(store / "shard-00000.ids", lambda content: content.__delitem__(slice(0, content.index(b"\n") + 1)))
-    with pytest.raises(UserError, match=r"shard-00000.ids: holds 3 ids, its header says 4"):
+    with pytest.raises(UserError, match=r"shard-00000.ids: its contents are not those that were written"):
         VectorReader(store)
 
 

@@ -74,7 +74,7 @@ def run(config: Config) -> None:
     if job.done:
         return
     if config.sources == STANDARD:
-        job.finish(**build_test(config.out, num_dev=config.dev, seed=config.seed))
+        job.finish(build_test(config.out, num_dev=config.dev, seed=config.seed))
         return
     sources = installed_packages()
     if pins:
@@ -89,7 +89,7 @@ def run(config: Config) -> None:
     write_sources(config.out / "sources.tsv", functions, pairs, {pin.name: pin for pin in pins})
     texts = (text for function in pairs for text in (normalized(function.summary), function.body))
     write_fingerprints(config.out / "fingerprints.npz", texts)
-    job.finish(**counts, **dropped, pairs=len(pairs), **splits)
+    job.finish(counts | dropped | {"pairs": len(pairs)} | splits)
 
 
 def identity_of(sources: str, pins: Iterable[Pin]) -> list[str]:

@@ -79,7 +79,7 @@ def _cells(row: Sequence[str], headings: Sequence[str], words: set[int]) -> str:
 
 
 def drawing(svg: str, caption: str) -> str:
-    """Return an SVG file as a picture, in which a browser runs nothing, whatever the file holds."""
+    """Return an SVG file as a picture in which a browser runs nothing."""
     content = b64encode(svg.encode()).decode()
     picture = f'<img src="data:image/svg+xml;base64,{content}" alt="{escape(caption)}">'
     return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>\n"
