@@ -10,12 +10,29 @@ from typing import TYPE_CHECKING, Any
 from shortlist.version import __version__
 
 if TYPE_CHECKING:
+    from shortlist import (
+        ask,
+        convert,
+        encode,
+        export,
+        fuse,
+        index,
+        init,
+        inspect,
+        mine,
+        rerank,
+        search,
+        serve,
+        train,
+        verify,
+    )
     from shortlist.data.collections import open_collection
     from shortlist.data.formats import read_qrels, write_corpus, write_qrels, write_queries
     from shortlist.data.groups import open_groups, write_groups
     from shortlist.data.runs import read_run, write_run
     from shortlist.data.vectors import VectorReader, VectorWriter
     from shortlist.errors import UserError
+    from shortlist.evaluation import diagnose, evaluate, lengths, report, table
     from shortlist.evaluation.measure import per_query
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
@@ -43,7 +60,7 @@ HOMES = {
     "rerankers.pointwise": "CrossEncoder Reranker",
     "text.contract": "InputContract",
 }
-"""The public names, by the module that defines them. Stages are modules too:
+"""The public names, by the module that defines them. Commands are modules, by their names:
 `shortlist.train.run(shortlist.train.Config(...))`."""
 
 __all__ = [name for names in HOMES.values() for name in names.split()]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -53,6 +70,10 @@ def __getattr__(name: str) -> Any:
     for home, names in HOMES.items():
         if name in names.split():
             return getattr(import_module(f"shortlist.{home}"), name)
+    from shortlist.commands import COMMANDS
+
+    if name in COMMANDS:
+        return import_module(f"shortlist.{COMMANDS[name].module}")
     raise AttributeError(f"module 'shortlist' has no attribute {name!r}")
 
 

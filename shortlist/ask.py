@@ -34,6 +34,8 @@ class Config(Sources):
     """With --demo: folder of `shortlist demo`."""
     reranker: str | None = None
     """Reranker to order the first --depth documents: folder or hub name."""
+    reranker_contract: str | None = None
+    """With --reranker: its input contract by name, for a folder without one."""
     depth: int | None = None
     """With --reranker: number of documents it reads (None: 100)."""
     reranker_share: float = 1.0
@@ -46,6 +48,8 @@ class Config(Sources):
 
 def run(config: Config) -> None:
     """Answer one question."""
+    if not config.question.strip():
+        raise UserError("the question is empty; expected at least one word.")
     if config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
     description = asked_pipeline(config)
@@ -68,7 +72,8 @@ def asked_pipeline(config: Config) -> Description:
     if config.demo and config.pipeline:
         raise UserError("--demo and --pipeline each say what is searched; give one of them.")
     pipeline = demo_pipeline(config.demo_folder) if config.demo else config.pipeline
-    second = {"reranker": config.reranker, "depth": config.depth, "reranker_share": config.reranker_share}
+    names = ("reranker", "reranker_contract", "depth", "reranker_share")
+    second = {name: getattr(config, name) for name in names}
     return from_file_or_flags(pipeline, config, collection=config.collection, **second)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from shortlist.commands import COMMANDS, GONE, gone_settings
+from shortlist.commands import COMMANDS, GONE, GROUPS, gone_settings
 from shortlist.data.contents import NO_VERIFY
 from shortlist.errors import UserError, unknown
 from shortlist.version import __version__
@@ -49,6 +49,8 @@ def _main(argv: list[str]) -> int:
         print(f"shortlist {__version__}")
         return 0
     name, *rest = argv
+    if name == "--completion":
+        return _complete(rest)
     if name in GONE:
         print(f"shortlist: `{name}` is now `{GONE[name]}`.", file=sys.stderr)
         return 2
@@ -58,16 +60,29 @@ def _main(argv: list[str]) -> int:
     return _run(name, rest)
 
 
+def _complete(shells: list[str]) -> int:
+    from shortlist.completion import SHELLS
+
+    if len(shells) != 1 or shells[0] not in SHELLS:
+        print(f"shortlist: --completion takes one of {', '.join(SHELLS)}.", file=sys.stderr)
+        return 2
+    print(SHELLS[shells[0]](), end="")
+    return 0
+
+
 def _run(name: str, argv: list[str]) -> int:
     from shortlist.config import parse
 
     argv, unverified = [word for word in argv if word != "--no-verify"], "--no-verify" in argv
     try:
-        stage = import_module(f"shortlist.{COMMANDS[name].module}")  # late, so that --help never loads torch
-        words, gone = COMMANDS[name].words, gone_settings(name)
-        config = parse(stage.Config, argv, prog=f"shortlist {name}", description=words, gone=gone)
+        command, gone = COMMANDS[name], gone_settings(name)
+        settings = import_module(command.light)  # late, so that --help loads little
+        words = f"{command.words}\n\nExample: shortlist {name} {command.example}".rstrip()
+        config = parse(settings.Config, argv, prog=f"shortlist {name}", description=words, gone=gone)
         with _comparing(not unverified):
-            stage.run(config)
+            if command.settings:
+                settings.check_first(config)
+            import_module(f"shortlist.{command.module}").run(config)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(10)  # if all processes fail alike, the first prints the error and torchrun ends the others
@@ -118,17 +133,22 @@ def _comparing(wanted: bool) -> Iterator[None]:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.words}" for name, command in COMMANDS.items()]
+    lines = []
+    for group, names in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:{width}}  {COMMANDS[name].words}" for name in names), ""]
     return "\n".join(
         [
             "usage: shortlist COMMAND [flags]",
             "",
-            "Fine-tune language models to search: a retriever finds a long list, a reranker turns it into a short one.",
+            "Fine-tune language models to search: a retriever finds a long list, a reranker",
+            "turns it into a short one.",
             "",
             *lines,
-            "",
-            "shortlist COMMAND --help   says a command's flags; --config FILE.yaml reads saved ones;",
-            "                           --no-verify reads models, indexes and vectors without comparing their digests",
+            "shortlist COMMAND --help             a command's flags, and an example",
+            "shortlist COMMAND --config FILE      flags saved in YAML",
+            "shortlist COMMAND --no-verify        read outputs without comparing them with their digests",
+            "shortlist --completion SHELL         completion for bash, zsh or fish, such as",
+            '                                     eval "$(shortlist --completion bash)"',
             "shortlist --version",
         ]
     )

@@ -10,37 +10,114 @@ class Command(NamedTuple):
     """Name of its module within the package, imported when the command runs."""
     words: str
     """Description for the list of commands."""
+    example: str
+    """Arguments to try it with."""
+    settings: str = ""
+    """Name of the module with its `Config` and `check_first`, if its own module loads PyTorch."""
+
+    @property
+    def light(self) -> str:
+        """The module with its `Config`, which loads quickly."""
+        return f"shortlist.{self.settings or self.module}"
 
 
 COMMANDS = {
-    "index": Command("index", "build an index over words or vectors"),
-    "functions": Command("demo.functions", "make a collection of Python functions and what their docstrings say"),
-    "init": Command("init", "make a new backbone: random weights, and a tokenizer fitted to a collection"),
+    "index": Command("index", "build an index over words or vectors", "--collection my-data --out work/bm25"),
+    "functions": Command(
+        "demo.functions",
+        "make a collection of Python functions and their docstrings",
+        "--sources standard-library --out work/functions",
+    ),
+    "init": Command(
+        "init",
+        "make a new backbone: random weights, a tokenizer for a collection",
+        "--collection my-data --out work/backbone",
+    ),
     "convert": Command(
-        "convert", "turn training data and vectors of other tools into ours, and training data into theirs"
+        "convert",
+        "convert training data and vectors from and to other tools",
+        "triplets.jsonl --out work/triplets",
     ),
-    "train": Command("train", "fine-tune a retriever or a reranker"),
-    "inspect": Command("inspect", "show what a model is, and what it makes of a query and a document"),
-    "export": Command("export", "write a model as other tools load it"),
-    "push": Command("export.push", "put a model on the hub, with a card"),
-    "encode": Command("encode", "embed a corpus"),
-    "verify": Command("verify", "check that an output is as it was written, and repair vectors"),
-    "search": Command("search", "find each query's long list, by BM25, vectors or both"),
-    "ask": Command("ask", "answer one question with a pipeline: first stages, fusion, rerankers"),
-    "mine": Command("mine", "draw hard negatives from runs"),
-    "rerank": Command("rerank", "reorder a run with a reranker"),
-    "fuse": Command("fuse", "make one run of several"),
-    "evaluate": Command("evaluation.evaluate", "measure runs against judgements, beside what they cost"),
-    "diagnose": Command("evaluation.diagnose", "where relevant documents are lost, and which queries"),
-    "lengths": Command("evaluation.lengths", "how many tokens a collection's texts have"),
+    "train": Command(
+        "train",
+        "fine-tune a retriever or a reranker",
+        "retriever --backbone sentence-transformers/all-MiniLM-L6-v2 --collection my-data --out work/retriever",
+        "settings.train",
+    ),
+    "inspect": Command("inspect", "show what a model is, and how it reads a text", "shortlist-mini"),
+    "export": Command(
+        "export",
+        "write a model as other tools load it",
+        "work/retriever --to sentence-transformers --out work/exported",
+    ),
+    "push": Command(
+        "export.push", "put a model on the hub, with a card", "work/retriever --to me/my-retriever --dry-run"
+    ),
+    "encode": Command(
+        "encode",
+        "embed a corpus",
+        "--model sentence-transformers/all-MiniLM-L6-v2 --collection my-data --out work/vectors",
+        "settings.encode",
+    ),
+    "verify": Command("verify", "check that an output is as it was written", "work/vectors", "settings.verify"),
+    "search": Command(
+        "search",
+        "find each query's long list, by BM25, vectors or both",
+        "--index work/bm25 --collection my-data --out work/bm25.trec",
+    ),
+    "ask": Command(
+        "ask",
+        "answer one question with a pipeline",
+        "'where do otters live' --index work/bm25 --collection my-data",
+    ),
+    "mine": Command(
+        "mine",
+        "draw hard negatives from runs",
+        "--runs work/train.trec --collection my-data --split train --out work/groups.jsonl",
+    ),
+    "rerank": Command(
+        "rerank",
+        "reorder a run with a reranker",
+        "--model work/reranker --run work/bm25.trec --collection my-data --out work/reranked.trec",
+        "settings.rerank",
+    ),
+    "fuse": Command("fuse", "make one run of several", "--runs work/bm25.trec work/dense.trec --out work/hybrid.trec"),
+    "evaluate": Command(
+        "evaluation.evaluate",
+        "compare the quality and the cost of runs",
+        "--runs work/bm25.trec work/hybrid.trec --collection my-data",
+    ),
+    "diagnose": Command(
+        "evaluation.diagnose",
+        "show where relevant documents are lost, and which queries",
+        "--run work/bm25.trec --reranked work/reranked.trec --collection my-data",
+    ),
+    "lengths": Command(
+        "evaluation.lengths",
+        "count the tokens of a collection's texts",
+        "--collection my-data --model shortlist-mini --out work/lengths",
+    ),
     "table": Command(
-        "evaluation.table", "put results beside published ones, in the rows and columns of a published table"
+        "evaluation.table",
+        "add your results to a published table",
+        "--published passage --results work/results.json --sets dl19 --rows RepLLaMA --out work/table",
     ),
-    "report": Command("evaluation.report", "write one page about everything that some folders hold"),
-    "run": Command("recipe", "run the stages of a recipe, skipping what is done"),
-    "serve": Command("serve", "search, embed and rerank over HTTP, with a page to search on"),
-    "demo": Command("demo.system", "train and measure a whole system on this machine's own Python sources"),
+    "report": Command("evaluation.report", "write an HTML report on the results in folders", "work --out report.html"),
+    "run": Command("recipe", "run the steps of a recipe, skipping what is done", "my-recipe.yaml --out work/my-recipe"),
+    "serve": Command(
+        "serve", "search, embed and rerank over HTTP, with a page", "--collection my-data --bm25 work/bm25"
+    ),
+    "demo": Command("demo.system", "train and measure a system on this machine's own Python", ""),
 }
+
+GROUPS = {
+    "Start here": ("demo", "index", "search", "ask", "evaluate"),
+    "Train": ("train", "mine", "functions", "init", "convert"),
+    "Search and rerank": ("encode", "rerank", "fuse", "serve", "verify"),
+    "Measure": ("diagnose", "lengths", "table", "report"),
+    "Models and recipes": ("inspect", "export", "push", "run"),
+}
+"""The commands as help lists them."""
 
 GONE: dict[str, str] = {
     "compare": "shortlist evaluate --costs",

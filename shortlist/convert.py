@@ -23,7 +23,6 @@ from shortlist.data.manifest import identity, start_job
 from shortlist.data.pickles import is_pickle, read_embeddings
 from shortlist.data.seen import Seen, distinct
 from shortlist.data.triplets import collect, layout_of, read_documents, read_examples, text_id
-from shortlist.data.vectors import VectorWriter
 from shortlist.errors import UserError
 from shortlist.progress import say, track
 from shortlist.records import Document, Group, Qrels, Query
@@ -296,6 +295,8 @@ def _write_vectors(sources: Sequence[str], out: Path) -> dict[str, int]:
 
     The store cannot say which model made them.
     """
+    from shortlist.data.vectors import VectorWriter
+
     new, number, num_docs, writer = Seen().add, 0, 0, None
     for source in track(sources, "converting", len(sources), "files"):
         vectors, doc_ids = read_embeddings(Path(source))

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from shortlist.config import NotInJob, SpeedOnly, at_defaults
+from shortlist.config import at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.lines import OnBad
@@ -30,21 +30,21 @@ from shortlist.data.vectors import (
     to_rows,
 )
 from shortlist.engine import Engine, spread
-from shortlist.errors import UserError
 from shortlist.math.agreement import NEIGHBOURS, agreement
 from shortlist.math.combination import avgp
 from shortlist.math.quantize import from_int8
+from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kernels.linear import packing_pays
 from shortlist.models.retriever import Retriever
-from shortlist.models.run import Precision, TextsDone
+from shortlist.models.run import TextsDone
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
+from shortlist.settings.encode import Config, check
 from shortlist.text.batching import windows
 from shortlist.text.contract import InputContract
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import (
-    Segments,
     document_segments,
     named_segments,
     segment_contract,
@@ -58,51 +58,6 @@ FORECAST_SECONDS = 60
 SKIPPED = "skipped.txt"
 MOST_SHOWN = 5
 """Most skipped records to show; skipped.txt has them all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    model: str
-    """Model folder or hub name."""
-    collection: str
-    """Folder, `irds:` or `hf:` name."""
-    out: NotInJob[Path]
-    """Folder for the vectors; the same job is continued where it left off, another job is refused."""
-    contract: str | None = None
-    """Input contract by name, for a model folder without one."""
-    max_length: int | None = None
-    """Most tokens of a document (None: the model's limit)."""
-    segments: Segments = "whole"
-    """whole: embed each document from its beginning to --max-length. Otherwise embed segments of --window tokens: only
-    the first (firstp), the mean vector of all (avgp), or one vector for each, the best of which counts in search
-    (maxp)."""
-    window: int = 512
-    """Tokens of a segment, prompt and title included."""
-    stride: int = 256
-    """Tokens from the beginning of a segment's text to the beginning of the next one's."""
-    precision: Precision = "fp32"
-    """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
-    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    """Number type of the vectors on disk; int8 has a scale for each vector."""
-    token_budget: SpeedOnly[int | None] = None
-    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
-    shard_size: int = 20_000
-    """Documents per shard, which are sorted by length together; an interruption loses at most one shard's work."""
-    workers: SpeedOnly[int | None] = None
-    """Processes that embed shards at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or
-    GPU)."""
-    engine: SpeedOnly[Engine] = "local"
-    """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
-    skip_bad: bool = False
-    """Leave out records that cannot be used, count them and list them in skipped.txt, instead of stopping."""
-    update: NotInJob[bool] = False
-    """Update the vectors for a changed corpus: only new and changed documents are embedded."""
-    compact: NotInJob[bool] = False
-    """Remove the vectors of documents that are no longer in the corpus from disk, after updates."""
-    dry_run: NotInJob[bool] = False
-    """Measure for up to a minute and print what encoding would take, instead of doing it."""
-    overwrite: NotInJob[bool] = False
-    """Replace an output of another job instead of refusing."""
 
 
 class ShardDocuments(NamedTuple):
@@ -217,8 +172,7 @@ def contract_of(config: Config, model: ModelFolder) -> InputContract:
 
 def run(config: Config) -> None:
     """Embed the corpus into a vector store."""
-    if config.shard_size < 1:
-        raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
+    check(config)
     collection, model = open_collection(config.collection), open_folder(config.model)
     if config.dry_run:
         print(forecast_encoding(config, model, collection))

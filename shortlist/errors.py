@@ -1,7 +1,10 @@
 """The exception for errors that a user can fix, and helpers to make it."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 
 
 class UserError(Exception):
@@ -14,10 +17,10 @@ class UserError(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Make the error for a name that is not among `known`.
 
-    It suggests the nearest known names, or lists all of them if none is near.
+    It suggests the nearest known names, or lists all of them if none is near enough to be what was meant.
     """
     known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    near = get_close_matches(name, known, n=3, cutoff=0.5) if get_close_matches(name, known, cutoff=0.6) else []
     hint = f"perhaps {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known) or 'none'}."
     return UserError(f"unknown {kind} {name!r}: {hint}")
 
@@ -25,3 +28,26 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 def not_given(flag: str, why: str) -> UserError:
     """Make the error for a missing setting; `why` says why it is needed."""
     return UserError(f"{flag} is missing: {why}.")
+
+
+FLAG = re.compile(r"`[^`]*`|--([a-z][a-z0-9-]*)")
+
+
+@contextmanager
+def in_python(**names: str) -> Iterator[None]:
+    """Name parameters of Python in place of flags in the errors of a block.
+
+    Commands in backticks stay as they are typed.
+
+    Args:
+        names: parameters by the flag's name, where they differ from it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(FLAG.sub(partial(_parameter, names), str(error))) from None
+
+
+def _parameter(names: dict[str, str], found: re.Match[str]) -> str:
+    name = (found[1] or "").replace("-", "_")
+    return names.get(name, name) or found[0]

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import LlamaConfig, LlamaModel
-from transformers.utils import logging
+from typing import TYPE_CHECKING
 
 from shortlist.config import NotInJob
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
 from shortlist.text.tokenizer import train_bpe
+
+if TYPE_CHECKING:
+    from transformers import LlamaModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,20 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-def new_llama(config: Config, tokenizer) -> LlamaModel:
+def check_shape(config: Config) -> None:
+    """Refuse a shape that no model can have.
+
+    Raises:
+        UserError: a size is below 1, or the hidden state cannot be shared out among the heads.
+    """
+    for name in ("layers", "hidden", "heads", "vocab_size", "max_positions"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected at least 1.")
+    if config.hidden % (2 * config.heads):
+        raise UserError(f"--hidden {config.hidden}: expected a multiple of 2 x --heads {config.heads}.")
+
+
+def new_llama(config: Config, tokenizer) -> "LlamaModel":
     """Make a LLaMA with random weights (https://arxiv.org/abs/2302.13971).
 
     Its feed-forward layers are 8/3 as wide as its hidden state.
@@ -50,8 +63,10 @@ def new_llama(config: Config, tokenizer) -> LlamaModel:
     Raises:
         UserError: the shape is impossible.
     """
-    if config.hidden % (2 * config.heads):
-        raise UserError(f"--hidden {config.hidden}: expected a multiple of 2 x --heads {config.heads}.")
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    check_shape(config)
     torch.manual_seed(config.seed)
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -69,6 +84,7 @@ def new_llama(config: Config, tokenizer) -> LlamaModel:
 
 def run(config: Config) -> None:
     """Write the backbone and its tokenizer."""
+    check_shape(config)
     collection = open_collection(config.collection)
     job = start_job(
         config,
@@ -87,6 +103,8 @@ def run(config: Config) -> None:
 
     tokenizer = train_bpe(texts(), vocab_size=config.vocab_size, words_only=config.words_only)
     model = new_llama(config, tokenizer)
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     model.save_pretrained(job.out)
     tokenizer.save_pretrained(job.out)

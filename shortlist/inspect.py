@@ -15,7 +15,6 @@ from shortlist.errors import UserError
 from shortlist.models.dense import DenseLayer
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import KINDS, load_model
-from shortlist.models.run import embed_documents, embed_queries, for_inference, score_pairs
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract
 from shortlist.text.inputs import Inputs
@@ -86,12 +85,16 @@ UNKNOWN = Shown(lambda model: None, lambda model: f"the score of a {model.kind}"
 
 def _alone(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
     """Compute the token ids of a query and a document, read separately, and their score."""
+    from shortlist.models.run import embed_documents, embed_queries
+
     ids = {"query": model.inputs.query_ids([query])[0], "document": model.inputs.document_ids([document])[0]}
     return ids, float(embed_queries(model, [query])[0] @ embed_documents(model, [document])[0])
 
 
 def _together(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
     """Compute the token ids of a pair, and its score."""
+    from shortlist.models.run import score_pairs
+
     return {"pair": model.inputs.pair_ids([(query, document)])[0]}, float(score_pairs(model, [(query, document)])[0])
 
 
@@ -157,6 +160,8 @@ def run(config: Config) -> None:
         raise UserError("--query and --document need text; leave them out for an example.")
     folder = open_folder(config.model)
     contract = folder.any_contract(config.contract)
+    from shortlist.models.run import for_inference
+
     model = load_model(folder, "pair" if contract.form.pair else "document", contract)
     found = describe(folder, model)
     for_inference(model)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class Advance(Protocol):
 
 
 PLAIN_SECONDS = 20.0
+NOTEBOOK_SECONDS = 0.5
 
 
 @contextmanager
@@ -64,18 +66,39 @@ def progress(
         return
 
     start = last = time.monotonic()
-    before = done
+    before, show = done, _notebook_line()
 
     def advance(amount: int | float = 1, note: str = "") -> None:
         nonlocal done, last
         done += amount
         now = time.monotonic()
-        if now - last >= PLAIN_SECONDS:
+        if now - last >= (PLAIN_SECONDS if show is say else NOTEBOOK_SECONDS):
             last = now
             left = f", {(now - start) / (done - before) * (total - done):.0f} s left" if total and done > before else ""
-            say(f"{description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}{left} {note}".rstrip())
+            show(f"{description}: {done:,.0f}{f'/{total:,.0f}' if total else ''} {unit}{left} {note}".rstrip())
 
     yield advance
+
+
+def _notebook_line() -> Callable[[str], None]:
+    """Return the function that shows progress.
+
+    In a notebook it renews one line; elsewhere it is `say`.
+    """
+    if "ipykernel" not in sys.modules:
+        return say
+    display = import_module("IPython.display").display
+    line: Any = None
+
+    def show(text: str) -> None:
+        nonlocal line
+        shown = {"text/plain": text}
+        if line is None:
+            line = display(shown, raw=True, display_id=True)
+        else:
+            line.update(shown, raw=True)
+
+    return show
 
 
 def paced(advance: Advance, unit: str) -> Callable[[int, int], None]:

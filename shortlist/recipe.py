@@ -23,6 +23,8 @@ from shortlist.config import from_settings, load_yaml, to_flags
 from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
+from shortlist.foresight import foresee
+from shortlist.late import late
 from shortlist.progress import say
 
 OUTPUTS = {
@@ -58,6 +60,9 @@ class Config:
     """Settings of the recipe to change, as name=value."""
     processes: int = 1
     """Processes on this machine that train together, one per GPU; all other steps run in one."""
+    dry_run: bool = False
+    """Print which steps are done, which data and models are here or must be fetched, the free disk space and the
+    estimates of training, without running or writing anything."""
 
 
 class Stage(NamedTuple):
@@ -122,7 +127,8 @@ def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str
     if "out" in settings:
         raise UserError(f"{at}: `out` cannot be set; a step writes into the folder of its name in --out.")
     settings = {"overwrite": True} | settings | {"out": str(folder / OUTPUTS[stage])}
-    return Stage(name, stage, from_settings(_module(stage).Config, settings, where=at, gone=gone_settings(stage)))
+    config = import_module(COMMANDS[stage].light).Config
+    return Stage(name, stage, from_settings(config, settings, where=at, gone=gone_settings(stage)))
 
 
 def _module(stage: str) -> Any:
@@ -218,13 +224,27 @@ def run(config: Config) -> None:
         if name not in settings:
             raise UserError(f"--set {item}: {unknown('setting', name, settings)}")
         settings = {**settings, name: yaml.safe_load(value)}
-    run_recipe({**recipe, "settings": settings}, config.out, where=str(config.recipe), processes=config.processes)
+    recipe = {**recipe, "settings": settings}
+    if config.dry_run:
+        foresee(plan_of(recipe, config.out, where=str(config.recipe)), config.out, late("train", "run"))
+        return
+    run_recipe(recipe, config.out, where=str(config.recipe), processes=config.processes)
+
+
+def plan_of(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Stage]:
+    """Plan a whole recipe and check its folders.
+
+    Raises:
+        UserError: as for `plan` and `check_folders`.
+    """
+    steps = plan(recipe, out, where=where, within=(Path(where).resolve(),))
+    check_folders(steps, out)
+    return steps
 
 
 def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: int = 1) -> None:
     """Run a recipe into a folder and keep a copy of it there."""
-    steps = plan(recipe, out, where=where, within=(Path(where).resolve(),))
-    check_folders(steps, out)
+    steps = plan_of(recipe, out, where=where)
     with claim_output(out, folder=True, stage="run"):
         with atomic_write(out / COPY) as file:
             yaml.safe_dump(dict(recipe), file, sort_keys=False)

@@ -3,8 +3,11 @@
 The whole package takes and returns these types.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AnySet
+from typing import Any, NamedTuple, TypeVar
+
+from shortlist.errors import UserError
 
 
 class Document(NamedTuple):
@@ -49,11 +52,60 @@ Qrels = dict[str, dict[str, int]]
 """query_id -> doc_id -> graded relevance (0 = judged not relevant)."""
 
 
-def as_queries(texts: Iterable[str | Query]) -> list[Query]:
-    """Turn texts into queries, with their positions as ids; queries stay as they are."""
-    return [Query(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]
+T = TypeVar("T", Document, Query)
 
 
-def as_documents(texts: Iterable[str | Document]) -> list[Document]:
-    """Turn texts into documents, with their positions as ids; documents stay as they are."""
-    return [Document(str(place), text) if isinstance(text, str) else text for place, text in enumerate(texts)]
+def is_one(texts: Any) -> bool:
+    """Whether this is one text, query or document, and not several."""
+    return isinstance(texts, str | Query | Document)
+
+
+def as_queries(texts: str | Query | Iterable[str | Query]) -> list[Query]:
+    """Turn texts into queries, with their positions as ids; queries stay as they are.
+
+    A string is one text.
+
+    Raises:
+        UserError: something is neither a text nor a query.
+    """
+    return list(_each(texts, Query))
+
+
+def as_documents(texts: str | Document | Iterable[str | Document]) -> list[Document]:
+    """Turn texts into documents, with their positions as ids; documents stay as they are.
+
+    A string is one text.
+
+    Raises:
+        UserError: something is neither a text nor a document.
+    """
+    return list(_each(texts, Document))
+
+
+def each_query(texts: str | Query | Iterable[str | Query]) -> Iterator[Query]:
+    """Yield queries as `as_queries` makes them, one at a time."""
+    return _each(texts, Query)
+
+
+def each_document(texts: str | Document | Iterable[str | Document]) -> Iterator[Document]:
+    """Yield documents as `as_documents` makes them, one at a time."""
+    return _each(texts, Document)
+
+
+def _each(texts: Any, kind: type[T]) -> Iterator[T]:
+    """Yield each text as a record of this kind."""
+    name = kind.__name__
+    if is_one(texts):
+        texts = [texts]
+    # what has no order, or yields its keys or columns, would give other texts without a word
+    if isinstance(texts, Mapping | AnySet | bytes) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+        raise UserError(f"found a {type(texts).__name__}; expected a text, or a list of texts or of {name} records.")
+    for place, text in enumerate(texts):
+        if isinstance(text, kind):
+            yield text
+        elif isinstance(text, str):
+            yield kind(str(place), text)
+        elif all(hasattr(text, field) for field in kind._fields):  # another package's record with the same fields
+            yield text
+        else:
+            raise UserError(f"item {place} is a {type(text).__name__}; expected a text or a {name}: {text!r:.60}")

@@ -4,45 +4,29 @@ Every byte must be as it was written, and every document of a store of vectors m
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from shortlist import encode
 from shortlist.config import from_settings
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import open_collection
 from shortlist.data.contents import find_damage
-from shortlist.data.manifest import files_of, list_again, read_manifest, remedy, reopen
+from shortlist.data.manifest import files_of, list_again, remedy, reopen
 from shortlist.data.seen import Seen
 from shortlist.data.vectors import DEAD, VectorReader, damage, finished_shards, read_snapshot, remove_shard
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.progress import say, track
+from shortlist.settings.verify import Config, check_first
 from shortlist.train.resume import checkpoints, read_state
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    folder: tyro.conf.Positional[Path]
-    """Output of any command: a folder, or a file with its manifest beside it."""
-    repair: bool = False
-    """Encode the damaged shards of vectors again, and nothing else."""
-    accept: bool = False
-    """Take the files as they are now for those that were written, after a change of your own."""
 
 
 def run(config: Config) -> None:
     """Verify an output, and repair or accept it if asked."""
-    manifest = read_manifest(config.folder)
-    if manifest is None:
-        raise UserError(
-            f"{config.folder}: no command of ours wrote it; expected an output that has a manifest (manifest.json in a "
-            "folder, NAME.manifest.json beside a file)."
-        )
+    manifest = check_first(config)
     if manifest["stage"] == "encode":
         if config.accept:
             raise UserError(f"{config.folder}: holds vectors, which nobody changes by hand; --repair makes them again.")

@@ -3,6 +3,7 @@ import errno
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -14,7 +15,9 @@ from tiny import Tiny, write_collection
 import shortlist
 from shortlist import fuse
 from shortlist.cli import main
-from shortlist.commands import COMMANDS, GONE, gone_settings
+from shortlist.commands import COMMANDS, GONE, GROUPS, gone_settings
+from shortlist.completion import flags
+from shortlist.config import parse
 
 RUN = "q0 Q0 d0 1 9.5 tag\nq0 Q0 d1 2 8.5 tag\n"
 
@@ -45,6 +48,42 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert main(["--help"]) == main(["-h"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out and command.words in out for name, command in COMMANDS.items())
+
+
+def test_help_lists_every_command_once_and_fits_80_columns(capsys: pytest.CaptureFixture[str]):
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_every_command_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]):
+    config = import_module(COMMANDS[name].light).Config
+    assert parse(config, shlex.split(COMMANDS[name].example), prog=f"shortlist {name}")
+
+
+def test_completion_knows_commands_flags_and_choices(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert flags("export")["--to"] == ("sentence-transformers", "cross-encoder", "peft", "merged", "onnx")
+    script = tmp_path / "complete.sh"
+    assert main(["--completion", "bash"]) == 0
+    script.write_text(capsys.readouterr().out)
+    asked = {"rera": "", "encode --mod": "", "export --to pe": "", "rerank --precision b": ""}
+    for words in asked:
+        typed = ["shortlist", *words.split(" ")]
+        at = f"COMP_WORDS=({' '.join(typed)}) COMP_CWORD={len(typed) - 1}"
+        line = f"{at}; _shortlist; echo ${{COMPREPLY[*]}}"
+        done = subprocess.run(["bash", "-c", f". {script}; {line}"], capture_output=True, text=True, check=True)
+        asked[words] = done.stdout.strip()
+    assert asked == {
+        "rera": "rerank",
+        "encode --mod": "--model",
+        "export --to pe": "peft",
+        "rerank --precision b": "bf16",
+    }
+    for shell in ("zsh", "fish"):
+        assert main(["--completion", shell]) == 0
+        assert "rerank" in capsys.readouterr().out
+    assert main(["--completion", "tcsh"]) == 2
 
 
 def test_help_needs_no_heavy_import_and_a_closed_pipe_is_no_error():

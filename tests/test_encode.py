@@ -191,7 +191,7 @@ def test_a_backbone_without_a_contract_is_told_to_name_one(tiny: Tiny, config: e
 
 
 def test_a_reranker_does_not_embed(tiny: Tiny, config: encode.Config):
-    with pytest.raises(UserError, match=r"contract"):
+    with pytest.raises(UserError, match="is a reranker; a retriever is wanted"):
         encode.run(replace(config, model=str(tiny.reranker)))
 
 
@@ -270,7 +270,9 @@ def test_processes_write_the_store_that_one_would(config: encode.Config, retriev
 
 def test_going_on_packs_linears_as_at_the_start(config: encode.Config, monkeypatch: pytest.MonkeyPatch):
     asked: list[bool | None] = []
-    monkeypatch.setattr(retriever_module, "for_inference", lambda model, precision, packed: asked.append(packed))
+    monkeypatch.setattr(
+        retriever_module, "for_inference", lambda model, device, precision, packed: asked.append(packed)
+    )
     monkeypatch.setattr(encode, "packing_pays", lambda: True)
     encode.run(replace(config, shard_size=5))
     verify.reopen(config.out, updating=False)

@@ -1,6 +1,6 @@
 import pytest
 
-from shortlist.errors import UserError, unknown
+from shortlist.errors import UserError, in_python, unknown
 
 
 def test_a_near_name_is_offered():
@@ -20,3 +20,17 @@ def test_all_names_are_listed_where_none_is_near():
 def test_it_is_an_error_for_the_caller_to_raise():
     with pytest.raises(UserError):
         raise unknown("loss", "x", {"y": 1})
+
+
+def test_no_guess_is_better_than_a_far_one():
+    assert str(unknown("command", "files", ["lengths", "fuse"])) == "unknown command 'files': known: fuse, lengths."
+
+
+def test_errors_in_python_speak_of_parameters():
+    with (
+        pytest.raises(
+            UserError, match=r"^give index, or retriever and max_length; `shortlist x --model m` makes it\.$"
+        ),
+        in_python(model="retriever"),
+    ):
+        raise UserError("give --index, or --model and --max-length; `shortlist x --model m` makes it.")

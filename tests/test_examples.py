@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from shortlist.cli import main
+from shortlist.data.collections import open_collection
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "tiny_collection.py")
 PRINTED = {
@@ -52,3 +55,17 @@ def test_an_example_takes_a_collection_and_a_trained_model(monkeypatch, tmp_path
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_fits_on_a_screen(name):
     assert 10 <= len((EXAMPLES / name).read_text("utf-8").splitlines()) <= 40
+
+
+def test_the_collection_to_try_commands_with_is_whole_and_searchable(tmp_path, capsys):
+    name, words, run = str(EXAMPLES / "animals"), str(tmp_path / "bm25"), str(tmp_path / "bm25.trec")
+    collection = open_collection(name)
+    judged = {split: collection.qrels(split) for split in collection.splits()}
+    assert list(map(len, judged.values())) == [4, 6, 10]
+    assert collection.missing({doc_id for qrels in judged.values() for docs in qrels.values() for doc_id in docs}) == []
+    assert collection.num_docs() == 20
+    assert main(["index", "--collection", name, "--out", words]) == 0
+    assert main(["search", "--index", words, "--collection", name, "--out", run]) == 0
+    assert main(["evaluate", "--runs", run, "--collection", name, "--measures", "RR@10"]) == 0
+    assert main(["ask", "where do otters live", "--index", words, "--collection", name, "--k", "1"]) == 0
+    assert "Otters live in rivers and along quiet coasts." in capsys.readouterr().out

@@ -48,7 +48,7 @@ PUBLIC = (
 FLAGS = Path(__file__).with_name("flags.txt")
 """Each command's flags, a line each; a setting without a flag is in capitals."""
 
-NEVER_IN_JOB = {"out", "overwrite", "json", "dry_run"}
+NEVER_IN_JOB = {"out", "overwrite", "json", "csv", "latex", "dry_run"}
 
 
 def config_of(command: str) -> type:
@@ -91,7 +91,15 @@ def test_the_package_itself_gives_the_names_listed():
 def test_type_checkers_see_the_same_names():
     [block] = [node for node in TREES[Path("__init__.py")].body if isinstance(node, ast.If)]
     seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    commands = {name: seen.pop(name) for name in list(seen) if name in COMMANDS}
     assert seen == {name: f"shortlist.{home}" for home, names in shortlist.HOMES.items() for name in names.split()}
+    for name, room in commands.items():
+        assert f"{room}.{name}" == f"shortlist.{COMMANDS[name].module}"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])
+def test_every_command_is_there_under_its_name(name: str):
+    assert getattr(shortlist, name) is import_module(f"shortlist.{COMMANDS[name].module}")
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

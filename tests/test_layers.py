@@ -11,16 +11,20 @@ MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path.
 """Name below the package -> file."""
 
 LAYERS = [
-    {"commands", "errors", "progress", "records", "version"},
+    {"commands", "errors", "late", "progress", "version"},
+    {"records"},
     {"engine"},
     {"config", "math", "text"},
     {"data"},
     {"models"},
     {"evaluation", "index", "rerankers"},
     {"pipeline"},
+    {"settings"},
     {"ask", "convert", "encode", "export", "fuse", "init", "inspect", "mine", "rerank", "search", "train"},
+    {"foresight"},
     {"recipe", "verify"},
     {"demo", "integrations", "serve"},
+    {"completion"},
     {"cli"},
     {"__main__"},
 ]

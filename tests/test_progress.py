@@ -1,4 +1,5 @@
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -70,3 +71,23 @@ def test_an_error_inside_goes_through():
 
     with pytest.raises(KeyboardInterrupt):
         fail()
+
+
+def test_a_notebook_shows_one_line_that_is_renewed(monkeypatch: pytest.MonkeyPatch, clock: Clock):
+    shown: list[str] = []
+
+    class Line:
+        def update(self, text: dict[str, str], *, raw: bool) -> None:
+            shown.append(text["text/plain"])
+
+    def display(text: dict[str, str], *, raw: bool, display_id: bool) -> Line:
+        shown.append(text["text/plain"])
+        return Line()
+
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(module, "import_module", lambda name: SimpleNamespace(display=display))
+    with progress("training", 40, "steps") as advance:
+        for _ in range(2):
+            clock.now += 1
+            advance(10)
+    assert [line.partition(",")[0] for line in shown] == ["training: 10/40 steps", "training: 20/40 steps"]

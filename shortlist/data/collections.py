@@ -86,13 +86,19 @@ class Collection(Protocol):
         ...
 
 
-def open_collection(name: str) -> Collection:
+def open_collection(name: str | Path) -> Collection:
     """Open a collection by the name it has on the command line.
 
     Raises:
         UserError: no such folder or id, a folder that holds no collection, a name of several collections (see
             `parts_of`), or the extra `hub` is not installed.
     """
+    if not isinstance(name, str | Path):
+        raise UserError(
+            f"a collection is named by a folder, `irds:` or `hf:` name; found a {type(name).__name__}. Texts in memory "
+            "are searched by Pipeline.from_texts."
+        )
+    name = str(name)
     if len(parts := parts_of(name)) > 1:
         raise UserError(
             f"{name}: is {len(parts)} collections, and its score is the mean of theirs; name one: {', '.join(parts)}."
@@ -103,6 +109,16 @@ def open_collection(name: str) -> Collection:
     if kind == "hf":
         return HubCollection(rest)
     return FolderCollection(Path(name))
+
+
+def check_collection(name: str) -> None:
+    """Refuse a folder that holds no collection; names of the hub and of ir_datasets pass.
+
+    Raises:
+        UserError: as for `open_collection`.
+    """
+    if not name.startswith(("irds:", "hf:")):
+        open_collection(name)
 
 
 @final
@@ -117,6 +133,9 @@ class FolderCollection:
         self.name = str(folder)
         self._corpus, self._queries, self._qrels = find_files(folder)
         self._texts = CorpusTexts(self.name, self._corpus)
+
+    def __repr__(self) -> str:
+        return f"<collection {self.name}: {self.num_docs():,} documents; splits {', '.join(self.splits())}>"
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         return read_corpus(self._corpus, on_bad, allow_empty=allow_empty)

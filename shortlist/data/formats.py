@@ -15,7 +15,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.lines import MalformedError, OnBad, numbered_lines, parse_json, parse_lines, to_text
 from shortlist.data.seen import checked
 from shortlist.errors import UserError
-from shortlist.records import Document, Qrels, Query
+from shortlist.records import Document, Qrels, Query, each_document, each_query
 
 SPACE = re.compile(r"[\s\ufeff]")
 """White space of any script, at which some reader of run files splits, and the byte order mark."""
@@ -186,19 +186,25 @@ def read_queries(path: Path, on_bad: OnBad | None = None) -> list[Query]:
     return list(queries.values())
 
 
-def write_corpus(path: Path, documents: Iterable[Document]) -> None:
-    """Write documents as BEIR JSONL: `_id`, `title`, `text`, and `url` where there is one."""
+def write_corpus(path: Path, documents: str | Document | Iterable[str | Document]) -> None:
+    """Write documents as BEIR JSONL: `_id`, `title`, `text`, and `url` where there is one.
+
+    Texts get their positions as ids.
+    """
     with atomic_write(path) as file:
-        for document in documents:
+        for document in each_document(documents):
             record = {"_id": document.doc_id, "title": document.title, "text": document.text}
             record |= {"url": document.url} if document.url else {}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def write_queries(path: Path, queries: Iterable[Query]) -> None:
-    """Write queries as BEIR JSONL: `_id`, `text`."""
+def write_queries(path: Path, queries: str | Query | Iterable[str | Query]) -> None:
+    """Write queries as BEIR JSONL: `_id`, `text`.
+
+    Texts get their positions as ids.
+    """
     with atomic_write(path) as file:
-        for query in queries:
+        for query in each_query(queries):
             file.write(json.dumps({"_id": query.query_id, "text": query.text}, ensure_ascii=False) + "\n")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shortlist.data.checks import ALL
+from shortlist.data.manifest import described
 from shortlist.errors import UserError
 
 
@@ -80,6 +81,8 @@ def _no_corpus(folder: Path, files: list[Path]) -> UserError:
                 f"{folder}: holds MS MARCO v2 in many files; join them (`zcat *.gz > {joined}`), put queries and "
                 f"judgements beside {joined}, and name that folder, or use irds:msmarco-{_IRDS[kind]}-v2."
             )
+    if said := described(folder, wanted="convert"):
+        return UserError(f"{folder}: is {said}; expected a collection: a folder with its corpus.")
     found = ", ".join(path.name for path in files[:5]) or "no files"
     return UserError(f"{folder}: holds no corpus.jsonl (BEIR), collection.tsv or msmarco-docs.tsv (found: {found}).")
 

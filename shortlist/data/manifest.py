@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from stat import S_IMODE
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 
@@ -40,6 +40,20 @@ from shortlist.version import __version__
 T = TypeVar("T")
 
 FORMAT = 3
+WRITES = {
+    "encode": ("the vectors", ", which --vectors names, with their --model"),
+    "index": ("the index", ", which --index names"),
+    "train": ("the model", ", which --model, --reranker or --backbone names"),
+    "export": ("the model", ", which --model or --reranker names"),
+    "init": ("the backbone", ", which --backbone names"),
+    "search": ("the run", ""),
+    "rerank": ("the run", ""),
+    "fuse": ("the run", ""),
+    "mine": ("the groups", ", which --groups names"),
+    "convert": ("the collection", ", which --collection names"),
+    "functions": ("the collection", ", which --collection names"),
+}
+"""Outputs of commands, and where they belong, for errors about something given in the wrong place."""
 READABLE = (2, FORMAT)
 """Formats of manifests that a job is recognised by; format 2 lists all settings, also those at their defaults."""
 
@@ -293,6 +307,41 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return manifest if {"job", "complete", "stage"} <= manifest.keys() else None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         raise UserError(f"{path}: not a manifest of ours; delete the output it belongs to and make it again.") from None
+
+
+def described(path: Path, *, wanted: str) -> str | None:
+    """Describe an output by the command that wrote it.
+
+    The result is None for an output of the command that is wanted, and for what no command of ours wrote.
+    """
+    manifest = read_manifest(path) if path.exists() else None
+    if manifest is None or manifest["stage"] == wanted:
+        return None
+    what, use = WRITES.get(manifest["stage"], ("the output", ""))
+    return f"{what} of `shortlist {manifest['stage']}`{use}"
+
+
+def recorded(config: Any, *, stage: str) -> Literal["new", "other", "begun", "done"]:
+    """Say what the manifest of an output tells of this job, by the settings alone.
+
+    Contents that have changed since are not seen. `other` is the output of another job.
+    """
+    manifest = read_manifest(Path(config.out)) if Path(config.out).exists() else None
+    if manifest is None:
+        return "new"
+    known = _plain(defaults(type(config))) | manifest["config"]
+    asked = {name: value for name, value in _settings(config).items() if name not in markers(type(config))}
+    if manifest["stage"] != stage or not all(_alike(value, known.get(name)) for name, value in asked.items()):
+        return "other"
+    return "done" if manifest["complete"] else "begun"
+
+
+def _alike(asked: Any, found: Any) -> bool:
+    """Whether a setting is what a manifest says.
+
+    None and `shortlist-mini` are completed when a stage runs.
+    """
+    return asked is None or asked == found or (isinstance(found, str) and found.startswith(f"{asked}/"))
 
 
 def reopen(out: Path, *, updating: bool) -> None:

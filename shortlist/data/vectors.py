@@ -28,7 +28,7 @@ from torch import Tensor
 from shortlist.data.contents import check_files
 from shortlist.data.files import atomic_write, sha256
 from shortlist.data.ids import DocIds
-from shortlist.data.manifest import read_manifest
+from shortlist.data.manifest import described, read_manifest
 from shortlist.errors import UserError, unknown
 from shortlist.math.quantize import from_int8, to_int8
 
@@ -249,7 +249,10 @@ class VectorReader:
         self.folder = folder
         finished = finished_shards(folder)
         if not finished:
-            raise UserError(f"{folder}: holds no vectors (no shard-*.json); expected the output of `shortlist encode`.")
+            found = (
+                f"is {said}" if (said := described(folder, wanted="encode")) else "holds no vectors (no shard-*.json)"
+            )
+            raise UserError(f"{folder}: {found}; expected the output of `shortlist encode`.")
         snapshot = read_snapshot(folder) or Snapshot(list(range(finished[-1] + 1)))
         if compare:
             _check_all_there(folder, finished)

@@ -14,12 +14,13 @@ from shortlist.ask import DEMO_FOLDER, show
 from shortlist.config import load_yaml
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
-from shortlist.models.kernels.linear import bf16_pays
+from shortlist.late import late
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.spec import Sources, from_flags, written
 from shortlist.recipe import run_recipe
 
 EXAMPLES = ("parse an ISO date", "remove a directory and everything in it", "split a string the way a shell would")
+bf16_pays = late("models.kernels.linear", "bf16_pays")
 HITS = 3
 DEPTH = 30
 """Number of documents that are reranked, in the recipe and in pipeline.yaml."""

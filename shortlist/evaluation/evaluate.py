@@ -19,6 +19,7 @@ from shortlist.data.manifest import identity, ms_per_query, read_manifest, stage
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import COSTS, cost_cells, cost_headings, costs, draw_pareto
+from shortlist.evaluation.formats import as_csv, as_latex
 from shortlist.evaluation.measure import ByQuery, is_sum, judged_hits, of_run, parse_measures, per_query
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
@@ -62,6 +63,10 @@ class Config:
     `shortlist fuse` chose for the run."""
     json: NotInJob[bool] = False
     """Print one JSON object per run instead of a table."""
+    csv: NotInJob[bool] = False
+    """Print CSV instead of a table."""
+    latex: NotInJob[bool] = False
+    """Print a LaTeX table (booktabs) with the best values bold and significant differences marked."""
     out: NotInJob[Path | None] = None
     """JSON file to write the results to, besides printing them."""
     overwrite: NotInJob[bool] = False
@@ -83,6 +88,8 @@ def run(config: Config) -> None:
         )
     if config.costs and config.out is not None and config.out.suffix in (".csv", ".svg"):
         raise UserError(f"--out {config.out}: is for the results as JSON; --costs writes .csv and .svg beside it.")
+    if config.json + config.csv + config.latex > 1:
+        raise UserError("--json, --csv and --latex are three ways to print; give one of them.")
     judgements = Judgements(config.qrels, config.collection, config.split)
     judgements.check()
     if config.out is None:
@@ -92,6 +99,8 @@ def run(config: Config) -> None:
     if config.json:
         for row in results["rows"]:
             print(json.dumps({"run": row["run"]} | row, ensure_ascii=False))
+    elif config.csv or config.latex:
+        print((as_csv if config.csv else as_latex)(results), end="")
     else:
         print_results(results, details=config.details)
 

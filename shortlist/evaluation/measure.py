@@ -47,7 +47,7 @@ OWN_PARAMETERS = {"cutoff", "rel", "dcg"}
 """Parameters of our own formulas; a measure with another parameter is computed by ir_measures."""
 
 
-def parse_measures(names: Sequence[str], *, relevance_level: int = 1) -> dict[str, ir_measures.Measure]:
+def parse_measures(names: str | Sequence[str], *, relevance_level: int = 1) -> dict[str, ir_measures.Measure]:
     """Parse the names of measures.
 
     A measure gets the relevance level if it needs one and its name does not give one.
@@ -55,6 +55,7 @@ def parse_measures(names: Sequence[str], *, relevance_level: int = 1) -> dict[st
     Raises:
         UserError: a name that does not exist, or that is written or parametrised wrongly.
     """
+    names = [names] if isinstance(names, str) else names
     return {name: _parse_measure(name.strip(), relevance_level) for name in names}
 
 
@@ -111,14 +112,19 @@ def _is_own(measure: ir_measures.Measure) -> bool:
 
 
 def per_query(
-    run: Run | RunColumns, qrels: Qrels, measures: Sequence[str], *, relevance_level: int = 1, complete: bool = False
+    run: Run | RunColumns,
+    qrels: Qrels,
+    measures: str | Sequence[str],
+    *,
+    relevance_level: int = 1,
+    complete: bool = False,
 ) -> dict[str, ByQuery]:
     """Measure each query's hits, in the order in which the run lists them.
 
     Args:
         run: best first; scores are ignored.
         qrels: documents without judgement count as not relevant.
-        measures: names as in ir_measures.
+        measures: names as in ir_measures, or one of them.
         relevance_level: lowest grade that counts as relevant, for measures that know no grades.
         complete: include judged queries that the run lacks, at 0.
 

@@ -5,26 +5,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 from shortlist.config import NotInJob
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
 from shortlist.export.card import write_card
-from shortlist.export.onnx import write_onnx
-from shortlist.export.tools import write_cross_encoder, write_merged, write_peft, write_sentence_transformer
+from shortlist.late import late
 from shortlist.models.folder import open_folder
 from shortlist.models.kinds import kind_in, load_model
 
 Target = Literal["sentence-transformers", "cross-encoder", "peft", "merged", "onnx"]
 
 WRITERS: dict[str, tuple[str | None, Callable[..., None]]] = {
-    "sentence-transformers": ("retriever", write_sentence_transformer),
-    "cross-encoder": ("reranker", write_cross_encoder),
-    "peft": (None, write_peft),
-    "merged": (None, write_merged),
-    "onnx": (None, write_onnx),
+    "sentence-transformers": ("retriever", late("export.tools", "write_sentence_transformer")),
+    "cross-encoder": ("reranker", late("export.tools", "write_cross_encoder")),
+    "peft": (None, late("export.tools", "write_peft")),
+    "merged": (None, late("export.tools", "write_merged")),
+    "onnx": (None, late("export.onnx", "write_onnx")),
 }
 """For each layout, the role that a model must have (None: any), and the function that writes it."""
 
@@ -66,6 +64,8 @@ def run(config: Config) -> None:
     job = start_job(config, stage="export", inputs=inputs, as_if=as_if, folder=True)
     if job.done:
         return
+    import torch
+
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
     model = load_model(folder, reads, contract, dtype=dtype)
     write(model, job.out, source=folder)

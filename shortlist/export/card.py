@@ -10,7 +10,7 @@ import yaml
 
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
-from shortlist.models.adapters import base_name, is_adapter
+from shortlist.models.files import base_name, is_adapter
 from shortlist.models.folder import ModelFolder
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Reading
 

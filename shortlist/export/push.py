@@ -10,8 +10,7 @@ import tyro
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
 from shortlist.export.card import CARD, card, write_card
-from shortlist.models.adapters import base_name, is_adapter
-from shortlist.models.backbone import first_line
+from shortlist.models.files import base_name, first_line, is_adapter
 from shortlist.models.folder import open_folder
 from shortlist.progress import say
 

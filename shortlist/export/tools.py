@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from shortlist.data.files import read_json, write_json
 from shortlist.errors import UserError
 from shortlist.export.tokenizer import for_pairs, for_single_texts
-from shortlist.models.adapters import ADAPTER, CONFIG, PREFIX, adapter_weights, is_adapter, write_base
+from shortlist.models.adapters import ADAPTER, PREFIX, adapter_weights
 from shortlist.models.backbone import is_decoder
 from shortlist.models.dense import DenseLayer
+from shortlist.models.files import CONFIG, HEAD, is_adapter, write_base
 from shortlist.models.folder import ModelFolder
-from shortlist.models.heads import HEAD
 from shortlist.models.kinds import KINDS
-from shortlist.models.published import ACTIVATIONS, POOLING_MODES
+from shortlist.models.published import ACTIVATIONS, POOLING_MODES, find_activation
 from shortlist.models.save import save_model
 
 POOLING_FLAGS = (
@@ -150,7 +150,7 @@ def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
 
 
 def _write_dense(layer: Any, folder: Path) -> None:
-    activation = next(name for name, function in ACTIVATIONS.items() if function is layer.activation)
+    activation = next(name for name in ACTIVATIONS if find_activation(name) is layer.activation)
     shape = {"in_features": layer.weight.shape[1], "out_features": layer.out_features, "bias": layer.bias is not None}
     write_json(folder / "config.json", shape | {"activation_function": activation})
     state = {"linear.weight": layer.weight} | ({"linear.bias": layer.bias} if layer.bias is not None else {})

@@ -31,9 +31,9 @@ class Config:
     """How BM25 splits text into words: a language or its code (english or en), `code` for source code, `whitespace` for
     text already split. Chinese, Japanese and Korean are split into pairs of characters (and Chinese characters)."""
     k1: float = 0.9
-    """How much a word's second occurrence in a document still counts in BM25 (0: nothing)."""
+    """BM25's saturation of term frequency; the higher, the more repeated words count (0: not at all)."""
     b: float = 0.4
-    """How much BM25 penalises longer documents (0: not at all, 1: fully)."""
+    """BM25's normalisation of length, 0 (none) to 1 (full)."""
     dtype: Literal["int8", "bfloat16"] = "int8"
     """Number type that a narrow index scans."""
     set: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from shortlist.index.postings import PostingsSorter
 from shortlist.index.protocols import Opening, WeightedTerms
 from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.progress import say
-from shortlist.records import Document, Hit, Query, Run
+from shortlist.records import Document, Hit, Query, Run, as_queries, each_document
 
 VOCABULARY, PARAMETERS = "vocab.index.json", "params.index.json"
 BM25_FILES = (*INVERTED_FILES, VOCABULARY, PARAMETERS, "index.json")
@@ -51,6 +51,9 @@ class BM25Index:
         self._folder = folder
         self._temporary: TemporaryDirectory[str] | None = None
 
+    def __repr__(self) -> str:
+        return f"<BM25Index of {len(self):,} documents and {len(self._vocabulary):,} words ({self._analyser})>"
+
     def __len__(self) -> int:
         return self._index.num_docs
 
@@ -62,7 +65,7 @@ class BM25Index:
     @classmethod
     def build(
         cls,
-        documents: Iterable[Document],
+        documents: str | Document | Iterable[str | Document],
         *,
         analyser: str = "english",
         k1: float = 0.9,
@@ -74,7 +77,7 @@ class BM25Index:
         Memory holds the vocabulary and some 20 bytes per document.
 
         Args:
-            documents: the corpus; its order decides ties.
+            documents: the corpus; its order decides ties. Texts get their positions as ids.
             analyser: a name in ANALYSERS, or a language's code, used for queries too.
             k1: how much a word's second occurrence still counts (0: nothing).
             b: how much longer documents are penalised (0: not at all, 1: fully).
@@ -95,7 +98,7 @@ class BM25Index:
             return index
         with _new_index(folder, analyser) as work:
             postings = PostingsSorter(work)
-            _read(documents, analyse, postings, folder)
+            _read(each_document(documents), analyse, postings, folder)
             write_postings(folder, postings.frequencies(), _weighed(postings, k1=k1, b=b))
             _write_parameters(folder, len(postings.lengths), k1=k1, b=b)
         return cls.load(folder)
@@ -138,20 +141,22 @@ class BM25Index:
             )
         return cls(index, vocabulary, analyse, folder)
 
-    def search(self, queries: Sequence[Query], k: int) -> Run:
+    def search(self, queries: str | Query | Iterable[str | Query], k: int) -> Run:
         """Find the at most k best documents for each query.
 
-        Equal scores are in corpus order; documents without a word of the query are left out.
+        Texts get their positions as ids. Equal scores are in corpus order; documents without a word of the query are
+        left out.
         """
+        queries = as_queries(queries)
         found = self.find_by_terms(self.query_terms(queries), k)
         return dict(zip([query.query_id for query in queries], found, strict=True))
 
-    def query_terms(self, queries: Sequence[Query]) -> list[WeightedTerms]:
+    def query_terms(self, queries: str | Query | Iterable[str | Query]) -> list[WeightedTerms]:
         """Split queries into words as the documents were split.
 
         Each occurrence of a word has weight 1.
         """
-        return [[(word, 1.0) for word in self._analyse(query.text)] for query in queries]
+        return [[(word, 1.0) for word in self._analyse(query.text)] for query in as_queries(queries)]
 
     def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
         """Find the at most k best documents for each query of weighted words.

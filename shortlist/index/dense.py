@@ -1,13 +1,13 @@
 """Dense search: a retriever embeds the queries, and an index finds the nearest vectors."""
 
-from collections.abc import Sequence
-from typing import Protocol, final, runtime_checkable
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from shortlist.index.protocols import VectorIndex
-from shortlist.records import Hit, Query, Run
+from shortlist.records import Hit, Query, Run, as_queries
 
 
 @runtime_checkable
@@ -25,20 +25,26 @@ class DenseSearch:
 
     def __init__(self, retriever: EncodesQueries, vectors: VectorIndex) -> None:
         self.retriever, self.vectors = retriever, vectors
+        self.temporary: Any = None
+        """Whatever must live as long as this does, such as a temporary folder of the vectors."""
+
+    def __repr__(self) -> str:
+        return f"<DenseSearch with {self.retriever!r} over {self.vectors!r}>"
 
     @property
     def doc_ids(self) -> Sequence[str] | None:
         """The ids of the documents, in corpus order, if the index knows them."""
         return getattr(getattr(self.vectors, "vectors", None), "doc_ids", None)
 
-    def search(self, queries: Sequence[Query], k: int) -> Run:
-        """Find the k most similar documents for each query."""
+    def search(self, queries: str | Query | Iterable[str | Query], k: int) -> Run:
+        """Find the k most similar documents for each query; texts get their positions as ids."""
+        queries = as_queries(queries)
         found = self.find_by_vectors(self.query_vectors(queries), k)
         return dict(zip([query.query_id for query in queries], found, strict=True))
 
-    def query_vectors(self, queries: Sequence[Query]) -> Float[np.ndarray, "queries dim"]:
+    def query_vectors(self, queries: str | Query | Iterable[str | Query]) -> Float[np.ndarray, "queries dim"]:
         """Compute the vectors that `search` uses for these queries."""
-        return self.retriever.encode_queries(queries)
+        return self.retriever.encode_queries(as_queries(queries))
 
     def find_by_vectors(self, vectors: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
         """Find the k most similar documents for each vector, given as a query's vector."""

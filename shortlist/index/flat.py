@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import numpy as np
 import torch
@@ -80,6 +80,11 @@ SAMPLED = 64
 
 def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int) -> None:
     """Raise UserError if the queries or k do not suit vectors of `dim` numbers."""
+    if getattr(queries, "ndim", None) != 2:
+        raise UserError(
+            f"queries are {_shown(queries)}; expected an array with a row for each query: encode a list of them, or "
+            "search texts with DenseSearch(retriever, index)."
+        )
     if queries.shape[1] != dim:
         raise UserError(
             f"queries have {queries.shape[1]} dimensions, the vectors {dim}: encode both with the same model."
@@ -88,6 +93,11 @@ def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int
         raise UserError(f"k is {k}; expected at least 1.")
     if not np.isfinite(queries).all():
         raise UserError("the vector of a query is not finite: the model overflows on it; try a wider precision.")
+
+
+def _shown(queries: Any) -> str:
+    shape = getattr(queries, "shape", None)
+    return f"a {type(queries).__name__}" if shape is None else f"of shape {tuple(shape)}"
 
 
 @final
@@ -130,6 +140,9 @@ class FlatIndex:
         allowed = _free_bytes() / 2 if memory_gib is None else memory_gib * 2**30
         self.release = self.scanned.num_bytes > allowed
         self._resident: list[Block] = []
+
+    def __repr__(self) -> str:
+        return f"<FlatIndex of {self.vectors.num_docs:,} vectors of {self.vectors.dim}>"
 
     def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.

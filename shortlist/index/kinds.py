@@ -6,13 +6,12 @@ module imports this one.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shortlist.errors import unknown
 from shortlist.index.protocols import Opening
+from shortlist.late import late
 
 
 def in_proportion(total: int, part: int) -> float:
@@ -59,36 +58,23 @@ class IndexKind(NamedTuple):
     """Its name in messages, if that differs from its name in `INDEXES`."""
 
 
-def late(module: str, function: str, **settings: Any) -> Callable[..., Any]:
-    """Return a function of a module of this package, imported when it is first called.
-
-    Args:
-        settings: arguments that are passed to it in every call.
-    """
-    return partial(_call, f"{__package__}.{module}", function, **settings)
-
-
-def _call(module: str, function: str, /, *arguments: Any, **settings: Any) -> Any:
-    return getattr(import_module(module), function)(*arguments, **settings)
-
-
 def _approximate(kind: str, parameters: str) -> IndexKind:
     return IndexKind(
         reads="vectors",
-        build=late("ann", "build_ann", kind=kind),
-        open=late("ann", "open_ann"),
+        build=late("index.ann", "build_ann", kind=kind),
+        open=late("index.ann", "open_ann"),
         parameters=("effort", "refine", "sample", *parameters.split()),
         needs_model=True,
-        footprint=late("parameters", "ann_footprint", kind=kind),
-        growth=late("parameters", "ann_growth", kind=kind),
+        footprint=late("index.parameters", "ann_footprint", kind=kind),
+        growth=late("index.parameters", "ann_growth", kind=kind),
     )
 
 
 INDEXES: dict[str, IndexKind] = {
     "bm25": IndexKind(
         reads="corpus",
-        build=late("bm25", "build_bm25"),
-        open=late("bm25", "open_bm25"),
+        build=late("index.bm25", "build_bm25"),
+        open=late("index.bm25", "open_bm25"),
         settings=("language", "k1", "b"),
         exact=True,
         outdated=late("bm25", "outdated"),
@@ -96,11 +82,11 @@ INDEXES: dict[str, IndexKind] = {
     ),
     "narrow": IndexKind(
         reads="vectors",
-        build=late("narrow", "build_narrow"),
-        open=late("narrow", "open_narrow"),
+        build=late("index.narrow", "build_narrow"),
+        open=late("index.narrow", "open_narrow"),
         settings=("dtype",),
         needs_model=True,
-        footprint=late("narrow", "narrow_footprint"),
+        footprint=late("index.narrow", "narrow_footprint"),
         exact=True,
     ),
     "hnsw": _approximate("hnsw", "links construction bits"),
@@ -108,23 +94,23 @@ INDEXES: dict[str, IndexKind] = {
     "ivf-pq": _approximate("ivf-pq", "lists code_bytes"),
     "pgvector": IndexKind(
         reads="vectors",
-        build=late("databases.pgvector", "load_pgvector"),
-        open=late("databases.pgvector", "open_pgvector"),
+        build=late("index.databases.pgvector", "load_pgvector"),
+        open=late("index.databases.pgvector", "open_pgvector"),
         settings=("dsn", "table", "exact"),
         parameters=("m", "ef_construction"),
         needs_model=True,
-        footprint=late("parameters", "rows_footprint"),
+        footprint=late("index.parameters", "rows_footprint"),
         updates=True,
         outside=True,
     ),
     "lance": IndexKind(
         reads="vectors",
-        build=late("databases.lance", "load_lance"),
-        open=late("databases.lance", "open_lance"),
+        build=late("index.databases.lance", "load_lance"),
+        open=late("index.databases.lance", "open_lance"),
         settings=("uri", "table", "exact"),
         parameters=("partitions", "sub_vectors"),
         needs_model=True,
-        footprint=late("parameters", "rows_footprint"),
+        footprint=late("index.parameters", "rows_footprint"),
         updates=True,
         outside=True,
     ),

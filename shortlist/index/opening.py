@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortlist.data.collections import open_collection
-from shortlist.data.manifest import identity, read_manifest, same_identity
+from shortlist.data.manifest import described, identity, read_manifest, same_identity
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.kinds import find_kind
@@ -25,7 +25,8 @@ def kind_of(index: Path) -> str:
     identity(index)  # raises if it is unfinished
     manifest = read_manifest(index)
     if manifest is None or manifest["stage"] != "index":
-        raise UserError(f"--index {index}: not the output of `shortlist index`.")
+        found = described(index, wanted="index") or "not the output of `shortlist index`"
+        raise UserError(f"--index {index}: is {found}.")
     return manifest["config"].get("kind", "bm25")
 
 

@@ -6,6 +6,7 @@ from typing import Any, final
 from shortlist.integrations import Passage, best_first, metadata_of, not_installed
 from shortlist.models.retriever import Retriever
 from shortlist.pipeline import Pipeline
+from shortlist.records import as_documents
 from shortlist.rerankers import Ranker
 
 try:
@@ -50,7 +51,7 @@ class RetrieverEmbeddings(Embeddings):
         self.retriever = retriever
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return self.retriever.encode_documents(texts).tolist()
+        return self.retriever.encode_documents(as_documents(texts)).tolist()
 
     def embed_query(self, text: str) -> list[float]:
         return self.retriever.encode_queries([text])[0].tolist()

@@ -7,6 +7,7 @@ from shortlist.errors import UserError
 from shortlist.integrations import Passage, best_first, metadata_of, not_installed
 from shortlist.models.retriever import Retriever
 from shortlist.pipeline import Pipeline
+from shortlist.records import as_documents
 from shortlist.rerankers import Ranker
 
 try:
@@ -67,7 +68,7 @@ class RetrieverEmbedding(BaseEmbedding):
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self.retriever.encode_documents(texts).tolist()
+        return self.retriever.encode_documents(as_documents(texts)).tolist()
 
 
 @final

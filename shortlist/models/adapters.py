@@ -8,8 +8,6 @@ PEFT would use random updates in its place.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from os.path import normpath, relpath
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -20,70 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shortlist.data.files import read_json, write_json
 from shortlist.errors import UserError, unknown
-from shortlist.models.backbone import first_line, hushed
-from shortlist.models.heads import HEAD
+from shortlist.models.backbone import hushed
+from shortlist.models.files import CONFIG, HEAD, PICKLED, first_line
+from shortlist.models.lora import Lora
 
-CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
-PICKLED = "adapter_model.bin"
-"""The older file of weights. Only tensors are read from it; no code in the pickle is run."""
-
-BASE = "base.json"
-"""A file beside an adapter that says where the folder of its base lies, as seen from the adapter's."""
-
 QUANTIZATION = "quantization_config.json"
 """A file beside an adapter that says how its base was quantised in training."""
 
 PREFIX = "base_model.model."
 """The prefix that PEFT puts before every key."""
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adaptation of some linear layers (https://arxiv.org/abs/2106.09685)."""
-
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.1
-    targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj")
-
-
-LORAS = {"paper": Lora(), "paper+k": Lora(targets=(*Lora().targets, "k_proj"))}
-"""Presets: the paper's public code adapts every projection except k; a later recipe of its authors adds k."""
-
-
-def parse_lora(text: str) -> Lora:
-    """Parse the settings of LoRA.
-
-    Args:
-        text: `paper`, `paper+k`, or settings such as `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj`. Settings left
-            out are the paper's.
-
-    Raises:
-        UserError: the text is neither a preset nor valid settings.
-    """
-    if text in LORAS:
-        return LORAS[text]
-    if "=" not in text:
-        raise unknown("LoRA preset", text, LORAS)
-    readers = {"r": int, "alpha": int, "dropout": float, "targets": lambda names: tuple(names.split("+"))}
-    values: dict[str, Any] = {}
-    for item in text.split(","):
-        name, _, value = item.partition("=")
-        if name not in readers:
-            raise unknown("LoRA setting", name, readers)
-        try:
-            values[name] = readers[name](value)
-        except ValueError:
-            raise UserError(f"--lora: {name} is {value!r}; expected a number.") from None
-    lora = Lora(**values)
-    if lora.r < 1 or lora.alpha < 1:
-        raise UserError(f"--lora: r is {lora.r} and alpha is {lora.alpha}; expected at least 1.")
-    if not 0 <= lora.dropout < 1:
-        raise UserError(f"--lora: dropout is {lora.dropout}; expected at least 0 and below 1.")
-    return lora
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
@@ -105,38 +50,6 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
     settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     with hushed():
         return get_peft_model(model, settings)
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter instead of a whole model."""
-    return (folder / CONFIG).exists()
-
-
-def base_name(folder: Path) -> str:
-    """Read the folder or hub name of the model that an adapter was made for.
-
-    A folder that is no longer where it was is looked for where it lay as seen from the adapter.
-
-    Raises:
-        UserError: the adapter does not name it, or names itself.
-    """
-    name = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not name:
-        raise UserError(f"{folder / CONFIG}: names no base model; expected base_model_name_or_path.")
-    if not Path(name).exists() and (folder / BASE).exists():
-        beside = Path(normpath(folder / str(read_json(folder / BASE).get("path"))))
-        name = str(beside) if beside.is_dir() else name
-    if Path(name).exists() and Path(name).resolve() == folder.resolve():
-        raise UserError(f"{folder / CONFIG}: names its own folder as its base model; expected the model below it.")
-    return name
-
-
-def write_base(folder: Path, name: str | None) -> str | None:
-    """Write down where an adapter's base lies, and return its name for PEFT."""
-    if not name or not Path(name).exists():
-        return name
-    write_json(folder / BASE, {"path": relpath(Path(name).resolve(), folder.resolve())})
-    return str(Path(name).resolve())
 
 
 def adapter_weights(folder: Path) -> dict[str, Tensor]:

@@ -1,10 +1,9 @@
 """The transformer in every model: loading it and running it on right-padded ids."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from logging import ERROR, getLogger
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -25,11 +24,9 @@ from transformers.utils import logging
 
 from shortlist.errors import UserError, unknown
 from shortlist.math.pooling import POOLINGS
+from shortlist.models.files import POSITIONS, first_line, not_a_model
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.text.contract import Reading
-
-POSITIONS = ("position_embeddings", "embed_positions", "wpe")
-"""Names of the table of learned positions in a model of transformers."""
 
 
 def load_backbone(
@@ -198,16 +195,6 @@ def num_positions(model: PreTrainedModel) -> int | None:
     return None
 
 
-def not_a_model(name: str, error: Exception | str) -> UserError:
-    """Make the error for a name from which no model can be loaded."""
-    names = sorted(path.name for path in Path(name).iterdir()) if Path(name).is_dir() else []
-    found = f" Found: {', '.join(names[:6])}." if names else ""
-    return UserError(
-        f"{name}: cannot load a model ({first_line(error)}); expected a model folder with config.json and safetensors "
-        f"weights, or the name of one on the hub.{found}"
-    )
-
-
 def is_decoder(model: PreTrainedModel) -> bool:
     """Whether the architecture was made to predict the next token.
 
@@ -308,9 +295,3 @@ def hushed() -> Iterator[None]:
     getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # warns on import about a kernel that is not used here
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         yield
-
-
-def first_line(error: Exception | str) -> str:
-    """Return the first line of another library's error message, shortened."""
-    lines: Sequence[str] = str(error).strip().split("\n")
-    return lines[0][:200] or type(error).__name__

@@ -13,16 +13,20 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
-
 from shortlist.data.contents import check_files
 from shortlist.data.files import optional_json, read_json
-from shortlist.data.manifest import check_output, identity
+from shortlist.data.manifest import check_output, identity, read_manifest
 from shortlist.errors import UserError
-from shortlist.models.adapters import PICKLED, base_name, is_adapter
-from shortlist.models.backbone import POSITIONS, empty_backbone, not_a_model, num_positions
-from shortlist.models.published import backbone_folder, check_layout, published_contract
+from shortlist.models.files import (
+    PICKLED,
+    POSITIONS,
+    base_name,
+    first_line,
+    is_adapter,
+    is_classifier,
+    not_a_model,
+)
+from shortlist.models.published import MODULES, backbone_folder, check_layout, published_contract
 from shortlist.models.shipped import shipped_folder, shipped_name
 from shortlist.text.contract import TEMPLATES, InputContract, named_contract
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
@@ -34,6 +38,9 @@ WEIGHTS = ("*.safetensors", PICKLED)
 CONTRACT = "contract.json"
 CHECKPOINT = "training.json"
 """The state of the training run in a checkpoint, which lists the checkpoint's files as a manifest does."""
+ROLES = {"document": "retriever", "pair": "reranker"}
+"""What models are for that read this input."""
+OTHER = {"document": "pair", "pair": "document"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ class ModelFolder:
     @cached_property
     def num_parameters(self) -> int:
         """The number of parameters, read from the headers of the weight files."""
+        from safetensors import safe_open
+
         total = 0
         for path in self.weight_files:
             with safe_open(path, framework="pt") as weights:
@@ -124,6 +133,8 @@ class ModelFolder:
         keys = {key for path in self.weight_files for key in _keys(path)}
         if keys and not any(key.endswith(tuple(f"{name}.weight" for name in POSITIONS)) for key in keys):
             return None
+        from shortlist.models.backbone import empty_backbone, num_positions
+
         return num_positions(empty_backbone(str(self.whole.backbone_path)))
 
     def check_lengths(self, contract: InputContract) -> InputContract:
@@ -174,19 +185,30 @@ class ModelFolder:
         if given is not None:
             contract = named_contract(given)
             if not getattr(contract.form, reads):
-                raise UserError(f"--contract: {given!r} has no {reads!r} input, so it is for another kind of model.")
+                raise UserError(f"--contract: {given!r} is for a {ROLES[OTHER[reads]]}; a {ROLES[reads]} is wanted.")
             return self._within_positions(contract)
         contract = self.own_contract(reads)
-        if contract is None and (self.path / CONTRACT).exists():
-            raise UserError(f"{self.name}: its contract.json has no {reads!r} input, so it is another kind of model.")
         if contract is None:
-            raise UserError(
-                f"{self.name}: has no contract.json that says how its input looks; name one with --contract."
-            )
+            raise self._mistaken(reads)
         return self._within_positions(contract)
 
     def _within_positions(self, contract: InputContract) -> InputContract:
         return replace(contract, form=contract.form.within(self.num_positions))
+
+    def is_known(self, reads: str) -> bool:
+        """Whether a look at the files tells how the model reads this input."""
+        if (self.path / CONTRACT).exists():
+            return self.own_contract(reads) is not None
+        return (self.path / MODULES).exists() if reads == "document" else is_classifier(self.path)
+
+    def _mistaken(self, reads: str) -> UserError:
+        """Make the error for a model that is not known to read this input."""
+        if self.is_known(OTHER[reads]):
+            kind = (read_manifest(self.path) or {}).get("config", {}).get("kind")
+            found = "language model" if kind == "language-model" else ROLES[OTHER[reads]]
+            return UserError(f"{self.name}: is a {found}; a {ROLES[reads]} is wanted.")
+        flags = "--contract" if reads == "document" else "--contract (--reranker-contract beside a retriever)"
+        return UserError(f"{self.name}: has no contract.json that says how its input looks; name one with {flags}.")
 
     def any_contract(self, given: str | None = None) -> InputContract:
         """Return the contract of the model, whether it is a retriever or a reranker.
@@ -215,7 +237,9 @@ class ModelFolder:
 
 
 def _keys(path: Path) -> Iterator[str]:
-    with safe_open(path, framework="pt") as weights:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as weights:
         yield from weights.keys()
 
 
@@ -253,7 +277,7 @@ def open_folder(
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types
-        raise not_a_model(name, error) from None
+        raise not_a_model(name, f"there is no such folder, and from the hub: {first_line(error)}") from None
     return ModelFolder(name, path, path.name, weights, base)
 
 
@@ -266,3 +290,25 @@ def check_written(folder: Path) -> None:
     check_output(folder)
     files = optional_json(folder / CHECKPOINT).get("files", {})
     check_files(folder, files, remedy="delete this checkpoint; the training goes on from the one before it.")
+
+
+def snapshot_download(name: str, **options: Any) -> str:
+    """Fetch a model's files from the hub, whose client takes long to import."""
+    from huggingface_hub import snapshot_download as fetch
+
+    return fetch(name, **options)
+
+
+def check_model(name: str, reads: str, contract: str | None = None) -> None:
+    """Refuse the name of a model that cannot read this input, without loading its weights.
+
+    Args:
+        reads: `document` for a retriever, `pair` for a reranker.
+        contract: name of the input contract (None: the model's own).
+
+    Raises:
+        UserError: there is no such model, it is of another kind, or the contract is unknown or for another kind.
+    """
+    folder = open_folder(name, wanted=ROLES[reads], weights=False)
+    if contract is not None or not folder.is_known(reads):
+        folder.contract(reads, contract)

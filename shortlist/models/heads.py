@@ -8,12 +8,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from shortlist.data.files import optional_json
 from shortlist.errors import UserError
+from shortlist.models.files import HEAD
 
-HEAD = "score.weight"
 OUTPUT_EMBEDDING = "lm_head.weight"
 
 
@@ -101,11 +99,3 @@ def _tensors(folder: Path, name: str) -> Iterator[tuple[Any, str]]:
                         yield weights, key
         except SafetensorError as error:
             raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None
-
-
-def is_classifier(folder: Path) -> bool:
-    """Whether the folder holds an encoder that is a sequence classifier of transformers."""
-    config = optional_json(folder / "config.json")
-    [architecture] = (config.get("architectures") or [""])[:1]
-    encoder = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return encoder and architecture.endswith("ForSequenceClassification")

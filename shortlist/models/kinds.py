@@ -5,24 +5,17 @@ Other packages keep tables of what they do with each kind, which `for_kind` read
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shortlist.errors import unknown
+from shortlist.late import late
+from shortlist.models.files import HEAD, is_classifier
 from shortlist.models.folder import ModelFolder
-from shortlist.models.heads import HEAD, is_classifier
-from shortlist.models.load import (
-    dense_to_train,
-    head_of,
-    language_model_to_train,
-    load_classifier_model,
-    load_dense,
-    load_pointwise,
-    pointwise_to_train,
-)
 from shortlist.models.shipped import shipped_folder, warn_of_text
 from shortlist.text.contract import Adjust, InputContract
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -51,28 +44,41 @@ class ModelKind:
     """Whether the backbone is a complete model of transformers, with its head, and is saved as such."""
 
 
+def is_headless_classifier(folder: ModelFolder) -> bool:
+    """Whether a folder holds a classifier whose head is not under our key."""
+    if not is_classifier(folder.path):
+        return False
+    from shortlist.models.load import head_of
+
+    return head_of(folder) is None
+
+
 KINDS: dict[str, ModelKind] = {
     "retriever": ModelKind(
-        role="retriever", reads="document", load=load_dense, to_train=dense_to_train, temperature=0.01
+        role="retriever",
+        reads="document",
+        load=late("models.load", "load_dense"),
+        to_train=late("models.load", "dense_to_train"),
+        temperature=0.01,
     ),
     "reranker": ModelKind(
         role="reranker",
         reads="pair",
-        load=load_pointwise,
-        to_train=pointwise_to_train,
+        load=late("models.load", "load_pointwise"),
+        to_train=late("models.load", "pointwise_to_train"),
         saved={"head": HEAD},
         as_classifier=True,
     ),
     "classifier": ModelKind(
         role="reranker",
         reads="pair",
-        load=load_classifier_model,
-        is_in=lambda folder, contract: (
-            not contract.reading.answer and is_classifier(folder.path) and head_of(folder) is None
-        ),
+        load=late("models.load", "load_classifier_model"),
+        is_in=lambda folder, contract: not contract.reading.answer and is_headless_classifier(folder),
         saves_itself=True,
     ),
-    "language-model": ModelKind(role="language-model", reads="pair", to_train=language_model_to_train),
+    "language-model": ModelKind(
+        role="language-model", reads="pair", to_train=late("models.load", "language_model_to_train")
+    ),
 }
 """The kinds by name, which is the name in `shortlist train` and the module's `kind`."""
 
@@ -95,7 +101,7 @@ def load_model(
     contract: str | InputContract | None = None,
     *,
     adjust: Adjust | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: "torch.dtype | None" = None,
 ) -> Any:
     """Load the model that a folder holds, whatever its kind.
 
@@ -104,6 +110,7 @@ def load_model(
         reads: the wanted input: `document` for a retriever, `pair` for a reranker.
         contract: the input contract, by name or as an object (None: the folder's own).
         adjust: changes that contract before use, such as its lengths.
+        dtype: dtype of the weights (None: float32).
 
     Raises:
         UserError: its input contract is unknown, or it is another kind of model.
@@ -114,7 +121,7 @@ def load_model(
     if shipped_folder(folder.name):
         warn_of_text()
     assert load is not None  # `kind_in` ensures it; this tells the type checker
-    return load(folder, found, dtype=dtype)
+    return load(folder, found) if dtype is None else load(folder, found, dtype=dtype)
 
 
 def named_kind(name: str) -> ModelKind:

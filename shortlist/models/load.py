@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
-from shortlist.models.adapters import QUANTIZATION, adapter_head, is_adapter, merge_adapter
+from shortlist.models.adapters import QUANTIZATION, adapter_head, merge_adapter
 from shortlist.models.backbone import (
     apply_reading,
     dequantize,
@@ -23,8 +23,9 @@ from shortlist.models.backbone import (
 )
 from shortlist.models.classifier import ClassifierModel
 from shortlist.models.dense import DenseModel
+from shortlist.models.files import is_adapter, is_classifier
 from shortlist.models.folder import ModelFolder
-from shortlist.models.heads import HEAD, answer_head, check_tied, find_head, is_classifier, one_label
+from shortlist.models.heads import HEAD, answer_head, check_tied, find_head, one_label
 from shortlist.models.language import LanguageModel
 from shortlist.models.pointwise import PointwiseModel, new_head
 from shortlist.models.published import dense_layers

@@ -6,23 +6,22 @@ input, so the user has to name a contract.
 """
 
 import re
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import CONFIG_MAPPING
 
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
-from shortlist.models.adapters import is_adapter
-from shortlist.models.dense import Activation, DenseLayer, UnitLength
-from shortlist.models.heads import is_classifier
+from shortlist.models.files import is_adapter, is_classifier
 from shortlist.text.contract import Form, InputContract, Reading, named_contract
 from shortlist.text.special_tokens import around_one, around_two
 from shortlist.text.templates import literal
 from shortlist.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from shortlist.models.dense import Activation, DenseLayer, UnitLength
 
 MODULES = "modules.json"
 
@@ -45,14 +44,14 @@ POOLING_MODES = {
 }
 """sentence-transformers' names of the supported poolings."""
 
-ACTIVATIONS: dict[str, Activation | None] = {
+ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": None,
-    "torch.nn.modules.activation.Tanh": torch.tanh,
-    "torch.nn.modules.activation.ReLU": torch.relu,
-    "torch.nn.modules.activation.GELU": torch.nn.functional.gelu,
-    "torch.nn.modules.activation.Sigmoid": torch.sigmoid,
+    "torch.nn.modules.activation.Tanh": "torch.tanh",
+    "torch.nn.modules.activation.ReLU": "torch.relu",
+    "torch.nn.modules.activation.GELU": "torch.nn.functional.gelu",
+    "torch.nn.modules.activation.Sigmoid": "torch.sigmoid",
 }
-"""Supported activations of a dense layer, by the class named in its settings."""
+"""Supported activations of a dense layer: class named in its settings -> name of the function (None: no function)."""
 
 UNLIMITED = 10**9
 """Tokenizers without a longest input report a length above this."""
@@ -71,8 +70,12 @@ def check_layout(name: str, folder: Path) -> None:
             f"{name}: is no model folder (found: {found}); expected config.json (transformers), adapter_config.json "
             f"(PEFT) or {MODULES} (sentence-transformers), weights in safetensors, and a tokenizer."
         )
+    if "auto_map" not in optional_json(config):
+        return
+    from transformers import CONFIG_MAPPING
+
     kind = optional_json(config).get("model_type")
-    if "auto_map" in optional_json(config) and kind not in CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING:
         raise UserError(
             f"{name}: is of the kind {kind!r}, which transformers has not; it brings code of its own, which other "
             "tools run with trust_remote_code. That is never done here; choose a model of a kind that transformers has."
@@ -113,7 +116,7 @@ def backbone_folder(folder: Path) -> Path:
     return next((path for kind, path in _modules(folder) if kind == "Transformer"), folder)
 
 
-def dense_layers(folder: Path) -> list[DenseLayer | UnitLength]:
+def dense_layers(folder: Path) -> "list[DenseLayer | UnitLength]":
     """Load the dense layers after the pooling, and scalings between them, in order.
 
     Raises:
@@ -121,6 +124,8 @@ def dense_layers(folder: Path) -> list[DenseLayer | UnitLength]:
     """
     if not (folder / MODULES).exists():
         return []
+    from shortlist.models.dense import UnitLength
+
     layers = [(kind, path) for kind, path in _modules(folder) if kind in ("Dense", "Normalize")]
     while layers and layers[-1][0] == "Normalize":  # this one is part of the reading
         layers.pop()
@@ -134,7 +139,11 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     ]
 
 
-def _dense(folder: Path) -> DenseLayer:
+def _dense(folder: Path) -> "DenseLayer":
+    from safetensors.torch import load_file
+
+    from shortlist.models.dense import DenseLayer
+
     settings, path = read_json(folder / "config.json"), folder / "model.safetensors"
     try:
         weights = load_file(path)
@@ -144,7 +153,16 @@ def _dense(folder: Path) -> DenseLayer:
     name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     if name not in ACTIVATIONS:
         raise UserError(f"{folder}: activation {name!r} is not supported; expected one of {', '.join(ACTIVATIONS)}.")
-    return DenseLayer(weight, bias, ACTIVATIONS[name])
+    return DenseLayer(weight, bias, find_activation(name))
+
+
+def find_activation(name: str) -> "Activation | None":
+    """Return the function of an activation in ACTIVATIONS; None if it does nothing."""
+    path = ACTIVATIONS[name]
+    if path is None:
+        return None
+    module, _, function = path.rpartition(".")
+    return getattr(import_module(module), function)
 
 
 def _of_modules(folder: Path) -> InputContract:

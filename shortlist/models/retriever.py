@@ -1,15 +1,25 @@
 """Retrievers, which turn texts into vectors."""
 
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Iterable
+from typing import final
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
+from shortlist.errors import in_python
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import load_model
-from shortlist.models.run import Model, embed_documents, embed_queries, for_inference
-from shortlist.records import Document, Query, as_documents, as_queries
+from shortlist.models.run import (
+    Model,
+    Precision,
+    TextsDone,
+    described_model,
+    embed_documents,
+    embed_queries,
+    for_inference,
+)
+from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.text.contract import Adjust, InputContract
 
 
@@ -33,7 +43,9 @@ class Retriever:
         *,
         contract: str | InputContract | None = None,
         adjust: Adjust | None = None,
-        **options: Any,
+        device: torch.device | str | None = None,
+        precision: Precision = "fp32",
+        packed: bool | None = None,
     ) -> "Retriever":
         """Load a model, ready to encode, from a folder or the hub.
 
@@ -41,14 +53,17 @@ class Retriever:
             name: the model's folder or hub name.
             contract: the input contract, by name or as an object, for a folder that does not contain one.
             adjust: changes that contract before use, such as its lengths.
-            options: device and precision, as for `models.run.for_inference`.
+            device: where to run it, such as `cuda:1` (None: the first GPU, or the CPU).
+            precision: dtype of the weights, as for `models.run.for_inference`.
+            packed: whether to lay out linears for a CPU, as for `models.run.for_inference`.
 
         Raises:
             UserError: there is no model, or its input contract is unknown.
         """
-        folder = open_folder(name) if isinstance(name, str) else name
-        model = load_model(folder, "document", contract, adjust=adjust)
-        for_inference(model, **options)
+        with in_python():
+            folder = open_folder(name) if isinstance(name, str) else name
+            model = load_model(folder, "document", contract, adjust=adjust)
+        for_inference(model, device, precision=precision, packed=packed)
         return cls(model)
 
     @property
@@ -61,10 +76,44 @@ class Retriever:
         """The dimension of the vectors."""
         return self.model.row_shape[-1]
 
-    def encode_queries(self, queries: Sequence[str | Query], **options: Any) -> Float[np.ndarray, "queries dim"]:
-        """Embed queries; options as in `models.run.run_model`."""
-        return embed_queries(self.model, as_queries(queries), **options)
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {described_model(self.model)}, vectors of {self.dim}>"
 
-    def encode_documents(self, documents: Sequence[str | Document], **options: Any) -> Float[np.ndarray, "docs dim"]:
-        """Embed documents; options as in `models.run.run_model`."""
-        return embed_documents(self.model, as_documents(documents), **options)
+    def encode_queries(
+        self,
+        queries: str | Query | Iterable[str | Query],
+        *,
+        token_budget: int | None = None,
+        advance: TextsDone | None = None,
+    ) -> Float[np.ndarray, "*queries dim"]:
+        """Embed queries.
+
+        Args:
+            queries: several, for one row each; or one, for its vector.
+            token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
+            advance: called after each forward pass.
+
+        Raises:
+            UserError: something is neither a text nor a query.
+        """
+        vectors = embed_queries(self.model, as_queries(queries), token_budget=token_budget, advance=advance)
+        return vectors[0] if is_one(queries) else vectors
+
+    def encode_documents(
+        self,
+        documents: str | Document | Iterable[str | Document],
+        *,
+        token_budget: int | None = None,
+        advance: TextsDone | None = None,
+    ) -> Float[np.ndarray, "*docs dim"]:
+        """Embed documents.
+
+        Args:
+            documents: several, for one row each; or one, for its vector.
+            token_budget: as for `encode_queries`, and so is `advance`.
+
+        Raises:
+            UserError: something is neither a text nor a document.
+        """
+        vectors = embed_documents(self.model, as_documents(documents), token_budget=token_budget, advance=advance)
+        return vectors[0] if is_one(documents) else vectors

@@ -1,7 +1,7 @@
 """The inference loop from token ids to rows, shared by all stages and models."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.backbone import is_causal, own_rotations
+from shortlist.models.files import Precision
 from shortlist.models.kernels.fused import fuse_layers
 from shortlist.models.kernels.linear import PackedLinear, PlainLinear, pack_linears, packing_is_right, packing_pays
 from shortlist.models.kernels.quantized import Int8Linear, quantize_linears
@@ -23,8 +24,6 @@ CPU_TOKENS = 2048
 GPU_TOKENS = 16384
 TEXTS_AT_ONCE = 4096
 """Texts whose token ids are Python integers at the same time; each takes 36 bytes, and only 4 in an array."""
-
-Precision = Literal["fp32", "bf16", "int8"]
 
 TokenIds = Sequence[int] | Int32[np.ndarray, " _"]
 
@@ -71,6 +70,14 @@ class Model(Protocol):
         ...
 
 
+def described_model(model: Model) -> str:
+    """Describe a model in a few words: architecture, number of parameters, where it runs."""
+    weights = list(model.parameters())
+    size = sum(weight.numel() for weight in weights)
+    device = weights[0].device if weights else "cpu"
+    return f"{type(model.backbone).__name__} with {size:,} parameters on {device}"
+
+
 def pick_device() -> torch.device:
     """Return the first GPU if there is one, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +90,7 @@ def default_token_budget(device: torch.device) -> int:
 
 def for_inference(
     model: Model,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     *,
     precision: Precision = "fp32",
     packed: bool | None = None,
@@ -99,7 +106,7 @@ def for_inference(
             are 8-bit integers, and the rest is float32 on a CPU and bfloat16 on a GPU.
         packed: whether to lay out linears on a CPU for oneDNN if this PyTorch can (None: if `packing_pays`).
     """
-    device = device or pick_device()
+    device = torch.device(device) if device else pick_device()
     model.eval().requires_grad_(False).to(device)
     backbone, on_cpu = model.backbone, device.type == "cpu"
     dtype = torch.bfloat16 if precision == "bf16" or (precision == "int8" and not on_cpu) else torch.float32
@@ -170,19 +177,28 @@ def run_model(
     return select(together, torch.from_numpy(np.concatenate(order)).argsort())
 
 
-def embed_queries(model: Model, queries: Sequence[Query], **options) -> Float[np.ndarray, "queries dim"]:
+def embed_queries(
+    model: Model, queries: Sequence[Query], *, token_budget: int | None = None, advance: TextsDone | None = None
+) -> Float[np.ndarray, "queries dim"]:
     """Embed queries; options as in `run_model`."""
-    return run_model(model, compact_ids(model.inputs.query_ids, queries), **options).values.numpy()
+    ids = compact_ids(model.inputs.query_ids, queries)
+    return run_model(model, ids, token_budget=token_budget, advance=advance).values.numpy()
 
 
-def embed_documents(model: Model, documents: Sequence[Document], **options) -> Float[np.ndarray, "docs dim"]:
+def embed_documents(
+    model: Model, documents: Sequence[Document], *, token_budget: int | None = None, advance: TextsDone | None = None
+) -> Float[np.ndarray, "docs dim"]:
     """Embed documents; options as in `run_model`."""
-    return run_model(model, compact_ids(model.inputs.document_ids, documents), **options).values.numpy()
+    ids = compact_ids(model.inputs.document_ids, documents)
+    return run_model(model, ids, token_budget=token_budget, advance=advance).values.numpy()
 
 
-def score_pairs(model: Model, pairs: Sequence[Pair], **options) -> Float[np.ndarray, " pairs"]:
+def score_pairs(
+    model: Model, pairs: Sequence[Pair], *, token_budget: int | None = None, advance: TextsDone | None = None
+) -> Float[np.ndarray, " pairs"]:
     """Score each document for its query; options as in `run_model`."""
-    return run_model(model, compact_ids(model.inputs.pair_ids, pairs), **options).values.numpy()
+    ids = compact_ids(model.inputs.pair_ids, pairs)
+    return run_model(model, ids, token_budget=token_budget, advance=advance).values.numpy()
 
 
 def compact_ids(

@@ -1,19 +1,21 @@
 """A search pipeline over one collection, for programs, servers and the stage `search`."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from shortlist.data.collections import Collection, open_collection
-from shortlist.errors import UserError, unknown
+from shortlist.engine import Engine
+from shortlist.errors import UserError, in_python, unknown
 from shortlist.index.opening import say_if_older
 from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memory_steps
 from shortlist.pipeline.opening import open_steps
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
-from shortlist.records import Document, Query, as_queries
+from shortlist.records import Document, Query, as_documents, as_queries, is_one
 
 
 class Ranked(NamedTuple):
@@ -37,10 +39,28 @@ class Result(NamedTuple):
     """Rank and score by step (such as `bm25`, `dense`, `hybrid`, `reranker`), for the steps that ranked it."""
 
 
+class Results(list[Result]):
+    """Documents that were found, best first."""
+
+    def to_frame(self) -> "DataFrame":
+        """Make a table of pandas with a row for each document.
+
+        It has the rank, the score, the document's fields, and the rank and score at each step.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise UserError("pandas is not installed, which to_frame needs; pip install pandas.") from None
+        return pandas.DataFrame([_row(rank, result) for rank, result in enumerate(self, start=1)])
+
+
 class Answer(NamedTuple):
     """Results for one query."""
 
-    results: list[Result]
+    results: Results
     """Documents found, best first."""
     milliseconds: dict[str, float]
     """Time by step, and `documents` for fetching texts."""
@@ -58,6 +78,13 @@ class Trace(NamedTuple):
     def last(self) -> Found:
         """The result of the last step."""
         return self.found[next(reversed(self.found))]
+
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from shortlist.models.retriever import Retriever
+    from shortlist.rerankers import Ranker
 
 
 @final
@@ -90,8 +117,14 @@ class Pipeline:
         reranker: str | None = None,
         reranker_share: float = 1.0,
         depth: int | None = None,
+        contract: str | None = None,
+        query_length: int | None = None,
+        memory_gib: float | None = None,
+        effort: int | None = None,
+        refine: int | None = None,
+        fusion: str = "rrf",
+        engine: Engine = "local",
         packed: bool | None = None,
-        **options: Any,
     ) -> "Pipeline":
         """Open everything by name.
 
@@ -106,8 +139,13 @@ class Pipeline:
             reranker: model folder or hub name.
             reranker_share: weight of the reranker's scores, 0 to 1; the first stage's scores have the rest.
             depth: number of candidates that the reranker reads.
+            contract: input contract of the retriever by name, for a folder without one.
+            query_length: most tokens of a query (None: the model's limit).
+            memory_gib: most GiB of memory for vectors at a time (None: half of the free memory).
+            effort: effort of approximate search per query (None: the index's setting), and so is `refine`.
+            fusion: method to fuse several first stages: rrf, weighted or zscore.
+            engine: `ray` scans vectors on a Ray cluster.
             packed: whether to pack the linear layers of all models, as for `models.run.for_inference`.
-            options: other flags of `shortlist search`, such as fusion, memory_gib and effort.
 
         Raises:
             UserError: something is missing, or another model made the vectors.
@@ -117,12 +155,85 @@ class Pipeline:
             index=tuple(Path(path) for path in (bm25, *indexes) if path),
             model=retriever,
             vectors=Path(vectors) if vectors else None,
+            contract=contract,
+            query_length=query_length,
+            memory_gib=memory_gib,
+            effort=effort,
+            refine=refine,
+            fusion=fusion,
             weights=None if weights is None else tuple(map(float, weights)),
-            **options,
+            engine=engine,
         )
         second = {"reranker": reranker, "depth": depth, "reranker_share": reranker_share}
-        description = from_file_or_flags(pipeline, sources, collection=collection, **second)
-        return cls.open(description, Opener(packed=packed))
+        with in_python(model="retriever", index="bm25 or index"):
+            description = from_file_or_flags(pipeline, sources, collection=collection, **second)
+            return cls.open(description, Opener(packed=packed))
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str | Document],
+        *,
+        retriever: "Retriever | str | None" = None,
+        reranker: "Ranker | str | None" = None,
+        bm25: bool = True,
+        language: str = "english",
+        depth: int = 100,
+    ) -> "Pipeline":
+        """Index texts that are in memory, by BM25, vectors, or both, fused.
+
+        The index is in a temporary folder, which is deleted with the pipeline.
+
+        Args:
+            texts: texts, which get their positions as ids, or documents.
+            retriever: model that embeds them, or its name (None: no vectors).
+            reranker: model that orders the first `depth` documents, or its name.
+            bm25: whether to search by words.
+            language: how BM25 splits text into words, as for `shortlist index`.
+
+        Raises:
+            UserError: there is no text, something is no text, an id occurs twice, or a model is missing.
+        """
+        collection = MemoryCollection(as_documents(texts))
+        return cls(
+            collection,
+            memory_steps(collection, retriever=retriever, reranker=reranker, bm25=bm25, language=language, depth=depth),
+        )
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: "DataFrame",
+        *,
+        text: str = "text",
+        title: str | None = None,
+        doc_id: str | None = None,
+        url: str | None = None,
+        retriever: "Retriever | str | None" = None,
+        reranker: "Ranker | str | None" = None,
+        bm25: bool = True,
+        language: str = "english",
+        depth: int = 100,
+    ) -> "Pipeline":
+        """Index the rows of a table.
+
+        Args:
+            text: name of the column with the texts.
+            title: name of the column with titles (None: there are none), and so for `url`.
+            doc_id: name of the column with ids (None: the table's index).
+            retriever: this and the following arguments are as for `from_texts`.
+
+        Raises:
+            UserError: a column is missing, or as for `from_texts`.
+        """
+        documents = documents_of_frame(frame, text=text, title=title, doc_id=doc_id, url=url)
+        return cls.from_texts(
+            documents, retriever=retriever, reranker=reranker, bm25=bm25, language=language, depth=depth
+        )
+
+    def __repr__(self) -> str:
+        steps = " -> ".join(step.name for step in self.steps)
+        return f"<Pipeline over {self.collection.name}: {steps}>"
 
     @classmethod
     def open(cls, description: Description, opener: Opener | None = None) -> "Pipeline":
@@ -159,25 +270,55 @@ class Pipeline:
         """Names of all other steps."""
         return [step.name for step in self.steps if step.name not in self.first_stages]
 
-    def search(self, query: str, k: int = 10, **options: Any) -> list[Result]:
-        """Find the k best documents for a query; options as for `answer`."""
-        [answer] = self.answer([query], k, **options)
+    def search(
+        self,
+        query: str | Query,
+        k: int = 10,
+        *,
+        depth: int | None = None,
+        first_stage: str | None = None,
+        rerank: bool | None = None,
+    ) -> Results:
+        """Find the k best documents for a query.
+
+        Args:
+            query: one query; `answer` takes several.
+            k: number of documents.
+            depth: the options are as for `trace`.
+
+        Raises:
+            UserError: as for `trace`, or there are several queries.
+        """
+        if not is_one(query):
+            raise UserError(f"query is a {type(query).__name__}; expected one text: `answer` takes several.")
+        [answer] = self.answer(query, k, depth=depth, first_stage=first_stage, rerank=rerank)
         return answer.results
 
-    def answer(self, queries: Sequence[str | Query], k: int = 10, **options: Any) -> list[Answer]:
+    def answer(
+        self,
+        queries: str | Query | Iterable[str | Query],
+        k: int = 10,
+        *,
+        depth: int | None = None,
+        first_stage: str | None = None,
+        rerank: bool | None = None,
+    ) -> list[Answer]:
         """Find the k best documents for each query, with their ranks in every step.
 
         Args:
-            options: as for `trace`.
+            k: number of documents.
+            depth: the options are as for `trace`.
 
         Raises:
             UserError: as for `trace`.
         """
-        return [self._answer(query, k, **options) for query in as_queries(queries)]
+        _check_k(k)
+        steps = self.chosen(depth, first_stage, rerank)
+        return [self._answer(query, k, steps) for query in as_queries(queries)]
 
     def trace(
         self,
-        queries: Sequence[Query],
+        queries: str | Query | Iterable[str | Query],
         k: int,
         *,
         depth: int | None = None,
@@ -194,9 +335,10 @@ class Pipeline:
             rerank: whether to run the steps after the first stages (None: if there are any).
 
         Raises:
-            UserError: a step is asked for that does not exist.
+            UserError: a step is asked for that does not exist, or k or depth is below 1.
         """
-        return self._trace(queries, k, _Texts(self.collection), self.chosen(depth, first_stage, rerank))
+        _check_k(k)
+        return self._trace(as_queries(queries), k, _Texts(self.collection), self.chosen(depth, first_stage, rerank))
 
     def _trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
         wanted, found = _wanted(steps, k), dict[str, Found]()
@@ -208,18 +350,18 @@ class Pipeline:
             texts.changed |= given.documents
         return Trace(found, texts.milliseconds)
 
-    def _answer(self, query: Query, k: int, **options: Any) -> Answer:
-        texts, steps = _Texts(self.collection), self.chosen(**options)
+    def _answer(self, query: Query, k: int, steps: Sequence[Step]) -> Answer:
+        texts = _Texts(self.collection)
         trace = self._trace([query], k, texts, steps)
         hits = trace.last.run.get(query.query_id, [])[:k]
         documents = texts.originals([hit.doc_id for hit in hits])
         places = _places(query.query_id, steps, trace.found)
-        results = [
+        results = Results(
             Result(
                 documents[hit.doc_id], hit.score, {s: at[hit.doc_id] for s, at in places.items() if hit.doc_id in at}
             )
             for hit in hits
-        ]
+        )
         return Answer(results, texts.milliseconds)
 
     def chosen(
@@ -234,11 +376,23 @@ class Pipeline:
         steps = [step for step in self.steps if step.name in first or rerank is not False]
         if first_stage is not None:
             steps = [step if step.name in first else _reading(step, first, first_stage) for step in steps]
+        if depth is not None and depth < 1:
+            raise UserError(f"depth is {depth}; expected at least 1.")
         if depth is not None and later:
             steps = [step._replace(depth=depth if step.name == later[0] else min(depth, step.depth or depth))
                      if step.name in later else step for step in steps]  # fmt: skip
         last = first_stage if first_stage and not (later and rerank is not False) else steps[-1].name
         return _leading_to(last, steps)
+
+
+def _row(rank: int, result: Result) -> dict[str, Any]:
+    places = {f"{step}_{name}": getattr(at, name) for step, at in result.places.items() for name in ("rank", "score")}
+    return {"rank": rank, "score": result.score, **result.document._asdict(), **places}
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise UserError(f"k is {k}; expected at least 1.")
 
 
 def _reading(step: Step, first: Sequence[str], first_stage: str) -> Step:

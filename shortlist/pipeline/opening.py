@@ -1,8 +1,30 @@
 """Opening of a description's steps, with every index and model loaded once."""
 
+from pathlib import Path
+
+from shortlist.errors import UserError
+from shortlist.models.folder import check_model
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import STEPS, Step
+
+READS = {"dense": "document", "pointwise": "pair"}
+"""What the model of a method reads."""
+
+
+def check_steps(description: Description) -> None:
+    """Refuse missing files and models of another kind, before the first of them is loaded.
+
+    Raises:
+        UserError: an index, vectors or a model is missing, or is of another kind.
+    """
+    for part in description.steps:
+        for path in part.settings.values():
+            if isinstance(path, Path) and not path.exists():
+                raise UserError(f"{path}: no such file or folder; step {part.name!r} searches it.")
+        model, reads = part.settings.get("model"), READS.get(part.method)
+        if isinstance(model, str) and reads:
+            check_model(model, reads, part.settings.get("contract"))
 
 
 def open_steps(description: Description, opener: Opener | None = None) -> list[Step]:
@@ -12,6 +34,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         UserError: an index or model is missing, or does not belong with the others.
     """
     opener = opener or Opener()
+    check_steps(description)
     steps = []
     for part in description.steps:
         kind = STEPS[part.kind]

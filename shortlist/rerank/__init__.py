@@ -3,24 +3,22 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from shortlist.config import NotInJob, SpeedOnly, at_defaults
+from shortlist.config import at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.lines import ignore
 from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine
-from shortlist.errors import UserError
 from shortlist.math.fusion import reorder
 from shortlist.models.kernels.linear import packing_pays
-from shortlist.models.run import Precision
 from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Hit, Query
 from shortlist.rerank.agreement import order_agreement
@@ -29,7 +27,8 @@ from shortlist.rerank.known import KnownScores
 from shortlist.rerank.scoring import Scorer, score_chunks
 from shortlist.rerankers.kinds import prepare, takes
 from shortlist.rerankers.prepared import Prepared
-from shortlist.text.segments import Segments, unused_settings
+from shortlist.settings.rerank import Config, check
+from shortlist.text.segments import unused_settings
 
 PAIRS_AT_ONCE = 4096
 """Number of pairs that are sorted by length together, and the most that an interruption of several processes loses."""
@@ -52,61 +51,6 @@ READING = (
 """The fields of a Config that are settings of the method."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    model: str | None = None
-    """Reranker: folder or hub name."""
-    method: str = "pointwise"
-    """Reranking method. pointwise: the model reads the query with one candidate at a time."""
-    run: Path
-    """Run file with the candidates."""
-    collection: str
-    """Collection with the texts: folder, `irds:` or `hf:` name."""
-    out: NotInJob[Path]
-    """Run file to write; the scores are kept in a file beside it that ends in .scores, so that the same command can
-    continue after an interruption."""
-    split: str = "test"
-    """Split of the collection that has the queries."""
-    depth: int = 200
-    """Candidates per query to read; those below follow in their old order."""
-    ties: Literal["trec", "rank"] = "trec"
-    """Order of the run's hits: by score and id as in trec_eval, or by the run's rank column."""
-    contract: str | None = None
-    """Input contract by name, for a model folder without one."""
-    instruction: str | None = None
-    """Instruction for the model, if its contract has a field for one (None: the contract's instruction)."""
-    max_length: int | None = None
-    """Most tokens of a pair (None: the model's limit)."""
-    segments: Segments = "whole"
-    """whole: read each document from its beginning to --max-length. Otherwise read it in segments of --window tokens,
-    and use the score of the first (firstp), the best (maxp) or the mean of all (avgp)."""
-    window: int = 512
-    """Tokens of a segment, query and prompt included."""
-    stride: int = 256
-    """Tokens from the beginning of a segment's text to the beginning of the next one's."""
-    precision: Precision = "fp32"
-    """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
-    token_budget: SpeedOnly[int | None] = None
-    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
-    workers: SpeedOnly[int | None] = None
-    """Processes that score at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or GPU)."""
-    engine: SpeedOnly[Engine] = "local"
-    """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
-    long_queries: Literal["refuse", "cut", "skip"] = "refuse"
-    """What to do with a query that leaves no room for a document: refuse the run, cut the query to half of a pair, or
-    leave its candidates in their old order (skip)."""
-    max_pairs: NotInJob[int | None] = None
-    """Read at most this many pairs: the best-ranked candidates of all queries first, or whole lists if the method needs
-    them. The other candidates keep their order."""
-    budget_seconds: NotInJob[float | None] = None
-    """Stop reading after this many seconds, with the best-ranked candidates first; the same command continues there."""
-    skip_missing: NotInJob[bool] = False
-    """Skip candidates whose query or document the collection lacks, or whose document is empty, instead of stopping;
-    they follow the others in their old order."""
-    overwrite: NotInJob[bool] = False
-    """Replace an output of another job instead of refusing."""
-
-
 class Pace(NamedTuple):
     """Average seconds and tokens per pair."""
 
@@ -126,9 +70,7 @@ def rerank(run: RunColumns, scores: Float[np.ndarray, " hits"]) -> Iterator[tupl
 
 def run(config: Config) -> None:
     """Rerank a run and write the result."""
-    for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
-        if value < 1:
-            raise UserError(f"--{flag} is {value}; expected at least 1.")
+    check(config)
     collection = open_collection(config.collection)
     settings = method_settings(config)
     prepared = prepare(config.method, settings)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from shortlist.errors import UserError
+from shortlist.errors import UserError, in_python
 from shortlist.math.combination import COMBINATIONS
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import load_model
-from shortlist.models.run import Model, Pair, Precision, compact_ids, for_inference, run_batches
-from shortlist.records import Document, Query, as_documents, as_queries
+from shortlist.models.run import Model, Pair, Precision, compact_ids, described_model, for_inference, run_batches
+from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.rerankers import Candidates, Scored
 from shortlist.rerankers.prepared import Prepared, any_query
 from shortlist.text.contract import Adjust, InputContract
@@ -56,37 +56,77 @@ class Reranker:
 
     @classmethod
     def load(
-        cls, name: str | ModelFolder, *, device: torch.device | None = None, packed: bool | None = None, **settings: Any
+        cls,
+        name: str | ModelFolder,
+        *,
+        contract: str | InputContract | None = None,
+        adjust: Adjust | None = None,
+        instruction: str | None = None,
+        max_length: int | None = None,
+        segments: Segments = "whole",
+        window: int = 512,
+        stride: int = 256,
+        token_budget: int | None = None,
+        device: torch.device | str | None = None,
+        precision: Precision = "fp32",
+        packed: bool | None = None,
     ) -> "Reranker":
         """Load a reranker of any kind from a folder or the hub, ready to score.
 
         Args:
-            packed: as for `models.run.for_inference`.
-            settings: settings for reading pairs, as for `pointwise`.
+            name: the model's folder or hub name.
+            contract: the arguments from here on are as for `pointwise`.
 
         Raises:
             UserError: there is no model, it has no head, or it has no input contract.
         """
-        return pointwise(model=name, device=device, packed=packed, **settings).open()  # type: ignore[return-value]
+        with in_python(reranker_contract="contract"):
+            prepared = pointwise(
+                model=name,
+                contract=contract,
+                adjust=adjust,
+                instruction=instruction,
+                max_length=max_length,
+                segments=segments,
+                window=window,
+                stride=stride,
+                token_budget=token_budget,
+                device=device,
+                precision=precision,
+                packed=packed,
+            )
+            return prepared.open()  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {described_model(self.model)}>"
 
     def score(
-        self, query: str | Query, documents: Sequence[str | Document], *, token_budget: int | None = None
-    ) -> Float[np.ndarray, " docs"]:
+        self,
+        query: str | Query,
+        documents: str | Document | Iterable[str | Document],
+        *,
+        token_budget: int | None = None,
+    ) -> Float[np.ndarray, "*docs"]:
         """Score each document for the query; higher is better.
 
         Args:
+            documents: several, for one score each; or one, for its score.
             token_budget: replaces the reranker's token budget.
+
+        Raises:
+            UserError: something is neither a text nor a record.
         """
         [query] = as_queries([query])
         pairs = [(query, document) for document in as_documents(documents)]
         scores = np.empty(len(pairs), dtype=np.float32)
         for numbers, batch_scores, _ in self._stream(pairs, token_budget or self.token_budget):
             scores[numbers] = batch_scores
-        return scores
+        return scores[0, ...] if is_one(documents) else scores
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
         """Yield scores as they become known, with the pairs of all lists sorted by length."""
-        pairs = [(query, document) for query, documents in lists for document in documents]
+        texts = ((as_queries([query])[0], as_documents(documents)) for query, documents in lists)
+        pairs = [(query, document) for query, documents in texts for document in documents]
         return map(Scored._make, self._stream(pairs, self.token_budget))
 
     def _stream(
@@ -136,7 +176,7 @@ def pointwise(
     token_budget: int | None = None,
     long_queries: LongQueries = "refuse",
     packed: bool | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     adjust: Adjust | None = None,
 ) -> Prepared:
     """Prepare a pointwise reranker.

@@ -71,6 +71,7 @@ def run(config: Config) -> None:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("fastapi or uvicorn is not installed; pip install 'shortlist[serve]'.")
     read_key(config)
+    check_there(config)
     make_app = partial(open_app, config)
     if config.engine == "ray":
         from shortlist.serve.deploy import serve_on_ray
@@ -116,6 +117,25 @@ def check_servable(config: Config) -> None:
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected more than 0.")
     served_pipeline(config)
+
+
+def check_there(config: Config) -> None:
+    """Refuse missing models and files before PyTorch is loaded.
+
+    Raises:
+        UserError: the collection, an index, vectors or a model is missing, or is of another kind.
+    """
+    from shortlist.data.collections import check_collection
+    from shortlist.models.folder import check_model
+    from shortlist.pipeline.opening import check_steps
+
+    if described := served_pipeline(config):
+        check_collection(described.collection or "")
+        check_steps(described)
+    if config.retriever:
+        check_model(config.retriever, "document")
+    if config.reranker:
+        check_model(config.reranker, "pair", config.reranker_contract)
 
 
 def read_key(config: Config) -> str | None:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from shortlist.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def token_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> lis
 
 def pad(
     token_ids: Sequence[Sequence[int] | np.ndarray], pad_id: int
-) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
+) -> "tuple[Int[Tensor, 'batch tokens'], Int[Tensor, ' batch']]":
     """Pad token ids on the right into one rectangle.
 
     With padding on the right, a causal model needs no mask, as no real token ever sees a padding token.
@@ -78,6 +79,8 @@ def pad(
     Returns:
         Token ids, and the number of real tokens in each row.
     """
+    import torch
+
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
     ids = np.full((len(token_ids), lengths.max(initial=0)), pad_id, dtype=np.int64)
     if ids.size:

@@ -12,11 +12,12 @@ from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
 from shortlist.data.lines import ignore
 from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
-from shortlist.models.adapters import add_lora, parse_lora
+from shortlist.models.adapters import add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.folder import ModelFolder
 from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
+from shortlist.models.lora import parse_lora
 from shortlist.models.save import Trainable
 from shortlist.progress import say
 from shortlist.records import Group

@@ -8,7 +8,8 @@ from named import reranker_to_train, retriever_to_train
 from tiny import shaken
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.adapters import add_lora
+from shortlist.models.lora import Lora
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
 

@@ -306,3 +306,10 @@ def test_an_index_of_before_is_searched_by_the_stems_it_was_built_with(tmp_path:
     (tmp_path / "old/index.json").write_text(json.dumps(described))
     assert [hit.doc_id for hit in search(BM25Index.load(tmp_path / "old"), "archaeology")] == ["d1"]
     assert "is searched by the english stems that it was built with; build it again" in capsys.readouterr().err
+
+
+def test_texts_are_searched_with_their_positions_as_ids():
+    built = BM25Index.build(["a cat on a mat", "dogs"])
+    assert built.search("cats", 1) == {"0": [Hit("0", pytest.approx(built.search(["cats"], 1)["0"][0].score))]}
+    assert [len(terms) for terms in built.query_terms("cat mat")] == [2]
+    assert len(BM25Index.build("a cat on a mat")) == 1

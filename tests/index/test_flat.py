@@ -356,3 +356,12 @@ def test_a_vector_that_is_not_finite_is_refused_when_it_is_searched(
     VectorWriter(tmp_path, 8).write_shard(0, [f"d{row}" for row in range(30)], vectors)
     with pytest.raises(UserError, match="the vector of document 'd7' is not finite"):
         FlatIndex(VectorReader(tmp_path)).find(vectors[:3], 2)
+
+
+@pytest.mark.parametrize(
+    ("queries", "found"), [(np.zeros(4), r"of shape \(4,\)"), ("otters", "a str"), (["a"], "a list")]
+)
+def test_what_is_no_row_for_each_query_is_refused(store, queries, found):
+    index = FlatIndex(store(unit_vectors(5, 4)))
+    with pytest.raises(UserError, match=f"queries are {found}; expected an array with a row for each query"):
+        index.find(queries, 1)

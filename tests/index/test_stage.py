@@ -10,13 +10,15 @@ import pytest
 
 from shortlist import index
 from shortlist.cli import main
+from shortlist.data.collections import open_collection
+from shortlist.data.formats import write_corpus
 from shortlist.data.snapshots import document_keys, missing, pin, read_known, renew
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.index.check import compare_with_exact, hit_overlap
 from shortlist.index.flat import FlatIndex
-from shortlist.index.opening import open_index
+from shortlist.index.opening import kind_of, open_index
 from shortlist.index.protocols import Opening
 from shortlist.records import Document, Hit, Query
 
@@ -227,3 +229,19 @@ def test_settings_that_make_no_sense_are_refused(store: Path, tmp_path: Path, ch
     config = index.Config(kind="hnsw", vectors=store, out=tmp_path / "index")
     with pytest.raises(UserError, match=message):
         index.run(replace(config, **change))
+
+
+def test_what_another_command_wrote_is_named(tmp_path):
+    claim(tmp_path / "vectors", "one")
+    with pytest.raises(UserError, match=r"--index .*: is the vectors of `shortlist encode`, which --vectors names"):
+        kind_of(tmp_path / "vectors")
+    index.run(index.Config(collection=words(tmp_path), out=tmp_path / "words"))
+    with pytest.raises(UserError, match=r"words: is the index of `shortlist index`, which --index names; expected"):
+        VectorReader(tmp_path / "words")
+    with pytest.raises(UserError, match=r"is the index of `shortlist index`, .*expected a collection"):
+        open_collection(str(tmp_path / "words"))
+
+
+def words(folder: Path) -> str:
+    write_corpus(folder / "collection/corpus.jsonl", ["one text"])
+    return str(folder / "collection")

@@ -126,7 +126,8 @@ def test_our_rerankers_adapter_opens_in_peft_with_its_head(llama: Path, tmp_path
     from named import reranker_to_train
     from peft import PeftModel
 
-    from shortlist.models.adapters import Lora, add_lora
+    from shortlist.models.adapters import add_lora
+    from shortlist.models.lora import Lora
 
     model = reranker_to_train(str(llama), seed=0)
     adapter = add_lora(model.backbone, Lora(r=4, alpha=8))

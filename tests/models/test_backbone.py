@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from shortlist.errors import UserError
-from shortlist.models.adapters import LORAS, Lora, add_lora, merge_adapter, parse_lora
+from shortlist.models.adapters import add_lora, merge_adapter
 from shortlist.models.backbone import (
     checkpoint_layers,
     dequantize,
@@ -29,6 +29,7 @@ from shortlist.models.backbone import (
     pooled_states,
     see_both_ways,
 )
+from shortlist.models.lora import LORAS, Lora, parse_lora
 from shortlist.models.save import save_model
 
 IDS = torch.tensor([[1, 5, 9, 7, 2], [1, 8, 2, 0, 0]])

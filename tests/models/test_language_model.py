@@ -89,7 +89,7 @@ def test_a_text_of_one_token_has_nothing_to_predict(tied: Path):
 
 def test_a_language_model_is_neither_a_retriever_nor_a_reranker(tied: Path, tmp_path: Path):
     save_model(language_model_to_train(str(tied)), tmp_path)
-    with pytest.raises(UserError, match="has no 'document' input"):
+    with pytest.raises(UserError, match="is a reranker; a retriever is wanted"):
         load_retriever(str(tmp_path))
     with pytest.raises(UserError, match="has no head for scores"):
         load_reranker(str(tmp_path))

@@ -18,7 +18,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from shortlist.data.files import sha256
 from shortlist.errors import UserError
-from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.adapters import add_lora
+from shortlist.models.lora import Lora
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.models.save import save_model
 from shortlist.text.batching import pad
@@ -229,16 +230,16 @@ def test_an_unknown_contract_names_the_near_ones(llama: Path):
 
 
 def test_a_model_of_the_other_kind_is_refused(retriever: Path, reranker: Path):
-    with pytest.raises(UserError, match="no 'pair' input"):
+    with pytest.raises(UserError, match="is a retriever; a reranker is wanted"):
         load_reranker(str(retriever))
-    with pytest.raises(UserError, match="no 'document' input"):
+    with pytest.raises(UserError, match="is a reranker; a retriever is wanted"):
         load_retriever(str(reranker))
 
 
 def test_a_contract_of_the_other_kind_is_refused(llama: Path, reranker: Path):
-    with pytest.raises(UserError, match="'rankllama' has no 'document' input"):
+    with pytest.raises(UserError, match="'rankllama' is for a reranker; a retriever is wanted"):
         load_retriever(str(llama), contract="rankllama")
-    with pytest.raises(UserError, match="'repllama' has no 'pair' input"):
+    with pytest.raises(UserError, match="'repllama' is for a retriever; a reranker is wanted"):
         load_reranker(str(reranker), contract="repllama")
 
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from named import load_retriever
 from samples import DECODERS, DOCUMENTS, ENCODERS, FAMILIES, QUERIES, small
-from tiny import tokenizer
+from tiny import Tiny, tokenizer
 from transformers import AutoModel
 
+from shortlist import Reranker, Retriever
 from shortlist.errors import UserError
 from shortlist.models.backbone import apply_reading, load_backbone
 from shortlist.models.dense import DenseModel
@@ -22,6 +23,7 @@ from shortlist.models.kernels.linear import pack_linears, packing_pays
 from shortlist.models.load import open_backbone
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Document, Query
+from shortlist.rerankers import Candidates
 from shortlist.text.batching import pad
 from shortlist.text.contract import InputContract, Reading, named_contract
 from shortlist.text.inputs import Inputs
@@ -211,3 +213,30 @@ def test_what_is_proved_is_the_contract_that_is_used(llama: Path):
     assert load_retriever(str(llama), bare(named_contract("repllama"))).contract == bare(named_contract("repllama"))
     with pytest.raises(UserError, match=r"has no token '<\|nowhere\|>'"):
         load_retriever(str(llama), with_document(named_contract("repllama"), "<|nowhere|>{text}"))
+
+
+def test_one_text_has_one_vector_and_several_have_one_row_each(tiny: Tiny):
+    retriever = Retriever.load(str(tiny.retriever))
+    query, document = retriever.encode_queries("the goat"), retriever.encode_documents(Document("d", "the goat"))
+    assert query.shape == document.shape == (retriever.dim,)
+    close(query, retriever.encode_queries(["the goat"])[0])
+    close(document, retriever.encode_documents(["the goat"])[0])
+    assert retriever.encode_queries([]).shape == (0, retriever.dim)
+
+
+def test_one_document_has_one_score_and_lists_take_texts(tiny: Tiny):
+    reranker = Reranker.load(str(tiny.reranker))
+    alone = reranker.score("the goat", "a kettle")
+    close(alone, reranker.score(Query("q", "the goat"), ["a kettle"])[0])
+    assert alone.shape == ()
+    [part] = reranker.score_lists([Candidates("the goat", "a kettle")])  # type: ignore[arg-type]
+    close(part.scores, alone[None])
+    with pytest.raises(UserError, match="item 0 is a list"):
+        reranker.score(["the goat"], ["a kettle"])  # type: ignore[arg-type]
+
+
+def test_a_model_of_another_sort_is_named(tiny: Tiny):
+    with pytest.raises(UserError, match="reranker: is a reranker; a retriever is wanted"):
+        Retriever.load(str(tiny.reranker))
+    with pytest.raises(UserError, match="retriever: is a retriever; a reranker is wanted"):
+        Reranker.load(str(tiny.retriever))

@@ -223,3 +223,23 @@ def test_a_step_may_change_the_texts_that_later_ones_read(pipeline: Pipeline, ti
     [answer] = Pipeline(pipeline.collection, steps).answer([QUESTION], 3)
     assert [len(text) for text in read] == [5] * len(answer.results)
     assert all(len(result.document.text) > 5 for result in answer.results)
+
+
+def test_one_question_is_one_and_several_are_refused(pipeline: Pipeline):
+    assert pipeline.search(Query("q", QUESTION), 3) == pipeline.search(QUESTION, 3)
+    assert len(pipeline.answer(QUESTION, 3)) == 1
+    assert list(pipeline.trace(QUESTION, 3).last.run) == ["0"]
+    with pytest.raises(UserError, match="query is a list; expected one text: `answer` takes several"):
+        pipeline.search([QUESTION, QUESTION])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("options", "message"), [({"k": 0}, "k is 0"), ({"depth": 0}, "depth is 0")])
+def test_a_search_for_nothing_is_refused(pipeline: Pipeline, options: dict[str, int], message: str):
+    for search in (pipeline.search, pipeline.answer):
+        with pytest.raises(UserError, match=f"{message}; expected at least 1"):
+            search(QUESTION, **options)
+
+
+def test_what_is_missing_when_loading_is_named_as_the_parameter(tiny):
+    with pytest.raises(UserError, match="nothing to search with: give bm25 or index, or retriever and vectors"):
+        Pipeline.load(str(tiny.collection))

@@ -5,10 +5,11 @@ from tiny import Tiny
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from shortlist.models.adapters import LORAS, Lora, add_lora
+from shortlist.models.adapters import add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.dense import DenseModel
 from shortlist.models.language import LanguageModel
+from shortlist.models.lora import LORAS, Lora
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory

@@ -9,7 +9,8 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
 from shortlist.errors import UserError
-from shortlist.models.adapters import LORAS, add_lora
+from shortlist.models.adapters import add_lora
+from shortlist.models.lora import LORAS
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import score_pairs
 from shortlist.train import loop, resume

@@ -9,9 +9,10 @@ from torch import Tensor
 from toys import PerToken, Toy, Words, maxsim_example
 
 from shortlist.math.losses import LOSSES
-from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.adapters import add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.dense import DenseModel
+from shortlist.models.lora import Lora
 from shortlist.models.outputs import join, split
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.save import Trainable

@@ -16,9 +16,10 @@ from toys import PerToken, Toy, Words, maxsim_example
 from shortlist import train
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels
-from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.adapters import add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.folder import open_folder
+from shortlist.models.lora import Lora
 from shortlist.models.save import Trainable
 from shortlist.train import loop
 from shortlist.train.examples import Batch

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import tyro
@@ -13,6 +14,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import cost_cells, cost_headings
 from shortlist.evaluation.report.html import drawing, folded, heading, page, paragraph, table
+from shortlist.evaluation.report.summary import in_short, probability
 from shortlist.math.outcomes import OUTCOMES
 from shortlist.progress import say
 
@@ -27,6 +29,10 @@ class Config:
     """Heading of the page."""
     overwrite: bool = False
     """Replace the file if it is there."""
+
+
+MOST_CHARACTERS = 120
+"""Most characters of a document in a table."""
 
 
 class Output(NamedTuple):
@@ -68,12 +74,22 @@ def find_outputs(folder: Path) -> Iterator[Output]:
 
 def sections(outputs: Sequence[Output]) -> list[tuple[str, str]]:
     """Return the heading and HTML of every kind of output found, and of the manifests."""
-    parts = []
+    parts = _in_short(outputs)
     for title, stage, show in SECTIONS:
         finished = [output for output in outputs if output.manifest["stage"] == stage and output.manifest["complete"]]
         if finished:
             parts.append((title, "".join(heading(output.name) + show(output) for output in finished)))
     return [*parts, ("Manifests", show_manifests(outputs))]
+
+
+def _in_short(outputs: Sequence[Output]) -> list[tuple[str, str]]:
+    """Return the section that says what won; empty without results of `evaluate`."""
+    measured = [output for output in outputs if output.manifest["stage"] == "evaluate" and output.manifest["complete"]]
+    told = []
+    for output in measured:
+        others = [other.manifest for other in outputs if other.manifest["stage"] in ("encode", "search", "rerank")]
+        told.append(in_short(read_json(output.path), [output.manifest, *others]))
+    return [("In short", "".join(map(paragraph, dict.fromkeys(told))))] if told else []
 
 
 def show_results(output: Output) -> str:
@@ -90,7 +106,8 @@ def show_results(output: Output) -> str:
             lines = [f"{row[measure]:.4f}", f"{low:.4f} to {high:.4f}"]
             compared = row.get("difference", {}).get(measure, {})
             if compared.get("t_test") is not None:
-                lines.append(f"p {compared['t_test_holm']:.4f}, {compared['randomisation_holm']:.4f}")
+                tests = (compared["t_test_holm"], compared["randomisation_holm"])
+                lines.append(f"p {', '.join(map(probability, tests))}")
             cells.append("\n".join(lines))
         cells += [str(row["queries"]), f"{row['judged']:.0%}\n{row['holes']} holes"]
         rows.append([row["name"], *cells, *(cost_cells(row) if costly else [])])
@@ -166,7 +183,8 @@ def _queries(queries: Mapping[str, Any]) -> str:
             values = " to ".join(f"{side['value']:.4f}" for side in sides)
             places = " to ".join(str(side["first_relevant"] or "none") for side in sides)
             first = sides[-1]["first"]
-            rows.append([kind, query["query"], values, places, f"{first['doc_id']}\n{first['text']}"[:120]])
+            text = shorten(first["text"], MOST_CHARACTERS, placeholder=" ...")
+            rows.append([kind, query["query"], values, places, f"{first['doc_id']}\n{text}"])
     headings = ["", "query", queries["measure"], "first relevant at", "first document"]
     return table(headings, rows, text=(1, 4)) if rows else ""
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaModel
 
-from shortlist.models.adapters import Lora, add_lora
+from shortlist.models.adapters import add_lora
 from shortlist.models.kernels import training_linear
 from shortlist.models.kernels.training_linear import (
     FastLinear,
@@ -21,6 +21,7 @@ from shortlist.models.kernels.training_linear import (
     products_are_right,
     speed_up_training,
 )
+from shortlist.models.lora import Lora
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN linears"

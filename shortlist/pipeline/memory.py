@@ -1,0 +1,143 @@
+"""Collections and steps over documents in memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, final
+
+from shortlist.data.lines import OnBad
+from shortlist.errors import UserError, unknown
+from shortlist.index.bm25 import BM25Index
+from shortlist.index.dense import DenseSearch
+from shortlist.math.fusion import FUSIONS
+from shortlist.pipeline.steps import STEPS, Step
+from shortlist.records import Document, Qrels, Query
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from shortlist.models.retriever import Retriever
+    from shortlist.rerankers import Ranker
+
+VECTORS_AT_ONCE = 20_000
+"""Vectors per shard."""
+
+
+@final
+class MemoryCollection:
+    """Documents in memory, without queries.
+
+    Raises:
+        UserError: there is no document, or an id occurs twice.
+    """
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.name = f"{len(documents):,} documents in memory"
+        self._documents = {document.doc_id: document for document in documents}
+        if not documents:
+            raise UserError("there are no documents; expected at least one text.")
+        if len(self._documents) < len(documents):
+            seen: set[str] = set()
+            twice = next(d.doc_id for d in documents if d.doc_id in seen or seen.add(d.doc_id))
+            raise UserError(f"document {twice!r} occurs twice; every id must occur once.")
+
+    def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
+        yield from self._documents.values()
+
+    def num_docs(self) -> int:
+        return len(self._documents)
+
+    def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
+        wanted = list(doc_ids)
+        if lacking := self.missing(wanted):
+            raise UserError(f"{self.name}: lack {len(lacking)} that are asked for, the first {lacking[0]!r}.")
+        return {doc_id: self._documents[doc_id] for doc_id in wanted}
+
+    def missing(self, doc_ids: Iterable[str]) -> list[str]:
+        return [doc_id for doc_id in doc_ids if doc_id not in self._documents]
+
+    def splits(self) -> list[str]:
+        return []
+
+    def queries(self, split: str) -> list[Query]:
+        raise UserError(f"{self.name}: have no queries, so no split {split!r}.")
+
+    def qrels(self, split: str) -> Qrels:
+        raise UserError(f"{self.name}: have no judgements, so no split {split!r}.")
+
+    def identity(self, *parts: str) -> str:
+        return f"sha256:{sha256(repr(list(self._documents.values())).encode()).hexdigest()}"
+
+
+def documents_of_frame(
+    frame: "DataFrame", *, text: str, title: str | None, doc_id: str | None, url: str | None
+) -> list[Document]:
+    """Turn the rows of a table into documents.
+
+    Args:
+        text: name of the column with the texts, and so for `title`, `doc_id` and `url` (None: the table has none).
+
+    Raises:
+        UserError: a column is missing, or a text is no text.
+    """
+    for column in (text, title, doc_id, url):
+        if column is not None and column not in frame.columns:
+            raise unknown("column", column, map(str, frame.columns))
+    ids = frame.index if doc_id is None else frame[doc_id]
+    columns = [frame[column] if column else [""] * len(frame) for column in (text, title, url)]
+    for row, value in enumerate(columns[0]):
+        if not isinstance(value, str):
+            raise UserError(f"row {row}: {text} is {value!r}; expected a text (leave the row out, or fill it in).")
+    texts, titles, urls = ([value if isinstance(value, str) else "" for value in column] for column in columns)
+    return [Document(str(name), *rest) for name, *rest in zip(ids, texts, titles, urls, strict=True)]
+
+
+def memory_steps(
+    collection: MemoryCollection,
+    *,
+    retriever: "Retriever | str | None",
+    reranker: "Ranker | str | None",
+    bm25: bool,
+    language: str,
+    depth: int,
+) -> list[Step]:
+    """Index a collection in temporary folders, and make the steps that search it.
+
+    Args:
+        collection: the documents; the other arguments are as for `Pipeline.from_texts`.
+
+    Raises:
+        UserError: a model is missing, or there is nothing to search with.
+    """
+    steps: list[Step] = []
+    if bm25:
+        steps.append(Step("bm25", STEPS["find"], BM25Index.build(collection.corpus(), analyser=language)))
+    if retriever is not None:
+        steps.append(Step("dense", STEPS["find"], _dense(collection, retriever)))
+    if len(steps) > 1:
+        steps.append(Step("hybrid", STEPS["fuse"], FUSIONS["rrf"], tuple(step.name for step in steps)))
+    if reranker is not None and steps:
+        if isinstance(reranker, str):
+            from shortlist.rerankers.pointwise import Reranker
+
+            reranker = Reranker.load(reranker)
+        steps.append(Step("reranker", STEPS["rank"], reranker, (steps[-1].name,), depth))
+    return steps
+
+
+def _dense(collection: MemoryCollection, retriever: "Retriever | str") -> DenseSearch:
+    from shortlist.data.vectors import VectorReader, VectorWriter
+    from shortlist.index.flat import FlatIndex
+    from shortlist.models.retriever import Retriever
+
+    if isinstance(retriever, str):
+        retriever = Retriever.load(retriever)
+    folder: Any = TemporaryDirectory(prefix="shortlist-vectors-")
+    writer, documents = VectorWriter(Path(folder.name), retriever.dim), list(collection.corpus())
+    for number, start in enumerate(range(0, len(documents), VECTORS_AT_ONCE)):
+        part = documents[start : start + VECTORS_AT_ONCE]
+        writer.write_shard(number, [document.doc_id for document in part], retriever.encode_documents(part))
+    search = DenseSearch(retriever, FlatIndex(VectorReader(Path(folder.name))))
+    search.temporary = folder  # deleted together with the search
+    return search

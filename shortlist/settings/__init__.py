@@ -1,0 +1,1 @@
+"""Settings of the commands whose own modules load PyTorch, which takes seconds."""

@@ -1,0 +1,79 @@
+"""Settings of the stage `encode`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shortlist.config import NotInJob, SpeedOnly
+from shortlist.data.collections import check_collection
+from shortlist.engine import Engine
+from shortlist.errors import UserError
+from shortlist.models.files import Precision
+from shortlist.models.folder import check_model
+from shortlist.text.segments import Segments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: str
+    """Model folder or hub name."""
+    collection: str
+    """Folder, `irds:` or `hf:` name."""
+    out: NotInJob[Path]
+    """Folder for the vectors; the same job is continued where it left off, another job is refused."""
+    contract: str | None = None
+    """Input contract by name, for a model folder without one."""
+    max_length: int | None = None
+    """Most tokens of a document (None: the model's limit)."""
+    segments: Segments = "whole"
+    """whole: embed each document from its beginning to --max-length. Otherwise embed segments of --window tokens: only
+    the first (firstp), the mean vector of all (avgp), or one vector for each, the best of which counts in search
+    (maxp)."""
+    window: int = 512
+    """Tokens of a segment, prompt and title included."""
+    stride: int = 256
+    """Tokens from the beginning of a segment's text to the beginning of the next one's."""
+    precision: Precision = "fp32"
+    """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """Number type of the vectors on disk; int8 has a scale for each vector."""
+    token_budget: SpeedOnly[int | None] = None
+    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
+    shard_size: int = 20_000
+    """Documents per shard, which are sorted by length together; an interruption loses at most one shard's work."""
+    workers: SpeedOnly[int | None] = None
+    """Processes that embed shards at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or
+    GPU)."""
+    engine: SpeedOnly[Engine] = "local"
+    """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
+    skip_bad: bool = False
+    """Leave out records that cannot be used, count them and list them in skipped.txt, instead of stopping."""
+    update: NotInJob[bool] = False
+    """Update the vectors for a changed corpus: only new and changed documents are embedded."""
+    compact: NotInJob[bool] = False
+    """Remove the vectors of documents that are no longer in the corpus from disk, after updates."""
+    dry_run: NotInJob[bool] = False
+    """Measure for up to a minute and print what encoding would take, instead of doing it."""
+    overwrite: NotInJob[bool] = False
+    """Replace an output of another job instead of refusing."""
+
+
+def check(config: Config) -> None:
+    """Refuse settings that no corpus suits.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    if config.shard_size < 1:
+        raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
+
+
+def check_first(config: Config) -> None:
+    """Refuse settings, names and paths before PyTorch is loaded.
+
+    Raises:
+        UserError: as for `check`, or the collection or the model is missing, or is of another kind.
+    """
+    check(config)
+    check_collection(config.collection)
+    check_model(config.model, "document", config.contract)

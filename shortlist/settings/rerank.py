@@ -1,0 +1,93 @@
+"""Settings of the stage `rerank`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shortlist.config import NotInJob, SpeedOnly
+from shortlist.data.collections import check_collection
+from shortlist.engine import Engine
+from shortlist.errors import UserError
+from shortlist.models.files import Precision
+from shortlist.models.folder import check_model
+from shortlist.text.segments import Segments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: str | None = None
+    """Reranker: folder or hub name."""
+    method: str = "pointwise"
+    """Reranking method. pointwise: the model reads the query with one candidate at a time."""
+    run: Path
+    """Run file with the candidates."""
+    collection: str
+    """Collection with the texts: folder, `irds:` or `hf:` name."""
+    out: NotInJob[Path]
+    """Run file to write; the scores are kept in a file beside it that ends in .scores, so that the same command can
+    continue after an interruption."""
+    split: str = "test"
+    """Split of the collection that has the queries."""
+    depth: int = 200
+    """Candidates per query to read; those below follow in their old order."""
+    ties: Literal["trec", "rank"] = "trec"
+    """Order of the run's hits: by score and id as in trec_eval, or by the run's rank column."""
+    contract: str | None = None
+    """Input contract by name, for a model folder without one."""
+    instruction: str | None = None
+    """Instruction for the model, if its contract has a field for one (None: the contract's instruction)."""
+    max_length: int | None = None
+    """Most tokens of a pair (None: the model's limit)."""
+    segments: Segments = "whole"
+    """whole: read each document from its beginning to --max-length. Otherwise read it in segments of --window tokens,
+    and use the score of the first (firstp), the best (maxp) or the mean of all (avgp)."""
+    window: int = 512
+    """Tokens of a segment, query and prompt included."""
+    stride: int = 256
+    """Tokens from the beginning of a segment's text to the beginning of the next one's."""
+    precision: Precision = "fp32"
+    """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
+    token_budget: SpeedOnly[int | None] = None
+    """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
+    workers: SpeedOnly[int | None] = None
+    """Processes that score at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or GPU)."""
+    engine: SpeedOnly[Engine] = "local"
+    """`local`: this machine; `ray`: a Ray cluster, the running one if there is one."""
+    long_queries: Literal["refuse", "cut", "skip"] = "refuse"
+    """What to do with a query that leaves no room for a document: refuse the run, cut the query to half of a pair, or
+    leave its candidates in their old order (skip)."""
+    max_pairs: NotInJob[int | None] = None
+    """Read at most this many pairs: the best-ranked candidates of all queries first, or whole lists if the method needs
+    them. The other candidates keep their order."""
+    budget_seconds: NotInJob[float | None] = None
+    """Stop reading after this many seconds, with the best-ranked candidates first; the same command continues there."""
+    skip_missing: NotInJob[bool] = False
+    """Skip candidates whose query or document the collection lacks, or whose document is empty, instead of stopping;
+    they follow the others in their old order."""
+    overwrite: NotInJob[bool] = False
+    """Replace an output of another job instead of refusing."""
+
+
+def check(config: Config) -> None:
+    """Refuse settings that no run suits.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
+        if value < 1:
+            raise UserError(f"--{flag} is {value}; expected at least 1.")
+
+
+def check_first(config: Config) -> None:
+    """Refuse settings, names and paths before PyTorch is loaded.
+
+    Raises:
+        UserError: as for `check`, or the collection, the run or the model is missing, or is of another kind.
+    """
+    check(config)
+    check_collection(config.collection)
+    if not config.run.is_file():
+        raise UserError(f"--run {config.run}: no such file; expected a run, such as `shortlist search` writes.")
+    if config.method == "pointwise" and config.model:
+        check_model(config.model, "pair", config.contract)

@@ -1,0 +1,148 @@
+"""Settings of a training run, and the checks that need neither files nor PyTorch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from shortlist.config import NotInJob, SpeedOnly
+from shortlist.data.collections import check_collection
+from shortlist.errors import UserError
+from shortlist.models.folder import open_folder
+from shortlist.models.kinds import named_kind
+from shortlist.models.lora import parse_lora
+from shortlist.text.contract import named_contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    kind: tyro.conf.Positional[str]
+    """What to train: retriever, reranker or language-model. A language model, trained on the texts of judged pairs, is
+    a backbone for the other two."""
+    backbone: str
+    """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
+    collection: str
+    """Collection with the texts: folder, `irds:` or `hf:` name."""
+    out: NotInJob[Path]
+    """Folder for the model; the same job is continued where it left off, another job is refused."""
+    groups: str | Path | None = None
+    """Groups from `shortlist mine`, Tevatron's training JSONL, or an `hf:` name. Without it, the judged pairs of
+    --split are used: a retriever learns from in-batch negatives, a reranker from those of --negatives-from."""
+    negatives_from: Literal["random", "bm25"] | None = None
+    """Give negatives to groups that have none: bm25 draws them from its 200 best hits for the query, random from the
+    whole corpus (None: bm25 for a reranker without --groups, otherwise such groups stay as they are)."""
+    split: str = "train"
+    """Split of the collection that has the groups' queries."""
+    skip_missing: NotInJob[bool] = False
+    """Leave out queries and documents of the groups, or of the judgements, that the collection lacks, and count them,
+    instead of stopping."""
+    contract: str | None = None
+    """Input contract by name (None: the backbone's, or the paper's for its architecture if it has none)."""
+    query_length: int | None = None
+    """Most tokens of a query (None: the contract's limit)."""
+    max_length: int | None = None
+    """Most tokens of a document or, for a reranker, of a pair (None: the contract's limit)."""
+    lora: str | None = None
+    """Train a LoRA instead of all weights: paper, paper+k, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj."""
+    four_bit: bool = False
+    """Keep the weights below the LoRA in 4 bits (QLoRA)."""
+    bidirectional: bool = False
+    """Let every token of a decoder see the whole input, not only the tokens before it."""
+    negatives: int | None = None
+    """Negatives per query and step, another slice each epoch (None: all of the group)."""
+    batch_size: int = 128
+    """Queries per step."""
+    epochs: int = 1
+    """Number of passes over the groups."""
+    steps: int | None = None
+    """Stop after this many steps, whatever --epochs says."""
+    learning_rate: float = 1e-4
+    """Highest learning rate, reached after the warm-up; then it decays linearly to 0."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate grows."""
+    loss: tuple[str, ...] = ("infonce",)
+    """Loss to minimise: NAME, or several NAME=WEIGHT that are added up, and NAME.PARAMETER=VALUE. infonce picks the
+    positive; kl follows the teacher's scores in --groups (`mine --teacher`), where good and bad documents should differ
+    by about kl.teacher_temperature (1)."""
+    temperature: float | None = None
+    """Divides the scores in every loss that has a temperature (None: by 0.01 for a retriever, 1 for a reranker)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of matrix products; trained weights and the loss are fp32 in both."""
+    attention: SpeedOnly[str | None] = None
+    """Attention implementation, as transformers names it: sdpa, flash_attention_2, ... (None: its default)."""
+    token_budget: SpeedOnly[int | None] = None
+    """Tokens per forward pass, padding included (None: 1,024 on a CPU, 65,536 on a GPU); halved if memory runs out."""
+    grad_cache: SpeedOnly[bool] = False
+    """Run the model twice per step and hold one micro-batch in memory at a time: any --batch-size fits."""
+    gradient_checkpointing: SpeedOnly[bool] = False
+    """Hold one layer's activations in memory at a time, and run each layer twice: any length fits."""
+    sharded: SpeedOnly[bool] = False
+    """Under torchrun, split weights, gradients and optimizer among the processes (FSDP), for models too large for one
+    device. Otherwise every process holds the whole model."""
+    checkpoint_steps: NotInJob[int] = 100
+    """Steps between checkpoints."""
+    keep: NotInJob[int] = 1
+    """Checkpoints to keep, besides the best; with 1, all are removed once the model is saved."""
+    heldout_split: str | None = None
+    """Split to measure MRR@10 on while training; the best model is then saved instead of the last."""
+    heldout_steps: int = 100
+    """Steps between held-out measurements; the last step is always measured."""
+    heldout_queries: int = 100
+    """Most queries of the held-out split."""
+    heldout_docs: int = 2000
+    """Documents to search for held-out queries, their relevant ones included; a reranker orders BM25's best 20 of them
+    for each query."""
+    tensorboard: NotInJob[bool] = False
+    """Also write TensorBoard's files."""
+    seed: int = 0
+    """Seed for the order of groups, the choice of negatives, dropout and a new head."""
+    dry_run: NotInJob[bool] = False
+    """Print the steps, tokens and memory that training would take, without loading weights or writing anything."""
+    overwrite: NotInJob[bool] = False
+    """Replace an output of another job instead of refusing."""
+
+
+def check(config: Config) -> None:
+    """Refuse invalid settings.
+
+    Raises:
+        UserError: a setting is out of range, names something unknown, or contradicts another.
+    """
+    at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
+    at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
+    at_least |= dict.fromkeys(("negatives", "warmup_steps", "seed"), 0)
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
+    for name in ("temperature", "learning_rate"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
+    if named_kind(config.kind).role == "language-model":
+        for name in ("loss", "temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"--{name.replace('_', '-')}: says nothing about a language model; leave it out.")
+    if config.lora:
+        parse_lora(config.lora)
+    if config.contract:
+        named_contract(config.contract)
+    if config.four_bit and not config.lora:
+        raise UserError("--four-bit: weights in 4 bits cannot learn; add --lora paper.")
+    if config.four_bit and config.sharded:
+        raise UserError("--four-bit: 4-bit weights cannot be sharded; leave out one of the two.")
+
+
+def check_first(config: Config) -> None:
+    """Refuse settings, names and paths before PyTorch is loaded.
+
+    Raises:
+        UserError: as for `check`, or the collection, the groups or the backbone are missing.
+    """
+    check(config)
+    check_collection(config.collection)
+    groups = str(config.groups or "")
+    if groups and not groups.startswith("hf:") and not Path(groups).exists():
+        raise UserError(f"--groups {groups}: no such file; expected groups, such as `shortlist mine` writes.")
+    open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)

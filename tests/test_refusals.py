@@ -1,0 +1,116 @@
+"""Typing errors and wrong paths are refused without loading PyTorch, which takes seconds."""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import Tiny
+
+from shortlist import index
+
+CASES = {
+    "serve": "nothing to serve",
+    "serve --collection {data} --vectors {words} --retriever models/typo": "models/typo: cannot load a model",
+    "serve --reranker {retriever}": "retriever: is a retriever; a reranker is wanted",
+    "search --vectors {words} --collection {data} --out {out}": "--vectors without --model",
+    "search --index {out} --collection {data} --out {out}": "no such file or folder",
+    "search --index {words} --collection nowhere --out {out}": "nowhere: no such collection",
+    "search --index {words} --collection {data} --out {out} --k 0": "--k is 0",
+    "ask what --index {words} --collection {data} --reranker {retriever}": "is a retriever; a reranker is wanted",
+    "ask  --index {words} --collection {data}": "the question is empty",
+    "ask what --index {words} --collection {data} --depth 3": "name one with --reranker",
+    "train reranker --backbone {llama} --collection {data} --out {out} --lora yes": "unknown LoRA preset 'yes'",
+    "train rerankre --backbone {llama} --collection {data} --out {out}": "unknown kind of model 'rerankre'",
+    "train retriever --backbone {out}/none --collection {data} --out {out}": "none: cannot load a model",
+    "train retriever --backbone {llama} --collection nowhere --out {out}": "nowhere: no such collection",
+    "train retriever --backbone {llama} --collection {data} --out {out} --groups none": "--groups none: no such file",
+    "train retriever --backbone {llama} --collection {data} --out {out} --batch-size 0": "--batch-size is 0",
+    "train retriever --backbone {llama} --collection {data} --out {out} --contract berd": "unknown contract 'berd'",
+    "train retriever --backbone {llama} --collection {data} --out {out} --four-bit": "--four-bit: weights in 4 bits",
+    "encode --model models/typo --collection {data} --out {out}": "there is no such folder, and from the hub",
+    "encode --model {reranker} --collection {data} --out {out}": "is a reranker; a retriever is wanted",
+    "encode --model {llama} --collection {data} --out {out}": "has no contract.json",
+    "encode --model {retriever} --collection {words} --out {out}": "is the index of `shortlist index`",
+    "encode --model {retriever} --collection {data} --out {out} --shard-size 0": "--shard-size is 0",
+    "rerank --model {retriever} --run {words} --collection {data} --out {out}": "no such file; expected a run",
+    "rerank --model {reranker} --run {data}/queries.jsonl --collection {data} --out {out} --depth 0": "--depth is 0",
+    "verify {data}": "holds no vectors",
+    "inspect models/typo": "models/typo: cannot load a model",
+    "export {llama} --to onnx --out {out}": "has no contract.json",
+    "push {out} --to me/mine": "no such folder",
+    "init --collection {data} --out {out} --hidden 7": "--hidden 7",
+    "init --collection nowhere --out {out}": "nowhere: no such collection",
+    "convert nowhere.jsonl --out {out}": "nowhere.jsonl",
+    "lengths --collection nowhere --model {llama} --out {out}": "nowhere: no such collection",
+    "index --collection nowhere --out {out}": "nowhere: no such collection",
+    "evaluate --runs nowhere.trec --collection {data}": "nowhere.trec",
+    "run nowhere.yaml --out {out}": "nowhere.yaml: no such file",
+}
+"""Commands, with words of the error that each of them ends with."""
+
+USAGE = {
+    "train retriever --backbon x": "--backbon",
+    "encode --modle x": "--modle",
+    "rerank --precision fp64": "fp64",
+    "encode --model a --collection b --out c --dtype float8": "float8",
+}
+"""Commands that are typed wrongly, with words of the message."""
+
+
+class NoTorch:
+    """A finder that refuses PyTorch."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] == "torch":
+            raise AssertionError("PyTorch is imported")
+
+
+def answers(cases: dict[str, str], code: int, **names: object) -> list[str]:
+    """Run commands in a forked process in which PyTorch cannot be imported, and list what went wrong."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException), os.fdopen(writer, "w", encoding="utf-8") as pipe:
+            for name in [name for name in sys.modules if name.partition(".")[0] in ("shortlist", "torch")]:
+                del sys.modules[name]
+            sys.meta_path.insert(0, NoTorch)
+            from shortlist.cli import main
+
+            for case, words in cases.items():
+                out, err = io.StringIO(), io.StringIO()
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    try:
+                        found = main([word.format(**names) for word in case.split(" ")])
+                    except BaseException as error:
+                        found = repr(error)
+                if found != code or words not in " ".join(err.getvalue().split()):
+                    print(f"{case}: {found}, {err.getvalue()[-500:]!r}", file=pipe, flush=True)
+            print("done", file=pipe, flush=True)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        lines = pipe.read().splitlines()
+    os.waitpid(child, 0)
+    return lines
+
+
+@pytest.fixture
+def names(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What the commands name; the hub is out of reach."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = tmp_path / "words"
+    index.run(index.Config(collection=str(tiny.collection), out=words))
+    folders = {"retriever": tiny.retriever, "reranker": tiny.reranker, "llama": tiny.llama}
+    return {"data": tiny.collection, "words": words, "out": tmp_path / "out", **folders}
+
+
+def test_wrong_names_and_settings_are_refused_without_pytorch(names: dict[str, object]):
+    assert answers(CASES, 1, **names) == ["done"]
+
+
+def test_usage_errors_need_no_pytorch(names: dict[str, object]):
+    assert answers(USAGE, 2, **names) == ["done"]
