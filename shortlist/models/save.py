@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shortlist.data.files import write_json
-from shortlist.models.adapters import ADAPTER, PREFIX, QUANTIZATION, write_base
+from shortlist.models.adapters import ADAPTER, PREFIX, QUANTIZATION
 from shortlist.models.backbone import is_decoder
 from shortlist.models.dense import DenseModel
+from shortlist.models.files import write_base
 from shortlist.models.folder import CONTRACT
 from shortlist.models.kinds import KINDS
 from shortlist.models.language import LanguageModel

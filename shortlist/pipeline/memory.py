@@ -60,7 +60,7 @@ class MemoryCollection:
     def splits(self) -> list[str]:
         return []
 
-    def queries(self, split: str) -> list[Query]:
+    def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
         raise UserError(f"{self.name}: have no queries, so no split {split!r}.")
 
     def qrels(self, split: str) -> Qrels:

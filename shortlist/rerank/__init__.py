@@ -17,6 +17,7 @@ from shortlist.data.manifest import identity, ms_per_query, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine
+from shortlist.errors import UserError
 from shortlist.math.fusion import reorder
 from shortlist.models.kernels.linear import packing_pays
 from shortlist.progress import paced, peak_bytes, progress, say

@@ -7,6 +7,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import NamedTuple, TypeVar, final
 
@@ -153,7 +154,7 @@ class _Relevant:
         query = self._query[group.query_id]
         return self._grouped[query] | self._judged.get(query, frozenset()).difference(group.negatives)
 
-    def texts(self, wanted: Sequence[frozenset[str]]) -> list[frozenset[int]]:
+    def texts(self, wanted: Sequence[AbstractSet[str]]) -> list[frozenset[int]]:
         """Return the hashes of documents' texts, without documents that the corpus lacks."""
         new = frozenset[str]().union(*wanted) - self._texts.keys()
         if new:
