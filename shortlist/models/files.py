@@ -21,7 +21,7 @@ CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"
 """The older file of an adapter's weights. Only tensors are read from it; no code in the pickle is run."""
 BASE = "base.json"
-"""A file beside an adapter that says where the folder of its base lies, as seen from the adapter's."""
+"""A file beside an adapter that says where the folder that it names as its base lies, as seen from its own."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -40,8 +40,9 @@ def base_name(folder: Path) -> str:
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder / CONFIG}: names no base model; expected base_model_name_or_path.")
-    if not Path(name).exists() and (folder / BASE).exists():
-        beside = Path(normpath(folder / str(read_json(folder / BASE).get("path"))))
+    known = optional_json(folder / BASE)
+    if not Path(name).exists() and known.get("name") == name:
+        beside = Path(normpath(folder / str(known.get("path"))))
         name = str(beside) if beside.is_dir() else name
     if Path(name).exists() and Path(name).resolve() == folder.resolve():
         raise UserError(f"{folder / CONFIG}: names its own folder as its base model; expected the model below it.")
@@ -52,8 +53,9 @@ def write_base(folder: Path, name: str | None) -> str | None:
     """Write down where an adapter's base lies, and return its name for PEFT."""
     if not name or not Path(name).exists():
         return name
-    write_json(folder / BASE, {"path": relpath(Path(name).resolve(), folder.resolve())})
-    return str(Path(name).resolve())
+    base = Path(name).resolve()
+    write_json(folder / BASE, {"name": str(base), "path": relpath(base, folder.resolve())})
+    return str(base)
 
 
 def is_classifier(folder: Path) -> bool:

@@ -237,10 +237,13 @@ class ModelFolder:
 
 
 def _keys(path: Path) -> Iterator[str]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="np") as weights:
-        yield from weights.keys()
+    try:
+        with safe_open(path, framework="np") as weights:
+            yield from weights.keys()
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None
 
 
 def open_folder(
