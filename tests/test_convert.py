@@ -416,6 +416,6 @@ def test_one_json_array_is_read_as_its_records(tmp_path: Path, tiny: Tiny, inden
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_table_of_other_columns_is_refused_by_what_it_has(tmp_path: Path, delimiter: str):
-    (tmp_path / "faq.csv").write_text(f"id{delimiter}title{delimiter}text\n1{delimiter}t{delimiter}x, y\n")
+    (tmp_path / "faq.csv").write_text(f'id{delimiter}title{delimiter}text\n1{delimiter}t{delimiter}"x, y"\n')
     with pytest.raises(UserError, match=r"faq.csv:2: a record of no known layout \(found: id, text, title\)"):
         converted(tmp_path / "out", tmp_path / "faq.csv")

@@ -220,6 +220,8 @@ def _example(record: Any) -> TrainingRecord:
         negatives = chain.from_iterable(_texts(value) for name, value in record.items() if NEGATIVE.fullmatch(name))
     elif isinstance(record, tuple) and len(record) != 3:
         raise MalformedError(f"found {len(record)} tab-separated columns; expected query, positive and negative.")
+    elif not isinstance(record, list | tuple):
+        raise MalformedError(f"found a JSON {type(record).__name__}; expected an object or an array of texts.")
     elif len(record) < 2:
         raise MalformedError(f"found {len(record)} texts; expected query, positive, and negatives if any.")
     else:

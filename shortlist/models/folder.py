@@ -130,6 +130,7 @@ class ModelFolder:
     @cached_property
     def num_positions(self) -> int | None:
         """The most tokens that the model's learned positions allow; None if it learned none."""
+        check_layout(self.name, self.path)
         keys = {key for path in self.weight_files for key in _keys(path)}
         if keys and not any(key.endswith(tuple(f"{name}.weight" for name in POSITIONS)) for key in keys):
             return None

@@ -399,7 +399,7 @@ def _add_search(app: FastAPI, service: Service, pipeline: Pipeline) -> None:
 def _check(pipeline: Pipeline, asked: schema.SearchRequest) -> None:
     if (asked.query is None) == (asked.queries is None):
         raise FieldError("query", "give either this or queries")
-    if asked.first_stage and asked.first_stage not in pipeline.first_stages:
+    if asked.first_stage is not None and asked.first_stage not in pipeline.first_stages:
         raise FieldError("first_stage", f"not here; expected one of {', '.join(pipeline.first_stages)}")
     if asked.rerank and not pipeline.rerankers:
         raise FieldError("rerank", "there is no reranker here; leave it out")

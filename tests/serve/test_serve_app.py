@@ -70,7 +70,7 @@ def test_a_search_finds_what_the_pipeline_does_and_tells_what_every_stage_made_o
     assert answer["truncated"] is False
     first = answer["results"][0]
     assert "".join(piece["text"] for piece in first["heading"]) == (first["title"] or first["doc_id"])
-    assert "".join(piece["text"] for piece in first["passage"]) == first["text"]
+    assert "".join(piece["text"] for piece in first["passage"]) == first["text"].strip()
     assert {piece["text"] for piece in first["passage"] if piece["found"]} <= {"colour", "apple"}
 
 
@@ -253,7 +253,8 @@ def test_token_ids_of_openais_tokenizer_are_read_as_their_texts(client: TestClie
     ids = [list(text.encode()) for text in TEXTS]
     expected = ask(client, "/v1/embeddings", input=TEXTS)
     assert ask(client, "/v1/embeddings", input=ids, model="text-embedding-3-small") == expected
-    assert ask(client, "/v1/embeddings", input=ids[0], model="our-own")["data"] == expected["data"][:1]
+    alone = ask(client, "/v1/embeddings", input=TEXTS[0])
+    assert ask(client, "/v1/embeddings", input=ids[0], model="our-own") == alone
     assert asked == ["cl100k_base", "cl100k_base"]
     answer = client.post("/v1/embeddings", json={"input": [[1], [300]]})
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "input")

@@ -31,7 +31,7 @@ def running(
     change: Callable[[Server], None] = lambda server: None,
 ) -> Iterator[tuple[Server, Callable[[], socket.socket]]]:
     """Run a server in a thread; yields it and a function that connects to it."""
-    server, listener = Server(Protection(answer, Gate(Limits()), Metrics()), 1), bind("127.0.0.1", 0)
+    server, listener = Server(Protection(answer, Gate(Limits()), Metrics()), 1.0), bind("127.0.0.1", 0)
     change(server)
     place = listener.getsockname()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -97,7 +97,7 @@ def test_a_connection_without_a_whole_request_is_closed_in_time(monkeypatch: pyt
 
 
 def test_a_lack_of_open_files_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    server, told = Server(Protection(answer, Gate(Limits()), Metrics()), 1), []
+    server, told = Server(Protection(answer, Gate(Limits()), Metrics()), 1.0), []
     loop: Any = type("Loop", (), {"default_exception_handler": lambda _, context: told.append(context)})()
     for _ in range(1000):
         server._explain(loop, {"message": "any", "exception": OSError(errno.EMFILE, "Too many open files")})
