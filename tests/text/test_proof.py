@@ -84,9 +84,9 @@ def test_what_was_proved_stays_as_it_is(tokenizer):
 def test_a_billion_tokens_are_proved_without_a_text_of_a_billion_words(tokenizer, monkeypatch: pytest.MonkeyPatch):
     seen, ids = [], Inputs._ids
 
-    def counted(self: Inputs, template: Any, rows: Any, length: int | None) -> list[list[int]]:
+    def counted(self: Inputs, template: Any, rows: Any, length: int | None, **options: Any) -> list[list[int]]:
         seen.extend(len(text) for row in rows for text in row.values())
-        return ids(self, template, rows, length)
+        return ids(self, template, rows, length, **options)
 
     monkeypatch.setattr(Inputs, "_ids", counted)
     proved_inputs(named_contract("repllama").form.with_lengths(query=10**9, document=10**9), tokenizer)
