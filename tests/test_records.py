@@ -38,7 +38,9 @@ class Table:
         return iter(self.columns)
 
 
-@pytest.mark.parametrize("texts", [{"d1": "text"}, {"text"}, b"text", 3, None, Table()], ids=str)
+@pytest.mark.parametrize(
+    "texts", [{"d1": "text"}, {"text"}, b"text", 3, None, pytest.param(Table(), id="table")], ids=str
+)
 def test_what_would_be_read_as_other_texts_is_refused(texts: Any):
     with pytest.raises(UserError, match="expected a text, or a list of texts or of Query records"):
         as_queries(texts)
