@@ -121,3 +121,15 @@ def test_all_ways_to_import_are_seen():
     tree = ast.parse("import shortlist.text.contract\ndef f():\n    from shortlist.serve import schema, Config\n")
     assert files(tree) == {"text/contract.py", "serve/schema.py", "serve/__init__.py"}
     assert imports(ast.parse("import os.path, json")) == {"os.path", "json"}
+
+
+def test_every_function_that_is_imported_late_is_there():
+    wrong = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "late":
+                module, function = (ast.literal_eval(argument) for argument in node.args)
+                there = TREES[Path(MODULES[module])].body if module in MODULES else []
+                if not any(isinstance(one, ast.FunctionDef) and one.name == function for one in there):
+                    wrong.append(f"{path}:{node.lineno}: {module}.{function}")
+    assert wrong == []

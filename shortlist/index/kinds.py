@@ -77,7 +77,7 @@ INDEXES: dict[str, IndexKind] = {
         open=late("index.bm25", "open_bm25"),
         settings=("language", "k1", "b"),
         exact=True,
-        outdated=late("bm25", "outdated"),
+        outdated=late("index.bm25", "outdated"),
         title="BM25",
     ),
     "narrow": IndexKind(
