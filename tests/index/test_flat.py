@@ -13,7 +13,7 @@ from processes import forks
 from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, finished_shards
 from shortlist.errors import UserError
 from shortlist.index import flat, leaders
-from shortlist.index.flat import FlatIndex, ScanShards, Sizes
+from shortlist.index.flat import FlatIndex, ScanShards, Sizes, check_queries
 from shortlist.index.narrow import narrow
 from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit
@@ -362,7 +362,6 @@ def test_a_vector_that_is_not_finite_is_refused_when_it_is_searched(
 @pytest.mark.parametrize(
     ("queries", "found"), [(np.zeros(4), r"of shape \(4,\)"), ("otters", "a str"), (["a"], "a list")]
 )
-def test_what_is_no_row_for_each_query_is_refused(store, queries, found):
-    index = FlatIndex(store(unit_vectors(5, 4)))
+def test_what_is_no_row_for_each_query_is_refused(queries, found):
     with pytest.raises(UserError, match=f"queries are {found}; expected an array with a row for each query"):
-        unwrap(FlatIndex.find)(index, queries, 1)  # as users call it, without checks of types
+        unwrap(check_queries)(queries, 1, dim=4)  # as users call it, without checks of types

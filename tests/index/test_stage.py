@@ -36,6 +36,7 @@ def write(folder: Path, number: int, documents: list[Document]) -> None:
 
 
 def claim(folder: Path, job: str) -> None:
+    folder.mkdir(exist_ok=True)
     manifest = {"stage": "encode", "job": job, "complete": True, "made_from": {"model": "m"}, "config": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
