@@ -12,8 +12,11 @@ READS = {"dense": "document", "pointwise": "pair"}
 """What the model of a method reads."""
 
 
-def check_steps(description: Description) -> None:
+def check_steps(description: Description, *, hub: bool = True) -> None:
     """Refuse missing files and models of another kind, before the first of them is loaded.
+
+    Args:
+        hub: check models on the hub too, which looks their names up.
 
     Raises:
         UserError: an index, vectors or a model is missing, or is of another kind.
@@ -23,7 +26,7 @@ def check_steps(description: Description) -> None:
             if isinstance(path, Path) and not path.exists():
                 raise UserError(f"{path}: no such file or folder; step {part.name!r} searches it.")
         model, reads = part.settings.get("model"), READS.get(part.method)
-        if isinstance(model, str) and reads:
+        if isinstance(model, str) and reads and (hub or Path(model).exists()):
             check_model(model, reads, part.settings.get("contract"))
 
 
@@ -34,7 +37,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         UserError: an index or model is missing, or does not belong with the others.
     """
     opener = opener or Opener()
-    check_steps(description)
+    check_steps(description, hub=False)  # a name on the hub is looked up once, when it is loaded
     steps = []
     for part in description.steps:
         kind = STEPS[part.kind]
