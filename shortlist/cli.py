@@ -146,7 +146,7 @@ def _help() -> str:
             *lines,
             "shortlist COMMAND --help             a command's flags, and an example",
             "shortlist COMMAND --config FILE      flags saved in YAML",
-            "shortlist COMMAND --no-verify        read outputs without comparing them with their digests",
+            "shortlist COMMAND --no-verify        read outputs without comparing their bytes",
             "shortlist --completion SHELL         completion for bash, zsh or fish, such as",
             '                                     eval "$(shortlist --completion bash)"',
             "shortlist --version",

@@ -38,7 +38,7 @@ def run(config: Config) -> None:
             "with --overwrite."
         )
     if not manifest["complete"]:
-        raise unfinished(config.folder, manifest)
+        raise not_finished(config.folder, manifest)
     if config.accept:
         list_again(config.folder)
         print(f"{config.folder}: its files count as they are now.")
@@ -46,7 +46,7 @@ def run(config: Config) -> None:
     verify_files(config.folder, manifest)
 
 
-def unfinished(folder: Path, manifest: dict[str, Any]) -> UserError:
+def not_finished(folder: Path, manifest: dict[str, Any]) -> UserError:
     """Return the error for an output that is not finished."""
     return UserError(f"{folder}: `shortlist {manifest['stage']}` has not finished here; run it again to continue.")
 
@@ -86,7 +86,7 @@ def verify_vectors(folder: Path, manifest: dict[str, Any], *, to_repair: bool) -
     for problem in damaged.values():
         say(f"verify: {problem}")
     if not manifest["complete"]:
-        raise unfinished(folder, manifest)
+        raise not_finished(folder, manifest)
     wrong = None if damaged else misplaced(folder)
     if not damaged and not wrong:
         store = VectorReader(folder, compare=False)

@@ -80,7 +80,7 @@ def test_every_command_in_a_block_can_be_typed(path, words):
 @pytest.mark.parametrize(("path", "words"), MENTIONS, ids=words_of)
 def test_every_command_in_the_text_exists_with_its_flags(path, words):
     name, *rest = words
-    assert name in COMMANDS or name in {"COMMAND", "--help", "--version"}, path
+    assert name in COMMANDS or name in {"COMMAND", "--help", "--version", "--completion"}, path
     if name in COMMANDS:
         known = {"help", "config", *(field.replace("_", "-") for field in stage(name).Config.__dataclass_fields__)}
         assert {word[2:] for word in rest if word.startswith("--")} <= known, path

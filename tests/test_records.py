@@ -1,3 +1,4 @@
+from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -43,15 +44,15 @@ class Table:
 )
 def test_what_would_be_read_as_other_texts_is_refused(texts: Any):
     with pytest.raises(UserError, match="expected a text, or a list of texts or of Query records"):
-        as_queries(texts)
+        unwrap(as_queries)(texts)  # as users call it, without checks of types
 
 
 @pytest.mark.parametrize("item", [Document("d", "text"), 3, float("nan"), {"text": "x"}, ["x"]], ids=str)
 def test_an_item_that_is_no_query_is_named(item: Any):
     with pytest.raises(UserError, match=r"item 1 is a .*expected a text or a Query"):
-        as_queries(["fine", item])
+        unwrap(as_queries)(["fine", item])
 
 
 def test_a_query_is_no_document():
     with pytest.raises(UserError, match="item 0 is a Query; expected a text or a Document"):
-        as_documents([Query("q", "text")])
+        unwrap(as_documents)([Query("q", "text")])

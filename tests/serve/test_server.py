@@ -5,6 +5,7 @@ import resource
 import socket
 import threading
 import time
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,7 +99,9 @@ def test_a_connection_without_a_whole_request_is_closed_in_time(monkeypatch: pyt
 
 def test_a_lack_of_open_files_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     server, told = Server(Protection(answer, Gate(Limits()), Metrics()), 1.0), []
-    loop: Any = type("Loop", (), {"default_exception_handler": lambda _, context: told.append(context)})()
+    loop: Any = type(
+        "Loop", (AbstractEventLoop,), {"default_exception_handler": lambda _, context: told.append(context)}
+    )()
     for _ in range(1000):
         server._explain(loop, {"message": "any", "exception": OSError(errno.EMFILE, "Too many open files")})
     assert capsys.readouterr().err.count("\n") == 1
