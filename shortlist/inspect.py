@@ -12,7 +12,6 @@ from safetensors import safe_open
 
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
-from shortlist.models.dense import DenseLayer
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import KINDS, load_model
 from shortlist.records import Document, Query
@@ -49,6 +48,8 @@ class Shown(NamedTuple):
 
 
 def _dense_head(model: Any) -> str | None:
+    from shortlist.models.dense import DenseLayer
+
     count = sum(isinstance(layer, DenseLayer) for layer in model.dense)
     return f"{count} dense layers" if count else None
 
