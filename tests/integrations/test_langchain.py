@@ -58,7 +58,7 @@ def test_a_pipeline_answers_asynchronously_too(pipeline: Pipeline):
 
 
 def test_questions_asked_together_get_what_each_gets_alone(pipeline: Pipeline):
-    questions = [query.text for query in QUERIES] * 4
+    questions = [query.text for query in QUERIES] * 2
     retriever = PipelineRetriever(pipeline=pipeline)
     together = retriever.batch(questions, config={"max_concurrency": 8})
     for question, found in zip(questions, together, strict=True):
