@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from shortlist.commands import COMMANDS
+from shortlist.config import flag_of
 
 
 def flags(command: str) -> Mapping[str, tuple[str, ...]]:
@@ -13,7 +14,7 @@ def flags(command: str) -> Mapping[str, tuple[str, ...]]:
     config = import_module(COMMANDS[command].light).Config
     hints = get_type_hints(config)
     named = [field.name for field in fields(config) if "Positional" not in str(field.type)]
-    known = {f"--{name.replace('_', '-')}": tuple(map(str, _choices(hints[name]))) for name in named}
+    known = {flag_of(name): tuple(map(str, _choices(hints[name]))) for name in named}
     return known | {"--config": (), "--help": ()}
 
 

@@ -33,22 +33,40 @@ SpeedOnly = Annotated[T, Marker.SPEED_ONLY]
 NotInJob = Annotated[T, Marker.NOT_IN_JOB]
 
 
+def setting_name(field: str) -> str:
+    """Return the name of a field's setting, as in YAML and in manifests.
+
+    A field called like a keyword of Python ends in "_", as `as_` does; its setting does not.
+    """
+    return field.removesuffix("_")
+
+
+def flag_of(field: str) -> str:
+    """Return the flag of a field; for example, `min_clicks` -> `--min-clicks` and `as_` -> `--as`."""
+    return f"--{setting_name(field).replace('_', '-')}"
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return the values of a Config's settings, by their names."""
+    return {setting_name(field.name): getattr(config, field.name) for field in fields(config)}
+
+
 def markers(config: type) -> dict[str, Marker]:
-    """Find the marked fields of a Config, with their markers."""
+    """Find the marked settings of a Config, with their markers."""
     hints = get_type_hints(config, include_extras=True)
-    said = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    said = {setting_name(name): getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     return {name: marker for name, metadata in said.items() for marker in metadata if isinstance(marker, Marker)}
 
 
 def defaults(config: type) -> dict[str, Any]:
-    """Return the default values of a Config's fields, where they have one."""
-    return {field.name: field.default for field in fields(config) if field.default is not MISSING}
+    """Return the default values of a Config's settings, where they have one."""
+    return {setting_name(field.name): field.default for field in fields(config) if field.default is not MISSING}
 
 
 def at_defaults(config: C, names: Iterable[str]) -> C:
-    """Return the Config with these settings reset to their defaults."""
+    """Return the Config with these fields reset to their defaults."""
     known = defaults(type(config))
-    return replace(config, **{name: known[name] for name in names})  # type: ignore[type-var]
+    return replace(config, **{name: known[setting_name(name)] for name in names})  # type: ignore[type-var]
 
 
 def parse(
@@ -71,10 +89,10 @@ def parse(
     import tyro
 
     for word in argv:
-        flag = word.partition("=")[0]
-        name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in gone:
-            print(f"{prog}: {flag} is now `{gone[name]}`.", file=sys.stderr)
+        given = word.partition("=")[0]
+        name = given.removeprefix("--").replace("-", "_")
+        if given.startswith("--") and name in gone:
+            print(f"{prog}: {given} is now `{gone[name]}`.", file=sys.stderr)
             raise SystemExit(2)
     saved, rest = _saved_flags(config, argv, gone)
     return tyro.cli(config, args=[*saved, *rest], prog=prog, description=description)
@@ -110,7 +128,7 @@ def to_flags(
     Raises:
         UserError: the Config does not have a setting.
     """
-    known = {field.name: field for field in fields(config)}
+    known = {setting_name(field.name): field for field in fields(config)}
     flags: list[str] = []
     for name, value in settings.items():
         name = name.replace("-", "_")
@@ -118,15 +136,15 @@ def to_flags(
             raise UserError(f"{where}: `{name}` is now `{gone[name]}`.")
         if name not in known:
             raise UserError(f"{where}: {unknown('setting', name, known)}")
-        flag = name.replace("_", "-")
+        word = flag_of(name)
         if _is_positional(known[name]):
             flags[:0] = map(str, value) if isinstance(value, (list, tuple)) else [str(value)]
         elif isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            flags.append(word if value else f"--no-{word.removeprefix('--')}")
         elif isinstance(value, (list, tuple)):
-            flags += [f"--{flag}", *map(str, value)]
+            flags += [word, *map(str, value)]
         else:
-            flags.append(f"--{flag}={value}")  # one word, as the value may begin with a dash
+            flags.append(f"{word}={value}")  # one word, as the value may begin with a dash
     return flags
 
 

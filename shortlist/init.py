@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, flag_of
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
@@ -50,7 +50,7 @@ def check_shape(config: Config) -> None:
     """
     for name in ("layers", "hidden", "heads", "vocab_size", "max_positions"):
         if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected at least 1.")
+            raise UserError(f"{flag_of(name)} is {getattr(config, name)}; expected at least 1.")
     if config.hidden % (2 * config.heads):
         raise UserError(f"--hidden {config.hidden}: expected a multiple of 2 x --heads {config.heads}.")
 

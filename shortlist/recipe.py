@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import tyro
 import yaml
 
 from shortlist.commands import COMMANDS, GONE, gone_settings
-from shortlist.config import from_settings, load_yaml, to_flags
+from shortlist.config import from_settings, load_yaml, settings_of, to_flags
 from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
@@ -206,7 +206,7 @@ def run_steps(steps: list[Stage], *, processes: int = 1) -> None:
 
 def _train_together(step: Stage, processes: int) -> None:
     """Run a training step under torchrun."""
-    settings = {name: value for name, value in asdict(step.config).items() if value is not None}
+    settings = {name: value for name, value in settings_of(step.config).items() if value is not None}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     flags = to_flags(type(step.config), settings, where=step.name)
     if subprocess.run([*launcher, "-m", "shortlist", "train", *flags]).returncode:

@@ -17,7 +17,7 @@ from shortlist import fuse
 from shortlist.cli import main
 from shortlist.commands import COMMANDS, GONE, GROUPS, gone_settings
 from shortlist.completion import flags
-from shortlist.config import parse
+from shortlist.config import flag_of, parse
 
 RUN = "q0 Q0 d0 1 9.5 tag\nq0 Q0 d1 2 8.5 tag\n"
 
@@ -168,7 +168,7 @@ def test_every_commands_help_says_what_each_flag_means(
     for field, doc in zip(definition.body[::2], definition.body[1::2], strict=True):
         assert isinstance(field, ast.AnnAssign)
         assert isinstance(field.target, ast.Name)
-        assert f"--{field.target.id.replace('_', '-')}" in shown or "Positional" in ast.unparse(field.annotation)
+        assert flag_of(field.target.id) in shown or "Positional" in ast.unparse(field.annotation)
         assert isinstance(doc, ast.Expr)
         assert isinstance(doc.value, ast.Constant)
         assert squeezed(str(doc.value.value)) in shown, field.target.id

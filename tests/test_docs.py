@@ -15,7 +15,7 @@ from jaxtyping import Float
 from tiny import DOCUMENTS, QUERIES
 
 from shortlist.commands import COMMANDS, GONE
-from shortlist.config import parse
+from shortlist.config import flag_of, parse
 from shortlist.data.collections import open_collection
 from shortlist.math.ranking import Ranking
 from shortlist.pipeline import spec
@@ -82,8 +82,8 @@ def test_every_command_in_the_text_exists_with_its_flags(path, words):
     name, *rest = words
     assert name in COMMANDS or name in {"COMMAND", "--help", "--version", "--completion"}, path
     if name in COMMANDS:
-        known = {"help", "config", *(field.replace("_", "-") for field in stage(name).Config.__dataclass_fields__)}
-        assert {word[2:] for word in rest if word.startswith("--")} <= known, path
+        known = {"--help", "--config", *map(flag_of, stage(name).Config.__dataclass_fields__)}
+        assert {word for word in rest if word.startswith("--")} <= known, path
 
 
 def test_the_readme_and_the_guide_show_commands():
@@ -93,7 +93,7 @@ def test_the_readme_and_the_guide_show_commands():
 
 
 def test_every_flag_in_the_text_belongs_to_some_command():
-    known = {field.replace("_", "-") for name in COMMANDS for field in stage(name).Config.__dataclass_fields__}
+    known = {flag_of(field)[2:] for name in COMMANDS for field in stage(name).Config.__dataclass_fields__}
     known |= {"help", "version", "config", "completion", "no-verify", "no-deps"}
     gone = {name.partition(" --")[2] for name in GONE}
     for path in DOCS:

@@ -11,7 +11,7 @@ from sources import TREES
 
 import shortlist
 from shortlist.commands import COMMANDS
-from shortlist.config import Marker, markers
+from shortlist.config import Marker, flag_of, markers
 from shortlist.recipe import OUTPUTS
 
 STAGE = {"Config", "run"}
@@ -59,7 +59,7 @@ def flags(command: str) -> list[str]:
     hints = get_type_hints(config_of(command), include_extras=True)
     positional = {name for name, hint in hints.items() if "Positional" in repr(hint)}
     names = [field.name for field in fields(config_of(command))]
-    return [name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in names]
+    return [name.upper() if name in positional else flag_of(name) for name in names]
 
 
 def test_the_flags_of_every_command_are_those_listed():

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 
-from shortlist.config import defaults, markers
+from shortlist.config import defaults, flag_of, markers, settings_of
 from shortlist.data.claims import Claim, check_free, claim_output
 from shortlist.data.contents import (
     NO_VERIFY,
@@ -284,13 +284,13 @@ def _check_room(
 def _input_paths(config: Any, inputs: Mapping[str, Any], reads: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """Yield the files and folders that are read, each with the flag that names it."""
     yield from (("what is read,", path) for path in reads)
-    for name, value in ((setting.name, getattr(config, setting.name)) for setting in fields(config)):
+    for name, value in settings_of(config).items():
         if name in ("out", "contract"):
             continue
         for item in value if isinstance(value, (list, tuple)) else [value]:
             named = isinstance(item, str) and (name in inputs or name in ("collection", "model"))
             if (named or isinstance(item, Path)) and os.path.exists(item):
-                yield f"--{name.replace('_', '-')}", Path(item)
+                yield flag_of(name), Path(item)
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
@@ -615,7 +615,7 @@ def _clear(out: Path, found: dict[str, Any]) -> list[str]:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+    return _plain(settings_of(config))
 
 
 def _deciding(config: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from shortlist.config import SpeedOnly, load_yaml
+from shortlist.config import SpeedOnly, flag_of, load_yaml
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
 from shortlist.index.opening import kind_of, needs_model
@@ -193,7 +193,7 @@ def from_file_or_flags(
     given = [field.name for field in fields(Sources) if getattr(sources, field.name) != field.default]
     given += [name for name, value in options.items() if value != FLAG_DEFAULTS.get(name)]
     if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        flags = ", ".join(map(flag_of, given))
         raise UserError(f"--pipeline says what is searched; leave out {flags}, or write it down there.")
     if isinstance(pipeline, Mapping):
         return parse_description(pipeline, where="pipeline", collection=collection)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from shortlist.config import flag_of
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 
@@ -115,7 +116,7 @@ def check_servable(config: Config) -> None:
         raise UserError("--vectors without --retriever: searching vectors takes the model that made them.")
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
         if getattr(config, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected more than 0.")
+            raise UserError(f"{flag_of(name)} is {getattr(config, name)}; expected more than 0.")
     served_pipeline(config)
 
 

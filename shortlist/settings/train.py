@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from shortlist.config import NotInJob, SpeedOnly
+from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.data.collections import check_collection
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
@@ -115,15 +115,15 @@ def check(config: Config) -> None:
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
+            raise UserError(f"{flag_of(name)} is {value}; expected at least {least}.")
     for name in ("temperature", "learning_rate"):
         value = getattr(config, name)
         if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
+            raise UserError(f"{flag_of(name)} is {value}; expected more than 0.")
     if named_kind(config.kind).role == "language-model":
         for name in ("loss", "temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
             if getattr(config, name) != getattr(Config, name):
-                raise UserError(f"--{name.replace('_', '-')}: says nothing about a language model; leave it out.")
+                raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
     if config.lora:
         parse_lora(config.lora)
     if config.contract:

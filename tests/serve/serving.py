@@ -12,6 +12,7 @@ from processes import PATIENCE, Started, free_port, shortlist
 from tiny import Tiny
 
 from shortlist import Pipeline, encode, index
+from shortlist.config import flag_of
 from shortlist.serve import Config, served_pipeline
 from shortlist.serve.service import Service
 
@@ -73,7 +74,7 @@ class Live(NamedTuple):
 def live(flags: dict[str, object], stderr: Path) -> Iterator[Live]:
     """`shortlist serve` on a free port of the loopback."""
     port = free_port()
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in (flags | {"port": port}).items()]
+    words = [f"{flag_of(name)}={value}" for name, value in (flags | {"port": port}).items()]
     process = Started(shortlist, "serve", *words, err=stderr)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -8,7 +8,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from sys import version
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, flag_of
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import identity, start_job
 from shortlist.demo.functions.fingerprints import write_fingerprints
@@ -63,7 +63,7 @@ def run(config: Config) -> None:
     """Find the sources, read them, and write the collection."""
     for name in ("max_pairs", "dev", "mined"):
         if getattr(config, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 0 or more.")
+            raise UserError(f"{flag_of(name)} is {getattr(config, name)}; expected 0 or more.")
     pins = [] if config.sources in (STANDARD, INSTALLED) else read_pins(Path(config.sources))
     inputs: dict[str, str | Sequence[str]] = {"sources": identity_of(config.sources, pins)}
     if config.apart_from is not None:
