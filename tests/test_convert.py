@@ -12,6 +12,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from shortlist import convert
 from shortlist.cli import main
 from shortlist.convert import Config, judgements
+from shortlist.data import pickles, sources
 from shortlist.data.collections import open_collection
 from shortlist.data.export import LAYOUTS
 from shortlist.data.formats import read_corpus, read_qrels, read_queries, write_qrels
@@ -294,7 +295,7 @@ def pickled(path: Path, vectors: np.ndarray, doc_ids: list[str]) -> Path:
 def test_pickled_vectors_become_a_store_that_is_searched_with_their_model(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(convert, "SHARD_SIZE", 5)
+    monkeypatch.setattr(pickles, "SHARD_SIZE", 5)
     model = load_retriever(str(tiny.retriever)).eval()
     vectors, doc_ids = embed_documents(model, DOCUMENTS), [document.doc_id for document in DOCUMENTS]
     first, second = (pickled(tmp_path / f"{a}.pkl", vectors[a:b], doc_ids[a:b]) for a, b in ((0, 7), (7, 12)))
@@ -380,7 +381,8 @@ def test_a_collection_of_the_hub_is_told_by_its_splits_whose_names_become_those_
     parts = {name: getattr(there, name) for name in ("name", "corpus", "num_docs", "documents", "missing")}
     answers = {"queries": lambda _: there.queries("train"), "qrels": lambda _: there.qrels("train")}
     hub = SimpleNamespace(**parts, **answers, splits=lambda: ["train/judged"], identity=lambda *_: "contents")
-    monkeypatch.setattr(convert, "open_collection", lambda _: hub)
+    for module in (convert, sources):
+        monkeypatch.setattr(module, "open_collection", lambda _: hub)
     out = converted(tmp_path / "out", "hf:somebody/something", split="train/judged")
     assert open_collection(str(out)).qrels("train-judged") == there.qrels("train")
 
@@ -419,3 +421,96 @@ def test_a_table_of_other_columns_is_refused_by_what_it_has(tmp_path: Path, deli
     (tmp_path / "faq.csv").write_text(f'id{delimiter}title{delimiter}text\n1{delimiter}t{delimiter}"x, y"\n')
     with pytest.raises(UserError, match=r"faq.csv:2: a record of no known layout \(found: id, text, title\)"):
         converted(tmp_path / "out", tmp_path / "faq.csv")
+
+
+LOG = "query,doc_id,position,clicks,impressions\n" + "".join(
+    f"{query.text},d{i},1,3,10\n{query.text},d{(i + 1) % 12},2,1,10\n{query.text},d{(i + 2) % 12},3,0,10\n"
+    for i, query in enumerate(QUERIES)
+)
+
+
+def test_clicks_become_training_data(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "log.csv").write_text(LOG)
+    command = ["convert", tmp_path / "log.csv", "--collection", tiny.collection, "--out"]
+    assert main(list(map(str, [*command, tmp_path / "out", "--position-bias", 1, 0.25]))) == 0
+    err = capsys.readouterr().err
+    assert "log.csv: read as a click log, by the names of its columns; --as says what it is." in err
+    assert "36 pairs of a query and a document, 24 of them clicked; left out 0 by --min-clicks 1 and 0 by" in err
+    assert "0 of the clicked pairs have fewer than 1 click per 100 impressions" in err
+    name = text_id(QUERIES[3].text)
+    groups = {group.query_id: group for group in read_groups(tmp_path / "out" / "groups.jsonl")}
+    assert groups[name] == Group(name, ("d4", "d3"), ("d5",))
+    assert read_qrels(tmp_path / "out" / "qrels" / "train.tsv")[name] == {"d4": 1, "d3": 1}
+    assert (tmp_path / "out" / "corpus.jsonl").read_bytes() == (tiny.collection / "corpus.jsonl").read_bytes()
+    said = ["--as", "clicks", "--position-bias", 1, 0.25]
+    assert main(list(map(str, [*command, tmp_path / "out", *said]))) == 0
+    assert "already done" in capsys.readouterr().err
+    assert main(list(map(str, [*command, tmp_path / "few", "--min-clicks", 2, "--min-rate", 0.3]))) == 0
+    assert "left out 12 by --min-clicks 2 and 0 by --min-rate 0.3" in capsys.readouterr().err
+
+
+def test_clicks_and_texts_are_divided_among_splits(tiny: Tiny, tmp_path: Path):
+    (tmp_path / "log.csv").write_text(LOG)
+    lines = [[query.text, f"text {number}"] for number, query in enumerate(QUERIES)]
+    texts, shares = write_lines(tmp_path / "t.jsonl", *lines), ("train=.5", "test=.5")
+    clicks = converted(tmp_path / "clicks", tmp_path / "log.csv", collection=str(tiny.collection), split=shares)
+    for out in (clicks, converted(tmp_path / "texts", texts, split=shares)):
+        train, test = (read_qrels(out / "qrels" / f"{split}.tsv") for split in ("train", "test"))
+        assert {*train} | {*test} == {text_id(query.text) for query in QUERIES}
+        assert not {*train} & {*test}
+        assert [group.query_id for group in read_groups(out / "groups.jsonl")] == list(train)
+        assert len(open_collection(str(out)).queries("test")) == len(test)
+    assert "as: null" in (clicks / "config.yaml").read_text()
+    (tmp_path / "saved.yaml").write_text("as: clicks\nsplit: [train=.5, test=.5]\nout: X\ncollection: Y\ncolumns: []\n")
+    flags = ["--config", str(tmp_path / "saved.yaml"), "--out", str(clicks), "--collection", str(tiny.collection)]
+    assert main(["convert", str(tmp_path / "log.csv"), *flags]) == 0
+
+
+def test_clicked_documents_may_be_texts_and_missing_ones_are_left_out_on_demand(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = write_lines(
+        tmp_path / "log.jsonl",
+        {"q": "which", "clicked_doc_id": TEXTS[3]},
+        {"q": "which", "clicked_doc_id": "d3"},
+        {"q": "which", "clicked_doc_id": "gone"},
+    )
+    with pytest.raises(UserError, match=r"lacks 1 of 3 clicked documents, the first 'gone'; .* --skip-missing"):
+        converted(tmp_path / "out", source, collection=str(tiny.collection))
+    out = converted(tmp_path / "out", source, collection=str(tiny.collection), skip_missing=True, min_clicks=2.0)
+    assert read_groups(out / "groups.jsonl") == [Group(text_id("which"), ("d3",))]
+    assert "lacks 1 of 3 clicked documents and 0 others; left them out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (LOG, {"collection": None}, "is a click log; name the collection that was clicked with --collection"),
+        (LOG, {"min_clicks": 9.0}, "no pair is left"),
+        (
+            LOG,
+            {"split": ("train=.5", "dev=.5"), "to": "tevatron"},
+            "--split names 2 splits, but --to tevatron writes one",
+        ),
+        ("q,doc,clicks\n", {"as_": "clicks"}, "no rows; expected at least one"),
+        ("q,doc,clicks\na,d1,1\n", {"min_rate": 0.1}, "no column is the impressions, which --min-rate needs"),
+        (
+            "query,positive\na,b\n",
+            {"min_rate": 0.1, "skip_missing": True},
+            "holds texts, .* --min-rate, --skip-missing; ",
+        ),
+    ],
+    ids=["collection", "nothing-left", "to", "no-rows", "no-impressions", "no-clicks"],
+)
+def test_click_logs_that_cannot_be_used_are_refused(
+    tiny: Tiny, tmp_path: Path, text: str, settings: dict, message: str
+):
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        converted(tmp_path / "out", tmp_path / "log.csv", **{"collection": str(tiny.collection)} | settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_are_refused_where_a_collection_says_which_queries_there_are(tiny: Tiny, tmp_path: Path):
+    with pytest.raises(UserError, match="--split: the queries are those of one split of a collection; name one, not 2"):
+        converted(tmp_path / "out", tiny.collection, split=("train=.5", "dev=.5"))

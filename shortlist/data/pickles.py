@@ -4,6 +4,7 @@ A pickle is a program: reading it calls what it names. Here it may name only the
 """
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,8 +13,12 @@ from jaxtyping import Float
 
 from shortlist.data.files import open_bytes
 from shortlist.data.formats import SPACE
+from shortlist.data.seen import Seen
 from shortlist.errors import UserError
+from shortlist.progress import track
 
+SHARD_SIZE = 20_000
+"""Vectors per shard of the store that is written."""
 START = b"\x80"
 """First byte of a pickle since protocol 2; no UTF-8 text begins with it."""
 GLOBALS = {
@@ -63,6 +68,36 @@ def read_embeddings(path: Path) -> tuple[Float[np.ndarray, "docs dim"], list[str
     if len(doc_ids) != len(vectors) or not doc_ids:
         _refuse(path, f"found {len(doc_ids):,} ids for {len(vectors):,} vectors")
     return vectors, [_doc_id(path, doc_id) for doc_id in doc_ids]
+
+
+def write_embeddings(sources: Sequence[str], out: Path) -> dict[str, int]:
+    """Write pickled vectors as a vector store; return their number and dimension.
+
+    The store cannot say which model made them.
+
+    Raises:
+        UserError: a source cannot be read, vectors of another dimension or precision, a document that occurs twice.
+    """
+    from shortlist.data.vectors import VectorWriter
+
+    new, number, num_docs, writer = Seen().add, 0, 0, None
+    for source in track(sources, "converting", len(sources), "files"):
+        vectors, doc_ids = read_embeddings(Path(source))
+        kind = (vectors.shape[1], "float16" if vectors.dtype == "float16" else "float32")
+        writer = writer or VectorWriter(out, *kind)
+        if kind != (writer.dim, writer.dtype):
+            raise UserError(
+                f"{source}: holds {kind[1]} vectors of dim {kind[0]}, but {sources[0]} {writer.dtype} of dim "
+                f"{writer.dim}; expected the vectors of one model."
+            )
+        if twice := next((doc_id for doc_id in doc_ids if not new(doc_id)), None):
+            raise UserError(f"{source}: document {twice!r} occurs twice in the sources; every id must occur once.")
+        for start in range(0, len(doc_ids), SHARD_SIZE):
+            here = slice(start, start + SHARD_SIZE)
+            writer.write_shard(number, doc_ids[here], vectors[here])
+            number += 1
+        num_docs += len(doc_ids)
+    return {"num_docs": num_docs, "dim": writer.dim if writer else 0}
 
 
 class _RefusedError(Exception):

@@ -8,7 +8,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -45,7 +45,7 @@ ID_BYTES = 10
 
 _KNOWN = (
     "positives and negatives (shortlist); positive_passages, or positive_document_ids (Tevatron); anchor or query, and "
-    "positive (sentence-transformers); query and pos (FlagEmbedding)"
+    "positive (sentence-transformers); query and pos (FlagEmbedding); or a click log, with --as clicks"
 )
 
 
@@ -66,7 +66,7 @@ def layout_of(name: str) -> Layout:
     Raises:
         UserError: there is no record, or it has none of the layouts.
     """
-    layout = next(_rows(name, _layout), None)
+    layout = next(read_rows(name, _layout), None)
     if layout is None:
         raise UserError(f"{name}: holds no records; expected at least one.")
     return layout
@@ -80,7 +80,7 @@ def read_examples(name: str) -> Iterator[TrainingRecord]:
     Raises:
         UserError: the source cannot be read, a record that holds no query or no positive, no record at all.
     """
-    return _rows(name, _id_triple if layout_of(name) == "id triples" else _example)
+    return read_rows(name, _id_triple if layout_of(name) == "id triples" else _example)
 
 
 def collect(examples: Iterable[TrainingRecord], *, by_id: bool = False) -> tuple[list[Group], dict[str, Query]]:
@@ -123,10 +123,37 @@ def text_id(text: str) -> str:
     return intern(blake2b(text.encode(), digest_size=ID_BYTES).hexdigest())
 
 
-def _rows(name: str, parse: Callable[[Any], T]) -> Iterator[T]:
-    """Yield `parse` of each record.
+def is_header(names: Collection[str]) -> bool:
+    """Whether a table's first line names the columns of training data."""
+    return not set(QUERY).isdisjoint(names) and not set(POSITIVE).isdisjoint(names)
+
+
+def may_be_training(record: Any) -> bool:
+    """Whether a record has one of the layouts of training data."""
+    try:
+        _layout(record)
+    except MalformedError:
+        return False
+    return True
+
+
+def read_rows(
+    name: str,
+    parse: Callable[[Any], T],
+    is_header: Callable[[Collection[str]], bool] = is_header,
+    *,
+    headed: bool = False,
+) -> Iterator[T]:
+    """Yield `parse` of each record of a file or of `hf:ID`.
 
     A record is a dict by field or column, a list (JSON), or a tuple (columns without a header).
+
+    Args:
+        is_header: whether the words of a first line are the names of columns.
+        headed: every table has a header, whatever its columns are called.
+
+    Raises:
+        UserError: the source cannot be read, or `parse` raised MalformedError.
     """
     if name.startswith("hf:"):
         return parse_records(name, hub_rows(name.removeprefix("hf:")), parse)
@@ -141,9 +168,9 @@ def _rows(name: str, parse: Callable[[Any], T]) -> Iterator[T]:
         return read_lines(path, lambda line: parse(_parse(line)))
     for delimiter in DELIMITERS:
         names = {name.strip('"') for name in first.split(delimiter)}
-        if names.intersection(QUERY) and names.intersection(POSITIVE):
+        if is_header(names):
             return _table(path, delimiter, parse)
-    if path.name.removesuffix(".gz").endswith(".csv"):
+    if headed or path.name.removesuffix(".gz").endswith(".csv"):
         return _table(path, max(DELIMITERS, key=first.count), parse)
     return read_lines(path, lambda line: parse(tuple(line.split("\t"))))
 
