@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from enum import Enum
+from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -95,7 +96,8 @@ def parse(
             print(f"{prog}: {given} is now `{gone[name]}`.", file=sys.stderr)
             raise SystemExit(2)
     saved, rest = _saved_flags(config, argv, gone)
-    return tyro.cli(config, args=[*saved, *rest], prog=prog, description=description)
+    first = list(takewhile(lambda word: argv[0][:1] != "-" and word[:1] != "-", rest))  # no saved list may take them
+    return tyro.cli(config, args=[*first, *saved, *rest[len(first) :]], prog=prog, description=description)
 
 
 def from_settings(

@@ -197,7 +197,7 @@ def _named_by_collection(
 
 
 def _read_clicks(config: Config) -> Training:
-    """Read click logs; say how many pairs of a query and a document there are, and what is left out."""
+    """Read click logs; say how many pairs there are, and how many are left out."""
     if not config.collection:
         raise UserError(f"{config.sources[0]}: is a click log; name the collection that was clicked with --collection.")
     check_bias(config.position_bias)
@@ -234,7 +234,11 @@ def _read_clicks(config: Config) -> Training:
 
 
 def _documents_of(config: Config, collection: Collection, log: ClickLog) -> dict[str, str]:
-    """Find the ids of a log's documents; raises UserError where a clicked one is missing, unless it is left out."""
+    """Find the ids of the documents in a log.
+
+    Raises:
+        UserError: the collection lacks a clicked document, and `skip_missing` is off.
+    """
     named = {document: False for documents in log.values() for document in documents}
     for documents in log.values():
         named |= {document: True for document, counts in documents.items() if counts.clicks}
@@ -268,7 +272,7 @@ def _refuse_collection(config: Config, found: str) -> None:
 
 
 def _layout(config: Config) -> str:
-    """Find the layout of the sources, and say so if that of click logs is guessed."""
+    """Find the layout of the sources; say so where click logs are guessed."""
     layout, first = common_layout(config.sources, config.as_, parse_columns(config.columns)), config.sources[0]
     known = defaults(Config)
     if layout != CLICKS and (given := [name for name in OF_CLICKS if getattr(config, name) != known[name]]):

@@ -1,11 +1,11 @@
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import tyro
 
-from shortlist.config import from_settings, load_yaml, parse, to_flags
+from shortlist.config import at_defaults, flag_of, from_settings, load_yaml, parse, settings_of, to_flags
 from shortlist.errors import UserError
 
 
@@ -150,3 +150,30 @@ def test_an_unknown_name_in_a_file_is_refused_with_the_file(tmp_path: Path):
     (tmp_path / "file.yaml").write_text("out: x\nbatchsize: 3\n")
     with pytest.raises(UserError, match=r"file.yaml: unknown setting 'batchsize': perhaps 'batch_size'"):
         parsed("--config", str(tmp_path / "file.yaml"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyword:
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    """What from."""
+    as_: Annotated[Literal["cat", "dog"] | None, tyro.conf.arg(name="as")] = None
+    """Which animal; the flag is a keyword of Python."""
+    parts: str | tuple[str, ...] = "all"
+    """One, or several."""
+
+
+def test_a_field_called_like_a_keyword_has_the_keyword_as_its_flag_and_setting(tmp_path: Path):
+    expected = Keyword(sources=("a",), as_="dog", parts=("x", "y"))
+    assert parse(Keyword, ["a", "--as", "dog", "--parts", "x", "y"], prog="test") == expected
+    assert settings_of(expected) == {"sources": ("a",), "as": "dog", "parts": ("x", "y")}
+    assert from_settings(Keyword, settings_of(expected), where="here") == expected
+    assert (flag_of("as_"), flag_of("batch_size")) == ("--as", "--batch-size")
+    assert at_defaults(expected, ["as_"]).as_ is None
+    with pytest.raises(UserError, match="here: unknown setting 'as_': perhaps 'as'"):
+        to_flags(Keyword, {"as_": "dog"}, where="here")
+
+
+def test_a_list_at_the_end_of_a_file_takes_no_word_of_the_command(tmp_path: Path):
+    (tmp_path / "saved.yaml").write_text("as: cat\nparts: [x, y]\n")
+    given = parse(Keyword, ["a", "b", "--config", str(tmp_path / "saved.yaml"), "--as", "dog"], prog="test")
+    assert given == Keyword(sources=("a", "b"), as_="dog", parts=("x", "y"))

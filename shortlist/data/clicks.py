@@ -61,8 +61,11 @@ ClickLog = dict[str, dict[str, Counts]]
 """query text -> document -> counts, in the order in which they first occur."""
 
 
-class Chosen(NamedTuple):
-    """Training data chosen from a log, with the number of pairs of a query and a document."""
+class ChosenPairs(NamedTuple):
+    """Training data chosen from a log, with numbers of pairs.
+
+    A pair is a query and a document that was shown for it.
+    """
 
     groups: list[Group]
     queries: dict[str, Query]
@@ -132,7 +135,7 @@ def _no_column(kind: str, names: Collection[str], given: Mapping[str, str], why:
 
 
 def may_be_clicks(names: Collection[str], given: Mapping[str, str]) -> bool:
-    """Whether columns with these names look like those of a click log.
+    """Whether these names look like the columns of a click log.
 
     There must be a query and a document, and something that tells of clicks.
     """
@@ -200,7 +203,10 @@ def _document(value: Any) -> str:
 
 
 def _count(value: Any, kind: str, least: int = 0) -> int:
-    """Read a whole number; a database may write it as 3.0 or "3", and 1 as true."""
+    """Read a whole number.
+
+    A database may write it as 3.0 or "3", and 1 as true.
+    """
     number: int | None = None
     if isinstance(value, str):
         word = value.strip().lower()
@@ -260,7 +266,7 @@ def check_thresholds(min_clicks: float, min_rate: float) -> None:
         raise UserError(f"--min-rate is {min_rate:g}; expected clicks per impression, from 0 to 1.")
 
 
-def choose(log: ClickLog, *, min_clicks: float = 1.0, min_rate: float = 0.0) -> Chosen:
+def choose(log: ClickLog, *, min_clicks: float = 1.0, min_rate: float = 0.0) -> ChosenPairs:
     """Make a group of each query that has a document with enough clicks.
 
     Positives come by falling weighted clicks. Negatives are the documents that were shown for the query and never
@@ -284,7 +290,7 @@ def choose(log: ClickLog, *, min_clicks: float = 1.0, min_rate: float = 0.0) -> 
             negatives = tuple(doc_id for doc_id in documents if doc_id not in known)
             groups.append(Group(query.query_id, tuple(positives), negatives))
             queries[query.query_id] = query
-    return Chosen(groups, queries, pairs, clicked, few_clicks, low_rate, doubtful)
+    return ChosenPairs(groups, queries, pairs, clicked, few_clicks, low_rate, doubtful)
 
 
 def _rate(counts: Counts) -> float:

@@ -21,7 +21,10 @@ def by_text(collection: Collection, texts: set[str]) -> dict[str, str]:
 
 
 def by_id_or_text(collection: Collection, names: Iterable[str]) -> dict[str, str]:
-    """Find the ids of documents by names that are ids, or texts where there is no such id."""
+    """Find the ids of documents by names, each an id or a text.
+
+    A name is a text where the collection has no such id.
+    """
     names = list(names)
     may_be_ids = [name for name in names if not SPACE.search(name)]
     lacking = set(collection.missing(may_be_ids))

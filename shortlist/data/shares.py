@@ -59,7 +59,10 @@ def split_by_text(text: str, shares: Mapping[str, float]) -> str:
 def divide(
     groups: Iterable[Group], queries: Mapping[str, Query], qrels: Qrels, shares: Mapping[str, float]
 ) -> tuple[list[Group], dict[str, Qrels]]:
-    """Divide queries among splits; return the groups of the first one, and the judgements of each.
+    """Divide queries among splits.
+
+    Returns:
+        The groups of the first split, and the judgements of each.
 
     Raises:
         UserError: a split gets no query.

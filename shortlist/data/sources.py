@@ -66,7 +66,7 @@ def _layout(source: str, kind: str | None, columns: Mapping[str, str]) -> str:
 
 
 def _container(source: str) -> str | None:
-    """Tell sources without records of their own; None is everything else."""
+    """Return the layout of a source that is no file of records, or None."""
     if source.startswith("irds:") or Path(source).is_dir():
         return COLLECTION
     if source.startswith("hf:"):
@@ -75,7 +75,10 @@ def _container(source: str) -> str | None:
 
 
 def _guess(source: str, columns: Mapping[str, str]) -> str:
-    """Tell the kind of a source from its first record; what fits none is training data, which says what it lacks."""
+    """Tell the kind of a source from its first record.
+
+    One that fits none is called training data, whose reader says what it lacks.
+    """
 
     def names_columns(names: Collection[str]) -> bool:
         return is_header(names) or may_be_clicks(names, columns)
