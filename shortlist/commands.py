@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "convert training data and vectors from and to other tools",
+        "convert training data, click logs and vectors from and to other tools",
         "triplets.jsonl --out work/triplets",
     ),
     "train": Command(
