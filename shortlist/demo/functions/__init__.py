@@ -76,10 +76,11 @@ def run(config: Config) -> None:
     if config.sources == STANDARD:
         job.finish(**build_test(config.out, num_dev=config.dev, seed=config.seed))
         return
-    sources = installed_packages()
     if pins:
         wheels = download(pins, config.cache or config.out.with_name(f"{config.out.name}.downloads"))
         sources = [s for pin, wheel in zip(pins, wheels, strict=True) for s in wheel_sources(wheel, pin.name)]
+    else:
+        sources = installed_packages()
     functions, counts = collect_functions(sources, "reading")
     pairs, dropped = keep_apart(functions, config.apart_from)
     pairs = sample(pairs, config.max_pairs, config.seed)

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from shortlist.demo.functions.fingerprints import fingerprint, read_fingerprints
 from shortlist.demo.functions.overlap import body_words, normalized
 from shortlist.demo.functions.sources import Function, find_sources, hold_out
 
-pytestmark = pytest.mark.slow  # most start pip
+pytestmark = pytest.mark.slow
 
 SPLITS = ("train", "dev", "mined")
 
@@ -30,12 +31,24 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_wheel(tmp_path / "index", "wraps", wraps__core=module("wrap", 6), wraps___vendor__v=module("copy", 1)),
         write_wheel(tmp_path / "index", "picks", picks=module("pick", 2) + copied, broken="def f(:"),
     ]
+    for wheel in wheels:
+        keep(wheel, tmp_path)
     (tmp_path / "packages.txt").write_text("".join(map(pin, wheels)))
     return tmp_path / "packages.txt"
 
 
+def keep(wheel: Path, folder: Path) -> None:
+    """Put a wheel where one that pip has downloaded lies: pip takes seconds to start."""
+    name, version, _ = wheel.name.split("-", 2)
+    there = folder / "cache" / f"{name}-{version}"
+    there.mkdir(parents=True)
+    shutil.copy(wheel, there)
+
+
 def make(tmp_path: Path, *flags: str, out: str = "out", sources: str = "packages.txt") -> Path:
-    assert main(["functions", "--sources", str(tmp_path / sources), "--out", str(tmp_path / out), *flags]) == 0
+    cache = [] if "--cache" in flags else ["--cache", str(tmp_path / "cache")]
+    command = ["functions", "--sources", str(tmp_path / sources), "--out", str(tmp_path / out), *cache, *flags]
+    assert main(command) == 0
     return tmp_path / out
 
 
@@ -109,6 +122,7 @@ def test_nothing_of_the_collection_named_is_taken(tmp_path: Path, packages: Path
     fewer = packages.with_name("fewer.txt")
     wheel = write_wheel(tmp_path / "index", "mores", mores=module("wrap", 2) + module("sort", 3))
     fewer.write_text(pin(wheel))
+    keep(wheel, tmp_path)
     out = make(tmp_path, "--apart-from", str(standard), "--dev", "0", sources="fewer.txt")
     assert split(out, "train") == {f"mores.sort_{number}" for number in ("one", "two", "three")}
     assert results(out)["test_summaries"] == 2
@@ -162,7 +176,8 @@ def test_after_an_interruption_what_was_downloaded_is_used(
     assert main(["functions", "--sources", str(packages), "--out", str(tmp_path / "out")]) == 1
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     packages.write_text(lines)
-    assert results(make(tmp_path, "--overwrite", "--dev", "0"))["pairs"] == 21
+    flags = ["--overwrite", "--dev", "0", "--cache", str(tmp_path / "out.downloads")]
+    assert results(make(tmp_path, *flags))["pairs"] == 21
 
 
 @pytest.mark.parametrize(
