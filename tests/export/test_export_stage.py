@@ -35,7 +35,7 @@ def exported(model: Path, to: str, out: Path, **options: Any) -> Path:
 
 def close(actual: Any, expected: Any) -> None:
     assert np.std(expected) > 0.01
-    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * max(1, np.abs(expected).max()), rtol=1e-5)
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -158,8 +158,8 @@ def test_the_pair_template_gives_the_contracts_ids(contract: str, reranker: Path
     check_pairs(load_reranker(str(reranker), contract=contract).inputs, folder)
 
 
-def test_so_do_models_over_a_byte_level_tokenizer(cl100k: Any, tmp_path: Path):
-    base = write_base(cl100k, tmp_path / "base")
+def test_so_do_models_over_a_byte_level_tokenizer(small_bpe: Any, tmp_path: Path):
+    base = write_base(small_bpe, tmp_path / "base")
     retriever = write_retriever(base, tmp_path / "retriever")
     check_retriever(retriever, exported(retriever, "sentence-transformers", tmp_path / "retriever-there"))
     reranker = write_reranker(base, tmp_path / "reranker")
