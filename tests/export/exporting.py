@@ -36,9 +36,9 @@ def write_retriever(base: Path, folder: Path) -> Path:
     return folder
 
 
-def write_reranker(base: Path, folder: Path) -> Path:
+def write_reranker(base: Path, folder: Path, head: float = 20) -> Path:
     model = reranker_to_train(str(base), seed=0)
-    model.head.data *= 20
+    model.head.data *= head
     save_model(model, folder)
     return folder
 
