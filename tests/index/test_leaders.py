@@ -2,7 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shortlist.index import leaders
@@ -14,7 +14,6 @@ def by_the_book(scores, positions, k):
     return to_keys(scores.T, positions).sort(dim=1, descending=True).values[:, :k]
 
 
-@settings(max_examples=40)
 @given(
     num_docs=st.integers(0, 200),
     k=st.integers(1, 60),

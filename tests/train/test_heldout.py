@@ -52,10 +52,10 @@ def test_the_seed_alone_decides_the_sample(collection: Collection):
 
 
 def test_every_document_that_nobody_needs_is_drawn_as_often(collection: Collection):
-    draws = [drawn(collection, num_queries=1, num_docs=4, seed=seed) for seed in range(200)]
+    draws = [drawn(collection, num_queries=1, num_docs=4, seed=seed) for seed in range(400)]
     counts = [sum(f"d{i}" in doc_ids(draw) for draw in draws) for i in range(12)]
-    assert min(counts) > 0.7 * 200 * 4 / 12
-    assert max(counts) < 1.3 * 200 * 4 / 12
+    assert min(counts) > 0.7 * 400 * 4 / 12
+    assert max(counts) < 1.3 * 400 * 4 / 12
 
 
 def test_a_sample_larger_than_the_collection_is_all_of_it(collection: Collection):
