@@ -19,7 +19,7 @@ from shortlist.data.manifest import identity, ms_per_query, read_manifest, stage
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import COSTS, cost_cells, cost_headings, costs, draw_pareto
-from shortlist.evaluation.formats import as_csv, as_latex
+from shortlist.evaluation.formats import as_csv, as_latex, one_way_to_print
 from shortlist.evaluation.measure import ByQuery, is_sum, judged_hits, of_run, parse_measures, per_query
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
@@ -88,8 +88,7 @@ def run(config: Config) -> None:
         )
     if config.costs and config.out is not None and config.out.suffix in (".csv", ".svg"):
         raise UserError(f"--out {config.out}: is for the results as JSON; --costs writes .csv and .svg beside it.")
-    if config.json + config.csv + config.latex > 1:
-        raise UserError("--json, --csv and --latex are three ways to print; give one of them.")
+    one_way_to_print(json=config.json, csv=config.csv, latex=config.latex)
     judgements = Judgements(config.qrels, config.collection, config.split)
     judgements.check()
     if config.out is None:

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -129,11 +130,24 @@ def test_an_output_that_is_not_finished_is_only_listed(folder: Path, tmp_path: P
 
 
 def test_a_report_is_not_overwritten_unasked(folder: Path, tmp_path: Path):
-    (tmp_path / "report.html").write_text("mine")
+    config = report.Config(folders=(folder,), out=tmp_path / "report.html", overwrite=True)
+    config.out.write_text("<!doctype html>\nmine")
+    with pytest.raises(UserError, match="is no page of `shortlist report`"):
+        report.run(config)
+    config.out.unlink()
+    report.run(config)
     with pytest.raises(UserError, match="exists; choose another name or --overwrite"):
-        report.run(report.Config(folders=(folder,), out=tmp_path / "report.html"))
-    report.run(report.Config(folders=(folder,), out=tmp_path / "report.html", overwrite=True))
-    assert "doctype" in (tmp_path / "report.html").read_text()
+        report.run(replace(config, overwrite=False))
+    report.run(replace(config, title="Another"))
+    assert "<h1>Another</h1>" in config.out.read_text()
+
+
+def test_results_are_not_overwritten_by_a_report_of_them(folder: Path):
+    results = folder / "results" / "results.json"
+    before = results.read_bytes()
+    with pytest.raises(UserError, match="is no page"):
+        report.run(report.Config(folders=(folder,), out=results, overwrite=True))
+    assert results.read_bytes() == before
 
 
 @pytest.mark.parametrize(

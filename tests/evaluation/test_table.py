@@ -70,6 +70,24 @@ def test_the_table_is_written_and_printed_and_once_only(settings: dict, capsys: 
     assert "already done" in told.err
 
 
+def test_the_table_is_printed_for_a_spreadsheet_and_for_a_paper(settings: dict, capsys: pytest.CaptureFixture[str]):
+    table.run(table.Config(**settings, csv=True))
+    assert capsys.readouterr().out.splitlines() == [
+        "rows,name,RR dev,nDCG DL19,mean",
+        "published,theirs,10.0,,",
+        "ours,A,25.0,75.0,50.0",
+        "ours,B,50.0,,",
+        "ours,C,,,",
+    ]
+    table.run(table.Config(**settings, latex=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [r"\begin{tabular}{lrrr}", r"\toprule", r" & RR dev & nDCG DL19 & mean \\"]
+    assert lines[4:6] == [r"\multicolumn{4}{l}{\emph{published (a paper)}} \\", r"theirs & 10.0 & - & - \\"]
+    assert r"B & 50.0 & not run & not run \\" in lines
+    with pytest.raises(UserError, match="three ways to print"):
+        table.run(table.Config(**settings, latex=True, csv=True))
+
+
 def test_a_table_whose_columns_are_numbers_is_drawn(settings: dict, tmp_path: Path):
     put(tmp_path / "512.json", [{"name": "trained 512", "MRR@100": 0.4}])
     put(tmp_path / "1024.json", [{"name": "trained 512", "MRR@100": 0.5}])

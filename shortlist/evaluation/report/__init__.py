@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write, read_json
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import cost_cells, cost_headings
-from shortlist.evaluation.report.html import drawing, folded, heading, page, paragraph, table
+from shortlist.evaluation.report.html import BEGINNING, drawing, folded, heading, page, paragraph, table
 from shortlist.evaluation.report.summary import in_short, probability
 from shortlist.math.outcomes import OUTCOMES
 from shortlist.progress import say
@@ -48,14 +49,24 @@ def run(config: Config) -> None:
     """Write the page."""
     if not config.folders:
         raise UserError("no folder is named; expected one or more with outputs of `shortlist`.")
-    if config.out.exists() and not config.overwrite:
-        raise UserError(f"--out {config.out}: exists; choose another name or --overwrite.")
+    if config.out.exists():
+        if not _is_page(config.out):
+            raise UserError(f"--out {config.out}: is no page of `shortlist report`; choose another name.")
+        if not config.overwrite:
+            raise UserError(f"--out {config.out}: exists; choose another name or --overwrite.")
     outputs = [output for folder in config.folders for output in find_outputs(folder)]
     if not outputs:
         raise UserError(f"{', '.join(map(str, config.folders))}: no output of `shortlist` is there.")
-    with atomic_write(config.out) as file:
+    with claim_output(config.out, folder=False, stage="report"), atomic_write(config.out) as file:
         file.write(page(config.title, sections(outputs)))
     say(f"report: wrote {config.out}")
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(BEGINNING)) == BEGINNING.encode()
 
 
 def find_outputs(folder: Path) -> Iterator[Output]:

@@ -9,6 +9,9 @@ from importlib.resources import files
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """The page may load nothing, run nothing and send nothing."""
 
+BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="'
+"""The first characters of every page, by which one is known."""
+
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     """Return a whole page.
@@ -22,8 +25,7 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     )
     style = files("shortlist.evaluation.report").joinpath("page.css").read_text("utf-8")
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'{BEGINNING}{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n"
         f"<body><h1>{escape(title)}</h1>\n<nav>{links}</nav>\n{bodies}</body></html>\n"

@@ -14,6 +14,7 @@ from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write, read_json, write_json
 from shortlist.data.manifest import identity, start_job
 from shortlist.errors import UserError, unknown
+from shortlist.evaluation.formats import csv_table, escaped, latex_table, one_way_to_print
 
 NOT_RUN, NOT_SAID = "not run", "-"
 """Texts for a missing value of ours, and for a value that was not published."""
@@ -39,6 +40,10 @@ class Config:
     """Folder for table.md, table.json and, if the table's columns are numbers, table.svg."""
     json: NotInJob[bool] = False
     """Print JSON instead of a table."""
+    csv: NotInJob[bool] = False
+    """Print CSV instead of a table."""
+    latex: NotInJob[bool] = False
+    """Print a LaTeX table (booktabs)."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -123,6 +128,7 @@ def our_rows(
 
 def run(config: Config) -> None:
     """Make the table, write it and print it."""
+    one_way_to_print(json=config.json, csv=config.csv, latex=config.latex)
     table = read_table(config.published)
     if len(config.sets) != len(config.results):
         raise UserError(f"--sets has {len(config.sets)} names for {len(config.results)} results; expected as many.")
@@ -142,8 +148,12 @@ def run(config: Config) -> None:
         if all(column.name.isdigit() for column in table.columns):
             write_svg(config.out / "table.svg", partial(draw_table, table, ours))
         job.finish(rows=len(ours), not_run=missing)
-    name = "table.json" if config.json else "table.md"
-    sys.stdout.write((config.out / name).read_text("utf-8"))
+    if config.csv or config.latex:
+        content = read_json(config.out / "table.json")
+        sys.stdout.write((_as_csv if config.csv else _as_latex)(content))
+    else:
+        name = "table.json" if config.json else "table.md"
+        sys.stdout.write((config.out / name).read_text("utf-8"))
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
@@ -174,6 +184,27 @@ def markdown(table: Table, ours: Mapping[str, Cells], label: str) -> str:
 
 def _texts(values: Cells, absent: str) -> list[str]:
     return [absent if value is None else f"{value:.1f}" for value in values]
+
+
+def _as_csv(content: Mapping[str, Any]) -> str:
+    """Write the table as CSV: percent in full, nothing for a missing value."""
+    lines = [["rows", "name", *content["columns"]]]
+    for label, rows in (("published", content["rows"]), (content["label"], content["ours"])):
+        lines += [[label, name, *values] for name, values in rows.items()]
+    return csv_table(lines)
+
+
+def _as_latex(content: Mapping[str, Any]) -> str:
+    """Write the table as LaTeX: first the published rows, then ours."""
+    parts = [
+        [" & ".join([escaped(name), *_texts(values, absent)]) for name, values in rows.items()]
+        for rows, absent in ((content["rows"], NOT_SAID), (content["ours"], NOT_RUN))
+    ]
+    heading = ["", *content["columns"]]
+    titles = [f"published ({content['source']})", content["label"]]
+    for title, part in zip(titles, parts, strict=True):
+        part.insert(0, rf"\multicolumn{{{len(heading)}}}{{l}}{{\emph{{{escaped(title)}}}}}")
+    return latex_table(heading, parts)
 
 
 def draw_table(table: Table, ours: Mapping[str, Cells], figure: Any) -> None:
