@@ -9,7 +9,8 @@ from importlib.resources import files
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """The page may load nothing, run nothing and send nothing."""
 
-BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="'
+BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+BEGINNING += '<meta http-equiv="Content-Security-Policy" content="'
 """The first characters of every page, by which one is known."""
 
 
