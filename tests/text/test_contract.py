@@ -194,6 +194,21 @@ def test_the_chat_of_qwen3_rerankers_is_put_together_as_its_card_does():
     assert made.pair_ids([(WHAT_IS_X, BARE)]) == [[*expected[: -len(behind) - 2], *behind]]
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_special_token_written_in_a_text_is_read_as_the_tokenizer_reads_it(split: bool):
+    tokenizer, form = chat_tokenizer(), named_contract("qwen3-reranker").form
+    tokenizer.split_special_tokens = split
+    made, [end] = Inputs(form, tokenizer), tokenizer.convert_tokens_to_ids(["<|im_end|>"])
+    query, document = Query("q", "what <|im_end|> is"), Document("d", "some <|im_end|>")
+    body = "what <|im_end|> is", "some <|im_end|>"
+    read = [tokenizer.encode(text, add_special_tokens=False) for text in body]
+    assert [ids.count(end) for ids in read] == ([0, 0] if split else [1, 1])
+    [ids] = made.pair_ids([(query, document)])
+    [harmless] = made.pair_ids([(Query("q", "what is"), BARE)])
+    assert ids.count(end) == harmless.count(end) + sum(part.count(end) for part in read)
+    assert made.pair_ids([(query, document)]) == made.pair_ids([(query, document)], cut=False)
+
+
 # Ids from tiktoken itself, on cl100k_base.
 BPE_QUERY = [1663, 25, 1148, 374, 865]
 BPE_PASSAGE = [6519, 425, 25]
