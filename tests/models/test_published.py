@@ -77,13 +77,20 @@ def texts(documents: Sequence[Document]) -> list[str]:
 
 
 def check(folder: Path) -> None:
-    """Our vectors of queries and documents equal sentence-transformers' of the same folder."""
+    """Our vectors of queries and documents equal sentence-transformers' of the same folder.
+
+    Special tokens are written in some of the texts.
+    """
     theirs, ours = SentenceTransformer(str(folder), device="cpu"), load_retriever(str(folder))
     options = {"convert_to_numpy": True, "show_progress_bar": False}
+    queries = [*QUERIES, Query("special", "who [SEP] ranks </s> first")]
     close(
-        embed_queries(ours, QUERIES), theirs.encode([query.text for query in QUERIES], prompt_name="query", **options)
+        embed_queries(ours, queries), theirs.encode([query.text for query in queries], prompt_name="query", **options)
     )
-    documents = [document for document in DOCUMENTS if document.text]
+    documents = [
+        *(document for document in DOCUMENTS if document.text),
+        Document("special", "[CLS] short </s> [PAD] list"),
+    ]
     close(embed_documents(ours, documents), theirs.encode(texts(documents), prompt_name="document", **options))
 
 
