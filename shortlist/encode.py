@@ -30,6 +30,7 @@ from shortlist.data.vectors import (
     to_rows,
 )
 from shortlist.engine import Engine, spread
+from shortlist.errors import UserError
 from shortlist.math.agreement import NEIGHBOURS, agreement
 from shortlist.math.combination import avgp
 from shortlist.math.quantize import from_int8
@@ -51,6 +52,7 @@ from shortlist.text.segments import (
     unused_settings,
     whole_id,
 )
+from shortlist.text.tokenizer import dependencies, other_tokens
 
 SAMPLE = 256
 """Number of documents on which a narrow precision is compared with fp32."""
@@ -225,6 +227,9 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -
         segment_stride=config.stride if config.segments == "maxp" else None,
         skip_bad=config.skip_bad,
     )
+    made_with = job.decide("tokens", lambda: dependencies(model.tokenizer))
+    if why := other_tokens(made_with, model.tokenizer):
+        raise UserError(f"--out {job.out}: {why}; encode anew, with --overwrite or into another folder.")
     results: dict[str, Any] = {}
     if config.precision != "fp32" or config.dtype != "float32":
         results["agreement"] = job.decide("agreement", lambda: vector_agreement(encoder, usable(), config.dtype))

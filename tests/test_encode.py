@@ -20,8 +20,10 @@ from shortlist.data.formats import write_corpus
 from shortlist.data.manifest import read_manifest
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards, read_snapshot
 from shortlist.errors import UserError
+from shortlist.index.opening import check_vectors
 from shortlist.models import retriever as retriever_module
 from shortlist.models.dense import DenseModel
+from shortlist.models.folder import open_folder
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import embed_documents
 from shortlist.records import Document
@@ -309,6 +311,22 @@ def test_an_update_embeds_what_is_new_and_leaves_the_store_of_the_corpus_as_it_i
     holds(config.out, retriever, documents)
     assert VectorReader(config.out).num_rows == len(documents)
     assert json.loads((config.out / "manifest.json").read_text())["complete"]
+
+
+def test_vectors_of_texts_that_were_split_otherwise_are_refused(config: encode.Config):
+    encode.run(config)
+    manifest = json.loads((config.out / "manifest.json").read_text())
+    assert manifest["decided"]["tokens"]["ids"]
+    manifest["decided"]["tokens"] |= {"ids": "others", "tokenizers": "0.1"}
+    (config.out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"splits texts otherwise .*\(tokenizers 0\.1 then, .* now; .*encode again"):
+        check_vectors(config.out, open_folder(config.model))
+    index.run(index.Config(kind="narrow", vectors=config.out, out=config.out.with_name("narrow")))
+    with pytest.raises(UserError, match="splits texts otherwise"):
+        check_vectors(config.out.with_name("narrow"), open_folder(config.model))
+    collection = write_texts(config.out.with_name("more"), [*DOCUMENTS, Document("new", "one more")])
+    with pytest.raises(UserError, match=r"--out .*splits texts otherwise .*encode anew"):
+        encode.run(replace(config, collection=collection, update=True))
 
 
 def test_an_update_of_nothing_is_an_encoding_and_goes_on_as_one(config: encode.Config, retriever: DenseModel):

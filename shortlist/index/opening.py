@@ -50,9 +50,11 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
         contract: the name of the input contract, for a model that does not record one.
 
     Raises:
-        UserError: the folder is not finished, another model made it, or this model made it with another input contract.
+        UserError: the folder is not finished, another model made it, or this model made it with another input contract
+            or when its tokenizer split texts otherwise.
     """
     from shortlist.text.segments import segment_contract, segment_settings
+    from shortlist.text.tokenizer import other_tokens
 
     identity(folder)  # raises if it is unfinished
     if (made := made_by(folder)) is not None and not same_identity(made, model.identity):
@@ -70,6 +72,17 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
             f"{folder}: its vectors were made with the input contract {was}, which is not what --contract "
             f"{contract or '(the model has its own)'} is now; search with the same."
         )
+    if why := other_tokens(_tokens_of(folder), model.tokenizer):
+        raise UserError(f"{folder}: {why}; encode again.")
+
+
+def _tokens_of(folder: Path) -> dict[str, str] | None:
+    """Return what the tokens of a folder's texts depended on, if recorded."""
+    manifest = read_manifest(folder) or {}
+    store = manifest.get("config", {}).get("vectors")
+    if manifest.get("stage") == "index":
+        return _tokens_of(Path(store)) if store and Path(store).is_dir() else None
+    return manifest.get("decided", {}).get("tokens")
 
 
 def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engine = "local") -> VectorIndex:

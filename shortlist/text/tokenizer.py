@@ -5,7 +5,10 @@ orders merges by id (double spaces come out wrong), and it drops a leading space
 unchanged, and a SentencePiece BPE model is converted here and compared with the original at once.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,12 @@ from shortlist.errors import UserError
 
 PROBE = "query:  a b   c\n\tdouble  spaces, (1999) naïve café – 東京 🦙 "
 
+_PROBES = (
+    "The retriever's list: 1,234 documents, e.g. https://example.org/a_b?c=d&e=f#g -- <b>it's</b> 50% re-ranked!",
+    "Größe, İstanbul, IŞIK, ﬁnal, e\u0301 é, Ελλάδα, кириллица, עברית, العربية",
+    "हिन्दी, ไทย, 中文分词、日本語テキスト。한국어",
+    "def parseISODate(x):\n\treturn {x: [1.5e-3, None]}  # \u00a0\u200b\u2028 \U0001f600\U0001f468\u200d\U0001f469",
+)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 """Tokenizer files; a folder with a tokenizer has at least one of them."""
@@ -54,6 +63,31 @@ def _load(folder: Path) -> Any:
         raise UserError(
             f"{folder}: no usable tokenizer ({reason}); expected tokenizer.json or tokenizer.model."
         ) from None
+
+
+def dependencies(tokenizer: Any) -> dict[str, str]:
+    """Describe what a tokenizer's ids depend on besides its files.
+
+    Vectors keep this, since a query that is split into other tokens finds less among them.
+
+    Returns:
+        Versions of libraries by name, and a digest of the ids of some texts.
+    """
+    ids = tokenizer([PROBE, *_PROBES], add_special_tokens=False)["input_ids"]
+    digest = sha256(json.dumps([list(each) for each in ids]).encode()).hexdigest()
+    return {name: version(name) for name in ("tokenizers", "transformers")} | {"ids": digest}
+
+
+def other_tokens(then: Mapping[str, str] | None, tokenizer: Any) -> str | None:
+    """Say that a tokenizer's ids are no longer what they were, and which libraries have changed.
+
+    The result is None where they are the same, or where nothing says what they were.
+    """
+    now = dependencies(tokenizer)
+    if not then or then["ids"] == now["ids"]:
+        return None
+    changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if name != "ids"]
+    return f"the tokenizer splits texts otherwise than when they were made ({'; '.join(changed)})"
 
 
 def from_sentencepiece(path: Path) -> Any:
