@@ -31,7 +31,7 @@ from shortlist.models.folder import open_folder
 from shortlist.models.run import Precision, score_pairs
 from shortlist.progress import say
 from shortlist.records import Document, Query
-from shortlist.rerankers.pointwise import Reranker
+from shortlist.rerankers.reranker import Reranker
 
 MAX_LENGTH = {"BM25 top-100": 196, "RepLLaMA top-200": 196, "documents": 2048}
 RUNS = {"BM25 top-100": ("bm25-100.trec", 100), "RepLLaMA top-200": ("repllama-1000.trec", 200)}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result
     from shortlist.records import Document, Group, Hit, Query
-    from shortlist.rerankers.pointwise import CrossEncoder, Reranker
+    from shortlist.rerankers.reranker import CrossEncoder, Reranker
     from shortlist.text.contract import InputContract
 
 HOMES = {
@@ -57,7 +57,7 @@ HOMES = {
     "models.retriever": "Retriever",
     "pipeline": "Answer Pipeline Result",
     "records": "Document Group Hit Query",
-    "rerankers.pointwise": "CrossEncoder Reranker",
+    "rerankers.reranker": "CrossEncoder Reranker",
     "text.contract": "InputContract",
 }
 """The public names, by the module that defines them. Commands are modules, by their names:

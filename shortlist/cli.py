@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from shortlist.commands import COMMANDS, GONE, GROUPS, gone_settings
+from shortlist.commands import COMMANDS, GONE, GROUPS, carry_out, gone_settings
 from shortlist.data.contents import NO_VERIFY
 from shortlist.errors import UserError, unknown
 from shortlist.version import __version__
@@ -80,9 +80,7 @@ def _run(name: str, argv: list[str]) -> int:
         words = f"{command.words}\n\nExample: shortlist {name} {command.example}".rstrip()
         config = parse(settings.Config, argv, prog=f"shortlist {name}", description=words, gone=gone)
         with _comparing(not unverified):
-            if command.settings:
-                settings.check_first(config)
-            import_module(f"shortlist.{command.module}").run(config)
+            carry_out(name, config)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(10)  # if all processes fail alike, the first prints the error and torchrun ends the others

@@ -1,6 +1,8 @@
 """The commands, with their modules and descriptions; a module has `Config` and `run`."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
@@ -13,7 +15,7 @@ class Command(NamedTuple):
     example: str
     """Arguments to try it with."""
     settings: str = ""
-    """Name of the module with its `Config` and `check_first`, if its own module loads PyTorch."""
+    """Name of the module with its `Config`, `check_first` and `has_run`, if its own module loads PyTorch."""
 
     @property
     def light(self) -> str:
@@ -137,3 +139,21 @@ def gone_settings(command: str) -> dict[str, str]:
     """Find a command's settings that no longer exist, with their replacements."""
     flags = {name.removeprefix(f"{command} --"): new for name, new in GONE.items() if name.startswith(f"{command} --")}
     return {flag.replace("-", "_"): new for flag, new in flags.items()}
+
+
+def carry_out(name: str, config: Any, run: Callable[[Any], None] | None = None) -> None:
+    """Run a command; its own module is loaded only if there is something to do.
+
+    Args:
+        run: does it in place of the module's `run`.
+
+    Raises:
+        UserError: the command refuses its settings or what it reads.
+    """
+    command = COMMANDS[name]
+    if command.settings:
+        settings = import_module(command.light)
+        settings.check_first(config)
+        if settings.has_run(config):
+            return
+    (run or import_module(f"shortlist.{command.module}").run)(config)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from shortlist.config import at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.lines import OnBad
@@ -41,18 +40,16 @@ from shortlist.models.retriever import Retriever
 from shortlist.models.run import TextsDone
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
-from shortlist.settings.encode import Config, check
+from shortlist.settings.encode import Config, check, contract_of, job_of
 from shortlist.text.batching import windows
 from shortlist.text.contract import InputContract
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import (
     document_segments,
     named_segments,
-    segment_contract,
-    unused_settings,
     whole_id,
 )
-from shortlist.text.tokenizer import dependencies, other_tokens
+from shortlist.text.tokenizer import other_tokens, token_dependencies
 
 SAMPLE = 256
 """Number of documents on which a narrow precision is compared with fp32."""
@@ -165,13 +162,6 @@ def make_encoder(config: Config, model: ModelFolder, *, packed: bool) -> Encoder
     )
 
 
-def contract_of(config: Config, model: ModelFolder) -> InputContract:
-    """Return the input contract for the documents."""
-    contract = model.contract("document", config.contract)
-    lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
-    return model.check_lengths(segment_contract(contract, config.segments, **lengths))
-
-
 def run(config: Config) -> None:
     """Embed the corpus into a vector store."""
     check(config)
@@ -179,7 +169,7 @@ def run(config: Config) -> None:
     if config.dry_run:
         print(forecast_encoding(config, model, collection))
         return
-    job = claim(config, model, collection)
+    job = start_job(config, **job_of(config, model, collection))
     if not job.done:
         start = time.perf_counter()
         results = fill(job, config, model, collection)
@@ -193,30 +183,6 @@ def run(config: Config) -> None:
             say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
 
 
-def claim(config: Config, model: ModelFolder, collection: Collection) -> Job:
-    """Claim the store that a Config describes, which may be done, begun or new.
-
-    A store of another job is refused.
-    """
-    inputs = {
-        "model": model.identity,
-        "contract": contract_of(config, model).of_documents(),
-        "collection": collection.identity("corpus"),
-    }
-    as_if = at_defaults(config, unused_settings(config.segments))
-    update = ("collection",) if config.update else ()
-    return start_job(
-        config,
-        stage="encode",
-        inputs=inputs,
-        as_if=as_if,
-        folder=True,
-        update=update,
-        parts="shard-*.json",
-        reads=[model.whole.path],
-    )
-
-
 def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:
     """Write the shards that a store lacks; returns the results for the manifest."""
     encoder = make_encoder(config, model, packed=job.decide("packed", packing_pays))
@@ -227,8 +193,8 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection) -
         segment_stride=config.stride if config.segments == "maxp" else None,
         skip_bad=config.skip_bad,
     )
-    made_with = job.decide("tokens", lambda: dependencies(model.tokenizer))
-    if why := other_tokens(made_with, model.tokenizer):
+    made_with = job.decide("tokens", lambda: token_dependencies(model.tokenizer))
+    if why := other_tokens(made_with, lambda: model.tokenizer):
         raise UserError(f"--out {job.out}: {why}; encode anew, with --overwrite or into another folder.")
     results: dict[str, Any] = {}
     if config.precision != "fp32" or config.dtype != "float32":

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import tyro
 import yaml
 
-from shortlist.commands import COMMANDS, GONE, gone_settings
+from shortlist.commands import COMMANDS, GONE, carry_out, gone_settings
 from shortlist.config import from_settings, load_yaml, settings_of, to_flags
 from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write
@@ -131,10 +132,6 @@ def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str
     return Stage(name, stage, from_settings(config, settings, where=at, gone=gone_settings(stage)))
 
 
-def _module(stage: str) -> Any:
-    return import_module(f"shortlist.{COMMANDS[stage].module}")
-
-
 def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path, within: tuple[Path, ...]) -> list[Stage]:
     """Plan a recipe that is a step of another one.
 
@@ -194,23 +191,21 @@ def run_steps(steps: list[Stage], *, processes: int = 1) -> None:
     for number, step in enumerate(steps, start=1):
         say(f"[{number}/{len(steps)}] {step.name}")
         start = time.perf_counter()
-        if step.stage == "train" and processes > 1:
-            _train_together(step, processes)
-        else:
-            _module(step.stage).run(step.config)
+        together = step.stage == "train" and processes > 1
+        carry_out(step.stage, step.config, partial(_train_together, step.name, processes) if together else None)
         gc.collect()  # models are in reference cycles; free one step's memory before the next step
         seconds = time.perf_counter() - start
         if seconds > 1:
             say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
 
 
-def _train_together(step: Stage, processes: int) -> None:
+def _train_together(name: str, processes: int, config: Any) -> None:
     """Run a training step under torchrun."""
-    settings = {name: value for name, value in settings_of(step.config).items() if value is not None}
+    settings = {name: value for name, value in settings_of(config).items() if value is not None}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    flags = to_flags(type(step.config), settings, where=step.name)
+    flags = to_flags(type(config), settings, where=name)
     if subprocess.run([*launcher, "-m", "shortlist", "train", *flags]).returncode:
-        raise UserError(f"step {step.name!r}: training stopped, as said above; the same command continues it.")
+        raise UserError(f"step {name!r}: training stopped, as said above; the same command continues it.")
 
 
 def run(config: Config) -> None:

@@ -15,12 +15,13 @@ from shortlist.config import NotInJob, markers
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.manifest import identity, is_done, start_job
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
 from shortlist.progress import peak_bytes, progress, say
@@ -100,7 +101,6 @@ def run(config: Config) -> None:
     if description.collection is None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
     opener = Opener()
-    pipeline = Pipeline.open(description, opener)
     bad: list[str] = []
     queries = open_collection(description.collection).queries(config.split, bad.append if config.skip_missing else None)
     if bad:
@@ -110,7 +110,12 @@ def run(config: Config) -> None:
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(description.collection))
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    job = start_job(config, stage="search", inputs=_inputs(config, description, queries, opener), as_if=as_if)
+    task = {"stage": "search", "inputs": _inputs(config, description, queries, opener), "as_if": as_if}
+    if is_done(config, **task):
+        say_what_is_older(description, description.collection)
+        return
+    pipeline = Pipeline.open(description, opener)  # may refuse, before anything is written
+    job = start_job(config, **task)
     if job.done:
         return
     pipeline.trace(queries[:1], 1)  # compiling and loading on first use is not part of a query's time

@@ -131,7 +131,8 @@ def repair(folder: Path, manifest: dict[str, Any], damaged: Iterable[int]) -> No
     settings = {name: value for name, value in manifest["config"].items() if value is not None}
     settings |= {"out": str(folder), "overwrite": False, "update": False, "compact": False}
     config = from_settings(encode.Config, settings, where=f"{folder}/manifest.json")
-    encode.claim(config, open_folder(config.model), open_collection(config.collection))
+    job = job_of(config, open_folder(config.model), open_collection(config.collection))
+    start_job(config, **job)  # raises if it would be another job
     with claim_output(folder, folder=True, stage="verify"):
         updated = read_snapshot(folder) is not None
         for number in damaged:

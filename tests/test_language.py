@@ -13,7 +13,7 @@ DANGLING = re.compile(
 )
 """First words that leave the reader waiting for the thing itself."""
 CHAIN = re.compile(r"\b(that of|those of|as of|of which|else)\b")
-SHARED = {"Config", "run", "check", "check_first", "PipelineRetriever"}
+SHARED = {"Config", "run", "check", "check_first", "has_run", "job_of", "PipelineRetriever"}
 """What stages have, and what LangChain and LlamaIndex alike call theirs."""
 
 

@@ -1,4 +1,4 @@
-"""Typing errors and wrong paths are refused without loading PyTorch, which takes seconds."""
+"""Typing errors and wrong paths are refused, and finished work is known, without loading PyTorch."""
 
 import contextlib
 import io
@@ -10,6 +10,7 @@ import pytest
 from tiny import Tiny
 
 from shortlist import index
+from shortlist.cli import main
 
 CASES = {
     "serve": "nothing to serve",
@@ -117,3 +118,26 @@ def test_wrong_names_and_settings_are_refused_without_pytorch(names: dict[str, o
 
 def test_usage_errors_need_no_pytorch(names: dict[str, object]):
     assert answers(USAGE, 2, **names) == ["done"]
+
+
+FINISHED = """
+steps:
+  words: {{stage: index, collection: {data}}}
+  found: {{stage: search, index: $words, collection: {data}, split: train, k: 5}}
+  groups: {{stage: mine, runs: [$found], collection: {data}, split: train, depth: 5, negatives: 2}}
+  trained: {{stage: train, kind: reranker, backbone: {llama}, collection: {data}, groups: $groups, steps: 1}}
+  vectors: {{stage: encode, model: {retriever}, collection: {data}}}
+  dense: {{stage: search, model: {retriever}, vectors: $vectors, collection: {data}, k: 5}}
+  both: {{stage: fuse, runs: [$dense, $dense]}}
+  best: {{stage: rerank, model: {reranker}, run: $both, collection: {data}}}
+  results: {{stage: evaluate, runs: [$both, $best], collection: {data}}}
+"""
+
+
+def test_a_finished_recipe_says_so_without_pytorch(names: dict[str, object], tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(FINISHED.format(**names))
+    assert main(["run", str(recipe), "--out", str(names["out"])]) == 0
+    finished = f"run {recipe} --out {names['out']}"
+    cases = {f"{finished} --processes {number}": "results.json is already done" for number in (1, 2)}
+    assert answers(cases, 0) == ["done"]

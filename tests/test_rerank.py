@@ -22,7 +22,7 @@ from shortlist.errors import UserError
 from shortlist.models.run import score_pairs
 from shortlist.records import Document, Hit, Query, Run
 from shortlist.rerankers import Candidates, Scored
-from shortlist.rerankers.pointwise import Reranker
+from shortlist.rerankers.reranker import Reranker
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import pair_segments
 

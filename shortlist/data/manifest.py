@@ -170,22 +170,8 @@ def start_job(
             ours wrote; another command is at work there.
     """
     forget_peak()
-    out = Path(config.out)
-    kind, settings = type(config), _settings(config)
-    assert not markers(kind).keys() & inputs.keys()
-    made_from = _deciding(kind, _settings(config if as_if is None else as_if) | _plain(dict(inputs)))
-    manifest = {
-        "format": FORMAT,
-        "stage": stage,
-        "stage_version": version,
-        "job": _job_id(stage, version, made_from),
-        "complete": False,
-        "version": __version__,
-        "commit": commit(),
-        "started": _now(),
-        "config": settings,
-        "made_from": made_from,
-    }
+    out, kind = Path(config.out), type(config)
+    manifest = _begun(config, stage=stage, inputs=inputs, version=version, as_if=as_if)
     _refuse_the_wrong_kind(out, folder)
     check_free(out, folder=folder)
     look = partial(_look, out, manifest, kind, folder=folder, update=update, closely=config.overwrite)
@@ -222,8 +208,55 @@ def start_job(
     _write(out, manifest, folder)  # first of all, since a folder without one does not count as ours
     if folder:
         with atomic_write(out / "config.yaml") as file:
-            yaml.safe_dump(settings, file, sort_keys=False)
+            yaml.safe_dump(manifest["config"], file, sort_keys=False)
     return Job(out, manifest, done=False, resuming=there.same, held=held)
+
+
+def is_done(
+    config: Any,
+    *,
+    stage: str,
+    inputs: Mapping[str, str | Sequence[str]],
+    version: int = 1,
+    as_if: Any = None,
+    folder: bool = False,
+    **others: Any,
+) -> bool:
+    """Whether a job's output is finished, with nothing to tidy up.
+
+    If so, this prints a message. The arguments are those of `start_job`, which would do nothing.
+    """
+    del others
+    out = Path(config.out)
+    if not out.exists() or out.is_dir() != folder:
+        return False
+    manifest = _begun(config, stage=stage, inputs=inputs, version=version, as_if=as_if)
+    there = _look(out, manifest, type(config), folder=folder, update=(), closely=config.overwrite)
+    if not there.done or there.found is None or "foreign" in there.found:
+        return False
+    say(f"{stage}: {out} is already done.")
+    return True
+
+
+def _begun(
+    config: Any, *, stage: str, inputs: Mapping[str, str | Sequence[str]], version: int, as_if: Any
+) -> dict[str, Any]:
+    """Return the manifest of a job that has just begun."""
+    kind = type(config)
+    assert not markers(kind).keys() & inputs.keys()
+    made_from = _deciding(kind, _settings(config if as_if is None else as_if) | _plain(dict(inputs)))
+    return {
+        "format": FORMAT,
+        "stage": stage,
+        "stage_version": version,
+        "job": _job_id(stage, version, made_from),
+        "complete": False,
+        "version": __version__,
+        "commit": commit(),
+        "started": _now(),
+        "config": _settings(config),
+        "made_from": made_from,
+    }
 
 
 class _There(NamedTuple):

@@ -72,7 +72,7 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
             f"{folder}: its vectors were made with the input contract {was}, which is not what --contract "
             f"{contract or '(the model has its own)'} is now; search with the same."
         )
-    if why := other_tokens(_tokens_of(folder), model.tokenizer):
+    if why := other_tokens(_tokens_of(folder), lambda: model.tokenizer):
         raise UserError(f"{folder}: {why}; encode again.")
 
 

@@ -15,7 +15,7 @@ from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import score_pairs
 from shortlist.records import Document, as_queries
-from shortlist.rerankers.pointwise import Reranker
+from shortlist.rerankers.reranker import Reranker
 from shortlist.text.contract import SPECIAL, Form
 
 try:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from shortlist.data.collections import Collection, open_collection
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
-from shortlist.index.opening import say_if_older
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memory_steps
-from shortlist.pipeline.opening import open_steps
+from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
@@ -248,9 +247,7 @@ class Pipeline:
         opener = opener or Opener()
         collection = opener.index(name, "documents", lambda: open_collection(name))
         steps = open_steps(description, opener)
-        settings = [part.settings.get(setting) for part in description.steps for setting in ("index", "vectors")]
-        for path in dict.fromkeys(value for value in settings if isinstance(value, Path)):
-            say_if_older(path, name)
+        say_what_is_older(description, name)
         return cls(collection, steps)
 
     @property

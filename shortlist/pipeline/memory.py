@@ -119,7 +119,7 @@ def memory_steps(
         steps.append(Step("hybrid", STEPS["fuse"], FUSIONS["rrf"], tuple(step.name for step in steps)))
     if reranker is not None and steps:
         if isinstance(reranker, str):
-            from shortlist.rerankers.pointwise import Reranker
+            from shortlist.rerankers.reranker import Reranker
 
             reranker = Reranker.load(reranker)
         steps.append(Step("reranker", STEPS["rank"], reranker, (steps[-1].name,), depth))

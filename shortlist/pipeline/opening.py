@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from shortlist.errors import UserError
+from shortlist.index.opening import say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
@@ -44,3 +45,10 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
         steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share))
     return steps
+
+
+def say_what_is_older(description: Description, collection: str) -> None:
+    """Print a message for each index or vectors that were made from another corpus."""
+    settings = [part.settings.get(setting) for part in description.steps for setting in ("index", "vectors")]
+    for path in dict.fromkeys(value for value in settings if isinstance(value, Path)):
+        say_if_older(path, collection)

@@ -3,17 +3,15 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from shortlist.config import at_defaults
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.lines import ignore
-from shortlist.data.manifest import identity, ms_per_query, stages, start_job
+from shortlist.data.manifest import ms_per_query, stages, start_job
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine
@@ -28,28 +26,13 @@ from shortlist.rerank.known import KnownScores
 from shortlist.rerank.scoring import Scorer, score_chunks
 from shortlist.rerankers.kinds import prepare, takes
 from shortlist.rerankers.prepared import Prepared
-from shortlist.settings.rerank import Config, check
-from shortlist.text.segments import unused_settings
+from shortlist.settings.rerank import Config, check, job_of, method_settings, scored_from
 
 PAIRS_AT_ONCE = 4096
 """Number of pairs that are sorted by length together, and the most that an interruption of several processes loses."""
 
 BEST_FIRST = 256
 """The same number if time is limited. It is small, so that a pair is read only after most pairs ranked above it."""
-
-READING = (
-    "model",
-    "contract",
-    "instruction",
-    "max_length",
-    "segments",
-    "window",
-    "stride",
-    "precision",
-    "token_budget",
-    "long_queries",
-)
-"""The fields of a Config that are settings of the method."""
 
 
 class Pace(NamedTuple):
@@ -75,13 +58,7 @@ def run(config: Config) -> None:
     collection = open_collection(config.collection)
     settings = method_settings(config)
     prepared = prepare(config.method, settings)
-    made_from = {**prepared.identities(), "collection": collection.identity("corpus", "queries")}
-    job = start_job(
-        config,
-        stage="rerank",
-        inputs=made_from | {"run": identity(config.run)},
-        as_if=at_defaults(config, unused_settings(config.segments)),
-    )
+    job = start_job(config, **job_of(config, prepared, collection))
     if job.done:
         return
     if prepared.model is not None:
@@ -89,7 +66,8 @@ def run(config: Config) -> None:
     if takes(config.method, "packed"):
         settings["packed"] = job.decide("packed", packing_pays)
     prepared = prepare(config.method, settings)
-    made_from |= {**prepared.settings, **({} if config.method == "pointwise" else {"method": config.method})}
+    method = {} if config.method == "pointwise" else {"method": config.method}
+    made_from = {**scored_from(prepared, collection), **prepared.settings, **method}
     candidates = _candidates(config, collection, whole_lists=prepared.whole_lists)
     asked = [query for query_id in candidates.run.query_ids if (query := candidates.queries.get(query_id))]
     if config.long_queries == "skip":
@@ -145,18 +123,6 @@ def refused(prepared: Prepared, queries: Iterable[Query]) -> set[str]:
     if found:
         say(f"rerank: {len(found):,} queries are too long and left as they were; {next(iter(found.values()))}.")
     return set(found)
-
-
-def method_settings(config: Config) -> dict[str, Any]:
-    """Collect the method's settings that differ from their defaults.
-
-    Defaults are left out because a method refuses settings that it does not have.
-    """
-    defaults = {field.name: field.default for field in fields(Config)}
-    settings = {name: value for name in READING if (value := getattr(config, name)) != defaults[name]}
-    if config.long_queries == "skip":  # the method never sees such a query
-        del settings["long_queries"]
-    return settings
 
 
 def log_path(out: Path) -> Path:

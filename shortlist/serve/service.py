@@ -24,7 +24,8 @@ from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Ranker
-from shortlist.rerankers.pointwise import Reranker, pointwise
+from shortlist.rerankers.pointwise import pointwise
+from shortlist.rerankers.reranker import Reranker
 from shortlist.serve.batcher import Batcher
 from shortlist.serve.gate import Gate, Limits, Ticket
 from shortlist.serve.metrics import Metrics

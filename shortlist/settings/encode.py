@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from shortlist.config import NotInJob, SpeedOnly
-from shortlist.data.collections import check_collection
+from shortlist.config import NotInJob, SpeedOnly, at_defaults
+from shortlist.data.collections import Collection, check_collection, open_collection
+from shortlist.data.manifest import is_done
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
-from shortlist.models.folder import check_model
-from shortlist.text.segments import Segments
+from shortlist.models.folder import ModelFolder, check_model, open_folder
+from shortlist.text.contract import InputContract
+from shortlist.text.segments import Segments, segment_contract, unused_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +79,34 @@ def check_first(config: Config) -> None:
     check(config)
     check_collection(config.collection)
     check_model(config.model, "document", config.contract)
+
+
+def contract_of(config: Config, model: ModelFolder) -> InputContract:
+    """Return the input contract for the documents."""
+    contract = model.contract("document", config.contract)
+    lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
+    return model.check_lengths(segment_contract(contract, config.segments, **lengths))
+
+
+def job_of(config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:
+    """Describe the job of filling a store, for `start_job`."""
+    return {
+        "stage": "encode",
+        "inputs": {
+            "model": model.identity,
+            "contract": contract_of(config, model).of_documents(),
+            "collection": collection.identity("corpus"),
+        },
+        "as_if": at_defaults(config, unused_settings(config.segments)),
+        "folder": True,
+        "update": ("collection",) if config.update else (),
+        "parts": "shard-*.json",
+        "reads": [model.whole.path],
+    }
+
+
+def has_run(config: Config) -> bool:
+    """Whether the output is finished, without PyTorch; if so, this prints a message."""
+    if config.dry_run or config.compact:
+        return False
+    return is_done(config, **job_of(config, open_folder(config.model), open_collection(config.collection)))

@@ -1,16 +1,33 @@
 """Settings of the stage `rerank`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from shortlist.config import NotInJob, SpeedOnly
-from shortlist.data.collections import check_collection
+from shortlist.config import NotInJob, SpeedOnly, at_defaults
+from shortlist.data.collections import Collection, check_collection, open_collection
+from shortlist.data.manifest import identity, is_done
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
 from shortlist.models.folder import check_model
-from shortlist.text.segments import Segments
+from shortlist.rerankers.kinds import prepare
+from shortlist.rerankers.prepared import Prepared
+from shortlist.text.segments import Segments, unused_settings
+
+READING = (
+    "model",
+    "contract",
+    "instruction",
+    "max_length",
+    "segments",
+    "window",
+    "stride",
+    "precision",
+    "token_budget",
+    "long_queries",
+)
+"""The fields of a Config that are settings of the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +108,35 @@ def check_first(config: Config) -> None:
         raise UserError(f"--run {config.run}: no such file; expected a run, such as `shortlist search` writes.")
     if config.method == "pointwise" and config.model:
         check_model(config.model, "pair", config.contract)
+
+
+def method_settings(config: Config) -> dict[str, Any]:
+    """Collect the method's settings that differ from their defaults.
+
+    Defaults are left out because a method refuses settings that it does not have.
+    """
+    defaults = {field.name: field.default for field in fields(Config)}
+    settings = {name: value for name in READING if (value := getattr(config, name)) != defaults[name]}
+    if config.long_queries == "skip":  # the method never sees such a query
+        del settings["long_queries"]
+    return settings
+
+
+def scored_from(prepared: Prepared, collection: Collection) -> dict[str, str]:
+    """Return the identities of what scores are made from."""
+    return {**prepared.identities(), "collection": collection.identity("corpus", "queries")}
+
+
+def job_of(config: Config, prepared: Prepared, collection: Collection) -> dict[str, Any]:
+    """Describe the job of reranking a run, for `start_job`."""
+    return {
+        "stage": "rerank",
+        "inputs": scored_from(prepared, collection) | {"run": identity(config.run)},
+        "as_if": at_defaults(config, unused_settings(config.segments)),
+    }
+
+
+def has_run(config: Config) -> bool:
+    """Whether the output is finished, without PyTorch; if so, this prints a message."""
+    prepared = prepare(config.method, method_settings(config))
+    return is_done(config, **job_of(config, prepared, open_collection(config.collection)))

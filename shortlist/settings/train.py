@@ -1,18 +1,27 @@
 """Settings of a training run, and the checks that need neither files nor PyTorch."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
-from shortlist.data.collections import check_collection
+from shortlist.data.collections import Collection, check_collection, open_collection
+from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.data.lines import ignore
+from shortlist.data.manifest import is_done
 from shortlist.errors import UserError
-from shortlist.models.folder import open_folder
+from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
 from shortlist.models.lora import parse_lora
+from shortlist.records import Group
 from shortlist.text.contract import named_contract
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a training's checkpoints, in its --out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,3 +155,71 @@ def check_first(config: Config) -> None:
     if groups and not groups.startswith("hf:") and not Path(groups).exists():
         raise UserError(f"--groups {groups}: no such file; expected groups, such as `shortlist mine` writes.")
     open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
+
+
+def open_source(config: Config, collection: Collection) -> tuple[Config, GroupSource]:
+    """Open the groups with their queries, or make them of judgements.
+
+    A reranker's groups that are made here will get negatives, as the returned config says.
+    """
+    if config.groups:
+        source = open_groups(str(config.groups))
+    else:
+        qrels = collection.qrels(config.split)
+        source = GroupSource(groups_from_qrels(qrels), {}, collection.identity(f"qrels/{config.split}"))
+        if named_kind(config.kind).role == "reranker" and config.negatives_from is None:
+            config = replace(config, negatives_from="bm25")
+    if any(group.query_id not in source.queries for group in source.groups):
+        on_bad = ignore if config.skip_missing else None
+        queries = {query.query_id: query for query in collection.queries(config.split, on_bad)}
+        source = source._replace(queries=queries | source.queries, judged=_judged(config, collection, source.groups))
+    return config, source
+
+
+def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> dict[str, frozenset[str]]:
+    """Find the judged documents of the groups' queries that are relevant, but in no group."""
+    if not config.groups:
+        return {}
+    try:
+        qrels = collection.qrels(config.split)
+    except UserError:  # a split without judgements has queries all the same
+        return {}
+    named: dict[str, set[str]] = {}
+    for group in groups:
+        named.setdefault(group.query_id, set()).update(group.positives)
+    relevant = {
+        query_id: frozenset(doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade > 0) - doc_ids
+        for query_id, doc_ids in named.items()
+    }
+    return {query_id: doc_ids for query_id, doc_ids in relevant.items() if doc_ids}
+
+
+def job_of(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> dict[str, Any]:
+    """Describe the job of training, for `start_job`."""
+    return {
+        "stage": "train",
+        "inputs": {
+            "backbone": backbone.identity,
+            "collection": collection.identity("corpus", "queries"),
+            "groups": source.identity,
+            **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
+        },
+        "folder": True,
+        "parts": f"{CHECKPOINTS}/step-*",
+        "reads": [backbone.whole.path],
+    }
+
+
+def has_run(config: Config) -> bool:
+    """Whether the output is finished, without PyTorch; if so, this prints a message.
+
+    Of the processes that torchrun starts, the first alone may say so, once all have met.
+    """
+    left = config.keep == 1 and (config.out / CHECKPOINTS).exists()
+    if config.dry_run or left or "RANK" in os.environ:
+        return False
+    collection = open_collection(config.collection)
+    config, source = open_source(config, collection)
+    backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
+    config = replace(config, backbone=backbone.name)
+    return is_done(config, **job_of(config, backbone, collection, source))

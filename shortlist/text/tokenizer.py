@@ -6,7 +6,7 @@ unchanged, and a SentencePiece BPE model is converted here and compared with the
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +65,7 @@ def _load(folder: Path) -> Any:
         ) from None
 
 
-def dependencies(tokenizer: Any) -> dict[str, str]:
+def token_dependencies(tokenizer: Any) -> dict[str, str]:
     """Describe what a tokenizer's ids depend on besides its files.
 
     Vectors keep this, since a query that is split into other tokens finds less among them.
@@ -73,21 +73,29 @@ def dependencies(tokenizer: Any) -> dict[str, str]:
     Returns:
         Versions of libraries by name, and a digest of the ids of some texts.
     """
-    ids = tokenizer([PROBE, *_PROBES], add_special_tokens=False)["input_ids"]
-    digest = sha256(json.dumps([list(each) for each in ids]).encode()).hexdigest()
-    return {name: version(name) for name in ("tokenizers", "transformers")} | {"ids": digest}
+    return _versions() | {"ids": _digest(tokenizer)}
 
 
-def other_tokens(then: Mapping[str, str] | None, tokenizer: Any) -> str | None:
-    """Say that a tokenizer's ids are no longer what they were, and which libraries have changed.
+def other_tokens(then: Mapping[str, str] | None, load: Callable[[], Any]) -> str | None:
+    """Say that a tokenizer gives other ids than before, and which libraries have changed.
 
-    The result is None where they are the same, or where nothing says what they were.
+    The result is None where they are the same, or where nothing says what they were. The tokenizer, whose files must be
+    the same, is loaded only if a library has changed.
     """
-    now = dependencies(tokenizer)
-    if not then or then["ids"] == now["ids"]:
+    now = _versions()
+    if not then or now.items() <= then.items() or then["ids"] == _digest(load()):
         return None
-    changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if name != "ids"]
-    return f"the tokenizer splits texts otherwise than when they were made ({'; '.join(changed)})"
+    changed = "; ".join(f"{name} {then.get(name)} then, {new} now" for name, new in now.items())
+    return f"the tokenizer splits texts otherwise than when they were made ({changed})"
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("tokenizers", "transformers")}
+
+
+def _digest(tokenizer: Any) -> str:
+    ids = tokenizer([PROBE, *_PROBES], add_special_tokens=False)["input_ids"]
+    return sha256(json.dumps([list(each) for each in ids]).encode()).hexdigest()
 
 
 def from_sentencepiece(path: Path) -> Any:

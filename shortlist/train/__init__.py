@@ -14,13 +14,14 @@ from typing import Any
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
-from shortlist.data.manifest import Job, start_job
+from shortlist.data.manifest import start_job
 from shortlist.math.sampling import shortfall
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.records import Qrels
+from shortlist.settings.train import CHECKPOINTS, Config, job_of
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, learn_together, num_steps
 from shortlist.train.forecast import forecast
@@ -30,7 +31,6 @@ from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw
 from shortlist.train.loop import TOKENS, fit, new_optimizer
 from shortlist.train.objectives import make_example
 from shortlist.train.resume import (
-    CHECKPOINTS,
     State,
     drop_checkpoints,
     load_checkpoint,
@@ -38,7 +38,7 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import Config, check_settings, losses
+from shortlist.train.settings import check_settings, losses
 from shortlist.train.steps import Example, compute_outputs
 
 
@@ -63,7 +63,7 @@ def run(config: Config) -> None:
             if world.leads:
                 _foresee(config, empty, collection, source, world)
             return
-        job = _claim(config, backbone, collection, source) if world.leads else None
+        job = start_job(config, **job_of(config, backbone, collection, source)) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
             if job and config.keep == 1 and (config.out / CHECKPOINTS).exists():  # a kill interrupted their removal
                 with claim_output(config.out, folder=True, stage="train"):
@@ -131,22 +131,6 @@ def train(
     weights = whole_weights(model, adapter=adapter is not None, world=world)
     if world.leads:
         save_model(model, config.out, weights=weights, **files)
-
-
-def _claim(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> Job:
-    return start_job(
-        config,
-        stage="train",
-        inputs={
-            "backbone": backbone.identity,
-            "collection": collection.identity("corpus", "queries"),
-            "groups": source.identity,
-            **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
-        },
-        folder=True,
-        parts=f"{CHECKPOINTS}/step-*",
-        reads=[backbone.whole.path],
-    )
 
 
 def _foresee(config: Config, model: Trainable, collection: Collection, source: GroupSource, world: World) -> None:

@@ -1,6 +1,5 @@
 """Starting point of a training run: groups with their queries, and the model to train."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +7,7 @@ import torch
 from torch import nn
 
 from shortlist.data.collections import Collection
-from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
-from shortlist.data.lines import ignore
-from shortlist.errors import UserError
+from shortlist.data.groups import GroupSource
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapters import add_lora
 from shortlist.models.backbone import checkpoint_layers
@@ -20,7 +17,7 @@ from shortlist.models.kinds import named_kind
 from shortlist.models.lora import parse_lora
 from shortlist.models.save import Trainable
 from shortlist.progress import say
-from shortlist.records import Group
+from shortlist.settings.train import open_source
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
@@ -36,17 +33,7 @@ def collect_groups(config: Config, collection: Collection) -> tuple[Config, Grou
     returned config says.
     """
     where, role = str(config.groups or f"{config.collection} {config.split}"), named_kind(config.kind).role
-    if config.groups:
-        source = open_groups(str(config.groups))
-    else:
-        qrels = collection.qrels(config.split)
-        source = GroupSource(groups_from_qrels(qrels), {}, collection.identity(f"qrels/{config.split}"))
-        if role == "reranker" and config.negatives_from is None:
-            config = replace(config, negatives_from="bm25")
-    if any(group.query_id not in source.queries for group in source.groups):
-        on_bad = ignore if config.skip_missing else None
-        queries = {query.query_id: query for query in collection.queries(config.split, on_bad)}
-        source = source._replace(queries=queries | source.queries, judged=_judged(config, collection, source.groups))
+    config, source = open_source(config, collection)
     if config.skip_missing:
         source = source._replace(groups=without_missing(source.groups, source.queries, collection))
     check_groups(source.groups, source.queries, where=where)
@@ -57,24 +44,6 @@ def collect_groups(config: Config, collection: Collection) -> tuple[Config, Grou
     if short := shortfall(source.groups, config.negatives or 0):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
     return config, source
-
-
-def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> dict[str, frozenset[str]]:
-    """Find the judged documents of the groups' queries that are relevant, but in no group."""
-    if not config.groups:
-        return {}
-    try:
-        qrels = collection.qrels(config.split)
-    except UserError:  # a split without judgements has queries all the same
-        return {}
-    named: dict[str, set[str]] = {}
-    for group in groups:
-        named.setdefault(group.query_id, set()).update(group.positives)
-    relevant = {
-        query_id: frozenset(doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade > 0) - doc_ids
-        for query_id, doc_ids in named.items()
-    }
-    return {query_id: doc_ids for query_id, doc_ids in relevant.items() if doc_ids}
 
 
 def build_model(config: Config, backbone: ModelFolder, device: torch.device, world: World) -> tuple[Trainable, Any]:

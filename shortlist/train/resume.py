@@ -23,9 +23,9 @@ from shortlist.data.files import atomic_folder, read_json
 from shortlist.errors import UserError
 from shortlist.models.folder import CHECKPOINT as STATE
 from shortlist.models.save import Trainable, save_model, saved_names, saved_weights
+from shortlist.settings.train import CHECKPOINTS
 from shortlist.train.gather import ALONE, World, like, whole
 
-CHECKPOINTS = "checkpoints"
 MOMENTS = "optimizer.safetensors"
 _REMEDY = "delete this checkpoint; the same command goes on from the one before it, or from the start."
 

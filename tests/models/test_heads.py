@@ -33,7 +33,7 @@ from transformers import (
 from shortlist.errors import UserError
 from shortlist.models.run import for_inference, score_pairs
 from shortlist.rerankers import Candidates
-from shortlist.rerankers.pointwise import Reranker
+from shortlist.rerankers.reranker import Reranker
 from shortlist.text.contract import named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.tokenizer import train_bpe

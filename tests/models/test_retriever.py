@@ -23,8 +23,9 @@ from shortlist.models.folder import open_folder
 from shortlist.models.kernels.linear import pack_linears, packing_pays
 from shortlist.models.load import open_backbone
 from shortlist.models.run import embed_documents, embed_queries
-from shortlist.records import Document, Query
+from shortlist.records import Document, Query, as_queries
 from shortlist.rerankers import Candidates
+from shortlist.rerankers import reranker as reranker_module
 from shortlist.text.batching import pad
 from shortlist.text.contract import InputContract, Reading, named_contract
 from shortlist.text.inputs import Inputs
@@ -225,15 +226,16 @@ def test_one_text_has_one_vector_and_several_have_one_row_each(tiny: Tiny):
     assert retriever.encode_queries([]).shape == (0, retriever.dim)
 
 
-def test_one_document_has_one_score_and_lists_take_texts(tiny: Tiny):
+def test_one_document_has_one_score_and_lists_take_texts(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
     reranker = Reranker.load(str(tiny.reranker))
     alone = reranker.score("the goat", "a kettle")
     close(alone, reranker.score(Query("q", "the goat"), ["a kettle"])[0])
     assert alone.shape == ()
     [part] = reranker.score_lists([Candidates("the goat", "a kettle")])  # type: ignore[arg-type]
     close(part.scores, alone[None])
+    monkeypatch.setattr(reranker_module, "as_queries", unwrap(as_queries))  # as users call it, without checks of types
     with pytest.raises(UserError, match="item 0 is a list"):
-        unwrap(Reranker.score)(reranker, ["the goat"], ["a kettle"])  # as users call it, without checks of types
+        unwrap(Reranker.score)(reranker, ["the goat"], ["a kettle"])
 
 
 def test_a_model_of_another_sort_is_named(tiny: Tiny):

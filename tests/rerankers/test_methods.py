@@ -20,7 +20,8 @@ from shortlist.records import Hit, Query, Run
 from shortlist.rerankers import Candidates, ListsRanker, Ranker, Scored
 from shortlist.rerankers.kinds import RERANKERS, prepare
 from shortlist.rerankers.lists import score_lists
-from shortlist.rerankers.pointwise import Reranker
+from shortlist.rerankers.reranker import Reranker
+from shortlist.settings.rerank import READING
 
 RUN: Run = {
     query.query_id: [Hit(document.doc_id, 10.0 - rank) for rank, document in enumerate(DOCUMENTS[place : place + 4])]
@@ -129,7 +130,7 @@ def test_names_of_methods_and_settings_are_checked(command: list[str], capsys: p
 def test_the_commands_defaults_are_the_methods():
     flags = {field.name: field.default for field in fields(rerank.Config)}
     settings = {name: each.default for name, each in signature(RERANKERS["pointwise"]).parameters.items()}
-    assert {name: flags[name] for name in rerank.READING} == {name: settings[name] for name in rerank.READING}
+    assert {name: flags[name] for name in READING} == {name: settings[name] for name in READING}
 
 
 def test_lists_are_scored_one_after_another_where_a_reranker_knows_no_better():
