@@ -14,12 +14,13 @@ from shortlist.config import from_settings
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import open_collection
 from shortlist.data.contents import find_damage
-from shortlist.data.manifest import files_of, list_again, remedy, reopen
+from shortlist.data.manifest import files_of, list_again, remedy, reopen, start_job
 from shortlist.data.seen import Seen
 from shortlist.data.vectors import DEAD, VectorReader, damage, finished_shards, read_snapshot, remove_shard
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.progress import say, track
+from shortlist.settings.encode import job_of
 from shortlist.settings.verify import Config, check_first
 from shortlist.train.resume import checkpoints, read_state
 
