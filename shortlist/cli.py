@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def _run(name: str, argv: list[str]) -> int:
     try:
         command, gone = COMMANDS[name], gone_settings(name)
         settings = import_module(command.light)  # late, so that --help loads little
-        words = f"{command.words}\n\nExample: shortlist {name} {command.example}".rstrip()
+        words = f"{command.words}\n\nExample:\n\n{_example(name)}"
         config = parse(settings.Config, argv, prog=f"shortlist {name}", description=words, gone=gone)
         with _comparing(not unverified):
             carry_out(name, config)
@@ -97,6 +98,13 @@ def _run(name: str, argv: list[str]) -> int:
         print(f"shortlist {name}: {words}", file=sys.stderr)
         return 1
     return 0
+
+
+def _example(name: str) -> str:
+    """Return a command line to try, in lines that fit into 80 columns."""
+    words = f"shortlist {name} {COMMANDS[name].example}".rstrip()
+    lines = textwrap.wrap(words, 74, break_long_words=False, break_on_hyphens=False)
+    return "  " + " \\\n    ".join(lines)
 
 
 def _of_the_machine(error: BaseException) -> str | None:

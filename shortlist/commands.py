@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "convert training data, click logs and vectors from and to other tools",
+        "convert training data, click logs and vectors of other tools",
         "triplets.jsonl --out work/triplets",
     ),
     "train": Command(

@@ -3,17 +3,20 @@
 A YAML file holds saved flags. They are put before the user's flags, and all are parsed together.
 """
 
+import ast
 import contextlib
+import inspect
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from enum import Enum
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -29,6 +32,8 @@ class Marker(Enum):
     SPEED_ONLY = "changes how fast, and on what, the work is done"
     NOT_IN_JOB = "changes nothing of what is there once the work is done: where it goes, what is printed, when to stop"
 
+
+METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
 SpeedOnly = Annotated[T, Marker.SPEED_ONLY]
 NotInJob = Annotated[T, Marker.NOT_IN_JOB]
@@ -97,7 +102,51 @@ def parse(
             raise SystemExit(2)
     saved, rest = _saved_flags(config, argv, gone)
     first = list(takewhile(lambda word: argv[0][:1] != "-" and word[:1] != "-", rest))  # no saved list may take them
-    return tyro.cli(config, args=[*first, *saved, *rest[len(first) :]], prog=prog, description=description)
+    words = [*first, *saved, *rest[len(first) :]]
+    found = tyro.cli(_for_help(config), args=words, prog=prog, description=description)
+    return config(**{field.name: getattr(found, field.name) for field in fields(config)})  # type: ignore[arg-type]
+
+
+def _for_help(config: type) -> type:
+    """Return the Config with flags that read well in a help of any width.
+
+    tyro would keep the line breaks of our docstrings, and call what may be left out None.
+    """
+    import tyro
+
+    said, told = descriptions(config), dict[str, Any]()
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        shown = tyro.conf.arg(
+            help=said.get(name),
+            metavar=_metavar(get_args(hint)[0] if get_origin(hint) is Annotated else hint),
+            help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})",
+        )
+        told[name] = Annotated[hint, shown]
+    return type(config.__name__, (config,), {"__annotations__": told, "__module__": config.__module__})
+
+
+def _metavar(hint: Any) -> str | None:
+    """Return the placeholder for the value of an optional flag; None: leave it to tyro."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    items = [get_args(kind)[0] if get_origin(kind) is tuple else kind for kind in kinds]
+    if type(None) not in get_args(hint) or not all(item in METAVARS for item in items):
+        return None
+    words = [METAVARS[item] for item in items]
+    return "|".join(
+        f"[{word} [{word} ...]]" if get_origin(kind) is tuple else word for word, kind in zip(words, kinds, strict=True)
+    )
+
+
+def descriptions(config: type) -> dict[str, str]:
+    """Return the docstrings of a Config's fields, each in one line."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, text in pairwise(definition.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(words))):
+                found[name] = " ".join(words.split())
+    return found
 
 
 def from_settings(

@@ -17,7 +17,7 @@ from shortlist import fuse
 from shortlist.cli import main
 from shortlist.commands import COMMANDS, GONE, GROUPS, gone_settings
 from shortlist.completion import flags
-from shortlist.config import flag_of, parse
+from shortlist.config import descriptions, flag_of, parse
 
 RUN = "q0 Q0 d0 1 9.5 tag\nq0 Q0 d1 2 8.5 tag\n"
 
@@ -60,6 +60,22 @@ def test_help_lists_every_command_once_and_fits_80_columns(capsys: pytest.Captur
 def test_the_example_of_every_command_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]):
     config = import_module(COMMANDS[name].light).Config
     assert parse(config, shlex.split(COMMANDS[name].example), prog=f"shortlist {name}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_into_80_columns_and_fills_its_lines(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([name, "--help"]) == 0
+    lines = [line.strip("│ ") if line.startswith("│") else line for line in capsys.readouterr().out.splitlines()]
+    assert f"  shortlist {name}" in "\n".join(lines)
+    assert max(map(len, lines[1:])) <= 80  # the first one is broken anywhere by the terminal
+    assert not [line for line in lines if "{None}|" in line or "(default: None)" in line]
+    shown = " ".join(" ".join(lines).split())
+    config = import_module(COMMANDS[name].light).Config
+    texts = [" ".join(text.split()) for text in descriptions(config).values()]
+    assert [text for text in texts if text not in shown] == []
 
 
 def test_completion_knows_commands_flags_and_choices(capsys: pytest.CaptureFixture[str], tmp_path: Path):
