@@ -33,7 +33,8 @@ def url(built: Built) -> Iterator[str]:
     from ray import serve
 
     port = free_port()
-    with two_nodes():
+    with two_nodes(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", PATIENCE)  # a minute is short on a busy machine
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         names: Any = built.names | {"vectors": built.vectors, "bm25": built.words}
         make_app = partial(open_app, Config(**names, queue_requests=3))
