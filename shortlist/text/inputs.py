@@ -137,7 +137,7 @@ class Inputs:
             query, tokens = next(iter(found.items()))
             raise UserError(
                 f"query {query.query_id!r}: takes {tokens} tokens with its prompt, and a whole pair may have "
-                f"{self.form.pair_length}; shorten it, raise --max-length, or say --long-queries cut (skip, in rerank)."
+                f"{self.form.pair_length}; shorten it, raise --max-length, or take `rerank --long-queries cut` or skip."
             )
 
     def long_queries(self, queries: Iterable[Query]) -> dict[Query, int]:
