@@ -103,9 +103,9 @@ def model(tiny: Tiny) -> PointwiseModel:
     return reranker_to_train(str(tiny.llama), None, seed=0)
 
 
-def stepped(model: PointwiseModel, gradient: float = 1.0) -> torch.optim.Optimizer:
+def stepped(model: PointwiseModel, gradient: float = 1.0, *, learning_rate: float = 0.1) -> torch.optim.Optimizer:
     """Its optimizer after a step."""
-    optimizer = new_optimizer(model, learning_rate=0.1)
+    optimizer = new_optimizer(model, learning_rate=learning_rate)
     for p in model.parameters():
         if p.requires_grad:
             p.grad = torch.full_like(p, gradient)
@@ -126,7 +126,8 @@ def test_a_checkpoint_of_an_adapter_holds_what_trains_and_nothing_else(
     torch.manual_seed(0)
     adapter = add_lora(model.backbone, LORAS["paper"])
     options = {"adapter": adapter, "base": str(tiny.llama)}
-    save_checkpoint(tmp_path, model, stepped(model), State(step=7), keep=1, **options)
+    optimizer = stepped(model, learning_rate=0.01)  # a longer step makes a model that shows every rounding
+    save_checkpoint(tmp_path, model, optimizer, State(step=7), keep=1, **options)
     (folder,) = checkpoints(tmp_path)
     assert {path.name for path in folder.glob("*.safetensors")} == {
         "adapter_model.safetensors",
