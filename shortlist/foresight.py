@@ -12,7 +12,7 @@ from shortlist.models.shipped import shipped_folder
 from shortlist.progress import duration, size
 
 STATES = {"new": "to do", "other": "to do again: its settings changed", "begun": "to be finished"}
-MODELS = ("model", "backbone", "reranker")
+MODELS = ("model", "backbone", "reranker", "guide")
 """Settings of stages that name a model."""
 
 

@@ -17,9 +17,10 @@ class Ranking(NamedTuple):
 
     - Numbers that a user chooses, such as a margin or the number of sampled rankings, are keyword parameters of the
       loss, with defaults. Such a parameter can also name a reward, which is a function of `relevance`.
-    - Further numbers for every pair, such as the scores of the initial model, are further fields after `keep`. They are
-      None if no loss of the training needs them (`NEEDS` in losses).
-    - Data that decides which documents count, such as a guide's similarities, is already applied in `keep`.
+    - Further numbers for every pair, such as the `start` model's scores, are further fields after `keep`. They are None
+      if no loss of the training needs them (`NEEDS` in losses).
+    - Data that decides which documents count, such as a guide's similarities (`math/guidance.py`), is already applied
+      in `keep`.
     - Several sets of scores, such as the scores of vectors cut to several dimensions, are several rankings. The code
       that makes them adds up their losses.
     """
@@ -33,3 +34,5 @@ class Ranking(NamedTuple):
     keep: Bool[Tensor, "queries docs"]
     """False where a document must not count: because the entry is empty, because the document counts in another column,
     or because it also answers the query and must not be pushed away."""
+    start: Float[Tensor, "queries docs"] | None = None
+    """The scores of the model as it was before training; None if no loss of the training needs them."""

@@ -1,5 +1,6 @@
 """Settings of a training run, and the checks that need neither files nor PyTorch."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -73,9 +74,15 @@ class Config:
     loss: tuple[str, ...] = ("infonce",)
     """Loss to minimise: NAME, or several NAME=WEIGHT that are added up, and NAME.PARAMETER=VALUE. infonce picks the
     positive; kl follows the teacher's scores in --groups (`mine --teacher`), where good and bad documents should differ
-    by about kl.teacher_temperature (1)."""
+    by about kl.teacher_temperature (1); the guide lists all others."""
     temperature: float | None = None
     """Divides the scores in every loss that has a temperature (None: by 0.01 for a retriever, 1 for a reranker)."""
+    guide: str | None = None
+    """Retriever (folder or hub name) that scores the documents of each step: negatives that it finds as relevant to the
+    query as the positive do not count."""
+    guide_margin: str = "0"
+    """How far below the positive a negative must be for the guide, to count: an absolute similarity such as 0.05, or a
+    share of the positive's such as 5%."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrix products; trained weights and the loss are fp32 in both."""
     attention: SpeedOnly[str | None] = None
@@ -130,9 +137,12 @@ def check(config: Config) -> None:
         if value is not None and not value > 0:
             raise UserError(f"{flag_of(name)} is {value}; expected more than 0.")
     if named_kind(config.kind).role == "language-model":
-        for name in ("loss", "temperature", "negatives", "query_length", "bidirectional", "heldout_split"):
+        for name in ("loss", "temperature", "negatives", "query_length", "bidirectional", "heldout_split", "guide"):
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
+    parse_margin(config.guide_margin)
+    if config.guide_margin != Config.guide_margin and not config.guide:
+        raise UserError("--guide-margin: says how near to the positive the guide's finds are; add --guide MODEL.")
     if config.lora:
         parse_lora(config.lora)
     if config.contract:
@@ -141,6 +151,22 @@ def check(config: Config) -> None:
         raise UserError("--four-bit: weights in 4 bits cannot learn; add --lora paper.")
     if config.four_bit and config.sharded:
         raise UserError("--four-bit: 4-bit weights cannot be sharded; leave out one of the two.")
+
+
+def parse_margin(text: str) -> tuple[float, bool]:
+    """Parse `--guide-margin`: the margin, and whether it is a share of the positive's similarity.
+
+    Raises:
+        UserError: it is neither a number nor a percentage.
+    """
+    number, relative = text.removesuffix("%"), text.endswith("%")
+    try:
+        margin = float(number)
+    except ValueError:
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise UserError(f"--guide-margin is {text!r}; expected a similarity such as 0.05, or a share such as 5%.")
+    return (margin / 100 if relative else margin), relative
 
 
 def check_first(config: Config) -> None:
@@ -155,6 +181,16 @@ def check_first(config: Config) -> None:
     if groups and not groups.startswith("hf:") and not Path(groups).exists():
         raise UserError(f"--groups {groups}: no such file; expected groups, such as `shortlist mine` writes.")
     open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
+    open_guide(config, weights=False)
+
+
+def open_guide(config: Config, *, weights: bool = True) -> ModelFolder | None:
+    """Open the guide's folder; None without a guide.
+
+    Raises:
+        UserError: there is no such model, or it is no retriever.
+    """
+    return open_folder(config.guide, wanted="retriever", weights=weights) if config.guide else None
 
 
 def open_source(config: Config, collection: Collection) -> tuple[Config, GroupSource]:
@@ -194,8 +230,15 @@ def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> 
     return {query_id: doc_ids for query_id, doc_ids in relevant.items() if doc_ids}
 
 
+def with_names(config: Config, backbone: ModelFolder) -> Config:
+    """Complete the names of models, so that one model has one name in the job."""
+    guide = open_guide(config, weights=False)
+    return replace(config, backbone=backbone.name, guide=guide.name if guide else None)
+
+
 def job_of(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> dict[str, Any]:
     """Describe the job of training, for `start_job`."""
+    guide = open_guide(config, weights=False)
     return {
         "stage": "train",
         "inputs": {
@@ -203,10 +246,11 @@ def job_of(config: Config, backbone: ModelFolder, collection: Collection, source
             "collection": collection.identity("corpus", "queries"),
             "groups": source.identity,
             **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
+            **({"guide": guide.identity} if guide else {}),
         },
         "folder": True,
         "parts": f"{CHECKPOINTS}/step-*",
-        "reads": [backbone.whole.path],
+        "reads": [backbone.whole.path, *([guide.whole.path] if guide else [])],
     }
 
 
@@ -221,5 +265,5 @@ def has_run(config: Config) -> bool:
     collection = open_collection(config.collection)
     config, source = open_source(config, collection)
     backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
-    config = replace(config, backbone=backbone.name)
+    config = with_names(config, backbone)
     return is_done(config, **job_of(config, backbone, collection, source))

@@ -6,10 +6,11 @@ It runs in one process, or in the several that torchrun starts.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
@@ -21,14 +22,16 @@ from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.records import Qrels
-from shortlist.settings.train import CHECKPOINTS, Config, job_of
+from shortlist.settings.train import CHECKPOINTS, Config, job_of, open_guide, parse_margin, with_names
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, learn_together, num_steps
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
+from shortlist.train.guide import Guide, load_guide
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
 from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit, new_optimizer
+from shortlist.train.losses import needs
 from shortlist.train.objectives import make_example
 from shortlist.train.resume import (
     State,
@@ -39,6 +42,7 @@ from shortlist.train.resume import (
     whole_weights,
 )
 from shortlist.train.settings import check_settings, losses
+from shortlist.train.start import Start
 from shortlist.train.steps import Example, compute_outputs
 
 
@@ -53,7 +57,7 @@ def run(config: Config) -> None:
         collection = open_collection(config.collection)
         config, source = collect_groups(config, collection)
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
-        config = replace(config, backbone=backbone.name)
+        config = with_names(config, backbone)
         empty, _ = adapted_model(
             config, backbone, empty=True, attention=config.attention
         )  # refuses what does not fit together
@@ -88,6 +92,9 @@ def train(
     """Train from the newest checkpoint in `config.out`, if any; save the model there."""
     device, bf16 = own_device(world), config.precision == "bf16"
     model, adapter = in_turn(partial(build_model, config, backbone, device, world), world)
+    compares = any("start" in needs(term) for term in losses(config))
+    start = Start(model, adapter=adapter is not None) if compares else None  # before a checkpoint changes the weights
+    guide = in_turn(partial(_guide, config, device), world)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate)
     state = State(token_budget=config.token_budget or TOKENS[device.type], cached=config.grad_cache)
     if before := load_checkpoint(config.out, model, optimizer, adapter=adapter is not None):
@@ -115,7 +122,7 @@ def train(
     with _log(config, state, world) as write:
         state = fit(
             model,
-            _examples(config, collection, source, model, range(state.step, steps)),
+            _examples(config, collection, source, model, range(state.step, steps), guide),
             optimizer,
             state,
             steps=steps,
@@ -124,6 +131,8 @@ def train(
             bf16=bf16,
             seed=config.seed,
             after=after,
+            start=start,
+            guide=guide.model if guide else None,
             world=world,
         )
     if evaluation and state.best_step != state.step:
@@ -179,11 +188,25 @@ def _merge(config: Config, source: GroupSource) -> bool:
     return learn_together(named_kind(config.kind).role, source.groups, config.negatives)
 
 
+def _guide(config: Config, device: torch.device) -> Guide | None:
+    """Load the guide, if there is one."""
+    folder = open_guide(config)
+    if folder is None:
+        return None
+    margin, relative = parse_margin(config.guide_margin)
+    return load_guide(folder, device, margin=margin, relative=relative, bf16=config.precision == "bf16")
+
+
 def _examples(
-    config: Config, collection: Collection, source: GroupSource, model: Trainable, steps: range
+    config: Config,
+    collection: Collection,
+    source: GroupSource,
+    model: Trainable,
+    steps: range,
+    guide: Guide | None = None,
 ) -> Iterator[Example]:
     """Make the examples of these steps, and say how many texts were cut."""
-    terms, counts = losses(config), dict[str, list[int]]()
+    terms, counts, guiding = losses(config), dict[str, list[int]](), {"guide": guide} if guide else {}
 
     def count(kind: str, num_cut: int, num_texts: int) -> None:
         counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
@@ -201,7 +224,7 @@ def _examples(
         merge=_merge(config, source),
         judged=source.judged,
     ):
-        yield make_example(config.kind, model.inputs, batch, terms)
+        yield make_example(config.kind, model.inputs, batch, terms, **guiding)
     form = model.inputs.form
     longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
     for kind, (num_cut, num_texts) in counts.items():

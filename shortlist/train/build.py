@@ -39,7 +39,7 @@ def collect_groups(config: Config, collection: Collection) -> tuple[Config, Grou
     check_groups(source.groups, source.queries, where=where)
     if config.negatives_from and config.negatives != 0:
         source = with_negatives(source, collection, config.negatives_from, negatives=config.negatives, seed=config.seed)
-    check_needs(losses(config), source.groups, where=where)
+    check_needs(losses(config), source.groups, where=where, role=role)
     check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
     if short := shortfall(source.groups, config.negatives or 0):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")

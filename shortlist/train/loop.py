@@ -3,17 +3,20 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from shortlist.errors import UserError
+from shortlist.models.run import Model
 from shortlist.models.save import Trainable
 from shortlist.progress import progress, say
 from shortlist.train.examples import ahead
 from shortlist.train.gather import ALONE, OutOfMemory, World, is_sharded, whole
 from shortlist.train.log import Record
 from shortlist.train.resume import State
+from shortlist.train.start import Start
 from shortlist.train.steps import Example, Outcome, backward
 
 MAX_GRADIENT_NORM = 1.0
@@ -51,6 +54,8 @@ def fit(
     bf16: bool,
     seed: int,
     after: Callable[[State, Record], State],
+    start: Start | None = None,
+    guide: Model | None = None,
     world: World = ALONE,
 ) -> State:
     """Train until `steps` steps are done.
@@ -59,19 +64,22 @@ def fit(
         examples: the examples of the remaining steps.
         state: where to begin; if memory runs out, its token budget is halved and the step is repeated.
         after: called after each step with the state and the measurements; returns the state to continue with.
+        start: as for `backward`.
+        guide: as for `backward`.
 
     Raises:
         UserError: the loss or its gradient is no longer finite, or one input alone does not fit into memory.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    beside = {name: value for name, value in {"start": start, "guide": guide}.items() if value is not None}
     model.train()
     with progress("training", steps, "steps", done=state.step) as advance:
-        start = time.perf_counter()
+        begin = time.perf_counter()
         for example in ahead(examples):
             rate = learning_rate * learning_rate_factor(state.step, steps=steps, warmup_steps=warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            outcome, state = _within_memory(model, example, state, bf16=bf16, seed=seed, world=world)
+            outcome, state = _within_memory(model, example, state, bf16=bf16, seed=seed, world=world, **beside)
             norm = whole(torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)).item()
             _stop_if_not_finite(outcome.loss.item(), norm, state.step, example)
             optimizer.step()
@@ -83,16 +91,16 @@ def fit(
                 "accuracy": round(outcome.accuracy, 4),
                 "gradient_norm": round(norm, 4),
                 "learning_rate": rate,
-                "tokens_per_second": round(sum(map(len, example.token_ids)) / (time.perf_counter() - start)),
+                "tokens_per_second": round(sum(map(len, example.token_ids)) / (time.perf_counter() - begin)),
             }
             advance(1, _words(record))
             state = after(state, record)
-            start = time.perf_counter()
+            begin = time.perf_counter()
     return state
 
 
 def _within_memory(
-    model: Trainable, example: Example, state: State, *, bf16: bool, seed: int, world: World
+    model: Trainable, example: Example, state: State, *, bf16: bool, seed: int, world: World, **beside: Any
 ) -> tuple[Outcome, State]:
     """Compute one step's gradients, with smaller micro-batches if memory runs out.
 
@@ -108,6 +116,7 @@ def _within_memory(
                 seed=seed + (state.step << 20),
                 cached=state.cached,
                 world=world,
+                **beside,
             )
             return outcome, state
         except OutOfMemory:

@@ -3,18 +3,33 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from shortlist.errors import UserError, unknown
-from shortlist.math.losses import LOSSES, NEEDS
+from shortlist.math.losses import LOSSES, NEEDS, NEEDS_NO_POSITIVE
 from shortlist.math.ranking import Ranking
 from shortlist.records import Group
 
 TEMPERATURE = "temperature"
 """Name of the parameter that divides a loss's scores; `--temperature` sets it in all losses that have it."""
+
+AT_LEAST = {
+    "infonce.focal": 0,
+    "lambdarank.k": 1,
+    "sinkhorn.iterations": 1,
+    "policy.samples": 2,
+    "policy.k": 1,
+    "bands.epsilon": 0,
+    "bands.pull": 0,
+    "bands.levels": 2,
+}
+"""The least values that parameters may have."""
+
+ABOVE_0 = ("sinkhorn.epsilon", "margin_mse.scale")
+"""Parameters that have to be above 0, as every temperature has."""
 
 
 class Term(NamedTuple):
@@ -65,20 +80,48 @@ def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Ter
     return [_term(name, weights.get(name, 1.0), given, temperature) for name, given in parameters.items()]
 
 
-def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -> None:
-    """Refuse losses that need what the groups do not have.
+def needs(term: Term) -> set[str]:
+    """Return what a loss needs, as `NEEDS` names it; a parameter may ask for a teacher, too."""
+    return {*NEEDS.get(term.name, ()), *({"teacher"} & set(term.parameters.values()))}
+
+
+def needs_positive(terms: Sequence[Term]) -> bool:
+    """Whether some loss teaches nothing about a query without a relevant document."""
+    return any(
+        term.name not in NEEDS_NO_POSITIVE
+        or any(term.parameters.get(key) != value for key, value in NEEDS_NO_POSITIVE[term.name].items())
+        for term in terms
+    )
+
+
+def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str, role: str = "retriever") -> None:
+    """Refuse losses that need what the groups, or this kind of model, do not have.
+
+    Args:
+        role: what the model is for, as in `ModelKind.role`.
 
     Raises:
         UserError: a loss lacks what it needs; the message says how to get it.
     """
+    if terms and needs_positive(terms) and (without := sum(not group.positives for group in groups)):
+        name = next(term.name for term in terms if needs_positive([term]))
+        raise UserError(
+            f"--loss {name}: {without:,} of {len(groups):,} groups of {where} have no relevant document; leave them "
+            f"out, or use losses that need none ({', '.join(sorted(NEEDS_NO_POSITIVE))})."
+        )
     for term in terms:
-        needs = NEEDS.get(term.name, ())
-        if "teacher" in needs and (untaught := sum(not group.scores for group in groups)):
+        lacking = needs(term)
+        if "shared documents" in lacking and role != "retriever":
+            raise UserError(
+                f"--loss {term.name}: compares queries by the documents that all of them rank, and a {role} ranks each "
+                "query's own list; use kl, js or pld."
+            )
+        if "teacher" in lacking and (untaught := sum(not group.scores for group in groups)):
             raise UserError(
                 f"--loss {term.name}: {untaught:,} of {len(groups):,} groups of {where} have no teacher's scores; mine "
                 f"them with --teacher, or leave {term.name} out."
             )
-        if "grades" in needs and not any(group.grades for group in groups):
+        if "grades" in lacking and not any(group.grades for group in groups):
             raise UserError(
                 f"--loss {term.name}: none of the {len(groups):,} groups of {where} has grades other than relevant or "
                 f"not; use graded judgements, or leave {term.name} out."
@@ -93,14 +136,21 @@ def _term(name: str, weight: float, given: Mapping[str, Any], temperature: float
 
 def _defaults(name: str) -> dict[str, Any]:
     """Read a loss's parameters and their defaults from its signature."""
+    return {parameter.name: parameter.default for parameter in _signature(name)}
+
+
+def _signature(name: str) -> list[inspect.Parameter]:
     found = inspect.signature(LOSSES[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in found if parameter.kind is parameter.KEYWORD_ONLY}
+    return [parameter for parameter in found if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def _parameter(word: str, name: str, key: str, value: str) -> Any:
     defaults = _defaults(name)
     if key not in defaults:
         raise UserError(f"--loss {word}: {unknown(f'parameter of {name}', key, defaults)}")
+    choices = next(get_args(parameter.annotation) for parameter in _signature(name) if parameter.name == key)
+    if isinstance(defaults[key], str) and choices and value not in choices:
+        raise UserError(f"--loss {word}: {unknown(f'value of {name}.{key}', value, choices)}")
     try:
         parsed = _like(defaults[key], value)
     except (ValueError, KeyError):
@@ -108,8 +158,10 @@ def _parameter(word: str, name: str, key: str, value: str) -> Any:
             type(defaults[key]), "such a value"
         )
         raise UserError(f"--loss {word}: {value!r} is not {kind}; {key} is {defaults[key]} by default.") from None
-    if key.endswith(TEMPERATURE) and not parsed > 0:
+    if (key.endswith(TEMPERATURE) or f"{name}.{key}" in ABOVE_0) and not parsed > 0:
         raise UserError(f"--loss {word}: expected more than 0.")
+    if (least := AT_LEAST.get(f"{name}.{key}")) is not None and parsed < least:
+        raise UserError(f"--loss {word}: expected at least {least}.")
     return parsed
 
 

@@ -8,17 +8,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from shortlist.math.guidance import guided
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
 from shortlist.models.outputs import Rows
 from shortlist.text.hashes import document_text_hash
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
-from shortlist.train.losses import Term, total_loss
+from shortlist.train.guide import Guide
+from shortlist.train.losses import Term, needs, total_loss
 from shortlist.train.steps import Example, Outcome
 
-Learn = Callable[[Rows], Outcome]
-"""Evaluates a batch's outputs: loss and accuracy."""
+Learn = Callable[..., Outcome]
+"""Evaluates a batch's outputs: loss and accuracy.
+
+It takes the model's rows for all inputs; as `start_rows` those that the model gave before training, if a loss needs
+them; and as `guide_rows` a guide's, for every query and then every document, if there is a guide.
+"""
 
 
 class Objective(NamedTuple):
@@ -26,20 +32,25 @@ class Objective(NamedTuple):
 
     token_ids: Callable[[Inputs, Batch], dict[str, list[list[int]]]]
     """Makes the model's inputs by kind (such as queries and documents), in the order of the outputs."""
-    learn: Callable[[Batch, Sequence[list[int]], Sequence[Term]], Learn]
+    learn: Callable[[Batch, Sequence[list[int]], Sequence[Term], Guide | None], Learn]
     """Prepares a function of the batch's outputs, given its inputs. It runs while the previous step still computes."""
 
 
-def make_example(kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term]) -> Example:
+def make_example(
+    kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term], *, guide: Guide | None = None
+) -> Example:
     """Prepare a batch for a training step of a kind of model.
 
     Args:
         terms: the losses to add up; a language model has none.
+        guide: leave out negatives that it takes for answers.
     """
     objective = for_kind(OBJECTIVES, kind)
     token_ids = [ids for part in objective.token_ids(inputs, batch).values() for ids in part]
-    learn = objective.learn(batch, token_ids, terms)
-    return Example(token_ids, [query.query_id for query in batch.queries], learn)
+    learn = objective.learn(batch, token_ids, terms, guide)
+    guide_ids = [ids for part in text_ids(guide.model.inputs, batch).values() for ids in part] if guide else []
+    reads_start = any("start" in needs(term) for term in terms)
+    return Example(token_ids, [query.query_id for query in batch.queries], learn, reads_start, guide_ids)
 
 
 def text_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
@@ -64,7 +75,9 @@ def both_orders_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
     return {"texts": inputs.pair_ids(pairs) + inputs.pair_ids(pairs, turned=True)}
 
 
-def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
+def rank_batch(
+    batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term], guide: Guide | None = None
+) -> Learn:
     """Rank all documents of the batch for every query by dot products.
 
     A query's other positives in the batch, and documents with the text of a positive, do not count.
@@ -75,8 +88,9 @@ def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Ter
     for column, text in enumerate(together):
         columns.setdefault(text, []).append(column)
     sizes = torch.tensor([len(group) for group in batch.documents])
-    positive_columns = torch.cumsum(sizes, 0) - sizes
-    keep = countable(together, positive_columns.tolist(), _answers(batch, texts))
+    starts = (torch.cumsum(sizes, 0) - sizes).tolist()
+    positive_columns = [start if known else None for start, known in zip(starts, _have_positive(batch), strict=True)]
+    keep = countable(together, positive_columns, _answers(batch, texts))
     first = [{text: place for place, text in reversed(list(enumerate(group)))} for group in texts]
     places = [  # the first of equal texts in a group says how relevant they are
         [columns[text] if rank == known_at[text] else [] for rank, text in enumerate(group)]
@@ -84,39 +98,58 @@ def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Ter
     ]
     known = _known(batch, places, keep)
 
-    def learn(vectors: Rows) -> Outcome:
-        queries, documents = vectors.values[: len(batch.queries)], vectors.values[len(batch.queries) :]
-        return _outcome(known.beside(queries @ documents.T), terms)
+    def similarities(vectors: Rows) -> Float[Tensor, "queries docs"]:
+        return vectors.values[: len(batch.queries)] @ vectors.values[len(batch.queries) :].T
+
+    def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
+        ranking = known.beside(similarities(rows), start=similarities(start_rows) if start_rows else None)
+        return _outcome(_guided(ranking, guide, similarities(guide_rows) if guide_rows else None), terms)
 
     return learn
 
 
-def rank_groups(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
+def rank_groups(
+    batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term], guide: Guide | None = None
+) -> Learn:
     """Rank the documents of each query's group by the scores of its pairs.
 
     Groups with fewer documents than others stay as they are. Documents with the text of a positive do not count.
     """
     sizes = [len(group) for group in batch.documents]
     texts = [list(map(document_text_hash, group)) for group in batch.documents]
-    rows = [countable(row, [0], [answers])[0] for row, answers in zip(texts, _answers(batch, texts), strict=True)]
+    positive_columns = [0 if known else None for known in _have_positive(batch)]
+    rows = [
+        countable(row, [column], [answers])[0]
+        for row, column, answers in zip(texts, positive_columns, _answers(batch, texts), strict=True)
+    ]
     keep = pad_sequence(rows, batch_first=True)
     known = _known(batch, [[[place] for place in range(size)] for size in sizes], keep)
 
-    def learn(scores: Rows) -> Outcome:
-        return _outcome(known.beside(pad_sequence(list(scores.values.split(sizes)), batch_first=True)), terms)
+    def lists(scores: Float[Tensor, " pairs"]) -> Float[Tensor, "queries docs"]:
+        return pad_sequence(list(scores.split(sizes)), batch_first=True)
+
+    def similarities(vectors: Rows) -> Float[Tensor, "queries docs"]:
+        queries, documents = vectors.values[: len(sizes)], vectors.values[len(sizes) :]
+        return lists((queries.repeat_interleave(torch.tensor(sizes, device=queries.device), 0) * documents).sum(1))
+
+    def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
+        ranking = known.beside(lists(rows.values), start=lists(start_rows.values) if start_rows else None)
+        return _outcome(_guided(ranking, guide, similarities(guide_rows) if guide_rows else None), terms)
 
     return learn
 
 
-def foretell_tokens(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
+def foretell_tokens(
+    batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term], guide: Guide | None = None
+) -> Learn:
     """Predict every token but the first of each text.
 
     The loss is the mean over all predicted tokens of the batch.
     """
     num_tokens = sum(len(ids) - 1 for ids in token_ids)
 
-    def learn(sums: Rows) -> Outcome:
-        loss, likeliest = sums.values.sum(0) / num_tokens
+    def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
+        loss, likeliest = rows.values.sum(0) / num_tokens
         return Outcome(loss, likeliest.item())
 
     return learn
@@ -130,7 +163,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def countable(
-    texts: Sequence[Hashable], positive_columns: Sequence[int], answers: Sequence[Collection[Hashable]]
+    texts: Sequence[Hashable], positive_columns: Sequence[int | None], answers: Sequence[Collection[Hashable]]
 ) -> Bool[Tensor, "queries docs"]:
     """Find which documents of a batch may count for which query.
 
@@ -139,7 +172,7 @@ def countable(
 
     Args:
         texts: the text of every document of the batch, or something that stands for it.
-        positive_columns: column of the positive in each query's group.
+        positive_columns: column of the positive in each query's group; None for a group without one.
         answers: texts of all documents relevant to each query.
     """
     columns: dict[Hashable, list[int]] = {}
@@ -149,10 +182,16 @@ def countable(
     for again in columns.values():
         keep[:, again[1:]] = False
     for row, (column, relevant) in enumerate(zip(positive_columns, answers, strict=True)):
-        for text in {*relevant, texts[column]}:
+        for text in {*relevant, *(() if column is None else (texts[column],))}:
             keep[row, columns.get(text, [])] = False
-        keep[row, column] = True
+        if column is not None:
+            keep[row, column] = True
     return keep
+
+
+def _have_positive(batch: Batch) -> list[bool]:
+    """Whether each group begins with a document that is relevant to its query."""
+    return [group[0].doc_id in ids for group, ids in zip(batch.documents, batch.positives, strict=True)]
 
 
 def _answers(batch: Batch, texts: Sequence[Sequence[int]]) -> list[frozenset[int]]:
@@ -176,10 +215,12 @@ class _Known(NamedTuple):
     teacher: Float[Tensor, "queries docs"] | None
     keep: Bool[Tensor, "queries docs"]
 
-    def beside(self, scores: Float[Tensor, "queries docs"]) -> Ranking:
+    def beside(
+        self, scores: Float[Tensor, "queries docs"], *, start: Float[Tensor, "queries docs"] | None = None
+    ) -> Ranking:
         """Complete the ranking with these scores, on their device."""
         teacher = None if self.teacher is None else self.teacher.to(scores.device)
-        return Ranking(scores, self.relevance.to(scores.device), teacher, self.keep.to(scores.device))
+        return Ranking(scores, self.relevance.to(scores.device), teacher, self.keep.to(scores.device), start)
 
 
 def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[Tensor, "queries docs"]) -> _Known:
@@ -201,7 +242,10 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
         laid[at] = torch.tensor([float(values[row][place]) for row, _, place in places])
         return laid
 
-    binary = [(1, *[0] * (len(group) - 1)) for group in batch.documents]
+    binary = [
+        (int(known), *[0] * (len(group) - 1))
+        for group, known in zip(batch.documents, _have_positive(batch), strict=True)
+    ]
     grades = [given or plain for given, plain in zip(batch.grades or binary, binary, strict=True)]
     untaught = [(torch.nan,) * len(group) for group in batch.documents]
     scores = [given or none for given, none in zip(batch.scores or untaught, untaught, strict=True)]
@@ -209,13 +253,21 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
     return _Known(laid_out(grades, 0.0), teacher, keep)
 
 
+def _guided(ranking: Ranking, guide: Guide | None, similarities: Float[Tensor, "queries docs"] | None) -> Ranking:
+    """Leave out documents that the guide finds as relevant as the positive, if there is a guide."""
+    if guide is None or similarities is None:
+        return ranking
+    bar = {"margin": guide.margin, "relative": guide.relative}
+    return ranking._replace(keep=guided(ranking.keep, similarities, ranking.relevance, **bar))
+
+
 def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
     """Add up the losses and compute the accuracy.
 
-    The accuracy is the share of queries whose highest score is that of the document with the highest grade.
+    The accuracy is the share of queries whose highest score is that of the document with the highest grade, among the
+    queries with a relevant document; 0 if there is none.
     """
-    found, wanted = (
-        values.detach().masked_fill(~ranking.keep, -torch.inf).argmax(1)
-        for values in (ranking.scores, ranking.relevance)
-    )
-    return Outcome(total_loss(terms, ranking), (found == wanted).float().mean().item())
+    found = ranking.scores.detach().masked_fill(~ranking.keep, -torch.inf).argmax(1)
+    grades, wanted = ranking.relevance.masked_fill(~ranking.keep, -torch.inf).max(1)
+    right = (found == wanted)[grades > 0].float()
+    return Outcome(total_loss(terms, ranking), right.mean().item() if len(right) else 0.0)

@@ -6,7 +6,7 @@ share of the micro-batches. The gradients are the same in all these cases.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from shortlist.models.outputs import Rows, join, select
 from shortlist.models.run import Model
 from shortlist.text.batching import pad, token_batches
 from shortlist.train.gather import ALONE, World, gather_rows, is_sharded, sum_gradients, within_memory
+from shortlist.train.start import Start
 
 
 class Outcome(NamedTuple):
@@ -33,7 +34,12 @@ class Example(NamedTuple):
 
     token_ids: list[list[int]]
     query_ids: list[str]
-    objective: Callable[[Rows], Outcome]
+    objective: Callable[..., Outcome]
+    """Evaluates the outputs; gets `start_rows` and `guide_rows` besides, if the two fields below ask for them."""
+    reads_start: bool = False
+    """Whether a loss compares with the outputs that the model gave before training."""
+    guide_ids: Sequence[list[int]] = ()
+    """A guide's inputs: every query, then every document; empty without a guide."""
 
 
 class Micro(NamedTuple):
@@ -69,11 +75,17 @@ def compute_outputs(
     Args:
         token_budget: most tokens in one forward pass, padding included.
         bf16: compute matrix products in bfloat16.
+
+    Raises:
+        OutOfMemory: some process ran out of memory; raised in every process.
     """
     shares = deal([len(ids) for ids in token_ids], token_budget, seed=0, processes=world.size)
-    with torch.no_grad(), _precision(model, bf16=bf16):
-        local_rows = join([_forward(model, token_ids, micro) for micro in shares[world.rank]])
-    return _in_order(local_rows, shares, world)
+
+    def outputs() -> Rows:
+        with torch.no_grad(), _precision(model, bf16=bf16):
+            return join([_forward(model, token_ids, micro) for micro in shares[world.rank]])
+
+    return _in_order(within_memory(outputs, _together(model, world)), shares, world)
 
 
 def backward(
@@ -84,6 +96,8 @@ def backward(
     bf16: bool,
     seed: int,
     cached: bool = False,
+    start: Start | None = None,
+    guide: Model | None = None,
     world: World = ALONE,
 ) -> Outcome:
     """Add the gradients of the example's loss to the model's parameters.
@@ -97,13 +111,23 @@ def backward(
         seed: base of the dropout seeds. Each micro-batch has its own, so that both passes of the cached step drop the
             same activations.
         cached: run the cached step instead of the plain one.
+        start: the model before training, for examples with `reads_start`.
+        guide: the model that reads the examples' `guide_ids`.
 
     Raises:
         OutOfMemory: some process ran out of memory; raised in every process, and gradients are then undefined.
     """
+    beside: dict[str, Rows] = {}
+    if start is not None and example.reads_start:
+        with start.restored(model):
+            computing: dict[str, Any] = {"token_budget": token_budget, "bf16": bf16, "world": world}
+            beside["start_rows"] = compute_outputs(model, example.token_ids, **computing)
+    if guide is not None and example.guide_ids:  # it has its own precision
+        computing = {"token_budget": token_budget, "bf16": False, "world": world}
+        beside["guide_rows"] = compute_outputs(guide, example.guide_ids, **computing)
     shares = deal([len(ids) for ids in example.token_ids], token_budget, seed=seed, processes=world.size)
     local_micros = shares[world.rank]
-    together = ALONE if is_sharded(model) else world  # a sharded model's passes wait for the other processes
+    together = _together(model, world)
 
     def outputs() -> tuple[Rows, list[int]]:
         with torch.set_grad_enabled(not cached), _precision(model, bf16=bf16):
@@ -120,13 +144,18 @@ def backward(
     rows, sizes = within_memory(outputs, together)
     leaf = rows.values.detach().requires_grad_()
     torch.manual_seed(seed)  # each process computes the whole loss: what a loss draws has to be the same in all
-    outcome = example.objective(_in_order(Rows(leaf, rows.counts), shares, world))
+    outcome = example.objective(_in_order(Rows(leaf, rows.counts), shares, world), **beside)
     outcome.loss.backward()
     gradients = leaf.grad
     assert gradients is not None  # set by backward, for the type checker
     within_memory(lambda: again(gradients.split(sizes)) if cached else rows.values.backward(gradients), together)
     sum_gradients(model, world)
     return Outcome(outcome.loss.detach(), outcome.accuracy)
+
+
+def _together(model: Model, world: World) -> World:
+    """Return the processes that may wait for each other's memory, as a sharded model's passes wait for all others."""
+    return ALONE if is_sharded(model) else world
 
 
 def _in_order(local_rows: Rows, shares: Sequence[Sequence[Micro]], world: World) -> Rows:
