@@ -21,6 +21,19 @@ def ranking(scores: Tensor, positives: Tensor = POSITIVES, teacher: Tensor | Non
     return Ranking(scores, relevance, teacher, torch.ones(scores.shape, dtype=torch.bool))
 
 
+def graded(scores: list[float], grades: list[float], teacher: list[float] | None = None) -> Ranking:
+    """One query, every document counted; the scores take gradients."""
+    values = torch.tensor([scores], requires_grad=True)
+    known = None if teacher is None else torch.tensor([teacher])
+    return Ranking(values, torch.tensor([grades]).float(), known, torch.ones(1, len(scores), dtype=torch.bool))
+
+
+def slope(loss: Tensor, given: Ranking) -> list[float]:
+    """The gradient for the scores of one query."""
+    (found,) = torch.autograd.grad(loss, given.scores)
+    return found[0].tolist()
+
+
 def columns(whole: Ranking, chosen: Tensor) -> Ranking:
     """The ranking of some columns, in this order."""
     return Ranking(*(None if part is None else part[:, chosen] for part in whole))  # type: ignore[arg-type]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from rankings import POSITIVES, random_scores, ranking
+from rankings import POSITIVES, graded, random_scores, ranking, slope
 
 from shortlist.math.losses.contrastive import infonce
 
@@ -50,3 +50,21 @@ def test_descent_raises_the_positive_and_lowers_the_others():
     own = ranking(scores).relevance > 0
     assert (scores.grad[own] < 0).all()
     assert (scores.grad[~own] > 0).all()
+
+
+def test_focal_weighs_each_query_by_how_hard_it_is_without_a_gradient_of_its_own():
+    given = graded([2.0, 1.0, 0.0], [1, 0, 0])
+    p = math.e**2 / (math.e**2 + math.e + 1)
+    found = infonce(given, temperature=1.0, focal=0.5)
+    assert found.item() == pytest.approx(math.sqrt(1 - p) * -math.log(p), rel=1e-6)
+    plain = slope(infonce(given, temperature=1.0), given)
+    assert slope(found, given) == pytest.approx([math.sqrt(1 - p) * value for value in plain], rel=1e-5)
+
+
+def test_focal_counts_hard_queries_more_and_0_switches_it_off():
+    easy, hard = graded([9.0, 0.0], [1, 0]), graded([0.0, 9.0], [1, 0])
+    for given, least, most in ((easy, 0.0, 0.02), (hard, 0.99, 1.0)):
+        share = infonce(given, temperature=1.0, focal=0.5) / infonce(given, temperature=1.0)
+        assert least < share.item() <= most
+    whole = ranking(random_scores())
+    assert infonce(whole, focal=0.0) == infonce(whole)

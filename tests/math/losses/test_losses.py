@@ -13,7 +13,7 @@ from shortlist.math.ranking import Ranking
 
 START = random_scores(seed=3)
 
-SAMPLES: dict[str, dict[str, Any]] = {"policy": {"samples": 8192, "k": 3}}
+SAMPLES: dict[str, dict[str, Any]] = {"policy": {"samples": 2048, "k": 3}}
 """Losses that draw samples, with parameters so that their value is near the expected one."""
 
 WHOLE_BATCH = ("sinkhorn",)
