@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from named import reranker_to_train, retriever_to_train
+from named import load_retriever, reranker_to_train, retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from shortlist.records import Document
 from shortlist.text.hashes import document_text_hash
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
+from shortlist.train.guide import Guide
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import OBJECTIVES, countable, make_example
 from shortlist.train.steps import Outcome
@@ -216,3 +217,89 @@ def test_a_reranker_does_not_push_away_the_text_of_a_positive(tiny: Tiny, given:
     terms = parse_losses(["watched"], temperature=1.0)
     make_example("reranker", inputs, batch, terms).objective(Rows(torch.ones(6)))
     assert given[0].keep.tolist() == [[True, False, False, True], [True, True, False, False]]
+
+
+STARTED = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0, 0.0]])
+
+
+def test_the_start_models_scores_are_laid_out_as_the_models_are(tiny: Tiny, inputs: Inputs, given: list[Ranking]):
+    terms = parse_losses(["watched", "anchor"], temperature=1.0)
+    vectors = Rows(torch.cat([torch.eye(2), torch.zeros(5, 2)]))
+    start = Rows(torch.cat([torch.eye(2), STARTED.T]))
+    example = make_example("retriever", inputs, SHARED, terms)
+    assert example.reads_start
+    loss = example.objective(vectors, start_rows=start).loss
+    assert given[0].start is not None
+    assert given[0].start.tolist() == STARTED.tolist()
+    assert loss > given[0].scores.new_tensor(math.log(4))  # the anchor has its part
+    pairs = reranker_to_train(str(tiny.llama), None, seed=0).inputs
+    example = make_example("reranker", pairs, SHARED, terms)
+    example.objective(Rows(torch.zeros(5)), start_rows=Rows(torch.tensor([5.0, 4.0, 3.0, 1.0, 2.0])))
+    assert given[1].start is not None
+    assert given[1].start.tolist() == [[5.0, 4.0, 3.0], [1.0, 2.0, 0.0]]
+
+
+def test_nobody_reads_the_start_where_no_loss_compares_with_it(inputs: Inputs, given: list[Ranking]):
+    example = make_example("retriever", inputs, SHARED, parse_losses(["watched"], temperature=1.0))
+    assert not example.reads_start
+    assert not example.guide_ids
+    example.objective(Rows(torch.zeros(7, 2)))
+    assert given[0].start is None
+
+
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_what_a_guide_finds_near_the_positive_does_not_count(tiny: Tiny, given: list[Ranking], kind: str):
+    guide = Guide(load_retriever(str(tiny.retriever)), margin=0.5)
+    model = retriever_to_train(str(tiny.llama), None) if kind == "retriever" else None
+    inputs = (model or reranker_to_train(str(tiny.llama), None, seed=0)).inputs
+    example = make_example(kind, inputs, SHARED, parse_losses(["watched"], temperature=1.0), guide=guide)
+    own = guide.model.inputs
+    documents = [document for group in SHARED.documents for document in group]
+    assert example.guide_ids == own.query_ids(SHARED.queries) + own.document_ids(documents)
+    seen = torch.cat([torch.eye(2), torch.tensor([[1.0, 0.2], [0.9, 0.2], [0.4, 0.2], [0.8, 1.0], [0.0, 0.45]])])
+    rows = Rows(torch.zeros(7, 2) if kind == "retriever" else torch.zeros(5))
+    example.objective(rows, guide_rows=Rows(seen))
+    example.objective(rows)
+    found, unguided = (ranking.keep.tolist() for ranking in given)
+    if kind == "retriever":
+        assert unguided == [[True] * 4 + [False], [True, True, False, True, False]]
+        # the second document of the first query is near, but judged relevant; that of the second query is near
+        assert found == [[True, True, True, False, False], [True, True, False, True, False]]
+    else:
+        assert unguided == [[True] * 3, [True, True, False]]
+        assert found == [[True] * 3, [True, True, False]]
+    example = make_example(kind, inputs, SHARED._replace(grades=()), parse_losses(["watched"], temperature=1.0))
+    guided = make_example(
+        kind, inputs, SHARED._replace(grades=()), parse_losses(["watched"], temperature=1.0), guide=guide
+    )
+    guided.objective(rows, guide_rows=Rows(seen))
+    expected = [[True, False, True, False, False], [True, True, False, True, False]]
+    assert given[2].keep.tolist() == (expected if kind == "retriever" else [[True, False, True], [True, True, False]])
+
+
+UNJUDGED = Batch(
+    queries=QUERIES[:2],
+    documents=[[DOCUMENTS[0], DOCUMENTS[5]], [DOCUMENTS[1], DOCUMENTS[6], DOCUMENTS[7]]],
+    positives=[frozenset({"d0"}), frozenset()],
+)
+"""A judged query, and one whose list nobody judged."""
+
+
+@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+def test_a_group_without_a_positive_has_grades_of_0_and_keeps_all_its_documents(
+    tiny: Tiny, inputs: Inputs, given: list[Ranking], kind: str
+):
+    inputs = inputs if kind == "retriever" else reranker_to_train(str(tiny.llama), None, seed=0).inputs
+    scores = torch.tensor([[2.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 3.0, 2.0]])
+    rows = Rows(torch.cat([torch.eye(2), scores.T]) if kind == "retriever" else torch.tensor([2.0, 1.0, 1.0, 3.0, 2.0]))
+    example = make_example(kind, inputs, UNJUDGED, parse_losses(["watched", "anchor"], temperature=1.0))
+    outcome = example.objective(rows, start_rows=rows)
+    [ranking] = given
+    assert ranking.relevance.sum(1).tolist() == [1, 0]
+    assert ranking.keep[1].sum() == (5 if kind == "retriever" else 3)
+    assert outcome.accuracy == 1.0  # of the judged query alone
+    nobody = UNJUDGED._replace(positives=[frozenset(), frozenset()])
+    alone = make_example(kind, inputs, nobody, parse_losses(["anchor"], temperature=1.0))
+    outcome = alone.objective(rows, start_rows=rows)
+    assert outcome.accuracy == 0.0
+    assert outcome.loss.item() == pytest.approx(0, abs=1e-6)
