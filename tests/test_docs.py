@@ -140,13 +140,13 @@ def test_the_stage_that_the_documents_show_works(tmp_path):
 
 
 def test_the_loss_that_the_documents_show_works():
-    body = next(body for body in blocks(ROOT / "docs/extending.md", "python") if "def hinge" in body)
+    body = next(body for body in blocks(ROOT / "docs/extending.md", "python") if "def triplet" in body)
     module: dict = {"torch": torch, "Ranking": Ranking, "Float": Float, "Tensor": torch.Tensor, "infonce": 0, "kl": 0}
     exec(body, module)
     scores, nan = torch.tensor([[1.0, 0.95, 0.5, 1.2], [3.0, 0.0, torch.nan, 2.95]]), torch.nan
     keep = torch.tensor([[True] * 4, [True, True, False, True]])
     ranking = Ranking(scores, torch.tensor([[1.0, 0, 0, 0], [0, 0, nan, 1.0]]), None, keep)
-    assert module["LOSSES"]["hinge"](ranking).item() == pytest.approx((0.05 + 0.3 + 0.15) / 2, abs=1e-6)
+    assert module["LOSSES"]["triplet"](ranking).item() == pytest.approx((0.05 + 0.3 + 0.15) / 2, abs=1e-6)
 
 
 def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeypatch):

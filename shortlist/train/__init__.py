@@ -92,8 +92,8 @@ def train(
     """Train from the newest checkpoint in `config.out`, if any; save the model there."""
     device, bf16 = own_device(world), config.precision == "bf16"
     model, adapter = in_turn(partial(build_model, config, backbone, device, world), world)
-    compares = any("start" in needs(term) for term in losses(config))
-    start = Start(model, adapter=adapter is not None) if compares else None  # before a checkpoint changes the weights
+    # before a checkpoint changes the weights
+    start = Start(model, adapter=adapter is not None) if _compares(config) else None
     guide = in_turn(partial(_guide, config, device), world)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate)
     state = State(token_budget=config.token_budget or TOKENS[device.type], cached=config.grad_cache)
@@ -161,11 +161,26 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
         sharded=config.sharded,
         cached=config.grad_cache,
         device=device,
+        kept=_kept_bytes(config, model),
         bf16=config.precision == "bf16",
         dtype=weights_dtype(config, device),
         four_bit=config.four_bit,
     )
     print("\n".join(expected.lines()))
+
+
+def _kept_bytes(config: Config, model: Trainable) -> int:
+    """Count the bytes of weights that are kept beside the model: those it started from, and the guide's."""
+    guide = open_guide(config, weights=False)
+    kept = 4 * guide.num_parameters if guide else 0
+    if _compares(config):
+        kept += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad or not config.lora)
+    return kept
+
+
+def _compares(config: Config) -> bool:
+    """Whether a loss compares with the model as it was before training."""
+    return any("start" in needs(term) for term in losses(config))
 
 
 def _warn_of_one_split(config: Config, heldout: Qrels, source: GroupSource) -> None:

@@ -5,7 +5,7 @@ The model's weights are not needed.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -105,6 +105,7 @@ def forecast(
     sharded: bool = False,
     cached: bool = False,
     device: torch.device | None = None,
+    kept: int = 0,
     **precision: Any,
 ) -> Forecast:
     """Forecast a run.
@@ -116,6 +117,7 @@ def forecast(
         sharded: divide the model among the processes.
         cached: use the grad-cached step.
         device: device it would run on (None: this machine's).
+        kept: bytes of weights beside the model's, such as a guide's.
         precision: `bf16`, `dtype` and `four_bit` of `step_memory`.
 
     Raises:
@@ -130,6 +132,14 @@ def forecast(
     num_groups = sum(texts.num_groups for texts in sample)
     visits = _visits(len(groups), batch_size, steps, merge=merge)
     size = min(batch_size, len(groups))
+    memory = step_memory(
+        model,
+        worst,
+        device=device or pick_device(),
+        cached=cached,
+        shards=processes if sharded else 1,
+        **precision,
+    )
     uncut, cut = _by_kind([texts.uncut for texts in sample]), _by_kind([texts.cut for texts in sample])
     return Forecast(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -147,14 +157,7 @@ def forecast(
         longest={kind: int(uncut[kind].max()) for kind in cut},
         sampled_batches=len(sample),
         sampled_texts=sum(map(len, cut.values())),
-        memory=step_memory(
-            model,
-            worst,
-            device=device or pick_device(),
-            cached=cached,
-            shards=processes if sharded else 1,
-            **precision,
-        ),
+        memory=replace(memory, weights=memory.weights + kept),
     )
 
 

@@ -33,6 +33,7 @@ class Memory:
     """Estimated bytes on one device at the peak of a step."""
 
     weights: int
+    """Those of the model, and any that are kept beside it."""
     gradients: int
     optimizer: int
     """AdamW's two moments."""

@@ -18,8 +18,10 @@ from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.save import Trainable
 from shortlist.text.batching import pad
 from shortlist.train.examples import Batch
+from shortlist.train.guide import Guide
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import make_example
+from shortlist.train.start import Start
 from shortlist.train.steps import Example, Outcome, backward, compute_outputs
 
 ONE_BUCKET = 100_000
@@ -275,3 +277,82 @@ def test_what_a_loss_draws_does_not_depend_on_how_the_batch_was_dealt_out(
 
 def test_where_no_loss_follows_the_teacher_its_scores_change_nothing(reranker: PointwiseModel):
     assert_same(step(reranker, example(reranker, SCORED)), step(reranker, example(reranker)), relative=0)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_step_compares_with_what_the_model_said_at_the_start(reranker: PointwiseModel, cached: bool):
+    start, item = Start(reranker), example(reranker, temperature=1.0, losses="anchor")
+    scores = compute_outputs(reranker, item.token_ids, token_budget=BUCKETS, bf16=False).values
+    same, none = step(reranker.train(), item, start=start, cached=cached)
+    assert same.loss.item() == pytest.approx(0, abs=1e-6)
+    assert none.norm() < 1e-4
+    with torch.no_grad():
+        reranker.head.mul_(-2)
+    moved, gradients = step(reranker, item, start=start, cached=cached, token_budget=BUCKETS)
+    first = [part.log_softmax(0) for part in scores.split([4, 2, 3])]
+    now = [part.log_softmax(0) for part in (-2 * scores).split([4, 2, 3])]
+    expected = sum(float((n.exp() * (n - f)).sum()) for n, f in zip(now, first, strict=True)) / 3
+    assert moved.loss.item() == pytest.approx(expected, rel=1e-4)
+    assert gradients.norm() > 1e-3
+    assert reranker.training
+
+
+def test_the_start_has_no_dropout_and_costs_the_model_nothing(tiny: Tiny):
+    model = new_reranker(tiny.bert).train()
+    item = example(model, losses="infonce anchor")
+    before = [p.detach().clone() for p in model.parameters()]
+    start = Start(model)
+    with start.restored(model):
+        assert not model.training
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.01)
+    with start.restored(model):
+        for p, value in zip(model.parameters(), before, strict=True):
+            assert torch.equal(p, value)
+    assert model.training
+    for p, value in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p, value + 0.01)
+    plain = step(model, item, start=start, token_budget=BUCKETS)
+    assert_same(step(model, item, start=start, token_budget=BUCKETS, cached=True), plain)
+
+
+def test_under_an_adapter_the_start_keeps_what_trains_and_shares_the_rest(tiny: Tiny):
+    model = new_reranker(tiny.llama)
+    torch.manual_seed(0)
+    add_lora(model.backbone, Lora(r=4, dropout=0.3))
+    start, item = Start(model, adapter=True), example(model, losses="anchor")
+    small = sum(value.numel() for value in start._weights.values())
+    assert (
+        small
+        == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        < 0.5 * sum(p.numel() for p in model.parameters())
+    )
+    with torch.no_grad():
+        model.head.mul_(2)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    learned = compute_outputs(model.eval(), item.token_ids, token_budget=BUCKETS, bf16=False).values
+    with start.restored(model):
+        found = compute_outputs(model, item.token_ids, token_budget=BUCKETS, bf16=False).values
+    expected = compute_outputs(new_reranker(tiny.llama), item.token_ids, token_budget=BUCKETS, bf16=False).values
+    torch.testing.assert_close(found, expected)
+    assert (learned - expected).abs().max() > 1e-3
+
+
+def test_a_guide_takes_false_negatives_out_of_a_step(retriever: DenseModel, tiny: Tiny):
+    guide = retriever_to_train(str(tiny.llama), None).eval()
+    terms = parse_losses(["infonce"], temperature=0.5)
+
+    def outcome(margin: float, **options) -> Outcome:
+        item = make_example("retriever", retriever.inputs, RAGGED, terms, guide=Guide(guide, margin))
+        return step(retriever, item, guide=guide, **options)[0]
+
+    everything, nothing = outcome(-2.0), outcome(2.0)
+    plain = step(retriever, example(retriever))[0]
+    assert everything.loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
+    assert nothing.loss.item() == 0.0  # the positive alone is left
+    some, cached = outcome(0.0), outcome(0.0, cached=True, token_budget=BUCKETS)
+    assert 0 < some.loss < everything.loss
+    assert cached.loss.item() == pytest.approx(some.loss.item(), rel=1e-5)

@@ -19,6 +19,7 @@ from shortlist.math.losses import LOSSES, NEEDS
 from shortlist.math.ranking import Ranking
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.records import Group
+from shortlist.settings.train import parse_margin
 from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import ALONE
@@ -166,6 +167,44 @@ def stop_in_step(step: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], 
         patch.setattr(loop, "backward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             work()
+
+
+def test_a_guide_is_part_of_the_job_and_its_margin_too(
+    tiny: Tiny, tmp_path: Path, groups: Path, capsys: pytest.CaptureFixture[str]
+):
+    change = {"groups": str(groups), "steps": 1, "guide": str(tiny.retriever)}
+    train.run(settings(tiny, tmp_path / "m", **change))
+    manifest = read_manifest(tmp_path / "m")
+    assert manifest is not None
+    assert manifest["inputs"]["guide"]
+    train.run(settings(tiny, tmp_path / "m", **change))
+    assert "already done" in capsys.readouterr().err
+    for other in ({"guide": None}, {"guide_margin": "-3"}, {"guide": str(tiny.llama)}):
+        with pytest.raises(UserError, match="holds another job"):
+            train.run(settings(tiny, tmp_path / "m", **(change | other)))
+    train.run(settings(tiny, tmp_path / "far", **change, guide_margin="-3"))  # the bar is above every similarity
+    train.run(settings(tiny, tmp_path / "plain", **(change | {"guide": None})))
+    assert losses(tmp_path / "far") == losses(tmp_path / "plain") != losses(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "margin", "relative"), [("0", 0.0, False), ("0.05", 0.05, False), ("5%", 0.05, True), ("-1", -1.0, False)]
+)
+def test_a_guides_margin_is_a_similarity_or_a_share(text: str, margin: float, relative: bool):
+    assert parse_margin(text) == (margin, relative)
+
+
+def test_a_dry_run_counts_the_weights_that_are_kept_beside_the_model(
+    tiny: Tiny, tmp_path: Path, groups: Path, capsys: pytest.CaptureFixture[str]
+):
+    def weights(**change) -> float:
+        train.run(settings(tiny, tmp_path / "m", groups=str(groups), dry_run=True, **change))
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("weights")]
+        return float(line.split()[1])
+
+    once = weights()
+    assert weights(loss=("anchor",)) == pytest.approx(2 * once, abs=0.0011)
+    assert weights(guide=str(tiny.retriever)) == pytest.approx(2 * once, abs=0.0011)
 
 
 def test_groups_without_a_teachers_scores_cannot_teach(tiny: Tiny, tmp_path: Path, groups: Path):
@@ -400,6 +439,14 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"attention": "flahs_attention_2"}, "perhaps 'flash_attention_2'"),
         ({"contract": "replama"}, "perhaps 'repllama'"),
         ({"lora": "papre"}, "perhaps 'paper'"),
+        ({"guide": "./nowhere"}, "./nowhere: cannot load a model"),
+        ({"guide_margin": "5%"}, "--guide-margin: says how near .* add --guide MODEL"),
+        ({"guide": "g", "guide_margin": "near"}, "--guide-margin is 'near'; expected a similarity such as 0.05, or a"),
+        ({"guide": "g", "guide_margin": "inf"}, "--guide-margin is 'inf'"),
+        ({"kind": "language-model", "guide": "g"}, "--guide: says nothing about a language model"),
+        ({"kind": "reranker", "loss": ("sinkhorn",)}, "--loss sinkhorn: compares queries by the documents"),
+        ({"loss": ("infonce", "listmle.order=teacher")}, "--loss listmle: .* no teacher's scores"),
+        ({"loss": ("policy.reward=ngcd",)}, "unknown value of policy.reward 'ngcd': perhaps 'ndcg'"),
         ({"split": "tran"}, "perhaps 'train'"),
         ({"backbone": "./nowhere"}, "./nowhere: cannot load a model"),
         ({"collection": "nowhere"}, "nowhere"),

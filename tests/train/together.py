@@ -26,6 +26,7 @@ from shortlist.train.examples import Batch
 from shortlist.train.gather import World, meet, shard, whole
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import make_example
+from shortlist.train.start import Start
 from shortlist.train.steps import Example, backward
 
 BATCH = Batch(
@@ -67,6 +68,7 @@ CASES = [
 ]
 CASES += [Case(kind, "bert", cached=cached) for kind in ("retriever", "reranker") for cached in (False, True)]
 CASES += [Case(kind, losses="infonce=0.5 kl=0.5") for kind in ("retriever", "reranker")]
+CASES += [Case("reranker", cached=True, losses="infonce anchor"), Case(sharded=True, losses="infonce anchor")]
 CASES += [Case("language-model", cached=sharded, sharded=sharded) for sharded in (False, True)]
 CASES += [Case("per-token", cached=cached, token_budget=budget) for cached in (False, True) for budget in (40, 100_000)]
 CASES += [Case("per-token", cached=cached, sharded=True) for cached in (False, True)] + [Case("words", cached=True)]
@@ -101,9 +103,13 @@ def outcome_of(case: Case, model: Trainable | Toy, example: Example, world: Worl
         checkpoint_layers(model.backbone)
     if case.sharded and world.size > 1:
         shard(model, model.backbone.layers, torch.device("cpu"))
-    outcome = backward(
-        model.train(), example, token_budget=case.token_budget, bf16=False, seed=0, cached=case.cached, world=world
-    )
+    start = Start(model) if example.reads_start else None
+    if start:
+        with torch.no_grad():  # as if it had trained
+            for p in model.parameters():
+                p.mul_(1.1)
+    options = {"token_budget": case.token_budget, "bf16": False, "seed": 0, "cached": case.cached}
+    outcome = backward(model.train(), example, start=start, world=world, **options)
     gradients = {n: whole(p.grad) for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
     return gradients | {"loss": outcome.loss, "accuracy": torch.tensor(outcome.accuracy)}
 
@@ -118,9 +124,14 @@ def _add_lora(model: Trainable | Toy) -> None:
 
 RUNS = {
     "full": {},
-    "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert"},
+    "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert", "loss": ("infonce", "anchor=5")},
     "lora": {"lora": "r=4,dropout=0,targets=q_proj+v_proj"},
-    "lora-sharded": {"lora": "r=4,dropout=0,targets=q_proj+v_proj", "sharded": True, "kind": "reranker"},
+    "lora-sharded": {
+        "lora": "r=4,dropout=0,targets=q_proj+v_proj",
+        "sharded": True,
+        "kind": "reranker",
+        "loss": ("anchor=5", "infonce"),
+    },
 }
 
 
