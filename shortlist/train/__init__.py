@@ -27,9 +27,11 @@ from shortlist.train.examples import batches, learn_together, num_steps
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
+from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
 from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
-from shortlist.train.loop import TOKENS, fit, new_optimizer
+from shortlist.train.loop import TOKENS, fit
 from shortlist.train.objectives import make_example
+from shortlist.train.optimizers import new_optimizer, parse_optimizer
 from shortlist.train.resume import (
     State,
     drop_checkpoints,
@@ -55,8 +57,10 @@ def run(config: Config) -> None:
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
         config = replace(config, backbone=backbone.name)
         empty, _ = adapted_model(
-            config, backbone, empty=True, attention=config.attention
+            config, backbone, steps=_num_steps(config, source), empty=True, attention=config.attention
         )  # refuses what does not fit together
+        if config.layers_sampled:
+            hold_back(empty, parse_sampling(config.layers_sampled))
         if config.heldout_split:
             _warn_of_one_split(config, collection.qrels(config.heldout_split), source)
         if config.dry_run:
@@ -86,15 +90,17 @@ def train(
     config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource, world: World = ALONE
 ) -> None:
     """Train from the newest checkpoint in `config.out`, if any; save the model there."""
-    device, bf16 = own_device(world), config.precision == "bf16"
-    model, adapter = in_turn(partial(build_model, config, backbone, device, world), world)
-    optimizer = new_optimizer(model, learning_rate=config.learning_rate)
+    device, bf16, steps = own_device(world), config.precision == "bf16", _num_steps(config, source)
+    model, adapter = in_turn(partial(build_model, config, backbone, device, world, steps=steps), world)
+    settings = parse_optimizer(config.optimizer, sharded=config.sharded)
+    optimizer = new_optimizer(model, learning_rate=config.learning_rate, settings=settings)
+    sampling = _sampling(config, model)
     state = State(token_budget=config.token_budget or TOKENS[device.type], cached=config.grad_cache)
-    if before := load_checkpoint(config.out, model, optimizer, adapter=adapter is not None):
+    if before := load_checkpoint(config.out, model, optimizer, adapter=adapter):
         say(f"train: continuing after step {before.step}.")
         smaller = min(before.token_budget, state.token_budget)  # than either, if memory ran out in the meantime
         state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
-    steps, evaluation = _num_steps(config, source), _evaluation(config, collection, model)
+    evaluation = _evaluation(config, collection, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
 
     def after(state: State, record: Record) -> State:
@@ -124,6 +130,8 @@ def train(
             bf16=bf16,
             seed=config.seed,
             after=after,
+            adapter=adapter,
+            sampling=sampling,
             world=world,
         )
     if evaluation and state.best_step != state.step:
@@ -155,8 +163,15 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
         bf16=config.precision == "bf16",
         dtype=weights_dtype(config, device),
         four_bit=config.four_bit,
+        optimizer=parse_optimizer(config.optimizer),
     )
     print("\n".join(expected.lines()))
+
+
+def _sampling(config: Config, model: Trainable) -> LayerSampling | None:
+    if config.layers_sampled is None:
+        return None
+    return LayerSampling(model, parse_sampling(config.layers_sampled), seed=config.seed)
 
 
 def _warn_of_one_split(config: Config, heldout: Qrels, source: GroupSource) -> None:

@@ -5,11 +5,11 @@ from tiny import Tiny
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from shortlist.models.adapters import add_lora
+from shortlist.models.adapter_settings import make_adapter, parse_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.dense import DenseModel
 from shortlist.models.language import LanguageModel
-from shortlist.models.lora import LORAS, Lora
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory
@@ -66,7 +66,7 @@ def test_so_it_is_of_a_language_model_whose_logits_are_most_of_it(inputs: Inputs
 def test_the_estimate_is_what_a_real_step_holds(inputs: Inputs, kind: str, cached: bool):
     model = llama(inputs, device="cpu")
     if kind == "lora":
-        add_lora(model.backbone, LORAS["paper"])
+        add_adapter(model.backbone, parse_adapter("paper"))
     if kind == "checkpointed":
         checkpoint_layers(model.backbone)
     options = {"cached": cached, "bf16": kind == "bf16"}
@@ -84,7 +84,7 @@ def test_weights_gradients_and_moments_equal_the_values_worked_out_by_hand(input
 
 def lora(inputs: Inputs) -> DenseModel:
     model = llama(inputs)
-    add_lora(model.backbone, Lora(r=8, targets=("q_proj",)))
+    add_adapter(model.backbone, make_adapter("lora", r=8, targets=("q_proj",)))
     return model
 
 

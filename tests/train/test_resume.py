@@ -9,12 +9,12 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
 from shortlist.errors import UserError
-from shortlist.models.adapters import add_lora
-from shortlist.models.lora import LORAS
+from shortlist.models.adapter_settings import parse_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import score_pairs
 from shortlist.train import loop, resume
-from shortlist.train.loop import new_optimizer
+from shortlist.train.optimizers import new_optimizer
 from shortlist.train.resume import (
     State,
     checkpoints,
@@ -69,9 +69,9 @@ def names(folder: Path) -> list[str]:
         ({}, 3),  # a step is done again, the last of an epoch
         ({}, 4),
         ({}, 5),
-        ({"lora": "r=4,targets=query+value"}, 1),
-        ({"lora": "r=4,targets=query+value"}, 3),
-        ({"kind": "reranker", "lora": "r=4,targets=query"}, 4),
+        ({"adapter": "r=4,targets=query+value"}, 1),
+        ({"adapter": "r=4,targets=query+value"}, 3),
+        ({"kind": "reranker", "adapter": "r=4,targets=query"}, 4),
         ({"grad_cache": True, "precision": "bf16", "token_budget": 30}, 3),
         ({"gradient_checkpointing": True}, 3),
     ],
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_an_adapter_holds_what_trains_and_nothing_else(
     model: PointwiseModel, tiny: Tiny, tmp_path: Path
 ):
     torch.manual_seed(0)
-    adapter = add_lora(model.backbone, LORAS["paper"])
+    adapter = add_adapter(model.backbone, parse_adapter("paper"))
     options = {"adapter": adapter, "base": str(tiny.llama)}
     optimizer = stepped(model, learning_rate=0.01)  # a longer step makes a model that shows every rounding
     save_checkpoint(tmp_path, model, optimizer, State(step=7), keep=1, **options)
