@@ -5,7 +5,7 @@ from tiny import Tiny
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from shortlist.models.adapter_settings import make_adapter, parse_adapter
+from shortlist.models.adapter_settings import ADAPTERS, make_adapter, parse_adapter
 from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.dense import DenseModel
@@ -13,6 +13,7 @@ from shortlist.models.language import LanguageModel
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory
+from shortlist.train.optimizers import parse_optimizer
 from shortlist.train.steps import Example, Outcome, backward, deal
 
 CPU = torch.device("cpu")
@@ -95,6 +96,25 @@ def test_only_what_trains_has_gradients_and_only_what_does_not_is_narrow(inputs:
     assert (memory.gradients, memory.optimizer) == (adapter, 2 * adapter)
     assert memory.weights == frozen / 2 + adapter
     assert foreseen(llama(inputs), dtype=torch.bfloat16).weights == frozen
+
+
+def test_an_optimizer_says_what_it_holds(inputs: Inputs):
+    model, adamw = llama(inputs), foreseen(llama(inputs))
+    weights = sum(p.numel() for p in model.parameters())
+    eight = foreseen(model, optimizer=parse_optimizer("adamw-8bit,min_8bit_size=1"))
+    assert 2 * weights < eight.optimizer < 2.1 * weights
+    galore = foreseen(model, optimizer=parse_optimizer("galore,rank=8"))
+    assert galore.optimizer < 0.3 * adamw.optimizer
+    assert (galore.weights, galore.gradients, galore.activations) == (adamw.weights, adamw.gradients, adamw.activations)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTERS if kind != "lora"])
+def test_every_kind_of_adapter_is_foreseen(inputs: Inputs, kind: str):
+    model = llama(inputs)
+    add_adapter(model.backbone, make_adapter(kind), steps=5)
+    memory = foreseen(model)
+    assert memory.gradients == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.activations > 0
 
 
 def test_four_bits_are_about_half_a_byte_of_every_linear_weight(inputs: Inputs):

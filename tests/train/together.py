@@ -121,6 +121,10 @@ RUNS = {
     "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert"},
     "lora": {"adapter": "r=4,dropout=0,targets=q_proj+v_proj"},
     "lora-sharded": {"adapter": "r=4,dropout=0,targets=q_proj+v_proj", "sharded": True, "kind": "reranker"},
+    "adalora": {"adapter": "adalora,init_r=4,target_r=2,dropout=0", "optimizer": "adafactor"},
+    "connected-sharded": {"adapter": "connected,r=4,aside=2", "sharded": True, "kind": "reranker"},
+    "prompt-sharded": {"adapter": "prompt,tokens=3", "sharded": True},
+    "layers": {"layers_sampled": "1,every=4", "optimizer": "galore,rank=8,gap=3"},
 }
 
 
