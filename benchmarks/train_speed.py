@@ -33,7 +33,8 @@ from shortlist.data.collections import open_collection
 from shortlist.data.groups import read_groups, write_groups
 from shortlist.data.mining import find_same_text, mine
 from shortlist.data.runs import read_run
-from shortlist.models.adapters import LORAS, add_lora
+from shortlist.models.adapter_settings import parse_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.folder import open_folder
 from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.load import dense_to_train
@@ -181,7 +182,7 @@ def build(name: str, folder: Path, drawn: list[Batch], config: Config) -> tuple[
         )
     model = dense_to_train(open_folder(str(folder)), named_contract("repllama"))
     if variant.lora:
-        add_lora(model.backbone, LORAS["paper"])
+        add_adapter(model.backbone, parse_adapter("paper"))
     speed_up_training(model.train())
     terms = parse_losses(["infonce"], temperature=TEMPERATURE)
     examples = [make_example("retriever", model.inputs, batch, terms) for batch in drawn]

@@ -129,6 +129,7 @@ GONE: dict[str, str] = {
     "search --reranker": "shortlist ask TEXT --reranker MODEL",
     "search --depth": "shortlist ask TEXT --depth",
     "search --reranker-share": "shortlist ask TEXT --reranker-share",
+    "train --lora": "--adapter",
     "train --distill": "--loss infonce=0.5 kl=0.5",
     "train --teacher-temperature": "--loss infonce=0.5 kl=0.5 kl.teacher_temperature=2",
 }

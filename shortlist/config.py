@@ -7,6 +7,7 @@ import ast
 import contextlib
 import inspect
 import io
+import math
 import re
 import sys
 import textwrap
@@ -240,3 +241,46 @@ def _saved_flags(config: type, argv: Sequence[str], gone: Mapping[str, str]) -> 
             settings = {name: v for name, v in settings.items() if name not in positional}
         saved += to_flags(config, settings, where=path, gone=gone)
     return saved, rest
+
+
+def read_options(where: str, owner: str, text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read `name=value,name=value`, each value as what its default is.
+
+    The parts of a tuple stand between plus signs.
+
+    Args:
+        where: what the errors name, such as a flag with its value.
+        owner: what the options belong to.
+        text: the options; may be empty.
+        defaults: a default for every option that there is.
+
+    Raises:
+        UserError: an unknown option, one said twice, or a value that does not fit.
+    """
+    options: dict[str, Any] = {}
+    for item in text.split(",") if text else ():
+        name, _, value = item.partition("=")
+        if name not in defaults:
+            raise UserError(f"{where}: {unknown(f'option of {owner}', name, defaults)}")
+        if name in options:
+            raise UserError(f"{where}: {name} is said twice; keep one.")
+        try:
+            options[name] = _read_option(defaults[name], value)
+        except ValueError:
+            kind = _OPTION_KINDS[type(defaults[name])]
+            raise UserError(f"{where}: {name} is {value!r}; expected {kind}.") from None
+    return options
+
+
+_OPTION_KINDS = {int: "a whole number", float: "a number", str: "a word", tuple: "names with + between them"}
+
+
+def _read_option(default: Any, value: str) -> Any:
+    if not value:
+        raise ValueError
+    if isinstance(default, tuple):
+        return tuple(value.split("+"))
+    parsed = type(default)(value)
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise ValueError
+    return parsed

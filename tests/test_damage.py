@@ -26,7 +26,7 @@ from shortlist.index.protocols import Opening
 from shortlist.models.folder import open_folder
 from shortlist.models.retriever import Retriever
 from shortlist.records import Group, Hit, Query
-from shortlist.train.loop import new_optimizer
+from shortlist.train.optimizers import new_optimizer
 from shortlist.train.resume import State, load_checkpoint, save_checkpoint
 
 VECTORS = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)

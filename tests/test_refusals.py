@@ -23,7 +23,7 @@ CASES = {
     "ask what --index {words} --collection {data} --reranker {retriever}": "is a retriever; a reranker is wanted",
     "ask  --index {words} --collection {data}": "the question is empty",
     "ask what --index {words} --collection {data} --depth 3": "name one with --reranker",
-    "train reranker --backbone {llama} --collection {data} --out {out} --lora yes": "unknown LoRA preset 'yes'",
+    "train reranker --backbone {llama} --collection {data} --out {out} --adapter yes": "unknown kind of adapter 'yes'",
     "train rerankre --backbone {llama} --collection {data} --out {out}": "unknown kind of model 'rerankre'",
     "train retriever --backbone {out}/none --collection {data} --out {out}": "none: cannot load a model",
     "train retriever --backbone {llama} --collection nowhere --out {out}": "nowhere: no such collection",

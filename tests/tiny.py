@@ -56,10 +56,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", **ends)
 
 
-def write_llama(folder: Path, seed: int = 0) -> Path:
+def write_llama(folder: Path, seed: int = 0, **settings: int) -> Path:
     """A LLaMA of one layer."""
     torch.manual_seed(seed)
-    LlamaModel(LlamaConfig(vocab_size=32, pad_token_id=0, **SHAPE)).save_pretrained(folder)
+    LlamaModel(LlamaConfig(vocab_size=32, pad_token_id=0, **SHAPE | settings)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

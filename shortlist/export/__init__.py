@@ -8,11 +8,13 @@ from typing import Literal
 import tyro
 
 from shortlist.config import NotInJob
+from shortlist.data.files import optional_json
 from shortlist.data.manifest import start_job
 from shortlist.errors import UserError
 from shortlist.export.card import write_card
 from shortlist.late import late
-from shortlist.models.folder import open_folder
+from shortlist.models.files import CONFIG as ADAPTER_CONFIG
+from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import kind_in, load_model
 
 Target = Literal["sentence-transformers", "cross-encoder", "peft", "merged", "onnx"]
@@ -67,7 +69,21 @@ def run(config: Config) -> None:
     import torch
 
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
+    _check_adapter(config, folder)
     model = load_model(folder, reads, contract, dtype=dtype)
     write(model, job.out, source=folder)
     write_card(folder, job.out, contract, licence=config.licence)
     job.finish(aside=("README.md",))  # `push` writes another card
+
+
+def _check_adapter(config: Config, folder: ModelFolder) -> None:
+    """Refuse layouts that cannot hold an adapter which no weights can.
+
+    Raises:
+        UserError: the layout cannot hold it.
+    """
+    kind = optional_json(folder.backbone_path / ADAPTER_CONFIG).get("peft_type")
+    layouts = {"PROMPT_TUNING": ["peft"], "PREFIX_TUNING": ["peft"], "CONNECTED": []}.get(kind, [config.to])
+    if config.to not in layouts:
+        advice = f"use --to {layouts[0]}" if layouts else f"its folder is what there is, beside {folder.whole.name}"
+        raise UserError(f"--to {config.to}: {config.model} is an adapter that no weights can hold; {advice}.")

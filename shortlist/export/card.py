@@ -16,7 +16,10 @@ from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Rea
 
 CARD = "README.md"
 SETTINGS = (
+    "adapter",
     "lora",
+    "optimizer",
+    "layers_sampled",
     "epochs",
     "steps",
     "batch_size",

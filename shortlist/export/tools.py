@@ -101,6 +101,9 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
     prefix, reranker = f"{model.backbone.base_model_prefix}.", KINDS[model.kind].role == "reranker"
     state = {}
     for key, value in adapter_weights(source.path).items():
+        if not key.startswith(PREFIX):  # a prompt, and a head beside it
+            state[key] = value.contiguous()
+            continue
         bare = key.removeprefix(PREFIX).removeprefix(prefix)
         state[PREFIX + (bare if bare == HEAD or not reranker else prefix + bare)] = value.contiguous()
     settings = read_json(source.path / CONFIG)

@@ -26,6 +26,7 @@ from shortlist.errors import UserError, unknown
 from shortlist.math.pooling import POOLINGS
 from shortlist.models.files import POSITIONS, first_line, not_a_model
 from shortlist.models.kernels.last_token import last_mlp_only_at
+from shortlist.models.virtual import num_virtual
 from shortlist.text.contract import Reading
 
 
@@ -38,7 +39,7 @@ def load_backbone(
         attention: the implementation of attention, by its name in transformers: eager, sdpa, flash_attention_2, ...
             (None: sdpa if the model has it).
         four_bit: keep the linear layers as 4-bit NF4 (https://arxiv.org/abs/2305.14314) and compute in `dtype`, on the
-            current GPU if there is one. Such layers cannot be trained; add LoRA to them.
+            current GPU if there is one. Such layers cannot be trained; add an adapter to them.
 
     Raises:
         UserError: there is no usable model, it needs code of its own to run, or a package is missing.
@@ -195,6 +196,11 @@ def num_positions(model: PreTrainedModel) -> int | None:
     return None
 
 
+def transformer_layers(model: nn.Module) -> nn.ModuleList:
+    """Find a transformer's layers: the first list of modules in it."""
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+
+
 def is_decoder(model: PreTrainedModel) -> bool:
     """Whether the architecture was made to predict the next token.
 
@@ -249,7 +255,8 @@ def pooled_states(
     options: dict[str, Any] = {"use_cache": False} if is_decoder(model) else {}
     if not is_causal(model):
         options["attention_mask"] = real_tokens(token_ids, lengths)
-    with last_mlp_only_at(model, lengths - 1) if pooling == "last" else nullcontext():
+    last = lengths - 1 + num_virtual(model)
+    with last_mlp_only_at(model, last) if pooling == "last" else nullcontext():
         hidden = model(input_ids=token_ids, **options).last_hidden_state
     return POOLINGS[pooling](hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer returns only that position
 

@@ -2,8 +2,8 @@
 
 A model folder written by shortlist is a Hugging Face folder (config.json, safetensors, tokenizer) plus `contract.json`.
 A reranker's weights have the key `score.weight` beside the backbone's keys, as in sequence classifiers of transformers.
-A LoRA folder holds `adapter_config.json` and `adapter_model.safetensors` instead, with any head, and names its base
-model.
+An adapter's folder holds `adapter_config.json` and `adapter_model.safetensors` instead, with any head, and names its
+base model.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from shortlist.data.files import optional_json, read_json
 from shortlist.data.manifest import check_output, identity, read_manifest
 from shortlist.errors import UserError
 from shortlist.models.files import (
+    CONFIG,
     PICKLED,
     POSITIONS,
     base_name,
@@ -129,7 +130,13 @@ class ModelFolder:
 
     @cached_property
     def num_positions(self) -> int | None:
-        """The most tokens that the model's learned positions allow; None if it learned none."""
+        """The most tokens that the model's learned positions allow; None if it learned none.
+
+        An adapter's virtual tokens take some of them.
+        """
+        if self.base is not None:
+            virtual = read_json(self.backbone_path / CONFIG).get("num_virtual_tokens") or 0
+            return self.base.num_positions and self.base.num_positions - virtual
         check_layout(self.name, self.path)
         keys = {key for path in self.weight_files for key in _keys(path)}
         if keys and not any(key.endswith(tuple(f"{name}.weight" for name in POSITIONS)) for key in keys):

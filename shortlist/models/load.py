@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
-from shortlist.models.adapters import QUANTIZATION, adapter_head, merge_adapter
+from shortlist.models.adapters import QUANTIZATION, adapter_head, kept_adapter, merge_adapter
 from shortlist.models.backbone import (
     apply_reading,
     dequantize,
@@ -212,7 +212,16 @@ def _merged(
 def _to_train(
     folder: ModelFolder, backbone: PreTrainedModel, contract: InputContract, adjust: Adjust | None
 ) -> tuple[Inputs, Reading]:
-    """Adjust a contract, apply its reading to the backbone, and return inputs and reading."""
+    """Adjust a contract, apply its reading to the backbone, and return inputs and reading.
+
+    Raises:
+        UserError: the backbone keeps an adapter beside its weights.
+    """
+    if kept_adapter(backbone) is not None:
+        raise UserError(
+            f"{folder.name}: is an adapter that cannot be merged into the weights below it, so nothing is trained from "
+            f"it here; start from {folder.whole.name}."
+        )
     contract = replace(contract, form=contract.form.within(num_positions(backbone)))
     contract = folder.check_lengths(adjust(contract) if adjust else contract)
     apply_reading(backbone, contract.reading)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shortlist.models.adapters import kept_adapter
 from shortlist.models.backbone import is_causal, own_rotations
 from shortlist.models.files import Precision
 from shortlist.models.kernels.fused import fuse_layers
@@ -111,7 +112,7 @@ def for_inference(
     backbone, on_cpu = model.backbone, device.type == "cpu"
     dtype = torch.bfloat16 if precision == "bf16" or (precision == "int8" and not on_cpu) else torch.float32
     pack = on_cpu and precision != "int8" and (packing_pays() if packed is None else packed) and packing_is_right(dtype)
-    if is_causal(backbone) and on_cpu:
+    if is_causal(backbone) and on_cpu and getattr(kept_adapter(backbone), "fuses", True):
         fuse_layers(backbone, PackedLinear if pack else Int8Linear if precision == "int8" else PlainLinear, dtype)
     for parameter in backbone.parameters():  # buffers stay: rotations rounded to bfloat16 would be wrong
         if parameter.is_floating_point():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shortlist.data.files import write_json
-from shortlist.models.adapters import ADAPTER, PREFIX, QUANTIZATION
+from shortlist.models.adapters import ADAPTER, PREFIX, PROMPT, QUANTIZATION, saved_key
 from shortlist.models.backbone import is_decoder
 from shortlist.models.dense import DenseModel
 from shortlist.models.files import write_base
@@ -38,11 +38,16 @@ def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
     """
     kind = KINDS[model.kind]
     names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
-    before = PREFIX if adapter else ""
-    prefix = before + (f"{model.backbone.base_model_prefix}." if kind.as_classifier else "")
-    keys = {name: before + key for name, key in kind.saved.items()}
-    inside = {name: name.removeprefix("backbone.") for name in names}
-    keys |= {name: prefix + key.replace(".default.", ".") for name, key in inside.items() if key != name}
+    inside = {name: name.removeprefix("backbone.") for name in names if name.startswith("backbone.")}
+    prefix = f"{model.backbone.base_model_prefix}." if kind.as_classifier else ""
+    if adapter:
+        keys = {name: saved_key(key) for name, key in inside.items()}
+        # PEFT has a layer between itself and the model, except for prompts and prefixes
+        before = PREFIX.removesuffix("model.") if PROMPT in keys.values() else PREFIX
+        keys = {name: key.replace(PREFIX, PREFIX + prefix, 1) for name, key in keys.items()}
+    else:
+        before, keys = "", {name: prefix + key for name, key in inside.items()}
+    keys |= {name: before + key for name, key in kind.saved.items()}
     return {name: keys[name] for name in names if name in keys}  # the rest (a dense layer's) is saved elsewhere
 
 
@@ -59,7 +64,7 @@ def save_model(
     Args:
         model: the model to save.
         folder: the folder to write.
-        adapter: PEFT's wrapper of the backbone; if given, only its updates (and a reranker's head) are written.
+        adapter: what `add_adapter` returned; if given, only its weights (and a reranker's head) are written.
         base: the name of the model that the adapter updates.
         weights: values to write instead of the model's, under the model's names; a sharded model needs them.
     """
@@ -107,6 +112,8 @@ def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: st
         settings.task_type, settings.modules_to_save = "SEQ_CLS", ["score"]
     settings.base_model_name_or_path = write_base(folder, base)
     settings.inference_mode = True
+    if getattr(settings, "rank_pattern", None) and settings.peft_type == "ADALORA":
+        settings.rank_pattern = None  # what was taken away is 0 in weights of the full rank
     save_file(state, folder / ADAPTER)
     settings.save_pretrained(folder)
     if quantization := getattr(adapter.config, "quantization_config", None):

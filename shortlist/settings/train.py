@@ -15,9 +15,9 @@ from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
 from shortlist.data.lines import ignore
 from shortlist.data.manifest import is_done
 from shortlist.errors import UserError
+from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
-from shortlist.models.lora import parse_lora
 from shortlist.records import Group
 from shortlist.text.contract import named_contract
 
@@ -53,10 +53,11 @@ class Config:
     """Most tokens of a query (None: the contract's limit)."""
     max_length: int | None = None
     """Most tokens of a document or, for a reranker, of a pair (None: the contract's limit)."""
-    lora: str | None = None
-    """Train a LoRA instead of all weights: paper, paper+k, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj."""
+    adapter: str | None = None
+    """Train an adapter instead of all weights: KIND[,option=value...], such as lora,r=16,alpha=32,targets=query+value.
+    Kinds: lora, dora, rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
     four_bit: bool = False
-    """Keep the weights below the LoRA in 4 bits (QLoRA)."""
+    """Keep the weights below the adapter in 4 bits (QLoRA)."""
     bidirectional: bool = False
     """Let every token of a decoder see the whole input, not only the tokens before it."""
     negatives: int | None = None
@@ -71,6 +72,11 @@ class Config:
     """Highest learning rate, reached after the warm-up; then it decays linearly to 0."""
     warmup_steps: int = 100
     """Steps over which the learning rate grows."""
+    optimizer: str = "adamw"
+    """What turns gradients into steps: NAME[,option=value...], such as galore,rank=64,gap=100. Names: adamw,
+    adamw-8bit, paged-adamw-8bit, adafactor, galore, gradnorm."""
+    layers_sampled: str | None = None
+    """Train only this many layers at a time, drawn by their share of outlying weights: N[,every=20,threshold=13]."""
     loss: tuple[str, ...] = ("infonce",)
     """Loss to minimise: NAME, or several NAME=WEIGHT that are added up, and NAME.PARAMETER=VALUE. infonce picks the
     positive; kl follows the teacher's scores in --groups (`mine --teacher`), where good and bad documents should differ
@@ -143,12 +149,22 @@ def check(config: Config) -> None:
     parse_margin(config.guide_margin)
     if config.guide_margin != Config.guide_margin and not config.guide:
         raise UserError("--guide-margin: says how near to the positive the guide's finds are; add --guide MODEL.")
-    if config.lora:
-        parse_lora(config.lora)
+    if config.adapter:
+        adapter = parse_adapter(config.adapter)
+        if config.gradient_checkpointing and adapter.kind in ("prefix", "connected"):
+            raise UserError(
+                f"--gradient-checkpointing: runs layers again, which --adapter {adapter.kind} cannot; use --grad-cache."
+            )
+        if config.sharded and adapter.kind == "adalora":
+            raise UserError("--sharded: --adapter adalora compares whole matrices; leave out one of the two.")
+    if config.layers_sampled:
+        for name in ("adapter", "sharded"):
+            if getattr(config, name):
+                raise UserError(f"--layers-sampled: trains whole layers, one after another; leave out {flag_of(name)}.")
     if config.contract:
         named_contract(config.contract)
-    if config.four_bit and not config.lora:
-        raise UserError("--four-bit: weights in 4 bits cannot learn; add --lora paper.")
+    if config.four_bit and not config.adapter:
+        raise UserError("--four-bit: weights in 4 bits cannot learn; add --adapter paper.")
     if config.four_bit and config.sharded:
         raise UserError("--four-bit: 4-bit weights cannot be sharded; leave out one of the two.")
 

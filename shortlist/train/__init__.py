@@ -29,10 +29,12 @@ from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.guide import Guide, load_guide
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
+from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
 from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
-from shortlist.train.loop import TOKENS, fit, new_optimizer
+from shortlist.train.loop import TOKENS, fit
 from shortlist.train.losses import needs
 from shortlist.train.objectives import make_example
+from shortlist.train.optimizers import new_optimizer, parse_optimizer
 from shortlist.train.resume import (
     State,
     drop_checkpoints,
@@ -59,8 +61,10 @@ def run(config: Config) -> None:
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
         config = with_names(config, backbone)
         empty, _ = adapted_model(
-            config, backbone, empty=True, attention=config.attention
+            config, backbone, steps=_num_steps(config, source), empty=True, attention=config.attention
         )  # refuses what does not fit together
+        if config.layers_sampled:
+            hold_back(empty, parse_sampling(config.layers_sampled))
         if config.heldout_split:
             _warn_of_one_split(config, collection.qrels(config.heldout_split), source)
         if config.dry_run:
@@ -90,18 +94,20 @@ def train(
     config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource, world: World = ALONE
 ) -> None:
     """Train from the newest checkpoint in `config.out`, if any; save the model there."""
-    device, bf16 = own_device(world), config.precision == "bf16"
-    model, adapter = in_turn(partial(build_model, config, backbone, device, world), world)
+    device, bf16, steps = own_device(world), config.precision == "bf16", _num_steps(config, source)
+    model, adapter = in_turn(partial(build_model, config, backbone, device, world, steps=steps), world)
     # before a checkpoint changes the weights
     start = Start(model, adapter=adapter is not None) if _compares(config) else None
     guide = in_turn(partial(_guide, config, device), world)
-    optimizer = new_optimizer(model, learning_rate=config.learning_rate)
+    settings = parse_optimizer(config.optimizer, sharded=config.sharded)
+    optimizer = new_optimizer(model, learning_rate=config.learning_rate, settings=settings)
+    sampling = _sampling(config, model)
     state = State(token_budget=config.token_budget or TOKENS[device.type], cached=config.grad_cache)
-    if before := load_checkpoint(config.out, model, optimizer, adapter=adapter is not None):
+    if before := load_checkpoint(config.out, model, optimizer, adapter=adapter):
         say(f"train: continuing after step {before.step}.")
         smaller = min(before.token_budget, state.token_budget)  # than either, if memory ran out in the meantime
         state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
-    steps, evaluation = _num_steps(config, source), _evaluation(config, collection, model)
+    evaluation = _evaluation(config, collection, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
 
     def after(state: State, record: Record) -> State:
@@ -133,6 +139,8 @@ def train(
             after=after,
             start=start,
             guide=guide.model if guide else None,
+            adapter=adapter,
+            sampling=sampling,
             world=world,
         )
     if evaluation and state.best_step != state.step:
@@ -165,6 +173,7 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
         bf16=config.precision == "bf16",
         dtype=weights_dtype(config, device),
         four_bit=config.four_bit,
+        optimizer=parse_optimizer(config.optimizer),
     )
     print("\n".join(expected.lines()))
 
@@ -174,13 +183,19 @@ def _kept_bytes(config: Config, model: Trainable) -> int:
     guide = open_guide(config, weights=False)
     kept = 4 * guide.num_parameters if guide else 0
     if _compares(config):
-        kept += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad or not config.lora)
+        kept += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad or not config.adapter)
     return kept
 
 
 def _compares(config: Config) -> bool:
     """Whether a loss compares with the model as it was before training."""
     return any("start" in needs(term) for term in losses(config))
+
+
+def _sampling(config: Config, model: Trainable) -> LayerSampling | None:
+    if config.layers_sampled is None:
+        return None
+    return LayerSampling(model, parse_sampling(config.layers_sampled), seed=config.seed)
 
 
 def _warn_of_one_split(config: Config, heldout: Qrels, source: GroupSource) -> None:

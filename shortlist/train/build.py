@@ -4,17 +4,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from shortlist.data.collections import Collection
 from shortlist.data.groups import GroupSource
+from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
-from shortlist.models.adapters import add_lora
-from shortlist.models.backbone import checkpoint_layers
+from shortlist.models.adapter_settings import parse_adapter
+from shortlist.models.adapters import add_adapter
+from shortlist.models.backbone import checkpoint_layers, num_positions, transformer_layers
 from shortlist.models.folder import ModelFolder
 from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
-from shortlist.models.lora import parse_lora
 from shortlist.models.save import Trainable
 from shortlist.progress import say
 from shortlist.settings.train import open_source
@@ -46,15 +46,14 @@ def collect_groups(config: Config, collection: Collection) -> tuple[Config, Grou
     return config, source
 
 
-def build_model(config: Config, backbone: ModelFolder, device: torch.device, world: World) -> tuple[Trainable, Any]:
-    """Build the model on its device, ready to train.
-
-    Returns it with PEFT's wrapper, which is None without a LoRA.
-    """
+def build_model(
+    config: Config, backbone: ModelFolder, device: torch.device, world: World, *, steps: int
+) -> tuple[Trainable, Any]:
+    """Build the model on its device, ready to train; arguments and results as for `adapted_model`."""
     loading = {"dtype": weights_dtype(config, device), "attention": config.attention, "four_bit": config.four_bit}
-    model, adapter = adapted_model(config, backbone, **loading)
+    model, adapter = adapted_model(config, backbone, steps=steps, **loading)
     if config.sharded and world.size > 1:
-        shard(model, _layers(model.backbone), device)
+        shard(model, transformer_layers(model.backbone), device)
     elif config.sharded:
         say("train: --sharded has nobody to share with, as torchrun did not start several processes; going on.")
     model.to(device)
@@ -68,21 +67,44 @@ def weights_dtype(config: Config, device: torch.device) -> torch.dtype:
 
     Frozen weights are stored in the precision they are computed with.
     """
-    frozen = config.lora is not None and config.precision == "bf16" and device.type == "cuda"
+    frozen = config.adapter is not None and config.precision == "bf16" and device.type == "cuda"
     return torch.bfloat16 if frozen else torch.float32
 
 
-def adapted_model(config: Config, backbone: ModelFolder, **loading: Any) -> tuple[Trainable, Any]:
-    """Load the model and prepare what is to train, such as a LoRA.
+def adapted_model(config: Config, backbone: ModelFolder, *, steps: int, **loading: Any) -> tuple[Trainable, Any]:
+    """Load the model and prepare what is to train, such as an adapter.
 
-    Returns the model with PEFT's wrapper, which is None without a LoRA.
+    Args:
+        steps: steps of the whole training.
+
+    Returns:
+        The model, and what `add_adapter` returned; None without an adapter.
+
+    Raises:
+        UserError: the adapter does not go with the model or its inputs.
     """
     model = _loaded(config, backbone, **loading)
     torch.manual_seed(config.seed)  # for the adapter's initial weights
-    adapter = add_lora(model.backbone, parse_lora(config.lora)) if config.lora else None
+    adapter = None
+    if config.adapter:
+        adapter = add_adapter(model.backbone, parse_adapter(config.adapter), steps=steps)
+        _check_room(config.adapter, model, adapter)
     if config.gradient_checkpointing:
         checkpoint_layers(model.backbone)
     return model, adapter
+
+
+def _check_room(name: str, model: Trainable, adapter: Any) -> None:
+    """Refuse inputs that leave an adapter's virtual tokens no positions."""
+    tokens, positions = getattr(adapter.peft_config["default"], "num_virtual_tokens", 0), num_positions(model.backbone)
+    if not tokens or positions is None:
+        return
+    form = model.inputs.form
+    if form.within(positions - tokens) != form:
+        raise UserError(
+            f"--adapter {name}: {tokens} virtual tokens leave {positions - tokens} of {positions} positions, and "
+            f"inputs may be longer; add --max-length {positions - tokens}, and --query-length if queries are as long."
+        )
 
 
 def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
@@ -96,8 +118,3 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
     return to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)
-
-
-def _layers(backbone: nn.Module) -> nn.ModuleList:
-    """Find a transformer's layers: the first list of modules in it."""
-    return next(module for module in backbone.modules() if isinstance(module, nn.ModuleList))

@@ -118,7 +118,7 @@ def forecast(
         cached: use the grad-cached step.
         device: device it would run on (None: this machine's).
         kept: bytes of weights beside the model's, such as a guide's.
-        precision: `bf16`, `dtype` and `four_bit` of `step_memory`.
+        precision: `bf16`, `dtype`, `four_bit` and `optimizer` of `step_memory`.
 
     Raises:
         UserError: a text that cannot be trained on, such as a query that leaves no room for its document.

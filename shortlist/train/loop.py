@@ -9,11 +9,13 @@ import torch
 from torch.optim import Optimizer
 
 from shortlist.errors import UserError
+from shortlist.models.adapters import add_regulariser, after_step
 from shortlist.models.run import Model
 from shortlist.models.save import Trainable
 from shortlist.progress import progress, say
 from shortlist.train.examples import ahead
 from shortlist.train.gather import ALONE, OutOfMemory, World, is_sharded, whole
+from shortlist.train.layers import LayerSampling
 from shortlist.train.log import Record
 from shortlist.train.resume import State
 from shortlist.train.start import Start
@@ -36,12 +38,6 @@ def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
     return (steps - step) / max(1, steps - warmup_steps)
 
 
-def new_optimizer(model: torch.nn.Module, *, learning_rate: float) -> Optimizer:
-    """Make an AdamW optimizer without weight decay for all trainable parameters."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
-
-
 def fit(
     model: Trainable,
     examples: Iterator[Example],
@@ -56,6 +52,8 @@ def fit(
     after: Callable[[State, Record], State],
     start: Start | None = None,
     guide: Model | None = None,
+    adapter: Any = None,
+    sampling: LayerSampling | None = None,
     world: World = ALONE,
 ) -> State:
     """Train until `steps` steps are done.
@@ -66,11 +64,12 @@ def fit(
         after: called after each step with the state and the measurements; returns the state to continue with.
         start: as for `backward`.
         guide: as for `backward`.
+        adapter: what `add_adapter` returned, if the model has one.
+        sampling: chooses the layers to train (None: all).
 
     Raises:
         UserError: the loss or its gradient is no longer finite, or one input alone does not fit into memory.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
     beside = {name: value for name, value in {"start": start, "guide": guide}.items() if value is not None}
     model.train()
     with progress("training", steps, "steps", done=state.step) as advance:
@@ -79,10 +78,15 @@ def fit(
             rate = learning_rate * learning_rate_factor(state.step, steps=steps, warmup_steps=warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if sampling is not None:
+                sampling.choose(state.step, optimizer)
             outcome, state = _within_memory(model, example, state, bf16=bf16, seed=seed, world=world, **beside)
+            add_regulariser(adapter)
+            trained = [p for p in model.parameters() if p.requires_grad]
             norm = whole(torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)).item()
             _stop_if_not_finite(outcome.loss.item(), norm, state.step, example)
             optimizer.step()
+            after_step(adapter, state.step + 1)
             optimizer.zero_grad(set_to_none=True)
             state = state._replace(step=state.step + 1)
             record: Record = {
@@ -138,7 +142,7 @@ def _smaller(state: State, example: Example, *, processes: int, sharded: bool) -
     if state.cached and state.token_budget <= max(lengths):
         raise UserError(
             f"step {state.step + 1}: out of memory with one input of {max(lengths)} tokens at a time; the last "
-            "checkpoint is kept. Use --gradient-checkpointing, --lora, bf16 or shorter inputs."
+            "checkpoint is kept. Use --gradient-checkpointing, --adapter, bf16 or shorter inputs."
         )
     say(f"step {state.step + 1}: out of memory; from here on {budget} tokens per pass, and one pass's activations.")
     return state._replace(token_budget=budget, cached=True)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shortlist.models.save import Trainable
+from shortlist.train.optimizers import ADAMW, Settings
 
 FOUR_BITS = 0.5 + 1 / 64
 """Bytes per 4-bit weight, with its share of the scales: a byte for every 64 weights."""
@@ -36,7 +37,7 @@ class Memory:
     """Those of the model, and any that are kept beside it."""
     gradients: int
     optimizer: int
-    """AdamW's two moments."""
+    """What the optimizer holds for each weight that trains, such as AdamW's two moments."""
     activations: int
     """Tensors that the forward passes keep for the backward pass, and what the backward pass needs besides."""
 
@@ -56,6 +57,7 @@ def step_memory(
     four_bit: bool = False,
     cached: bool = False,
     shards: int = 1,
+    optimizer: Settings = ADAMW,
 ) -> Memory:
     """Estimate the memory of one process that runs these passes in a step.
 
@@ -67,6 +69,7 @@ def step_memory(
         four_bit: keep frozen linear weights in 4 bits.
         cached: use the grad-cached step, which holds one pass at a time.
         shards: number of processes that share weights, gradients and moments, layer by layer (FSDP2).
+        optimizer: the optimizer, which decides what is held for each weight.
     """
     bits = _four_bit_weights(model) if four_bit else set()
 
@@ -77,7 +80,7 @@ def step_memory(
     def trained(p: Tensor) -> int | float:
         return size(p) if p.requires_grad else 0
 
-    moments = 2 * sum(map(trained, model.parameters())) / shards
+    moments = sum(optimizer.state_bytes(p) for p in model.parameters() if p.requires_grad) / shards
     step = _Step(model, passes[:1] if cached else passes[:2], bf16=bf16)
     peak, per_token = step.run(device, dtype)
     further = 0 if cached else sum(rows * tokens for rows, tokens in passes[2:])

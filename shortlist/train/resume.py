@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,16 @@ from torch.optim import Optimizer
 from shortlist.data.contents import check_files, list_files
 from shortlist.data.files import atomic_folder, read_json
 from shortlist.errors import UserError
+from shortlist.models.adapters import adapter_state, load_adapter_state
 from shortlist.models.folder import CHECKPOINT as STATE
 from shortlist.models.save import Trainable, save_model, saved_names, saved_weights
 from shortlist.settings.train import CHECKPOINTS
 from shortlist.train.gather import ALONE, World, like, whole
+from shortlist.train.optimizers import restore_state, state_of
 
 MOMENTS = "optimizer.safetensors"
+ADAPTER = "adapter"
+"""What an adapter holds besides weights has keys that start with this."""
 _REMEDY = "delete this checkpoint; the same command goes on from the one before it, or from the start."
 
 
@@ -67,7 +72,7 @@ def save_checkpoint(
     """
     folder = _folder(out, state.step)
     weights = whole_weights(model, adapter=adapter is not None, world=world)
-    moments = _collect(_moments(model, optimizer), world)
+    moments = _collect(_moments(model, optimizer) | _of_adapter(adapter), world)
     if not world.leads or folder.exists():
         return
     with atomic_folder(folder) as partial:
@@ -81,8 +86,11 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapter: bool = False) -> State | None:
+def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapter: Any = None) -> State | None:
     """Load a run's newest checkpoint and return its state; None if there is none.
+
+    Args:
+        adapter: as for `save_model`.
 
     Raises:
         UserError: a file of the checkpoint is missing or is not as it was written.
@@ -91,13 +99,16 @@ def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapte
     if not folders:
         return None
     state = read_state(folders[-1])
-    load_weights(out, model, state.step, adapter=adapter)
-    parameters = dict(model.named_parameters())
+    load_weights(out, model, state.step, adapter=adapter is not None)
+    parameters, of_each = dict(model.named_parameters()), defaultdict[str, dict[str, Tensor]](dict)
     with safe_open(folders[-1] / MOMENTS, framework="pt") as moments:
         for key in moments.keys():  # noqa: SIM118 (not a dict)
             kind, _, name = key.partition("/")
-            value, p = moments.get_tensor(key), parameters[name]
-            optimizer.state[p][kind] = like(value, p) if value.ndim else value.to(p.device)
+            of_each[ADAPTER if kind == ADAPTER else name][name if kind == ADAPTER else kind] = moments.get_tensor(key)
+    if adapter is not None:
+        load_adapter_state(adapter, of_each.pop(ADAPTER, {}))
+    for name, values in of_each.items():
+        restore_state(optimizer, parameters[name], values)
     return state
 
 
@@ -167,8 +178,12 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
         f"{kind}/{name}": value
         for name, p in model.named_parameters()
-        for kind, value in optimizer.state.get(p, {}).items()
+        for kind, value in state_of(optimizer, p).items()
     }
+
+
+def _of_adapter(adapter: Any) -> dict[str, Tensor]:
+    return {f"{ADAPTER}/{name}": value for name, value in adapter_state(adapter).items()}
 
 
 def _collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

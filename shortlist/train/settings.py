@@ -3,7 +3,9 @@
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.settings.train import Config, check
+from shortlist.train.layers import parse_sampling
 from shortlist.train.losses import TEMPERATURE, Term, parse_losses
+from shortlist.train.optimizers import parse_optimizer
 
 
 def check_settings(config: Config) -> None:
@@ -14,6 +16,9 @@ def check_settings(config: Config) -> None:
     """
     check(config)
     terms = losses(config)
+    parse_optimizer(config.optimizer, sharded=config.sharded)
+    if config.layers_sampled:
+        parse_sampling(config.layers_sampled)
     if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
         raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
 

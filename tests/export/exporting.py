@@ -8,8 +8,8 @@ from named import reranker_to_train, retriever_to_train
 from tiny import shaken
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shortlist.models.adapters import add_lora
-from shortlist.models.lora import Lora
+from shortlist.models.adapter_settings import make_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
 
@@ -46,6 +46,6 @@ def write_reranker(base: Path, folder: Path, head: float = 20) -> Path:
 def adapter_of(kind: str, base: Path, folder: Path) -> Path:
     """A LoRA adapter that has moved every weight that it may move."""
     model = retriever_to_train(str(base)) if kind == "retriever" else reranker_to_train(str(base), seed=0)
-    adapter = add_lora(model.backbone, Lora(r=4, alpha=8))
+    adapter = add_adapter(model.backbone, make_adapter("lora", r=4, alpha=8))
     save_model(shaken(model), folder, adapter=adapter, base=str(base))
     return folder

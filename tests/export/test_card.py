@@ -162,7 +162,7 @@ def test_a_hub_that_refuses_is_told_in_one_line(trained: Path, monkeypatch: pyte
 
 
 def test_an_adapter_of_a_base_on_this_machine_is_not_pushed(tiny, hub: dict, tmp_path: Path):
-    options = {"collection": str(tiny.collection), "steps": 1, "batch_size": 2, "lora": "r=2"}
+    options = {"collection": str(tiny.collection), "steps": 1, "batch_size": 2, "adapter": "r=2"}
     train.run(train.Config(kind="retriever", backbone=str(tiny.llama), out=tmp_path / "model", **options))
     with pytest.raises(UserError, match="which is on this machine alone"):
         push.run(push.Config(model=tmp_path / "model", to="me/mine"))

@@ -126,11 +126,11 @@ def test_our_rerankers_adapter_opens_in_peft_with_its_head(llama: Path, tmp_path
     from named import reranker_to_train
     from peft import PeftModel
 
-    from shortlist.models.adapters import add_lora
-    from shortlist.models.lora import Lora
+    from shortlist.models.adapter_settings import make_adapter
+    from shortlist.models.adapters import add_adapter
 
     model = reranker_to_train(str(llama), seed=0)
-    adapter = add_lora(model.backbone, Lora(r=4, alpha=8))
+    adapter = add_adapter(model.backbone, make_adapter("lora", r=4, alpha=8))
     save_model(shaken(model), tmp_path, adapter=adapter, base=str(llama))
     base = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
     theirs = PeftModel.from_pretrained(base, str(tmp_path)).eval()
@@ -208,12 +208,13 @@ def moved(llama: Path, tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
     """A retriever's adapter of ours and its base, both moved into another folder, and the vectors from before."""
     from named import retriever_to_train
 
-    from shortlist.models.adapters import Lora, add_lora
+    from shortlist.models.adapter_settings import make_adapter
+    from shortlist.models.adapters import add_adapter
 
     before, after = tmp_path / "before", tmp_path / "after"
     base = shutil.copytree(llama, before / "models/base")
     model = retriever_to_train(str(base))
-    adapter = add_lora(model.backbone, Lora(r=4, alpha=8))
+    adapter = add_adapter(model.backbone, make_adapter("lora", r=4, alpha=8))
     save_model(shaken(model), before / "adapter", adapter=adapter, base=str(base))
     vectors = embed_documents(load_retriever(str(before / "adapter")), DOCUMENTS)
     before.rename(after)

@@ -3,7 +3,6 @@ import os
 import pickle
 import shutil
 import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from shortlist.errors import UserError
-from shortlist.models.adapters import add_lora, merge_adapter
+from shortlist.models.adapter_settings import PAPER, Adapter, make_adapter, parse_adapter
+from shortlist.models.adapters import add_adapter, merge_adapter
 from shortlist.models.backbone import (
     checkpoint_layers,
     dequantize,
@@ -29,7 +29,6 @@ from shortlist.models.backbone import (
     pooled_states,
     see_both_ways,
 )
-from shortlist.models.lora import LORAS, Lora, parse_lora
 from shortlist.models.save import save_model
 
 IDS = torch.tensor([[1, 5, 9, 7, 2], [1, 8, 2, 0, 0]])
@@ -181,14 +180,14 @@ def test_attention_is_computed_as_asked_for(llama: Path):
 def test_an_empty_backbone_has_the_shapes_of_the_loaded_one(family: str, request: pytest.FixtureRequest):
     folder = Path(request.getfixturevalue(family))
     loaded, empty = load_backbone(str(folder)), empty_backbone(str(folder))
-    lora = replace(Lora(), targets=("q_proj", "down_proj") if family == "llama" else ("query", "value"))
+    lora = make_adapter("lora", targets=("q_proj", "down_proj") if family == "llama" else ("query", "value"))
 
     def shapes(model: PreTrainedModel) -> dict[str, tuple[torch.Size, bool]]:
         return {name: (p.shape, p.requires_grad) for name, p in model.named_parameters()}
 
     assert shapes(loaded) == shapes(empty)
     for model in (loaded, empty):
-        add_lora(model, lora)
+        add_adapter(model, lora)
     assert shapes(loaded) == shapes(empty)
     assert {p.device.type for p in empty.parameters()} == {"meta"}
 
@@ -216,8 +215,8 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 def test_layers_run_again_in_the_backward_pass_give_the_same_gradients(family: str, lora: bool):
     model = small(family).train()
     if lora:
-        targets = {"bert": ("query", "value"), "modernbert": ("Wqkv", "Wo")}.get(family, Lora().targets)
-        add_lora(model, Lora(r=4, dropout=0.0, targets=targets))
+        targets = {"bert": ("query", "value"), "modernbert": ("Wqkv", "Wo")}.get(family, PAPER)
+        add_adapter(model, make_adapter("lora", r=4, dropout=0.0, targets=targets))
         spread_lora(model)
     expected = gradients(model)
     calls: list[None] = []
@@ -280,7 +279,7 @@ def test_dequantised_layers_compute_what_the_four_bit_ones_did(llama: Path):
 @needs_bitsandbytes
 def test_an_adapter_merged_into_dequantised_layers_scores_as_in_training(llama: Path, tmp_path: Path):
     trained = load_backbone(str(llama), four_bit=True)
-    wrapper = add_lora(trained, Lora(r=4))
+    wrapper = add_adapter(trained, make_adapter("lora", r=4))
     spread_lora(trained)
     expected = states(trained)
     wrapper.save_pretrained(tmp_path)
@@ -293,7 +292,7 @@ def test_an_adapter_merged_into_dequantised_layers_scores_as_in_training(llama: 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_lora_on_four_bit_layers_learns_and_evaluation_leaves_them_alone(llama: Path, checkpointed: bool):
     backbone = load_backbone(str(llama), four_bit=True)
-    add_lora(backbone, Lora(r=4, dropout=0.0))
+    add_adapter(backbone, make_adapter("lora", r=4, dropout=0.0))
     spread_lora(backbone)
     if checkpointed:
         checkpoint_layers(backbone)
@@ -327,7 +326,7 @@ def test_four_bits_and_lora_say_nothing(llama: Path, tmp_path: Path):
 
 
 def load_in_four_bits(name: str) -> None:
-    add_lora(load_backbone(name, four_bit=True), Lora())
+    add_adapter(load_backbone(name, four_bit=True), make_adapter("lora"))
 
 
 class Trap:
@@ -404,46 +403,55 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
 
 
 def test_the_paper_adapts_every_projection_but_k():
-    assert parse_lora("paper") == Lora(r=32, alpha=64, dropout=0.1)
-    assert set(Lora().targets) == {"q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj"}
-    assert set(parse_lora("paper+k").targets) == {*Lora().targets, "k_proj"}
-    assert set(LORAS) == {"paper", "paper+k"}
+    assert parse_adapter("paper") == make_adapter("lora", r=32, alpha=64, dropout=0.1, targets=PAPER)
+    assert set(PAPER) == {"q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj"}
+    assert set(parse_adapter("paper+k").options["targets"]) == {*PAPER, "k_proj"}
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("r=16", Lora(r=16)),
-        ("r=16,alpha=8", Lora(r=16, alpha=8)),
-        ("dropout=0.05,targets=q_proj+v_proj", Lora(dropout=0.05, targets=("q_proj", "v_proj"))),
+        ("r=16", make_adapter("lora", r=16)),
+        ("r=16,alpha=8", make_adapter("lora", r=16, alpha=8)),
+        ("dropout=0.05,targets=q_proj+v_proj", make_adapter("lora", dropout=0.05, targets=("q_proj", "v_proj"))),
+        ("dora", make_adapter("dora")),
+        ("rslora,layers=0-2+5", make_adapter("rslora", layers=(0, 1, 2, 5))),
     ],
 )
-def test_what_is_left_out_of_a_lora_is_the_papers(text: str, expected: Lora):
-    assert parse_lora(text) == expected
+def test_what_is_left_out_of_an_adapter_has_its_default(text: str, expected: Adapter):
+    assert parse_adapter(text) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("papre", "unknown LoRA preset 'papre': perhaps 'paper'"),
-        ("", "unknown LoRA preset"),
-        ("alhpa=3", "unknown LoRA setting 'alhpa': perhaps 'alpha'"),
-        ("r=16,", "unknown LoRA setting ''"),
-        ("r=many", "r is 'many'; expected a number"),
+        ("papre", "--adapter papre: unknown kind of adapter 'papre': perhaps 'paper'"),
+        ("", "unknown kind of adapter"),
+        ("dora,alhpa=3", "--adapter dora,alhpa=3: unknown option of dora 'alhpa': perhaps 'alpha'"),
+        ("ia3,r=3", "unknown option of ia3 'r'"),
+        ("r=16,,", "unknown option of lora ''"),
+        ("r=many", "r is 'many'; expected a whole number"),
         ("r=1.5", "r is '1.5'"),
-        ("r=0", "r is 0 and"),
+        ("r=2,r=3", "r is said twice"),
+        ("r=", "r is ''"),
+        ("r=0", "r is 0; expected at least 1"),
         ("alpha=-1", "alpha is -1"),
         ("dropout=1.5", "dropout is 1.5"),
+        ("bias=some", "unknown bias 'some'"),
+        ("layers=3-1", "layers has '3-1'"),
+        ("adalora,init_r=4", "init_r has to be the larger one"),
+        ("ia3,targets=a,feedforward=b", "feedforward names layers that targets does not"),
     ],
 )
-def test_a_lora_that_makes_no_sense_is_refused(text: str, message: str):
-    with pytest.raises(UserError, match=message):
-        parse_lora(text)
+def test_an_adapter_that_makes_no_sense_is_refused(text: str, message: str):
+    with pytest.raises(UserError, match=message) as refusal:
+        parse_adapter(text)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_lora_trains_nothing_but_its_own_weights(llama: Path):
     backbone = load_backbone(str(llama))
-    settings = add_lora(backbone, parse_lora("r=4,alpha=24,dropout=0.3")).peft_config["default"]
+    settings = add_adapter(backbone, parse_adapter("r=4,alpha=24,dropout=0.3")).peft_config["default"]
     assert (settings.r, settings.lora_alpha, settings.lora_dropout) == (4, 24, 0.3)
     trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * 2 * 6  # layers, A and B, projections
@@ -455,19 +463,21 @@ def test_a_lora_trains_nothing_but_its_own_weights(llama: Path):
 def test_a_new_lora_changes_nothing_yet(llama: Path):
     backbone = load_backbone(str(llama))
     before = pooled_states(backbone, IDS, LENGTHS, pooling="last")
-    add_lora(backbone, Lora())
+    add_adapter(backbone, make_adapter("lora"))
     backbone.eval()
     torch.testing.assert_close(pooled_states(backbone, IDS, LENGTHS, pooling="last"), before)
 
 
 def test_a_layer_that_the_model_lacks_is_refused(llama: Path):
-    with pytest.raises(UserError, match="unknown layer for LoRA 'query_proj': perhaps"):
-        add_lora(load_backbone(str(llama)), replace(Lora(), targets=("query_proj",)))
+    with pytest.raises(UserError, match="--adapter lora: unknown layer 'query_proj': perhaps"):
+        add_adapter(load_backbone(str(llama)), make_adapter("lora", targets=("query_proj",)))
 
 
 def test_an_adapter_of_another_model_is_refused(llama: Path, copy: Path, tmp_path: Path):
     model = load_retriever(str(llama), contract="repllama")
-    save_model(model, tmp_path / "lora", adapter=add_lora(model.backbone, Lora(r=4)), base=str(llama))
+    save_model(
+        model, tmp_path / "lora", adapter=add_adapter(model.backbone, make_adapter("lora", r=4)), base=str(llama)
+    )
     torch.manual_seed(0)
     other = load_backbone(str(llama))
     other.layers[0].mlp.up_proj = nn.Linear(64, 100, bias=False)  # type: ignore[union-attr, index, operator]

@@ -57,7 +57,7 @@ def test_rerank_looks_a_name_up_once(tiny: Tiny, tmp_path: Path, asked: list[str
     assert asked == ["hub/reranker"]
 
 
-@pytest.mark.parametrize("change", [{}, {"dry_run": True}, {"kind": "reranker"}, {"lora": "paper"}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"dry_run": True}, {"kind": "reranker"}, {"adapter": "paper"}], ids=str)
 def test_train_looks_a_name_up_once(tiny: Tiny, tmp_path: Path, asked: list[str], change: dict[str, Any]):
     train.run(training(tiny, tmp_path / "model", **change))
     assert asked == ["hub/llama"]
@@ -73,7 +73,7 @@ def test_export_and_inspect_look_a_name_up_once(tmp_path: Path, asked: list[str]
 
 
 def test_so_is_the_base_of_an_adapter(tiny: Tiny, tmp_path: Path, asked: list[str]):
-    train.run(training(tiny, tmp_path / "lora", lora="paper"))
+    train.run(training(tiny, tmp_path / "lora", adapter="paper"))
     asked.clear()
     encode.run(encode.Config(model=str(tmp_path / "lora"), collection=str(tiny.collection), out=tmp_path / "vectors"))
     assert asked == ["hub/llama"]
@@ -84,7 +84,7 @@ def test_so_is_the_base_of_an_adapter(tiny: Tiny, tmp_path: Path, asked: list[st
 def test_another_process_looks_nothing_up_and_reads_the_same_model(
     tiny: Tiny, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    train.run(training(tiny, tmp_path / "lora", lora="paper"))
+    train.run(training(tiny, tmp_path / "lora", adapter="paper"))
     here = open_folder(str(tmp_path / "lora"))
     here.tokenizer  # noqa: B018 (to have it, as it does not travel)
     sent = pickle.dumps(here)

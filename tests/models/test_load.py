@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from shortlist.data.files import sha256
 from shortlist.errors import UserError
-from shortlist.models.adapters import add_lora
-from shortlist.models.lora import Lora
+from shortlist.models.adapter_settings import make_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.models.save import save_model
 from shortlist.text.batching import pad
@@ -63,7 +63,7 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
 
 def lora_folder(model: Any, base: Path, folder: Path) -> Path:
     """The model's folder after LoRA training that has moved every weight it may move."""
-    adapter = add_lora(model.backbone, Lora(r=4, alpha=8))
+    adapter = add_adapter(model.backbone, make_adapter("lora", r=4, alpha=8))
     save_model(shaken(model), folder, adapter=adapter, base=str(base))
     return folder
 

@@ -29,7 +29,7 @@ def test_a_kind_from_outside_is_trained_saved_loaded_used_shown_and_exported(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(KINDS, "scaled", SCALED)
-    train.run(training(tiny, tmp_path / "model", lora="r=2,alpha=4,dropout=0,targets=q_proj"))
+    train.run(training(tiny, tmp_path / "model", adapter="r=2,alpha=4,dropout=0,targets=q_proj"))
     retriever = Retriever.load(str(tmp_path / "model"))
     assert retriever.model.kind == "scaled"
     scale = retriever.model.scale.item()  # type: ignore[attr-defined]

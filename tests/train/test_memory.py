@@ -5,14 +5,15 @@ from tiny import Tiny
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from shortlist.models.adapters import add_lora
+from shortlist.models.adapter_settings import ADAPTERS, make_adapter, parse_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.dense import DenseModel
 from shortlist.models.language import LanguageModel
-from shortlist.models.lora import LORAS, Lora
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory
+from shortlist.train.optimizers import parse_optimizer
 from shortlist.train.steps import Example, Outcome, backward, deal
 
 CPU = torch.device("cpu")
@@ -66,7 +67,7 @@ def test_so_it_is_of_a_language_model_whose_logits_are_most_of_it(inputs: Inputs
 def test_the_estimate_is_what_a_real_step_holds(inputs: Inputs, kind: str, cached: bool):
     model = llama(inputs, device="cpu")
     if kind == "lora":
-        add_lora(model.backbone, LORAS["paper"])
+        add_adapter(model.backbone, parse_adapter("paper"))
     if kind == "checkpointed":
         checkpoint_layers(model.backbone)
     options = {"cached": cached, "bf16": kind == "bf16"}
@@ -84,7 +85,7 @@ def test_weights_gradients_and_moments_equal_the_values_worked_out_by_hand(input
 
 def lora(inputs: Inputs) -> DenseModel:
     model = llama(inputs)
-    add_lora(model.backbone, Lora(r=8, targets=("q_proj",)))
+    add_adapter(model.backbone, make_adapter("lora", r=8, targets=("q_proj",)))
     return model
 
 
@@ -95,6 +96,25 @@ def test_only_what_trains_has_gradients_and_only_what_does_not_is_narrow(inputs:
     assert (memory.gradients, memory.optimizer) == (adapter, 2 * adapter)
     assert memory.weights == frozen / 2 + adapter
     assert foreseen(llama(inputs), dtype=torch.bfloat16).weights == frozen
+
+
+def test_an_optimizer_says_what_it_holds(inputs: Inputs):
+    model, adamw = llama(inputs), foreseen(llama(inputs))
+    weights = sum(p.numel() for p in model.parameters())
+    eight = foreseen(model, optimizer=parse_optimizer("adamw-8bit,min_8bit_size=1"))
+    assert 2 * weights < eight.optimizer < 2.1 * weights
+    galore = foreseen(model, optimizer=parse_optimizer("galore,rank=8"))
+    assert galore.optimizer < 0.3 * adamw.optimizer
+    assert (galore.weights, galore.gradients, galore.activations) == (adamw.weights, adamw.gradients, adamw.activations)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTERS if kind != "lora"])
+def test_every_kind_of_adapter_is_foreseen(inputs: Inputs, kind: str):
+    model = llama(inputs)
+    add_adapter(model.backbone, make_adapter(kind), steps=5)
+    memory = foreseen(model)
+    assert memory.gradients == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.activations > 0
 
 
 def test_four_bits_are_about_half_a_byte_of_every_linear_weight(inputs: Inputs):

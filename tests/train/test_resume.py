@@ -5,16 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from named import load_reranker, reranker_to_train
-from tiny import DOCUMENTS, QUERIES, Tiny
+from tiny import DOCUMENTS, QUERIES, Tiny, write_llama
 
 from shortlist import train
 from shortlist.errors import UserError
-from shortlist.models.adapters import add_lora
-from shortlist.models.lora import LORAS
+from shortlist.models.adapter_settings import ADAPTERS, parse_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import score_pairs
 from shortlist.train import loop, resume
-from shortlist.train.loop import new_optimizer
+from shortlist.train.optimizers import OPTIMIZERS, new_optimizer
 from shortlist.train.resume import (
     State,
     checkpoints,
@@ -69,9 +69,9 @@ def names(folder: Path) -> list[str]:
         ({}, 3),  # a step is done again, the last of an epoch
         ({}, 4),
         ({}, 5),
-        ({"lora": "r=4,targets=query+value"}, 1),
-        ({"lora": "r=4,targets=query+value"}, 3),
-        ({"kind": "reranker", "lora": "r=4,targets=query"}, 4),
+        ({"adapter": "r=4,targets=query+value"}, 1),
+        ({"adapter": "r=4,targets=query+value"}, 3),
+        ({"kind": "reranker", "adapter": "r=4,targets=query"}, 4),
         ({"grad_cache": True, "precision": "bf16", "token_budget": 30}, 3),
         ({"gradient_checkpointing": True}, 3),
     ],
@@ -90,6 +90,45 @@ def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_doe
     assert steps(broken.out) == steps(whole.out)
     assert [step for step, _ in steps(broken.out)] == [1, 2, 3, 4, 5, 6]
     assert not names(broken.out)
+
+
+CHANGES = [
+    {"adapter": "dora,r=4", "optimizer": "adamw-8bit,min_8bit_size=64"},
+    {"adapter": "rslora,r=4", "optimizer": "adafactor"},
+    {"adapter": "adalora,init_r=4,target_r=2", "optimizer": "galore,rank=2,gap=3"},
+    {"adapter": "ia3", "optimizer": "adamw,weight_decay=0.1"},
+    {"adapter": "prompt,tokens=3", "optimizer": "gradnorm,rank=2,gap=3"},
+    {"adapter": "prefix,tokens=3"},
+    {"adapter": "connected,r=4,aside=2"},
+    {"adapter": "lora,r=4,bias=all"},
+    {"layers_sampled": "1,every=2", "optimizer": "gradnorm,rank=4,gap=3"},
+]
+
+
+def test_every_adapter_and_every_optimizer_of_a_cpu_is_resumed():
+    said = {value.split(",")[0] for change in CHANGES for value in change.values()}
+    assert said >= {*ADAPTERS, *OPTIMIZERS} - {"paged-adamw-8bit"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: " ".join(change.values()))
+def test_whatever_trains_is_resumed_to_the_bit(
+    tiny: Tiny, two_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
+):
+    change = {"backbone": str(two_layers), "steps": 5, "max_length": 24, "query_length": 8, **change}
+    whole, broken = settings(tiny, tmp_path / "whole", **change), settings(tiny, tmp_path / "broken", **change)
+    train.run(whole)
+    torch.manual_seed(99)
+    interrupted(monkeypatch, broken, 3)
+    train.run(broken)
+    assert weights(broken.out) == weights(whole.out)
+    assert steps(broken.out) == steps(whole.out)
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA of two layers."""
+    return write_llama(tmp_path_factory.mktemp("two"), num_hidden_layers=2)
 
 
 def test_another_interval_of_checkpoints_is_the_same_job(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -124,7 +163,7 @@ def test_a_checkpoint_of_an_adapter_holds_what_trains_and_nothing_else(
     model: PointwiseModel, tiny: Tiny, tmp_path: Path
 ):
     torch.manual_seed(0)
-    adapter = add_lora(model.backbone, LORAS["paper"])
+    adapter = add_adapter(model.backbone, parse_adapter("paper"))
     options = {"adapter": adapter, "base": str(tiny.llama)}
     optimizer = stepped(model, learning_rate=0.01)  # a longer step makes a model that shows every rounding
     save_checkpoint(tmp_path, model, optimizer, State(step=7), keep=1, **options)

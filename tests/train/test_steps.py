@@ -9,10 +9,10 @@ from torch import Tensor
 from toys import PerToken, Toy, Words, maxsim_example
 
 from shortlist.math.losses import LOSSES
-from shortlist.models.adapters import add_lora
+from shortlist.models.adapter_settings import make_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.dense import DenseModel
-from shortlist.models.lora import Lora
 from shortlist.models.outputs import join, split
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.save import Trainable
@@ -140,7 +140,7 @@ def toy_example(toy: Toy) -> Example:
 def test_so_it_does_with_dropout_in_the_lora_of_a_decoder(tiny: Tiny, checkpointing: bool):
     model = retriever_to_train(str(tiny.llama), None)
     torch.manual_seed(0)
-    add_lora(model.backbone, Lora(r=4, dropout=0.3))
+    add_adapter(model.backbone, make_adapter("lora", r=4, dropout=0.3))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)

@@ -55,7 +55,7 @@ def test_training_learns_and_the_saved_model_knows_it(
 ):
     change = {"temperature": 0.1} if kind == "retriever" else {}
     out = tmp_path / "model"
-    train.run(settings(tiny, out, kind=kind, groups=str(groups), batch_size=8, steps=40, lora=lora, **change))
+    train.run(settings(tiny, out, kind=kind, groups=str(groups), batch_size=8, steps=40, adapter=lora, **change))
     curve = losses(out)
     assert sum(curve[-4:]) < 0.3 * sum(curve[:4])
     scores = retriever_scores(out) if kind == "retriever" else reranker_scores(out)
@@ -341,7 +341,7 @@ def test_precision_memory_and_token_budget_reach_the_step(tiny: Tiny, tmp_path: 
 
 def test_the_seed_alone_decides_the_model(tiny: Tiny, tmp_path: Path):
     def weights(name: str, seed: int) -> bytes:
-        train.run(settings(tiny, tmp_path / name, kind="reranker", lora=LORA, seed=seed))
+        train.run(settings(tiny, tmp_path / name, kind="reranker", adapter=LORA, seed=seed))
         return (tmp_path / name / "adapter_model.safetensors").read_bytes()
 
     first = weights("a", 3)
@@ -425,8 +425,8 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"learning_rate": 0.0}, "--learning-rate is 0.0; expected more than 0"),
         ({"keep": 0}, "--keep is 0"),
         ({"heldout_split": "tset"}, "perhaps 'test'"),
-        ({"four_bit": True}, "--four-bit: .* add --lora"),
-        ({"four_bit": True, "lora": "paper", "sharded": True}, "--four-bit: .* leave out one"),
+        ({"four_bit": True}, "--four-bit: .* add --adapter"),
+        ({"four_bit": True, "adapter": "paper", "sharded": True}, "--four-bit: .* leave out one"),
         ({"max_length": 4}, "--max-length"),
         ({"kind": "language-model", "heldout_split": "test"}, "--heldout-split: says nothing about a language model"),
         ({"kind": "language-model", "temperature": 1.0}, "--temperature: says nothing"),
@@ -438,7 +438,6 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"kind": "language-model", "bidirectional": True}, "--bidirectional: says nothing"),
         ({"attention": "flahs_attention_2"}, "perhaps 'flash_attention_2'"),
         ({"contract": "replama"}, "perhaps 'repllama'"),
-        ({"lora": "papre"}, "perhaps 'paper'"),
         ({"guide": "./nowhere"}, "./nowhere: cannot load a model"),
         ({"guide_margin": "5%"}, "--guide-margin: says how near .* add --guide MODEL"),
         ({"guide": "g", "guide_margin": "near"}, "--guide-margin is 'near'; expected a similarity such as 0.05, or a"),
@@ -447,6 +446,7 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"kind": "reranker", "loss": ("sinkhorn",)}, "--loss sinkhorn: compares queries by the documents"),
         ({"loss": ("infonce", "listmle.order=teacher")}, "--loss listmle: .* no teacher's scores"),
         ({"loss": ("policy.reward=ngcd",)}, "unknown value of policy.reward 'ngcd': perhaps 'ndcg'"),
+        ({"adapter": "papre"}, "perhaps 'paper'"),
         ({"split": "tran"}, "perhaps 'train'"),
         ({"backbone": "./nowhere"}, "./nowhere: cannot load a model"),
         ({"collection": "nowhere"}, "nowhere"),
@@ -476,7 +476,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes_many_epochs_later(tiny: Tin
     def command(out: Path) -> list[str]:
         texts = ["--backbone", str(tiny.bert), "--collection", str(tiny.collection), "--out", str(out)]
         steps = ["--batch-size", "3", "--steps", "40", "--checkpoint-steps", "5", "--heldout-steps", "12"]
-        return ["train", "retriever", *texts, *steps, "--heldout-split", "test", *(["--lora", lora] if lora else [])]
+        return ["train", "retriever", *texts, *steps, "--heldout-split", "test", *(["--adapter", lora] if lora else [])]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(command(whole)) == 0
@@ -541,7 +541,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     monkeypatch.setattr("shortlist.models.load.load_backbone", no_weights)
     for kind in ("retriever", "reranker", "language-model"):
         for lora in (None, LORA):
-            train.run(settings(tiny, tmp_path / "m", kind=kind, lora=lora, dry_run=True))
+            train.run(settings(tiny, tmp_path / "m", kind=kind, adapter=lora, dry_run=True))
             said = capsys.readouterr().out
             assert "parameters" in said
             assert "memory" in said
@@ -552,7 +552,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
 def test_a_decoder_trained_to_see_both_ways_does_so_when_loaded(tiny: Tiny, tmp_path: Path):
     for lora in (None, LORA):
         out = tmp_path / f"lora-{lora is not None}"
-        train.run(settings(tiny, out, bidirectional=True, lora=lora))
+        train.run(settings(tiny, out, bidirectional=True, adapter=lora))
         loaded = load_retriever(str(out))
         assert loaded.reading.bidirectional
         ids = torch.tensor([[1, 5, 6, 7], [1, 5, 6, 8]])

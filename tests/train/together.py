@@ -16,10 +16,10 @@ from toys import PerToken, Toy, Words, maxsim_example
 from shortlist import train
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels
-from shortlist.models.adapters import add_lora
+from shortlist.models.adapter_settings import make_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.folder import open_folder
-from shortlist.models.lora import Lora
 from shortlist.models.save import Trainable
 from shortlist.train import loop
 from shortlist.train.examples import Batch
@@ -116,7 +116,7 @@ def outcome_of(case: Case, model: Trainable | Toy, example: Example, world: Worl
 
 def _add_lora(model: Trainable | Toy) -> None:
     torch.manual_seed(0)
-    add_lora(model.backbone, Lora(r=4, dropout=0.0))
+    add_adapter(model.backbone, make_adapter("lora", r=4, dropout=0.0))
     for name, p in model.named_parameters():
         if "lora_B" in name:  # it starts at 0, and then A has no gradient
             nn.init.normal_(p, std=0.1)
@@ -125,13 +125,17 @@ def _add_lora(model: Trainable | Toy) -> None:
 RUNS = {
     "full": {},
     "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert", "loss": ("infonce", "anchor=5")},
-    "lora": {"lora": "r=4,dropout=0,targets=q_proj+v_proj"},
+    "lora": {"adapter": "r=4,dropout=0,targets=q_proj+v_proj"},
     "lora-sharded": {
-        "lora": "r=4,dropout=0,targets=q_proj+v_proj",
+        "adapter": "r=4,dropout=0,targets=q_proj+v_proj",
         "sharded": True,
         "kind": "reranker",
         "loss": ("anchor=5", "infonce"),
     },
+    "adalora": {"adapter": "adalora,init_r=4,target_r=2,dropout=0", "optimizer": "adafactor"},
+    "connected-sharded": {"adapter": "connected,r=4,aside=2", "sharded": True, "kind": "reranker"},
+    "prompt-sharded": {"adapter": "prompt,tokens=3", "sharded": True},
+    "layers": {"layers_sampled": "1,every=4", "optimizer": "galore,rank=8,gap=3"},
 }
 
 

@@ -135,7 +135,7 @@ def _is_plain_lora(module: Any) -> bool:
         lora is not None
         and type(module) is lora.Linear
         and type(module.base_layer) is FastLinear
-        and not module.base_layer.weight.requires_grad
+        and not any(p.requires_grad for p in module.base_layer.parameters())
         and not module.lora_variant
         and not any(module.lora_bias.values())
         and all(type(dropout) in (nn.Dropout, nn.Identity) for dropout in module.lora_dropout.values())

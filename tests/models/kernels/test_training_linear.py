@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaModel
 
-from shortlist.models.adapters import add_lora
+from shortlist.models.adapter_settings import make_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.kernels import training_linear
 from shortlist.models.kernels.training_linear import (
     FastLinear,
@@ -21,7 +22,6 @@ from shortlist.models.kernels.training_linear import (
     products_are_right,
     speed_up_training,
 )
-from shortlist.models.lora import Lora
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN linears"
@@ -52,7 +52,7 @@ def tiny_llama(**options) -> Any:
 
 def tiny_lora(dropout: float = 0.0) -> Any:
     model = tiny_llama()
-    add_lora(model, Lora(r=8, alpha=16, dropout=dropout))
+    add_adapter(model, make_adapter("lora", r=8, alpha=16, dropout=dropout))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -264,7 +264,7 @@ def test_masks_drop_with_probability_p_and_follow_the_seed(p):
 
 def test_lora_still_can_be_switched_off_and_merged():
     model = tiny_llama()
-    adapter = add_lora(model, Lora(r=8, alpha=16, dropout=0.0))
+    adapter = add_adapter(model, make_adapter("lora", r=8, alpha=16, dropout=0.0))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.detach().normal_(std=0.1)

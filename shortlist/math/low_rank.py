@@ -1,0 +1,56 @@
+"""Low-rank views of a gradient, and steps that keep a row's length and its direction apart."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def leading_directions(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rank dim"]:
+    """Find the directions in which a matrix is largest: its first singular vectors on its shorter side.
+
+    They are orthonormal rows, and the largest number of each is positive.
+    """
+    wide = matrix.float() if matrix.shape[0] >= matrix.shape[1] else matrix.float().T
+    _, vectors = torch.linalg.eigh(wide.T @ wide)  # in rising order; far cheaper than the matrix's own decomposition
+    found = vectors[:, -rank:].flip(1).T.contiguous()
+    largest = found.gather(1, found.abs().argmax(1, keepdim=True))
+    return found * largest.sign()
+
+
+def project(matrix: Float[Tensor, "rows columns"], directions: Float[Tensor, "rank dim"]) -> Float[Tensor, "_ _"]:
+    """Return a matrix as its directions see it: its shorter side has one number for each of them."""
+    matrix = matrix.to(directions.dtype)
+    return matrix @ directions.T if matrix.shape[0] >= matrix.shape[1] else directions @ matrix
+
+
+def unproject(
+    low: Float[Tensor, "_ _"], directions: Float[Tensor, "rank dim"], *, tall: bool
+) -> Float[Tensor, "rows columns"]:
+    """Return the matrix that `project` made this of, as far as the directions know it.
+
+    Args:
+        tall: whether that matrix has at least as many rows as columns.
+    """
+    return low @ directions if tall else directions.T @ low
+
+
+def along_rows(
+    weight: Float[Tensor, "rows columns"], gradient: Float[Tensor, "rows columns"]
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows columns"]]:
+    """Split a gradient into that of each row's length, and the rest, which turns the row."""
+    lengths = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    directions = weight / lengths.where(lengths > 0, 1)
+    of_length = (gradient * directions).sum(1)
+    return of_length, gradient - of_length[:, None] * directions
+
+
+def turned(
+    weight: Float[Tensor, "rows columns"], turn: Float[Tensor, "rows columns"], growth: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows columns"]:
+    """Turn each row by a step and then give it its own length plus its growth.
+
+    A row of length 0 has no direction: it takes the step itself.
+    """
+    lengths, stepped = torch.linalg.vector_norm(weight, dim=1, keepdim=True), weight + turn
+    new = torch.linalg.vector_norm(stepped, dim=1, keepdim=True)
+    return torch.where(lengths > 0, stepped * ((lengths + growth[:, None]) / new.where(new > 0, 1)), stepped)
