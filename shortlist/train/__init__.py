@@ -38,7 +38,7 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import check_settings, losses
+from shortlist.train.settings import check_settings, losses, objective_options
 from shortlist.train.steps import Example, compute_outputs
 
 
@@ -184,6 +184,7 @@ def _examples(
 ) -> Iterator[Example]:
     """Make the examples of these steps, and say how many texts were cut."""
     terms, counts = losses(config), dict[str, list[int]]()
+    options = objective_options(config, model)
 
     def count(kind: str, num_cut: int, num_texts: int) -> None:
         counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
@@ -201,7 +202,7 @@ def _examples(
         merge=_merge(config, source),
         judged=source.judged,
     ):
-        yield make_example(config.kind, model.inputs, batch, terms)
+        yield make_example(config.kind, model.inputs, batch, terms, **options)
     form = model.inputs.form
     longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
     for kind, (num_cut, num_texts) in counts.items():

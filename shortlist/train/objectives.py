@@ -1,13 +1,15 @@
 """Training objectives: batch -> inputs, and outputs -> ranking and loss."""
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from shortlist.math.matryoshka import nested
+from shortlist.math.mixing import draw_mixtures, mixed_scores, with_negatives_of_each
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
 from shortlist.models.outputs import Rows
@@ -26,19 +28,23 @@ class Objective(NamedTuple):
 
     token_ids: Callable[[Inputs, Batch], dict[str, list[list[int]]]]
     """Makes the model's inputs by kind (such as queries and documents), in the order of the outputs."""
-    learn: Callable[[Batch, Sequence[list[int]], Sequence[Term]], Learn]
-    """Prepares a function of the batch's outputs, given its inputs. It runs while the previous step still computes."""
+    learn: Callable[..., Learn]
+    """Prepares a function of the batch's outputs: `learn(batch, token_ids, terms, **options)`.
+
+    It runs while the previous step still computes.
+    """
 
 
-def make_example(kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term]) -> Example:
+def make_example(kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term], **options: Any) -> Example:
     """Prepare a batch for a training step of a kind of model.
 
     Args:
         terms: the losses to add up; a language model has none.
+        options: further arguments of the objective's `learn`, such as `dims` of `rank_batch`.
     """
     objective = for_kind(OBJECTIVES, kind)
     token_ids = [ids for part in objective.token_ids(inputs, batch).values() for ids in part]
-    learn = objective.learn(batch, token_ids, terms)
+    learn = objective.learn(batch, token_ids, terms, **options)
     return Example(token_ids, [query.query_id for query in batch.queries], learn)
 
 
@@ -64,10 +70,25 @@ def both_orders_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
     return {"texts": inputs.pair_ids(pairs) + inputs.pair_ids(pairs, turned=True)}
 
 
-def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term]) -> Learn:
+def rank_batch(
+    batch: Batch,
+    token_ids: Sequence[list[int]],
+    terms: Sequence[Term],
+    *,
+    dims: Sequence[int] = (),
+    weights: Sequence[float] = (),
+    mixed: int = 0,
+    unit: bool = True,
+) -> Learn:
     """Rank all documents of the batch for every query by dot products.
 
     A query's other positives in the batch, and documents with the text of a positive, do not count.
+
+    Args:
+        dims: dimensions to cut the vectors to; the loss is the sum over all, the accuracy that of the first.
+        weights: the weight of each dimension's loss (default: 1).
+        mixed: synthetic negatives for each query, mixtures of two negatives of its group.
+        unit: whether the model's vectors have length 1, so that cut and mixed ones get it, too.
     """
     texts = [list(map(document_text_hash, group)) for group in batch.documents]
     together = [text for group in texts for text in group]
@@ -83,10 +104,21 @@ def rank_batch(batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Ter
         for group, known_at in zip(texts, first, strict=True)
     ]
     known = _known(batch, places, keep)
+    hard = _negatives_of_each(places, known)
 
     def learn(vectors: Rows) -> Outcome:
-        queries, documents = vectors.values[: len(batch.queries)], vectors.values[len(batch.queries) :]
-        return _outcome(known.beside(queries @ documents.T), terms)
+        mixtures = draw_mixtures(hard, mixed) if mixed and hard.shape[1] > 1 else None
+        outcomes = []
+        for part in nested(vectors.values, dims, unit=unit):
+            queries, documents = part[: len(batch.queries)], part[len(batch.queries) :]
+            ranking = known.beside(queries @ documents.T)
+            if mixtures:
+                scores = mixed_scores(queries, documents, mixtures, unit=unit)
+                ranking = with_negatives_of_each(ranking, scores, mixtures.keep)
+            outcomes.append(_outcome(ranking, terms))
+        parts = zip(weights or [1.0] * len(outcomes), outcomes, strict=True)
+        first, *others = (weight * outcome.loss for weight, outcome in parts)
+        return Outcome(sum(others, start=first), outcomes[0].accuracy)
 
     return learn
 
@@ -207,6 +239,18 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
     scores = [given or none for given, none in zip(batch.scores or untaught, untaught, strict=True)]
     teacher = laid_out(scores, torch.nan) if any(batch.scores) else None
     return _Known(laid_out(grades, 0.0), teacher, keep)
+
+
+def _negatives_of_each(columns: Sequence[Sequence[Sequence[int]]], known: _Known) -> Bool[Tensor, "queries docs"]:
+    """Find the columns of the negatives in each query's own group.
+
+    Args:
+        columns: as for `_known`.
+    """
+    hard = torch.zeros_like(known.keep)
+    for row, group in enumerate(columns):
+        hard[row, [column for repeated in group for column in repeated]] = True
+    return hard & known.keep & (known.relevance == 0)
 
 
 def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
