@@ -15,7 +15,7 @@ from shortlist.errors import UserError
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import KINDS, load_model
 from shortlist.records import Document, Query
-from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract
+from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Reading
 from shortlist.text.inputs import Inputs
 
 SAMPLE_QUERY = "what is a shortlist"
@@ -183,15 +183,22 @@ def _page(found: dict[str, Any]) -> str:
         "tokenizer": f"{found['tokenizer']['size']:,} pieces; {special}",
         **{kind: _template(form, kind) for kind in TEMPLATES if getattr(form, kind)},
         "pooling": reading.pooling + (", of length 1" * reading.normalize) + (", both ways" * reading.bidirectional),
+        **({"dimensions": dimensions} if (dimensions := _dimensions(reading)) else {}),
         "manifest": _origin(found["manifest"]),
     }
     lines = [f"{name:<11}{text}" for name, text in rows.items()]
     for kind, example in found["examples"].items():
         lines += ["", f"example {kind}: {len(example['ids'])} tokens"]
         for place, (token_id, piece) in enumerate(zip(example["ids"], example["pieces"], strict=True)):
-            pooled = reading.pooling == "mean" or place == example["pooled"]
+            pooled = reading.pooling not in ("last", "cls") or place == example["pooled"]
             lines.append(f"  {place:4}  {token_id:7}  {piece}" + ("  <- pooled" if pooled else ""))
     return "\n".join([*lines, "", f"score {found['score']:.6f} ({found['score_is']})"])
+
+
+def _dimensions(reading: Reading) -> str:
+    """Say what vectors are cut to, and may be cut to."""
+    cut = [f"cut to {reading.cut}"] if reading.cut else []
+    return ", ".join([*cut, *([f"trained for {', '.join(map(str, reading.dims))}"] if reading.dims else [])])
 
 
 def _template(form: Form, kind: str) -> str:

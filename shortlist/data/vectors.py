@@ -30,6 +30,7 @@ from shortlist.data.files import atomic_write, sha256
 from shortlist.data.ids import DocIds
 from shortlist.data.manifest import described, read_manifest
 from shortlist.errors import UserError, unknown
+from shortlist.math.matryoshka import shortened
 from shortlist.math.quantize import from_int8, to_int8
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -230,9 +231,11 @@ class VectorReader:
     Args:
         folder: the store.
         compare: whether to compare; False where another process has done so.
+        dim: give only this many numbers of each vector, the first ones, in float32 (None: all as they are stored).
+        unit: scale vectors that are cut to length 1.
 
     Attributes:
-        dim: numbers per vector.
+        dim: numbers per vector, as they are given.
         dtype: how they are stored, one of DTYPES.
         num_docs: number of documents.
         num_rows: number of vectors on disk, including vectors of documents that are gone.
@@ -245,8 +248,8 @@ class VectorReader:
             contents than were written.
     """
 
-    def __init__(self, folder: Path, *, compare: bool = True):
-        self.folder = folder
+    def __init__(self, folder: Path, *, compare: bool = True, dim: int | None = None, unit: bool = True):
+        self.folder, self._unit = folder, unit
         finished = finished_shards(folder)
         if not finished:
             found = (
@@ -260,10 +263,16 @@ class VectorReader:
         self._shards = [_open_shard(folder, number) for number in snapshot.shards]
         first = self._shards[0].header
         self.dtype: str = first["dtype"]
-        self.dim: int = first["dim"]
+        self._stored_dim: int = first["dim"]
+        self.dim = self._stored_dim if dim is None else dim
+        if not 1 <= self.dim <= self._stored_dim:
+            raise UserError(
+                f"{folder}: holds vectors of {self._stored_dim} dimensions, --dims is {dim}; encode again with --dims "
+                f"{dim}, or name fewer."
+            )
         self.starts: Int[np.ndarray, " shards"] = np.cumsum([0, *(shard.header["count"] for shard in self._shards)])
         self.num_rows = int(self.starts[-1])
-        self.num_bytes = self.num_rows * self.dim * DTYPES[self.dtype].itemsize
+        self.num_bytes = self.num_rows * self._stored_dim * DTYPES[self.dtype].itemsize
         self.shard_hashes: list[str] = [shard.header["sha256"]["bin"] for shard in self._shards]
         self._check_alike()
         self._positions = self._read_order(snapshot) if snapshot.order else None
@@ -271,10 +280,10 @@ class VectorReader:
 
     def _check_alike(self) -> None:
         for shard in self._shards:
-            if (shard.header["dtype"], shard.header["dim"]) != (self.dtype, self.dim):
+            if (shard.header["dtype"], shard.header["dim"]) != (self.dtype, self._stored_dim):
                 raise UserError(
                     f"{shard_file(self.folder, shard.number, 'bin')}: holds {shard.header['dtype']} vectors of dim "
-                    f"{shard.header['dim']}, but the first shard {self.dtype} of dim {self.dim}; "
+                    f"{shard.header['dim']}, but the first shard {self.dtype} of dim {self._stored_dim}; "
                     "encode into an empty folder."
                 )
 
@@ -330,12 +339,19 @@ class VectorReader:
         rows = torch.arange(row, row + len(vectors))
         scales = None if scales is None else scales[first : first + len(vectors)]
         if self._positions is None:
-            return Block(rows, rows, vectors, scales)
+            return self._cut(Block(rows, rows, vectors, scales))
         positions = torch.from_numpy(self._positions[row : row + len(vectors)])
         living = positions != DEAD
         if living.all():
-            return Block(rows, positions, vectors, scales)
-        return Block(rows[living], positions[living], vectors[living], None if scales is None else scales[living])
+            return self._cut(Block(rows, positions, vectors, scales))
+        scales = None if scales is None else scales[living]
+        return self._cut(Block(rows[living], positions[living], vectors[living], scales))
+
+    def _cut(self, block: Block) -> Block:
+        """Cut the vectors of a block to the wanted dimension."""
+        if self.dim == self._stored_dim:
+            return block
+        return block._replace(vectors=shortened(block.float32(), self.dim, unit=self._unit), scales=None)
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
         """Return the vectors of some documents as float32, in the order asked."""
@@ -351,12 +367,12 @@ class VectorReader:
             back = torch.from_numpy(np.argsort(order))
             vectors, scales = self._gathered(rows[order])
             vectors, scales = vectors[back], None if scales is None else scales[back]
-        return Block(torch.from_numpy(rows), torch.from_numpy(positions), vectors, scales)
+        return self._cut(Block(torch.from_numpy(rows), torch.from_numpy(positions), vectors, scales))
 
     def _gathered(self, rows: Int[np.ndarray, " n"]) -> tuple[Tensor, Tensor | None]:
         """Copy the vectors and scales of rows, which must be in ascending order."""
         ends = np.searchsorted(rows, self.starts)
-        vectors = torch.empty((len(rows), self.dim), dtype=DTYPES[self.dtype])
+        vectors = torch.empty((len(rows), self._stored_dim), dtype=DTYPES[self.dtype])
         scales = torch.empty(len(rows)) if self.dtype == "int8" else None
         for place in np.flatnonzero(np.diff(ends)):
             shard, here = self._shards[place], slice(ends[place], ends[place + 1])

@@ -45,7 +45,8 @@ GRAPHS: dict[str, Callable[..., Tensor]] = {"retriever": vectors, "reranker": sc
 
 def _pooled(model: Any, **inputs: Tensor) -> Float[Tensor, "batch hidden"]:
     states = model.backbone(**inputs, use_cache=False).last_hidden_state
-    return POOLINGS[model.reading.pooling](states, inputs["attention_mask"].sum(1))
+    pool = getattr(model, "pool", None) or POOLINGS[model.reading.pooling]
+    return pool(states, inputs["attention_mask"].sum(1))
 
 
 class Graph(nn.Module):

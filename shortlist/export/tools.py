@@ -41,6 +41,7 @@ def write_sentence_transformer(model: Any, folder: Path, *, source: ModelFolder)
     Raises:
         UserError: the contract cannot be expressed in these files.
     """
+    check_modules(model, source.name)
     tokenizer, prompts = for_single_texts(model.inputs)
     save_model(model, folder)
     save_tokenizer(tokenizer, folder)
@@ -97,6 +98,8 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
         raise UserError(
             f"{source.name}: is an adapter on top of another adapter, {source.base.name}; export it as merged."
         )
+    if KINDS[model.kind].role == "retriever":
+        check_modules(model, source.name)
     folder.mkdir(parents=True, exist_ok=True)
     prefix, reranker = f"{model.backbone.base_model_prefix}.", KINDS[model.kind].role == "reranker"
     state = {}
@@ -122,6 +125,24 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
     save_tokenizer(tokenizer, folder)
     if not reranker:
         _write_modules(model, folder, prompts)
+
+
+def check_modules(model: Any, name: str) -> None:
+    """Refuse a retriever that sentence-transformers has no modules for.
+
+    Raises:
+        UserError: its pooling has weights, or its vectors are cut.
+    """
+    if model.reading.pooling not in POOLING_MODES.values():
+        raise UserError(
+            f"{name}: pools by {model.reading.pooling}, for which sentence-transformers has no module; export it as "
+            "merged or onnx."
+        )
+    if model.reading.cut:
+        raise UserError(
+            f"{name}: cuts its vectors to {model.reading.cut} dimensions, which these files cannot say; take `cut` out "
+            "of its contract.json, and give truncate_dim there."
+        )
 
 
 def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from shortlist.data.collections import open_collection
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import unknown
 from shortlist.index.kinds import IndexKind
-from shortlist.index.opening import holds_segments
+from shortlist.index.opening import holds_segments, kept_dims
 from shortlist.progress import progress, track
 
 
@@ -41,7 +41,8 @@ def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: M
         results = kind.build(vectors, folder, advance=advance, **settings)
     model = made.get("made_from", {}).get("model")
     segments = {"segments": True} if holds_segments(vectors.folder) else {}
-    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **segments, **results}
+    kept = {"dims": dims} if (dims := kept_dims(vectors.folder)) is not None else {}
+    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **segments, **kept, **results}
 
 
 def check_parameters_are_known(name: str, kind: IndexKind, parameters: Mapping[str, int]) -> None:

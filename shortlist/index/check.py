@@ -17,7 +17,7 @@ from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.flat import exact_index
 from shortlist.index.kinds import find_kind
-from shortlist.index.opening import kind_of, made_by, open_index
+from shortlist.index.opening import kept_dims, kind_of, made_by, open_index
 from shortlist.index.protocols import VectorIndex
 from shortlist.models.folder import open_folder
 from shortlist.models.retriever import Retriever
@@ -138,4 +138,4 @@ def _embedded(
     if (made := made_by(vectors.folder)) is not None and not same_identity(made, found.identity):
         raise UserError(f"--model {model}: is not what made {vectors.folder}; name the model that did.")
     queries = open_collection(collection).queries(split)[:QUERIES]
-    return Retriever.load(found).encode_queries(queries)
+    return Retriever.load(found, dims=kept_dims(vectors.folder)).encode_queries(queries)

@@ -417,14 +417,20 @@ class ScanShards:
 
 
 def exact_index(
-    vectors: Path, *, scan: Path | None = None, memory_gib: float | None = None, refine: int = REFINE
+    vectors: Path,
+    *,
+    scan: Path | None = None,
+    memory_gib: float | None = None,
+    refine: int = REFINE,
+    dims: int | None = None,
+    unit: bool = True,
 ) -> FlatIndex:
     """Open the vectors in a folder for exact search, preferably on a GPU.
 
-    The arguments are those of FlatIndex.
+    The arguments are those of FlatIndex; `dims` and `unit` are `dim` and `unit` of VectorReader.
     """
-    narrow_copy = VectorReader(scan) if scan else None
-    return FlatIndex(VectorReader(vectors), scan=narrow_copy, memory_gib=memory_gib, device=_device(), refine=refine)
+    narrow_copy, reader = VectorReader(scan) if scan else None, VectorReader(vectors, dim=dims, unit=unit)
+    return FlatIndex(reader, scan=narrow_copy, memory_gib=memory_gib, device=_device(), refine=refine)
 
 
 def _device() -> torch.device:

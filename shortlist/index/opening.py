@@ -65,7 +65,7 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
     manifest = read_manifest(folder) or {}
     form = model.contract("document", contract)
     if manifest.get("stage") == "encode":
-        form = segment_contract(form, **segment_settings(manifest))
+        form = segment_contract(form, **segment_settings(manifest)).with_dims(manifest["config"].get("dims"))
     if manifest.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
         was = manifest["config"].get("contract") or "the model's own"
         raise UserError(
@@ -106,7 +106,11 @@ def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engi
     path = index or how.vectors
     if path is None:
         raise ValueError("neither an index nor vectors to open")
-    opened = open_index(path, how) if index else exact_index(path, memory_gib=how.memory_gib)
+    opened = (
+        open_index(path, how) if index else exact_index(path, memory_gib=how.memory_gib, dims=how.dims, unit=how.unit)
+    )
+    if engine != "local" and how.dims is not None:
+        raise UserError(f"--engine ray searches vectors as they are stored; encode them with --dims {how.dims}.")
     if engine != "local":
         if not isinstance(opened, FlatIndex):
             raise UserError(f"--engine ray searches vectors exactly; {path} is an index of another kind.")
@@ -164,6 +168,36 @@ def made_by(folder: Path) -> str | None:
     if manifest.get("stage") == "encode":
         return manifest["made_from"].get("model")
     return manifest.get("results", {}).get("model")
+
+
+def kept_dims(folder: Path) -> int | None:
+    """Return the dimension that a folder's vectors were cut to when encoded, if they were."""
+    manifest = read_manifest(folder) or {}
+    return manifest.get("config" if manifest.get("stage") == "encode" else "results", {}).get("dims")
+
+
+def dims_to_search(folder: Path, wanted: int | None) -> tuple[int | None, int | None]:
+    """Decide to how many dimensions queries are cut, and stored vectors when read.
+
+    Args:
+        folder: a store of vectors, or an index over one.
+        wanted: the dimensions to search by (None: all that are stored).
+
+    Raises:
+        UserError: the vectors have fewer, or are in an index and have more.
+    """
+    kept, manifest = kept_dims(folder), read_manifest(folder) or {}
+    stored = manifest.get("results", {}).get("dim", wanted)
+    if wanted is None or wanted == kept:
+        return kept, None
+    if wanted == stored:
+        return wanted, None
+    if wanted > stored or manifest.get("stage") == "index":
+        raise UserError(
+            f"{folder}: holds vectors of {stored} dimensions, --dims is {wanted}; "
+            f"{'encode again' if wanted > stored else 'index vectors encoded'} with --dims {wanted}."
+        )
+    return wanted, wanted
 
 
 def holds_segments(folder: Path) -> bool:

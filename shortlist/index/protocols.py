@@ -77,3 +77,7 @@ class Opening:
     """Candidates that are scored exactly, in multiples of k."""
     memory_gib: float | None = None
     """The most memory for vectors at a time, in GiB."""
+    dims: int | None = None
+    """The numbers to keep of each vector, the first ones, in exact search over vectors (None: all)."""
+    unit: bool = True
+    """Whether vectors that are cut get length 1."""

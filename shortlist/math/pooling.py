@@ -35,4 +35,20 @@ def mean(hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch
     return torch.where(real[..., None], hidden, 0).sum(1) / lengths[:, None].to(hidden.dtype)
 
 
-POOLINGS: dict[str, Pooling] = {"last": last, "cls": cls, "mean": mean}
+def weighted_mean(
+    hidden: Float[Tensor, "batch tokens dim"], lengths: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch dim"]:
+    """Average each text's hidden states, weighted by their positions from 1 on.
+
+    Later tokens of a decoder have seen more of the text.
+
+    https://arxiv.org/abs/2202.08904
+    """
+    places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+    weights = torch.where(places <= lengths[:, None], places, 0).to(hidden.dtype)
+    states = torch.where(weights[..., None] > 0, hidden, 0)
+    return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+
+POOLINGS: dict[str, Pooling] = {"last": last, "cls": cls, "mean": mean, "weighted": weighted_mean}
+"""The poolings by name; `latent`, which has weights, is a module of a model (`models.latent`)."""

@@ -35,4 +35,5 @@ class Ranking(NamedTuple):
     """False where a document must not count: because the entry is empty, because the document counts in another column,
     or because it also answers the query and must not be pushed away."""
     start: Float[Tensor, "queries docs"] | None = None
-    """The scores of the model as it was before training; None if no loss of the training needs them."""
+    """The scores of the model as it was before training, NaN for synthetic documents; None if no loss of the training
+    needs them."""

@@ -23,8 +23,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging
 
 from shortlist.errors import UserError, unknown
-from shortlist.math.pooling import POOLINGS
-from shortlist.models.files import POSITIONS, first_line, not_a_model
+from shortlist.math.pooling import POOLINGS, Pooling
+from shortlist.models.files import LATENT, POSITIONS, first_line, not_a_model
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.virtual import num_virtual
 from shortlist.text.contract import Reading
@@ -230,8 +230,8 @@ def apply_reading(model: PreTrainedModel, reading: Reading) -> None:
     Raises:
         UserError: `reading` names an unknown pooling.
     """
-    if reading.pooling not in POOLINGS:
-        raise unknown("pooling", reading.pooling, POOLINGS)
+    if reading.pooling not in (*POOLINGS, LATENT):
+        raise unknown("pooling", reading.pooling, [*POOLINGS, LATENT])
     if reading.bidirectional:
         see_both_ways(model)
 
@@ -241,14 +241,14 @@ def pooled_states(
     token_ids: Int[Tensor, "batch tokens"],
     lengths: Int[Tensor, " batch"],
     *,
-    pooling: str,
+    pooling: str | Pooling,
 ) -> Float[Tensor, "batch dim"]:
     """Compute one pooled hidden state for each row of right-padded ids.
 
     The states are those of the final layer, after the final norm.
 
     Args:
-        pooling: a name in math.pooling.POOLINGS.
+        pooling: a name in math.pooling.POOLINGS, or a pooling with weights of its own.
     """
     if model.config.is_encoder_decoder:
         return _first_answer(model, token_ids, lengths)
@@ -258,7 +258,8 @@ def pooled_states(
     last = lengths - 1 + num_virtual(model)
     with last_mlp_only_at(model, last) if pooling == "last" else nullcontext():
         hidden = model(input_ids=token_ids, **options).last_hidden_state
-    return POOLINGS[pooling](hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer returns only that position
+    pool = POOLINGS[pooling] if isinstance(pooling, str) else pooling
+    return pool(hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer returns only that position
 
 
 def real_tokens(token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shortlist.math.matryoshka import shortened
 from shortlist.models.backbone import pooled_states
+from shortlist.models.latent import LatentPooling
 from shortlist.models.outputs import Rows
 from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
@@ -72,6 +74,7 @@ class DenseModel(nn.Module):
         reading: the reading that was applied to the backbone.
         dense: the layers after the pooling in a sentence-transformers model, in order, without a last scaling to length
             1, which is part of the reading.
+        pool: the pooling, if it has weights (None: the one that the reading names).
 
     https://arxiv.org/abs/2310.08319
     """
@@ -84,12 +87,14 @@ class DenseModel(nn.Module):
         inputs: Inputs,
         reading: Reading,
         dense: Sequence[DenseLayer | UnitLength] = (),
+        pool: LatentPooling | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
         self.reading = reading
         self.dense = nn.ModuleList(dense)
+        self.pool = pool
 
     @property
     def contract(self) -> InputContract:
@@ -99,12 +104,17 @@ class DenseModel(nn.Module):
     @property
     def row_shape(self) -> tuple[int]:
         """The shape of one row of the output, a vector."""
+        return (self.reading.cut or self.full_dim,)
+
+    @property
+    def full_dim(self) -> int:
+        """The dimension of the vectors before they are cut."""
         sizes = [layer.out_features for layer in self.dense if isinstance(layer, DenseLayer)]
-        return (sizes[-1] if sizes else self.backbone.config.hidden_size,)
+        return sizes[-1] if sizes else self.backbone.config.hidden_size
 
     def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
         """Compute a float32 vector for each row of right-padded ids."""
-        pooling = self.reading.pooling
+        pooling = self.pool or self.reading.pooling
         return Rows(self.behind_pooling(pooled_states(self.backbone, token_ids, lengths, pooling=pooling)))
 
     def behind_pooling(self, states: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
@@ -112,4 +122,4 @@ class DenseModel(nn.Module):
         vectors = states.float()
         for layer in self.dense:
             vectors = layer(vectors)
-        return F.normalize(vectors, dim=-1) if self.reading.normalize else vectors
+        return shortened(vectors, self.row_shape[0], unit=self.reading.normalize)

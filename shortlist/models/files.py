@@ -14,6 +14,11 @@ Precision = Literal["fp32", "bf16", "int8"]
 HEAD = "score.weight"
 """The key of a reranker's head."""
 
+LATENT = "latent"
+"""The name of the pooling that has weights."""
+LATENT_KEYS = {f"pool.{name}": f"latent_pooling.{name}" for name in ("latents", "widen", "narrow")}
+"""The keys of its weights: name in the model -> key in the folder."""
+
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 """Names of the table of learned positions in a model of transformers."""
 

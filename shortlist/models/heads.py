@@ -81,7 +81,15 @@ def _set(backbone: PreTrainedModel, name: str) -> bool:
 
 def find_head(folder: Path) -> Tensor | None:
     """Find a reranker's head in a folder's safetensors; None if there is none."""
-    return next((weights.get_tensor(key) for weights, key in _tensors(folder, HEAD)), None)
+    return find_tensor(folder, HEAD)
+
+
+def find_tensor(folder: Path, name: str) -> Tensor | None:
+    """Find a tensor in a folder's safetensors; None if there is none.
+
+    Its key may have a prefix there.
+    """
+    return next((weights.get_tensor(key) for weights, key in _tensors(folder, name)), None)
 
 
 def _row(folder: Path, name: str, number: int) -> Tensor | None:

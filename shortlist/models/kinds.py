@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shortlist.errors import unknown
 from shortlist.late import late
-from shortlist.models.files import HEAD, is_classifier
+from shortlist.models.files import HEAD, LATENT_KEYS, is_classifier
 from shortlist.models.folder import ModelFolder
 from shortlist.models.shipped import shipped_folder, warn_of_text
 from shortlist.text.contract import Adjust, InputContract
@@ -59,6 +59,7 @@ KINDS: dict[str, ModelKind] = {
         reads="document",
         load=late("models.load", "load_dense"),
         to_train=late("models.load", "dense_to_train"),
+        saved=LATENT_KEYS,
         temperature=0.01,
     ),
     "reranker": ModelKind(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
-from shortlist.models.adapters import QUANTIZATION, adapter_head, kept_adapter, merge_adapter
+from shortlist.models.adapters import QUANTIZATION, adapter_head, adapter_weights, kept_adapter, merge_adapter
 from shortlist.models.backbone import (
     apply_reading,
     dequantize,
@@ -23,15 +23,19 @@ from shortlist.models.backbone import (
 )
 from shortlist.models.classifier import ClassifierModel
 from shortlist.models.dense import DenseModel
-from shortlist.models.files import is_adapter, is_classifier
+from shortlist.models.files import LATENT, LATENT_KEYS, is_adapter, is_classifier
 from shortlist.models.folder import ModelFolder
-from shortlist.models.heads import HEAD, answer_head, check_tied, find_head, one_label
+from shortlist.models.heads import HEAD, answer_head, check_tied, find_head, find_tensor, one_label
 from shortlist.models.language import LanguageModel
+from shortlist.models.latent import LatentPooling
 from shortlist.models.pointwise import PointwiseModel, new_head
 from shortlist.models.published import dense_layers
 from shortlist.text.contract import Adjust, Form, InputContract, Reading, named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.proof import proved_inputs
+
+BESIDE = (HEAD, *LATENT_KEYS.values())
+"""Ends of the keys in an adapter that do not belong to its backbone."""
 
 
 def load_dense(folder: ModelFolder, contract: InputContract, *, dtype: torch.dtype = torch.float32) -> DenseModel:
@@ -44,7 +48,56 @@ def load_dense(folder: ModelFolder, contract: InputContract, *, dtype: torch.dty
     """
     inputs = proved_inputs(contract.form, folder.tokenizer)
     backbone = open_backbone(folder, contract.reading, dtype=dtype)
-    return DenseModel(backbone, inputs, contract.reading, dense_layers(folder.path))
+    pool = latent_pooling(folder, backbone) if contract.reading.pooling == LATENT else None
+    return check_dims(DenseModel(backbone, inputs, contract.reading, dense_layers(folder.path), pool), folder.name)
+
+
+def latent_pooling(folder: ModelFolder, backbone: PreTrainedModel, *, seed: int | None = None) -> LatentPooling:
+    """Load a model's latent pooling from its folder.
+
+    Args:
+        seed: the seed of a new pooling, if the folder has none (None: refuse a folder without one).
+
+    Raises:
+        UserError: the folder has none, or the backbone answers with a token, so that it pools nothing.
+    """
+    if backbone.config.is_encoder_decoder:
+        raise UserError(f"{folder.name}: is an encoder-decoder, whose first answer is read, so it has no pooling.")
+    stored = adapter_weights(folder.path) if is_adapter(folder.path) else {}
+    found = {
+        name.rpartition(".")[2]: next((stored[k] for k in stored if k.endswith(f".{key}")), None)
+        if stored
+        else find_tensor(folder.path, key)
+        for name, key in LATENT_KEYS.items()
+    }
+    weights = {name: weight for name, weight in found.items() if weight is not None}
+    if len(weights) == len(found):
+        return LatentPooling.of(weights)
+    if seed is None:
+        raise UserError(f"{folder.name}: has no weights of a latent pooling, which its contract names; train one.")
+    return LatentPooling.new(backbone.config.hidden_size, seed=seed)
+
+
+def refuse_latent(reading: Reading, name: str) -> None:
+    """Refuse a latent pooling where it has no place.
+
+    Raises:
+        UserError: the reading names it.
+    """
+    if reading.pooling == LATENT:
+        raise UserError(f"{name}: a latent pooling is a retriever's; choose last, cls, mean or weighted.")
+
+
+def check_dims(model: DenseModel, name: str) -> DenseModel:
+    """Return a retriever if its vectors have all dimensions that its contract cuts them to.
+
+    Raises:
+        UserError: they have fewer.
+    """
+    most = max(model.reading.cut, *model.reading.dims, 0)
+    if most > model.full_dim:
+        raise UserError(f"{name}: has vectors of {model.full_dim} dimensions, --dims has {most}; expected no more.")
+    return model
 
 
 def load_pointwise(
@@ -58,6 +111,7 @@ def load_pointwise(
         UserError: there is no model, it has no head, or its tokenizer does not fit the contract.
     """
     inputs, reading = proved_inputs(contract.form, folder.tokenizer), contract.reading
+    refuse_latent(reading, folder.name)
     if reading.answer:
         backbone = open_backbone(folder, reading, dtype=dtype)
         head = answer_head(backbone, inputs.tokenizer, reading.answer, folder.whole.path)
@@ -98,7 +152,7 @@ def dense_to_train(
     Args:
         folder: the folder of the model or backbone.
         contract: the input contract (None: the folder's own, or the paper's for its architecture).
-        seed: the seed for new parts of a model; unused, since a retriever has none.
+        seed: the seed of a new latent pooling.
         adjust: changes that contract before use, such as its lengths.
         loading: dtype, attention and four_bit as for `load_backbone`; or `empty=True` for shapes without weights.
     """
@@ -109,7 +163,9 @@ def dense_to_train(
         )
     contract = contract or folder.own_contract("document")
     contract = contract or named_contract("repllama" if is_decoder(backbone) else "bert")
-    return DenseModel(backbone, *_to_train(folder, backbone, contract, adjust))
+    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    pool = latent_pooling(folder, backbone, seed=seed) if reading.pooling == LATENT else None
+    return check_dims(DenseModel(backbone, inputs, reading, pool=pool), folder.name)
 
 
 def pointwise_to_train(
@@ -142,7 +198,9 @@ def pointwise_to_train(
         )
     head = head_of(folder)
     head = new_head(backbone, seed=seed) if head is None else one_label(head, folder.name)
-    return PointwiseModel(backbone, *_to_train(folder, backbone, contract, adjust), head)
+    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    refuse_latent(reading, folder.name)
+    return PointwiseModel(backbone, inputs, reading, head)
 
 
 def language_model_to_train(
@@ -193,7 +251,7 @@ def head_of(folder: ModelFolder) -> Tensor | None:
 
 
 def _merged(
-    folder: ModelFolder, *, empty: bool = False, beside: Sequence[str] = (HEAD,), **loading: Any
+    folder: ModelFolder, *, empty: bool = False, beside: Sequence[str] = BESIDE, **loading: Any
 ) -> PreTrainedModel:
     path, base = folder.backbone_path, folder.base
     if base is None:

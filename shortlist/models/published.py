@@ -41,6 +41,7 @@ POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
+    "pooling_mode_weightedmean_tokens": "weighted",
 }
 """sentence-transformers' names of the supported poolings."""
 

@@ -43,6 +43,7 @@ class Retriever:
         *,
         contract: str | InputContract | None = None,
         adjust: Adjust | None = None,
+        dims: int | None = None,
         device: torch.device | str | None = None,
         precision: Precision = "fp32",
         packed: bool | None = None,
@@ -53,16 +54,21 @@ class Retriever:
             name: the model's folder or hub name.
             contract: the input contract, by name or as an object, for a folder that does not contain one.
             adjust: changes that contract before use, such as its lengths.
+            dims: cut vectors to their first numbers, this many, as for Matryoshka models (None: leave them whole).
             device: where to run it, such as `cuda:1` (None: the first GPU, or the CPU).
             precision: dtype of the weights, as for `models.run.for_inference`.
             packed: whether to lay out linears for a CPU, as for `models.run.for_inference`.
 
         Raises:
-            UserError: there is no model, or its input contract is unknown.
+            UserError: there is no model, its input contract is unknown, or its vectors have fewer dimensions.
         """
+
+        def adjusted(found: InputContract) -> InputContract:
+            return (adjust(found) if adjust else found).with_dims(dims)
+
         with in_python():
             folder = open_folder(name) if isinstance(name, str) else name
-            model = load_model(folder, "document", contract, adjust=adjust)
+            model = load_model(folder, "document", contract, adjust=adjusted)
         for_inference(model, device, precision=precision, packed=packed)
         return cls(model)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
-from shortlist.index.opening import check_vectors, kind_of, needs_model, open_index, open_vectors
+from shortlist.index.opening import check_vectors, dims_to_search, kind_of, needs_model, open_index, open_vectors
 from shortlist.index.protocols import FirstStage, Opening
 
 if TYPE_CHECKING:
@@ -62,17 +62,19 @@ class Opener:
         stands = self._index or (lambda index, method: index)
         return self.once((method, key), lambda: stands(load(), method))
 
-    def retriever(self, name: str, *, contract: str | None = None, query_length: int | None = None) -> Any:
+    def retriever(
+        self, name: str, *, contract: str | None = None, query_length: int | None = None, dims: int | None = None
+    ) -> Any:
         """Load a retriever, ready to embed queries."""
 
         def load() -> Any:
             from shortlist.models.retriever import Retriever
 
             folder = self.folder(name)
-            form = folder.contract("document", contract).with_lengths(query=query_length)
+            form = folder.contract("document", contract).with_lengths(query=query_length).with_dims(dims)
             return Retriever.load(folder, contract=form, packed=self.packed)
 
-        return self.model("retriever", name, load, contract, query_length)
+        return self.model("retriever", name, load, contract, query_length, dims)
 
     def prepared(self, method: Callable[..., "Prepared"], settings: Mapping[str, Any]) -> "Prepared":
         """Prepare a reranker by a method in `rerankers.kinds.RERANKERS`, looking its model up once."""
@@ -121,6 +123,7 @@ def open_dense(
     index: Path | None = None,
     contract: str | None = None,
     query_length: int | None = None,
+    dims: int | None = None,
     memory_gib: float | None = None,
     effort: int | None = None,
     refine: int | None = None,
@@ -129,7 +132,7 @@ def open_dense(
     """Open vectors of a retriever for exact search, or an index over them.
 
     Raises:
-        UserError: neither vectors nor an index is named, or another model made them.
+        UserError: neither vectors nor an index is named, another model made them, or they have other dimensions.
     """
     where = index or vectors
     if where is None:
@@ -137,8 +140,10 @@ def open_dense(
     if index and not needs_model(index):
         raise UserError(f"{index}: an index of kind {kind_of(index)}, which needs no model.")
     check_vectors(where, opener.folder(model), contract)
-    how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
-    retriever = opener.retriever(model, contract=contract, query_length=query_length)
+    kept, cut = dims_to_search(where, dims)
+    unit = cut is None or opener.folder(model).contract("document", contract).reading.normalize
+    how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib, dims=cut, unit=unit)
+    retriever = opener.retriever(model, contract=contract, query_length=query_length, dims=kept)
     found = opener.index((index, how, engine), "find", lambda: open_vectors(index, how, engine=engine))
     return DenseSearch(retriever, found)
 

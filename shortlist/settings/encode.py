@@ -27,6 +27,8 @@ class Config:
     """Input contract by name, for a model folder without one."""
     max_length: int | None = None
     """Most tokens of a document (None: the model's limit)."""
+    dims: int | None = None
+    """Numbers to keep of each vector, the first ones, for a model trained with `train --dims` (None: all)."""
     segments: Segments = "whole"
     """whole: embed each document from its beginning to --max-length. Otherwise embed segments of --window tokens: only
     the first (firstp), the mean vector of all (avgp), or one vector for each, the best of which counts in search
@@ -85,7 +87,7 @@ def contract_of(config: Config, model: ModelFolder) -> InputContract:
     """Return the input contract for the documents."""
     contract = model.contract("document", config.contract)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
-    return model.check_lengths(segment_contract(contract, config.segments, **lengths))
+    return model.check_lengths(segment_contract(contract, config.segments, **lengths).with_dims(config.dims))
 
 
 def job_of(config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:

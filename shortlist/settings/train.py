@@ -21,6 +21,12 @@ from shortlist.models.kinds import named_kind
 from shortlist.records import Group
 from shortlist.text.contract import named_contract
 
+RETRIEVERS = ("dims", "dims_weights", "mix_negatives")
+"""Settings of retrievers alone."""
+
+RANKERS = ("loss", "temperature", "negatives", "query_length", "bidirectional", "pooling", "heldout_split", "guide")
+"""Settings that say nothing about a language model."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of a training's checkpoints, in its --out."""
 
@@ -60,6 +66,16 @@ class Config:
     """Keep the weights below the adapter in 4 bits (QLoRA)."""
     bidirectional: bool = False
     """Let every token of a decoder see the whole input, not only the tokens before it."""
+    pooling: str | None = None
+    """How the states of an input become one: last, cls, mean, weighted (mean, later tokens counting more) or, for a
+    retriever, latent (attention to learned vectors, then the mean) (None: as the contract says)."""
+    dims: tuple[int, ...] = ()
+    """Dimensions that a retriever's vectors may later be cut to (Matryoshka): the losses of all are added up. Name the
+    model's own dimension too, such as 384 128 64."""
+    dims_weights: tuple[float, ...] = ()
+    """Weight of each of --dims (default: 1 each)."""
+    mix_negatives: int = 0
+    """Synthetic negatives per query: mixtures of the vectors of two negatives of its group, others in each step."""
     negatives: int | None = None
     """Negatives per query and step, another slice each epoch (None: all of the group)."""
     batch_size: int = 128
@@ -133,19 +149,26 @@ def check(config: Config) -> None:
     """
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
-    at_least |= dict.fromkeys(("negatives", "warmup_steps", "seed"), 0)
+    at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed"), 0)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{flag_of(name)} is {value}; expected at least {least}.")
+    _check_dims(config.dims, config.dims_weights)
     for name in ("temperature", "learning_rate"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"{flag_of(name)} is {value}; expected more than 0.")
     if named_kind(config.kind).role == "language-model":
-        for name in ("loss", "temperature", "negatives", "query_length", "bidirectional", "heldout_split", "guide"):
+        for name in RANKERS:
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
+    if named_kind(config.kind).role != "retriever":
+        for name in RETRIEVERS:
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"{flag_of(name)}: is about a retriever's vectors; a {config.kind} has none.")
+    if config.negatives is not None and config.negatives < 2 and config.mix_negatives:
+        raise UserError(f"--mix-negatives mixes two of --negatives, which is {config.negatives}; expected at least 2.")
     parse_margin(config.guide_margin)
     if config.guide_margin != Config.guide_margin and not config.guide:
         raise UserError("--guide-margin: says how near to the positive the guide's finds are; add --guide MODEL.")
@@ -183,6 +206,20 @@ def parse_margin(text: str) -> tuple[float, bool]:
     if not math.isfinite(margin):
         raise UserError(f"--guide-margin is {text!r}; expected a similarity such as 0.05, or a share such as 5%.")
     return (margin / 100 if relative else margin), relative
+
+
+def _check_dims(dims: Sequence[int], weights: Sequence[float]) -> None:
+    """Refuse dimensions of vectors, and their weights, that do not go together.
+
+    Raises:
+        UserError: a dimension below 1 or twice, another number of weights, or a weight that is not above 0.
+    """
+    if bad := [dim for place, dim in enumerate(dims) if dim < 1 or dim in dims[:place]]:
+        raise UserError(f"--dims has {bad[0]}; expected different dimensions, each at least 1.")
+    if weights and len(weights) != len(dims):
+        raise UserError(f"--dims-weights has {len(weights)} numbers for {len(dims)} --dims; expected as many.")
+    if bad := [weight for weight in weights if not 0 < weight < math.inf]:
+        raise UserError(f"--dims-weights has {bad[0]}; expected more than 0.")
 
 
 def check_first(config: Config) -> None:

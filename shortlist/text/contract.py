@@ -109,6 +109,10 @@ class Reading:
     """Hidden state that represents the input: a name in math.pooling.POOLINGS."""
     normalize: bool = True
     """Whether vectors are scaled to length 1."""
+    cut: int = 0
+    """The number of a vector's first numbers that are kept (0: all); they are scaled after that, if at all."""
+    dims: tuple[int, ...] = ()
+    """Dimensions that vectors may be cut to, as the model was trained for (Matryoshka)."""
     bidirectional: bool = False
     """Whether every token of a decoder also sees later tokens, as in an encoder."""
     answer: tuple[str, ...] = ()
@@ -123,7 +127,7 @@ ORDER = (
     *("query_length", "document_length", "pair_length", "pooling", "normalize", "bidirectional", "verbatim", "answer"),
     *("instruction", "token_types"),
 )
-"""The first settings of a contract.json, in their order there; other settings follow."""
+"""The settings of every contract.json, in their order there; others follow where they are not at their defaults."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,13 @@ class InputContract:
     reading: Reading = field(default_factory=Reading)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings of form and reading in one dict of plain values, for JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in self._settings().items()}
+        """Return the settings of form and reading in one dict of plain values, for JSON.
+
+        Settings that are not in ORDER are left out at their defaults, so a new one leaves existing files unchanged.
+        """
+        default, settings = InputContract()._settings(), self._settings()
+        said = {name: value for name, value in settings.items() if name in ORDER or value != default[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str) -> "InputContract":
@@ -164,6 +173,21 @@ class InputContract:
     def with_instruction(self, instruction: str | None) -> "InputContract":
         """Return the same contract with another instruction, as for `Form.with_instruction`."""
         return replace(self, form=self.form.with_instruction(instruction))
+
+    def with_dims(self, dims: int | None) -> "InputContract":
+        """Return the same contract with vectors cut to their first numbers.
+
+        Args:
+            dims: how many numbers are kept (None: as many as before).
+
+        Raises:
+            UserError: `dims` is below 1.
+        """
+        if dims is None:
+            return self
+        if dims < 1:
+            raise UserError(f"--dims is {dims}; expected at least 1.")
+        return replace(self, reading=replace(self.reading, cut=dims))
 
     def of_documents(self) -> str:
         """Hash the settings that a document's vector depends on.

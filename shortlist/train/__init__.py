@@ -43,7 +43,7 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import check_settings, losses
+from shortlist.train.settings import check_settings, losses, objective_options
 from shortlist.train.start import Start
 from shortlist.train.steps import Example, compute_outputs
 
@@ -236,7 +236,8 @@ def _examples(
     guide: Guide | None = None,
 ) -> Iterator[Example]:
     """Make the examples of these steps, and say how many texts were cut."""
-    terms, counts, guiding = losses(config), dict[str, list[int]](), {"guide": guide} if guide else {}
+    terms, counts = losses(config), dict[str, list[int]]()
+    options = objective_options(config, model) | ({"guide": guide} if guide else {})
 
     def count(kind: str, num_cut: int, num_texts: int) -> None:
         counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
@@ -254,7 +255,7 @@ def _examples(
         merge=_merge(config, source),
         judged=source.judged,
     ):
-        yield make_example(config.kind, model.inputs, batch, terms, **guiding)
+        yield make_example(config.kind, model.inputs, batch, terms, **options)
     form = model.inputs.form
     longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
     for kind, (num_cut, num_texts) in counts.items():

@@ -113,7 +113,9 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     def adjusted(contract: InputContract) -> InputContract:
         contract = contract.with_lengths(query=config.query_length, document=config.max_length)
         both_ways = contract.reading.bidirectional or config.bidirectional
-        return replace(contract, reading=replace(contract.reading, bidirectional=both_ways))
+        pooling = config.pooling or contract.reading.pooling
+        reading = replace(contract.reading, bidirectional=both_ways, dims=config.dims, pooling=pooling)
+        return replace(contract, reading=reading)
 
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker

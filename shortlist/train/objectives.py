@@ -1,7 +1,8 @@
 """Training objectives: batch -> inputs, and outputs -> ranking and loss."""
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.math.guidance import guided
+from shortlist.math.matryoshka import nested
+from shortlist.math.mixing import draw_mixtures, mixed_scores, with_negatives_of_each
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
 from shortlist.models.outputs import Rows
@@ -32,22 +35,26 @@ class Objective(NamedTuple):
 
     token_ids: Callable[[Inputs, Batch], dict[str, list[list[int]]]]
     """Makes the model's inputs by kind (such as queries and documents), in the order of the outputs."""
-    learn: Callable[[Batch, Sequence[list[int]], Sequence[Term], Guide | None], Learn]
-    """Prepares a function of the batch's outputs, given its inputs. It runs while the previous step still computes."""
+    learn: Callable[..., Learn]
+    """Prepares a function of the batch's outputs: `learn(batch, token_ids, terms, **options)`.
+
+    It runs while the previous step still computes.
+    """
 
 
 def make_example(
-    kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term], *, guide: Guide | None = None
+    kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term], *, guide: Guide | None = None, **options: Any
 ) -> Example:
     """Prepare a batch for a training step of a kind of model.
 
     Args:
         terms: the losses to add up; a language model has none.
         guide: leave out negatives that it takes for answers.
+        options: further arguments of the objective's `learn`, such as `dims` of `rank_batch`.
     """
     objective = for_kind(OBJECTIVES, kind)
     token_ids = [ids for part in objective.token_ids(inputs, batch).values() for ids in part]
-    learn = objective.learn(batch, token_ids, terms, guide)
+    learn = objective.learn(batch, token_ids, terms, guide=guide, **options)
     guide_ids = [ids for part in text_ids(guide.model.inputs, batch).values() for ids in part] if guide else []
     reads_start = any("start" in needs(term) for term in terms)
     return Example(token_ids, [query.query_id for query in batch.queries], learn, reads_start, guide_ids)
@@ -76,11 +83,25 @@ def both_orders_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
 
 
 def rank_batch(
-    batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term], guide: Guide | None = None
+    batch: Batch,
+    token_ids: Sequence[list[int]],
+    terms: Sequence[Term],
+    *,
+    guide: Guide | None = None,
+    dims: Sequence[int] = (),
+    weights: Sequence[float] = (),
+    mixed: int = 0,
+    unit: bool = True,
 ) -> Learn:
     """Rank all documents of the batch for every query by dot products.
 
     A query's other positives in the batch, and documents with the text of a positive, do not count.
+
+    Args:
+        dims: dimensions to cut the vectors to; the loss is the sum over all, the accuracy that of the first.
+        weights: the weight of each dimension's loss (default: 1).
+        mixed: synthetic negatives for each query, mixtures of two negatives of its group.
+        unit: whether the model's vectors have length 1, so that cut and mixed ones get it, too.
     """
     texts = [list(map(document_text_hash, group)) for group in batch.documents]
     together = [text for group in texts for text in group]
@@ -97,13 +118,27 @@ def rank_batch(
         for group, known_at in zip(texts, first, strict=True)
     ]
     known = _known(batch, places, keep)
+    hard = _negatives_of_each(places, known)
 
-    def similarities(vectors: Rows) -> Float[Tensor, "queries docs"]:
-        return vectors.values[: len(batch.queries)] @ vectors.values[len(batch.queries) :].T
+    def parts(rows: Rows | None) -> list[tuple[Tensor, Tensor]]:
+        """Split the rows into queries and documents, at each dimension."""
+        cut = nested(rows.values, dims, unit=unit) if rows else []
+        return [(part[: len(batch.queries)], part[len(batch.queries) :]) for part in cut]
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
-        ranking = known.beside(similarities(rows), start=similarities(start_rows) if start_rows else None)
-        return _outcome(_guided(ranking, guide, similarities(guide_rows) if guide_rows else None), terms)
+        mixtures = draw_mixtures(hard, mixed) if mixed and hard.shape[1] > 1 else None
+        seen = guide_rows.values if guide_rows else None
+        similarities = None if seen is None else seen[: len(batch.queries)] @ seen[len(batch.queries) :].T
+        outcomes = []
+        for (queries, documents), first in zip_longest(parts(rows), parts(start_rows)):
+            ranking = known.beside(queries @ documents.T, start=first[0] @ first[1].T if first else None)
+            ranking = _guided(ranking, guide, similarities)
+            if mixtures:
+                scores = mixed_scores(queries, documents, mixtures, unit=unit)
+                ranking = with_negatives_of_each(ranking, scores, mixtures.keep)
+            outcomes.append(_outcome(ranking, terms))
+        losses = [weight * each.loss for weight, each in zip(weights or [1.0] * len(outcomes), outcomes, strict=True)]
+        return Outcome(sum(losses[1:], start=losses[0]), outcomes[0].accuracy)
 
     return learn
 
@@ -259,6 +294,18 @@ def _guided(ranking: Ranking, guide: Guide | None, similarities: Float[Tensor, "
         return ranking
     bar = {"margin": guide.margin, "relative": guide.relative}
     return ranking._replace(keep=guided(ranking.keep, similarities, ranking.relevance, **bar))
+
+
+def _negatives_of_each(columns: Sequence[Sequence[Sequence[int]]], known: _Known) -> Bool[Tensor, "queries docs"]:
+    """Find the columns of the negatives in each query's own group.
+
+    Args:
+        columns: as for `_known`.
+    """
+    hard = torch.zeros_like(known.keep)
+    for row, group in enumerate(columns):
+        hard[row, [column for repeated in group for column in repeated]] = True
+    return hard & known.keep & (known.relevance == 0)
 
 
 def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:

@@ -1,5 +1,7 @@
 """Settings of a training run, with its losses."""
 
+from typing import Any
+
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.settings.train import Config, check
@@ -21,6 +23,14 @@ def check_settings(config: Config) -> None:
         parse_sampling(config.layers_sampled)
     if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
         raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
+
+
+def objective_options(config: Config, model: Any) -> dict[str, Any]:
+    """Return the arguments of the objective that the settings choose."""
+    if config.dims or config.mix_negatives:
+        chosen = {"dims": config.dims, "weights": config.dims_weights, "mixed": config.mix_negatives}
+        return chosen | {"unit": model.reading.normalize}
+    return {}
 
 
 def losses(config: Config) -> list[Term]:

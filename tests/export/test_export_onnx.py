@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from exporting import DOCUMENTS, QUERIES
 from sentence_transformers import CrossEncoder
+from tiny import shaken
 from transformers import AutoTokenizer
 
 from shortlist import Reranker, Retriever, export
 from shortlist.errors import UserError
+from shortlist.text.contract import InputContract
 
 pytestmark = pytest.mark.slow
 
@@ -48,12 +51,15 @@ def test_a_reranker_gives_the_same_scores(reranker: Path, tmp_path: Path):
     np.testing.assert_allclose(scores[:, 0], ours.score(QUERIES[0], DOCUMENTS), atol=1e-5, rtol=1e-5)
 
 
-def test_an_encoder_gives_the_same_vectors(tiny, tmp_path: Path):
+def test_an_encoder_gives_the_same_vectors_cut_and_by_a_pooling_with_weights(tiny, tmp_path: Path):
     from named import retriever_to_train
 
     from shortlist.models.save import save_model
 
-    save_model(retriever_to_train(str(tiny.bert)), tmp_path / "model")
+    def adjusted(contract: InputContract) -> InputContract:
+        return replace(contract, reading=replace(contract.reading, pooling="latent", cut=8))
+
+    save_model(shaken(retriever_to_train(str(tiny.bert), adjust=adjusted)), tmp_path / "model")
     folder, ours = exported(str(tmp_path / "model"), tmp_path / "out"), Retriever.load(str(tmp_path / "model"))
     texts = ["the apple has a colour", "boat"]
     np.testing.assert_allclose(run(folder, texts), ours.encode_documents(texts), atol=1e-5)

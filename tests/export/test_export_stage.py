@@ -117,9 +117,10 @@ def test_a_retrievers_folder_says_all_that_older_versions_ask_for(opened_elsewhe
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_a_retriever_with_other_pooling_and_no_length_opens_too(base: Path, tmp_path: Path):
+@pytest.mark.parametrize("pooling", ["mean", "weighted"])
+def test_a_retriever_with_other_pooling_and_no_length_opens_too(pooling: str, base: Path, tmp_path: Path):
     model = retriever_to_train(str(base))
-    model.reading = Reading(pooling="mean", normalize=False, bidirectional=True)
+    model.reading = Reading(pooling=pooling, normalize=False, bidirectional=True)
     save_model(model, tmp_path / "model")
     check_retriever(tmp_path / "model", exported(tmp_path / "model", "sentence-transformers", tmp_path / "out"))
 

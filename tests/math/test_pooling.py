@@ -15,6 +15,7 @@ LENGTHS = torch.tensor([3, 1])
         ("last", [[5.0, 1.0], [7.0, 8.0]]),
         ("cls", [[1.0, 2.0], [7.0, 8.0]]),
         ("mean", [[3.0, 3.0], [7.0, 8.0]]),
+        ("weighted", [[22 / 6, 17 / 6], [7.0, 8.0]]),  # (1 + 2 * 3 + 3 * 5) / 6, (2 + 2 * 6 + 3 * 1) / 6
     ],
 )
 def test_a_pooling_gives_the_vectors_worked_out_by_hand(name: str, expected: list[list[float]]):

@@ -48,6 +48,7 @@ def legacy(folder: Path) -> Path:
     path = folder / "1_Pooling/config.json"
     settings = json.loads(path.read_text())
     names = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken", "max": "max_tokens"}
+    names |= {"weightedmean": "weightedmean_tokens"}
     modes = {f"pooling_mode_{name}": mode == settings["pooling_mode"] for mode, name in names.items()}
     path.write_text(json.dumps({"word_embedding_dimension": settings["embedding_dimension"], **modes}))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": false}')
@@ -95,7 +96,7 @@ def check(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [lambda folder: folder, legacy, deeper], ids=["new", "legacy", "deeper"])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken", "weightedmean"])
 def test_an_encoders_folder_gives_the_same_vectors(pooling: str, layout: Callable, bert: Path, tmp_path: Path):
     theirs_of(bert, [modules.Normalize()], pooling=pooling, prompts=PROMPTS).save(str(tmp_path))
     check(layout(tmp_path))

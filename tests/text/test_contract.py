@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -419,9 +419,9 @@ def test_every_setting_survives_json():
     form = replace(named_contract("qwen3-reranker").form, verbatim=True, query=("{query}",), document=("{text}",))
     lengths = {"query_length": 1, "document_length": 2, "pair_length": 3}
     reading = Reading(pooling="mean", normalize=False, bidirectional=True, answer=("yes",), token_types=True)
-    contract = InputContract(replace(form, **lengths), reading)
-    default = InputContract().to_dict()
-    assert {name for name, value in contract.to_dict().items() if value == default[name]} == set()
+    contract = InputContract(replace(form, **lengths), replace(reading, cut=8, dims=(16, 8)))
+    default = asdict(Form()) | asdict(Reading())
+    assert {name for name, value in default.items() if contract.to_dict().get(name, value) == value} == set()
     assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict())), where="here") == contract
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.folder import open_folder
 from shortlist.models.save import Trainable
+from shortlist.text.contract import InputContract
 from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import World, meet, shard, whole
@@ -52,6 +54,8 @@ class Case(NamedTuple):
     sharded: bool = False
     checkpointing: bool = False
     losses: str = "infonce"
+    nested: bool = False
+    """Two dimensions, mixed negatives and a latent pooling."""
 
     @property
     def name(self) -> str:
@@ -73,6 +77,7 @@ CASES += [Case("language-model", cached=sharded, sharded=sharded) for sharded in
 CASES += [Case("per-token", cached=cached, token_budget=budget) for cached in (False, True) for budget in (40, 100_000)]
 CASES += [Case("per-token", cached=cached, sharded=True) for cached in (False, True)] + [Case("words", cached=True)]
 CASES += [Case(cached=cached, checkpointing=True, sharded=True) for cached in (False, True)]
+CASES += [Case("retriever", "bert", cached=True, nested=True), Case(sharded=True, nested=True)]
 
 
 def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
@@ -80,7 +85,7 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     name = str(models / case.backbone)
     model: Trainable | Toy
     if case.kind == "retriever":
-        model = retriever_to_train(name, None)
+        model = retriever_to_train(name, None, adjust=latent if case.nested else None)
     elif case.kind in TOYS:
         retriever = retriever_to_train(name, None)
         model = TOYS[case.kind](retriever.backbone, retriever.inputs)
@@ -92,7 +97,12 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     else:
         model = reranker_to_train(name, None, seed=0)
     terms = parse_losses(case.losses.split(), temperature=0.05)
-    return outcome_of(case, model, make_example(case.kind, model.inputs, BATCH, terms), world)
+    options: dict[str, Any] = {"dims": (32, 8), "mixed": 2} if case.nested else {}
+    return outcome_of(case, model, make_example(case.kind, model.inputs, BATCH, terms, **options), world)
+
+
+def latent(contract: InputContract) -> InputContract:
+    return replace(contract, reading=replace(contract.reading, pooling="latent"))
 
 
 def outcome_of(case: Case, model: Trainable | Toy, example: Example, world: World) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ def anchor(ranking: Ranking, *, temperature: float = 1.0) -> Float[Tensor, ""]:
     """Stay near the model that training started from.
 
     The loss is the Kullback-Leibler divergence KL(model, start) between the softmax of the scores and that of the start
-    model's, over all documents that count, averaged over queries. A ranking's policy is a softmax over its list, so
+    model's, over all documents that count and that it scored, averaged over queries. A ranking's policy is a softmax over its list, so
     this is exact, without samples. It needs no judgements: lists of unjudged queries do as well. With a large weight
     beside other losses, the model keeps its order.
 
@@ -25,7 +25,8 @@ def anchor(ranking: Ranking, *, temperature: float = 1.0) -> Float[Tensor, ""]:
     """
     if ranking.start is None:
         raise ValueError("anchor compares with the start model's scores, and there are none")
-    given, start = (log_softmax(part.float() / temperature, ranking.keep) for part in (ranking.scores, ranking.start))
+    counts = ranking.keep & ~ranking.start.isnan()
+    given, start = (log_softmax(part.float() / temperature, counts) for part in (ranking.scores, ranking.start))
     return (given.exp() * (given - start)).sum(1).mean()
 
 

@@ -1,0 +1,113 @@
+"""What retrievers learn besides a ranking by whole vectors of the batch's documents."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from named import load_retriever, retriever_to_train
+from tiny import DOCUMENTS, QUERIES, Tiny
+
+from shortlist import train
+from shortlist.errors import UserError
+from shortlist.math.matryoshka import shortened
+from shortlist.models.outputs import Rows
+from shortlist.settings.train import check
+from shortlist.train.examples import Batch
+from shortlist.train.losses import parse_losses
+from shortlist.train.objectives import make_example
+from shortlist.train.steps import backward
+
+BATCH = Batch(
+    queries=QUERIES[:3],
+    documents=[[DOCUMENTS[i] for i in group] for group in ([0, 3, 4, 9], [1, 5], [2, 7, 10])],
+    positives=[frozenset({f"d{i}"}) for i in range(3)],
+)
+DIMS: dict[str, Any] = {"dims": (8, 3), "weights": (1.0, 0.5), "unit": True}
+
+
+def made(model: Any, **options: Any) -> Any:
+    return make_example("retriever", model.inputs, BATCH, parse_losses(["infonce"], temperature=0.5), **options)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> Any:
+    return retriever_to_train(str(tiny.bert), None)
+
+
+def vectors(num: int = 12, dim: int = 8) -> torch.Tensor:
+    return torch.randn(num, dim, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_loss_of_several_dimensions_is_the_sum_over_vectors_cut_and_scaled(model: Any):
+    given, unit = vectors(), {"unit": True}
+    alone = [made(model).objective(Rows(shortened(given, dim, **unit))) for dim in (8, 3)]
+    both = made(model, **DIMS).objective(Rows(given))
+    assert both.loss.item() == pytest.approx(alone[0].loss.item() + 0.5 * alone[1].loss.item())
+    assert both.accuracy == alone[0].accuracy
+    raw = [made(model).objective(Rows(given[:, :dim])).loss.item() for dim in (8, 3)]
+    plain = made(model, dims=(8, 3), unit=False).objective(Rows(given))
+    assert plain.loss.item() == pytest.approx(sum(raw), rel=1e-5)
+
+
+def test_mixed_negatives_count_for_their_own_query_and_another_draw_gives_another_loss(model: Any):
+    given, losses = torch.nn.functional.normalize(vectors(), dim=1), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(made(model, mixed=2).objective(Rows(given)).loss.item())
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] > made(model).objective(Rows(given)).loss.item()
+
+
+def test_a_batch_without_two_negatives_of_a_query_mixes_none(model: Any):
+    batch = Batch(QUERIES[:1], [[DOCUMENTS[0]]], [frozenset({"d0"})])
+    example = make_example("retriever", model.inputs, batch, parse_losses(["infonce"], temperature=0.5), mixed=2)
+    assert example.objective(Rows(vectors(2))).loss.item() == 0
+
+
+@pytest.mark.parametrize("options", [DIMS, {"mixed": 3}, DIMS | {"mixed": 3}], ids=["dims", "mixed", "both"])
+def test_the_cached_step_has_the_gradients_of_the_plain_one(options: dict[str, Any], model: Any):
+    gradients, losses = [], []
+    for cached in (False, True):
+        model.train().zero_grad()
+        example = made(model, **options)
+        losses.append(backward(model, example, token_budget=40, bf16=False, seed=5, cached=cached).loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+
+
+def settings(tiny: Tiny, out: Path, **change: Any) -> train.Config:
+    values = {"kind": "retriever", "backbone": str(tiny.llama), "collection": str(tiny.collection), "out": out}
+    return train.Config(**(values | {"batch_size": 4, "steps": 1, "warmup_steps": 0} | change))
+
+
+def test_a_trained_model_says_which_dimensions_it_was_trained_for(tiny: Tiny, tmp_path: Path):
+    train.run(settings(tiny, tmp_path / "m", dims=(32, 8), dims_weights=(1.0, 0.3), pooling="weighted"))
+    reading = load_retriever(str(tmp_path / "m")).reading
+    assert (reading.dims, reading.cut, reading.pooling) == ((32, 8), 0, "weighted")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dims": (8, 8)}, "--dims has 8; expected different"),
+        ({"dims": (8, 0)}, "--dims has 0"),
+        ({"dims": (8, 4), "dims_weights": (1.0,)}, "--dims-weights has 1 numbers for 2 --dims"),
+        ({"dims_weights": (1.0,)}, "--dims-weights has 1 numbers for 0 --dims"),
+        ({"dims": (8,), "dims_weights": (0.0,)}, "--dims-weights has 0.0; expected more"),
+        ({"kind": "reranker", "dims": (8,)}, "--dims: is about a retriever's vectors"),
+        ({"kind": "language-model", "pooling": "mean"}, "--pooling: says nothing about a language model"),
+        ({"mix_negatives": 2, "negatives": 1}, "--mix-negatives mixes two of --negatives"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(change: dict[str, Any], message: str, tiny: Tiny, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        check(settings(tiny, tmp_path / "m", **change))
+
+
+def test_more_dimensions_than_the_models_and_an_unknown_pooling_are_refused(tiny: Tiny, tmp_path: Path):
+    with pytest.raises(UserError, match="has vectors of 32 dimensions, --dims has 64; expected no more"):
+        train.run(settings(tiny, tmp_path / "m", dims=(64, 32)))
+    with pytest.raises(UserError, match="pooling 'maen'"):
+        train.run(settings(tiny, tmp_path / "m", pooling="maen"))
