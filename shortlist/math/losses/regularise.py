@@ -11,9 +11,9 @@ def anchor(ranking: Ranking, *, temperature: float = 1.0) -> Float[Tensor, ""]:
     """Stay near the model that training started from.
 
     The loss is the Kullback-Leibler divergence KL(model, start) between the softmax of the scores and that of the start
-    model's, over all documents that count and that it scored, averaged over queries. A ranking's policy is a softmax over its list, so
-    this is exact, without samples. It needs no judgements: lists of unjudged queries do as well. With a large weight
-    beside other losses, the model keeps its order.
+    model's, over all documents that count and that the start model scored, averaged over queries. A ranking's policy is
+    a softmax over its list, so this is exact, without samples. It needs no judgements: lists of unjudged queries do as
+    well. With a large weight beside other losses, the model keeps its order.
 
     Args:
         temperature: divides the scores of both.
