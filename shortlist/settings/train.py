@@ -4,15 +4,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.data.jobs import JobSpec, is_done
 from shortlist.data.lines import ignore
-from shortlist.data.manifest import is_done
 from shortlist.errors import UserError
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
@@ -22,6 +22,10 @@ from shortlist.text.contract import named_contract
 
 CHECKPOINTS = "checkpoints"
 """The folder of a training's checkpoints, in its --out."""
+LOG = "log.jsonl"
+DRAWING = "loss.svg"
+EVENTS = "tensorboard"
+"""The folder of TensorBoard's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,20 +198,17 @@ def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> 
     return {query_id: doc_ids for query_id, doc_ids in relevant.items() if doc_ids}
 
 
-def job_of(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> dict[str, Any]:
-    """Describe the job of training, for `start_job`."""
-    return {
-        "stage": "train",
-        "inputs": {
-            "backbone": backbone.identity,
-            "collection": collection.identity("corpus", "queries"),
-            "groups": source.identity,
-            **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
-        },
-        "folder": True,
-        "parts": f"{CHECKPOINTS}/step-*",
-        "reads": [backbone.whole.path],
+def job_of(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> JobSpec:
+    """Describe the job of training."""
+    inputs = {
+        "backbone": backbone.identity,
+        "collection": collection.identity("corpus", "queries"),
+        "groups": source.identity,
+        **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
     }
+    parts = f"{CHECKPOINTS}/step-*"
+    aside = [LOG, DRAWING, f"{EVENTS}/events*", parts]
+    return JobSpec("train", inputs, folder=True, parts=parts, aside=aside, reads=[backbone.whole.path])
 
 
 def has_run(config: Config) -> bool:
@@ -215,11 +216,11 @@ def has_run(config: Config) -> bool:
 
     Of the processes that torchrun starts, the first alone may say so, once all have met.
     """
-    left = config.keep == 1 and (config.out / CHECKPOINTS).exists()
+    left = config.keep == 1 and any((config.out / CHECKPOINTS).glob("step-*"))
     if config.dry_run or left or "RANK" in os.environ:
         return False
     collection = open_collection(config.collection)
     config, source = open_source(config, collection)
     backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
     config = replace(config, backbone=backbone.name)
-    return is_done(config, **job_of(config, backbone, collection, source))
+    return is_done(config, job_of(config, backbone, collection, source))
