@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import yaml
 
 from shortlist.config import defaults, flag_of, markers, settings_of
-from shortlist.data.claims import Claim, check_free, claim_output
+from shortlist.data.claims import Claim, check_free, claim_output, tidy
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import manifest_path, read_manifest, same_identity, write_manifest
 from shortlist.data.outputs import clear, is_undamaged, list_output, moved_in, open_weights, own_files
@@ -164,6 +164,8 @@ def start_job(config: Any, spec: JobSpec) -> Job:
         there = _look(config, spec, begun)  # again, as another command may have been at work until now
     if there.done:
         assert there.found is not None
+        del held
+        tidy(out, folder=spec.folder)
         say(f"{spec.stage}: {out} is already done.")
         return Job(out, there.found, done=True, resuming=False)
     _check_room(config, spec, begun, there)
@@ -191,6 +193,7 @@ def is_done(config: Any, spec: JobSpec) -> bool:
     there = _look(config, spec._replace(update=()), _begun(config, spec))
     if not there.done or there.found is None or "changing" in there.found:
         return False
+    tidy(out, folder=spec.folder)
     say(f"{spec.stage}: {out} is already done.")
     return True
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data import jobs, manifest, outputs
+from shortlist.data.claims import lock_file
 from shortlist.data.jobs import Job, JobSpec, is_done, start_job
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, same_identity
 from shortlist.errors import UserError
@@ -504,6 +505,11 @@ def test_what_is_done_is_known_without_a_claim(config: Config, folder: bool):
     spec = JobSpec("fuse", {"source": identity(config.source)}, folder=folder)
     assert not is_done(config, spec)
     work(config, folder=folder)
+    lock = lock_file(config.out, folder)
+    for done in (is_done, start_job):
+        lock.touch()  # as after a kill behind the last step
+        done(config, spec)
+        assert not lock.exists()
     assert is_done(config, spec)
     assert not is_done(replace(config, size=4), spec)
     assert not is_done(config, spec._replace(folder=not folder))
