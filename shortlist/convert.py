@@ -31,7 +31,8 @@ from shortlist.data.export import LAYOUTS, write_tevatron_corpus, write_training
 from shortlist.data.files import temporary_folder
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.groups import contents, groups_from_qrels, open_groups, read_passages, write_groups
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity
 from shortlist.data.matching import by_id_or_text, by_text
 from shortlist.data.pickles import write_embeddings
 from shortlist.data.seen import distinct
@@ -331,9 +332,11 @@ def run(config: Config) -> None:
         inputs = training.inputs
         write = partial(_write_ours if config.to == "shortlist" else _write_theirs, config, training)
     as_if = replace(config, as_="clicks" if layout == CLICKS else None)  # the same, whether it was said or seen
-    job = start_job(config, stage="convert", inputs=inputs, as_if=as_if, folder=True)
+    job = start_job(config, JobSpec("convert", inputs, as_if=as_if, folder=True))
     if not job.done:
-        job.finish(write(job.out))
+        with job.result() as folder:
+            counts = write(folder)
+        job.finish(counts)
 
 
 def _write_ours(config: Config, training: Training, out: Path) -> dict[str, int]:

@@ -15,8 +15,9 @@ from jaxtyping import Float
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
+from shortlist.data.jobs import Job, start_job
 from shortlist.data.lines import OnBad
-from shortlist.data.manifest import Job, changing, start_job
+from shortlist.data.outputs import changing
 from shortlist.data.snapshots import compact, document_keys, drop_replaced, missing, pin, read_known, renew
 from shortlist.data.vectors import (
     DTYPES,
@@ -40,7 +41,7 @@ from shortlist.models.retriever import Retriever
 from shortlist.models.run import TextsDone
 from shortlist.progress import duration, paced, peak_bytes, progress, say, size
 from shortlist.records import Document
-from shortlist.settings.encode import Config, check, contract_of, job_of
+from shortlist.settings.encode import SKIPPED, STORE_FILES, Config, check, contract_of, job_of
 from shortlist.text.batching import windows
 from shortlist.text.contract import InputContract
 from shortlist.text.inputs import Inputs
@@ -54,7 +55,6 @@ from shortlist.text.tokenizer import other_tokens, token_dependencies
 SAMPLE = 256
 """Number of documents on which a narrow precision is compared with fp32."""
 FORECAST_SECONDS = 60
-SKIPPED = "skipped.txt"
 MOST_SHOWN = 5
 """Most skipped records to show; skipped.txt has them all."""
 
@@ -169,17 +169,17 @@ def run(config: Config) -> None:
     if config.dry_run:
         print(forecast_encoding(config, model, collection))
         return
-    job = start_job(config, **job_of(config, model, collection))
+    job = start_job(config, job_of(config, model, collection))
     if not job.done:
         start = time.perf_counter()
         results = fill(job, config, model, collection)
         results["seconds"] = round(time.perf_counter() - start, 3)
-        job.finish(aside=(SKIPPED,), digests=shard_digests(job.out), **results)
-    elif "foreign" in job.manifest:  # an update or a compaction was interrupted
-        with changing(job.out, stage="encode", digests=shard_digests):
+        job.finish(digests=shard_digests(job.out), **results)
+    elif "changing" in job.manifest:  # an update or a compaction was interrupted
+        with changing(job.out, stage="encode", writes=STORE_FILES, digests=shard_digests):
             drop_replaced(job.out)
     if config.compact:
-        with changing(job.out, stage="encode", digests=shard_digests):
+        with changing(job.out, stage="encode", writes=STORE_FILES, digests=shard_digests):
             say(f"encode: dropped {compact(job.out, config.shard_size):,} vectors of documents that are gone.")
 
 

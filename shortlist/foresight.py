@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from shortlist.data.manifest import read_manifest, recorded
+from shortlist.data.jobs import recorded
+from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.shipped import shipped_folder
 from shortlist.progress import duration, size

@@ -13,7 +13,8 @@ import numpy as np
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.manifest import identity, ms_per_query, stages, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity, ms_per_query, stages
 from shortlist.data.runs import open_run, read_run, write_run
 from shortlist.errors import UserError, unknown
 from shortlist.evaluation.measure import parse_measures, per_query
@@ -142,7 +143,7 @@ def run(config: Config) -> None:
     if config.dev_runs:
         inputs["dev_runs"] = [*(identity(path) for path in config.dev_runs), sha256(repr(qrels).encode()).hexdigest()]
     as_if = config if config.dev_runs else at_defaults(config, ("collection", "split", "measure"))
-    job = start_job(config, stage="fuse", inputs=inputs, as_if=as_if)
+    job = start_job(config, JobSpec("fuse", inputs, as_if=as_if))
     if job.done:
         return
     fuse = partial(fuse_first, FUSIONS[config.method], depth=config.depth)

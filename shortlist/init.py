@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shortlist.config import NotInJob, flag_of
 from shortlist.data.collections import open_collection
-from shortlist.data.manifest import start_job
+from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError
 from shortlist.text.tokenizer import train_bpe
 
@@ -86,12 +86,7 @@ def run(config: Config) -> None:
     """Write the backbone and its tokenizer."""
     check_shape(config)
     collection = open_collection(config.collection)
-    job = start_job(
-        config,
-        stage="init",
-        inputs={"collection": collection.identity("corpus", "queries")},
-        folder=True,
-    )
+    job = start_job(config, JobSpec("init", {"collection": collection.identity("corpus", "queries")}, folder=True))
     if job.done:
         return
 
@@ -106,6 +101,7 @@ def run(config: Config) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model.save_pretrained(job.out)
-    tokenizer.save_pretrained(job.out)
+    with job.result() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     job.finish(parameters=sum(p.numel() for p in model.parameters()), vocab_size=len(tokenizer))

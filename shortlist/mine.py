@@ -9,7 +9,8 @@ from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import write_groups
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity
 from shortlist.data.mining import find_same_text, mine
 from shortlist.data.runs import open_run
 from shortlist.errors import UserError
@@ -73,9 +74,8 @@ def run(config: Config) -> None:
         config = replace(config, exclude_self=shares_ids(config.collection))
     if config.teacher:
         inputs["teacher"] = identity(config.teacher)
-    job = start_job(
-        config, stage="mine", inputs=inputs, as_if=replace(config, exclude_self=config.exclude_self or None)
-    )
+    as_if = replace(config, exclude_self=config.exclude_self or None)
+    job = start_job(config, JobSpec("mine", inputs, as_if=as_if))
     if job.done:
         return
     start = time.perf_counter()

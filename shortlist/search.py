@@ -15,7 +15,8 @@ from shortlist.config import NotInJob, markers
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.manifest import identity, is_done, start_job
+from shortlist.data.jobs import JobSpec, is_done, start_job
+from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.math.exclusion import count_own, without_own
@@ -110,12 +111,12 @@ def run(config: Config) -> None:
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(description.collection))
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    task = {"stage": "search", "inputs": _inputs(config, description, queries, opener), "as_if": as_if}
-    if is_done(config, **task):
+    spec = JobSpec("search", _inputs(config, description, queries, opener), as_if=as_if)
+    if is_done(config, spec):
         say_what_is_older(description, description.collection)
         return
     pipeline = Pipeline.open(description, opener)  # may refuse, before anything is written
-    job = start_job(config, **task)
+    job = start_job(config, spec)
     if job.done:
         return
     pipeline.trace(queries[:1], 1)  # compiling and loading on first use is not part of a query's time

@@ -14,7 +14,9 @@ from shortlist.config import from_settings
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import open_collection
 from shortlist.data.contents import find_damage
-from shortlist.data.manifest import files_of, list_again, remedy, reopen, start_job
+from shortlist.data.jobs import start_job
+from shortlist.data.manifest import files_of, remedy
+from shortlist.data.outputs import list_again, reopen
 from shortlist.data.seen import Seen
 from shortlist.data.vectors import DEAD, VectorReader, damage, finished_shards, read_snapshot, remove_shard
 from shortlist.errors import UserError
@@ -132,8 +134,8 @@ def repair(folder: Path, manifest: dict[str, Any], damaged: Iterable[int]) -> No
     settings = {name: value for name, value in manifest["config"].items() if value is not None}
     settings |= {"out": str(folder), "overwrite": False, "update": False, "compact": False}
     config = from_settings(encode.Config, settings, where=f"{folder}/manifest.json")
-    job = job_of(config, open_folder(config.model), open_collection(config.collection))
-    start_job(config, **job)  # raises if it would be another job
+    spec = job_of(config, open_folder(config.model), open_collection(config.collection))
+    start_job(config, spec)  # raises if it would be another job
     with claim_output(folder, folder=True, stage="verify"):
         updated = read_snapshot(folder) is not None
         for number in damaged:

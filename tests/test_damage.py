@@ -14,7 +14,7 @@ from tiny import DOCUMENTS, Tiny
 from shortlist import index
 from shortlist.config import NotInJob
 from shortlist.data.groups import open_groups, write_groups
-from shortlist.data.manifest import Job, start_job
+from shortlist.data.jobs import Job, JobSpec, start_job
 from shortlist.data.runs import read_run, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.data.snapshots import document_keys, read_known, renew
@@ -40,7 +40,7 @@ class Config:
 
 
 def begin(out: Path, *, folder: bool) -> Job:
-    return start_job(Config(out=out), stage="mine", inputs={}, folder=folder)
+    return start_job(Config(out=out), JobSpec("mine", {}, folder=folder, writes=["*"]))
 
 
 def write_store(folder: Path, dtype: str = "float32") -> None:

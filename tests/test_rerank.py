@@ -15,7 +15,8 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from shortlist import rerank
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus, write_queries
-from shortlist.data.manifest import read_manifest, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.errors import UserError
@@ -107,7 +108,7 @@ def test_the_time_of_all_stages_adds_up(config: rerank.Config, tmp_path: Path):
     assert alone["results"]["num_pairs"] == 32
     assert 0 < alone["results"]["ms_per_query"] < 10_000
     first = replace(config, out=tmp_path / "timed.trec")
-    job = start_job(first, stage="search", inputs={})
+    job = start_job(first, JobSpec("search", {}))
     job.out.write_bytes(config.run.read_bytes())
     job.finish(ms_per_query=10_000.0)
     rerank.run(replace(config, run=job.out, out=tmp_path / "behind.trec"))

@@ -98,6 +98,14 @@ def check_free(out: Path, *, folder: bool) -> None:
             os.close(descriptor)
 
 
+def tidy(out: Path, *, folder: bool) -> None:
+    """Delete the lock and the temporary files of a command that was killed after its last step."""
+    path = lock_file(out, folder)
+    if path.exists() and str(path) not in _held:
+        with suppress(OSError, UserError):  # what may not be written, or where somebody is at work, stays
+            claim_output(out, folder=folder, stage="").release()
+
+
 def lock_file(out: Path, folder: bool) -> Path:
     """Return the path of an output's lock: inside a folder, beside a file."""
     return Path(os.path.abspath(out / ".lock" if folder else out.with_name(f".{out.name}.lock")))

@@ -178,6 +178,11 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def final_place(folder: Path) -> Path:
+    """Return where a folder's files will lie: outside of it, if it is a `temporary_folder`."""
+    return folder.parent if TEMPORARY.fullmatch(folder.name) and folder.name.startswith(".work.") else folder
+
+
 def write_json(path: Path, values: dict[str, Any] | list[Any]) -> None:
     """Write an object or a list as indented JSON, atomically."""
     with atomic_write(path) as file:

@@ -14,8 +14,9 @@ import numpy as np
 from shortlist.config import NotInJob
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
+from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.judgements import Judgements, run_names
-from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages, start_job
+from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import COSTS, cost_cells, cost_headings, costs, draw_pareto
@@ -119,7 +120,7 @@ def _results_once(config: Config, names: Sequence[str], judgements: Judgements, 
     """Evaluate into a file, or read the file if that is done already."""
     inputs = {"runs": [identity(path) for path in config.runs], **judgements.identity()}
     inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
-    job = start_job(config, stage="evaluate", inputs=inputs)
+    job = start_job(config, JobSpec("evaluate", inputs))
     if job.done and config.per_query is None:
         return json.loads(out.read_text("utf-8"))
     results = _results(config, names, judgements)

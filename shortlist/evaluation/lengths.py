@@ -17,7 +17,7 @@ from shortlist.data.collections import Collection, open_collection
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write, read_json, sha256, write_json
 from shortlist.data.formats import full_text
-from shortlist.data.manifest import start_job
+from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError
 from shortlist.math.histogram import Histogram, add_lengths, mean_length, quantile, share_at_most, shares
 from shortlist.models.folder import open_folder
@@ -78,17 +78,16 @@ def run(config: Config) -> None:
     folder = open_folder(config.model, weights=False).path
     part = "corpus" if config.split is None else "queries"
     inputs = {"model": _tokenizer_identity(folder), "collection": collection.identity(part)}
-    job = start_job(config, stage="lengths", inputs=inputs, folder=True)
+    job = start_job(config, JobSpec("lengths", inputs, folder=True))
     if not job.done:
         histogram = count(_texts(collection, config.split, config.sample), load_tokenizer(folder))
         summary = summarise(histogram, config.limits)
-        write_json(config.out / "lengths.json", {"texts": _what(config.split), **summary})
-        with atomic_write(config.out / "lengths.csv") as file:
-            _write_csv(file, histogram)
-        write_svg(
-            config.out / "lengths.svg",
-            partial(draw_lengths, histogram, _what(config.split), config.limits, config.drop_longest),
-        )
+        draw = partial(draw_lengths, histogram, _what(config.split), config.limits, config.drop_longest)
+        with job.result() as out:
+            write_json(out / "lengths.json", {"texts": _what(config.split), **summary})
+            with atomic_write(out / "lengths.csv") as file:
+                _write_csv(file, histogram)
+            write_svg(out / "lengths.svg", draw)
         job.finish(**summary)
     _print(read_json(config.out / "lengths.json"), as_json=config.json)
 

@@ -9,7 +9,7 @@ import tyro
 
 from shortlist.config import NotInJob
 from shortlist.data.files import optional_json
-from shortlist.data.manifest import start_job
+from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError
 from shortlist.export.card import write_card
 from shortlist.late import late
@@ -63,7 +63,8 @@ def run(config: Config) -> None:
         raise UserError(f"--to {config.to}: is for a {role}, and {config.model} is a {found}; choose another layout.")
     inputs = {"model": folder.identity, "contract": repr(sorted(contract.to_dict().items()))}
     as_if = replace(config, licence=config.licence or None)
-    job = start_job(config, stage="export", inputs=inputs, as_if=as_if, folder=True)
+    aside = ["README.md"]  # `push` writes another card
+    job = start_job(config, JobSpec("export", inputs, as_if=as_if, folder=True, aside=aside))
     if job.done:
         return
     import torch
@@ -71,9 +72,10 @@ def run(config: Config) -> None:
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
     _check_adapter(config, folder)
     model = load_model(folder, reads, contract, dtype=dtype)
-    write(model, job.out, source=folder)
-    write_card(folder, job.out, contract, licence=config.licence)
-    job.finish(aside=("README.md",))  # `push` writes another card
+    with job.result() as out:
+        write(model, out, source=folder)
+        write_card(folder, out, contract, licence=config.licence)
+    job.finish()
 
 
 def _check_adapter(config: Config, folder: ModelFolder) -> None:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.manifest import identity, read_manifest, reopen, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity, read_manifest
+from shortlist.data.outputs import reopen
 from shortlist.errors import UserError, not_given
 from shortlist.index.building import build_index, check_parameters_are_known
 from shortlist.index.kinds import IndexKind, find_kind
@@ -83,17 +86,14 @@ def run(config: Config) -> None:
     ):
         say(f"index: {config.out}: {why}; building it again.")
         reopen(config.out, updating=False)
-    job = start_job(
-        kept,
-        stage="index",
-        inputs=_inputs(kind, source),
-        as_if=kept if kind.reads == "corpus" else at_defaults(kept, ("collection",)),
-        folder=True,
-        update=("vectors",) if kind.updates else (),
-    )
+    as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
+    update = ("vectors",) if kind.updates else ()
+    spec = JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=kind.writes)
+    job = start_job(kept, spec)
     if not job.done:
         start = time.perf_counter()
-        results = build_index(kind, source, job.out, settings)
+        with nullcontext(job.out) if kind.writes else job.result() as folder:
+            results = build_index(kind, source, folder, settings)
         _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     if config.check:

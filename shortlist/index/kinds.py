@@ -50,6 +50,9 @@ class IndexKind(NamedTuple):
     """Whether it finds exactly the best documents, so that it must hold exactly the documents of the source."""
     updates: bool = False
     """Whether running the same command again applies only the changes; other kinds are built again."""
+    writes: tuple[str, ...] = ()
+    """Patterns of the files of a kind whose `build` goes on from what an interrupted one has written; `build` gets the
+    index's own folder then. The others write into an empty one, whose files move into the index at the end."""
     outdated: Callable[[Path], str | None] | None = None
     """`outdated(folder)`: says why this package or its libraries can no longer use an index (None: they can)."""
     outside: bool = False
@@ -85,6 +88,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.narrow", "build_narrow"),
         open=late("index.narrow", "open_narrow"),
         settings=("dtype",),
+        writes=("shard-*",),
         needs_model=True,
         footprint=late("index.narrow", "narrow_footprint"),
         exact=True,

@@ -5,7 +5,7 @@ from os.path import normpath, relpath
 from pathlib import Path
 from typing import Literal
 
-from shortlist.data.files import optional_json, read_json, write_json
+from shortlist.data.files import final_place, optional_json, read_json, write_json
 from shortlist.errors import UserError
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -59,7 +59,7 @@ def write_base(folder: Path, name: str | None) -> str | None:
     if not name or not Path(name).exists():
         return name
     base = Path(name).resolve()
-    write_json(folder / BASE, {"name": str(base), "path": relpath(base, folder.resolve())})
+    write_json(folder / BASE, {"name": str(base), "path": relpath(base, final_place(folder.resolve()))})
     return str(base)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.jobs import start_job
 from shortlist.data.lines import ignore
-from shortlist.data.manifest import ms_per_query, stages, start_job
+from shortlist.data.manifest import ms_per_query, stages
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.engine import Engine
@@ -58,7 +59,7 @@ def run(config: Config) -> None:
     collection = open_collection(config.collection)
     settings = method_settings(config)
     prepared = prepare(config.method, settings)
-    job = start_job(config, **job_of(config, prepared, collection))
+    job = start_job(config, job_of(config, prepared, collection))
     if job.done:
         return
     if prepared.model is not None:

@@ -2,17 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, check_collection, open_collection
-from shortlist.data.manifest import is_done
+from shortlist.data.jobs import JobSpec, is_done
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, check_model, open_folder
 from shortlist.text.contract import InputContract
 from shortlist.text.segments import Segments, segment_contract, unused_settings
+
+STORE_FILES = ("shard-*", "order-*.bin", "snapshot.json")
+"""Patterns of the files of a store of vectors."""
+SKIPPED = "skipped.txt"
+"""The list of the records that were left out, in a store's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +95,27 @@ def contract_of(config: Config, model: ModelFolder) -> InputContract:
     return model.check_lengths(segment_contract(contract, config.segments, **lengths).with_dims(config.dims))
 
 
-def job_of(config: Config, model: ModelFolder, collection: Collection) -> dict[str, Any]:
-    """Describe the job of filling a store, for `start_job`."""
-    return {
-        "stage": "encode",
-        "inputs": {
+def job_of(config: Config, model: ModelFolder, collection: Collection) -> JobSpec:
+    """Describe the job of filling a store."""
+    return JobSpec(
+        "encode",
+        {
             "model": model.identity,
             "contract": contract_of(config, model).of_documents(),
             "collection": collection.identity("corpus"),
         },
-        "as_if": at_defaults(config, unused_settings(config.segments)),
-        "folder": True,
-        "update": ("collection",) if config.update else (),
-        "parts": "shard-*.json",
-        "reads": [model.whole.path],
-    }
+        as_if=at_defaults(config, unused_settings(config.segments)),
+        folder=True,
+        update=("collection",) if config.update else (),
+        parts="shard-*.json",
+        writes=STORE_FILES,
+        aside=[SKIPPED],
+        reads=[model.whole.path],
+    )
 
 
 def has_run(config: Config) -> bool:
     """Whether the output is finished, without PyTorch; if so, this prints a message."""
     if config.dry_run or config.compact:
         return False
-    return is_done(config, **job_of(config, open_folder(config.model), open_collection(config.collection)))
+    return is_done(config, job_of(config, open_folder(config.model), open_collection(config.collection)))

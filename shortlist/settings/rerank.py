@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, check_collection, open_collection
-from shortlist.data.manifest import identity, is_done
+from shortlist.data.jobs import JobSpec, is_done
+from shortlist.data.manifest import identity
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
@@ -127,16 +128,13 @@ def scored_from(prepared: Prepared, collection: Collection) -> dict[str, str]:
     return {**prepared.identities(), "collection": collection.identity("corpus", "queries")}
 
 
-def job_of(config: Config, prepared: Prepared, collection: Collection) -> dict[str, Any]:
-    """Describe the job of reranking a run, for `start_job`."""
-    return {
-        "stage": "rerank",
-        "inputs": scored_from(prepared, collection) | {"run": identity(config.run)},
-        "as_if": at_defaults(config, unused_settings(config.segments)),
-    }
+def job_of(config: Config, prepared: Prepared, collection: Collection) -> JobSpec:
+    """Describe the job of reranking a run."""
+    inputs = scored_from(prepared, collection) | {"run": identity(config.run)}
+    return JobSpec("rerank", inputs, as_if=at_defaults(config, unused_settings(config.segments)))
 
 
 def has_run(config: Config) -> bool:
     """Whether the output is finished, without PyTorch; if so, this prints a message."""
     prepared = prepare(config.method, method_settings(config))
-    return is_done(config, **job_of(config, prepared, open_collection(config.collection)))
+    return is_done(config, job_of(config, prepared, open_collection(config.collection)))

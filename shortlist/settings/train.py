@@ -5,15 +5,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.data.jobs import JobSpec, is_done
 from shortlist.data.lines import ignore
-from shortlist.data.manifest import is_done
 from shortlist.errors import UserError
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.folder import ModelFolder, open_folder
@@ -29,6 +29,10 @@ RANKERS = ("loss", "temperature", "negatives", "query_length", "bidirectional", 
 
 CHECKPOINTS = "checkpoints"
 """The folder of a training's checkpoints, in its --out."""
+LOG = "log.jsonl"
+DRAWING = "loss.svg"
+EVENTS = "tensorboard"
+"""The folder of TensorBoard's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,22 +293,20 @@ def with_names(config: Config, backbone: ModelFolder) -> Config:
     return replace(config, backbone=backbone.name, guide=guide.name if guide else None)
 
 
-def job_of(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> dict[str, Any]:
-    """Describe the job of training, for `start_job`."""
+def job_of(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> JobSpec:
+    """Describe the job of training."""
     guide = open_guide(config, weights=False)
-    return {
-        "stage": "train",
-        "inputs": {
-            "backbone": backbone.identity,
-            "collection": collection.identity("corpus", "queries"),
-            "groups": source.identity,
-            **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
-            **({"guide": guide.identity} if guide else {}),
-        },
-        "folder": True,
-        "parts": f"{CHECKPOINTS}/step-*",
-        "reads": [backbone.whole.path, *([guide.whole.path] if guide else [])],
+    inputs = {
+        "backbone": backbone.identity,
+        "collection": collection.identity("corpus", "queries"),
+        "groups": source.identity,
+        **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
+        **({"guide": guide.identity} if guide else {}),
     }
+    parts = f"{CHECKPOINTS}/step-*"
+    aside = [LOG, DRAWING, f"{EVENTS}/events*", parts]
+    reads = [backbone.whole.path, *([guide.whole.path] if guide else [])]
+    return JobSpec("train", inputs, folder=True, parts=parts, aside=aside, reads=reads)
 
 
 def has_run(config: Config) -> bool:
@@ -312,11 +314,11 @@ def has_run(config: Config) -> bool:
 
     Of the processes that torchrun starts, the first alone may say so, once all have met.
     """
-    left = config.keep == 1 and (config.out / CHECKPOINTS).exists()
+    left = config.keep == 1 and any((config.out / CHECKPOINTS).glob("step-*"))
     if config.dry_run or left or "RANK" in os.environ:
         return False
     collection = open_collection(config.collection)
     config, source = open_source(config, collection)
     backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
     config = with_names(config, backbone)
-    return is_done(config, **job_of(config, backbone, collection, source))
+    return is_done(config, job_of(config, backbone, collection, source))

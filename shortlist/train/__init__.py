@@ -5,7 +5,7 @@ It runs in one process, or in the several that torchrun starts.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import torch
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
-from shortlist.data.manifest import start_job
+from shortlist.data.jobs import Job, start_job
 from shortlist.math.sampling import shortfall
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.records import Qrels
-from shortlist.settings.train import CHECKPOINTS, Config, job_of, open_guide, parse_margin, with_names
+from shortlist.settings.train import Config, job_of, open_guide, parse_margin, with_names
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, learn_together, num_steps
 from shortlist.train.forecast import forecast
@@ -30,13 +30,14 @@ from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_devi
 from shortlist.train.guide import Guide, load_guide
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
 from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
-from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
+from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit
 from shortlist.train.losses import needs
 from shortlist.train.objectives import make_example
 from shortlist.train.optimizers import new_optimizer, parse_optimizer
 from shortlist.train.resume import (
     State,
+    checkpoints,
     drop_checkpoints,
     load_checkpoint,
     load_weights,
@@ -71,29 +72,38 @@ def run(config: Config) -> None:
             if world.leads:
                 _foresee(config, empty, collection, source, world)
             return
-        job = start_job(config, **job_of(config, backbone, collection, source)) if world.leads else None
+        job = start_job(config, job_of(config, backbone, collection, source)) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
-            if job and config.keep == 1 and (config.out / CHECKPOINTS).exists():  # a kill interrupted their removal
+            if job and config.keep == 1 and checkpoints(config.out):  # a kill interrupted their removal
                 with claim_output(config.out, folder=True, stage="train"):
                     drop_checkpoints(config.out)
             return
-        train(config, backbone, collection, source, world)
+        train(config, backbone, collection, source, world, job)
         if job:
             draw_loss(config.out)
             counts = {"num_groups": len(source.groups), "short_groups": shortfall(source.groups, config.negatives or 0)}
             seconds = round(time.perf_counter() - start, 1)
             decided = {term.name: {"weight": term.weight, **term.parameters} for term in losses(config)}
             results = {**counts, "processes": world.size, "seconds": seconds, "losses": decided, **_results(config.out)}
-            job.finish(aside=(LOG, DRAWING, "tensorboard", CHECKPOINTS), **results)
+            job.finish(**results)
             if config.keep == 1:
                 with claim_output(config.out, folder=True, stage="train"):
                     drop_checkpoints(config.out)
 
 
 def train(
-    config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource, world: World = ALONE
+    config: Config,
+    backbone: ModelFolder,
+    collection: Collection,
+    source: GroupSource,
+    world: World = ALONE,
+    job: Job | None = None,
 ) -> None:
-    """Train from the newest checkpoint in `config.out`, if any; save the model there."""
+    """Train from the newest checkpoint in `config.out`, if any; save the model there.
+
+    Args:
+        job: the job in the leading process, whose result the model is.
+    """
     device, bf16, steps = own_device(world), config.precision == "bf16", _num_steps(config, source)
     model, adapter = in_turn(partial(build_model, config, backbone, device, world, steps=steps), world)
     # before a checkpoint changes the weights
@@ -147,7 +157,8 @@ def train(
         load_weights(config.out, model, state.best_step, adapter=adapter is not None)
     weights = whole_weights(model, adapter=adapter is not None, world=world)
     if world.leads:
-        save_model(model, config.out, weights=weights, **files)
+        with job.result() if job else nullcontext(config.out) as folder:
+            save_model(model, folder, weights=weights, **files)
 
 
 def _foresee(config: Config, model: Trainable, collection: Collection, source: GroupSource, world: World) -> None:

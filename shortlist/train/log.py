@@ -12,9 +12,8 @@ from shortlist.data.files import atomic_write, open_text
 from shortlist.data.lines import MalformedError, parse_json
 from shortlist.errors import UserError
 from shortlist.math.smoothing import running_mean
+from shortlist.settings.train import DRAWING, EVENTS, LOG
 
-LOG = "log.jsonl"
-DRAWING = "loss.svg"
 MEASURE = "mrr@10"
 """Key of the measurement in held-out records; all other records hold a `loss`."""
 
@@ -39,7 +38,7 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, *, first_step: int, tensorboard: bool) -> None:
-        self._tensorboard = _writer(folder / "tensorboard", first_step) if tensorboard else None
+        self._tensorboard = _writer(folder / EVENTS, first_step) if tensorboard else None
         kept = [record for record in read_log(folder) if record["step"] <= first_step]
         with atomic_write(folder / LOG) as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)

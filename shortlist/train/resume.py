@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +168,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove a run's checkpoints once the model itself is saved."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for path in checkpoints(folder):
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # not there, or somebody has put a file into it
+        (folder / CHECKPOINTS).rmdir()
 
 
 def _folder(folder: Path, step: int) -> Path:

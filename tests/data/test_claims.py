@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shortlist.data import claims
-from shortlist.data.claims import check_free, claim_output, lock_file
+from shortlist.data.claims import check_free, claim_output, lock_file, tidy
 from shortlist.errors import UserError
 
 HOLD = """
@@ -43,6 +43,19 @@ def in_a_thread(work) -> list[BaseException]:
     thread.start()
     thread.join()
     return errors
+
+
+def test_the_lock_of_a_command_killed_at_its_very_end_is_deleted_and_no_other(tmp_path: Path, folder: bool):
+    out = tmp_path / "out"
+    out.mkdir() if folder else out.touch()
+    path = lock_file(out, folder)
+    path.touch()
+    tidy(out, folder=folder)
+    assert not path.exists()
+    with claim_output(out, folder=folder, stage="fuse"):
+        tidy(out, folder=folder)
+        assert json.loads(path.read_text())["stage"] == "fuse"
+        assert in_a_thread(lambda: check_free(out, folder=folder))
 
 
 def test_an_output_is_free_again_once_nobody_refers_to_the_claim(tmp_path: Path, folder: bool):

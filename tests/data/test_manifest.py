@@ -12,9 +12,14 @@ import yaml
 from safetensors.numpy import save_file
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
-from shortlist.data import manifest
-from shortlist.data.manifest import Job, identity, ms_per_query, read_manifest, same_identity, start_job
+from shortlist.data import jobs, manifest, outputs
+from shortlist.data.claims import lock_file
+from shortlist.data.jobs import Job, JobSpec, is_done, start_job
+from shortlist.data.manifest import identity, ms_per_query, read_manifest, same_identity
 from shortlist.errors import UserError
+
+WRITES = ("result", "more", "half", "old", "deep", "a", "zz", "part-*", "new part")
+"""What the stage in these tests writes into its folder as it goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,8 @@ def config(tmp_path: Path) -> Config:
 
 def begin(config: Config, *, folder: bool, stage: str = "fuse", **options) -> Job:
     assert config.source is not None
-    return start_job(config, stage=stage, inputs={"source": identity(config.source)}, folder=folder, **options)
+    options = {"writes": WRITES} | options
+    return start_job(config, JobSpec(stage, {"source": identity(config.source)}, folder=folder, **options))
 
 
 def work(config: Config, *, folder: bool) -> Job:
@@ -78,14 +84,14 @@ def test_a_folder_holds_its_manifest_and_settings_and_a_file_has_its_manifest_be
 
 
 def test_a_manifest_lists_what_was_written_and_what_lies_aside(config: Config, tmp_path: Path):
-    job = begin(config, folder=True)
+    job = begin(config, folder=True, aside=("log", "no such file"))
     (config.out / "result").write_text("result")
     (config.out / "log").write_text("log")
-    job.finish(aside=("log", "no such file"))
+    job.finish()
     found = read_manifest(config.out)
     assert found is not None
     assert found["files"] == {"result": {"size": 6, "sha256": sha256(b"result").hexdigest()}}
-    assert found["aside"] == ["config.yaml", "log"]
+    assert found["aside"] == ["config.yaml", "log", "no such file"]
     work(replace(config, out=tmp_path / "run.trec"), folder=False)
     file = read_manifest(tmp_path / "run.trec")
     assert file is not None
@@ -100,19 +106,20 @@ def test_a_users_own_file_in_an_output_is_never_listed(config: Config, tmp_path:
         job = begin(config, folder=True, update=("source",))
         assert job.updating
         (job.out / "more").write_text("a new part")
+        assert "changing" in (read_manifest(config.out) or {})
     job.finish()
     found = read_manifest(config.out)
     assert found is not None
     assert sorted(found["files"]) == ["more", "result"]
-    assert "foreign" not in found
-    manifest.list_again(config.out)
+    assert "changing" not in found
+    outputs.list_again(config.out)
     again = read_manifest(config.out)
     assert again is not None
     assert sorted(again["files"]) == ["more", "result"]
 
 
 def test_weights_are_for_everybody_who_may_read_the_manifest(config: Config):
-    job = begin(config, folder=True)
+    job = begin(config, folder=True, aside=["checkpoints"])
     weights = config.out / "checkpoints" / "model.safetensors"
     weights.parent.mkdir()
     save_file({"a": np.zeros(3)}, weights)
@@ -306,18 +313,14 @@ def test_overwrite_deletes_what_is_listed_and_leaves_and_names_the_rest(
     (out / "result").write_text("result")
     if complete:
         first.finish()
-    else:  # as by a kill
-        assert "foreign" not in first.manifest
-    del first
+    del first  # as by a kill
     (out / ".git").mkdir()
     (out / ".git" / "x").write_text("mine")
     (out / "model").mkdir()
     (out / "model" / "manifest.json").write_text("{}")
     (out / "model" / "weights").write_text("another output")
-    left = [".git", "model"]
-    if complete:
-        (out / "thesis.txt").write_text("mine")
-        left.append("thesis.txt")
+    (out / "thesis.txt").write_text("mine")
+    left = [".git", "model", "thesis.txt"]
     other = replace(config, size=4, overwrite=True)
     capsys.readouterr()
     job = begin(other, folder=True, parts="result")
@@ -427,17 +430,89 @@ def test_a_change_that_was_interrupted_shows_and_keeps_others_files_apart(config
     (config.out / "notes").write_text("mine")
 
     def interrupted() -> None:
-        with manifest.changing(config.out, stage="fuse"):
+        with outputs.changing(config.out, stage="fuse", writes=WRITES):
             (config.out / "new part").write_text("x")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert "foreign" in begin(config, folder=True).manifest
-    with manifest.changing(config.out, stage="fuse"):
+    assert "changing" in begin(config, folder=True).manifest
+    with outputs.changing(config.out, stage="fuse", writes=WRITES):
         pass
     found = begin(config, folder=True).manifest
-    assert ("foreign" in found, sorted(found["files"])) == (False, ["new part", "result"])
+    assert ("changing" in found, sorted(found["files"])) == (False, ["new part", "result"])
+
+
+def test_what_somebody_puts_into_a_running_or_unfinished_output_is_never_ours(
+    config: Config, capsys: pytest.CaptureFixture[str]
+):
+    out = config.out
+    job = begin(config, folder=True, writes=["half", "old/part"])
+    (out / "old").mkdir()
+    for name in ("half", "notes.txt", "old/notes.txt", "old/part"):
+        (out / name).write_text(name)
+    with job.result() as work:
+        (work / "deep").mkdir()
+        (work / "deep" / "weights").write_text("weights")
+        (out / "deep").mkdir()
+        (out / "deep" / "notes.txt").write_text("mine")
+    del job  # killed, with its result moved in
+    job = begin(config, folder=True, writes=["half", "old/part"])
+    assert job.resuming
+    job.finish()
+    found = read_manifest(out)
+    assert found is not None
+    assert sorted(found["files"]) == ["deep/weights", "half", "old/part"]
+    begin(replace(config, size=4, overwrite=True), folder=True)
+    assert "left deep, notes.txt, old, which no command of ours wrote" in capsys.readouterr().err
+    left = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert left == ["config.yaml", "deep/notes.txt", "manifest.json", "notes.txt", "old/notes.txt"]
+
+
+def test_a_result_replaces_nothing_that_somebody_has_put_there(config: Config):
+    job = begin(config, folder=True, writes=())
+    (config.out / "table").write_text("mine")
+
+    def write() -> None:
+        with job.result() as work:
+            (work / "other").write_text("ours")
+            (work / "table").write_text("ours")
+
+    with pytest.raises(
+        UserError, match=r"out/table: was put there by somebody else, and a file of the result has this"
+    ):
+        write()
+    assert sorted(path.name for path in config.out.iterdir()) == [".lock", "config.yaml", "manifest.json", "table"]
+    (config.out / "table").unlink()
+    write()
+    write()  # what is ours is replaced
+    job.finish()
+    assert not begin(replace(config, size=4, overwrite=True), folder=True, writes=()).resuming
+    assert not (config.out / "table").exists()
+
+
+def test_an_unfinished_output_of_a_version_that_did_not_say_what_it_writes_is_ours_whole(config: Config):
+    begin(config, folder=True, writes=())
+    path = config.out / "manifest.json"
+    path.write_text(json.dumps({name: v for name, v in json.loads(path.read_text()).items() if name != "writes"}))
+    (config.out / "shard-00000.json").write_text("of the other job")
+    begin(replace(config, size=4), folder=True, writes=())
+    assert not (config.out / "shard-00000.json").exists()
+
+
+def test_what_is_done_is_known_without_a_claim(config: Config, folder: bool):
+    assert config.source is not None
+    spec = JobSpec("fuse", {"source": identity(config.source)}, folder=folder)
+    assert not is_done(config, spec)
+    work(config, folder=folder)
+    lock = lock_file(config.out, folder)
+    for done in (is_done, start_job):
+        lock.touch()  # as after a kill behind the last step
+        done(config, spec)
+        assert not lock.exists()
+    assert is_done(config, spec)
+    assert not is_done(replace(config, size=4), spec)
+    assert not is_done(config, spec._replace(folder=not folder))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -486,7 +561,7 @@ def test_a_folder_where_a_file_belongs_is_refused_and_the_reverse(config: Config
 def test_a_crash_at_the_very_beginning_does_not_lock_the_folder(
     config: Config, monkeypatch: pytest.MonkeyPatch, at: str
 ):
-    write = manifest.atomic_write
+    write = jobs.atomic_write
 
     def crash(path: Path, *mode: str):
         if path.name == at:
@@ -496,7 +571,8 @@ def test_a_crash_at_the_very_beginning_does_not_lock_the_folder(
         return write(path, *mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "atomic_write", crash)
+        for module in (jobs, manifest):
+            patch.setattr(module, "atomic_write", crash)
         with pytest.raises(KeyboardInterrupt):
             begin(config, folder=True)
     assert not work(config, folder=True).done
@@ -585,7 +661,7 @@ def test_what_was_made_from_an_input_that_has_changed_is_done_again(config: Conf
     work(then, folder=False)
     assert work(then, folder=False).done
     (config.out / "result").write_text("repaired")
-    manifest.list_again(config.out)
+    outputs.list_again(config.out)
     with pytest.raises(UserError, match=r"source: the contents of .*out changed"):
         begin(then, folder=False)
     assert not begin(replace(then, overwrite=True), folder=False).done

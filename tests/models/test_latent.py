@@ -9,7 +9,7 @@ from tiny import DOCUMENTS, Tiny, shaken
 from shortlist.errors import UserError
 from shortlist.export.tools import check_modules
 from shortlist.math.pooling import mean
-from shortlist.models.adapter_settings import parse_adapter
+from shortlist.models.adapter_settings import make_adapter
 from shortlist.models.adapters import add_adapter
 from shortlist.models.latent import LatentPooling
 from shortlist.models.run import embed_documents
@@ -58,7 +58,7 @@ def test_padding_changes_nothing_whatever_it_holds():
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_latent_pooling_is_saved_with_its_model(adapter: bool, tiny: Tiny, tmp_path: Path):
     model = retriever_to_train(str(tiny.llama), None, seed=3, adjust=latent)
-    lora = add_adapter(model.backbone, parse_adapter("r=2,alpha=4")) if adapter else None
+    lora = add_adapter(model.backbone, make_adapter("lora", r=2, alpha=4)) if adapter else None
     shaken(model)
     save_model(model, tmp_path, adapter=lora, base=str(tiny.llama))
     loaded = load_retriever(str(tmp_path))

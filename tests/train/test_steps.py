@@ -320,7 +320,7 @@ def test_the_start_has_no_dropout_and_costs_the_model_nothing(tiny: Tiny):
 def test_under_an_adapter_the_start_keeps_what_trains_and_shares_the_rest(tiny: Tiny):
     model = new_reranker(tiny.llama)
     torch.manual_seed(0)
-    add_lora(model.backbone, Lora(r=4, dropout=0.3))
+    add_adapter(model.backbone, make_adapter("lora", r=4, dropout=0.3))
     start, item = Start(model, adapter=True), example(model, losses="anchor")
     small = sum(value.numel() for value in start._weights.values())
     assert (

@@ -10,7 +10,8 @@ from sys import version
 
 from shortlist.config import NotInJob, flag_of
 from shortlist.data.files import atomic_write
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity
 from shortlist.demo.functions.fingerprints import write_fingerprints
 from shortlist.demo.functions.overlap import Overlap, normalized
 from shortlist.demo.functions.sources import (
@@ -70,11 +71,13 @@ def run(config: Config) -> None:
         if not (config.apart_from / "corpus.jsonl").is_file() or not (config.apart_from / "queries.jsonl").is_file():
             raise UserError(f"--apart-from {config.apart_from}: expected a folder with corpus.jsonl and queries.jsonl.")
         inputs["apart_from"] = identity(config.apart_from)
-    job = start_job(config, stage="functions", inputs=inputs, folder=True)
+    job = start_job(config, JobSpec("functions", inputs, folder=True))
     if job.done:
         return
     if config.sources == STANDARD:
-        job.finish(build_test(config.out, num_dev=config.dev, seed=config.seed))
+        with job.result() as folder:
+            made = build_test(folder, num_dev=config.dev, seed=config.seed)
+        job.finish(made)
         return
     if pins:
         wheels = download(pins, config.cache or config.out.with_name(f"{config.out.name}.downloads"))
@@ -86,10 +89,11 @@ def run(config: Config) -> None:
     pairs = sample(pairs, config.max_pairs, config.seed)
     held_out = hold_out(pairs, config.dev, config.seed)
     pairs, dropped["dev_bodies"] = without_copies(pairs, held_out)
-    splits = write_train(config.out, pairs, held_out=held_out, num_mined=config.mined, seed=config.seed)
-    write_sources(config.out / "sources.tsv", functions, pairs, {pin.name: pin for pin in pins})
     texts = (text for function in pairs for text in (normalized(function.summary), function.body))
-    write_fingerprints(config.out / "fingerprints.npz", texts)
+    with job.result() as folder:
+        splits = write_train(folder, pairs, held_out=held_out, num_mined=config.mined, seed=config.seed)
+        write_sources(folder / "sources.tsv", functions, pairs, {pin.name: pin for pin in pins})
+        write_fingerprints(folder / "fingerprints.npz", texts)
     job.finish(counts | dropped | {"pairs": len(pairs)} | splits)
 
 

@@ -11,7 +11,8 @@ from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import read_json, write_json
 from shortlist.data.formats import read_qrels
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.diagnose.printing import print_diagnosis
@@ -118,7 +119,7 @@ def run(config: Config) -> None:
     if config.out is None:
         found = diagnose(_task(config))
     else:
-        job = start_job(config, stage="diagnose", inputs=_inputs(config))
+        job = start_job(config, JobSpec("diagnose", _inputs(config)))
         if not job.done:
             write_json(job.out, diagnose(_task(config)))
             job.finish()

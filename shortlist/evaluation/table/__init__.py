@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from shortlist.config import NotInJob, load_yaml
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write, read_json, write_json
-from shortlist.data.manifest import identity, start_job
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity
 from shortlist.errors import UserError, unknown
 from shortlist.evaluation.formats import csv_table, escaped, latex_table, one_way_to_print
 
@@ -136,17 +137,18 @@ def run(config: Config) -> None:
     for name in config.sets:
         if name not in known:
             raise unknown(f"set of {config.published}", name, sorted(known - {""}))
-    job = start_job(config, stage="table", inputs={"results": [identity(path) for path in config.results]}, folder=True)
+    job = start_job(config, JobSpec("table", {"results": [identity(path) for path in config.results]}, folder=True))
     if not job.done:
         results = {name: _results(path) for name, path in zip(config.sets, config.results, strict=True)}
         ours = our_rows(table, results, config.rows)
         missing = [name for name in config.rows if all(value is None for value in ours[name])]
         content = {**table._asdict(), "columns": [column.name for column in table.columns]}
-        write_json(config.out / "table.json", content | {"label": config.label, "ours": ours})
-        with atomic_write(config.out / "table.md") as file:
-            file.write(markdown(table, ours, config.label))
-        if all(column.name.isdigit() for column in table.columns):
-            write_svg(config.out / "table.svg", partial(draw_table, table, ours))
+        with job.result() as folder:
+            write_json(folder / "table.json", content | {"label": config.label, "ours": ours})
+            with atomic_write(folder / "table.md") as file:
+                file.write(markdown(table, ours, config.label))
+            if all(column.name.isdigit() for column in table.columns):
+                write_svg(folder / "table.svg", partial(draw_table, table, ours))
         job.finish(rows=len(ours), not_run=missing)
     if config.csv or config.latex:
         content = read_json(config.out / "table.json")
