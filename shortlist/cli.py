@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from traceback import format_exc
 
 from shortlist.commands import COMMANDS, GONE, GROUPS, carry_out, gone_settings
+from shortlist.cores import wait_briefly
 from shortlist.data.contents import NO_VERIFY
 from shortlist.errors import UserError, unknown
+from shortlist.together import Failure, join_in, shared_folder, tell
 from shortlist.version import __version__
 
 MACHINE_ERRORS = (
@@ -33,12 +36,18 @@ def main(argv: list[str] | None = None) -> int:
 
     The code is 0 when done, 1 for an error that the user can fix, 2 for wrong usage, and 130 when interrupted.
     """
+    wait_briefly()
+    if shared_folder():
+        join_in()
     try:
         code = _main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if shared_folder():  # on a busy machine a library's thread may still run, and abort an ordinary exit
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
@@ -83,21 +92,28 @@ def _run(name: str, argv: list[str]) -> int:
         with _comparing(not unverified):
             carry_out(name, config)
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        if os.environ.get("LOCAL_RANK", "0") != "0" and not shared_folder():
             time.sleep(10)  # if all processes fail alike, the first prints the error and torchrun ends the others
-        print(f"shortlist {name}: {error}", file=sys.stderr)
-        return 1
+        return _complain(name, str(error))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         print(f"\nshortlist {name}: interrupted; the same command goes on from what is finished.", file=sys.stderr)
         return 130
     except Exception as error:
-        if (words := _of_the_machine(error)) is None:
+        if (words := _of_the_machine(error)) is not None:
+            return _complain(name, words)
+        if not tell(Failure(format_exc(), for_user=False)):
             raise
-        print(f"shortlist {name}: {words}", file=sys.stderr)
         return 1
     return 0
+
+
+def _complain(name: str, why: str) -> int:
+    """Say why a command failed, here or where this process was started; returns the exit code."""
+    if not tell(Failure(why)):
+        print(f"shortlist {name}: {why}", file=sys.stderr)
+    return 1
 
 
 def _example(name: str) -> str:

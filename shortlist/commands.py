@@ -1,6 +1,5 @@
 """The commands, with their modules and descriptions; a module has `Config` and `run`."""
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ class Command(NamedTuple):
     example: str
     """Arguments to try it with."""
     settings: str = ""
-    """Name of the module with its `Config`, `check_first` and `has_run`, if its own module loads PyTorch."""
+    """Name of the module with its `Config`, `check_first` and `has_run`, if its own module loads PyTorch. It may also
+    have `starts`, which runs the command in several processes that work together."""
 
     @property
     def light(self) -> str:
@@ -142,11 +142,8 @@ def gone_settings(command: str) -> dict[str, str]:
     return {flag.replace("-", "_"): new for flag, new in flags.items()}
 
 
-def carry_out(name: str, config: Any, run: Callable[[Any], None] | None = None) -> None:
-    """Run a command; its own module is loaded only if there is something to do.
-
-    Args:
-        run: does it in place of the module's `run`.
+def carry_out(name: str, config: Any) -> None:
+    """Run a command; its own module is loaded only if there is something to do, and here.
 
     Raises:
         UserError: the command refuses its settings or what it reads.
@@ -155,6 +152,6 @@ def carry_out(name: str, config: Any, run: Callable[[Any], None] | None = None) 
     if command.settings:
         settings = import_module(command.light)
         settings.check_first(config)
-        if settings.has_run(config):
+        if settings.has_run(config) or (hasattr(settings, "starts") and settings.starts(config)):
             return
-    (run or import_module(f"shortlist.{command.module}").run)(config)
+    import_module(f"shortlist.{command.module}").run(config)

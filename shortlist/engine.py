@@ -15,6 +15,7 @@ from threading import Thread
 from traceback import format_exc
 from typing import Any, Literal, Protocol, TypeVar, final
 
+from shortlist.cores import wait_briefly
 from shortlist.errors import UserError
 from shortlist.progress import say
 
@@ -100,6 +101,7 @@ class _Server:
     @cached_property
     def task(self) -> Callable[[Any], Any]:
         os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(self.threads)
+        wait_briefly()
         task = pickle.loads(self.pickled)
         if torch := sys.modules.get("torch"):  # it may have been imported before the environment was set
             torch.set_num_threads(self.threads)

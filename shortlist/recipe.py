@@ -6,12 +6,9 @@ stands for a setting, or for the output of an earlier step.
 """
 
 import gc
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +17,7 @@ import tyro
 import yaml
 
 from shortlist.commands import COMMANDS, GONE, carry_out, gone_settings
-from shortlist.config import from_settings, load_yaml, settings_of, to_flags
+from shortlist.config import from_settings, load_yaml
 from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write
 from shortlist.errors import UserError, unknown
@@ -59,8 +56,9 @@ class Config:
     """Folder for the outputs, with a folder for each step."""
     set: tuple[str, ...] = ()
     """Settings of the recipe to change, as name=value."""
-    processes: int = 1
-    """Processes on this machine that train together, one per GPU; all other steps run in one."""
+    processes: int | None = None
+    """Processes on this machine that train together, one per GPU (None: as `train` chooses); all other steps run in
+    one."""
     dry_run: bool = False
     """Print which steps are done, which data and models are here or must be fetched, the free disk space and the
     estimates of training, without running or writing anything."""
@@ -180,32 +178,23 @@ def check_folders(steps: list[Stage], out: Path) -> None:
             )
 
 
-def run_steps(steps: list[Stage], *, processes: int = 1) -> None:
+def run_steps(steps: list[Stage], *, processes: int | None = None) -> None:
     """Run the steps in order.
 
     A step whose work is done and unchanged says so and does nothing.
 
     Args:
-        processes: number of processes that train together; with more than one, training runs in new processes.
+        processes: number of processes that train together (None: as each step says).
     """
     for number, step in enumerate(steps, start=1):
         say(f"[{number}/{len(steps)}] {step.name}")
         start = time.perf_counter()
-        together = step.stage == "train" and processes > 1
-        carry_out(step.stage, step.config, partial(_train_together, step.name, processes) if together else None)
+        together = step.stage == "train" and processes is not None
+        carry_out(step.stage, replace(step.config, processes=processes) if together else step.config)
         gc.collect()  # models are in reference cycles; free one step's memory before the next step
         seconds = time.perf_counter() - start
         if seconds > 1:
             say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
-
-
-def _train_together(name: str, processes: int, config: Any) -> None:
-    """Run a training step under torchrun."""
-    settings = {name: value for name, value in settings_of(config).items() if value is not None}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    flags = to_flags(type(config), settings, where=name)
-    if subprocess.run([*launcher, "-m", "shortlist", "train", *flags]).returncode:
-        raise UserError(f"step {name!r}: training stopped, as said above; the same command continues it.")
 
 
 def run(config: Config) -> None:
@@ -237,7 +226,7 @@ def plan_of(recipe: Mapping[str, Any], out: Path, *, where: str) -> list[Stage]:
     return steps
 
 
-def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: int = 1) -> None:
+def run_recipe(recipe: Mapping[str, Any], out: Path, *, where: str, processes: int | None = None) -> None:
     """Run a recipe into a folder and keep a copy of it there."""
     steps = plan_of(recipe, out, where=where)
     with claim_output(out, folder=True, stage="run"):

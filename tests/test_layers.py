@@ -11,8 +11,8 @@ MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path.
 """Name below the package -> file."""
 
 LAYERS = [
-    {"commands", "errors", "late", "progress", "version"},
-    {"records"},
+    {"commands", "cores", "errors", "late", "progress", "version"},
+    {"records", "together"},
     {"engine"},
     {"config", "math", "text"},
     {"data"},

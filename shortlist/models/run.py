@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.models.adapters import kept_adapter
+from shortlist.models.apart import on_cores_of_their_own, runs_apart
 from shortlist.models.backbone import is_causal, own_rotations
 from shortlist.models.files import Precision
 from shortlist.models.kernels.fused import fuse_layers
@@ -137,12 +138,16 @@ def run_batches(
         token_budget: the most tokens in one forward pass, padding included.
     """
     device = next(model.parameters()).device
-    for batch in token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device)):
+
+    def run(batch: Int[np.ndarray, " batch"]) -> tuple[Int[np.ndarray, " batch"], Rows, int]:
         ids, lengths = pad([token_ids[i] for i in batch], model.inputs.pad_id)
         with torch.inference_mode(), own_rotations(model.backbone):
             rows = model(ids.to(device), lengths.to(device))
             rows = Rows(rows.values.cpu(), None if rows.counts is None else rows.counts.cpu())
-        yield batch, rows, int(lengths.sum())
+        return batch, rows, int(lengths.sum())
+
+    batches = token_batches([len(ids) for ids in token_ids], token_budget or default_token_budget(device))
+    yield from on_cores_of_their_own(run, batches) if runs_apart(model) else map(run, batches)
 
 
 def run_model(

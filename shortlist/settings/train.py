@@ -9,17 +9,28 @@ from typing import Literal
 
 import tyro
 
-from shortlist.config import NotInJob, SpeedOnly, flag_of
+from shortlist.config import NotInJob, SpeedOnly, flag_of, settings_of, to_flags
+from shortlist.cores import may_have_gpu, num_cores
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
-from shortlist.data.jobs import JobSpec, is_done
+from shortlist.data.jobs import JobSpec, is_done, recorded
 from shortlist.data.lines import ignore
+from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
 from shortlist.records import Group
 from shortlist.text.contract import named_contract
+from shortlist.together import run_together
+
+MOST_PROCESSES = 4
+"""Most processes that train together unless told otherwise, as each holds the whole model."""
+SHARED_BYTES = (4 << 20, 512 << 20)
+"""Smallest and largest weights, on the disk, of models that several processes train. Smaller ones are trained by the
+time that processes take to start; larger ones take too much memory several times, and keep all threads busy."""
+SHARED_STEPS = 10
+"""Fewest --steps that are worth several processes."""
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives")
 """Settings of retrievers alone."""
@@ -119,8 +130,11 @@ class Config:
     """Run the model twice per step and hold one micro-batch in memory at a time: any --batch-size fits."""
     gradient_checkpointing: SpeedOnly[bool] = False
     """Hold one layer's activations in memory at a time, and run each layer twice: any length fits."""
+    processes: SpeedOnly[int | None] = None
+    """Processes of this machine that train together and share its cores, or its GPUs (None: on a CPU one for each core,
+    at most 4, or this one for tiny and for large models; with GPUs this one)."""
     sharded: SpeedOnly[bool] = False
-    """Under torchrun, split weights, gradients and optimizer among the processes (FSDP), for models too large for one
+    """With several processes, split weights, gradients and optimizer among them (FSDP), for models too large for one
     device. Otherwise every process holds the whole model."""
     checkpoint_steps: NotInJob[int] = 100
     """Steps between checkpoints."""
@@ -152,6 +166,7 @@ def check(config: Config) -> None:
         UserError: a setting is out of range, names something unknown, or contradicts another.
     """
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
+    at_least["processes"] = 1
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
     at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed"), 0)
     for name, least in at_least.items():
@@ -322,3 +337,36 @@ def has_run(config: Config) -> bool:
     backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
     config = with_names(config, backbone)
     return is_done(config, job_of(config, backbone, collection, source))
+
+
+def starts(config: Config) -> bool:
+    """Train in several processes of this machine that this starts, if they are wanted; False if not.
+
+    Raises:
+        UserError: a process fails.
+    """
+    if config.dry_run or "RANK" in os.environ or (processes := num_processes(config)) == 1:
+        return False
+    settings = settings_of(config) | {"processes": processes}
+    flags = to_flags(Config, {name: value for name, value in settings.items() if value is not None}, where="train")
+    run_together(["train", *flags], processes, on_gpus=may_have_gpu())
+    return True
+
+
+def num_processes(config: Config) -> int:
+    """Choose how many processes of this machine train together, by its cores and the settings.
+
+    A training goes on with as many as it was begun with, so that its weights come out the same.
+    """
+    if config.processes is not None:
+        return config.processes
+    if "RANK" in os.environ or may_have_gpu() or config.sharded or config.four_bit:
+        return 1
+    if recorded(config, stage="train") == "begun":
+        return (read_manifest(config.out) or {}).get("decided", {}).get("processes", 1)
+    if config.steps is not None and config.steps < SHARED_STEPS:
+        return 1
+    folder = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
+    smallest, largest = SHARED_BYTES
+    fits = smallest <= sum(path.stat().st_size for path in folder.weight_files) <= largest
+    return min(num_cores(), MOST_PROCESSES) if fits else 1

@@ -1,6 +1,6 @@
 """Stage `train`: fine-tune a retriever, a reranker, or a language model.
 
-It runs in one process, or in the several that torchrun starts.
+It runs in one process, or in several that the command line or torchrun has started.
 """
 
 import time
@@ -16,13 +16,14 @@ from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import GroupSource
 from shortlist.data.jobs import Job, start_job
+from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.records import Qrels
-from shortlist.settings.train import Config, job_of, open_guide, parse_margin, with_names
+from shortlist.settings.train import Config, job_of, num_processes, open_guide, parse_margin, with_names
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
 from shortlist.train.examples import batches, learn_together, num_steps
 from shortlist.train.forecast import forecast
@@ -52,11 +53,12 @@ from shortlist.train.steps import Example, compute_outputs
 def run(config: Config) -> None:
     """Train the model and save it with its contract and manifest.
 
-    Under torchrun, all processes train together.
+    The processes that the command line or torchrun has started train together; others are not started here.
     """
     check_settings(config)
     start = time.perf_counter()
     with meet() as world:
+        _check_processes(config, world)
         collection = open_collection(config.collection)
         config, source = collect_groups(config, collection)
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
@@ -78,6 +80,8 @@ def run(config: Config) -> None:
                 with claim_output(config.out, folder=True, stage="train"):
                     drop_checkpoints(config.out)
             return
+        if job:
+            _check_goes_on(config, job, world)
         train(config, backbone, collection, source, world, job)
         if job:
             draw_loss(config.out)
@@ -89,6 +93,35 @@ def run(config: Config) -> None:
             if config.keep == 1:
                 with claim_output(config.out, folder=True, stage="train"):
                     drop_checkpoints(config.out)
+
+
+def _check_processes(config: Config, world: World) -> None:
+    """Refuse a number of processes that cannot be had.
+
+    Raises:
+        UserError: this is another number, or there are not as many GPUs.
+    """
+    asked, gpus = config.processes, torch.cuda.device_count() if torch.cuda.is_available() else world.local_size
+    if world.local_size > gpus:
+        raise UserError(f"--processes {world.local_size}: there are {gpus} GPUs here; expected at most one for each.")
+    if asked is not None and asked != world.size and not config.dry_run:
+        raise UserError(
+            f"--processes {asked}: {world.size} at work; the command line starts as many, torchrun by --nproc-per-node."
+        )
+
+
+def _check_goes_on(config: Config, job: Job, world: World) -> None:
+    """Keep the number of processes in the job, and refuse to go on with another on a CPU.
+
+    Raises:
+        UserError: the training was begun with another number.
+    """
+    begun = job.decide("processes", lambda: world.size)
+    if begun != world.size and own_device(world).type == "cpu":
+        raise UserError(
+            f"--out {config.out}: was begun with {begun} processes, and {world.size} would end with other last digits; "
+            "leave out --processes (torchrun: the same number), or begin anew with --overwrite or elsewhere."
+        )
 
 
 def train(
@@ -176,7 +209,7 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
         merge=_merge(config, source),
         seed=config.seed,
         token_budget=config.token_budget or TOKENS[device.type],
-        processes=world.size,
+        processes=num_processes(config) if world.size == 1 else world.size,
         sharded=config.sharded,
         cached=config.grad_cache,
         device=device,

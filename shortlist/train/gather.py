@@ -22,12 +22,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shortlist.models.outputs import Rows
 from shortlist.models.run import Model, pick_device
+from shortlist.together import shared_folder
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
-"""How long one process waits for another, such as while the first reads a large corpus. torchrun ends all processes if
-one dies."""
+"""How long one process waits for another, such as while the first reads a large corpus. What has started the processes
+ends all if one dies."""
 
 BUFFER = 1 << 24
 """Numbers per message when gradients are summed: 64 MiB."""
@@ -53,9 +54,9 @@ ALONE = World()
 
 @contextmanager
 def meet() -> Iterator[World]:
-    """Join the other processes that torchrun started.
+    """Join the other processes that torchrun or `together` started.
 
-    A process not started by torchrun trains alone.
+    A process that neither has started trains alone.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     world = World(*(int(os.environ[name]) for name in names)) if "RANK" in os.environ else ALONE
@@ -63,11 +64,15 @@ def meet() -> Iterator[World]:
         yield ALONE
         return
     device = own_device(world)
+    folder = shared_folder()
+    where: dict[str, Any] = {"timeout": PATIENCE}
+    if folder:
+        where |= {"init_method": (folder / "store").as_uri(), "rank": world.rank, "world_size": world.size}
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        dist.init_process_group("nccl", device_id=device, **where)
     else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", **where)
     yield world
     gc.collect()  # sharded models hang in cycles; what they keep of the group must not outlive it, or the exit aborts
     dist.destroy_process_group()  # not after an error: the others may be in the middle of a message

@@ -1,0 +1,42 @@
+"""How commands use the cores of this machine, beside whatever else runs on it."""
+
+import os
+from pathlib import Path
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables that say how OpenMP's threads wait for each other."""
+
+SPINS = "2000"
+"""Turns that a thread of GNU's OpenMP waits for the next piece of work before it sleeps."""
+
+GPUS = ("nvidiactl", "nvidia0", "kfd", "dxg")
+"""Devices in /dev of machines with a GPU that PyTorch may use."""
+
+
+def wait_briefly() -> None:
+    """Let OpenMP's threads sleep when they wait for each other, unless the user has said how they wait.
+
+    Threads that spin, as by default, keep the core that another process could use, and the one that has the work to do
+    may be waiting for just that core. OpenMP reads its environment once, so call this before PyTorch is loaded.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT=SPINS)
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use; OMP_NUM_THREADS is an upper limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+
+
+def share_cores(parts: int) -> dict[str, str]:
+    """Return the environment of a process that computes with one of so many parts of the cores."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(max(1, num_cores() // parts)))
+
+
+def may_have_gpu() -> bool:
+    """Whether PyTorch might find a GPU here, as far as can be seen without loading it."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1") and any(
+        Path("/dev", name).exists() for name in GPUS
+    )
