@@ -31,7 +31,7 @@ from shortlist.data.groups import read_groups, write_groups
 from shortlist.progress import say
 from shortlist.settings.train import Config as Training
 from shortlist.train.examples import draw_groups
-from shortlist.train.log import LOG, read_log
+from shortlist.train.log import read_log
 
 BATCH, NEGATIVES, TEMPERATURE, RATE, WARMUP = 32, 7, 0.05, 2e-5, 5
 DIMS = (384, 192, 96)
