@@ -174,7 +174,7 @@ def _prepared(part: Part, opener: Opener) -> "Prepared":
 
 def _size_of(model: "ModelFolder") -> dict[str, Any]:
     """Return a model's identity and size, for a manifest."""
-    return {"model": model.identity, "num_parameters": model.num_parameters}
+    return {"model": model.identity} | model.costs
 
 
 def _reranker_size(part: Part, opener: Opener) -> dict[str, Any]:
@@ -182,8 +182,7 @@ def _reranker_size(part: Part, opener: Opener) -> dict[str, Any]:
     if part.kind != "rank":
         return {}
     prepared = _prepared(part, opener)
-    size = {"num_parameters": prepared.num_parameters()} if prepared.num_parameters else {}
-    return {name: value for name, value in prepared.identities().items() if name == "model"} | size
+    return {name: value for name, value in prepared.identities().items() if name == "model"} | prepared.costs()
 
 
 def _inputs(

@@ -7,7 +7,7 @@ import numpy as np
 
 from shortlist.data.figures import COLORS
 from shortlist.math.pareto import frontier
-from shortlist.progress import size
+from shortlist.progress import duration, size
 
 COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ms_per_query": ("ms/query", lambda value: f"{value:,.1f}"),
@@ -15,6 +15,8 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "index_bytes": ("index", size),
     "peak_bytes": ("peak memory", size),
     "num_parameters": ("model", lambda value: f"{value / 1e6:,.1f}M"),
+    "training_seconds": ("training", duration),
+    "training_bytes": ("memory to train", size),
 }
 """Costs that a manifest may state: the heading of the column, and the function that formats a value."""
 
@@ -24,16 +26,19 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     The stages come from `data.manifest.stages`; costs that they do not state are left out. Time per query is summed
     over all stages, memory is the peak of any stage, the index size sums all that the first stages read, parameters
-    count every model once, and tokens per second are taken from the last stage that counts them.
+    and the time of training count every model once, memory to train is that of the model that took most, and tokens per
+    second are taken from the last stage that counts them.
     """
-    models = {stage["model"]: stage["num_parameters"] for stage in made_by if "num_parameters" in stage}
+    models = {stage["model"]: stage for stage in made_by if "model" in stage}.values()
     speeds = [stage["tokens_per_second"] for stage in made_by if "tokens_per_second" in stage]
     found = {
         "ms_per_query": round(sum(stage["ms"] for stage in made_by), 3),
         "tokens_per_second": speeds[-1] if speeds else None,
         "index_bytes": sum(stage.get("index_bytes", 0) for stage in made_by),
         "peak_bytes": max((stage.get("peak_bytes", 0) for stage in made_by), default=0),
-        "num_parameters": sum(models.values()),
+        "num_parameters": sum(model.get("num_parameters", 0) for model in models),
+        "training_seconds": sum(model.get("training_seconds", 0) for model in models),
+        "training_bytes": max((model.get("training_bytes", 0) for model in models), default=0),
     }
     return {name: value for name, value in found.items() if value}
 

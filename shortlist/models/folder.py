@@ -129,6 +129,17 @@ class ModelFolder:
         return total
 
     @cached_property
+    def costs(self) -> dict[str, float]:
+        """The number of parameters and, if the model was trained here, the time and memory that this took.
+
+        The names are those of `data.manifest.stages`.
+        """
+        manifest = read_manifest(self.path) or {}
+        took = manifest.get("results", {}) if manifest.get("stage") == "train" else {}
+        training = {"training_seconds": took.get("seconds"), "training_bytes": took.get("peak_bytes")}
+        return {"num_parameters": self.num_parameters} | {name: value for name, value in training.items() if value}
+
+    @cached_property
     def num_positions(self) -> int | None:
         """The most tokens that the model's learned positions allow; None if it learned none.
 

@@ -150,8 +150,8 @@ def cost(prepared: Prepared, model: str | None, milliseconds: float, pace: Pace)
     known: dict[str, Any] = {"stage": "rerank", "ms": round(milliseconds, 3)}
     if pace.tokens:
         known["tokens_per_second"] = round(pace.tokens / pace.seconds, 1)
-    if model is not None and prepared.num_parameters is not None:
-        known |= {"model": model, "num_parameters": prepared.num_parameters()}
+    if model is not None:
+        known |= {"model": model} | prepared.costs()
     return known | {"peak_bytes": peak_bytes()}
 
 

@@ -78,7 +78,7 @@ def pointwise(
         identities=partial(_identities, folder, read_by),
         settings={name: value for name, value in reading.items() if name not in unused},
         check=partial(_check, folder, read_by) if long_queries == "refuse" else any_query,
-        num_parameters=partial(getattr, folder, "num_parameters"),
+        costs=partial(getattr, folder, "costs"),
     )
 
 

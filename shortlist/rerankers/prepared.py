@@ -24,7 +24,7 @@ class Prepared:
         settings: other settings that change scores.
         whole_lists: whether a score depends on the other documents of the list, or on their order.
         check: refuses queries that it cannot read, with a UserError, before anything is scored.
-        num_parameters: counts the model's parameters, for the cost of a run.
+        costs: returns the model's part in the cost of a run, by the names of `data.manifest.stages`.
         model: the opened value of the setting `model`, to pass on instead of a name that was looked up already.
     """
 
@@ -33,5 +33,5 @@ class Prepared:
     settings: Mapping[str, Any] = field(default_factory=dict)
     whole_lists: bool = False
     check: Callable[[Iterable[Query]], None] = any_query
-    num_parameters: Callable[[], int] | None = None
+    costs: Callable[[], dict[str, float]] = dict
     model: Any = None

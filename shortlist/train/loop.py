@@ -89,13 +89,15 @@ def fit(
             after_step(adapter, state.step + 1)
             optimizer.zero_grad(set_to_none=True)
             state = state._replace(step=state.step + 1)
+            num_tokens = sum(map(len, example.token_ids))
             record: Record = {
                 "step": state.step,
                 "loss": round(outcome.loss.item(), 6),
                 "accuracy": round(outcome.accuracy, 4),
                 "gradient_norm": round(norm, 4),
                 "learning_rate": rate,
-                "tokens_per_second": round(sum(map(len, example.token_ids)) / (time.perf_counter() - begin)),
+                "tokens": num_tokens,
+                "tokens_per_second": round(num_tokens / (time.perf_counter() - begin)),
             }
             advance(1, _words(record))
             state = after(state, record)

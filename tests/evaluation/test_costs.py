@@ -17,6 +17,7 @@ QRELS = {"q1": {"a": 1}, "q2": {"b": 1}}
 GOOD = {"q1": [Hit("a", 2.0), Hit("b", 1.0)], "q2": [Hit("b", 1.0)]}
 BAD = {"q1": [Hit("b", 2.0), Hit("a", 1.0)], "q2": [Hit("a", 2.0), Hit("b", 1.0)]}
 SEARCH = {"stage": "search", "ms": 10.0, "model": "A", "index_bytes": 2**20, "num_parameters": 10**6, "peak_bytes": 5}
+TRAINED = {"stage": "search", "model": "C", "training_seconds": 75.5, "training_bytes": 2**30}
 RERANK = {"stage": "rerank", "ms": 100.0, "model": "B", "tokens_per_second": 7.0, "num_parameters": 2, "peak_bytes": 9}
 
 
@@ -49,6 +50,8 @@ def test_costs_are_added_up_over_the_stages_and_a_model_counts_once():
         "num_parameters": 1_000_002,
     }
     assert costs([]) == {}
+    trained = {"ms_per_query": 1.0, "training_seconds": 75.5, "training_bytes": 2**30}
+    assert costs([TRAINED | {"ms": 0.5}, TRAINED | {"ms": 0.5}]) == trained
 
 
 def test_quality_and_costs_stand_side_by_side(settings: dict, capsys: pytest.CaptureFixture[str]):
