@@ -1,12 +1,10 @@
 """Sampling of the negatives that join the positives in a training group."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain, islice, zip_longest
 
 import numpy as np
 from jaxtyping import Float, Int
-
-from shortlist.records import Group
 
 SOURCES = 0x736F7572
 """Second part of the seed for the sources of steps; an epoch's number is that for its order."""
@@ -111,6 +109,10 @@ def draw_sources(shares: Float[np.ndarray, " sources"], steps: int, *, seed: int
     return np.minimum(np.searchsorted(np.cumsum(shares), draws, side="right"), len(shares) - 1)
 
 
-def shortfall(groups: Iterable[Group], negatives: int) -> int:
-    """Count the groups that have fewer than `negatives` negatives."""
-    return sum(len(group.negatives) < negatives for group in groups)
+def shortfall(counts: Int[np.ndarray, " groups"], negatives: int | None) -> int:
+    """Count the groups that have fewer than `negatives` negatives (None: there is no such number).
+
+    Args:
+        counts: the number of negatives of each group.
+    """
+    return int((counts < (negatives or 0)).sum())

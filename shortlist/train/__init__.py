@@ -4,7 +4,7 @@ It runs in one process, or in the several that torchrun starts.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,22 +13,21 @@ from typing import Any
 
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.groups import GroupSource
+from shortlist.data.groups import asked_by, negative_counts
 from shortlist.data.manifest import start_job
 from shortlist.math.sampling import shortfall
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
-from shortlist.records import Qrels
-from shortlist.settings.train import CHECKPOINTS, Config, job_of
-from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
-from shortlist.train.examples import batches, learn_together, num_steps
+from shortlist.settings.train import CHECKPOINTS, Config, OpenPart, job_of, settled
+from shortlist.train.build import adapted_model, build_model, collect_parts, weights_dtype
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
 from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit, new_optimizer
+from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import make_example
 from shortlist.train.resume import (
     State,
@@ -50,41 +49,38 @@ def run(config: Config) -> None:
     check_settings(config)
     start = time.perf_counter()
     with meet() as world:
-        collection = open_collection(config.collection)
-        config, source = collect_groups(config, collection)
+        parts = collect_parts(config)
+        config = settled(config, parts)
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
         config = replace(config, backbone=backbone.name)
         empty, _ = adapted_model(
             config, backbone, empty=True, attention=config.attention
         )  # refuses what does not fit together
+        mixture = Mixture(config, parts)
         if config.heldout_split:
-            _warn_of_one_split(config, collection.qrels(config.heldout_split), source)
+            _warn_of_one_split(config, heldout_collection(config, parts), parts)
         if config.dry_run:
             if world.leads:
-                _foresee(config, empty, collection, source, world)
+                _foresee(config, empty, mixture, world)
             return
-        job = start_job(config, **job_of(config, backbone, collection, source)) if world.leads else None
+        job = start_job(config, **job_of(config, backbone, parts)) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
             if job and config.keep == 1 and (config.out / CHECKPOINTS).exists():  # a kill interrupted their removal
                 with claim_output(config.out, folder=True, stage="train"):
                     drop_checkpoints(config.out)
             return
-        train(config, backbone, collection, source, world)
+        train(config, backbone, mixture, world)
         if job:
             draw_loss(config.out)
-            counts = {"num_groups": len(source.groups), "short_groups": shortfall(source.groups, config.negatives or 0)}
             seconds = round(time.perf_counter() - start, 1)
-            decided = {term.name: {"weight": term.weight, **term.parameters} for term in losses(config)}
-            results = {**counts, "processes": world.size, "seconds": seconds, "losses": decided, **_results(config.out)}
+            results = {**_counts(mixture), "processes": world.size, "seconds": seconds, **_results(config.out)}
             job.finish(aside=(LOG, DRAWING, "tensorboard", CHECKPOINTS), **results)
             if config.keep == 1:
                 with claim_output(config.out, folder=True, stage="train"):
                     drop_checkpoints(config.out)
 
 
-def train(
-    config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource, world: World = ALONE
-) -> None:
+def train(config: Config, backbone: ModelFolder, mixture: Mixture, world: World = ALONE) -> None:
     """Train from the newest checkpoint in `config.out`, if any; save the model there."""
     device, bf16 = own_device(world), config.precision == "bf16"
     model, adapter = in_turn(partial(build_model, config, backbone, device, world), world)
@@ -94,7 +90,7 @@ def train(
         say(f"train: continuing after step {before.step}.")
         smaller = min(before.token_budget, state.token_budget)  # than either, if memory ran out in the meantime
         state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
-    steps, evaluation = _num_steps(config, source), _evaluation(config, collection, model)
+    steps, evaluation = mixture.steps, _evaluation(config, mixture.parts, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
 
     def after(state: State, record: Record) -> State:
@@ -115,7 +111,7 @@ def train(
     with _log(config, state, world) as write:
         state = fit(
             model,
-            _examples(config, collection, source, model, range(state.step, steps)),
+            _examples(mixture, model, range(state.step, steps)),
             optimizer,
             state,
             steps=steps,
@@ -133,75 +129,73 @@ def train(
         save_model(model, config.out, weights=weights, **files)
 
 
-def _foresee(config: Config, model: Trainable, collection: Collection, source: GroupSource, world: World) -> None:
-    """Print what training would take; the model needs no weights."""
-    device = own_device(world)
-    expected = forecast(
-        config.kind,
-        model,
-        source.groups,
-        source.queries,
-        collection,
-        batch_size=config.batch_size,
-        negatives=config.negatives,
-        steps=_num_steps(config, source),
-        merge=_merge(config, source),
-        seed=config.seed,
-        token_budget=config.token_budget or TOKENS[device.type],
-        processes=world.size,
-        sharded=config.sharded,
-        cached=config.grad_cache,
-        device=device,
-        bf16=config.precision == "bf16",
-        dtype=weights_dtype(config, device),
-        four_bit=config.four_bit,
-    )
-    print("\n".join(expected.lines()))
+def _foresee(config: Config, model: Trainable, mixture: Mixture, world: World) -> None:
+    """Print what training would take, source by source; the model needs no weights."""
+    device, inputs = own_device(world), model.inputs
+    for part, steps in zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), strict=True):
+        if part.name:
+            print(f"source {part.name}: {len(steps):,} of {mixture.steps:,} steps")
+        model.inputs = inputs_of(part, inputs)
+        expected = forecast(
+            config.kind,
+            model,
+            part.source.groups,
+            part.source.queries,
+            part.collection,
+            batch_size=config.batch_size,
+            negatives=part.config.negatives,
+            steps=len(steps),
+            merge=merges(part),
+            seed=config.seed,
+            token_budget=config.token_budget or TOKENS[device.type],
+            processes=world.size,
+            sharded=config.sharded,
+            cached=config.grad_cache,
+            device=device,
+            bf16=config.precision == "bf16",
+            dtype=weights_dtype(config, device),
+            four_bit=config.four_bit,
+        )
+        print("\n".join(expected.lines()))
 
 
-def _warn_of_one_split(config: Config, heldout: Qrels, source: GroupSource) -> None:
+def _warn_of_one_split(config: Config, collection: Collection, parts: Sequence[OpenPart]) -> None:
     """Say how many held-out queries are trained on, too."""
-    judged = {query_id for query_id, grades in heldout.items() if max(grades.values(), default=0) > 0}
-    if shared := judged & {group.query_id for group in source.groups}:
+    qrels = collection.qrels(config.heldout_split or "")
+    judged = {query_id for query_id, grades in qrels.items() if max(grades.values(), default=0) > 0}
+    alike = [part for part in parts if part.collection.name == collection.name]
+    if shared := set[str]().union(*(asked_by(part.source.groups, judged) for part in alike)):
         say(
             f"train: {len(shared):,} of {len(judged):,} queries of --heldout-split {config.heldout_split} are trained "
             "on, too, so the best step is chosen by what was learned by heart; name a split of other queries."
         )
 
 
-def _num_steps(config: Config, source: GroupSource) -> int:
-    merge = _merge(config, source)
-    return config.steps or num_steps(len(source.groups), config.batch_size, config.epochs, merge=merge)
+def _counts(mixture: Mixture) -> dict[str, Any]:
+    """Return what the groups are, and which losses were minimised, for the manifest."""
+    parts = mixture.parts
+    short = [shortfall(negative_counts(part.source.groups), part.config.negatives) for part in parts]
+    terms = {part.name: {t.name: {"weight": t.weight, **t.parameters} for t in losses(part.config)} for part in parts}
+    each = {name: found | {"losses": terms[name]} for name, found in mixture.results().items()}
+    return {
+        "num_groups": sum(len(part.source.groups) for part in parts),
+        "short_groups": sum(short),
+        **({"sources": each} if each else {"losses": terms[parts[0].name]}),
+    }
 
 
-def _merge(config: Config, source: GroupSource) -> bool:
-    """Whether a query left over in an epoch joins the step before it."""
-    return learn_together(named_kind(config.kind).role, source.groups, config.negatives)
-
-
-def _examples(
-    config: Config, collection: Collection, source: GroupSource, model: Trainable, steps: range
-) -> Iterator[Example]:
+def _examples(mixture: Mixture, model: Trainable, steps: range) -> Iterator[Example]:
     """Make the examples of these steps, and say how many texts were cut."""
-    terms, counts = losses(config), dict[str, list[int]]()
+    terms, counts = [losses(part.config) for part in mixture.parts], dict[str, list[int]]()
 
     def count(kind: str, num_cut: int, num_texts: int) -> None:
         counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
 
-    model.inputs.on_cut = count
-    for batch in batches(
-        source.groups,
-        source.queries,
-        collection,
-        batch_size=config.batch_size,
-        negatives=config.negatives,
-        seed=config.seed,
-        first_step=steps.start,
-        steps=steps.stop,
-        merge=_merge(config, source),
-        judged=source.judged,
-    ):
-        yield make_example(config.kind, model.inputs, batch, terms)
+    inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
+    for own in inputs:
+        own.on_cut = count
+    for number, batch in mixture.batches(steps):
+        yield make_example(mixture.parts[number].config.kind, inputs[number], batch, terms[number])
     form = model.inputs.form
     longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
     for kind, (num_cut, num_texts) in counts.items():
@@ -209,14 +203,22 @@ def _examples(
             say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {longest[kind]} tokens.")
 
 
-def _evaluation(config: Config, collection: Collection, model: Trainable) -> Evaluation | None:
+def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:
+    """Return the collection that is measured on: the one named, or that of the first source."""
+    return open_collection(config.heldout_collection) if config.heldout_collection else parts[0].collection
+
+
+def _evaluation(config: Config, parts: Sequence[OpenPart], model: Trainable) -> Evaluation | None:
+    """Prepare the held-out measure, with the prompts of the source whose collection it is on."""
     if config.heldout_split is None:
         return None
+    collection = heldout_collection(config, parts)
     sizes = {"num_queries": config.heldout_queries, "num_docs": config.heldout_docs}
     heldout = draw_heldout(
         collection, config.heldout_split, **sizes, seed=config.seed, skip_missing=config.skip_missing
     )
-    return for_kind(EVALUATIONS, config.kind)(model, heldout)
+    own = next((part for part in parts if part.collection.name == collection.name), None)
+    return for_kind(EVALUATIONS, config.kind)(inputs_of(own, model.inputs) if own else model.inputs, heldout)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shortlist.errors import UserError, unknown
-from shortlist.math.losses import LOSSES, NEEDS
+from shortlist.math.losses import LOSSES, NEEDS, WITHOUT_POSITIVES
 from shortlist.math.ranking import Ranking
 from shortlist.records import Group
 
@@ -83,6 +83,25 @@ def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -
                 f"--loss {term.name}: none of the {len(groups):,} groups of {where} has grades other than relevant or "
                 f"not; use graded judgements, or leave {term.name} out."
             )
+
+
+def needs_positive(terms: Sequence[Term]) -> bool:
+    """Whether a loss learns from the positive, and not only from a list of documents."""
+    return any(term.name not in WITHOUT_POSITIVES for term in terms)
+
+
+def check_positives(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -> None:
+    """Refuse losses that need a positive where groups have none, as those of a run.
+
+    Raises:
+        UserError: a loss needs a positive; the message names it.
+    """
+    if not groups[0].positives and needs_positive(terms):
+        name = next(term.name for term in terms if term.name not in WITHOUT_POSITIVES)
+        raise UserError(
+            f"--loss {name}: learns from a positive, and the lists of {where} have none; give that source another loss "
+            f"({', '.join(sorted(WITHOUT_POSITIVES))}), or groups in place of the run."
+        )
 
 
 def _term(name: str, weight: float, given: Mapping[str, Any], temperature: float | None) -> Term:

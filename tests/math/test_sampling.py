@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from shortlist.math.sampling import draw_negatives, epoch_negatives, highest_allowed, interleave, shortfall
-from shortlist.records import Group
 
 CANDIDATES = [f"c{i}" for i in range(10)]
 CORPUS = CANDIDATES + [f"r{i}" for i in range(90)]
@@ -90,8 +89,8 @@ def test_groups_of_different_seeds_are_shuffled_differently():
 
 
 def test_groups_with_fewer_negatives_than_asked_are_counted():
-    groups = [Group(f"q{n}", ("p",), tuple(CANDIDATES[:n])) for n in (0, 2, 3, 4)]
-    assert [shortfall(groups, negatives) for negatives in (0, 1, 3, 4, 9)] == [0, 1, 2, 3, 4]
+    counts = np.array([0, 2, 3, 4])
+    assert [shortfall(counts, negatives) for negatives in (None, 0, 1, 3, 4, 9)] == [0, 0, 1, 2, 3, 4]
 
 
 def test_the_positive_with_the_lowest_score_limits_the_negatives():

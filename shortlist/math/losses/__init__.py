@@ -13,5 +13,8 @@ Loss = Callable[..., Float[Tensor, ""]]
 
 LOSSES: dict[str, Loss] = {"infonce": infonce, "kl": kl}
 
+WITHOUT_POSITIVES = {"anchor"}
+"""Names of losses that learn from a list of documents without knowing a positive."""
+
 NEEDS: dict[str, tuple[str, ...]] = {"kl": ("teacher",)}
 """Data that a loss needs and not every group has: a `teacher`, or `grades` beyond marking the positive."""
