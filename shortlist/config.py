@@ -7,6 +7,7 @@ import ast
 import contextlib
 import inspect
 import io
+import json
 import math
 import re
 import sys
@@ -175,7 +176,7 @@ def to_flags(
 ) -> list[str]:
     """Convert settings to command-line flags.
 
-    For example, {"k": 10, "runs": [a, b], "json": True} -> --k=10 --runs a b --json.
+    For example, {"k": 10, "runs": [a, b], "json": True} -> --k=10 --runs a b --json. A mapping becomes JSON.
 
     Raises:
         UserError: the Config does not have a setting.
@@ -195,6 +196,8 @@ def to_flags(
             flags.append(word if value else f"--no-{word.removeprefix('--')}")
         elif isinstance(value, (list, tuple)):
             flags += [word, *map(str, value)]
+        elif isinstance(value, dict):
+            flags.append(f"{word}={json.dumps(value, default=str)}")
         else:
             flags.append(f"{word}={value}")  # one word, as the value may begin with a dash
     return flags

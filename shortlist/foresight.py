@@ -1,5 +1,6 @@
 """Forecast of a recipe: steps that are left, names to fetch, free disk space."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.shipped import shipped_folder
 from shortlist.progress import duration, size
+from shortlist.settings.sources import read_sources
 
 STATES = {"new": "to do", "other": "to do again: its settings changed", "begun": "to be finished"}
 MODELS = ("model", "backbone", "reranker", "guide")
@@ -59,7 +61,8 @@ def named(steps: Sequence[Any], outputs: set[str]) -> Mapping[str, str]:
     found = {}
     for step in steps:
         settings = asdict(step.config)
-        names = [(name, _where_collection) for name in [settings.get("collection")]]
+        collections = [settings.get("collection"), *_collections(settings.get("sources"))]
+        names = [(name, _where_collection) for name in collections]
         names += [(settings.get(field), _where_model) for field in MODELS]
         for name, where in names:
             if isinstance(name, str) and not any(name == each or Path(each) in Path(name).parents for each in outputs):
@@ -67,10 +70,23 @@ def named(steps: Sequence[Any], outputs: set[str]) -> Mapping[str, str]:
     return found
 
 
+def _collections(sources: Any) -> list[str]:
+    """Return the collections that a mapping or a file of sources names."""
+    return [source.collection for source in read_sources(sources).values()] if sources else []
+
+
 def _values(config: Any) -> Iterator[str]:
     for name, value in asdict(config).items():
         if name != "out":
-            yield from map(str, value if isinstance(value, list | tuple) else [value])
+            values = _sources(value) or (value if isinstance(value, list | tuple) else [value])
+            yield from map(str, values)
+
+
+def _sources(value: Any) -> list[Any]:
+    """Return the settings inside a mapping of sources, which a Config holds as JSON."""
+    if not (isinstance(value, str) and value.startswith("{")):
+        return []
+    return [inner for settings in json.loads(value).values() for inner in settings.values()]
 
 
 def _from(value: str, redone: Mapping[str, str]) -> str | None:

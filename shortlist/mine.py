@@ -1,5 +1,6 @@
 """Stage `mine`: runs -> training groups of a query, its positives and hard negatives."""
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -37,6 +38,15 @@ class Config:
     teacher: Path | None = None
     """TREC run file with a teacher's scores to store in the groups, for `train --loss kl`. A document missing from the
     run gets the run's lowest score for that query; a query missing from the run gets no group."""
+    positives_from: int = 1
+    """Lowest grade of a positive. Documents of lower grades may be drawn as negatives, and keep their grades."""
+    max_score_ratio: float | None = None
+    """Leave out candidates that score above this share of the positive's score, such as 0.95, by the teacher or,
+    without one, by the run. A document without a score counts as the lowest of its query."""
+    max_score_margin: float | None = None
+    """Leave out candidates that score less than this below the positive, by the teacher or the run."""
+    every: int = 1
+    """Draw from every n-th of the candidates that are left, by rank, so that they differ from each other."""
     seed: int = 0
     """Seed for the draw."""
     exclude_self: bool | None = None
@@ -80,13 +90,16 @@ def run(config: Config) -> None:
         return
     start = time.perf_counter()
     qrels = collection.qrels(config.split)
-    relevant = {doc_id for judgements in qrels.values() for doc_id, relevance in judgements.items() if relevance > 0}
+    least = config.positives_from
+    relevant = {doc_id for judged in qrels.values() for doc_id, relevance in judged.items() if relevance >= least}
     texts = track(collection.corpus(), "reading texts", unit="documents")
     corpus, same_text = find_same_text(texts, relevant, skip_missing=config.skip_missing)
     absent = relevant - same_text.keys()
     qrels = {q: {d: grade for d, grade in judged.items() if d not in absent} for q, judged in qrels.items()}
+    runs = [open_run(path) for path in config.runs]
+    teacher = open_run(config.teacher) if config.teacher else None
     groups, counts = mine(
-        [open_run(path) for path in config.runs],
+        runs,
         qrels,
         corpus,
         same_text,
@@ -95,10 +108,15 @@ def run(config: Config) -> None:
         random_share=config.random_share,
         seed=config.seed,
         exclude_self=bool(config.exclude_self),
+        positives_from=config.positives_from,
+        scores=runs[0] if teacher is None else teacher,
+        max_score_ratio=config.max_score_ratio,
+        max_score_margin=config.max_score_margin,
+        every=config.every,
     )
-    if config.teacher:
+    if teacher is not None:
         num_groups = len(groups)
-        groups = taught(groups, open_run(config.teacher))
+        groups = taught(groups, teacher)
         counts["without_teacher"] = num_groups - len(groups)
     if not groups:
         who = ", and a hit of --teacher" if config.teacher else ""
@@ -115,6 +133,16 @@ def _check(config: Config) -> None:
         raise UserError("--runs names no file; expected one or more runs of the split's queries.")
     if config.depth < 1 or config.negatives < 1:
         raise UserError(f"--depth is {config.depth}, --negatives {config.negatives}; expected 1 or more.")
+    if config.positives_from < 1 or config.every < 1:
+        raise UserError(f"--positives-from is {config.positives_from}, --every {config.every}; expected 1 or more.")
+    if config.max_score_ratio is not None and not 0 < config.max_score_ratio <= 1:
+        raise UserError(f"--max-score-ratio is {config.max_score_ratio}; expected more than 0 and at most 1.")
+    if config.max_score_margin is not None and not 0 <= config.max_score_margin < math.inf:
+        raise UserError(f"--max-score-margin is {config.max_score_margin}; expected 0 or more.")
+    compared = {"ratio": config.max_score_ratio, "margin": config.max_score_margin}
+    flags = [f"--max-score-{name}" for name, value in compared.items() if value is not None]
+    if flags and config.teacher is None and len(config.runs) > 1:
+        raise UserError(f"{flags[0]}: compares scores of one run, and --runs names {len(config.runs)}; add --teacher.")
     if not 0 <= config.random_share <= 1:
         raise UserError(f"--random-share is {config.random_share}; expected a number from 0 to 1.")
     if config.seed < 0:

@@ -144,12 +144,14 @@ def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path, wi
 
 
 def _resolve(value: Any, values: Mapping[str, Any], at: str) -> Any:
-    """Replace `$name` by its value, in lists too.
+    """Replace `$name` by its value, in lists and mappings too.
 
     A value may be another `$name`, but not in a circle.
     """
     if isinstance(value, list):
         return [_resolve(item, values, at) for item in value]
+    if isinstance(value, dict):
+        return {key: _resolve(item, values, at) for key, item in value.items()}
     if not isinstance(value, str) or not value.startswith("$"):
         return value
     name = value[1:]

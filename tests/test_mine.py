@@ -170,6 +170,39 @@ def test_queries_that_the_teacher_lacks_get_no_group_and_are_counted(
         mine.run(changed(config, teacher=tmp_path / "teacher.trec", out=tmp_path / "other.jsonl"))
 
 
+def test_candidates_that_score_too_near_the_positive_are_left_out(config: mine.Config, tmp_path: Path, capsys):
+    """d0 has 10 and d1 has 8; d3 has 7.8, above 95% of 8, and d4 has 7.6, which is just as much."""
+    scores = {"d0": 10.0, "d1": 8.0, "d3": 7.8, "d4": 7.6, "d5": 7.5, "d6": 1.0}
+    write_run(tmp_path / "scored.trec", {"q1": [Hit(doc_id, score) for doc_id, score in scores.items()]})
+    asked = changed(config, runs=(tmp_path / "scored.trec",))
+    assert set(mined(asked)["q1"].negatives) == {"d3", "d4", "d5", "d6"}
+    assert set(mined(changed(asked, max_score_ratio=0.95, overwrite=True))["q1"].negatives) == {"d4", "d5", "d6"}
+    assert "1 excluded by score" in capsys.readouterr().err
+    assert set(mined(changed(asked, max_score_margin=0.5, overwrite=True))["q1"].negatives) == {"d5", "d6"}
+    taught = changed(config, teacher=tmp_path / "scored.trec", max_score_ratio=0.95, depth=8, overwrite=True)
+    assert set(mined(taught)["q1"].negatives) == {"d2", "d4", "d5", "d6"}  # the teacher lacks d2
+
+
+def test_a_positive_without_a_score_has_the_lowest(config: mine.Config, tmp_path: Path):
+    write_run(tmp_path / "scored.trec", {"q1": [Hit("d0", 9.0), Hit("d3", 2.0), Hit("d4", 1.0)]})
+    found = mined(changed(config, runs=(tmp_path / "scored.trec",), max_score_margin=0.0))
+    assert found["q1"].negatives == ("d4",)
+
+
+def test_every_third_of_the_candidates_that_are_left_is_drawn_from(config: mine.Config):
+    """Ranked are d0, twin and d1, which count not, then d2, d3, ... to d9."""
+    groups = mined(changed(config, depth=11, every=3))
+    assert set(groups["q1"].negatives) == {"d2", "d5", "d8"}
+
+
+def test_positives_may_be_those_of_a_higher_grade_and_the_others_keep_theirs(config: mine.Config):
+    group = mined(changed(config, positives_from=2, negatives=100))["q1"]
+    assert group.positives == ("d1",)
+    grades = dict(zip(group.positives + group.negatives, group.grades, strict=True))
+    assert (grades["d1"], grades["d0"], grades["d2"]) == (2, 1, 0)
+    assert "twin" in grades  # of d0, which is no positive now
+
+
 def test_another_teacher_is_another_job_and_without_one_it_is_what_it_always_was(config: mine.Config, tmp_path: Path):
     mine.run(config)
     manifest = read_manifest(config.out)
@@ -183,6 +216,14 @@ def test_another_teacher_is_another_job_and_without_one_it_is_what_it_always_was
     ("change", "message"),
     [
         ({"runs": ()}, "--runs"),
+        ({"positives_from": 0}, "--positives-from is 0, --every 1; expected 1 or more"),
+        ({"every": 0}, "--positives-from is 1, --every 0; expected 1 or more"),
+        ({"max_score_ratio": 0.0}, "--max-score-ratio is 0.0; expected more than 0 and at most 1"),
+        ({"max_score_margin": -0.1}, "--max-score-margin is -0.1; expected 0 or more"),
+        (
+            {"max_score_ratio": 0.9, "runs": (Path("a"), Path("b"))},
+            "--max-score-ratio: .* --runs names 2; add --teacher",
+        ),
         ({"depth": 0}, "--depth is 0"),
         ({"negatives": 0}, "--negatives 0"),
         ({"random_share": 1.5}, "--random-share is 1.5"),

@@ -4,7 +4,7 @@ ir_datasets reads `irds:` names, Hugging Face datasets reads `hf:` names. A coll
 documents by id, and holds queries and judgements by split.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
@@ -16,6 +16,7 @@ from shortlist.data.formats import read_corpus, read_qrels, read_queries
 from shortlist.data.hub import HubCollection, IrdsCollection
 from shortlist.data.layouts import find_files, the_one
 from shortlist.data.lines import OnBad, count_lines, ignore
+from shortlist.data.stored import store_queries, store_relevant
 from shortlist.data.texts import Change, CorpusTexts
 from shortlist.errors import UserError
 from shortlist.records import Document, Qrels, Query
@@ -157,20 +158,41 @@ class FolderCollection:
         return sorted(self._queries.keys() | self._qrels.keys())
 
     def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
-        check_split(self.name, split, self.splits())
-        if split not in self._queries:
-            raise UserError(f"{self.name}: split {split!r} has judgements but no queries; add queries.{split}.tsv.")
-        path = the_one(self._queries[split], f"the queries of split {split!r}")
+        path = self._queries_file(split)
         if split not in self._qrels:
             return read_queries(path, on_bad)
         queries = read_queries(path, None if on_bad is None else ignore)  # those that are judged are reported below
         return judged_queries(self.name, queries, self.qrels(split), on_bad)
 
+    def stored_queries(self, split: str, on_bad: OnBad | None = None) -> Mapping[str, Query]:
+        """Return all queries of a split's file by id, which stay on disk if it is a plain file."""
+        path = self._queries_file(split)
+        if path.suffix == ".gz":
+            return {query.query_id: query for query in read_queries(path, on_bad)}
+        return store_queries(path, on_bad)
+
+    def stored_relevant(self, split: str, least: int) -> Mapping[str, frozenset[str]]:
+        """Return the documents judged `least` or higher for each query, which stay on disk if the file is plain."""
+        path = self._qrels_file(split)
+        if path.suffix == ".gz":
+            judged = read_qrels(path).items()
+            return {query_id: frozenset(d for d, grade in row.items() if grade >= least) for query_id, row in judged}
+        return store_relevant(path, least)
+
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
+        return read_qrels(self._qrels_file(split))
+
+    def _queries_file(self, split: str) -> Path:
+        check_split(self.name, split, self.splits())
+        if split not in self._queries:
+            raise UserError(f"{self.name}: split {split!r} has judgements but no queries; add queries.{split}.tsv.")
+        return the_one(self._queries[split], f"the queries of split {split!r}")
+
+    def _qrels_file(self, split: str) -> Path:
         if split not in self._qrels:
             raise no_qrels(self.name, split)
-        return read_qrels(the_one(self._qrels[split], f"the judgements of split {split!r}"))
+        return the_one(self._qrels[split], f"the judgements of split {split!r}")
 
     def identity(self, *parts: str) -> str:
         files = [path for part in parts for path in self._files(part)]
@@ -181,7 +203,4 @@ class FolderCollection:
             return [self._corpus]
         if part == "queries":
             return sorted({path for paths in self._queries.values() for path in paths})
-        split = split_of(part)
-        if split not in self._qrels:
-            raise no_qrels(self.name, split)
-        return [the_one(self._qrels[split], f"the judgements of split {split!r}")]
+        return [self._qrels_file(split_of(part))]

@@ -175,15 +175,19 @@ def read_queries(path: Path, on_bad: OnBad | None = None) -> list[Query]:
     Raises:
         UserError: a malformed line or a query without text, without `on_bad`; an id that occurs twice, no query at all.
     """
-    parse = (lambda line: to_query(parse_json(line))) if _is_json(path) else _query_from_columns
     queries: dict[str, Query] = {}
-    for number, _, query in parse_lines(path, parse, on_bad):
+    for number, _, query in parse_lines(path, query_parser(path), on_bad):
         if query.query_id in queries:
             raise UserError(f"{path}:{number}: query id {query.query_id!r} occurs twice; every id must occur once.")
         queries[query.query_id] = query
     if not queries:
         raise UserError(f"{path}: holds no queries; expected one per line.")
     return list(queries.values())
+
+
+def query_parser(path: Path) -> Callable[[str], Query]:
+    """Return the function that turns a line of this file of queries into a Query."""
+    return (lambda line: to_query(parse_json(line))) if _is_json(path) else _query_from_columns
 
 
 def write_corpus(path: Path, documents: str | Document | Iterable[str | Document]) -> None:
@@ -218,9 +222,7 @@ def read_qrels(path: Path) -> Qrels:
         UserError: a malformed line, two different judgements of one pair, no judgement at all.
     """
     qrels: Qrels = {}
-    for number, _, columns in parse_lines(path, _judgement_columns):
-        if number == 1 and len(columns) == 3 and not is_number(columns[2]):
-            continue  # the header of a BEIR file
+    for number, _, columns in _judgement_lines(path):
         try:
             add_judgement(qrels, *_judgement(columns))
         except MalformedError as error:
@@ -228,6 +230,31 @@ def read_qrels(path: Path) -> Qrels:
     if not qrels:
         raise UserError(f"{path}: holds no judgements; expected one per line.")
     return qrels
+
+
+def _judgement_lines(path: Path) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield (line number, byte at which the line starts, columns) of a file of judgements, without its header."""
+    for number, start, columns in parse_lines(path, _judgement_columns):
+        if not (number == 1 and len(columns) == 3 and not is_number(columns[2])):
+            yield number, start, columns
+
+
+def located_judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
+    """Yield (byte at which its line starts, query id, document id and relevance) of each judgement.
+
+    Raises:
+        UserError: a malformed line.
+    """
+    for number, start, columns in _judgement_lines(path):
+        try:
+            yield start, _judgement(columns)
+        except MalformedError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+
+
+def to_relevant(line: str) -> tuple[str, str]:
+    """Read the query id and the document id of a line of judgements."""
+    return _judgement(_judgement_columns(line))[:2]
 
 
 def add_judgement(qrels: Qrels, query_id: str, doc_id: str, relevance: int) -> None:

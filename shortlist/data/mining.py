@@ -9,7 +9,7 @@ import numpy as np
 
 from shortlist.data.groups import graded
 from shortlist.errors import UserError
-from shortlist.math.sampling import draw_negatives, interleave
+from shortlist.math.sampling import draw_negatives, highest_allowed, interleave
 from shortlist.progress import say
 from shortlist.records import Document, Group, Qrels, Run
 from shortlist.text.hashes import document_text_hash
@@ -26,6 +26,11 @@ def mine(
     random_share: float = 0.0,
     seed: int = 0,
     exclude_self: bool = False,
+    positives_from: int = 1,
+    scores: Run | None = None,
+    max_score_ratio: float | None = None,
+    max_score_margin: float | None = None,
+    every: int = 1,
 ) -> tuple[list[Group], Counter[str]]:
     """Draw negatives for every query that has a relevant document.
 
@@ -34,7 +39,7 @@ def mine(
 
     Args:
         runs: runs to blend rank by rank.
-        qrels: judgements; documents above grade 0 are the positives.
+        qrels: judgements; documents of grade `positives_from` or higher are the positives.
         corpus: ids of the whole collection.
         same_text: relevant document -> the documents with the same text, itself included.
         depth: number of top ranks of the blended run to draw from.
@@ -42,6 +47,12 @@ def mine(
         random_share: share of the negatives to draw from the whole corpus.
         seed: seed for the draw.
         exclude_self: never draw the document with the query's id, as it is the query itself.
+        positives_from: lowest grade of a positive. A document of a lower grade may be drawn, and keeps its grade.
+        scores: a run whose scores are compared with the positive's. A document that it lacks gets its lowest score for
+            the query.
+        max_score_ratio: leave out candidates above this share of the positive's score, as in `highest_allowed`.
+        max_score_margin: leave out candidates that score less than this below the positive.
+        every: draw from every n-th of the candidates that are left, in the order of their ranks.
 
     Returns:
         The groups, in the order of the qrels, and counts of queries and documents left out.
@@ -51,7 +62,7 @@ def mine(
     """
     known, groups, counts = set(corpus), [], Counter(queries=len(qrels))
     for query_id, judgements in qrels.items():
-        positives = [doc_id for doc_id, relevance in judgements.items() if relevance > 0]
+        positives = [doc_id for doc_id, relevance in judgements.items() if relevance >= positives_from]
         lists = [[hit.doc_id for hit in run.get(query_id, [])] for run in runs]
         candidates = interleave(lists, depth)
         for doc_id in candidates:
@@ -59,8 +70,14 @@ def mine(
                 raise UserError(f"query {query_id!r}: document {doc_id!r} of the runs is not in the collection.")
         excluded = {doc_id for positive in positives for doc_id in same_text[positive]}
         blocked = {*excluded, query_id} if exclude_self else excluded
+        if scores is not None and (max_score_ratio is not None or max_score_margin is not None):
+            known_scores = {hit.doc_id: hit.score for hit in scores.get(query_id, [])}
+            above = too_near(positives, known_scores, ratio=max_score_ratio, margin=max_score_margin)
+            counts["excluded_by_score"] += len(above.difference(blocked).intersection(candidates))
+            blocked = blocked | above
+        eligible = [doc_id for doc_id in candidates if doc_id not in blocked][::every]
         rng = np.random.default_rng([seed, zlib.crc32(query_id.encode())])
-        drawn = draw_negatives(candidates, corpus, blocked, rng, number=negatives, random_share=random_share)
+        drawn = draw_negatives(eligible, corpus, blocked, rng, number=negatives, random_share=random_share)
         counts["without_positives"] += not positives
         counts["without_candidates"] += bool(positives) and not drawn
         counts["with_fewer_negatives"] += bool(positives) and 0 < len(drawn) < negatives
@@ -68,6 +85,25 @@ def mine(
         if positives and drawn:
             groups.append(graded(Group(query_id, tuple(positives), tuple(drawn)), judgements))
     return groups, counts
+
+
+def too_near(
+    positives: Collection[str], scores: Mapping[str, float], *, ratio: float | None, margin: float | None
+) -> set[str]:
+    """Find the documents that score too near to the positives of a query, or above them.
+
+    A positive without a score has the lowest of all.
+
+    Args:
+        positives: ids of the query's positives.
+        scores: scores of the query's documents.
+        ratio: as for `highest_allowed`, and so is `margin`.
+    """
+    if not positives or not scores:
+        return set()
+    lowest = min(scores.values())
+    allowed = highest_allowed([scores.get(doc_id, lowest) for doc_id in positives], ratio=ratio, margin=margin)
+    return {doc_id for doc_id, score in scores.items() if score > allowed}
 
 
 def find_same_text(

@@ -1,11 +1,13 @@
 """Sampling of the negatives that join the positives in a training group."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain, islice, zip_longest
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from shortlist.records import Group
+SOURCES = 0x736F7572
+"""Second part of the seed for the sources of steps; an epoch's number is that for its order."""
 
 
 def interleave(lists: Sequence[Sequence[str]], depth: int) -> list[str]:
@@ -53,6 +55,23 @@ def _draw(items: Sequence[str], number: int, rng: np.random.Generator) -> list[s
     return [items[row] for row in rows]
 
 
+def highest_allowed(positives: Collection[float], *, ratio: float | None = None, margin: float | None = None) -> float:
+    """Return the highest score that a negative may have beside positives with these scores.
+
+    The positive with the lowest score decides.
+
+    Args:
+        positives: the positives' scores, at least one.
+        ratio: share of the positive's score, such as 0.95 (https://arxiv.org/abs/2407.15831). Below a score under 0, as
+            logits may be, the limit lies as far as it would below the same score above 0.
+        margin: least distance to the positive's score.
+    """
+    lowest = min(positives)
+    by_ratio = np.inf if ratio is None else lowest - (1 - ratio) * abs(lowest)
+    by_margin = np.inf if margin is None else lowest - margin
+    return float(min(by_ratio, by_margin))
+
+
 def epoch_negatives(negatives: Sequence[str], number: int, *, epoch: int, seed: int | Sequence[int]) -> list[str]:
     """Choose the negatives of one group for an epoch.
 
@@ -72,6 +91,28 @@ def epoch_negatives(negatives: Sequence[str], number: int, *, epoch: int, seed: 
     return (circle + circle)[start : start + number]
 
 
-def shortfall(groups: Iterable[Group], negatives: int) -> int:
-    """Count the groups that have fewer than `negatives` negatives."""
-    return sum(len(group.negatives) < negatives for group in groups)
+def mixing_shares(sizes: Sequence[float], *, temperature: float) -> Float[np.ndarray, " sources"]:
+    """Return the probability of each source, proportional to size^(1/temperature).
+
+    Args:
+        sizes: size of each source, more than 0.
+        temperature: 1 gives each source its share of the whole, a large one gives all the same.
+    """
+    logs = np.log(np.asarray(sizes, dtype=np.float64)) / temperature
+    powers = np.exp(logs - logs.max())
+    return powers / powers.sum()
+
+
+def draw_sources(shares: Float[np.ndarray, " sources"], steps: int, *, seed: int) -> Int[np.ndarray, " steps"]:
+    """Draw the source of each step; the first steps are the same, however many there are."""
+    draws = np.random.default_rng([seed, SOURCES]).random(steps)
+    return np.minimum(np.searchsorted(np.cumsum(shares), draws, side="right"), len(shares) - 1)
+
+
+def shortfall(counts: Int[np.ndarray, " groups"], negatives: int | None) -> int:
+    """Count the groups that have fewer than `negatives` negatives (None: there is no such number).
+
+    Args:
+        counts: the number of negatives of each group.
+    """
+    return int((counts < (negatives or 0)).sum())

@@ -2,25 +2,28 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import tyro
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of, settings_of, to_flags
 from shortlist.cores import may_have_gpu, num_cores
-from shortlist.data.collections import Collection, check_collection, open_collection
-from shortlist.data.groups import GroupSource, groups_from_qrels, open_groups
+from shortlist.data.collections import Collection, FolderCollection, check_collection, open_collection
+from shortlist.data.groups import GroupSource, groups_from_qrels, groups_from_run, open_groups, without_query
 from shortlist.data.jobs import JobSpec, is_done, recorded
 from shortlist.data.lines import ignore
-from shortlist.data.manifest import read_manifest
+from shortlist.data.manifest import identity, read_manifest
+from shortlist.data.runs import open_run
+from shortlist.data.stored import StoredGroups
 from shortlist.errors import UserError
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
 from shortlist.records import Group
+from shortlist.settings.sources import OVERRIDES, SourceSettings, decided, read_sources
 from shortlist.text.contract import named_contract
 from shortlist.together import run_together
 
@@ -35,7 +38,10 @@ SHARED_STEPS = 10
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives")
 """Settings of retrievers alone."""
 
-RANKERS = ("loss", "temperature", "negatives", "query_length", "bidirectional", "pooling", "heldout_split", "guide")
+RANKERS = (
+    *("loss", "temperature", "negatives", "query_length", "bidirectional", "pooling", "guide"),
+    *("heldout_split", "heldout_collection"),
+)
 """Settings that say nothing about a language model."""
 
 CHECKPOINTS = "checkpoints"
@@ -53,7 +59,7 @@ class Config:
     a backbone for the other two."""
     backbone: str
     """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
-    collection: str
+    collection: str | None = None
     """Collection with the texts: folder, `irds:` or `hf:` name."""
     out: NotInJob[Path]
     """Folder for the model; the same job is continued where it left off, another job is refused."""
@@ -65,6 +71,13 @@ class Config:
     whole corpus (None: bm25 for a reranker without --groups, otherwise such groups stay as they are)."""
     split: str = "train"
     """Split of the collection that has the groups' queries."""
+    positives_from: int | None = None
+    """Lowest grade of a positive; documents of lower grades are negatives (None: as the groups say, or 1)."""
+    sources: str | None = None
+    """YAML file of several sources, NAME: and its settings, in place of --collection and --groups. Each step takes its
+    queries from one of them."""
+    mix_temperature: float = 1.0
+    """How evenly --sources are drawn: in proportion to (groups x weight)^(1/T). 1: by size; large: all alike."""
     skip_missing: NotInJob[bool] = False
     """Leave out queries and documents of the groups, or of the judgements, that the collection lacks, and count them,
     instead of stopping."""
@@ -96,7 +109,7 @@ class Config:
     batch_size: int = 128
     """Queries per step."""
     epochs: int = 1
-    """Number of passes over the groups."""
+    """Number of passes over the groups, those of all sources together."""
     steps: int | None = None
     """Stop after this many steps, whatever --epochs says."""
     learning_rate: float = 1e-4
@@ -142,6 +155,8 @@ class Config:
     """Checkpoints to keep, besides the best; with 1, all are removed once the model is saved."""
     heldout_split: str | None = None
     """Split to measure MRR@10 on while training; the best model is then saved instead of the last."""
+    heldout_collection: str | None = None
+    """Collection of that split (None: --collection, or the first of --sources)."""
     heldout_steps: int = 100
     """Steps between held-out measurements; the last step is always measured."""
     heldout_queries: int = 100
@@ -168,13 +183,13 @@ def check(config: Config) -> None:
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
     at_least["processes"] = 1
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
-    at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed"), 0)
+    at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed"), 0) | {"positives_from": 1}
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{flag_of(name)} is {value}; expected at least {least}.")
     _check_dims(config.dims, config.dims_weights)
-    for name in ("temperature", "learning_rate"):
+    for name in ("temperature", "learning_rate", "mix_temperature"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"{flag_of(name)} is {value}; expected more than 0.")
@@ -188,6 +203,7 @@ def check(config: Config) -> None:
                 raise UserError(f"{flag_of(name)}: is about a retriever's vectors; a {config.kind} has none.")
     if config.negatives is not None and config.negatives < 2 and config.mix_negatives:
         raise UserError(f"--mix-negatives mixes two of --negatives, which is {config.negatives}; expected at least 2.")
+    _check_where_groups_are(config)
     parse_margin(config.guide_margin)
     if config.guide_margin != Config.guide_margin and not config.guide:
         raise UserError("--guide-margin: says how near to the positive the guide's finds are; add --guide MODEL.")
@@ -241,6 +257,81 @@ def _check_dims(dims: Sequence[int], weights: Sequence[float]) -> None:
         raise UserError(f"--dims-weights has {bad[0]}; expected more than 0.")
 
 
+def _check_where_groups_are(config: Config) -> None:
+    if config.sources:
+        for name in ("collection", "groups"):
+            if getattr(config, name) is not None:
+                raise UserError(f"{flag_of(name)}: each of --sources names its own; leave out one of the two.")
+    elif config.collection is None:
+        raise UserError("--collection: names no collection; expected one, or several in a file of --sources.")
+    elif config.mix_temperature != Config.mix_temperature:
+        raise UserError("--mix-temperature: says how --sources are drawn; add them, or leave it out.")
+    if config.heldout_collection is not None and config.heldout_split is None:
+        raise UserError("--heldout-collection: no split of it is measured; add --heldout-split.")
+
+
+class Part(NamedTuple):
+    """A source of a training, as it was asked for; without --sources there is one, without a name."""
+
+    name: str
+    config: Config
+    """The settings of the training, with those of this source in their places."""
+    settings: SourceSettings
+
+    @property
+    def where(self) -> str:
+        """The name of the source in errors."""
+        if self.settings.run:
+            where = str(self.settings.run)
+        else:
+            where = str(self.config.groups or f"{self.config.collection} {self.config.split}")
+        return f"source {self.name!r} ({where})" if self.name else where
+
+
+class OpenPart(NamedTuple):
+    """A source of a training with its collection and its groups."""
+
+    name: str
+    config: Config
+    settings: SourceSettings
+    collection: Collection
+    source: GroupSource
+
+
+def parts_of(config: Config) -> list[Part]:
+    """Return the sources of a training, with the settings of each.
+
+    Raises:
+        UserError: the file of --sources cannot be read, or says something that does not fit.
+    """
+    if not config.sources:
+        return [Part("", config, SourceSettings(collection=str(config.collection)))]
+    parts = []
+    for name, settings in read_sources(config.sources).items():
+        given = {field: getattr(settings, field) for field in OVERRIDES}
+        given = {field: value for field, value in given.items() if value not in (None, ())}
+        place = {"collection": settings.collection, "groups": settings.groups, "sources": None, "mix_temperature": 1.0}
+        parts.append(Part(name, replace(config, **place, **given), settings))
+    return parts
+
+
+def open_collections(parts: Sequence[Part]) -> list[Collection]:
+    """Open the collection of each source; sources of the same collection share it."""
+    opened = {name: open_collection(name) for name in dict.fromkeys(part.settings.collection for part in parts)}
+    return [opened[part.settings.collection] for part in parts]
+
+
+def open_parts(config: Config) -> list[OpenPart]:
+    """Open the sources of a training, with their queries."""
+    parts = parts_of(config)
+    return [open_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
+
+
+def settled(config: Config, parts: Sequence[OpenPart]) -> Config:
+    """Return the settings of the training, as they are once its groups have been opened."""
+    return config if config.sources else parts[0].config
+
+
 def check_first(config: Config) -> None:
     """Refuse settings, names and paths before PyTorch is loaded.
 
@@ -248,10 +339,12 @@ def check_first(config: Config) -> None:
         UserError: as for `check`, or the collection, the groups or the backbone are missing.
     """
     check(config)
-    check_collection(config.collection)
-    groups = str(config.groups or "")
-    if groups and not groups.startswith("hf:") and not Path(groups).exists():
-        raise UserError(f"--groups {groups}: no such file; expected groups, such as `shortlist mine` writes.")
+    for part in parts_of(config):
+        check_collection(part.settings.collection)
+        groups = str(part.config.groups or "")
+        if groups and not groups.startswith("hf:") and not Path(groups).exists():
+            what = f"source {part.name!r}: groups" if part.name else "--groups"
+            raise UserError(f"{what} {groups}: no such file; expected groups, such as `shortlist mine` writes.")
     open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
     open_guide(config, weights=False)
 
@@ -265,38 +358,58 @@ def open_guide(config: Config, *, weights: bool = True) -> ModelFolder | None:
     return open_folder(config.guide, wanted="retriever", weights=weights) if config.guide else None
 
 
-def open_source(config: Config, collection: Collection) -> tuple[Config, GroupSource]:
-    """Open the groups with their queries, or make them of judgements.
+def open_part(part: Part, collection: Collection) -> OpenPart:
+    """Open the groups of a source with their queries, or make them of judgements or of a run.
 
-    A reranker's groups that are made here will get negatives, as the returned config says.
+    A reranker's groups that are made of judgements will get negatives, as the settings then say.
     """
+    config, run = part.config, part.settings.run
     if config.groups:
-        source = open_groups(str(config.groups))
+        source = open_groups(str(config.groups), least=config.positives_from)
+    elif run:
+        source = GroupSource(groups_from_run(open_run(run), part.settings.depth), {}, identity(run))
     else:
-        qrels = collection.qrels(config.split)
-        source = GroupSource(groups_from_qrels(qrels), {}, collection.identity(f"qrels/{config.split}"))
+        qrels, least = collection.qrels(config.split), config.positives_from or 1
+        source = GroupSource(groups_from_qrels(qrels, least), {}, collection.identity(f"qrels/{config.split}"))
         if named_kind(config.kind).role == "reranker" and config.negatives_from is None:
             config = replace(config, negatives_from="bm25")
-    if any(group.query_id not in source.queries for group in source.groups):
-        on_bad = ignore if config.skip_missing else None
+    if len(without_query(source.groups, source.queries)):
+        source = _with_queries(source, config, collection)
+    return OpenPart(part.name, config, part.settings, collection, source)
+
+
+def _with_queries(source: GroupSource, config: Config, collection: Collection) -> GroupSource:
+    """Add the texts of the queries, and judgements beside the groups, from the collection.
+
+    Beside groups that are on disk they stay there too.
+    """
+    on_bad = ignore if config.skip_missing else None
+    if isinstance(source.groups, StoredGroups) and isinstance(collection, FolderCollection):
+        queries = collection.stored_queries(config.split, on_bad)
+    else:
         queries = {query.query_id: query for query in collection.queries(config.split, on_bad)}
-        source = source._replace(queries=queries | source.queries, judged=_judged(config, collection, source.groups))
-    return config, source
+    both = {**queries, **source.queries} if source.queries else queries
+    return source._replace(queries=both, judged=_judged(config, collection, source.groups))
 
 
-def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> dict[str, frozenset[str]]:
-    """Find the judged documents of the groups' queries that are relevant, but in no group."""
+def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> Mapping[str, frozenset[str]]:
+    """Find the judged documents of the groups' queries that are relevant, but in no group.
+
+    Where they stay on disk, those in a group are among them.
+    """
     if not config.groups:
         return {}
     try:
+        if isinstance(groups, StoredGroups) and isinstance(collection, FolderCollection):
+            return collection.stored_relevant(config.split, config.positives_from or 1)
         qrels = collection.qrels(config.split)
     except UserError:  # a split without judgements has queries all the same
         return {}
-    named: dict[str, set[str]] = {}
+    named, least = dict[str, set[str]](), config.positives_from or 1
     for group in groups:
         named.setdefault(group.query_id, set()).update(group.positives)
     relevant = {
-        query_id: frozenset(doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade > 0) - doc_ids
+        query_id: frozenset(doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade >= least) - doc_ids
         for query_id, doc_ids in named.items()
     }
     return {query_id: doc_ids for query_id, doc_ids in relevant.items() if doc_ids}
@@ -308,20 +421,43 @@ def with_names(config: Config, backbone: ModelFolder) -> Config:
     return replace(config, backbone=backbone.name, guide=guide.name if guide else None)
 
 
-def job_of(config: Config, backbone: ModelFolder, collection: Collection, source: GroupSource) -> JobSpec:
-    """Describe the job of training."""
-    guide = open_guide(config, weights=False)
+def job_of(config: Config, backbone: ModelFolder, parts: Sequence[OpenPart]) -> JobSpec:
+    """Describe the job of training.
+
+    With --sources, it is known by the settings of each source and the identity of all that it reads.
+    """
+    guide, found = open_guide(config, weights=False), [_identities(part) for part in parts]
+    sources = [[part.name, decided(part.settings) | own] for part, own in zip(parts, found, strict=True)]
+    named = [place for part in parts for place in (part.config.collection, part.config.groups, part.settings.run)]
+    places = named if config.sources else []
     inputs = {
         "backbone": backbone.identity,
-        "collection": collection.identity("corpus", "queries"),
-        "groups": source.identity,
-        **({"judgements": collection.identity(f"qrels/{config.split}")} if source.judged else {}),
+        **({"sources": sources} if config.sources else found[0]),
+        **_heldout_identity(config),
         **({"guide": guide.identity} if guide else {}),
     }
-    parts = f"{CHECKPOINTS}/step-*"
-    aside = [LOG, DRAWING, f"{EVENTS}/events*", parts]
+    written = f"{CHECKPOINTS}/step-*"
+    aside = [LOG, DRAWING, f"{EVENTS}/events*", written]
     reads = [backbone.whole.path, *([guide.whole.path] if guide else [])]
-    return JobSpec("train", inputs, folder=True, parts=parts, aside=aside, reads=reads)
+    reads += [Path(place) for place in places if place and Path(place).exists()]
+    return JobSpec("train", inputs, folder=True, parts=written, aside=aside, reads=reads)
+
+
+def _identities(part: OpenPart) -> dict[str, str]:
+    """Return the identities of what a source reads."""
+    judgements = {"judgements": part.collection.identity(f"qrels/{part.config.split}")} if part.source.judged else {}
+    return {
+        "collection": part.collection.identity("corpus", "queries"),
+        "groups": part.source.identity,
+        **judgements,
+    }
+
+
+def _heldout_identity(config: Config) -> dict[str, str]:
+    if config.heldout_collection is None:
+        return {}
+    parts = ("corpus", "queries", f"qrels/{config.heldout_split}")
+    return {"heldout_collection": open_collection(config.heldout_collection).identity(*parts)}
 
 
 def has_run(config: Config) -> bool:
@@ -332,11 +468,11 @@ def has_run(config: Config) -> bool:
     left = config.keep == 1 and any((config.out / CHECKPOINTS).glob("step-*"))
     if config.dry_run or left or "RANK" in os.environ:
         return False
-    collection = open_collection(config.collection)
-    config, source = open_source(config, collection)
+    parts = open_parts(config)
+    config = settled(config, parts)
     backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
     config = with_names(config, backbone)
-    return is_done(config, job_of(config, backbone, collection, source))
+    return is_done(config, job_of(config, backbone, parts))
 
 
 def starts(config: Config) -> bool:

@@ -21,11 +21,13 @@ from typing import Any
 import yaml
 
 from shortlist.errors import UserError, unknown
-from shortlist.text.templates import field_names
+from shortlist.text.templates import before_field, field_names
 
 SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token_id", "<sep>": "sep_token_id"}
 
 TEMPLATES = ("query", "document", "pair")
+
+DOCUMENT_FIELDS = ("url", "title", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,22 @@ class Form:
         if not any("instruction" in field_names(piece) for kind in TEMPLATES for piece in getattr(self, kind)):
             raise UserError("--instruction: the model's input contract has no place for one; leave it out.")
         return replace(self, instruction=instruction)
+
+    def with_prompts(self, *, query: str = "", document: str = "") -> "Form":
+        """Return the same form with a text in front of every query's text, and of every document's fields.
+
+        It is as if each query, and each document's title or text, began with it.
+        """
+        prompts = {("query",): query, DOCUMENT_FIELDS: document}
+
+        def prompted(template: tuple[str, ...]) -> tuple[str, ...]:
+            for names, text in prompts.items():
+                place = next((i for i, piece in enumerate(template) if field_names(piece) & set(names)), None)
+                if text and place is not None:
+                    template = (*template[:place], before_field(template[place], names, text), *template[place + 1 :])
+            return template
+
+        return replace(self, **{kind: prompted(getattr(self, kind)) for kind in TEMPLATES})
 
     def fitted(self, tokenizer: Any) -> "Form":
         """Return the same form, without `<bos>` if the tokenizer has none.

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.batching import batches_by_size
-from shortlist.text.contract import SPECIAL, TEMPLATES, Form
+from shortlist.text.contract import DOCUMENT_FIELDS, SPECIAL, TEMPLATES, Form
 from shortlist.text.templates import field_names, with_text, without
 
 TEXTS_A_CALL = 1024
@@ -17,7 +17,6 @@ CHARACTERS_A_CALL = 1 << 21
 
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
 FIELDS = ("instruction", *NO_TEXT)
-DOCUMENT_FIELDS = ("url", "title", "text")
 FIELDS_OF = {"query": ("query",), "document": DOCUMENT_FIELDS, "pair": tuple(NO_TEXT)}
 """Fields of each template, besides {instruction}."""
 

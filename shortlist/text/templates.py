@@ -3,7 +3,7 @@
 Doubled braces stand for themselves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from string import Formatter
 from typing import NamedTuple
@@ -60,6 +60,13 @@ def without(piece: str, names: tuple[str, ...]) -> str:
 def with_text(piece: str, name: str, text: str) -> str:
     """Return a piece with a text in place of a field."""
     return _piece(_joined(PiecePart(text) if part == PiecePart(name, True) else part for part in parse_piece(piece)))
+
+
+def before_field(piece: str, names: Collection[str], text: str) -> str:
+    """Return a piece with a text in front of the first of some fields; a piece without them stays as it is."""
+    parts = list(parse_piece(piece))
+    places = [place for place, part in enumerate(parts) if part.is_field and part.text in names]
+    return _piece(_joined([*parts[: places[0]], PiecePart(text), *parts[places[0] :]])) if places else piece
 
 
 def literal(text: str) -> str:

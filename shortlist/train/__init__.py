@@ -4,7 +4,7 @@ It runs in one process, or in several that the command line or torchrun has star
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.groups import GroupSource
+from shortlist.data.groups import asked_by, negative_counts
 from shortlist.data.jobs import Job, start_job
 from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
@@ -22,10 +22,17 @@ from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
-from shortlist.records import Qrels
-from shortlist.settings.train import Config, job_of, num_processes, open_guide, parse_margin, with_names
-from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
-from shortlist.train.examples import batches, learn_together, num_steps
+from shortlist.settings.train import (
+    Config,
+    OpenPart,
+    job_of,
+    num_processes,
+    open_guide,
+    parse_margin,
+    settled,
+    with_names,
+)
+from shortlist.train.build import adapted_model, build_model, collect_parts, weights_dtype
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.guide import Guide, load_guide
@@ -34,6 +41,7 @@ from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
 from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit
 from shortlist.train.losses import needs
+from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import make_example
 from shortlist.train.optimizers import new_optimizer, parse_optimizer
 from shortlist.train.resume import (
@@ -59,22 +67,23 @@ def run(config: Config) -> None:
     start = time.perf_counter()
     with meet() as world:
         _check_processes(config, world)
-        collection = open_collection(config.collection)
-        config, source = collect_groups(config, collection)
+        parts = collect_parts(config)
+        config = settled(config, parts)
+        mixture = Mixture(config, parts)
         backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
         config = with_names(config, backbone)
         empty, _ = adapted_model(
-            config, backbone, steps=_num_steps(config, source), empty=True, attention=config.attention
+            config, backbone, steps=mixture.steps, empty=True, attention=config.attention
         )  # refuses what does not fit together
         if config.layers_sampled:
             hold_back(empty, parse_sampling(config.layers_sampled))
         if config.heldout_split:
-            _warn_of_one_split(config, collection.qrels(config.heldout_split), source)
+            _warn_of_one_split(config, heldout_collection(config, parts), parts)
         if config.dry_run:
             if world.leads:
-                _foresee(config, empty, collection, source, world)
+                _foresee(config, empty, mixture, world)
             return
-        job = start_job(config, job_of(config, backbone, collection, source)) if world.leads else None
+        job = start_job(config, job_of(config, backbone, parts)) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
             if job and config.keep == 1 and checkpoints(config.out):  # a kill interrupted their removal
                 with claim_output(config.out, folder=True, stage="train"):
@@ -82,13 +91,11 @@ def run(config: Config) -> None:
             return
         if job:
             _check_goes_on(config, job, world)
-        train(config, backbone, collection, source, world, job)
+        train(config, backbone, mixture, world, job)
         if job:
             draw_loss(config.out)
-            counts = {"num_groups": len(source.groups), "short_groups": shortfall(source.groups, config.negatives or 0)}
             seconds = round(time.perf_counter() - start, 1)
-            decided = {term.name: {"weight": term.weight, **term.parameters} for term in losses(config)}
-            results = {**counts, "processes": world.size, "seconds": seconds, "losses": decided, **_results(config.out)}
+            results = {**_counts(mixture), "processes": world.size, "seconds": seconds, **_results(config.out)}
             job.finish(**results)
             if config.keep == 1:
                 with claim_output(config.out, folder=True, stage="train"):
@@ -125,22 +132,17 @@ def _check_goes_on(config: Config, job: Job, world: World) -> None:
 
 
 def train(
-    config: Config,
-    backbone: ModelFolder,
-    collection: Collection,
-    source: GroupSource,
-    world: World = ALONE,
-    job: Job | None = None,
+    config: Config, backbone: ModelFolder, mixture: Mixture, world: World = ALONE, job: Job | None = None
 ) -> None:
     """Train from the newest checkpoint in `config.out`, if any; save the model there.
 
     Args:
         job: the job in the leading process, whose result the model is.
     """
-    device, bf16, steps = own_device(world), config.precision == "bf16", _num_steps(config, source)
+    device, bf16, steps = own_device(world), config.precision == "bf16", mixture.steps
     model, adapter = in_turn(partial(build_model, config, backbone, device, world, steps=steps), world)
     # before a checkpoint changes the weights
-    start = Start(model, adapter=adapter is not None) if _compares(config) else None
+    start = Start(model, adapter=adapter is not None) if _compares(mixture.parts) else None
     guide = in_turn(partial(_guide, config, device), world)
     settings = parse_optimizer(config.optimizer, sharded=config.sharded)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate, settings=settings)
@@ -150,7 +152,7 @@ def train(
         say(f"train: continuing after step {before.step}.")
         smaller = min(before.token_budget, state.token_budget)  # than either, if memory ran out in the meantime
         state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
-    evaluation = _evaluation(config, collection, model)
+    evaluation = _evaluation(config, mixture.parts, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
 
     def after(state: State, record: Record) -> State:
@@ -171,7 +173,7 @@ def train(
     with _log(config, state, world) as write:
         state = fit(
             model,
-            _examples(config, collection, source, model, range(state.step, steps), guide),
+            _examples(config, mixture, model, range(state.step, steps), guide),
             optimizer,
             state,
             steps=steps,
@@ -194,46 +196,50 @@ def train(
             save_model(model, folder, weights=weights, **files)
 
 
-def _foresee(config: Config, model: Trainable, collection: Collection, source: GroupSource, world: World) -> None:
-    """Print what training would take; the model needs no weights."""
-    device = own_device(world)
-    expected = forecast(
-        config.kind,
-        model,
-        source.groups,
-        source.queries,
-        collection,
-        batch_size=config.batch_size,
-        negatives=config.negatives,
-        steps=_num_steps(config, source),
-        merge=_merge(config, source),
-        seed=config.seed,
-        token_budget=config.token_budget or TOKENS[device.type],
-        processes=num_processes(config) if world.size == 1 else world.size,
-        sharded=config.sharded,
-        cached=config.grad_cache,
-        device=device,
-        kept=_kept_bytes(config, model),
-        bf16=config.precision == "bf16",
-        dtype=weights_dtype(config, device),
-        four_bit=config.four_bit,
-        optimizer=parse_optimizer(config.optimizer),
-    )
-    print("\n".join(expected.lines()))
+def _foresee(config: Config, model: Trainable, mixture: Mixture, world: World) -> None:
+    """Print what training would take, source by source; the model needs no weights."""
+    device, inputs = own_device(world), model.inputs
+    for part, steps in zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), strict=True):
+        if part.name:
+            print(f"source {part.name}: {len(steps):,} of {mixture.steps:,} steps")
+        model.inputs = inputs_of(part, inputs)
+        expected = forecast(
+            config.kind,
+            model,
+            part.source.groups,
+            part.source.queries,
+            part.collection,
+            batch_size=config.batch_size,
+            negatives=part.config.negatives,
+            steps=len(steps),
+            merge=merges(part),
+            seed=config.seed,
+            token_budget=config.token_budget or TOKENS[device.type],
+            processes=num_processes(config) if world.size == 1 else world.size,
+            sharded=config.sharded,
+            cached=config.grad_cache,
+            device=device,
+            kept=_kept_bytes(config, model, mixture.parts),
+            bf16=config.precision == "bf16",
+            dtype=weights_dtype(config, device),
+            four_bit=config.four_bit,
+            optimizer=parse_optimizer(config.optimizer),
+        )
+        print("\n".join(expected.lines()))
 
 
-def _kept_bytes(config: Config, model: Trainable) -> int:
+def _kept_bytes(config: Config, model: Trainable, parts: Sequence[OpenPart]) -> int:
     """Count the bytes of weights that are kept beside the model: those it started from, and the guide's."""
     guide = open_guide(config, weights=False)
     kept = 4 * guide.num_parameters if guide else 0
-    if _compares(config):
+    if _compares(parts):
         kept += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad or not config.adapter)
     return kept
 
 
-def _compares(config: Config) -> bool:
+def _compares(parts: Sequence[OpenPart]) -> bool:
     """Whether a loss compares with the model as it was before training."""
-    return any("start" in needs(term) for term in losses(config))
+    return any("start" in needs(term) for part in parts for term in losses(part.config))
 
 
 def _sampling(config: Config, model: Trainable) -> LayerSampling | None:
@@ -242,24 +248,29 @@ def _sampling(config: Config, model: Trainable) -> LayerSampling | None:
     return LayerSampling(model, parse_sampling(config.layers_sampled), seed=config.seed)
 
 
-def _warn_of_one_split(config: Config, heldout: Qrels, source: GroupSource) -> None:
+def _warn_of_one_split(config: Config, collection: Collection, parts: Sequence[OpenPart]) -> None:
     """Say how many held-out queries are trained on, too."""
-    judged = {query_id for query_id, grades in heldout.items() if max(grades.values(), default=0) > 0}
-    if shared := judged & {group.query_id for group in source.groups}:
+    qrels = collection.qrels(config.heldout_split or "")
+    judged = {query_id for query_id, grades in qrels.items() if max(grades.values(), default=0) > 0}
+    alike = [part for part in parts if part.collection.name == collection.name]
+    if shared := set[str]().union(*(asked_by(part.source.groups, judged) for part in alike)):
         say(
             f"train: {len(shared):,} of {len(judged):,} queries of --heldout-split {config.heldout_split} are trained "
             "on, too, so the best step is chosen by what was learned by heart; name a split of other queries."
         )
 
 
-def _num_steps(config: Config, source: GroupSource) -> int:
-    merge = _merge(config, source)
-    return config.steps or num_steps(len(source.groups), config.batch_size, config.epochs, merge=merge)
-
-
-def _merge(config: Config, source: GroupSource) -> bool:
-    """Whether a query left over in an epoch joins the step before it."""
-    return learn_together(named_kind(config.kind).role, source.groups, config.negatives)
+def _counts(mixture: Mixture) -> dict[str, Any]:
+    """Return what the groups are, and which losses were minimised, for the manifest."""
+    parts = mixture.parts
+    short = [shortfall(negative_counts(part.source.groups), part.config.negatives) for part in parts]
+    terms = {part.name: {t.name: {"weight": t.weight, **t.parameters} for t in losses(part.config)} for part in parts}
+    each = {name: found | {"losses": terms[name]} for name, found in mixture.results().items()}
+    return {
+        "num_groups": sum(len(part.source.groups) for part in parts),
+        "short_groups": sum(short),
+        **({"sources": each} if each else {"losses": terms[parts[0].name]}),
+    }
 
 
 def _guide(config: Config, device: torch.device) -> Guide | None:
@@ -272,34 +283,20 @@ def _guide(config: Config, device: torch.device) -> Guide | None:
 
 
 def _examples(
-    config: Config,
-    collection: Collection,
-    source: GroupSource,
-    model: Trainable,
-    steps: range,
-    guide: Guide | None = None,
+    config: Config, mixture: Mixture, model: Trainable, steps: range, guide: Guide | None = None
 ) -> Iterator[Example]:
     """Make the examples of these steps, and say how many texts were cut."""
-    terms, counts = losses(config), dict[str, list[int]]()
+    terms, counts = [losses(part.config) for part in mixture.parts], dict[str, list[int]]()
     options = objective_options(config, model) | ({"guide": guide} if guide else {})
 
     def count(kind: str, num_cut: int, num_texts: int) -> None:
         counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
 
-    model.inputs.on_cut = count
-    for batch in batches(
-        source.groups,
-        source.queries,
-        collection,
-        batch_size=config.batch_size,
-        negatives=config.negatives,
-        seed=config.seed,
-        first_step=steps.start,
-        steps=steps.stop,
-        merge=_merge(config, source),
-        judged=source.judged,
-    ):
-        yield make_example(config.kind, model.inputs, batch, terms, **options)
+    inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
+    for own in inputs:
+        own.on_cut = count
+    for number, batch in mixture.batches(steps):
+        yield make_example(config.kind, inputs[number], batch, terms[number], **options)
     form = model.inputs.form
     longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
     for kind, (num_cut, num_texts) in counts.items():
@@ -307,14 +304,22 @@ def _examples(
             say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {longest[kind]} tokens.")
 
 
-def _evaluation(config: Config, collection: Collection, model: Trainable) -> Evaluation | None:
+def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:
+    """Return the collection that is measured on: the one named, or that of the first source."""
+    return open_collection(config.heldout_collection) if config.heldout_collection else parts[0].collection
+
+
+def _evaluation(config: Config, parts: Sequence[OpenPart], model: Trainable) -> Evaluation | None:
+    """Prepare the held-out measure, with the prompts of the source whose collection it is on."""
     if config.heldout_split is None:
         return None
+    collection = heldout_collection(config, parts)
     sizes = {"num_queries": config.heldout_queries, "num_docs": config.heldout_docs}
     heldout = draw_heldout(
         collection, config.heldout_split, **sizes, seed=config.seed, skip_missing=config.skip_missing
     )
-    return for_kind(EVALUATIONS, config.kind)(model, heldout)
+    own = next((part for part in parts if part.collection.name == collection.name), None)
+    return for_kind(EVALUATIONS, config.kind)(inputs_of(own, model.inputs) if own else model.inputs, heldout)
 
 
 @contextmanager

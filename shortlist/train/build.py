@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from shortlist.data.collections import Collection
-from shortlist.data.groups import GroupSource
+from shortlist.data.groups import graded, negative_counts
 from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.adapter_settings import parse_adapter
@@ -17,7 +17,7 @@ from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
 from shortlist.models.save import Trainable
 from shortlist.progress import say
-from shortlist.settings.train import open_source
+from shortlist.settings.train import OpenPart, Part, open_collections, open_part, parts_of
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
@@ -26,24 +26,34 @@ from shortlist.train.negatives import check_negatives, with_negatives
 from shortlist.train.settings import Config, losses
 
 
-def collect_groups(config: Config, collection: Collection) -> tuple[Config, GroupSource]:
-    """Collect the groups with their queries and negatives, and check them.
+def collect_parts(config: Config) -> list[OpenPart]:
+    """Collect the groups of all sources, with their queries and negatives, and check them."""
+    parts = parts_of(config)
+    return [collect_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
+
+
+def collect_part(part: Part, collection: Collection) -> OpenPart:
+    """Collect the groups of a source with their queries and negatives, and check them.
 
     Groups with too few negatives are counted in a message. A reranker's groups that are made here get negatives, as the
-    returned config says.
+    settings then say.
     """
-    where, role = str(config.groups or f"{config.collection} {config.split}"), named_kind(config.kind).role
-    config, source = open_source(config, collection)
+    where, role = part.where, named_kind(part.config.kind).role
+    opened = open_part(part, collection)
+    config, source = opened.config, opened.source
     if config.skip_missing:
         source = source._replace(groups=without_missing(source.groups, source.queries, collection))
     check_groups(source.groups, source.queries, where=where)
     if config.negatives_from and config.negatives != 0:
         source = with_negatives(source, collection, config.negatives_from, negatives=config.negatives, seed=config.seed)
+        if config.positives_from and not config.groups:
+            qrels = collection.qrels(config.split)
+            source = source._replace(groups=[graded(group, qrels[group.query_id]) for group in source.groups])
     check_needs(losses(config), source.groups, where=where, role=role)
     check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
-    if short := shortfall(source.groups, config.negatives or 0):
+    if short := shortfall(negative_counts(source.groups), config.negatives):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
-    return config, source
+    return opened._replace(source=source)
 
 
 def build_model(

@@ -8,12 +8,12 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import islice
 from typing import NamedTuple, TypeVar, final
 
 import numpy as np
 
 from shortlist.data.collections import Collection
+from shortlist.data.groups import changed_groups, negative_counts, query_text_hashes, without_query
 from shortlist.errors import UserError
 from shortlist.math.sampling import epoch_negatives
 from shortlist.progress import say
@@ -38,31 +38,41 @@ class Batch(NamedTuple):
     """How relevant each document is, if the groups have grades; otherwise only the first document is relevant."""
 
 
-def draw_groups(
-    groups: Sequence[Group], *, epoch: int, seed: int, negatives: int | None, first: int = 0
-) -> Iterator[Group]:
-    """Draw one epoch's groups in order, with one positive and some negatives each.
+def draw_group(group: Group, number: int, *, epoch: int, seed: int, negatives: int | None) -> Group:
+    """Draw one positive and some negatives of a group for an epoch.
+
+    A group without a positive gives some of its documents, all of grade 0.
 
     Args:
-        negatives: how many per query (fewer where a query has fewer); None for all. Each epoch takes another slice.
-        first: how many groups to skip at the beginning of the epoch.
+        number: the number of the group among all; each group has a draw of its own.
+        negatives: how many (fewer where the group has fewer); None for all. Each epoch takes another slice.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-    for i in order[first:]:
-        group = groups[i]
-        rng = np.random.default_rng([seed, epoch, int(i)])
-        positive = group.positives[rng.integers(len(group.positives))]
-        count = len(group.negatives) if negatives is None else negatives
-        chosen = epoch_negatives(group.negatives, count, epoch=epoch, seed=[seed, int(i)])
-        drawn = Group(group.query_id, (positive,), tuple(chosen))
-        if group.scores or group.grades:
-            place = {doc_id: place for place, doc_id in enumerate(group.positives + group.negatives)}
-            places = [place[doc_id] for doc_id in (positive, *chosen)]
-            drawn = drawn._replace(
-                scores=tuple(group.scores[place] for place in places if group.scores),
-                grades=tuple(group.grades[place] for place in places if group.grades),
-            )
-        yield drawn
+    rng = np.random.default_rng([seed, epoch, number])
+    positive = (group.positives[rng.integers(len(group.positives))],) if group.positives else ()
+    count = len(group.negatives) if negatives is None else negatives
+    chosen = epoch_negatives(group.negatives, count, epoch=epoch, seed=[seed, number])
+    drawn = Group(group.query_id, positive, tuple(chosen), grades=() if positive else (0,) * len(chosen))
+    if group.scores or group.grades:
+        place = {doc_id: place for place, doc_id in enumerate(group.positives + group.negatives)}
+        places = [place[doc_id] for doc_id in (*positive, *chosen)]
+        drawn = drawn._replace(
+            scores=tuple(group.scores[place] for place in places if group.scores),
+            grades=tuple(group.grades[place] for place in places if group.grades),
+        )
+    return drawn
+
+
+def plan_steps(
+    num_groups: int, *, batch_size: int, seed: int, first_step: int, steps: int, merge: bool = False
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield the epoch of each step first_step, ..., steps - 1, and the numbers of its groups."""
+    per_epoch, order = num_steps(num_groups, batch_size, 1, merge=merge), np.zeros(0, dtype=np.int64)
+    for step in range(first_step, steps):
+        epoch, place = divmod(step, per_epoch)
+        if step == first_step or place == 0:
+            order = np.random.default_rng([seed, epoch]).permutation(num_groups)
+        size = batch_size if place < per_epoch - 1 else batch_size + merge
+        yield epoch, order[place * batch_size :][:size].tolist()
 
 
 def num_steps(num_groups: int, batch_size: int, epochs: int, *, merge: bool = False) -> int:
@@ -79,7 +89,7 @@ def num_steps(num_groups: int, batch_size: int, epochs: int, *, merge: bool = Fa
 
 def learn_together(role: str, groups: Sequence[Group], negatives: int | None) -> bool:
     """Whether some queries have no negatives except the other documents of their batch."""
-    return role == "retriever" and (negatives == 0 or not all(group.negatives for group in groups))
+    return role == "retriever" and (negatives == 0 or not negative_counts(groups).all())
 
 
 def batches(
@@ -94,21 +104,26 @@ def batches(
     steps: int,
     merge: bool = False,
     judged: Mapping[str, frozenset[str]] | None = None,
+    relevant: "Relevant | None" = None,
+    renewed: Mapping[int, tuple[str, ...]] | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of steps first_step, ..., steps - 1, with their texts.
 
     Args:
         merge: as for `num_steps`.
         judged: ids of relevant documents that no group names, for each query.
+        relevant: the documents relevant to each query, where they are known already.
+        renewed: negatives to take in place of those of the group with this number.
     """
-    relevant = _Relevant(groups, queries, collection, judged or {})
-    per_epoch = num_steps(len(groups), batch_size, 1, merge=merge)
-    drawn: Iterator[Group] = iter(())
-    for step in range(first_step, steps):
-        epoch, place = divmod(step, per_epoch)
-        if step == first_step or place == 0:
-            drawn = draw_groups(groups, epoch=epoch, seed=seed, negatives=negatives, first=place * batch_size)
-        chosen = list(islice(drawn, batch_size if place < per_epoch - 1 else batch_size + merge))
+    relevant = relevant or Relevant(groups, queries, collection, judged or {})
+    options = {"batch_size": batch_size, "seed": seed, "first_step": first_step, "steps": steps, "merge": merge}
+    for epoch, numbers in plan_steps(len(groups), **options):
+        chosen = [
+            draw_group(
+                _renewed(groups[number], number, renewed or {}), number, epoch=epoch, seed=seed, negatives=negatives
+            )
+            for number in numbers
+        ]
         texts = collection.documents({doc_id for group in chosen for doc_id in group.positives + group.negatives})
         positives = [relevant.doc_ids(group) for group in chosen]
         yield Batch(
@@ -121,8 +136,16 @@ def batches(
         )
 
 
+def _renewed(group: Group, number: int, renewed: Mapping[int, tuple[str, ...]]) -> Group:
+    if number not in renewed:
+        return group
+    negatives = renewed[number]
+    grades = group.grades[: len(group.positives)] + (0,) * len(negatives) if group.grades else ()
+    return group._replace(negatives=negatives, scores=(), grades=grades)
+
+
 @final
-class _Relevant:
+class Relevant:
     """The documents relevant to each query; queries with equal texts are one query."""
 
     def __init__(
@@ -132,27 +155,23 @@ class _Relevant:
         collection: Collection,
         judged: Mapping[str, frozenset[str]],
     ) -> None:
-        self._collection = collection
-        self._query = {query_id: text_hash(queries[query_id].text) for query_id in {g.query_id for g in groups}}
-        self._grouped: dict[int, frozenset[str]] = {}
-        self._judged: dict[int, frozenset[str]] = {}
-        for group in groups:  # a query may have several groups
-            self._add(self._grouped, group.query_id, frozenset(group.positives))
-        for query_id in judged.keys() & self._query.keys():
-            self._add(self._judged, query_id, judged[query_id])
+        self._groups, self._queries, self._collection, self._judged = groups, queries, collection, judged
+        hashes = query_text_hashes(groups, queries)
+        self._numbers = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._hashes = hashes[self._numbers]
         self._texts: dict[str, int] = {}
-
-    def _add(self, relevant: dict[int, frozenset[str]], query_id: str, doc_ids: frozenset[str]) -> None:
-        query = self._query[query_id]
-        relevant[query] = relevant.get(query, frozenset()) | doc_ids
 
     def doc_ids(self, group: Group) -> frozenset[str]:
         """Return all documents relevant to a group's query.
 
         Judgements do not count against what the group itself calls a negative.
         """
-        query = self._query[group.query_id]
-        return self._grouped[query] | self._judged.get(query, frozenset()).difference(group.negatives)
+        query = np.uint64(text_hash(self._queries[group.query_id].text))
+        first, end = (int(np.searchsorted(self._hashes, query, side)) for side in ("left", "right"))
+        same = [self._groups[number] for number in self._numbers[first:end].tolist()]  # a query may have several groups
+        grouped = frozenset[str]().union(*(other.positives for other in same))
+        judged = frozenset[str]().union(*(self._judged.get(other.query_id, ()) for other in same))
+        return grouped | judged.difference(group.negatives)
 
     def texts(self, wanted: Sequence[AbstractSet[str]]) -> list[frozenset[int]]:
         """Return the hashes of documents' texts, without documents that the corpus lacks."""
@@ -164,19 +183,23 @@ class _Relevant:
         return [frozenset(self._texts[doc_id] for doc_id in doc_ids if doc_id in self._texts) for doc_ids in wanted]
 
 
-def without_missing(groups: Sequence[Group], queries: Mapping[str, Query], collection: Collection) -> list[Group]:
+def without_missing(groups: Sequence[Group], queries: Mapping[str, Query], collection: Collection) -> Sequence[Group]:
     """Leave out what the collection lacks: documents, groups without a positive, groups without their query.
 
     What is left out is counted in a message.
     """
     named = dict.fromkeys(doc_id for group in groups for doc_id in group.positives + group.negatives)
     absent = set(collection.missing(named))
-    there = [group for group in groups if group.query_id in queries]
-    kept = [_kept(group, absent) for group in there]
-    left = [group for group in kept if group.positives]
+    unknown = len(without_query(groups, queries))
+
+    def kept(group: Group) -> Group | None:
+        there = _kept(group, absent) if group.query_id in queries else None
+        return there if there and (there.positives or (not group.positives and there.negatives)) else None
+
+    left = changed_groups(groups, kept)
     if absent or len(left) < len(groups):
         say(
-            f"train: left out {len(absent):,} of {len(named):,} documents and {len(groups) - len(there):,} of "
+            f"train: left out {len(absent):,} of {len(named):,} documents and {unknown:,} of "
             f"{len(groups):,} queries, which the collection lacks; {len(left):,} groups have a positive."
         )
     return left
@@ -204,10 +227,11 @@ def check_groups(groups: Sequence[Group], queries: Mapping[str, Query], *, where
     """
     if not groups:
         raise UserError(f"{where}: no groups; expected at least one query with a positive.")
-    missing = [group.query_id for group in groups if group.query_id not in queries]
-    if missing:
+    missing = without_query(groups, queries)
+    if len(missing):
         raise UserError(
-            f"{where}: {len(missing)} of {len(groups)} queries are not in the collection, the first {missing[0]!r}; "
+            f"{where}: {len(missing)} of {len(groups)} queries are not in the collection, the first "
+            f"{groups[int(missing[0])].query_id!r}; "
             "check --collection and --split, or leave such out with --skip-missing."
         )
 

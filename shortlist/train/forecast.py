@@ -3,16 +3,15 @@
 The model's weights are not needed.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from shortlist.data.collections import Collection
+from shortlist.data.groups import negative_counts
 from shortlist.math.sampling import shortfall
 from shortlist.models.kinds import for_kind
 from shortlist.models.run import pick_device
@@ -145,7 +144,7 @@ def forecast(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         groups=len(groups),
-        short_groups=0 if negatives is None else shortfall(groups, negatives),
+        short_groups=shortfall(negative_counts(groups), negatives),
         steps=steps,
         epochs=visits / len(groups),
         processes=processes,
@@ -194,8 +193,9 @@ def _sample(
     seed: int,
 ) -> Iterator[Batch]:
     """Yield batches of groups spread over the whole list, within MOST_BATCHES and MOST_TEXTS."""
-    most = sys.maxsize if negatives is None else negatives
-    texts = batch_size * (2 + fmean(min(len(group.negatives), most) for group in groups))
+    counts = negative_counts(groups)
+    used = counts if negatives is None else np.minimum(counts, negatives)
+    texts = batch_size * (2 + float(used.mean()))
     count = max(1, min(MOST_BATCHES, int(MOST_TEXTS / texts)))
     places = np.linspace(0, len(groups) - 1, min(len(groups), count * batch_size)).round()
     chosen = [groups[int(place)] for place in places]

@@ -16,8 +16,8 @@ from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.scoring import reciprocal_ranks
 from shortlist.models.outputs import Rows
-from shortlist.models.run import Model
 from shortlist.records import Document, Query
+from shortlist.text.inputs import Inputs
 from shortlist.train.examples import without_missing
 
 CUTOFF = 10
@@ -90,7 +90,7 @@ def draw_heldout(
     return Heldout(queries, documents, relevant)
 
 
-def retriever_evaluation(model: Model, heldout: Heldout) -> Evaluation:
+def retriever_evaluation(inputs: Inputs, heldout: Heldout) -> Evaluation:
     """Prepare to score every query against every document by their vectors."""
     count = len(heldout.queries)
     relevant = torch.tensor([[d.doc_id in ids for d in heldout.documents] for ids in heldout.relevant])
@@ -99,11 +99,11 @@ def retriever_evaluation(model: Model, heldout: Heldout) -> Evaluation:
         scores = vectors.values[:count] @ vectors.values[count:].T
         return reciprocal_ranks(scores, relevant.to(scores.device), cutoff=CUTOFF).mean().item()
 
-    token_ids = model.inputs.query_ids(heldout.queries) + model.inputs.document_ids(heldout.documents)
+    token_ids = inputs.query_ids(heldout.queries) + inputs.document_ids(heldout.documents)
     return Evaluation(token_ids, mrr)
 
 
-def reranker_evaluation(model: Model, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
+def reranker_evaluation(inputs: Inputs, heldout: Heldout, *, candidates: int = CANDIDATES) -> Evaluation:
     """Prepare to score every query with its relevant documents and BM25's hits.
 
     Args:
@@ -127,7 +127,7 @@ def reranker_evaluation(model: Model, heldout: Heldout, *, candidates: int = CAN
         return reciprocal_ranks(rows, relevant.to(rows.device), cutoff=CUTOFF).mean().item()
 
     pairs = [(query, d) for query, documents in zip(heldout.queries, found, strict=True) for d in documents]
-    return Evaluation(model.inputs.pair_ids(pairs), mrr)
+    return Evaluation(inputs.pair_ids(pairs), mrr)
 
 
 EVALUATIONS = {"retriever": retriever_evaluation, "reranker": reranker_evaluation}

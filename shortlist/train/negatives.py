@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import Collection
-from shortlist.data.groups import GroupSource
+from shortlist.data.groups import GroupSource, negative_counts
 from shortlist.data.mining import find_same_text, mine
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
@@ -76,10 +78,11 @@ def check_negatives(role: str, groups: Sequence[Group], *, negatives: int | None
         raise UserError(
             "--negatives is 0, but a reranker learns to tell a positive from negatives; expected 1 or more."
         )
-    if role == "reranker" and (without := [group.query_id for group in groups if not group.negatives]):
+    without = np.flatnonzero(negative_counts(groups) == 0)
+    if role == "reranker" and len(without):
         raise UserError(
             f"{where}: {len(without):,} of {len(groups):,} groups have no negatives, the first that of query "
-            f"{without[0]!r}; a reranker learns nothing from them: {ways}"
+            f"{groups[int(without[0])].query_id!r}; a reranker learns nothing from them: {ways}"
         )
     if learn_together(role, groups, negatives) and min(batch_size, len(groups)) == 1:
         raise UserError(

@@ -4,7 +4,7 @@ from typing import Any
 
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
-from shortlist.settings.train import Config, check
+from shortlist.settings.train import Config, check, parts_of
 from shortlist.train.layers import parse_sampling
 from shortlist.train.losses import TEMPERATURE, Term, parse_losses
 from shortlist.train.optimizers import parse_optimizer
@@ -17,10 +17,10 @@ def check_settings(config: Config) -> None:
         UserError: a setting is out of range, names something unknown, or contradicts another.
     """
     check(config)
-    terms = losses(config)
     parse_optimizer(config.optimizer, sharded=config.sharded)
     if config.layers_sampled:
         parse_sampling(config.layers_sampled)
+    terms = [term for part in parts_of(config) for term in losses(part.config)]
     if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
         raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
 

@@ -3,8 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shortlist.math.sampling import draw_negatives, epoch_negatives, interleave, shortfall
-from shortlist.records import Group
+from shortlist.math.sampling import draw_negatives, epoch_negatives, highest_allowed, interleave, shortfall
 
 CANDIDATES = [f"c{i}" for i in range(10)]
 CORPUS = CANDIDATES + [f"r{i}" for i in range(90)]
@@ -90,5 +89,17 @@ def test_groups_of_different_seeds_are_shuffled_differently():
 
 
 def test_groups_with_fewer_negatives_than_asked_are_counted():
-    groups = [Group(f"q{n}", ("p",), tuple(CANDIDATES[:n])) for n in (0, 2, 3, 4)]
-    assert [shortfall(groups, negatives) for negatives in (0, 1, 3, 4, 9)] == [0, 1, 2, 3, 4]
+    counts = np.array([0, 2, 3, 4])
+    assert [shortfall(counts, negatives) for negatives in (None, 0, 1, 3, 4, 9)] == [0, 0, 1, 2, 3, 4]
+
+
+def test_the_positive_with_the_lowest_score_limits_the_negatives():
+    assert highest_allowed([0.8, 0.6], ratio=0.95) == pytest.approx(0.57)
+    assert highest_allowed([0.8, 0.6], margin=0.01) == pytest.approx(0.59)
+    assert highest_allowed([0.8, 0.6], ratio=0.95, margin=0.2) == pytest.approx(0.4)
+    assert highest_allowed([0.6]) == np.inf
+
+
+def test_below_zero_a_share_of_the_positives_score_is_lower_too():
+    assert highest_allowed([-2.0], ratio=0.75) == -2.5
+    assert highest_allowed([2.0], ratio=0.75) == 1.5

@@ -14,9 +14,10 @@ from shortlist.train.examples import (
     ahead,
     batches,
     check_groups,
-    draw_groups,
+    draw_group,
     learn_together,
     num_steps,
+    plan_steps,
     without_missing,
 )
 
@@ -120,7 +121,9 @@ def test_a_document_keeps_its_score_and_its_grade_wherever_it_is_drawn(tiny: Tin
 
 def test_seed_and_epoch_alone_decide_the_draw():
     def draw(epoch: int, seed: int) -> list[Group]:
-        return list(draw_groups(GROUPS, epoch=epoch, seed=seed, negatives=3))
+        [(found, numbers)] = plan_steps(5, batch_size=5, seed=seed, first_step=epoch, steps=epoch + 1)
+        assert found == epoch
+        return [draw_group(GROUPS[i], i, epoch=epoch, seed=seed, negatives=3) for i in numbers]
 
     assert draw(1, 7) == draw(1, 7)
     assert [g.query_id for g in draw(0, 7)] != [g.query_id for g in draw(1, 7)]
@@ -129,7 +132,10 @@ def test_seed_and_epoch_alone_decide_the_draw():
 
 def test_every_epoch_takes_another_slice_of_the_negatives():
     slices = [
-        {group.query_id: set(group.negatives) for group in draw_groups(GROUPS, epoch=epoch, seed=0, negatives=3)}
+        {
+            group.query_id: set(draw_group(group, number, epoch=epoch, seed=0, negatives=3).negatives)
+            for number, group in enumerate(GROUPS)
+        }
         for epoch in range(3)
     ]
     for query_id in QUERIES:
@@ -139,7 +145,8 @@ def test_every_epoch_takes_another_slice_of_the_negatives():
 
 def test_groups_differ_in_their_slices():
     same = [Group(f"q{i}", ("p",), tuple(f"n{j}" for j in range(50))) for i in range(4)]
-    assert len({group.negatives for group in draw_groups(same, epoch=0, seed=0, negatives=5)}) == 4
+    drawn = [draw_group(group, number, epoch=0, seed=0, negatives=5) for number, group in enumerate(same)]
+    assert len({group.negatives for group in drawn}) == 4
 
 
 @pytest.mark.parametrize("negatives", [None, 0, 3])
@@ -160,7 +167,7 @@ def test_a_teachers_scores_go_with_their_documents(tiny: Tiny, negatives: int | 
 
 
 def test_without_a_number_all_negatives_are_used():
-    for group in draw_groups(GROUPS, epoch=3, seed=0, negatives=None):
+    for group in (draw_group(group, i, epoch=3, seed=0, negatives=None) for i, group in enumerate(GROUPS)):
         assert group.negatives == GROUPS[int(group.query_id[1:])].negatives
 
 

@@ -121,7 +121,7 @@ def mrr(run: Run, heldout: Heldout) -> float:
 
 def test_the_mrr_of_a_retriever_is_that_of_its_search(tiny: Tiny, collection: Collection):
     model, heldout = load_retriever(str(tiny.retriever)), drawn(collection, num_queries=9, num_docs=11)
-    evaluation = retriever_evaluation(model, heldout)
+    evaluation = retriever_evaluation(model.inputs, heldout)
     outputs = run_model(model, evaluation.token_ids)
     scores = outputs.values[:9] @ outputs.values[9:].T
     run = {
@@ -134,7 +134,7 @@ def test_the_mrr_of_a_retriever_is_that_of_its_search(tiny: Tiny, collection: Co
 
 def test_the_mrr_of_a_reranker_is_that_of_its_order_of_bm25s_candidates(tiny: Tiny, collection: Collection):
     model, heldout = load_reranker(str(tiny.reranker)), drawn(collection, num_queries=9, num_docs=11)
-    evaluation = reranker_evaluation(model, heldout, candidates=3)
+    evaluation = reranker_evaluation(model.inputs, heldout, candidates=3)
     outputs = run_model(model, evaluation.token_ids)
     candidates = BM25Index.build(heldout.documents).search(heldout.queries, 3)
     run, rest = {}, outputs.values.tolist()
@@ -153,7 +153,7 @@ def test_a_reranker_reads_what_is_relevant_though_bm25_misses_it(tiny: Tiny, mon
     model, read = load_reranker(str(tiny.reranker)), []
     monkeypatch.setattr(model.inputs, "pair_ids", lambda pairs: [read.append(d.doc_id) or [1] for _, d in pairs])
     heldout = Heldout([QUERIES[11]], documents, [frozenset({"d4"})])
-    evaluation = reranker_evaluation(model, heldout, candidates=2)
+    evaluation = reranker_evaluation(model.inputs, heldout, candidates=2)
     assert read == ["d0", "d1", "d4"]
     assert evaluation.mrr(Rows(torch.zeros(3))) == pytest.approx(1 / 3)  # equal scores: the corpus decides
     assert evaluation.mrr(Rows(torch.tensor([-3.0, -2.0, -1.0]))) == 1
@@ -162,7 +162,7 @@ def test_a_reranker_reads_what_is_relevant_though_bm25_misses_it(tiny: Tiny, mon
 def test_short_lists_of_candidates_are_filled_up_with_nothing(tiny: Tiny):
     documents = [Document("a", "lamp"), Document("b", "desk lamp"), Document("c", "fern")]
     heldout = Heldout([QUERIES[11], QUERIES[5]], documents, [frozenset({"b"}), frozenset({"c"})])
-    evaluation = reranker_evaluation(load_reranker(str(tiny.reranker)), heldout, candidates=2)
+    evaluation = reranker_evaluation(load_reranker(str(tiny.reranker)).inputs, heldout, candidates=2)
     assert len(evaluation.token_ids) == 3
     assert evaluation.mrr(Rows(torch.tensor([2.0, 1.0, -5.0]))) == pytest.approx((1 / 2 + 1) / 2)
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from shortlist.data.groups import GroupSource, write_groups
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.records import Document, Group
-from shortlist.train.build import collect_groups
+from shortlist.train.build import collect_parts
 from shortlist.train.negatives import MINED_NEGATIVES, with_negatives
 
 BARE = [Group(f"q{i}", (f"d{i}",)) for i in range(4)]
@@ -79,12 +80,13 @@ def test_training_that_could_learn_nothing_is_refused(tiny: Tiny, tmp_path: Path
 def test_judgements_beside_groups_name_more_positives_and_are_part_of_the_job(tiny: Tiny, tmp_path: Path):
     write_groups(tmp_path / "groups.jsonl", [Group("q0", ("d0",), ("d1",)), Group("q1", ("d1",), ("d2",))])
     config = settings(tiny, tmp_path / "m", kind="retriever", groups=str(tmp_path / "groups.jsonl"))
-    assert collect_groups(config, open_collection(str(tiny.collection)))[1].judged == {}
+    assert collect_parts(config)[0].source.judged == {}
     folder = tmp_path / "collection"
     write_corpus(folder / "corpus.jsonl", DOCUMENTS)
     write_queries(folder / "queries.jsonl", QUERIES)
     write_qrels(folder / "qrels" / "train.tsv", {"q0": {"d0": 1, "d5": 2, "d6": 0}, "q1": {"d1": 1}})
-    assert collect_groups(config, open_collection(str(folder)))[1].judged == {"q0": frozenset({"d5"})}
+    beside = replace(config, collection=str(folder))
+    assert collect_parts(beside)[0].source.judged == {"q0": frozenset({"d5"})}
     for collection, named in ((tiny.collection, False), (folder, True)):
         train.run(
             settings(tiny, tmp_path / f"m{named}", kind="retriever", groups=config.groups, collection=str(collection))
