@@ -130,7 +130,7 @@ def test_a_training_with_all_losses_at_once_that_stopped_goes_on_to_the_same_byt
     groups = [Group(f"q{i}", (f"d{i}",), (f"d{(i + 1) % 12}", "d11"), (2.0, 6.0, 0.0), (3, 1, 0)) for i in range(8)]
     write_groups(tmp_path / "groups.jsonl", groups)
     names = [name for name in LOSSES if kind == "retriever" or "shared documents" not in NEEDS.get(name, ())]
-    change = {"groups": str(tmp_path / "groups.jsonl"), "kind": kind, "loss": tuple(names), "lora": lora}
+    change = {"groups": str(tmp_path / "groups.jsonl"), "kind": kind, "loss": tuple(names), "adapter": lora}
     change |= {"negatives": 2, "temperature": 1.0, "steps": 4, "checkpoint_steps": 2, "guide": str(tiny.retriever)}
     train.run(settings(tiny, tmp_path / "whole", **change))
     stop_in_step(4, monkeypatch, lambda: train.run(settings(tiny, tmp_path / "broken", **change)))
@@ -581,7 +581,7 @@ def test_what_was_learnt_on_a_4_bit_base_scores_the_same_when_loaded(
         save(model, folder, **options)
 
     monkeypatch.setattr(train, "save_model", watched)
-    change = {"kind": kind, "groups": str(groups), "lora": LORA, "four_bit": True, "steps": 8, "temperature": 0.5}
+    change = {"kind": kind, "groups": str(groups), "adapter": LORA, "four_bit": True, "steps": 8, "temperature": 0.5}
     train.run(settings(tiny, tmp_path / "m", **change))
     model = trained[0].eval()
     if kind == "retriever":
