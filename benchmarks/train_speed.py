@@ -33,10 +33,11 @@ from shortlist.data.collections import open_collection
 from shortlist.data.groups import read_groups, write_groups
 from shortlist.data.mining import find_same_text, mine
 from shortlist.data.runs import read_run
-from shortlist.models.adapters import LORAS, add_lora
+from shortlist.models.adapters import add_lora
 from shortlist.models.folder import open_folder
 from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.load import dense_to_train
+from shortlist.models.lora import LORAS
 from shortlist.progress import say
 from shortlist.records import Document
 from shortlist.text.contract import named_contract
