@@ -113,15 +113,17 @@ def main(config: Config) -> None:
                     seconds[name].append(time.perf_counter() - begin)
             loads.append(os.getloadavg()[0])
             say(f"round {number}/{config.rounds}: a step of 8 queries {seconds['step'][-1:]} s, load {loads[-1]:.1f}")
-    whole = statistics.median(seconds.pop("step")) / config.steps * QUERIES / train_speed.QUERIES
+    small = statistics.median(seconds.pop("step")) / config.steps
+    whole = small * QUERIES / train_speed.QUERIES
     rows = []
     for name, times in seconds.items():
         median = statistics.median(times)
         spread = f"{1000 * min(times):.1f}-{1000 * max(times):.1f}"
-        rows.append([name, f"{1000 * median:.1f}", spread, f"{median / whole:.2%}"])
+        rows.append([name, f"{1000 * median:.1f}", spread, f"{median / whole:.2%}", f"{median / small:.1%}"])
     under += f"\n- load average of the machine meanwhile: {min(loads):.1f} to {max(loads):.1f}"
-    section = f"A step of 128 queries of model S: {whole:.1f} s.\n\n"
-    section += table(["loss", "median ms", "fastest-slowest", "share of a step"], rows)
+    section = f"A step of {train_speed.QUERIES} queries of model S: {small:.2f} s; of {QUERIES}: {whole:.1f} s.\n\n"
+    shares = ["share of a step", f"of one of {train_speed.QUERIES} queries"]
+    section += table(["loss", "median ms", "fastest-slowest", *shares], rows)
     publish("Losses on [128, 2048] scores, forward and backward", under, [section], config.out)
 
 
