@@ -38,6 +38,7 @@ from shortlist.models.adapters import add_adapter
 from shortlist.models.folder import open_folder
 from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.load import dense_to_train
+from shortlist.models.lora import LORAS
 from shortlist.progress import say
 from shortlist.records import Document
 from shortlist.text.contract import named_contract

@@ -176,7 +176,7 @@ def test_a_guide_is_part_of_the_job_and_its_margin_too(
     train.run(settings(tiny, tmp_path / "m", **change))
     manifest = read_manifest(tmp_path / "m")
     assert manifest is not None
-    assert manifest["inputs"]["guide"]
+    assert manifest["made_from"]["guide"] != str(tiny.retriever)  # the identity of its weights
     train.run(settings(tiny, tmp_path / "m", **change))
     assert "already done" in capsys.readouterr().err
     for other in ({"guide": None}, {"guide_margin": "-3"}, {"guide": str(tiny.llama)}):
@@ -445,7 +445,7 @@ def test_other_weights_under_the_same_name_are_another_job(tiny: Tiny, tmp_path:
         ({"kind": "language-model", "guide": "g"}, "--guide: says nothing about a language model"),
         ({"kind": "reranker", "loss": ("sinkhorn",)}, "--loss sinkhorn: compares queries by the documents"),
         ({"loss": ("infonce", "listmle.order=teacher")}, "--loss listmle: .* no teacher's scores"),
-        ({"loss": ("policy.reward=ngcd",)}, "unknown value of policy.reward 'ngcd': perhaps 'ndcg'"),
+        ({"loss": ("policy.reward=ngcd",)}, "unknown value of policy.reward 'ngcd': known: mrr, ndcg"),
         ({"adapter": "papre"}, "perhaps 'paper'"),
         ({"split": "tran"}, "perhaps 'train'"),
         ({"backbone": "./nowhere"}, "./nowhere: cannot load a model"),

@@ -45,7 +45,8 @@ def ranknet(
     """Compute the logistic loss of all pairs that should stand in this order.
 
     A pair's loss is softplus(-(s - s')) for the scores s of the document that belongs higher and s' of the other. It is
-    averaged over the pairs of a query, then over queries. Documents that are equal in the order are no pair.
+    averaged over the pairs of a query, then over queries. Documents that are equal in the order are no pair. Memory
+    grows with the square of how many documents a teacher scored for a query.
 
     Args:
         temperature: divides the scores (E2Rank: 0.1 for cosines).
