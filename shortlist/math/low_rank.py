@@ -4,17 +4,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+NOTHING = 1e-8
+"""A direction's square below this, beside the largest one's, is rounding of float32."""
+
 
 def leading_directions(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rank dim"]:
     """Find the directions in which a matrix is largest: its first singular vectors on its shorter side.
 
-    They are orthonormal rows, and the largest number of each is positive.
+    They are orthonormal rows, and the largest number of each is positive. A direction in which the matrix has nothing
+    but rounding is a row of zeros: AdamW would make steps of that rounding, as long as any.
     """
-    wide = matrix.float() if matrix.shape[0] >= matrix.shape[1] else matrix.float().T
-    _, vectors = torch.linalg.eigh(wide.T @ wide)  # in rising order; far cheaper than the matrix's own decomposition
-    found = vectors[:, -rank:].flip(1).T.contiguous()
+    wide = matrix.double() if matrix.shape[0] >= matrix.shape[1] else matrix.double().T
+    squares, vectors = torch.linalg.eigh(wide.T @ wide)  # in rising order; far cheaper than decomposing the matrix
+    found, squares = vectors[:, -rank:].flip(1).T, squares[-rank:].flip(0)
     largest = found.gather(1, found.abs().argmax(1, keepdim=True))
-    return found * largest.sign()
+    return (found * largest.sign() * (squares > NOTHING * squares[0])[:, None]).float().contiguous()
 
 
 def project(matrix: Float[Tensor, "rows columns"], directions: Float[Tensor, "rank dim"]) -> Float[Tensor, "_ _"]:

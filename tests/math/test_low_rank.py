@@ -42,3 +42,9 @@ def test_layers_are_drawn_without_repeats_and_in_proportion():
     assert 200 < drawn.count(2) < 280
     assert drawn != [draw_layers([0.1, 0.1, 0.8], 1, seed=1, period=period)[0] for period in range(300)]
     assert draw_layers([0.2, 0.3, 0.5], 3, seed=0, period=4) == [0, 1, 2]
+
+
+def test_directions_of_rounding_alone_are_left_empty():
+    left, right = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((9, 2), (2, 6)))
+    lengths = leading_directions(left @ right, 4).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([1.0, 1.0, 0.0, 0.0]))
