@@ -88,7 +88,8 @@ class Config:
     max_length: int | None = None
     """Most tokens of a document or, for a reranker, of a pair (None: the contract's limit)."""
     adapter: str | None = None
-    """Train an adapter instead of all weights: KIND[,option=value...], such as dora,r=16,alpha=32. Kinds: lora, dora, rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
+    """Train an adapter instead of all weights: KIND or KIND,option=value,... such as dora,r=16,alpha=32. Kinds: lora,
+    dora, rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
     four_bit: bool = False
     """Keep the weights below the adapter in 4 bits (QLoRA)."""
     bidirectional: bool = False
