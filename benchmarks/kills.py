@@ -219,11 +219,12 @@ def main(config: Config) -> None:
                 else:
                     same = turn % 2 == 0
                     counts["pair"] += pair(name, both[:1] * 2 if same else both, out, expected[: 2 - same], after / 2)
-            say(f"{name}: {kills} kills, {pairs} pairs")
             columns = ("in the middle", "failed", "traceback", "other bytes", "files left")
             killed.append([name, f"{seconds[0]:.1f}", str(kills), *(str(counts["kill"][what]) for what in columns)])
             columns = ("one refused", "both failed", "traceback", "of neither")
             paired.append([name, str(pairs), *(str(counts["pair"][what]) for what in columns)])
+            for row in (killed[-1], paired[-1]):
+                say(" | ".join(row))  # so that a run that is stopped has said something
     first = ["command", "seconds", "kills", "in the middle", "failed afterwards", "tracebacks", "other bytes"]
     sections = [
         "## Killed, then run again",

@@ -19,6 +19,7 @@ import yaml
 
 from shortlist.config import defaults, flag_of, markers, settings_of
 from shortlist.data.claims import Claim, check_free, claim_output, tidy
+from shortlist.data.contents import NO_VERIFY
 from shortlist.data.files import atomic_write
 from shortlist.data.manifest import manifest_path, read_manifest, same_identity, write_manifest
 from shortlist.data.outputs import clear, is_undamaged, list_output, moved_in, open_weights, own_files
@@ -241,6 +242,7 @@ def _begun(config: Any, spec: JobSpec) -> dict[str, Any]:
         "made_from": made_from,
         **listed,
         "decided": {},
+        **({"compared": False} if os.environ.get(NO_VERIFY) else {}),
     }
 
 
@@ -376,7 +378,16 @@ def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
     In both, `made_from` must be reduced to what decides this.
     """
-    return before.get("format") in READABLE and _kind(before) == _kind(now) and not _changed(before, now)
+    return _is_known(before, now) and not _changed(before, now)
+
+
+def _is_known(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether an output says enough to go on from it.
+
+    What was made without comparing inputs with their digests may be made of damaged ones.
+    """
+    compared = before.get("compared", True) or not now.get("compared", True)
+    return before.get("format") in READABLE and _kind(before) == _kind(now) and compared
 
 
 def _kind(manifest: dict[str, Any]) -> tuple[str, int]:
@@ -390,7 +401,7 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _only_changed(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:
     changed = _changed(before, now)
-    return _kind(before) == _kind(now) and bool(changed) and set(changed) <= set(names)
+    return _is_known(before, now) and bool(changed) and set(changed) <= set(names)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -398,6 +409,9 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
         return f"of `shortlist {before['stage']}`"
     if _kind(before) != _kind(now) or before.get("format") not in READABLE:
         return f"of another version of `shortlist {now['stage']}`, {before.get('version', 'unknown')}"
+
+    if not _is_known(before, now):
+        return "made with --no-verify, from what may be damaged"
 
     def side(manifest: dict[str, Any], name: str) -> str:
         return str(manifest["config"].get(name, "nothing"))

@@ -667,6 +667,20 @@ def test_what_was_made_from_an_input_that_has_changed_is_done_again(config: Conf
     assert not begin(replace(then, overwrite=True), folder=False).done
 
 
+def test_what_was_made_without_comparing_is_no_work_of_a_command_that_compares(
+    config: Config, folder: bool, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setenv("SHORTLIST_NO_VERIFY", "1")
+        work(config, folder=folder)
+        assert work(config, folder=folder).done
+    with pytest.raises(UserError, match=r"holds another job \(made with --no-verify, from what may be damaged\)"):
+        work(config, folder=folder)
+    assert not work(replace(config, overwrite=True), folder=folder).done
+    monkeypatch.setenv("SHORTLIST_NO_VERIFY", "1")
+    assert work(config, folder=folder).done
+
+
 def test_an_identity_without_an_adapters_base_is_still_recognised():
     assert same_identity("job:a", "job:a")
     assert same_identity("job:a", "job:a+sha256:b")
