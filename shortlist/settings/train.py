@@ -88,8 +88,8 @@ class Config:
     max_length: int | None = None
     """Most tokens of a document or, for a reranker, of a pair (None: the contract's limit)."""
     adapter: str | None = None
-    """Train an adapter instead of all weights: KIND or KIND,option=value,... such as dora,r=16,alpha=32. Kinds: lora,
-    dora, rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
+    """Train an adapter instead of all weights: its kind and its options, such as dora,r=16,alpha=32. Kinds: lora, dora,
+    rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
     four_bit: bool = False
     """Keep the weights below the adapter in 4 bits (QLoRA)."""
     bidirectional: bool = False
@@ -117,10 +117,10 @@ class Config:
     warmup_steps: int = 100
     """Steps over which the learning rate grows."""
     optimizer: str = "adamw"
-    """What turns gradients into steps: NAME[,option=value...], such as galore,rank=64,gap=100. Names: adamw,
-    adamw-8bit, paged-adamw-8bit, adafactor, galore, gradnorm."""
+    """What turns gradients into steps, and its options, such as galore,rank=64,gap=100: adamw, adamw-8bit,
+    paged-adamw-8bit, adafactor, galore, gradnorm."""
     layers_sampled: str | None = None
-    """Train only this many layers at a time, drawn by their share of outlying weights: N[,every=20,threshold=13]."""
+    """Train only this many layers at a time, drawn by their share of outlying weights, such as 2,every=20."""
     loss: tuple[str, ...] = ("infonce",)
     """Loss to minimise: NAME, or several NAME=WEIGHT that are added up, and NAME.PARAMETER=VALUE. infonce picks the
     positive; kl follows the teacher's scores in --groups (`mine --teacher`), where good and bad documents should differ
