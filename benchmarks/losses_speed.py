@@ -27,7 +27,8 @@ from torch import nn
 from shortlist.math.losses import LOSSES, NEEDS
 from shortlist.math.ranking import Ranking
 from shortlist.progress import say
-from shortlist.train.loop import MAX_GRADIENT_NORM, new_optimizer
+from shortlist.train.loop import MAX_GRADIENT_NORM
+from shortlist.train.optimizers import new_optimizer
 
 QUERIES, GROUP = 128, 16
 MORE = {"ranknet": {"order": "teacher"}, "listmle": {"order": "teacher"}, "margin_mse": {"pairs": "all"}}
