@@ -120,6 +120,16 @@ def is_sharded(model: Model) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def let_go(model: nn.Module) -> None:
+    """Free the whole parameters that a sharded model still holds.
+
+    After a pass without a backward pass FSDP keeps those outside the layers, and would not see shards that change.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Assemble a tensor that may be sharded among the processes; all must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -7,7 +7,7 @@ import torch
 
 from shortlist.models.run import Model
 from shortlist.models.save import Trainable
-from shortlist.train.gather import is_sharded
+from shortlist.train.gather import is_sharded, let_go
 
 
 class Start:
@@ -33,6 +33,7 @@ class Start:
 
         No graph of the model may be alive meanwhile.
         """
+        let_go(model)
         parameters = {name: p for name, p in model.named_parameters() if name in self._weights}
         swap = _swap_by_copying if is_sharded(model) else _swap
         current = {name: swap(p, self._weights[name]) for name, p in parameters.items()}
@@ -40,6 +41,7 @@ class Start:
         try:
             yield
         finally:
+            let_go(model)
             for name, p in parameters.items():
                 swap(p, current[name])
             model.train()

@@ -160,7 +160,8 @@ def settings(run: str, models: Path, out: Path) -> train.Config:
 def train_run(config: train.Config, world: World, *, stop_after: int | None = None) -> None:
     """Train as the stage does, or stop in the middle of the step after so many."""
     collection = open_collection(config.collection)
-    source = GroupSource(groups_from_qrels(collection.qrels("train")), {}, "")
+    groups = groups_from_qrels(collection.qrels("train"))
+    source = GroupSource([group._replace(negatives=("d10", "d11")) for group in groups], {}, "")
     source = source._replace(queries={query.query_id: query for query in collection.queries("train")})
     backward = loop.backward
     done = 0
