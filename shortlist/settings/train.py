@@ -53,7 +53,8 @@ class Config:
     max_length: int | None = None
     """Most tokens of a document or, for a reranker, of a pair (None: the contract's limit)."""
     adapter: str | None = None
-    """Train an adapter instead of all weights: KIND[,option=value...], such as dora,r=16,alpha=32. Kinds: lora, dora, rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
+    """Train an adapter instead of all weights: a kind and its options, such as dora,r=16,alpha=32. Kinds: lora, dora,
+    rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
     four_bit: bool = False
     """Keep the weights below the adapter in 4 bits (QLoRA)."""
     bidirectional: bool = False
@@ -71,8 +72,8 @@ class Config:
     warmup_steps: int = 100
     """Steps over which the learning rate grows."""
     optimizer: str = "adamw"
-    """What turns gradients into steps: NAME[,option=value...], such as galore,rank=64,gap=100. Names: adamw,
-    adamw-8bit, paged-adamw-8bit, adafactor, galore, gradnorm."""
+    """What turns gradients into steps: a name and its options, such as galore,rank=64. Names: adamw, adamw-8bit,
+    paged-adamw-8bit, adafactor, galore, gradnorm."""
     layers_sampled: str | None = None
     """Train only this many layers at a time, drawn by their share of outlying weights: N[,every=20,threshold=13]."""
     loss: tuple[str, ...] = ("infonce",)

@@ -31,7 +31,7 @@ from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
 from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit
 from shortlist.train.objectives import make_example
-from shortlist.train.optimizers import new_optimizer, parse_optimizer
+from shortlist.train.optimizers import check_available, new_optimizer, parse_optimizer
 from shortlist.train.resume import (
     State,
     drop_checkpoints,
@@ -67,6 +67,7 @@ def run(config: Config) -> None:
             if world.leads:
                 _foresee(config, empty, collection, source, world)
             return
+        check_available(parse_optimizer(config.optimizer))
         job = start_job(config, **job_of(config, backbone, collection, source)) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
             if job and config.keep == 1 and (config.out / CHECKPOINTS).exists():  # a kill interrupted their removal
