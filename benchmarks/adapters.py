@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import tyro
 from measuring import conditions, in_a_process, peak_gib, publish, table
@@ -46,6 +46,18 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
+class Size(NamedTuple):
+    """How much of a collection is used."""
+
+    split: str
+    """The split that is measured on."""
+    docs: int
+    """Documents besides the relevant ones."""
+    steps: int
+    """Steps of each training."""
+
+
+SIZES = {"wikiqa": Size("dev", 400, 24), "scifact": Size("test", 0, 10)}
 MOST_QUERIES = 400
 """Training queries of a cut collection."""
 
@@ -58,14 +70,12 @@ class Config:
     """Collection with the splits train and test."""
     work: Path
     """Folder for everything that is made."""
-    docs: int = 1000
-    """Documents of a collection besides the relevant ones."""
-    steps: int = 50
-    """Steps of each training."""
     batch_size: int = 16
     """Queries per step."""
-    max_length: int = 96
+    max_length: int = 64
     """Tokens of a document."""
+    only: Literal["wikiqa", "scifact"] | None = None
+    """Do the work of one collection alone, and publish nothing."""
     out: Path | None = None
     """Markdown file to write too."""
 
@@ -110,7 +120,7 @@ def train_once(config: train.Config) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "gib": peak_gib(), "trainable": trainable}
 
 
-def row(config: Config, name: str, change: dict[str, Any], collection: Path, out: Path) -> list[str]:
+def row(config: Config, name: str, change: dict[str, Any], collection: Path, steps: int, out: Path) -> list[str]:
     """Train and measure, unless that is done."""
     known = out / "row.json"
     if not known.exists():
@@ -122,7 +132,7 @@ def row(config: Config, name: str, change: dict[str, Any], collection: Path, out
                 backbone=model,
                 collection=str(collection),
                 out=out / "model",
-                steps=config.steps,
+                steps=steps,
                 batch_size=config.batch_size,
                 max_length=config.max_length,
                 warmup_steps=5,
@@ -131,12 +141,12 @@ def row(config: Config, name: str, change: dict[str, Any], collection: Path, out
             )
             took, model = in_a_process(train_once, settings), str(out / "model")
         shared = {"model": model, "collection": str(collection)}
-        steps = {
+        measuring = {
             "vectors": {"stage": "encode", **shared, "max_length": config.max_length},
             "run": {"stage": "search", **shared, "vectors": "$vectors", "split": "test", "k": 100},
             "results": {"stage": "evaluate", "runs": ["$run"], "collection": str(collection), "measures": ["nDCG@10"]},
         }
-        run_recipe({"steps": steps}, out / "measured", where=name)
+        run_recipe({"steps": measuring}, out / "measured", where=name)
         results = json.loads((out / "measured" / "results" / "results.json").read_text("utf-8"))["rows"][0]
         log = [json.loads(line) for line in (out / "model" / "log.jsonl").open()] if change else []
         rates = sorted(record["tokens_per_second"] for record in log)
@@ -157,15 +167,28 @@ def run(config: Config) -> None:
     under, sections = conditions(None), []
     columns = ["", "nDCG@10", "seconds", "tokens/s (median)", "GiB", "trainable weights", "load"]
     ways = {"as it is": {}, **ADAPTERS}
-    for name, split, tried in (("wikiqa", "dev", ways), ("scifact", "test", ways), ("wikiqa", "dev", OPTIMIZERS)):
-        collection = cut(getattr(config, name), config.work / name, split, config.docs)
+    for name, tried in (("wikiqa", ways), ("scifact", ways), ("wikiqa", OPTIMIZERS)):
+        if config.only not in (None, name):
+            continue
+        split, docs, steps = SIZES[name]
+        collection = cut(getattr(config, name), config.work / name, split, docs)
         rows = [
-            row(config, way, change, collection, config.work / "ways" / name / way.replace(", ", "-").replace(" ", "-"))
+            row(
+                config,
+                way,
+                change,
+                collection,
+                steps,
+                config.work / "ways" / name / way.replace(", ", "-").replace(" ", "-"),
+            )
             for way, change in tried.items()
         ]
-        title = f"## {name}" + (", all weights by other optimizers" if tried is OPTIMIZERS else "")
+        title = f"## {name}, {steps} steps" + (", all weights by other optimizers" if tried is OPTIMIZERS else "")
         sections.append(title + "\n\n" + table(columns, rows))
-    publish("Adapters and optimizers", under + "\n\n" + (__doc__ or "").split("\n\n")[2].strip(), sections, config.out)
+    if config.only is None:
+        publish(
+            "Adapters and optimizers", under + "\n\n" + (__doc__ or "").split("\n\n")[2].strip(), sections, config.out
+        )
 
 
 if __name__ == "__main__":

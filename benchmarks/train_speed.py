@@ -42,9 +42,10 @@ from shortlist.progress import say
 from shortlist.records import Document
 from shortlist.text.contract import named_contract
 from shortlist.train.examples import Batch, batches
-from shortlist.train.loop import MAX_GRADIENT_NORM, new_optimizer
+from shortlist.train.loop import MAX_GRADIENT_NORM
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import make_example
+from shortlist.train.optimizers import new_optimizer
 from shortlist.train.steps import backward
 
 DATA, SPLIT = "msmarco-dl19", "dl19_sub"

@@ -13,9 +13,10 @@ from shortlist.train import loop
 from shortlist.train.examples import Batch
 from shortlist.train.gather import OutOfMemory
 from shortlist.train.log import Record
-from shortlist.train.loop import fit, learning_rate_factor, new_optimizer
+from shortlist.train.loop import fit, learning_rate_factor
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import make_example
+from shortlist.train.optimizers import new_optimizer
 from shortlist.train.resume import State
 from shortlist.train.steps import Example, Outcome
 
