@@ -88,7 +88,7 @@ class Config:
     max_length: int | None = None
     """Most tokens of a document or, for a reranker, of a pair (None: the contract's limit)."""
     adapter: str | None = None
-    """Train an adapter instead of all weights: its kind and its options, such as dora,r=16,alpha=32. Kinds: lora, dora,
+    """Train an adapter instead of all weights: a kind and its options, such as dora,r=16,alpha=32. Kinds: lora, dora,
     rslora, adalora, ia3, prompt, prefix, connected; paper and paper+k are the paper's LoRA."""
     four_bit: bool = False
     """Keep the weights below the adapter in 4 bits (QLoRA)."""
@@ -117,7 +117,7 @@ class Config:
     warmup_steps: int = 100
     """Steps over which the learning rate grows."""
     optimizer: str = "adamw"
-    """What turns gradients into steps, and its options, such as galore,rank=64,gap=100: adamw, adamw-8bit,
+    """What turns gradients into steps: a name and its options, such as galore,rank=64. Names: adamw, adamw-8bit,
     paged-adamw-8bit, adafactor, galore, gradnorm."""
     layers_sampled: str | None = None
     """Train only this many layers at a time, drawn by their share of outlying weights, such as 2,every=20."""

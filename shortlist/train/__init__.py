@@ -43,7 +43,7 @@ from shortlist.train.loop import TOKENS, fit
 from shortlist.train.losses import needs
 from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import make_example
-from shortlist.train.optimizers import new_optimizer, parse_optimizer
+from shortlist.train.optimizers import check_available, new_optimizer, parse_optimizer
 from shortlist.train.resume import (
     State,
     checkpoints,
@@ -83,6 +83,7 @@ def run(config: Config) -> None:
             if world.leads:
                 _foresee(config, empty, mixture, world)
             return
+        check_available(parse_optimizer(config.optimizer))
         job = start_job(config, job_of(config, backbone, parts)) if world.leads else None
         if on_any(job is not None and job.done, world):  # where the others wait for the first one's claim
             if job and config.keep == 1 and checkpoints(config.out):  # a kill interrupted their removal

@@ -272,6 +272,15 @@ def new_optimizer(model: nn.Module, *, learning_rate: float, settings: Settings 
     return OPTIMIZERS[settings.kind].make(trained, lr=learning_rate, **settings.options)
 
 
+def check_available(settings: Settings) -> None:
+    """Refuse an optimizer that lacks a package or a GPU here.
+
+    Raises:
+        UserError: as for `new_optimizer`.
+    """
+    new_optimizer(nn.Linear(1, 1), learning_rate=1.0, settings=settings)
+
+
 def state_of(optimizer: Optimizer, p: Tensor) -> dict[str, Tensor]:
     """Return what an optimizer holds for a parameter, as tensors to save."""
     state = optimizer.state.get(p, {})
