@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import islice
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,8 @@ R = TypeVar("R")
 
 WIDEST = 1024
 """Most dimensions of a model whose batches are computed apart; the products of wider ones keep several cores busy."""
+
+_STARTING = Lock()
 
 
 def runs_apart(model: Any) -> bool:
@@ -29,8 +31,9 @@ def on_cores_of_their_own(work: Callable[[T], R], items: Sequence[T]) -> Iterato
 
     A result depends neither on the number of cores nor on what else they do.
     """
-    count = torch.get_num_threads()
-    pool, stream = _pool(count), iter(items)
+    count, stream = torch.get_num_threads(), iter(items)
+    with _STARTING:
+        pool = _pool(count)
     futures: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(stream, 2 * count))
     try:
         while futures:
