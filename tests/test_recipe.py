@@ -1,5 +1,4 @@
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
