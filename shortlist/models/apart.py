@@ -1,4 +1,7 @@
-"""Batches of small models, each computed by one core by itself, so that no core waits for another within a batch."""
+"""Batches of small models, each computed by one core by itself.
+
+So no core waits for another within a batch, which costs much where something else keeps one of them busy.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +16,7 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-WIDEST = 1024
+WIDEST = 512
 """Most dimensions of a model whose batches are computed apart; the products of wider ones keep several cores busy."""
 
 _STARTING = Lock()
