@@ -165,16 +165,17 @@ def serve(runner: Runner, config: Config) -> Measured:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    sources = ("--collection", runner.folder / "c", "--model", "shortlist-mini", "--vectors", runner.folder / "vectors")
-    ranked = ("--reranker", "shortlist-mini", "--depth", "10")
-    process = runner.start("serve", *sources, *ranked, "--port", str(port))
+    sources = ("--collection", "c", "--retriever", "shortlist-mini", "--vectors", "vectors")
+    process = runner.start("serve", *sources, "--reranker", "shortlist-mini", "--port", str(port))
     queries = [json.loads(line)["text"] for line in (runner.folder / "c/queries.jsonl").read_text("utf-8").splitlines()]
     answered, ends = 0, time.monotonic() + 1e9
 
     def ask(number: int) -> int:
         done = 0
         while time.monotonic() < ends:
-            body = json.dumps({"query": queries[(number + CLIENTS * done) % len(queries)], "k": 10}).encode()
+            body = json.dumps(
+                {"query": queries[(number + CLIENTS * done) % len(queries)], "k": 10, "depth": 10}
+            ).encode()
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/search", body, {"Content-Type": "application/json"}
             )
@@ -184,7 +185,9 @@ def serve(runner: Runner, config: Config) -> Measured:
         return done
 
     try:
-        while process.poll() is None:
+        while True:
+            if process.poll() is not None:
+                sys.exit(f"serve: {(runner.folder / 'output').read_text('utf-8')}")
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
                 break
             time.sleep(0.2)

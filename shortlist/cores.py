@@ -6,7 +6,7 @@ from pathlib import Path
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that say how OpenMP's threads wait for each other."""
 
-SPINS = "2000"
+SPINS = "500"
 """Turns that a thread of GNU's OpenMP waits for the next piece of work before it sleeps."""
 
 GPUS = ("nvidiactl", "nvidia0", "kfd", "dxg")

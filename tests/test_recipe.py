@@ -1,5 +1,4 @@
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,9 +214,19 @@ def test_several_processes_train_together_and_one_finds_their_work_done(done: Pa
 def test_training_that_stops_in_processes_of_its_own_stops_the_recipe(done: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("retriever", "results"):
         shutil.rmtree(done / "out" / name)
-    monkeypatch.setattr(shortlist.recipe.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
-    with pytest.raises(UserError, match="step 'retriever': training stopped, as said above"):
+    started: list[tuple[list[str], int]] = []
+
+    def fail(command: list[str], processes: int, *, on_gpus: bool) -> None:
+        started.append((command, processes))
+        raise UserError("process 2 of 2 was ended by SIGKILL")
+
+    monkeypatch.setattr("shortlist.settings.train.run_together", fail)
+    with pytest.raises(UserError, match="process 2 of 2 was ended by SIGKILL"):
         again(done, processes=2)
+    [(command, processes)] = started
+    assert command[:2] == ["train", "retriever"]
+    assert "--processes=2" in command
+    assert processes == 2
     assert not (done / "out" / "results").exists()
 
 

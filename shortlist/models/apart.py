@@ -1,11 +1,14 @@
-"""Batches of small models, each computed by one core by itself, so that no core waits for another within a batch."""
+"""Batches of small models, each computed by one core by itself.
+
+So no core waits for another within a batch, which costs much where something else keeps one of them busy.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import islice
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import Any, TypeVar
 
 import torch
@@ -13,8 +16,10 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-WIDEST = 1024
+WIDEST = 512
 """Most dimensions of a model whose batches are computed apart; the products of wider ones keep several cores busy."""
+
+_STARTING = Lock()
 
 
 def runs_apart(model: Any) -> bool:
@@ -29,8 +34,9 @@ def on_cores_of_their_own(work: Callable[[T], R], items: Sequence[T]) -> Iterato
 
     A result depends neither on the number of cores nor on what else they do.
     """
-    count = torch.get_num_threads()
-    pool, stream = _pool(count), iter(items)
+    count, stream = torch.get_num_threads(), iter(items)
+    with _STARTING:
+        pool = _pool(count)
     futures: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(stream, 2 * count))
     try:
         while futures:

@@ -1,4 +1,4 @@
-"""Queue of texts from many requests, and the one thread that runs the models.
+"""Queue of texts from many requests, and the threads that run the models.
 
 A batch may hold texts of several requests.
 """
@@ -9,12 +9,13 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count
 from typing import NamedTuple, final
 
 import torch
 
+from shortlist.models.apart import runs_apart
 from shortlist.models.outputs import Rows, join, select
 from shortlist.models.run import Model, TokenIds, default_token_budget, run_model
 from shortlist.text.batching import token_batches
@@ -54,6 +55,7 @@ class Work:
         self.places: list[int] = []
         """Numbers of the finished texts, in the order of their rows in `parts`."""
         self.parts: list[Rows] = []
+        self._lock = threading.Lock()
 
     def take(self, places: set[int]) -> None:
         """Remove these texts from those that wait."""
@@ -62,9 +64,11 @@ class Work:
 
     def give(self, places: Sequence[int], rows: Rows) -> None:
         """Add the model's rows for some of the texts; the last rows finish the work."""
-        self.places += places
-        self.parts.append(rows)
-        if len(self.places) == len(self.token_ids):
+        with self._lock:
+            self.places += places
+            self.parts.append(rows)
+            last = len(self.places) == len(self.token_ids)
+        if last:
             with suppress(InvalidStateError):  # it was just cancelled
                 self.future.set_result(select(join(self.parts), torch.tensor(self.places).argsort()))
 
@@ -137,7 +141,10 @@ def _alike(order: Sequence[Work], most_tokens: int) -> Iterator[Item]:
 
 @final
 class Batcher:
-    """Runs the models in a thread, which alone may use them.
+    """Runs the models in threads, which alone may use them.
+
+    There is one thread for each core, as a batch of a small model is computed by one core. Batches of other models are
+    run one at a time.
 
     Args:
         token_budget: tokens per forward pass, padding included (None: chosen for the device and short waits).
@@ -155,8 +162,11 @@ class Batcher:
         """Recent speed; 0 before the first batch."""
         self._changed = threading.Condition()
         self._closed, self._arrivals = False, 0
-        self._thread = threading.Thread(target=self._work, name="models", daemon=True)
-        self._thread.start()
+        self._one_at_a_time = threading.Lock()
+        threads = 1 if torch.cuda.is_available() else torch.get_num_threads()
+        self._threads = [threading.Thread(target=self._work, name="models", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def add(self, name: str, model: Model) -> None:
         """Add a model; call this before anything is submitted to it."""
@@ -176,24 +186,25 @@ class Batcher:
                 work.future.cancel()
             elif token_ids:
                 self.queue.add(work)
-                self._changed.notify()
+                self._changed.notify_all()  # it may be enough for all threads
             else:
                 work.future.set_result(Rows(torch.zeros(0, *self.models[model].row_shape)))
         return work.future
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is still running."""
-        return self._thread.is_alive()
+        """Whether the threads are still running."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
-        """End the thread and cancel all waiting work."""
+        """End the threads and cancel all waiting work."""
         with self._changed:
             self._closed = True
             for work in self.queue.works:
                 work.future.cancel()
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps memory for every shape of batch
@@ -217,12 +228,15 @@ class Batcher:
         return [] if self._closed else batch
 
     def _run(self, batch: Sequence[Item]) -> None:
-        start, name = time.monotonic(), batch[0].work.model
+        name = batch[0].work.model
         token_ids = [item.token_ids for item in batch]
         lengths = [len(ids) for ids in token_ids]
-        rows = run_model(self.models[name], token_ids, token_budget=max(lengths) * len(lengths))
-        seconds = max(time.monotonic() - start, 1e-6)
-        self._pace(sum(lengths) / seconds)
+        apart = runs_apart(self.models[name])
+        with nullcontext() if apart else self._one_at_a_time:
+            start = time.monotonic()
+            rows = run_model(self.models[name], token_ids, token_budget=max(lengths) * len(lengths))
+            seconds = max(time.monotonic() - start, 1e-6)
+        self._pace(sum(lengths) / seconds * (len(self._threads) if apart else 1))
         for work in dict.fromkeys(item.work for item in batch):
             texts = [i for i, item in enumerate(batch) if item.work is work]
             work.give([batch[i].place for i in texts], select(rows, torch.tensor(texts)))
