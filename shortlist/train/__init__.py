@@ -21,9 +21,10 @@ from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.records import Qrels
-from shortlist.settings.train import CHECKPOINTS, Config, job_of
+from shortlist.settings.train import CHECKPOINTS, Config, documents_source, job_of, views_alone
+from shortlist.text.views import VIEWS
 from shortlist.train.build import adapted_model, build_model, collect_groups, weights_dtype
-from shortlist.train.examples import batches, learn_together, num_steps
+from shortlist.train.examples import Batch, batches, learn_together, num_steps
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
@@ -38,8 +39,9 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import check_settings, losses, objective_options
+from shortlist.train.settings import check_settings, losses, objective_options, text_options, view_losses, view_rng
 from shortlist.train.steps import Example, compute_outputs
+from shortlist.train.views import joined_examples, viewed
 
 
 def run(config: Config) -> None:
@@ -57,7 +59,7 @@ def run(config: Config) -> None:
         empty, _ = adapted_model(
             config, backbone, empty=True, attention=config.attention
         )  # refuses what does not fit together
-        if config.heldout_split:
+        if config.heldout_split and not views_alone(config):
             _warn_of_one_split(config, collection.qrels(config.heldout_split), source)
         if config.dry_run:
             if world.leads:
@@ -155,6 +157,7 @@ def _foresee(config: Config, model: Trainable, collection: Collection, source: G
         bf16=config.precision == "bf16",
         dtype=weights_dtype(config, device),
         four_bit=config.four_bit,
+        change=change_of(config, 0) if views_alone(config) else None,
     )
     print("\n".join(expected.lines()))
 
@@ -190,24 +193,40 @@ def _examples(
         counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
 
     model.inputs.on_cut = count
-    for batch in batches(
+    drawing: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
+    drawing |= {"first_step": steps.start, "steps": steps.stop}
+    drawn = batches(
         source.groups,
         source.queries,
         collection,
-        batch_size=config.batch_size,
         negatives=config.negatives,
-        seed=config.seed,
-        first_step=steps.start,
-        steps=steps.stop,
         merge=_merge(config, source),
         judged=source.judged,
-    ):
-        yield make_example(config.kind, model.inputs, batch, terms, **options)
+        **drawing,
+    )
+    views = documents_source(collection) if config.views_weight else None
+    views_drawn = batches(views.groups, views.queries, collection, negatives=None, **drawing) if views else None
+    for step, batch in enumerate(drawn, steps.start):
+        batch = change_of(config, step)(batch) if views_alone(config) else batch
+        texts = text_options(config, step)
+        example = make_example(config.kind, model.inputs, batch, terms, texts=texts, **options)
+        if views_drawn and config.views_weight:
+            second = change_of(config, step)(next(views_drawn))
+            second_example = make_example(config.kind, model.inputs, second, view_losses(config), **options)
+            example = joined_examples(example, second_example, weight=config.views_weight)
+        yield example
     form = model.inputs.form
     longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
     for kind, (num_cut, num_texts) in counts.items():
         if num_cut:
             say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {longest[kind]} tokens.")
+
+
+def change_of(config: Config, step: int) -> Callable[[Batch], Batch]:
+    """Return the function that makes a batch of documents one of views."""
+    if config.views is None:
+        return lambda batch: batch
+    return partial(viewed, view=VIEWS[config.views], rng=view_rng(config, step))
 
 
 def _evaluation(config: Config, collection: Collection, model: Trainable) -> Evaluation | None:
