@@ -12,6 +12,7 @@ from shortlist.version import __version__
 if TYPE_CHECKING:
     from shortlist import (
         ask,
+        average,
         convert,
         encode,
         export,

@@ -46,6 +46,11 @@ COMMANDS = {
         "retriever --backbone sentence-transformers/all-MiniLM-L6-v2 --collection my-data --out work/retriever",
         "settings.train",
     ),
+    "average": Command(
+        "average",
+        "make one model of several by averaging their weights",
+        "work/retriever work/retriever-2 --out work/average",
+    ),
     "inspect": Command("inspect", "show what a model is, and how it reads a text", "shortlist-mini"),
     "export": Command(
         "export",
@@ -114,7 +119,7 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
-    "Train": ("train", "mine", "functions", "init", "convert"),
+    "Train": ("train", "average", "mine", "functions", "init", "convert"),
     "Search and rerank": ("encode", "rerank", "fuse", "serve", "verify"),
     "Measure": ("diagnose", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),

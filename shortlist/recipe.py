@@ -30,6 +30,7 @@ OUTPUTS = {
     "functions": "",
     "init": "",
     "train": "",
+    "average": "",
     "encode": "",
     "search": "run.trec",
     "rerank": "run.trec",

@@ -20,7 +20,7 @@ LAYERS = [
     {"evaluation", "index", "rerankers"},
     {"pipeline"},
     {"settings"},
-    {"ask", "convert", "encode", "export", "fuse", "init", "inspect", "mine", "rerank", "search", "train"},
+    {"ask", "average", "convert", "encode", "export", "fuse", "init", "inspect", "mine", "rerank", "search", "train"},
     {"foresight"},
     {"recipe", "verify"},
     {"demo", "integrations", "serve"},

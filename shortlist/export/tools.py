@@ -169,6 +169,7 @@ def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
         {"max_seq_length": model.inputs.form.document_length, "do_lower_case": False},
     )
     similarity = "cosine" if reading.normalize else "dot"
+    prompts = dict(model.inputs.form.prompts) | prompts
     known = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
     write_json(folder / "config_sentence_transformers.json", known)
 

@@ -65,7 +65,9 @@ def check_vectors(folder: Path, model: "ModelFolder", contract: str | None = Non
     manifest = read_manifest(folder) or {}
     form = model.contract("document", contract)
     if manifest.get("stage") == "encode":
-        form = segment_contract(form, **segment_settings(manifest)).with_dims(manifest["config"].get("dims"))
+        config = manifest["config"]
+        form = segment_contract(form.with_prompt("document", config.get("prompt")), **segment_settings(manifest))
+        form = form.with_dims(config.get("dims"))
     if manifest.get("made_from", {}).get("contract", form.of_documents()) != form.of_documents():
         was = manifest["config"].get("contract") or "the model's own"
         raise UserError(

@@ -3,7 +3,7 @@
 from typing import Any, cast, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
@@ -34,6 +34,10 @@ class LanguageModel(nn.Module):
         self.backbone = backbone
         self.inputs = inputs
         self.reading = reading
+        self.stop_id: int | None = None
+        """The token behind whose first place, after a text's first token, tokens are predicted (None: all are)."""
+        self.attention_stop = False
+        """Whether tokens after it attend to nothing before it, so that it has to hold all that is before it."""
 
     @property
     def contract(self) -> InputContract:
@@ -46,13 +50,48 @@ class LanguageModel(nn.Module):
         The loss is minus the log-likelihood of all tokens except the first, each given the tokens before it (nats,
         float32). A prediction is correct if the actual token is the likeliest one.
         """
-        states = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state
-        places = real_tokens(token_ids, lengths)[:, 1:].flatten().nonzero()[:, 0]  # no logits for padding
+        wanted, mask = real_tokens(token_ids, lengths), None  # no logits for padding
+        if self.stop_id is not None:
+            stops = find_stops(token_ids, self.stop_id)
+            wanted = wanted & (torch.arange(token_ids.shape[1], device=token_ids.device) > stops[:, None])
+            seen = stopped_attention(stops, token_ids.shape[1]) if self.attention_stop else None
+            mask = None if seen is None else as_mask(seen, self.backbone)
+        states = self.backbone(input_ids=token_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        places = wanted[:, 1:].flatten().nonzero()[:, 0]
         states, targets = states[:, :-1].flatten(0, 1)[places], token_ids[:, 1:].flatten()[places]
         embedding = cast(Tensor, self.backbone.get_input_embeddings().weight)
         rows = places // max(1, token_ids.shape[1] - 1)
         sums = embedding.new_zeros(len(token_ids), 2, dtype=torch.float32)
         return Rows(sums.index_add(0, rows, next_tokens(states, embedding, targets)))
+
+
+def as_mask(seen: Bool[Tensor, "batch 1 tokens tokens"], backbone: PreTrainedModel) -> Tensor:
+    """Make an attention mask in the form that the backbone's attention takes: sdpa or eager."""
+    if backbone.config._attn_implementation == "sdpa":
+        return seen
+    hidden = torch.finfo(backbone.dtype).min
+    return torch.zeros_like(seen, dtype=backbone.dtype).masked_fill(~seen, hidden)
+
+
+def find_stops(token_ids: Int[Tensor, "batch tokens"], stop_id: int) -> Int[Tensor, " batch"]:
+    """Find the place of each text's first stop token after its first token."""
+    return (token_ids[:, 1:] == stop_id).int().argmax(1) + 1
+
+
+def stopped_attention(stops: Int[Tensor, " batch"], num_tokens: int) -> Bool[Tensor, "batch 1 tokens tokens"]:
+    """Say which tokens each token sees, where a stop hides what is before it.
+
+    A token sees itself and earlier ones, but behind the stop none from before it.
+
+    Args:
+        stops: the place of each text's stop token.
+
+    https://arxiv.org/abs/2504.05216
+    """
+    place = torch.arange(num_tokens, device=stops.device)
+    seen = place <= place[:, None]
+    behind, before = place > stops[:, None], place < stops[:, None]
+    return (seen & ~(behind[:, :, None] & before[:, None, :]))[:, None]
 
 
 def next_tokens(

@@ -204,6 +204,7 @@ def _of_modules(folder: Path) -> InputContract:
         document=(*start, literal(document) + "{title} {text}", *end),
         query_length=length,
         document_length=length,
+        prompts=tuple((name, text) for name, text in prompts.items() if text),
     )
     normalize = kinds[-1] == "Normalize"
     return InputContract(form, Reading(pooling=POOLING_MODES[modes[0]], normalize=normalize or _is_cosine(folder)))

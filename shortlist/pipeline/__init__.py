@@ -118,6 +118,7 @@ class Pipeline:
         depth: int | None = None,
         contract: str | None = None,
         query_length: int | None = None,
+        prompt: str | None = None,
         dims: int | None = None,
         memory_gib: float | None = None,
         effort: int | None = None,
@@ -141,6 +142,7 @@ class Pipeline:
             depth: number of candidates that the reranker reads.
             contract: input contract of the retriever by name, for a folder without one.
             query_length: most tokens of a query (None: the model's limit).
+            prompt: name of a prompt of the retriever's contract, in place of that of its queries.
             dims: numbers to compare of each vector, the first ones (None: all that are stored).
             memory_gib: most GiB of memory for vectors at a time (None: half of the free memory).
             effort: effort of approximate search per query (None: the index's setting), and so is `refine`.
@@ -158,6 +160,7 @@ class Pipeline:
             vectors=Path(vectors) if vectors else None,
             contract=contract,
             query_length=query_length,
+            prompt=prompt,
             dims=dims,
             memory_gib=memory_gib,
             effort=effort,

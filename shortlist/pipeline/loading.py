@@ -63,7 +63,13 @@ class Opener:
         return self.once((method, key), lambda: stands(load(), method))
 
     def retriever(
-        self, name: str, *, contract: str | None = None, query_length: int | None = None, dims: int | None = None
+        self,
+        name: str,
+        *,
+        contract: str | None = None,
+        query_length: int | None = None,
+        prompt: str | None = None,
+        dims: int | None = None,
     ) -> Any:
         """Load a retriever, ready to embed queries."""
 
@@ -71,10 +77,11 @@ class Opener:
             from shortlist.models.retriever import Retriever
 
             folder = self.folder(name)
-            form = folder.contract("document", contract).with_lengths(query=query_length).with_dims(dims)
+            form = folder.contract("document", contract).with_lengths(query=query_length)
+            form = form.with_prompt("query", prompt).with_dims(dims)
             return Retriever.load(folder, contract=form, packed=self.packed)
 
-        return self.model("retriever", name, load, contract, query_length, dims)
+        return self.model("retriever", name, load, contract, query_length, prompt, dims)
 
     def prepared(self, method: Callable[..., "Prepared"], settings: Mapping[str, Any]) -> "Prepared":
         """Prepare a reranker by a method in `rerankers.kinds.RERANKERS`, looking its model up once."""
@@ -123,6 +130,7 @@ def open_dense(
     index: Path | None = None,
     contract: str | None = None,
     query_length: int | None = None,
+    prompt: str | None = None,
     dims: int | None = None,
     memory_gib: float | None = None,
     effort: int | None = None,
@@ -143,7 +151,7 @@ def open_dense(
     kept, cut = dims_to_search(where, dims)
     unit = cut is None or opener.folder(model).contract("document", contract).reading.normalize
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib, dims=cut, unit=unit)
-    retriever = opener.retriever(model, contract=contract, query_length=query_length, dims=kept)
+    retriever = opener.retriever(model, contract=contract, query_length=query_length, prompt=prompt, dims=kept)
     found = opener.index((index, how, engine), "find", lambda: open_vectors(index, how, engine=engine))
     return DenseSearch(retriever, found)
 

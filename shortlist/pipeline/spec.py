@@ -62,6 +62,8 @@ class Sources:
     """Input contract by name, for a model folder without one."""
     query_length: int | None = None
     """Most tokens of a query (None: the model's limit)."""
+    prompt: str | None = None
+    """Name of a prompt of the model's contract, in place of that of its queries."""
     dims: int | None = None
     """Numbers to compare of each vector, the first ones (None: all that are stored); vectors with more are cut when
     they are read."""
@@ -214,7 +216,7 @@ def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
 
 
 def _dense(sources: Sources, path: Path) -> dict[str, Any]:
-    names = ("model", "vectors", "contract", "query_length", "dims", "memory_gib", "effort", "refine")
+    names = ("model", "vectors", "contract", "query_length", "prompt", "dims", "memory_gib", "effort", "refine")
     settings = {name: value for name in names if (value := getattr(sources, name)) is not None}
     settings |= {"engine": sources.engine} if sources.engine != "local" else {}
     return settings if path == sources.vectors else settings | {"index": path}

@@ -32,6 +32,8 @@ class Config:
     """Input contract by name, for a model folder without one."""
     max_length: int | None = None
     """Most tokens of a document (None: the model's limit)."""
+    prompt: str | None = None
+    """Name of a prompt of the model's contract, in place of that of its documents."""
     dims: int | None = None
     """Numbers to keep of each vector, the first ones, for a model trained with `train --dims` (None: all)."""
     segments: Segments = "whole"
@@ -90,7 +92,7 @@ def check_first(config: Config) -> None:
 
 def contract_of(config: Config, model: ModelFolder) -> InputContract:
     """Return the input contract for the documents."""
-    contract = model.contract("document", config.contract)
+    contract = model.contract("document", config.contract).with_prompt("document", config.prompt)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
     return model.check_lengths(segment_contract(contract, config.segments, **lengths).with_dims(config.dims))
 

@@ -22,7 +22,7 @@ from shortlist.errors import UserError
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
-from shortlist.records import Group
+from shortlist.records import Group, Query
 from shortlist.settings.sources import OVERRIDES, SourceSettings, decided, read_sources
 from shortlist.text.contract import named_contract
 from shortlist.together import run_together
@@ -35,8 +35,10 @@ time that processes take to start; larger ones take too much memory several time
 SHARED_STEPS = 10
 """Fewest --steps that are worth several processes."""
 
-RETRIEVERS = ("dims", "dims_weights", "mix_negatives")
+RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
+LANGUAGE_MODELS = ("attention_stop", "corruption")
+"""Settings of language models alone."""
 
 RANKERS = (
     *("loss", "temperature", "negatives", "query_length", "bidirectional", "pooling", "guide"),
@@ -104,6 +106,18 @@ class Config:
     """Weight of each of --dims (default: 1 each)."""
     mix_negatives: int = 0
     """Synthetic negatives per query: mixtures of the vectors of two negatives of its group, others in each step."""
+    views: Literal["crop", "drop", "mask"] | None = None
+    """Train a retriever on documents alone: one view of a document is the query, another its positive. Views are random
+    spans (crop), texts without half of their words (drop), or with `_` in the place of half of them (mask)."""
+    views_weight: float | None = None
+    """Train on --groups or judged pairs as usual, and in each step on views of as many documents of the corpus too,
+    whose loss has this weight (None: on views alone)."""
+    attention_stop: bool = False
+    """Language model: put an end token between query and document, and let tokens after it see nothing before it, so
+    that it learns to hold a whole text; only tokens after it are predicted."""
+    corruption: float = 0.0
+    """Language model: replace words of what comes first in a text by `_`, each with this probability; only what comes
+    after it is predicted."""
     negatives: int | None = None
     """Negatives per query and step, another slice each epoch (None: all of the group)."""
     batch_size: int = 128
@@ -200,7 +214,14 @@ def check(config: Config) -> None:
     if named_kind(config.kind).role != "retriever":
         for name in RETRIEVERS:
             if getattr(config, name) != getattr(Config, name):
-                raise UserError(f"{flag_of(name)}: is about a retriever's vectors; a {config.kind} has none.")
+                raise UserError(f"{flag_of(name)}: is for a retriever, and says nothing about a {config.kind}.")
+    if named_kind(config.kind).role != "language-model":
+        for name in LANGUAGE_MODELS:
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"{flag_of(name)}: is for a language model, and says nothing about a {config.kind}.")
+    if not 0 <= config.corruption < 1:
+        raise UserError(f"--corruption is {config.corruption}; expected at least 0 and below 1.")
+    _check_views(config)
     if config.negatives is not None and config.negatives < 2 and config.mix_negatives:
         raise UserError(f"--mix-negatives mixes two of --negatives, which is {config.negatives}; expected at least 2.")
     _check_where_groups_are(config)
@@ -241,6 +262,39 @@ def parse_margin(text: str) -> tuple[float, bool]:
     if not math.isfinite(margin):
         raise UserError(f"--guide-margin is {text!r}; expected a similarity such as 0.05, or a share such as 5%.")
     return (margin / 100 if relative else margin), relative
+
+
+def _check_views(config: Config) -> None:
+    """Refuse settings that do not go together with views.
+
+    Raises:
+        UserError: a weight without views or not above 0, or groups beside views alone.
+    """
+    if config.views_weight is not None and config.views is None:
+        raise UserError("--views-weight: there are no views; add --views.")
+    if config.views_weight is not None and not 0 < config.views_weight < math.inf:
+        raise UserError(f"--views-weight is {config.views_weight}; expected more than 0.")
+    if config.views is not None and config.sources:
+        raise UserError("--views: reads the documents of one collection; leave out --sources.")
+    if views_alone(config):
+        for name in (
+            "groups",
+            "negatives_from",
+            "negatives",
+            "mix_negatives",
+            "skip_missing",
+            "split",
+            "positives_from",
+        ):
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(
+                    f"{flag_of(name)}: --views alone reads documents only; add --views-weight, or leave it out."
+                )
+
+
+def views_alone(config: Config) -> bool:
+    """Whether a training reads documents only."""
+    return config.views is not None and config.views_weight is None
 
 
 def _check_dims(dims: Sequence[int], weights: Sequence[float]) -> None:
@@ -364,6 +418,8 @@ def open_part(part: Part, collection: Collection) -> OpenPart:
     A reranker's groups that are made of judgements will get negatives, as the settings then say.
     """
     config, run = part.config, part.settings.run
+    if views_alone(config):
+        return OpenPart(part.name, config, part.settings, collection, documents_source(collection))
     if config.groups:
         source = open_groups(str(config.groups), least=config.positives_from)
     elif run:
@@ -390,6 +446,16 @@ def _with_queries(source: GroupSource, config: Config, collection: Collection) -
         queries = {query.query_id: query for query in collection.queries(config.split, on_bad)}
     both = {**queries, **source.queries} if source.queries else queries
     return source._replace(queries=both, judged=_judged(config, collection, source.groups))
+
+
+def documents_source(collection: Collection) -> GroupSource:
+    """Make a group of each document, as its own positive; views will replace the texts.
+
+    The query's text is the id, so that no two queries seem to be the same.
+    """
+    doc_ids = [document.doc_id for document in collection.corpus() if document.text.strip()]
+    groups = [Group(doc_id, (doc_id,), ()) for doc_id in doc_ids]
+    return GroupSource(groups, {doc_id: Query(doc_id, doc_id) for doc_id in doc_ids}, collection.identity("corpus"))
 
 
 def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> Mapping[str, frozenset[str]]:
@@ -447,7 +513,7 @@ def _identities(part: OpenPart) -> dict[str, str]:
     """Return the identities of what a source reads."""
     judgements = {"judgements": part.collection.identity(f"qrels/{part.config.split}")} if part.source.judged else {}
     return {
-        "collection": part.collection.identity("corpus", "queries"),
+        "collection": part.collection.identity("corpus", *(() if views_alone(part.config) else ("queries",))),
         "groups": part.source.identity,
         **judgements,
     }

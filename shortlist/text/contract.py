@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from shortlist.errors import UserError, unknown
-from shortlist.text.templates import before_field, field_names
+from shortlist.text.templates import before_field, field_names, literal, prompt
 
 SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token_id", "<sep>": "sep_token_id"}
 
@@ -54,6 +54,8 @@ class Form:
     text is then stripped."""
     instruction: str = ""
     """Value of {instruction}."""
+    prompts: tuple[tuple[str, str], ...] = ()
+    """Further prompts, each with its name; one of them may replace the prompt of queries or of documents."""
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "Form":
         """Return the same form with other lengths.
@@ -109,6 +111,28 @@ class Form:
 
         return replace(self, **{kind: prompted(getattr(self, kind)) for kind in TEMPLATES})
 
+    def with_prompt(self, kind: str, name: str | None) -> "Form":
+        """Return the same form with another prompt.
+
+        It replaces the text before the first field.
+
+        Args:
+            kind: `query` or `document`.
+            name: the name of the prompt (None: keep the template's own).
+
+        Raises:
+            UserError: there is no such prompt.
+        """
+        if name is None:
+            return self
+        known = dict(self.prompts)
+        if name not in known:
+            raise UserError(f"--prompt: {unknown('prompt of the input contract', name, known)}")
+        pieces = list(getattr(self, kind))
+        place = next(i for i, piece in enumerate(pieces) if piece not in SPECIAL and field_names(piece))
+        pieces[place] = literal(known[name]) + pieces[place].removeprefix(literal(prompt(pieces[place])))
+        return replace(self, **{kind: tuple(pieces)})
+
     def fitted(self, tokenizer: Any) -> "Form":
         """Return the same form, without `<bos>` if the tokenizer has none.
 
@@ -162,7 +186,8 @@ class InputContract:
         """
         default, settings = InputContract()._settings(), self._settings()
         said = {name: value for name, value in settings.items() if name in ORDER or value != default[name]}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+        return plain | ({"prompts": dict(self.form.prompts)} if self.form.prompts else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str) -> "InputContract":
@@ -179,6 +204,8 @@ class InputContract:
         for name in values.keys() - known:
             raise UserError(f"{where}: {unknown('contract setting', name, known)}")
         settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        if "prompts" in settings:
+            settings["prompts"] = tuple(settings["prompts"].items())
         return cls(
             Form(**{name: settings[name] for name in of_form & settings.keys()}),
             Reading(**{name: settings[name] for name in of_reading & settings.keys()}),
@@ -191,6 +218,10 @@ class InputContract:
     def with_instruction(self, instruction: str | None) -> "InputContract":
         """Return the same contract with another instruction, as for `Form.with_instruction`."""
         return replace(self, form=self.form.with_instruction(instruction))
+
+    def with_prompt(self, kind: str, name: str | None) -> "InputContract":
+        """Return the same contract with another prompt, as for `Form.with_prompt`."""
+        return replace(self, form=self.form.with_prompt(kind, name))
 
     def with_dims(self, dims: int | None) -> "InputContract":
         """Return the same contract with vectors cut to their first numbers.
@@ -212,14 +243,14 @@ class InputContract:
 
         These are all but those of queries and pairs.
         """
-        return self._hash(query=(), query_length=0, pair=(), pair_length=0)
+        return self._hash(query=(), query_length=0, pair=(), pair_length=0, prompts=())
 
     def of_pairs(self) -> str:
         """Hash the settings that a pair's score depends on.
 
         These are all but those of queries alone and documents alone.
         """
-        return self._hash(query=(), query_length=0, document=(), document_length=0)
+        return self._hash(query=(), query_length=0, document=(), document_length=0, prompts=())
 
     def _settings(self) -> dict[str, Any]:
         values = asdict(self.form) | asdict(self.reading)

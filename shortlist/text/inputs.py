@@ -227,10 +227,38 @@ class Inputs:
 
 def turn(pair: tuple[str, ...]) -> tuple[str, ...]:
     """Swap the query and the document in a pair's template, with their prompts."""
-    pieces = [part for piece in pair for part in re.split(r"(?<=\{query\})\s+", piece)]
-    query, text = (next(i for i, piece in enumerate(pieces) if _has(piece, [field])) for field in ("query", "text"))
+    pieces, query, text = _apart(pair)
     pieces[query], pieces[text] = pieces[text], pieces[query]
     return tuple(pieces)
+
+
+def with_stop(pair: tuple[str, ...]) -> tuple[str, ...]:
+    """Put an end token between the query and the document of a pair's template.
+
+    Raises:
+        UserError: they are in one piece, with the document first.
+    """
+    pieces, query, text = _apart(pair)
+    if query == text:
+        raise UserError(f"pair of the input contract: {pair[0]!r} has no place between document and query.")
+    second = max(query, text)
+    return pair if "<eos>" in pieces[min(query, text) : second] else (*pieces[:second], "<eos>", *pieces[second:])
+
+
+def query_is_first(pair: tuple[str, ...]) -> bool:
+    """Whether a pair's template has the query before the document."""
+    _, query, text = _apart(pair)
+    return query < text
+
+
+def _apart(pair: tuple[str, ...]) -> tuple[list[str], int, int]:
+    """Split a pair's template behind the query.
+
+    Returns the pieces, and which of them have the query and the document.
+    """
+    pieces = [part for piece in pair for part in re.split(r"(?<=\{query\})\s+", piece)]
+    query, text = (next(i for i, piece in enumerate(pieces) if _has(piece, [field])) for field in ("query", "text"))
+    return pieces, query, text
 
 
 def _has(piece: str, names: Iterable[str]) -> bool:

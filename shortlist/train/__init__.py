@@ -25,14 +25,18 @@ from shortlist.progress import say
 from shortlist.settings.train import (
     Config,
     OpenPart,
+    documents_source,
     job_of,
     num_processes,
     open_guide,
     parse_margin,
     settled,
+    views_alone,
     with_names,
 )
+from shortlist.text.views import VIEWS
 from shortlist.train.build import adapted_model, build_model, collect_parts, weights_dtype
+from shortlist.train.examples import Batch, batches
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.guide import Guide, load_guide
@@ -53,9 +57,10 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import check_settings, losses, objective_options
+from shortlist.train.settings import check_settings, losses, objective_options, text_options, view_losses, view_rng
 from shortlist.train.start import Start
 from shortlist.train.steps import Example, compute_outputs
+from shortlist.train.views import joined_examples, viewed
 
 
 def run(config: Config) -> None:
@@ -77,7 +82,7 @@ def run(config: Config) -> None:
         )  # refuses what does not fit together
         if config.layers_sampled:
             hold_back(empty, parse_sampling(config.layers_sampled))
-        if config.heldout_split:
+        if config.heldout_split and not views_alone(config):
             _warn_of_one_split(config, heldout_collection(config, parts), parts)
         if config.dry_run:
             if world.leads:
@@ -225,6 +230,7 @@ def _foresee(config: Config, model: Trainable, mixture: Mixture, world: World) -
             dtype=weights_dtype(config, device),
             four_bit=config.four_bit,
             optimizer=parse_optimizer(config.optimizer),
+            change=change_of(config, 0) if views_alone(config) else None,
         )
         print("\n".join(expected.lines()))
 
@@ -288,7 +294,7 @@ def _examples(
 ) -> Iterator[Example]:
     """Make the examples of these steps, and say how many texts were cut."""
     terms, counts = [losses(part.config) for part in mixture.parts], dict[str, list[int]]()
-    options = objective_options(config, model) | ({"guide": guide} if guide else {})
+    options = objective_options(config, model)
 
     def count(kind: str, num_cut: int, num_texts: int) -> None:
         counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
@@ -296,13 +302,35 @@ def _examples(
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
         own.on_cut = count
-    for number, batch in mixture.batches(steps):
-        yield make_example(config.kind, inputs[number], batch, terms[number], **options)
+    views = _views(config, mixture.parts[0].collection, steps) if config.views_weight else None
+    for step, (number, batch) in enumerate(mixture.batches(steps), steps.start):
+        batch = change_of(config, step)(batch) if views_alone(config) else batch
+        texts = text_options(config, step)
+        example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, texts=texts, **options)
+        if views and config.views_weight:
+            viewed_example = make_example(config.kind, inputs[number], next(views), view_losses(config), **options)
+            example = joined_examples(example, viewed_example, weight=config.views_weight)
+        yield example
     form = model.inputs.form
     longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
     for kind, (num_cut, num_texts) in counts.items():
         if num_cut:
             say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {longest[kind]} tokens.")
+
+
+def change_of(config: Config, step: int) -> Callable[[Batch], Batch]:
+    """Return the function that makes a batch of documents one of views."""
+    if config.views is None:
+        return lambda batch: batch
+    return partial(viewed, view=VIEWS[config.views], rng=view_rng(config, step))
+
+
+def _views(config: Config, collection: Collection, steps: range) -> Iterator[Batch]:
+    """Yield a batch of views of documents for each step."""
+    source = documents_source(collection)
+    drawing = {"batch_size": config.batch_size, "seed": config.seed, "first_step": steps.start, "steps": steps.stop}
+    drawn = batches(source.groups, source.queries, collection, negatives=None, **drawing)
+    return (change_of(config, step)(batch) for step, batch in enumerate(drawn, steps.start))
 
 
 def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:

@@ -19,11 +19,12 @@ from shortlist.models.save import Trainable
 from shortlist.progress import say
 from shortlist.settings.train import OpenPart, Part, open_collections, open_part, parts_of
 from shortlist.text.contract import InputContract, named_contract
+from shortlist.text.inputs import with_stop
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs
 from shortlist.train.negatives import check_negatives, with_negatives
-from shortlist.train.settings import Config, losses
+from shortlist.train.settings import Config, has_stop, losses
 
 
 def collect_parts(config: Config) -> list[OpenPart]:
@@ -50,6 +51,8 @@ def collect_part(part: Part, collection: Collection) -> OpenPart:
             qrels = collection.qrels(config.split)
             source = source._replace(groups=[graded(group, qrels[group.query_id]) for group in source.groups])
     check_needs(losses(config), source.groups, where=where, role=role)
+    if config.mix_negatives and all(len(group.negatives) < 2 for group in source.groups):
+        raise UserError(f"--mix-negatives: no group of {where} has two negatives to mix; mine some, or leave it out.")
     check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
     if short := shortfall(negative_counts(source.groups), config.negatives):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
@@ -125,8 +128,15 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
         both_ways = contract.reading.bidirectional or config.bidirectional
         pooling = config.pooling or contract.reading.pooling
         reading = replace(contract.reading, bidirectional=both_ways, dims=config.dims, pooling=pooling)
-        return replace(contract, reading=reading)
+        form = replace(contract.form, pair=with_stop(contract.form.pair)) if has_stop(config) else contract.form
+        return InputContract(form, reading)
 
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
-    return to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)
+    model = to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)
+    if has_stop(config):
+        model.stop_id, model.attention_stop = model.inputs.special_id("<eos>"), config.attention_stop
+        attention = model.backbone.config._attn_implementation
+        if config.attention_stop and attention not in ("sdpa", "eager"):
+            raise UserError(f"--attention-stop: {attention} takes no mask of its own; use --attention sdpa.")
+    return model

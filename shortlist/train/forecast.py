@@ -3,7 +3,7 @@
 The model's weights are not needed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -105,6 +105,7 @@ def forecast(
     cached: bool = False,
     device: torch.device | None = None,
     kept: int = 0,
+    change: Callable[[Batch], Batch] | None = None,
     **precision: Any,
 ) -> Forecast:
     """Forecast a run.
@@ -117,13 +118,15 @@ def forecast(
         cached: use the grad-cached step.
         device: device it would run on (None: this machine's).
         kept: bytes of weights beside the model's, such as a guide's.
+        change: what becomes of each batch before it is trained on (None: nothing).
         precision: `bf16`, `dtype`, `four_bit` and `optimizer` of `step_memory`.
 
     Raises:
         UserError: a text that cannot be trained on, such as a query that leaves no room for its document.
     """
     options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
-    sample = [_measure(kind, model, batch) for batch in _sample(groups, queries, collection, **options)]
+    drawn = _sample(groups, queries, collection, **options)
+    sample = [_measure(kind, model, change(batch) if change else batch) for batch in drawn]
     shares = [_passes(texts, token_budget, processes) for texts in sample]
     first = [by_process[0] for by_process in shares]  # the first process has the largest passes
     worst = max(first, key=lambda passes: _tokens(passes[:1] if cached else passes))

@@ -1,9 +1,11 @@
 """Training objectives: batch -> inputs, and outputs -> ranking and loss."""
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,8 +17,10 @@ from shortlist.math.mixing import draw_mixtures, mixed_scores, with_negatives_of
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
 from shortlist.models.outputs import Rows
+from shortlist.records import Document
 from shortlist.text.hashes import document_text_hash
-from shortlist.text.inputs import Inputs
+from shortlist.text.inputs import Inputs, query_is_first
+from shortlist.text.views import masked
 from shortlist.train.examples import Batch
 from shortlist.train.guide import Guide
 from shortlist.train.losses import Term, needs, total_loss
@@ -33,8 +37,11 @@ them; and as `guide_rows` a guide's, for every query and then every document, if
 class Objective(NamedTuple):
     """The training objective of a kind of model."""
 
-    token_ids: Callable[[Inputs, Batch], dict[str, list[list[int]]]]
-    """Makes the model's inputs by kind (such as queries and documents), in the order of the outputs."""
+    token_ids: Callable[..., dict[str, list[list[int]]]]
+    """Makes the model's inputs by kind: `token_ids(inputs, batch, **texts)`.
+
+    The kinds are such as queries and documents, in the order of the outputs.
+    """
     learn: Callable[..., Learn]
     """Prepares a function of the batch's outputs: `learn(batch, token_ids, terms, **options)`.
 
@@ -43,17 +50,25 @@ class Objective(NamedTuple):
 
 
 def make_example(
-    kind: str, inputs: Inputs, batch: Batch, terms: Sequence[Term], *, guide: Guide | None = None, **options: Any
+    kind: str,
+    inputs: Inputs,
+    batch: Batch,
+    terms: Sequence[Term],
+    *,
+    guide: Guide | None = None,
+    texts: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
 ) -> Example:
     """Prepare a batch for a training step of a kind of model.
 
     Args:
         terms: the losses to add up; a language model has none.
         guide: leave out negatives that it takes for answers.
-        options: further arguments of the objective's `learn`, such as `dims` of `rank_batch`.
+        texts: further arguments of the objective's `token_ids`, such as `corruption` of `both_orders_ids`.
+        options: further arguments of its `learn`, such as `dims` of `rank_batch`.
     """
     objective = for_kind(OBJECTIVES, kind)
-    token_ids = [ids for part in objective.token_ids(inputs, batch).values() for ids in part]
+    token_ids = [ids for part in objective.token_ids(inputs, batch, **texts).values() for ids in part]
     learn = objective.learn(batch, token_ids, terms, guide=guide, **options)
     guide_ids = [ids for part in text_ids(guide.model.inputs, batch).values() for ids in part] if guide else []
     reads_start = any("start" in needs(term) for term in terms)
@@ -72,14 +87,31 @@ def pair_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
     return {"pairs": inputs.pair_ids(pairs)}
 
 
-def both_orders_ids(inputs: Inputs, batch: Batch) -> dict[str, list[list[int]]]:
+def both_orders_ids(
+    inputs: Inputs, batch: Batch, *, corruption: float = 0.0, rng: np.random.Generator | None = None
+) -> dict[str, list[list[int]]]:
     """Tokenise every query with its positive, first as a reranker does, then in reverse order.
 
     All pairs in the reranker's order come first. In one order the query helps to predict the document, in the other the
     document helps to predict the query.
+
+    Args:
+        corruption: share of the words of what comes first in a text that are masked.
+        rng: chooses these words.
     """
     pairs = [(query, group[0]) for query, group in zip(batch.queries, batch.documents, strict=True)]
-    return {"texts": inputs.pair_ids(pairs) + inputs.pair_ids(pairs, turned=True)}
+    by_query, by_document = pairs, pairs
+    if corruption and rng:
+        by_query = [(query._replace(text=masked(query.text, rng, share=corruption)), d) for query, d in pairs]
+        by_document = [(query, _masked_document(document, rng, corruption)) for query, document in pairs]
+    if not query_is_first(inputs.form.pair):
+        by_query, by_document = by_document, by_query
+    return {"texts": inputs.pair_ids(by_query) + inputs.pair_ids(by_document, turned=True)}
+
+
+def _masked_document(document: Document, rng: np.random.Generator, share: float) -> Document:
+    title, text = (masked(part, rng, share=share) for part in (document.title, document.text))
+    return document._replace(title=title, text=text)
 
 
 def rank_batch(
@@ -175,13 +207,21 @@ def rank_groups(
 
 
 def foretell_tokens(
-    batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term], guide: Guide | None = None
+    batch: Batch,
+    token_ids: Sequence[list[int]],
+    terms: Sequence[Term],
+    guide: Guide | None = None,
+    *,
+    stop_id: int | None = None,
 ) -> Learn:
-    """Predict every token but the first of each text.
+    """Predict every token but the first of each text, or every token after its stop.
 
     The loss is the mean over all predicted tokens of the batch.
+
+    Args:
+        stop_id: the stop, as the model has it.
     """
-    num_tokens = sum(len(ids) - 1 for ids in token_ids)
+    num_tokens = sum(len(ids) - 1 - (0 if stop_id is None else ids.index(stop_id, 1)) for ids in token_ids)
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
         loss, likeliest = rows.values.sum(0) / num_tokens

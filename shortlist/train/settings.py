@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.settings.train import Config, check, parts_of
@@ -30,7 +32,22 @@ def objective_options(config: Config, model: Any) -> dict[str, Any]:
     if config.dims or config.mix_negatives:
         chosen = {"dims": config.dims, "weights": config.dims_weights, "mixed": config.mix_negatives}
         return chosen | {"unit": model.reading.normalize}
-    return {}
+    return {"stop_id": model.stop_id} if has_stop(config) else {}
+
+
+def text_options(config: Config, step: int) -> dict[str, Any]:
+    """Return the arguments with which the objective makes a step's inputs."""
+    return {"corruption": config.corruption, "rng": view_rng(config, step)} if config.corruption else {}
+
+
+def view_rng(config: Config, step: int) -> np.random.Generator:
+    """Make the generator of a step's changes to texts."""
+    return np.random.default_rng([config.seed, step])
+
+
+def has_stop(config: Config) -> bool:
+    """Whether a language model predicts only what comes after a stop."""
+    return config.attention_stop or config.corruption > 0
 
 
 def losses(config: Config) -> list[Term]:
@@ -41,8 +58,15 @@ def losses(config: Config) -> list[Term]:
     Raises:
         UserError: `--loss` does not fit.
     """
-    kind = named_kind(config.kind)
-    if kind.role == "language-model":
+    if named_kind(config.kind).role == "language-model":
         return []
-    temperature = kind.temperature if config.temperature is None else config.temperature
-    return parse_losses(config.loss, temperature=temperature)
+    return parse_losses(config.loss, temperature=_temperature(config))
+
+
+def view_losses(config: Config) -> list[Term]:
+    """Return the loss of views beside groups: no teacher or judge knows their documents."""
+    return parse_losses(["infonce"], temperature=_temperature(config))
+
+
+def _temperature(config: Config) -> float:
+    return named_kind(config.kind).temperature if config.temperature is None else config.temperature

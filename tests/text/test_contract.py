@@ -419,7 +419,8 @@ def test_every_setting_survives_json():
     form = replace(named_contract("qwen3-reranker").form, verbatim=True, query=("{query}",), document=("{text}",))
     lengths = {"query_length": 1, "document_length": 2, "pair_length": 3}
     reading = Reading(pooling="mean", normalize=False, bidirectional=True, answer=("yes",), token_types=True)
-    contract = InputContract(replace(form, **lengths), replace(reading, cut=8, dims=(16, 8)))
+    form = replace(form, **lengths, prompts=(("sts", "sts: "),))
+    contract = InputContract(form, replace(reading, cut=8, dims=(16, 8)))
     default = asdict(Form()) | asdict(Reading())
     assert {name for name, value in default.items() if contract.to_dict().get(name, value) == value} == set()
     assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict())), where="here") == contract
@@ -524,3 +525,21 @@ def test_a_template_with_other_fields_is_refused(piece: str):
 )
 def test_an_empty_field_takes_one_space_with_it(values: dict[str, str], expected: str):
     assert filled("passage: {url} {title} {text}", values) == expected
+
+
+def test_a_named_prompt_takes_the_place_of_the_templates_own():
+    form = replace(named_contract("e5").form, prompts=(("sts", "sim {x}: "), ("none", "")))
+    contract = InputContract(form, Reading())
+    assert contract.with_prompt("query", "sts").form.query == tuple(
+        "sim {{x}}: {query}" if "{query}" in piece else piece for piece in form.query
+    )
+    assert contract.with_prompt("document", "none").form.document == tuple(
+        "{title} {text}" if "{text}" in piece else piece for piece in form.document
+    )
+    assert contract.with_prompt("query", None) == contract
+    assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict())), where="here") == contract
+    assert contract.to_dict()["prompts"] == {"sts": "sim {x}: ", "none": ""}
+    assert contract.of_documents() == InputContract(named_contract("e5").form, Reading()).of_documents()
+    assert contract.with_prompt("document", "sts").of_documents() != contract.of_documents()
+    with pytest.raises(UserError, match="unknown prompt of the input contract 'stss': perhaps 'sts'"):
+        contract.with_prompt("query", "stss")

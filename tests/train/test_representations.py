@@ -1,22 +1,29 @@
 """What retrievers learn besides a ranking by whole vectors of the batch's documents."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from named import load_retriever, retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
+from shortlist.data.collections import open_collection
+from shortlist.data.formats import write_corpus
 from shortlist.errors import UserError
 from shortlist.math.matryoshka import shortened
 from shortlist.models.outputs import Rows
-from shortlist.settings.train import check
+from shortlist.records import Query
+from shortlist.settings.train import check, documents_source
+from shortlist.text.views import VIEWS
 from shortlist.train.examples import Batch
 from shortlist.train.losses import parse_losses
 from shortlist.train.objectives import make_example
 from shortlist.train.steps import backward
+from shortlist.train.views import joined_examples, viewed
 
 BATCH = Batch(
     queries=QUERIES[:3],
@@ -96,7 +103,7 @@ def test_a_trained_model_says_which_dimensions_it_was_trained_for(tiny: Tiny, tm
         ({"dims": (8, 4), "dims_weights": (1.0,)}, "--dims-weights has 1 numbers for 2 --dims"),
         ({"dims_weights": (1.0,)}, "--dims-weights has 1 numbers for 0 --dims"),
         ({"dims": (8,), "dims_weights": (0.0,)}, "--dims-weights has 0.0; expected more"),
-        ({"kind": "reranker", "dims": (8,)}, "--dims: is about a retriever's vectors"),
+        ({"kind": "reranker", "dims": (8,)}, "--dims: is for a retriever"),
         ({"kind": "language-model", "pooling": "mean"}, "--pooling: says nothing about a language model"),
         ({"mix_negatives": 2, "negatives": 1}, "--mix-negatives mixes two of --negatives"),
     ],
@@ -111,3 +118,71 @@ def test_more_dimensions_than_the_models_and_an_unknown_pooling_are_refused(tiny
         train.run(settings(tiny, tmp_path / "m", dims=(64, 32)))
     with pytest.raises(UserError, match="pooling 'maen'"):
         train.run(settings(tiny, tmp_path / "m", pooling="maen"))
+
+
+def test_a_document_alone_becomes_a_query_and_its_positive_by_two_views(tiny: Tiny):
+    batch = Batch([Query("d0", "d0")], [[DOCUMENTS[0]._replace(title="T")]], [frozenset({"d0"})])
+    made = viewed(batch, VIEWS["crop"], np.random.default_rng(0))
+    query, document = made.queries[0].text, made.documents[0][0]
+    assert query in DOCUMENTS[0].text
+    assert document.text in DOCUMENTS[0].text
+    assert query != document.text
+    assert (document.title, document.doc_id, made.queries[0].query_id) == ("T", "d0", "d0")
+
+
+def test_two_examples_are_one_step_with_the_weighted_sum_of_their_losses(model: Any):
+    first, second = made(model), made(model, dims=(8,), unit=True)
+    given = vectors(24)
+    parts = [example.objective(Rows(part)) for example, part in zip((first, second), given.split(12), strict=True)]
+    outcome = joined_examples(first, second, weight=0.25).objective(Rows(given))
+    assert outcome.loss.item() == pytest.approx((parts[0].loss + 0.25 * parts[1].loss).item())
+    assert outcome.accuracy == parts[0].accuracy
+
+
+def test_a_corpus_alone_trains_a_retriever_and_each_epoch_sees_other_views(tiny: Tiny, tmp_path: Path):
+    write_corpus(tmp_path / "c/corpus.jsonl", DOCUMENTS)
+    seen = [
+        [
+            example.token_ids
+            for example in examples(settings(tiny, tmp_path / "m", views="drop", steps=6), tmp_path / "c")
+        ]
+        for _ in range(2)
+    ]
+    assert seen[0] == seen[1]
+    assert len({str(sorted(ids)) for ids in seen[0]}) == 6  # 3 steps are an epoch
+    train.run(settings(tiny, tmp_path / "m", views="crop", collection=str(tmp_path / "c")))
+    assert load_retriever(str(tmp_path / "m")).row_shape == (32,)
+
+
+def examples(config: train.Config, collection: Path) -> list[Any]:
+    opened = open_collection(str(collection))
+    model = retriever_to_train(config.backbone, None)
+    return list(train._examples(config, opened, documents_source(opened), model, range(config.steps or 0)))
+
+
+def test_views_beside_groups_add_their_weighted_loss(tiny: Tiny, tmp_path: Path):
+    train.run(settings(tiny, tmp_path / "plain"))
+    train.run(settings(tiny, tmp_path / "both", views="mask", views_weight=0.2))
+    read = [json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("plain", "both")]
+    assert read[1]["loss"] > read[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"views_weight": 0.2}, "--views-weight: there are no views"),
+        ({"views": "crop", "views_weight": 0.0}, "--views-weight is 0.0"),
+        ({"views": "crop", "negatives_from": "bm25"}, "--negatives-from: --views alone reads documents only"),
+        ({"views": "crop", "kind": "reranker"}, "--views: is for a retriever"),
+        ({"corruption": 0.2}, "--corruption: is for a language model"),
+        ({"kind": "language-model", "corruption": 1.0}, "--corruption is 1.0"),
+    ],
+)
+def test_settings_of_views_and_corruption_are_checked(change: dict[str, Any], message: str, tiny: Tiny, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        check(settings(tiny, tmp_path / "m", **change))
+
+
+def test_mixing_needs_groups_with_two_negatives(tiny: Tiny, tmp_path: Path):
+    with pytest.raises(UserError, match="has two negatives to mix; mine some"):
+        train.run(settings(tiny, tmp_path / "m", mix_negatives=2))

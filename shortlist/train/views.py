@@ -1,0 +1,45 @@
+"""Training on documents alone: two views of a document are a query and its positive."""
+
+import numpy as np
+import torch
+
+from shortlist.models.outputs import Rows, select
+from shortlist.text.views import View
+from shortlist.train.examples import Batch
+from shortlist.train.steps import Example, Outcome
+
+
+def viewed(batch: Batch, view: View, rng: np.random.Generator) -> Batch:
+    """Replace each query by one view of its document, and the document by another.
+
+    A title stays with the document.
+    """
+    texts = [group[0].text for group in batch.documents]
+    return batch._replace(
+        queries=[query._replace(text=view(text, rng)) for query, text in zip(batch.queries, texts, strict=True)],
+        documents=[
+            [group[0]._replace(text=view(text, rng))] for group, text in zip(batch.documents, texts, strict=True)
+        ],
+    )
+
+
+def joined_examples(first: Example, second: Example, *, weight: float) -> Example:
+    """Join two examples into one step, with the first one's accuracy.
+
+    Args:
+        weight: the weight of the second one's loss beside the first one's.
+    """
+    count, total = len(first.token_ids), len(first.token_ids) + len(second.token_ids)
+
+    def objective(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
+        def part(texts: torch.Tensor, guide_rows: Rows | None) -> dict[str, Rows | None]:
+            return {"start_rows": None if start_rows is None else select(start_rows, texts), "guide_rows": guide_rows}
+
+        here, there = torch.arange(count), torch.arange(count, total)
+        one = first.objective(select(rows, here), **part(here, guide_rows))
+        other = second.objective(select(rows, there), **part(there, None))
+        return Outcome(one.loss + weight * other.loss, one.accuracy)
+
+    return first._replace(
+        token_ids=first.token_ids + second.token_ids, query_ids=first.query_ids + second.query_ids, objective=objective
+    )
