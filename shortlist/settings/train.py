@@ -44,6 +44,12 @@ class Config:
     negatives_from: Literal["random", "bm25"] | None = None
     """Give negatives to groups that have none: bm25 draws them from its 200 best hits for the query, random from the
     whole corpus (None: bm25 for a reranker without --groups, otherwise such groups stay as they are)."""
+    refresh_steps: int | None = None
+    """Search for new negatives with the model itself every so many steps (None: never)."""
+    refresh_depth: int = 200
+    """Best documents of each query to draw these negatives from."""
+    refresh_docs: int | None = None
+    """Most documents to search for them, sampled anew each time (None: the whole collection)."""
     split: str = "train"
     """Split of the collection that has the groups' queries."""
     positives_from: int | None = None
@@ -133,6 +139,7 @@ def check(config: Config) -> None:
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
     at_least |= dict.fromkeys(("negatives", "warmup_steps", "seed"), 0) | {"positives_from": 1}
+    at_least |= dict.fromkeys(("refresh_steps", "refresh_depth", "refresh_docs"), 1)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and value < least:
@@ -149,6 +156,7 @@ def check(config: Config) -> None:
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
     _check_where_groups_are(config)
+    _check_refresh(config)
     if config.lora:
         parse_lora(config.lora)
     if config.contract:
@@ -170,6 +178,17 @@ def _check_where_groups_are(config: Config) -> None:
         raise UserError("--mix-temperature: says how --sources are drawn; add them, or leave it out.")
     if config.heldout_collection is not None and config.heldout_split is None:
         raise UserError("--heldout-collection: no split of it is measured; add --heldout-split.")
+
+
+def _check_refresh(config: Config) -> None:
+    if config.refresh_steps is None:
+        for name in ("refresh_depth", "refresh_docs"):
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"{flag_of(name)}: says where new negatives are from; add --refresh-steps.")
+    elif named_kind(config.kind).role != "retriever":
+        raise UserError(f"--refresh-steps: a {config.kind} has no vectors to search with; leave it out.")
+    elif config.negatives == 0:
+        raise UserError("--refresh-steps: finds negatives, and --negatives is 0; leave out one of the two.")
 
 
 class Part(NamedTuple):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
@@ -21,16 +21,19 @@ from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.settings.train import CHECKPOINTS, Config, OpenPart, job_of, settled
+from shortlist.text.contract import Form
 from shortlist.train.build import adapted_model, build_model, collect_parts, weights_dtype
 from shortlist.train.forecast import forecast
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
 from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit, new_optimizer
-from shortlist.train.mixture import Mixture, inputs_of, merges
+from shortlist.train.mixture import Mixture, Renewed, inputs_of, merges
 from shortlist.train.objectives import make_example
+from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew, to_text
 from shortlist.train.resume import (
     State,
+    checkpoints,
     drop_checkpoints,
     load_checkpoint,
     load_weights,
@@ -92,6 +95,10 @@ def train(config: Config, backbone: ModelFolder, mixture: Mixture, world: World 
         state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
     steps, evaluation = mixture.steps, _evaluation(config, mixture.parts, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
+    refresh, cut = _refresh(config), Cut(model.inputs.form)
+    renewed: Renewed = ()
+    if refresh and state.step > refresh.every and state.step % refresh.every:
+        renewed = read_renewed(checkpoints(config.out)[-1])
 
     def after(state: State, record: Record) -> State:
         write(record)
@@ -105,23 +112,30 @@ def train(config: Config, backbone: ModelFolder, mixture: Mixture, world: World 
             if score > state.best_score:
                 state = state._replace(best_step=state.step, best_score=score)
         if state.step == state.best_step or (state.step % config.checkpoint_steps == 0 and state.step < steps):
-            save_checkpoint(config.out, model, optimizer, state, keep=config.keep, world=world, **files)
+            texts = {NEGATIVES: to_text(renewed)} if renewed else {}
+            save_checkpoint(config.out, model, optimizer, state, keep=config.keep, texts=texts, world=world, **files)
         return state
 
     with _log(config, state, world) as write:
-        state = fit(
-            model,
-            _examples(mixture, model, range(state.step, steps)),
-            optimizer,
-            state,
-            steps=steps,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-            bf16=bf16,
-            seed=config.seed,
-            after=after,
-            world=world,
-        )
+        while state.step < steps:
+            span = refresh.span(state.step, steps) if refresh else range(state.step, steps)
+            if refresh and span.start and span.start % refresh.every == 0:
+                computing = {"token_budget": state.token_budget, "bf16": bf16, "world": world}
+                renewed = renew(refresh, model, mixture, span, **computing)
+            state = fit(
+                model,
+                _examples(mixture, model, span, renewed, cut),
+                optimizer,
+                state,
+                steps=steps,
+                learning_rate=config.learning_rate,
+                warmup_steps=config.warmup_steps,
+                bf16=bf16,
+                seed=config.seed,
+                after=after,
+                world=world,
+            )
+    cut.tell()
     if evaluation and state.best_step != state.step:
         load_weights(config.out, model, state.best_step, adapter=adapter is not None)
     weights = whole_weights(model, adapter=adapter is not None, world=world)
@@ -184,23 +198,40 @@ def _counts(mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def _examples(mixture: Mixture, model: Trainable, steps: range) -> Iterator[Example]:
-    """Make the examples of these steps, and say how many texts were cut."""
-    terms, counts = [losses(part.config) for part in mixture.parts], dict[str, list[int]]()
+@final
+class Cut:
+    """Counts the texts that were too long for the model, by kind."""
 
-    def count(kind: str, num_cut: int, num_texts: int) -> None:
-        counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
+    def __init__(self, form: Form) -> None:
+        self._longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
+        self._counts: dict[str, tuple[int, int]] = {}
 
+    def count(self, kind: str, num_cut: int, num_texts: int) -> None:
+        """Add texts of a kind, and how many of them were cut."""
+        before = self._counts.get(kind, (0, 0))
+        self._counts[kind] = (before[0] + num_cut, before[1] + num_texts)
+
+    def tell(self) -> None:
+        """Say how many texts were cut."""
+        for kind, (num_cut, num_texts) in self._counts.items():
+            if num_cut:
+                say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {self._longest[kind]} tokens.")
+
+
+def _refresh(config: Config) -> Refresh | None:
+    if config.refresh_steps is None:
+        return None
+    return Refresh(config.refresh_steps, config.refresh_depth, config.refresh_docs, config.seed)
+
+
+def _examples(mixture: Mixture, model: Trainable, steps: range, renewed: Renewed, cut: Cut) -> Iterator[Example]:
+    """Make the examples of these steps."""
+    terms = [losses(part.config) for part in mixture.parts]
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
-        own.on_cut = count
-    for number, batch in mixture.batches(steps):
+        own.on_cut = cut.count
+    for number, batch in mixture.batches(steps, renewed):
         yield make_example(mixture.parts[number].config.kind, inputs[number], batch, terms[number])
-    form = model.inputs.form
-    longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
-    for kind, (num_cut, num_texts) in counts.items():
-        if num_cut:
-            say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {longest[kind]} tokens.")
 
 
 def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:

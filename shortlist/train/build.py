@@ -21,7 +21,7 @@ from shortlist.settings.train import OpenPart, Part, open_collections, open_part
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
-from shortlist.train.losses import check_needs, check_positives
+from shortlist.train.losses import check_needs, check_positives, check_refresh
 from shortlist.train.negatives import check_negatives, with_negatives
 from shortlist.train.settings import Config, losses
 
@@ -52,6 +52,8 @@ def collect_part(part: Part, collection: Collection) -> OpenPart:
     if role != "language-model":
         check_positives(losses(config), source.groups, where=where)
     check_needs(losses(config), source.groups, where=where)
+    if config.refresh_steps and source.groups[0].positives:
+        check_refresh(losses(config), where=where)
     check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
     if short := shortfall(negative_counts(source.groups), config.negatives):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")
