@@ -20,7 +20,7 @@ from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
 from shortlist.models.lora import parse_lora
 from shortlist.records import Group
-from shortlist.settings.sources import OVERRIDES, SourceSettings, decided, read_sources
+from shortlist.settings.sources import OVERRIDES, SourceSettings, decided, parse_sources
 from shortlist.text.contract import named_contract
 
 CHECKPOINTS = "checkpoints"
@@ -191,8 +191,11 @@ def _check_refresh(config: Config) -> None:
         raise UserError("--refresh-steps: finds negatives, and --negatives is 0; leave out one of the two.")
 
 
-class Part(NamedTuple):
-    """A source of a training, as it was asked for; without --sources there is one, without a name."""
+class SourcePart(NamedTuple):
+    """A source of a training, as it was asked for.
+
+    Without --sources there is one, without a name.
+    """
 
     name: str
     config: Config
@@ -219,24 +222,24 @@ class OpenPart(NamedTuple):
     source: GroupSource
 
 
-def parts_of(config: Config) -> list[Part]:
+def source_parts(config: Config) -> list[SourcePart]:
     """Return the sources of a training, with the settings of each.
 
     Raises:
         UserError: the file of --sources cannot be read, or says something that does not fit.
     """
     if not config.sources:
-        return [Part("", config, SourceSettings(collection=str(config.collection)))]
+        return [SourcePart("", config, SourceSettings(collection=str(config.collection)))]
     parts = []
-    for name, settings in read_sources(config.sources).items():
+    for name, settings in parse_sources(config.sources).items():
         given = {field: getattr(settings, field) for field in OVERRIDES}
         given = {field: value for field, value in given.items() if value not in (None, ())}
         place = {"collection": settings.collection, "groups": settings.groups, "sources": None, "mix_temperature": 1.0}
-        parts.append(Part(name, replace(config, **place, **given), settings))
+        parts.append(SourcePart(name, replace(config, **place, **given), settings))
     return parts
 
 
-def open_collections(parts: Sequence[Part]) -> list[Collection]:
+def open_collections(parts: Sequence[SourcePart]) -> list[Collection]:
     """Open the collection of each source; sources of the same collection share it."""
     opened = {name: open_collection(name) for name in dict.fromkeys(part.settings.collection for part in parts)}
     return [opened[part.settings.collection] for part in parts]
@@ -244,7 +247,7 @@ def open_collections(parts: Sequence[Part]) -> list[Collection]:
 
 def open_parts(config: Config) -> list[OpenPart]:
     """Open the sources of a training, with their queries."""
-    parts = parts_of(config)
+    parts = source_parts(config)
     return [open_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
 
 
@@ -260,7 +263,7 @@ def check_first(config: Config) -> None:
         UserError: as for `check`, or the collection, the groups or the backbone are missing.
     """
     check(config)
-    for part in parts_of(config):
+    for part in source_parts(config):
         check_collection(part.settings.collection)
         groups = str(part.config.groups or "")
         if groups and not groups.startswith("hf:") and not Path(groups).exists():
@@ -269,10 +272,11 @@ def check_first(config: Config) -> None:
     open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
 
 
-def open_part(part: Part, collection: Collection) -> OpenPart:
-    """Open the groups of a source with their queries, or make them of judgements or of a run.
+def open_part(part: SourcePart, collection: Collection) -> OpenPart:
+    """Open the groups of a source with their queries, or make them.
 
-    A reranker's groups that are made of judgements will get negatives, as the settings then say.
+    They are made of judgements or of a run. A reranker's groups that are made of judgements will get negatives, as the
+    settings then say.
     """
     config, run = part.config, part.settings.run
     if config.groups:

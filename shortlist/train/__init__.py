@@ -30,7 +30,7 @@ from shortlist.train.log import DRAWING, LOG, MEASURE, Record, TrainingLog, draw
 from shortlist.train.loop import TOKENS, fit, new_optimizer
 from shortlist.train.mixture import Mixture, Renewed, inputs_of, merges
 from shortlist.train.objectives import make_example
-from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew, to_text
+from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew_negatives, renewed_json
 from shortlist.train.resume import (
     State,
     checkpoints,
@@ -112,7 +112,7 @@ def train(config: Config, backbone: ModelFolder, mixture: Mixture, world: World 
             if score > state.best_score:
                 state = state._replace(best_step=state.step, best_score=score)
         if state.step == state.best_step or (state.step % config.checkpoint_steps == 0 and state.step < steps):
-            texts = {NEGATIVES: to_text(renewed)} if renewed else {}
+            texts = {NEGATIVES: renewed_json(renewed)} if renewed else {}
             save_checkpoint(config.out, model, optimizer, state, keep=config.keep, texts=texts, world=world, **files)
         return state
 
@@ -121,7 +121,7 @@ def train(config: Config, backbone: ModelFolder, mixture: Mixture, world: World 
             span = refresh.span(state.step, steps) if refresh else range(state.step, steps)
             if refresh and span.start and span.start % refresh.every == 0:
                 computing = {"token_budget": state.token_budget, "bf16": bf16, "world": world}
-                renewed = renew(refresh, model, mixture, span, **computing)
+                renewed = renew_negatives(refresh, model, mixture, span, **computing)
             state = fit(
                 model,
                 _examples(mixture, model, span, renewed, cut),
@@ -235,7 +235,7 @@ def _examples(mixture: Mixture, model: Trainable, steps: range, renewed: Renewed
 
 
 def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:
-    """Return the collection that is measured on: the one named, or that of the first source."""
+    """Return the collection to measure on: the one named, or the first source's."""
     return open_collection(config.heldout_collection) if config.heldout_collection else parts[0].collection
 
 

@@ -17,7 +17,7 @@ from shortlist.models.kinds import named_kind
 from shortlist.models.lora import parse_lora
 from shortlist.models.save import Trainable
 from shortlist.progress import say
-from shortlist.settings.train import OpenPart, Part, open_collections, open_part, parts_of
+from shortlist.settings.train import OpenPart, SourcePart, open_collections, open_part, source_parts
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
@@ -28,11 +28,11 @@ from shortlist.train.settings import Config, losses
 
 def collect_parts(config: Config) -> list[OpenPart]:
     """Collect the groups of all sources, with their queries and negatives, and check them."""
-    parts = parts_of(config)
+    parts = source_parts(config)
     return [collect_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
 
 
-def collect_part(part: Part, collection: Collection) -> OpenPart:
+def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
     """Collect the groups of a source with their queries and negatives, and check them.
 
     Groups with too few negatives are counted in a message. A reranker's groups that are made here get negatives, as the

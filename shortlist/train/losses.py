@@ -91,7 +91,7 @@ def needs_positive(terms: Sequence[Term]) -> bool:
 
 
 def check_positives(terms: Sequence[Term], groups: Sequence[Group], *, where: str) -> None:
-    """Refuse losses that need a positive where groups have none, as those of a run.
+    """Refuse losses that need a positive where groups have none.
 
     Raises:
         UserError: a loss needs a positive; the message names it.

@@ -1,4 +1,4 @@
-"""New negatives in the middle of a training: the best documents of the model as it is by then.
+"""New negatives in the middle of a training, found by the model itself.
 
 Only the queries of the steps until the next refresh are searched, as those of later steps get other negatives before
 they are used. The negatives are a function of the weights, the seed and the step. A checkpoint between two refreshes
@@ -33,12 +33,12 @@ from shortlist.train.steps import compute_outputs
 NEGATIVES = "negatives.json"
 """The file in a checkpoint with the negatives that are in use."""
 
-DOCUMENTS_AT_ONCE = 1024
+SEARCHED_AT_ONCE = 1024
 """Documents that are encoded and compared with all queries together."""
 
 
 class Refresh(NamedTuple):
-    """How negatives are renewed."""
+    """Settings of the renewal of negatives."""
 
     every: int
     """Steps between two refreshes."""
@@ -53,7 +53,7 @@ class Refresh(NamedTuple):
         return range(step, min(steps, (step // self.every + 1) * self.every))
 
 
-def renew(
+def renew_negatives(
     refresh: Refresh,
     model: Trainable,
     mixture: Mixture,
@@ -88,7 +88,7 @@ def renew(
             search = _Search(encode(inputs.query_ids(queries)), _forbidden(mixture, place, list(groups.values())))
             own = [group.query_id if shares_ids(part.collection.name) else "" for group in groups.values()]
             documents = _sample(part.collection.corpus(), refresh.most_docs, seed)
-            for some in _parts(documents, DOCUMENTS_AT_ONCE):
+            for some in _parts(documents, SEARCHED_AT_ONCE):
                 search.add(some, encode(inputs.document_ids(some)), own, depth=refresh.depth)
             number_wanted = max(MINED_NEGATIVES, part.config.negatives or 0)
             for number, candidates in zip(groups, search.best(world), strict=True):
@@ -166,7 +166,7 @@ def _parts(documents: Iterable[Document], size: int) -> Iterator[list[Document]]
         yield some
 
 
-def to_text(renewed: Renewed) -> str:
+def renewed_json(renewed: Renewed) -> str:
     """Write negatives as JSON, for a checkpoint."""
     return json.dumps([{str(number): list(doc_ids) for number, doc_ids in found.items()} for found in renewed])
 

@@ -2,7 +2,7 @@
 
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
-from shortlist.settings.train import Config, check, parts_of
+from shortlist.settings.train import Config, check, source_parts
 from shortlist.train.losses import TEMPERATURE, Term, parse_losses
 
 
@@ -13,7 +13,7 @@ def check_settings(config: Config) -> None:
         UserError: a setting is out of range, names something unknown, or contradicts another.
     """
     check(config)
-    terms = [term for part in parts_of(config) for term in losses(part.config)]
+    terms = [term for part in source_parts(config) for term in losses(part.config)]
     if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
         raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
 

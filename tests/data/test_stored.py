@@ -165,8 +165,8 @@ def test_training_sees_the_same_batches_of_groups_on_disk(tiny: Tiny, tmp_path: 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """200,000 groups of 400 bytes, of which each takes 100 bytes at most, with its query and what is relevant to it."""
-    count = 200_000
+    """Groups of 400 bytes, of which each takes 100 bytes at most, with its query and what is relevant to it."""
+    count = 20_000
     negatives = [{"docid": f"document-{i}"} for i in range(8)]
     with open(tmp_path / "t.jsonl", "w") as file:
         for i in range(count):

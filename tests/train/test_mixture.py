@@ -17,7 +17,7 @@ from shortlist.math import losses
 from shortlist.math.sampling import draw_sources, mixing_shares
 from shortlist.recipe import plan
 from shortlist.records import Document, Group, Hit, Query
-from shortlist.settings.sources import read_sources
+from shortlist.settings.sources import parse_sources
 from shortlist.settings.train import has_run
 from shortlist.train import loop
 from shortlist.train.build import collect_parts
@@ -200,7 +200,7 @@ def test_the_measure_is_on_the_first_sources_collection_or_the_one_named(tiny: T
 def test_sources_may_stand_in_a_recipes_step(tiny: Tiny, other: Path, tmp_path: Path):
     step = {"stage": "train", "kind": "retriever", "backbone": "b", "sources": {"a": {"collection": "$data"}}}
     [stage] = plan({"settings": {"data": str(other)}, "steps": {"m": step}}, tmp_path, where="recipe")
-    assert read_sources(stage.config.sources)["a"].collection == str(other)
+    assert parse_sources(stage.config.sources)["a"].collection == str(other)
 
 
 BAD = [
@@ -222,14 +222,14 @@ def test_sources_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").mkdir()
     with pytest.raises(UserError, match=message) as error:
-        read_sources(written(tmp_path, sources))
+        parse_sources(written(tmp_path, sources))
     assert "\n" not in str(error.value)
 
 
 def test_a_name_that_is_there_twice_is_refused(tmp_path: Path):
     (tmp_path / "s.yaml").write_text("a: {collection: x}\na: {collection: y}\n")
     with pytest.raises(UserError, match=r"has 'a' twice"):
-        read_sources(str(tmp_path / "s.yaml"))
+        parse_sources(str(tmp_path / "s.yaml"))
 
 
 @pytest.mark.parametrize(

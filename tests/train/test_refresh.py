@@ -16,7 +16,7 @@ from shortlist.records import Document, Group, Query
 from shortlist.train import loop
 from shortlist.train.build import collect_parts
 from shortlist.train.mixture import Mixture
-from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew, to_text
+from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew_negatives, renewed_json
 from shortlist.train.resume import checkpoints
 
 HARD = Refresh(every=2, depth=3, most_docs=None, seed=0)
@@ -42,7 +42,7 @@ def settings(tiny: Tiny, out: Path, collection: Path, **change) -> train.Config:
 
 def renewed(tiny: Tiny, config: train.Config, refresh: Refresh = HARD, steps: range = range(2, 4)) -> Any:
     model = load_retriever(str(tiny.retriever))
-    return renew(refresh, model, Mixture(config, collect_parts(config)), steps, token_budget=64, bf16=False)
+    return renew_negatives(refresh, model, Mixture(config, collect_parts(config)), steps, token_budget=64, bf16=False)
 
 
 def test_negatives_are_the_models_best_documents_that_answer_nothing(tiny: Tiny, collection: Path, tmp_path: Path):
@@ -112,9 +112,9 @@ def test_a_training_that_stops_between_refreshes_goes_on_to_the_same_bytes(
 
 def test_negatives_come_back_from_a_checkpoint_as_they_were(tmp_path: Path):
     found = [{3: ("d1", "d2"), 10: ("d7",)}, {}]
-    (tmp_path / NEGATIVES).write_text(to_text(found))
+    (tmp_path / NEGATIVES).write_text(renewed_json(found))
     assert read_renewed(tmp_path) == found
-    assert json.loads(to_text(found)) == [{"3": ["d1", "d2"], "10": ["d7"]}, {}]
+    assert json.loads(renewed_json(found)) == [{"3": ["d1", "d2"], "10": ["d7"]}, {}]
     (tmp_path / NEGATIVES).unlink()
     with pytest.raises(UserError, match=r"negatives.json: is missing"):
         read_renewed(tmp_path)
@@ -128,7 +128,7 @@ def test_equal_scores_are_in_corpus_order(
         "shortlist.train.refresh.compute_outputs",
         lambda model, token_ids, **_: train.steps.Rows(torch.ones(len(token_ids), 2)),
     )
-    monkeypatch.setattr("shortlist.train.refresh.DOCUMENTS_AT_ONCE", 2)
+    monkeypatch.setattr("shortlist.train.refresh.SEARCHED_AT_ONCE", 2)
     [found] = renewed(tiny, config)
     assert set(found[1]) == {"d0", "d2", "d3"}
 
