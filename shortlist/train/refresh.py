@@ -131,7 +131,9 @@ class _Search:
         self._doc_ids += [document.doc_id for document in documents]
         scores = torch.cat([self._scores, scores], 1)
         places = torch.cat([self._places, places.expand(len(scores), -1)], 1)
-        order = scores.sort(1, descending=True, stable=True).indices[:, :depth]  # topk promises no order among equals
+        order = scores.sort(dim=1, descending=True, stable=True).indices[
+            :, :depth
+        ]  # topk promises no order among equals
         self._scores, self._places = scores.gather(1, order), places.gather(1, order)
 
     def best(self, world: World) -> Iterator[list[str]]:

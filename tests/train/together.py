@@ -14,17 +14,17 @@ from torch import nn
 from toys import PerToken, Toy, Words, maxsim_example
 
 from shortlist import train
-from shortlist.data.collections import open_collection
-from shortlist.data.groups import GroupSource, groups_from_qrels
 from shortlist.models.adapters import add_lora
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.folder import open_folder
 from shortlist.models.lora import Lora
 from shortlist.models.save import Trainable
 from shortlist.train import loop
+from shortlist.train.build import collect_parts
 from shortlist.train.examples import Batch
 from shortlist.train.gather import World, meet, shard, whole
 from shortlist.train.losses import parse_losses
+from shortlist.train.mixture import Mixture
 from shortlist.train.objectives import make_example
 from shortlist.train.steps import Example, backward
 
@@ -120,6 +120,7 @@ RUNS = {
     "full": {},
     "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert"},
     "lora": {"lora": "r=4,dropout=0,targets=q_proj+v_proj"},
+    "renewed": {"refresh_steps": 2, "refresh_depth": 3},
     "lora-sharded": {"lora": "r=4,dropout=0,targets=q_proj+v_proj", "sharded": True, "kind": "reranker"},
 }
 
@@ -134,9 +135,7 @@ def settings(run: str, models: Path, out: Path) -> train.Config:
 
 def train_run(config: train.Config, world: World, *, stop_after: int | None = None) -> None:
     """Train as the stage does, or stop in the middle of the step after so many."""
-    collection = open_collection(config.collection)
-    source = GroupSource(groups_from_qrels(collection.qrels("train")), {}, "")
-    source = source._replace(queries={query.query_id: query for query in collection.queries("train")})
+    mixture = Mixture(config, collect_parts(config))
     backward = loop.backward
     done = 0
 
@@ -150,7 +149,7 @@ def train_run(config: train.Config, world: World, *, stop_after: int | None = No
     loop.backward = until_stopped
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            train.train(config, open_folder(config.backbone), collection, source, world)
+            train.train(config, open_folder(config.backbone), mixture, world)
     finally:
         loop.backward = backward
 
