@@ -12,7 +12,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.shipped import shipped_folder
 from shortlist.progress import duration, size
-from shortlist.settings.sources import read_sources
+from shortlist.settings.sources import parse_sources
 
 STATES = {"new": "to do", "other": "to do again: its settings changed", "begun": "to be finished"}
 MODELS = ("model", "backbone", "reranker", "guide")
@@ -72,7 +72,7 @@ def named(steps: Sequence[Any], outputs: set[str]) -> Mapping[str, str]:
 
 def _collections(sources: Any) -> list[str]:
     """Return the collections that a mapping or a file of sources names."""
-    return [source.collection for source in read_sources(sources).values()] if sources else []
+    return [source.collection for source in parse_sources(sources).values()] if sources else []
 
 
 def _values(config: Any) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What the documents say can be typed: commands, recipes, links and Python."""
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from shortlist.data.collections import open_collection
 from shortlist.math.ranking import Ranking
 from shortlist.pipeline import spec
 from shortlist.recipe import plan
+from shortlist.settings.sources import parse_sources
 from shortlist.text.contract import InputContract, presets
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +115,8 @@ def test_every_recipe_and_pipeline_in_a_document_can_be_read(path, tmp_path):
     for values in map(yaml.safe_load, blocks(path, "yaml")):
         if path.name == "pipelines.md":
             assert spec.parse_description(values, where=path.name).steps
+        elif all(isinstance(value, dict) and "collection" in value for value in values.values()):
+            assert parse_sources(json.dumps(values))
         else:
             assert values.keys() <= CONTRACT_SETTINGS or plan(values, tmp_path, where=path.name)
 

@@ -66,12 +66,12 @@ def test_nothing_is_said_when_all_are_done(ending: Any):
 
 def test_what_the_user_can_mend_comes_before_what_follows_from_it(ending: Any):
     for told in ({0: LOST, 1: Failure("no such split")}, {0: Failure("no such split"), 1: LOST}):
-        with pytest.raises(UserError, match="^no such split$"):
+        with pytest.raises(UserError, match=r"^no such split$"):
             ending([1, 1], told)
 
 
 def test_the_same_error_of_all_is_said_once(ending: Any):
-    with pytest.raises(UserError, match="^no such split$"):
+    with pytest.raises(UserError, match=r"^no such split$"):
         ending([1, 1], {rank: Failure("no such split") for rank in range(2)})
 
 

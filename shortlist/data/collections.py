@@ -165,14 +165,14 @@ class FolderCollection:
         return judged_queries(self.name, queries, self.qrels(split), on_bad)
 
     def stored_queries(self, split: str, on_bad: OnBad | None = None) -> Mapping[str, Query]:
-        """Return all queries of a split's file by id, which stay on disk if it is a plain file."""
+        """Return all queries of a split's file by id; a plain file stays on disk."""
         path = self._queries_file(split)
         if path.suffix == ".gz":
             return {query.query_id: query for query in read_queries(path, on_bad)}
         return store_queries(path, on_bad)
 
     def stored_relevant(self, split: str, least: int) -> Mapping[str, frozenset[str]]:
-        """Return the documents judged `least` or higher for each query, which stay on disk if the file is plain."""
+        """Return each query's documents judged `least` or higher; a plain file stays on disk."""
         path = self._qrels_file(split)
         if path.suffix == ".gz":
             judged = read_qrels(path).items()

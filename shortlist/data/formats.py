@@ -233,14 +233,14 @@ def read_qrels(path: Path) -> Qrels:
 
 
 def _judgement_lines(path: Path) -> Iterator[tuple[int, int, list[str]]]:
-    """Yield (line number, byte at which the line starts, columns) of a file of judgements, without its header."""
+    """Yield (line number, start byte, columns) of each judgement in a file."""
     for number, start, columns in parse_lines(path, _judgement_columns):
         if not (number == 1 and len(columns) == 3 and not is_number(columns[2])):
             yield number, start, columns
 
 
 def located_judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
-    """Yield (byte at which its line starts, query id, document id and relevance) of each judgement.
+    """Yield (start byte of its line, (query id, document id, relevance)) of each judgement.
 
     Raises:
         UserError: a malformed line.

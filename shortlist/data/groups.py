@@ -2,26 +2,21 @@
 
 import hashlib
 import json
-import math
 from array import array
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from reprlib import repr as shown
-from sys import intern
 from typing import Any, NamedTuple, TypeVar, final
 
 import numpy as np
 from jaxtyping import Int, UInt64
 
 from shortlist.data.files import atomic_write, open_bytes
-from shortlist.data.formats import to_document, to_grade, to_id, to_query
+from shortlist.data.group_records import GroupRecord, as_object, carried_passages, group_record, own_group
 from shortlist.data.hub import hub_rows
 from shortlist.data.lines import (
     BOM,
-    MalformedError,
     begins_array,
     parse_json,
     parse_lines,
@@ -30,7 +25,7 @@ from shortlist.data.lines import (
     read_lines,
 )
 from shortlist.data.manifest import identity
-from shortlist.data.stored import StoredGroups, StoredLines, StoredQueries, id_hashes
+from shortlist.data.stored import StoredGroups, StoredLines, StoredQueries, id_hashes, to_numpy
 from shortlist.errors import UserError
 from shortlist.progress import say
 from shortlist.records import Document, Group, Qrels, Query, Run
@@ -38,9 +33,8 @@ from shortlist.text.hashes import text_hash
 
 T = TypeVar("T")
 
-NO_TEXT = -(1 << 63)
+WITHOUT_TEXT = -(1 << 63)
 """Stands for the hash of a query's text where a line has none; Python's hashes are hardly ever this."""
-
 
 STORED_BYTES = 1 << 26
 """Size from which a plain JSONL file of groups stays on disk, and groups are parsed when asked for."""
@@ -56,17 +50,6 @@ class GroupSource(NamedTuple):
     """A string that identifies the contents of the source, for manifests."""
     judged: Mapping[str, frozenset[str]] = {}
     """Ids of relevant documents that no group of the query names, where judgements are there too."""
-
-
-class _Entry(NamedTuple):
-    """One record: its group, its query if the text is there, and the ids dropped.
-
-    `dropped` counts the ids that were left out because they repeat, or are both positive and negative.
-    """
-
-    group: Group
-    query: Query | None = None
-    dropped: int = 0
 
 
 def open_groups(name: str, *, least: int | None = None) -> GroupSource:
@@ -92,7 +75,7 @@ def open_groups(name: str, *, least: int | None = None) -> GroupSource:
     if _stays_on_disk(name):
         groups, queries = _store(Path(name))
     else:
-        groups, queries = _collect(_records(name, _entry), name)
+        groups, queries = _collect(_records(name, group_record), name)
     if least is not None:
         groups = _with_positives_from(groups, least, name)
     return GroupSource(groups, queries, contents(groups, queries) if name.startswith("hf:") else identity(name))
@@ -123,14 +106,14 @@ def without_query(groups: Sequence[Group], queries: Mapping[str, Query]) -> Int[
 
 
 def query_text_hashes(groups: Sequence[Group], queries: Mapping[str, Query]) -> UInt64[np.ndarray, " groups"]:
-    """Return the hash of each group's query text, by which queries with equal texts are one."""
+    """Return the hash of each group's query text; equal texts have equal hashes."""
     if isinstance(groups, StoredGroups) and isinstance(queries, StoredQueries):
         return queries.text_hashes(groups.query_hashes)
     return np.fromiter((text_hash(queries[group.query_id].text) for group in groups), dtype=np.uint64)
 
 
 def asked_by(groups: Sequence[Group], query_ids: Collection[str]) -> set[str]:
-    """Return those of the query ids that a group has."""
+    """Find which of the query ids a group has."""
     if isinstance(groups, StoredGroups):
         hashes = id_hashes(query_ids)
         there = np.isin(hashes, groups.query_hashes)
@@ -150,29 +133,29 @@ def _store(path: Path) -> tuple[StoredGroups, Mapping[str, Query]]:
     """Check every line of a file of groups, and note where they are."""
     starts, hashes, counts, texts = array("q"), array("q"), array("i"), array("q")
     told = _Dropped()
-    for _, start, (group, query, count) in parse_lines(path, lambda line: _entry(parse_json(line))):
+    for _, start, (group, query, count) in parse_lines(path, lambda line: group_record(parse_json(line))):
         starts.append(start)
         hashes.append(hash(group.query_id))
         counts.append(len(group.negatives))
-        texts.append(hash(query.text) if query else NO_TEXT)
+        texts.append(hash(query.text) if query else WITHOUT_TEXT)
         told.add(count)
     if not starts:
         raise UserError(f"{path}: holds no groups; expected one per line.")
     told.tell(str(path))
-    lines, query_hashes = StoredLines(path, _array(starts)), _array(hashes)
+    lines, query_hashes = StoredLines(path, to_numpy(starts)), to_numpy(hashes)
     groups = StoredGroups(
         lines,
         np.arange(len(starts), dtype=np.int32),
-        lambda line: _entry(parse_json(line)).group,
+        lambda line: group_record(parse_json(line)).group,
         query_hashes=query_hashes,
-        negative_counts=_array(counts),
+        negative_counts=to_numpy(counts),
     )
-    return groups, _stored_queries(lines, query_hashes, _array(texts))
+    return groups, _stored_queries(lines, query_hashes, to_numpy(texts))
 
 
 def _stored_queries(lines: StoredLines, hashes: np.ndarray, texts: np.ndarray) -> Mapping[str, Query]:
     """Find the queries that the lines of groups carry."""
-    numbers = np.flatnonzero(texts != NO_TEXT)
+    numbers = np.flatnonzero(texts != WITHOUT_TEXT)
     if not len(numbers):
         return {}
     order = np.lexsort((texts[numbers], hashes[numbers]))
@@ -184,13 +167,9 @@ def _stored_queries(lines: StoredLines, hashes: np.ndarray, texts: np.ndarray) -
 
 
 def _query_of(line: str) -> Query:
-    query = _entry(parse_json(line)).query
+    query = group_record(parse_json(line)).query
     assert query is not None  # or the line would not be among those of queries
     return query
-
-
-def _array(values: array) -> np.ndarray:
-    return np.array(values, dtype=values.typecode)
 
 
 def _with_positives_from(groups: Sequence[Group], least: int, name: str) -> Sequence[Group]:
@@ -211,7 +190,7 @@ def read_passages(name: str) -> Iterator[Document]:
     Raises:
         UserError: the source cannot be read, a passage without id or text.
     """
-    return chain.from_iterable(_records(name, _passages))
+    return chain.from_iterable(_records(name, carried_passages))
 
 
 def read_groups(path: Path) -> list[Group]:
@@ -222,10 +201,10 @@ def read_groups(path: Path) -> list[Group]:
     Raises:
         UserError: a malformed line, a group without a positive, a document twice in one group, no group at all.
     """
-    return _collect(read_lines(path, lambda line: _Entry(_group(parse_json(line)))), str(path))[0]
+    return _collect(read_lines(path, lambda line: GroupRecord(own_group(parse_json(line)))), str(path))[0]
 
 
-def _collect(entries: Iterable[_Entry], name: str) -> tuple[list[Group], dict[str, Query]]:
+def _collect(entries: Iterable[GroupRecord], name: str) -> tuple[list[Group], dict[str, Query]]:
     """Collect the groups and queries of a source; report how many ids were left out."""
     groups: list[Group] = []
     queries: dict[str, Query] = {}
@@ -264,14 +243,8 @@ def _records(name: str, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
         return parse_records(name, hub_rows(name.removeprefix("hf:")), parse)
     path = Path(name)
     if begins_array(next(read_lines(path, str), "")):
-        return parse_records(name, read_array(path), lambda record: parse(_object(record)))
+        return parse_records(name, read_array(path), lambda record: parse(as_object(record)))
     return read_lines(path, lambda line: parse(parse_json(line)))
-
-
-def _object(record: Any) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise MalformedError(f"found a JSON {type(record).__name__}; expected objects in the array.")
-    return record
 
 
 def contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
@@ -285,110 +258,6 @@ def contents(groups: Iterable[Group], queries: Mapping[str, Query]) -> str:
         grades = [("grades", record.grades)] if isinstance(record, Group) and record.grades else []
         digest.update(repr((*values, *grades)).encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _entry(record: dict[str, Any]) -> _Entry:
-    """Read a group in any of the layouts, recognised by its fields."""
-    for field in ("passages", "document_ids"):
-        if record.get(f"positive_{field}") is not None:
-            return _tevatron(record, field)
-    if "positives" in record:
-        return _Entry(_group(record))
-    found = ", ".join(sorted(record)) or "no field"
-    raise MalformedError(
-        f"group has no 'positives' field (found: {found}). Expected positives and negatives, or Tevatron's "
-        "positive_passages and negative_passages or positive_document_ids and negative_document_ids."
-    )
-
-
-def _tevatron(record: dict[str, Any], field: str) -> _Entry:
-    """Read a group in Tevatron's layout, leaving out ids that break our rules."""
-    query_id = record.get("query_id")
-    read = partial(_passage_ids if field == "passages" else _doc_ids, record)
-    positives, negatives = read(f"positive_{field}"), read(f"negative_{field}")
-    kept = tuple(dict.fromkeys(positives))
-    held = set(kept)
-    others = tuple(doc_id for doc_id in dict.fromkeys(negatives) if doc_id not in held)
-    text = record.get("query") or record.get("query_text")
-    query = to_query({"_id": query_id, "text": text}) if text else None
-    group = _checked(Group(_query_id(query_id), kept, others))
-    return _Entry(group, query, len(positives) + len(negatives) - len(kept) - len(others))
-
-
-def _group(record: dict[str, Any]) -> Group:
-    """Read a group in our own layout, where a repeated id is an error."""
-    positives, negatives = _doc_ids(record, "positives"), _doc_ids(record, "negatives")
-    group = Group(_query_id(record.get("query_id")), positives, negatives, _scores(record), _grades(record))
-    if both := sorted(set(_checked(group).positives) & set(group.negatives)):
-        raise MalformedError(
-            f"document {both[0]!r} is both positive and negative for query {group.query_id!r}; remove one."
-        )
-    doc_id, count = Counter(group.positives + group.negatives).most_common(1)[0]
-    if count > 1:
-        raise MalformedError(
-            f"document {doc_id!r} occurs {count} times in the group of query {group.query_id!r}; keep one."
-        )
-    for field, values in (("scores", group.scores), ("grades", group.grades)):
-        if len(values) not in (0, len(positives) + len(negatives)):
-            raise MalformedError(
-                f"group of query {group.query_id!r} has {len(values)} {field} for {len(positives)} positives and "
-                f"{len(negatives)} negatives; expected one for each, in that order."
-            )
-    lowest = min(group.grades[: len(positives)], default=1)
-    if lowest <= max(group.grades[len(positives) :], default=0):
-        raise MalformedError(
-            f"group of query {group.query_id!r} has a positive of grade {lowest}; expected more than 0, and more than "
-            "any negative has."
-        )
-    return group
-
-
-def _checked(group: Group) -> Group:
-    if not group.positives:
-        raise MalformedError(f"group of query {group.query_id!r} has no positive; expected at least one document id.")
-    return group
-
-
-def _query_id(value: Any) -> str:
-    if value is None:
-        raise MalformedError("group has no 'query_id'; expected the id of its query.")
-    return to_id(value, "query")
-
-
-def _doc_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
-    doc_ids = record.get(field)
-    kinds = {type(doc_id) for doc_id in doc_ids} if isinstance(doc_ids, list) else set()
-    if not isinstance(doc_ids, list) or not kinds <= {str, int}:
-        raise MalformedError(
-            f"{field} is {shown(doc_ids)}; expected a list of document ids, each a string or a whole number."
-        )
-    return tuple(map(intern, map(str, doc_ids) if int in kinds else doc_ids))
-
-
-def _scores(record: dict[str, Any]) -> tuple[float, ...]:
-    scores = record.get("scores") or []
-    if not isinstance(scores, list) or not all(type(s) in (int, float) and math.isfinite(s) for s in scores):
-        raise MalformedError(f"scores is {shown(scores)}; expected a list of numbers.")
-    return tuple(map(float, scores))
-
-
-def _grades(record: dict[str, Any]) -> tuple[int, ...]:
-    grades = record.get("grades") or []
-    if not isinstance(grades, list) or not all(type(g) in (int, float) and g >= 0 and g % 1 == 0 for g in grades):
-        raise MalformedError(f"grades is {shown(grades)}; expected a list of whole numbers from 0.")
-    return tuple(map(to_grade, grades))
-
-
-def _passage_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
-    passages = record.get(field)
-    if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
-        raise MalformedError(f"{field} is not a list of passages; expected objects with docid, title and text.")
-    return _doc_ids({f"docid in {field}": [passage.get("docid") for passage in passages]}, f"docid in {field}")
-
-
-def _passages(record: dict[str, Any]) -> list[Document]:
-    passages = chain(*(record.get(f"{kind}_passages") or () for kind in ("positive", "negative")))
-    return [to_document(passage) for passage in passages]
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
@@ -413,14 +282,15 @@ def groups_from_qrels(qrels: Qrels, min_relevance: int = 1) -> list[Group]:
 
 
 def groups_from_run(run: Run, depth: int) -> list[Group]:
-    """Make a group per query of a run, of its first documents; the groups have no positives."""
+    """Make a group without a positive of each query's first documents in a run."""
     return [Group(query_id, (), tuple(hit.doc_id for hit in hits[:depth])) for query_id, hits in run.items() if hits]
 
 
 def regraded(group: Group, least: int) -> Group | None:
-    """Return the group with the documents of grade `least` or higher as its positives, all others as negatives.
+    """Divide a group anew: documents of grade `least` or higher are its positives.
 
-    The result is None without such a document. Where the group has no grades, its positives have grade 1.
+    All others are negatives. The result is None without a positive. Where the group has no grades, its positives have
+    grade 1.
     """
     doc_ids = group.positives + group.negatives
     grades = group.grades or (1,) * len(group.positives) + (0,) * len(group.negatives)

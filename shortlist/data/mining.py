@@ -90,7 +90,7 @@ def mine(
 def too_near(
     positives: Collection[str], scores: Mapping[str, float], *, ratio: float | None, margin: float | None
 ) -> set[str]:
-    """Find the documents that score too near to the positives of a query, or above them.
+    """Find the documents that score above a query's positives, or too near them.
 
     A positive without a score has the lowest of all.
 

@@ -21,6 +21,11 @@ from shortlist.records import Group, Query
 from shortlist.text.hashes import text_hash
 
 
+def to_numpy(values: array) -> Int[np.ndarray, " values"]:
+    """Return the numbers of an array, of 32 or 64 bits."""
+    return np.array(values, dtype={"i": np.int32, "q": np.int64}[values.typecode])
+
+
 def id_hashes(ids: Iterable[str]) -> Int[np.ndarray, " ids"]:
     """Hash ids to 64 bits, by a hash of this process alone."""
     return np.fromiter(map(hash, ids), dtype=np.int64)
@@ -68,7 +73,7 @@ class StoredLines:
 
 @final
 class StoredGroups(Sequence[Group]):
-    """Groups by number, of which each is parsed when asked for.
+    """Groups by number, each parsed when asked for.
 
     Attributes:
         query_hashes: hash of each group's query id.
@@ -120,7 +125,7 @@ class StoredGroups(Sequence[Group]):
             if new is not None:
                 kept.append(number)
                 counts.append(len(new.negatives))
-        places = _array(kept)
+        places = to_numpy(kept)
         return StoredGroups(
             self._lines,
             self._numbers[places],
@@ -132,7 +137,7 @@ class StoredGroups(Sequence[Group]):
 
 @final
 class StoredQueries(Mapping[str, Query]):
-    """Queries by id, of which each is parsed when asked for.
+    """Queries by id, each parsed when asked for.
 
     Args:
         lines: the lines that hold queries.
@@ -160,7 +165,7 @@ class StoredQueries(Mapping[str, Query]):
         raise KeyError(query_id)
 
     def text_hashes(self, query_hashes: Int[np.ndarray, " asked"]) -> UInt64[np.ndarray, " asked"]:
-        """Return the hash of the text of each of these queries, which are given by the hashes of their ids."""
+        """Return the hash of each query's text, for hashes of query ids."""
         texts = np.zeros(len(self.hashes), dtype=np.uint64)
         for place in np.argsort(self._numbers).tolist():
             texts[place] = text_hash(self._parse(self._lines[int(self._numbers[place])]).text)
@@ -180,7 +185,7 @@ def store_queries(path: Path, on_bad: OnBad | None = None) -> StoredQueries:
     for _, start, query in parse_lines(path, parse, on_bad):
         starts.append(start)
         hashes.append(hash(query.query_id))
-    queries = StoredQueries(StoredLines(path, _array(starts)), parse, _array(hashes))
+    queries = StoredQueries(StoredLines(path, to_numpy(starts)), parse, to_numpy(hashes))
     if len(queries) < len(starts):
         raise UserError(f"{path}: {len(starts) - len(queries)} query ids occur twice; every id must occur once.")
     return queries
@@ -197,16 +202,12 @@ def store_relevant(path: Path, least: int) -> "StoredJudgements":
         if grade >= least:
             starts.append(start)
             hashes.append(hash(query_id))
-    return StoredJudgements(StoredLines(path, _array(starts)), to_relevant, _array(hashes))
-
-
-def _array(values: array) -> np.ndarray:
-    return np.array(values, dtype=values.typecode)
+    return StoredJudgements(StoredLines(path, to_numpy(starts)), to_relevant, to_numpy(hashes))
 
 
 @final
 class StoredJudgements(Mapping[str, frozenset[str]]):
-    """The relevant documents of each query, of which each judgement is parsed when asked for.
+    """The relevant documents of each query, parsed when asked for.
 
     Args:
         lines: the lines that hold judgements of relevant documents.

@@ -104,7 +104,10 @@ def mixing_shares(sizes: Sequence[float], *, temperature: float) -> Float[np.nda
 
 
 def draw_sources(shares: Float[np.ndarray, " sources"], steps: int, *, seed: int) -> Int[np.ndarray, " steps"]:
-    """Draw the source of each step; the first steps are the same, however many there are."""
+    """Draw the source of each step.
+
+    The first steps are the same, however many there are.
+    """
     draws = np.random.default_rng([seed, SOURCES]).random(steps)
     return np.minimum(np.searchsorted(np.cumsum(shares), draws, side="right"), len(shares) - 1)
 

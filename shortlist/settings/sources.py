@@ -15,7 +15,10 @@ from shortlist.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """One source in a file of sources; what it does not say is as the flags of `train` say."""
+    """One source in a file of sources.
+
+    A setting that is not there is as the flags of `train` say.
+    """
 
     collection: str
     """Collection with the texts: folder, `irds:` or `hf:` name."""
@@ -49,7 +52,7 @@ OVERRIDES = ("split", "loss", "negatives", "negatives_from", "positives_from")
 """Settings of a source that stand in place of the flags of `train`."""
 
 
-def read_sources(given: str) -> dict[str, SourceSettings]:
+def parse_sources(given: str) -> dict[str, SourceSettings]:
     """Read the sources of a YAML file, or of a mapping in JSON.
 
     Raises:
@@ -92,7 +95,7 @@ def _load(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _repeated(node: yaml.Node | None) -> Iterator[str]:
-    """Yield the keys that a mapping has twice, of which YAML would silently take the last."""
+    """Yield the keys that a mapping has twice; YAML would silently take the last."""
     if not isinstance(node, yaml.MappingNode):
         return
     keys = [key.value for key, _ in node.value]

@@ -23,7 +23,7 @@ from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
 from shortlist.records import Group, Query
-from shortlist.settings.sources import OVERRIDES, SourceSettings, decided, read_sources
+from shortlist.settings.sources import OVERRIDES, SourceSettings, decided, parse_sources
 from shortlist.text.contract import named_contract
 from shortlist.together import run_together
 
@@ -71,6 +71,12 @@ class Config:
     negatives_from: Literal["random", "bm25"] | None = None
     """Give negatives to groups that have none: bm25 draws them from its 200 best hits for the query, random from the
     whole corpus (None: bm25 for a reranker without --groups, otherwise such groups stay as they are)."""
+    refresh_steps: int | None = None
+    """Search for new negatives with the model itself every so many steps (None: never)."""
+    refresh_depth: int = 200
+    """Best documents of each query to draw these negatives from."""
+    refresh_docs: int | None = None
+    """Most documents to search for them, sampled anew each time (None: the whole collection)."""
     split: str = "train"
     """Split of the collection that has the groups' queries."""
     positives_from: int | None = None
@@ -198,6 +204,7 @@ def check(config: Config) -> None:
     at_least["processes"] = 1
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
     at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed"), 0) | {"positives_from": 1}
+    at_least |= dict.fromkeys(("refresh_steps", "refresh_depth", "refresh_docs"), 1)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and value < least:
@@ -225,6 +232,7 @@ def check(config: Config) -> None:
     if config.negatives is not None and config.negatives < 2 and config.mix_negatives:
         raise UserError(f"--mix-negatives mixes two of --negatives, which is {config.negatives}; expected at least 2.")
     _check_where_groups_are(config)
+    _check_refresh(config)
     parse_margin(config.guide_margin)
     if config.guide_margin != Config.guide_margin and not config.guide:
         raise UserError("--guide-margin: says how near to the positive the guide's finds are; add --guide MODEL.")
@@ -324,8 +332,22 @@ def _check_where_groups_are(config: Config) -> None:
         raise UserError("--heldout-collection: no split of it is measured; add --heldout-split.")
 
 
-class Part(NamedTuple):
-    """A source of a training, as it was asked for; without --sources there is one, without a name."""
+def _check_refresh(config: Config) -> None:
+    if config.refresh_steps is None:
+        for name in ("refresh_depth", "refresh_docs"):
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"{flag_of(name)}: says where new negatives are from; add --refresh-steps.")
+    elif named_kind(config.kind).role != "retriever":
+        raise UserError(f"--refresh-steps: a {config.kind} has no vectors to search with; leave it out.")
+    elif config.negatives == 0:
+        raise UserError("--refresh-steps: finds negatives, and --negatives is 0; leave out one of the two.")
+
+
+class SourcePart(NamedTuple):
+    """A source of a training, as it was asked for.
+
+    Without --sources there is one, without a name.
+    """
 
     name: str
     config: Config
@@ -352,24 +374,24 @@ class OpenPart(NamedTuple):
     source: GroupSource
 
 
-def parts_of(config: Config) -> list[Part]:
+def source_parts(config: Config) -> list[SourcePart]:
     """Return the sources of a training, with the settings of each.
 
     Raises:
         UserError: the file of --sources cannot be read, or says something that does not fit.
     """
     if not config.sources:
-        return [Part("", config, SourceSettings(collection=str(config.collection)))]
+        return [SourcePart("", config, SourceSettings(collection=str(config.collection)))]
     parts = []
-    for name, settings in read_sources(config.sources).items():
+    for name, settings in parse_sources(config.sources).items():
         given = {field: getattr(settings, field) for field in OVERRIDES}
         given = {field: value for field, value in given.items() if value not in (None, ())}
         place = {"collection": settings.collection, "groups": settings.groups, "sources": None, "mix_temperature": 1.0}
-        parts.append(Part(name, replace(config, **place, **given), settings))
+        parts.append(SourcePart(name, replace(config, **place, **given), settings))
     return parts
 
 
-def open_collections(parts: Sequence[Part]) -> list[Collection]:
+def open_collections(parts: Sequence[SourcePart]) -> list[Collection]:
     """Open the collection of each source; sources of the same collection share it."""
     opened = {name: open_collection(name) for name in dict.fromkeys(part.settings.collection for part in parts)}
     return [opened[part.settings.collection] for part in parts]
@@ -377,7 +399,7 @@ def open_collections(parts: Sequence[Part]) -> list[Collection]:
 
 def open_parts(config: Config) -> list[OpenPart]:
     """Open the sources of a training, with their queries."""
-    parts = parts_of(config)
+    parts = source_parts(config)
     return [open_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
 
 
@@ -393,7 +415,7 @@ def check_first(config: Config) -> None:
         UserError: as for `check`, or the collection, the groups or the backbone are missing.
     """
     check(config)
-    for part in parts_of(config):
+    for part in source_parts(config):
         check_collection(part.settings.collection)
         groups = str(part.config.groups or "")
         if groups and not groups.startswith("hf:") and not Path(groups).exists():
@@ -412,10 +434,11 @@ def open_guide(config: Config, *, weights: bool = True) -> ModelFolder | None:
     return open_folder(config.guide, wanted="retriever", weights=weights) if config.guide else None
 
 
-def open_part(part: Part, collection: Collection) -> OpenPart:
-    """Open the groups of a source with their queries, or make them of judgements or of a run.
+def open_part(part: SourcePart, collection: Collection) -> OpenPart:
+    """Open the groups of a source with their queries, or make them.
 
-    A reranker's groups that are made of judgements will get negatives, as the settings then say.
+    They are made of judgements or of a run. A reranker's groups that are made of judgements will get negatives, as the
+    settings then say.
     """
     config, run = part.config, part.settings.run
     if views_alone(config):

@@ -96,7 +96,7 @@ class Form:
         return replace(self, instruction=instruction)
 
     def with_prompts(self, *, query: str = "", document: str = "") -> "Form":
-        """Return the same form with a text in front of every query's text, and of every document's fields.
+        """Return the same form with a text in front of queries and of documents.
 
         It is as if each query, and each document's title or text, began with it.
         """

@@ -63,7 +63,10 @@ def with_text(piece: str, name: str, text: str) -> str:
 
 
 def before_field(piece: str, names: Collection[str], text: str) -> str:
-    """Return a piece with a text in front of the first of some fields; a piece without them stays as it is."""
+    """Return a piece with a text in front of the first of these fields.
+
+    A piece without them stays as it is.
+    """
     parts = list(parse_piece(piece))
     places = [place for place, part in enumerate(parts) if part.is_field and part.text in names]
     return _piece(_joined([*parts[: places[0]], PiecePart(text), *parts[places[0] :]])) if places else piece

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 
@@ -34,6 +34,7 @@ from shortlist.settings.train import (
     views_alone,
     with_names,
 )
+from shortlist.text.contract import Form
 from shortlist.text.views import VIEWS
 from shortlist.train.build import adapted_model, build_model, collect_parts, weights_dtype
 from shortlist.train.examples import Batch, batches
@@ -45,9 +46,10 @@ from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
 from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit
 from shortlist.train.losses import needs
-from shortlist.train.mixture import Mixture, inputs_of, merges
+from shortlist.train.mixture import Mixture, Renewed, inputs_of, merges
 from shortlist.train.objectives import make_example
 from shortlist.train.optimizers import check_available, new_optimizer, parse_optimizer
+from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew_negatives, renewed_json
 from shortlist.train.resume import (
     State,
     checkpoints,
@@ -160,6 +162,10 @@ def train(
         state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
     evaluation = _evaluation(config, mixture.parts, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
+    refresh, cut = _refresh(config), Cut(model.inputs.form)
+    renewed: Renewed = ()
+    if refresh and state.step > refresh.every and state.step % refresh.every:
+        renewed = read_renewed(checkpoints(config.out)[-1])
 
     def after(state: State, record: Record) -> State:
         write(record)
@@ -173,27 +179,34 @@ def train(
             if score > state.best_score:
                 state = state._replace(best_step=state.step, best_score=score)
         if state.step == state.best_step or (state.step % config.checkpoint_steps == 0 and state.step < steps):
-            save_checkpoint(config.out, model, optimizer, state, keep=config.keep, world=world, **files)
+            texts = {NEGATIVES: renewed_json(renewed)} if renewed else {}
+            save_checkpoint(config.out, model, optimizer, state, keep=config.keep, texts=texts, world=world, **files)
         return state
 
     with _log(config, state, world) as write:
-        state = fit(
-            model,
-            _examples(config, mixture, model, range(state.step, steps), guide),
-            optimizer,
-            state,
-            steps=steps,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-            bf16=bf16,
-            seed=config.seed,
-            after=after,
-            start=start,
-            guide=guide.model if guide else None,
-            adapter=adapter,
-            sampling=sampling,
-            world=world,
-        )
+        while state.step < steps:
+            span = refresh.span(state.step, steps) if refresh else range(state.step, steps)
+            if refresh and span.start and span.start % refresh.every == 0:
+                computing = {"token_budget": state.token_budget, "bf16": bf16, "world": world}
+                renewed = renew_negatives(refresh, model, mixture, span, **computing)
+            state = fit(
+                model,
+                _examples(config, mixture, model, span, renewed, cut, guide),
+                optimizer,
+                state,
+                steps=steps,
+                learning_rate=config.learning_rate,
+                warmup_steps=config.warmup_steps,
+                bf16=bf16,
+                seed=config.seed,
+                after=after,
+                start=start,
+                guide=guide.model if guide else None,
+                adapter=adapter,
+                sampling=sampling,
+                world=world,
+            )
+    cut.tell()
     if evaluation and state.best_step != state.step:
         load_weights(config.out, model, state.best_step, adapter=adapter is not None)
     weights = whole_weights(model, adapter=adapter is not None, world=world)
@@ -289,21 +302,48 @@ def _guide(config: Config, device: torch.device) -> Guide | None:
     return load_guide(folder, device, margin=margin, relative=relative, bf16=config.precision == "bf16")
 
 
+@final
+class Cut:
+    """Counts the texts that were too long for the model, by kind."""
+
+    def __init__(self, form: Form) -> None:
+        self._longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def count(self, kind: str, num_cut: int, num_texts: int) -> None:
+        """Add texts of a kind, and how many of them were cut."""
+        before = self._counts.get(kind, (0, 0))
+        self._counts[kind] = (before[0] + num_cut, before[1] + num_texts)
+
+    def tell(self) -> None:
+        """Say how many texts were cut."""
+        for kind, (num_cut, num_texts) in self._counts.items():
+            if num_cut:
+                say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {self._longest[kind]} tokens.")
+
+
+def _refresh(config: Config) -> Refresh | None:
+    if config.refresh_steps is None:
+        return None
+    return Refresh(config.refresh_steps, config.refresh_depth, config.refresh_docs, config.seed)
+
+
 def _examples(
-    config: Config, mixture: Mixture, model: Trainable, steps: range, guide: Guide | None = None
+    config: Config,
+    mixture: Mixture,
+    model: Trainable,
+    steps: range,
+    renewed: Renewed,
+    cut: Cut,
+    guide: Guide | None = None,
 ) -> Iterator[Example]:
-    """Make the examples of these steps, and say how many texts were cut."""
-    terms, counts = [losses(part.config) for part in mixture.parts], dict[str, list[int]]()
-    options = objective_options(config, model)
-
-    def count(kind: str, num_cut: int, num_texts: int) -> None:
-        counts[kind] = [a + b for a, b in zip(counts.get(kind, [0, 0]), (num_cut, num_texts), strict=True)]
-
+    """Make the examples of these steps."""
+    terms, options = [losses(part.config) for part in mixture.parts], objective_options(config, model)
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
-        own.on_cut = count
+        own.on_cut = cut.count
     views = _views(config, mixture.parts[0].collection, steps) if config.views_weight else None
-    for step, (number, batch) in enumerate(mixture.batches(steps), steps.start):
+    for step, (number, batch) in enumerate(mixture.batches(steps, renewed), steps.start):
         batch = change_of(config, step)(batch) if views_alone(config) else batch
         texts = text_options(config, step)
         example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, texts=texts, **options)
@@ -311,11 +351,6 @@ def _examples(
             viewed_example = make_example(config.kind, inputs[number], next(views), view_losses(config), **options)
             example = joined_examples(example, viewed_example, weight=config.views_weight)
         yield example
-    form = model.inputs.form
-    longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
-    for kind, (num_cut, num_texts) in counts.items():
-        if num_cut:
-            say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {longest[kind]} tokens.")
 
 
 def change_of(config: Config, step: int) -> Callable[[Batch], Batch]:
@@ -334,7 +369,7 @@ def _views(config: Config, collection: Collection, steps: range) -> Iterator[Bat
 
 
 def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:
-    """Return the collection that is measured on: the one named, or that of the first source."""
+    """Return the collection to measure on: the one named, or the first source's."""
     return open_collection(config.heldout_collection) if config.heldout_collection else parts[0].collection
 
 

@@ -17,23 +17,23 @@ from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
 from shortlist.models.save import Trainable
 from shortlist.progress import say
-from shortlist.settings.train import OpenPart, Part, open_collections, open_part, parts_of
+from shortlist.settings.train import OpenPart, SourcePart, open_collections, open_part, source_parts
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.text.inputs import with_stop
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
-from shortlist.train.losses import check_needs
+from shortlist.train.losses import check_needs, check_refresh
 from shortlist.train.negatives import check_negatives, with_negatives
 from shortlist.train.settings import Config, has_stop, losses
 
 
 def collect_parts(config: Config) -> list[OpenPart]:
     """Collect the groups of all sources, with their queries and negatives, and check them."""
-    parts = parts_of(config)
+    parts = source_parts(config)
     return [collect_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
 
 
-def collect_part(part: Part, collection: Collection) -> OpenPart:
+def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
     """Collect the groups of a source with their queries and negatives, and check them.
 
     Groups with too few negatives are counted in a message. A reranker's groups that are made here get negatives, as the
@@ -53,6 +53,8 @@ def collect_part(part: Part, collection: Collection) -> OpenPart:
     check_needs(losses(config), source.groups, where=where, role=role)
     if config.mix_negatives and all(len(group.negatives) < 2 for group in source.groups):
         raise UserError(f"--mix-negatives: no group of {where} has two negatives to mix; mine some, or leave it out.")
+    if config.refresh_steps and source.groups[0].positives:
+        check_refresh(losses(config), where=where)
     check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
     if short := shortfall(negative_counts(source.groups), config.negatives):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")

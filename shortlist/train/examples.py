@@ -65,7 +65,7 @@ def draw_group(group: Group, number: int, *, epoch: int, seed: int, negatives: i
 def plan_steps(
     num_groups: int, *, batch_size: int, seed: int, first_step: int, steps: int, merge: bool = False
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield the epoch of each step first_step, ..., steps - 1, and the numbers of its groups."""
+    """Yield (epoch, numbers of its groups) of the steps first_step, ..., steps - 1."""
     per_epoch, order = num_steps(num_groups, batch_size, 1, merge=merge), np.zeros(0, dtype=np.int64)
     for step in range(first_step, steps):
         epoch, place = divmod(step, per_epoch)

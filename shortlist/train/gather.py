@@ -217,6 +217,13 @@ def on_any(claim: bool, world: World = ALONE) -> bool:
     return bool(flag.item())
 
 
+def from_leader(tensor: Tensor, world: World = ALONE) -> Tensor:
+    """Return the leading process's tensor in every process; all have the same shape."""
+    if world.size > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 class OutOfMemory(Exception):  # noqa: N818 (a condition to react to)
     """A device could not hold what a step needs."""
 

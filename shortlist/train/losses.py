@@ -128,6 +128,19 @@ def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str, r
             )
 
 
+def check_refresh(terms: Sequence[Term], *, where: str) -> None:
+    """Refuse losses that follow a teacher where negatives are renewed, which no teacher has seen.
+
+    Raises:
+        UserError: a loss needs a teacher.
+    """
+    if taught := [term.name for term in terms if "teacher" in needs(term)]:
+        raise UserError(
+            f"--refresh-steps: {where} would get negatives that no teacher has scored, and --loss {taught[0]} follows "
+            "one; leave out one of the two."
+        )
+
+
 def _term(name: str, weight: float, given: Mapping[str, Any], temperature: float | None) -> Term:
     defaults = _defaults(name)
     common = {TEMPERATURE: temperature} if TEMPERATURE in defaults and temperature is not None else {}

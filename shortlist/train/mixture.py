@@ -1,4 +1,4 @@
-"""The steps of a training over its sources: each step's queries come from one of them."""
+"""The steps of a training over its sources: each step is of one source."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -77,7 +77,7 @@ class Mixture:
             yield number, next(streams[number])
 
     def groups_of_each(self, steps: range) -> list[list[int]]:
-        """Return the numbers of the groups that each source uses in these steps, in ascending order."""
+        """Return the numbers of the groups of each source in these steps, ascending."""
         return [
             sorted(self._numbers(part, own)) for part, own in zip(self.parts, self.steps_of_each(steps), strict=True)
         ]
@@ -104,7 +104,7 @@ class Mixture:
 
 
 def merges(part: OpenPart) -> bool:
-    """Whether a query left over in an epoch of the source joins the step before it."""
+    """Whether a query left over in a source's epoch joins the step before it."""
     return learn_together(named_kind(part.config.kind).role, part.source.groups, part.config.negatives)
 
 

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ def save_checkpoint(
     keep: int,
     adapter: Any = None,
     base: str | None = None,
+    texts: Mapping[str, str] | None = None,
     world: World = ALONE,
 ) -> None:
     """Save a checkpoint, then remove all but the last `keep` and the best.
@@ -69,6 +71,7 @@ def save_checkpoint(
         out: the run's output folder.
         adapter: as for `save_model`.
         base: as for `save_model`.
+        texts: contents of more files, by name.
         world: the leading process writes, but all must call.
     """
     folder = _folder(out, state.step)
@@ -79,6 +82,8 @@ def save_checkpoint(
     with atomic_folder(folder) as partial:
         save_model(model, partial, adapter=adapter, base=base, weights=weights)
         save_file(moments, partial / MOMENTS)
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, "utf-8")
         record = state._asdict() | {"files": list_files(partial)}
         record["sha256"] = _digest(record)
         (partial / STATE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")

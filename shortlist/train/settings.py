@@ -6,7 +6,7 @@ import numpy as np
 
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
-from shortlist.settings.train import Config, check, parts_of
+from shortlist.settings.train import Config, check, source_parts
 from shortlist.train.layers import parse_sampling
 from shortlist.train.losses import TEMPERATURE, Term, parse_losses
 from shortlist.train.optimizers import parse_optimizer
@@ -22,7 +22,7 @@ def check_settings(config: Config) -> None:
     parse_optimizer(config.optimizer, sharded=config.sharded)
     if config.layers_sampled:
         parse_sampling(config.layers_sampled)
-    terms = [term for part in parts_of(config) for term in losses(part.config)]
+    terms = [term for part in source_parts(config) for term in losses(part.config)]
     if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
         raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
 

@@ -15,8 +15,6 @@ from torch import nn
 from toys import PerToken, Toy, Words, maxsim_example
 
 from shortlist import train
-from shortlist.data.collections import open_collection
-from shortlist.data.groups import GroupSource, groups_from_qrels
 from shortlist.models.adapter_settings import make_adapter
 from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
@@ -24,9 +22,11 @@ from shortlist.models.folder import open_folder
 from shortlist.models.save import Trainable
 from shortlist.text.contract import InputContract
 from shortlist.train import loop
+from shortlist.train.build import collect_parts
 from shortlist.train.examples import Batch
 from shortlist.train.gather import World, meet, shard, whole
 from shortlist.train.losses import parse_losses
+from shortlist.train.mixture import Mixture
 from shortlist.train.objectives import make_example
 from shortlist.train.start import Start
 from shortlist.train.steps import Example, backward
@@ -146,6 +146,7 @@ RUNS = {
     "connected-sharded": {"adapter": "connected,r=4,aside=2", "sharded": True, "kind": "reranker"},
     "prompt-sharded": {"adapter": "prompt,tokens=3", "sharded": True},
     "layers": {"layers_sampled": "1,every=4", "optimizer": "galore,rank=8,gap=3"},
+    "renewed": {"refresh_steps": 2, "refresh_depth": 3},
 }
 
 
@@ -159,10 +160,7 @@ def settings(run: str, models: Path, out: Path) -> train.Config:
 
 def train_run(config: train.Config, world: World, *, stop_after: int | None = None) -> None:
     """Train as the stage does, or stop in the middle of the step after so many."""
-    collection = open_collection(config.collection)
-    groups = groups_from_qrels(collection.qrels("train"))
-    source = GroupSource([group._replace(negatives=("d10", "d11")) for group in groups], {}, "")
-    source = source._replace(queries={query.query_id: query for query in collection.queries("train")})
+    mixture = Mixture(config, collect_parts(config))
     backward = loop.backward
     done = 0
 
@@ -176,7 +174,7 @@ def train_run(config: train.Config, world: World, *, stop_after: int | None = No
     loop.backward = until_stopped
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            train.train(config, open_folder(config.backbone), collection, source, world)
+            train.train(config, open_folder(config.backbone), mixture, world)
     finally:
         loop.backward = backward
 
