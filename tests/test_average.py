@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from named import load_reranker, load_retriever, reranker_to_train, retriever_to_train
-from shortlist.models.lora import Lora
 from tiny import Tiny, shaken
 
 from shortlist import average
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
-from shortlist.models.adapters import add_lora
+from shortlist.models.adapter_settings import make_adapter
+from shortlist.models.adapters import add_adapter
 from shortlist.models.save import save_model
 
 
@@ -20,7 +20,7 @@ def models(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("average")
     save_model(shaken(retriever_to_train(str(tiny.retriever))), folder / "shaken")
     model = retriever_to_train(str(tiny.retriever))
-    lora = add_lora(model.backbone, Lora(r=2, alpha=4))
+    lora = add_adapter(model.backbone, make_adapter("lora", r=2, alpha=4))
     save_model(shaken(model), folder / "adapter", adapter=lora, base=str(tiny.retriever))
     longer = retriever_to_train(str(tiny.retriever), adjust=lambda contract: contract.with_lengths(query=7))
     save_model(longer, folder / "longer")
