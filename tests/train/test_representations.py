@@ -11,16 +11,17 @@ from named import load_retriever, retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import train
-from shortlist.data.collections import open_collection
 from shortlist.data.formats import write_corpus
 from shortlist.errors import UserError
 from shortlist.math.matryoshka import shortened
 from shortlist.models.outputs import Rows
 from shortlist.records import Query
-from shortlist.settings.train import check, documents_source
+from shortlist.settings.train import check
 from shortlist.text.views import VIEWS
+from shortlist.train.build import collect_parts
 from shortlist.train.examples import Batch
 from shortlist.train.losses import parse_losses
+from shortlist.train.mixture import Mixture
 from shortlist.train.objectives import make_example
 from shortlist.train.steps import backward
 from shortlist.train.views import joined_examples, viewed
@@ -144,7 +145,7 @@ def test_a_corpus_alone_trains_a_retriever_and_each_epoch_sees_other_views(tiny:
     seen = [
         [
             example.token_ids
-            for example in examples(settings(tiny, tmp_path / "m", views="drop", steps=6), tmp_path / "c")
+            for example in examples(settings(tiny, tmp_path / "m", views="drop", steps=6, collection=str(tmp_path / "c")))
         ]
         for _ in range(2)
     ]
@@ -154,10 +155,9 @@ def test_a_corpus_alone_trains_a_retriever_and_each_epoch_sees_other_views(tiny:
     assert load_retriever(str(tmp_path / "m")).row_shape == (32,)
 
 
-def examples(config: train.Config, collection: Path) -> list[Any]:
-    opened = open_collection(str(collection))
-    model = retriever_to_train(config.backbone, None)
-    return list(train._examples(config, opened, documents_source(opened), model, range(config.steps or 0)))
+def examples(config: train.Config) -> list[Any]:
+    model, mixture = retriever_to_train(config.backbone, None), Mixture(config, collect_parts(config))
+    return list(train._examples(config, mixture, model, range(mixture.steps), (), train.Cut(model.inputs.form)))
 
 
 def test_views_beside_groups_add_their_weighted_loss(tiny: Tiny, tmp_path: Path):

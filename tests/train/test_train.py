@@ -295,9 +295,9 @@ def test_the_number_of_negatives_is_per_query_and_step(
     seen: list[Batch] = []
     example = train.make_example
 
-    def watched(kind, inputs, batch, terms):
+    def watched(kind, inputs, batch, terms, **options):
         seen.append(batch)
-        return example(kind, inputs, batch, terms)
+        return example(kind, inputs, batch, terms, **options)
 
     monkeypatch.setattr(train, "make_example", watched)
     train.run(settings(tiny, tmp_path / "m", groups=str(groups), negatives=2))
