@@ -6,7 +6,8 @@ A ranking has 128 queries and the 2,048 documents of their groups of 16, as a re
 scored each query's own group, as `mine --teacher` writes it, or all documents. Grades are 0 to 3 in the own group.
 
 The step beside it is that of `train_speed.py`: model S, 8 queries with 16 passages each. A step of 128 queries is 16
-times that work, so its time is taken as 16 times as long. Losses and steps take turns in one process.
+times that work, so its time is taken as 16 times as long. Losses and steps take turns in one process with one thread.
+Times are seconds of the processor, so that what runs beside them matters little.
 """
 
 import os
@@ -87,6 +88,7 @@ def once(name: str, given: Ranking, options: dict) -> None:
 
 def main(config: Config) -> None:
     quiet()
+    torch.set_num_threads(1)
     under = conditions(None, packages=("torch", "transformers"))
     step_config = train_speed.Config(data=config.data, steps=max(1, config.steps))
     with tempfile.TemporaryDirectory() as temporary:
@@ -108,10 +110,10 @@ def main(config: Config) -> None:
         loads = []
         for number in range(config.rounds + 1):
             for name, work in works.items():
-                begin = time.perf_counter()
+                begin = time.process_time()
                 work()
                 if number:
-                    seconds[name].append(time.perf_counter() - begin)
+                    seconds[name].append(time.process_time() - begin)
             loads.append(os.getloadavg()[0])
             say(f"round {number}/{config.rounds}: a step of 8 queries {seconds['step'][-1:]} s, load {loads[-1]:.1f}")
     small = statistics.median(seconds.pop("step")) / config.steps
@@ -122,7 +124,7 @@ def main(config: Config) -> None:
         spread = f"{1000 * min(times):.1f}-{1000 * max(times):.1f}"
         rows.append([name, f"{1000 * median:.1f}", spread, f"{median / whole:.2%}", f"{median / small:.1%}"])
     under += f"\n- load average of the machine meanwhile: {min(loads):.1f} to {max(loads):.1f}"
-    section = f"A step of {train_speed.QUERIES} queries of model S: {small:.2f} s; of {QUERIES}: {whole:.1f} s.\n\n"
+    section = f"A step of {train_speed.QUERIES} queries of model S: {small:.2f} s of one thread; of {QUERIES}: {whole:.1f} s.\n\n"
     shares = ["share of a step", f"of one of {train_speed.QUERIES} queries"]
     section += table(["loss", "median ms", "fastest-slowest", *shares], rows)
     publish("Losses on [128, 2048] scores, forward and backward", under, [section], config.out)

@@ -142,13 +142,8 @@ def test_two_examples_are_one_step_with_the_weighted_sum_of_their_losses(model: 
 
 def test_a_corpus_alone_trains_a_retriever_and_each_epoch_sees_other_views(tiny: Tiny, tmp_path: Path):
     write_corpus(tmp_path / "c/corpus.jsonl", DOCUMENTS)
-    seen = [
-        [
-            example.token_ids
-            for example in examples(settings(tiny, tmp_path / "m", views="drop", steps=6, collection=str(tmp_path / "c")))
-        ]
-        for _ in range(2)
-    ]
+    config = settings(tiny, tmp_path / "m", views="drop", steps=6, collection=str(tmp_path / "c"))
+    seen = [[example.token_ids for example in examples(config)] for _ in range(2)]
     assert seen[0] == seen[1]
     assert len({str(sorted(ids)) for ids in seen[0]}) == 6  # 3 steps are an epoch
     train.run(settings(tiny, tmp_path / "m", views="crop", collection=str(tmp_path / "c")))

@@ -133,8 +133,8 @@ def _add_lora(model: Trainable | Toy) -> None:
 
 
 RUNS = {
-    "full": {},
-    "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert", "loss": ("infonce", "anchor=5")},
+    "full": {"loss": ("infonce", "anchor=5")},
+    "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert"},
     "lora": {"adapter": "r=4,dropout=0,targets=q_proj+v_proj"},
     "lora-sharded": {
         "adapter": "r=4,dropout=0,targets=q_proj+v_proj",
