@@ -105,7 +105,7 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
     groups = write_groups(folder / "groups.jsonl.gz")
     splits = {"dev": "test", "dl19": "test", "dl20": "test", "wikiqa-split": "test", "steps": "2"}
     smaller = {"irds:": tiny.collection, "meta-llama/": tiny.llama, "Qwen/": tiny.llama, "hf:": groups}
-    smaller |= {"data/": tiny.collection, "sentence-transformers/": tiny.bert}
+    smaller |= {"data/": tiny.collection, "sentence-transformers/": tiny.retriever}
 
     @cache
     def run(name: str) -> Path:
