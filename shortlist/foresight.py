@@ -61,7 +61,8 @@ def named(steps: Sequence[Any], outputs: set[str]) -> Mapping[str, str]:
     found = {}
     for step in steps:
         settings = asdict(step.config)
-        collections = [settings.get("collection"), *_collections(settings.get("sources"))]
+        mixed = _collections(settings["sources"]) if step.stage == "train" else []
+        collections = [settings.get("collection"), *mixed]
         names = [(name, _where_collection) for name in collections]
         names += [(settings.get(field), _where_model) for field in MODELS]
         for name, where in names:

@@ -7,6 +7,8 @@ import yaml
 
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
+from shortlist.foresight import named
+from shortlist.recipe import plan
 
 STEPS = """
 settings: {data: DATA, k1: 0.9}
@@ -60,3 +62,10 @@ def test_what_is_done_is_known_and_what_follows_from_a_change_too(recipe: Path, 
     changed = foreseen(recipe, capsys, "--set", "k1=1.2")
     assert changed["bm25"] == "to do again: its settings changed"
     assert changed["run"] == "to do again: bm25 comes before it"
+
+
+def test_the_collections_of_a_trainings_sources_are_named(tmp_path: Path):
+    sources = {"a": {"collection": "nowhere"}, "b": {"collection": str(tmp_path)}}
+    training = {"stage": "train", "kind": "retriever", "backbone": str(tmp_path), "sources": sources}
+    steps = plan({"steps": {"m": training}}, tmp_path / "out", where="here")
+    assert named(steps, set()) == {"nowhere": "missing: no such folder", str(tmp_path): "here"}

@@ -453,17 +453,20 @@ def open_part(part: SourcePart, collection: Collection) -> OpenPart:
         if named_kind(config.kind).role == "reranker" and config.negatives_from is None:
             config = replace(config, negatives_from="bm25")
     if len(without_query(source.groups, source.queries)):
-        source = _with_queries(source, config, collection)
+        source = _with_queries(source, config, collection, unjudged=run is not None)
     return OpenPart(part.name, config, part.settings, collection, source)
 
 
-def _with_queries(source: GroupSource, config: Config, collection: Collection) -> GroupSource:
+def _with_queries(source: GroupSource, config: Config, collection: Collection, *, unjudged: bool) -> GroupSource:
     """Add the texts of the queries, and judgements beside the groups, from the collection.
 
     Beside groups that are on disk they stay there too.
+
+    Args:
+        unjudged: whether the queries need not be judged.
     """
-    on_bad = ignore if config.skip_missing else None
-    if isinstance(source.groups, StoredGroups) and isinstance(collection, FolderCollection):
+    on_bad, stored = ignore if config.skip_missing else None, isinstance(source.groups, StoredGroups)
+    if (unjudged or stored) and isinstance(collection, FolderCollection):
         queries = collection.stored_queries(config.split, on_bad)
     else:
         queries = {query.query_id: query for query in collection.queries(config.split, on_bad)}

@@ -167,7 +167,12 @@ def test_lists_of_a_run_teach_where_no_positive_is_needed(
         return ranking.scores.square().mean()
 
     said = two(tiny, other)
-    said["lists"] = {"collection": str(tiny.collection), "split": "test", "run": str(tmp_path / "run.trec"), "depth": 3}
+    said["lists"] = {
+        "collection": str(tiny.collection),
+        "split": "train",
+        "run": str(tmp_path / "run.trec"),
+        "depth": 3,
+    }
     said["lists"] |= {"weight": 1e6}
     with pytest.raises(UserError, match=r"--loss infonce: 1 of 1 groups of source 'lists' .* no relevant document"):
         collect_parts(settings(tiny, tmp_path / "m", written(tmp_path, said)))

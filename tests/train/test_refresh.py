@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from shortlist.train.build import collect_parts
 from shortlist.train.mixture import Mixture
 from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew_negatives, renewed_json
 from shortlist.train.resume import checkpoints
+
+ALIKE = {"twin": "d0"}
+"""A document and another with its text, whose scores differ by rounding alone."""
 
 HARD = Refresh(every=2, depth=3, most_docs=None, seed=0)
 
@@ -57,7 +61,7 @@ def test_negatives_are_the_models_best_documents_that_answer_nothing(tiny: Tiny,
         answers = {"d0", "d3", "twin"} if number in (0, 3) else {f"d{number}"}
         ranked = sorted(range(13), key=lambda column: -scores[number][column])
         best = [documents[column].doc_id for column in ranked if documents[column].doc_id not in answers]
-        assert set(negatives) == set(best[:3])
+        assert {ALIKE.get(doc_id, doc_id) for doc_id in negatives} == {ALIKE.get(doc_id, doc_id) for doc_id in best[:3]}
 
 
 def test_documents_may_be_a_sample_that_differs_each_time(tiny: Tiny, collection: Path, tmp_path: Path):
@@ -86,8 +90,8 @@ def test_a_training_that_stops_between_refreshes_goes_on_to_the_same_bytes(
 ):
     change = {"checkpoint_steps": 3, "refresh_steps": 2}
     train.run(settings(tiny, tmp_path / "whole", collection, **change))
-    told = capsys.readouterr().err
-    assert [f"step {step}: 4 groups have new negatives" in told for step in (0, 2, 4, 6)] == [False, True, True, True]
+    told = re.findall(r"step (\d): (\d) groups have new negatives", capsys.readouterr().err)
+    assert told == [("2", "4"), ("4", "4"), ("6", "2")]
     backward, count = loop.backward, iter(range(1, 100))
 
     def interrupted(*args, **options) -> Any:
