@@ -137,10 +137,10 @@ def rank_batch(
         for group, known_at in zip(texts, first, strict=True)
     ]
     known = _known(batch, places, keep)
-    hard = _negatives_of_each(places, known)
+    hard = _negatives_of_each(places, known) if mixed and len(together) > 1 else None
 
     def learn(vectors: Rows) -> Outcome:
-        mixtures = draw_mixtures(hard, mixed) if mixed and hard.shape[1] > 1 else None
+        mixtures = None if hard is None else draw_mixtures(hard, mixed)
         outcomes = []
         for part in nested(vectors.values, dims, unit=unit):
             queries, documents = part[: len(batch.queries)], part[len(batch.queries) :]
