@@ -127,7 +127,7 @@ def _loaded(folder: ModelFolder, reads: str, contract: str | None) -> Any:
     return model
 
 
-def score(model: Any, reads: str, task: Trial) -> float:
+def score(model: Any, reads: str, trial: Trial) -> float:
     """Measure a model on a search task.
 
     A retriever searches all documents, and a reranker orders the best ones of BM25.
@@ -136,39 +136,40 @@ def score(model: Any, reads: str, task: Trial) -> float:
         reads: as for `average`.
     """
     from shortlist.evaluation.measure import of_run, per_query
+    from shortlist.models.run import pick_device
 
-    run = {"document": _searched, "pair": _reranked}[reads](model.eval(), task)
-    return of_run(task.measure, per_query(run, task.qrels, [task.measure], complete=True)[task.measure])
+    run = {"document": _searched, "pair": _reranked}[reads](model.eval().to(pick_device()), trial)
+    return of_run(trial.measure, per_query(run, trial.qrels, [trial.measure], complete=True)[trial.measure])
 
 
-def _searched(model: Any, task: Trial) -> Run:
+def _searched(model: Any, trial: Trial) -> Run:
     import torch
 
     from shortlist.math.scoring import top_k
     from shortlist.models.run import embed_documents, embed_queries
 
-    documents = torch.from_numpy(embed_documents(model, task.documents))
+    documents = torch.from_numpy(embed_documents(model, trial.documents))
     found = {}
-    for query, vector in zip(task.queries, torch.from_numpy(embed_queries(model, task.queries)), strict=True):
+    for query, vector in zip(trial.queries, torch.from_numpy(embed_queries(model, trial.queries)), strict=True):
         scores, columns = top_k((documents @ vector)[None], RETRIEVED)
         pairs = zip(columns[0].tolist(), scores[0].tolist(), strict=True)
-        found[query.query_id] = [Hit(task.documents[column].doc_id, value) for column, value in pairs]
+        found[query.query_id] = [Hit(trial.documents[column].doc_id, value) for column, value in pairs]
     return found
 
 
-def _reranked(model: Any, task: Trial) -> Run:
+def _reranked(model: Any, trial: Trial) -> Run:
     from shortlist.index.bm25 import BM25Index
     from shortlist.models.run import score_pairs
 
-    texts = {document.doc_id: document for document in task.documents}
-    hits = BM25Index.build(task.documents).search(task.queries, RERANKED)
-    pairs = [(query, texts[hit.doc_id]) for query in task.queries for hit in hits[query.query_id]]
+    texts = {document.doc_id: document for document in trial.documents}
+    hits = BM25Index.build(trial.documents).search(trial.queries, RERANKED)
+    pairs = [(query, texts[hit.doc_id]) for query in trial.queries for hit in hits[query.query_id]]
     values = iter(score_pairs(model, pairs).tolist())
     scored = {name: [Hit(hit.doc_id, next(values)) for hit in row] for name, row in hits.items()}
     return {name: sorted(row, key=lambda hit: -hit.score) for name, row in scored.items()}
 
 
-def _task(config: Config, collection: Collection) -> Trial:
+def _trial(config: Config, collection: Collection) -> Trial:
     from shortlist.evaluation.measure import parse_measures
 
     parse_measures([config.measure])
@@ -198,7 +199,7 @@ def run(config: Config) -> None:
     results: dict[str, Any] = {}
     shares = [weight / sum(config.weights) for weight in config.weights] or [1 / len(folders)] * len(folders)
     if collection:
-        chosen, results = _chosen(config, folders, reads, _task(config, collection))
+        chosen, results = _chosen(config, folders, reads, _trial(config, collection))
         folders, shares = [folders[number] for number in chosen], [1 / len(chosen)] * len(chosen)
     from shortlist.models.save import save_model
 
@@ -208,14 +209,14 @@ def run(config: Config) -> None:
 
 
 def _chosen(
-    config: Config, folders: Sequence[ModelFolder], reads: str, task: Trial
+    config: Config, folders: Sequence[ModelFolder], reads: str, trial: Trial
 ) -> tuple[list[int], dict[str, Any]]:
     """Choose the models to average, and return the measurements for the manifest."""
     from shortlist.math.averaging import choose_greedily
 
     def score_of(numbers: Sequence[int]) -> float:
         models, shares = [folders[number] for number in numbers], [1 / len(numbers)] * len(numbers)
-        value = score(average(models, reads, shares, config.contract), reads, task)
+        value = score(average(models, reads, shares, config.contract), reads, trial)
         say(f"average: {' + '.join(model.name for model in models)}: {config.measure} {value:.4f}")
         return value
 

@@ -20,6 +20,12 @@ SETTINGS = (
     "lora",
     "optimizer",
     "layers_sampled",
+    "pooling",
+    "dims",
+    "dims_weights",
+    "mix_negatives",
+    "views",
+    "views_weight",
     "epochs",
     "steps",
     "batch_size",
@@ -102,8 +108,8 @@ def _training(manifest: Mapping[str, Any]) -> str:
         return ""
     config, results = manifest["config"], manifest.get("results", {})
     off = () if config.get("distill") else ("distill", "teacher_temperature")
-    rows = {name: config[name] for name in SETTINGS if config.get(name) is not None and name not in off}
-    rows |= {"loss": " ".join(rows["loss"])} if "loss" in rows else {}
+    rows = {name: config[name] for name in SETTINGS if config.get(name) not in (None, [], ()) and name not in off}
+    rows |= {name: " ".join(map(str, value)) for name, value in rows.items() if isinstance(value, list | tuple)}
     rows |= {name: results[name] for name in ("num_groups", "step", "processes", "seconds") if name in results}
     data = f"the split `{config['split']}` of {_shown(config['collection'])}"
     data += f" with the groups {_shown(config['groups'])}" if config.get("groups") else ""
@@ -119,6 +125,7 @@ def _inputs(form: Form, reading: Reading) -> str:
             pieces = " ".join(f"`{p}`" if p in SPECIAL else f"`{json.dumps(p, ensure_ascii=False)}`" for p in template)
             rows.append(f"| {kind} | {pieces} | {getattr(form, f'{kind}_length')} |")
     pooled = f"Pooling: {reading.pooling}." + (" Vectors have length 1." if reading.normalize and not form.pair else "")
+    pooled += f" They may be cut to {', '.join(map(str, reading.dims))} dimensions." if reading.dims else ""
     head = ["## Inputs", "", "Other prompts or a missing end token give other numbers.", ""]
     return "\n".join([*head, "| input | pieces | most tokens |", "|---|---|---|", *rows, "", pooled])
 

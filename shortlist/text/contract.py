@@ -126,6 +126,8 @@ class Form:
         if name is None:
             return self
         known = dict(self.prompts)
+        if not known:
+            raise UserError(f"--prompt {name}: the model's input contract names no prompts; leave it out.")
         if name not in known:
             raise UserError(f"--prompt: {unknown('prompt of the input contract', name, known)}")
         pieces = list(getattr(self, kind))

@@ -130,6 +130,7 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
         both_ways = contract.reading.bidirectional or config.bidirectional
         pooling = config.pooling or contract.reading.pooling
         reading = replace(contract.reading, bidirectional=both_ways, dims=config.dims, pooling=pooling)
+        reading = replace(reading, cut=0) if config.dims else reading
         form = replace(contract.form, pair=with_stop(contract.form.pair)) if has_stop(config) else contract.form
         return InputContract(form, reading)
 

@@ -150,7 +150,7 @@ def rank_batch(
         for group, known_at in zip(texts, first, strict=True)
     ]
     known = _known(batch, places, keep)
-    hard = _negatives_of_each(places, known)
+    hard = _negatives_of_each(places, known) if mixed and len(together) > 1 else None
 
     def parts(rows: Rows | None) -> list[tuple[Tensor, Tensor]]:
         """Split the rows into queries and documents, at each dimension."""
@@ -158,7 +158,7 @@ def rank_batch(
         return [(part[: len(batch.queries)], part[len(batch.queries) :]) for part in cut]
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
-        mixtures = draw_mixtures(hard, mixed) if mixed and hard.shape[1] > 1 else None
+        mixtures = None if hard is None else draw_mixtures(hard, mixed)
         seen = guide_rows.values if guide_rows else None
         similarities = None if seen is None else seen[: len(batch.queries)] @ seen[len(batch.queries) :].T
         outcomes = []

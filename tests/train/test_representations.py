@@ -10,11 +10,12 @@ import torch
 from named import load_retriever, retriever_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 
-from shortlist import train
+from shortlist import export, train
 from shortlist.data.formats import write_corpus
 from shortlist.errors import UserError
 from shortlist.math.matryoshka import shortened
 from shortlist.models.outputs import Rows
+from shortlist.models.save import save_model
 from shortlist.records import Query
 from shortlist.settings.train import check
 from shortlist.text.views import VIEWS
@@ -83,6 +84,31 @@ def test_the_cached_step_has_the_gradients_of_the_plain_one(options: dict[str, A
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_loss_and_gradients_are_those_of_sentence_transformers(tiny: Tiny, tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+
+    ours = retriever_to_train(str(tiny.bert), None).eval()
+    save_model(ours, tmp_path / "ours")
+    export.run(export.Config(model=str(tmp_path / "ours"), to="sentence-transformers", out=tmp_path / "theirs"))
+    batch = Batch(QUERIES[:8], [[document] for document in DOCUMENTS[:8]], [frozenset({f"d{i}"}) for i in range(8)])
+    terms, options = parse_losses(["infonce"], temperature=0.05), {"dims": (32, 16, 8), "weights": (1.0, 0.3, 0.2)}
+    example = make_example("retriever", ours.inputs, batch, terms, **options, unit=True)
+    outcome = backward(ours, example, token_budget=1 << 20, bf16=False, seed=0)
+    theirs = SentenceTransformer(str(tmp_path / "theirs"), device="cpu").eval()
+    inner = MultipleNegativesRankingLoss(theirs, scale=20.0)
+    loss = MatryoshkaLoss(theirs, inner, matryoshka_dims=[32, 16, 8], matryoshka_weights=[1.0, 0.3, 0.2])
+    texts = [[query.text for query in QUERIES[:8]], [document.text for document in DOCUMENTS[:8]]]
+    expected = loss([theirs.preprocess(part) for part in texts], torch.arange(8))
+    expected.backward()
+    assert outcome.loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    gradients = dict(ours.backbone.named_parameters())
+    for name, parameter in theirs[0].auto_model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=5e-6, rtol=1e-5)
 
 
 def settings(tiny: Tiny, out: Path, **change: Any) -> train.Config:
