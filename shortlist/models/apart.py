@@ -50,7 +50,7 @@ def on_cores_of_their_own(work: Callable[[T], R], items: Sequence[T]) -> Iterato
 
 @cache
 def _pool(count: int) -> ThreadPoolExecutor:
-    """Return threads that compute with one core each, the same ones for as long as this process lives."""
+    """Return threads that compute with one core each, always the same ones."""
     pool = ThreadPoolExecutor(count, "model", initializer=_use_one_core)
     all_here = Barrier(count)
     for future in [pool.submit(all_here.wait) for _ in range(count)]:

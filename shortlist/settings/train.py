@@ -240,7 +240,7 @@ def has_run(config: Config) -> bool:
 
 
 def starts(config: Config) -> bool:
-    """Train in several processes of this machine that this starts, if they are wanted; False if not.
+    """Start several processes that train, and wait for them; False if one will do.
 
     Raises:
         UserError: a process fails.
