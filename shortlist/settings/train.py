@@ -27,7 +27,7 @@ MOST_PROCESSES = 4
 SHARED_BYTES = (4 << 20, 512 << 20)
 """Smallest and largest weights, on the disk, of models that several processes train. Smaller ones are trained by the
 time that processes take to start; larger ones take too much memory several times, and keep all threads busy."""
-SHARED_STEPS = 10
+SHARED_STEPS = 5
 """Fewest --steps that are worth several processes."""
 
 CHECKPOINTS = "checkpoints"
