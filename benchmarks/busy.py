@@ -46,7 +46,8 @@ MEAN_LENGTH, SPREAD = 71, 0.4
 NUM_QUERIES = 600
 SHAPES = {"S": ("256", "4", "4"), "M": ("512", "8", "8")}
 """Dimensions, layers and heads of the models with random weights."""
-BATCH = {"mini": 64, "S": 64, "M": 32}
+BATCH, MOST_TOKENS = 32, 128
+"""Queries of a step, with a passage each, and the most tokens of a passage."""
 WARM_UP = 2
 """Steps of a training that are not measured."""
 CLIENTS = 4
@@ -153,7 +154,7 @@ def train(runner: Runner, config: Config, size: str, *, one_thread: bool = False
     """Train for some steps; the seconds are those of a thousand tokens."""
     out = runner.folder / "out"
     backbone = "shortlist-mini" if size == "mini" else runner.folder / size
-    settings = ("--max-length", "196", "--batch-size", str(BATCH[size]), "--warmup-steps", "1")
+    settings = ("--max-length", str(MOST_TOKENS), "--batch-size", str(BATCH), "--warmup-steps", "1")
     where = ("--collection", runner.folder / "c", "--steps", str(config.steps), "--epochs", "99", "--out", out)
     memory = runner.run("train", "retriever", "--backbone", backbone, *settings, *where, one_thread=one_thread).gib
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]

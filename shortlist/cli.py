@@ -110,7 +110,10 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _complain(name: str, why: str) -> int:
-    """Say why a command failed, here or where this process was started; returns the exit code."""
+    """Print why a command failed, and return its exit code.
+
+    A process that was started to work with others leaves that to the one which has started it.
+    """
     if not tell(Failure(why)):
         print(f"shortlist {name}: {why}", file=sys.stderr)
     return 1

@@ -148,7 +148,9 @@ def gone_settings(command: str) -> dict[str, str]:
 
 
 def carry_out(name: str, config: Any) -> None:
-    """Run a command; its own module is loaded only if there is something to do, and here.
+    """Run a command; its own module is loaded only if there is something to do.
+
+    What runs in several processes is done there.
 
     Raises:
         UserError: the command refuses its settings or what it reads.

@@ -1,4 +1,4 @@
-"""How commands use the cores of this machine, beside whatever else runs on it."""
+"""The cores of this machine: how many there are, and how threads wait."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ GPUS = ("nvidiactl", "nvidia0", "kfd", "dxg")
 
 
 def wait_briefly() -> None:
-    """Let OpenMP's threads sleep when they wait for each other, unless the user has said how they wait.
+    """Let OpenMP's threads sleep after a short wait, unless the user has said otherwise.
 
     Threads that spin, as by default, keep the core that another process could use, and the one that has the work to do
     may be waiting for just that core. OpenMP reads its environment once, so call this before PyTorch is loaded.
@@ -31,12 +31,12 @@ def num_cores() -> int:
 
 
 def share_cores(parts: int) -> dict[str, str]:
-    """Return the environment of a process that computes with one of so many parts of the cores."""
+    """Return the environment of a process that computes with its part of the cores."""
     return dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(max(1, num_cores() // parts)))
 
 
 def may_have_gpu() -> bool:
-    """Whether PyTorch might find a GPU here, as far as can be seen without loading it."""
+    """Whether PyTorch might find a GPU here; this does not load it."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1") and any(
         Path("/dev", name).exists() for name in GPUS
     )

@@ -166,12 +166,12 @@ def track(items: Iterable[T], description: str, total: int | float | None = None
 def say(message: str) -> None:
     """Print a line to stderr, where it cannot mix with results.
 
-    If torchrun has started several processes, only the first one prints.
+    Of several processes that train together, only the first one prints.
     """
     if leads():
         print(message, file=sys.stderr, flush=True)
 
 
 def leads() -> bool:
-    """Whether this is the first or only process that torchrun started."""
+    """Whether this is the first or only process of those that train together."""
     return os.environ.get("RANK", "0") == "0"

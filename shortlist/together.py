@@ -28,7 +28,7 @@ GRACE_SECONDS = 2.0
 
 
 class Failure(NamedTuple):
-    """Why a process has ended."""
+    """The reason why a process has ended."""
 
     text: str
     for_user: bool = True
@@ -69,12 +69,15 @@ def run_together(command: Sequence[str], processes: int, *, on_gpus: bool) -> No
 
 
 def shared_folder() -> Path | None:
-    """Return the folder shared with the other processes that `run_together` has started; None in all others."""
+    """Return the folder that processes started by `run_together` share.
+
+    The result is None in all other processes.
+    """
     return Path(os.environ[FOLDER]) if FOLDER in os.environ else None
 
 
 def join_in() -> None:
-    """End this process when the one that has started it is gone, even if that was killed."""
+    """End this process when the one that has started it is gone, even if killed."""
     Thread(target=_end_with_starter, daemon=True).start()
 
 

@@ -1,5 +1,5 @@
-import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from shortlist.errors import UserError
 from shortlist.together import Failure, run_together, shared_folder, tell
 
 
-class Fake:
-    """A process that has ended with a code (None: it never ends), and has told why or not."""
+class Fake(subprocess.Popen):
+    """A process that has ended with a code (None: it never ends)."""
+
+    _child_created = False  # so that Popen does not miss it
 
     def __init__(self, code: int | None) -> None:
-        self.code, self.killed, self.stdin = code, False, open(os.devnull)  # noqa: SIM115 (closed by whoever started it)
+        self.code, self.killed, self.stdin = code, False, open(os.devnull, "rb")  # noqa: SIM115 (closed by whoever started it)
 
     def poll(self) -> int | None:
         return self.code
@@ -22,8 +24,9 @@ class Fake:
     def kill(self) -> None:
         self.killed = True
 
-    def wait(self) -> None:
+    def wait(self, timeout: float | None = None) -> int:
         assert self.killed
+        return 0
 
 
 Fakes = list[Fake]
@@ -111,9 +114,12 @@ def test_a_process_that_nobody_started_tells_nobody(monkeypatch: pytest.MonkeyPa
 
 def test_processes_know_each_other_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        together.subprocess, "Popen", lambda words, **options: started.append({"words": words, **options})
-    )
+
+    def start(words: list[str], **options: Any) -> Fake:
+        started.append({"words": words, **options})
+        return Fake(0)
+
+    monkeypatch.setattr(together.subprocess, "Popen", start)
     monkeypatch.setattr("shortlist.cores.num_cores", lambda: 4)
     for rank in range(2):
         together._start(["train", "retriever"], rank, 2, tmp_path, on_gpus=False)
@@ -123,4 +129,3 @@ def test_processes_know_each_other_and_share_the_cores(tmp_path: Path, monkeypat
     assert first["CUDA_VISIBLE_DEVICES"] == ""
     assert started[0]["words"][1:] == ["-m", "shortlist", "train", "retriever"]
     assert "stderr" not in started[0]  # the first one prints
-    assert json.loads(json.dumps(first)) == first

@@ -3,6 +3,7 @@
 So no core waits for another within a batch, which costs much where something else keeps one of them busy.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,7 @@ def on_cores_of_their_own(work: Callable[[T], R], items: Sequence[T]) -> Iterato
     """
     count, stream = torch.get_num_threads(), iter(items)
     with _STARTING:
-        pool = _pool(count)
+        pool = _pool(count, os.getpid())
     futures: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(stream, 2 * count))
     try:
         while futures:
@@ -49,8 +50,11 @@ def on_cores_of_their_own(work: Callable[[T], R], items: Sequence[T]) -> Iterato
 
 
 @cache
-def _pool(count: int) -> ThreadPoolExecutor:
-    """Return threads that compute with one core each, the same ones for as long as this process lives."""
+def _pool(count: int, process: int) -> ThreadPoolExecutor:
+    """Return threads that compute with one core each, the same ones in all of a process.
+
+    A process that was forked has none of its parent's threads.
+    """
     pool = ThreadPoolExecutor(count, "model", initializer=_use_one_core)
     all_here = Barrier(count)
     for future in [pool.submit(all_here.wait) for _ in range(count)]:

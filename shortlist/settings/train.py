@@ -32,7 +32,7 @@ MOST_PROCESSES = 4
 SHARED_BYTES = (4 << 20, 512 << 20)
 """Smallest and largest weights, on the disk, of models that several processes train. Smaller ones are trained by the
 time that processes take to start; larger ones take too much memory several times, and keep all threads busy."""
-SHARED_STEPS = 10
+SHARED_STEPS = 5
 """Fewest --steps that are worth several processes."""
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
@@ -568,7 +568,7 @@ def has_run(config: Config) -> bool:
 
 
 def starts(config: Config) -> bool:
-    """Train in several processes of this machine that this starts, if they are wanted; False if not.
+    """Start several processes that train, and wait for them; False if one will do.
 
     Raises:
         UserError: a process fails.

@@ -126,7 +126,7 @@ def _check_processes(config: Config, world: World) -> None:
 
 
 def _check_goes_on(config: Config, job: Job, world: World) -> None:
-    """Keep the number of processes in the job, and refuse to go on with another on a CPU.
+    """Refuse to go on with another number of processes on a CPU.
 
     Raises:
         UserError: the training was begun with another number.
@@ -135,7 +135,7 @@ def _check_goes_on(config: Config, job: Job, world: World) -> None:
     if begun != world.size and own_device(world).type == "cpu":
         raise UserError(
             f"--out {config.out}: was begun with {begun} processes, and {world.size} would end with other last digits; "
-            "leave out --processes (torchrun: the same number), or begin anew with --overwrite or elsewhere."
+            "leave out --processes (torchrun: start as many), or choose another --out."
         )
 
 

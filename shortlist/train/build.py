@@ -70,7 +70,7 @@ def build_model(
     if config.sharded and world.size > 1:
         shard(model, transformer_layers(model.backbone), device)
     elif config.sharded:
-        say("train: --sharded has nobody to share with, as torchrun did not start several processes; going on.")
+        say("train: --sharded has nobody to share with, as one process trains (--processes); going on.")
     model.to(device)
     if device.type == "cpu":
         speed_up_training(model)

@@ -175,6 +175,24 @@ def test_a_batch_that_fails_tells_who_waits_for_it_and_the_next_one_is_run(
     batcher.close()
 
 
+def test_a_core_for_each_batch_runs_as_many_at_once(retriever: Any, monkeypatch: pytest.MonkeyPatch):
+    both, before = threading.Barrier(2), torch.get_num_threads()
+
+    def run_both(model: Any, token_ids: Any, **options: Any) -> Rows:
+        both.wait(30)
+        return Rows(torch.tensor([[float(len(ids))] for ids in token_ids]))
+
+    monkeypatch.setattr(batcher_module, "run_model", run_both)
+    torch.set_num_threads(2)
+    try:
+        batcher = Batcher({"retriever": retriever}, token_budget=4)
+        rows = batcher.submit("retriever", [[1] * length for length in (3, 4, 4, 3)]).result(30)
+        batcher.close()
+    finally:
+        torch.set_num_threads(before)
+    assert rows.values.flatten().tolist() == [3, 4, 4, 3]
+
+
 def test_no_texts_are_answered_at_once_and_a_closed_batcher_takes_none(retriever: Any):
     batcher = Batcher({"retriever": retriever})
     assert batcher.submit("retriever", []).result(0).values.shape == (0, *retriever.row_shape)

@@ -1,6 +1,7 @@
 """How many processes train, and that those which `train` starts end where one does."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,9 @@ def test_two_processes_end_where_one_does_and_go_on_to_the_same_bytes(config: Co
     assert manifest is not None
     assert (manifest["decided"]["processes"], manifest["results"]["processes"]) == (2, 2)
     broken = tmp_path / "broken"
-    kill_when(lambda: any(broken.glob("checkpoints/step-*")), *words, "--out", str(broken), "--processes", "2")
+    command = [*words, "--out", str(broken), "--processes", "2"]
+    kill_when(lambda: any(broken.glob("checkpoints/step-*")), command)
+    time.sleep(1)  # until those that it has started have noticed
     assert main([*words, "--out", str(broken)]) == 0  # with as many
     assert (broken / "model.safetensors").read_bytes() == (tmp_path / "in-2/model.safetensors").read_bytes()
 
