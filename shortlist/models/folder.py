@@ -129,7 +129,7 @@ class ModelFolder:
         return total
 
     @cached_property
-    def costs(self) -> dict[str, float]:
+    def costs(self) -> dict[str, int | float]:
         """The number of parameters and, if the model was trained here, the time and memory that this took.
 
         The names are those of `data.manifest.stages`.

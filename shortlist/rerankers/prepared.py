@@ -33,5 +33,5 @@ class Prepared:
     settings: Mapping[str, Any] = field(default_factory=dict)
     whole_lists: bool = False
     check: Callable[[Iterable[Query]], None] = any_query
-    costs: Callable[[], dict[str, float]] = dict
+    costs: Callable[[], dict[str, int | float]] = dict
     model: Any = None
