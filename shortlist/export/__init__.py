@@ -85,7 +85,7 @@ def _check_adapter(config: Config, folder: ModelFolder) -> None:
         UserError: the layout cannot hold it.
     """
     kind = optional_json(folder.backbone_path / ADAPTER_CONFIG).get("peft_type")
-    layouts = {"PROMPT_TUNING": ["peft"], "PREFIX_TUNING": ["peft"], "CONNECTED": []}.get(kind, [config.to])
+    layouts = {"PROMPT_TUNING": ["peft"], "PREFIX_TUNING": ["peft"], "CONNECTED": []}.get(str(kind), [config.to])
     if config.to not in layouts:
         advice = f"use --to {layouts[0]}" if layouts else f"its folder is what there is, beside {folder.whole.name}"
         raise UserError(f"--to {config.to}: {config.model} is an adapter that no weights can hold; {advice}.")

@@ -87,7 +87,7 @@ class ConnectedSettings:
         write_json(folder / CONFIG, dict(vars(self)))
 
 
-def _add_lora(model: PreTrainedModel, adapter: Adapter, steps: int, **variant: bool) -> Any:
+def _add_lora(model: PreTrainedModel, adapter: Adapter, steps: int, **variant: Any) -> Any:
     from peft import LoraConfig
 
     options = adapter.options
@@ -250,7 +250,8 @@ def _check_layers(model: PreTrainedModel, layers: Iterable[int], kind: str) -> N
 
 def kept_adapter(model: nn.Module) -> nn.Module | None:
     """Return the adapter that a backbone keeps beside its weights, if any."""
-    return getattr(model, virtual.NAME, None) or getattr(model, connected.NAME, None)
+    kept: Any = getattr(model, virtual.NAME, None) or getattr(model, connected.NAME, None)
+    return kept
 
 
 def saved_key(name: str) -> str:
@@ -391,7 +392,7 @@ def _merged(model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor])
 
 
 def _put_prompt(model: PreTrainedModel, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    prompt, dim = weights[PROMPT], model.get_input_embeddings().weight.shape[1]
+    prompt, dim = weights[PROMPT], cast(Tensor, model.get_input_embeddings().weight).shape[1]
     if prompt.shape != (settings["num_virtual_tokens"], dim):
         raise ValueError(f"its vectors are {_shape(prompt)}; expected {settings['num_virtual_tokens']} x {dim}")
     virtual.attach(model, virtual.Prompt(prompt.float()))

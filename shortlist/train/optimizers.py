@@ -117,11 +117,11 @@ class OptimizerKind(NamedTuple):
     """Whether it can work on parts of matrices."""
 
 
-def _make_adamw(params: list[Tensor], *, lr: float, beta1: float, beta2: float, **options: float) -> Optimizer:
+def _make_adamw(params: list[Tensor], *, lr: float, beta1: float, beta2: float, **options: Any) -> Optimizer:
     return torch.optim.AdamW(params, lr=lr, betas=(beta1, beta2), fused=True, **options)
 
 
-def _make_adafactor(params: list[Tensor], *, lr: float, eps: float, **options: float) -> Optimizer:
+def _make_adafactor(params: list[Tensor], *, lr: float, eps: float, **options: Any) -> Optimizer:
     return torch.optim.Adafactor(params, lr=lr, eps=(None, eps), **options)
 
 
@@ -132,11 +132,11 @@ def _make_8bit(params: list[Tensor], *, beta1: float, beta2: float, paged: bool 
 
 
 @cache
-def _eight_bit() -> type[Optimizer]:
+def _eight_bit() -> Any:
     """Return bitsandbytes' AdamW, to which a checkpoint's values can be given back."""
     try:
         with hushed():
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError:
         raise UserError(f"{FLAG}: 8-bit optimizers need bitsandbytes; pip install 'shortlist[qlora]'.") from None
 

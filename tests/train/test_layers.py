@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,13 +39,14 @@ def test_only_drawn_layers_train_and_the_optimizer_forgets_the_others(model: Den
         held = {name.split(".")[2] for name, p in model.named_parameters() if p in optimizer.state and "layers" in name}
         assert held == {str(chosen[0])}
     assert len(set(drawn)) > 1
-    embedding = model.backbone.get_input_embeddings().weight
+    embedding: Any = model.backbone.get_input_embeddings().weight
     assert int(optimizer.state[embedding]["step"]) == 12
 
 
 def test_a_layer_with_more_outliers_is_drawn_more_often(model: DenseModel):
+    backbone: Any = model.backbone
     with torch.no_grad():
-        model.backbone.layers[1].mlp.up_proj.weight[:8] *= 100
+        backbone.layers[1].mlp.up_proj.weight[:8] *= 100
     sampling = LayerSampling(model, Settings(1, every=1, threshold=5.0), seed=0)
     optimizer = new_optimizer(model, learning_rate=0.1)
     assert sampling.shares[1] > 10 * sampling.shares[0]

@@ -101,14 +101,14 @@ def test_galore_of_full_rank_is_adamw():
 
 
 def test_galores_step_stays_within_the_directions_of_the_gradient():
-    model = Weights()
+    model: Any = Weights()
     before = model.tall.detach().clone()
     trained(parse_optimizer("galore,rank=3"), range(4), model)
     assert torch.linalg.matrix_rank(model.tall.detach() - before, atol=1e-4) == 3
 
 
 def test_gradnorm_without_turns_changes_lengths_alone():
-    model = nn.Module()
+    model: Any = nn.Module()
     model.w = nn.Parameter(torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]))
     model.w.grad = torch.tensor([[0.6, 0.8, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])  # along the rows
     before = model.w.detach().clone()
