@@ -131,5 +131,6 @@ def _passage_ids(record: dict[str, Any], field: str) -> tuple[str, ...]:
 
 
 def carried_passages(record: dict[str, Any]) -> list[Document]:
+    """Read the documents whose texts a group of Tevatron's carries."""
     passages = chain(*(record.get(f"{kind}_passages") or () for kind in ("positive", "negative")))
     return [to_document(passage) for passage in passages]

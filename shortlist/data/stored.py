@@ -22,8 +22,9 @@ from shortlist.text.hashes import text_hash
 
 
 def to_numpy(values: array) -> Int[np.ndarray, " values"]:
-    """Return the numbers of an array, of 32 or 64 bits."""
-    return np.array(values, dtype={"i": np.int32, "q": np.int64}[values.typecode])
+    """Return the numbers of an array, of 32 or 64 bits, without a copy."""
+    dtype = {"i": np.int32, "q": np.int64}[values.typecode]
+    return np.frombuffer(values, dtype=dtype) if values else np.zeros(0, dtype=dtype)
 
 
 def id_hashes(ids: Iterable[str]) -> Int[np.ndarray, " ids"]:
@@ -119,7 +120,7 @@ class StoredGroups(Sequence[Group]):
             group = parse(line)
             return None if group is None else change(group)
 
-        kept, counts = array("q"), array("q")
+        kept, counts = array("q"), array("i")
         for number, group in enumerate(self):
             new = change(group)
             if new is not None:
@@ -131,7 +132,7 @@ class StoredGroups(Sequence[Group]):
             self._numbers[places],
             parse_changed,
             query_hashes=self.query_hashes[places],
-            negative_counts=np.array(counts, dtype=np.int32),
+            negative_counts=to_numpy(counts),
         )
 
 
