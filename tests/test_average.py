@@ -57,14 +57,13 @@ def test_adapters_are_averaged_as_whole_models(
     torch.testing.assert_close(weights(tmp_path / "out"), {n: (first[n] + second[n]) / 2 for n in first})
 
 
-@pytest.mark.parametrize("measure", ["nDCG@10", "RR@1"])
-def test_greedy_choice_is_at_least_as_good_as_the_best_model(measure: str, models: Path, tiny: Tiny, tmp_path: Path):
-    chosen = {"greedy": True, "collection": str(tiny.collection), "split": "test", "measure": measure}
+def test_greedy_choice_is_at_least_as_good_as_the_best_model(models: Path, tiny: Tiny, tmp_path: Path):
+    chosen = {"greedy": True, "collection": str(tiny.collection), "split": "test", "measure": "RR@10"}
     average.run(settings(tiny.retriever, models / "shaken", models / "adapter", out=tmp_path / "out", **chosen))
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None
     results = manifest["results"]
-    assert results[measure] >= max(results["scores"])
+    assert results["RR@10"] >= max(results["scores"])
     assert len(results["averaged"]) == len(results["shares"]) >= 1
 
 

@@ -74,6 +74,13 @@ def test_a_batch_without_two_negatives_of_a_query_mixes_none(model: Any):
     assert example.objective(Rows(vectors(2))).loss.item() == 0
 
 
+def test_another_positive_and_the_querys_own_are_never_mixed(model: Any):
+    batch = Batch(QUERIES[:1], [[DOCUMENTS[i] for i in (0, 2, 3)]], [frozenset({"d0", "d2"})])
+    terms, given = parse_losses(["infonce"], temperature=0.5), Rows(vectors(4))
+    plain, mixed = (make_example("retriever", model.inputs, batch, terms, mixed=count) for count in (0, 2))
+    assert plain.objective(given).loss.item() == mixed.objective(given).loss.item() > 0  # d3 alone has no partner
+
+
 @pytest.mark.parametrize("options", [DIMS, {"mixed": 3}, DIMS | {"mixed": 3}], ids=["dims", "mixed", "both"])
 def test_the_cached_step_has_the_gradients_of_the_plain_one(options: dict[str, Any], model: Any):
     gradients, losses = [], []
