@@ -70,7 +70,8 @@ def meet() -> Iterator[World]:
     folder = shared_folder()
     where: dict[str, Any] = {"timeout": PATIENCE}
     if folder:
-        where |= {"init_method": (folder / "store").as_uri(), "rank": world.rank, "world_size": world.size}
+        store = dist.FileStore(str(folder / "store"), world.size)
+        where |= {"store": store, "rank": world.rank, "world_size": world.size}
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device, **where)
