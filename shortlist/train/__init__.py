@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import asked_by, negative_counts
@@ -111,14 +109,12 @@ def run(config: Config) -> None:
 
 
 def _check_processes(config: Config, world: World) -> None:
-    """Refuse a number of processes that cannot be had.
+    """Refuse a number of processes that is not at work.
 
     Raises:
-        UserError: this is another number, or there are not as many GPUs.
+        UserError: this is another number.
     """
-    asked, gpus = config.processes, torch.cuda.device_count() if torch.cuda.is_available() else world.local_size
-    if world.local_size > gpus:
-        raise UserError(f"--processes {world.local_size}: there are {gpus} GPUs here; expected at most one for each.")
+    asked = config.processes
     if asked is not None and asked != world.size and not config.dry_run:
         raise UserError(
             f"--processes {asked}: {world.size} at work; the command line starts as many, torchrun by --nproc-per-node."

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from shortlist.errors import UserError
 from shortlist.models.outputs import Rows
 from shortlist.models.run import Model, pick_device
 from shortlist.together import shared_folder
@@ -64,10 +65,13 @@ def meet() -> Iterator[World]:
         yield ALONE
         return
     device = own_device(world)
+    if device.type == "cuda" and world.local_size > (gpus := torch.cuda.device_count()):
+        raise UserError(f"{world.local_size} processes, and {gpus} GPUs here; expected a GPU for each.")
     folder = shared_folder()
     where: dict[str, Any] = {"timeout": PATIENCE}
     if folder:
-        where |= {"init_method": (folder / "store").as_uri(), "rank": world.rank, "world_size": world.size}
+        store = dist.FileStore(str(folder / "store"), world.size)
+        where |= {"store": store, "rank": world.rank, "world_size": world.size}
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device, **where)
