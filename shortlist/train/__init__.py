@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+import torch
+
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import asked_by, negative_counts
