@@ -249,7 +249,7 @@ def _foresee(config: Config, model: Trainable, mixture: Mixture, world: World) -
 
 
 def _kept_bytes(config: Config, model: Trainable, parts: Sequence[OpenPart]) -> int:
-    """Count the bytes of weights that are kept beside the model: those it started from, and the guide's."""
+    """Count the bytes of weights beside the model: the guide's and those at the start."""
     guide = open_guide(config, weights=False)
     kept = 4 * guide.num_parameters if guide else 0
     if _compares(parts):

@@ -10,7 +10,7 @@ from shortlist.models.run import Model, for_inference
 
 
 class Guide(NamedTuple):
-    """A frozen retriever, and how near to the positive it must find a document that is then left out."""
+    """A frozen retriever, and how near the positive it leaves out a document."""
 
     model: Model
     margin: float = 0.0
