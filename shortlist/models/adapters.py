@@ -363,7 +363,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
         if not key.endswith(tuple(f".{end}" for end in beside))
     }
     settings = read_json(folder / CONFIG)
-    if put := _PUT_BESIDE.get(settings.get("peft_type", "")):
+    if put := PUT_BESIDE.get(settings.get("peft_type", "")):
         try:
             return put(model, settings, weights)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -418,7 +418,7 @@ def _put_connected(
     return model
 
 
-_PUT_BESIDE: dict[str, Callable[[PreTrainedModel, Mapping[str, Any], Mapping[str, Tensor]], PreTrainedModel]] = {
+PUT_BESIDE: dict[str, Callable[[PreTrainedModel, Mapping[str, Any], Mapping[str, Tensor]], PreTrainedModel]] = {
     "PROMPT_TUNING": _put_prompt,
     "PREFIX_TUNING": _put_prefix,
     "CONNECTED": _put_connected,
