@@ -44,7 +44,7 @@ COMMANDS = {
         "train",
         "fine-tune a retriever or a reranker",
         "retriever --backbone sentence-transformers/all-MiniLM-L6-v2 --collection my-data --out work/retriever",
-        "settings.train",
+        "settings.train_job",
     ),
     "average": Command(
         "average",

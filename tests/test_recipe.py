@@ -220,7 +220,7 @@ def test_training_that_stops_in_processes_of_its_own_stops_the_recipe(done: Path
         started.append((command, processes))
         raise UserError("process 2 of 2 was ended by SIGKILL")
 
-    monkeypatch.setattr("shortlist.settings.train.run_together", fail)
+    monkeypatch.setattr("shortlist.settings.train_job.run_together", fail)
     with pytest.raises(UserError, match="process 2 of 2 was ended by SIGKILL"):
         again(done, processes=2)
     [(command, processes)] = started

@@ -99,7 +99,7 @@ def check_free(out: Path, *, folder: bool) -> None:
 
 
 def tidy(out: Path, *, folder: bool) -> None:
-    """Delete the lock and the temporary files of a command that was killed after its last step."""
+    """Delete what a command killed after its last step left: its lock and temporary files."""
     path = lock_file(out, folder)
     if path.exists() and str(path) not in _held:
         with suppress(OSError, UserError):  # what may not be written, or where somebody is at work, stays

@@ -18,6 +18,9 @@ def outlier_share(matrices: Sequence[Float[Tensor, "_ _"]], threshold: float) ->
 
 
 def draw_layers(shares: Sequence[float], number: int, *, seed: int, period: int) -> list[int]:
-    """Draw distinct layers, each draw in proportion to the shares of those that are left; in rising order."""
+    """Draw distinct layers, in proportion to the shares of all that are left.
+
+    They are in rising order.
+    """
     rng, weights = np.random.default_rng([seed, period]), np.array(shares)
     return sorted(rng.choice(len(shares), number, replace=False, p=weights / weights.sum()).tolist())

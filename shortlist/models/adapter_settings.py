@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from shortlist.config import read_options
 from shortlist.errors import UserError, unknown
 
-FLAG = "--adapter"
+ADAPTER_FLAG = "--adapter"
 
 PAPER = ("q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj")
 """The layers that the paper's public code adapts: every projection except k."""
@@ -100,15 +100,15 @@ def parse_adapter(text: str) -> Adapter:
     if "=" in kind:
         kind, rest = "lora", text
     if kind not in ADAPTERS:
-        raise UserError(f"{FLAG} {text}: {unknown('kind of adapter', kind, [*ADAPTERS, *PRESETS])}")
-    options = read_options(f"{FLAG} {text}", kind, rest, ADAPTERS[kind].defaults)
+        raise UserError(f"{ADAPTER_FLAG} {text}: {unknown('kind of adapter', kind, [*ADAPTERS, *PRESETS])}")
+    options = read_options(f"{ADAPTER_FLAG} {text}", kind, rest, ADAPTERS[kind].defaults)
     if "layers" in options:
         options["layers"] = _numbers(options["layers"])
     return make_adapter(kind, **options)
 
 
 def _check(adapter: Adapter) -> None:
-    where, options = f"{FLAG} {adapter.kind}", adapter.options
+    where, options = f"{ADAPTER_FLAG} {adapter.kind}", adapter.options
     for name, value in options.items():
         if name in _LEAST and value < _LEAST[name]:
             raise UserError(f"{where}: {name} is {value}; expected at least {_LEAST[name]}.")
@@ -132,6 +132,6 @@ def _numbers(words: tuple[str, ...]) -> tuple[int, ...]:
     for word in words:
         first, _, last = word.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
-            raise UserError(f"{FLAG}: layers has {word!r}; expected numbers such as 0-3 or 2+5.")
+            raise UserError(f"{ADAPTER_FLAG}: layers has {word!r}; expected numbers such as 0-3 or 2+5.")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(numbers))

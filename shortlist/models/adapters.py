@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from shortlist.data.files import read_json, write_json
 from shortlist.errors import UserError, unknown
 from shortlist.models import connected, virtual
-from shortlist.models.adapter_settings import FLAG, PAPER, Adapter
+from shortlist.models.adapter_settings import ADAPTER_FLAG, PAPER, Adapter
 from shortlist.models.backbone import hushed, is_causal, transformer_layers
 from shortlist.models.files import CONFIG, HEAD, PICKLED, first_line
 
@@ -62,7 +62,7 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, *, steps: int = 1) -> 
 
 @dataclass(frozen=True)
 class Kept:
-    """An adapter that runs beside the weights, with what PEFT's wrapper has where it is saved."""
+    """An adapter that runs beside the weights, saved as PEFT's wrapper is."""
 
     peft_config: Mapping[str, Any]
     config: Any
@@ -71,7 +71,7 @@ class Kept:
 
 @dataclass
 class ConnectedSettings:
-    """Settings of connected adapters, in the file where PEFT keeps those of its kinds."""
+    """Settings of connected adapters, in the file where PEFT keeps its own."""
 
     r: int
     aside: int
@@ -108,8 +108,8 @@ def _add_adalora(model: PreTrainedModel, adapter: Adapter, steps: int) -> Any:
     options = dict(adapter.options)
     if options["tinit"] >= steps - options["tfinal"]:
         raise UserError(
-            f"{FLAG} adalora: tinit {options['tinit']} and tfinal {options['tfinal']} leave none of {steps} steps to "
-            "share out ranks in; make them smaller, or train longer."
+            f"{ADAPTER_FLAG} adalora: tinit {options['tinit']} and tfinal {options['tfinal']} leave none of {steps} "
+            "steps to share out ranks in; make them smaller, or train longer."
         )
     places = _places(model, adapter)
     for name in ("targets", "layers"):
@@ -129,7 +129,7 @@ def _add_ia3(model: PreTrainedModel, adapter: Adapter, steps: int) -> Any:
     if not targets:
         if kind not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
             raise UserError(
-                f"{FLAG} ia3: PEFT knows no layers for models of the kind {kind}; name them: "
+                f"{ADAPTER_FLAG} ia3: PEFT knows no layers for models of the kind {kind}; name them: "
                 "ia3,targets=A+B+C,feedforward=C."
             )
         targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[kind]
@@ -160,8 +160,8 @@ def _add_prefix(model: PreTrainedModel, adapter: Adapter, steps: int) -> Kept:
 
     if not is_causal(model):
         raise UserError(
-            f"{FLAG} prefix: {type(model).__name__} sees both ways, and has no keys and values from before a text; use "
-            "--adapter prompt."
+            f"{ADAPTER_FLAG} prefix: {type(model).__name__} sees both ways, and has no keys and values from before a "
+            "text; use --adapter prompt."
         )
     prefix = virtual.random_prefix(model, adapter.options["tokens"])
     virtual.attach(model.requires_grad_(False), prefix)
@@ -180,7 +180,7 @@ def _add_connected(model: PreTrainedModel, adapter: Adapter, steps: int) -> Kept
     options = adapter.options
     _check_layers(model, options["layers"], "connected")
     model.requires_grad_(False)
-    added = connected.attach(model, options["layers"], rank=options["r"], aside=options["aside"])
+    added = connected.connect(model, options["layers"], rank=options["r"], aside=options["aside"])
     settings = ConnectedSettings(options["r"], options["aside"], [int(layer) for layer in added.inside])
     return Kept({"default": settings}, model.config)
 
@@ -238,25 +238,25 @@ def _check_targets(model: PreTrainedModel, targets: Iterable[str], kind: str) ->
     ends = {name.rsplit(".", 1)[-1] for name in linears}
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linears):
-            raise UserError(f"{FLAG} {kind}: {unknown('layer', target, ends)}")
+            raise UserError(f"{ADAPTER_FLAG} {kind}: {unknown('layer', target, ends)}")
 
 
 def _check_layers(model: PreTrainedModel, layers: Iterable[int], kind: str) -> None:
     count = len(transformer_layers(model))
     for layer in layers:
         if layer >= count:
-            raise UserError(f"{FLAG} {kind}: layers has {layer}; the model has the layers 0-{count - 1}.")
+            raise UserError(f"{ADAPTER_FLAG} {kind}: layers has {layer}; the model has the layers 0-{count - 1}.")
 
 
 def kept_adapter(model: nn.Module) -> nn.Module | None:
     """Return the adapter that a backbone keeps beside its weights, if any."""
-    kept: Any = getattr(model, virtual.NAME, None) or getattr(model, connected.NAME, None)
+    kept: Any = getattr(model, virtual.VIRTUAL, None) or getattr(model, connected.CONNECTED, None)
     return kept
 
 
 def saved_key(name: str) -> str:
-    """Return the key of an adapter's parameter in its file, for a parameter's name in the backbone."""
-    if name == f"{virtual.NAME}.weight":
+    """Return the key in the adapter's file for a parameter's name in the backbone."""
+    if name == f"{virtual.VIRTUAL}.weight":
         return PROMPT
     key = name.replace(".default.", ".").removesuffix(".default")
     return PREFIX + (key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key)
@@ -346,7 +346,9 @@ def adapter_head(folder: Path) -> Tensor | None:
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str] = (HEAD,)) -> PreTrainedModel:
-    """Add a saved adapter's updates to the model's weights, or put it beside them if they cannot hold it.
+    """Add a saved adapter's updates to the model's weights.
+
+    An adapter that the weights cannot hold is put beside them.
 
     Args:
         model: the backbone.
@@ -362,7 +364,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, beside: Sequence[str]
         if not key.endswith(tuple(f".{end}" for end in beside))
     }
     settings = read_json(folder / CONFIG)
-    if put := BESIDE.get(settings.get("peft_type", "")):
+    if put := PUT_BESIDE.get(settings.get("peft_type", "")):
         try:
             return put(model, settings, weights)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -412,12 +414,12 @@ def _put_connected(
 ) -> PreTrainedModel:
     if max(settings["layers"]) >= len(transformer_layers(model)):
         raise ValueError(f"it has an adapter behind layer {max(settings['layers'])}, which the model lacks")
-    added = connected.attach(model, settings["layers"], rank=settings["r"], aside=settings["aside"])
-    added.load_state_dict({key.partition(f"{connected.NAME}.")[2]: value for key, value in weights.items()})
+    added = connected.connect(model, settings["layers"], rank=settings["r"], aside=settings["aside"])
+    added.load_state_dict({key.partition(f"{connected.CONNECTED}.")[2]: value for key, value in weights.items()})
     return model
 
 
-BESIDE: dict[str, Callable[[PreTrainedModel, Mapping[str, Any], Mapping[str, Tensor]], PreTrainedModel]] = {
+PUT_BESIDE: dict[str, Callable[[PreTrainedModel, Mapping[str, Any], Mapping[str, Tensor]], PreTrainedModel]] = {
     "PROMPT_TUNING": _put_prompt,
     "PREFIX_TUNING": _put_prefix,
     "CONNECTED": _put_connected,

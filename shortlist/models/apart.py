@@ -51,7 +51,7 @@ def on_cores_of_their_own(work: Callable[[T], R], items: Sequence[T]) -> Iterato
 
 @cache
 def _pool(count: int, process: int) -> ThreadPoolExecutor:
-    """Return threads that compute with one core each, the same ones in all of a process.
+    """Return threads that compute with one core each; a process always gets the same.
 
     A process that was forked has none of its parent's threads.
     """

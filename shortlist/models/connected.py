@@ -25,10 +25,10 @@ from transformers import PreTrainedModel
 
 from shortlist.models.backbone import transformer_layers
 
-NAME = "connected"
+CONNECTED = "connected"
 """The name in the backbone."""
 
-BEFORE: ContextVar[Tensor | None] = ContextVar("before", default=None)
+_BEFORE: ContextVar[Tensor | None] = ContextVar("before", default=None)
 """The last bottleneck's output in this thread's pass."""
 
 
@@ -66,21 +66,21 @@ class Connected(nn.Module):
 
     def begin(self, model: Any, args: Any) -> None:
         """Forget the pass before."""
-        BEFORE.set(None)
+        _BEFORE.set(None)
 
     def after(self, layer: str, module: Any, args: Any, output: Any) -> Any:
         """Add the adapter of a layer to its output."""
         states = output[0] if isinstance(output, tuple) else output
-        own, before = self.inside[layer](states), BEFORE.get()
+        own, before = self.inside[layer](states), _BEFORE.get()
         if before is not None:
             own = own + before
             own = own + self.aside[layer](before) if layer in self.aside else own
-        BEFORE.set(own)
+        _BEFORE.set(own)
         states = states + own.to(states.dtype)
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
-def attach(model: PreTrainedModel, layers: Sequence[int], *, rank: int, aside: int) -> Connected:
+def connect(model: PreTrainedModel, layers: Sequence[int], *, rank: int, aside: int) -> Connected:
     """Add connected adapters to a backbone, in place.
 
     Args:
@@ -93,7 +93,7 @@ def attach(model: PreTrainedModel, layers: Sequence[int], *, rank: int, aside: i
     connected = Connected(
         model.config.hidden_size, chosen, rank=rank, aside=aside, device=weight.device, dtype=torch.float32
     )
-    model.add_module(NAME, connected)
+    model.add_module(CONNECTED, connected)
     model.register_forward_pre_hook(connected.begin)
     for layer in chosen:
         there[layer].register_forward_hook(partial(connected.after, str(layer)))

@@ -130,7 +130,7 @@ class ModelFolder:
 
     @cached_property
     def costs(self) -> dict[str, int | float]:
-        """The number of parameters and, if the model was trained here, the time and memory that this took.
+        """The number of parameters, and the time and memory of a training done here.
 
         The names are those of `data.manifest.stages`.
         """

@@ -1,4 +1,6 @@
-"""Prompt and prefix tuning: what is learned stands before each text, and leaves the text's own positions as they are.
+"""Prompt and prefix tuning: what is learned stands before each text.
+
+The text's own positions stay as they are.
 
 A prompt is read as vectors of further tokens, a prefix as keys and values of further tokens in each layer. The backbone
 is called as before, with token ids, and returns the states of these.
@@ -11,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-NAME = "virtual"
+VIRTUAL = "virtual"
 """The name in the backbone."""
 
 
@@ -30,7 +32,7 @@ class Prompt(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def before(self, model: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Put the vectors before those of the token ids that the backbone is called with."""
+        """Put the vectors before the vectors of the call's token ids."""
         options = _with_longer_mask(options, len(self.weight))
         vectors = model.get_input_embeddings()(options.pop("input_ids"))
         prompt = self.weight.to(vectors.dtype).expand(len(vectors), -1, -1)
@@ -75,13 +77,13 @@ class Prefix(nn.Module):
 
 def attach(model: PreTrainedModel, virtual: Prompt | Prefix) -> None:
     """Let a backbone read virtual tokens before each text, in place."""
-    model.add_module(NAME, virtual)
+    model.add_module(VIRTUAL, virtual)
     model.register_forward_pre_hook(virtual.before, with_kwargs=True)
     model.register_forward_hook(virtual.after)
 
 
 def vocabulary_prompt(model: PreTrainedModel, tokens: int) -> Prompt:
-    """Make a prompt that starts as vectors of tokens drawn from the vocabulary, by PyTorch's generator."""
+    """Make a prompt of the vectors of random tokens, drawn by PyTorch's generator."""
     weight = cast(Tensor, model.get_input_embeddings().weight).detach()
     drawn = torch.randint(len(weight), (tokens,))
     return Prompt(weight[drawn.to(weight.device)].float().clone())
@@ -98,12 +100,12 @@ def random_prefix(model: PreTrainedModel, tokens: int) -> Prefix:
 
 def num_virtual(model: nn.Module) -> int:
     """Return how many vectors a backbone reads before each text."""
-    virtual = getattr(model, NAME, None)
+    virtual = getattr(model, VIRTUAL, None)
     return len(virtual.weight) if isinstance(virtual, Prompt) else 0
 
 
 def _with_longer_mask(options: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Let the attention mask of a call, if there is one, show the virtual tokens, too."""
+    """Let a call's attention mask, if there is one, show the virtual tokens too."""
     mask = options.get("attention_mask")
     if mask is None:
         return dict(options)

@@ -1,39 +1,18 @@
 """Settings of a training run, and the checks that need neither files nor PyTorch."""
 
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import tyro
 
-from shortlist.config import NotInJob, SpeedOnly, flag_of, settings_of, to_flags
-from shortlist.cores import may_have_gpu, num_cores
-from shortlist.data.collections import Collection, FolderCollection, check_collection, open_collection
-from shortlist.data.groups import GroupSource, groups_from_qrels, groups_from_run, open_groups, without_query
-from shortlist.data.jobs import JobSpec, is_done, recorded
-from shortlist.data.lines import ignore
-from shortlist.data.manifest import identity, read_manifest
-from shortlist.data.runs import open_run
-from shortlist.data.stored import StoredGroups
+from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.errors import UserError
 from shortlist.models.adapter_settings import parse_adapter
-from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
-from shortlist.records import Group, Query
-from shortlist.settings.sources import OVERRIDES, SourceSettings, decided, parse_sources
 from shortlist.text.contract import named_contract
-from shortlist.together import run_together
-
-MOST_PROCESSES = 4
-"""Most processes that train together unless told otherwise, as each holds the whole model."""
-SHARED_BYTES = (4 << 20, 512 << 20)
-"""Smallest and largest weights, on the disk, of models that several processes train. Smaller ones are trained by the
-time that processes take to start; larger ones take too much memory several times, and keep all threads busy."""
-SHARED_STEPS = 5
-"""Fewest --steps that are worth several processes."""
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
@@ -200,6 +179,22 @@ def check(config: Config) -> None:
     Raises:
         UserError: a setting is out of range, names something unknown, or contradicts another.
     """
+    _check_ranges(config)
+    _check_dims(config.dims, config.dims_weights)
+    _check_above_zero(config)
+    _check_kind(config)
+    _check_views(config)
+    _check_mixed(config)
+    _check_where_groups_are(config)
+    _check_refresh(config)
+    _check_guide(config)
+    _check_what_trains(config)
+    if config.contract:
+        named_contract(config.contract)
+    _check_four_bit(config)
+
+
+def _check_ranges(config: Config) -> None:
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
     at_least["processes"] = 1
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
@@ -209,11 +204,21 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{flag_of(name)} is {value}; expected at least {least}.")
-    _check_dims(config.dims, config.dims_weights)
+
+
+def _check_above_zero(config: Config) -> None:
     for name in ("temperature", "learning_rate", "mix_temperature"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"{flag_of(name)} is {value}; expected more than 0.")
+
+
+def _check_kind(config: Config) -> None:
+    """Refuse settings of another kind of model.
+
+    Raises:
+        UserError: a setting that the kind does not have, or a corruption that is no probability.
+    """
     if named_kind(config.kind).role == "language-model":
         for name in RANKERS:
             if getattr(config, name) != getattr(Config, name):
@@ -228,14 +233,25 @@ def check(config: Config) -> None:
                 raise UserError(f"{flag_of(name)}: is for a language model, and says nothing about a {config.kind}.")
     if not 0 <= config.corruption < 1:
         raise UserError(f"--corruption is {config.corruption}; expected at least 0 and below 1.")
-    _check_views(config)
+
+
+def _check_mixed(config: Config) -> None:
     if config.negatives is not None and config.negatives < 2 and config.mix_negatives:
         raise UserError(f"--mix-negatives mixes two of --negatives, which is {config.negatives}; expected at least 2.")
-    _check_where_groups_are(config)
-    _check_refresh(config)
+
+
+def _check_guide(config: Config) -> None:
     parse_margin(config.guide_margin)
     if config.guide_margin != Config.guide_margin and not config.guide:
         raise UserError("--guide-margin: says how near to the positive the guide's finds are; add --guide MODEL.")
+
+
+def _check_what_trains(config: Config) -> None:
+    """Refuse an adapter, or a sampling of layers, that does not go with the rest.
+
+    Raises:
+        UserError: there is no such adapter, or it needs what another setting takes away.
+    """
     if config.adapter:
         adapter = parse_adapter(config.adapter)
         if config.gradient_checkpointing and adapter.kind in ("prefix", "connected"):
@@ -248,8 +264,9 @@ def check(config: Config) -> None:
         for name in ("adapter", "sharded"):
             if getattr(config, name):
                 raise UserError(f"--layers-sampled: trains whole layers, one after another; leave out {flag_of(name)}.")
-    if config.contract:
-        named_contract(config.contract)
+
+
+def _check_four_bit(config: Config) -> None:
     if config.four_bit and not config.adapter:
         raise UserError("--four-bit: weights in 4 bits cannot learn; add --adapter paper.")
     if config.four_bit and config.sharded:
@@ -341,260 +358,3 @@ def _check_refresh(config: Config) -> None:
         raise UserError(f"--refresh-steps: a {config.kind} has no vectors to search with; leave it out.")
     elif config.negatives == 0:
         raise UserError("--refresh-steps: finds negatives, and --negatives is 0; leave out one of the two.")
-
-
-class SourcePart(NamedTuple):
-    """A source of a training, as it was asked for.
-
-    Without --sources there is one, without a name.
-    """
-
-    name: str
-    config: Config
-    """The settings of the training, with those of this source in their places."""
-    settings: SourceSettings
-
-    @property
-    def where(self) -> str:
-        """The name of the source in errors."""
-        if self.settings.run:
-            where = str(self.settings.run)
-        else:
-            where = str(self.config.groups or f"{self.config.collection} {self.config.split}")
-        return f"source {self.name!r} ({where})" if self.name else where
-
-
-class OpenPart(NamedTuple):
-    """A source of a training with its collection and its groups."""
-
-    name: str
-    config: Config
-    settings: SourceSettings
-    collection: Collection
-    source: GroupSource
-
-
-def source_parts(config: Config) -> list[SourcePart]:
-    """Return the sources of a training, with the settings of each.
-
-    Raises:
-        UserError: the file of --sources cannot be read, or says something that does not fit.
-    """
-    if not config.sources:
-        return [SourcePart("", config, SourceSettings(collection=str(config.collection)))]
-    parts = []
-    for name, settings in parse_sources(config.sources).items():
-        given = {field: getattr(settings, field) for field in OVERRIDES}
-        given = {field: value for field, value in given.items() if value not in (None, ())}
-        place = {"collection": settings.collection, "groups": settings.groups, "sources": None, "mix_temperature": 1.0}
-        parts.append(SourcePart(name, replace(config, **place, **given), settings))
-    return parts
-
-
-def open_collections(parts: Sequence[SourcePart]) -> list[Collection]:
-    """Open the collection of each source; sources of the same collection share it."""
-    opened = {name: open_collection(name) for name in dict.fromkeys(part.settings.collection for part in parts)}
-    return [opened[part.settings.collection] for part in parts]
-
-
-def open_parts(config: Config) -> list[OpenPart]:
-    """Open the sources of a training, with their queries."""
-    parts = source_parts(config)
-    return [open_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
-
-
-def settled(config: Config, parts: Sequence[OpenPart]) -> Config:
-    """Return the settings of the training, as they are once its groups have been opened."""
-    return config if config.sources else parts[0].config
-
-
-def check_first(config: Config) -> None:
-    """Refuse settings, names and paths before PyTorch is loaded.
-
-    Raises:
-        UserError: as for `check`, or the collection, the groups or the backbone are missing.
-    """
-    check(config)
-    for part in source_parts(config):
-        check_collection(part.settings.collection)
-        groups = str(part.config.groups or "")
-        if groups and not groups.startswith("hf:") and not Path(groups).exists():
-            what = f"source {part.name!r}: groups" if part.name else "--groups"
-            raise UserError(f"{what} {groups}: no such file; expected groups, such as `shortlist mine` writes.")
-    open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
-    open_guide(config, weights=False)
-
-
-def open_guide(config: Config, *, weights: bool = True) -> ModelFolder | None:
-    """Open the guide's folder; None without a guide.
-
-    Raises:
-        UserError: there is no such model, or it is no retriever.
-    """
-    return open_folder(config.guide, wanted="retriever", weights=weights) if config.guide else None
-
-
-def open_part(part: SourcePart, collection: Collection) -> OpenPart:
-    """Open the groups of a source with their queries, or make them.
-
-    They are made of judgements or of a run. A reranker's groups that are made of judgements will get negatives, as the
-    settings then say.
-    """
-    config, run = part.config, part.settings.run
-    if views_alone(config):
-        return OpenPart(part.name, config, part.settings, collection, documents_source(collection))
-    if config.groups:
-        source = open_groups(str(config.groups), least=config.positives_from)
-    elif run:
-        source = GroupSource(groups_from_run(open_run(run), part.settings.depth), {}, identity(run))
-    else:
-        qrels, least = collection.qrels(config.split), config.positives_from or 1
-        source = GroupSource(groups_from_qrels(qrels, least), {}, collection.identity(f"qrels/{config.split}"))
-        if named_kind(config.kind).role == "reranker" and config.negatives_from is None:
-            config = replace(config, negatives_from="bm25")
-    if len(without_query(source.groups, source.queries)):
-        source = _with_queries(source, config, collection, unjudged=run is not None)
-    return OpenPart(part.name, config, part.settings, collection, source)
-
-
-def _with_queries(source: GroupSource, config: Config, collection: Collection, *, unjudged: bool) -> GroupSource:
-    """Add the texts of the queries, and judgements beside the groups, from the collection.
-
-    Beside groups that are on disk they stay there too.
-
-    Args:
-        unjudged: whether the queries need not be judged.
-    """
-    on_bad, stored = ignore if config.skip_missing else None, isinstance(source.groups, StoredGroups)
-    if (unjudged or stored) and isinstance(collection, FolderCollection):
-        queries = collection.stored_queries(config.split, on_bad)
-    else:
-        queries = {query.query_id: query for query in collection.queries(config.split, on_bad)}
-    both = {**queries, **source.queries} if source.queries else queries
-    return source._replace(queries=both, judged=_judged(config, collection, source.groups))
-
-
-def documents_source(collection: Collection) -> GroupSource:
-    """Make a group of each document, as its own positive; views will replace the texts.
-
-    The query's text is the id, so that no two queries seem to be the same.
-    """
-    doc_ids = [document.doc_id for document in collection.corpus() if document.text.strip()]
-    groups = [Group(doc_id, (doc_id,), ()) for doc_id in doc_ids]
-    return GroupSource(groups, {doc_id: Query(doc_id, doc_id) for doc_id in doc_ids}, collection.identity("corpus"))
-
-
-def _judged(config: Config, collection: Collection, groups: Sequence[Group]) -> Mapping[str, frozenset[str]]:
-    """Find the judged documents of the groups' queries that are relevant, but in no group.
-
-    Where they stay on disk, those in a group are among them.
-    """
-    if not config.groups:
-        return {}
-    try:
-        if isinstance(groups, StoredGroups) and isinstance(collection, FolderCollection):
-            return collection.stored_relevant(config.split, config.positives_from or 1)
-        qrels = collection.qrels(config.split)
-    except UserError:  # a split without judgements has queries all the same
-        return {}
-    named, least = dict[str, set[str]](), config.positives_from or 1
-    for group in groups:
-        named.setdefault(group.query_id, set()).update(group.positives)
-    relevant = {
-        query_id: frozenset(doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade >= least) - doc_ids
-        for query_id, doc_ids in named.items()
-    }
-    return {query_id: doc_ids for query_id, doc_ids in relevant.items() if doc_ids}
-
-
-def with_names(config: Config, backbone: ModelFolder) -> Config:
-    """Complete the names of models, so that one model has one name in the job."""
-    guide = open_guide(config, weights=False)
-    return replace(config, backbone=backbone.name, guide=guide.name if guide else None)
-
-
-def job_of(config: Config, backbone: ModelFolder, parts: Sequence[OpenPart]) -> JobSpec:
-    """Describe the job of training.
-
-    With --sources, it is known by the settings of each source and the identity of all that it reads.
-    """
-    guide, found = open_guide(config, weights=False), [_identities(part) for part in parts]
-    sources = [[part.name, decided(part.settings) | own] for part, own in zip(parts, found, strict=True)]
-    named = [place for part in parts for place in (part.config.collection, part.config.groups, part.settings.run)]
-    places = named if config.sources else []
-    inputs = {
-        "backbone": backbone.identity,
-        **({"sources": sources} if config.sources else found[0]),
-        **_heldout_identity(config),
-        **({"guide": guide.identity} if guide else {}),
-    }
-    written = f"{CHECKPOINTS}/step-*"
-    aside = [LOG, DRAWING, f"{EVENTS}/events*", written]
-    reads = [backbone.whole.path, *([guide.whole.path] if guide else [])]
-    reads += [Path(place) for place in places if place and Path(place).exists()]
-    return JobSpec("train", inputs, folder=True, parts=written, aside=aside, reads=reads)
-
-
-def _identities(part: OpenPart) -> dict[str, str]:
-    """Return the identities of what a source reads."""
-    judgements = {"judgements": part.collection.identity(f"qrels/{part.config.split}")} if part.source.judged else {}
-    return {
-        "collection": part.collection.identity("corpus", *(() if views_alone(part.config) else ("queries",))),
-        "groups": part.source.identity,
-        **judgements,
-    }
-
-
-def _heldout_identity(config: Config) -> dict[str, str]:
-    if config.heldout_collection is None:
-        return {}
-    parts = ("corpus", "queries", f"qrels/{config.heldout_split}")
-    return {"heldout_collection": open_collection(config.heldout_collection).identity(*parts)}
-
-
-def has_run(config: Config) -> bool:
-    """Whether the output is finished, without PyTorch; if so, this prints a message.
-
-    Of the processes that torchrun starts, the first alone may say so, once all have met.
-    """
-    left = config.keep == 1 and any((config.out / CHECKPOINTS).glob("step-*"))
-    if config.dry_run or left or "RANK" in os.environ:
-        return False
-    parts = open_parts(config)
-    config = settled(config, parts)
-    backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
-    config = with_names(config, backbone)
-    return is_done(config, job_of(config, backbone, parts))
-
-
-def starts(config: Config) -> bool:
-    """Start several processes that train, and wait for them; False if one will do.
-
-    Raises:
-        UserError: a process fails.
-    """
-    if config.dry_run or "RANK" in os.environ or (processes := num_processes(config)) == 1:
-        return False
-    settings = settings_of(config) | {"processes": processes}
-    flags = to_flags(Config, {name: value for name, value in settings.items() if value is not None}, where="train")
-    run_together(["train", *flags], processes, on_gpus=may_have_gpu())
-    return True
-
-
-def num_processes(config: Config) -> int:
-    """Choose how many processes of this machine train together, by its cores and the settings.
-
-    A training goes on with as many as it was begun with, so that its weights come out the same.
-    """
-    if config.processes is not None:
-        return config.processes
-    if "RANK" in os.environ or may_have_gpu() or config.sharded or config.four_bit:
-        return 1
-    if recorded(config, stage="train") == "begun":
-        return (read_manifest(config.out) or {}).get("decided", {}).get("processes", 1)
-    if config.steps is not None and config.steps < SHARED_STEPS:
-        return 1
-    folder = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=not config.dry_run)
-    smallest, largest = SHARED_BYTES
-    fits = smallest <= sum(path.stat().st_size for path in folder.weight_files) <= largest
-    return min(num_cores(), MOST_PROCESSES) if fits else 1

@@ -1,4 +1,4 @@
-"""Views of a text: parts or damaged copies of it, in which a model learns to know it."""
+"""Views of a text: parts or damaged copies, by which a model learns it."""
 
 from collections.abc import Callable
 

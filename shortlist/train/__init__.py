@@ -22,31 +22,19 @@ from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
-from shortlist.settings.train import (
-    Config,
-    OpenPart,
-    documents_source,
-    job_of,
-    num_processes,
-    open_guide,
-    parse_margin,
-    settled,
-    views_alone,
-    with_names,
-)
+from shortlist.settings.parts import OpenPart, settled
+from shortlist.settings.train import Config, views_alone
+from shortlist.settings.train_job import job_of, with_names
 from shortlist.text.contract import Form
-from shortlist.text.views import VIEWS
-from shortlist.train.build import adapted_model, build_model, collect_parts, weights_dtype
-from shortlist.train.examples import Batch, batches
-from shortlist.train.forecast import forecast
+from shortlist.train.build import adapted_model, build_model, collect_parts
+from shortlist.train.forecast import foresee_training
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
-from shortlist.train.guide import Guide, load_guide
+from shortlist.train.guide import Guide, guide_of
 from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
 from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
 from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit
-from shortlist.train.losses import needs
-from shortlist.train.mixture import Mixture, Renewed, inputs_of, merges
+from shortlist.train.mixture import Mixture, Renewed, inputs_of
 from shortlist.train.objectives import make_example
 from shortlist.train.optimizers import check_available, new_optimizer, parse_optimizer
 from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew_negatives, renewed_json
@@ -59,10 +47,17 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
-from shortlist.train.settings import check_settings, losses, objective_options, text_options, view_losses, view_rng
+from shortlist.train.settings import (
+    check_settings,
+    compares,
+    losses,
+    objective_options,
+    text_options,
+    view_losses,
+)
 from shortlist.train.start import Start
 from shortlist.train.steps import Example, compute_outputs
-from shortlist.train.views import joined_examples, viewed
+from shortlist.train.views import change_of, joined_examples, view_batches
 
 
 def run(config: Config) -> None:
@@ -88,7 +83,7 @@ def run(config: Config) -> None:
             _warn_of_one_split(config, heldout_collection(config, parts), parts)
         if config.dry_run:
             if world.leads:
-                _foresee(config, empty, mixture, world)
+                foresee_training(config, empty, mixture, world)
             return
         check_available(parse_optimizer(config.optimizer))
         job = start_job(config, job_of(config, backbone, parts)) if world.leads else None
@@ -148,8 +143,8 @@ def train(
     device, bf16, steps = own_device(world), config.precision == "bf16", mixture.steps
     model, adapter = in_turn(partial(build_model, config, backbone, device, world, steps=steps), world)
     # before a checkpoint changes the weights
-    start = Start(model, adapter=adapter is not None) if _compares(mixture.parts) else None
-    guide = in_turn(partial(_guide, config, device), world)
+    start = Start(model, adapter=adapter is not None) if compares(mixture.parts) else None
+    guide = in_turn(partial(guide_of, config, device), world)
     settings = parse_optimizer(config.optimizer, sharded=config.sharded)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate, settings=settings)
     sampling = _sampling(config, model)
@@ -213,53 +208,6 @@ def train(
             save_model(model, folder, weights=weights, **files)
 
 
-def _foresee(config: Config, model: Trainable, mixture: Mixture, world: World) -> None:
-    """Print what training would take, source by source; the model needs no weights."""
-    device, inputs = own_device(world), model.inputs
-    for part, steps in zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), strict=True):
-        if part.name:
-            print(f"source {part.name}: {len(steps):,} of {mixture.steps:,} steps")
-        model.inputs = inputs_of(part, inputs)
-        expected = forecast(
-            config.kind,
-            model,
-            part.source.groups,
-            part.source.queries,
-            part.collection,
-            batch_size=config.batch_size,
-            negatives=part.config.negatives,
-            steps=len(steps),
-            merge=merges(part),
-            seed=config.seed,
-            token_budget=config.token_budget or TOKENS[device.type],
-            processes=num_processes(config) if world.size == 1 else world.size,
-            sharded=config.sharded,
-            cached=config.grad_cache,
-            device=device,
-            kept=_kept_bytes(config, model, mixture.parts),
-            bf16=config.precision == "bf16",
-            dtype=weights_dtype(config, device),
-            four_bit=config.four_bit,
-            optimizer=parse_optimizer(config.optimizer),
-            change=change_of(config, 0) if views_alone(config) else None,
-        )
-        print("\n".join(expected.lines()))
-
-
-def _kept_bytes(config: Config, model: Trainable, parts: Sequence[OpenPart]) -> int:
-    """Count the bytes of weights that are kept beside the model: those it started from, and the guide's."""
-    guide = open_guide(config, weights=False)
-    kept = 4 * guide.num_parameters if guide else 0
-    if _compares(parts):
-        kept += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad or not config.adapter)
-    return kept
-
-
-def _compares(parts: Sequence[OpenPart]) -> bool:
-    """Whether a loss compares with the model as it was before training."""
-    return any("start" in needs(term) for part in parts for term in losses(part.config))
-
-
 def _sampling(config: Config, model: Trainable) -> LayerSampling | None:
     if config.layers_sampled is None:
         return None
@@ -289,15 +237,6 @@ def _counts(mixture: Mixture) -> dict[str, Any]:
         "short_groups": sum(short),
         **({"sources": each} if each else {"losses": terms[parts[0].name]}),
     }
-
-
-def _guide(config: Config, device: torch.device) -> Guide | None:
-    """Load the guide, if there is one."""
-    folder = open_guide(config)
-    if folder is None:
-        return None
-    margin, relative = parse_margin(config.guide_margin)
-    return load_guide(folder, device, margin=margin, relative=relative, bf16=config.precision == "bf16")
 
 
 @final
@@ -340,7 +279,7 @@ def _examples(
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
         own.on_cut = cut.count
-    views = _views(config, mixture.parts[0].collection, steps) if config.views_weight else None
+    views = view_batches(config, mixture.parts[0].collection, steps) if config.views_weight else None
     for step, (number, batch) in enumerate(mixture.batches(steps, renewed), steps.start):
         batch = change_of(config, step)(batch) if views_alone(config) else batch
         texts = text_options(config, step)
@@ -349,21 +288,6 @@ def _examples(
             viewed_example = make_example(config.kind, inputs[number], next(views), view_losses(config), **options)
             example = joined_examples(example, viewed_example, weight=config.views_weight)
         yield example
-
-
-def change_of(config: Config, step: int) -> Callable[[Batch], Batch]:
-    """Return the function that makes a batch of documents one of views."""
-    if config.views is None:
-        return lambda batch: batch
-    return partial(viewed, view=VIEWS[config.views], rng=view_rng(config, step))
-
-
-def _views(config: Config, collection: Collection, steps: range) -> Iterator[Batch]:
-    """Yield a batch of views of documents for each step."""
-    source = documents_source(collection)
-    drawing = {"batch_size": config.batch_size, "seed": config.seed, "first_step": steps.start, "steps": steps.stop}
-    drawn = batches(source.groups, source.queries, collection, negatives=None, **drawing)
-    return (change_of(config, step)(batch) for step, batch in enumerate(drawn, steps.start))
 
 
 def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:

@@ -17,7 +17,7 @@ from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
 from shortlist.models.save import Trainable
 from shortlist.progress import say
-from shortlist.settings.train import OpenPart, SourcePart, open_collections, open_part, source_parts
+from shortlist.settings.parts import OpenPart, SourcePart, open_collections, open_part, source_parts
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.text.inputs import with_stop
 from shortlist.train.examples import check_groups, without_missing

@@ -17,11 +17,22 @@ from shortlist.models.kinds import for_kind
 from shortlist.models.run import pick_device
 from shortlist.models.save import Trainable
 from shortlist.records import Group, Query
+from shortlist.settings.parts import OpenPart
+from shortlist.settings.processes import num_processes
+from shortlist.settings.train import Config, views_alone
+from shortlist.settings.train_job import open_guide
 from shortlist.text.inputs import Inputs
+from shortlist.train.build import weights_dtype
 from shortlist.train.examples import Batch, batches, num_steps
+from shortlist.train.gather import World, own_device
+from shortlist.train.loop import TOKENS
 from shortlist.train.memory import Memory, Pass, step_memory
+from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import OBJECTIVES
+from shortlist.train.optimizers import parse_optimizer
+from shortlist.train.settings import compares
 from shortlist.train.steps import deal
+from shortlist.train.views import change_of
 
 MOST_BATCHES = 64
 MOST_TEXTS = 2000
@@ -161,6 +172,48 @@ def forecast(
         sampled_texts=sum(map(len, cut.values())),
         memory=replace(memory, weights=memory.weights + kept),
     )
+
+
+def foresee_training(config: Config, model: Trainable, mixture: Mixture, world: World) -> None:
+    """Print what training would take, source by source; the model needs no weights."""
+    device, inputs = own_device(world), model.inputs
+    for part, steps in zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), strict=True):
+        if part.name:
+            print(f"source {part.name}: {len(steps):,} of {mixture.steps:,} steps")
+        model.inputs = inputs_of(part, inputs)
+        expected = forecast(
+            config.kind,
+            model,
+            part.source.groups,
+            part.source.queries,
+            part.collection,
+            batch_size=config.batch_size,
+            negatives=part.config.negatives,
+            steps=len(steps),
+            merge=merges(part),
+            seed=config.seed,
+            token_budget=config.token_budget or TOKENS[device.type],
+            processes=num_processes(config) if world.size == 1 else world.size,
+            sharded=config.sharded,
+            cached=config.grad_cache,
+            device=device,
+            kept=_kept_bytes(config, model, mixture.parts),
+            bf16=config.precision == "bf16",
+            dtype=weights_dtype(config, device),
+            four_bit=config.four_bit,
+            optimizer=parse_optimizer(config.optimizer),
+            change=change_of(config, 0) if views_alone(config) else None,
+        )
+        print("\n".join(expected.lines()))
+
+
+def _kept_bytes(config: Config, model: Trainable, parts: Sequence[OpenPart]) -> int:
+    """Count the bytes of weights beside the model: the guide's and those at the start."""
+    guide = open_guide(config, weights=False)
+    kept = 4 * guide.num_parameters if guide else 0
+    if compares(parts):
+        kept += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad or not config.adapter)
+    return kept
 
 
 class _Texts(NamedTuple):

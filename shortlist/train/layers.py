@@ -1,4 +1,4 @@
-"""Layer sampling: only a few layers train at a time, which saves the others' gradients and moments.
+"""Layer sampling: training a few layers at a time saves the others' gradients and moments.
 
 Every few steps layers are drawn anew, more often those with many outlying weights in the model that training started
 from. What lies outside the layers, such as embeddings and norms, always trains. The optimizer forgets a layer that is
@@ -17,11 +17,11 @@ from shortlist.math.outliers import draw_layers, outlier_share
 from shortlist.models.backbone import transformer_layers
 from shortlist.models.save import Trainable
 
-FLAG = "--layers-sampled"
+_FLAG = "--layers-sampled"
 
 
-class Settings(NamedTuple):
-    """How layers are drawn."""
+class SamplingSettings(NamedTuple):
+    """Settings of the drawing of layers."""
 
     number: int
     """Layers that train at a time."""
@@ -31,7 +31,7 @@ class Settings(NamedTuple):
     """A weight is outlying above this many times the mean size of its layer's weights."""
 
 
-def parse_sampling(text: str) -> Settings:
+def parse_sampling(text: str) -> SamplingSettings:
     """Parse a number and options, such as `2,every=20`.
 
     Raises:
@@ -39,12 +39,12 @@ def parse_sampling(text: str) -> Settings:
     """
     number, _, rest = text.partition(",")
     if not number.isdecimal() or int(number) < 1:
-        raise UserError(f"{FLAG} {text}: the number of layers is {number!r}; expected at least 1.")
-    defaults = {"every": Settings(1).every, "threshold": Settings(1).threshold}
-    options = read_options(f"{FLAG} {text}", FLAG, rest, defaults)
-    settings = Settings(int(number), **options)
+        raise UserError(f"{_FLAG} {text}: the number of layers is {number!r}; expected at least 1.")
+    defaults = {"every": SamplingSettings(1).every, "threshold": SamplingSettings(1).threshold}
+    options = read_options(f"{_FLAG} {text}", _FLAG, rest, defaults)
+    settings = SamplingSettings(int(number), **options)
     if settings.every < 1 or settings.threshold <= 0:
-        raise UserError(f"{FLAG} {text}: expected every of at least 1 and a threshold above 0.")
+        raise UserError(f"{_FLAG} {text}: expected every of at least 1 and a threshold above 0.")
     return settings
 
 
@@ -57,7 +57,7 @@ class LayerSampling:
         seed: decides the draws.
     """
 
-    def __init__(self, model: Trainable, settings: Settings, *, seed: int) -> None:
+    def __init__(self, model: Trainable, settings: SamplingSettings, *, seed: int) -> None:
         self.settings, self.seed = settings, seed
         self._layers = _trained_layers(model, settings)
         self.shares = [
@@ -65,7 +65,7 @@ class LayerSampling:
         ]
 
     def choose(self, step: int, optimizer: Optimizer) -> list[int]:
-        """Let the layers train that are drawn for a step, counted from 0, and return their numbers."""
+        """Let the layers drawn for a step (from 0) train, and return their numbers."""
         period, settings = step // self.settings.every, self.settings
         chosen = draw_layers(self.shares, settings.number, seed=self.seed, period=period)
         _train_only(self._layers, chosen)
@@ -75,7 +75,7 @@ class LayerSampling:
         return chosen
 
 
-def hold_back(model: Trainable, settings: Settings) -> None:
+def hold_back(model: Trainable, settings: SamplingSettings) -> None:
     """Freeze as many layers as are frozen at any time, for a forecast.
 
     Raises:
@@ -84,10 +84,10 @@ def hold_back(model: Trainable, settings: Settings) -> None:
     _train_only(_trained_layers(model, settings), range(settings.number))
 
 
-def _trained_layers(model: Trainable, settings: Settings) -> list[list[nn.Parameter]]:
+def _trained_layers(model: Trainable, settings: SamplingSettings) -> list[list[nn.Parameter]]:
     layers = [[p for p in layer.parameters() if p.requires_grad] for layer in transformer_layers(model.backbone)]
     if settings.number > len(layers):
-        raise UserError(f"{FLAG} {settings.number}: the model has {len(layers)} layers; expected at most as many.")
+        raise UserError(f"{_FLAG} {settings.number}: the model has {len(layers)} layers; expected at most as many.")
     return layers
 
 

@@ -81,7 +81,7 @@ def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Ter
 
 
 def needs(term: Term) -> set[str]:
-    """Return what a loss needs, as `NEEDS` names it; a parameter may ask for a teacher, too."""
+    """Return what a loss needs, as in `NEEDS`; a parameter may need a teacher too."""
     return {*NEEDS.get(term.name, ()), *({"teacher"} & set(term.parameters.values()))}
 
 

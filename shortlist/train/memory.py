@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shortlist.models.save import Trainable
-from shortlist.train.optimizers import ADAMW, Settings
+from shortlist.train.optimizers import ADAMW, OptimizerSettings
 
 FOUR_BITS = 0.5 + 1 / 64
 """Bytes per 4-bit weight, with its share of the scales: a byte for every 64 weights."""
@@ -57,7 +57,7 @@ def step_memory(
     four_bit: bool = False,
     cached: bool = False,
     shards: int = 1,
-    optimizer: Settings = ADAMW,
+    optimizer: OptimizerSettings = ADAMW,
 ) -> Memory:
     """Estimate the memory of one process that runs these passes in a step.
 

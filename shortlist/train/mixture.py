@@ -9,7 +9,8 @@ from jaxtyping import Int
 
 from shortlist.math.sampling import draw_sources, mixing_shares
 from shortlist.models.kinds import named_kind
-from shortlist.settings.train import Config, OpenPart
+from shortlist.settings.parts import OpenPart
+from shortlist.settings.train import Config
 from shortlist.text.contract import Form
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch, Relevant, batches, learn_together, num_steps, plan_steps

@@ -329,7 +329,7 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
 
 
 def _guided(ranking: Ranking, guide: Guide | None, similarities: Float[Tensor, "queries docs"] | None) -> Ranking:
-    """Leave out documents that the guide finds as relevant as the positive, if there is a guide."""
+    """Leave out what a guide, if there is one, finds as relevant as the positive."""
     if guide is None or similarities is None:
         return ranking
     bar = {"margin": guide.margin, "relative": guide.relative}

@@ -1,4 +1,4 @@
-"""Optimizers as `--optimizer` names them: how they are made, what they hold, and how that is saved."""
+"""Optimizers as `--optimizer` names them: their making, their state, and its files."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
@@ -15,11 +15,11 @@ from shortlist.math.low_rank import along_rows, leading_directions, project, tur
 from shortlist.models.backbone import hushed
 from shortlist.train.gather import like
 
-FLAG = "--optimizer"
+_FLAG = "--optimizer"
 
 
 class LowRankAdamW(Optimizer):
-    """AdamW whose moments of a matrix are those of its gradient's leading directions (GaLore).
+    """AdamW that holds moments in the leading directions of a matrix's gradient (GaLore).
 
     The directions are found anew every `gap` steps, and the moments go on in the new ones. Steps are `scale` times as
     long as AdamW's. Whatever is no matrix, or has no side longer than `rank` on both, is trained by plain AdamW.
@@ -127,7 +127,7 @@ def _make_adafactor(params: list[Tensor], *, lr: float, eps: float, **options: A
 
 def _make_8bit(params: list[Tensor], *, beta1: float, beta2: float, paged: bool = False, **options: Any) -> Optimizer:
     if paged and not torch.cuda.is_available():
-        raise UserError(f"{FLAG} paged-adamw-8bit: pages lie in a GPU's memory, and there is none; use adamw-8bit.")
+        raise UserError(f"{_FLAG} paged-adamw-8bit: pages lie in a GPU's memory, and there is none; use adamw-8bit.")
     return _eight_bit()(params, betas=(beta1, beta2), is_paged=paged, **options)
 
 
@@ -138,11 +138,11 @@ def _eight_bit() -> Any:
         with hushed():
             from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError:
-        raise UserError(f"{FLAG}: 8-bit optimizers need bitsandbytes; pip install 'shortlist[qlora]'.") from None
+        raise UserError(f"{_FLAG}: 8-bit optimizers need bitsandbytes; pip install 'shortlist[qlora]'.") from None
 
     class EightBit(AdamW8bit):
         def begin_state(self, p: Tensor) -> None:
-            """Make what a parameter's first step would make: maps of the 8 bits, and empty moments."""
+            """Make what a parameter's first step would: maps of the 8 bits, empty moments."""
             for number, group in enumerate(self.param_groups):
                 for place, other in enumerate(group["params"]):
                     if other is p:
@@ -161,7 +161,10 @@ def _bytes_of_8bit(p: Tensor, *, min_8bit_size: int, **options: Any) -> int:
 
 
 def _bytes_of_adafactor(p: Tensor, **options: Any) -> int:
-    """Return the bytes of one number for each row and each column; for a vector, for each of its numbers."""
+    """Return the bytes of one number for each row and column of a matrix.
+
+    A vector has one for each of its numbers.
+    """
     if p.ndim < 2:
         return p.numel() * p.element_size()
     return (p.numel() // p.shape[-1] + p.numel() // p.shape[-2]) * p.element_size()
@@ -216,7 +219,7 @@ REMADE = ("qmap1", "qmap2")
 """Parts of a state that are the same in every training, which no checkpoint holds."""
 
 
-class Settings(NamedTuple):
+class OptimizerSettings(NamedTuple):
     """A kind of optimizer, with a value for each of its options."""
 
     kind: str
@@ -227,10 +230,10 @@ class Settings(NamedTuple):
         return OPTIMIZERS[self.kind].state_bytes(p, **self.options)
 
 
-ADAMW = Settings("adamw", _ADAM)
+ADAMW = OptimizerSettings("adamw", _ADAM)
 
 
-def parse_optimizer(text: str, *, sharded: bool = False) -> Settings:
+def parse_optimizer(text: str, *, sharded: bool = False) -> OptimizerSettings:
     """Parse a name and its options, such as `galore,rank=64`.
 
     Args:
@@ -241,15 +244,15 @@ def parse_optimizer(text: str, *, sharded: bool = False) -> Settings:
     """
     name, _, rest = text.partition(",")
     if name not in OPTIMIZERS:
-        raise UserError(f"{FLAG} {text}: {unknown('optimizer', name, OPTIMIZERS)}")
-    kind, where = OPTIMIZERS[name], f"{FLAG} {text}"
+        raise UserError(f"{_FLAG} {text}: {unknown('optimizer', name, OPTIMIZERS)}")
+    kind, where = OPTIMIZERS[name], f"{_FLAG} {text}"
     options = {**kind.defaults, **read_options(where, name, rest, kind.defaults)}
     for option, (fits, expected) in _EXPECTED.items():
         if option in options and not fits(options[option]):
             raise UserError(f"{where}: {option} is {options[option]}; expected {expected}.")
     if sharded and not kind.shards:
-        raise UserError(f"--sharded: {FLAG} {name} needs whole matrices; leave out one of the two.")
-    return Settings(name, options)
+        raise UserError(f"--sharded: {_FLAG} {name} needs whole matrices; leave out one of the two.")
+    return OptimizerSettings(name, options)
 
 
 _EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -262,7 +265,7 @@ _EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def new_optimizer(model: nn.Module, *, learning_rate: float, settings: Settings = ADAMW) -> Optimizer:
+def new_optimizer(model: nn.Module, *, learning_rate: float, settings: OptimizerSettings = ADAMW) -> Optimizer:
     """Make an optimizer for all trainable parameters.
 
     Raises:
@@ -272,7 +275,7 @@ def new_optimizer(model: nn.Module, *, learning_rate: float, settings: Settings 
     return OPTIMIZERS[settings.kind].make(trained, lr=learning_rate, **settings.options)
 
 
-def check_available(settings: Settings) -> None:
+def check_available(settings: OptimizerSettings) -> None:
     """Refuse an optimizer that lacks a package or a GPU here.
 
     Raises:

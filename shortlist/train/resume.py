@@ -32,7 +32,7 @@ from shortlist.train.gather import ALONE, World, like, whole
 from shortlist.train.optimizers import restore_state, state_of
 
 MOMENTS = "optimizer.safetensors"
-ADAPTER = "adapter"
+_ADAPTER = "adapter"
 """What an adapter holds besides weights has keys that start with this."""
 _REMEDY = "delete this checkpoint; the same command goes on from the one before it, or from the start."
 
@@ -110,9 +110,11 @@ def load_checkpoint(out: Path, model: Trainable, optimizer: Optimizer, *, adapte
     with safe_open(folders[-1] / MOMENTS, framework="pt") as moments:
         for key in moments.keys():  # noqa: SIM118 (not a dict)
             kind, _, name = key.partition("/")
-            of_each[ADAPTER if kind == ADAPTER else name][name if kind == ADAPTER else kind] = moments.get_tensor(key)
+            of_each[_ADAPTER if kind == _ADAPTER else name][name if kind == _ADAPTER else kind] = moments.get_tensor(
+                key
+            )
     if adapter is not None:
-        load_adapter_state(adapter, of_each.pop(ADAPTER, {}))
+        load_adapter_state(adapter, of_each.pop(_ADAPTER, {}))
     for name, values in of_each.items():
         restore_state(optimizer, parameters[name], values)
     return state
@@ -192,7 +194,7 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _of_adapter(adapter: Any) -> dict[str, Tensor]:
-    return {f"{ADAPTER}/{name}": value for name, value in adapter_state(adapter).items()}
+    return {f"{_ADAPTER}/{name}": value for name, value in adapter_state(adapter).items()}
 
 
 def _collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

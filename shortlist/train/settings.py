@@ -1,14 +1,16 @@
 """Settings of a training run, with its losses."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
-from shortlist.settings.train import Config, check, source_parts
+from shortlist.settings.parts import OpenPart, source_parts
+from shortlist.settings.train import Config, check
 from shortlist.train.layers import parse_sampling
-from shortlist.train.losses import TEMPERATURE, Term, parse_losses
+from shortlist.train.losses import TEMPERATURE, Term, needs, parse_losses
 from shortlist.train.optimizers import parse_optimizer
 
 
@@ -61,6 +63,11 @@ def losses(config: Config) -> list[Term]:
     if named_kind(config.kind).role == "language-model":
         return []
     return parse_losses(config.loss, temperature=_temperature(config))
+
+
+def compares(parts: Sequence[OpenPart]) -> bool:
+    """Whether a loss compares with the model as it was before training."""
+    return any("start" in needs(term) for part in parts for term in losses(part.config))
 
 
 def view_losses(config: Config) -> list[Term]:

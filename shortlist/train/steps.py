@@ -154,7 +154,10 @@ def backward(
 
 
 def _together(model: Model, world: World) -> World:
-    """Return the processes that may wait for each other's memory, as a sharded model's passes wait for all others."""
+    """Return the processes that may wait for each other's memory.
+
+    A sharded model's passes wait for all others anyway.
+    """
     return ALONE if is_sharded(model) else world
 
 

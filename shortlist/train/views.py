@@ -1,12 +1,34 @@
 """Training on documents alone: two views of a document are a query and its positive."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import numpy as np
 import torch
 
+from shortlist.data.collections import Collection
 from shortlist.models.outputs import Rows, select
-from shortlist.text.views import View
-from shortlist.train.examples import Batch
+from shortlist.settings.parts import documents_source
+from shortlist.settings.train import Config
+from shortlist.text.views import VIEWS, View
+from shortlist.train.examples import Batch, batches
+from shortlist.train.settings import view_rng
 from shortlist.train.steps import Example, Outcome
+
+
+def change_of(config: Config, step: int) -> Callable[[Batch], Batch]:
+    """Return the function that makes a batch of documents one of views."""
+    if config.views is None:
+        return lambda batch: batch
+    return partial(viewed, view=VIEWS[config.views], rng=view_rng(config, step))
+
+
+def view_batches(config: Config, collection: Collection, steps: range) -> Iterator[Batch]:
+    """Yield a batch of views of documents for each step."""
+    source = documents_source(collection)
+    drawing = {"batch_size": config.batch_size, "seed": config.seed, "first_step": steps.start, "steps": steps.stop}
+    drawn = batches(source.groups, source.queries, collection, negatives=None, **drawing)
+    return (change_of(config, step)(batch) for step, batch in enumerate(drawn, steps.start))
 
 
 def viewed(batch: Batch, view: View, rng: np.random.Generator) -> Batch:

@@ -8,7 +8,7 @@ from tiny import write_llama
 
 from shortlist.errors import UserError
 from shortlist.models.dense import DenseModel
-from shortlist.train.layers import LayerSampling, Settings, hold_back, parse_sampling
+from shortlist.train.layers import LayerSampling, SamplingSettings, hold_back, parse_sampling
 from shortlist.train.optimizers import new_optimizer
 
 
@@ -24,7 +24,7 @@ def trained_layers(model: DenseModel) -> list[int]:
 
 def test_only_drawn_layers_train_and_the_optimizer_forgets_the_others(model: DenseModel):
     optimizer = new_optimizer(model, learning_rate=0.1)
-    sampling, before = LayerSampling(model, Settings(1, every=3), seed=0), None
+    sampling, before = LayerSampling(model, SamplingSettings(1, every=3), seed=0), None
     drawn = []
     for step in range(12):
         chosen = sampling.choose(step, optimizer)
@@ -47,17 +47,17 @@ def test_a_layer_with_more_outliers_is_drawn_more_often(model: DenseModel):
     backbone: Any = model.backbone
     with torch.no_grad():
         backbone.layers[1].mlp.up_proj.weight[:8] *= 100
-    sampling = LayerSampling(model, Settings(1, every=1, threshold=5.0), seed=0)
+    sampling = LayerSampling(model, SamplingSettings(1, every=1, threshold=5.0), seed=0)
     optimizer = new_optimizer(model, learning_rate=0.1)
     assert sampling.shares[1] > 10 * sampling.shares[0]
     assert sum(sampling.choose(step, optimizer) == [1] for step in range(20)) > 12
 
 
 def test_a_forecast_has_as_many_layers_as_train_at_a_time(model: DenseModel):
-    hold_back(model, Settings(2))
+    hold_back(model, SamplingSettings(2))
     assert trained_layers(model) == [0, 1]
     with pytest.raises(UserError, match="--layers-sampled 4: the model has 3 layers"):
-        hold_back(model, Settings(4))
+        hold_back(model, SamplingSettings(4))
 
 
 @pytest.mark.parametrize(
@@ -75,5 +75,5 @@ def test_a_sampling_that_makes_no_sense_is_refused(text: str, message: str):
 
 
 def test_settings_left_out_are_the_papers():
-    assert parse_sampling("2") == Settings(2, 20, 13.0)
-    assert parse_sampling("1,every=5,threshold=3.5") == Settings(1, 5, 3.5)
+    assert parse_sampling("2") == SamplingSettings(2, 20, 13.0)
+    assert parse_sampling("1,every=5,threshold=3.5") == SamplingSettings(1, 5, 3.5)

@@ -18,7 +18,7 @@ from shortlist.math.sampling import draw_sources, mixing_shares
 from shortlist.recipe import plan
 from shortlist.records import Document, Group, Hit, Query
 from shortlist.settings.sources import parse_sources
-from shortlist.settings.train import has_run
+from shortlist.settings.train_job import has_run
 from shortlist.train import loop
 from shortlist.train.build import collect_parts
 from shortlist.train.mixture import Mixture, inputs_of

@@ -9,7 +9,7 @@ from shortlist.errors import UserError
 from shortlist.train.optimizers import (
     ADAMW,
     OPTIMIZERS,
-    Settings,
+    OptimizerSettings,
     new_optimizer,
     parse_optimizer,
     restore_state,
@@ -43,7 +43,7 @@ def gradients(model: nn.Module, step: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator)
 
 
-def trained(settings: Settings, steps: range, model: nn.Module, optimizer: Any = None) -> Any:
+def trained(settings: OptimizerSettings, steps: range, model: nn.Module, optimizer: Any = None) -> Any:
     optimizer = optimizer or new_optimizer(model, learning_rate=0.1, settings=settings)
     for step in steps:
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)

@@ -15,8 +15,10 @@ from shortlist.cli import main
 from shortlist.commands import carry_out
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
-from shortlist.settings import train as settings
-from shortlist.settings.train import Config, num_processes
+from shortlist.settings import processes as settings
+from shortlist.settings import train_job
+from shortlist.settings.processes import num_processes
+from shortlist.settings.train import Config
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU of four cores, for which even the tiniest model and shortest training is large enough."""
     monkeypatch.setattr(settings, "num_cores", lambda: 4)
     monkeypatch.setattr(settings, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(train_job, "may_have_gpu", lambda: False)
     monkeypatch.setattr(settings, "SHARED_BYTES", (1, 1 << 30))
     monkeypatch.setattr(settings, "SHARED_STEPS", 1)
     monkeypatch.delenv("RANK", raising=False)
@@ -61,7 +64,7 @@ def test_what_is_too_short_too_tiny_or_too_large_trains_in_one(
 def test_with_gpus_or_under_torchrun_no_processes_are_started(config: Config, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "0")
     assert num_processes(config) == 1
-    assert not settings.starts(replace(config, processes=2))
+    assert not train_job.starts(replace(config, processes=2))
     monkeypatch.delenv("RANK")
     monkeypatch.setattr(settings, "may_have_gpu", lambda: True)
     assert num_processes(config) == 1
@@ -70,13 +73,13 @@ def test_with_gpus_or_under_torchrun_no_processes_are_started(config: Config, mo
 @pytest.mark.usefixtures("four_cores")
 def test_the_command_starts_them_with_all_settings(config: Config, monkeypatch: pytest.MonkeyPatch):
     started: list[Any] = []
-    monkeypatch.setattr(settings, "run_together", lambda *given, **options: started.append((*given, options)))
+    monkeypatch.setattr(train_job, "run_together", lambda *given, **options: started.append((*given, options)))
     carry_out("train", config)
     [(command, processes, options)] = started
     assert command[:2] == ["train", "retriever"]
     assert {"--processes=4", "--batch-size=4", f"--out={config.out}"} <= {*command}
     assert (processes, options) == (4, {"on_gpus": False})
-    assert not settings.starts(replace(config, dry_run=True))
+    assert not train_job.starts(replace(config, dry_run=True))
 
 
 @pytest.mark.usefixtures("four_cores")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shortlist.math.losses.lists import compact, log_softmax, picked, positives, sequence_losses, taught
+from shortlist.math.losses.lists import log_softmax, picked, positives, sequence_losses, teacher_scores, true_columns
 from shortlist.math.ranking import Ranking
 
 
@@ -89,8 +89,8 @@ def pld(ranking: Ranking, *, temperature: float = 1.0, teacher_temperature: floa
 
     https://arxiv.org/abs/2506.12542
     """
-    teacher, counts = taught(ranking, "pld")
-    places, real = compact(counts)
+    teacher, counts = teacher_scores(ranking, "pld")
+    places, real = true_columns(counts)
     scores, relevance, teacher = (picked(part, places, real) for part in (ranking.scores, ranking.relevance, teacher))
     first, found = positives(Ranking(scores, relevance, None, real))
     worth = teacher.masked_fill(~real, -torch.inf)
@@ -133,7 +133,7 @@ def sinkhorn(
 
     https://arxiv.org/abs/2402.17110
     """
-    teacher, counts = taught(ranking, "sinkhorn")
+    teacher, counts = teacher_scores(ranking, "sinkhorn")
     given, wanted = (
         _probabilities(values.float().masked_fill(~counts, 0) / divisor, counts)
         for values, divisor in ((ranking.scores, temperature), (teacher, teacher_temperature))
@@ -152,9 +152,9 @@ def sinkhorn(
 def _distributions(
     ranking: Ranking, name: str, temperature: float, teacher_temperature: float
 ) -> tuple[Float[Tensor, "queries most"], Float[Tensor, "queries most"]]:
-    """Compute the logarithms of the model's and the teacher's softmax; 0 in both where nothing counts."""
-    teacher, counts = taught(ranking, name)
-    places, real = compact(counts)
+    """Compute the model's and the teacher's log-softmax; 0 in both where nothing counts."""
+    teacher, counts = teacher_scores(ranking, name)
+    places, real = true_columns(counts)
     scores, teacher = (values.float().gather(1, places) for values in (ranking.scores, teacher))
     return log_softmax(scores / temperature, real), log_softmax(teacher / teacher_temperature, real)
 

@@ -1,4 +1,4 @@
-"""Parts of a ranking that several losses read: what counts of each list, positives, orders, pairs."""
+"""Parts of a ranking that several losses read: counts, positives, orders, pairs."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -26,7 +26,7 @@ def positives(ranking: Ranking) -> tuple[Int[Tensor, "queries 1"], Bool[Tensor, 
     return columns, grades > 0
 
 
-def taught(ranking: Ranking, name: str) -> tuple[Float[Tensor, "queries docs"], Bool[Tensor, "queries docs"]]:
+def teacher_scores(ranking: Ranking, name: str) -> tuple[Float[Tensor, "queries docs"], Bool[Tensor, "queries docs"]]:
     """Return the teacher's scores, and where they count.
 
     Raises:
@@ -43,7 +43,7 @@ def _graded(ranking: Ranking, name: str) -> tuple[Float[Tensor, "queries docs"],
 
 ORDERS: dict[str, Callable[[Ranking, str], tuple[Float[Tensor, "queries docs"], Bool[Tensor, "queries docs"]]]] = {
     "relevance": _graded,
-    "teacher": taught,
+    "teacher": teacher_scores,
 }
 """The values that each `Order` sorts by, and where they count."""
 
@@ -51,12 +51,12 @@ GAINS: dict[str, Callable[[Tensor], Tensor]] = {"linear": lambda grades: grades,
 
 
 def gains(ranking: Ranking, gain: Gain) -> Float[Tensor, "queries docs"]:
-    """Compute what each document adds to the DCG at rank 1; 0 where it does not count."""
+    """Compute each document's gain in the DCG; 0 where it does not count."""
     return GAINS[gain](ranking.relevance.float().masked_fill(~ranking.keep, 0).clamp(min=0))
 
 
 def ideal_dcg(gains: Float[Tensor, "queries docs"], k: int) -> Float[Tensor, "queries 1"]:
-    """Compute the DCG of the best order's first k; 1 where it is 0, so that it can divide."""
+    """Compute the DCG of the best order's first k; 1 where it is 0."""
     best = gains.topk(min(k, gains.shape[1])).values
     total = (best * discounts(best.shape[1], device=gains.device)).sum(1, keepdim=True)
     return torch.where(total > 0, total, 1.0)
@@ -67,7 +67,7 @@ def discounts(count: int, *, device: torch.device) -> Float[Tensor, " ranks"]:
     return 1 / torch.log2(torch.arange(2, count + 2, device=device))
 
 
-def compact(
+def true_columns(
     mask: Bool[Tensor, "queries docs"],
 ) -> tuple[Int[Tensor, "queries most"], Bool[Tensor, "queries most"]]:
     """Find the columns where the mask is True, at the front of each row.
@@ -97,13 +97,16 @@ def log_softmax(
 
 
 def row_means(values: Float[Tensor, "queries *rest"], counts: Bool[Tensor, "queries *rest"]) -> Float[Tensor, ""]:
-    """Average over the entries of each row that count, then over rows; a row without any gives 0."""
+    """Average over the entries that count of each row, then over rows.
+
+    A row without any gives 0.
+    """
     sums = values.masked_fill(~counts, 0).flatten(1).sum(1)
     return (sums / counts.flatten(1).sum(1).clamp(min=1)).mean()
 
 
 class Pairs(NamedTuple):
-    """Pairs of documents of a query, of which the first should score higher."""
+    """Pairs of a query's documents; the first should score higher."""
 
     margins: Float[Tensor, "queries firsts docs"]
     """The first one's score minus the other's."""
@@ -126,7 +129,7 @@ def ordered_pairs(
     """
     scores, order = (values.float().masked_fill(~counts, 0) for values in (scores, order))
     lowest = order.masked_fill(~counts, torch.inf).amin(1, keepdim=True)
-    firsts, real = compact(counts & (order > lowest))
+    firsts, real = true_columns(counts & (order > lowest))
     pairs = Pairs(scores, counts, firsts)
     (own, other), (high, low) = pairs.both(scores), pairs.both(order)
     return pairs._replace(margins=own - other, counts=real[:, :, None] & counts[:, None, :] & (high > low))

@@ -8,19 +8,19 @@ from shortlist.math.losses.lists import (
     ORDERS,
     Gain,
     Order,
-    compact,
     gains,
     ideal_dcg,
     log_softmax,
     picked,
     positives,
     sequence_losses,
+    true_columns,
 )
 from shortlist.math.ranking import Ranking
 
 
 def listnet(ranking: Ranking, *, temperature: float = 1.0, grade_temperature: float = 1.0) -> Float[Tensor, ""]:
-    """Match the softmax of the grades with that of the scores, by cross-entropy (ListNet's top-one form).
+    """Match the softmax of the scores with the grades' softmax (ListNet's top-one cross-entropy).
 
     A query without a positive teaches nothing.
 
@@ -58,7 +58,7 @@ def listmle(
     https://doi.org/10.1145/1390156.1390306, https://auai.org/uai2014/proceedings/individuals/164.pdf (weights)
     """
     values, counts = ORDERS[order](ranking, "listmle")
-    places, real = compact(counts)
+    places, real = true_columns(counts)
     scores, values = (picked(part, places, real) for part in (ranking.scores, values))
     by_score = scores.detach().masked_fill(~real, -torch.inf).argsort(dim=1, descending=True)
     in_order = values.masked_fill(~real, -torch.inf).gather(1, by_score).argsort(dim=1, descending=True, stable=True)
@@ -84,7 +84,7 @@ def approxndcg(ranking: Ranking, *, temperature: float = 0.1, gain: Gain = "line
     """
     gain_of = gains(ranking, gain)
     scores = ranking.scores.float().masked_fill(~ranking.keep, 0) / temperature
-    places, real = compact(gain_of > 0)
+    places, real = true_columns(gain_of > 0)
     above = torch.sigmoid(scores[:, None, :] - picked(scores, places, real)[:, :, None])
     ranks = 0.5 + above.masked_fill(~ranking.keep[:, None, :], 0).sum(2)  # it stands half above itself
     dcg = (picked(gain_of, places, real) / torch.log2(1 + ranks)).sum(1)

@@ -12,7 +12,6 @@ from shortlist.math.losses.lists import (
     ORDERS,
     Gain,
     Order,
-    compact,
     discounts,
     gains,
     ideal_dcg,
@@ -20,13 +19,14 @@ from shortlist.math.losses.lists import (
     picked,
     positives,
     row_means,
-    taught,
+    teacher_scores,
+    true_columns,
 )
 from shortlist.math.ranking import Ranking
 
 
 def hinge(ranking: Ranking, *, margin: float = 0.1) -> Float[Tensor, ""]:
-    """Place each document a margin above those of lower grades.
+    """Place each document a margin above all documents of lower grades.
 
     The loss is the mean over all pairs of a query whose grades differ, then over queries.
 
@@ -61,7 +61,7 @@ def ranknet(
     https://doi.org/10.1145/1102351.1102363, https://arxiv.org/abs/2406.15657 (weights)
     """
     values, counts = ORDERS[order](ranking, "ranknet")
-    places, real = compact(counts)
+    places, real = true_columns(counts)
     scores, values = (picked(part, places, real) for part in (ranking.scores, values))
     pairs = ordered_pairs(scores / temperature, values, real)
     losses = F.softplus(-pairs.margins)
@@ -72,7 +72,7 @@ def ranknet(
 
 
 def lambdarank(ranking: Ranking, *, temperature: float = 1.0, k: int = 10, gain: Gain = "linear") -> Float[Tensor, ""]:
-    """Compute the logistic loss of pairs, each weighed by what swapping the two changes of nDCG@k.
+    """Compute the logistic loss of pairs, weighed by how far a swap changes nDCG@k.
 
     The sum over all pairs of a query whose grades differ, averaged over queries. The weight |delta nDCG@k| belongs to
     the order of the current scores and has no gradient; a pair with both documents below rank k counts nothing.
@@ -115,8 +115,8 @@ def margin_mse(
 
     https://arxiv.org/abs/2010.02666
     """
-    teacher, counts = taught(ranking, "margin_mse")
-    places, real = compact(counts)
+    teacher, counts = teacher_scores(ranking, "margin_mse")
+    places, real = true_columns(counts)
     scores, teacher = (picked(values, places, real) for values in (ranking.scores, teacher))
     relevance = picked(ranking.relevance, places, real)
     excess = (scores * scale - teacher).masked_fill(~real, 0)  # what is the same everywhere is no error

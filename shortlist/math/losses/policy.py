@@ -50,27 +50,30 @@ def policy(
     return surrogate - surrogate.detach() - rewards.mean()
 
 
-def ndcg(found: Float[Tensor, "queries samples k"], grades: Float[Tensor, "queries docs"]) -> Float[Tensor, "..."]:
+def _ndcg(found: Float[Tensor, "queries samples k"], grades: Float[Tensor, "queries docs"]) -> Float[Tensor, "..."]:
     """Compute nDCG@k; grades count as they are."""
     places = found.shape[2]
     return (found * discounts(places, device=found.device)).sum(2) / ideal_dcg(grades, places)
 
 
-def mrr(found: Float[Tensor, "queries samples k"], grades: Float[Tensor, "queries docs"]) -> Float[Tensor, "..."]:
+def _mrr(found: Float[Tensor, "queries samples k"], grades: Float[Tensor, "queries docs"]) -> Float[Tensor, "..."]:
     """Compute the reciprocal rank of the first relevant document; 0 if it is not found."""
     return ((found > 0) / torch.arange(1, found.shape[2] + 1, device=found.device)).amax(2)
 
 
-def recall(found: Float[Tensor, "queries samples k"], grades: Float[Tensor, "queries docs"]) -> Float[Tensor, "..."]:
+def _recall(found: Float[Tensor, "queries samples k"], grades: Float[Tensor, "queries docs"]) -> Float[Tensor, "..."]:
     """Compute the share of the relevant documents that is found."""
     return (found > 0).sum(2) / (grades > 0).sum(1, keepdim=True).clamp(min=1)
 
 
-REWARDS: dict[str, Reward] = {"ndcg": ndcg, "mrr": mrr, "recall": recall}
+REWARDS: dict[str, Reward] = {"ndcg": _ndcg, "mrr": _mrr, "recall": _recall}
 
 
 def _sample(scores: Float[Tensor, "queries docs"], samples: int, k: int) -> Tensor:
-    """Draw the first k places of rankings: the highest scores after adding Gumbel noise are a Plackett-Luce sample."""
+    """Draw the first k places of rankings, from the Plackett-Luce model.
+
+    The highest scores after adding Gumbel noise are such a sample.
+    """
     noise = -torch.empty(len(scores), samples, scores.shape[1], device=scores.device).exponential_().log()
     return (scores[:, None, :] + noise).topk(min(k, scores.shape[1])).indices
 

@@ -1,4 +1,4 @@
-"""Losses that keep scores near where they should be: at the start model's, or in bands by grade."""
+"""Losses that keep scores near the start model's, or in bands by grade."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,7 +33,7 @@ def anchor(ranking: Ranking, *, temperature: float = 1.0) -> Float[Tensor, ""]:
 def bands(
     ranking: Ranking, *, margin: float = 0.1, pull: float = 1.0, epsilon: float = 0.01, levels: int = 5
 ) -> Float[Tensor, ""]:
-    """Give each grade a band of scores, so that scores mean the same for every query.
+    """Give each grade a band of scores that means the same for every query.
 
     The scores are logits: a document's value f is the sigmoid of its score. With `levels` grades, the band of grade y
     is centred at (y + 0.5) / levels; with 5 that is y / 5 + 0.1. The loss is a hinge over pairs of a query whose grades
