@@ -209,7 +209,7 @@ def _examples(
     for step, batch in enumerate(drawn, steps.start):
         batch = change_of(config, step)(batch) if views_alone(config) else batch
         texts = text_options(config, step)
-        example = make_example(config.kind, model.inputs, batch, terms, texts=texts, **options)
+        example = make_example(config.kind, model.inputs, batch, terms, **texts, **options)
         if views_drawn and config.views_weight:
             second = change_of(config, step)(next(views_drawn))
             second_example = make_example(config.kind, model.inputs, second, view_losses(config), **options)
