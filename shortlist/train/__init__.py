@@ -283,7 +283,7 @@ def _examples(
     for step, (number, batch) in enumerate(mixture.batches(steps, renewed), steps.start):
         batch = change_of(config, step)(batch) if views_alone(config) else batch
         texts = text_options(config, step)
-        example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, texts=texts, **options)
+        example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, **texts, **options)
         if views and config.views_weight:
             viewed_example = make_example(config.kind, inputs[number], next(views), view_losses(config), **options)
             example = joined_examples(example, viewed_example, weight=config.views_weight)

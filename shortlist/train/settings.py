@@ -38,8 +38,10 @@ def objective_options(config: Config, model: Any) -> dict[str, Any]:
 
 
 def text_options(config: Config, step: int) -> dict[str, Any]:
-    """Return the arguments with which the objective makes a step's inputs."""
-    return {"corruption": config.corruption, "rng": view_rng(config, step)} if config.corruption else {}
+    """Return the arguments of `make_example` that say how a step's inputs are made."""
+    if not config.corruption:
+        return {}
+    return {"texts": {"corruption": config.corruption, "rng": view_rng(config, step)}}
 
 
 def view_rng(config: Config, step: int) -> np.random.Generator:
