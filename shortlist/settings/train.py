@@ -132,7 +132,7 @@ def check(config: Config) -> None:
         UserError: a setting is out of range, names something unknown, or contradicts another.
     """
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
-    at_least["processes"] = 1
+    at_least |= dict.fromkeys(("processes",), 1)
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
     at_least |= dict.fromkeys(("negatives", "warmup_steps", "seed"), 0)
     for name, least in at_least.items():
