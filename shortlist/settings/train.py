@@ -196,7 +196,7 @@ def check(config: Config) -> None:
 
 def _check_ranges(config: Config) -> None:
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
-    at_least["processes"] = 1
+    at_least |= dict.fromkeys(("processes",), 1)
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
     at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed"), 0) | {"positives_from": 1}
     at_least |= dict.fromkeys(("refresh_steps", "refresh_depth", "refresh_docs"), 1)

@@ -70,8 +70,7 @@ def meet() -> Iterator[World]:
     folder = shared_folder()
     where: dict[str, Any] = {"timeout": PATIENCE}
     if folder:
-        store = dist.FileStore(str(folder / "store"), world.size)
-        where |= {"store": store, "rank": world.rank, "world_size": world.size}
+        where |= {"init_method": f"file://{folder / 'store'}", "rank": world.rank, "world_size": world.size}
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device, **where)
