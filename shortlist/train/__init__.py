@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import asked_by, negative_counts
