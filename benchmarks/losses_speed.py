@@ -124,8 +124,7 @@ def main(config: Config) -> None:
         spread = f"{1000 * min(times):.1f}-{1000 * max(times):.1f}"
         rows.append([name, f"{1000 * median:.1f}", spread, f"{median / whole:.2%}", f"{median / small:.1%}"])
     under += f"\n- load average of the machine meanwhile: {min(loads):.1f} to {max(loads):.1f}"
-    section = f"A step of {train_speed.QUERIES} queries of model S: {small:.2f} s of one thread; "
-    section += f"of {QUERIES}: {whole:.1f} s.\n\n"
+    section = f"A step of {train_speed.QUERIES} queries of model S: {small:.2f} s; of {QUERIES}: {whole:.1f} s.\n\n"
     shares = ["share of a step", f"of one of {train_speed.QUERIES} queries"]
     section += table(["loss", "median ms", "fastest-slowest", *shares], rows)
     publish("Losses on [128, 2048] scores, forward and backward", under, [section], config.out)

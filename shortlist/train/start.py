@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 
-from shortlist.models.run import Model
 from shortlist.models.save import Trainable
 from shortlist.train.gather import is_sharded, let_go
 
@@ -23,16 +22,18 @@ class Start:
             model: the model, ready to train.
             adapter: only parameters that train now will ever train.
         """
+        self._model = model
         self._weights = {
             name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad or not adapter
         }
 
     @contextmanager
-    def restored(self, model: Model) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
         """Give the model its first weights back for a while, and switch its dropout off.
 
         No graph of the model may be alive meanwhile.
         """
+        model = self._model
         let_go(model)
         parameters = {name: p for name, p in model.named_parameters() if name in self._weights}
         swap = _swap_by_copying if is_sharded(model) else _swap

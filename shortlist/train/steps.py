@@ -119,7 +119,7 @@ def backward(
     """
     beside: dict[str, Rows] = {}
     if start is not None and example.reads_start:
-        with start.restored(model):
+        with start.restored():
             computing: dict[str, Any] = {"token_budget": token_budget, "bf16": bf16, "world": world}
             beside["start_rows"] = compute_outputs(model, example.token_ids, **computing)
     if guide is not None and example.guide_ids:  # it has its own precision

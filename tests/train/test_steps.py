@@ -302,12 +302,12 @@ def test_the_start_has_no_dropout_and_costs_the_model_nothing(tiny: Tiny):
     item = example(model, losses="infonce anchor")
     before = [p.detach().clone() for p in model.parameters()]
     start = Start(model)
-    with start.restored(model):
+    with start.restored():
         assert not model.training
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.01)
-    with start.restored(model):
+    with start.restored():
         for p, value in zip(model.parameters(), before, strict=True):
             assert torch.equal(p, value)
     assert model.training
@@ -334,7 +334,7 @@ def test_under_an_adapter_the_start_keeps_what_trains_and_shares_the_rest(tiny: 
             if "lora_B" in name:
                 p.normal_(std=0.1)
     learned = compute_outputs(model.eval(), item.token_ids, token_budget=BUCKETS, bf16=False).values
-    with start.restored(model):
+    with start.restored():
         found = compute_outputs(model, item.token_ids, token_budget=BUCKETS, bf16=False).values
     expected = compute_outputs(new_reranker(tiny.llama), item.token_ids, token_budget=BUCKETS, bf16=False).values
     torch.testing.assert_close(found, expected)

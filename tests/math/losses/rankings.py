@@ -1,5 +1,7 @@
 """Rankings to try losses on."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,11 @@ def ranking(scores: Tensor, positives: Tensor = POSITIVES, teacher: Tensor | Non
     return Ranking(scores, relevance, teacher, torch.ones(scores.shape, dtype=torch.bool))
 
 
-def graded(scores: list[float], grades: list[float], teacher: list[float] | None = None) -> Ranking:
+def graded(scores: Sequence[float], grades: Sequence[float], teacher: Sequence[float] | None = None) -> Ranking:
     """One query, every document counted; the scores take gradients."""
-    values = torch.tensor([scores], requires_grad=True)
-    known = None if teacher is None else torch.tensor([teacher])
-    return Ranking(values, torch.tensor([grades]).float(), known, torch.ones(1, len(scores), dtype=torch.bool))
+    values = torch.tensor([list(scores)], requires_grad=True)
+    known = None if teacher is None else torch.tensor([list(teacher)])
+    return Ranking(values, torch.tensor([list(grades)]).float(), known, torch.ones(1, len(scores), dtype=torch.bool))
 
 
 def slope(loss: Tensor, given: Ranking) -> list[float]:
