@@ -1,7 +1,7 @@
 """Groups, queries and judgements of large files, read from disk when they are asked for.
 
-What is in memory is where each line begins, and 64-bit hashes of ids: 10 million groups with their queries take half a
-gigabyte, however long their lines are. Two of 10 million ids have the same hash with a chance of 3 in a million.
+What is in memory is where each line begins, and 64-bit hashes of ids: about 50 bytes for a group with its query,
+however long lines are. Two of 10 million ids have the same hash with a chance of 3 in a million.
 """
 
 import os
