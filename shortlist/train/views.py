@@ -26,8 +26,16 @@ def change_of(config: Config, step: int) -> Callable[[Batch], Batch]:
 def view_batches(config: Config, collection: Collection, steps: range) -> Iterator[Batch]:
     """Yield a batch of views of documents for each step."""
     source = documents_source(collection)
-    drawing = {"batch_size": config.batch_size, "seed": config.seed, "first_step": steps.start, "steps": steps.stop}
-    drawn = batches(source.groups, source.queries, collection, negatives=None, **drawing)
+    drawn = batches(
+        source.groups,
+        source.queries,
+        collection,
+        batch_size=config.batch_size,
+        negatives=None,
+        seed=config.seed,
+        first_step=steps.start,
+        steps=steps.stop,
+    )
     return (change_of(config, step)(batch) for step, batch in enumerate(drawn, steps.start))
 
 
