@@ -67,6 +67,7 @@ def test_greedy_choice_is_at_least_as_good_as_the_best_model(models: Path, tiny:
     assert len(results["averaged"]) == len(results["shares"]) >= 1
 
 
+@pytest.mark.slow
 def test_rerankers_are_averaged_with_their_heads(models: Path, tiny: Tiny, tmp_path: Path):
     chosen = {"greedy": True, "collection": str(tiny.collection), "split": "test"}
     average.run(settings(tiny.reranker, models / "reranker", out=tmp_path / "out"))

@@ -112,6 +112,7 @@ def test_groups_come_back_from_tevatron_as_they_went(tiny: Tiny, tmp_path: Path,
     assert read_qrels(back / "qrels" / "train.tsv")["q0"] == {"d0": 1, "d9": 1}
 
 
+@pytest.mark.slow
 def test_what_is_written_for_sentence_transformers_loads_and_trains_there(
     tiny: Tiny, tmp_path: Path, groups: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -177,6 +177,7 @@ def put(path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_refused_or_changes_nothing(kind: str, tiny: Tiny, tmp_path: Path):
     make, read, pattern = KINDS[kind]

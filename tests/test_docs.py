@@ -153,6 +153,7 @@ def test_the_loss_that_the_documents_show_works():
     assert module["LOSSES"]["triplet"](ranking).item() == pytest.approx((0.05 + 0.3 + 0.15) / 2, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeypatch):
     mteb, ir_datasets = pytest.importorskip("mteb"), pytest.importorskip("ir_datasets")
     pytest.importorskip("langchain_core")

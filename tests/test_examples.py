@@ -34,12 +34,14 @@ def test_every_script_is_run_here():
     assert sorted(PRINTED) == SCRIPTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs_and_prints_what_it_is_about(name, monkeypatch, tmp_path, capsys):
     run_example(name, monkeypatch=monkeypatch, tmp_path=tmp_path)
     assert PRINTED[name] in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_example_takes_a_collection_and_a_trained_model(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

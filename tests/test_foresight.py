@@ -49,6 +49,7 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(recipe: Path, capsys: py
     assert not (recipe.parent / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_is_done_is_known_and_what_follows_from_a_change_too(recipe: Path, capsys: pytest.CaptureFixture[str]):
     whole = yaml.safe_load(recipe.read_text())
     less = recipe.with_name("less.yaml")

@@ -112,6 +112,7 @@ def names(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     return {"data": tiny.collection, "words": words, "out": tmp_path / "out", **folders}
 
 
+@pytest.mark.slow
 def test_wrong_names_and_settings_are_refused_without_pytorch(names: dict[str, object]):
     assert answers(CASES, 1, **names) == ["done"]
 
@@ -134,6 +135,7 @@ steps:
 """
 
 
+@pytest.mark.slow
 def test_a_finished_recipe_says_so_without_pytorch(names: dict[str, object], tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(FINISHED.format(**names))

@@ -211,6 +211,7 @@ def test_the_first_line_of_a_log_names_settings_as_it_always_did_so_that_old_one
     assert second.keys() == first.keys() | {"segments", "window", "stride"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 7, 30])
 def test_an_interruption_in_any_chunk_changes_no_byte(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

@@ -222,6 +222,7 @@ def test_two_first_stages_are_fused_as_asked(both: search.Config, sparse: search
         search.run(replace(both, weights=(1.0, 2.0, 3.0), overwrite=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["narrow", "hnsw", "ivf-flat", "ivf-pq"])
 def test_an_index_over_vectors_finds_what_exact_search_does(
     dense: search.Config, both: search.Config, made: Path, tmp_path: Path, kind: str

@@ -58,6 +58,7 @@ def test_the_lock_of_a_command_killed_at_its_very_end_is_deleted_and_no_other(tm
         assert in_a_thread(lambda: check_free(out, folder=folder))
 
 
+@pytest.mark.slow
 def test_an_output_is_free_again_once_nobody_refers_to_the_claim(tmp_path: Path, folder: bool):
     held = claim_output(tmp_path / "out", folder=folder, stage="fuse")
     path = lock_file(tmp_path / "out", folder)
@@ -74,6 +75,7 @@ def test_an_output_is_free_again_once_nobody_refers_to_the_claim(tmp_path: Path,
     assert not in_a_thread(lambda: claim_output(tmp_path / "out", folder=folder, stage="fuse"))
 
 
+@pytest.mark.slow
 def test_another_process_is_named_and_one_that_was_killed_is_no_obstacle(tmp_path: Path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -116,6 +118,7 @@ def test_where_files_cannot_be_locked_the_process_in_the_lock_file_decides(
                 check_free(tmp_path, folder=True)
 
 
+@pytest.mark.slow
 def test_what_a_killed_command_left_is_deleted_and_nothing_else(tmp_path: Path):
     out, name = tmp_path / "out", f".a.{'0' * 16}.partial"
     for place in (out, out / "checkpoints", out / "another output", out / ".git"):

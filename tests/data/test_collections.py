@@ -123,6 +123,7 @@ def test_a_folder_that_is_no_collection_says_what_was_found(tmp_path):
         open_collection(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_collections_at_hand_have_the_counts_they_are_known_for(shared_data):
     scifact = open_collection(str(shared_data / "scifact"))
     assert sum(1 for _ in scifact.corpus()) == 5183

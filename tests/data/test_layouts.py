@@ -73,6 +73,7 @@ def test_the_second_ms_marco_in_many_files_says_how_to_join_them(tmp_path, file,
         open_collection(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_real_topics_and_judgements_are_found_by_the_names_that_they_have(shared_data, tmp_path):
     for path in (shared_data / "trec-dl").glob("*/*"):
         shutil.copy(path, tmp_path)

@@ -32,6 +32,7 @@ def test_two_ids_that_share_one_of_their_hashes_are_still_told_apart(monkeypatch
             assert [ids.add(name) for name in ("a", "b", "a", "b")] == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_each_id_takes_about_nine_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seen, "BUCKETS", 64)
     ids = Seen()

@@ -87,6 +87,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, change: dict, m
         lengths.run(lengths.Config(**(settings | change)))
 
 
+@pytest.mark.slow
 def test_scifact_has_the_length_that_is_known_of_it(shared_data: Path, tmp_path: Path, capsys):
     where = {"collection": str(shared_data / "scifact"), "model": str(shared_data / "llama-tokenizer")}
     measured(capsys, **where, out=tmp_path / "out", sample=1000)

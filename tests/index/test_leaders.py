@@ -14,6 +14,7 @@ def by_the_book(scores, positions, k):
     return to_keys(scores.T, positions).sort(dim=1, descending=True).values[:, :k]
 
 
+@pytest.mark.slow
 @given(
     num_docs=st.integers(0, 200),
     k=st.integers(1, 60),

@@ -122,6 +122,7 @@ def test_vectors_that_have_moved_are_named(store: Path, tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_check_prints_recall_speed_memory_and_disk(
     store: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
@@ -139,6 +140,7 @@ def test_check_prints_recall_speed_memory_and_disk(
     assert "recall@10 " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_table_is_brought_up_to_date_by_the_same_command(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -57,6 +57,7 @@ def test_a_pipeline_answers_asynchronously_too(pipeline: Pipeline):
     assert asyncio.run(retriever.ainvoke(QUESTION)) == retriever.invoke(QUESTION)
 
 
+@pytest.mark.slow
 def test_questions_asked_together_get_what_each_gets_alone(pipeline: Pipeline):
     questions = [query.text for query in QUERIES] * 2
     retriever = PipelineRetriever(pipeline=pipeline)

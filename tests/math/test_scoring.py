@@ -72,6 +72,7 @@ def test_keys_equal_the_values_worked_out_by_hand():
     assert to_keys(torch.tensor([0.0, 1.0]), torch.tensor([0, 3])).tolist() == [2**32 - 1, (one << 32) + 2**32 - 4]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, LAST_POSITION)), min_size=1))
 def test_keys_order_like_score_then_position_and_can_be_taken_apart(pairs):
     scores = torch.tensor([score for score, _ in pairs])

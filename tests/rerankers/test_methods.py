@@ -56,6 +56,7 @@ def asked(folder: Path) -> list[str]:
     return (folder / "asked").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_reranker_of_whole_lists_goes_on_where_it_was_interrupted_and_asks_nothing_twice(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str

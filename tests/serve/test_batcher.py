@@ -108,6 +108,7 @@ def reranker(tiny: Tiny) -> Any:
     return Reranker.load(str(tiny.reranker), packed=False).model
 
 
+@pytest.mark.slow
 def test_an_answer_is_the_same_whatever_it_was_batched_with(retriever: Any, reranker: Any):
     pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
     batcher = Batcher({"retriever": retriever, "reranker": reranker}, token_budget=64)

@@ -17,6 +17,7 @@ from shortlist.serve.app import create_app
 QUESTION = "which colour has the apple"
 
 
+@pytest.mark.slow
 def test_one_description_gives_the_same_hits_everywhere(
     built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

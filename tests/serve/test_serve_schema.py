@@ -33,6 +33,7 @@ def test_every_operation_is_in_the_document(operations: dict[str, Any]):
     assert sorted(operations) == OPERATIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_answer_is_as_the_document_says(operations: dict[str, Any], name: str, mode: str):

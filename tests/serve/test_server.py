@@ -87,6 +87,7 @@ def test_connections_beyond_the_most_are_refused_and_the_others_are_served():
         assert served.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", ASK[:20], ASK + ASK[:20]], ids=["nothing", "a part", "a second part"])
 def test_a_connection_without_a_whole_request_is_closed_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes):
     monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.2)

@@ -134,6 +134,7 @@ def test_a_query_that_leaves_no_room_is_an_error_before_the_training(reranker: P
         foreseen(reranker, collection)
 
 
+@pytest.mark.slow
 def test_a_sample_is_bounded_and_comes_from_everywhere(retriever: DenseModel, collection: Collection):
     groups = [Group(f"q{i * 12 // 5000}", ("d1",), ("d2",)) for i in range(5000)]
     small = foreseen(retriever, collection, groups, batch_size=1, negatives=1)
@@ -147,6 +148,7 @@ def test_a_sample_is_bounded_and_comes_from_everywhere(retriever: DenseModel, co
     assert wordy.longest["documents"] == max(len(ids) for ids in retriever.inputs.document_ids([DOCUMENTS[3]]))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_largest_step_of_the_first_process(retriever: DenseModel, collection: Collection):
     retriever.backbone.embed_tokens.weight.requires_grad_(False)
     found = foreseen(retriever, collection, token_budget=10_000)
@@ -162,6 +164,7 @@ def test_memory_is_that_of_the_largest_step_of_the_first_process(retriever: Dens
     assert expected.weights - narrow.weights == 2 * retriever.backbone.embed_tokens.weight.numel()
 
 
+@pytest.mark.slow
 def test_processes_share_the_activations_and_if_sharded_the_model(retriever: DenseModel, collection: Collection):
     alone = foreseen(retriever, collection).memory
     shared = foreseen(retriever, collection, processes=2).memory

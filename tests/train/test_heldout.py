@@ -51,6 +51,7 @@ def test_the_seed_alone_decides_the_sample(collection: Collection):
     assert {doc_id for sample in samples for doc_id in doc_ids(sample)} == {d.doc_id for d in DOCUMENTS}
 
 
+@pytest.mark.slow
 def test_every_document_that_nobody_needs_is_drawn_as_often(collection: Collection):
     draws = [drawn(collection, num_queries=1, num_docs=4, seed=seed) for seed in range(400)]
     counts = [sum(f"d{i}" in doc_ids(draw) for draw in draws) for i in range(12)]

@@ -120,5 +120,6 @@ def test_a_log_of_a_single_step_or_none_is_drawn_too(tmp_path: Path, count: int)
     drawn(tmp_path, RECORDS[:count])
 
 
+@pytest.mark.slow
 def test_a_long_run_makes_no_large_drawing(tmp_path: Path):
     assert len(drawn(tmp_path, [training(step, step * step % 9973) for step in range(1, 50_000)])) < 300_000

@@ -53,6 +53,7 @@ def counted(model: DenseModel | LanguageModel, **options) -> int:
     return alive.most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_so_it_is_of_a_language_model_whose_logits_are_most_of_it(inputs: Inputs, bf16: bool, cached: bool):
@@ -62,6 +63,7 @@ def test_so_it_is_of_a_language_model_whose_logits_are_most_of_it(inputs: Inputs
     assert memory.gradients + memory.activations == pytest.approx(counted(model, bf16=bf16, cached=cached), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("kind", ["full", "lora", "checkpointed", "bf16"])
 def test_the_estimate_is_what_a_real_step_holds(inputs: Inputs, kind: str, cached: bool):
@@ -89,6 +91,7 @@ def lora(inputs: Inputs) -> DenseModel:
     return model
 
 
+@pytest.mark.slow
 def test_only_what_trains_has_gradients_and_only_what_does_not_is_narrow(inputs: Inputs):
     adapter = 4 * 3 * 2 * 8 * 64
     frozen = foreseen(llama(inputs)).weights
@@ -98,6 +101,7 @@ def test_only_what_trains_has_gradients_and_only_what_does_not_is_narrow(inputs:
     assert foreseen(llama(inputs), dtype=torch.bfloat16).weights == frozen
 
 
+@pytest.mark.slow
 def test_an_optimizer_says_what_it_holds(inputs: Inputs):
     model, adamw = llama(inputs), foreseen(llama(inputs))
     weights = sum(p.numel() for p in model.parameters())
@@ -108,6 +112,7 @@ def test_an_optimizer_says_what_it_holds(inputs: Inputs):
     assert (galore.weights, galore.gradients, galore.activations) == (adamw.weights, adamw.gradients, adamw.activations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in ADAPTERS if kind != "lora"])
 def test_every_kind_of_adapter_is_foreseen(inputs: Inputs, kind: str):
     model = llama(inputs)
@@ -117,6 +122,7 @@ def test_every_kind_of_adapter_is_foreseen(inputs: Inputs, kind: str):
     assert memory.activations > 0
 
 
+@pytest.mark.slow
 def test_four_bits_are_about_half_a_byte_of_every_linear_weight(inputs: Inputs):
     linear, adapter = 3 * (4 * 64 * 64 + 3 * 64 * 160), 4 * 3 * 2 * 8 * 64
     rest = foreseen(llama(inputs)).weights - 4 * linear
@@ -124,6 +130,7 @@ def test_four_bits_are_about_half_a_byte_of_every_linear_weight(inputs: Inputs):
     assert memory.weights == round(linear * (0.5 + 1 / 64) + rest + adapter)
 
 
+@pytest.mark.slow
 def test_the_cached_step_holds_no_more_for_more_passes_and_the_plain_one_does(inputs: Inputs):
     def activations(count: int, *, cached: bool) -> int:
         return step_memory(llama(inputs), [(4, 20)] * count, device=CPU, cached=cached).activations
@@ -134,12 +141,14 @@ def test_the_cached_step_holds_no_more_for_more_passes_and_the_plain_one_does(in
     assert 0.9 * one < three - two < one
 
 
+@pytest.mark.slow
 def test_checkpointed_layers_keep_little(inputs: Inputs):
     model = llama(inputs)
     checkpoint_layers(model.backbone)
     assert foreseen(model).activations < 0.5 * foreseen(llama(inputs)).activations
 
 
+@pytest.mark.slow
 def test_shards_divide_the_model_but_for_the_layers_at_work(inputs: Inputs):
     whole, quarter = foreseen(llama(inputs)), foreseen(llama(inputs), shards=4)
     layer = 4 * (4 * 64 * 64 + 3 * 64 * 160 + 2 * 64)
@@ -148,6 +157,7 @@ def test_shards_divide_the_model_but_for_the_layers_at_work(inputs: Inputs):
     assert quarter.activations == whole.activations
 
 
+@pytest.mark.slow
 def test_an_encoder_and_a_reranker_are_foreseen_too(inputs: Inputs, tiny: Tiny):
     with torch.device("meta"):
         encoder = DenseModel(BertModel(BertConfig(vocab_size=50, **SHAPE)), inputs, Reading())

@@ -119,6 +119,7 @@ def test_a_source_has_prompts_of_its_own(tiny: Tiny, other: Path, tmp_path: Path
         assert own.document_ids([given]) == inputs.document_ids([prompted])
 
 
+@pytest.mark.slow
 def test_training_on_two_sources_stops_and_goes_on_to_the_same_bytes(
     tiny: Tiny, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -184,6 +185,7 @@ def test_lists_of_a_run_teach_where_no_positive_is_needed(
     assert ranking.keep.all()
 
 
+@pytest.mark.slow
 def test_a_dry_run_speaks_of_every_source(tiny: Tiny, other: Path, tmp_path: Path, capsys):
     train.run(settings(tiny, tmp_path / "m", written(tmp_path, two(tiny, other)), steps=9, dry_run=True))
     told = capsys.readouterr().out

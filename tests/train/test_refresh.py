@@ -85,6 +85,7 @@ def test_new_negatives_stand_in_place_of_a_groups_own_and_have_no_scores(tiny: T
         assert (scores, grades) == (((3.0, 2.0, 1.0), (2, 0, 0)) if given else ((), (2, 0)))
 
 
+@pytest.mark.slow
 def test_a_training_that_stops_between_refreshes_goes_on_to_the_same_bytes(
     tiny: Tiny, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):

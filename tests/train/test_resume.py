@@ -62,6 +62,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoints(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "after"),
     [

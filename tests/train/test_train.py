@@ -92,6 +92,7 @@ def test_a_language_model_learns_and_both_kinds_start_from_it(tiny: Tiny, tmp_pa
     assert load_reranker(str(tmp_path / "reranker")).inputs.form.pair_length == 24
 
 
+@pytest.mark.slow
 def test_a_language_model_reads_nothing_of_a_groups_negatives(tiny: Tiny, tmp_path: Path, groups: Path):
     train.run(settings(tiny, tmp_path / "a", kind="language-model", groups=str(groups)))
     train.run(settings(tiny, tmp_path / "b", kind="language-model"))
@@ -121,6 +122,7 @@ def test_a_model_that_follows_a_teacher_learns_its_order_instead_of_the_judgemen
     assert (own.argmax(1) == first).sum() >= 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("kind", ["retriever", "reranker"])
 def test_a_training_with_all_losses_at_once_that_stopped_goes_on_to_the_same_bytes(
@@ -142,6 +144,7 @@ def test_a_training_with_all_losses_at_once_that_stopped_goes_on_to_the_same_byt
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_language_model_that_stopped_goes_on_to_the_same_bytes(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -169,6 +172,7 @@ def stop_in_step(step: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], 
             work()
 
 
+@pytest.mark.slow
 def test_a_guide_is_part_of_the_job_and_its_margin_too(
     tiny: Tiny, tmp_path: Path, groups: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -194,6 +198,7 @@ def test_a_guides_margin_is_a_similarity_or_a_share(text: str, margin: float, re
     assert parse_margin(text) == (margin, relative)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_weights_that_are_kept_beside_the_model(
     tiny: Tiny, tmp_path: Path, groups: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -223,6 +228,7 @@ def margins(ranking: Ranking, *, margin: float = 0.5) -> torch.Tensor:
     return short.sum(1).mean()
 
 
+@pytest.mark.slow
 def test_a_loss_from_outside_trains_and_resumes_by_its_name(
     tiny: Tiny, tmp_path: Path, groups: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -272,6 +278,7 @@ def test_epochs_give_the_number_of_steps_where_no_number_is_given(tiny: Tiny, tm
     assert len(losses(tmp_path / "m")) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "temperature"), [({}, 0.01), ({"temperature": 0.5}, 0.5)])
 @pytest.mark.parametrize("grad_cache", [False, True])
 def test_the_temperature_divides_the_scores(
@@ -339,6 +346,7 @@ def test_precision_memory_and_token_budget_reach_the_step(tiny: Tiny, tmp_path: 
     assert seen[1] == {"token_budget": 88, "bf16": False, "cached": False, "world": ALONE}
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides_the_model(tiny: Tiny, tmp_path: Path):
     def weights(name: str, seed: int) -> bytes:
         train.run(settings(tiny, tmp_path / name, kind="reranker", adapter=LORA, seed=seed))
@@ -350,6 +358,7 @@ def test_the_seed_alone_decides_the_model(tiny: Tiny, tmp_path: Path):
     assert weights("c", 4) != first
 
 
+@pytest.mark.slow
 def test_a_retriever_becomes_a_reranker_and_a_reranker_keeps_its_head(tiny: Tiny, tmp_path: Path, groups: Path):
     still = {"kind": "reranker", "groups": str(groups), "learning_rate": 1e-12, "steps": 1}
     train.run(settings(tiny, tmp_path / "one", backbone=str(tiny.retriever), **still))
@@ -521,6 +530,7 @@ def test_held_out_scores_are_logged_with_the_last_step_and_the_drawing_is_there(
         assert manifest["results"]["mrr@10"] == max(scores.values())
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_of_what_is_learnt(tiny: Tiny, tmp_path: Path):
     change = {"backbone": str(tiny.bert), "steps": 5}
     train.run(settings(tiny, tmp_path / "without", **change))
@@ -533,11 +543,13 @@ def losses_of_steps(out: Path) -> list[float]:
     return [r["loss"] for r in map(json.loads, lines(out / "log.jsonl")) if "loss" in r]
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_numbers_too(tiny: Tiny, tmp_path: Path):
     train.run(settings(tiny, tmp_path / "m", tensorboard=True))
     assert list((tmp_path / "m" / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -555,6 +567,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_a_decoder_trained_to_see_both_ways_does_so_when_loaded(tiny: Tiny, tmp_path: Path):
     for lora in (None, LORA):
         out = tmp_path / f"lora-{lora is not None}"
@@ -566,6 +579,7 @@ def test_a_decoder_trained_to_see_both_ways_does_so_when_loaded(tiny: Tiny, tmp_
         assert (one - other).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_memory_savers_change_nothing_but_rounding(tiny: Tiny, tmp_path: Path):
     change = {"backbone": str(tiny.bert), "steps": 3, "temperature": 0.5}
     train.run(settings(tiny, tmp_path / "plain", **change))
@@ -575,6 +589,7 @@ def test_memory_savers_change_nothing_but_rounding(tiny: Tiny, tmp_path: Path):
         assert losses(tmp_path / name) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retriever", "reranker"])
 def test_what_was_learnt_on_a_4_bit_base_scores_the_same_when_loaded(
     tiny: Tiny, tmp_path: Path, groups: Path, kind: str, monkeypatch: pytest.MonkeyPatch

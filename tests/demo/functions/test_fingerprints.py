@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from shortlist.demo.functions.fingerprints import fingerprint, read_fingerprints, write_fingerprints
 
@@ -24,6 +25,7 @@ def test_a_fingerprint_is_the_same_everywhere_and_no_larger_than_forty_bits():
     assert max(fingerprint(str(number)) for number in range(1_000)) < 2**40
 
 
+@pytest.mark.slow
 def test_many_take_less_than_half_of_what_plain_numbers_take(tmp_path: Path):
     write_fingerprints(tmp_path / "all.npz", map(str, range(300_000)))
     assert (tmp_path / "all.npz").stat().st_size < 300_000 * 4

@@ -64,6 +64,7 @@ def test_a_list_that_is_not_there_is_refused_in_one_line(tmp_path: Path):
         read_pins(tmp_path / "list.txt")
 
 
+@pytest.mark.slow
 def test_a_wheel_is_downloaded_once_and_again_where_it_was_changed(tmp_path: Path, index: Path):
     pins = listed(tmp_path / "list.txt", pin(write_wheel(index, "folds", folds=module("fold", 2))))
     (there,) = download(pins, tmp_path / "cache")
@@ -92,6 +93,7 @@ def test_a_package_that_nobody_has_is_named(tmp_path: Path, index: Path):
         download(pins, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_licence_other_than_the_list_says_is_refused(tmp_path: Path, index: Path):
     wheel = write_wheel(index, "folds", "License-Expression: GPL-3.0-only", folds=module("fold", 2))
     with pytest.raises(UserError, match=r"folds==1.0: its licence is GPL-3.0-only, and the list says MIT"):
@@ -143,6 +145,7 @@ def test_the_list_of_the_project_is_sorted_and_of_packages_that_may_be_used():
     assert all(len(found.hashes) == 1 for found in pins)
 
 
+@pytest.mark.slow
 def test_wheels_are_taken_for_one_python_whatever_python_reads_them(
     tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ):
