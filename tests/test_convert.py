@@ -80,6 +80,7 @@ def test_texts_become_a_collection_with_groups_and_a_split(tmp_path: Path):
     assert (results["groups"], results["queries"]) == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retriever", "reranker"])
 def test_a_converted_folder_trains_at_once(tiny: Tiny, tmp_path: Path, kind: str):
     out = converted(tmp_path / "out", triplets(tmp_path / "t.jsonl"))
@@ -358,6 +359,7 @@ def test_vectors_that_do_not_go_together_are_refused(tmp_path: Path, second: tup
         converted(tmp_path / "out", first, pickled(tmp_path / "b.pkl", *second), allow_pickle=True, **settings)
 
 
+@pytest.mark.slow
 def test_what_the_hub_has_is_told_apart_as_files_are(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

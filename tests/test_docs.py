@@ -121,6 +121,7 @@ def test_every_recipe_and_pipeline_in_a_document_can_be_read(path, tmp_path):
             assert values.keys() <= CONTRACT_SETTINGS or plan(values, tmp_path, where=path.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_of_the_project_can_be_planned(path, tmp_path):
     assert plan(yaml.safe_load(path.read_text("utf-8")), tmp_path, where=str(path))

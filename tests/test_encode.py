@@ -288,6 +288,7 @@ GROWN = [*DOCUMENTS[:6], Document("n1", "the new lamp"), *DOCUMENTS[6:], Documen
 CHANGED = [*DOCUMENTS[:3], DOCUMENTS[3]._replace(text="the goat has a lamp"), *DOCUMENTS[5:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", [GROWN, CHANGED, DOCUMENTS[::-1], GROWN[8:]])
 def test_an_update_embeds_what_is_new_and_leaves_the_store_of_the_corpus_as_it_is(
     tiny: Tiny, tmp_path: Path, retriever: DenseModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
@@ -480,6 +481,7 @@ def test_one_segment_for_every_document_has_the_vectors_of_whole_documents(
     holds(config.out, retriever, [d._replace(doc_id=name) for d, name in zip(DOCUMENTS, names, strict=True)])
 
 
+@pytest.mark.slow
 def test_every_segment_has_a_vector_and_an_updated_store_equals_one_encoded_anew(
     config: encode.Config, retriever: DenseModel, tiny: Tiny, tmp_path: Path
 ):

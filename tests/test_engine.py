@@ -199,6 +199,7 @@ def test_an_item_whose_process_is_killed_is_done_by_another(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 6
 
 
+@pytest.mark.slow
 def test_an_item_that_ends_every_process_is_given_up_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"ended 3 processes \(SIGKILL\)\. .*fewer workers"):
         list(spread(Die(tmp_path, times=9), range(3), workers=2))

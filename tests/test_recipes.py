@@ -69,6 +69,7 @@ def settings_of(name: str) -> dict:
     return yaml.safe_load(RECIPES[name].read_text("utf-8"))["settings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_how_it_is_run_and_what_to_expect(name: str):
     assert (command(name).recipe, out_of(name)) == (Path(name), Path("runs", Path(name).stem))

@@ -120,6 +120,7 @@ def test_many_queries_are_searched_in_parts(both: search.Config, tmp_path: Path,
     assert ids(parts) == ids(whole)
 
 
+@pytest.mark.slow
 def test_index_and_vectors_together_are_searched_and_fused(
     sparse: search.Config, dense: search.Config, both: search.Config, tmp_path: Path
 ):

@@ -96,6 +96,7 @@ def test_equal_ids_say_nothing_where_queries_are_no_documents(tmp_path, capsys):
     assert ids(searched(tmp_path / "msmarco", exclude_self=True, overwrite=True)) == {"1": ["2"]}
 
 
+@pytest.mark.slow
 def test_leaving_out_a_querys_own_document_is_another_job(tmp_path):
     collection = arguana(tmp_path / "arguana")
     first = searched(collection)

@@ -33,6 +33,7 @@ def ndcg_by_position(run: Run, qrels) -> float:
     return ir_measures.calc_aggregate([nDCG @ 10], qrels, scores)[nDCG @ 10]
 
 
+@pytest.mark.slow
 def test_the_published_repllama_run_has_its_two_known_values(shared_data):
     qrels = read_qrels(shared_data / "msmarco-dl19/qrels/dl19.tsv")
     path = shared_data / "msmarco-dl19/runs/repllama-1000.trec"
@@ -40,6 +41,7 @@ def test_the_published_repllama_run_has_its_two_known_values(shared_data):
     assert ndcg_by_position(read_run(path, ties="trec"), qrels) == pytest.approx(0.7384, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_the_order_by_rank_survives_writing_for_readers_that_ignore_ranks(shared_data, tmp_path):
     qrels = read_qrels(shared_data / "msmarco-dl19/qrels/dl19.tsv")
     run = read_run(shared_data / "msmarco-dl19/runs/repllama-1000.trec", ties="rank")
@@ -155,6 +157,7 @@ LINES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(LINES)
 def test_runs_in_any_order_are_sorted_as_plain_python_sorts_them(tmp_path_factory, lines):

@@ -115,6 +115,7 @@ def test_only_the_shards_asked_for_are_read(store):
     assert [block.rows.tolist() for block in VectorReader(store).blocks(9, shards=[2, 0])] == [[6], [0, 1, 2, 3]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a process as Linux does")
 def test_releasing_keeps_the_memory_of_a_scan_small(tmp_path):
     writer = VectorWriter(tmp_path, dim=1024)

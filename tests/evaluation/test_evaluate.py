@@ -208,6 +208,7 @@ def test_settings_that_make_no_sense_are_refused(files: dict, change: dict, mess
         evaluate.run(evaluate.Config(**(files | change)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ties", "expected"),
     [("repllama-1000", "rank", 0.7439), ("repllama-1000", "trec", 0.7384), ("bm25-100", "trec", 0.5058)],
@@ -222,6 +223,7 @@ def test_published_runs_have_their_published_values(
     assert row["queries"] == 43
 
 
+@pytest.mark.slow
 def test_runs_of_any_form_have_the_same_values(shared_data: Path, tmp_path: Path, capsys):
     folder = shared_data / "msmarco-dl19"
     run = read_run(folder / "runs" / "bm25-100.trec")

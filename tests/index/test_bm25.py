@@ -246,6 +246,7 @@ def test_importing_the_room_loads_neither_bm25s_nor_torch():
     assert out.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_real_text_is_scored_as_by_bm25s(shared_data: Path):
     from shortlist.data.collections import open_collection
 

@@ -71,6 +71,7 @@ def test_a_store_smaller_than_k_is_not_short():
     assert not found.are_short()
 
 
+@pytest.mark.slow
 def test_threads_may_offer_at_the_same_time():
     scores = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))
     positions = torch.arange(3000)

@@ -57,6 +57,7 @@ def test_rerank_looks_a_name_up_once(tiny: Tiny, tmp_path: Path, asked: list[str
     assert asked == ["hub/reranker"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"dry_run": True}, {"kind": "reranker"}, {"adapter": "paper"}], ids=str)
 def test_train_looks_a_name_up_once(tiny: Tiny, tmp_path: Path, asked: list[str], change: dict[str, Any]):
     train.run(training(tiny, tmp_path / "model", **change))
@@ -72,6 +73,7 @@ def test_export_and_inspect_look_a_name_up_once(tmp_path: Path, asked: list[str]
     assert "hub/reranker, a reranker" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_so_is_the_base_of_an_adapter(tiny: Tiny, tmp_path: Path, asked: list[str]):
     train.run(training(tiny, tmp_path / "lora", adapter="paper"))
     asked.clear()

@@ -66,6 +66,7 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
     models.go_on.set()
 
 
+@pytest.mark.slow
 def test_without_the_key_no_path_answers_but_the_open_ones(make: Make):
     client, _ = make(key=KEY)
     paths = client.get("/openapi.json", headers=ALLOWED).json()["paths"]
@@ -226,6 +227,7 @@ def test_a_search_reserves_what_its_reranker_may_read_before_anything_runs(make:
         assert accepted.result().status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), WORK)
 def test_a_request_that_takes_too_long_is_ended_and_what_of_it_waits_is_not_run(
     make: Make, blocked: Blocked, path: str, body: dict
@@ -310,6 +312,7 @@ def test_a_bug_of_ours_is_told_without_its_words(make: Make, monkeypatch: pytest
     assert service.gate.requests == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("log", "lines", "told"), [("errors", 0, False), ("requests", 2, False), ("queries", 3, True)])
 def test_texts_are_only_logged_when_asked(
     make: Make, capfd: pytest.CaptureFixture[str], log: Any, lines: int, told: bool

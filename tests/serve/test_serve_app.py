@@ -80,6 +80,7 @@ def test_a_search_that_need_not_be_explained_is_short(client: TestClient):
     assert set(answer["results"][0]) == {"rank", "doc_id", "score", "title", "text", "url"}
 
 
+@pytest.mark.slow
 def test_the_first_stage_may_have_its_share_of_the_score(built: Built):
     pipeline, names = built.pipeline(), built.names
     mixed = Pipeline.load(names.pop("collection"), **names, reranker_share=0.4)

@@ -59,6 +59,7 @@ def read(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.slow
 def test_a_server_that_says_ready_can_be_asked(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
 
@@ -73,6 +74,7 @@ def test_a_server_that_says_ready_can_be_asked(monkeypatch: pytest.MonkeyPatch):
     assert asked[0].startswith("serve: ready on http://127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_connections_beyond_the_most_are_refused_and_the_others_are_served():
     with running(lambda server: setattr(server, "most_connections", 2)) as (server, connect):
         held = [connect(), connect()]

@@ -61,6 +61,7 @@ def step_lengths(model: DenseModel, collection: Collection, steps: int = 2) -> l
     ]
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_batches_that_training_will_see(retriever: DenseModel, collection: Collection):
     found = foreseen(retriever, collection)
     lengths = step_lengths(retriever, collection)
@@ -74,6 +75,7 @@ def test_tokens_are_those_of_the_batches_that_training_will_see(retriever: Dense
     assert (found.sampled_batches, found.sampled_texts) == (2, 8 + 31)
 
 
+@pytest.mark.slow
 def test_a_language_models_texts_are_two_for_every_query(tiny: Tiny, collection: Collection):
     model = language_model_to_train(str(tiny.llama))
     found = foreseen(model, collection, negatives=None)
@@ -85,6 +87,7 @@ def test_a_language_models_texts_are_two_for_every_query(tiny: Tiny, collection:
     assert found.longest == {"texts": max(lengths)}
 
 
+@pytest.mark.slow
 def test_steps_count_in_epochs_whose_last_step_may_be_short(retriever: DenseModel, collection: Collection):
     found = foreseen(retriever, collection, batch_size=3, steps=4)
     assert found.epochs == (8 + 3) / 8
@@ -93,12 +96,14 @@ def test_steps_count_in_epochs_whose_last_step_may_be_short(retriever: DenseMode
     assert foreseen(retriever, collection, batch_size=100).texts_per_step["queries"] == 8
 
 
+@pytest.mark.slow
 def test_groups_with_fewer_negatives_than_asked_for_are_counted(retriever: DenseModel, collection: Collection):
     assert foreseen(retriever, collection).short_groups == 1
     assert foreseen(retriever, collection, negatives=2).short_groups == 0
     assert foreseen(retriever, collection, negatives=None).short_groups == 0
 
 
+@pytest.mark.slow
 def test_what_is_too_long_is_counted_by_kind(retriever: DenseModel, collection: Collection):
     plain = foreseen(retriever, collection)
     assert plain.cut == {"queries": 0, "documents": 0}
@@ -114,12 +119,14 @@ def test_what_is_too_long_is_counted_by_kind(retriever: DenseModel, collection: 
     assert found.tokens < plain.tokens
 
 
+@pytest.mark.slow
 def test_a_text_of_just_the_length_is_not_cut(retriever: DenseModel, collection: Collection):
     plain = foreseen(retriever, collection)
     cut_to(retriever, query=plain.longest["queries"], document=plain.longest["documents"])
     assert foreseen(retriever, collection) == plain
 
 
+@pytest.mark.slow
 def test_a_reranker_reads_pairs(reranker: PointwiseModel, collection: Collection):
     found = foreseen(reranker, collection)
     assert found.texts_per_step == {"pairs": 31 / 2}
@@ -174,6 +181,7 @@ def test_processes_share_the_activations_and_if_sharded_the_model(retriever: Den
     assert foreseen(retriever, collection, cached=True).memory.activations < 0.7 * alone.activations
 
 
+@pytest.mark.slow
 def test_a_model_without_weights_gives_the_same_forecast(retriever: DenseModel, collection: Collection):
     expected = foreseen(retriever, collection)
     assert foreseen(retriever.to("meta"), collection) == expected

@@ -77,6 +77,7 @@ def test_the_estimate_is_what_a_real_step_holds(inputs: Inputs, kind: str, cache
     assert memory.gradients + memory.activations == pytest.approx(counted(model, **options), rel=0.1)
 
 
+@pytest.mark.slow
 def test_weights_gradients_and_moments_equal_the_values_worked_out_by_hand(inputs: Inputs):
     layer = 4 * 64 * 64 + 3 * 64 * 160 + 2 * 64
     weights = 4 * (50 * 64 + 3 * layer + 64)
@@ -165,6 +166,7 @@ def test_an_encoder_and_a_reranker_are_foreseen_too(inputs: Inputs, tiny: Tiny):
     assert step_memory(reranker_to_train(str(tiny.llama), None, seed=0), passes(), device=CPU).activations > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_left_on_the_model(inputs: Inputs):
     model = llama(inputs)
     foreseen(model)

@@ -77,6 +77,7 @@ def test_training_that_could_learn_nothing_is_refused(tiny: Tiny, tmp_path: Path
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_judgements_beside_groups_name_more_positives_and_are_part_of_the_job(tiny: Tiny, tmp_path: Path):
     write_groups(tmp_path / "groups.jsonl", [Group("q0", ("d0",), ("d1",)), Group("q1", ("d1",), ("d2",))])
     config = settings(tiny, tmp_path / "m", kind="retriever", groups=str(tmp_path / "groups.jsonl"))

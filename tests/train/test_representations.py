@@ -188,6 +188,7 @@ def examples(config: train.Config) -> list[Any]:
     return list(train._examples(config, mixture, model, range(mixture.steps), (), train.Cut(model.inputs.form)))
 
 
+@pytest.mark.slow
 def test_views_beside_groups_add_their_weighted_loss(tiny: Tiny, tmp_path: Path):
     train.run(settings(tiny, tmp_path / "plain"))
     train.run(settings(tiny, tmp_path / "both", views="mask", views_weight=0.2))

@@ -132,6 +132,7 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("two"), num_hidden_layers=2)
 
 
+@pytest.mark.slow
 def test_another_interval_of_checkpoints_is_the_same_job(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     interrupted(monkeypatch, settings(tiny, tmp_path / "model"), after=4)
     train.run(settings(tiny, tmp_path / "model", checkpoint_steps=3, token_budget=64))
@@ -242,6 +243,7 @@ def test_a_crash_while_writing_leaves_the_checkpoint_before(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
 
 
+@pytest.mark.slow
 def test_the_best_model_is_saved_though_it_was_not_the_last(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -330,6 +330,7 @@ def test_tevatrons_groups_bring_their_own_queries(tiny: Tiny, tmp_path: Path):
     assert len(losses(tmp_path / "m")) == 2
 
 
+@pytest.mark.slow
 def test_precision_memory_and_token_budget_reach_the_step(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[dict] = []
     backward = loop.backward
@@ -398,6 +399,7 @@ def test_checkpoints_whose_removal_was_killed_are_removed_by_the_next_command(
     assert not (tmp_path / "m" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_left_alone_and_another_job_is_refused(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -392,6 +392,7 @@ def test_every_standard_library_query_asks_for_one_function_in_one_sentence(stan
     assert all("\n" not in text and len(normalized(text).split()) >= 3 for text in texts)
 
 
+@pytest.mark.slow
 def test_the_same_interpreter_gives_the_same_bytes(tmp_path):
     some = [source for source in standard_library() if source.module.startswith(("json", "email", "http"))]
     for folder in ("one", "other"):

@@ -79,6 +79,7 @@ def test_a_wheel_is_downloaded_once_and_again_where_it_was_changed(tmp_path: Pat
     assert download(pins, tmp_path / "cache") == [there]
 
 
+@pytest.mark.slow
 def test_what_has_another_hash_is_not_taken(tmp_path: Path, index: Path):
     write_wheel(index, "folds", folds=module("fold", 2))
     pins = listed(tmp_path / "list.txt", f"folds==1.0 --hash=sha256:{HASH} # MIT\n")
@@ -87,6 +88,7 @@ def test_what_has_another_hash_is_not_taken(tmp_path: Path, index: Path):
     assert not list((tmp_path / "cache").rglob("*"))
 
 
+@pytest.mark.slow
 def test_a_package_that_nobody_has_is_named(tmp_path: Path, index: Path):
     pins = listed(tmp_path / "list.txt", f"folds==2.0 --hash=sha256:{HASH} # MIT\n")
     with pytest.raises(UserError, match=r"folds==2.0: pip did not download it: .*folds==2.0"):
