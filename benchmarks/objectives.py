@@ -3,7 +3,7 @@
     python benchmarks/objectives.py functions --work work/functions --out benchmarks/objectives_functions.md
     python benchmarks/objectives.py scifact --data ../shared/data/scifact --backbone MINILM --work work/scifact
 
-Each training starts from the same retriever and sees each training query once, with its positive and seven hard
+Each training starts from the same retriever and sees the same training queries, with their positive and seven hard
 negatives of BM25 and of that retriever. The teacher whose scores some losses follow is both together, by z-scores.
 `functions` is the demo's collection: functions of the standard library are searched, those of the packages installed
 beside it teach. Differences are tested over queries (paired two-sided t-test, each query's nDCG averaged over seeds,
@@ -82,6 +82,8 @@ class Config:
     """Retriever to start from."""
     seeds: int = 3
     """Trainings of each row."""
+    steps: int | None = None
+    """Steps of each training (None: one pass over the groups)."""
     rows: tuple[str, ...] = tuple(LOSSES)
     """Rows to measure; the first is what the others are compared with."""
     out: Path | None = None
@@ -132,6 +134,7 @@ def train(config: Config, row: str, seed: int) -> None:
             "temperature": None if row == "margin-MSE" else 0.05,
             "loss": LOSSES[row],
             "seed": seed,
+            "steps": config.steps,
             **task["training"],
         },
         "vectors": {"stage": "encode", "model": "$model", "collection": str(test)},
