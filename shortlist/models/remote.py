@@ -224,7 +224,7 @@ class Remote:
         return {**self._body(prompt, 1), "temperature": 0.0, **asked}
 
     def _probe(self) -> int:
-        """Return how many log-probabilities to ask for, 0 if there are none; asks the server once, and says so."""
+        """Return how many log-probabilities to ask for, 0 for none; found out and said once."""
         with self._probing:
             if self._most_log_probs is None:
                 self._most_log_probs = most = self._find_most_log_probs()
@@ -266,7 +266,7 @@ class Remote:
         return self._reading(read, reply, body)
 
     def _post(self, body: Mapping[str, Any], stopped: threading.Event) -> dict[str, Any]:
-        """Send a request, again in other words if the server has its own, and count what it took."""
+        """Send a request in the words that the server takes, and count its tokens."""
         while True:
             sent = self._in_its_words(body)
             try:

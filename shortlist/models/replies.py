@@ -168,7 +168,7 @@ def _fault(one: object) -> str:
 
 
 def safe_line(message: str, *, key: str, prompts: Sequence[str]) -> str:
-    """Make one short line of a server's message, without the key and without pieces of prompts."""
+    """Make one short line of a server's message, without the key and pieces of prompts."""
     line = _one_line(message)[: 5 * SHOWN_CHARACTERS]
     if key:
         line = line.replace(key, "***")

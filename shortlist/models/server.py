@@ -1,4 +1,4 @@
-"""The HTTP side of a language model on a server: its key, its time limit, further tries, one-line errors."""
+"""HTTP to a language model's server: the key, the time limit, further tries, one-line errors."""
 
 import ipaddress
 import json
@@ -104,7 +104,7 @@ class Server:
         self._client.close()
 
     def post(self, path: str, body: Mapping[str, Any], stopped: threading.Event) -> dict[str, Any]:
-        """Send a request, again after faults that pass, and return the JSON object of the reply.
+        """Send a request, again after passing faults, and return the reply's JSON object.
 
         Raises:
             RefusedError: the server refuses the request for good.
@@ -131,7 +131,7 @@ class Server:
         raise UserError(f"{self.where}: {fault}{times}. {_advice(reply)}")
 
     def _wait(self, tried: int, reply: Reply | None, stopped: threading.Event) -> None:
-        """Wait before the next try: twice as long each time, or as long as the server asks."""
+        """Wait twice as long as the last time, or as long as the server asks."""
         longest = min(FIRST_WAIT_SECONDS * 2 ** (tried - 1), LONGEST_WAIT_SECONDS)
         seconds = longest * (0.5 + 0.5 * self._jitter())  # or all that failed together would come back together
         if reply is not None:
@@ -156,7 +156,7 @@ class Server:
             return Reply(response.status_code, response.headers.get("retry-after", ""), b"".join(parts))
 
     def models(self) -> list[str]:
-        """Return the names of the models that the server offers; none if it does not say."""
+        """Return the names of the models that the server offers, if it says."""
         try:
             reply = self._send("GET", "/models", None)
         except httpx.RequestError:
@@ -167,7 +167,7 @@ class Server:
         return [self.safe(name) for name in named if isinstance(name, str)]
 
     def safe(self, message: str, body: Mapping[str, Any] | None = None) -> str:
-        """Make one short line of a message, without the key and without the texts of a request."""
+        """Make one short line of a message, without the key and a request's texts."""
         key = self._client.headers.get("authorization", "").removeprefix("Bearer ")
         return safe_line(message, key=key, prompts=_texts(body or {}))
 
@@ -209,7 +209,7 @@ def _advice(reply: Reply | None) -> str:
 
 
 def _asked_seconds(retry_after: str) -> float:
-    """Return the seconds that a Retry-After header asks for: it holds seconds or a date; 0 if neither."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date."""
     try:
         return max(0.0, float(retry_after))
     except ValueError:

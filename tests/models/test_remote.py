@@ -412,6 +412,12 @@ def test_a_refused_key_says_where_to_put_one(local: Local, remote: Remote) -> No
     )
 
 
+def test_a_refusal_for_another_reason_is_not_one_of_several_samples(local: Local, remote: Remote) -> None:
+    local.says(Said({}, 401))
+    failure(lambda: ask(remote, samples=2, temperature=1.0))
+    assert len(local.bodies) == 1
+
+
 def test_a_redirect_is_not_followed(local: Local, remote: Remote) -> None:
     local.says(Said(b"", 307, {"location": "http://example.com/v1"}))
     assert "answered 307. Give the address to which it redirects." in failure(lambda: ask(remote))
@@ -474,6 +480,21 @@ def test_nothing_more_is_asked_when_nobody_listens(local: Local) -> None:
     asked = len(local.bodies)
     time.sleep(0.05)
     assert len(local.bodies) <= asked + 2
+
+
+def test_nothing_is_tried_again_after_an_error(local: Local) -> None:
+    failed = threading.Event()
+
+    def answer(body: dict[str, Any]) -> Said:
+        if body["messages"][0]["content"] == "busy":
+            failed.set()
+            return Said({}, 503, {"retry-after": "60"})
+        failed.wait(10)
+        return Said({}, 400)
+
+    local.answer = answer
+    assert "answered 400" in failure(lambda: ask(Remote(local.url, "tiny"), "busy", "bad"))
+    assert len(local.bodies) == 2
 
 
 def test_waiting_ends_with_the_first_error() -> None:
@@ -577,7 +598,7 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://me:s3cret@host/v1", "https://host/v1?key=s3cret", "https://me:s3cret@ho st/v1"]
+    "url", ["https://me:s3cret@host/v1", "https://host/v1?key=s3cret", "https://me:s3cret@[::1/v1"]
 )
 def test_an_address_that_holds_a_secret_is_refused_and_not_shown(url: str) -> None:
     assert "s3cret" not in failure(lambda: Remote(url, "tiny"))
@@ -739,6 +760,7 @@ def test_a_server_that_ignores_the_wish_gives_none(local: Local, remote: Remote,
 def test_another_refusal_is_not_taken_for_a_lack_of_log_probs(local: Local, remote: Remote, status: int) -> None:
     local.says(Said({"error": {"message": "no such thing"}}, status))
     assert f"answered {status} (no such thing)" in failure(lambda: remote.gives_log_probs)
+    assert len(local.bodies) == (len(LOG_PROBS) + 1 if status == 400 else 1)  # no wish is behind the other two
 
 
 def test_the_word_for_the_limit_costs_no_log_probs(local: Local, remote: Remote) -> None:
@@ -758,7 +780,7 @@ def test_labels_are_found_with_any_space_before_them_and_their_probabilities_are
         ("ĠC", -3.0),
         ("a", -1.0),
         ("AB", -1.5),
-        ("\n", 0),
+        ("\n", 0.0),
     ]
     row = label_row(tokens, ["A", " B", "C", "D"])
     np.testing.assert_allclose(row, [np.log(0.75), -2.0, -3.0, np.nan])
