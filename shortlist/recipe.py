@@ -7,7 +7,8 @@ stands for a setting, or for the output of an earlier step.
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -193,11 +194,27 @@ def run_steps(steps: list[Stage], *, processes: int | None = None) -> None:
         say(f"[{number}/{len(steps)}] {step.name}")
         start = time.perf_counter()
         together = step.stage == "train" and processes is not None
-        carry_out(step.stage, replace(step.config, processes=processes) if together else step.config)
-        gc.collect()  # models are in reference cycles; free one step's memory before the next step
+        with collected():
+            carry_out(step.stage, replace(step.config, processes=processes) if together else step.config)
         seconds = time.perf_counter() - start
         if seconds > 1:
             say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """Free what was made inside; models are in reference cycles.
+
+    Only that is looked at, not the objects that were there before.
+    """
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+        gc.collect()
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 def run(config: Config) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from checking import check_types
 from hypothesis import settings
 
 if TYPE_CHECKING:
     from tiny import Tiny
     from transformers import PreTrainedTokenizerFast
 
+check_types()
 settings.register_profile("patient", deadline=None)  # how long a test takes is the machine's business
 settings.load_profile("patient")
 

@@ -20,6 +20,7 @@ from tiny import DOCUMENTS, Tiny
 
 from shortlist import encode, rerank, search
 from shortlist.data.formats import write_corpus
+from shortlist.data.scores import ScoreLog
 from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.engine import spread
 from shortlist.errors import UserError
@@ -110,7 +111,7 @@ def as_many_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def test_a_cluster_reranks_what_one_process_does(
+def test_a_cluster_reranks_what_one_process_does_though_a_node_is_killed(
     tiny: Tiny, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     collection, run = long_run(tmp_path, num_queries=20)
@@ -118,6 +119,17 @@ def test_a_cluster_reranks_what_one_process_does(
     settings = {"model": str(tiny.reranker), "run": run, "collection": collection, "split": "all"}
     with as_many_threads(2):  # as a node has: products split among another number may round otherwise
         rerank.run(rerank.Config(**settings, out=tmp_path / "one.trec"))
+    append, appended = ScoreLog.append, []
+    node = add_node(cluster, num_cpus=2)
+    cluster.wait_for_nodes()
+
+    def kill_a_node_half_way(self: ScoreLog, pairs: Any, scores: Any) -> None:
+        append(self, pairs, scores)
+        appended.append(len(pairs))
+        if len(appended) == 8:
+            cluster.remove_node(node, allow_graceful=False)
+
+    monkeypatch.setattr(ScoreLog, "append", kill_a_node_half_way)
     rerank.run(rerank.Config(**settings, out=tmp_path / "many.trec", engine="ray"))
     assert len(set(logged(tmp_path / "many.trec"))) == len(logged(tmp_path / "many.trec")) == 500
     assert (tmp_path / "many.trec").read_bytes() == (tmp_path / "one.trec").read_bytes()

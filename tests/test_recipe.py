@@ -162,7 +162,9 @@ def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Pat
 @pytest.mark.parametrize(
     ("setting", "steps"),
     [
+        ("depth=3", {"reranked", "results", "diagnosis", "table", "compared"}),
         ("keep=5", {"hybrid", "reranked", "results", "diagnosis", "table", "compared"}),
+        ("reranker_seed=1", {"reranker", "reranked", "results", "diagnosis", "table", "compared"}),
         ("start=$backbone", {"reranker", "reranked", "results", "diagnosis", "table", "compared"}),
     ],
 )

@@ -1,11 +1,10 @@
 """The project's recipes: what their headers promise, and that they run from end to end on something tiny."""
 
-import gc
 import importlib.util
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -31,8 +30,6 @@ PAIRS = ("shortlist-mini", "library", "comparison")
 """Those of the pair that comes with the package, which have tests of their own."""
 OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker", *PAIRS)]
 """Those that need neither a real model nor a real text."""
-SEEN = ("losses", "adapters", "beir-set")
-"""Studies of many trainings alike, which benchmarks run, and a recipe that is a part of another one."""
 
 
 def header(name: str) -> str:
@@ -102,7 +99,7 @@ def test_a_recipe_names_splits_that_its_collection_has(name: str):
 
 
 @pytest.fixture(scope="module")
-def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Run a recipe as its header says, but in one process, after those before it, on the tiny collection."""
     folder = tmp_path_factory.mktemp("recipes")
     groups = write_groups(folder / "groups.jsonl.gz")
@@ -119,14 +116,12 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
         for start, small in smaller.items():
             changes |= {setting: small for setting, value in settings_of(name).items() if str(value).startswith(start)}
         words = [f"{setting}={value}" for setting, value in changes.items()]
-        gc.freeze()  # a recipe collects garbage after every step: not once more over all that is imported
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             assert main(["run", str(RECIPES[name]), "--out", str(out_of(name)), "--set", *words]) == 0
         return folder / out_of(name)
 
-    yield run
-    gc.unfreeze()
+    return run
 
 
 def write_groups(path: Path) -> Path:
@@ -143,7 +138,7 @@ def write_groups(path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in OURS if Path(name).stem not in SEEN])
+@pytest.mark.parametrize("name", OURS)
 def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
     out = ran(name)
     for step in steps_of(name):

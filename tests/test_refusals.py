@@ -79,7 +79,7 @@ def answers(cases: dict[str, str], code: int, **names: object) -> list[str]:
                 del sys.modules[name]
             sys.meta_path[:] = [
                 NoTorch,
-                *(one for one in sys.meta_path if not type(one).__module__.startswith("jaxtyping")),
+                *(one for one in sys.meta_path if type(one).__module__ != "checking"),
             ]
             from shortlist.cli import main
 

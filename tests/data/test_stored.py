@@ -1,10 +1,9 @@
 import json
 import tracemalloc
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
+from processes import Started
 from tiny import Tiny
 
 from shortlist import train
@@ -165,31 +164,36 @@ def test_training_sees_the_same_batches_of_groups_on_disk(tiny: Tiny, tmp_path: 
 
 
 @pytest.mark.slow
-def test_memory_grows_little_with_the_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_memory_grows_little_with_the_groups(tmp_path: Path):
     """All of it takes less than the file has bytes, while as objects in memory it would be twice as much."""
     write_corpus(tmp_path / "corpus.jsonl", [Document("d0", "text")])
     write_queries(tmp_path / "queries.jsonl", [Query("q0", "zero")])
-    monkeypatch.setattr(groups_module, "STORED_BYTES", 1)
-    negatives = [{"docid": f"document-{i}"} for i in range(8)]
-
-    def work(path: Path, count: int) -> None:
-        with open(path, "w") as file:
-            for i in range(count):
-                row = {"query_id": f"q{i}", "query": f"query number {i}", "positive_passages": [{"docid": f"d{i}"}]}
-                file.write(json.dumps(row | {"negative_passages": negatives}) + "\n")
-        source = open_groups(str(path))
-        relevant = Relevant(source.groups, source.queries, open_collection(str(tmp_path)), {})
-        assert relevant.doc_ids(source.groups[7]) == {"d7"}
-
-    work(tmp_path / "first.jsonl", 4000)  # for what is made once
-    path = tmp_path / "second.jsonl"
-    assert peak(partial(work, path, 8000)) < path.stat().st_size
+    out = tmp_path / "peak"
+    assert Started(measure_stored, tmp_path, out=out).wait() == 0  # there, types are not checked at each call
+    peak, size = map(int, out.read_text().split())
+    assert peak < size
 
 
-def peak(work: Callable[[], None]) -> int:
+def measure_stored(folder: Path) -> None:
+    """Print the most memory that groups take which are kept on disk, and the size of their file."""
+    groups_module.STORED_BYTES = 1
+    read_groups(write_many(folder / "first.jsonl", 4000), folder)  # for what is made once
+    path = write_many(folder / "second.jsonl", 8000)
     tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    read_groups(path, folder)
+    print(tracemalloc.get_traced_memory()[1], path.stat().st_size)
+
+
+def read_groups(path: Path, folder: Path) -> None:
+    source = open_groups(str(path))
+    relevant = Relevant(source.groups, source.queries, open_collection(str(folder)), {})
+    assert relevant.doc_ids(source.groups[7]) == {"d7"}
+
+
+def write_many(path: Path, count: int) -> Path:
+    negatives = [{"docid": f"document-{i}"} for i in range(8)]
+    with open(path, "w") as file:
+        for i in range(count):
+            row = {"query_id": f"q{i}", "query": f"query number {i}", "positive_passages": [{"docid": f"d{i}"}]}
+            file.write(json.dumps(row | {"negative_passages": negatives}) + "\n")
+    return path

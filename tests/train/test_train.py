@@ -488,7 +488,7 @@ def test_groups_of_another_collection_are_refused(tiny: Tiny, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", ["r=4,dropout=0.1,targets=query+value"])
+@pytest.mark.parametrize("lora", [None, "r=4,dropout=0.1,targets=query+value"])
 def test_a_killed_training_goes_on_to_the_same_bytes_many_epochs_later(tiny: Tiny, tmp_path: Path, lora: str | None):
     def command(out: Path) -> list[str]:
         texts = ["--backbone", str(tiny.bert), "--collection", str(tiny.collection), "--out", str(out)]

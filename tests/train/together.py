@@ -17,7 +17,7 @@ from toys import PerToken, Toy, Words, maxsim_example
 from shortlist import train
 from shortlist.models.adapter_settings import make_adapter
 from shortlist.models.adapters import add_adapter
-from shortlist.models.backbone import checkpoint_layers
+from shortlist.models.backbone import checkpoint_layers, transformer_layers
 from shortlist.models.folder import open_folder
 from shortlist.models.save import Trainable
 from shortlist.text.contract import InputContract
@@ -63,13 +63,19 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case(kind, lora=lora, cached=cached, token_budget=100_000 if lora else 40, sharded=sharded)
+    Case(kind, lora=lora, cached=cached, token_budget=token_budget, sharded=sharded)
     for kind in ("retriever", "reranker")
     for lora in (False, True)
     for cached in (False, True)
+    for token_budget in (40, 100_000)
     for sharded in (False, True)
 ]
-CASES += [Case(kind, "bert", cached=cached) for kind in ("retriever", "reranker") for cached in (False, True)]
+CASES += [
+    Case(kind, "bert", cached=cached, sharded=sharded)
+    for kind in ("retriever", "reranker")
+    for cached in (False, True)
+    for sharded in (False, True)
+]
 CASES += [Case(kind, losses="infonce=0.5 kl=0.5") for kind in ("retriever", "reranker")]
 CASES += [Case("reranker", cached=True, losses="infonce anchor"), Case(sharded=True, losses="infonce anchor")]
 CASES += [Case("language-model", cached=sharded, sharded=sharded) for sharded in (False, True)]
@@ -111,7 +117,7 @@ def outcome_of(case: Case, model: Trainable | Toy, example: Example, world: Worl
     if case.checkpointing:
         checkpoint_layers(model.backbone)
     if case.sharded and world.size > 1:
-        shard(model, model.backbone.layers, torch.device("cpu"))
+        shard(model, transformer_layers(model.backbone), torch.device("cpu"))
     start = Start(model) if example.reads_start else None
     if start:
         with torch.no_grad():  # as if it had trained
@@ -133,6 +139,7 @@ def _add_lora(model: Trainable | Toy) -> None:
 
 RUNS = {
     "full": {"loss": ("infonce", "anchor=5")},
+    "full-sharded": {"sharded": True, "kind": "reranker", "backbone": "bert"},
     "prompt-sharded": {"sharded": True, "adapter": "prompt,tokens=3"},
     "lora-sharded": {
         "adapter": "r=4,dropout=0,targets=q_proj+v_proj",
@@ -141,12 +148,9 @@ RUNS = {
         "loss": ("anchor=5", "infonce"),
     },
     "adalora": {"adapter": "adalora,init_r=4,target_r=2,dropout=0", "optimizer": "adafactor"},
-    "layers": {
-        "layers_sampled": "1,every=4",
-        "optimizer": "galore,rank=8,gap=3",
-        "refresh_steps": 2,
-        "refresh_depth": 3,
-    },
+    "connected-sharded": {"adapter": "connected,r=4,aside=2", "sharded": True, "kind": "reranker"},
+    "layers": {"layers_sampled": "1,every=4", "optimizer": "galore,rank=8,gap=3"},
+    "renewed": {"refresh_steps": 2, "refresh_depth": 3},
 }
 
 
