@@ -2,17 +2,85 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.errors import UserError
 from shortlist.models.files import HEAD
 
 OUTPUT_EMBEDDING = "lm_head.weight"
+OUTPUT_BIAS = "lm_head.bias"
+
+
+@final
+class OutputHead(nn.Module):
+    """A language model's projection from states to logits.
+
+    Args:
+        weight: one row for each token of the vocabulary.
+        bias: added to the products.
+        times: multiplies the logits.
+        cap: the size that a hyperbolic tangent keeps logits under (None: no limit).
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "vocabulary dim"],
+        bias: Float[Tensor, " vocabulary"] | None = None,
+        *,
+        times: float = 1.0,
+        cap: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.times, self.cap = times, cap
+
+    def forward(
+        self, states: Float[Tensor, "*rows dim"], tokens: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "*rows _"]:
+        """Compute the logits of some tokens, or of all, in float32; only the rows of these tokens are read."""
+        weight, bias = self.weight, self.bias
+        if tokens is not None:
+            weight, bias = weight[tokens], None if bias is None else bias[tokens]
+        logits = nn.functional.linear(states.to(weight.dtype), weight, bias).float() * self.times
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+def output_head(backbone: PreTrainedModel, folder: Path) -> OutputHead:
+    """Load a language model's head.
+
+    Args:
+        backbone: the language model without its head.
+        folder: the folder of its weights. Without an output embedding there, the input embedding is used.
+
+    Raises:
+        UserError: the folder has no head, and the model does not use its input embedding for one.
+    """
+    config = backbone.config
+    weight = find_tensor(folder, OUTPUT_EMBEDDING)
+    if weight is None and not getattr(config, "tie_word_embeddings", False):
+        raise UserError(
+            f"{folder}: has no language-model head (no {OUTPUT_EMBEDDING!r}, and its embeddings are not tied), so it "
+            "generates nothing; name a causal language model."
+        )
+    if weight is None:
+        weight = cast(Tensor, backbone.get_input_embeddings().weight)
+    bias = find_tensor(folder, OUTPUT_BIAS)
+    times = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    dtype = next(backbone.parameters()).dtype
+    head = OutputHead(
+        weight.detach().to(dtype),
+        None if bias is None else bias.to(dtype),
+        times=times,
+        cap=getattr(config, "final_logit_softcapping", None),
+    )
+    return head.to(next(backbone.parameters()).device)
 
 
 def one_label(head: Tensor, name: str) -> Float[Tensor, "1 dim"]:

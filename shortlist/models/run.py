@@ -110,7 +110,14 @@ def for_inference(
     """
     device = torch.device(device) if device else pick_device()
     model.eval().requires_grad_(False).to(device)
-    backbone, on_cpu = model.backbone, device.type == "cpu"
+    prepare_backbone(model.backbone, device, precision=precision, packed=packed)
+
+
+def prepare_backbone(
+    backbone: PreTrainedModel, device: torch.device, *, precision: Precision = "fp32", packed: bool | None = None
+) -> None:
+    """Prepare a backbone for inference on its device; settings as for `for_inference`."""
+    on_cpu = device.type == "cpu"
     dtype = torch.bfloat16 if precision == "bf16" or (precision == "int8" and not on_cpu) else torch.float32
     pack = on_cpu and precision != "int8" and (packing_pays() if packed is None else packed) and packing_is_right(dtype)
     if is_causal(backbone) and on_cpu and getattr(kept_adapter(backbone), "fuses", True):

@@ -22,7 +22,7 @@ PARTS = {
 
 
 class FusedLayer(nn.Module):
-    """A decoder layer for inference without a cache.
+    """A decoder layer for inference.
 
     It applies a norm, causal attention with rotary positions, a norm, and a gated MLP. Keys and values come from one
     product, residuals are added inside products, and rotations are one complex product in place.
@@ -31,7 +31,7 @@ class FusedLayer(nn.Module):
     def __init__(self, layer: Any, linear: MakesLinear) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self.head_dim, self.scaling = attention.head_dim, attention.scaling
+        self.head_dim, self.scaling, self.number = attention.head_dim, attention.scaling, attention.layer_idx
         self.attention_norm, self.mlp_norm = FusedNorm(layer.input_layernorm), FusedNorm(layer.post_attention_layernorm)
         self.query = linear(_pairs_together(attention.q_proj, self.head_dim))
         self.key_value = linear(_stacked(_pairs_together(attention.k_proj, self.head_dim), attention.v_proj))
@@ -55,13 +55,14 @@ class FusedLayer(nn.Module):
         Args:
             hidden_states: the layer's input states.
             position_embeddings: cosines and sines of the positions; position_ids and cache_position are not needed.
+            past_key_values: a cache of earlier tokens' keys and values, to which these tokens are added.
             only_at: compute everything except keys and values only for this token of each row.
 
         Raises:
-            RuntimeError: a cache is given, which is not supported.
+            RuntimeError: a cache is wanted and none is given.
         """
-        if past_key_values is not None or use_cache:
-            raise RuntimeError("fused layers have no key-value cache; call the model with use_cache=False.")
+        if use_cache and past_key_values is None:
+            raise RuntimeError("fused layers make no key-value cache; pass one, or use_cache=False.")
         x = self.attention_norm(hidden_states)
         rotation = _rotation(*position_embeddings)
         key, value = self._heads(self.key_value(x)).chunk(2, dim=2)
@@ -69,13 +70,19 @@ class FusedLayer(nn.Module):
         if only_at is not None:
             hidden_states, x, rotation = (_at(only_at, states) for states in (hidden_states, x, rotation))
             attention_mask = _mask_at(only_at, attention_mask, key.shape[1])
-        query = _rotated(self._heads(self.query(x)), rotation)
+        query, key, value = (
+            heads.transpose(1, 2) for heads in (_rotated(self._heads(self.query(x)), rotation), key, value)
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.number)
         attended = F.scaled_dot_product_attention(
-            *(heads.transpose(1, 2) for heads in (query, key, value)),
+            query,
+            key,
+            value,
             attn_mask=attention_mask,
-            is_causal=attention_mask is None,
+            is_causal=attention_mask is None and query.shape[2] > 1,
             scale=self.scaling,
-            enable_gqa=query.shape[2] != key.shape[2],
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         states = self.out(attended.transpose(1, 2).flatten(2), add=hidden_states)
         x = self.mlp_norm(states)

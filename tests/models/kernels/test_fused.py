@@ -130,7 +130,7 @@ def test_wide_heads_shared_by_queries_are_fused():
     torch.testing.assert_close(states(model), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_cache_is_refused_and_without_one_the_same_tokens_are_generated():
+def test_the_same_tokens_are_generated_with_a_cache_and_without_one():
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=100, initializer_range=0.2, **shape)).eval().requires_grad_(False)
@@ -138,9 +138,10 @@ def test_a_cache_is_refused_and_without_one_the_same_tokens_are_generated():
     expected = model.generate(IDS, **options)
     assert len(expected[0, 17:].unique()) > 4, "the model says one word only, so any other would say it too"
     fuse_layers(model.model, PlainLinear, torch.float32)
-    with pytest.raises(RuntimeError, match="no key-value cache; call the model with use_cache=False"):
-        model.generate(IDS, **options)
     assert torch.equal(model.generate(IDS, use_cache=False, **options), expected)
+    assert torch.equal(model.generate(IDS, **options), expected)
+    with pytest.raises(RuntimeError, match="make no key-value cache; pass one"):
+        model.model.layers[0](torch.zeros(1, 1, 64), position_embeddings=(torch.ones(1, 1, 16),) * 2, use_cache=True)
 
 
 def test_an_argument_that_a_fused_layer_does_not_know_is_refused():

@@ -1,0 +1,323 @@
+"""A causal language model with its head, over token ids only."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shortlist.errors import UserError
+from shortlist.models.apart import on_cores_of_their_own, runs_apart
+from shortlist.models.backbone import is_causal, own_rotations
+from shortlist.models.cache import RoomyCache, is_plain, joined, slides
+from shortlist.models.choice import Allowed, Choice
+from shortlist.models.heads import OutputHead
+from shortlist.models.kernels.last_token import last_mlp_only_at
+from shortlist.models.outputs import Rows
+from shortlist.models.prefixes import Alike, TokenIds, shared_prefixes
+from shortlist.models.run import default_token_budget
+from shortlist.text.batching import pad, token_batches
+
+CACHE_BYTES = 2**30
+"""Most bytes of keys and values of prompts that are continued together."""
+
+
+class Read(NamedTuple):
+    """Prompts that one forward pass has read to their ends."""
+
+    numbers: list[int]
+    states: list[Float[Tensor, "kept dim"]]
+    """The states of each prompt's last ids."""
+    cache: RoomyCache | None
+    ends: list[int]
+    """Where each prompt's keys and values end in the cache; they stand next to one another."""
+
+
+@final
+class Generator:
+    """Reads and continues token ids with a causal language model.
+
+    It knows neither texts nor prompts. Prompts that begin alike are computed together, and their common beginning once.
+    Which others a prompt is computed with changes its results by no more than rounding.
+
+    Args:
+        backbone: the model without its head.
+        head: its head.
+        token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
+        share: whether to look for common beginnings; without it the results are the same, and take longer.
+
+    Raises:
+        UserError: the model is no causal decoder that keeps keys and values of its tokens.
+    """
+
+    def __init__(
+        self, backbone: PreTrainedModel, head: OutputHead, *, token_budget: int | None = None, share: bool = True
+    ) -> None:
+        if not is_causal(backbone) or not is_plain(backbone):
+            raise UserError(
+                f"{type(backbone).__name__}: is no causal decoder that keeps keys and values of all its tokens, so it "
+                "generates nothing here; choose one such as LLaMA, Qwen or Mistral."
+            )
+        self.backbone, self.head, self.share = backbone, head, share
+        self.token_budget = token_budget or default_token_budget(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on."""
+        return next(self.backbone.parameters()).device
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the weights."""
+        yield from self.backbone.parameters()
+        yield from self.head.parameters()
+
+    def logits(self, prompts: Sequence[TokenIds], *, tokens: Sequence[int]) -> Float[Tensor, "prompts tokens"]:
+        """Compute the logits of some tokens as the next one after each prompt."""
+        chosen = torch.tensor(tokens, device=self.device)
+
+        def last(read: Read) -> Float[Tensor, "some tokens"]:
+            return self.head(torch.cat(read.states), chosen).cpu()
+
+        logits = torch.empty(len(prompts), len(tokens))
+        for numbers, part in self._each(last, prompts, [1] * len(prompts)):
+            logits[numbers] = part
+        return logits
+
+    def log_probs(self, prompts: Sequence[TokenIds], answers: Sequence[TokenIds]) -> Rows:
+        """Compute the log-probability of each token of each answer after its prompt."""
+        pairs = list(zip(prompts, answers, strict=True))
+
+        def of_answers(read: Read) -> list[Float[Tensor, " answer"]]:
+            parts = []
+            for number, states in zip(read.numbers, read.states, strict=True):
+                said = torch.tensor(pairs[number][1], dtype=torch.long, device=self.device)
+                parts.append(self.head(states[:-1]).log_softmax(-1).gather(1, said[:, None])[:, 0].cpu())
+            return parts
+
+        return self._rows(of_answers, [[*prompt, *answer] for prompt, answer in pairs], [len(a) + 1 for _, a in pairs])
+
+    def hidden(self, prompts: Sequence[TokenIds], positions: Sequence[Sequence[int]]) -> Rows:
+        """Compute the states at some positions of each prompt, after the last norm."""
+        starts = [min([*places, len(prompt) - 1]) for prompt, places in zip(prompts, positions, strict=True)]
+
+        def there(read: Read) -> list[Float[Tensor, "positions dim"]]:
+            places = [torch.tensor(positions[n], dtype=torch.long) - starts[n] for n in read.numbers]
+            return [states.float().cpu()[place] for states, place in zip(read.states, places, strict=True)]
+
+        return self._rows(there, prompts, [len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)])
+
+    def generate(
+        self,
+        prompts: Sequence[TokenIds],
+        *,
+        most: int,
+        stop: Collection[int] = (),
+        samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        allowed: Allowed | None = None,
+        seconds: float | None = None,
+    ) -> list[list[list[int]]]:
+        """Continue each prompt.
+
+        Args:
+            prompts: the token ids of each prompt.
+            most: most ids to generate for a prompt.
+            stop: ids after which an answer ends; they are part of it.
+            samples: answers to each prompt.
+            temperature: divides the logits before an id is drawn; 0 takes the best id.
+            seed: seed of what is drawn. It depends on nothing but the prompt's number, the sample and the place.
+            allowed: restricts what may follow. Where only one id may, it costs no forward pass of its own.
+            seconds: time after which no more ids are generated.
+
+        Returns:
+            The ids of each sample of each prompt.
+        """
+        until = float("inf") if seconds is None else time.monotonic() + seconds
+        choice = Choice(self.head, temperature=temperature, seed=seed, allowed=allowed, stop=frozenset(stop), most=most)
+
+        def work(numbers: list[int]) -> list[tuple[int, int, list[int]]]:
+            names = [(number, sample) for number in numbers for sample in range(samples)]
+            said = [choice.forced(name, []) for name in names]
+            whole = [[*prompts[number], *ids] for (number, _), ids in zip(names, said, strict=True)]
+            return list(self._continue(whole, names, said, choice, until))
+
+        answers: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
+        together = self._continued_together([len(prompt) for prompt in prompts], most, samples)
+        for part in on_cores_of_their_own(work, together) if runs_apart(self) else map(work, together):
+            for number, sample, ids in part:
+                answers[number][sample] = ids
+        return answers
+
+    def _continued_together(self, lengths: Sequence[int], most: int, samples: int) -> list[list[int]]:
+        """Part prompts so that the keys and values of a part fit into memory, the longest first."""
+        config = self.backbone.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        for_token = 2 * config.num_hidden_layers * heads * size * next(self.backbone.parameters()).element_size()
+        cores = torch.get_num_threads() if runs_apart(self) else 1
+        tokens = CACHE_BYTES // (for_token * samples * cores)
+        sizes = [length + most for length in lengths]
+        evenly = max(sizes, default=0) * -(-len(sizes) // cores)
+        return [batch.tolist() for batch in token_batches(sizes, max(1, min(tokens, evenly)))]
+
+    def _continue(
+        self,
+        prompts: Sequence[TokenIds],
+        names: list[tuple[int, int]],
+        said: list[list[int]],
+        choice: Choice,
+        until: float,
+    ) -> Iterator[tuple[int, int, list[int]]]:
+        """Generate the ids of some answers a step at a time, and yield each when it ends."""
+        states, cache, mask = self._read_all(prompts, choice.most)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        alone = slides(self.backbone)  # such layers count places, so there may be no gaps between tokens
+        live = list(range(len(names)))
+        ended = [choice.has_ended(ids) for ids in said]
+        while True:
+            if any(ended):
+                yield from ((*names[row], said[row]) for row, over in zip(live, ended, strict=True) if over)
+                left = [place for place, over in enumerate(ended) if not over]
+                live = [live[place] for place in left]
+                states, mask, lengths = states[left], mask[left], lengths[left]
+                if live:
+                    cache.keep(left)
+            if not live or time.monotonic() > until:
+                break
+            chosen = choice(states, [names[row] for row in live], [said[row] for row in live])
+            steps = []
+            for row, token in zip(live, chosen, strict=True):
+                step = [token]
+                if not alone and not choice.has_ended([*said[row], token]):
+                    step += choice.forced(names[row], [*said[row], token])
+                steps.append(step)
+                said[row] += step
+            ended = [choice.has_ended(said[row]) for row in live]
+            if all(ended):
+                continue
+            ids, counts = pad(steps, 0)
+            mask = torch.cat([mask, torch.arange(ids.shape[1]) < counts[:, None]], dim=1)
+            positions = lengths[:, None] + torch.arange(ids.shape[1])
+            states = torch.cat(self._states(ids, counts, [1] * len(live), cache=cache, mask=mask, positions=positions))
+            lengths = lengths + counts
+        yield from ((*names[row], said[row]) for row in live)
+
+    def _read_all(
+        self, prompts: Sequence[TokenIds], extra: int
+    ) -> tuple[Float[Tensor, "prompts dim"], RoomyCache, Tensor]:
+        """Read prompts into one cache, right-aligned, and return the last states and which places count."""
+        states: dict[int, Tensor] = {}
+        order, caches, kept = [], [], [1] * len(prompts)
+        for groups in self._work(prompts, kept):
+            for read in self._compute(prompts, kept, groups, caching=True):
+                states |= dict(zip(read.numbers, read.states, strict=True))
+                assert read.cache is not None
+                caches.append(read.cache.right_aligned([len(prompts[n]) for n in read.numbers], read.ends))
+                order += read.numbers
+        cache = joined(caches, extra=extra)
+        cache.keep(np.argsort(order).tolist())
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = torch.arange(int(lengths.max())) >= (lengths.max() - lengths)[:, None]
+        return torch.cat([states[number] for number in range(len(prompts))]), cache, mask
+
+    def _rows(self, use: Callable[[Read], list[Tensor]], prompts: Sequence[TokenIds], kept: Sequence[int]) -> Rows:
+        """Compute rows of each prompt, in order."""
+        found: dict[int, Tensor] = {}
+        for numbers, parts in self._each(use, prompts, kept):
+            found |= dict(zip(numbers, parts, strict=True))
+        rows = [found[number] for number in range(len(prompts))]
+        return Rows(torch.cat(rows) if rows else torch.empty(0), torch.tensor([len(r) for r in rows], dtype=torch.long))
+
+    def _each(
+        self, use: Callable[[Read], Any], prompts: Sequence[TokenIds], kept: Sequence[int]
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Yield numbers of prompts, and what `use` makes of the states of their last ids."""
+
+        def work(groups: list[Alike]) -> list[tuple[list[int], Any]]:
+            return [(read.numbers, use(read)) for read in self._compute(prompts, kept, groups)]
+
+        together = self._work(prompts, kept)
+        for parts in on_cores_of_their_own(work, together) if runs_apart(self) else map(work, together):
+            yield from parts
+
+    def _work(self, prompts: Sequence[TokenIds], kept: Sequence[int]) -> list[list[Alike]]:
+        """Part prompts into groups; those of a part are computed one after another."""
+        if any(len(prompt) < keep for prompt, keep in zip(prompts, kept, strict=True)):
+            raise ValueError("a prompt has no ids")
+        groups = shared_prefixes(prompts, kept) if self.share else [Alike(0, list(range(len(prompts))))]
+        work: list[list[Alike]] = []
+        for _, members in (group for group in groups if not group.length):
+            batches = token_batches([len(prompts[number]) for number in members], self.token_budget)
+            work += [[Alike(0, [members[place] for place in batch])] for batch in batches]
+        shared = [group for group in groups if group.length]
+        batches = token_batches([group.length for group in shared], self.token_budget)
+        return work + [[shared[place] for place in batch] for batch in batches]
+
+    def _compute(
+        self, prompts: Sequence[TokenIds], kept: Sequence[int], groups: list[Alike], *, caching: bool = False
+    ) -> Iterator[Read]:
+        """Yield prompts read to their ends, in parts within the token budget."""
+        if not groups[0].length:
+            [(_, numbers)] = groups
+            ids, lengths = pad([prompts[number] for number in numbers], 0)
+            cache = RoomyCache(self.backbone.config) if caching else None
+            states = self._states(ids, lengths, [kept[number] for number in numbers], cache=cache)
+            yield Read(numbers, states, cache, lengths.tolist())
+            return
+        before = self._prefixes([prompts[members[0]][:length] for length, members in groups])
+        rows = [(row, number) for row, (_, members) in enumerate(groups) for number in members]
+        for batch in token_batches([len(prompts[number]) for _, number in rows], self.token_budget):
+            some = [rows[place] for place in batch]
+            begun = [groups[row].length for row, _ in some]
+            numbers = [number for _, number in some]
+            rests = [prompts[number][length:] for number, length in zip(numbers, begun, strict=True)]
+            cache = before.rows([row for row, _ in some], last=max(begun), extra=max(map(len, rests)))
+            states = self._after(cache, begun, rests, [kept[number] for number in numbers])
+            yield Read(numbers, states, cache, [max(begun) + len(rest) for rest in rests])
+
+    def _prefixes(self, prefixes: Sequence[TokenIds]) -> RoomyCache:
+        """Compute the keys and values of common beginnings, right-aligned."""
+        ids, lengths = pad(prefixes, 0)
+        cache = RoomyCache(self.backbone.config)
+        self._states(ids, lengths, [1] * len(prefixes), cache=cache)
+        return cache.right_aligned(lengths.tolist(), lengths.tolist())
+
+    def _after(
+        self, cache: RoomyCache, begun: Sequence[int], rests: Sequence[TokenIds], kept: list[int]
+    ) -> list[Float[Tensor, "kept dim"]]:
+        """Read the rests of prompts whose beginnings are in a cache, right-aligned."""
+        ids, lengths = pad(rests, 0)
+        starts, longest = torch.tensor(begun), max(begun)
+        places = torch.arange(longest + ids.shape[1])
+        mask = (places >= (longest - starts)[:, None]) & (places < (longest + lengths)[:, None])
+        positions = starts[:, None] + torch.arange(ids.shape[1])
+        return self._states(ids, lengths, kept, cache=cache, mask=mask, positions=positions)
+
+    def _states(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        lengths: Int[Tensor, " rows"],
+        kept: list[int],
+        *,
+        cache: RoomyCache | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> list[Float[Tensor, "kept dim"]]:
+        """Run the backbone on right-padded ids, and return the states of each row's last ids."""
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+        if mask is not None and positions is not None:
+            options |= {"attention_mask": mask.to(self.device), "position_ids": positions.to(self.device)}
+        ids, lengths = ids.to(self.device), lengths.to(self.device)
+        with torch.inference_mode(), own_rotations(self.backbone):
+            if max(kept) > 1:
+                hidden = self.backbone(input_ids=ids, **options).last_hidden_state
+                return [row[end - n : end] for row, end, n in zip(hidden, lengths.tolist(), kept, strict=True)]
+            with last_mlp_only_at(self.backbone, lengths - 1):
+                hidden = self.backbone(input_ids=ids, **options).last_hidden_state
+            places = (lengths - 1).clamp(max=hidden.shape[1] - 1)  # a fused layer returns only that position
+            return list(hidden[torch.arange(len(hidden), device=self.device), places][:, None])
