@@ -136,7 +136,7 @@ def ideal(labels: Sequence[float]) -> list[int]:
 )
 def test_sorts_ask_as_often_as_those_of_llm_rankers(name: str, in_order: int, upside_down: int, shuffled: int):
     calls = 2 if "pair" in name else 1
-    few = SHUFFLES[:3] if "bubble" in name or "sliding" in name else SHUFFLES[:20]
+    few = SHUFFLES[:2] if "bubble" in name or "sliding" in name else SHUFFLES[:10]
     assert count_questions(SORTS[name](100, 10), by(range(100, 0, -1))).questions == in_order * calls
     assert count_questions(SORTS[name](100, 10)).questions == upside_down * calls
     mean = np.mean([count_questions(SORTS[name](100, 10), by(labels)).questions for labels in few])
@@ -146,9 +146,9 @@ def test_sorts_ask_as_often_as_those_of_llm_rankers(name: str, in_order: int, up
 @pytest.mark.parametrize("name", SORTS)
 def test_perfect_answers_give_the_right_top_and_equal_grades_keep_their_order(name: str):
     for number, shuffle in enumerate(SHUFFLES):
-        labels = [label for label in shuffle if label < 24]
+        labels = [label for label in shuffle if label < 16]
         grades = labels if number % 2 else [label % 4 for label in labels]
-        assert order(run_plan(SORTS[name](24, 3), by(grades)))[:3] == ideal(grades)[:3]
+        assert order(run_plan(SORTS[name](16, 5), by(grades)))[:5] == ideal(grades)[:5]
 
 
 @pytest.mark.parametrize("name", [name for name in SORTS if name.startswith("set_")])
@@ -369,7 +369,9 @@ def test_tournaments_of_other_sizes_keep_about_half_in_each_round():
 
 
 def test_rounds_of_a_tournament_can_be_chosen():
-    rounds = asked(tournaments(7, rounds=[Round(9, 8), Round(9, 4), Round(2, 1)], repeats=1), by([*range(7)]))
+    rounds = asked(
+        tournaments(7, rounds=[Round(9, 8), Round(3, 7), Round(9, 4), Round(2, 1)], repeats=1), by([*range(7)])
+    )
     assert [[sorted(group) for group in groups] for groups in rounds] == [[[0, 3, 6], [1, 4], [2, 5]], [[3, 4, 5, 6]]]
 
 
