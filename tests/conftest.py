@@ -2,7 +2,7 @@
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from checking import check_types
@@ -57,6 +57,28 @@ def small_bpe(bpe_pieces: Path, tmp_path_factory: pytest.TempPathFactory) -> "Pr
     best = tmp_path_factory.mktemp("bpe") / "pieces"
     best.write_bytes(b"".join(bpe_pieces.read_bytes().splitlines(keepends=True)[:8000]))
     return byte_level(best)
+
+
+@pytest.fixture(scope="session")
+def qwen() -> "PreTrainedTokenizerFast":
+    """Qwen's tokenizer, from a client package's data, with the tokens of its chat."""
+    from importlib.util import find_spec
+
+    package = find_spec("dashscope")
+    if package is None or package.origin is None:
+        pytest.skip("needs Qwen's real BPE pieces in the package dashscope")
+    tokenizer = byte_level(Path(package.origin).parent / "resources/qwen.tiktoken")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.bos_token = None
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def llama(shared_data: Path) -> Any:
+    """The tokenizer of LLaMA 1 and 2, whose words begin with `▁`."""
+    from shortlist.text.tokenizer import from_sentencepiece
+
+    return from_sentencepiece(shared_data / "llama-tokenizer/tokenizer.model")
 
 
 def byte_level(pieces: Path) -> "PreTrainedTokenizerFast":

@@ -397,7 +397,7 @@ def _put_prompt(model: PreTrainedModel, settings: Mapping[str, Any], weights: Ma
     prompt, dim = weights[PROMPT], cast(Tensor, model.get_input_embeddings().weight).shape[1]
     if prompt.shape != (settings["num_virtual_tokens"], dim):
         raise ValueError(f"its vectors are {_shape(prompt)}; expected {settings['num_virtual_tokens']} x {dim}")
-    virtual.attach(model, virtual.Prompt(prompt.float()))
+    virtual.attach(model, virtual.SoftPrompt(prompt.float()))
     return model
 
 

@@ -17,7 +17,7 @@ VIRTUAL = "virtual"
 """The name in the backbone."""
 
 
-class Prompt(nn.Module):
+class SoftPrompt(nn.Module):
     """Vectors that are read before the vectors of a text's tokens.
 
     Args:
@@ -75,18 +75,18 @@ class Prefix(nn.Module):
         return output
 
 
-def attach(model: PreTrainedModel, virtual: Prompt | Prefix) -> None:
+def attach(model: PreTrainedModel, virtual: SoftPrompt | Prefix) -> None:
     """Let a backbone read virtual tokens before each text, in place."""
     model.add_module(VIRTUAL, virtual)
     model.register_forward_pre_hook(virtual.before, with_kwargs=True)
     model.register_forward_hook(virtual.after)
 
 
-def vocabulary_prompt(model: PreTrainedModel, tokens: int) -> Prompt:
+def vocabulary_prompt(model: PreTrainedModel, tokens: int) -> SoftPrompt:
     """Make a prompt of the vectors of random tokens, drawn by PyTorch's generator."""
     weight = cast(Tensor, model.get_input_embeddings().weight).detach()
     drawn = torch.randint(len(weight), (tokens,))
-    return Prompt(weight[drawn.to(weight.device)].float().clone())
+    return SoftPrompt(weight[drawn.to(weight.device)].float().clone())
 
 
 def random_prefix(model: PreTrainedModel, tokens: int) -> Prefix:
@@ -101,7 +101,7 @@ def random_prefix(model: PreTrainedModel, tokens: int) -> Prefix:
 def num_virtual(model: nn.Module) -> int:
     """Return how many vectors a backbone reads before each text."""
     virtual = getattr(model, VIRTUAL, None)
-    return len(virtual.weight) if isinstance(virtual, Prompt) else 0
+    return len(virtual.weight) if isinstance(virtual, SoftPrompt) else 0
 
 
 def _with_longer_mask(options: dict[str, Any], tokens: int) -> dict[str, Any]:
