@@ -287,3 +287,19 @@ def _read_option(default: Any, value: str) -> Any:
     if isinstance(parsed, float) and not math.isfinite(parsed):
         raise ValueError
     return parsed
+
+
+def keyword_types(function: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the types of a function's keyword-only parameters, and whether each is required.
+
+    Those of a TypedDict that the function unpacks are among them; none of these is required.
+    """
+    hints = get_type_hints(getattr(function, "func", function))  # a partial has none
+    found: dict[str, tuple[Any, bool]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            found[name] = (hints.get(name), parameter.default is inspect.Parameter.empty)
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD and get_args(hints.get(name)):
+            [shared] = get_args(hints[name])
+            found |= {key: (hint, False) for key, hint in get_type_hints(shared).items()}
+    return found

@@ -25,7 +25,16 @@ from shortlist.models.classifier import ClassifierModel
 from shortlist.models.dense import DenseModel
 from shortlist.models.files import LATENT, LATENT_KEYS, is_adapter, is_classifier
 from shortlist.models.folder import ModelFolder
-from shortlist.models.heads import HEAD, answer_head, check_tied, find_head, find_tensor, one_label
+from shortlist.models.heads import (
+    HEAD,
+    OutputHead,
+    answer_head,
+    check_tied,
+    find_head,
+    find_tensor,
+    one_label,
+    output_head,
+)
 from shortlist.models.language import LanguageModel
 from shortlist.models.latent import LatentPooling
 from shortlist.models.pointwise import PointwiseModel, new_head
@@ -229,6 +238,16 @@ def language_model_to_train(
         raise UserError(f"{folder.name}: its tokens see what comes after them, so there is nothing to predict.")
     backbone.config.tie_word_embeddings = True  # saved with it, so that transformers builds the same model
     return LanguageModel(backbone, inputs, reading)
+
+
+def load_generator(folder: ModelFolder, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, OutputHead]:
+    """Load a causal language model from a folder: the model below its head, with adapters merged, and the head.
+
+    Raises:
+        UserError: there is no model, or it has no language-model head.
+    """
+    backbone = open_backbone(folder, dtype=dtype)
+    return backbone, output_head(backbone, folder.whole.backbone_path)
 
 
 def open_backbone(folder: ModelFolder, reading: Reading | None = None, **loading: Any) -> PreTrainedModel:

@@ -1,10 +1,10 @@
 """Loading of indexes and models for pipeline steps, once for all steps that name them."""
 
 from collections.abc import Callable, Hashable, Mapping
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
+from shortlist.config import keyword_types
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
@@ -88,7 +88,7 @@ class Opener:
 
         def prepare() -> "Prepared":
             given = dict(settings)
-            if "packed" in signature(method).parameters:
+            if "packed" in keyword_types(method):
                 given.setdefault("packed", self.packed)
             model = ("model", method, given.get("model"))
             if model in self._loaded:

@@ -7,11 +7,10 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from shortlist.config import SpeedOnly, flag_of, load_yaml
+from shortlist.config import SpeedOnly, flag_of, keyword_types, load_yaml
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
 from shortlist.index.opening import kind_of, needs_model
@@ -271,13 +270,7 @@ def _options(kind: StepKind) -> list[str]:
 
 def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     """List a method's settings, with their types and whether they are required."""
-    function = getattr(method, "func", method)  # a partial has no type hints
-    hints = get_type_hints(function)
-    return {
-        name: (hints[name], parameter.default is Parameter.empty)
-        for name, parameter in signature(method).parameters.items()
-        if parameter.kind is Parameter.KEYWORD_ONLY and can_be_written(hints.get(name))
-    }
+    return {name: found for name, found in keyword_types(method).items() if can_be_written(found[0])}
 
 
 def can_be_written(wanted: Any) -> bool:

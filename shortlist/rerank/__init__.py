@@ -1,5 +1,6 @@
 """Stage `rerank`: score each query with its candidates, and put the best first."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -23,9 +24,12 @@ from shortlist.progress import paced, peak_bytes, progress, say
 from shortlist.records import Hit, Query
 from shortlist.rerank.agreement import order_agreement
 from shortlist.rerank.candidates import CandidateReader
+from shortlist.rerank.forecast import forecast_calls
 from shortlist.rerank.known import KnownScores
 from shortlist.rerank.scoring import Scorer, score_chunks
+from shortlist.rerankers.asked import AskingReranker
 from shortlist.rerankers.kinds import prepare, takes
+from shortlist.rerankers.limits import Limits
 from shortlist.rerankers.prepared import Prepared
 from shortlist.settings.rerank import Config, check, job_of, method_settings, scored_from
 
@@ -59,6 +63,9 @@ def run(config: Config) -> None:
     collection = open_collection(config.collection)
     settings = method_settings(config)
     prepared = prepare(config.method, settings)
+    if config.dry_run:
+        forecast_calls(config, prepared, _candidates(config, collection, whole_lists=True))
+        return
     job = start_job(config, job_of(config, prepared, collection))
     if job.done:
         return
@@ -77,18 +84,19 @@ def run(config: Config) -> None:
         prepared.check(asked)
     with closing(ScoreLog(log_path(config.out), made_from, overwrite=config.overwrite)) as log:
         readable = candidates.readable()
-        limited = config.max_pairs is not None or config.budget_seconds is not None
+        limited = config.max_pairs is not None or (config.budget_seconds is not None and not prepared.asks)
         wanted = candidates.first(readable, config.max_pairs) if limited else readable
         known = KnownScores(log, candidates, wanted)
         results: dict[str, Any] = {"num_queries": len(candidates.run.query_ids)}
-        if config.precision != "fp32" and not known.done[wanted].all():
+        if config.precision != "fp32" and not prepared.asks and not known.done[wanted].all():
             exact = prepare(config.method, settings | {"precision": "fp32"})
             results["agreement"] = job.decide(
                 "agreement", lambda: order_agreement(exact, prepared, candidates, readable)
             )
             say(f"rerank: agreement with fp32 on {results['agreement']}.")
+        scorer = Scorer(prepared, limits_of(config) if prepared.asks else None)
         pace = score_wanted(
-            Scorer(prepared),
+            scorer,
             candidates,
             wanted,
             known,
@@ -96,6 +104,8 @@ def run(config: Config) -> None:
             engine=config.engine,
             workers=config.workers,
         )
+    if prepared.asks and pace is not None and config.engine == "local" and config.workers in (None, 1):
+        results |= said_of(scorer)
     write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist")
     results["num_pairs"] = int(np.isfinite(known.scores).sum())
     results["not_reached"] = int((~known.done[readable]).sum())
@@ -111,6 +121,32 @@ def run(config: Config) -> None:
         f"rerank: {results['not_reached']:,} of {len(readable):,} pairs were not reached and keep their places; the "
         "same command with more time or pairs goes on."
     )
+
+
+def limits_of(config: Config) -> Limits:
+    """Say what a language model may be asked, and where its answers are kept."""
+    if config.max_calls is not None and (config.engine == "ray" or (config.workers or 1) > 1):
+        raise UserError("--max-calls: calls are counted in one process; leave out --workers and --engine.")
+    return Limits(
+        log=config.out.with_name(config.out.name + ".answers"),
+        until=math.inf if config.budget_seconds is None else time.monotonic() + config.budget_seconds,
+        max_calls=config.max_calls,
+        max_malformed=config.max_malformed,
+        details=config.details,
+    )
+
+
+def said_of(scorer: Scorer) -> dict[str, Any]:
+    """Report the calls, tokens and malformed answers of a language model."""
+    ranker = scorer.ranker
+    assert isinstance(ranker, AskingReranker)
+    tally = ranker.questions.tally
+    say(
+        f"rerank: {tally.calls:,} calls, {tally.prompt_tokens:,} tokens read, {tally.answer_tokens:,} generated; "
+        f"{tally.known:,} answers were known; {tally.malformed:,} malformed"
+        + (f" ({ranker.questions.faults()})." if tally.malformed else ".")
+    )
+    return tally._asdict()
 
 
 def refused(prepared: Prepared, queries: Iterable[Query]) -> set[str]:

@@ -11,6 +11,7 @@ import torch
 from shortlist.engine import Engine, spread
 from shortlist.rerank.candidates import Chunk
 from shortlist.rerankers import Ranker, Scored
+from shortlist.rerankers.limits import Limits
 from shortlist.rerankers.lists import score_lists
 from shortlist.rerankers.prepared import Prepared
 
@@ -23,11 +24,13 @@ class Scorer:
     """
 
     prepared: Prepared
+    limits: Limits | None = None
+    """What a language model may be asked, and where its answers go."""
 
     @cached_property
     def ranker(self) -> Ranker:
         """The reranker, ready to score."""
-        return self.prepared.open()
+        return self.prepared.open(limits=self.limits) if self.prepared.asks else self.prepared.open()
 
     def parts(self, chunk: Chunk) -> Iterator[Scored]:
         """Yield scores of the chunk's candidates as they become known.
@@ -39,7 +42,8 @@ class Scorer:
 
     def __call__(self, chunk: Chunk) -> Scored:
         """Score the whole chunk."""
-        numbers, scores, tokens = zip(*self.parts(chunk), strict=True)
+        parts = [*self.parts(chunk)] or [Scored(chunk.numbers[:0], np.empty(0, dtype=np.float32), 0)]
+        numbers, scores, tokens = zip(*parts, strict=True)
         return Scored(np.concatenate(numbers), np.concatenate(scores), sum(tokens))
 
 

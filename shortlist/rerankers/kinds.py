@@ -1,14 +1,29 @@
 """Reranking methods: plain functions from settings to a reranker that can be opened."""
 
 from collections.abc import Callable, Mapping
-from inspect import signature
 from typing import Any
 
+from shortlist.config import keyword_types
 from shortlist.errors import unknown
+from shortlist.rerankers.exclusion import exclusion
+from shortlist.rerankers.groupwise import graded, groupwise
+from shortlist.rerankers.listwise import listwise
+from shortlist.rerankers.pairwise import pairwise
 from shortlist.rerankers.pointwise import pointwise
 from shortlist.rerankers.prepared import Prepared
+from shortlist.rerankers.setwise import setwise
+from shortlist.rerankers.tournament import tournament
 
-RERANKERS: dict[str, Callable[..., Prepared]] = {"pointwise": pointwise}
+RERANKERS: dict[str, Callable[..., Prepared]] = {
+    "pointwise": pointwise,
+    "listwise": listwise,
+    "pairwise": pairwise,
+    "setwise": setwise,
+    "tournament": tournament,
+    "exclusion": exclusion,
+    "groupwise": groupwise,
+    "graded": graded,
+}
 """Methods by name; the keyword arguments of a function are the method's settings."""
 
 
@@ -20,7 +35,7 @@ def prepare(method: str, settings: Mapping[str, Any]) -> Prepared:
     """
     if method not in RERANKERS:
         raise unknown("method", method, RERANKERS)
-    known = signature(RERANKERS[method]).parameters
+    known = keyword_types(RERANKERS[method])
     for name in settings:
         if name not in known:
             raise unknown(f"setting of the method {method!r}", name, known)
@@ -29,4 +44,4 @@ def prepare(method: str, settings: Mapping[str, Any]) -> Prepared:
 
 def takes(method: str, setting: str) -> bool:
     """Whether a method has a setting of this name."""
-    return setting in signature(RERANKERS[method]).parameters
+    return setting in keyword_types(RERANKERS[method])

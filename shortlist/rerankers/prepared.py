@@ -25,13 +25,15 @@ class Prepared:
         whole_lists: whether a score depends on the other documents of the list, or on their order.
         check: refuses queries that it cannot read, with a UserError, before anything is scored.
         costs: returns the model's part in the cost of a run, by the names of `data.manifest.stages`.
+        asks: whether it asks a language model, so that `open` takes `limits` and answers are kept.
         model: the opened value of the setting `model`, to pass on instead of a name that was looked up already.
     """
 
-    open: Callable[[], Ranker]
+    open: Callable[..., Ranker]
     identities: Callable[[], dict[str, str]] = dict
     settings: Mapping[str, Any] = field(default_factory=dict)
     whole_lists: bool = False
+    asks: bool = False
     check: Callable[[Iterable[Query]], None] = any_query
     costs: Callable[[], dict[str, int | float]] = dict
     model: Any = None

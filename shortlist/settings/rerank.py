@@ -27,6 +27,14 @@ READING = (
     "precision",
     "token_budget",
     "long_queries",
+    "model_name",
+    "prompt",
+    "answers",
+    "sort",
+    "top",
+    "passes",
+    "repeats",
+    "seed",
 )
 """The fields of a Config that are settings of the method."""
 
@@ -34,9 +42,11 @@ READING = (
 @dataclass(frozen=True, kw_only=True)
 class Config:
     model: str | None = None
-    """Reranker: folder or hub name."""
+    """Reranker: folder or hub name. For a method that asks a language model: its folder or hub name, or the address of
+    an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     method: str = "pointwise"
-    """Reranking method. pointwise: the model reads the query with one candidate at a time."""
+    """Reranking method. pointwise: the model reads the query with one candidate at a time. The others ask a language
+    model: listwise, pairwise, setwise, tournament, exclusion, groupwise, graded."""
     run: Path
     """Run file with the candidates."""
     collection: str
@@ -59,10 +69,30 @@ class Config:
     segments: Segments = "whole"
     """whole: read each document from its beginning to --max-length. Otherwise read it in segments of --window tokens,
     and use the score of the first (firstp), the best (maxp) or the mean of all (avgp)."""
-    window: int = 512
-    """Tokens of a segment, query and prompt included."""
-    stride: int = 256
-    """Tokens from the beginning of a segment's text to the beginning of the next one's."""
+    window: int | None = None
+    """Tokens of a segment, query and prompt included (None: 512). For a language model, the documents shown at once
+    (None: as the prompt says)."""
+    stride: int | None = None
+    """Tokens from the beginning of a segment's text to the beginning of the next one's (None: 256). For listwise, the
+    documents from one window to the next (None: as the prompt says)."""
+    model_name: str | None = None
+    """A server's name of its model; the key is read from SHORTLIST_API_KEY or OPENAI_API_KEY."""
+    prompt: str | None = None
+    """Prompt for a language model by name (None: the method's own); `shortlist inspect --prompt NAME` shows it."""
+    answers: Literal["text", "logits"] | None = None
+    """Have a language model's answers generated, or read them from the logits of the labels (None: as the prompt
+    says)."""
+    sort: Literal["heap", "bubble", "sliding", "all", "insertion"] | None = None
+    """Which candidates are compared (None: those of a heapsort); pairwise: heap, bubble, sliding or all; setwise: heap,
+    bubble or insertion."""
+    top: int | None = None
+    """Candidates that a sort places (None: 10); the others follow in their old order."""
+    passes: int | None = None
+    """Passes over the list (None: one for listwise, ten for pairwise sliding)."""
+    repeats: int | None = None
+    """Tournaments, or times that groups are graded (None: two tournaments, one grading)."""
+    seed: int = 0
+    """Seed of the order in which tournaments and groups show candidates."""
     precision: Precision = "fp32"
     """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
     token_budget: SpeedOnly[int | None] = None
@@ -82,6 +112,14 @@ class Config:
     skip_missing: NotInJob[bool] = False
     """Skip candidates whose query or document the collection lacks, or whose document is empty, instead of stopping;
     they follow the others in their old order."""
+    max_calls: NotInJob[int | None] = None
+    """Ask a language model at most this many times; the same command continues there."""
+    max_malformed: NotInJob[float] = 0.2
+    """Stop if a larger share of a language model's answers is malformed."""
+    details: NotInJob[Path | None] = None
+    """File to list malformed answers in, as JSON lines."""
+    dry_run: NotInJob[bool] = False
+    """Only print how many calls and tokens a language model would take, and how long, from a sample."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -92,9 +130,16 @@ def check(config: Config) -> None:
     Raises:
         UserError: a setting is out of range.
     """
-    for flag, value in (("depth", config.depth), ("max-pairs", config.max_pairs or 1)):
-        if value < 1:
+    least_one = {"depth": config.depth, "max-pairs": config.max_pairs, "max-calls": config.max_calls}
+    for flag, value in least_one.items():
+        if value is not None and value < 1:
             raise UserError(f"--{flag} is {value}; expected at least 1.")
+    if not 0 <= config.max_malformed <= 1:
+        raise UserError(f"--max-malformed is {config.max_malformed:g}; expected a share from 0 to 1.")
+    asking = {"max-calls": config.max_calls, "details": config.details, "dry-run": config.dry_run or None}
+    for flag, value in asking.items():
+        if config.method == "pointwise" and value is not None:
+            raise UserError(f"--{flag} is for methods that ask a language model, not for pointwise; leave it out.")
 
 
 def check_first(config: Config) -> None:
@@ -131,7 +176,8 @@ def scored_from(prepared: Prepared, collection: Collection) -> dict[str, str]:
 def job_of(config: Config, prepared: Prepared, collection: Collection) -> JobSpec:
     """Describe the job of reranking a run."""
     inputs = scored_from(prepared, collection) | {"run": identity(config.run)}
-    return JobSpec("rerank", inputs, as_if=at_defaults(config, unused_settings(config.segments)))
+    unused = unused_settings(config.segments) if config.method == "pointwise" else []
+    return JobSpec("rerank", inputs, as_if=at_defaults(config, unused))
 
 
 def has_run(config: Config) -> bool:

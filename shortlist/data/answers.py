@@ -1,0 +1,74 @@
+"""A log of a language model's answers that survives a crash, so that nothing is asked twice."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, final
+
+from shortlist.errors import UserError
+
+AT_ONCE = 500
+"""Keys that are looked up in one query."""
+
+
+@final
+class AnswerLog:
+    """Answers by the key of what was asked.
+
+    Several processes may use one file at the same time. What `add` has written is there even if the process is killed.
+
+    Args:
+        path: the file, made if it is not there (None: answers are kept in memory only).
+
+    Raises:
+        UserError: the file is not a log of answers.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = sqlite3.connect(path or ":memory:", timeout=60, check_same_thread=False)
+            with self._file:
+                self._file.execute(
+                    "create table if not exists answers (key text primary key, answer text) without rowid"
+                )
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{path}: not a log of answers ({error}); move it away.") from None
+
+    def find(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return the answers that are known, by their keys."""
+        found: dict[str, Any] = {}
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self._file.execute(f"select key, answer from answers where key in ({marks})", some)
+            found |= {key: json.loads(answer) for key, answer in rows}
+        return found
+
+    def add(self, answers: Mapping[str, Any]) -> None:
+        """Keep answers, which JSON can hold."""
+        rows = [(key, json.dumps(answer)) for key, answer in answers.items()]
+        with self._file:
+            self._file.executemany("insert or replace into answers values (?, ?)", rows)
+
+    def __len__(self) -> int:
+        return self._file.execute("select count(*) from answers").fetchone()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def answer_keys(shared: Any, each: Iterable[Any]) -> list[str]:
+    """Hash what answers depend on: what they share, and what is asked in each case."""
+    begun = sha256(json.dumps(shared, sort_keys=True).encode())
+    keys = []
+    for asked in each:
+        whole = begun.copy()
+        whole.update(json.dumps(asked, sort_keys=True).encode())
+        keys.append(whole.hexdigest()[:40])
+    return keys

@@ -1,0 +1,136 @@
+"""Rerankers that ask a language model, before it is loaded: what they share."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, TypedDict, cast
+
+from shortlist.errors import UserError
+from shortlist.late import late
+from shortlist.math.permutation import Plan
+from shortlist.models.files import Precision
+from shortlist.models.folder import ModelFolder, open_folder
+from shortlist.rerankers.prepared import Prepared
+from shortlist.text.prompts import Asks, Prompt, named_prompt
+
+Answers = Literal["text", "logits"]
+"""How an answer is had: generated and parsed, or read from the labels' logits at one position."""
+
+
+class LanguageModelSettings(TypedDict, total=False):
+    """Settings that all methods with a language model have."""
+
+    model: str | ModelFolder | None
+    """Folder or hub name of a causal language model, or the address of an OpenAI-compatible server: `http...`."""
+    model_name: str | None
+    """The server's name of the model."""
+    prompt: str | None
+    """Name of the prompt (None: the method's own)."""
+    answers: Answers | None
+    """How answers are had (None: as the prompt says)."""
+    max_length: int | None
+    """Most tokens of a prompt with its answer (None: the model's limit, or 4,096)."""
+    precision: Precision
+    """As for `models.run.for_inference`, and so are `packed` and `device`."""
+    token_budget: int | None
+    """Most tokens in one forward pass, padding included (None: chosen for the device)."""
+    packed: bool | None
+    device: Any
+
+
+LONGEST = 4096
+"""Most tokens of a prompt and its answer where neither the user nor the model says."""
+
+
+def is_server(model: Any) -> bool:
+    """Whether a model's name is the address of a server."""
+    return isinstance(model, str) and model.startswith(("http://", "https://"))
+
+
+def by_language_model(
+    own: str,
+    asks: tuple[Asks, ...],
+    plan: Callable[[Prompt], Callable[[int], Plan]],
+    *,
+    settings: Mapping[str, Any],
+    model: LanguageModelSettings,
+) -> Prepared:
+    """Prepare a reranker that asks a language model.
+
+    Args:
+        own: name of the method's own prompt.
+        asks: what the method's prompts may ask for.
+        plan: makes the plan of lists for a prompt.
+        settings: the method's own settings, by name.
+        model: the model and its prompt.
+
+    Raises:
+        UserError: there is no such model or prompt, or they do not fit together.
+    """
+    prompt = named_prompt(model.get("prompt") or own)
+    if prompt.asks not in asks:
+        raise UserError(f"--prompt: {prompt.name!r} asks for {ASKED[prompt.asks]}; this method needs {ASKED[asks[0]]}.")
+    if model.get("model") is None:
+        raise UserError("--model is missing: a language model's folder or hub name, or the address of a server.")
+    reads = model.get("answers") or prompt.reads
+    if reads == "logits" and prompt.asks in ("grades", "top"):
+        raise UserError(f"--answers: what {prompt.name!r} asks for is not read from logits; choose text.")
+    plan_of = plan(prompt)
+    check_plan(plan_of)
+    shared = {"prompt": prompt.digest(), "answers": reads, "max_length": model.get("max_length")}
+    open_with = (_server if is_server(model["model"]) else _local)(model)
+    found = {name: value for name, value in settings.items() if value is not None}
+    return Prepared(
+        open=partial(late("rerankers.opening", "open_asking"), prompt=prompt, reads=reads, plan=plan_of, **open_with),
+        model=open_with.get("folder"),
+        identities=partial(_identity, open_with),
+        settings={**shared, **found, "precision": model.get("precision", "fp32")},
+        whole_lists=True,
+        asks=True,
+    )
+
+
+ASKED = {
+    "order": "all documents in order",
+    "top": "the best few",
+    "best": "the best one",
+    "worst": "the worst one",
+    "pair": "the better of two",
+    "grades": "grades of a group",
+    "grade": "a grade",
+    "states": "hidden states",
+}
+
+
+def check_plan(plan: Callable[[int], Plan]) -> None:
+    """Refuse settings that a plan cannot have.
+
+    Raises:
+        UserError: one is out of range.
+    """
+    try:
+        next(plan(100))
+    except ValueError as error:
+        raise UserError(f"{error} (--window, --stride, --top, --passes, --repeats).") from None
+
+
+def _local(model: LanguageModelSettings) -> dict[str, Any]:
+    if model.get("model_name"):
+        raise UserError("--model-name is a server's name of a model; without a server, leave it out.")
+    name = model["model"]
+    folder = open_folder(cast(str, name), wanted="language-model") if isinstance(name, str) else name
+    running = {key: model[key] for key in ("device", "precision", "packed", "token_budget") if key in model}
+    return {"folder": folder, "max_length": model.get("max_length"), "running": running}
+
+
+def _server(model: LanguageModelSettings) -> dict[str, Any]:
+    if not model.get("model_name"):
+        raise UserError("--model-name is missing: the name that the server has for the model.")
+    for name in ("precision", "token_budget", "packed", "device"):
+        if model.get(name):
+            raise UserError(f"--{name.replace('_', '-')}: is the server's own business; leave it out.")
+    return {"url": model["model"], "model_name": model["model_name"], "max_length": model.get("max_length")}
+
+
+def _identity(opened: Mapping[str, Any]) -> dict[str, str]:
+    folder = opened.get("folder")
+    return {"model": folder.identity if folder else f"{opened['url']} {opened['model_name']}"}
