@@ -2,7 +2,7 @@
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from checking import check_types
@@ -71,14 +71,6 @@ def qwen() -> "PreTrainedTokenizerFast":
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.bos_token = None
     return tokenizer
-
-
-@pytest.fixture(scope="session")
-def llama(shared_data: Path) -> Any:
-    """The tokenizer of LLaMA 1 and 2, whose words begin with `▁`."""
-    from shortlist.text.tokenizer import from_sentencepiece
-
-    return from_sentencepiece(shared_data / "llama-tokenizer/tokenizer.model")
 
 
 def byte_level(pieces: Path) -> "PreTrainedTokenizerFast":

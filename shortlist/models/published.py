@@ -32,6 +32,8 @@ KNOWN = {
     r"castorini/rankllama-v1-7b-lora-doc": "rankllama-v1-document",
     r"castorini/monot5-.*": "monot5",
     r"Qwen/Qwen3-Reranker-.*": "qwen3-reranker",
+    r"mixedbread-ai/mxbai-rerank-(base|large)-v2": "mxbai-rerank-v2",
+    r"BAAI/bge-reranker-v2-gemma": "bge-reranker-v2-gemma",
     r"intfloat/(multilingual-)?e5-(small|base|large)(-v2)?": "e5",
     r"BAAI/bge-(small|base|large)-en(-v1\.5)?": "bge",
 }

@@ -15,7 +15,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
@@ -190,6 +190,8 @@ def prompt_from(values: Mapping[str, Any], *, name: str, where: str) -> Prompt:
         raise UserError(f"{where}: {unknown('prompt setting', key, known)}")
     for key in {"asks", "turns"} - values.keys():
         raise UserError(f"{where}: has no `{key}`; a prompt needs asks and turns.")
+    if values["asks"] not in get_args(Asks):
+        raise UserError(f"{where}: {unknown('question', str(values['asks']), get_args(Asks))}")
     read: dict[str, Callable[[Any], Any]] = {
         "turns": lambda value: _turns(value, where),
         "limit": lambda value: _limit(value, where),
@@ -236,6 +238,8 @@ def _check(prompt: Prompt, where: str) -> None:
     ]:
         for name in field_names(text) - known:
             raise UserError(f"{where}: {unknown('field', name, known)}")
+    if prompt.asks in ("grade", "grades") and not prompt.grades:
+        raise UserError(f"{where}: asks for grades and names none; list them from low to high: `grades: [0, 1, 2, 3]`.")
     shown = [turn for turn in prompt.turns if field_names(turn.text) & {"documents", "document"}]
     if len(shown) != 1:
         raise UserError(f"{where}: documents are shown in {len(shown)} turns; expected one, with {{documents}}.")

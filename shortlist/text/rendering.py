@@ -184,13 +184,15 @@ class Renderer:
     def _cut_all(self, texts: Sequence[str], limit: Limit | None) -> None:
         if limit is None:
             cut = list(texts)
-        elif limit.unit == "tokens" and self.tokenizer is not None:
-            cut = self._cut_tokens(texts, limit.count)
+        elif limit.unit == "words":
+            cut = [" ".join(text.split()[: limit.count]) for text in texts]
         elif limit.unit == "characters":
             cut = [text[: limit.count] for text in texts]
+        elif self.tokenizer is not None:
+            cut = self._cut_tokens(texts, limit.count)
         else:
-            count = limit.count if limit.unit == "words" else max(1, int(limit.count * WORDS_A_TOKEN))
-            cut = [" ".join(text.split()[:count]) for text in texts]
+            words = re.compile(rf"(?:\s*\S+){{0,{max(1, int(limit.count * WORDS_A_TOKEN))}}}")
+            cut = [words.match(text)[0] for text in texts]  # type: ignore[index]
         self._cuts |= {(text, limit): shorter for text, shorter in zip(texts, cut, strict=True)}
 
     def _cut_tokens(self, texts: Sequence[str], count: int) -> list[str]:
@@ -317,15 +319,20 @@ class Renderer:
             one.begins = prompt.begins if len(one.ids) >= length else ""
 
     def _told(self, one: Rendered, text: str, ids: list[int], count: int) -> list[int]:
-        """Return the ids before the labels, whose own are kept to be read."""
-        shown = self.prompt.continuations(max(count, 2))
-        known = self._endings.get((count, tuple(ids[-TAIL:])))
-        if known is None:
-            known = ending(self.tokenizer, text, ids, shown)
-            self._endings[count, tuple(ids[-TAIL:])] = known
-        if self.reads == "logits":
-            one.labels = list(known.paths)[: len(self.prompt.choices(count).labels)]
-        return [*ids[: len(ids) - known.drop], *known.add]
+        """Return the ids before the labels, whose own are kept to be read.
+
+        An answer that is generated may begin otherwise, so it has no more ids than `text`, but may have fewer: those
+        that a label would change are the model's to write.
+        """
+        key = count, tuple(ids[-TAIL:])
+        if key not in self._endings:
+            self._endings[key] = ending(self.tokenizer, text, ids, self.prompt.continuations(max(count, 2)))
+        known = self._endings[key]
+        kept = ids[: len(ids) - known.drop]
+        if self.reads != "logits":
+            return kept
+        one.labels = list(known.paths)[: len(self.prompt.choices(count).labels)]
+        return [*kept, *known.add]
 
     def _answer_tokens(self, count: int) -> int:
         if self.reads == "logits" or self.prompt.asks == "states":

@@ -16,12 +16,16 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     RobertaConfig,
@@ -183,6 +187,31 @@ def test_a_language_model_scores_by_yes_and_no(tied: bool, tmp_path: Path):
     close(score_pairs(reranker, PAIRS), expected)
     for_inference(reranker)
     close(score_pairs(reranker, PAIRS), expected)
+
+
+@pytest.mark.parametrize(
+    ("contract", "answer", "config", "model"),
+    [
+        ("mxbai-rerank-v2", ("1", "0"), Qwen2Config, Qwen2ForCausalLM),
+        ("bge-reranker-v2-gemma", ("Yes",), GemmaConfig, GemmaForCausalLM),
+    ],
+)
+def test_a_language_model_scores_by_the_answer_of_its_contract(
+    contract: str, answer: tuple[str, ...], config: Any, model: Any, tmp_path: Path
+):
+    torch.manual_seed(0)
+    tokenizer = train_bpe(["Yes No"] * 50 + TEXTS * 5, vocab_size=300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    heads = {"num_key_value_heads": 2, "head_dim": 16}
+    reference = save(tmp_path, model(config(vocab_size=302, **SHAPE, **heads)), tokenizer)
+    reranker = load_reranker(str(tmp_path), contract=contract)
+    tokens = tokenizer.convert_tokens_to_ids(list(answer))
+
+    def theirs(row: torch.Tensor) -> torch.Tensor:
+        logits = reference(input_ids=row).logits[0, -1]
+        return logits[tokens[0]] - (logits[tokens[1]] if len(tokens) > 1 else 0)
+
+    close(score_pairs(reranker, PAIRS), alone(reranker.inputs.pair_ids(PAIRS), theirs))
 
 
 @pytest.mark.parametrize("num_labels", [1, 2])

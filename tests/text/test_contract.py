@@ -1,7 +1,6 @@
 import json
 from dataclasses import asdict, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from shortlist.records import Document, Query
 from shortlist.text.contract import Form, InputContract, Reading, named_contract, presets
 from shortlist.text.inputs import Inputs, filled, turn
 from shortlist.text.proof import prove
-from shortlist.text.tokenizer import from_sentencepiece, train_bpe
+from shortlist.text.tokenizer import train_bpe
 
 BOS, EOS = 1, 2
 WHAT_IS_X = Query("q", "what is x")
@@ -103,11 +102,6 @@ def tail(name: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def llama(shared_data: Path) -> Any:
-    return from_sentencepiece(shared_data / "llama-tokenizer/tokenizer.model")
-
-
-@pytest.fixture(scope="module")
 def bert() -> Any:
     from transformers import AutoTokenizer
 
@@ -144,6 +138,8 @@ GOLDEN_HASHES = {
     "cross-encoder-roberta": ("b6acf6aff7f23619", "e84fa31fab1f77c5", "ed02a866fe00c239"),
     "monot5": ("ae7e1d3825cb2858", "83b5b3a6b28ce25b", "3a4ee4b8b7fb52db"),
     "rankt5": ("7b41e295520c3519", "544cbb9e4363a083", "e06daaea4a686240"),
+    "mxbai-rerank-v2": ("85bdf2760aec79f8", "085c89d04fb6bfed", "6f1663f0275e5646"),
+    "bge-reranker-v2-gemma": ("4e654bccbea47f8d", "79642ccebd1acf90", "d9c772ee67fa46ff"),
     "qwen3-reranker": ("b111184392500ba2", "896a84d55767edf9", "95c9e9d136d9254a"),
 }
 """Preset -> hash of its contract.json, `of_documents()`, `of_pairs()`: outputs are known by these."""
@@ -158,7 +154,8 @@ def test_every_preset_is_the_contract_that_it_always_was():
 
 
 def test_every_preset_has_golden_ids():
-    assert GOLDEN_RETRIEVERS.keys() | GOLDEN_RERANKERS.keys() == presets().keys() - {"qwen3-reranker"}  # see below
+    below = {"qwen3-reranker", "mxbai-rerank-v2", "bge-reranker-v2-gemma"}
+    assert GOLDEN_RETRIEVERS.keys() | GOLDEN_RERANKERS.keys() == presets().keys() - below
 
 
 @pytest.mark.parametrize("name", GOLDEN_RETRIEVERS)
@@ -192,6 +189,51 @@ def test_the_chat_of_qwen3_rerankers_is_put_together_as_its_card_does():
     assert [token for token in expected if token in (start, end)] == [start, end, start, end, start]
     made = Inputs(form.with_lengths(document=len(expected) - 2), tokenizer)
     assert made.pair_ids([(WHAT_IS_X, BARE)]) == [[*expected[: -len(behind) - 2], *behind]]
+
+
+# Ids from tiktoken itself, on Qwen's vocabulary and with its chat's tokens.
+MXBAI_SYSTEM = [2610, 525, 1207, 16948, 11, 3465, 553, 54364, 14817, 13, 1446, 525, 264, 10950, 17847, 13]
+MXBAI_TASK = [
+    *[2610, 525, 264, 2711, 40861, 6203, 879, 66249, 1246, 1632, 9293, 2432, 2711, 19556, 13, 1752, 1817, 3239, 82233],
+    *[6716, 11, 15516, 23643, 279, 41733, 5025, 1948, 1105, 11, 1221, 3410, 697, 7868, 40861, 19407, 320, 15, 369, 537],
+    *[9760, 11, 220, 16, 369, 9760, 4292, 693, 32094, 25],
+]
+
+
+@pytest.mark.slow
+def test_the_chat_of_mxbai_rerank_has_the_golden_ids(qwen: Any):
+    made = Inputs(named_contract("mxbai-rerank-v2").form, qwen)
+    prove(made)
+    start, end = qwen.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    before = [start, 8948, 198, *MXBAI_SYSTEM, end, 198, start, 872, 198, 1631, 25, 1128, 374, 856, 198]
+    behind = [198, *MXBAI_TASK, end, 198, start, 77091, 198]
+    full, bare = made.pair_ids([(WHAT_IS_X, FULL), (WHAT_IS_X, BARE)])
+    assert full == [*before, 6062, 25, 362, 1455, 272, 1045, 1467, *behind]
+    assert bare == [*before, 6062, 25, 1045, 1467, *behind]
+    cut = Inputs(named_contract("mxbai-rerank-v2").form.with_lengths(document=len(full) - 2), qwen)
+    assert cut.pair_ids([(WHAT_IS_X, FULL)]) == [[*before, 6062, 25, 362, 1455, 272, *behind]]
+    answer = named_contract("mxbai-rerank-v2").reading.answer
+    assert qwen.convert_tokens_to_ids(list(answer)) == [16, 15]
+    assert qwen.convert_tokens_to_ids(list(named_contract("qwen3-reranker").reading.answer)) == [9693, 2152]
+
+
+# Ids from SentencePiece itself, on LLaMA-2's tokenizer.model; Gemma's own vocabulary is not to be had here.
+GEMMA_TASK = [
+    *[11221, 263, 2346, 319, 322, 263, 13382, 350, 29892, 8161, 3692, 278, 13382, 3743, 385, 1234, 304, 278, 2346, 491],
+    *[13138, 263, 18988, 310, 2845, 525, 8241, 29915, 470, 525, 3782, 4286],
+]
+
+
+def test_the_pieces_of_bge_reranker_gemma_are_tokenised_apart(llama: Any):
+    made = Inputs(named_contract("bge-reranker-v2-gemma").form, llama)
+    prove(made)
+    before = [BOS, 319, 29901, 825, 338, 921, 29871, 13]
+    behind = [29871, 13, *GEMMA_TASK]
+    full, bare = made.pair_ids([(WHAT_IS_X, FULL), (WHAT_IS_X, BARE)])
+    assert full == [*before, 350, 29901, *TITLE, *TEXT, *behind]
+    assert bare == [*before, 350, 29901, *TEXT, *behind]
+    cut = Inputs(named_contract("bge-reranker-v2-gemma").form.with_lengths(document=len(full) - 1), llama)
+    assert cut.pair_ids([(WHAT_IS_X, FULL)]) == [[*before, 350, 29901, *TITLE, *TEXT[:-1], *behind]]
 
 
 @pytest.mark.parametrize("split", [False, True])

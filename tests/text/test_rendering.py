@@ -256,6 +256,8 @@ def test_messages_need_no_tokenizer():
     [message] = renderer.messages(QUERY, SOME[:2])
     assert message["role"] == "user"
     assert PASSAGES in message["content"]
+    [message] = renderer.messages(QUERY, [Document("1", "a\n" + "word " * 200), SOME[1]])
+    assert message["content"].count("word ") + message["content"].count('word"') == 95  # words for 128 tokens, with `a`
 
 
 # Labels: ids of section 3's vocabularies; `[A` is one token for Qwen and cl100k (which Llama 3 has too).

@@ -1,0 +1,12 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortlist.text.tokenizer import from_sentencepiece
+
+
+@pytest.fixture(scope="session")
+def llama(shared_data: Path) -> Any:
+    """The tokenizer of LLaMA 1 and 2, whose words begin with `▁`."""
+    return from_sentencepiece(shared_data / "llama-tokenizer/tokenizer.model")
