@@ -6,7 +6,7 @@ from typing import Any
 from shortlist.config import keyword_types
 from shortlist.errors import unknown
 from shortlist.rerankers.exclusion import exclusion
-from shortlist.rerankers.groupwise import graded, groupwise
+from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.listwise import listwise
 from shortlist.rerankers.pairwise import pairwise
 from shortlist.rerankers.pointwise import pointwise
@@ -22,7 +22,7 @@ RERANKERS: dict[str, Callable[..., Prepared]] = {
     "tournament": tournament,
     "exclusion": exclusion,
     "groupwise": groupwise,
-    "graded": graded,
+    "graded": graded_singly,
 }
 """Methods by name; the keyword arguments of a function are the method's settings."""
 

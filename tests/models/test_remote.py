@@ -18,7 +18,7 @@ from processes import PATIENCE, Started, free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shortlist.errors import UserError
-from shortlist.models.remote import LOG_PROBS, Remote, spread
+from shortlist.models.remote import LOG_PROBS, Remote, in_threads
 from shortlist.models.replies import bare, error_message, label_row, safe_line
 from shortlist.models.server import KEYS, LONGEST_WAIT_SECONDS, check_url
 
@@ -507,7 +507,7 @@ def test_waiting_ends_with_the_first_error() -> None:
     seen: list[tuple[int, int]] = []
 
     def read() -> None:
-        for result in spread(50, work, 4):
+        for result in in_threads(50, work, 4):
             seen.append(result)
 
     assert failure(read) == "first"
