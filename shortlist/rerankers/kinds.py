@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shortlist.config import keyword_types
-from shortlist.errors import unknown
+from shortlist.errors import in_python, unknown
+from shortlist.rerankers import Ranker
 from shortlist.rerankers.exclusion import exclusion
 from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.listwise import listwise
@@ -40,6 +41,20 @@ def prepare(method: str, settings: Mapping[str, Any]) -> Prepared:
         if name not in known:
             raise unknown(f"setting of the method {method!r}", name, known)
     return RERANKERS[method](**settings)
+
+
+def load_reranker(method: str, **settings: Any) -> Ranker:
+    """Load a reranker of any method, ready to score.
+
+    Args:
+        method: a name in RERANKERS, such as `listwise`.
+        settings: settings of the method, as in a pipeline: `model`, `prompt`, `window` and others.
+
+    Raises:
+        UserError: as for `prepare`, or the model cannot be loaded.
+    """
+    with in_python():
+        return prepare(method, settings).open()
 
 
 def takes(method: str, setting: str) -> bool:
