@@ -87,7 +87,7 @@ class Oracle:
         if prompt.asks == "worst":
             return f"</think><answer>{labels[order[-1]]}</answer>"
         if prompt.parse == "tagged":
-            return f"<think>so</think> <answer>{labels[order[0]]}</answer>"
+            return f"<think>so</think> <answer>{said[0]}</answer>"
         if prompt.asks in ("best", "pair"):
             return said[0]
         kept = said[: prompt.most_to_choose(len(said))] if prompt.asks == "top" else said
