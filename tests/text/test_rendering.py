@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
+from shortlist.text import rendering
 from shortlist.text.prompts import Limit, Prompt, Turn, named_prompt, prompts
 from shortlist.text.rendering import Rendered, Renderer
 
@@ -343,3 +344,29 @@ def test_a_tokenizer_that_joins_labels_with_what_follows_cannot_read_them(small:
     rendered = renderer.render(QUERY, [Document(str(i), "x") for i in range(11)])
     with pytest.raises(UserError, match=r"prompt 'plain' .*labels 'some label 1', 'some label 10', .* at most 9 doc"):
         renderer.label_ids(rendered, 11)
+
+
+def test_an_answer_gets_at_most_half_of_a_short_context(small: Any):
+    prompt = plain(most_tokens=8000)
+    assert render(prompt, small, QUERY, SOME, most_tokens=600).answer_tokens == 300
+    assert render(prompt, small, QUERY, SOME, most_tokens=20_000).answer_tokens == 8000
+    assert render(prompt, small, QUERY, SOME).answer_tokens == 8000
+
+
+def test_what_is_remembered_does_not_grow_with_the_queries(small: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rendering, "MOST_REMEMBERED", 2000)
+    renderer = Renderer(plain(limit=Limit(3, "words")), small)
+    sizes, texts = [], []
+    for number in range(40):
+        documents = [Document(f"{number}-{place}", f"document {number} {place} " + "word " * 9) for place in range(5)]
+        texts.append(renderer.render(Query("q", f"query {number}"), documents).text)
+        sizes.append(len(renderer._contents) + len(renderer._cuts) + len(renderer._endings))
+    assert max(sizes[5:]) <= max(sizes[:5]) + 12
+    assert (
+        texts[7]
+        == Renderer(renderer.prompt, small)
+        .render(
+            Query("q", "query 7"), [Document(f"7-{place}", f"document 7 {place} " + "word " * 9) for place in range(5)]
+        )
+        .text
+    )
