@@ -69,6 +69,11 @@ def by_language_model(
     prompt = named_prompt(model.get("prompt") or own)
     if prompt.asks not in asks:
         raise UserError(f"--prompt: {prompt.name!r} asks for {ASKED[prompt.asks]}; this method needs {ASKED[asks[0]]}.")
+    if prompt.encoder:
+        raise UserError(
+            f"--prompt: {prompt.name!r} is for an encoder with a decoder, which is not asked here; choose "
+            "another prompt, with a causal language model."
+        )
     if model.get("model") is None:
         raise UserError("--model is missing: a language model's folder or hub name, or the address of a server.")
     reads = model.get("answers") or prompt.reads
