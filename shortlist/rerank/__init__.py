@@ -131,8 +131,6 @@ def run(config: Config) -> None:
 
 def limits_of(config: Config) -> CallLimits:
     """Say what a language model may be asked, and where its answers are kept."""
-    if config.max_calls is not None and (config.engine == "ray" or (config.workers or 1) > 1):
-        raise UserError("--max-calls: calls are counted in one process; leave out --workers and --engine.")
     return CallLimits(
         log=answers_path(config.out).absolute(),  # the same file for a process that starts elsewhere
         until=math.inf if config.budget_seconds is None else time.monotonic() + config.budget_seconds,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from shortlist.errors import UserError
 from shortlist.models.generator import Generator
 from shortlist.models.remote import Remote
+from shortlist.records import Document, Query
 from shortlist.text.batching import batches_by_size
 from shortlist.text.rendering import QueryAndShown, Rendered, Renderer
 

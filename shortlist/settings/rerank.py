@@ -140,6 +140,8 @@ def check(config: Config) -> None:
     for flag, value in asking.items():
         if config.method == "pointwise" and value is not None:
             raise UserError(f"--{flag} is for methods that ask a language model, not for pointwise; leave it out.")
+    if config.max_calls is not None and (config.engine == "ray" or (config.workers or 1) > 1):
+        raise UserError("--max-calls: calls are counted in one process; leave out --workers and --engine.")
 
 
 def check_first(config: Config) -> None:

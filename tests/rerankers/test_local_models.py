@@ -50,6 +50,7 @@ def test_logits_of_labels_are_those_of_transformers(language_model: Path):
         assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_generated_answers_are_those_of_transformers(language_model: Path):
     model = local("listwise", language_model, window=4)
     plain, tokenizer = (
@@ -65,6 +66,7 @@ def test_generated_answers_are_those_of_transformers(language_model: Path):
         assert found == tokenizer.decode(said, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["listwise", "setwise"])
 def test_answers_are_the_same_in_parts_of_any_size(language_model: Path, method: str, monkeypatch: pytest.MonkeyPatch):
     model = local(method, language_model)
@@ -92,6 +94,7 @@ def test_a_prompt_is_rendered_once_for_its_key_and_its_answer(language_model: Pa
     assert answers(model, PAIRS[::2]) == [pytest.approx(answer, abs=1e-5) for answer in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["listwise", "setwise", "pairwise", "graded"])
 def test_lists_get_the_scores_that_each_gets_alone(language_model: Path, method: str):
     settings = {"window": 4, "stride": 2} if method == "listwise" else {}
@@ -122,6 +125,7 @@ def test_a_prompt_may_be_as_long_as_the_model_has_positions(tmp_path: Path, lang
     assert longest_input(longer) == 9000
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_answer_is_one_line(tiny: Tiny, tmp_path: Path):
     silent = write_language_model(tmp_path / "silent", chat=None)
     with pytest.raises(UserError, match=r"silent: the tokenizer has no chat template, which the prompt 'rank-zephyr'"):
