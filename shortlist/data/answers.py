@@ -55,6 +55,11 @@ class AnswerLog:
         with self._file:
             self._file.executemany("insert or replace into answers values (?, ?)", rows)
 
+    def forget(self) -> None:
+        """Delete all answers."""
+        with self._file:
+            self._file.execute("delete from answers")
+
     def __len__(self) -> int:
         return self._file.execute("select count(*) from answers").fetchone()[0]
 
