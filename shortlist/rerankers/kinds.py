@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shortlist.config import keyword_types
-from shortlist.errors import unknown
+from shortlist.errors import in_python, unknown
+from shortlist.rerankers import Ranker
 from shortlist.rerankers.exclusion import exclusion
-from shortlist.rerankers.groupwise import graded, groupwise
+from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.listwise import listwise
 from shortlist.rerankers.pairwise import pairwise
 from shortlist.rerankers.pointwise import pointwise
@@ -22,7 +23,7 @@ RERANKERS: dict[str, Callable[..., Prepared]] = {
     "tournament": tournament,
     "exclusion": exclusion,
     "groupwise": groupwise,
-    "graded": graded,
+    "graded": graded_singly,
 }
 """Methods by name; the keyword arguments of a function are the method's settings."""
 
@@ -40,6 +41,20 @@ def prepare(method: str, settings: Mapping[str, Any]) -> Prepared:
         if name not in known:
             raise unknown(f"setting of the method {method!r}", name, known)
     return RERANKERS[method](**settings)
+
+
+def load_reranker(method: str, **settings: Any) -> Ranker:
+    """Load a reranker of any method, ready to score.
+
+    Args:
+        method: a name in RERANKERS, such as `listwise`.
+        settings: settings of the method, as in a pipeline: `model`, `prompt`, `window` and others.
+
+    Raises:
+        UserError: as for `prepare`, or the model cannot be loaded.
+    """
+    with in_python():
+        return prepare(method, settings).open()
 
 
 def takes(method: str, setting: str) -> bool:

@@ -28,7 +28,7 @@ class LanguageModelSettings(TypedDict, total=False):
     answers: Answers | None
     """How answers are had (None: as the prompt says)."""
     max_length: int | None
-    """Most tokens of a prompt with its answer (None: the model's limit, or 4,096)."""
+    """Most tokens of a prompt with its answer (None: the model's limit, or 4,096 if it has none)."""
     precision: Precision
     """As for `models.run.for_inference`, and so are `packed` and `device`."""
     token_budget: int | None
@@ -37,7 +37,7 @@ class LanguageModelSettings(TypedDict, total=False):
     device: Any
 
 
-LONGEST = 4096
+LONGEST_PROMPT = 4096
 """Most tokens of a prompt and its answer where neither the user nor the model says."""
 
 
@@ -107,10 +107,13 @@ def check_plan(plan: Callable[[int], Plan]) -> None:
     Raises:
         UserError: one is out of range.
     """
+    flags = "--window, --stride, --top, --passes, --repeats"
     try:
-        next(plan(100))
+        asks = next(plan(100), None)
     except ValueError as error:
-        raise UserError(f"{error} (--window, --stride, --top, --passes, --repeats).") from None
+        raise UserError(f"{error} ({flags}).") from None
+    if not asks:
+        raise UserError(f"with these settings nothing is asked; expected at least 1 ({flags}).")
 
 
 def _local(model: LanguageModelSettings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Opening of rerankers that ask a language model."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from shortlist.models.remote import Remote
 from shortlist.models.run import pick_device, prepare_backbone
 from shortlist.rerankers.asked import AskingReranker
 from shortlist.rerankers.asking import Questions
-from shortlist.rerankers.language import LONGEST
-from shortlist.rerankers.limits import Limits
+from shortlist.rerankers.language import LONGEST_PROMPT
+from shortlist.rerankers.limits import CallLimits
 from shortlist.rerankers.models import LocalModel, RemoteModel
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import Renderer
@@ -30,13 +31,12 @@ def open_asking(
     url: str = "",
     model_name: str = "",
     max_length: int | None = None,
-    limits: Limits | None = None,
+    limits: CallLimits | None = None,
 ) -> AskingReranker:
     """Load a language model or reach its server, ready to rerank."""
     if folder is None:
-        remote = RemoteModel(
-            Remote(url, model_name), Renderer(prompt, None, reads=reads), most=most_tokens(prompt, max_length)
-        )
+        most = partial(most_tokens, prompt, max_length)
+        remote = RemoteModel(Remote(url, model_name), Renderer(prompt, None, reads=reads), most=most)
         remote.check()
         shared = {"model": [url, model_name], "reads": reads, "prompt": prompt.digest()}
         return AskingReranker(Questions(remote, prompt, shared, limits=limits), plan)
@@ -70,15 +70,15 @@ def open_generator(
 
 
 def longest_input(generator: Generator) -> int:
-    """Return the most tokens of a prompt and its answer: the model's positions, and no more than `LONGEST`."""
-    return min(getattr(generator.backbone.config, "max_position_embeddings", None) or LONGEST, LONGEST)
+    """Return the most tokens of a prompt with its answer: the model's positions."""
+    return getattr(generator.backbone.config, "max_position_embeddings", None) or LONGEST_PROMPT
 
 
-def most_tokens(prompt: Prompt, max_length: int | None) -> int:
-    """Return the most tokens of a server's answer, for a prompt whose own limit needs a tokenizer."""
+def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
+    """Return the most tokens of a server's answer, whose tokenizer is not known."""
     if isinstance(prompt.most_tokens, int):
         return prompt.most_tokens
-    return min(max_length or LONGEST, 8 * prompt.window + 32)
+    return min(max_length or LONGEST_PROMPT, 8 * num_docs + 32)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -133,7 +133,11 @@ class Prompt:
             most: the number of documents to choose, for prompts that have some chosen.
         """
         labels = tuple(map(str, self.grades)) if self.asks == "grade" else tuple(map(self.label, range(count)))
-        return Choices(labels, self.grades, most if self.asks == "top" else None)
+        return Choices(labels, self.grades, self.most_to_choose(count, most) if self.asks == "top" else None)
+
+    def most_to_choose(self, count: int, most: int | None = None) -> int:
+        """Return the number of documents to choose: as is said, or half of them."""
+        return max(1, count // 2) if most is None else most
 
     def parsed(self, answer: str, count: int, most: int | None = None) -> Parsed:
         """Read the answer about `count` documents; `most` is the number of documents to choose."""

@@ -27,7 +27,11 @@ TAIL = 8
 WORDS_A_TOKEN = 0.75
 """Words for a token, where a limit in tokens meets a model whose tokenizer is not known."""
 
-Question = tuple[Query, Sequence[Document]]
+MOST_REMEMBERED = 2**24
+"""Characters of documents that are remembered, to be cut once for all prompts that show them."""
+
+QueryAndShown = tuple[Query, Sequence[Document]]
+"""A query, and the documents to show with it."""
 
 
 @dataclass
@@ -70,6 +74,7 @@ class Renderer:
     Args:
         tokenizer: a fast tokenizer; None for a server whose tokenizer is not known, which is asked with `messages`.
         most_tokens: the model's context; prompts leave room for the answer in it, and documents are shortened for that.
+            An answer gets at most half of it, unless it is a list of all labels.
         reads: "text" if the answer is generated, "logits" if it is read from the labels' logits (None: as the prompt
             says).
 
@@ -87,6 +92,7 @@ class Renderer:
         self._contents: dict[Document, str] = {}
         self._cuts: dict[tuple[str, Limit | None], str] = {}
         self._answers: dict[int, int] = {}
+        self._remembered = 0
         self._special = None
         if tokenizer is not None:
             if not getattr(tokenizer, "is_fast", False):
@@ -108,7 +114,7 @@ class Renderer:
         return self.render_many([(query, documents)], most=most)[0]
 
     def render_many(
-        self, questions: Sequence[Question], *, most: int | None = None, spans: bool = True
+        self, questions: Sequence[QueryAndShown], *, most: int | None = None, spans: bool = True
     ) -> list[Rendered]:
         """Render many prompts, which are tokenised together.
 
@@ -121,6 +127,7 @@ class Renderer:
         """
         for _, documents in questions:
             self._check_count(len(documents))
+        self._forget()
         self._cut_first(questions)
         if self.prompt.apart:
             return [self._apart(query, documents) for query, documents in questions]
@@ -135,6 +142,7 @@ class Renderer:
     def messages(self, query: Query, documents: Sequence[Document], *, most: int | None = None) -> list[dict[str, str]]:
         """Return the turns of the conversation, for a server that knows its model's chat."""
         self._check_count(len(documents))
+        self._forget()
         turns = self._turns(query, documents, self.prompt.limit, most)
         return [{"role": role, "content": content.text} for role, content in turns]
 
@@ -158,12 +166,21 @@ class Renderer:
 
     # Texts
 
+    def _forget(self) -> None:
+        """Forget texts before there are too many; queries to come have others."""
+        if self._remembered > MOST_REMEMBERED:
+            self._contents.clear()
+            self._cuts.clear()
+            self._endings.clear()
+            self._remembered = 0
+
     def _content(self, document: Document) -> str:
         """Make a document's text: its fields, without special tokens, with the prompt's replacements."""
         if (text := self._contents.get(document)) is None:
             values = {"title": document.title.strip(), "text": document.text.strip(), "url": document.url.strip()}
             text = self._plain(filled(self.prompt.content, values), self.prompt.replace)
             self._contents[document] = text
+            self._remembered += len(document.text) + len(text)
         return text
 
     def _plain(self, text: str, replace: Sequence[tuple[str, str]]) -> str:
@@ -173,7 +190,7 @@ class Renderer:
             text = re.sub(pattern, by, text)
         return text.strip()
 
-    def _cut_first(self, questions: Sequence[Question]) -> None:
+    def _cut_first(self, questions: Sequence[QueryAndShown]) -> None:
         """Cut all texts to the prompt's limits that were not cut before."""
         prompt = self.prompt
         documents = {self._content(document) for _, documents in questions for document in documents}
@@ -194,6 +211,7 @@ class Renderer:
             words = re.compile(rf"(?:\s*\S+){{0,{max(1, int(limit.count * WORDS_A_TOKEN))}}}")
             cut = [words.match(text)[0] for text in texts]  # type: ignore[index]
         self._cuts |= {(text, limit): shorter for text, shorter in zip(texts, cut, strict=True)}
+        self._remembered += sum(map(len, texts)) + sum(map(len, cut))
 
     def _cut_tokens(self, texts: Sequence[str], count: int) -> list[str]:
         """Cut texts behind their first tokens, and never within a character."""
@@ -223,7 +241,7 @@ class Renderer:
             "query": self._cut(self._plain(query.text, prompt.replace_query), prompt.query_limit),
             "num": str(len(documents)),
             "labels": prompt.answers_between.join(prompt.answer.format(label=label) for label in labels),
-            "most": str(most if most is not None else max(1, len(documents) // 2)),
+            "most": str(prompt.most_to_choose(len(documents), most)),
             "instruction": prompt.instruction,
         }
         pieces = _joined([self._piece(values, *shown) for shown in zip(labels, texts, strict=True)], prompt.between)
@@ -277,7 +295,7 @@ class Renderer:
         """Tokenise texts without adding special tokens, which a chat's text has already."""
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False).encodings or []
 
-    def _encoded(self, whole: Sequence[Content], questions: Sequence[Question], spans: bool) -> list[Rendered]:
+    def _encoded(self, whole: Sequence[Content], questions: Sequence[QueryAndShown], spans: bool) -> list[Rendered]:
         """Tokenise conversations, and find the places of documents, queries, marks and labels."""
         begins = "" if self.prompt.encoder else self.prompt.begins
         rendered = []
@@ -338,7 +356,7 @@ class Renderer:
         if self.reads == "logits" or self.prompt.asks == "states":
             return 0
         if isinstance(self.prompt.most_tokens, int):
-            return self.prompt.most_tokens
+            return min(self.prompt.most_tokens, (self.most_tokens or 10**9) // 2)
         if count not in self._answers:
             self._answers[count] = len(self._ids([self.prompt.full_answer(count)])[0])
         return self._answers[count]
