@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from shortlist.data.files import optional_json
 from shortlist.math.permutation import Plan
+from shortlist.models.files import CONFIG
 from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.models.load import load_generator
@@ -45,8 +47,7 @@ def open_asking(
     tokenizer = folder.tokenizer
     longest = max_length or longest_input(generator)
     renderer = Renderer(prompt, tokenizer, most_tokens=longest, reads=reads)
-    stop = {tokenizer.eos_token_id, *as_list(getattr(generator.backbone.config, "eos_token_id", None))} - {None}
-    local = LocalModel(generator, renderer, stop=sorted(stop))
+    local = LocalModel(generator, renderer, stop=stop_ids(folder))
     shared = {"model": folder.identity, "reads": reads, "precision": options.get("precision", "fp32")}
     return AskingReranker(Questions(local, prompt, shared, limits=limits), plan)
 
@@ -81,6 +82,13 @@ def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
     return min(max_length or LONGEST_PROMPT, 8 * num_docs + 32)
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return a value in a list, unless it is one."""
-    return value if isinstance(value, list) else [value]
+def stop_ids(folder: ModelFolder) -> list[int]:
+    """Find the tokens that end an answer: the tokenizer's, and those that generation_config.json and config.json name.
+
+    A chat model ends its turn with another token than a text.
+    """
+    found = {folder.tokenizer.eos_token_id}
+    for name in ("generation_config.json", CONFIG):
+        ids = optional_json(folder.whole.backbone_path / name).get("eos_token_id")
+        found.update(ids if isinstance(ids, list) else [ids])
+    return sorted(found - {None})
