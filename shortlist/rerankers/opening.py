@@ -8,7 +8,6 @@ import torch
 
 from shortlist.data.files import optional_json
 from shortlist.math.permutation import Plan
-from shortlist.models.files import CONFIG
 from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.models.load import load_generator
@@ -88,7 +87,7 @@ def stop_ids(folder: ModelFolder) -> list[int]:
     A chat model ends its turn with another token than a text.
     """
     found = {folder.tokenizer.eos_token_id}
-    for name in ("generation_config.json", CONFIG):
+    for name in ("generation_config.json", "config.json"):
         ids = optional_json(folder.whole.backbone_path / name).get("eos_token_id")
         found.update(ids if isinstance(ids, list) else [ids])
     return sorted(found - {None})
