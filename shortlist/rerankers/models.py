@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from shortlist.errors import UserError
+from shortlist.models.encoder_decoder import EncoderDecoder
 from shortlist.models.generator import Generator
 from shortlist.models.remote import Remote
 from shortlist.text.batching import batches_by_size
@@ -42,17 +43,17 @@ class LocalModel:
     """A language model in this process.
 
     Args:
-        generator: the model.
+        generator: the model; an encoder-decoder for prompts that an encoder reads.
         renderer: makes token ids of the prompt.
         stop: ids that end an answer.
     """
 
-    def __init__(self, generator: Generator, renderer: Renderer, *, stop: Sequence[int]) -> None:
+    def __init__(self, generator: Generator | EncoderDecoder, renderer: Renderer, *, stop: Sequence[int]) -> None:
         self.generator, self.renderer, self.stop = generator, renderer, tuple(stop)
 
     def keys(self, asked: Sequence[QueryAndShown]) -> list[Any]:
         """Return the ids of each prompt, and of its labels."""
-        return [[one.ids, one.labels, one.answer_tokens] for one in self._rendered(asked)]
+        return [[one.ids, one.labels, one.answer_tokens, one.decoder_ids] for one in self._rendered(asked)]
 
     def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
         """Yield answers that are computed together."""
@@ -72,7 +73,11 @@ class LocalModel:
         ]
         tokens = sorted(set().union(*labels))
         columns = {token: column for column, token in enumerate(tokens)}
-        rows = self.generator.logits([one.ids for one in rendered], tokens=tokens).tolist()
+        if isinstance(self.generator, EncoderDecoder):
+            begun = [one.decoder_ids for one in rendered]
+            rows = self.generator.logits(inputs_of(rendered), begun, tokens=tokens).tolist()
+        else:
+            rows = self.generator.logits([one.ids for one in rendered], tokens=tokens).tolist()
         return {
             place: RawAnswer([row[columns[token]] for token in ids], len(one.ids), 0)
             for place, (row, ids, one) in enumerate(zip(rows, labels, rendered, strict=True))
@@ -80,12 +85,21 @@ class LocalModel:
 
     def _texts(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         most = max(one.answer_tokens for one in rendered)
-        answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
+        if isinstance(self.generator, EncoderDecoder):
+            begun = [one.decoder_ids for one in rendered]
+            answers = [[ids] for ids in self.generator.generate(inputs_of(rendered), begun, most=most, stop=self.stop)]
+        else:
+            answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
         decode = self.renderer.tokenizer.decode
         return {
             place: RawAnswer(one.begins + decode(ids, skip_special_tokens=True), len(one.ids), len(ids))
             for place, (one, [ids]) in enumerate(zip(rendered, answers, strict=True))
         }
+
+
+def inputs_of(rendered: Sequence[Rendered]) -> list[list[list[int]]]:
+    """Return the inputs of each prompt for an encoder: its documents apart, or all in one."""
+    return [[one.ids[span] for span in one.inputs] or [one.ids] for one in rendered]
 
 
 @final

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from shortlist.data.files import optional_json
+from shortlist.errors import UserError
 from shortlist.math.permutation import Plan
+from shortlist.models.encoder_decoder import EncoderDecoder, load_encoder_decoder
 from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.models.load import load_generator
@@ -42,7 +44,13 @@ def open_asking(
         shared = {"model": [url, model_name], "reads": reads, "prompt": prompt.digest()}
         return AskingReranker(Questions(remote, prompt, shared, limits=limits), plan)
     options = dict(running or {})
-    generator = open_generator(folder, **options)
+    encoder = is_encoder_decoder(folder)
+    if encoder != prompt.encoder:
+        found, wanted = ("an encoder-decoder", "a decoder") if encoder else ("a decoder", "an encoder-decoder")
+        raise UserError(
+            f"{folder.name}: is {found}, and the prompt {prompt.name!r} is for {wanted}; choose another --prompt."
+        )
+    generator = (load_encoder_decoder if encoder else open_generator)(folder, **options)
     tokenizer = folder.tokenizer
     longest = max_length or longest_input(generator)
     renderer = Renderer(prompt, tokenizer, most_tokens=longest, reads=reads)
@@ -69,9 +77,15 @@ def open_generator(
     return Generator(backbone, head.to(place), token_budget=token_budget)
 
 
-def longest_input(generator: Generator) -> int:
+def is_encoder_decoder(folder: ModelFolder) -> bool:
+    """Whether a model has an encoder and a decoder, as its config.json says."""
+    return bool(optional_json(folder.whole.backbone_path / "config.json").get("is_encoder_decoder"))
+
+
+def longest_input(generator: Generator | EncoderDecoder) -> int:
     """Return the most tokens of a prompt with its answer: the model's positions."""
-    return getattr(generator.backbone.config, "max_position_embeddings", None) or LONGEST_PROMPT
+    config = (generator.model if isinstance(generator, EncoderDecoder) else generator.backbone).config
+    return getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT
 
 
 def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
