@@ -42,6 +42,11 @@ def best_first(query: Query, documents: Sequence[Document]) -> list[str]:
     return [d.doc_id for d in sorted(documents, key=lambda document: -grade(query, document))]
 
 
+def perfect(_: int, answer: str) -> str:
+    """Spoil nothing."""
+    return answer
+
+
 class Oracle:
     """Answers questions about documents, and remembers what it was asked.
 
@@ -51,7 +56,7 @@ class Oracle:
         spoil: makes the answer of a perfect one.
     """
 
-    def __init__(self, prompt: Prompt, reads: str = "text", spoil: Spoil = lambda _, answer: answer) -> None:
+    def __init__(self, prompt: Prompt, reads: str = "text", spoil: Spoil = perfect) -> None:
         self.prompt, self.reads, self.spoil = prompt, reads, spoil
         self.asked: list[Any] = []
         self.rounds = 0
@@ -61,12 +66,17 @@ class Oracle:
 
     def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
         self.rounds += 1
+        told: dict[int, RawAnswer] = {}
         for place, (key, (query, documents)) in enumerate(zip(self.keys(asked), asked, strict=True)):
             self.asked.append(key)
             answer: Any = self.logits(query, documents) if self.reads == "logits" else self.text(query, documents)
             if isinstance(answer, str):
                 answer = self.spoil(len(self.asked) - 1, answer)
-            yield {place: RawAnswer(answer, 10 * len(documents), len(answer) if isinstance(answer, str) else 0)}
+            told[place] = RawAnswer(answer, 10 * len(documents), len(answer) if isinstance(answer, str) else 0)
+            if self.spoil is not perfect:  # which may end it all
+                yield told
+                told = {}
+        yield told
 
     def logits(self, query: Query, documents: Sequence[Document]) -> list[float]:
         if self.prompt.asks == "grade":
@@ -87,7 +97,7 @@ class Oracle:
         if prompt.asks == "worst":
             return f"</think><answer>{labels[order[-1]]}</answer>"
         if prompt.parse == "tagged":
-            return f"<think>so</think> <answer>{labels[order[0]]}</answer>"
+            return f"<think>so</think> <answer>{said[0]}</answer>"
         if prompt.asks in ("best", "pair"):
             return said[0]
         kept = said[: prompt.most_to_choose(len(said))] if prompt.asks == "top" else said
@@ -99,7 +109,7 @@ class Oracles:
 
     def __init__(self) -> None:
         self.opened: list[Oracle] = []
-        self.spoil: Spoil = lambda _, answer: answer
+        self.spoil: Spoil = perfect
 
     def __call__(
         self, *, prompt: Prompt, reads: str, plan: Callable[[int], Plan], limits: CallLimits | None = None, **model: Any

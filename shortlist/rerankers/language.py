@@ -75,7 +75,7 @@ def by_language_model(
     if reads == "logits" and prompt.asks in ("grades", "top"):
         raise UserError(f"--answers: what {prompt.name!r} asks for is not read from logits; choose text.")
     plan_of = plan(prompt)
-    check_plan(plan_of)
+    check_plan(plan_of, prompt)
     shared = {"prompt": prompt.digest(), "answers": reads, "max_length": model.get("max_length")}
     open_with = (_server if is_server(model["model"]) else _local)(model)
     found = {name: value for name, value in settings.items() if value is not None}
@@ -101,8 +101,8 @@ ASKED = {
 }
 
 
-def check_plan(plan: Callable[[int], Plan]) -> None:
-    """Refuse settings that a plan cannot have.
+def check_plan(plan: Callable[[int], Plan], prompt: Prompt) -> None:
+    """Refuse settings that a plan or its prompt cannot have.
 
     Raises:
         UserError: one is out of range.
@@ -114,6 +114,9 @@ def check_plan(plan: Callable[[int], Plan]) -> None:
         raise UserError(f"{error} ({flags}).") from None
     if not asks:
         raise UserError(f"with these settings nothing is asked; expected at least 1 ({flags}).")
+    shown, most = max(map(len, asks)), prompt.most_documents()
+    if most is not None and shown > most:
+        raise UserError(f"--window: shows {shown} documents at once; the prompt {prompt.name!r} has {most} labels.")
 
 
 def _local(model: LanguageModelSettings) -> dict[str, Any]:

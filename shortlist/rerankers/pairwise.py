@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Literal, Unpack
 
-from shortlist.errors import UserError, unknown
 from shortlist.math import permutation
 from shortlist.rerankers.language import LanguageModelSettings, by_language_model
 from shortlist.rerankers.prepared import Prepared
@@ -29,7 +28,5 @@ def pairwise(
         "sliding": partial(permutation.sliding_pairs, passes=passes),
         "all": permutation.all_pairs,
     }
-    if sort not in plans:
-        raise UserError(f"--sort: {unknown('pairwise sort', sort, plans)}")
     used = {"heap": {"top": top}, "bubble": {"top": top}, "sliding": {"passes": passes}, "all": {}}[sort]
     return by_language_model("prp", ("pair",), lambda prompt: plans[sort], settings={"sort": sort} | used, model=model)

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Literal, Unpack
 
-from shortlist.errors import UserError, unknown
 from shortlist.math import permutation
 from shortlist.rerankers.language import LanguageModelSettings, by_language_model
 from shortlist.rerankers.prepared import Prepared
@@ -28,12 +27,10 @@ def setwise(
         "bubble": permutation.set_bubblesort,
         "insertion": permutation.set_insertion,
     }
-    if (chosen := plans.get(sort)) is None:
-        raise UserError(f"--sort: {unknown('setwise sort', sort, plans)}")
     return by_language_model(
         "setwise",
         ("best",),
-        lambda prompt: partial(chosen, k=top, children=(prompt.window if window is None else window) - 1),
+        lambda prompt: partial(plans[sort], k=top, children=(prompt.window if window is None else window) - 1),
         settings={"sort": sort, "top": top, "window": window},
         model=model,
     )

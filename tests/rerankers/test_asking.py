@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import Oracle, Spoil, coarse, grade
+from oracle import Oracle, Spoil, coarse, grade, perfect
 from tiny import DOCUMENTS, QUERIES
 
 from shortlist.errors import UserError
@@ -21,7 +21,7 @@ ASKED: list[QueryAndShown] = [(query, DOCUMENTS[:3]) for query in QUERIES]
 
 
 def questions(
-    prompt: str = "rankgpt", *, reads: str = "text", spoil: Spoil = lambda _, answer: answer, **limits: Any
+    prompt: str = "rankgpt", *, reads: str = "text", spoil: Spoil = perfect, **limits: Any
 ) -> tuple[Questions, Oracle]:
     oracle = Oracle(named_prompt(prompt), reads, spoil)
     given = CallLimits(**limits) if limits else None
