@@ -29,11 +29,11 @@ from shortlist.models.heads import (
     HEAD,
     OutputHead,
     answer_head,
-    check_tied,
     find_head,
     find_tensor,
     one_label,
     output_head,
+    own_output,
 )
 from shortlist.models.language import LanguageModel
 from shortlist.models.latent import LatentPooling
@@ -228,16 +228,16 @@ def language_model_to_train(
         contract: as for `dense_to_train`, like the other arguments.
 
     Raises:
-        UserError: the backbone is not a causal decoder, or its logits are not computed from tied embeddings alone.
+        UserError: the backbone is not a causal decoder, or its logits are more than states times an embedding.
     """
     backbone = open_backbone(folder, **loading)
-    check_tied(backbone, folder.whole.path)
+    output = own_output(backbone, folder.whole.backbone_path, empty=loading.get("empty", False))
     contract = contract or folder.own_contract("pair") or named_contract("rankllama")
     inputs, reading = _to_train(folder, backbone, contract, adjust)
     if not is_causal(backbone) or reading.bidirectional:
         raise UserError(f"{folder.name}: its tokens see what comes after them, so there is nothing to predict.")
-    backbone.config.tie_word_embeddings = True  # saved with it, so that transformers builds the same model
-    return LanguageModel(backbone, inputs, reading)
+    backbone.config.tie_word_embeddings = output is None  # saved with it, so that transformers builds the same model
+    return LanguageModel(backbone, inputs, reading, output)
 
 
 def load_generator(folder: ModelFolder, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, OutputHead]:

@@ -16,6 +16,7 @@ from shortlist.rerankers.asking import Questions
 from shortlist.rerankers.language import LONGEST
 from shortlist.rerankers.limits import Limits
 from shortlist.rerankers.models import LocalModel, RemoteModel
+from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import Renderer
 
@@ -45,7 +46,8 @@ def open_asking(
     tokenizer = folder.tokenizer
     longest = max_length or longest_input(generator)
     renderer = Renderer(prompt, tokenizer, most_tokens=longest, reads=reads)
-    stop = {tokenizer.eos_token_id, *as_list(getattr(generator.backbone.config, "eos_token_id", None))} - {None}
+    ends = as_list(getattr(generator.backbone.config, "eos_token_id", None))
+    stop = {tokenizer.eos_token_id, end_of_answer(prompt, tokenizer), *ends} - {None}
     local = LocalModel(generator, renderer, stop=sorted(stop))
     shared = {"model": folder.identity, "reads": reads, "precision": options.get("precision", "fp32")}
     return AskingReranker(Questions(local, prompt, shared, limits=limits), plan)
