@@ -270,8 +270,8 @@ def _check_prompt(config: Config) -> None:
             raise UserError(f"{flag_of(name)}: says nothing about prompts; leave out one of the two.")
     if count is not None and count > (most := prompt.most_documents() or count):
         raise UserError(f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {most} documents.")
-    answer = prompt.begins + prompt.right_answer(range(prompt.shown_at_once()))
-    if prompt.parsed(answer, prompt.shown_at_once()).malformed:
+    shown = prompt.shown_at_once()
+    if prompt.parsed(prompt.begins + prompt.right_answer(range(shown)), shown, max(1, shown // 2)).malformed:
         raise UserError(
             f"--prompt {prompt.name}: its answers hold more than labels, such as thoughts, which groups do not have; "
             "take another, such as first or rank-zephyr."

@@ -150,14 +150,14 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
     return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
 
 
-def worth_of(batch: Batch, number: int) -> Sequence[float]:
+def worth_of(batch: Batch, number: int) -> list[float]:
     """Return a number for each document of a group that says how far above others it belongs.
 
     It is the teacher's score, or without a teacher the grade, or without grades whether it is relevant.
     """
     for known in (batch.scores, batch.grades):
         if known and known[number]:
-            return known[number]
+            return [float(worth) for worth in known[number]]
     return [float(document.doc_id in batch.positives[number]) for document in batch.documents[number]]
 
 
