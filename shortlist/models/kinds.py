@@ -79,6 +79,7 @@ KINDS: dict[str, ModelKind] = {
         is_in=lambda folder, contract: not contract.reading.answer and is_headless_classifier(folder),
         saves_itself=True,
     ),
+    "answering": ModelKind(role="reranker", reads="pair", saved={"output": OUTPUT_EMBEDDING}, as_causal=True),
     "language-model": ModelKind(
         role="language-model",
         reads="pair",

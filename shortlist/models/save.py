@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from shortlist.data.files import write_json
 from shortlist.models.adapters import ADAPTER, PREFIX, PROMPT, QUANTIZATION, saved_key
+from shortlist.models.answering import AnsweringModel
 from shortlist.models.backbone import is_decoder
 from shortlist.models.dense import DenseModel
 from shortlist.models.files import write_base
@@ -23,7 +24,7 @@ from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import Model
 
 if TYPE_CHECKING:
-    Trainable = DenseModel | PointwiseModel | LanguageModel
+    Trainable = DenseModel | PointwiseModel | LanguageModel | AnsweringModel
 else:
     Trainable = Model
 """A model that can be trained and saved; kinds defined outside the package have the same attributes."""

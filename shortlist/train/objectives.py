@@ -16,7 +16,7 @@ from shortlist.math.matryoshka import nested
 from shortlist.math.mixing import draw_mixtures, mixed_scores, with_negatives_of_each
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
-from shortlist.models.outputs import Rows
+from shortlist.models.outputs import Rows, pair_scores
 from shortlist.records import Document
 from shortlist.text.hashes import document_text_hash
 from shortlist.text.inputs import Inputs, query_is_first
@@ -192,7 +192,8 @@ def rank_groups(
         return lists((queries.repeat_interleave(torch.tensor(sizes, device=queries.device), 0) * documents).sum(1))
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
-        ranking = known.beside(lists(rows.values), start=lists(start_rows.values) if start_rows else None)
+        ranking = known.beside(lists(pair_scores(rows)), start=lists(pair_scores(start_rows)) if start_rows else None)
+        ranking = ranking._replace(yes=lists(rows.values[:, 0]) if rows.values.ndim > 1 else None)
         return _outcome(_guided(ranking, guide, similarities(guide_rows) if guide_rows else None), terms)
 
     return learn
