@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from named import reranker_to_train, retriever_to_train
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
+from shortlist.text.prompts import named_prompt
+from shortlist.text.tokenizer import train_bpe
 
 NAMES = ["apple", "boat", "cello", "desk", "engine", "fern", "goat", "harbour", "island", "jacket", "kettle", "lamp"]
 PARTS = ["colour", "weight", "price", "owner", "history"]
@@ -23,6 +25,11 @@ DOCUMENTS = [
 QUERIES = [Query(f"q{i}", f"which {PARTS[i % 5]} has the {name}") for i, name in enumerate(NAMES)]
 WORDS = ["<pad>", "<s>", "</s>", "query", "passage", "document", ":", "which", "the", "has", "a", "and", "of", "really"]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+CHAT = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""A chat whose turns all end with the end token, as Zephyr's do."""
 SHAPE |= {"initializer_range": 0.2}  # with the usual 0.02 a layer this small hardly tells texts apart
 
 
@@ -36,6 +43,8 @@ class Tiny(NamedTuple):
     """A backbone alone, with dropout."""
     retriever: Path
     reranker: Path
+    speaker: Path
+    """A language model with a chat, whose tokenizer writes anything."""
 
 
 def write_collection(folder: Path) -> Path:
@@ -64,6 +73,18 @@ def write_llama(folder: Path, seed: int = 0, **settings: int) -> Path:
     return folder
 
 
+def write_speaker(folder: Path, *, tied: bool = True, **settings: int) -> Path:
+    """A language model of one layer, whose tokenizer has a token for each letter and some for words."""
+    torch.manual_seed(0)
+    prompt = " ".join(text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns)
+    fast = train_bpe([document.text for document in DOCUMENTS] + [prompt, "yes no"] * 3, vocab_size=500)
+    fast.chat_template = CHAT
+    shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
+    LlamaForCausalLM(LlamaConfig(**SHAPE | shape | settings)).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
 def write_bert(folder: Path, **settings: int) -> Path:
     """A BERT of one layer, dropout 0.1."""
     torch.manual_seed(0)
@@ -78,7 +99,8 @@ def write_all(folder: Path) -> Tiny:
     save_model(retriever_to_train(str(llama), None), folder / "retriever")
     save_model(reranker_to_train(str(llama), None, seed=0), folder / "reranker")
     collection, bert = write_collection(folder / "collection"), write_bert(folder / "bert")
-    return Tiny(collection, llama, bert, folder / "retriever", folder / "reranker")
+    speaker = write_speaker(folder / "speaker")
+    return Tiny(collection, llama, bert, folder / "retriever", folder / "reranker", speaker)
 
 
 def shaken(model: Any) -> Any:

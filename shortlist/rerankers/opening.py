@@ -20,6 +20,7 @@ from shortlist.rerankers.asking import Questions
 from shortlist.rerankers.language import LONGEST_PROMPT
 from shortlist.rerankers.limits import CallLimits
 from shortlist.rerankers.models import LocalModel, RemoteModel
+from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import Renderer
 
@@ -54,7 +55,7 @@ def open_asking(
     tokenizer = folder.tokenizer
     longest = max_length or longest_input(generator)
     renderer = Renderer(prompt, tokenizer, most_tokens=longest, reads=reads)
-    local = LocalModel(generator, renderer, stop=stop_ids(folder))
+    local = LocalModel(generator, renderer, stop=stop_ids(folder, prompt))
     shared = {"model": folder.identity, "reads": reads, "precision": options.get("precision", "fp32")}
     return AskingReranker(Questions(local, prompt, shared, limits=limits), plan)
 
@@ -95,12 +96,12 @@ def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
     return min(max_length or LONGEST_PROMPT, 8 * num_docs + 32)
 
 
-def stop_ids(folder: ModelFolder) -> list[int]:
-    """Find the tokens that end an answer: the tokenizer's, and those that generation_config.json and config.json name.
+def stop_ids(folder: ModelFolder, prompt: Prompt) -> list[int]:
+    """Find the tokens that end an answer: the chat template's, the tokenizer's, and those that the model's files name.
 
     A chat model ends its turn with another token than a text.
     """
-    found = {folder.tokenizer.eos_token_id}
+    found = {folder.tokenizer.eos_token_id, end_of_answer(prompt, folder.tokenizer)}
     for name in ("generation_config.json", "config.json"):
         ids = optional_json(folder.whole.backbone_path / name).get("eos_token_id")
         found.update(ids if isinstance(ids, list) else [ids])

@@ -9,7 +9,7 @@ Fields of turns are {query}, {documents}, {num}, {labels}, {most} and {instructi
 under `each`, which are repeated for every document, have {document} and {label}.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from hashlib import sha256
@@ -153,6 +153,23 @@ class Prompt:
         if self.asks in ("order", "top"):
             return self.answer_whole.format(answers=self.answers_between.join(parts))
         return max(parts, key=len, default="")
+
+    def right_answer(self, order: Sequence[int]) -> str:
+        """Return the answer that is right if documents, by their places among those shown, belong in this order.
+
+        `begins` is not part of it.
+        """
+        parts = self.continuations(len(order))
+        named = [parts[place] for place in order]
+        if self.asks == "top":
+            named = named[: max(1, len(order) // 2)]
+        if self.asks in ("order", "top"):
+            return self.answer_whole.format(answers=self.answers_between.join(named))
+        return named[-1 if self.asks == "worst" else 0]
+
+    def shown_at_once(self) -> int:
+        """Return the number of documents to show at once, if nobody says another one."""
+        return min(self.window, self.most_documents() or self.window)
 
     def digest(self) -> str:
         """Hash all settings but the name; equal prompts have equal digests."""
