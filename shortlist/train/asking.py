@@ -18,7 +18,7 @@ from shortlist.models.language import Asked
 from shortlist.models.outputs import Rows, split
 from shortlist.models.save import Trainable
 from shortlist.records import Document, Query
-from shortlist.rerankers.language import LONGEST
+from shortlist.rerankers.language import LONGEST_PROMPT
 from shortlist.settings.parts import OpenPart
 from shortlist.settings.train import Config
 from shortlist.text.conversations import end_of_answer
@@ -147,7 +147,7 @@ class Asking:
 
 def longest_prompt(config: Any, max_length: int | None) -> int:
     """Return the most tokens of a prompt with its answer: as asked for, or the model's positions up to a limit."""
-    return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
+    return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT, LONGEST_PROMPT)
 
 
 def worth_of(batch: Batch, number: int) -> list[float]:
