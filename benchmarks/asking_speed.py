@@ -154,7 +154,7 @@ def windows(model: Path, lists: list[Candidates], prompt: str, count: int) -> li
     from shortlist.models.folder import open_folder
 
     renderer = Renderer(named_prompt(prompt), open_folder(str(model)).tokenizer, most_tokens=8192)
-    return [one.ids for one in renderer.render_many([(q, d[:20]) for q, d in lists[:count]], spans=False)]
+    return [one.ids for one in renderer.render_many([(q, d[:20]) for q, d in lists[:count]])]
 
 
 def generation(work: Work, prompts: list[list[int]], most: int, batch: int) -> dict[str, Side]:

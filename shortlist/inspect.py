@@ -190,7 +190,7 @@ def _print_prompt(config: Config) -> None:
 
 
 def show_prompt(renderer: Renderer, query: Query, documents: Sequence[Document]) -> dict[str, Any]:
-    """Describe a prompt: its text, its ids, the tokens of query and documents, and the labels' ids."""
+    """Describe a prompt: text, ids, tokens of query and documents, ids of labels."""
     prompt, rendered = renderer.prompt, renderer.render(query, documents)
     labels = prompt.choices(len(documents)).labels
     return {

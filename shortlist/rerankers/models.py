@@ -65,7 +65,7 @@ class LocalModel:
             yield {places[number]: reply for number, reply in replies.items()}
 
     def _rendered(self, asked: Sequence[QueryAndShown]) -> list[Rendered]:
-        return self.renderer.render_many(asked, spans=False)
+        return self.renderer.render_many(asked)
 
     def _logits(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         labels = [

@@ -49,7 +49,7 @@ class Turn(NamedTuple):
 class Limit(NamedTuple):
     """The most that is kept of a text before it is put into the prompt."""
 
-    count: int
+    most: int
     unit: str
 
 
@@ -233,7 +233,7 @@ def _turns(listed: list[dict[str, Any]], where: str) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     for item in listed:
         for role, text in item.items():
-            turns += [Turn(*part, True) for part in text.items()] if role == "each" else [Turn(role, text)]
+            turns += [Turn(*part, each=True) for part in text.items()] if role == "each" else [Turn(role, text)]
     for turn in turns:
         if turn.role not in ROLES_OF_TURNS:
             raise UserError(f"{where}: {unknown('role of a turn', turn.role, (*ROLES_OF_TURNS, 'each'))}")
