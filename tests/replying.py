@@ -1,6 +1,7 @@
 """A server on the loopback that answers as OpenAI's API does, or as it is told."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +61,11 @@ class Local(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that have gone."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def says(self, *replies: Said | dict[str, Any]) -> None:
         """Give these replies one after the other, the last one from then on."""

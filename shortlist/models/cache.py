@@ -17,6 +17,9 @@ class RoomyLayer(DynamicLayer):
     It keeps all tokens even where a layer attends to the last few only; the mask sees to that.
     """
 
+    keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self) -> None:
         super().__init__()
         self.buffers: tuple[Tensor, Tensor] | None = None
@@ -68,6 +71,8 @@ class RoomyCache(Cache):
     Args:
         config: the model's configuration.
     """
+
+    layers: list[RoomyLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: Any) -> None:
         super().__init__(layers=[RoomyLayer() for _ in DynamicCache(config=config).layers])

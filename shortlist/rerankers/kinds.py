@@ -46,7 +46,7 @@ def prepare(method: str, settings: Mapping[str, Any]) -> Prepared:
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """List the values that a setting of this type may have; none if they are not listed."""
+    """List the values that a setting may have; none where any is fine."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(choice for part in get_args(hint) for choice in _choices(part))

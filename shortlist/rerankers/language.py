@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 from shortlist.errors import UserError
 from shortlist.late import late
@@ -69,6 +69,11 @@ def by_language_model(
     prompt = named_prompt(model.get("prompt") or own)
     if prompt.asks not in asks:
         raise UserError(f"--prompt: {prompt.name!r} asks for {ASKED[prompt.asks]}; this method needs {ASKED[asks[0]]}.")
+    if prompt.encoder:
+        raise UserError(
+            f"--prompt: {prompt.name!r} is for an encoder with a decoder, which is not asked here; choose "
+            "another prompt, with a causal language model."
+        )
     if model.get("model") is None:
         raise UserError("--model is missing: a language model's folder or hub name, or the address of a server.")
     reads = model.get("answers") or prompt.reads
@@ -77,7 +82,7 @@ def by_language_model(
     plan_of = plan(prompt)
     check_plan(plan_of, prompt)
     shared = {"prompt": prompt.digest(), "answers": reads, "max_length": model.get("max_length")}
-    open_with = (_server if is_server(model["model"]) else _local)(model)
+    open_with = (_server if is_server(model.get("model")) else _local)(model)
     found = {name: value for name, value in settings.items() if value is not None}
     return Prepared(
         open=partial(late("rerankers.opening", "open_asking"), prompt=prompt, reads=reads, plan=plan_of, **open_with),
@@ -122,9 +127,9 @@ def check_plan(plan: Callable[[int], Plan], prompt: Prompt) -> None:
 def _local(model: LanguageModelSettings) -> dict[str, Any]:
     if model.get("model_name"):
         raise UserError("--model-name is a server's name of a model; without a server, leave it out.")
-    name = model["model"]
-    folder = open_folder(cast(str, name), wanted="language-model") if isinstance(name, str) else name
-    running = {key: model[key] for key in ("device", "precision", "packed", "token_budget") if key in model}
+    name = model.get("model")
+    folder = open_folder(name, wanted="language-model") if isinstance(name, str) else name
+    running = {key: value for key, value in model.items() if key in ("device", "precision", "packed", "token_budget")}
     return {"folder": folder, "max_length": model.get("max_length"), "running": running}
 
 
@@ -134,7 +139,7 @@ def _server(model: LanguageModelSettings) -> dict[str, Any]:
     for name in ("precision", "token_budget", "packed", "device"):
         if model.get(name):
             raise UserError(f"--{name.replace('_', '-')}: is the server's own business; leave it out.")
-    return {"url": model["model"], "model_name": model["model_name"], "max_length": model.get("max_length")}
+    return {"url": model.get("model"), "model_name": model.get("model_name"), "max_length": model.get("max_length")}
 
 
 def _identity(opened: Mapping[str, Any]) -> dict[str, str]:

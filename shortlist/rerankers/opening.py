@@ -71,7 +71,7 @@ def open_generator(
     """Load a language model ready to answer; settings as for `models.run.for_inference`."""
     place = torch.device(device) if device else pick_device()
     backbone, head = load_generator(folder)
-    backbone.eval().requires_grad_(False).to(place)
+    backbone.eval().requires_grad_(False).to(place)  # pyright: ignore[reportArgumentType]
     prepare_backbone(backbone, place, precision=precision, packed=packed)
     if precision == "bf16":
         head.to(torch.bfloat16)

@@ -91,7 +91,7 @@ def test_a_server_puts_windows_in_order(command: list[str], local: Local, tmp_pa
         >= {"calls": 18, "prompt_tokens": 18 * 7, "answer_tokens": 18 * 2}.items()
     )
     assert {body["max_tokens"] for body in local.bodies} == {8 * 6 + 32}
-    assert {body["model"] for body in local.bodies} == {"tiny"}
+    assert {(body["model"], body["temperature"]) for body in local.bodies} == {("tiny", 0.0)}
 
 
 def test_a_servers_log_probabilities_choose_the_best_of_a_set(command: list[str], local: Local, tmp_path: Path):

@@ -28,6 +28,7 @@ def refusal(method: str, **settings: Any) -> str:
         ("listwise", {"prompt": "prp"}, "--prompt: 'prp' asks for the better of two; this method needs all documents"),
         ("setwise", {"prompt": "first"}, "'first' asks for all documents in order; this method needs the best one"),
         ("listwise", {"prompt": "jina-reranker-v3"}, "asks for hidden states; this method needs all documents"),
+        ("listwise", {"prompt": "lit5"}, "--prompt: 'lit5' is for an encoder with a decoder, which is not asked here"),
         ("groupwise", {"answers": "logits"}, "--answers: what 'grouprank' asks for is not read from logits"),
         ("tournament", {"answers": "logits"}, "--answers: what 'tourrank' asks for is not read from logits"),
         ("listwise", {"window": 1}, "window must be at least 2, not 1 (--window, "),

@@ -127,3 +127,10 @@ def test_messages_need_no_tokenizer():
     assert PASSAGES in message["content"]
     [message] = renderer.messages(QUERY, [Document("1", "a\n" + "word " * 200), SOME[1]])
     assert message["content"].count("word ") + message["content"].count('word"') == 95  # words for 128 tokens, with `a`
+
+
+def test_an_answer_gets_at_most_half_of_a_short_context(small: Any):
+    prompt = plain(most_tokens=8000)
+    assert render(prompt, small, QUERY, SOME, most_tokens=600).answer_tokens == 300
+    assert render(prompt, small, QUERY, SOME, most_tokens=20_000).answer_tokens == 8000
+    assert render(prompt, small, QUERY, SOME).answer_tokens == 8000
