@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Answers(NamedTuple):
+class Likelihoods(NamedTuple):
     """How probable the right answers to a batch's questions are."""
 
     losses: Float[Tensor, " queries"]
@@ -15,7 +15,7 @@ class Answers(NamedTuple):
     """The number of tokens of each answer."""
 
 
-def lm(answers: Answers) -> Float[Tensor, ""]:
+def lm(answers: Likelihoods) -> Float[Tensor, ""]:
     """Compute the mean cross-entropy of the tokens of right answers, in nats.
 
     All tokens of a batch count alike, so that a query with a longer answer counts more.
