@@ -19,7 +19,7 @@ LOGIT_ROWS = 128
 
 
 class Wanted(NamedTuple):
-    """What is wanted of an input that ends with an answer."""
+    """The numbers wanted of an input that ends with an answer."""
 
     start: int
     """The place of the answer's first token that counts."""
@@ -140,7 +140,9 @@ def label_logits(
     labels: Int[Tensor, " labels"],
     counts: Sequence[int],
 ) -> Sequence[Float[Tensor, " _"]]:
-    """Compute the logits of each text's labels in float32, since losses compare them with one another.
+    """Compute the logits of each text's labels.
+
+    They are in float32, since losses compare them with one another.
 
     Args:
         labels: the ids of the labels of all texts, text by text.

@@ -32,7 +32,7 @@ from shortlist.train.steps import Example, Outcome
 
 
 class Written(NamedTuple):
-    """A prompt about a group's documents, with the right answer if it is to be learned."""
+    """A prompt about a group's documents, with its answer if that is learned."""
 
     token_ids: list[int]
     asked: Wanted
@@ -96,7 +96,7 @@ class Asking:
         return Asking(prompt, self.tokenizer, self.terms, num_docs=self.num_docs, longest=10**9)
 
     def largest(self, rows: int, tokens: int) -> list[Wanted]:
-        """Return what is asked of so many inputs of this length, if all show as many documents as they may."""
+        """Return what is asked of so many inputs of this length, with all labels."""
         [(ids, asked)] = self.write_groups([self.sample])
         start, position = (max(1, tokens - len(ids) + place) for place in (asked.start, asked.position))
         return [Wanted(start, tokens, position, asked.labels)] * rows
@@ -146,12 +146,15 @@ class Asking:
 
 
 def longest_prompt(config: Any, max_length: int | None) -> int:
-    """Return the most tokens of a prompt with its answer: as asked for, or the model's positions up to a limit."""
+    """Return the most tokens of a prompt with its answer.
+
+    They are as many as asked for, or as the model has positions, up to a limit.
+    """
     return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
 
 
 def worth_of(batch: Batch, number: int) -> list[float]:
-    """Return a number for each document of a group that says how far above others it belongs.
+    """Return a number for each document of a group: the higher, the nearer to the top it belongs.
 
     It is the teacher's score, or without a teacher the grade, or without grades whether it is relevant.
     """

@@ -200,7 +200,10 @@ def rank_groups(
 
 
 def known_groups(batch: Batch) -> "KnownRanking":
-    """Lay out what is known of each query's own documents; documents with the text of a positive do not count."""
+    """Lay out what is known of each query's own documents.
+
+    Documents with the text of a positive do not count.
+    """
     texts = [list(map(document_text_hash, group)) for group in batch.documents]
     positive_columns = [0 if known else None for known in _have_positive(batch)]
     rows = [
@@ -360,7 +363,7 @@ def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
 
 
 def accuracy(ranking: Ranking) -> float:
-    """Compute the share of queries whose highest score is that of the document with the highest grade.
+    """Compute the share of queries whose document of the highest grade scores highest.
 
     It is among the queries with a relevant document, and 0 if there is none.
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Likelihoods(NamedTuple):
-    """How probable the right answers to a batch's questions are."""
+    """The likelihoods of the right answers to a batch's questions."""
 
     losses: Float[Tensor, " queries"]
     """Minus the log-likelihood of each answer, in nats."""
