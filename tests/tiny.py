@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, L
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
+from shortlist.text.contract import Form, InputContract, Reading
 from shortlist.text.prompts import named_prompt
 from shortlist.text.tokenizer import train_bpe
 
@@ -25,6 +26,11 @@ DOCUMENTS = [
 QUERIES = [Query(f"q{i}", f"which {PARTS[i % 5]} has the {name}") for i, name in enumerate(NAMES)]
 WORDS = ["<pad>", "<s>", "</s>", "query", "passage", "document", ":", "which", "the", "has", "a", "and", "of", "really"]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+YES_NO = InputContract(
+    Form(pair=("<bos>", "is {text} what {query} asks for?"), pair_length=64),
+    Reading(answer=("yes", "no"), normalize=False),
+)
+"""The contract of a language model that answers with yes or no."""
 CHAT = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"

@@ -16,9 +16,9 @@ from shortlist.text.inputs import Inputs
 
 @final
 class AnsweringModel(nn.Module):
-    """A language model that answers about a pair with one of two tokens, or with one or not.
+    """A language model that answers about a pair with one of its tokens.
 
-    It trains the language model's own weights, and is saved as that language model; `load_pointwise` reads it again.
+    These are two, such as "yes" and "no", or one whose logit is the score. It trains the language model's own weights, and is saved as that language model; `load_pointwise` reads it again.
     So the answers' rows of the output embedding stay a part of it.
 
     Args:

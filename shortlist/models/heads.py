@@ -139,7 +139,9 @@ def answer_ids(tokenizer: Any, answer: Sequence[str], folder: Path) -> list[int]
 def own_output(
     backbone: PreTrainedModel, folder: Path, *, empty: bool = False
 ) -> Float[Tensor, "vocabulary dim"] | None:
-    """Load the output embedding of a language model to train; None if it is the input embedding.
+    """Load the output embedding of a language model to train.
+
+    The result is None if that is the input embedding.
 
     Args:
         backbone: the language model without its head.

@@ -18,8 +18,8 @@ LOGIT_ROWS = 128
 """The number of tokens whose logits are held in float32 at a time, few enough for a CPU's caches."""
 
 
-class Asked(NamedTuple):
-    """What a language model is asked about an input that ends with an answer."""
+class Wanted(NamedTuple):
+    """The numbers wanted of an input that ends with an answer."""
 
     start: int
     """The place of the answer's first token that counts."""
@@ -71,7 +71,7 @@ class LanguageModel(nn.Module):
         self,
         token_ids: Int[Tensor, "batch tokens"],
         lengths: Int[Tensor, " batch"],
-        asked: Sequence[Asked] | None = None,
+        asked: Sequence[Wanted] | None = None,
     ) -> Rows:
         """Compute the loss and the number of correct predictions for each right-padded text.
 
@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
         rows = places // max(1, token_ids.shape[1] - 1)
         return Rows(self._sums(states, targets, rows, len(token_ids)))
 
-    def _answers(self, token_ids: Int[Tensor, "batch tokens"], asked: Sequence[Asked]) -> Rows:
+    def _answers(self, token_ids: Int[Tensor, "batch tokens"], asked: Sequence[Wanted]) -> Rows:
         """Compute the numbers of each text that is asked something."""
         device = token_ids.device
         states = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state
@@ -140,7 +140,9 @@ def label_logits(
     labels: Int[Tensor, " labels"],
     counts: Sequence[int],
 ) -> Sequence[Float[Tensor, " _"]]:
-    """Compute the logits of each text's labels in float32, since losses compare them with one another.
+    """Compute the logits of each text's labels.
+
+    They are in float32, since losses compare them with one another.
 
     Args:
         labels: the ids of the labels of all texts, text by text.

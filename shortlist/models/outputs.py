@@ -53,5 +53,8 @@ def split(rows: Rows) -> list[Shaped[Tensor, "rows *shape"]]:
 
 
 def pair_scores(rows: Rows) -> Float[Tensor, " pairs"]:
-    """Return the scores in a reranker's rows: numbers, or the logits of "yes" less those of "no"."""
+    """Return the scores in a reranker's rows.
+
+    A row is a score, or has the logits of "yes" and "no", whose difference is the score.
+    """
     return rows.values if rows.values.ndim == 1 else rows.values[:, 0] - rows.values[:, 1]

@@ -25,7 +25,7 @@ RANKERS = (
     *("heldout_split", "heldout_collection"),
 )
 """Settings that say nothing about a language model."""
-ASKED = ("loss", "temperature", "negatives")
+WITH_PROMPT = ("loss", "temperature", "negatives")
 """Those of them that do where it is asked with a prompt."""
 TRAINABLE: dict[Asks, str] = {
     "order": "all documents in order",
@@ -237,7 +237,7 @@ def _check_kind(config: Config) -> None:
     """
     if named_kind(config.kind).role == "language-model":
         for name in RANKERS:
-            if getattr(config, name) != getattr(Config, name) and not (config.prompt and name in ASKED):
+            if getattr(config, name) != getattr(Config, name) and not (config.prompt and name in WITH_PROMPT):
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
     if named_kind(config.kind).role != "retriever":
         for name in RETRIEVERS:

@@ -107,7 +107,10 @@ def applied(prompt: Prompt, tokenizer: Any, messages: list[dict[str, str]]) -> s
 
 
 def end_of_answer(prompt: Prompt, tokenizer: Any) -> int | None:
-    """Return the id that ends an answer: the chat's end of an assistant's turn, or the end token."""
+    """Return the id that ends an answer.
+
+    It is the token that the chat has behind an assistant's turn, or the end token.
+    """
     if prompt.chat == "tokenizer" and tokenizer.chat_template:
         said = "\ue000"
         turns = [{"role": "user", "content": "\ue001"}, {"role": "assistant", "content": said}]

@@ -155,9 +155,10 @@ class Prompt:
         return max(parts, key=len, default="")
 
     def right_answer(self, order: Sequence[int]) -> str:
-        """Return the answer that is right if documents, by their places among those shown, belong in this order.
+        """Return the answer that is right if documents belong in this order; it leaves out `begins`.
 
-        `begins` is not part of it.
+        Args:
+            order: the places of the documents among those shown, from best to worst.
         """
         parts = self.continuations(len(order))
         named = [parts[place] for place in order]

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.data.groups import negative_counts
 from shortlist.errors import UserError
-from shortlist.math.losses.answers import Answers
-from shortlist.models.language import Asked
+from shortlist.math.losses.answers import Likelihoods
+from shortlist.models.language import Wanted
 from shortlist.models.outputs import Rows, split
 from shortlist.models.save import Trainable
 from shortlist.records import Document, Query
@@ -32,10 +32,10 @@ from shortlist.train.steps import Example, Outcome
 
 
 class Written(NamedTuple):
-    """A prompt about a group's documents, with the right answer if it is to be learned."""
+    """A prompt about a group's documents, with its answer if that is learned."""
 
     token_ids: list[int]
-    asked: Asked
+    asked: Wanted
     shown: list[int]
     """Which of the group's documents stands at each place."""
 
@@ -95,15 +95,15 @@ class Asking:
         prompt = replace(self.prompt, limit=None, query_limit=None)
         return Asking(prompt, self.tokenizer, self.terms, num_docs=self.num_docs, longest=10**9)
 
-    def largest(self, rows: int, tokens: int) -> list[Asked]:
-        """Return what is asked of so many inputs of this length, if all show as many documents as they may."""
+    def largest(self, rows: int, tokens: int) -> list[Wanted]:
+        """Return what is asked of so many inputs of this length, with all labels."""
         [(ids, asked)] = self.write_groups([self.sample])
         start, position = (max(1, tokens - len(ids) + place) for place in (asked.start, asked.position))
-        return [Asked(start, tokens, position, asked.labels)] * rows
+        return [Wanted(start, tokens, position, asked.labels)] * rows
 
     def write_groups(
         self, questions: Sequence[QueryAndShown], orders: Sequence[Sequence[int]] | None = None
-    ) -> list[tuple[list[int], Asked]]:
+    ) -> list[tuple[list[int], Wanted]]:
         """Make the token ids of prompts with their answers.
 
         Args:
@@ -117,7 +117,7 @@ class Asking:
         labels = [self._labels(one, len(order)) for one, order in zip(rendered, orders, strict=True)]
         if not self.writes:
             ends = [len(one.ids) for one in rendered]
-            asked = [Asked(end, end, end - 1, ids) for end, ids in zip(ends, labels, strict=True)]
+            asked = [Wanted(end, end, end - 1, ids) for end, ids in zip(ends, labels, strict=True)]
             return [(one.ids, each) for one, each in zip(rendered, asked, strict=True)]
         answers = [self.prompt.right_answer(order) for order in orders]
         return self._with_answers(rendered, labels, answers)
@@ -127,7 +127,7 @@ class Asking:
 
     def _with_answers(
         self, rendered: Sequence[Rendered], labels: Sequence[tuple[int, ...]], answers: Sequence[str]
-    ) -> list[tuple[list[int], Asked]]:
+    ) -> list[tuple[list[int], Wanted]]:
         """Put answers behind prompts, and tokenise both together, as the model will have written them."""
         texts = [one.text + answer for one, answer in zip(rendered, answers, strict=True)]
         encodings = self.tokenizer(texts, add_special_tokens=False, verbose=False).encodings
@@ -141,17 +141,20 @@ class Asking:
                     f"prompt {self.prompt.name!r} with the tokenizer of {self.tokenizer.name_or_path}: the first label "
                     "changes the tokens before it, so its logits have no place in the answer; use --loss lm alone."
                 )
-            written.append((whole, Asked(start, len(whole), len(one.ids) - 1, ids)))
+            written.append((whole, Wanted(start, len(whole), len(one.ids) - 1, ids)))
         return written
 
 
 def longest_prompt(config: Any, max_length: int | None) -> int:
-    """Return the most tokens of a prompt with its answer: as asked for, or the model's positions up to a limit."""
+    """Return the most tokens of a prompt with its answer.
+
+    They are as many as asked for, or as the model has positions, up to a limit.
+    """
     return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT, LONGEST_PROMPT)
 
 
 def worth_of(batch: Batch, number: int) -> list[float]:
-    """Return a number for each document of a group that says how far above others it belongs.
+    """Return a number for each document of a group: the higher, the nearer to the top it belongs.
 
     It is the teacher's score, or without a teacher the grade, or without grades whether it is relevant.
     """
@@ -219,7 +222,7 @@ def learn_answers(batch: Batch, written: Sequence[Written], terms: Sequence[Term
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
         said = torch.stack([row[:2] for row in split(rows)])
-        answers = Answers(said[:, 0], num_tokens.to(said.device))
+        answers = Likelihoods(said[:, 0], num_tokens.to(said.device))
         if not ranking_terms:
             likeliest = said[:, 1].sum().item() / max(1, int(num_tokens.sum()))
             return Outcome(total_loss(terms, None, answers), likeliest)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -9,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shortlist.errors import UserError, unknown
-from shortlist.math.losses import ANSWER_LOSSES, LOSSES, NEEDS, NEEDS_NO_POSITIVE
-from shortlist.math.losses.answers import Answers
+from shortlist.math.losses import ANSWER_LOSSES, LOSSES, NEEDS, NEEDS_NO_POSITIVE, Loss
+from shortlist.math.losses.answers import Likelihoods
 from shortlist.math.ranking import Ranking
 from shortlist.records import Group
 
@@ -33,7 +34,7 @@ ABOVE_0 = ("sinkhorn.epsilon", "margin_mse.scale")
 """Parameters that have to be above 0, as every temperature has."""
 
 
-KNOWN = {**LOSSES, **ANSWER_LOSSES}
+NAMED: Mapping[str, Loss] = ChainMap(ANSWER_LOSSES, LOSSES)  # a program may add to either
 """All losses by name."""
 
 
@@ -49,12 +50,12 @@ class Term(NamedTuple):
         """Whether it is a loss of answers instead of a ranking."""
         return self.name in ANSWER_LOSSES
 
-    def __call__(self, given: Ranking | Answers | None) -> Float[Tensor, ""]:
+    def __call__(self, given: Ranking | Likelihoods | None) -> Float[Tensor, ""]:
         """Compute the weighted loss of a batch."""
-        return self.weight * KNOWN[self.name](given, **self.parameters)
+        return self.weight * NAMED[self.name](given, **self.parameters)
 
 
-def total_loss(terms: Sequence[Term], ranking: Ranking | None, answers: Answers | None = None) -> Float[Tensor, ""]:
+def total_loss(terms: Sequence[Term], ranking: Ranking | None, answers: Likelihoods | None = None) -> Float[Tensor, ""]:
     """Add up the losses of all terms for a batch.
 
     Args:
@@ -81,8 +82,8 @@ def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Ter
     for word in words:
         left, equals, value = word.partition("=")
         name, dot, key = left.partition(".")
-        if name not in KNOWN:
-            raise UserError(f"--loss {word}: {unknown('loss', name, KNOWN)}")
+        if name not in NAMED:
+            raise UserError(f"--loss {word}: {unknown('loss', name, NAMED)}")
         given = parameters.setdefault(name, {})
         if (dot and key in given) or (not dot and name in weights):
             raise UserError(f"--loss {word}: {left} is said twice; keep one.")
@@ -91,7 +92,7 @@ def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Ter
         else:
             weights[name] = _weight(word, value) if equals else 1.0
     if not parameters:
-        raise UserError(f"--loss names no loss; known: {', '.join(sorted(KNOWN))}.")
+        raise UserError(f"--loss names no loss; known: {', '.join(sorted(NAMED))}.")
     return [_term(name, weights.get(name, 1.0), given, temperature) for name, given in parameters.items()]
 
 
@@ -173,7 +174,7 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def _signature(name: str) -> list[inspect.Parameter]:
-    found = inspect.signature(KNOWN[name]).parameters.values()
+    found = inspect.signature(NAMED[name]).parameters.values()
     return [parameter for parameter in found if parameter.kind is parameter.KEYWORD_ONLY]
 
 

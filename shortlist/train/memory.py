@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shortlist.models.language import Asked
+from shortlist.models.language import Wanted
 from shortlist.models.save import Trainable
 from shortlist.train.optimizers import ADAMW, OptimizerSettings
 
@@ -59,7 +59,7 @@ def step_memory(
     cached: bool = False,
     shards: int = 1,
     optimizer: OptimizerSettings = ADAMW,
-    asked: Callable[[int, int], Sequence[Asked]] | None = None,
+    asked: Callable[[int, int], Sequence[Wanted]] | None = None,
 ) -> Memory:
     """Estimate the memory of one process that runs these passes in a step.
 
@@ -122,7 +122,7 @@ class _Step(nn.Module):
         passes: Sequence[Pass],
         *,
         bf16: bool,
-        asked: Callable[[int, int], Sequence[Asked]] | None,
+        asked: Callable[[int, int], Sequence[Wanted]] | None,
     ) -> None:
         super().__init__()
         self.model, self.passes, self.bf16, self.asked = model, passes, bf16, asked

@@ -199,8 +199,11 @@ def rank_groups(
     return learn
 
 
-def known_groups(batch: Batch) -> "Known":
-    """Lay out what is known of each query's own documents; documents with the text of a positive do not count."""
+def known_groups(batch: Batch) -> "KnownRanking":
+    """Lay out what is known of each query's own documents.
+
+    Documents with the text of a positive do not count.
+    """
     texts = [list(map(document_text_hash, group)) for group in batch.documents]
     positive_columns = [0 if known else None for known in _have_positive(batch)]
     rows = [
@@ -288,7 +291,7 @@ def _answers(batch: Batch, texts: Sequence[Sequence[int]]) -> list[frozenset[int
     ]
 
 
-class Known(NamedTuple):
+class KnownRanking(NamedTuple):
     """A ranking without its scores, known before the model runs."""
 
     relevance: Float[Tensor, "queries docs"]
@@ -303,7 +306,9 @@ class Known(NamedTuple):
         return Ranking(scores, self.relevance.to(scores.device), teacher, self.keep.to(scores.device), start)
 
 
-def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[Tensor, "queries docs"]) -> Known:
+def _known(
+    batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[Tensor, "queries docs"]
+) -> KnownRanking:
     """Lay out each group's grades and teacher's scores in the columns of its documents.
 
     Args:
@@ -330,7 +335,7 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
     untaught = [(torch.nan,) * len(group) for group in batch.documents]
     scores = [given or none for given, none in zip(batch.scores or untaught, untaught, strict=True)]
     teacher = laid_out(scores, torch.nan) if any(batch.scores) else None
-    return Known(laid_out(grades, 0.0), teacher, keep)
+    return KnownRanking(laid_out(grades, 0.0), teacher, keep)
 
 
 def _guided(ranking: Ranking, guide: Guide | None, similarities: Float[Tensor, "queries docs"] | None) -> Ranking:
@@ -341,7 +346,7 @@ def _guided(ranking: Ranking, guide: Guide | None, similarities: Float[Tensor, "
     return ranking._replace(keep=guided(ranking.keep, similarities, ranking.relevance, **bar))
 
 
-def _negatives_of_each(columns: Sequence[Sequence[Sequence[int]]], known: Known) -> Bool[Tensor, "queries docs"]:
+def _negatives_of_each(columns: Sequence[Sequence[Sequence[int]]], known: KnownRanking) -> Bool[Tensor, "queries docs"]:
     """Find the columns of the negatives in each query's own group.
 
     Args:
@@ -358,7 +363,7 @@ def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
 
 
 def accuracy(ranking: Ranking) -> float:
-    """Compute the share of queries whose highest score is that of the document with the highest grade.
+    """Compute the share of queries whose document of the highest grade scores highest.
 
     It is among the queries with a relevant document, and 0 if there is none.
     """

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shortlist.models.language import Asked
+from shortlist.models.language import Wanted
 from shortlist.models.outputs import Rows, join, select
 from shortlist.models.run import Model
 from shortlist.text.batching import pad, token_batches
@@ -41,7 +41,7 @@ class Example(NamedTuple):
     """Whether a loss compares with the outputs that the model gave before training."""
     guide_ids: Sequence[list[int]] = ()
     """A guide's inputs: every query, then every document; empty without a guide."""
-    asked: Sequence[Asked] = ()
+    asked: Sequence[Wanted] = ()
     """What a language model is asked about each input; empty for models that read whole inputs."""
 
 
@@ -75,7 +75,7 @@ def compute_outputs(
     token_budget: int,
     bf16: bool,
     world: World = ALONE,
-    asked: Sequence[Asked] = (),
+    asked: Sequence[Wanted] = (),
 ) -> Rows:
     """Compute the model's rows for all inputs, in order, without gradients.
 
@@ -187,7 +187,7 @@ def _precision(model: Model, *, bf16: bool) -> torch.autocast:
     return torch.autocast(_device(model).type, torch.bfloat16, enabled=bf16)
 
 
-def _forward(model: Model, token_ids: Sequence[list[int]], micro: Micro, asked: Sequence[Asked]) -> Rows:
+def _forward(model: Model, token_ids: Sequence[list[int]], micro: Micro, asked: Sequence[Wanted]) -> Rows:
     device = _device(model)
     wanted = {"asked": [asked[text] for text in micro.texts]} if asked else {}
     ids, lengths = pad([token_ids[text] for text in micro.texts], model.inputs.pad_id)

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from shortlist import train
 from shortlist.data.groups import write_groups
 from shortlist.errors import UserError
-from shortlist.math.losses import ranknet
 from shortlist.models.folder import open_folder
 from shortlist.models.generator import Generator
 from shortlist.models.language import LanguageModel
@@ -34,7 +33,6 @@ from shortlist.text.rendering import Renderer
 from shortlist.train.asking import Asking, Written, asking_example, learn_answers, worth_of
 from shortlist.train.examples import Batch
 from shortlist.train.losses import parse_losses
-from shortlist.train.objectives import known_groups
 from shortlist.train.steps import backward
 
 FIRST = ("lm", "ranknet=10", "ranknet.order=teacher", "ranknet.weigh_by_ranks=true")
@@ -192,14 +190,6 @@ def test_a_models_numbers_are_those_of_transformers(tiny: Tiny, model: LanguageM
         torch.testing.assert_close(row[0], F.cross_entropy(said, wanted, reduction="sum"))
         assert row[1] == (said.argmax(1) == wanted).sum()
         torch.testing.assert_close(row[2:], logits[one.asked.position, list(one.asked.labels)])
-
-
-def test_weighted_ranknet_over_label_logits_is_firsts():
-    batch = Batch(QUERIES[:1], [DOCUMENTS[:4]], [frozenset({"d0"})], scores=[TEACHER])
-    known = known_groups(batch)
-    given = known.beside(torch.tensor([GOLDEN]))
-    assert ranknet(given, order="teacher", weigh_by_ranks=True).item() == pytest.approx(0.342026, abs=1e-6)
-    assert ranknet(given, order="teacher").item() == pytest.approx(1.310947, abs=1e-6)
 
 
 @pytest.mark.parametrize("copies", [1, 2])

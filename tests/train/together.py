@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from named import language_model_to_train, reranker_to_train, retriever_to_train
 from safetensors.torch import save_file
-from tiny import DOCUMENTS, QUERIES
+from tiny import DOCUMENTS, QUERIES, YES_NO
 from torch import nn
 from toys import PerToken, Toy, Words, maxsim_example
 
@@ -60,6 +60,7 @@ class Case(NamedTuple):
     nested: bool = False
     """Two dimensions, mixed negatives and a latent pooling."""
     prompt: str = ""
+    contract: str = ""
 
     @property
     def name(self) -> str:
@@ -89,6 +90,10 @@ CASES += [
     )
     for lora, sharded in ((False, False), (True, False), (False, True))
 ]
+CASES += [
+    Case("reranker", "speaker", sharded=sharded, losses="yes_no yes_no.weight=contrastive", contract="yes-no")
+    for sharded in (False, True)
+]
 CASES += [Case("per-token", cached=cached, token_budget=budget) for cached in (False, True) for budget in (40, 100_000)]
 CASES += [Case("per-token", cached=cached, sharded=True) for cached in (False, True)] + [Case("words", cached=True)]
 CASES += [Case(cached=cached, checkpointing=True, sharded=True) for cached in (False, True)]
@@ -110,7 +115,7 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     elif case.kind == "language-model":
         model = language_model_to_train(name)
     else:
-        model = reranker_to_train(name, None, seed=0)
+        model = reranker_to_train(name, YES_NO if case.contract else None, seed=0)
     terms = parse_losses(case.losses.split(), temperature=0.05)
     if case.prompt:
         asking = Asking(named_prompt(case.prompt), model.inputs.tokenizer, terms, num_docs=5, longest=1000)

@@ -37,7 +37,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 ANSWER_LOSSES: dict[str, Loss] = {"lm": lm}
-"""Losses of the answers that a language model writes to a prompt: functions of `Answers`, not of a Ranking."""
+"""Losses of the answers that a language model writes to a prompt: functions of `Likelihoods`, not of a Ranking."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "kl": ("teacher",),

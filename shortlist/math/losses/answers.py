@@ -6,8 +6,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Answers(NamedTuple):
-    """How probable the right answers to a batch's questions are."""
+class Likelihoods(NamedTuple):
+    """The likelihoods of the right answers to a batch's questions."""
 
     losses: Float[Tensor, " queries"]
     """Minus the log-likelihood of each answer, in nats."""
@@ -15,7 +15,7 @@ class Answers(NamedTuple):
     """The number of tokens of each answer."""
 
 
-def lm(answers: Answers) -> Float[Tensor, ""]:
+def lm(answers: Likelihoods) -> Float[Tensor, ""]:
     """Compute the mean cross-entropy of the tokens of right answers, in nats.
 
     All tokens of a batch count alike, so that a query with a longer answer counts more.
