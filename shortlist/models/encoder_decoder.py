@@ -60,7 +60,12 @@ class EncoderDecoder:
     def generate(
         self, prompts: Sequence[Sequence[PromptIds]], begun: Sequence[PromptIds], *, most: int, stop: Collection[int]
     ) -> list[list[int]]:
-        """Continue each answer greedily with at most so many ids; one that ends it is part of it."""
+        """Continue each answer greedily.
+
+        Args:
+            most: most ids of an answer.
+            stop: ids that end an answer, and are part of it.
+        """
         answers: list[list[int]] = [[] for _ in prompts]
         for numbers, states, mask, ids in self._encoded(prompts, begun):
             with torch.inference_mode():
@@ -81,7 +86,10 @@ class EncoderDecoder:
     def _encoded(
         self, prompts: Sequence[Sequence[PromptIds]], begun: Sequence[PromptIds]
     ) -> Iterator[tuple[list[int], BaseModelOutput, Bool[Tensor, "batch tokens"], Tensor]]:
-        """Yield prompts that are answered together: states of their inputs, which of them count, and answers begun."""
+        """Yield prompts that are answered together.
+
+        These are their numbers, the states of their inputs, which of these count, and the beginnings of answers.
+        """
         for length in sorted({len(ids) for ids in begun}):
             same = [number for number, ids in enumerate(begun) if len(ids) == length]
             for batch in token_batches([sum(map(len, prompts[number])) for number in same], self.token_budget):

@@ -296,7 +296,10 @@ class Generator:
         return cache.right_aligned(lengths.tolist(), lengths.tolist())
 
     def _splits(self) -> bool:
-        """Whether rows may attend to a common beginning without a copy of it: fused layers in float32 on a CPU."""
+        """Whether rows attend to a common beginning without a copy of it.
+
+        Fused layers do, in float32 on a CPU.
+        """
         fused = all(isinstance(layer, FusedLayer) for layer in transformer_layers(self.backbone))
         weight = next(self.backbone.parameters())
         return fused and weight.dtype == torch.float32 and not slides(self.backbone) and splitting_is_right()

@@ -75,7 +75,7 @@ class LocalModel:
         columns = {token: column for column, token in enumerate(tokens)}
         if isinstance(self.generator, EncoderDecoder):
             begun = [one.decoder_ids for one in rendered]
-            rows = self.generator.logits(inputs_of(rendered), begun, tokens=tokens).tolist()
+            rows = self.generator.logits(encoder_inputs(rendered), begun, tokens=tokens).tolist()
         else:
             rows = self.generator.logits([one.ids for one in rendered], tokens=tokens).tolist()
         return {
@@ -87,7 +87,9 @@ class LocalModel:
         most = max(one.answer_tokens for one in rendered)
         if isinstance(self.generator, EncoderDecoder):
             begun = [one.decoder_ids for one in rendered]
-            answers = [[ids] for ids in self.generator.generate(inputs_of(rendered), begun, most=most, stop=self.stop)]
+            answers = [
+                [ids] for ids in self.generator.generate(encoder_inputs(rendered), begun, most=most, stop=self.stop)
+            ]
         else:
             answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
         decode = self.renderer.tokenizer.decode
@@ -97,8 +99,8 @@ class LocalModel:
         }
 
 
-def inputs_of(rendered: Sequence[Rendered]) -> list[list[list[int]]]:
-    """Return the inputs of each prompt for an encoder: its documents apart, or all in one."""
+def encoder_inputs(rendered: Sequence[Rendered]) -> list[list[list[int]]]:
+    """Return the inputs of each prompt: its documents apart, or all in one."""
     return [[one.ids[span] for span in one.inputs] or [one.ids] for one in rendered]
 
 

@@ -80,7 +80,7 @@ def test_a_key_is_what_the_model_reads(language_model: Path):
     keys = model.keys(PAIRS)
     assert len({repr(key) for key in keys}) == len(PAIRS)
     assert keys == model.keys(PAIRS)
-    shorter = local("setwise", language_model, max_length=max(len(ids) for ids, _, _ in keys) - 3)
+    shorter = local("setwise", language_model, max_length=max(len(ids) for ids, *_ in keys) - 3)
     assert keys != shorter.keys(PAIRS)
 
 
@@ -97,9 +97,9 @@ def test_lists_get_the_scores_that_each_gets_alone(language_model: Path, method:
 
 def test_prompts_fit_into_the_models_length_or_the_run_ends_with_what_to_do(language_model: Path):
     asked: list[QueryAndShown] = [(query, documents) for query, documents in LISTS]
-    sizes = [len(ids) + most for ids, _, most in local("listwise", language_model, window=6).keys(asked)]
+    sizes = [len(ids) + most for ids, _, most, _ in local("listwise", language_model, window=6).keys(asked)]
     room = max(sizes) - 5
-    short = [len(ids) + most for ids, _, most in local("listwise", language_model, max_length=room).keys(asked)]
+    short = [len(ids) + most for ids, _, most, _ in local("listwise", language_model, max_length=room).keys(asked)]
     assert [size <= room for size in short] == [True] * 4
     assert [size for size in sizes if size <= room] == [size for size in short if size in sizes and size <= room]
     with pytest.raises(UserError) as caught:

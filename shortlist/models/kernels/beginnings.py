@@ -1,4 +1,4 @@
-"""Attention to beginnings that several rows share, without a copy of their keys and values for each row."""
+"""Attention to beginnings that several rows share, without a copy for each row."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 Heads = Float[Tensor, "rows heads tokens size"]
-LARGEST = 1e-4
+LARGEST_ERROR = 1e-4
 """The largest error of the split attention in the check below."""
 
 
@@ -52,7 +52,7 @@ class SharedBeginnings(Cache):
         return begun + share * (own - begun)
 
     def _to_beginning(self, query: Heads, place: int, number: int, scale: float) -> tuple[Heads, Tensor]:
-        """Attend to one beginning from the rows that share it, as if they were one long row."""
+        """Attend to one beginning from the rows that share it, together."""
         rows, heads, tokens, size = query.shape
         start = self.before[number][0].shape[2] - self.lengths[place]
         key, value = (states[place : place + 1, :, start:] for states in self.before[number])
@@ -77,9 +77,9 @@ def attention(
 
 @cache
 def splitting_is_right() -> bool:
-    """Whether PyTorch's private attention for CPUs exists, and split attention gives the same as the whole.
+    """Whether attention may be split, which is checked once per process.
 
-    This is checked once per process.
+    PyTorch's private attention for CPUs has to exist, and the parts to give the same as the whole.
     """
     source = torch.Generator().manual_seed(0)  # does not disturb the caller's random numbers
     query, key, value = (torch.randn(3, heads, 5, 16, generator=source) for heads in (4, 2, 2))
@@ -87,7 +87,7 @@ def splitting_is_right() -> bool:
     lengths, counts = [7, 4], {0: 2, 1: 1}
     try:
         found = SharedBeginnings([before], lengths, counts).attend(query, key, value, 0, mask=None, scale=0.25)
-        return float((found - _whole(query, key, value, before, lengths, counts)).abs().max()) < LARGEST
+        return float((found - _whole(query, key, value, before, lengths, counts)).abs().max()) < LARGEST_ERROR
     except (AttributeError, RuntimeError, TypeError):  # missing or changed in this PyTorch
         return False
 
