@@ -79,12 +79,12 @@ def write_llama(folder: Path, seed: int = 0, **settings: int) -> Path:
     return folder
 
 
-def write_speaker(folder: Path, *, tied: bool = True, **settings: int) -> Path:
+def write_speaker(folder: Path, *, tied: bool = True, chat: str | None = CHAT, **settings: int) -> Path:
     """A language model of one layer, whose tokenizer has a token for each letter and some for words."""
     torch.manual_seed(0)
     prompt = " ".join(text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns)
     fast = train_bpe([document.text for document in DOCUMENTS] + [prompt, "yes no"] * 3, vocab_size=500)
-    fast.chat_template = CHAT
+    fast.chat_template = chat
     shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
     LlamaForCausalLM(LlamaConfig(**SHAPE | shape | settings)).save_pretrained(folder)
     fast.save_pretrained(folder)
@@ -96,26 +96,6 @@ def write_bert(folder: Path, **settings: int) -> Path:
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=32, pad_token_id=0, **SHAPE, **settings)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    return folder
-
-
-CHAT = (
-    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
-
-
-def write_language_model(folder: Path, *, positions: int = 4096, chat: str | None = CHAT) -> Path:
-    """A LLaMA of two layers with a head and a chat, which answers at random and always the same."""
-    torch.manual_seed(3)
-    texts = [document.text for document in DOCUMENTS] + [query.text for query in QUERIES]
-    words = train_bpe(texts * 5, vocab_size=400)
-    words.chat_template = chat
-    words.save_pretrained(folder)
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}
-    limits = {"max_position_embeddings": positions, "vocab_size": len(words), "initializer_range": 0.2}
-    LlamaForCausalLM(LlamaConfig(**shape, **ends, **limits)).save_pretrained(folder)
     return folder
 
 

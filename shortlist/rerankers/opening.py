@@ -99,7 +99,8 @@ def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
 def stop_ids(folder: ModelFolder, prompt: Prompt) -> list[int]:
     """Find the tokens that end an answer.
 
-    They are the chat template's, the tokenizer's, and those that the model's files name. A chat model ends its turn with another token than a text.
+    They are those of the chat template, the tokenizer and the model's files. A chat model ends its turn with
+    another token than a text.
     """
     found = {folder.tokenizer.eos_token_id, end_of_answer(prompt, folder.tokenizer)}
     for name in ("generation_config.json", "config.json"):

@@ -154,7 +154,7 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
 
 
 def worth_of(batch: Batch, number: int) -> list[float]:
-    """Return a number for each document of a group: the higher, the nearer to the top it belongs.
+    """Return a number for each document of a group, higher for better ones.
 
     It is the teacher's score, or without a teacher the grade, or without grades whether it is relevant.
     """
