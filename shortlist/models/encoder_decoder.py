@@ -132,7 +132,8 @@ def load_encoder_decoder(
         raise UserError(f"--precision int8 is not for {folder.name}, an encoder-decoder; choose bf16 or fp32.")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = load_whole(AutoModelForSeq2SeqLM, str(folder.path), dtype=dtype)
-    model.eval().requires_grad_(False).to(torch.device(device) if device else pick_device())
+    model.eval().requires_grad_(False)
+    cast(Any, model).to(torch.device(device) if device else pick_device())
     if packed and next(model.parameters()).device.type == "cpu":
         pack_linears(model)
     return EncoderDecoder(model, token_budget=token_budget)

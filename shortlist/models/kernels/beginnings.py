@@ -83,7 +83,7 @@ def splitting_is_right() -> bool:
     """
     source = torch.Generator().manual_seed(0)  # does not disturb the caller's random numbers
     query, key, value = (torch.randn(3, heads, 5, 16, generator=source) for heads in (4, 2, 2))
-    before = tuple(torch.randn(2, 2, 7, 16, generator=source) for _ in range(2))
+    before = torch.randn(2, 2, 7, 16, generator=source), torch.randn(2, 2, 7, 16, generator=source)
     lengths, counts = [7, 4], {0: 2, 1: 1}
     try:
         found = SharedBeginnings([before], lengths, counts).attend(query, key, value, 0, mask=None, scale=0.25)
