@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result
     from shortlist.records import Document, Group, Hit, Query
+    from shortlist.rerankers.kinds import load_reranker
     from shortlist.rerankers.reranker import CrossEncoder, Reranker
     from shortlist.text.contract import InputContract
 
@@ -58,6 +59,7 @@ HOMES = {
     "models.retriever": "Retriever",
     "pipeline": "Answer Pipeline Result",
     "records": "Document Group Hit Query",
+    "rerankers.kinds": "load_reranker",
     "rerankers.reranker": "CrossEncoder Reranker",
     "text.contract": "InputContract",
 }

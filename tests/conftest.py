@@ -93,3 +93,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
     from tiny import write_all
 
     return write_all(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small causal language model with a head, 4,096 positions and a chat template."""
+    from tiny import write_language_model
+
+    return write_language_model(tmp_path_factory.mktemp("language-model"))

@@ -291,6 +291,21 @@ def test_the_reranker_that_the_documents_show_works(tiny, tmp_path, monkeypatch)
     assert {hit.doc_id for hit in read_run(tmp_path / "out")["q0"]} == {"d0", "d1"}
 
 
+def test_the_method_that_the_documents_open_in_python_works(language_model):
+    space: dict = {}
+    exec(block("reranking.md", "load_reranker").replace("Qwen/Qwen3-4B", str(language_model)), space)
+    assert sorted(space["scores"]) == [1, 2]
+
+
+def test_every_method_and_every_prompt_is_documented():
+    from shortlist.rerankers.kinds import RERANKERS
+    from shortlist.text.prompts import prompts
+
+    reranking, formats = ((ROOT / "docs" / name).read_text("utf-8") for name in ("reranking.md", "formats.md"))
+    assert {name for name in RERANKERS if f"`{name}`" not in reranking} == set()
+    assert {name for name in prompts() if f"`{name}`" not in formats} == set()
+
+
 def test_the_vectors_can_be_read_as_the_documents_show(tmp_path, monkeypatch):
     import numpy as np
 

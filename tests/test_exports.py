@@ -40,8 +40,8 @@ def test_every_module_says_what_it_is_about():
 
 PUBLIC = (
     "Answer BM25Index CrossEncoder Document FlatIndex Group Hit InputContract Pipeline Query Reranker Result Retriever "
-    "UserError VectorReader VectorWriter open_collection open_groups per_query read_qrels read_run rrf write_corpus "
-    "write_groups write_qrels write_queries write_run"
+    "UserError VectorReader VectorWriter load_reranker open_collection open_groups per_query read_qrels read_run rrf "
+    "write_corpus write_groups write_qrels write_queries write_run"
 )
 """What `import shortlist` gives."""
 

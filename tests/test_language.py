@@ -13,8 +13,8 @@ DANGLING = re.compile(
 )
 """First words that leave the reader waiting for the thing itself."""
 CHAIN = re.compile(r"\b(that of|those of|as of|of which|else)\b")
-SHARED = {"Config", "run", "check", "check_first", "has_run", "job_of", "PipelineRetriever"}
-"""What stages have, and what LangChain and LlamaIndex alike call theirs."""
+SHARED = {"Config", "run", "check", "check_first", "has_run", "job_of", "PipelineRetriever", "listwise", "exclusion"}
+"""What stages have, what LangChain and LlamaIndex alike call theirs, and methods that are called as their plans are."""
 
 
 def first_lines(tree: ast.Module) -> Iterator[tuple[int, str]]:

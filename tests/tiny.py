@@ -100,6 +100,26 @@ def write_bert(folder: Path, **settings: int) -> Path:
     return folder
 
 
+CHAT = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def write_language_model(folder: Path, *, positions: int = 4096, chat: str | None = CHAT) -> Path:
+    """A LLaMA of two layers with a head and a chat, which answers at random and always the same."""
+    torch.manual_seed(3)
+    texts = [document.text for document in DOCUMENTS] + [query.text for query in QUERIES]
+    words = train_bpe(texts * 5, vocab_size=400)
+    words.chat_template = chat
+    words.save_pretrained(folder)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}
+    limits = {"max_position_embeddings": positions, "vocab_size": len(words), "initializer_range": 0.2}
+    LlamaForCausalLM(LlamaConfig(**shape, **ends, **limits)).save_pretrained(folder)
+    return folder
+
+
 def write_all(folder: Path) -> Tiny:
     """Everything there is, under one folder."""
     llama = write_llama(folder / "llama")

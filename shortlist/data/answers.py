@@ -1,8 +1,12 @@
-"""A log of a language model's answers that survives a crash, so that nothing is asked twice."""
+"""A log of a language model's answers that survives a crash.
+
+Nothing that it knows is asked twice.
+"""
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
@@ -11,6 +15,8 @@ from shortlist.errors import UserError
 
 AT_ONCE = 500
 """Keys that are looked up in one query."""
+MOST_IN_MEMORY = 10_000
+"""Answers that are kept without a file, as where a model is asked for weeks."""
 
 
 @final
@@ -40,20 +46,45 @@ class AnswerLog:
             raise UserError(f"{path}: not a log of answers ({error}); move it away.") from None
 
     def find(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Return the answers that are known, by their keys."""
+        """Return the answers that are known, by their keys.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
         found: dict[str, Any] = {}
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             marks = ",".join("?" * len(some))
-            rows = self._file.execute(f"select key, answer from answers where key in ({marks})", some)
+            with self._usable():
+                rows = self._file.execute(f"select key, answer from answers where key in ({marks})", some).fetchall()
             found |= {key: json.loads(answer) for key, answer in rows}
         return found
 
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Keep answers, which JSON can hold."""
+        """Keep answers, which JSON can hold.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         rows = [(key, json.dumps(answer)) for key, answer in answers.items()]
-        with self._file:
+        with self._usable(), self._file:
+            if self.path is None and len(self) >= MOST_IN_MEMORY:
+                self._file.execute("delete from answers")
             self._file.executemany("insert or replace into answers values (?, ?)", rows)
+
+    def forget(self) -> None:
+        """Delete all answers."""
+        with self._file:
+            self._file.execute("delete from answers")
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"{self.path}: the log of answers cannot be used ({error}); make room or move it away, then go on."
+            ) from None
 
     def __len__(self) -> int:
         return self._file.execute("select count(*) from answers").fetchone()[0]

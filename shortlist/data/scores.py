@@ -34,7 +34,7 @@ class ScoreLog:
     Args:
         path: the file, made if it is not there.
         made_from: what the scores depend on, by name.
-        overwrite: begin again where a log holds scores that depend on other things.
+        overwrite: begin again where a log holds scores that depend on other things; one without scores does anyway.
 
     Raises:
         UserError: the log holds such scores and `overwrite` is off (the message names the differences), or the file is
@@ -53,7 +53,7 @@ class ScoreLog:
     def _goes_on(self, overwrite: bool) -> bool:
         """Whether the log's scores depend on the same things."""
         with open(self.path, "rb") as file:
-            found = file.readline()
+            found, is_empty = file.readline(), not file.readline()
         if found == self._header.encode():
             return True
         expected = json.loads(self._header)
@@ -64,7 +64,7 @@ class ScoreLog:
         if there == expected | {"format": 1}:
             self._checked = False
             return True
-        if overwrite:
+        if overwrite or is_empty:  # a run that failed before its first score binds nobody
             return False
         other = sorted(name for name in expected.keys() | there.keys() if there.get(name) != expected.get(name))
         raise UserError(

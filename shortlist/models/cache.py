@@ -12,10 +12,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values, which are not copied each time that a token is added.
+    """Keys and values of one layer, with room for tokens that are to come.
 
     It keeps all tokens even where a layer attends to the last few only; the mask sees to that.
     """
+
+    keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +31,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values, self.extra, self.buffers = keys, values, extra, None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of the next tokens, and return those of all tokens."""
+        """Add keys and values of the next tokens, and return the whole of both."""
         start = self.get_seq_length()
         if not start:
             self.fill(key_states, value_states, extra=self.extra)
@@ -51,13 +54,13 @@ def _with_room(states: Float[Tensor, "rows heads tokens size"], room: int) -> Fl
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether every layer of a model keeps keys and values of its tokens, and nothing else."""
+    """Whether every layer of a model keeps only keys and values of its tokens."""
     layers = DynamicCache(config=model.config).layers
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def slides(model: PreTrainedModel) -> bool:
-    """Whether some layers attend only to the last tokens, counted by their places in the cache."""
+    """Whether some layers attend only to the last tokens in the cache, by their places."""
     return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
 
 
@@ -68,6 +71,8 @@ class RoomyCache(Cache):
     Args:
         config: the model's configuration.
     """
+
+    layers: list[RoomyLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: Any) -> None:
         super().__init__(layers=[RoomyLayer() for _ in DynamicCache(config=config).layers])
@@ -113,7 +118,7 @@ class RoomyCache(Cache):
         return copy
 
 
-def joined(caches: Sequence[RoomyCache], *, extra: int) -> RoomyCache:
+def joined_caches(caches: Sequence[RoomyCache], *, extra: int) -> RoomyCache:
     """Put the rows of several right-aligned caches under one another."""
     copy, longest = RoomyCache(caches[0].config), max(cache.get_seq_length() for cache in caches)
     for layer, *parts in zip(copy.layers, *(cache.layers for cache in caches), strict=True):

@@ -1,4 +1,4 @@
-"""The next token of an answer: the best one, or one drawn at random, among those that may follow."""
+"""Choice of an answer's next token: the best that may follow, or one drawn."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import final
@@ -94,6 +94,6 @@ class Choice:
         return tokens, torch.stack(masks)
 
     def _noise(self, name: Name, place: int) -> Float[Tensor, " vocabulary"]:
-        """Draw Gumbel noise: the largest of logits and noise is a sample of the logits' softmax."""
+        """Draw Gumbel noise: the argmax of logits and noise is a sample of the softmax."""
         numbers = np.random.default_rng([self.seed, *name, place])
         return torch.from_numpy(numbers.gumbel(size=len(self.head.weight)).astype(np.float32))

@@ -1,6 +1,7 @@
 """A causal language model with its head, over token ids only."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, final
 
@@ -8,17 +9,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from shortlist.errors import UserError
 from shortlist.models.apart import on_cores_of_their_own, runs_apart
-from shortlist.models.backbone import is_causal, own_rotations
-from shortlist.models.cache import RoomyCache, is_plain, joined, slides
+from shortlist.models.backbone import is_causal, own_rotations, transformer_layers
+from shortlist.models.cache import RoomyCache, is_plain, joined_caches, slides
 from shortlist.models.choice import Allowed, Choice
 from shortlist.models.heads import OutputHead
+from shortlist.models.kernels.beginnings import SharedBeginnings, splitting_is_right
+from shortlist.models.kernels.fused import FusedLayer
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.outputs import Rows
-from shortlist.models.prefixes import Alike, TokenIds, shared_prefixes
+from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
 from shortlist.models.run import default_token_budget
 from shortlist.text.batching import pad, token_batches
 
@@ -26,7 +29,7 @@ CACHE_BYTES = 2**30
 """Most bytes of keys and values of prompts that are continued together."""
 
 
-class Read(NamedTuple):
+class ReadPrompts(NamedTuple):
     """Prompts that one forward pass has read to their ends."""
 
     numbers: list[int]
@@ -75,11 +78,11 @@ class Generator:
         yield from self.backbone.parameters()
         yield from self.head.parameters()
 
-    def logits(self, prompts: Sequence[TokenIds], *, tokens: Sequence[int]) -> Float[Tensor, "prompts tokens"]:
+    def logits(self, prompts: Sequence[PromptIds], *, tokens: Sequence[int]) -> Float[Tensor, "prompts tokens"]:
         """Compute the logits of some tokens as the next one after each prompt."""
         chosen = torch.tensor(tokens, device=self.device)
 
-        def last(read: Read) -> Float[Tensor, "some tokens"]:
+        def last(read: ReadPrompts) -> Float[Tensor, "some tokens"]:
             return self.head(torch.cat(read.states), chosen).cpu()
 
         logits = torch.empty(len(prompts), len(tokens))
@@ -87,11 +90,11 @@ class Generator:
             logits[numbers] = part
         return logits
 
-    def log_probs(self, prompts: Sequence[TokenIds], answers: Sequence[TokenIds]) -> Rows:
+    def log_probs(self, prompts: Sequence[PromptIds], answers: Sequence[PromptIds]) -> Rows:
         """Compute the log-probability of each token of each answer after its prompt."""
         pairs = list(zip(prompts, answers, strict=True))
 
-        def of_answers(read: Read) -> list[Float[Tensor, " answer"]]:
+        def of_answers(read: ReadPrompts) -> list[Float[Tensor, " answer"]]:
             parts = []
             for number, states in zip(read.numbers, read.states, strict=True):
                 said = torch.tensor(pairs[number][1], dtype=torch.long, device=self.device)
@@ -100,11 +103,11 @@ class Generator:
 
         return self._rows(of_answers, [[*prompt, *answer] for prompt, answer in pairs], [len(a) + 1 for _, a in pairs])
 
-    def hidden(self, prompts: Sequence[TokenIds], positions: Sequence[Sequence[int]]) -> Rows:
+    def hidden(self, prompts: Sequence[PromptIds], positions: Sequence[Sequence[int]]) -> Rows:
         """Compute the states at some positions of each prompt, after the last norm."""
         starts = [min([*places, len(prompt) - 1]) for prompt, places in zip(prompts, positions, strict=True)]
 
-        def there(read: Read) -> list[Float[Tensor, "positions dim"]]:
+        def there(read: ReadPrompts) -> list[Float[Tensor, "positions dim"]]:
             places = [torch.tensor(positions[n], dtype=torch.long) - starts[n] for n in read.numbers]
             return [states.float().cpu()[place] for states, place in zip(read.states, places, strict=True)]
 
@@ -112,7 +115,7 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[TokenIds],
+        prompts: Sequence[PromptIds],
         *,
         most: int,
         stop: Collection[int] = (),
@@ -154,7 +157,7 @@ class Generator:
         return answers
 
     def _continued_together(self, lengths: Sequence[int], most: int, samples: int) -> list[list[int]]:
-        """Part prompts so that the keys and values of a part fit into memory, the longest first."""
+        """Part prompts, the longest first, so that a part's keys and values fit into memory."""
         config = self.backbone.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -167,13 +170,13 @@ class Generator:
 
     def _continue(
         self,
-        prompts: Sequence[TokenIds],
+        prompts: Sequence[PromptIds],
         names: list[tuple[int, int]],
         said: list[list[int]],
         choice: Choice,
         until: float,
     ) -> Iterator[tuple[int, int, list[int]]]:
-        """Generate the ids of some answers a step at a time, and yield each when it ends."""
+        """Generate some answers a step at a time, and yield each when it ends."""
         states, cache, mask = self._read_all(prompts, choice.most)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         alone = slides(self.backbone)  # such layers count places, so there may be no gaps between tokens
@@ -208,7 +211,7 @@ class Generator:
         yield from ((*names[row], said[row]) for row in live)
 
     def _read_all(
-        self, prompts: Sequence[TokenIds], extra: int
+        self, prompts: Sequence[PromptIds], extra: int
     ) -> tuple[Float[Tensor, "prompts dim"], RoomyCache, Tensor]:
         """Read prompts into one cache, right-aligned, and return the last states and which places count."""
         states: dict[int, Tensor] = {}
@@ -219,13 +222,15 @@ class Generator:
                 assert read.cache is not None
                 caches.append(read.cache.right_aligned([len(prompts[n]) for n in read.numbers], read.ends))
                 order += read.numbers
-        cache = joined(caches, extra=extra)
+        cache = joined_caches(caches, extra=extra)
         cache.keep(np.argsort(order).tolist())
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         mask = torch.arange(int(lengths.max())) >= (lengths.max() - lengths)[:, None]
         return torch.cat([states[number] for number in range(len(prompts))]), cache, mask
 
-    def _rows(self, use: Callable[[Read], list[Tensor]], prompts: Sequence[TokenIds], kept: Sequence[int]) -> Rows:
+    def _rows(
+        self, use: Callable[[ReadPrompts], list[Tensor]], prompts: Sequence[PromptIds], kept: Sequence[int]
+    ) -> Rows:
         """Compute rows of each prompt, in order."""
         found: dict[int, Tensor] = {}
         for numbers, parts in self._each(use, prompts, kept):
@@ -234,7 +239,7 @@ class Generator:
         return Rows(torch.cat(rows) if rows else torch.empty(0), torch.tensor([len(r) for r in rows], dtype=torch.long))
 
     def _each(
-        self, use: Callable[[Read], Any], prompts: Sequence[TokenIds], kept: Sequence[int]
+        self, use: Callable[[ReadPrompts], Any], prompts: Sequence[PromptIds], kept: Sequence[int]
     ) -> Iterator[tuple[list[int], Any]]:
         """Yield numbers of prompts, and what `use` makes of the states of their last ids."""
 
@@ -245,8 +250,8 @@ class Generator:
         for parts in on_cores_of_their_own(work, together) if runs_apart(self) else map(work, together):
             yield from parts
 
-    def _work(self, prompts: Sequence[TokenIds], kept: Sequence[int]) -> list[list[Alike]]:
-        """Part prompts into groups; those of a part are computed one after another."""
+    def _work(self, prompts: Sequence[PromptIds], kept: Sequence[int]) -> list[list[Alike]]:
+        """Part prompts into groups; the groups of a part are computed one after another."""
         if any(len(prompt) < keep for prompt, keep in zip(prompts, kept, strict=True)):
             raise ValueError("a prompt has no ids")
         groups = shared_prefixes(prompts, kept) if self.share else [Alike(0, list(range(len(prompts))))]
@@ -259,18 +264,21 @@ class Generator:
         return work + [[shared[place] for place in batch] for batch in batches]
 
     def _compute(
-        self, prompts: Sequence[TokenIds], kept: Sequence[int], groups: list[Alike], *, caching: bool = False
-    ) -> Iterator[Read]:
+        self, prompts: Sequence[PromptIds], kept: Sequence[int], groups: list[Alike], *, caching: bool = False
+    ) -> Iterator[ReadPrompts]:
         """Yield prompts read to their ends, in parts within the token budget."""
         if not groups[0].length:
             [(_, numbers)] = groups
             ids, lengths = pad([prompts[number] for number in numbers], 0)
             cache = RoomyCache(self.backbone.config) if caching else None
             states = self._states(ids, lengths, [kept[number] for number in numbers], cache=cache)
-            yield Read(numbers, states, cache, lengths.tolist())
+            yield ReadPrompts(numbers, states, cache, lengths.tolist())
             return
         before = self._prefixes([prompts[members[0]][:length] for length, members in groups])
         rows = [(row, number) for row, (_, members) in enumerate(groups) for number in members]
+        if not caching and self._splits():
+            yield from self._split(prompts, kept, groups, before)
+            return
         for batch in token_batches([len(prompts[number]) for _, number in rows], self.token_budget):
             some = [rows[place] for place in batch]
             begun = [groups[row].length for row, _ in some]
@@ -278,17 +286,39 @@ class Generator:
             rests = [prompts[number][length:] for number, length in zip(numbers, begun, strict=True)]
             cache = before.rows([row for row, _ in some], last=max(begun), extra=max(map(len, rests)))
             states = self._after(cache, begun, rests, [kept[number] for number in numbers])
-            yield Read(numbers, states, cache, [max(begun) + len(rest) for rest in rests])
+            yield ReadPrompts(numbers, states, cache, [max(begun) + len(rest) for rest in rests])
 
-    def _prefixes(self, prefixes: Sequence[TokenIds]) -> RoomyCache:
+    def _prefixes(self, prefixes: Sequence[PromptIds]) -> RoomyCache:
         """Compute the keys and values of common beginnings, right-aligned."""
         ids, lengths = pad(prefixes, 0)
         cache = RoomyCache(self.backbone.config)
         self._states(ids, lengths, [1] * len(prefixes), cache=cache)
         return cache.right_aligned(lengths.tolist(), lengths.tolist())
 
+    def _splits(self) -> bool:
+        """Whether rows may attend to a common beginning without a copy of it: fused layers in float32 on a CPU."""
+        fused = all(isinstance(layer, FusedLayer) for layer in transformer_layers(self.backbone))
+        weight = next(self.backbone.parameters())
+        return fused and weight.dtype == torch.float32 and not slides(self.backbone) and splitting_is_right()
+
+    def _split(
+        self, prompts: Sequence[PromptIds], kept: Sequence[int], groups: list[Alike], before: RoomyCache
+    ) -> Iterator[ReadPrompts]:
+        """Yield prompts read behind their common beginnings, which are not copied."""
+        keys_and_values = [(layer.keys, layer.values) for layer in before.layers]
+        starts = [length for length, _ in groups]
+        rows = [(row, number) for row, (_, members) in enumerate(groups) for number in members]
+        for batch in token_batches([len(prompts[number]) - starts[row] for row, number in rows], self.token_budget):
+            some = sorted(rows[place] for place in batch)
+            numbers, begun = [number for _, number in some], [starts[row] for row, _ in some]
+            shared = SharedBeginnings(keys_and_values, starts, Counter(row for row, _ in some))
+            ids, lengths = pad([prompts[n][length:] for n, length in zip(numbers, begun, strict=True)], 0)
+            positions = torch.tensor(begun)[:, None] + torch.arange(ids.shape[1])
+            states = self._states(ids, lengths, [kept[n] for n in numbers], cache=shared, positions=positions)
+            yield ReadPrompts(numbers, states, None, lengths.tolist())
+
     def _after(
-        self, cache: RoomyCache, begun: Sequence[int], rests: Sequence[TokenIds], kept: list[int]
+        self, cache: RoomyCache, begun: Sequence[int], rests: Sequence[PromptIds], kept: list[int]
     ) -> list[Float[Tensor, "kept dim"]]:
         """Read the rests of prompts whose beginnings are in a cache, right-aligned."""
         ids, lengths = pad(rests, 0)
@@ -304,14 +334,16 @@ class Generator:
         lengths: Int[Tensor, " rows"],
         kept: list[int],
         *,
-        cache: RoomyCache | None = None,
+        cache: Cache | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> list[Float[Tensor, "kept dim"]]:
         """Run the backbone on right-padded ids, and return the states of each row's last ids."""
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
-        if mask is not None and positions is not None:
-            options |= {"attention_mask": mask.to(self.device), "position_ids": positions.to(self.device)}
+        if mask is not None:
+            options["attention_mask"] = mask.to(self.device)
+        if positions is not None:
+            options["position_ids"] = positions.to(self.device)
         ids, lengths = ids.to(self.device), lengths.to(self.device)
         with torch.inference_mode(), own_rotations(self.backbone):
             if max(kept) > 1:

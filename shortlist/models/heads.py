@@ -43,7 +43,7 @@ class OutputHead(nn.Module):
     def forward(
         self, states: Float[Tensor, "*rows dim"], tokens: Int[Tensor, " some"] | None = None
     ) -> Float[Tensor, "*rows _"]:
-        """Compute the logits of some tokens, or of all, in float32; only the rows of these tokens are read."""
+        """Compute the logits of some tokens in float32, reading only their rows (None: all)."""
         weight, bias = self.weight, self.bias
         if tokens is not None:
             weight, bias = weight[tokens], None if bias is None else bias[tokens]

@@ -256,7 +256,7 @@ def language_model_to_train(
 
 
 def load_generator(folder: ModelFolder, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, OutputHead]:
-    """Load a causal language model from a folder: the model below its head, with adapters merged, and the head.
+    """Load a causal language model from a folder: its backbone, adapters merged, and its head.
 
     Raises:
         UserError: there is no model, or it has no language-model head.

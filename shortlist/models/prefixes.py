@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-TokenIds = Sequence[int] | Int[np.ndarray, " _"]
+PromptIds = Sequence[int] | Int[np.ndarray, " _"]
 
 LEAST_SAVED = 0.2
 """Share of all tokens that must be saved; less is not worth the copies of keys and values."""
@@ -21,7 +21,7 @@ class Alike(NamedTuple):
     members: list[int]
 
 
-def shared_prefixes(prompts: Sequence[TokenIds], kept: Sequence[int]) -> list[Alike]:
+def shared_prefixes(prompts: Sequence[PromptIds], kept: Sequence[int]) -> list[Alike]:
     """Group prompts by their beginnings, so that the most tokens are computed only once.
 
     Args:

@@ -11,18 +11,18 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.errors import UserError, unknown
-from shortlist.models.replies import MODES, Answer, bare, first_log_probs, label_row, read_answers, read_usage
-from shortlist.models.server import EXPECTED, KEYS, RefusedError, Server, StoppedError
+from shortlist.models.replies import MODES, ServerAnswer, bare, first_log_probs, label_row, read_answers, read_usage
+from shortlist.models.server import EXPECTED, KEYS, RefusedError, RemoteServer, StoppedError
 from shortlist.progress import say
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a chat, each with a `role` and a `content`."""
-Prompt = str | Messages
+TextOrChat = str | Messages
 T = TypeVar("T")
 
 LOG_PROBS = (20, 10, 5, 1)
 """Numbers of log-probabilities to ask for: 20 are allowed by OpenAI and vLLM, 5 by Azure and legacy completions."""
-PROBE = "Answer with one letter, A or B:"
+PROBE_PROMPT = "Answer with one letter, A or B:"
 MOST_NAMES = 10
 """Models of a server that an error lists."""
 
@@ -64,7 +64,7 @@ class Remote:
         if min(at_once, tries) < 1 or timeout_seconds <= 0:
             raise UserError(f"{url}: at_once, tries and timeout_seconds must be positive.")
         self.model_name, self.mode, self.at_once = model_name, mode, at_once
-        self._server = Server(
+        self._server = RemoteServer(
             url,
             about=f"model {model_name!r}",
             at_once=at_once,
@@ -111,7 +111,7 @@ class Remote:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[TextOrChat],
         *,
         most: int,
         samples: int = 1,
@@ -119,7 +119,7 @@ class Remote:
         stop: Sequence[str] = (),
         seed: int | None = None,
     ) -> list[list[str]]:
-        """Return `samples` answers to each prompt; arguments and errors are those of `generate_stream`."""
+        """Return `samples` answers to each prompt; arguments and errors are as for `generate_stream`."""
         stream = self.generate_stream(
             prompts, most=most, samples=samples, temperature=temperature, stop=stop, seed=seed
         )
@@ -130,14 +130,14 @@ class Remote:
 
     def generate_stream(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[TextOrChat],
         *,
         most: int,
         samples: int = 1,
         temperature: float = 0.0,
         stop: Sequence[str] = (),
         seed: int | None = None,
-    ) -> Iterator[tuple[int, list[Answer]]]:
+    ) -> Iterator[tuple[int, list[ServerAnswer]]]:
         """Yield the number of a prompt and its answers, as they come.
 
         After an error nothing more is sent; what the server is still answering is yielded before the error is raised.
@@ -158,15 +158,15 @@ class Remote:
         if stop:
             settings["stop"] = list(stop)
         bodies = [self._body(prompt, most) | settings for prompt in prompts]
-        return spread(
+        return in_threads(
             len(bodies), lambda index, stopped: self._sample(bodies[index], samples, seed, stopped), self.at_once
         )
 
     def _sample(
         self, body: Mapping[str, Any], samples: int, seed: int | None, stopped: threading.Event
-    ) -> list[Answer]:
+    ) -> list[ServerAnswer]:
         """Ask until there are enough answers: many servers give one, however many are asked for."""
-        answers: list[Answer] = []
+        answers: list[ServerAnswer] = []
         while (wanted := samples - len(answers)) > 0:
             several = {"n": wanted} if wanted > 1 else {}
             seeded = {} if seed is None else {"seed": seed + len(answers)}
@@ -183,7 +183,9 @@ class Remote:
         """Whether the server gives log-probabilities, found out by asking once."""
         return self._probe() > 0
 
-    def label_log_probs(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Float[np.ndarray, "prompts labels"]:
+    def label_log_probs(
+        self, prompts: Sequence[TextOrChat], labels: Sequence[str]
+    ) -> Float[np.ndarray, "prompts labels"]:
         """Return the log-probability of each label as an answer's first token; see `label_log_probs_stream`."""
         found = np.full((len(prompts), len(labels)), np.nan)
         for index, row in self.label_log_probs_stream(prompts, labels):
@@ -191,7 +193,7 @@ class Remote:
         return found
 
     def label_log_probs_stream(
-        self, prompts: Sequence[Prompt], labels: Sequence[str]
+        self, prompts: Sequence[TextOrChat], labels: Sequence[str]
     ) -> Iterator[tuple[int, Float[np.ndarray, " labels"]]]:
         """Yield the number of a prompt and its labels' log-probabilities (nats), as they come.
 
@@ -216,9 +218,9 @@ class Remote:
         def look(index: int, stopped: threading.Event) -> Float[np.ndarray, " labels"]:
             return label_row(self._ask(bodies[index], stopped, first_log_probs), labels)
 
-        return spread(len(bodies), look, self.at_once)
+        return in_threads(len(bodies), look, self.at_once)
 
-    def _log_prob_body(self, prompt: Prompt, count: int) -> dict[str, Any]:
+    def _log_prob_body(self, prompt: TextOrChat, count: int) -> dict[str, Any]:
         """Make the request for one greedy token and the `count` likeliest in its place."""
         asked = {"logprobs": True, "top_logprobs": count} if self.mode == "chat" else {"logprobs": count}
         return {**self._body(prompt, 1), "temperature": 0.0, **asked}
@@ -235,7 +237,7 @@ class Remote:
     def _find_most_log_probs(self) -> int:
         never = threading.Event()
         for count in LOG_PROBS:
-            body = self._log_prob_body(PROBE, count)
+            body = self._log_prob_body(PROBE_PROMPT, count)
             try:
                 reply = self._post(body, never)
             except RefusedError as refused:
@@ -243,10 +245,10 @@ class Remote:
                     raise self._refusal(refused, body) from None
                 continue
             return count if self._reading(first_log_probs, reply, body) else 0
-        self._ask(self._body(PROBE, 16), never, dict)  # or it was not the log-probabilities that were refused
+        self._ask(self._body(PROBE_PROMPT, 16), never, dict)  # or it was not the log-probabilities that were refused
         return 0
 
-    def _body(self, prompt: Prompt, most: int) -> dict[str, Any]:
+    def _body(self, prompt: TextOrChat, most: int) -> dict[str, Any]:
         """Make a request for at most `most` tokens."""
         if self.mode == "chat":
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*map(dict, prompt)]
@@ -341,7 +343,7 @@ class Remote:
         return f"It offers {', '.join(map(repr, names[:MOST_NAMES]))}{more}; name one of them."
 
 
-def spread(count: int, work: Callable[[int, threading.Event], T], at_once: int) -> Iterator[tuple[int, T]]:
+def in_threads(count: int, work: Callable[[int, threading.Event], T], at_once: int) -> Iterator[tuple[int, T]]:
     """Yield numbers below `count` with what `work` makes of each, as it comes.
 
     At most `at_once` are worked on at a time. After an error nothing more is started; what is finished all the

@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server's JSON says: answers, log-probabilities, usage, errors."""
+"""Readers of an OpenAI-compatible server's JSON: answers, log-probabilities, usage, errors."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ HIDDEN_CHARACTERS = 12
 """The shortest piece of a prompt that is cut out of a server's message."""
 
 
-class Answer(NamedTuple):
+class ServerAnswer(NamedTuple):
     """An answer's text and why it ended."""
 
     text: str
@@ -30,14 +30,14 @@ class Answer(NamedTuple):
         return self.ended == "length"
 
 
-class Usage(NamedTuple):
+class TokensUsed(NamedTuple):
     """Tokens that a request took."""
 
     num_prompt_tokens: int
     num_answer_tokens: int
 
 
-def read_answers(reply: Mapping[str, Any], mode: str) -> list[Answer]:
+def read_answers(reply: Mapping[str, Any], mode: str) -> list[ServerAnswer]:
     """Return the answers in a reply, in the order of its choices.
 
     An answer without text is empty: a model that thinks until its limit, or that refuses, gives none.
@@ -56,12 +56,12 @@ def _choices(reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return choices
 
 
-def _read_answer(choice: Mapping[str, Any], find_text: Callable[[Mapping[str, Any]], object]) -> Answer:
+def _read_answer(choice: Mapping[str, Any], find_text: Callable[[Mapping[str, Any]], object]) -> ServerAnswer:
     text, ended = find_text(choice), choice.get("finish_reason")
     if text is not None and not isinstance(text, str):
         raise ValueError(f"a {type(text).__name__} where an answer's text belongs")
     whole = (text or "").encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # half a pair cannot be stored
-    return Answer(whole, ended if isinstance(ended, str) else "")
+    return ServerAnswer(whole, ended if isinstance(ended, str) else "")
 
 
 def _chat_text(choice: Mapping[str, Any]) -> object:
@@ -85,13 +85,13 @@ class Mode(NamedTuple):
 MODES = {"chat": Mode("/chat/completions", _chat_text), "completions": Mode("/completions", _plain_text)}
 
 
-def read_usage(reply: Mapping[str, Any]) -> Usage | None:
+def read_usage(reply: Mapping[str, Any]) -> TokensUsed | None:
     """Return the tokens that a reply says were used; None if it does not say."""
     usage = reply.get("usage")
     if not isinstance(usage, dict):
         return None
     counts = [usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
-    return Usage(*counts) if all(type(count) is int and count >= 0 for count in counts) and any(counts) else None
+    return TokensUsed(*counts) if all(type(count) is int and count >= 0 for count in counts) and any(counts) else None
 
 
 def first_log_probs(reply: Mapping[str, Any]) -> list[tuple[str, float]]:

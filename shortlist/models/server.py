@@ -45,7 +45,7 @@ class StoppedError(Exception):
     """The request is not wanted any more."""
 
 
-class Reply(NamedTuple):
+class RawReply(NamedTuple):
     """A whole HTTP response."""
 
     status: int
@@ -54,7 +54,7 @@ class Reply(NamedTuple):
 
 
 @final
-class Server:
+class RemoteServer:
     """An OpenAI-compatible server, asked again after faults that pass.
 
     Args:
@@ -130,7 +130,7 @@ class Server:
         times = f", {self.tries} times" if self.tries > 1 else ""
         raise UserError(f"{self.where}: {fault}{times}. {_advice(reply)}")
 
-    def _wait(self, tried: int, reply: Reply | None, stopped: threading.Event) -> None:
+    def _wait(self, tried: int, reply: RawReply | None, stopped: threading.Event) -> None:
         """Wait twice as long as the last time, or as long as the server asks."""
         longest = min(FIRST_WAIT_SECONDS * 2 ** (tried - 1), LONGEST_WAIT_SECONDS)
         seconds = longest * (0.5 + 0.5 * self._jitter())  # or all that failed together would come back together
@@ -140,7 +140,7 @@ class Server:
             self.num_retries += 1
         (self._sleep or stopped.wait)(min(seconds, LONGEST_WAIT_SECONDS))
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Reply:
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> RawReply:
         """Send one request and read all of the response, within the time limit."""
         content = None if body is None else json.dumps(body)  # ASCII: half of a surrogate pair is no UTF-8
         deadline = time.monotonic() + self.timeout_seconds
@@ -153,7 +153,7 @@ class Server:
                     raise httpx.ReadTimeout("too slow")
                 if num_bytes > MOST_BYTES:
                     raise httpx.DecodingError(f"a reply of more than {MOST_BYTES // 2**20} MiB")
-            return Reply(response.status_code, response.headers.get("retry-after", ""), b"".join(parts))
+            return RawReply(response.status_code, response.headers.get("retry-after", ""), b"".join(parts))
 
     def models(self) -> list[str]:
         """Return the names of the models that the server offers, if it says."""
@@ -171,7 +171,7 @@ class Server:
         key = self._client.headers.get("authorization", "").removeprefix("Bearer ")
         return safe_line(message, key=key, prompts=_texts(body or {}))
 
-    def _json_object(self, reply: Reply, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _json_object(self, reply: RawReply, body: Mapping[str, Any]) -> dict[str, Any]:
         found = _parsed(reply.body)
         if isinstance(found, dict):
             return found
@@ -186,7 +186,7 @@ class Server:
             return f"no connection ({self.safe(str(error))})"
         return f"the connection broke ({self.safe(str(error)) or type(error).__name__})"
 
-    def _status_fault(self, reply: Reply, body: Mapping[str, Any]) -> str:
+    def _status_fault(self, reply: RawReply, body: Mapping[str, Any]) -> str:
         return self.refusal(RefusedError(reply.status, error_message(_parsed(reply.body))), body)
 
     def refusal(self, refused: RefusedError, body: Mapping[str, Any]) -> str:
@@ -200,7 +200,7 @@ EXPECTED = (
 )
 
 
-def _advice(reply: Reply | None) -> str:
+def _advice(reply: RawReply | None) -> str:
     if reply is None:
         return "Start the server, correct its address, or give it more time or fewer requests at once; then go on."
     if reply.status == 429:

@@ -27,9 +27,9 @@ from shortlist.rerank.candidates import CandidateReader
 from shortlist.rerank.forecast import forecast_calls
 from shortlist.rerank.known import KnownScores
 from shortlist.rerank.scoring import Scorer, score_chunks
-from shortlist.rerankers.asked import AskingReranker
+from shortlist.rerankers.asking import Questions
 from shortlist.rerankers.kinds import prepare, takes
-from shortlist.rerankers.limits import Limits
+from shortlist.rerankers.limits import CallLimits
 from shortlist.rerankers.prepared import Prepared
 from shortlist.settings.rerank import Config, check, job_of, method_settings, scored_from
 
@@ -37,7 +37,9 @@ PAIRS_AT_ONCE = 4096
 """Number of pairs that are sorted by length together, and the most that an interruption of several processes loses."""
 
 BEST_FIRST = 256
-"""The same number if time is limited. It is small, so that a pair is read only after most pairs ranked above it."""
+"""The same number if time or calls are limited.
+
+It is small, so that a pair is read only after most pairs ranked above it, and that some lists are finished."""
 
 
 class Pace(NamedTuple):
@@ -64,7 +66,7 @@ def run(config: Config) -> None:
     settings = method_settings(config)
     prepared = prepare(config.method, settings)
     if config.dry_run:
-        forecast_calls(config, prepared, _candidates(config, collection, whole_lists=True))
+        forecast_calls(prepared, _candidates(config, collection, whole_lists=True))
         return
     job = start_job(config, job_of(config, prepared, collection))
     if job.done:
@@ -94,18 +96,19 @@ def run(config: Config) -> None:
                 "agreement", lambda: order_agreement(exact, prepared, candidates, readable)
             )
             say(f"rerank: agreement with fp32 on {results['agreement']}.")
-        scorer = Scorer(prepared, limits_of(config) if prepared.asks else None)
-        pace = score_wanted(
-            scorer,
-            candidates,
-            wanted,
-            known,
-            budget_seconds=config.budget_seconds,
-            engine=config.engine,
-            workers=config.workers,
-        )
-    if prepared.asks and pace is not None and config.engine == "local" and config.workers in (None, 1):
-        results |= said_of(scorer)
+        with closing(Scorer(prepared, limits_of(config) if prepared.asks else None)) as scorer:
+            pace = score_wanted(
+                scorer,
+                candidates,
+                wanted,
+                known,
+                budget_seconds=config.budget_seconds,
+                engine=config.engine,
+                workers=config.workers,
+            )
+            if scorer.asking:
+                results |= said_of(scorer.asking.questions)
+                scorer.asking.questions.check_faults()
     write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist")
     results["num_pairs"] = int(np.isfinite(known.scores).sum())
     results["not_reached"] = int((~known.done[readable]).sum())
@@ -119,16 +122,16 @@ def run(config: Config) -> None:
     job.pause(**results)
     say(
         f"rerank: {results['not_reached']:,} of {len(readable):,} pairs were not reached and keep their places; the "
-        "same command with more time or pairs goes on."
+        "same command with more time, pairs or calls goes on."
     )
 
 
-def limits_of(config: Config) -> Limits:
+def limits_of(config: Config) -> CallLimits:
     """Say what a language model may be asked, and where its answers are kept."""
     if config.max_calls is not None and (config.engine == "ray" or (config.workers or 1) > 1):
         raise UserError("--max-calls: calls are counted in one process; leave out --workers and --engine.")
-    return Limits(
-        log=config.out.with_name(config.out.name + ".answers"),
+    return CallLimits(
+        log=answers_path(config.out).absolute(),  # the same file for a process that starts elsewhere
         until=math.inf if config.budget_seconds is None else time.monotonic() + config.budget_seconds,
         max_calls=config.max_calls,
         max_malformed=config.max_malformed,
@@ -136,15 +139,13 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-def said_of(scorer: Scorer) -> dict[str, Any]:
+def said_of(questions: Questions) -> dict[str, Any]:
     """Report the calls, tokens and malformed answers of a language model."""
-    ranker = scorer.ranker
-    assert isinstance(ranker, AskingReranker)
-    tally = ranker.questions.tally
+    tally = questions.tally
     say(
         f"rerank: {tally.calls:,} calls, {tally.prompt_tokens:,} tokens read, {tally.answer_tokens:,} generated; "
         f"{tally.known:,} answers were known; {tally.malformed:,} malformed"
-        + (f" ({ranker.questions.faults()})." if tally.malformed else ".")
+        + (f" ({questions.faults()})." if tally.malformed else ".")
     )
     return tally._asdict()
 
@@ -167,6 +168,11 @@ def log_path(out: Path) -> Path:
     return out.with_name(out.name + ".scores")
 
 
+def answers_path(out: Path) -> Path:
+    """Return the path of a language model's answers kept for a run."""
+    return out.with_name(out.name + ".answers")
+
+
 def _candidates(config: Config, collection: Collection, *, whole_lists: bool) -> CandidateReader:
     return CandidateReader(
         read_run_columns(config.run, ties=config.ties),
@@ -177,7 +183,7 @@ def _candidates(config: Config, collection: Collection, *, whole_lists: bool) ->
         depth=config.depth,
         skip_missing=config.skip_missing,
         whole_lists=whole_lists,
-        at_once=PAIRS_AT_ONCE if config.budget_seconds is None else BEST_FIRST,
+        at_once=PAIRS_AT_ONCE if config.budget_seconds is None and config.max_calls is None else BEST_FIRST,
     )
 
 

@@ -1,42 +1,48 @@
-"""What asking a language model would take: calls, tokens, and time from a sample."""
+"""Forecast of a language model's work: calls, tokens, and time from a sample."""
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from typing import cast
 
 import numpy as np
 
-from shortlist.math.permutation import Count, Plan, count_questions
+from shortlist.math.permutation import Count, Plan, Question, Verdict, count_questions
 from shortlist.progress import say
 from shortlist.rerank.candidates import CandidateReader, Chunk
 from shortlist.rerankers.asked import AskingReranker
-from shortlist.rerankers.models import Asked
 from shortlist.rerankers.prepared import Prepared
-from shortlist.settings.rerank import Config
+from shortlist.text.rendering import QueryAndShown
 
-SAMPLED = 16
+CALLS_SAMPLED = 16
 """Prompts that are asked to see how long one takes."""
 
 
-def forecast_calls(config: Config, prepared: Prepared, candidates: CandidateReader) -> None:
-    """Print the calls and tokens that a run would take, and the time, from a sample that is asked."""
-    ranker = prepared.open()
-    assert isinstance(ranker, AskingReranker)
+def forecast_calls(prepared: Prepared, candidates: CandidateReader) -> None:
+    """Print the calls, tokens and time that a run would take, from a sample."""
+    with closing(cast(AskingReranker, prepared.open())) as ranker:
+        say(forecast_in_words(ranker, candidates))
+
+
+def forecast_in_words(ranker: AskingReranker, candidates: CandidateReader) -> str:
+    """Describe what reranking these candidates would take, in words."""
     readable = candidates.readable()
     sizes = [span.stop - span.start for span in candidates.list_spans(readable)]
-    few, many = (sum_counts(ranker, sizes, wrong=wrong) for wrong in (False, True))
-    asked = sample(ranker, candidates, readable)
+    few, many = sorted(sum_counts(ranker, sizes, wrong=wrong) for wrong in (False, True))
+    asked = sampled_questions(ranker, candidates, readable)
     start = time.perf_counter()
     ranker.questions(asked)
-    seconds = (time.perf_counter() - start) / max(1, len(asked))
-    tally = ranker.questions.tally
+    taken, tally = time.perf_counter() - start, ranker.questions.tally
+    each = [count.questions / max(1, tally.calls) for count in (few, many)]
     calls = between(few.questions, many.questions)
-    tokens = between(*(count.questions * tally.prompt_tokens // max(1, len(asked)) for count in (few, many)))
-    answers = between(*(count.questions * tally.answer_tokens // max(1, len(asked)) for count in (few, many)))
-    minutes = between(*(round(count.questions * seconds / 60) for count in (few, many)))
-    say(
+    tokens = between(*(round(times * tally.prompt_tokens) for times in each))
+    answers = between(*(round(times * tally.answer_tokens) for times in each))
+    minutes = between(*(round(times * taken / 60) for times in each))
+    faults = f"; {tally.malformed:,} of them malformed: {ranker.questions.faults()}" if tally.malformed else ""
+    pace = f"{1000 * taken / max(1, tally.calls):,.0f} ms a call (from {tally.calls} calls{faults})"
+    return (
         f"rerank: {len(sizes):,} queries, {sum(sizes):,} candidates: {calls} calls in {few.rounds:,} rounds or more, "
-        f"{tokens} tokens to read and {answers} to generate, {minutes} minutes at {1000 * seconds:,.0f} ms a call "
-        f"(from {len(asked)} calls)."
+        f"{tokens} tokens to read and {answers} to generate, {minutes} minutes at {pace}."
     )
 
 
@@ -47,7 +53,7 @@ def between(low: int, high: int) -> str:
 
 def sum_counts(ranker: AskingReranker, sizes: Sequence[int], *, wrong: bool) -> Count:
     """Count the questions of all lists if the first stage is right throughout, or wrong."""
-    each = {size: count(ranker.plan(size), wrong=wrong) for size in set(sizes)}
+    each = {size: count_different(ranker.plan(size), wrong=wrong) for size in set(sizes)}
     return Count(
         sum(each[size].questions for size in sizes),
         max((each[size].rounds for size in sizes), default=0),
@@ -55,19 +61,23 @@ def sum_counts(ranker: AskingReranker, sizes: Sequence[int], *, wrong: bool) -> 
     )
 
 
-def count(plan: Plan, *, wrong: bool) -> Count:
-    """Count the questions of one list."""
-    if wrong:
-        return count_questions(plan)
-    return count_questions(plan, lambda questions: [[-float(document) for document in shown] for shown in questions])
+def count_different(plan: Plan, *, wrong: bool) -> Count:
+    """Count the different questions of one list, as the log answers the others."""
+    asked: set[Question] = set()
+
+    def answer(questions: list[Question]) -> list[Verdict]:
+        asked.update(questions)
+        return [[float(document) if wrong else -float(document) for document in shown] for shown in questions]
+
+    return count_questions(plan, answer)._replace(questions=len(asked))
 
 
-def sample(ranker: AskingReranker, candidates: CandidateReader, readable: np.ndarray) -> list[Asked]:
+def sampled_questions(ranker: AskingReranker, candidates: CandidateReader, readable: np.ndarray) -> list[QueryAndShown]:
     """Choose the first questions of the first lists."""
-    asked: list[Asked] = []
+    asked: list[QueryAndShown] = []
     done = np.zeros(len(candidates.ranks), dtype=bool)
     chunk = next(candidates.chunks(readable, done), Chunk(readable[:0], []))
-    for query, documents in chunk.lists[:SAMPLED]:
-        for question in next(ranker.plan(len(documents)), [])[: max(1, SAMPLED // len(chunk.lists))]:
+    for query, documents in chunk.lists[:CALLS_SAMPLED]:
+        for question in next(ranker.plan(len(documents)), [])[: max(1, CALLS_SAMPLED // len(chunk.lists))]:
             asked.append((query, [documents[place] for place in question]))
-    return asked[:SAMPLED]
+    return asked[:CALLS_SAMPLED]

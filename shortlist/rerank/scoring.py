@@ -11,7 +11,8 @@ import torch
 from shortlist.engine import Engine, spread
 from shortlist.rerank.candidates import Chunk
 from shortlist.rerankers import Ranker, Scored
-from shortlist.rerankers.limits import Limits
+from shortlist.rerankers.asked import AskingReranker
+from shortlist.rerankers.limits import CallLimits
 from shortlist.rerankers.lists import score_lists
 from shortlist.rerankers.prepared import Prepared
 
@@ -24,13 +25,19 @@ class Scorer:
     """
 
     prepared: Prepared
-    limits: Limits | None = None
+    limits: CallLimits | None = None
     """What a language model may be asked, and where its answers go."""
 
     @cached_property
     def ranker(self) -> Ranker:
         """The reranker, ready to score."""
         return self.prepared.open(limits=self.limits) if self.prepared.asks else self.prepared.open()
+
+    @property
+    def asking(self) -> AskingReranker | None:
+        """The reranker, if it asks a language model and was opened in this process."""
+        ranker = self.__dict__.get("ranker")
+        return ranker if isinstance(ranker, AskingReranker) else None
 
     def parts(self, chunk: Chunk) -> Iterator[Scored]:
         """Yield scores of the chunk's candidates as they become known.
@@ -39,6 +46,11 @@ class Scorer:
         """
         for numbers, scores, num_tokens in score_lists(self.ranker, chunk.lists):
             yield Scored(chunk.numbers[numbers], scores, num_tokens)
+
+    def close(self) -> None:
+        """Close the log of a language model's answers."""
+        if self.asking:
+            self.asking.close()
 
     def __call__(self, chunk: Chunk) -> Scored:
         """Score the whole chunk."""

@@ -18,7 +18,7 @@ MakePlan = Callable[[int], Plan]
 
 @final
 class AskingReranker:
-    """Puts documents in order by what a language model answers about a few of them at a time.
+    """A reranker that asks a language model about a few documents at a time.
 
     Args:
         questions: asks the model.
@@ -29,7 +29,10 @@ class AskingReranker:
         self.questions, self.plan = questions, plan
 
     def score(self, query: str | Query, documents: Iterable[str | Document]) -> Float[np.ndarray, " docs"]:
-        """Score the documents of one query, given in the first stage's order; NaN for those that were not placed."""
+        """Score the documents of one query, given in the first stage's order.
+
+        Those that were not placed have NaN.
+        """
         documents = as_documents(list(documents))
         scores = np.full(len(documents), np.nan)
         for part in self.score_lists([Candidates(as_queries([query])[0], documents)]):
@@ -58,6 +61,10 @@ class AskingReranker:
 
     def _num_tokens(self) -> int:
         return self.questions.tally.prompt_tokens + self.questions.tally.answer_tokens
+
+    def close(self) -> None:
+        """Close the log of answers."""
+        self.questions.close()
 
     def costs(self) -> dict[str, Any]:
         """Return the calls, tokens and faults so far."""

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -12,17 +14,20 @@ import numpy as np
 from shortlist.data.answers import AnswerLog, answer_keys
 from shortlist.errors import UserError
 from shortlist.math.permutation import Verdict
-from shortlist.rerankers.limits import LimitReachedError, Limits
-from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions, Asked, Reply
+from shortlist.progress import say
+from shortlist.rerankers.limits import CallLimits, LimitReachedError
+from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions, QueryAndShown, RawAnswer
 from shortlist.text.answers import MALFORMED
 from shortlist.text.prompts import Prompt
 
 FEWEST = 20
-"""Answers before the share of malformed ones is looked at."""
+"""Answers before the share of malformed ones is looked at, while more are to come."""
+TIMED = (8, 64)
+"""The fewest and the most calls between two looks at the clock, where time is limited."""
 
 
 class Tally(NamedTuple):
-    """What was asked so far."""
+    """Counts of calls, answers and tokens so far."""
 
     calls: int = 0
     """Prompts that the model has read in this process."""
@@ -42,32 +47,39 @@ class Questions:
         model: the model.
         prompt: the prompt.
         shared: what all answers depend on, such as the model's identity, as JSON can hold it.
-        limits: what the run allows.
+        limits: what the run allows (None: everything, and too many malformed answers are only reported).
 
     Attributes:
         tally: what was asked so far.
         kinds: how many answers had each kind of fault.
+        is_spent: whether a limit was reached.
     """
 
-    def __init__(self, model: AnswersQuestions, prompt: Prompt, shared: Any, *, limits: Limits | None = None) -> None:
-        self.model, self.prompt, self.shared, self.limits = model, prompt, shared, limits or Limits()
-        self.log = AnswerLog(self.limits.log)
+    def __init__(
+        self, model: AnswersQuestions, prompt: Prompt, shared: Any, *, limits: CallLimits | None = None
+    ) -> None:
+        self.model, self.prompt, self.shared = model, prompt, shared
+        self.limits, self._warns = limits or CallLimits(), limits is None
+        self.log, self._details = AnswerLog(self.limits.log), Details(self.limits.details)
         self.tally, self.kinds = Tally(), Counter[str]()
+        self.is_spent = self._has_warned = False
 
-    def __call__(self, asked: Sequence[Asked]) -> list[Verdict]:
+    def __call__(self, asked: Sequence[QueryAndShown]) -> list[Verdict]:
         """Answer questions, each with a score for every document shown.
 
         Raises:
             LimitReachedError: no more may be asked; what was answered is in the log.
             UserError: too many answers are malformed.
         """
+        if self.is_spent:  # even known answers have to be rendered to be found
+            raise LimitReachedError
         return [
             verdict
             for start in range(0, len(asked), CALLS_AT_ONCE)
             for verdict in self._some(asked[start : start + CALLS_AT_ONCE])
         ]
 
-    def _some(self, asked: Sequence[Asked]) -> Iterator[Verdict]:
+    def _some(self, asked: Sequence[QueryAndShown]) -> Iterator[Verdict]:
         keys = answer_keys(self.shared, self.model.keys(asked))
         known = self.log.find(keys)
         wanted = list({key: place for place, key in enumerate(keys) if key not in known}.values())
@@ -76,8 +88,8 @@ class Questions:
             for replies in self.model.replies([asked[place] for place in some]):
                 self._keep({keys[some[number]]: reply for number, reply in replies.items()}, known)
         for key, one in zip(keys, asked, strict=True):
-            yield self._verdict(known[key], one)
-        self._check_faults()
+            yield self._verdict(key, known[key], one)
+        self.check_faults(fewest=FEWEST)
 
     def _within_limits(self, wanted: list[int]) -> Iterator[list[int]]:
         """Yield questions to ask as long as the limits allow.
@@ -85,17 +97,21 @@ class Questions:
         Raises:
             LimitReachedError: they allow no more.
         """
-        timed = self.limits.until < math.inf
-        step = 64 if timed else max(1, len(wanted))
+        begun, num_asked, step = time.monotonic(), 0, TIMED[0] if self.limits.until < math.inf else len(wanted)
         while wanted:
             left = len(wanted) if self.limits.max_calls is None else self.limits.max_calls - self.tally.calls
-            if left < 1 or time.monotonic() >= self.limits.until:
+            now = time.monotonic()
+            if left < 1 or now >= self.limits.until:
+                self.is_spent = True
                 raise LimitReachedError
+            if num_asked:  # as many as there is time for, as long as a call has taken so far
+                in_time = (self.limits.until - now) * num_asked / max(now - begun, 1e-9)
+                step = int(min(max(in_time, TIMED[0]), TIMED[1]))
             count = min(step, left)
             yield wanted[:count]
-            wanted = wanted[count:]
+            wanted, num_asked = wanted[count:], num_asked + count
 
-    def _keep(self, replies: dict[str, Reply], known: dict[str, Any]) -> None:
+    def _keep(self, replies: dict[str, RawAnswer], known: dict[str, Any]) -> None:
         answers = {key: reply.answer for key, reply in replies.items()}
         self.log.add(answers)
         known |= answers
@@ -106,7 +122,7 @@ class Questions:
             answer_tokens=tally.answer_tokens + sum(reply.answer_tokens for reply in replies.values()),
         )
 
-    def _verdict(self, answer: str | list[float], asked: Asked) -> Verdict:
+    def _verdict(self, key: str, answer: str | list[float], asked: QueryAndShown) -> Verdict:
         query, documents = asked
         if isinstance(answer, str):
             scores, faults = self.prompt.parsed(answer, len(documents))
@@ -115,33 +131,50 @@ class Questions:
         if faults:
             self.tally = self.tally._replace(malformed=self.tally.malformed + 1)
             self.kinds.update(faults)
-            self._list(query.query_id, [document.doc_id for document in documents], faults, answer)
+            doc_ids = [document.doc_id for document in documents]
+            self._details.add(key, query_id=query.query_id, doc_ids=doc_ids, faults=list(faults), answer=answer)
         return scores
 
     def _from_numbers(self, numbers: list[float]) -> tuple[list[float], tuple[str, ...]]:
-        """Read an answer's label logits: as they are, or as the expected grade."""
-        faults = ("none",) if all(map(math.isnan, numbers)) else ("missing",) if any(map(math.isnan, numbers)) else ()
-        if self.prompt.asks != "grade" or "none" in faults:
-            return numbers, faults
+        """Read an answer's label logits: as they are, or as the expected grade.
+
+        A server names only the likeliest tokens. A label that is not among them is a fault where all are to be put in
+        order, and otherwise an unlikely one.
+        """
+        known = [number for number in numbers if not math.isnan(number)]
+        if not known:
+            return [math.nan] * (1 if self.prompt.asks == "grade" else len(numbers)), ("none",)
+        if self.prompt.asks == "order":
+            return numbers, ("missing",) * (len(known) < len(numbers))
+        if self.prompt.asks == "worst":  # the likeliest label is that of the worst document
+            return [-number for number in numbers], ()
+        if self.prompt.asks != "grade":
+            return numbers, ()
         found = np.array([-math.inf if math.isnan(number) else number for number in numbers])
         chances = np.exp(found - found.max())
-        return [float(chances @ np.array(self.prompt.grades) / chances.sum())], faults
+        return [float(chances @ np.array(self.prompt.grades) / chances.sum())], ()
 
-    def _list(self, query_id: str, doc_ids: list[str], faults: Sequence[str], answer: Any) -> None:
-        if self.limits.details is None:
-            return
-        line = {"query_id": query_id, "doc_ids": doc_ids, "faults": list(faults), "answer": answer}
-        with open(self.limits.details, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def check_faults(self, *, fewest: int = 1) -> None:
+        """Refuse too many malformed answers, or report them if there are no limits.
 
-    def _check_faults(self) -> None:
+        Args:
+            fewest: answers before their share means something.
+
+        Raises:
+            UserError: more are malformed than the limits allow.
+        """
         total = self.tally.calls + self.tally.known
-        if total >= FEWEST and self.tally.malformed > self.limits.max_malformed * total:
+        if total < fewest or self.tally.malformed <= self.limits.max_malformed * total:
+            return
+        found = f"{self.tally.malformed:,} of {total:,} answers are malformed ({self.faults()})"
+        if not self._warns:
             raise UserError(
-                f"{self.tally.malformed:,} of {total:,} answers are malformed ({self.faults()}), more than "
-                f"--max-malformed {self.limits.max_malformed:g}; choose the --prompt that the model was trained with, "
-                "read the labels' logits with --answers logits, look at them with --details, or allow more."
+                f"{found}, more than --max-malformed {self.limits.max_malformed:g}; choose the --prompt that the model "
+                "was trained with, or other --answers, look at them with --details, or allow more."
             )
+        if not self._has_warned:
+            self._has_warned = True
+            say(f"{found}; choose the prompt that the model was trained with.")
 
     def faults(self) -> str:
         """Describe the faults found, the most frequent first."""
@@ -150,3 +183,25 @@ class Questions:
     def close(self) -> None:
         """Close the log."""
         self.log.close()
+
+
+class Details:
+    """A file that lists malformed answers, each once however often a run is begun again.
+
+    Args:
+        path: the file of JSON lines (None: none is written).
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self._listed = path, set[str]()
+        if path is not None and path.exists():
+            self._listed = set(re.findall(r'^{"key": "(\w+)"', path.read_text("utf-8"), re.MULTILINE))
+
+    def add(self, key: str, **told: Any) -> None:
+        """Add a line, unless it is there."""
+        if self.path is None or key in self._listed:
+            return
+        self._listed.add(key)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab", buffering=0) as file:  # in one piece: several processes may write
+            file.write((json.dumps({"key": key, **told}, ensure_ascii=False) + "\n").encode())

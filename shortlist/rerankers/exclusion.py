@@ -18,7 +18,7 @@ def exclusion(*, window: int | None = None, **model: Unpack[LanguageModelSetting
     return by_language_model(
         "iranker",
         ("worst",),
-        lambda prompt: partial(permutation.exclusion, window=window or prompt.window),
+        lambda prompt: partial(permutation.exclusion, window=prompt.window if window is None else window),
         settings={"window": window},
         model=model,
     )

@@ -15,20 +15,22 @@ def groupwise(
 
     Args:
         window: documents of a group (None: as the prompt says).
-        repeats: times that documents are put into groups and graded; grades are averaged.
+        repeats: times that documents are put into groups and graded_singly; grades are averaged.
         seed: seed of the groups.
         model: the language model and its prompt, which asks for grades.
     """
     return by_language_model(
         "grouprank",
         ("grades",),
-        lambda prompt: partial(permutation.groups, size=window or prompt.window, repeats=repeats, seed=seed),
+        lambda prompt: partial(
+            permutation.groups, size=prompt.window if window is None else window, repeats=repeats, seed=seed
+        ),
         settings={"window": window, "repeats": repeats, "seed": seed},
         model=model,
     )
 
 
-def graded(**model: Unpack[LanguageModelSettings]) -> Prepared:
+def graded_singly(**model: Unpack[LanguageModelSettings]) -> Prepared:
     """Prepare a reranker by a grade for each document alone.
 
     Read from logits, the score is the expected grade.

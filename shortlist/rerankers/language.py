@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 from shortlist.errors import UserError
 from shortlist.late import late
@@ -28,7 +28,7 @@ class LanguageModelSettings(TypedDict, total=False):
     answers: Answers | None
     """How answers are had (None: as the prompt says)."""
     max_length: int | None
-    """Most tokens of a prompt with its answer (None: the model's limit, or 4,096)."""
+    """Most tokens of a prompt with its answer (None: the model's limit, or 4,096 if it has none)."""
     precision: Precision
     """As for `models.run.for_inference`, and so are `packed` and `device`."""
     token_budget: int | None
@@ -37,7 +37,7 @@ class LanguageModelSettings(TypedDict, total=False):
     device: Any
 
 
-LONGEST = 4096
+LONGEST_PROMPT = 4096
 """Most tokens of a prompt and its answer where neither the user nor the model says."""
 
 
@@ -69,15 +69,20 @@ def by_language_model(
     prompt = named_prompt(model.get("prompt") or own)
     if prompt.asks not in asks:
         raise UserError(f"--prompt: {prompt.name!r} asks for {ASKED[prompt.asks]}; this method needs {ASKED[asks[0]]}.")
+    if prompt.encoder:
+        raise UserError(
+            f"--prompt: {prompt.name!r} is for an encoder with a decoder, which is not asked here; choose "
+            "another prompt, with a causal language model."
+        )
     if model.get("model") is None:
         raise UserError("--model is missing: a language model's folder or hub name, or the address of a server.")
     reads = model.get("answers") or prompt.reads
     if reads == "logits" and prompt.asks in ("grades", "top"):
         raise UserError(f"--answers: what {prompt.name!r} asks for is not read from logits; choose text.")
     plan_of = plan(prompt)
-    check_plan(plan_of)
+    check_plan(plan_of, prompt)
     shared = {"prompt": prompt.digest(), "answers": reads, "max_length": model.get("max_length")}
-    open_with = (_server if is_server(model["model"]) else _local)(model)
+    open_with = (_server if is_server(model.get("model")) else _local)(model)
     found = {name: value for name, value in settings.items() if value is not None}
     return Prepared(
         open=partial(late("rerankers.opening", "open_asking"), prompt=prompt, reads=reads, plan=plan_of, **open_with),
@@ -101,24 +106,30 @@ ASKED = {
 }
 
 
-def check_plan(plan: Callable[[int], Plan]) -> None:
-    """Refuse settings that a plan cannot have.
+def check_plan(plan: Callable[[int], Plan], prompt: Prompt) -> None:
+    """Refuse settings that a plan or its prompt cannot have.
 
     Raises:
         UserError: one is out of range.
     """
+    flags = "--window, --stride, --top, --passes, --repeats"
     try:
-        next(plan(100))
+        asks = next(plan(100), None)
     except ValueError as error:
-        raise UserError(f"{error} (--window, --stride, --top, --passes, --repeats).") from None
+        raise UserError(f"{error} ({flags}).") from None
+    if not asks:
+        raise UserError(f"with these settings nothing is asked; expected at least 1 ({flags}).")
+    shown, most = max(map(len, asks)), prompt.most_documents()
+    if most is not None and shown > most:
+        raise UserError(f"--window: shows {shown} documents at once; the prompt {prompt.name!r} has {most} labels.")
 
 
 def _local(model: LanguageModelSettings) -> dict[str, Any]:
     if model.get("model_name"):
         raise UserError("--model-name is a server's name of a model; without a server, leave it out.")
-    name = model["model"]
-    folder = open_folder(cast(str, name), wanted="language-model") if isinstance(name, str) else name
-    running = {key: model[key] for key in ("device", "precision", "packed", "token_budget") if key in model}
+    name = model.get("model")
+    folder = open_folder(name, wanted="language-model") if isinstance(name, str) else name
+    running = {key: value for key, value in model.items() if key in ("device", "precision", "packed", "token_budget")}
     return {"folder": folder, "max_length": model.get("max_length"), "running": running}
 
 
@@ -128,7 +139,7 @@ def _server(model: LanguageModelSettings) -> dict[str, Any]:
     for name in ("precision", "token_budget", "packed", "device"):
         if model.get(name):
             raise UserError(f"--{name.replace('_', '-')}: is the server's own business; leave it out.")
-    return {"url": model["model"], "model_name": model["model_name"], "max_length": model.get("max_length")}
+    return {"url": model.get("model"), "model_name": model.get("model_name"), "max_length": model.get("max_length")}
 
 
 def _identity(opened: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a run may ask of a language model, and where the answers go."""
+"""Limits of a run that asks a language model, and where answers go."""
 
 import math
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ class LimitReachedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a run allows, and where its answers go.
+class CallLimits:
+    """Limits of a run, and where its answers go.
 
     Attributes:
         log: the file with the answers (None: memory).

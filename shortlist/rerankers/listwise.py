@@ -1,4 +1,4 @@
-"""Listwise reranking: a language model puts windows of candidates in order, from the last to the first."""
+"""Listwise reranking: a language model puts windows of candidates in order, the last first."""
 
 from functools import partial
 from typing import Unpack
@@ -6,6 +6,7 @@ from typing import Unpack
 from shortlist.math import permutation
 from shortlist.rerankers.language import LanguageModelSettings, by_language_model
 from shortlist.rerankers.prepared import Prepared
+from shortlist.text.prompts import Prompt
 
 
 def listwise(
@@ -15,16 +16,20 @@ def listwise(
 
     Args:
         window: documents to show at once (None: as the prompt says).
-        stride: documents from one window to the next (None: as the prompt says).
+        stride: documents from one window to the next (None: as the prompt says, and at most half of a window).
         passes: times that the windows go from the end to the beginning.
         model: the language model and its prompt, which asks for an order.
     """
     return by_language_model(
         "rank-zephyr",
         ("order",),
-        lambda prompt: partial(
-            permutation.listwise, window=window or prompt.window, stride=stride or prompt.stride, passes=passes
-        ),
+        lambda prompt: partial(permutation.listwise, **_windows(prompt, window, stride), passes=passes),
         settings={"window": window, "stride": stride, "passes": passes},
         model=model,
     )
+
+
+def _windows(prompt: Prompt, window: int | None, stride: int | None) -> dict[str, int]:
+    """Choose windows that overlap: from one that does not, no document rises into the next."""
+    window = prompt.window if window is None else window
+    return {"window": window, "stride": min(prompt.stride, max(1, window // 2)) if stride is None else stride}

@@ -1,22 +1,22 @@
 """Language models as rerankers ask them: questions about documents in, raw answers out."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from shortlist.errors import UserError
+from shortlist.models.encoder_decoder import EncoderDecoder
 from shortlist.models.generator import Generator
 from shortlist.models.remote import Remote
-from shortlist.records import Document, Query
-from shortlist.text.rendering import Rendered, Renderer
-
-Asked = tuple[Query, Sequence[Document]]
-"""A query, and the documents to show with it."""
+from shortlist.text.batching import batches_by_size
+from shortlist.text.rendering import QueryAndShown, Rendered, Renderer
 
 CALLS_AT_ONCE = 1024
 """Prompts that are rendered, and in memory, at a time."""
+TOKENS_AT_ONCE = 2**18
+"""Tokens of prompts that a model here answers before their answers are kept: what an interruption loses."""
 
 
-class Reply(NamedTuple):
+class RawAnswer(NamedTuple):
     """A model's answer to one prompt."""
 
     answer: str | list[float]
@@ -25,14 +25,15 @@ class Reply(NamedTuple):
     answer_tokens: int
 
 
+@runtime_checkable
 class AnswersQuestions(Protocol):
     """A model that answers questions about documents."""
 
-    def keys(self, asked: Sequence[Asked]) -> list[Any]:
+    def keys(self, asked: Sequence[QueryAndShown]) -> list[Any]:
         """Return what each answer depends on besides the model, as JSON can hold it."""
         ...
 
-    def replies(self, asked: Sequence[Asked]) -> Iterator[dict[int, Reply]]:
+    def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
         """Yield answers as they come, by the place of the question."""
         ...
 
@@ -42,46 +43,63 @@ class LocalModel:
     """A language model in this process.
 
     Args:
-        generator: the model.
+        generator: the model; an encoder-decoder for prompts that an encoder reads.
         renderer: makes token ids of the prompt.
         stop: ids that end an answer.
     """
 
-    def __init__(self, generator: Generator, renderer: Renderer, *, stop: Sequence[int]) -> None:
+    def __init__(self, generator: Generator | EncoderDecoder, renderer: Renderer, *, stop: Sequence[int]) -> None:
         self.generator, self.renderer, self.stop = generator, renderer, tuple(stop)
 
-    def keys(self, asked: Sequence[Asked]) -> list[Any]:
+    def keys(self, asked: Sequence[QueryAndShown]) -> list[Any]:
         """Return the ids of each prompt, and of its labels."""
-        return [[one.ids, one.labels, one.answer_tokens] for one in self._rendered(asked)]
+        return [[one.ids, one.labels, one.answer_tokens, one.decoder_ids] for one in self._rendered(asked)]
 
-    def replies(self, asked: Sequence[Asked]) -> Iterator[dict[int, Reply]]:
-        """Yield all answers together, which are computed together."""
+    def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
+        """Yield answers that are computed together."""
         rendered = self._rendered(asked)
-        yield (self._logits if self.renderer.reads == "logits" else self._texts)(asked, rendered)
+        answer = self._logits if self.renderer.reads == "logits" else self._texts
+        sizes = [len(one.ids) + one.answer_tokens for one in rendered]
+        for places in batches_by_size(range(len(asked)), sizes, most=TOKENS_AT_ONCE, count=CALLS_AT_ONCE):
+            replies = answer([asked[place] for place in places], [rendered[place] for place in places])
+            yield {places[number]: reply for number, reply in replies.items()}
 
-    def _rendered(self, asked: Sequence[Asked]) -> list[Rendered]:
-        return self.renderer.render_many(asked, spans=False)
+    def _rendered(self, asked: Sequence[QueryAndShown]) -> list[Rendered]:
+        return self.renderer.render_many(asked)
 
-    def _logits(self, asked: Sequence[Asked], rendered: list[Rendered]) -> dict[int, Reply]:
+    def _logits(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         labels = [
             self.renderer.label_ids(one, len(documents)) for one, (_, documents) in zip(rendered, asked, strict=True)
         ]
         tokens = sorted(set().union(*labels))
         columns = {token: column for column, token in enumerate(tokens)}
-        rows = self.generator.logits([one.ids for one in rendered], tokens=tokens).tolist()
+        if isinstance(self.generator, EncoderDecoder):
+            begun = [one.decoder_ids for one in rendered]
+            rows = self.generator.logits(inputs_of(rendered), begun, tokens=tokens).tolist()
+        else:
+            rows = self.generator.logits([one.ids for one in rendered], tokens=tokens).tolist()
         return {
-            place: Reply([row[columns[token]] for token in ids], len(one.ids), 0)
+            place: RawAnswer([row[columns[token]] for token in ids], len(one.ids), 0)
             for place, (row, ids, one) in enumerate(zip(rows, labels, rendered, strict=True))
         }
 
-    def _texts(self, asked: Sequence[Asked], rendered: list[Rendered]) -> dict[int, Reply]:
+    def _texts(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         most = max(one.answer_tokens for one in rendered)
-        answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
+        if isinstance(self.generator, EncoderDecoder):
+            begun = [one.decoder_ids for one in rendered]
+            answers = [[ids] for ids in self.generator.generate(inputs_of(rendered), begun, most=most, stop=self.stop)]
+        else:
+            answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
         decode = self.renderer.tokenizer.decode
         return {
-            place: Reply(one.begins + decode(ids, skip_special_tokens=True), len(one.ids), len(ids))
+            place: RawAnswer(one.begins + decode(ids, skip_special_tokens=True), len(one.ids), len(ids))
             for place, (one, [ids]) in enumerate(zip(rendered, answers, strict=True))
         }
+
+
+def inputs_of(rendered: Sequence[Rendered]) -> list[list[list[int]]]:
+    """Return the inputs of each prompt for an encoder: its documents apart, or all in one."""
+    return [[one.ids[span] for span in one.inputs] or [one.ids] for one in rendered]
 
 
 @final
@@ -91,36 +109,36 @@ class RemoteModel:
     Args:
         remote: the server's model.
         renderer: fills the prompt's turns, without a tokenizer.
-        most: most tokens of an answer.
+        most: returns the most tokens of an answer about this many documents.
     """
 
-    def __init__(self, remote: Remote, renderer: Renderer, *, most: int) -> None:
+    def __init__(self, remote: Remote, renderer: Renderer, *, most: Callable[[int], int]) -> None:
         self.remote, self.renderer, self.most = remote, renderer, most
 
-    def keys(self, asked: Sequence[Asked]) -> list[Any]:
+    def keys(self, asked: Sequence[QueryAndShown]) -> list[Any]:
         """Return the messages of each prompt."""
-        return [[self.renderer.messages(*one), self.most] for one in asked]
+        return [[self.renderer.messages(*one), self.most(len(one[1]))] for one in asked]
 
-    def replies(self, asked: Sequence[Asked]) -> Iterator[dict[int, Reply]]:
+    def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
         """Yield each answer when it comes."""
         messages = [self.renderer.messages(*one) for one in asked]
         used = (self.remote.num_prompt_tokens, self.remote.num_answer_tokens)
         for place, answer in self._stream(messages, asked):
             now = (self.remote.num_prompt_tokens, self.remote.num_answer_tokens)
-            yield {place: Reply(answer, now[0] - used[0], now[1] - used[1])}
+            yield {place: RawAnswer(answer, now[0] - used[0], now[1] - used[1])}
             used = now
 
-    def _stream(self, messages: list[Any], asked: Sequence[Asked]) -> Iterator[tuple[int, str | list[float]]]:
-        if self.renderer.reads != "logits":
-            for place, [answer] in self.remote.generate_stream(messages, most=self.most):
-                yield place, answer.text
-            return
-        prompt = self.renderer.prompt
-        for count in {len(documents) for _, documents in asked}:
+    def _stream(self, messages: list[Any], asked: Sequence[QueryAndShown]) -> Iterator[tuple[int, str | list[float]]]:
+        for count in sorted({len(documents) for _, documents in asked}):
             places = [place for place, (_, documents) in enumerate(asked) if len(documents) == count]
-            labels = list(prompt.choices(count).labels)
-            for number, row in self.remote.label_log_probs_stream([messages[place] for place in places], labels):
-                yield places[number], row.tolist()
+            some = [messages[place] for place in places]
+            if self.renderer.reads == "logits":
+                labels = list(self.renderer.prompt.choices(count).labels)
+                for number, row in self.remote.label_log_probs_stream(some, labels):
+                    yield places[number], row.tolist()
+            else:
+                for number, [answer] in self.remote.generate_stream(some, most=self.most(count)):
+                    yield places[number], answer.text
 
     def check(self) -> None:
         """Refuse to read log-probabilities from a server that gives none.

@@ -1,11 +1,15 @@
 """Opening of rerankers that ask a language model."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
+from shortlist.data.files import optional_json
+from shortlist.errors import UserError
 from shortlist.math.permutation import Plan
+from shortlist.models.encoder_decoder import EncoderDecoder, load_encoder_decoder
 from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.models.load import load_generator
@@ -13,8 +17,8 @@ from shortlist.models.remote import Remote
 from shortlist.models.run import pick_device, prepare_backbone
 from shortlist.rerankers.asked import AskingReranker
 from shortlist.rerankers.asking import Questions
-from shortlist.rerankers.language import LONGEST
-from shortlist.rerankers.limits import Limits
+from shortlist.rerankers.language import LONGEST_PROMPT
+from shortlist.rerankers.limits import CallLimits
 from shortlist.rerankers.models import LocalModel, RemoteModel
 from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt
@@ -31,24 +35,27 @@ def open_asking(
     url: str = "",
     model_name: str = "",
     max_length: int | None = None,
-    limits: Limits | None = None,
+    limits: CallLimits | None = None,
 ) -> AskingReranker:
     """Load a language model or reach its server, ready to rerank."""
     if folder is None:
-        remote = RemoteModel(
-            Remote(url, model_name), Renderer(prompt, None, reads=reads), most=most_tokens(prompt, max_length)
-        )
+        most = partial(most_tokens, prompt, max_length)
+        remote = RemoteModel(Remote(url, model_name), Renderer(prompt, None, reads=reads), most=most)
         remote.check()
         shared = {"model": [url, model_name], "reads": reads, "prompt": prompt.digest()}
         return AskingReranker(Questions(remote, prompt, shared, limits=limits), plan)
     options = dict(running or {})
-    generator = open_generator(folder, **options)
+    encoder = is_encoder_decoder(folder)
+    if encoder != prompt.encoder:
+        found, wanted = ("an encoder-decoder", "a decoder") if encoder else ("a decoder", "an encoder-decoder")
+        raise UserError(
+            f"{folder.name}: is {found}, and the prompt {prompt.name!r} is for {wanted}; choose another --prompt."
+        )
+    generator = (load_encoder_decoder if encoder else open_generator)(folder, **options)
     tokenizer = folder.tokenizer
     longest = max_length or longest_input(generator)
     renderer = Renderer(prompt, tokenizer, most_tokens=longest, reads=reads)
-    ends = as_list(getattr(generator.backbone.config, "eos_token_id", None))
-    stop = {tokenizer.eos_token_id, end_of_answer(prompt, tokenizer), *ends} - {None}
-    local = LocalModel(generator, renderer, stop=sorted(stop))
+    local = LocalModel(generator, renderer, stop=stop_ids(folder, prompt))
     shared = {"model": folder.identity, "reads": reads, "precision": options.get("precision", "fp32")}
     return AskingReranker(Questions(local, prompt, shared, limits=limits), plan)
 
@@ -64,25 +71,38 @@ def open_generator(
     """Load a language model ready to answer; settings as for `models.run.for_inference`."""
     place = torch.device(device) if device else pick_device()
     backbone, head = load_generator(folder)
-    backbone.eval().requires_grad_(False).to(place)
+    backbone.eval().requires_grad_(False).to(place)  # pyright: ignore[reportArgumentType]
     prepare_backbone(backbone, place, precision=precision, packed=packed)
     if precision == "bf16":
         head.to(torch.bfloat16)
     return Generator(backbone, head.to(place), token_budget=token_budget)
 
 
-def longest_input(generator: Generator) -> int:
-    """Return the most tokens of a prompt and its answer: the model's positions, and no more than `LONGEST`."""
-    return min(getattr(generator.backbone.config, "max_position_embeddings", None) or LONGEST, LONGEST)
+def is_encoder_decoder(folder: ModelFolder) -> bool:
+    """Whether a model has an encoder and a decoder, as its config.json says."""
+    return bool(optional_json(folder.whole.backbone_path / "config.json").get("is_encoder_decoder"))
 
 
-def most_tokens(prompt: Prompt, max_length: int | None) -> int:
-    """Return the most tokens of a server's answer, for a prompt whose own limit needs a tokenizer."""
+def longest_input(generator: Generator | EncoderDecoder) -> int:
+    """Return the most tokens of a prompt with its answer: the model's positions."""
+    config = (generator.model if isinstance(generator, EncoderDecoder) else generator.backbone).config
+    return getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT
+
+
+def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
+    """Return the most tokens of a server's answer, whose tokenizer is not known."""
     if isinstance(prompt.most_tokens, int):
         return prompt.most_tokens
-    return min(max_length or LONGEST, 8 * prompt.window + 32)
+    return min(max_length or LONGEST_PROMPT, 8 * num_docs + 32)
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return a value in a list, unless it is one."""
-    return value if isinstance(value, list) else [value]
+def stop_ids(folder: ModelFolder, prompt: Prompt) -> list[int]:
+    """Find the tokens that end an answer: the chat template's, the tokenizer's, and those that the model's files name.
+
+    A chat model ends its turn with another token than a text.
+    """
+    found = {folder.tokenizer.eos_token_id, end_of_answer(prompt, folder.tokenizer)}
+    for name in ("generation_config.json", "config.json"):
+        ids = optional_json(folder.whole.backbone_path / name).get("eos_token_id")
+        found.update(ids if isinstance(ids, list) else [ids])
+    return sorted(found - {None})

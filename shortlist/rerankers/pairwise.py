@@ -1,4 +1,4 @@
-"""Pairwise reranking: a language model is asked which of two candidates is better, in both orders."""
+"""Pairwise reranking: a language model is asked which of two candidates is better."""
 
 from functools import partial
 from typing import Literal, Unpack

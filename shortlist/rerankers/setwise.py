@@ -30,7 +30,7 @@ def setwise(
     return by_language_model(
         "setwise",
         ("best",),
-        lambda prompt: partial(plans[sort], k=top, children=(window or prompt.window) - 1),
+        lambda prompt: partial(plans[sort], k=top, children=(prompt.window if window is None else window) - 1),
         settings={"sort": sort, "top": top, "window": window},
         model=model,
     )

@@ -49,7 +49,7 @@ class Turn(NamedTuple):
 class Limit(NamedTuple):
     """The most that is kept of a text before it is put into the prompt."""
 
-    count: int
+    most: int
     unit: str
 
 
@@ -133,7 +133,11 @@ class Prompt:
             most: the number of documents to choose, for prompts that have some chosen.
         """
         labels = tuple(map(str, self.grades)) if self.asks == "grade" else tuple(map(self.label, range(count)))
-        return Choices(labels, self.grades, most if self.asks == "top" else None)
+        return Choices(labels, self.grades, self.most_to_choose(count, most) if self.asks == "top" else None)
+
+    def most_to_choose(self, count: int, most: int | None = None) -> int:
+        """Return the number of documents to choose: as is said, or half of them."""
+        return max(1, count // 2) if most is None else most
 
     def parsed(self, answer: str, count: int, most: int | None = None) -> Parsed:
         """Read the answer about `count` documents; `most` is the number of documents to choose."""
@@ -230,7 +234,7 @@ def _turns(listed: list[dict[str, Any]], where: str) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     for item in listed:
         for role, text in item.items():
-            turns += [Turn(*part, True) for part in text.items()] if role == "each" else [Turn(role, text)]
+            turns += [Turn(*part, each=True) for part in text.items()] if role == "each" else [Turn(role, text)]
     for turn in turns:
         if turn.role not in ROLES_OF_TURNS:
             raise UserError(f"{where}: {unknown('role of a turn', turn.role, (*ROLES_OF_TURNS, 'each'))}")

@@ -18,12 +18,12 @@ from shortlist.models.language import Wanted
 from shortlist.models.outputs import Rows, split
 from shortlist.models.save import Trainable
 from shortlist.records import Document, Query
-from shortlist.rerankers.language import LONGEST
+from shortlist.rerankers.language import LONGEST_PROMPT
 from shortlist.settings.parts import OpenPart
 from shortlist.settings.train import Config
 from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt, named_prompt
-from shortlist.text.rendering import Question, Rendered, Renderer
+from shortlist.text.rendering import QueryAndShown, Rendered, Renderer
 from shortlist.train.examples import Batch
 from shortlist.train.losses import Term, needs, total_loss
 from shortlist.train.objectives import Learn, accuracy, known_groups
@@ -64,7 +64,7 @@ class Asking:
             raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no token that ends an answer; set eos_token.")
         reads = "logits" if self.ranks else "text"
         self.renderer = Renderer(prompt, tokenizer, most_tokens=longest - self._answer_room(), reads=reads)
-        self.sample: Question = (Query("", "a"), [Document(str(i), "a") for i in range(num_docs)])
+        self.sample: QueryAndShown = (Query("", "a"), [Document(str(i), "a") for i in range(num_docs)])
         self.write_groups([self.sample])
 
     def _answer_room(self) -> int:
@@ -102,7 +102,7 @@ class Asking:
         return [Wanted(start, tokens, position, asked.labels)] * rows
 
     def write_groups(
-        self, questions: Sequence[Question], orders: Sequence[Sequence[int]] | None = None
+        self, questions: Sequence[QueryAndShown], orders: Sequence[Sequence[int]] | None = None
     ) -> list[tuple[list[int], Wanted]]:
         """Make the token ids of prompts with their answers.
 
@@ -111,7 +111,7 @@ class Asking:
         """
         orders = orders or [range(len(documents)) for _, documents in questions]
         try:
-            rendered = self.renderer.render_many(questions, spans=False)
+            rendered = self.renderer.render_many(questions)
         except UserError as error:
             raise UserError(str(error).replace("(--window)", "(--negatives)")) from None
         labels = [self._labels(one, len(order)) for one, order in zip(rendered, orders, strict=True)]
@@ -150,7 +150,7 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
 
     They are as many as asked for, or as the model has positions, up to a limit.
     """
-    return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
+    return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT, LONGEST_PROMPT)
 
 
 def worth_of(batch: Batch, number: int) -> list[float]:

@@ -82,6 +82,13 @@ def test_scores_of_another_model_go_where_they_are_to_be_overwritten(path: Path)
     assert np.isnan(read(path, {"model": "n"})).all()
 
 
+def test_a_log_without_scores_is_nobodys(path: Path):
+    ScoreLog(path, MADE_FROM).close()
+    ScoreLog(path, {"model": "n"}).close()
+    assert np.isnan(read(path, {"model": "n"})).all()
+    assert "m" not in path.read_text().replace("model", "").replace("format", "")
+
+
 def test_another_file_is_left_alone(path: Path):
     path.write_text("some notes\n")
     with pytest.raises(UserError, match="not a log of scores; move it away"):

@@ -11,6 +11,7 @@ from toy_reranker import Toy, toy
 
 from shortlist import Pipeline, index, rerank
 from shortlist.cli import main
+from shortlist.config import keyword_types
 from shortlist.data.formats import write_corpus, write_queries
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run, write_run
@@ -130,8 +131,15 @@ def test_names_of_methods_and_settings_are_checked(command: list[str], capsys: p
 
 def test_the_commands_defaults_are_the_methods():
     flags = {field.name: field.default for field in fields(rerank.Config)}
-    settings = {name: each.default for name, each in signature(RERANKERS["pointwise"]).parameters.items()}
-    assert {name: flags[name] for name in READING} == {name: settings[name] for name in READING}
+    for method in RERANKERS.values():
+        for name, setting in signature(method).parameters.items():
+            if name in READING:  # None leaves the choice to the method
+                assert flags[name] in (None, setting.default), f"{method.__name__}: {name}"
+
+
+def test_the_command_has_every_setting_of_every_method():
+    settings = {name for method in RERANKERS.values() for name in keyword_types(method)}
+    assert settings - set(READING) == {"adjust", "device", "packed"}
 
 
 def test_lists_are_scored_one_after_another_where_a_reranker_knows_no_better():
