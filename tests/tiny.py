@@ -84,6 +84,7 @@ def write_speaker(folder: Path, *, tied: bool = True, chat: str | None = CHAT, *
     torch.manual_seed(0)
     prompt = " ".join(text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns)
     fast = train_bpe([document.text for document in DOCUMENTS] + [prompt, "yes no"] * 3, vocab_size=500)
+    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     fast.chat_template = chat
     shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
     LlamaForCausalLM(LlamaConfig(**SHAPE | shape | settings)).save_pretrained(folder)

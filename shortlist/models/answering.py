@@ -18,9 +18,9 @@ from shortlist.text.inputs import Inputs
 class AnsweringModel(nn.Module):
     """A language model that answers about a pair with one of its tokens.
 
-    These are two, such as "yes" and "no", or one whose logit is the score. It trains the language model's own weights,
-    and is saved as that language model; `load_pointwise` reads it again.
-    So the answers' rows of the output embedding stay a part of it.
+    These are two, such as "yes" and "no", or one whose logit is the score. The language model's own weights are
+    trained, and it is saved as such; `load_pointwise` reads it again. So the answers' rows of the output embedding stay
+    a part of it.
 
     Args:
         backbone: the decoder without its head.

@@ -155,7 +155,7 @@ class Prompt:
         return max(parts, key=len, default="")
 
     def right_answer(self, order: Sequence[int]) -> str:
-        """Return the right answer for an order of documents, without `begins`.
+        """Return the answer, without `begins`, that is right if documents belong in this order.
 
         Args:
             order: the places of the documents among those shown, from best to worst.

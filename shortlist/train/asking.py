@@ -154,9 +154,9 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
 
 
 def worth_of(batch: Batch, number: int) -> list[float]:
-    """Return a number for each document of a group, higher for better ones.
+    """Return numbers by which the documents of a group belong in descending order.
 
-    It is the teacher's score, or without a teacher the grade, or without grades whether it is relevant.
+    A number is the teacher's score, or without a teacher the grade, or without grades whether it is relevant.
     """
     for known in (batch.scores, batch.grades):
         if known and known[number]:
