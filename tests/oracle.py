@@ -109,6 +109,7 @@ class Oracles:
 
     def __init__(self) -> None:
         self.opened: list[Oracle] = []
+        self.questions: list[Questions] = []
         self.spoil: Spoil = perfect
 
     def __call__(
@@ -117,7 +118,8 @@ class Oracles:
         oracle = Oracle(prompt, reads, self.spoil)
         self.opened.append(oracle)
         shared = [prompt.digest(), reads, model.get("model_name")]
-        return AskingReranker(Questions(oracle, prompt, shared, limits=limits), plan)
+        self.questions.append(Questions(oracle, prompt, shared, limits=limits))
+        return AskingReranker(self.questions[-1], plan)
 
     @property
     def asked(self) -> list[Any]:

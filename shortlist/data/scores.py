@@ -138,6 +138,12 @@ class ScoreLog:
         reason = " ".join(str(error).split())
         return UserError(f"{self.path}: not a log of scores as it was written ({reason}); move it away.")
 
+    def clear(self) -> None:
+        """Remove all scores."""
+        self._file.truncate(0)
+        self._file.write(self._header)
+        self._file.flush()
+
     def close(self) -> None:
         """Wait until everything is on disk, then close the file."""
         self._file.flush()

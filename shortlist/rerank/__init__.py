@@ -29,7 +29,7 @@ from shortlist.rerank.known import KnownScores
 from shortlist.rerank.scoring import Scorer, score_chunks
 from shortlist.rerankers.asking import Questions
 from shortlist.rerankers.kinds import prepare, takes
-from shortlist.rerankers.limits import CallLimits
+from shortlist.rerankers.limits import CallLimits, MalformedAnswersError
 from shortlist.rerankers.prepared import Prepared
 from shortlist.settings.rerank import Config, check, job_of, method_settings, scored_from
 
@@ -97,18 +97,21 @@ def run(config: Config) -> None:
             )
             say(f"rerank: agreement with fp32 on {results['agreement']}.")
         with closing(Scorer(prepared, limits_of(config) if prepared.asks else None)) as scorer:
-            pace = score_wanted(
-                scorer,
-                candidates,
-                wanted,
-                known,
-                budget_seconds=config.budget_seconds,
-                engine=config.engine,
-                workers=config.workers,
-            )
-            if scorer.asking:
-                results |= said_of(scorer.asking.questions)
-                scorer.asking.questions.check_faults()
+            try:
+                pace = score_wanted(
+                    scorer,
+                    candidates,
+                    wanted,
+                    known,
+                    budget_seconds=config.budget_seconds,
+                    engine=config.engine,
+                    workers=config.workers,
+                )
+                if scorer.asking:
+                    results |= finished(scorer.asking.questions)
+            except MalformedAnswersError:  # the answers are kept, and judged again by the same command
+                log.clear()
+                raise
     write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist")
     results["num_pairs"] = int(np.isfinite(known.scores).sum())
     results["not_reached"] = int((~known.done[readable]).sum())
@@ -139,14 +142,20 @@ def limits_of(config: Config) -> CallLimits:
     )
 
 
-def said_of(questions: Questions) -> dict[str, Any]:
-    """Report the calls, tokens and malformed answers of a language model."""
+def finished(questions: Questions) -> dict[str, Any]:
+    """Report the calls, tokens and malformed answers of a language model.
+
+    Raises:
+        MalformedAnswersError: too many answers are malformed, however few there are.
+    """
     tally = questions.tally
     say(
         f"rerank: {tally.calls:,} calls, {tally.prompt_tokens:,} tokens read, {tally.answer_tokens:,} generated; "
         f"{tally.known:,} answers were known; {tally.malformed:,} malformed"
         + (f" ({questions.faults()})." if tally.malformed else ".")
     )
+    if not questions.is_spent:
+        questions.check_faults()
     return tally._asdict()
 
 

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from shortlist.data.answers import AnswerLog, answer_keys
-from shortlist.errors import UserError
 from shortlist.math.permutation import Verdict
 from shortlist.progress import say
-from shortlist.rerankers.limits import CallLimits, LimitReachedError
+from shortlist.rerankers.limits import CallLimits, LimitReachedError, MalformedAnswersError
 from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions, QueryAndShown, RawAnswer
 from shortlist.text.answers import MALFORMED
 from shortlist.text.prompts import Prompt
@@ -69,7 +68,7 @@ class Questions:
 
         Raises:
             LimitReachedError: no more may be asked; what was answered is in the log.
-            UserError: too many answers are malformed.
+            MalformedAnswersError: too many answers are malformed.
         """
         if self.is_spent:  # even known answers have to be rendered to be found
             raise LimitReachedError
@@ -161,14 +160,14 @@ class Questions:
             fewest: answers before their share means something.
 
         Raises:
-            UserError: more are malformed than the limits allow.
+            MalformedAnswersError: more are malformed than the limits allow.
         """
         total = self.tally.calls + self.tally.known
         if total < fewest or self.tally.malformed <= self.limits.max_malformed * total:
             return
         found = f"{self.tally.malformed:,} of {total:,} answers are malformed ({self.faults()})"
         if not self._warns:
-            raise UserError(
+            raise MalformedAnswersError(
                 f"{found}, more than --max-malformed {self.limits.max_malformed:g}; choose the --prompt that the model "
                 "was trained with, or other --answers, look at them with --details, or allow more."
             )

@@ -4,9 +4,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from shortlist.errors import UserError
+
 
 class LimitReachedError(Exception):
     """No more may be asked now."""
+
+
+class MalformedAnswersError(UserError):
+    """Too many answers are malformed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,10 +50,13 @@ class LocalModel:
 
     def __init__(self, generator: Generator | EncoderDecoder, renderer: Renderer, *, stop: Sequence[int]) -> None:
         self.generator, self.renderer, self.stop = generator, renderer, tuple(stop)
+        self._last: dict[tuple[Query, tuple[Document, ...]], Rendered] = {}
 
     def keys(self, asked: Sequence[QueryAndShown]) -> list[Any]:
         """Return the ids of each prompt, and of its labels."""
-        return [[one.ids, one.labels, one.answer_tokens, one.decoder_ids] for one in self._rendered(asked)]
+        rendered = self.renderer.render_many(asked)
+        self._last = {(query, (*shown,)): one for (query, shown), one in zip(asked, rendered, strict=True)}
+        return [[one.ids, one.labels, one.answer_tokens, one.decoder_ids] for one in rendered]
 
     def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
         """Yield answers that are computed together."""
@@ -65,7 +68,9 @@ class LocalModel:
             yield {places[number]: reply for number, reply in replies.items()}
 
     def _rendered(self, asked: Sequence[QueryAndShown]) -> list[Rendered]:
-        return self.renderer.render_many(asked)
+        """Return the prompts whose keys were asked for last, or render them."""
+        known = [one for query, shown in asked if (one := self._last.get((query, (*shown,))))]
+        return known if len(known) == len(asked) else self.renderer.render_many(asked)
 
     def _logits(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         labels = [

@@ -89,6 +89,15 @@ def test_a_log_without_scores_is_nobodys(path: Path):
     assert "m" not in path.read_text().replace("model", "").replace("format", "")
 
 
+def test_a_log_that_was_cleared_goes_on_without_its_scores(path: Path):
+    log = ScoreLog(path, MADE_FROM)
+    log.append([("q1", "a")], np.array([1.0], dtype=np.float32))
+    log.clear()
+    log.append([("q1", "b")], np.array([2.0], dtype=np.float32))
+    log.close()
+    np.testing.assert_array_equal(read(path)[:2], [np.nan, 2.0])
+
+
 def test_another_file_is_left_alone(path: Path):
     path.write_text("some notes\n")
     with pytest.raises(UserError, match="not a log of scores; move it away"):

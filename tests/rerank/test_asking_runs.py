@@ -12,6 +12,7 @@ from oracle import RUN, SERVER, Oracles, best_first, candidates_of, perfect
 from shortlist.cli import main
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
+from shortlist.errors import UserError
 from shortlist.rerankers import asking
 
 LISTWISE = [*SERVER, "--method", "listwise", "--window", "4", "--stride", "2"]
@@ -73,6 +74,15 @@ def test_the_manifest_says_what_was_asked(command: list[str], oracles: Oracles, 
     assert (found["complete"], found["not_reached"], found["num_pairs"]) == (True, 0, 72)
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry-run"], ["--max-malformed", "0"]])
+def test_the_log_is_closed_however_a_run_ends(command: list[str], oracles: Oracles, flags: list[str]):
+    oracles.spoil = lambda number, answer: answer if number else "[1]"
+    assert main([*command, *LISTWISE, *flags]) == ("0" in flags)
+    [questions] = oracles.questions
+    with pytest.raises(UserError, match="closed database"):
+        questions.log.find(["key"])
+
+
 def test_a_run_that_is_done_asks_nothing_more(command: list[str], oracles: Oracles, capfd: pytest.CaptureFixture[str]):
     assert main([*command, *LISTWISE]) == 0
     num_asked = len(oracles.asked)
@@ -129,7 +139,9 @@ def test_too_many_malformed_answers_end_the_run_and_more_can_be_allowed_without_
     assert re.search(r"\d+ of \d+ answers are malformed \(\d+x nothing could be read", line)
     assert not (tmp_path / "out.trec").exists()
     known = len(oracles.asked)
-    assert known == 24  # the run ends in the second round
+    assert known == 24  # the run ends in the fourth round
+    assert failure([*command, *LISTWISE, *details], capfd) == line
+    assert len(oracles.asked) == known
     assert main([*command, *LISTWISE, *details, "--max-malformed", "1"]) == 0
     assert len({tuple(key) for key in oracles.asked}) == len(oracles.asked) == 30
     found = results(tmp_path / "out.trec")
@@ -152,6 +164,13 @@ def test_the_few_answers_of_a_short_run_count_too(
     oracles.spoil = lambda number, answer: "?"
     line = failure([*command, *LISTWISE, "--depth", "4"], capfd)
     assert "6 of 6 answers are malformed" in line
+    assert failure([*command, *LISTWISE, "--depth", "4"], capfd) == line
+    assert len(oracles.asked) == 6
+
+
+def test_a_limited_run_is_not_judged_by_few_answers(command: list[str], oracles: Oracles):
+    oracles.spoil = lambda number, answer: "?"
+    assert main([*command, *LISTWISE, "--max-calls", "5"]) == 0
 
 
 # --- interruptions and limits

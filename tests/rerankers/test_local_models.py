@@ -16,7 +16,7 @@ from shortlist.rerankers.asked import AskingReranker
 from shortlist.rerankers.kinds import load_reranker, prepare
 from shortlist.rerankers.models import LocalModel
 from shortlist.rerankers.opening import longest_input
-from shortlist.text.rendering import QueryAndShown
+from shortlist.text.rendering import QueryAndShown, Renderer
 
 LISTS = [Candidates(query, DOCUMENTS[:6]) for query in QUERIES[:4]]
 PAIRS: list[QueryAndShown] = [(query, DOCUMENTS[place : place + 4]) for query in QUERIES[:3] for place in (0, 4)]
@@ -82,6 +82,14 @@ def test_a_key_is_what_the_model_reads(language_model: Path):
     assert keys == model.keys(PAIRS)
     shorter = local("setwise", language_model, max_length=max(len(ids) for ids, *_ in keys) - 3)
     assert keys != shorter.keys(PAIRS)
+
+
+def test_a_prompt_is_rendered_once_for_its_key_and_its_answer(language_model: Path, monkeypatch: pytest.MonkeyPatch):
+    model = local("setwise", language_model)
+    expected = answers(model, PAIRS[::2])
+    model.keys(PAIRS)
+    monkeypatch.setattr(Renderer, "render_many", lambda *_, **__: pytest.fail("rendered again"))
+    assert answers(model, PAIRS[::2]) == [pytest.approx(answer, abs=1e-5) for answer in expected]
 
 
 @pytest.mark.parametrize("method", ["listwise", "setwise", "pairwise", "graded"])
