@@ -31,7 +31,7 @@ YES_NO = InputContract(
     Reading(answer=("yes", "no"), normalize=False),
 )
 """The contract of a language model that answers with yes or no."""
-CHAT = (
+ZEPHYR_CHAT = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
@@ -85,7 +85,7 @@ def write_speaker(folder: Path, *, tied: bool = True, **settings: int) -> Path:
     prompt = " ".join(text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns)
     fast = train_bpe([document.text for document in DOCUMENTS] + [prompt, "yes no"] * 3, vocab_size=500)
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    fast.chat_template = CHAT
+    fast.chat_template = ZEPHYR_CHAT
     shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
     LlamaForCausalLM(LlamaConfig(**SHAPE | shape | settings)).save_pretrained(folder)
     fast.save_pretrained(folder)
