@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, L
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
-from shortlist.text.contract import Form, InputContract, Reading
+from shortlist.text.contract import Form, InputContract, Reading, named_contract
 from shortlist.text.prompts import named_prompt
 from shortlist.text.tokenizer import train_bpe
 
@@ -31,7 +31,7 @@ YES_NO = InputContract(
     Reading(answer=("yes", "no"), normalize=False),
 )
 """The contract of a language model that answers with yes or no."""
-CHAT = (
+ZEPHYR_CHAT = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
@@ -79,11 +79,12 @@ def write_llama(folder: Path, seed: int = 0, **settings: int) -> Path:
     return folder
 
 
-def write_speaker(folder: Path, *, tied: bool = True, chat: str | None = CHAT, **settings: int) -> Path:
+def write_speaker(folder: Path, *, tied: bool = True, chat: str | None = ZEPHYR_CHAT, **settings: int) -> Path:
     """A language model of one layer, whose tokenizer has a token for each letter and some for words."""
     torch.manual_seed(0)
-    prompt = " ".join(text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns)
-    fast = train_bpe([document.text for document in DOCUMENTS] + [prompt, "yes no"] * 3, vocab_size=500)
+    prompts = [text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns]
+    prompts += ["yes no", *named_contract("qwen3-reranker").form.pair]
+    fast = train_bpe([document.text for document in DOCUMENTS] + prompts * 3, vocab_size=800)
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     fast.chat_template = chat
     shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}

@@ -271,7 +271,7 @@ def _check_prompt(config: Config) -> None:
     if count is not None and count > (most := prompt.most_documents() or count):
         raise UserError(f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {most} documents.")
     shown = prompt.shown_at_once()
-    if prompt.parsed(prompt.begins + prompt.right_answer(range(shown)), shown, max(1, shown // 2)).malformed:
+    if prompt.parsed(prompt.begins + prompt.right_answer(range(shown)), shown, prompt.most_to_choose(shown)).malformed:
         raise UserError(
             f"--prompt {prompt.name}: its answers hold more than labels, such as thoughts, which groups do not have; "
             "take another, such as first or rank-zephyr."

@@ -163,7 +163,7 @@ class Prompt:
         parts = self.continuations(len(order))
         named = [parts[place] for place in order]
         if self.asks == "top":
-            named = named[: max(1, len(order) // 2)]
+            named = named[: self.most_to_choose(len(order))]
         if self.asks in ("order", "top"):
             return self.answer_whole.format(answers=self.answers_between.join(named))
         return named[-1 if self.asks == "worst" else 0]

@@ -148,9 +148,9 @@ class Asking:
 def longest_prompt(config: Any, max_length: int | None) -> int:
     """Return the most tokens of a prompt with its answer.
 
-    They are as many as asked for, or as the model has positions, up to a limit.
+    They are as many as asked for, or as the model has positions.
     """
-    return max_length or min(getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT, LONGEST_PROMPT)
+    return max_length or getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT
 
 
 def worth_of(batch: Batch, number: int) -> list[float]:

@@ -11,19 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from named import language_model_to_train
-from tiny import CHAT, DOCUMENTS, QUERIES, Tiny, write_speaker
+from tiny import DOCUMENTS, QUERIES, ZEPHYR_CHAT, Tiny, write_speaker
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from shortlist import train
-from shortlist.data.groups import write_groups
+from shortlist.data.groups import groups_from_run, write_groups
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.models.generator import Generator
 from shortlist.models.language import LanguageModel
 from shortlist.models.load import load_generator
 from shortlist.models.outputs import Rows
-from shortlist.records import Document, Group, Query
+from shortlist.records import Document, Group, Hit, Query
 from shortlist.rerankers.models import LocalModel
 from shortlist.settings.train import TRAINABLE
 from shortlist.text.batching import pad
@@ -32,7 +32,7 @@ from shortlist.text.prompts import named_prompt, prompts
 from shortlist.text.rendering import Renderer
 from shortlist.train.asking import Asking, Written, asking_example, learn_answers, worth_of
 from shortlist.train.examples import Batch
-from shortlist.train.losses import parse_losses
+from shortlist.train.losses import check_needs, parse_losses
 from shortlist.train.steps import backward
 
 FIRST = ("lm", "ranknet=10", "ranknet.order=teacher", "ranknet.weigh_by_ranks=true")
@@ -160,7 +160,7 @@ def test_a_letter_that_is_one_token_with_its_bracket_is_read_and_learned_before_
     from copy import deepcopy
 
     tokenizer = deepcopy(qwen)
-    tokenizer.chat_template = CHAT
+    tokenizer.chat_template = ZEPHYR_CHAT
     asking = asking_of(tokenizer)
     for one in written_by(asking):
         assert tokenizer.decode(one.token_ids[: one.asked.position + 1]).endswith("<|assistant|>\n")
@@ -173,7 +173,7 @@ def test_an_answer_ends_as_the_chat_ends_a_turn(model: LanguageModel):
     tokenizer, prompt = model.inputs.tokenizer, named_prompt("first")
     assert end_of_answer(prompt, tokenizer) == tokenizer.eos_token_id
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-    tokenizer.chat_template = CHAT.replace("eos_token", "'<|im_end|>'")
+    tokenizer.chat_template = ZEPHYR_CHAT.replace("eos_token", "'<|im_end|>'")
     assert end_of_answer(prompt, tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end_of_answer(named_prompt("rank-vicuna"), tokenizer) == tokenizer.eos_token_id
 
@@ -331,15 +331,21 @@ def test_a_model_without_a_chat_template_or_without_an_end_is_one_line(tiny: Tin
         asking_of(tokenizer, "rank-vicuna", ["lm"])
 
 
-def test_lists_without_a_teacher_or_a_positive_have_no_right_answer(tiny: Tiny, tmp_path: Path):
+def test_a_run_is_a_teacher_whose_lists_need_no_judgement(tiny: Tiny, tmp_path: Path):
     run = tmp_path / "run.trec"
     run.write_text("".join(f"q{i} Q0 d{j} {j + 1} {-j} x\n" for i in range(8) for j in range(4)))
     (tmp_path / "sources.yaml").write_text(f"a: {{collection: {tiny.collection}, run: {run}, split: test}}\n")
     change: dict[str, Any] = {"collection": None, "groups": None, "sources": str(tmp_path / "sources.yaml")}
-    with pytest.raises(
-        UserError, match=r"--loss lm: 8 of 8 groups of .* have neither a teacher's scores nor a relevant"
-    ):
-        train.run(replace(settings(tiny, tmp_path / "m", Path()), **change))
+    change |= {"loss": ("lm", "ranknet.order=teacher"), "steps": 1}
+    train.run(replace(settings(tiny, tmp_path / "m", Path()), **change))
+    assert (tmp_path / "m" / "model.safetensors").exists()
+    [group, *_] = groups_from_run({"q0": [Hit("d3", 2.0), Hit("d1", 1.5), Hit("d2", 1.0)]}, depth=2)
+    assert group == Group("q0", (), ("d3", "d1"), (2.0, 1.5))
+
+
+def test_lists_without_a_teacher_or_a_positive_have_no_right_answer():
+    with pytest.raises(UserError, match="--loss lm: 1 of 1 groups of here have neither a teacher's scores nor a rel"):
+        check_needs(parse_losses(["lm"], temperature=None), [Group("q", (), ("d",))], where="here")
 
 
 def test_a_window_is_no_longer_than_the_model_can_read_with_its_answer(model: LanguageModel):
