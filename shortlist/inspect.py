@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from shortlist.models.kinds import KINDS, load_model
 from shortlist.records import Document, Query
 from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Reading
 from shortlist.text.inputs import Inputs
+from shortlist.text.prompts import named_prompt
+from shortlist.text.rendering import Renderer
 
 SAMPLE_QUERY = "what is a shortlist"
 SAMPLE_DOCUMENT = "A list of the few candidates that are looked at closely, chosen from a long list."
@@ -28,10 +30,12 @@ class Config:
     """Retriever or reranker: folder or hub name."""
     query: str = SAMPLE_QUERY
     """Text of the example's query."""
-    document: str = SAMPLE_DOCUMENT
-    """Text of the example's document."""
+    document: tuple[str, ...] = (SAMPLE_DOCUMENT,)
+    """Text of the example's document; several for a prompt that shows several."""
     title: str = ""
-    """Title of the example's document."""
+    """Title of the example's document, or of the first one."""
+    prompt: str | None = None
+    """Prompt by name, such as `rank-zephyr`: show the text and the ids that a language model reads."""
     contract: str | None = None
     """Input contract by name, for a model folder without one."""
     json: bool = False
@@ -156,8 +160,14 @@ def _special_tokens(inputs: Inputs) -> dict[str, Any]:
 
 
 def run(config: Config) -> None:
-    """Load the model, and print its description and the example."""
-    if not config.query.strip() or not (config.document.strip() or config.title.strip()):
+    """Load the model, and print its description and the example, or print a prompt."""
+    if config.prompt is not None:
+        _print_prompt(config)
+        return
+    if len(config.document) != 1:
+        raise UserError(f"--document has {len(config.document)} texts; expected one, or say --prompt to show several.")
+    [document] = config.document
+    if not config.query.strip() or not (document.strip() or config.title.strip()):
         raise UserError("--query and --document need text; leave them out for an example.")
     folder = open_folder(config.model)
     contract = folder.any_contract(config.contract)
@@ -166,8 +176,57 @@ def run(config: Config) -> None:
     model = load_model(folder, "pair" if contract.form.pair else "document", contract)
     found = describe(folder, model)
     for_inference(model)
-    found |= inspect(model, Query("query", config.query), Document("document", config.document, title=config.title))
+    found |= inspect(model, Query("query", config.query), Document("document", document, title=config.title))
     print(json.dumps(found, ensure_ascii=False, indent=2) if config.json else _page(found))
+
+
+def _print_prompt(config: Config) -> None:
+    """Print the prompt about the example's documents; only the model's tokenizer is loaded."""
+    renderer = Renderer(named_prompt(str(config.prompt)), open_folder(config.model, weights=False).tokenizer)
+    documents = [Document(str(place), text) for place, text in enumerate(config.document, 1)]
+    documents[0] = documents[0]._replace(title=config.title)
+    found = show_prompt(renderer, Query("query", config.query), documents)
+    print(json.dumps(found, ensure_ascii=False, indent=2) if config.json else _prompt_page(found))
+
+
+def show_prompt(renderer: Renderer, query: Query, documents: Sequence[Document]) -> dict[str, Any]:
+    """Describe a prompt: text, ids, tokens of query and documents, ids of labels."""
+    prompt, rendered = renderer.prompt, renderer.render(query, documents)
+    labels = prompt.choices(len(documents)).labels
+    return {
+        "prompt": prompt.name,
+        "asks": prompt.asks,
+        "reads": renderer.reads,
+        "text": rendered.text,
+        "ids": rendered.ids,
+        "pieces": renderer.tokenizer.convert_ids_to_tokens(rendered.ids),
+        "documents": [[span.start, span.stop] for span in rendered.spans],
+        "query": [[span.start, span.stop] for span in rendered.query_spans],
+        "marks": rendered.marks,
+        "labels": dict(zip(labels, map(list, rendered.labels), strict=False)),
+        "begins": rendered.begins,
+        "answer_tokens": rendered.answer_tokens,
+    }
+
+
+def _prompt_page(found: dict[str, Any]) -> str:
+    parts = {place: f"document {number}" for number, span in enumerate(found["documents"], 1) for place in range(*span)}
+    parts |= {place: "query" for span in found["query"] for place in range(*span) if place not in parts}
+    parts |= dict.fromkeys(found["marks"], "mark")
+    lines = [
+        f"prompt {found['prompt']}, asks for: {found['asks']}",
+        "",
+        found["text"],
+        "",
+        f"{len(found['ids'])} tokens",
+    ]
+    for place, (token_id, piece) in enumerate(zip(found["ids"], found["pieces"], strict=True)):
+        lines.append(f"  {place:4}  {token_id:7}  {piece}" + (f"  <- {parts[place]}" if place in parts else ""))
+    if found["labels"]:
+        ids = (f"{label} {' '.join(map(str, path))}" for label, path in found["labels"].items())
+        return "\n".join([*lines, "", f"labels, read behind the last token: {', '.join(ids)}"])
+    begins = f", behind {found['begins']!r}" if found["begins"] else ""
+    return "\n".join([*lines, "", f"the answer has at most {found['answer_tokens']} tokens{begins}"])
 
 
 def _page(found: dict[str, Any]) -> str:

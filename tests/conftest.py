@@ -98,6 +98,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small causal language model with a head, 4,096 positions and a chat template."""
-    from tiny import write_language_model
+    from tiny import write_speaker
 
-    return write_language_model(tmp_path_factory.mktemp("language-model"))
+    return write_speaker(tmp_path_factory.mktemp("language-model"), num_hidden_layers=2, max_position_embeddings=4096)

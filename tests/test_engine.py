@@ -282,7 +282,8 @@ def end_a_program(folder: Path, kill: signal.Signals, engine: str, address: str 
     os.killpg(program.pid, kill) if kill == signal.SIGINT else program.kill()
     said, _ = program.communicate(timeout=60)
     assert end(processes(pids))
-    assert said == b""
+    # On a busy machine a node misses heartbeats, and Ray says so.
+    assert said == b"" or (engine == "ray" and said.startswith(b"ray: The node with node id"))
 
 
 KILLS = pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])

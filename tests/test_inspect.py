@@ -69,3 +69,64 @@ def test_a_text_is_needed(tiny, capsys: pytest.CaptureFixture[str]):
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", str(tmp_path / "absent")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer that has a chat template, and no weights."""
+    from shortlist.text.tokenizer import train_bpe
+
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = train_bpe(["query passage the apple has a colour"] * 5, vocab_size=300)
+    tokenizer.chat_template = "{% for m in messages %}{{ '<s>' + m['content'] + '</s>' }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return str(folder)
+
+
+def test_a_prompt_is_shown_with_its_text_its_ids_and_its_labels(chat: str, capsys: pytest.CaptureFixture[str]):
+    shown = found(
+        capsys, chat, "--prompt", "prp", "--query", "which", "--document", "the apple", "a pear", "--title", "T"
+    )
+    assert shown["text"].startswith('<s>Given a query "which", which of the following two passages')
+    assert shown["text"].endswith(
+        'Passage A: "T the apple"\n\nPassage B: "a pear"\n\nOutput Passage A or Passage B:</s> Passage:'
+    )
+    assert len(shown["ids"]) == len(shown["pieces"])
+    start, stop = shown["documents"][1]
+    assert "".join(shown["pieces"][start:stop]) == 'PassageĠB:Ġ"aĠpear'
+    assert shown["labels"].keys() == {"A", "B"}
+
+
+def test_the_page_of_a_prompt_marks_documents_and_query(chat: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", chat, "--prompt", "setwise", "--query", "which", "--document", "x", "y", "z"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"<- document {number}" in page for number in (1, 2, 3))
+    assert "<- query" in page
+    assert "labels, read behind the last token: A " in page
+    assert main(["inspect", chat, "--prompt", "rank-zephyr", "--document", "x", "y"]) == 0
+    assert "the answer has at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--prompt", "prp"], "1 documents are to be shown at once; expected 2"),
+        (["--prompt", "prpp"], "unknown prompt 'prpp'"),
+        (["--document", "x", "y"], "--document has 2 texts; expected one, or say --prompt"),
+    ],
+)
+def test_what_a_prompt_cannot_show_is_one_line(
+    flags: list[str], said: str, chat: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["inspect", chat, *flags]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_without_a_chat_says_what_to_do(tiny, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(tiny.llama), "--prompt", "rank-zephyr"]) == 1
+    error = capsys.readouterr().err
+    assert "has no chat template, which the prompt 'rank-zephyr' needs" in error
+    assert error.count("\n") == 1

@@ -11,6 +11,8 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, L
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
+from shortlist.text.contract import Form, InputContract, Reading, named_contract
+from shortlist.text.prompts import named_prompt
 from shortlist.text.tokenizer import train_bpe
 
 NAMES = ["apple", "boat", "cello", "desk", "engine", "fern", "goat", "harbour", "island", "jacket", "kettle", "lamp"]
@@ -24,6 +26,16 @@ DOCUMENTS = [
 QUERIES = [Query(f"q{i}", f"which {PARTS[i % 5]} has the {name}") for i, name in enumerate(NAMES)]
 WORDS = ["<pad>", "<s>", "</s>", "query", "passage", "document", ":", "which", "the", "has", "a", "and", "of", "really"]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+YES_NO = InputContract(
+    Form(pair=("<bos>", "is {text} what {query} asks for?"), pair_length=64),
+    Reading(answer=("yes", "no"), normalize=False),
+)
+"""The contract of a language model that answers with yes or no."""
+ZEPHYR_CHAT = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""A chat whose turns all end with the end token, as Zephyr's do."""
 SHAPE |= {"initializer_range": 0.2}  # with the usual 0.02 a layer this small hardly tells texts apart
 
 
@@ -37,6 +49,8 @@ class Tiny(NamedTuple):
     """A backbone alone, with dropout."""
     retriever: Path
     reranker: Path
+    speaker: Path
+    """A language model with a chat, whose tokenizer writes anything."""
 
 
 def write_collection(folder: Path) -> Path:
@@ -65,31 +79,25 @@ def write_llama(folder: Path, seed: int = 0, **settings: int) -> Path:
     return folder
 
 
+def write_speaker(folder: Path, *, tied: bool = True, chat: str | None = ZEPHYR_CHAT, **settings: int) -> Path:
+    """A language model of one layer, whose tokenizer has a token for each letter and some for words."""
+    torch.manual_seed(0)
+    prompts = [text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns]
+    prompts += ["yes no", *named_contract("qwen3-reranker").form.pair]
+    fast = train_bpe([document.text for document in DOCUMENTS] + prompts * 3, vocab_size=800)
+    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    fast.chat_template = chat
+    shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
+    LlamaForCausalLM(LlamaConfig(**SHAPE | shape | settings)).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
 def write_bert(folder: Path, **settings: int) -> Path:
     """A BERT of one layer, dropout 0.1."""
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=32, pad_token_id=0, **SHAPE, **settings)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    return folder
-
-
-CHAT = (
-    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
-
-
-def write_language_model(folder: Path, *, positions: int = 4096, chat: str | None = CHAT) -> Path:
-    """A LLaMA of two layers with a head and a chat, which answers at random and always the same."""
-    torch.manual_seed(3)
-    texts = [document.text for document in DOCUMENTS] + [query.text for query in QUERIES]
-    words = train_bpe(texts * 5, vocab_size=400)
-    words.chat_template = chat
-    words.save_pretrained(folder)
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}
-    limits = {"max_position_embeddings": positions, "vocab_size": len(words), "initializer_range": 0.2}
-    LlamaForCausalLM(LlamaConfig(**shape, **ends, **limits)).save_pretrained(folder)
     return folder
 
 
@@ -99,7 +107,8 @@ def write_all(folder: Path) -> Tiny:
     save_model(retriever_to_train(str(llama), None), folder / "retriever")
     save_model(reranker_to_train(str(llama), None, seed=0), folder / "reranker")
     collection, bert = write_collection(folder / "collection"), write_bert(folder / "bert")
-    return Tiny(collection, llama, bert, folder / "retriever", folder / "reranker")
+    speaker = write_speaker(folder / "speaker")
+    return Tiny(collection, llama, bert, folder / "retriever", folder / "reranker", speaker)
 
 
 def shaken(model: Any) -> Any:

@@ -72,6 +72,11 @@ class AnswerLog:
                 self._file.execute("delete from answers")
             self._file.executemany("insert or replace into answers values (?, ?)", rows)
 
+    def forget(self) -> None:
+        """Delete all answers."""
+        with self._file:
+            self._file.execute("delete from answers")
+
     @contextmanager
     def _usable(self) -> Iterator[None]:
         try:

@@ -282,8 +282,15 @@ def groups_from_qrels(qrels: Qrels, min_relevance: int = 1) -> list[Group]:
 
 
 def groups_from_run(run: Run, depth: int) -> list[Group]:
-    """Make a group without a positive of each query's first documents in a run."""
-    return [Group(query_id, (), tuple(hit.doc_id for hit in hits[:depth])) for query_id, hits in run.items() if hits]
+    """Make a group without a positive of each query's first documents in a run.
+
+    The run's scores are those of a teacher.
+    """
+    first = {query_id: hits[:depth] for query_id, hits in run.items() if hits}
+    return [
+        Group(query_id, (), tuple(hit.doc_id for hit in hits), tuple(float(hit.score) for hit in hits))
+        for query_id, hits in first.items()
+    ]
 
 
 def regraded(group: Group, least: int) -> Group | None:

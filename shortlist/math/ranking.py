@@ -37,3 +37,6 @@ class Ranking(NamedTuple):
     start: Float[Tensor, "queries docs"] | None = None
     """The scores of the model as it was before training, NaN for synthetic documents; None if no loss of the training
     needs them."""
+    yes: Float[Tensor, "queries docs"] | None = None
+    """The logits of "yes" alone, where scores are those of "yes" less those of "no"; None where scores are no such
+    differences."""

@@ -70,6 +70,18 @@ def load_classifier(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrai
     return _load(AutoModelForSequenceClassification, name, config=config, dtype=dtype).eval()
 
 
+def load_whole(kind: Any, name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a model with its head from a folder or the hub.
+
+    Args:
+        kind: a class of transformers that chooses the model, such as AutoModelForSeq2SeqLM.
+
+    Raises:
+        UserError: there is no usable model, or weights are missing.
+    """
+    return _load(kind, name, config=_config(name), dtype=dtype).eval()
+
+
 def _load(kind: Any, name: str, **options: Any) -> PreTrainedModel:
     """Load a model of this kind, and raise UserError if weights are missing."""
     try:

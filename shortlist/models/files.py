@@ -14,6 +14,9 @@ Precision = Literal["fp32", "bf16", "int8"]
 HEAD = "score.weight"
 """The key of a reranker's head."""
 
+OUTPUT_EMBEDDING = "lm_head.weight"
+"""The key of a language model's output embedding."""
+
 LATENT = "latent"
 """The name of the pooling that has weights."""
 LATENT_KEYS = {f"pool.{name}": f"latent_pooling.{name}" for name in ("latents", "widen", "narrow")}

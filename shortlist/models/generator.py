@@ -1,6 +1,7 @@
 """A causal language model with its head, over token ids only."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, final
 
@@ -8,14 +9,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from shortlist.errors import UserError
 from shortlist.models.apart import on_cores_of_their_own, runs_apart
-from shortlist.models.backbone import is_causal, own_rotations
+from shortlist.models.backbone import is_causal, own_rotations, transformer_layers
 from shortlist.models.cache import RoomyCache, is_plain, joined_caches, slides
 from shortlist.models.choice import Allowed, Choice
 from shortlist.models.heads import OutputHead
+from shortlist.models.kernels.beginnings import SharedBeginnings, splitting_is_right
+from shortlist.models.kernels.fused import FusedLayer
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.outputs import Rows
 from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
@@ -273,6 +276,9 @@ class Generator:
             return
         before = self._prefixes([prompts[members[0]][:length] for length, members in groups])
         rows = [(row, number) for row, (_, members) in enumerate(groups) for number in members]
+        if not caching and self._splits():
+            yield from self._split(prompts, kept, groups, before)
+            return
         for batch in token_batches([len(prompts[number]) for _, number in rows], self.token_budget):
             some = [rows[place] for place in batch]
             begun = [groups[row].length for row, _ in some]
@@ -288,6 +294,31 @@ class Generator:
         cache = RoomyCache(self.backbone.config)
         self._states(ids, lengths, [1] * len(prefixes), cache=cache)
         return cache.right_aligned(lengths.tolist(), lengths.tolist())
+
+    def _splits(self) -> bool:
+        """Whether rows attend to a common beginning without a copy of it.
+
+        Fused layers do, in float32 on a CPU.
+        """
+        fused = all(isinstance(layer, FusedLayer) for layer in transformer_layers(self.backbone))
+        weight = next(self.backbone.parameters())
+        return fused and weight.dtype == torch.float32 and not slides(self.backbone) and splitting_is_right()
+
+    def _split(
+        self, prompts: Sequence[PromptIds], kept: Sequence[int], groups: list[Alike], before: RoomyCache
+    ) -> Iterator[ReadPrompts]:
+        """Yield prompts read behind their common beginnings, which are not copied."""
+        keys_and_values = [(layer.keys, layer.values) for layer in before.layers]
+        starts = [length for length, _ in groups]
+        rows = [(row, number) for row, (_, members) in enumerate(groups) for number in members]
+        for batch in token_batches([len(prompts[number]) - starts[row] for row, number in rows], self.token_budget):
+            some = sorted(rows[place] for place in batch)
+            numbers, begun = [number for _, number in some], [starts[row] for row, _ in some]
+            shared = SharedBeginnings(keys_and_values, starts, Counter(row for row, _ in some))
+            ids, lengths = pad([prompts[n][length:] for n, length in zip(numbers, begun, strict=True)], 0)
+            positions = torch.tensor(begun)[:, None] + torch.arange(ids.shape[1])
+            states = self._states(ids, lengths, [kept[n] for n in numbers], cache=shared, positions=positions)
+            yield ReadPrompts(numbers, states, None, lengths.tolist())
 
     def _after(
         self, cache: RoomyCache, begun: Sequence[int], rests: Sequence[PromptIds], kept: list[int]
@@ -306,14 +337,16 @@ class Generator:
         lengths: Int[Tensor, " rows"],
         kept: list[int],
         *,
-        cache: RoomyCache | None = None,
+        cache: Cache | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> list[Float[Tensor, "kept dim"]]:
         """Run the backbone on right-padded ids, and return the states of each row's last ids."""
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
-        if mask is not None and positions is not None:
-            options |= {"attention_mask": mask.to(self.device), "position_ids": positions.to(self.device)}
+        if mask is not None:
+            options["attention_mask"] = mask.to(self.device)
+        if positions is not None:
+            options["position_ids"] = positions.to(self.device)
         ids, lengths = ids.to(self.device), lengths.to(self.device)
         with torch.inference_mode(), own_rotations(self.backbone):
             if max(kept) > 1:

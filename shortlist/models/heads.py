@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortlist.errors import UserError
-from shortlist.models.files import HEAD
+from shortlist.models.files import HEAD, OUTPUT_EMBEDDING
 
-OUTPUT_EMBEDDING = "lm_head.weight"
 OUTPUT_BIAS = "lm_head.bias"
 
 
@@ -112,13 +111,7 @@ def answer_head(
     """
     if getattr(backbone.config, "final_logit_softcapping", None):
         raise UserError(f"{folder}: caps its logits, which an answer's score is not made for; use another model.")
-    token_ids = [tokenizer.convert_tokens_to_ids(token) for token in answer]
-    for token, token_id in zip(answer, token_ids, strict=True):
-        if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != token:
-            raise UserError(
-                f"{folder}: the tokenizer has no token {token!r}, whose logit is the score by the input contract; "
-                "choose another --contract."
-            )
+    token_ids = answer_ids(tokenizer, answer, folder)
     rows = [_row(folder, OUTPUT_EMBEDDING, token_id) for token_id in token_ids]
     if any(row is None for row in rows):
         embeddings = cast(Tensor, backbone.get_input_embeddings().weight)
@@ -127,20 +120,52 @@ def answer_head(
     return (first - second[0] if second else first)[None]
 
 
-def check_tied(backbone: PreTrainedModel, folder: Path) -> None:
-    """Check that a language model's logits are its states times its input embedding.
+def answer_ids(tokenizer: Any, answer: Sequence[str], folder: Path) -> list[int]:
+    """Return the ids of the tokens of a language model's answer.
+
+    Raises:
+        UserError: the tokenizer has no such token.
+    """
+    token_ids = [tokenizer.convert_tokens_to_ids(token) for token in answer]
+    for token, token_id in zip(answer, token_ids, strict=True):
+        if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != token:
+            raise UserError(
+                f"{folder}: the tokenizer has no token {token!r}, whose logit is the score by the input contract; "
+                "choose another --contract."
+            )
+    return token_ids
+
+
+def own_output(
+    backbone: PreTrainedModel, folder: Path, *, empty: bool = False
+) -> Float[Tensor, "vocabulary dim"] | None:
+    """Load the output embedding of a language model to train.
+
+    The result is None if that is the input embedding.
 
     Args:
         backbone: the language model without its head.
         folder: the folder of its weights.
+        empty: make one without contents, on the device `meta`.
 
     Raises:
-        UserError: it has a separate output embedding, or scales or caps its logits.
+        UserError: logits are more than states times the output embedding.
     """
     changed = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if _set(backbone, name)]
-    if changed or any(_tensors(folder, OUTPUT_EMBEDDING)):
-        what = changed[0] if changed else f"{OUTPUT_EMBEDDING!r} of its own"
-        raise UserError(f"{folder}: has {what}; only language models with tied embeddings alone are trained here.")
+    changed += [repr(OUTPUT_BIAS)] if any(_tensors(folder, OUTPUT_BIAS)) else []
+    if changed:
+        raise UserError(
+            f"{folder}: has {changed[0]}; only language models whose logits are states times an embedding are trained "
+            "here."
+        )
+    if getattr(backbone.config, "tie_word_embeddings", False) or not any(_tensors(folder, OUTPUT_EMBEDDING)):
+        return None
+    inputs = cast(Tensor, backbone.get_input_embeddings().weight)
+    if empty:
+        return torch.empty_like(inputs, device="meta")
+    weight = find_tensor(folder, OUTPUT_EMBEDDING)
+    assert weight is not None  # it was there a moment ago; for the type checker
+    return weight.to(inputs.dtype)
 
 
 def _set(backbone: PreTrainedModel, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shortlist.errors import unknown
 from shortlist.late import late
-from shortlist.models.files import HEAD, LATENT_KEYS, is_classifier
+from shortlist.models.files import HEAD, LATENT_KEYS, OUTPUT_EMBEDDING, is_classifier
 from shortlist.models.folder import ModelFolder
 from shortlist.models.shipped import shipped_folder, warn_of_text
 from shortlist.text.contract import Adjust, InputContract
@@ -40,6 +40,8 @@ class ModelKind:
     """The parameters saved besides the backbone: name in the module -> key in the folder."""
     as_classifier: bool = False
     """Whether its keys and configuration are saved as a sequence classifier of transformers."""
+    as_causal: bool = False
+    """Whether it is saved as a causal language model of transformers."""
     saves_itself: bool = False
     """Whether the backbone is a complete model of transformers, with its head, and is saved as such."""
 
@@ -77,8 +79,13 @@ KINDS: dict[str, ModelKind] = {
         is_in=lambda folder, contract: not contract.reading.answer and is_headless_classifier(folder),
         saves_itself=True,
     ),
+    "answering": ModelKind(role="reranker", reads="pair", saved={"output": OUTPUT_EMBEDDING}, as_causal=True),
     "language-model": ModelKind(
-        role="language-model", reads="pair", to_train=late("models.load", "language_model_to_train")
+        role="language-model",
+        reads="pair",
+        to_train=late("models.load", "language_model_to_train"),
+        saved={"output": OUTPUT_EMBEDDING},
+        as_causal=True,
     ),
 }
 """The kinds by name, which is the name in `shortlist train` and the module's `kind`."""

@@ -1,6 +1,7 @@
 """A decoder trained to predict the next token, from which retrievers and rerankers can start."""
 
-from typing import Any, cast, final
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,23 +18,45 @@ LOGIT_ROWS = 128
 """The number of tokens whose logits are held in float32 at a time, few enough for a CPU's caches."""
 
 
+class Wanted(NamedTuple):
+    """The numbers wanted of an input that ends with an answer."""
+
+    start: int
+    """The place of the answer's first token that counts."""
+    end: int
+    """The place behind its last one; `start` where nothing of it counts."""
+    position: int = 0
+    """The place of the token behind which labels are told apart."""
+    labels: tuple[int, ...] = ()
+    """The id of each label, whose logit is wanted there."""
+
+
 @final
 class LanguageModel(nn.Module):
-    """A language model whose input embedding is also its output embedding.
+    """A decoder with an output embedding, which is its input embedding unless it has another.
 
-    Only the backbone is trained.
-
-    https://arxiv.org/abs/1608.05859
+    Args:
+        backbone: the decoder without its head.
+        inputs: makes token ids of pairs.
+        reading: the reading that was applied to the backbone.
+        output: the output embedding (None: the input embedding, https://arxiv.org/abs/1608.05859).
     """
 
     kind = "language-model"
     row_shape: tuple[int, ...] = (2,)
 
-    def __init__(self, backbone: PreTrainedModel, inputs: Inputs, reading: Reading) -> None:
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        inputs: Inputs,
+        reading: Reading,
+        output: Float[Tensor, "vocabulary dim"] | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.inputs = inputs
         self.reading = reading
+        self.output = None if output is None else nn.Parameter(output)
         self.stop_id: int | None = None
         """The token behind whose first place, after a text's first token, tokens are predicted (None: all are)."""
         self.attention_stop = False
@@ -44,12 +67,23 @@ class LanguageModel(nn.Module):
         """The input contract: how texts become ids and how the output is read."""
         return InputContract(self.inputs.form, self.reading)
 
-    def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
+    def forward(
+        self,
+        token_ids: Int[Tensor, "batch tokens"],
+        lengths: Int[Tensor, " batch"],
+        asked: Sequence[Wanted] | None = None,
+    ) -> Rows:
         """Compute the loss and the number of correct predictions for each right-padded text.
 
         The loss is minus the log-likelihood of all tokens except the first, each given the tokens before it (nats,
         float32). A prediction is correct if the actual token is the likeliest one.
+
+        Args:
+            asked: what is wanted of each text instead. A text's rows are then numbers: loss and correct predictions of
+                the tokens of its answer, and the logit of each label.
         """
+        if asked is not None:
+            return self._answers(token_ids, asked)
         wanted, mask = real_tokens(token_ids, lengths), None  # no logits for padding
         if self.stop_id is not None:
             stops = find_stops(token_ids, self.stop_id)
@@ -59,10 +93,64 @@ class LanguageModel(nn.Module):
         states = self.backbone(input_ids=token_ids, attention_mask=mask, use_cache=False).last_hidden_state
         places = wanted[:, 1:].flatten().nonzero()[:, 0]
         states, targets = states[:, :-1].flatten(0, 1)[places], token_ids[:, 1:].flatten()[places]
-        embedding = cast(Tensor, self.backbone.get_input_embeddings().weight)
         rows = places // max(1, token_ids.shape[1] - 1)
-        sums = embedding.new_zeros(len(token_ids), 2, dtype=torch.float32)
-        return Rows(sums.index_add(0, rows, next_tokens(states, embedding, targets)))
+        return Rows(self._sums(states, targets, rows, len(token_ids)))
+
+    def _answers(self, token_ids: Int[Tensor, "batch tokens"], asked: Sequence[Wanted]) -> Rows:
+        """Compute the numbers of each text that is asked something."""
+        device = token_ids.device
+        states = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state
+        rows = torch.tensor([row for row, one in enumerate(asked) for _ in range(one.start, one.end)], device=device)
+        places = torch.tensor([place for one in asked for place in range(one.start, one.end)], device=device)
+        rows, places = rows.long(), places.long()  # without any they would be of floats
+        sums = self._sums(states[rows, places - 1], token_ids[rows, places], rows, len(asked))
+        ends = torch.tensor([one.position for one in asked], device=device)
+        chosen = states[torch.arange(len(asked), device=device), ends]
+        counts = [len(one.labels) for one in asked]
+        labels = torch.tensor([label for one in asked for label in one.labels], device=device).long()
+        logits = label_logits(chosen, self.embedding, labels, counts)
+        parts = [part for pair in zip(sums, logits, strict=True) for part in pair]
+        return Rows(torch.cat(parts), torch.tensor([2 + count for count in counts]))
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocabulary dim"]:
+        """The output embedding."""
+        return output_embedding(self)
+
+    def _sums(
+        self,
+        states: Float[Tensor, "tokens dim"],
+        targets: Int[Tensor, " tokens"],
+        rows: Int[Tensor, " tokens"],
+        num_texts: int,
+    ) -> Float[Tensor, "texts 2"]:
+        """Add up losses and correct predictions of tokens by their texts."""
+        sums = states.new_zeros(num_texts, 2, dtype=torch.float32)
+        return sums.index_add(0, rows, next_tokens(states, self.embedding, targets))
+
+
+def output_embedding(model: Any) -> Float[Tensor, "vocabulary dim"]:
+    """Return a model's own output embedding, or its backbone's input embedding if it has none."""
+    return cast(Tensor, model.backbone.get_input_embeddings().weight) if model.output is None else model.output
+
+
+def label_logits(
+    states: Float[Tensor, "texts dim"],
+    embedding: Float[Tensor, "vocabulary dim"],
+    labels: Int[Tensor, " labels"],
+    counts: Sequence[int],
+) -> Sequence[Float[Tensor, " _"]]:
+    """Compute the logits of each text's labels.
+
+    They are in float32, since losses compare them with one another.
+
+    Args:
+        labels: the ids of the labels of all texts, text by text.
+        counts: the number of labels of each text.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        rows = states.float().repeat_interleave(torch.tensor(counts, device=states.device), 0, output_size=len(labels))
+        return (rows * embedding[labels].float()).sum(1).split(list(counts))
 
 
 def as_mask(seen: Bool[Tensor, "batch 1 tokens tokens"], backbone: PreTrainedModel) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
 from shortlist.models.adapters import QUANTIZATION, adapter_head, adapter_weights, kept_adapter, merge_adapter
+from shortlist.models.answering import AnsweringModel
 from shortlist.models.backbone import (
     apply_reading,
     dequantize,
@@ -29,11 +30,12 @@ from shortlist.models.heads import (
     HEAD,
     OutputHead,
     answer_head,
-    check_tied,
+    answer_ids,
     find_head,
     find_tensor,
     one_label,
     output_head,
+    own_output,
 )
 from shortlist.models.language import LanguageModel
 from shortlist.models.latent import LatentPooling
@@ -184,10 +186,11 @@ def pointwise_to_train(
     seed: int = 0,
     adjust: Adjust | None = None,
     **loading: Any,
-) -> PointwiseModel:
+) -> PointwiseModel | AnsweringModel:
     """Load a reranker to start training from.
 
-    A trained reranker keeps its head; any other backbone gets a new one.
+    A trained reranker keeps its head; any other backbone gets a new one. If the contract names an answer, a language
+    model's own output embedding is trained instead.
 
     Args:
         seed: the seed of the new head.
@@ -201,15 +204,27 @@ def pointwise_to_train(
     backbone = open_backbone(folder, **loading)
     contract = contract or folder.own_contract("pair")
     contract = contract or named_contract("rankllama" if is_decoder(backbone) else "bert-pair")
-    if contract.reading.answer or backbone.config.is_encoder_decoder:
-        raise UserError(
-            f"{folder.name}: models that answer with a token are not trained here; choose another --contract."
-        )
+    if backbone.config.is_encoder_decoder:
+        raise UserError(f"{folder.name}: is an encoder-decoder, which is not trained here; take a decoder or encoder.")
+    if contract.reading.answer:
+        return _answering_to_train(folder, backbone, contract, adjust, empty=loading.get("empty", False))
     head = head_of(folder)
     head = new_head(backbone, seed=seed) if head is None else one_label(head, folder.name)
     inputs, reading = _to_train(folder, backbone, contract, adjust)
     refuse_latent(reading, folder.name)
     return PointwiseModel(backbone, inputs, reading, head)
+
+
+def _answering_to_train(
+    folder: ModelFolder, backbone: PreTrainedModel, contract: InputContract, adjust: Adjust | None, *, empty: bool
+) -> AnsweringModel:
+    """Load a language model that answers about a pair, to start training from."""
+    output = own_output(backbone, folder.whole.backbone_path, empty=empty)
+    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    refuse_latent(reading, folder.name)
+    backbone.config.tie_word_embeddings = output is None
+    answer = answer_ids(inputs.tokenizer, reading.answer, folder.whole.path)
+    return AnsweringModel(backbone, inputs, reading, answer, output)
 
 
 def language_model_to_train(
@@ -228,16 +243,16 @@ def language_model_to_train(
         contract: as for `dense_to_train`, like the other arguments.
 
     Raises:
-        UserError: the backbone is not a causal decoder, or its logits are not computed from tied embeddings alone.
+        UserError: the backbone is not a causal decoder, or its logits are more than states times an embedding.
     """
     backbone = open_backbone(folder, **loading)
-    check_tied(backbone, folder.whole.path)
+    output = own_output(backbone, folder.whole.backbone_path, empty=loading.get("empty", False))
     contract = contract or folder.own_contract("pair") or named_contract("rankllama")
     inputs, reading = _to_train(folder, backbone, contract, adjust)
     if not is_causal(backbone) or reading.bidirectional:
         raise UserError(f"{folder.name}: its tokens see what comes after them, so there is nothing to predict.")
-    backbone.config.tie_word_embeddings = True  # saved with it, so that transformers builds the same model
-    return LanguageModel(backbone, inputs, reading)
+    backbone.config.tie_word_embeddings = output is None  # saved with it, so that transformers builds the same model
+    return LanguageModel(backbone, inputs, reading, output)
 
 
 def load_generator(folder: ModelFolder, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, OutputHead]:

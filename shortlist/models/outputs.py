@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -50,3 +50,11 @@ def split(rows: Rows) -> list[Shaped[Tensor, "rows *shape"]]:
     """Split the rows by text."""
     counts = [1] * len(rows.values) if rows.counts is None else rows.counts.tolist()
     return list(rows.values.split(counts))
+
+
+def pair_scores(rows: Rows) -> Float[Tensor, " pairs"]:
+    """Return the scores in a reranker's rows.
+
+    A row is a score, or has the logits of "yes" and "no", whose difference is the score.
+    """
+    return rows.values if rows.values.ndim == 1 else rows.values[:, 0] - rows.values[:, 1]

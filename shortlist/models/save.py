@@ -9,9 +9,11 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from shortlist.data.files import write_json
 from shortlist.models.adapters import ADAPTER, PREFIX, PROMPT, QUANTIZATION, saved_key
+from shortlist.models.answering import AnsweringModel
 from shortlist.models.backbone import is_decoder
 from shortlist.models.dense import DenseModel
 from shortlist.models.files import write_base
@@ -22,7 +24,7 @@ from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import Model
 
 if TYPE_CHECKING:
-    Trainable = DenseModel | PointwiseModel | LanguageModel
+    Trainable = DenseModel | PointwiseModel | LanguageModel | AnsweringModel
 else:
     Trainable = Model
 """A model that can be trained and saved; kinds defined outside the package have the same attributes."""
@@ -39,7 +41,8 @@ def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
     kind = KINDS[model.kind]
     names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
     inside = {name: name.removeprefix("backbone.") for name in names if name.startswith("backbone.")}
-    prefix = f"{model.backbone.base_model_prefix}." if kind.as_classifier else ""
+    below = kind.as_classifier or (kind.as_causal and (adapter or getattr(model, "output", None) is not None))
+    prefix = f"{model.backbone.base_model_prefix}." if below else ""  # the backbone is a part of transformers' model
     if adapter:
         keys = {name: saved_key(key) for name, key in inside.items()}
         # PEFT has a layer between itself and the model, except for prompts and prefixes
@@ -77,7 +80,7 @@ def save_model(
         values = weights or model.state_dict()
         state = {key: values[name].detach().contiguous() for name, key in names.items()}
         if adapter is not None:
-            _save_adapter(adapter, folder, state, base, classifier=kind.as_classifier)
+            _save_adapter(adapter, folder, state, base, model.kind)
         else:
             _save_weights(model, folder, state)
     model.inputs.tokenizer.save_pretrained(folder)
@@ -103,13 +106,17 @@ def _save_weights(model: Trainable, folder: Path, state: dict[str, Tensor]) -> N
         config |= {"architectures": [name], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
         # transformers scores the last token that differs from this one, so a pad of `</s>` would shift it by one token
         config["pad_token_id"] = None if pad_id == model.inputs.tokenizer.eos_token_id else pad_id
+    if KINDS[model.kind].as_causal and (name := MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(backbone.config.model_type)):
+        config["architectures"] = [name]
     write_json(folder / "config.json", config)
 
 
-def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None, *, classifier: bool) -> None:
+def _save_adapter(adapter: Any, folder: Path, state: dict[str, Tensor], base: str | None, kind: str) -> None:
     settings = copy(adapter.peft_config["default"])
-    if classifier:  # then PEFT puts the head where sequence classifiers of transformers have it
+    if KINDS[kind].as_classifier:  # then PEFT puts the head where sequence classifiers of transformers have it
         settings.task_type, settings.modules_to_save = "SEQ_CLS", ["score"]
+    elif KINDS[kind].as_causal:
+        settings.task_type = "CAUSAL_LM"
     settings.base_model_name_or_path = write_base(folder, base)
     settings.inference_mode = True
     if getattr(settings, "rank_pattern", None) and settings.peft_type == "ADALORA":

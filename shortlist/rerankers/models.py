@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from shortlist.errors import UserError
+from shortlist.models.encoder_decoder import EncoderDecoder
 from shortlist.models.generator import Generator
 from shortlist.models.remote import Remote
 from shortlist.records import Document, Query
@@ -43,20 +44,20 @@ class LocalModel:
     """A language model in this process.
 
     Args:
-        generator: the model.
+        generator: the model; an encoder-decoder for prompts that an encoder reads.
         renderer: makes token ids of the prompt.
         stop: ids that end an answer.
     """
 
-    def __init__(self, generator: Generator, renderer: Renderer, *, stop: Sequence[int]) -> None:
+    def __init__(self, generator: Generator | EncoderDecoder, renderer: Renderer, *, stop: Sequence[int]) -> None:
         self.generator, self.renderer, self.stop = generator, renderer, tuple(stop)
         self._last: dict[tuple[Query, tuple[Document, ...]], Rendered] = {}
 
     def keys(self, asked: Sequence[QueryAndShown]) -> list[Any]:
         """Return the ids of each prompt, and of its labels."""
-        rendered = self.renderer.render_many(asked, spans=False)
+        rendered = self.renderer.render_many(asked)
         self._last = {(query, (*shown,)): one for (query, shown), one in zip(asked, rendered, strict=True)}
-        return [[one.ids, one.labels, one.answer_tokens] for one in rendered]
+        return [[one.ids, one.labels, one.answer_tokens, one.decoder_ids] for one in rendered]
 
     def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
         """Yield answers that are computed together."""
@@ -70,7 +71,7 @@ class LocalModel:
     def _rendered(self, asked: Sequence[QueryAndShown]) -> list[Rendered]:
         """Return the prompts whose keys were asked for last, or render them."""
         known = [one for query, shown in asked if (one := self._last.get((query, (*shown,))))]
-        return known if len(known) == len(asked) else self.renderer.render_many(asked, spans=False)
+        return known if len(known) == len(asked) else self.renderer.render_many(asked)
 
     def _logits(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         labels = [
@@ -78,7 +79,11 @@ class LocalModel:
         ]
         tokens = sorted(set().union(*labels))
         columns = {token: column for column, token in enumerate(tokens)}
-        rows = self.generator.logits([one.ids for one in rendered], tokens=tokens).tolist()
+        if isinstance(self.generator, EncoderDecoder):
+            begun = [one.decoder_ids for one in rendered]
+            rows = self.generator.logits(encoder_inputs(rendered), begun, tokens=tokens).tolist()
+        else:
+            rows = self.generator.logits([one.ids for one in rendered], tokens=tokens).tolist()
         return {
             place: RawAnswer([row[columns[token]] for token in ids], len(one.ids), 0)
             for place, (row, ids, one) in enumerate(zip(rows, labels, rendered, strict=True))
@@ -86,12 +91,23 @@ class LocalModel:
 
     def _texts(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         most = max(one.answer_tokens for one in rendered)
-        answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
+        if isinstance(self.generator, EncoderDecoder):
+            begun = [one.decoder_ids for one in rendered]
+            answers = [
+                [ids] for ids in self.generator.generate(encoder_inputs(rendered), begun, most=most, stop=self.stop)
+            ]
+        else:
+            answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
         decode = self.renderer.tokenizer.decode
         return {
             place: RawAnswer(one.begins + decode(ids, skip_special_tokens=True), len(one.ids), len(ids))
             for place, (one, [ids]) in enumerate(zip(rendered, answers, strict=True))
         }
+
+
+def encoder_inputs(rendered: Sequence[Rendered]) -> list[list[list[int]]]:
+    """Return the inputs of each prompt: its documents apart, or all in one."""
+    return [[one.ids[span] for span in one.inputs] or [one.ids] for one in rendered]
 
 
 @final

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 
+from shortlist.data.files import optional_json
+from shortlist.errors import UserError
 from shortlist.math.permutation import Plan
+from shortlist.models.encoder_decoder import EncoderDecoder, load_encoder_decoder
 from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.models.load import load_generator
@@ -17,6 +20,7 @@ from shortlist.rerankers.asking import Questions
 from shortlist.rerankers.language import LONGEST_PROMPT
 from shortlist.rerankers.limits import CallLimits
 from shortlist.rerankers.models import LocalModel, RemoteModel
+from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import Renderer
 
@@ -41,12 +45,17 @@ def open_asking(
         shared = {"model": [url, model_name], "reads": reads, "prompt": prompt.digest()}
         return AskingReranker(Questions(remote, prompt, shared, limits=limits), plan)
     options = dict(running or {})
-    generator = open_generator(folder, **options)
+    encoder = is_encoder_decoder(folder)
+    if encoder != prompt.encoder:
+        found, wanted = ("an encoder-decoder", "a decoder") if encoder else ("a decoder", "an encoder-decoder")
+        raise UserError(
+            f"{folder.name}: is {found}, and the prompt {prompt.name!r} is for {wanted}; choose another --prompt."
+        )
+    generator = (load_encoder_decoder if encoder else open_generator)(folder, **options)
     tokenizer = folder.tokenizer
     longest = max_length or longest_input(generator)
     renderer = Renderer(prompt, tokenizer, most_tokens=longest, reads=reads)
-    stop = {tokenizer.eos_token_id, *as_list(getattr(generator.backbone.config, "eos_token_id", None))} - {None}
-    local = LocalModel(generator, renderer, stop=sorted(stop))
+    local = LocalModel(generator, renderer, stop=stop_ids(folder, prompt))
     shared = {"model": folder.identity, "reads": reads, "precision": options.get("precision", "fp32")}
     return AskingReranker(Questions(local, prompt, shared, limits=limits), plan)
 
@@ -69,9 +78,15 @@ def open_generator(
     return Generator(backbone, head.to(place), token_budget=token_budget)
 
 
-def longest_input(generator: Generator) -> int:
+def is_encoder_decoder(folder: ModelFolder) -> bool:
+    """Whether a model has an encoder and a decoder, as its config.json says."""
+    return bool(optional_json(folder.whole.backbone_path / "config.json").get("is_encoder_decoder"))
+
+
+def longest_input(generator: Generator | EncoderDecoder) -> int:
     """Return the most tokens of a prompt with its answer: the model's positions."""
-    return getattr(generator.backbone.config, "max_position_embeddings", None) or LONGEST_PROMPT
+    config = (generator.model if isinstance(generator, EncoderDecoder) else generator.backbone).config
+    return getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT
 
 
 def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
@@ -81,6 +96,14 @@ def most_tokens(prompt: Prompt, max_length: int | None, num_docs: int) -> int:
     return min(max_length or LONGEST_PROMPT, 8 * num_docs + 32)
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return a value in a list, unless it is one."""
-    return value if isinstance(value, list) else [value]
+def stop_ids(folder: ModelFolder, prompt: Prompt) -> list[int]:
+    """Find the tokens that end an answer.
+
+    They are those of the chat template, the tokenizer and the model's files. A chat model ends its turn with
+    another token than a text.
+    """
+    found = {folder.tokenizer.eos_token_id, end_of_answer(prompt, folder.tokenizer)}
+    for name in ("generation_config.json", "config.json"):
+        ids = optional_json(folder.whole.backbone_path / name).get("eos_token_id")
+        found.update(ids if isinstance(ids, list) else [ids])
+    return sorted(found - {None})

@@ -15,6 +15,7 @@ from shortlist.models.kinds import named_kind
 from shortlist.records import Group, Query
 from shortlist.settings.sources import OVERRIDES, SourceSettings, parse_sources
 from shortlist.settings.train import Config, views_alone
+from shortlist.text.prompts import named_prompt
 
 
 class SourcePart(NamedTuple):
@@ -85,10 +86,12 @@ def settled(config: Config, parts: Sequence[OpenPart]) -> Config:
 def open_part(part: SourcePart, collection: Collection) -> OpenPart:
     """Open the groups of a source with their queries, or make them.
 
-    They are made of judgements or of a run. A reranker's groups that are made of judgements will get negatives, as the
-    settings then say.
+    They are made of judgements or of a run. Groups that are made of judgements will get negatives, as the settings then
+    say, if each is ranked by itself, as a reranker does.
     """
     config, run = part.config, part.settings.run
+    if config.prompt and config.negatives is None:
+        config = replace(config, negatives=named_prompt(config.prompt).shown_at_once() - 1)
     if views_alone(config):
         return OpenPart(part.name, config, part.settings, collection, documents_source(collection))
     if config.groups:
@@ -98,7 +101,8 @@ def open_part(part: SourcePart, collection: Collection) -> OpenPart:
     else:
         qrels, least = collection.qrels(config.split), config.positives_from or 1
         source = GroupSource(groups_from_qrels(qrels, least), {}, collection.identity(f"qrels/{config.split}"))
-        if named_kind(config.kind).role == "reranker" and config.negatives_from is None:
+        ranks_groups = named_kind(config.kind).role == "reranker" or config.prompt
+        if ranks_groups and config.negatives_from is None:
             config = replace(config, negatives_from="bm25")
     if len(without_query(source.groups, source.queries)):
         source = _with_queries(source, config, collection, unjudged=run is not None)

@@ -25,7 +25,8 @@ class SourceSettings:
     groups: str | None = None
     """Groups, as for --groups. Without them the judged pairs of the split are used, or the lists of `run`."""
     run: Path | None = None
-    """TREC run whose lists are trained on without any judgement, for losses that need no positive."""
+    """TREC run whose lists are trained on without any judgement, for losses that need no positive; its scores are a
+    teacher's, such as those of a reranker that is to be imitated."""
     depth: int = 16
     """Documents of each list of the run."""
     split: str | None = None

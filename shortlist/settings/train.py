@@ -13,10 +13,11 @@ from shortlist.errors import UserError
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.kinds import named_kind
 from shortlist.text.contract import named_contract
+from shortlist.text.prompts import Asks, named_prompt
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
-LANGUAGE_MODELS = ("attention_stop", "corruption")
+LANGUAGE_MODELS = ("attention_stop", "corruption", "prompt")
 """Settings of language models alone."""
 
 RANKERS = (
@@ -24,6 +25,16 @@ RANKERS = (
     *("heldout_split", "heldout_collection"),
 )
 """Settings that say nothing about a language model."""
+WITH_PROMPT = ("loss", "temperature", "negatives")
+"""Those of them that do where it is asked with a prompt."""
+TRAINABLE: dict[Asks, str] = {
+    "order": "all documents in order",
+    "top": "the best few",
+    "best": "the best one",
+    "worst": "the worst one",
+    "pair": "the better of two",
+}
+"""What prompts may ask for whose right answers follow from groups."""
 
 CHECKPOINTS = "checkpoints"
 """The folder of a training's checkpoints, in its --out."""
@@ -103,6 +114,10 @@ class Config:
     corruption: float = 0.0
     """Language model: replace words of what comes first in a text by `_`, each with this probability; only what comes
     after it is predicted."""
+    prompt: str | None = None
+    """Language model: ask about each group's documents with this prompt, such as first or rank-zephyr, and learn the
+    right answer (--loss lm, the default) or to rank the documents by their labels' logits (all other losses). Right is
+    the order of the teacher's scores, else of the grades, else positives first. A prompt shows --negatives + 1."""
     negatives: int | None = None
     """Negatives per query and step, another slice each epoch (None: all of the group)."""
     batch_size: int = 128
@@ -183,6 +198,7 @@ def check(config: Config) -> None:
     _check_dims(config.dims, config.dims_weights)
     _check_above_zero(config)
     _check_kind(config)
+    _check_prompt(config)
     _check_views(config)
     _check_mixed(config)
     _check_where_groups_are(config)
@@ -221,7 +237,7 @@ def _check_kind(config: Config) -> None:
     """
     if named_kind(config.kind).role == "language-model":
         for name in RANKERS:
-            if getattr(config, name) != getattr(Config, name):
+            if getattr(config, name) != getattr(Config, name) and not (config.prompt and name in WITH_PROMPT):
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
     if named_kind(config.kind).role != "retriever":
         for name in RETRIEVERS:
@@ -233,6 +249,33 @@ def _check_kind(config: Config) -> None:
                 raise UserError(f"{flag_of(name)}: is for a language model, and says nothing about a {config.kind}.")
     if not 0 <= config.corruption < 1:
         raise UserError(f"--corruption is {config.corruption}; expected at least 0 and below 1.")
+
+
+def _check_prompt(config: Config) -> None:
+    """Refuse a prompt that groups cannot answer, and settings that do not go with one.
+
+    Raises:
+        UserError: there is no such prompt, or it does not fit.
+    """
+    if config.prompt is None:
+        return
+    prompt, count = named_prompt(config.prompt), None if config.negatives is None else config.negatives + 1
+    if prompt.asks not in TRAINABLE:
+        expected = "; ".join(TRAINABLE.values())
+        raise UserError(f"--prompt {prompt.name}: what it asks for does not follow from groups; expected: {expected}.")
+    if prompt.encoder:
+        raise UserError(f"--prompt {prompt.name}: is for encoder-decoders, which are not trained here; take another.")
+    for name in ("attention_stop", "corruption"):
+        if getattr(config, name) != getattr(Config, name):
+            raise UserError(f"{flag_of(name)}: says nothing about prompts; leave out one of the two.")
+    if count is not None and count > (most := prompt.most_documents() or count):
+        raise UserError(f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {most} documents.")
+    shown = prompt.shown_at_once()
+    if prompt.parsed(prompt.begins + prompt.right_answer(range(shown)), shown, prompt.most_to_choose(shown)).malformed:
+        raise UserError(
+            f"--prompt {prompt.name}: its answers hold more than labels, such as thoughts, which groups do not have; "
+            "take another, such as first or rank-zephyr."
+        )
 
 
 def _check_mixed(config: Config) -> None:

@@ -16,6 +16,7 @@ from shortlist.settings.parts import OpenPart, open_parts, settled, source_parts
 from shortlist.settings.processes import num_processes
 from shortlist.settings.sources import decided
 from shortlist.settings.train import CHECKPOINTS, DRAWING, EVENTS, LOG, Config, check, views_alone
+from shortlist.text.prompts import named_prompt
 from shortlist.together import run_together
 
 
@@ -65,6 +66,7 @@ def job_of(config: Config, backbone: ModelFolder, parts: Sequence[OpenPart]) -> 
         **({"sources": sources} if config.sources else found[0]),
         **_heldout_identity(config),
         **({"guide": guide.identity} if guide else {}),
+        **({"prompt": named_prompt(config.prompt).digest()} if config.prompt else {}),
     }
     written = f"{CHECKPOINTS}/step-*"
     aside = [LOG, DRAWING, f"{EVENTS}/events*", written]

@@ -104,3 +104,21 @@ def applied(prompt: Prompt, tokenizer: Any, messages: list[dict[str, str]]) -> s
     """Run the tokenizer's chat template, up to where the answer begins."""
     options = {} if prompt.thinking is None else {"enable_thinking": prompt.thinking}
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+
+
+def end_of_answer(prompt: Prompt, tokenizer: Any) -> int | None:
+    """Return the id that ends an answer.
+
+    It is the token that the chat has behind an assistant's turn, or the end token.
+    """
+    if prompt.chat == "tokenizer" and tokenizer.chat_template:
+        said = "\ue000"
+        turns = [{"role": "user", "content": "\ue001"}, {"role": "assistant", "content": said}]
+        try:
+            _, _, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(said)
+        except (ValueError, TypeError, KeyError, _template_error()):
+            return tokenizer.eos_token_id
+        behind = tokenizer(rest, add_special_tokens=False)["input_ids"]
+        if behind and behind[0] in tokenizer.added_tokens_decoder:  # text would be part of the answer
+            return behind[0]
+    return tokenizer.eos_token_id

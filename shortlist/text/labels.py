@@ -58,15 +58,15 @@ def single_ids(paths: Sequence[tuple[int, ...]], labels: Sequence[str], *, where
     Raises:
         UserError: a label needs several ids, or another label begins with its only one.
     """
-    first = [path[0] for path in paths]
-    joined = [label for label, path in zip(labels, paths, strict=True) if len(path) > 1 or first.count(path[0]) > 1]
+    first = [path[:1] for path in paths]
+    joined = [label for label, path in zip(labels, paths, strict=True) if len(path) > 1 or first.count(path) > 1]
     if joined:
         fine = next(place for place, token in enumerate(first) if token in first[:place])
         raise UserError(
             f"{where}: the labels {_listed(joined)} begin with the same token as another, so no token tells all "
             f"{len(labels)} apart; show at most {fine} documents at once (--window), or have the answer generated."
         )
-    return first
+    return [token for path in paths for token in path]
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ Fields of turns are {query}, {documents}, {num}, {labels}, {most} and {instructi
 under `each`, which are repeated for every document, have {document} and {label}.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from hashlib import sha256
@@ -49,7 +49,7 @@ class Turn(NamedTuple):
 class Limit(NamedTuple):
     """The most that is kept of a text before it is put into the prompt."""
 
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    most: int
     unit: str
 
 
@@ -154,6 +154,24 @@ class Prompt:
             return self.answer_whole.format(answers=self.answers_between.join(parts))
         return max(parts, key=len, default="")
 
+    def right_answer(self, order: Sequence[int]) -> str:
+        """Return the answer, without `begins`, that is right if documents belong in this order.
+
+        Args:
+            order: the places of the documents among those shown, from best to worst.
+        """
+        parts = self.continuations(len(order))
+        named = [parts[place] for place in order]
+        if self.asks == "top":
+            named = named[: self.most_to_choose(len(order))]
+        if self.asks in ("order", "top"):
+            return self.answer_whole.format(answers=self.answers_between.join(named))
+        return named[-1 if self.asks == "worst" else 0]
+
+    def shown_at_once(self) -> int:
+        """Return the number of documents to show at once, if nobody says another one."""
+        return min(self.window, self.most_documents() or self.window)
+
     def digest(self) -> str:
         """Hash all settings but the name; equal prompts have equal digests."""
         settings = {name: value for name, value in asdict(self).items() if name != "name"}
@@ -216,7 +234,7 @@ def _turns(listed: list[dict[str, Any]], where: str) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     for item in listed:
         for role, text in item.items():
-            turns += [Turn(each, words, True) for each, words in text.items()] if role == "each" else [Turn(role, text)]
+            turns += [Turn(*part, each=True) for part in text.items()] if role == "each" else [Turn(role, text)]
     for turn in turns:
         if turn.role not in ROLES_OF_TURNS:
             raise UserError(f"{where}: {unknown('role of a turn', turn.role, (*ROLES_OF_TURNS, 'each'))}")

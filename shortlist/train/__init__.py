@@ -24,6 +24,7 @@ from shortlist.settings.parts import OpenPart, settled
 from shortlist.settings.train import Config, views_alone
 from shortlist.settings.train_job import job_of, with_names
 from shortlist.text.contract import Form
+from shortlist.train.asking import asking_example, make_askings
 from shortlist.train.build import adapted_model, build_model, collect_parts
 from shortlist.train.forecast import foresee_training
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
@@ -52,6 +53,7 @@ from shortlist.train.settings import (
     objective_options,
     text_options,
     view_losses,
+    view_rng,
 )
 from shortlist.train.start import Start
 from shortlist.train.steps import Example, compute_outputs
@@ -75,6 +77,7 @@ def run(config: Config) -> None:
         empty, _ = adapted_model(
             config, backbone, steps=mixture.steps, empty=True, attention=config.attention
         )  # refuses what does not fit together
+        make_askings(config, parts, empty)
         if config.layers_sampled:
             hold_back(empty, parse_sampling(config.layers_sampled))
         if config.heldout_split and not views_alone(config):
@@ -274,12 +277,16 @@ def _examples(
 ) -> Iterator[Example]:
     """Make the examples of these steps."""
     terms, options = [losses(part.config) for part in mixture.parts], objective_options(config, model)
+    askings = make_askings(config, mixture.parts, model)
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
         own.on_cut = cut.count
     views = view_batches(config, mixture.parts[0].collection, steps) if config.views_weight else None
     for step, (number, batch) in enumerate(mixture.batches(steps, renewed), steps.start):
         batch = change_of(config, step)(batch) if views_alone(config) else batch
+        if askings:
+            yield asking_example(askings[number], batch, terms[number], rng=view_rng(config, step))
+            continue
         texts = text_options(config, step)
         example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, **texts, **options)
         if views and config.views_weight:

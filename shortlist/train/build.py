@@ -40,6 +40,7 @@ def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
     settings then say.
     """
     where, role = part.where, named_kind(part.config.kind).role
+    role = "reranker" if part.config.prompt else role  # a prompt ranks a group by itself, too
     opened = open_part(part, collection)
     config, source = opened.config, opened.source
     if config.skip_missing:
@@ -103,6 +104,8 @@ def adapted_model(config: Config, backbone: ModelFolder, *, steps: int, **loadin
     adapter = None
     if config.adapter:
         adapter = add_adapter(model.backbone, parse_adapter(config.adapter), steps=steps)
+        if (output := getattr(model, "output", None)) is not None:
+            output.requires_grad_(False)
         _check_room(config.adapter, model, adapter)
     if config.gradient_checkpointing:
         checkpoint_layers(model.backbone)

@@ -5,6 +5,7 @@ The model's weights are not needed.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from shortlist.settings.processes import num_processes
 from shortlist.settings.train import Config, views_alone
 from shortlist.settings.train_job import open_guide
 from shortlist.text.inputs import Inputs
+from shortlist.train.asking import Asking, make_askings
 from shortlist.train.build import weights_dtype
 from shortlist.train.examples import Batch, batches, num_steps
 from shortlist.train.gather import World, own_device
@@ -54,7 +56,7 @@ class Forecast:
     epochs: float
     processes: int
     texts_per_step: dict[str, float]
-    """Number of texts by kind: queries and documents, or pairs."""
+    """Number of texts by kind: queries and documents, pairs, or prompts."""
     tokens_per_step: float
     padding: float
     """Padding tokens per real token."""
@@ -117,6 +119,7 @@ def forecast(
     device: torch.device | None = None,
     kept: int = 0,
     change: Callable[[Batch], Batch] | None = None,
+    asking: Asking | None = None,
     **precision: Any,
 ) -> Forecast:
     """Forecast a run.
@@ -130,6 +133,7 @@ def forecast(
         device: device it would run on (None: this machine's).
         kept: bytes of weights beside the model's, such as a guide's.
         change: what becomes of each batch before it is trained on (None: nothing).
+        asking: asks about groups with a prompt (None: the inputs are those of the kind of model).
         precision: `bf16`, `dtype`, `four_bit` and `optimizer` of `step_memory`.
 
     Raises:
@@ -137,7 +141,8 @@ def forecast(
     """
     options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
     drawn = _sample(groups, queries, collection, **options)
-    sample = [_measure(kind, model, change(batch) if change else batch) for batch in drawn]
+    measure = partial(_measure_prompts, asking) if asking else partial(_measure, kind, model)
+    sample = [measure(change(batch) if change else batch) for batch in drawn]
     shares = [_passes(texts, token_budget, processes) for texts in sample]
     first = [by_process[0] for by_process in shares]  # the first process has the largest passes
     worst = max(first, key=lambda passes: _tokens(passes[:1] if cached else passes))
@@ -151,6 +156,7 @@ def forecast(
         device=device or pick_device(),
         cached=cached,
         shards=processes if sharded else 1,
+        asked=asking.largest if asking else None,
         **precision,
     )
     uncut, cut = _by_kind([texts.uncut for texts in sample]), _by_kind([texts.cut for texts in sample])
@@ -177,7 +183,9 @@ def forecast(
 def foresee_training(config: Config, model: Trainable, mixture: Mixture, world: World) -> None:
     """Print what training would take, source by source; the model needs no weights."""
     device, inputs = own_device(world), model.inputs
-    for part, steps in zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), strict=True):
+    askings = make_askings(config, mixture.parts, model) or [None] * len(mixture.parts)
+    by_source = zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), askings, strict=True)
+    for part, steps, asking in by_source:
         if part.name:
             print(f"source {part.name}: {len(steps):,} of {mixture.steps:,} steps")
         model.inputs = inputs_of(part, inputs)
@@ -203,6 +211,7 @@ def foresee_training(config: Config, model: Trainable, mixture: Mixture, world: 
             four_bit=config.four_bit,
             optimizer=parse_optimizer(config.optimizer),
             change=change_of(config, 0) if views_alone(config) else None,
+            asking=asking,
         )
         print("\n".join(expected.lines()))
 
@@ -217,7 +226,7 @@ def _kept_bytes(config: Config, model: Trainable, parts: Sequence[OpenPart]) -> 
 
 
 class _Texts(NamedTuple):
-    """Token counts of a batch's inputs, by kind: `queries` and `documents`, or `pairs`."""
+    """Token counts of a batch's inputs, by kind: `queries` and `documents`, `pairs`, or `prompts`."""
 
     num_groups: int
     uncut: dict[str, list[int]]
@@ -266,6 +275,14 @@ def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
         for inputs in (Inputs(form, model.inputs.tokenizer), model.inputs)
     )
     return _Texts(len(batch.queries), uncut, cut)
+
+
+def _measure_prompts(asking: Asking, batch: Batch) -> _Texts:
+    uncut, cut = (
+        [len(one.token_ids) for one in each.write(batch, rng=np.random.default_rng(0))]
+        for each in (asking.uncut, asking)
+    )
+    return _Texts(len(batch.queries), {"prompts": uncut}, {"prompts": cut})
 
 
 def _passes(texts: _Texts, token_budget: int, processes: int) -> list[list[Pass]]:

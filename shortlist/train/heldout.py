@@ -15,7 +15,7 @@ from shortlist.data.lines import ignore
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.scoring import reciprocal_ranks
-from shortlist.models.outputs import Rows
+from shortlist.models.outputs import Rows, pair_scores
 from shortlist.records import Document, Query
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import without_missing
@@ -123,7 +123,7 @@ def reranker_evaluation(inputs: Inputs, heldout: Heldout, *, candidates: int = C
     relevant = pad_sequence(marks, batch_first=True)
 
     def mrr(scores: Rows) -> float:
-        rows = pad_sequence(list(scores.values.split(sizes)), batch_first=True, padding_value=-torch.inf)
+        rows = pad_sequence(list(pair_scores(scores).split(sizes)), batch_first=True, padding_value=-torch.inf)
         return reciprocal_ranks(rows, relevant.to(rows.device), cutoff=CUTOFF).mean().item()
 
     pairs = [(query, d) for query, documents in zip(heldout.queries, found, strict=True) for d in documents]

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -9,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shortlist.errors import UserError, unknown
-from shortlist.math.losses import LOSSES, NEEDS, NEEDS_NO_POSITIVE
+from shortlist.math.losses import ANSWER_LOSSES, LOSSES, NEEDS, NEEDS_NO_POSITIVE, Loss
+from shortlist.math.losses.answers import Likelihoods
 from shortlist.math.ranking import Ranking
 from shortlist.records import Group
 
@@ -32,6 +34,10 @@ ABOVE_0 = ("sinkhorn.epsilon", "margin_mse.scale")
 """Parameters that have to be above 0, as every temperature has."""
 
 
+NAMED: Mapping[str, Loss] = ChainMap(ANSWER_LOSSES, LOSSES)  # a program may add to either
+"""All losses by name."""
+
+
 class Term(NamedTuple):
     """A weighted loss, one of those that are added up."""
 
@@ -39,14 +45,24 @@ class Term(NamedTuple):
     weight: float
     parameters: Mapping[str, Any]
 
-    def __call__(self, ranking: Ranking) -> Float[Tensor, ""]:
+    @property
+    def is_of_answers(self) -> bool:
+        """Whether it is a loss of answers instead of a ranking."""
+        return self.name in ANSWER_LOSSES
+
+    def __call__(self, given: Ranking | Likelihoods | None) -> Float[Tensor, ""]:
         """Compute the weighted loss of a batch."""
-        return self.weight * LOSSES[self.name](ranking, **self.parameters)
+        return self.weight * NAMED[self.name](given, **self.parameters)
 
 
-def total_loss(terms: Sequence[Term], ranking: Ranking) -> Float[Tensor, ""]:
-    """Add up the losses of all terms for a batch."""
-    first, *others = (term(ranking) for term in terms)
+def total_loss(terms: Sequence[Term], ranking: Ranking | None, answers: Likelihoods | None = None) -> Float[Tensor, ""]:
+    """Add up the losses of all terms for a batch.
+
+    Args:
+        ranking: what losses of rankings read; None if there are none.
+        answers: what losses of answers read; None if there are none.
+    """
+    first, *others = (term(answers if term.is_of_answers else ranking) for term in terms)
     return sum(others, start=first)
 
 
@@ -66,8 +82,8 @@ def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Ter
     for word in words:
         left, equals, value = word.partition("=")
         name, dot, key = left.partition(".")
-        if name not in LOSSES:
-            raise UserError(f"--loss {word}: {unknown('loss', name, LOSSES)}")
+        if name not in NAMED:
+            raise UserError(f"--loss {word}: {unknown('loss', name, NAMED)}")
         given = parameters.setdefault(name, {})
         if (dot and key in given) or (not dot and name in weights):
             raise UserError(f"--loss {word}: {left} is said twice; keep one.")
@@ -76,7 +92,7 @@ def parse_losses(words: Sequence[str], *, temperature: float | None) -> list[Ter
         else:
             weights[name] = _weight(word, value) if equals else 1.0
     if not parameters:
-        raise UserError(f"--loss names no loss; known: {', '.join(sorted(LOSSES))}.")
+        raise UserError(f"--loss names no loss; known: {', '.join(sorted(NAMED))}.")
     return [_term(name, weights.get(name, 1.0), given, temperature) for name, given in parameters.items()]
 
 
@@ -88,8 +104,8 @@ def needs(term: Term) -> set[str]:
 def needs_positive(terms: Sequence[Term]) -> bool:
     """Whether some loss teaches nothing about a query without a relevant document."""
     return any(
-        term.name not in NEEDS_NO_POSITIVE
-        or any(term.parameters.get(key) != value for key, value in NEEDS_NO_POSITIVE[term.name].items())
+        (term.name not in NEEDS_NO_POSITIVE and not term.is_of_answers)
+        or any(term.parameters.get(key) != value for key, value in NEEDS_NO_POSITIVE.get(term.name, {}).items())
         for term in terms
     )
 
@@ -111,6 +127,11 @@ def check_needs(terms: Sequence[Term], groups: Sequence[Group], *, where: str, r
         )
     for term in terms:
         lacking = needs(term)
+        if term.is_of_answers and (unordered := sum(not (group.scores or group.positives) for group in groups)):
+            raise UserError(
+                f"--loss {term.name}: {unordered:,} of {len(groups):,} groups of {where} have neither a teacher's "
+                "scores nor a relevant document, so no answer is right; mine them with --teacher, or leave them out."
+            )
         if "shared documents" in lacking and role != "retriever":
             raise UserError(
                 f"--loss {term.name}: compares queries by the documents that all of them rank, and a {role} ranks each "
@@ -153,7 +174,7 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def _signature(name: str) -> list[inspect.Parameter]:
-    found = inspect.signature(LOSSES[name]).parameters.values()
+    found = inspect.signature(NAMED[name]).parameters.values()
     return [parameter for parameter in found if parameter.kind is parameter.KEYWORD_ONLY]
 
 

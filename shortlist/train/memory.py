@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from shortlist.models.language import Wanted
 from shortlist.models.save import Trainable
 from shortlist.train.optimizers import ADAMW, OptimizerSettings
 
@@ -58,6 +59,7 @@ def step_memory(
     cached: bool = False,
     shards: int = 1,
     optimizer: OptimizerSettings = ADAMW,
+    asked: Callable[[int, int], Sequence[Wanted]] | None = None,
 ) -> Memory:
     """Estimate the memory of one process that runs these passes in a step.
 
@@ -70,6 +72,7 @@ def step_memory(
         cached: use the grad-cached step, which holds one pass at a time.
         shards: number of processes that share weights, gradients and moments, layer by layer (FSDP2).
         optimizer: the optimizer, which decides what is held for each weight.
+        asked: returns what a language model is asked about the inputs of a pass, by its shape (None: nothing).
     """
     bits = _four_bit_weights(model) if four_bit else set()
 
@@ -81,7 +84,7 @@ def step_memory(
         return size(p) if p.requires_grad else 0
 
     moments = sum(optimizer.state_bytes(p) for p in model.parameters() if p.requires_grad) / shards
-    step = _Step(model, passes[:1] if cached else passes[:2], bf16=bf16)
+    step = _Step(model, passes[:1] if cached else passes[:2], bf16=bf16, asked=asked)
     peak, per_token = step.run(device, dtype)
     further = 0 if cached else sum(rows * tokens for rows, tokens in passes[2:])
     return Memory(
@@ -113,9 +116,16 @@ def _divided(model: nn.Module, size: Callable[[Tensor], int | float], shards: in
 class _Step(nn.Module):
     """Forward passes and one backward pass through them, on tensors without contents."""
 
-    def __init__(self, model: Trainable, passes: Sequence[Pass], *, bf16: bool) -> None:
+    def __init__(
+        self,
+        model: Trainable,
+        passes: Sequence[Pass],
+        *,
+        bf16: bool,
+        asked: Callable[[int, int], Sequence[Wanted]] | None,
+    ) -> None:
         super().__init__()
-        self.model, self.passes, self.bf16 = model, passes, bf16
+        self.model, self.passes, self.bf16, self.asked = model, passes, bf16, asked
 
     def run(self, device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
         """Run the passes and return their peak bytes and the bytes kept per token.
@@ -139,7 +149,9 @@ class _Step(nn.Module):
             for rows, tokens in self.passes:
                 before = alive.now
                 ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
-                outputs.append(self.model(ids, torch.full((rows,), tokens, device=device)).values.float())
+                lengths = torch.full((rows,), tokens, device=device)
+                wanted = {"asked": self.asked(rows, tokens)} if self.asked else {}
+                outputs.append(self.model(ids, lengths, **wanted).values.float())
                 left = (alive.now - before) / (rows * tokens)
         torch.cat(outputs).sum().backward()
         return alive.most - start, left

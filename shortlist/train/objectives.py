@@ -16,7 +16,7 @@ from shortlist.math.matryoshka import nested
 from shortlist.math.mixing import draw_mixtures, mixed_scores, with_negatives_of_each
 from shortlist.math.ranking import Ranking
 from shortlist.models.kinds import for_kind
-from shortlist.models.outputs import Rows
+from shortlist.models.outputs import Rows, pair_scores
 from shortlist.records import Document
 from shortlist.text.hashes import document_text_hash
 from shortlist.text.inputs import Inputs, query_is_first
@@ -182,15 +182,7 @@ def rank_groups(
 
     Groups with fewer documents than others stay as they are. Documents with the text of a positive do not count.
     """
-    sizes = [len(group) for group in batch.documents]
-    texts = [list(map(document_text_hash, group)) for group in batch.documents]
-    positive_columns = [0 if known else None for known in _have_positive(batch)]
-    rows = [
-        countable(row, [column], [answers])[0]
-        for row, column, answers in zip(texts, positive_columns, _answers(batch, texts), strict=True)
-    ]
-    keep = pad_sequence(rows, batch_first=True)
-    known = _known(batch, [[[place] for place in range(size)] for size in sizes], keep)
+    sizes, known = [len(group) for group in batch.documents], known_groups(batch)
 
     def lists(scores: Float[Tensor, " pairs"]) -> Float[Tensor, "queries docs"]:
         return pad_sequence(list(scores.split(sizes)), batch_first=True)
@@ -200,10 +192,26 @@ def rank_groups(
         return lists((queries.repeat_interleave(torch.tensor(sizes, device=queries.device), 0) * documents).sum(1))
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
-        ranking = known.beside(lists(rows.values), start=lists(start_rows.values) if start_rows else None)
+        ranking = known.beside(lists(pair_scores(rows)), start=lists(pair_scores(start_rows)) if start_rows else None)
+        ranking = ranking._replace(yes=lists(rows.values[:, 0]) if rows.values.ndim > 1 else None)
         return _outcome(_guided(ranking, guide, similarities(guide_rows) if guide_rows else None), terms)
 
     return learn
+
+
+def known_groups(batch: Batch) -> "KnownRanking":
+    """Lay out what is known of each query's own documents.
+
+    Documents with the text of a positive do not count.
+    """
+    texts = [list(map(document_text_hash, group)) for group in batch.documents]
+    positive_columns = [0 if known else None for known in _have_positive(batch)]
+    rows = [
+        countable(row, [column], [answers])[0]
+        for row, column, answers in zip(texts, positive_columns, _answers(batch, texts), strict=True)
+    ]
+    keep = pad_sequence(rows, batch_first=True)
+    return _known(batch, [[[place] for place in range(len(group))] for group in batch.documents], keep)
 
 
 def foretell_tokens(
@@ -283,7 +291,7 @@ def _answers(batch: Batch, texts: Sequence[Sequence[int]]) -> list[frozenset[int
     ]
 
 
-class _Known(NamedTuple):
+class KnownRanking(NamedTuple):
     """A ranking without its scores, known before the model runs."""
 
     relevance: Float[Tensor, "queries docs"]
@@ -298,7 +306,9 @@ class _Known(NamedTuple):
         return Ranking(scores, self.relevance.to(scores.device), teacher, self.keep.to(scores.device), start)
 
 
-def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[Tensor, "queries docs"]) -> _Known:
+def _known(
+    batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[Tensor, "queries docs"]
+) -> KnownRanking:
     """Lay out each group's grades and teacher's scores in the columns of its documents.
 
     Args:
@@ -325,7 +335,7 @@ def _known(batch: Batch, columns: Sequence[Sequence[Sequence[int]]], keep: Bool[
     untaught = [(torch.nan,) * len(group) for group in batch.documents]
     scores = [given or none for given, none in zip(batch.scores or untaught, untaught, strict=True)]
     teacher = laid_out(scores, torch.nan) if any(batch.scores) else None
-    return _Known(laid_out(grades, 0.0), teacher, keep)
+    return KnownRanking(laid_out(grades, 0.0), teacher, keep)
 
 
 def _guided(ranking: Ranking, guide: Guide | None, similarities: Float[Tensor, "queries docs"] | None) -> Ranking:
@@ -336,7 +346,7 @@ def _guided(ranking: Ranking, guide: Guide | None, similarities: Float[Tensor, "
     return ranking._replace(keep=guided(ranking.keep, similarities, ranking.relevance, **bar))
 
 
-def _negatives_of_each(columns: Sequence[Sequence[Sequence[int]]], known: _Known) -> Bool[Tensor, "queries docs"]:
+def _negatives_of_each(columns: Sequence[Sequence[Sequence[int]]], known: KnownRanking) -> Bool[Tensor, "queries docs"]:
     """Find the columns of the negatives in each query's own group.
 
     Args:
@@ -349,12 +359,15 @@ def _negatives_of_each(columns: Sequence[Sequence[Sequence[int]]], known: _Known
 
 
 def _outcome(ranking: Ranking, terms: Sequence[Term]) -> Outcome:
-    """Add up the losses and compute the accuracy.
+    return Outcome(total_loss(terms, ranking), accuracy(ranking))
 
-    The accuracy is the share of queries whose highest score is that of the document with the highest grade, among the
-    queries with a relevant document; 0 if there is none.
+
+def accuracy(ranking: Ranking) -> float:
+    """Compute the share of queries whose document of the highest grade scores highest.
+
+    It is among the queries with a relevant document, and 0 if there is none.
     """
     found = ranking.scores.detach().masked_fill(~ranking.keep, -torch.inf).argmax(1)
     grades, wanted = ranking.relevance.masked_fill(~ranking.keep, -torch.inf).max(1)
     right = (found == wanted)[grades > 0].float()
-    return Outcome(total_loss(terms, ranking), right.mean().item() if len(right) else 0.0)
+    return right.mean().item() if len(right) else 0.0

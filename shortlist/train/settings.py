@@ -57,14 +57,19 @@ def has_stop(config: Config) -> bool:
 def losses(config: Config) -> list[Term]:
     """Return the losses to minimise, with all defaults filled in.
 
-    A language model has none, as it ranks nothing.
+    A language model without a prompt has none, as it ranks nothing; with one, the default is to learn its answers.
 
     Raises:
         UserError: `--loss` does not fit.
     """
-    if named_kind(config.kind).role == "language-model":
+    asked = named_kind(config.kind).role == "language-model"
+    if asked and not config.prompt:
         return []
-    return parse_losses(config.loss, temperature=_temperature(config))
+    words = ("lm",) if asked and config.loss == Config.loss else config.loss
+    terms = parse_losses(words, temperature=_temperature(config))
+    if not asked and (written := [term.name for term in terms if term.is_of_answers]):
+        raise UserError(f"--loss {written[0]}: is for answers to a --prompt, and a {config.kind} writes none.")
+    return terms
 
 
 def compares(parts: Sequence[OpenPart]) -> bool:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shortlist.models.language import Wanted
 from shortlist.models.outputs import Rows, join, select
 from shortlist.models.run import Model
 from shortlist.text.batching import pad, token_batches
@@ -40,6 +41,8 @@ class Example(NamedTuple):
     """Whether a loss compares with the outputs that the model gave before training."""
     guide_ids: Sequence[list[int]] = ()
     """A guide's inputs: every query, then every document; empty without a guide."""
+    asked: Sequence[Wanted] = ()
+    """What a language model is asked about each input; empty for models that read whole inputs."""
 
 
 class Micro(NamedTuple):
@@ -66,7 +69,13 @@ def deal(lengths: Sequence[int], token_budget: int, *, seed: int, processes: int
 
 
 def compute_outputs(
-    model: Model, token_ids: Sequence[list[int]], *, token_budget: int, bf16: bool, world: World = ALONE
+    model: Model,
+    token_ids: Sequence[list[int]],
+    *,
+    token_budget: int,
+    bf16: bool,
+    world: World = ALONE,
+    asked: Sequence[Wanted] = (),
 ) -> Rows:
     """Compute the model's rows for all inputs, in order, without gradients.
 
@@ -75,6 +84,7 @@ def compute_outputs(
     Args:
         token_budget: most tokens in one forward pass, padding included.
         bf16: compute matrix products in bfloat16.
+        asked: as in `Example`.
 
     Raises:
         OutOfMemory: some process ran out of memory; raised in every process.
@@ -83,7 +93,7 @@ def compute_outputs(
 
     def outputs() -> Rows:
         with torch.no_grad(), _precision(model, bf16=bf16):
-            return join([_forward(model, token_ids, micro) for micro in shares[world.rank]])
+            return join([_forward(model, token_ids, micro, asked) for micro in shares[world.rank]])
 
     return _in_order(within_memory(outputs, _together(model, world)), shares, world)
 
@@ -121,7 +131,7 @@ def backward(
     if start is not None and example.reads_start:
         with start.restored():
             computing: dict[str, Any] = {"token_budget": token_budget, "bf16": bf16, "world": world}
-            beside["start_rows"] = compute_outputs(model, example.token_ids, **computing)
+            beside["start_rows"] = compute_outputs(model, example.token_ids, asked=example.asked, **computing)
     if guide is not None and example.guide_ids:  # it has its own precision
         computing = {"token_budget": token_budget, "bf16": False, "world": world}
         beside["guide_rows"] = compute_outputs(guide, example.guide_ids, **computing)
@@ -131,13 +141,13 @@ def backward(
 
     def outputs() -> tuple[Rows, list[int]]:
         with torch.set_grad_enabled(not cached), _precision(model, bf16=bf16):
-            parts = [_forward(model, example.token_ids, micro) for micro in local_micros]
+            parts = [_forward(model, example.token_ids, micro, example.asked) for micro in local_micros]
             return join(parts), [len(part.values) for part in parts]
 
     def again(gradients: Sequence[Tensor]) -> None:
         with _precision(model, bf16=bf16):
             for micro, gradient in zip(local_micros, gradients, strict=True):
-                output = _forward(model, example.token_ids, micro).values
+                output = _forward(model, example.token_ids, micro, example.asked).values
                 with torch.autocast(output.device.type, enabled=False):
                     output.backward(gradient)
 
@@ -177,11 +187,12 @@ def _precision(model: Model, *, bf16: bool) -> torch.autocast:
     return torch.autocast(_device(model).type, torch.bfloat16, enabled=bf16)
 
 
-def _forward(model: Model, token_ids: Sequence[list[int]], micro: Micro) -> Rows:
+def _forward(model: Model, token_ids: Sequence[list[int]], micro: Micro, asked: Sequence[Wanted]) -> Rows:
     device = _device(model)
+    wanted = {"asked": [asked[text] for text in micro.texts]} if asked else {}
     ids, lengths = pad([token_ids[text] for text in micro.texts], model.inputs.pad_id)
     torch.manual_seed(micro.seed)
-    rows = model(ids.to(device), lengths.to(device))
+    rows = model(ids.to(device), lengths.to(device), **wanted)
     return rows._replace(values=rows.values.float())
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from named import language_model_to_train, load_reranker, load_retriever
+from safetensors.torch import load_file, save_file
 from samples import PAIRS
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -83,6 +84,33 @@ def test_a_saved_model_is_transformers_own_with_the_same_losses(tied: Path, tmp_
         assert likeliest == (out.logits[0, :-1].argmax(1) == row[0, 1:]).sum()
 
 
+def test_an_output_embedding_of_its_own_is_trained_and_saved(llama: Path, tmp_path: Path):
+    model = language_model_to_train(str(write(tmp_path / "untied", llama, tie_word_embeddings=False)))
+    token_ids = model.inputs.pair_ids(PAIRS)
+    losses = model(*pad(token_ids, 7)).values[:, 0]
+    losses.sum().backward()
+    assert model.output is not None
+    assert model.output.grad is not None
+    with torch.no_grad():
+        model.output -= 0.1
+        model.output[3] += 1.0
+    save_model(model, tmp_path / "saved")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    expected = model(*pad(token_ids, 7)).values[:, 0].tolist()
+    assert expected != pytest.approx(losses.tolist())
+    for ids, loss in zip(token_ids, expected, strict=True):
+        row = torch.tensor([ids])
+        assert loss == pytest.approx(theirs(input_ids=row, labels=row).loss.item() * (len(ids) - 1), rel=1e-5)
+
+
+def test_an_embedding_that_is_saved_twice_is_one_where_the_two_are_tied(llama: Path, tmp_path: Path):
+    folder = write(tmp_path, llama)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert language_model_to_train(str(folder)).output is None
+
+
 def test_a_text_of_one_token_has_nothing_to_predict(tied: Path):
     assert language_model_to_train(str(tied))(*pad([[1]], 0)).values.tolist() == [[0, 0]]
 
@@ -108,7 +136,7 @@ def both_ways(contract):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"tie_word_embeddings": False}, "'lm_head.weight' of its own"), ({"logit_scale": 0.5}, "logit_scale")],
+    [({"final_logit_softcapping": 30.0}, "final_logit_softcapping"), ({"logit_scale": 0.5}, "logit_scale")],
 )
 def test_logits_that_are_made_otherwise_are_refused(llama: Path, tmp_path: Path, change: dict, message: str):
     with pytest.raises(UserError, match=f"has {message}"):

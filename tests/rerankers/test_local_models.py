@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import DOCUMENTS, QUERIES, Tiny, write_language_model
+from tiny import DOCUMENTS, QUERIES, Tiny, write_speaker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shortlist.errors import UserError
@@ -82,7 +82,7 @@ def test_a_key_is_what_the_model_reads(language_model: Path):
     keys = model.keys(PAIRS)
     assert len({repr(key) for key in keys}) == len(PAIRS)
     assert keys == model.keys(PAIRS)
-    shorter = local("setwise", language_model, max_length=max(len(ids) for ids, _, _ in keys) - 3)
+    shorter = local("setwise", language_model, max_length=max(len(ids) for ids, *_ in keys) - 3)
     assert keys != shorter.keys(PAIRS)
 
 
@@ -108,26 +108,26 @@ def test_lists_get_the_scores_that_each_gets_alone(language_model: Path, method:
 
 def test_prompts_fit_into_the_models_length_or_the_run_ends_with_what_to_do(language_model: Path):
     asked: list[QueryAndShown] = [(query, documents) for query, documents in LISTS]
-    sizes = [len(ids) + most for ids, _, most in local("listwise", language_model, window=6).keys(asked)]
+    sizes = [len(ids) + most for ids, _, most, _ in local("listwise", language_model, window=6).keys(asked)]
     room = max(sizes) - 5
-    short = [len(ids) + most for ids, _, most in local("listwise", language_model, max_length=room).keys(asked)]
+    short = [len(ids) + most for ids, _, most, _ in local("listwise", language_model, max_length=room).keys(asked)]
     assert [size <= room for size in short] == [True] * 4
     assert [size for size in sizes if size <= room] == [size for size in short if size in sizes and size <= room]
     with pytest.raises(UserError) as caught:
-        opened("listwise", language_model, max_length=300).score(*LISTS[0])
+        opened("listwise", language_model, max_length=150).score(*LISTS[0])
     assert "'q0': 6 documents, cut to 8 words each, take" in str(caught.value)
-    assert "but the model reads 300; show fewer at once (--window), or shorten the query." in str(caught.value)
+    assert "but the model reads 150; show fewer at once (--window), or shorten the query." in str(caught.value)
 
 
 def test_a_prompt_may_be_as_long_as_the_model_has_positions(tmp_path: Path, language_model: Path):
     assert longest_input(local("listwise", language_model).generator) == 4096
-    longer = local("listwise", write_language_model(tmp_path / "longer", positions=9000)).generator
+    longer = local("listwise", write_speaker(tmp_path / "longer", max_position_embeddings=9000)).generator
     assert longest_input(longer) == 9000
 
 
 @pytest.mark.slow
 def test_a_model_that_cannot_answer_is_one_line(tiny: Tiny, tmp_path: Path):
-    silent = write_language_model(tmp_path / "silent", chat=None)
+    silent = write_speaker(tmp_path / "silent", chat=None)
     with pytest.raises(UserError, match=r"silent: the tokenizer has no chat template, which the prompt 'rank-zephyr'"):
         opened("listwise", silent).score(*LISTS[0])
     assert np.isfinite(opened("listwise", silent, prompt="rank-vicuna").score(*LISTS[0])).all()  # with its own form

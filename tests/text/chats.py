@@ -3,6 +3,8 @@
 from typing import Any
 
 from shortlist.records import Document, Query
+from shortlist.text.prompts import Prompt, Turn
+from shortlist.text.rendering import Rendered, Renderer
 from shortlist.text.tokenizer import train_bpe
 
 ZEPHYR = (
@@ -26,7 +28,7 @@ NO_SYSTEM = (
 )
 
 QUERY = Query("q", "what is x")
-DOCUMENTS = [Document("1", "some text"), Document("2", "a number [3] in it", title="A title"), Document("3", "")]
+SOME = [Document("1", "some text"), Document("2", "other words here"), Document("3", "the third")]
 
 
 def with_chat(tokenizer: Any, template: str) -> Any:
@@ -43,3 +45,18 @@ def small_tokenizer(template: str | None = ZEPHYR) -> Any:
     tokenizer = train_bpe(["what is some text", "relevance of the passages", "passage query"] * 5, vocab_size=300)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def plain(**settings: Any) -> Prompt:
+    """A prompt without a chat, of which a test says what matters."""
+    shown = (Turn("user", settings.pop("text", "{query}:\n{documents}Answer:")),)
+    defaults: dict[str, Any] = {"asks": "order", "document": "[{label}] {document}\n", "parse": "numbers"}
+    return Prompt(**defaults | {"name": "plain", "turns": shown, "chat": "none", "answer": "[{label}]"} | settings)
+
+
+def render(prompt: Prompt, tokenizer: Any, query: Query, documents: list[Document], **settings: Any) -> Rendered:
+    return Renderer(prompt, tokenizer, **settings).render(query, documents)
+
+
+def decoded(tokenizer: Any, rendered: Any) -> list[str]:
+    return [tokenizer.decode(rendered.ids[span]) for span in rendered.spans]

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from named import load_retriever, reranker_to_train
@@ -9,7 +11,7 @@ from shortlist.models.adapter_settings import ADAPTERS, make_adapter, parse_adap
 from shortlist.models.adapters import add_adapter
 from shortlist.models.backbone import checkpoint_layers
 from shortlist.models.dense import DenseModel
-from shortlist.models.language import LanguageModel
+from shortlist.models.language import LanguageModel, Wanted
 from shortlist.text.contract import Reading
 from shortlist.text.inputs import Inputs
 from shortlist.train.memory import Memory, _Alive, step_memory
@@ -40,10 +42,11 @@ def foreseen(model: DenseModel, **options) -> Memory:
     return step_memory(model, passes(), device=CPU, **options)
 
 
-def counted(model: DenseModel | LanguageModel, **options) -> int:
+def counted(model: DenseModel | LanguageModel, *, asked: Sequence[Wanted] = (), **options) -> int:
     """Most bytes alive in a real step, gradients included, weights not."""
     token_ids = [[5] * length for length in LENGTHS]
     example = Example(token_ids, ["q"] * len(LENGTHS), lambda vectors: Outcome(vectors.values.square().sum(), 0.0))
+    example = example._replace(asked=asked)
     with _Alive() as alive:
         for p in model.parameters():
             alive._seen.add(p.untyped_storage()._cdata)
@@ -61,6 +64,19 @@ def test_so_it_is_of_a_language_model_whose_logits_are_most_of_it(inputs: Inputs
     model = LanguageModel(backbone, inputs, Reading())
     memory = step_memory(model, passes(), device=CPU, bf16=bf16, cached=cached)
     assert memory.gradients + memory.activations == pytest.approx(counted(model, bf16=bf16, cached=cached), rel=0.1)
+
+
+@pytest.mark.slow
+def test_so_it_is_of_a_language_model_that_is_asked_for_answers(inputs: Inputs):
+    def asked(rows: int, tokens: int) -> list[Wanted]:
+        return [Wanted(tokens - 3, tokens, tokens - 4, (5, 6, 7))] * rows
+
+    model = LanguageModel(LlamaModel(LlamaConfig(vocab_size=4000, **SHAPE)), inputs, Reading())
+    memory = step_memory(model, passes(), device=CPU, asked=asked)
+    wanted = [asked(1, length)[0] for length in LENGTHS]
+    found = counted(model, asked=wanted)
+    assert memory.gradients + memory.activations == pytest.approx(found, rel=0.1)
+    assert memory.activations < step_memory(model, passes(), device=CPU).activations
 
 
 @pytest.mark.slow

@@ -27,7 +27,8 @@ from shortlist.train.resume import (
 
 def settings(tiny: Tiny, out: Path, **change) -> train.Config:
     """Six steps: two epochs of 8 groups, 3 a step, the last of each epoch short."""
-    values = {"kind": "retriever", "backbone": str(tiny.bert), "collection": str(tiny.collection), "out": out}
+    backbone = tiny.speaker if "prompt" in change else tiny.bert
+    values = {"kind": "retriever", "backbone": str(backbone), "collection": str(tiny.collection), "out": out}
     values |= {"batch_size": 3, "steps": 6, "learning_rate": 0.003, "warmup_steps": 2, "checkpoint_steps": 2}
     return train.Config(**(values | change))
 
@@ -75,6 +76,8 @@ def names(folder: Path) -> list[str]:
         ({"kind": "reranker", "adapter": "r=4,targets=query"}, 4),
         ({"grad_cache": True, "precision": "bf16", "token_budget": 30}, 3),
         ({"gradient_checkpointing": True}, 3),
+        ({"kind": "language-model", "prompt": "first", "loss": ("lm", "ranknet=10")}, 3),
+        ({"kind": "language-model", "prompt": "setwise", "adapter": "r=4,targets=q_proj", "grad_cache": True}, 4),
     ],
 )
 def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_does(

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from named import language_model_to_train, reranker_to_train, retriever_to_train
 from safetensors.torch import save_file
-from tiny import DOCUMENTS, QUERIES
+from tiny import DOCUMENTS, QUERIES, YES_NO
 from torch import nn
 from toys import PerToken, Toy, Words, maxsim_example
 
@@ -21,7 +22,9 @@ from shortlist.models.backbone import checkpoint_layers, transformer_layers
 from shortlist.models.folder import open_folder
 from shortlist.models.save import Trainable
 from shortlist.text.contract import InputContract
+from shortlist.text.prompts import named_prompt
 from shortlist.train import loop
+from shortlist.train.asking import Asking, asking_example
 from shortlist.train.build import collect_parts
 from shortlist.train.examples import Batch
 from shortlist.train.gather import World, meet, shard, whole
@@ -56,6 +59,8 @@ class Case(NamedTuple):
     losses: str = "infonce"
     nested: bool = False
     """Two dimensions, mixed negatives and a latent pooling."""
+    prompt: str = ""
+    contract: str = ""
 
     @property
     def name(self) -> str:
@@ -79,6 +84,16 @@ CASES += [
 CASES += [Case(kind, losses="infonce=0.5 kl=0.5") for kind in ("retriever", "reranker")]
 CASES += [Case("reranker", cached=True, losses="infonce anchor"), Case(sharded=True, losses="infonce anchor")]
 CASES += [Case("language-model", cached=sharded, sharded=sharded) for sharded in (False, True)]
+CASES += [
+    Case(
+        "language-model", "speaker", lora=lora, sharded=sharded, cached=lora, losses="lm ranknet anchor", prompt="first"
+    )
+    for lora, sharded in ((False, False), (True, False), (False, True))
+]
+CASES += [
+    Case("reranker", "speaker", sharded=sharded, losses="yes_no yes_no.weight=contrastive", contract="yes-no")
+    for sharded in (False, True)
+]
 CASES += [Case("per-token", cached=cached, token_budget=budget) for cached in (False, True) for budget in (40, 100_000)]
 CASES += [Case("per-token", cached=cached, sharded=True) for cached in (False, True)] + [Case("words", cached=True)]
 CASES += [Case(cached=cached, checkpointing=True, sharded=True) for cached in (False, True)]
@@ -100,8 +115,11 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
     elif case.kind == "language-model":
         model = language_model_to_train(name)
     else:
-        model = reranker_to_train(name, None, seed=0)
+        model = reranker_to_train(name, YES_NO if case.contract else None, seed=0)
     terms = parse_losses(case.losses.split(), temperature=0.05)
+    if case.prompt:
+        asking = Asking(named_prompt(case.prompt), model.inputs.tokenizer, terms, num_docs=5, longest=1000)
+        return outcome_of(case, model, asking_example(asking, BATCH, terms, rng=np.random.default_rng(0)), world)
     options: dict[str, Any] = {"dims": (32, 8), "mixed": 2} if case.nested else {}
     return outcome_of(case, model, make_example(case.kind, model.inputs, BATCH, terms, **options), world)
 

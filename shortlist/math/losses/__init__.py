@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from shortlist.math.losses.answers import lm
 from shortlist.math.losses.contrastive import infonce
 from shortlist.math.losses.distillation import js, judge, kl, pld, sinkhorn
 from shortlist.math.losses.listwise import approxndcg, listmle, listnet
@@ -34,6 +35,9 @@ LOSSES: dict[str, Loss] = {
     "bands": bands,
     "anchor": anchor,
 }
+
+ANSWER_LOSSES: dict[str, Loss] = {"lm": lm}
+"""Losses of the answers that a language model writes to a prompt: functions of `Likelihoods`, not of a Ranking."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "kl": ("teacher",),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shortlist.math.losses.contrastive import infonce
 from shortlist.math.losses.lists import (
     ORDERS,
     Gain,
@@ -124,7 +125,12 @@ def margin_mse(
 
 
 def yes_no(
-    ranking: Ranking, *, negatives: Literal["hardest", "all"] = "hardest", temperature: float = 1.0
+    ranking: Ranking,
+    *,
+    negatives: Literal["hardest", "all", "each"] = "hardest",
+    weight: Literal["sft", "contrastive", "one"] = "sft",
+    direction: Literal["sft", "contrastive"] = "sft",
+    temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Say yes to relevant documents and no to others.
 
@@ -132,18 +138,88 @@ def yes_no(
     the mean cross-entropy of "yes" over its relevant documents (grade above 0) plus that of "no" over the others. A
     query without a positive teaches nothing. `--loss yes_no infonce` is how UniME-V2 trains its reranker.
 
-    Args:
-        negatives: `hardest` says no to the highest score among the others; `all` to each of them, and takes the mean.
-        temperature: divides the scores.
+    Its gradient is a sum over documents of a weight, which says how far a document is from where it belongs, times a
+    direction, in which the model changes. Both can be those of another loss, so that their effects can be told apart.
+    With the same for both, the loss is that of the name.
 
-    https://arxiv.org/abs/2510.13515, https://arxiv.org/abs/2510.14824 (all)
+    Args:
+        negatives: `hardest` says no to the highest score among the others; `all` to each of them, and takes the mean;
+            `each` takes one mean over relevant documents and others, as supervised fine-tuning of pairs does.
+        weight: `sft`, that of the cross-entropy of "yes" and "no"; `contrastive`, that of `infonce` over the logits of
+            "yes" of the positive and the negatives; or `one`, the same for all documents however well they are placed.
+        direction: `sft`, the logit of "yes" less that of "no"; `contrastive`, the logit of "yes" alone. For a model
+            that gives one number they are the same.
+        temperature: divides the scores and logits.
+
+    https://arxiv.org/abs/2510.13515, https://arxiv.org/abs/2510.14824 (weights and directions)
     """
-    scores = ranking.scores.float().masked_fill(~ranking.keep, 0) / temperature
-    relevant = ranking.keep & (ranking.relevance > 0)
-    others = ranking.keep & ~relevant & relevant.any(1, keepdim=True)
-    return row_means(F.softplus(-scores), relevant) + row_means(
-        F.softplus(scores), _NEGATIVES[negatives](scores, others)
-    )
+    keep = ranking.keep
+    directions = {
+        name: values.float().masked_fill(~keep, 0) / temperature
+        for name, values in (
+            ("sft", ranking.scores),
+            ("contrastive", ranking.scores if ranking.yes is None else ranking.yes),
+        )
+    }
+    relevant = keep & (ranking.relevance > 0)
+    others = keep & ~relevant & relevant.any(1, keepdim=True)
+    others = _NEGATIVES[negatives](directions["sft"], others)
+    with torch.enable_grad():
+        own = directions["contrastive" if weight == "contrastive" else "sft"].detach().requires_grad_()
+        value = _WEIGHTS[weight](own, ranking, relevant, others, negatives == "each")
+        (weights,) = torch.autograd.grad(value, own)
+    moved = (weights * directions[direction]).sum()
+    return value.detach() + moved - moved.detach()
+
+
+def _both_means(
+    losses: tuple[Tensor, Tensor],
+    relevant: Bool[Tensor, "queries docs"],
+    others: Bool[Tensor, "queries docs"],
+    *,
+    each: bool,
+) -> Float[Tensor, ""]:
+    """Average losses of relevant documents, and of others, by themselves or all alike."""
+    if each:
+        return row_means(torch.where(relevant, *losses), relevant | others)
+    return row_means(losses[0], relevant) + row_means(losses[1], others)
+
+
+def _cross_entropy(
+    scores: Float[Tensor, "queries docs"],
+    ranking: Ranking,
+    relevant: Bool[Tensor, "queries docs"],
+    others: Bool[Tensor, "queries docs"],
+    each: bool,
+) -> Float[Tensor, ""]:
+    return _both_means((F.softplus(-scores), F.softplus(scores)), relevant, others, each=each)
+
+
+def _contrast(
+    yes: Float[Tensor, "queries docs"],
+    ranking: Ranking,
+    relevant: Bool[Tensor, "queries docs"],
+    others: Bool[Tensor, "queries docs"],
+    each: bool,
+) -> Float[Tensor, ""]:
+    """Compute `infonce` over the positive and the negatives that were chosen."""
+    columns, found = positives(ranking)
+    keep = others.scatter(1, columns, True) & found
+    return infonce(ranking._replace(scores=yes, keep=keep), temperature=1.0)
+
+
+def _alike(
+    scores: Float[Tensor, "queries docs"],
+    ranking: Ranking,
+    relevant: Bool[Tensor, "queries docs"],
+    others: Bool[Tensor, "queries docs"],
+    each: bool,
+) -> Float[Tensor, ""]:
+    return _both_means((-scores, scores), relevant, others, each=each)
+
+
+_WEIGHTS: dict[str, Callable[..., Tensor]] = {"sft": _cross_entropy, "contrastive": _contrast, "one": _alike}
+"""For each weight the loss whose gradient by its own direction it is."""
 
 
 def _shared_ranks(values: Float[Tensor, "queries docs"], counts: Bool[Tensor, "queries docs"]) -> Int[Tensor, "..."]:
@@ -180,3 +256,4 @@ def _hardest(
 
 _EXCESS: dict[str, Callable[..., Tensor]] = {"positive": _beside_positive, "all": _among_all}
 _NEGATIVES: dict[str, Callable[..., Tensor]] = {"hardest": _hardest, "all": lambda scores, others: others}
+_NEGATIVES["each"] = _NEGATIVES["all"]

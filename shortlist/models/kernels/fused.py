@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Complex64, Float, Int
 from torch import Tensor, nn
 
+from shortlist.models.kernels.beginnings import SharedBeginnings
 from shortlist.models.kernels.linear import ONEDNN_ACTIVATIONS, MakesLinear, PlainLinear, stand_in
 
 PARTS = {
@@ -73,20 +74,25 @@ class FusedLayer(nn.Module):
         query, key, value = (
             heads.transpose(1, 2) for heads in (_rotated(self._heads(self.query(x)), rotation), key, value)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.number)
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            is_causal=attention_mask is None and query.shape[2] > 1,
-            scale=self.scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        attended = self._attend(query, key, value, past_key_values, attention_mask)
         states = self.out(attended.transpose(1, 2).flatten(2), add=hidden_states)
         x = self.mlp_norm(states)
         return self.down(self.up(x, times=self.gate(x)), add=states)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, earlier: Any, mask: Tensor | None) -> Tensor:
+        if isinstance(earlier, SharedBeginnings):
+            return earlier.attend(query, key, value, self.number, mask=mask, scale=self.scaling)
+        if earlier is not None:
+            key, value = earlier.update(key, value, self.number)
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[2] > 1,
+            scale=self.scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
 
     def _heads(self, x: Float[Tensor, "batch tokens _"]) -> Float[Tensor, "batch tokens heads head_dim"]:
         return x.unflatten(-1, (-1, self.head_dim))

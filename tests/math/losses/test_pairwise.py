@@ -1,12 +1,16 @@
 import math
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from rankings import TEACHER, graded, random_scores, ranking, slope
+from torch import Tensor
 
+from shortlist.math.losses.contrastive import infonce
 from shortlist.math.losses.pairwise import hinge, lambdarank, margin_mse, ranknet, yes_no
+from shortlist.math.ranking import Ranking
 
 
 def softplus(x: float) -> float:
@@ -145,3 +149,63 @@ def test_yes_no_is_the_cross_entropy_of_both_answers():
     losses = F.binary_cross_entropy_with_logits(random_scores(), given.relevance, reduction="none")
     expected = losses[yes].mean() + losses[~yes].mean()
     torch.testing.assert_close(yes_no(given, negatives="all"), expected)
+
+
+def both_logits(count: int = 3) -> tuple[Tensor, Ranking]:
+    """Logits of yes and no for some documents of two queries, and the ranking that is made of them."""
+    logits = torch.randn(2, count, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    relevance = torch.zeros(2, count)
+    relevance[0, 0] = relevance[1, 1] = 1
+    keep = torch.ones(2, count, dtype=torch.bool)
+    scores = logits[..., 0] - logits[..., 1]
+    return logits, Ranking(scores, relevance, None, keep, yes=logits[..., 0])
+
+
+def gradient(loss: Tensor, logits: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(loss, logits)
+    return found
+
+
+def test_weight_and_direction_of_sft_are_the_cross_entropy_of_yes_and_no():
+    logits, given = both_logits()
+    loss = yes_no(given, negatives="each", weight="sft", direction="sft")
+    expected = F.cross_entropy(logits.flatten(0, 1), (given.relevance == 0).long().flatten())
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient(loss, logits), gradient(expected, logits))
+
+
+def test_weight_and_direction_of_contrast_are_infonce_over_the_logits_of_yes():
+    logits, given = both_logits()
+    loss = yes_no(given, negatives="all", weight="contrastive", direction="contrastive")
+    expected = infonce(given._replace(scores=logits[..., 0]), temperature=1.0)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient(loss, logits), gradient(expected, logits))
+
+
+@pytest.mark.parametrize("direction", ["sft", "contrastive"])
+@pytest.mark.parametrize("weight", ["sft", "contrastive", "one"])
+def test_weight_and_direction_may_be_those_of_different_losses(weight: Any, direction: Any):
+    logits, given = both_logits()
+    found = gradient(yes_no(given, negatives="each", weight=weight, direction=direction), logits)
+    yes, no = logits.detach().unbind(-1)
+    sign = 1 - 2 * given.relevance
+    weights = {
+        "sft": sign * torch.sigmoid(sign * (yes - no)) / 6,  # p("no") of a positive; 2 x 3 documents
+        "contrastive": (yes.softmax(1) - given.relevance) / 2,  # 1 - p of a positive; 2 queries
+        "one": sign / 6,
+    }[weight]
+    expected = torch.stack([weights, -weights if direction == "sft" else torch.zeros(2, 3)], -1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_of_one_number_has_one_direction():
+    scores = random_scores().requires_grad_()
+    given = ranking(scores)
+    one, other = (yes_no(given, weight="contrastive", direction=name) for name in ("sft", "contrastive"))
+    torch.testing.assert_close(gradient(one, scores), gradient(other, scores))
+
+
+def test_ranknet_is_firsts_where_pairs_are_weighed_by_the_teachers_ranks():
+    given = graded([2.0, -1.0, 0.5, 1.0], [1, 0, 0, 0], [3.0, 4.0, 1.0, 2.0])  # the teacher's ranks are 2, 1, 4, 3
+    assert ranknet(given, order="teacher", weigh_by_ranks=True).item() == pytest.approx(0.342026, abs=1e-6)
+    assert ranknet(given, order="teacher").item() == pytest.approx(1.310947, abs=1e-6)
