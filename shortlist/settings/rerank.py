@@ -78,7 +78,7 @@ class Config:
     model_name: str | None = None
     """A server's name of its model; the key is read from SHORTLIST_API_KEY or OPENAI_API_KEY."""
     prompt: str | None = None
-    """Prompt for a language model by name (None: the method's own); `shortlist inspect MODEL --prompt NAME` shows it."""
+    """Prompt for a language model by name (None: the method's own); `inspect MODEL --prompt NAME` shows it."""
     answers: Literal["text", "logits"] | None = None
     """Have a language model's answers generated, or read them from the logits of the labels (None: as the prompt
     says)."""
