@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import QUERIES, write_collection
+from tiny import DOCUMENTS, QUERIES, write_collection
 
 from shortlist import init
 from shortlist.data.formats import write_queries
@@ -10,6 +10,8 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.backbone import load_backbone
 from shortlist.records import Query
+from shortlist.text.prompts import named_prompt
+from shortlist.text.rendering import Renderer
 from shortlist.text.tokenizer import load_tokenizer
 
 
@@ -74,3 +76,13 @@ def test_a_backbone_is_made_once(config: init.Config, capsys: pytest.CaptureFixt
     assert "already done" in capsys.readouterr().err
     with pytest.raises(UserError, match="hidden: 32 there, 64 now"):
         init.run(replace(config, hidden=64))
+
+
+def test_a_tokenizer_that_can_write_has_a_chat_for_prompts(config: init.Config):
+    init.run(config)
+    renderer = Renderer(named_prompt("first"), load_tokenizer(config.out))
+    text = renderer.render(QUERIES[0], DOCUMENTS[:2]).text
+    assert text.startswith("system: You are RankLLM, ")
+    assert text.endswith("do not say any word or explain.</s>\nassistant:[")
+    init.run(replace(config, words_only=True, out=config.out.with_name("words")))
+    assert load_tokenizer(config.out.with_name("words")).chat_template is None

@@ -20,13 +20,18 @@ from shortlist.cli import main
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
+from shortlist.data.groups import write_groups as write_groups_file
 from shortlist.data.manifest import read_manifest
 from shortlist.demo.functions.sources import build_test, find_sources
+from shortlist.models.folder import open_folder
+from shortlist.models.load import load_generator
 from shortlist.recipe import OUTPUTS, Stage, plan, run_recipe
+from shortlist.records import Group
+from shortlist.rerankers.kinds import prepare
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
-PAIRS = ("shortlist-mini", "library", "comparison")
+PAIRS = ("shortlist-mini", "library", "comparison", "language-model")
 """Those of the pair that comes with the package, which have tests of their own."""
 OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker", *PAIRS)]
 """Those that need neither a real model nor a real text."""
@@ -174,6 +179,27 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
     for kind, load in (("retriever", load_retriever), ("reranker", load_reranker)):
         assert load(str(tmp_path / "out" / kind)).contract
         assert len((tmp_path / "out" / kind / "log.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_language_models_recipe_runs_on_something_tiny(tiny: Tiny, tmp_path: Path):
+    recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/language-model.yaml"].read_text("utf-8"))
+    path, scores = tmp_path / "groups.jsonl", tuple(map(float, range(8)))
+    doc_ids = [document.doc_id for document in DOCUMENTS]
+    grouped = [Group(f"q{i}", (f"d{i}",), tuple(doc_ids[i + 1 :] + doc_ids[:i])[:7], scores) for i in range(8)]
+    write_groups_file(path, grouped)
+    recipe["settings"] |= {"text": str(tiny.collection), "groups": str(path), "hard-groups": str(path)}
+    recipe["steps"]["init"] |= {"layers": 1, "hidden": 32, "heads": 2, "vocab_size": 300}
+    for step in recipe["steps"].values():
+        if step["stage"] == "train":
+            step |= {"steps": 2, "batch_size": 2}
+            for source in step.get("sources", {}).values():
+                source["split"] = "test"
+    run_recipe(recipe, tmp_path / "out", where="here")
+    folder = open_folder(str(tmp_path / "out" / "language-model"), wanted="language-model")
+    reranker = prepare("setwise", {"model": folder}).open()
+    assert len(reranker.score(QUERIES[0], DOCUMENTS[:5])) == 5
+    assert load_generator(folder)[0].config.max_position_embeddings == 4096
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -16,6 +16,7 @@ from shortlist.late import late
 from shortlist.models.files import CONFIG as ADAPTER_CONFIG
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import kind_in, load_model
+from shortlist.text.contract import InputContract
 
 Target = Literal["sentence-transformers", "cross-encoder", "peft", "merged", "onnx"]
 
@@ -71,11 +72,25 @@ def run(config: Config) -> None:
 
     dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
     _check_adapter(config, folder)
-    model = load_model(folder, reads, contract, dtype=dtype)
+    whole = _language_model(config, folder, contract, dtype)
+    model = whole if whole is not None else load_model(folder, reads, contract, dtype=dtype)
     with job.result() as out:
         write(model, out, source=folder)
         write_card(folder, out, contract, licence=config.licence)
     job.finish()
+
+
+def _language_model(config: Config, folder: ModelFolder, contract: InputContract, dtype: Any) -> Any:
+    """Load a language model with its output embedding; None for any other model or layout."""
+    if config.to != "merged" or not contract.form.pair:
+        return None
+    from shortlist.models.load import head_of, language_model_to_train, pointwise_to_train
+
+    settings = optional_json(folder.whole.path / "config.json")
+    if contract.reading.answer and not settings.get("is_encoder_decoder"):
+        return pointwise_to_train(folder, contract, dtype=dtype)
+    speaks = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in settings.get("architectures") or ())
+    return language_model_to_train(folder, contract, dtype=dtype) if speaks and head_of(folder) is None else None
 
 
 def _check_adapter(config: Config, folder: ModelFolder) -> None:

@@ -16,6 +16,7 @@ from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Rea
 
 CARD = "README.md"
 SETTINGS = (
+    "prompt",
     "adapter",
     "lora",
     "optimizer",
@@ -64,11 +65,16 @@ def card(
     """
     manifest = read_manifest(model.path) or {}
     config, kind = manifest.get("config", {}), "reranker" if contract.form.pair else "retriever"
+    kind = "language model" if config.get("kind") == "language-model" else kind
     base = config.get("backbone") or (base_name(model.path) if is_adapter(model.path) else None)
     front: dict[str, Any] = {"license": licence or _licence(base), "library_name": "shortlist"}
     front |= {
-        "pipeline_tag": "text-ranking" if contract.form.pair else "feature-extraction",
-        "tags": ["shortlist", kind],
+        "pipeline_tag": "text-generation"
+        if kind == "language model"
+        else "text-ranking"
+        if contract.form.pair
+        else "feature-extraction",
+        "tags": ["shortlist", kind.replace(" ", "-")],
     }
     front |= {"base_model": base} if base and not Path(base).exists() else {}
     sections = [
@@ -77,7 +83,7 @@ def card(
         _training(manifest),
         _inputs(contract.form, contract.reading),
         _scores(results),
-        _use(kind),
+        _use(kind, config.get("prompt")),
     ]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
@@ -111,8 +117,11 @@ def _training(manifest: Mapping[str, Any]) -> str:
     rows = {name: config[name] for name in SETTINGS if config.get(name) not in (None, [], ()) and name not in off}
     rows |= {name: " ".join(map(str, value)) for name, value in rows.items() if isinstance(value, list | tuple)}
     rows |= {name: results[name] for name in ("num_groups", "step", "processes", "seconds") if name in results}
-    data = f"the split `{config['split']}` of {_shown(config['collection'])}"
-    data += f" with the groups {_shown(config['groups'])}" if config.get("groups") else ""
+    if config.get("collection"):
+        data = f"the split `{config['split']}` of {_shown(config['collection'])}"
+        data += f" with the groups {_shown(config['groups'])}" if config.get("groups") else ""
+    else:
+        data = f"the sources {', '.join(map('`{}`'.format, results.get('sources', {})))}"
     lines = [f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()]
     made = f"Version {manifest['version']}, commit {manifest['commit']}, finished {manifest.get('finished')}."
     return "\n".join(["## Training", "", f"Data: {data}.", "", "| setting | value |", "|---|---|", *lines, "", made])
@@ -142,7 +151,12 @@ def _scores(results: Mapping[str, Any] | None) -> str:
     return "\n".join(["## Scores", "", f"Means over {results['queries']} queries.", "", head, *lines])
 
 
-def _use(kind: str) -> str:
+def _use(kind: str, prompt: str | None = None) -> str:
+    if kind == "language model":
+        call = (
+            f'load_reranker("listwise", model=FOLDER, prompt="{prompt or "first"}").score("query", ["document", "..."])'
+        )
+        return f"## Use\n\n```python\nfrom shortlist import load_reranker\n\n{call}\n```"
     call = 'encode_queries(["..."])' if kind == "retriever" else 'score("query", ["document", "..."])'
     name = kind.capitalize()
     code = f"```python\nfrom shortlist import {name}\n\n{kind} = {name}.load(FOLDER)\n{kind}.{call}\n```"

@@ -14,7 +14,7 @@ from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.records import Group, Query
 from shortlist.settings.sources import OVERRIDES, SourceSettings, parse_sources
-from shortlist.settings.train import Config, views_alone
+from shortlist.settings.train import Config, check_prompt, views_alone
 from shortlist.text.prompts import named_prompt
 
 
@@ -62,7 +62,11 @@ def source_parts(config: Config) -> list[SourcePart]:
         given = {field: getattr(settings, field) for field in OVERRIDES}
         given = {field: value for field, value in given.items() if value not in (None, ())}
         place = {"collection": settings.collection, "groups": settings.groups, "sources": None, "mix_temperature": 1.0}
-        parts.append(SourcePart(name, replace(config, **place, **given), settings))
+        if settings.prompt and not config.prompt:
+            raise UserError(f"source {name!r}: has a prompt, and the others have none; add --prompt.")
+        own = replace(config, **place, **given)
+        check_prompt(own)
+        parts.append(SourcePart(name, own, settings))
     return parts
 
 

@@ -39,6 +39,8 @@ class SourceSettings:
     """Text in front of each document."""
     instruction: str | None = None
     """Value of {instruction} in the model's input contract."""
+    prompt: str | None = None
+    """Prompt to ask about this source's groups, where --prompt names that of the others."""
     loss: tuple[str, ...] = ()
     """Losses, as for --loss."""
     negatives: int | None = None
@@ -49,7 +51,7 @@ class SourceSettings:
     """Lowest grade of a positive."""
 
 
-OVERRIDES = ("split", "loss", "negatives", "negatives_from", "positives_from")
+OVERRIDES = ("split", "prompt", "loss", "negatives", "negatives_from", "positives_from")
 """Settings of a source that stand in place of the flags of `train`."""
 
 
@@ -126,4 +128,4 @@ def _place(source: SourceSettings) -> tuple[Any, ...]:
         return str(Path(name).resolve()) if name and Path(name).exists() else name and str(name)
 
     groups = (whole(source.groups), whole(source.run))
-    return whole(source.collection), groups, None if any(groups) else source.split
+    return whole(source.collection), groups, None if any(groups) else source.split, source.prompt

@@ -198,7 +198,7 @@ def check(config: Config) -> None:
     _check_dims(config.dims, config.dims_weights)
     _check_above_zero(config)
     _check_kind(config)
-    _check_prompt(config)
+    check_prompt(config)
     _check_views(config)
     _check_mixed(config)
     _check_where_groups_are(config)
@@ -251,7 +251,7 @@ def _check_kind(config: Config) -> None:
         raise UserError(f"--corruption is {config.corruption}; expected at least 0 and below 1.")
 
 
-def _check_prompt(config: Config) -> None:
+def check_prompt(config: Config) -> None:
     """Refuse a prompt that groups cannot answer, and settings that do not go with one.
 
     Raises:

@@ -176,13 +176,13 @@ def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) ->
         for name in ("queries_prompt", "documents_prompt", "instruction"):
             if getattr(part.settings, name):
                 raise UserError(f"source {part.name!r}: {name} says nothing about --prompt; leave out one of the two.")
-    prompt, tokenizer = named_prompt(config.prompt), model.inputs.tokenizer
+    prompts = [named_prompt(part.config.prompt or config.prompt) for part in parts]
     longest = longest_prompt(model.backbone.config, config.max_length)
     largest = [int(negative_counts(part.source.groups).max()) for part in parts]
     counts = [1 + min(part.config.negatives or 0, most) for part, most in zip(parts, largest, strict=True)]
     return [
-        Asking(prompt, tokenizer, losses(part.config), num_docs=count, longest=longest)
-        for part, count in zip(parts, counts, strict=True)
+        Asking(prompt, model.inputs.tokenizer, losses(part.config), num_docs=count, longest=longest)
+        for part, prompt, count in zip(parts, prompts, counts, strict=True)
     ]
 
 

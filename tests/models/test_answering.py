@@ -10,7 +10,7 @@ from named import load_reranker, reranker_to_train
 from tiny import DOCUMENTS, QUERIES, YES_NO, Tiny, shaken, write_speaker
 from transformers import AutoModelForCausalLM
 
-from shortlist import train
+from shortlist import export, train
 from shortlist.data.files import write_json
 from shortlist.data.groups import write_groups
 from shortlist.errors import UserError
@@ -106,3 +106,21 @@ def test_an_encoder_decoder_is_refused_in_one_line(tmp_path: Path):
     T5Model(T5Config(**shape)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is an encoder-decoder, which is not trained here"):
         reranker_to_train(str(tmp_path), YES_NO)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_its_whole_weights_are_exported_with_the_output_embedding(tied: bool, answers: bool, tmp_path: Path):
+    speaker = write_speaker(tmp_path / "speaker", tied=tied)
+    if answers:
+        write_json(speaker / CONTRACT, YES_NO.to_dict())
+    contract = None if answers else "rankllama"
+    export.run(export.Config(model=str(speaker), to="merged", out=tmp_path / "m", dtype="bf16", contract=contract))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
+    before = AutoModelForCausalLM.from_pretrained(speaker)
+    ids = torch.tensor([[1, 50, 60, 70]])
+    torch.testing.assert_close(theirs(ids).logits, before(ids).logits, atol=0.1, rtol=0.05)
+    assert theirs.config.tie_word_embeddings == tied
+    if answers:
+        expected = score_pairs(load_reranker(str(speaker)), PAIRS)
+        assert score_pairs(load_reranker(str(tmp_path / "m")), PAIRS) == pytest.approx(expected, abs=0.1)

@@ -30,7 +30,8 @@ from shortlist.text.batching import pad
 from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import named_prompt, prompts
 from shortlist.text.rendering import Renderer
-from shortlist.train.asking import Asking, Written, asking_example, learn_answers, worth_of
+from shortlist.train.asking import Asking, Written, asking_example, learn_answers, make_askings, worth_of
+from shortlist.train.build import collect_parts
 from shortlist.train.examples import Batch
 from shortlist.train.losses import check_needs, parse_losses
 from shortlist.train.steps import backward
@@ -356,3 +357,19 @@ def test_a_window_is_no_longer_than_the_model_can_read_with_its_answer(model: La
         asking = Asking(named_prompt("first"), model.inputs.tokenizer, terms, num_docs=4, longest=700)
         [one] = written_by(asking, batch)
         assert 650 < len(one.token_ids) <= 700
+
+
+def test_sources_of_the_same_groups_ask_with_several_prompts(tiny: Tiny, tmp_path: Path, groups: Path):
+    source = f"{{collection: {tiny.collection}, groups: {groups}, "
+    (tmp_path / "sources.yaml").write_text(f"a: {source}prompt: prp}}\nb: {source}prompt: setwise, negatives: 2}}\n")
+    change: dict[str, Any] = {"collection": None, "groups": None, "sources": str(tmp_path / "sources.yaml")}
+    config = replace(settings(tiny, tmp_path / "m", Path(), steps=4), **change)
+    train.run(config)
+    parts = collect_parts(config)
+    askings = make_askings(config, parts, language_model_to_train(str(tiny.speaker)))
+    assert [(one.prompt.name, one.num_docs) for one in askings] == [("prp", 2), ("setwise", 3)]
+    with pytest.raises(UserError, match="source 'a': has a prompt, and the others have none; add --prompt"):
+        train.run(replace(config, prompt=None))
+    (tmp_path / "sources.yaml").write_text(f"a: {source}prompt: grouprank}}\n")
+    with pytest.raises(UserError, match="--prompt grouprank: what it asks for does not follow from groups"):
+        train.run(config)
