@@ -30,7 +30,7 @@ from shortlist.data.collections import open_collection
 from shortlist.data.groups import read_groups, write_groups
 from shortlist.progress import say
 from shortlist.settings.train import Config as Training
-from shortlist.train.examples import draw_groups
+from shortlist.train.examples import draw_group, plan_steps
 from shortlist.train.log import read_log
 
 BATCH, NEGATIVES, TEMPERATURE, RATE, WARMUP = 32, 7, 0.05, 2e-5, 5
@@ -79,11 +79,11 @@ def prepare(folder: Path, config: Config) -> None:
     """Write groups with a teacher's scores: BM25's best documents for the training claims."""
     data = str(config.data)
     shortlist.index.run(shortlist.index.Config(collection=data, out=folder / "bm25"))
-    run = folder / "run"
-    searching = {"index": (str(folder / "bm25"),), "collection": data, "split": "train", "k": 100, "out": run}
+    run = folder / "run.trec"
+    searching = {"index": (folder / "bm25",), "collection": data, "split": "train", "k": 100, "out": run}
     shortlist.search.run(shortlist.search.Config(**searching))
-    mining = {"teacher": run / "run.trec", "collection": data, "depth": 50, "negatives": NEGATIVES}
-    everything = shortlist.mine.Config(runs=(run / "run.trec",), out=folder / "all.jsonl", **mining)
+    mining = {"teacher": run, "collection": data, "depth": 50, "negatives": NEGATIVES}
+    everything = shortlist.mine.Config(runs=(run,), out=folder / "all.jsonl", **mining)
     shortlist.mine.run(everything)
     groups = read_groups(folder / "all.jsonl")[: BATCH * (1 + config.steps)]
     one = [  # a positive each, so that nothing is left to draw
@@ -180,7 +180,12 @@ def texts(folder: Path, config: Config, *, teacher: bool) -> dict[str, list[Any]
     collection = open_collection(str(config.data))
     queries = {query.query_id: query.text for query in collection.queries("train")}
     groups = read_groups(folder / "groups.jsonl")
-    drawn = list(draw_groups(groups, epoch=0, seed=config.seed, negatives=None))
+    steps = plan_steps(len(groups), batch_size=BATCH, seed=config.seed, first_step=0, steps=1 + config.steps)
+    drawn = [
+        draw_group(groups[number], number, epoch=epoch, seed=config.seed, negatives=None)
+        for epoch, numbers in steps
+        for number in numbers
+    ]
     documents = collection.documents({doc_id for group in drawn for doc_id in group.positives + group.negatives})
     columns: dict[str, list[Any]] = {"query": [queries[group.query_id] for group in drawn]}
     for place in range(1 + NEGATIVES):
