@@ -8,7 +8,6 @@ from shortlist.models.encoder_decoder import EncoderDecoder
 from shortlist.models.generator import Generator
 from shortlist.models.remote import Remote
 from shortlist.records import Document, Query
-from shortlist.records import Document, Query
 from shortlist.text.batching import batches_by_size
 from shortlist.text.rendering import QueryAndShown, Rendered, Renderer
 
