@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 from shortlist.errors import UserError
 
 AT_ONCE = 500
 """Keys that are looked up in one query."""
+NO_TOKENS: Mapping[str, tuple[int, int]] = MappingProxyType({})
 MOST_IN_MEMORY = 10_000
 """Answers that are kept without a file, as where a model is asked for weeks."""
 
@@ -39,9 +41,8 @@ class AnswerLog:
         try:
             self._file = sqlite3.connect(path or ":memory:", timeout=60, check_same_thread=False)
             with self._file:
-                self._file.execute(
-                    "create table if not exists answers (key text primary key, answer text) without rowid"
-                )
+                columns = "key text primary key, answer text, prompt_tokens integer, answer_tokens integer"
+                self._file.execute(f"create table if not exists answers ({columns}) without rowid")
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path}: not a log of answers ({error}); move it away.") from None
 
@@ -60,17 +61,20 @@ class AnswerLog:
             found |= {key: json.loads(answer) for key, answer in rows}
         return found
 
-    def add(self, answers: Mapping[str, Any]) -> None:
+    def add(self, answers: Mapping[str, Any], tokens: Mapping[str, tuple[int, int]] = NO_TOKENS) -> None:
         """Keep answers, which JSON can hold.
+
+        Args:
+            tokens: how many tokens a prompt and its answer had, by the answer's key.
 
         Raises:
             UserError: the file cannot be written.
         """
-        rows = [(key, json.dumps(answer)) for key, answer in answers.items()]
+        rows = [(key, json.dumps(answer), *tokens.get(key, (0, 0))) for key, answer in answers.items()]
         with self._usable(), self._file:
             if self.path is None and len(self) >= MOST_IN_MEMORY:
                 self._file.execute("delete from answers")
-            self._file.executemany("insert or replace into answers values (?, ?)", rows)
+            self._file.executemany("insert or replace into answers values (?, ?, ?, ?)", rows)
 
     def forget(self) -> None:
         """Delete all answers."""
@@ -85,6 +89,12 @@ class AnswerLog:
             raise UserError(
                 f"{self.path}: the log of answers cannot be used ({error}); make room or move it away, then go on."
             ) from None
+
+    def num_tokens(self) -> tuple[int, int]:
+        """Count the tokens of all prompts, and of all answers."""
+        with self._usable():
+            sums = "coalesce(sum(prompt_tokens), 0), coalesce(sum(answer_tokens), 0)"
+            return self._file.execute(f"select {sums} from answers").fetchone()
 
     def __len__(self) -> int:
         return self._file.execute("select count(*) from answers").fetchone()[0]

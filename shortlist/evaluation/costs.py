@@ -17,8 +17,14 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "num_parameters": ("model", lambda value: f"{value / 1e6:,.1f}M"),
     "training_seconds": ("training", duration),
     "training_bytes": ("memory to train", size),
+    "calls": ("calls", lambda value: f"{value:,}"),
+    "prompt_tokens": ("tokens read", lambda value: f"{value:,}"),
+    "answer_tokens": ("generated", lambda value: f"{value:,}"),
+    "malformed": ("malformed", lambda value: f"{value:,}"),
 }
 """Costs that a manifest may state: the heading of the column, and the function that formats a value."""
+ASKING = ("calls", "prompt_tokens", "answer_tokens", "malformed")
+"""Those of them that have a column only where a language model was asked."""
 
 
 def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,7 +33,7 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     The stages come from `data.manifest.stages`; costs that they do not state are left out. Time per query is summed
     over all stages, memory is the peak of any stage, the index size sums all that the first stages read, parameters
     and the time of training count every model once, memory to train is that of the model that took most, and tokens per
-    second are taken from the last stage that counts them.
+    second are taken from the last stage that counts them. Calls of language models and their tokens are summed.
     """
     models = {stage["model"]: stage for stage in made_by if "model" in stage}.values()
     speeds = [stage["tokens_per_second"] for stage in made_by if "tokens_per_second" in stage]
@@ -40,18 +46,24 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "training_seconds": sum(model.get("training_seconds", 0) for model in models),
         "training_bytes": max((model.get("training_bytes", 0) for model in models), default=0),
     }
-    return {name: value for name, value in found.items() if value}
+    asked = {name: sum(stage.get(name, 0) for stage in made_by) for name in ASKING}
+    return {name: value for name, value in found.items() if value} | (asked if asked["calls"] else {})
 
 
-def cost_headings() -> list[str]:
+def cost_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Choose the costs that have a column in a table of these rows."""
+    return [name for name in COSTS if name not in ASKING or any(name in row for row in rows)]
+
+
+def cost_headings(columns: Sequence[str]) -> list[str]:
     """Return the headings of the cost columns."""
-    return ["ms/query by stage", *(heading for heading, _ in COSTS.values())]
+    return ["ms/query by stage", *(COSTS[name][0] for name in columns)]
 
 
-def cost_cells(row: Mapping[str, Any]) -> list[str]:
+def cost_cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """Return the cells of a row in the cost columns."""
     by_stage = [f"{stage['stage']} {stage['ms']:,.1f}" for stage in row["stages"]]
-    cells = [show(row[name]) if name in row else "-" for name, (_, show) in COSTS.items()]
+    cells = [COSTS[name][1](row[name]) if name in row else "-" for name in columns]
     return ["\n".join(by_stage) or "-", *cells]
 
 

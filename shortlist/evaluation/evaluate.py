@@ -19,7 +19,7 @@ from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
-from shortlist.evaluation.costs import COSTS, cost_cells, cost_headings, costs, draw_pareto
+from shortlist.evaluation.costs import COSTS, cost_cells, cost_columns, cost_headings, costs, draw_pareto
 from shortlist.evaluation.formats import as_csv, as_latex, one_way_to_print
 from shortlist.evaluation.measure import ByQuery, is_sum, judged_hits, of_run, parse_measures, per_query
 from shortlist.math.measures import JudgedHits, judged
@@ -366,20 +366,20 @@ def _table(results: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     measures, rows = results["measures"], results["rows"]
-    costly = _costly(results)
+    costly, columns = _costly(results), cost_columns(rows)
     timed = not costly and any("ms_per_query" in row for row in rows)
     caption = f"relevant: grade {results['relevance_level']} and above, where a measure knows no grades"
     if len(rows) > 1:
         caption += "; p: paired two-sided t-test against the first row, Holm-corrected over the rows"
     table = Table(caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold")
-    headings = ["ms/query"] if timed else cost_headings() if costly else []
+    headings = ["ms/query"] if timed else cost_headings(columns) if costly else []
     for heading in [*measures, "queries", f"judged@{results['judged_at']}", *headings]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         values = [_cell(row[measure], row.get("difference", {}).get(measure)) for measure in measures]
         cells = [f"{row['ms_per_query']:.1f}" if "ms_per_query" in row else "-"] if timed else []
-        cells += cost_cells(row) if costly else []
+        cells += cost_cells(row, columns) if costly else []
         table.add_row(row["name"], *values, str(row["queries"]), f"{row['judged']:.0%}", *cells)
     return table
 

@@ -42,6 +42,10 @@ BEST_FIRST = 256
 It is small, so that a pair is read only after most pairs ranked above it, and that some lists are finished."""
 
 
+ASKED_COSTS = ("calls", "prompt_tokens", "answer_tokens", "malformed")
+"""What asking a language model cost, by its names in `data.manifest.stages`."""
+
+
 class Pace(NamedTuple):
     """Average seconds and tokens per pair."""
 
@@ -113,12 +117,13 @@ def run(config: Config) -> None:
                 log.clear()
                 raise
     write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist")
+    asked = {name: results[name] for name in ASKED_COSTS if name in results}
     results["num_pairs"] = int(np.isfinite(known.scores).sum())
     results["not_reached"] = int((~known.done[readable]).sum())
     if pace is not None:
         milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, results["num_queries"])
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
-        results["stages"] = [*stages(config.run), cost(prepared, made_from.get("model"), milliseconds, pace)]
+        results["stages"] = [*stages(config.run), cost(prepared, made_from.get("model"), milliseconds, pace) | asked]
     if not results["not_reached"]:
         job.finish(**results)
         return
@@ -143,6 +148,8 @@ def limits_of(config: Config) -> CallLimits:
 def finished(questions: Questions) -> dict[str, Any]:
     """Report the calls, tokens and malformed answers of a language model.
 
+    What is returned counts the calls of interrupted commands too.
+
     Raises:
         MalformedAnswersError: too many answers are malformed, however few there are.
     """
@@ -154,7 +161,7 @@ def finished(questions: Questions) -> dict[str, Any]:
     )
     if not questions.is_spent:
         questions.check_faults()
-    return tally._asdict()
+    return questions.costs()
 
 
 def refused(prepared: Prepared, queries: Iterable[Query]) -> set[str]:

@@ -112,7 +112,7 @@ class Questions:
 
     def _keep(self, replies: dict[str, RawAnswer], known: dict[str, Any]) -> None:
         answers = {key: reply.answer for key, reply in replies.items()}
-        self.log.add(answers)
+        self.log.add(answers, {key: (reply.prompt_tokens, reply.answer_tokens) for key, reply in replies.items()})
         known |= answers
         tally = self.tally
         self.tally = tally._replace(
@@ -120,6 +120,12 @@ class Questions:
             prompt_tokens=tally.prompt_tokens + sum(reply.prompt_tokens for reply in replies.values()),
             answer_tokens=tally.answer_tokens + sum(reply.answer_tokens for reply in replies.values()),
         )
+
+    def costs(self) -> dict[str, int]:
+        """Return the calls and tokens of all answers in the log, and the malformed answers among those read."""
+        prompt_tokens, answer_tokens = self.log.num_tokens()
+        counts = {"calls": len(self.log), "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
+        return counts | {"malformed": self.tally.malformed}
 
     def _verdict(self, key: str, answer: str | list[float], asked: QueryAndShown) -> Verdict:
         query, documents = asked

@@ -13,7 +13,7 @@ from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write, read_json
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
-from shortlist.evaluation.costs import cost_cells, cost_headings
+from shortlist.evaluation.costs import cost_cells, cost_columns, cost_headings
 from shortlist.evaluation.report.html import BEGINNING, drawing, folded, heading, page, paragraph, table
 from shortlist.evaluation.report.summary import in_short, probability
 from shortlist.math.outcomes import OUTCOMES
@@ -109,7 +109,7 @@ def show_results(output: Output) -> str:
     It has values, intervals, p-values against the first run, and the costs if there are any.
     """
     results = read_json(output.path)
-    rows, costly = [], any("stages" in row for row in results["rows"])
+    rows, costly, columns = [], any("stages" in row for row in results["rows"]), cost_columns(results["rows"])
     for row in results["rows"]:
         cells = []
         for measure in results["measures"]:
@@ -121,14 +121,14 @@ def show_results(output: Output) -> str:
                 lines.append(f"p {', '.join(map(probability, tests))}")
             cells.append("\n".join(lines))
         cells += [str(row["queries"]), f"{row['judged']:.0%}\n{row['holes']} holes"]
-        rows.append([row["name"], *cells, *(cost_cells(row) if costly else [])])
+        rows.append([row["name"], *cells, *(cost_cells(row, columns) if costly else [])])
     caption = (
         "95% bootstrap intervals; p: paired t-test and randomisation test against the first row, Holm-corrected. "
         f"Relevant: grade {results['relevance_level']} and above, where a measure knows no grades. "
         f"Ties: {results['ties']}."
     )
     headings = ["run", *results["measures"], "queries", f"judged@{results['judged_at']}"]
-    headings += cost_headings() if costly else []
+    headings += cost_headings(columns) if costly else []
     figure = output.path.with_suffix(".svg").name
     return table(headings, rows, caption=caption) + (_drawing(output, figure) if costly else "")
 
