@@ -82,10 +82,9 @@ def write_llama(folder: Path, seed: int = 0, **settings: int) -> Path:
 def write_speaker(folder: Path, *, tied: bool = True, chat: str | None = ZEPHYR_CHAT, **settings: int) -> Path:
     """A language model of one layer, whose tokenizer has a token for each letter and some for words."""
     torch.manual_seed(0)
-    written = ("first", "rank-zephyr", "grouprank", "iranker")
-    prompts = [text for name in written for _, text, *_ in named_prompt(name).turns]
+    prompts = [text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns]
     prompts += ["yes no", *named_contract("qwen3-reranker").form.pair]
-    fast = train_bpe([document.text for document in DOCUMENTS] + prompts * 3, vocab_size=1000)
+    fast = train_bpe([document.text for document in DOCUMENTS] + prompts * 3, vocab_size=800)
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     fast.chat_template = chat
     shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
