@@ -42,10 +42,6 @@ BEST_FIRST = 256
 It is small, so that a pair is read only after most pairs ranked above it, and that some lists are finished."""
 
 
-ASKED_COSTS = ("calls", "prompt_tokens", "answer_tokens", "malformed")
-"""What asking a language model cost, by its names in `data.manifest.stages`."""
-
-
 class Pace(NamedTuple):
     """Average seconds and tokens per pair."""
 
@@ -94,6 +90,7 @@ def run(config: Config) -> None:
         wanted = candidates.first(readable, config.max_pairs) if limited else readable
         known = KnownScores(log, candidates, wanted)
         results: dict[str, Any] = {"num_queries": len(candidates.run.query_ids)}
+        asked: dict[str, int] = {}
         if config.precision != "fp32" and not prepared.asks and not known.done[wanted].all():
             exact = prepare(config.method, settings | {"precision": "fp32"})
             results["agreement"] = job.decide(
@@ -113,11 +110,11 @@ def run(config: Config) -> None:
                 )
                 if scorer.asking:
                     results |= finished(scorer.asking.questions)
+                    asked = scorer.asking.questions.costs()
             except MalformedAnswersError:  # the answers are kept, and judged again by the same command
                 log.clear()
                 raise
     write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist")
-    asked = {name: results[name] for name in ASKED_COSTS if name in results}
     results["num_pairs"] = int(np.isfinite(known.scores).sum())
     results["not_reached"] = int((~known.done[readable]).sum())
     if pace is not None:
@@ -148,8 +145,6 @@ def limits_of(config: Config) -> CallLimits:
 def finished(questions: Questions) -> dict[str, Any]:
     """Report the calls, tokens and malformed answers of a language model.
 
-    What is returned counts the calls of interrupted commands too.
-
     Raises:
         MalformedAnswersError: too many answers are malformed, however few there are.
     """
@@ -161,7 +156,7 @@ def finished(questions: Questions) -> dict[str, Any]:
     )
     if not questions.is_spent:
         questions.check_faults()
-    return questions.costs()
+    return tally._asdict()
 
 
 def refused(prepared: Prepared, queries: Iterable[Query]) -> set[str]:

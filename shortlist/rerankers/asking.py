@@ -122,7 +122,10 @@ class Questions:
         )
 
     def costs(self) -> dict[str, int]:
-        """Return the calls and tokens of all answers in the log, and the malformed answers among those read."""
+        """Return what all answers in the log cost, by the names of `data.manifest.stages`.
+
+        Those of interrupted commands are among them. Malformed ones are counted among the answers that were read.
+        """
         prompt_tokens, answer_tokens = self.log.num_tokens()
         counts = {"calls": len(self.log), "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
         return counts | {"malformed": self.tally.malformed}

@@ -9,7 +9,7 @@ from shortlist.data.formats import write_qrels
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.evaluation import evaluate
-from shortlist.evaluation.costs import costs
+from shortlist.evaluation.costs import cost_cells, cost_columns, cost_headings, costs
 from shortlist.recipe import plan
 from shortlist.records import Hit
 
@@ -105,3 +105,13 @@ def test_the_command_that_did_this_says_what_does_it_now(tmp_path: Path, capsys:
     recipe = {"steps": {"compared": {"stage": "compare"}}}
     with pytest.raises(UserError, match="stage `compare` is now `shortlist evaluate --costs`"):
         plan(recipe, tmp_path, where="r.yaml")
+
+
+def test_what_asking_cost_has_columns_only_where_a_model_was_asked():
+    plain = {"stages": [], **costs([{"stage": "search", "ms": 1.0}])}
+    asked = {"stages": [], **costs([{"stage": "rerank", "ms": 2.0, "calls": 1200, "prompt_tokens": 9, "malformed": 3}])}
+    assert "calls" not in cost_columns([plain])
+    columns = cost_columns([plain, asked])
+    assert cost_headings(columns)[-4:] == ["calls", "tokens read", "generated", "malformed"]
+    assert cost_cells(asked, columns)[-4:] == ["1,200", "9", "0", "3"]
+    assert cost_cells(plain, columns)[-4:] == ["-"] * 4

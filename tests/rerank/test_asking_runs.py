@@ -10,7 +10,7 @@ import pytest
 from oracle import RUN, SERVER, Oracles, best_first, candidates_of, perfect
 
 from shortlist.cli import main
-from shortlist.data.manifest import read_manifest
+from shortlist.data.manifest import read_manifest, stages
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.rerankers import asking
@@ -146,6 +146,9 @@ def test_too_many_malformed_answers_end_the_run_and_more_can_be_allowed_without_
     assert len({tuple(key) for key in oracles.asked}) == len(oracles.asked) == 30
     found = results(tmp_path / "out.trec")
     assert (found["known"], found["calls"]) == (known, 30 - known)
+    cost = stages(tmp_path / "out.trec")[-1]
+    assert (cost["calls"], cost["malformed"]) == (30, 15)
+    assert cost["prompt_tokens"] == 10 * 4 * 30  # of the refused commands too
     assert len((tmp_path / "details.jsonl").read_text().splitlines()) == found["malformed"] == 15
 
 
