@@ -79,7 +79,7 @@ def write_llama(folder: Path, seed: int = 0, **settings: int) -> Path:
     return folder
 
 
-def write_speaker(folder: Path, *, tied: bool = True, **settings: int) -> Path:
+def write_speaker(folder: Path, *, tied: bool = True) -> Path:
     """A language model of one layer, whose tokenizer has a token for each letter and some for words."""
     torch.manual_seed(0)
     prompts = [text for name in ("first", "rank-zephyr") for _, text, *_ in named_prompt(name).turns]
@@ -87,8 +87,8 @@ def write_speaker(folder: Path, *, tied: bool = True, **settings: int) -> Path:
     fast = train_bpe([document.text for document in DOCUMENTS] + prompts * 3, vocab_size=800)
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     fast.chat_template = ZEPHYR_CHAT
-    shape: dict[str, Any] = {"vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
-    LlamaForCausalLM(LlamaConfig(**SHAPE | shape | settings)).save_pretrained(folder)
+    shape: dict[str, Any] = {**SHAPE, "vocab_size": len(fast), "pad_token_id": 0, "tie_word_embeddings": tied}
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
 
