@@ -200,6 +200,9 @@ def test_the_language_models_recipe_runs_on_something_tiny(tiny: Tiny, tmp_path:
     reranker = prepare("setwise", {"model": folder}).open()
     assert len(reranker.score(QUERIES[0], DOCUMENTS[:5])) == 5
     assert load_generator(folder)[0].config.max_position_embeddings == 4096
+    card = (tmp_path / "out" / "language-model" / "README.md").read_text("utf-8")
+    assert "Data: the sources `prp`, `setwise`, `first`." in card
+    assert "- language-model\n" in card
 
 
 @pytest.mark.slow

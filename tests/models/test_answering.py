@@ -101,7 +101,7 @@ def test_an_encoder_decoder_is_refused_in_one_line(tmp_path: Path):
     from transformers import T5Config, T5Model
 
     torch.manual_seed(0)
-    shape = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 500}
+    shape: dict[str, Any] = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 500}
     write_speaker(tmp_path)
     T5Model(T5Config(**shape)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is an encoder-decoder, which is not trained here"):

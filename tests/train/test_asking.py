@@ -144,7 +144,7 @@ def test_every_prompt_that_groups_can_answer_is_read_back_without_a_fault():
 
 
 def test_labels_are_read_behind_the_bracket_though_turns_end_with_the_token_that_pads(model: LanguageModel):
-    tokenizer = model.inputs.tokenizer
+    tokenizer: Any = model.inputs.tokenizer
     tokenizer.pad_token = tokenizer.eos_token  # as Zephyr's is: counting what is no padding finds another place
     asking = asking_of(tokenizer)
     letters = tokenizer.convert_tokens_to_ids(list("ABCD"))
@@ -171,7 +171,8 @@ def test_a_letter_that_is_one_token_with_its_bracket_is_read_and_learned_before_
 
 
 def test_an_answer_ends_as_the_chat_ends_a_turn(model: LanguageModel):
-    tokenizer, prompt = model.inputs.tokenizer, named_prompt("first")
+    tokenizer: Any = model.inputs.tokenizer
+    prompt = named_prompt("first")
     assert end_of_answer(prompt, tokenizer) == tokenizer.eos_token_id
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     tokenizer.chat_template = ZEPHYR_CHAT.replace("eos_token", "'<|im_end|>'")
@@ -219,7 +220,9 @@ def test_the_gradient_of_a_joint_loss_is_that_of_its_two_parts(model: LanguageMo
             asking = asking_of(model.inputs.tokenizer, losses=FIRST)
             example = asking_example(asking, BATCH, terms, rng=np.random.default_rng(0))
             backward(model, example, token_budget=10_000, bf16=False, seed=0)
-            total = total + weight * model.embedding.grad
+            gradient = model.embedding.grad
+            assert gradient is not None
+            total = total + weight * gradient
         return total
 
     joint = gradient(["lm ranknet=10"], [1.0])
