@@ -70,6 +70,7 @@ def test_a_cluster_encodes_what_one_process_does_though_a_node_is_killed(
     assert list(store.doc_ids) == [document.doc_id for document in TEXTS]
     exact = embed_documents(load_retriever(str(tiny.retriever)).eval(), TEXTS)
     np.testing.assert_allclose(store.take(np.arange(400)), exact, atol=1e-6)
+    cluster.wait_for_nodes()  # until all know of the death, or later tests are given work for a dead node
 
 
 @pytest.mark.parametrize("dtype", [None, "int8"])
@@ -133,6 +134,7 @@ def test_a_cluster_reranks_what_one_process_does_though_a_node_is_killed(
     rerank.run(rerank.Config(**settings, out=tmp_path / "many.trec", engine="ray"))
     assert len(set(logged(tmp_path / "many.trec"))) == len(logged(tmp_path / "many.trec")) == 500
     assert (tmp_path / "many.trec").read_bytes() == (tmp_path / "one.trec").read_bytes()
+    cluster.wait_for_nodes()
 
 
 def test_a_cluster_works_at_one_item_per_node_with_all_its_threads(cluster: Any):
@@ -204,6 +206,7 @@ def test_nothing_is_lost_and_nothing_done_twice_when_a_node_is_killed(cluster: A
     assert sorted(number for number, *_ in results) == given
     assert len({place for _, place, _, _ in results}) == 3
     assert node.node_id not in {place for _, place, _, _ in results[-10:]}
+    cluster.wait_for_nodes()
 
 
 @KILLS

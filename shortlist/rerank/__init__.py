@@ -90,7 +90,7 @@ def run(config: Config) -> None:
         wanted = candidates.first(readable, config.max_pairs) if limited else readable
         known = KnownScores(log, candidates, wanted)
         results: dict[str, Any] = {"num_queries": len(candidates.run.query_ids)}
-        asked: dict[str, int] = {}
+        asking: dict[str, int] = {}
         if config.precision != "fp32" and not prepared.asks and not known.done[wanted].all():
             exact = prepare(config.method, settings | {"precision": "fp32"})
             results["agreement"] = job.decide(
@@ -110,7 +110,7 @@ def run(config: Config) -> None:
                 )
                 if scorer.asking:
                     results |= finished(scorer.asking.questions)
-                    asked = scorer.asking.questions.costs()
+                    asking = scorer.asking.questions.costs()
             except MalformedAnswersError:  # the answers are kept, and judged again by the same command
                 log.clear()
                 raise
@@ -120,7 +120,7 @@ def run(config: Config) -> None:
     if pace is not None:
         milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, results["num_queries"])
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
-        results["stages"] = [*stages(config.run), cost(prepared, made_from.get("model"), milliseconds, pace) | asked]
+        results["stages"] = [*stages(config.run), cost(prepared, made_from.get("model"), milliseconds, pace) | asking]
     if not results["not_reached"]:
         job.finish(**results)
         return
