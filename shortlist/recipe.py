@@ -7,7 +7,7 @@ stands for a setting, or for the output of an earlier step.
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -190,28 +190,33 @@ def run_steps(steps: list[Stage], *, processes: int | None = None) -> None:
     Args:
         processes: number of processes that train together (None: as each step says).
     """
-    for number, step in enumerate(steps, start=1):
-        say(f"[{number}/{len(steps)}] {step.name}")
-        start = time.perf_counter()
-        together = step.stage == "train" and processes is not None
-        with collected():
+    with collecting() as collect:
+        for number, step in enumerate(steps, start=1):
+            say(f"[{number}/{len(steps)}] {step.name}")
+            start = time.perf_counter()
+            together = step.stage == "train" and processes is not None
             carry_out(step.stage, replace(step.config, processes=processes) if together else step.config)
-        seconds = time.perf_counter() - start
-        if seconds > 1:
-            say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
+            collect()
+            seconds = time.perf_counter() - start
+            if seconds > 1:
+                say(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s")
 
 
 @contextmanager
-def collected() -> Iterator[None]:
-    """Free what was made inside; models are in reference cycles.
+def collecting() -> Iterator[Callable[[], None]]:
+    """Yield a function that frees what was made since its last call.
 
-    Only that is looked at, not the objects that were there before.
+    Models are in reference cycles. Only what is new is looked at, as all that was imported takes long to look at.
     """
-    frozen = gc.get_freeze_count()
+    frozen = gc.get_freeze_count()  # which counts them one by one
     gc.freeze()
-    try:
-        yield
+
+    def collect() -> None:
         gc.collect()
+        gc.freeze()
+
+    try:
+        yield collect
     finally:
         if not frozen:
             gc.unfreeze()
