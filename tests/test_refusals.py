@@ -1,12 +1,12 @@
 """Typing errors and wrong paths are refused, and finished work is known, without loading PyTorch."""
 
-import contextlib
-import io
-import os
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import without_torch
 from tiny import Tiny
 
 from shortlist import index
@@ -61,44 +61,11 @@ USAGE = {
 """Commands that are typed wrongly, with words of the message."""
 
 
-class NoTorch:
-    """A finder that refuses PyTorch."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        if name.partition(".")[0] == "torch":
-            raise AssertionError("PyTorch is imported")
-
-
 def answers(cases: dict[str, str], code: int, **names: object) -> list[str]:
-    """Run commands in a forked process in which PyTorch cannot be imported, and list what went wrong."""
-    reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
-        with contextlib.suppress(BaseException), os.fdopen(writer, "w", encoding="utf-8") as pipe:
-            for name in [name for name in sys.modules if name.partition(".")[0] in ("shortlist", "torch")]:
-                del sys.modules[name]
-            sys.meta_path[:] = [
-                NoTorch,
-                *(one for one in sys.meta_path if type(one).__module__ != "checking"),
-            ]
-            from shortlist.cli import main
-
-            for case, words in cases.items():
-                out, err = io.StringIO(), io.StringIO()
-                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                    try:
-                        found = main([word.format(**names) for word in case.split(" ")])
-                    except BaseException as error:
-                        found = repr(error)
-                if found != code or words not in " ".join(err.getvalue().split()):
-                    print(f"{case}: {found}, {err.getvalue()[-500:]!r}", file=pipe, flush=True)
-            print("done", file=pipe, flush=True)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, encoding="utf-8") as pipe:
-        lines = pipe.read().splitlines()
-    os.waitpid(child, 0)
-    return lines
+    """Run commands where PyTorch cannot be imported, and list what went wrong."""
+    given = [json.dumps(value) for value in (cases, code, {name: str(value) for name, value in names.items()})]
+    found = subprocess.run([sys.executable, without_torch.__file__, *given], capture_output=True, text=True)
+    return found.stdout.splitlines() + found.stderr.splitlines()
 
 
 @pytest.fixture
