@@ -123,15 +123,12 @@ def all_pairs_of(work: Work, ranker: Any, count: int, depth: int, cut: int) -> S
     """Ask a ranker of llm-rankers about all pairs, one after another, as its sorts do."""
 
     def run() -> int:
-        from llmrankers.rankers import SearchResult
-
         with torch.inference_mode():
             for query, documents in work.lists[:count]:
                 texts = [ranker.truncate(one.text, cut) for one in documents[:depth]]
                 for i, one in enumerate(texts):
                     for other in texts[i + 1 :]:
                         ranker.compare(ranker.truncate(query.text, cut), [one, other])
-        assert SearchResult
         return count
 
     return run
