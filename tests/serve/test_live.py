@@ -92,7 +92,7 @@ def ask_until(stopped: Event, url: str, answers: Counter[str]) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_server_that_is_ended_under_load_answers_what_it_accepted(built: Built, tmp_path: Path, workers: int):
     stopped, answers = Event(), Counter[str]()
-    with live({**built.names, "workers": workers}, tmp_path / "stderr") as server:
+    with live({**built.names, "workers": workers, "log": "requests"}, tmp_path / "stderr") as server:
         with ThreadPoolExecutor(6) as threads:
             asking = [threads.submit(ask_until, stopped, server.url, answers) for _ in range(6)]
             while answers["200"] < 30:
@@ -101,8 +101,13 @@ def test_a_server_that_is_ended_under_load_answers_what_it_accepted(built: Built
             stopped.set()
         for each in asking:
             each.result()
-    assert set(answers) <= {"200", "429", "503", "not accepted"}, answers
-    assert QUESTION not in (tmp_path / "stderr").read_text()
+    log = (tmp_path / "stderr").read_text()
+    assert QUESTION not in log
+    # a request that meets an idle connection just as it is closed never arrives; each of the six clients can have one
+    arrived = Counter(re.findall(r"^POST /search (\d+) ", log, re.MULTILINE))
+    assert arrived == {name: count for name, count in answers.items() if name.isdecimal()}, answers
+    assert set(arrived) <= {"200", "429", "503"}
+    assert answers.total() - arrived.total() - answers["not accepted"] <= 6
 
 
 def test_a_worker_that_dies_is_replaced(built: Built, tmp_path: Path):
