@@ -17,6 +17,8 @@ class Document(NamedTuple):
     text: str
     title: str = ""
     url: str = ""
+    metadata: Mapping[str, Any] = {}
+    """Fields to filter by and to show, such as a year; nothing changes them. Models and indexes do not read them."""
 
 
 class Query(NamedTuple):
