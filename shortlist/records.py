@@ -20,6 +20,9 @@ class Document(NamedTuple):
     metadata: Mapping[str, Any] = {}
     """Fields to filter by and to show, such as a year; nothing changes them. Models and indexes do not read them."""
 
+    def __hash__(self) -> int:
+        return hash(self[:4])  # metadata may hold lists
+
 
 class Query(NamedTuple):
     """An information need, in the searcher's words."""
