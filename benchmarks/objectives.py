@@ -4,8 +4,8 @@
     python benchmarks/objectives.py scifact --data ../shared/data/scifact --backbone MINILM --work work/scifact
 
 Each training starts from the same retriever and sees the same training queries, with their positive and seven hard
-negatives of BM25 and of that retriever. The teacher whose scores some losses follow is the shipped reranker for functions,
-and for SciFact, for whose texts there is no reranker here, both first stages together by z-scores.
+negatives of BM25 and of that retriever. The teacher whose scores some losses follow is the shipped reranker for
+functions, and for SciFact, for whose texts there is no reranker here, both first stages together by z-scores.
 `functions` is the demo's collection: functions of the standard library are searched, those of the packages installed
 beside it teach. Differences are tested over queries (paired two-sided t-test, each query's nDCG averaged over seeds,
 Holm-corrected over the rows). What is done is not done again: an interrupted run goes on.
