@@ -37,8 +37,8 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-Side = Callable[[], int]
-"""Does the work and returns the number of queries or prompts done, which time is divided by."""
+Side = Callable[[], tuple[int, int]]
+"""Does the work and returns the number of units done, by which time is divided, and of prompts that were asked."""
 
 
 def make_model(folder: Path, size: str, texts: Sequence[str]) -> Path:
@@ -62,21 +62,24 @@ def make_model(folder: Path, size: str, texts: Sequence[str]) -> Path:
 
 
 def compare(sides: dict[str, Side], rounds: int, ours: str) -> list[list[str]]:
-    """Time the sides in turn and return a row for each: seconds for one, and how many times longer than ours."""
+    """Time the sides in turn and return a row for each: time for one, times ours, and both by the prompt."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    asked: dict[str, float] = {}
     for number in range(rounds):
         names = list(sides)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             start = time.perf_counter()
-            done = sides[name]()
+            done, prompts = sides[name]()
+            asked[name] = prompts / done
             seconds[name].append((time.perf_counter() - start) / done)
             say(f"{name}: {1000 * seconds[name][-1]:,.1f} ms")
     rows = []
     for name, each in seconds.items():
         ratios = [one / our for one, our in zip(each, seconds[ours], strict=True)]
+        by_prompt = statistics.median(ratios) * asked[ours] / asked[name]
         rows.append(
             [name, f"{1000 * statistics.median(each):,.1f}", f"{statistics.median(ratios):.2f}",
-             f"{min(ratios):.2f}-{max(ratios):.2f}"]
+             f"{min(ratios):.2f}-{max(ratios):.2f}", f"{asked[name]:,.0f}", f"{by_prompt:.2f}"]
         )  # fmt: skip
     return rows
 
@@ -95,26 +98,29 @@ class Work:
         """Rerank so many queries together."""
         opened = self.reranker(method, **settings)
 
-        def run() -> int:
+        def run() -> tuple[int, int]:
             opened.questions.log.forget()
+            before = opened.questions.tally.calls
             lists = [Candidates(query, documents[:depth]) for query, documents in self.lists[:count]]
             assert len(list(opened.score_lists(lists))) == count
-            return count
+            return count, opened.questions.tally.calls - before
 
         return run
 
-    def peers(self, kind: Any, count: int, depth: int, cut: int, **settings: Any) -> Side:
-        """Rerank so many queries with a ranker of llm-rankers."""
+    def peers(self, kind: Any, count: int, depth: int, cut: int, each: int, **settings: Any) -> Side:
+        """Rerank so many queries with a ranker of llm-rankers, which asks `each` prompts to compare."""
         from llmrankers.rankers import SearchResult
 
         ranker = kind(self.model, None, "cpu", k=10, **settings)
 
-        def run() -> int:
+        def run() -> tuple[int, int]:
+            prompts = 0
             with torch.inference_mode():
                 for query, documents in self.lists[:count]:
                     hits = [SearchResult(one.doc_id, 0.0, ranker.truncate(one.text, cut)) for one in documents[:depth]]
                     ranker.rerank(ranker.truncate(query.text, cut), hits)
-            return count
+                    prompts += ranker.total_compare * each  # which it counts anew for each query
+            return count, prompts
 
         return run
 
@@ -122,14 +128,14 @@ class Work:
 def all_pairs_of(work: Work, ranker: Any, count: int, depth: int, cut: int) -> Side:
     """Ask a ranker of llm-rankers about all pairs, one after another, as its sorts do."""
 
-    def run() -> int:
+    def run() -> tuple[int, int]:
         with torch.inference_mode():
             for query, documents in work.lists[:count]:
                 texts = [ranker.truncate(one.text, cut) for one in documents[:depth]]
                 for i, one in enumerate(texts):
                     for other in texts[i + 1 :]:
                         ranker.compare(ranker.truncate(query.text, cut), [one, other])
-        return count
+        return count, count * depth * (depth - 1)
 
     return run
 
@@ -160,7 +166,7 @@ def generation(work: Work, prompts: list[list[int]], most: int, batch: int) -> d
     generator = work.reranker("listwise").questions.model.generator
 
     def by_transformers(size: int, count: int) -> Side:
-        def run() -> int:
+        def run() -> tuple[int, int]:
             for start in range(0, count, size):
                 some = prompts[start : min(count, start + size)]
                 longest = max(map(len, some))
@@ -168,13 +174,13 @@ def generation(work: Work, prompts: list[list[int]], most: int, batch: int) -> d
                 mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in some])
                 causal.generate(ids, attention_mask=mask, max_new_tokens=most, min_new_tokens=most, do_sample=False,
                                 pad_token_id=0)  # fmt: skip
-            return count
+            return count, count
 
         return run
 
-    def ours() -> int:
+    def ours() -> tuple[int, int]:
         generator.generate(prompts, most=most)
-        return len(prompts)
+        return len(prompts), len(prompts)
 
     return {
         "transformers, one at a time": by_transformers(1, min(8, len(prompts))),
@@ -188,9 +194,9 @@ def single_token(work: Work, prompts: list[list[int]]) -> dict[str, Side]:
     first = work.ours("listwise", len(prompts), 20, prompt="first")
     generator = work.reranker("listwise").questions.model.generator
 
-    def prefill() -> int:
+    def prefill() -> tuple[int, int]:
         generator.hidden(prompts, [[len(one) - 1] for one in prompts])
-        return len(prompts)
+        return len(prompts), len(prompts)
 
     return {"the prefill alone": prefill, "shortlist, single token": first}
 
@@ -202,10 +208,10 @@ def sharing(work: Work, count: int) -> dict[str, Side]:
         opened = work.reranker("pairwise", sort="all")
         opened.questions.model.generator.share = share
 
-        def run(opened: Any = opened) -> int:
+        def run(opened: Any = opened) -> tuple[int, int]:
             opened.questions.log.forget()
             list(opened.score_lists([Candidates(query, documents[:20]) for query, documents in work.lists[:count]]))
-            return count
+            return count, 380 * count
 
         both["beginnings shared" if share else "each prompt whole"] = run
     return both
@@ -228,7 +234,7 @@ def main() -> None:
     from llmrankers.setwise import SetwiseLlmRanker
 
     lists = load_lists(given.data, 100)[: given.queries]
-    columns = ["", "median ms", "times ours", "from-to"]
+    columns = ["", "median ms", "times ours", "from-to", "prompts", "by the prompt"]
     sections = []
     with tempfile.TemporaryDirectory() as folder:
         texts = [document.text for _, documents in lists for document in documents]
@@ -243,17 +249,20 @@ def main() -> None:
             sides = {
                 "llm-rankers, pair after pair": all_pairs_of(work, peer, 1, 20, 128),
                 "shortlist": work.ours("pairwise", 4, 20, sort="all"),
+                "shortlist, bf16": work.ours("pairwise", 4, 20, sort="all", precision="bf16"),
             }
             report("Pairwise, all 380 ordered pairs of 20 passages of 128 tokens: ms a query", sides)
         if "sorts" in given.only:
             pair = {
-                "llm-rankers": work.peers(PairwiseLlmRanker, few, 100, 128, method="heapsort"),
+                "llm-rankers": work.peers(PairwiseLlmRanker, few, 100, 128, 2, method="heapsort"),
                 "shortlist": work.ours("pairwise", given.queries, 100, sort="heap"),
+                "shortlist, bf16": work.ours("pairwise", given.queries, 100, sort="heap", precision="bf16"),
             }
             report("Pairwise heapsort of 100, k = 10: ms a query", pair)
             sets = {
-                "llm-rankers": work.peers(SetwiseLlmRanker, few, 100, 128, method="heapsort", num_child=3),
+                "llm-rankers": work.peers(SetwiseLlmRanker, few, 100, 128, 1, method="heapsort", num_child=3),
                 "shortlist": work.ours("setwise", given.queries, 100, sort="heap", window=4),
+                "shortlist, bf16": work.ours("setwise", given.queries, 100, sort="heap", window=4, precision="bf16"),
             }
             report("Setwise heapsort of 100, four at once, k = 10: ms a query", sets)
         prompts = windows(Path(work.model), lists, "rank-zephyr", given.queries)

@@ -40,6 +40,11 @@ COMMANDS = {
         "convert training data, click logs and vectors of other tools",
         "triplets.jsonl --out work/triplets",
     ),
+    "queries": Command(
+        "queries",
+        "have a language model write queries for documents, to train and to measure with",
+        "--collection my-data --writer shortlist-mini/language-model --out work/made",
+    ),
     "train": Command(
         "train",
         "fine-tune a retriever or a reranker",
@@ -119,7 +124,7 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
-    "Train": ("train", "average", "mine", "functions", "init", "convert"),
+    "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
     "Search and rerank": ("encode", "rerank", "fuse", "serve", "verify"),
     "Measure": ("diagnose", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),

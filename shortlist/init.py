@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 VERSION = 2
-"""2: a tokenizer that loses nothing has a chat template."""
+"""2: the tokenizer has a chat template."""
 
 CHAT = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
-"""The chat template of tokenizers that lose nothing: a line for each turn, in few tokens."""
+"""The chat template of new tokenizers: a line for each turn, in few tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def run(config: Config) -> None:
     check_shape(config)
     collection = open_collection(config.collection)
     read = {"collection": collection.identity("corpus", "queries")}
-    job = start_job(config, JobSpec("init", read, folder=True, version=1 if config.words_only else VERSION))
+    job = start_job(config, JobSpec("init", read, folder=True, version=VERSION))
     if job.done:
         return
 
@@ -108,8 +108,7 @@ def run(config: Config) -> None:
             yield query.text
 
     tokenizer = train_bpe(texts(), vocab_size=config.vocab_size, words_only=config.words_only)
-    if not config.words_only:  # it can write, so it may learn to answer prompts
-        tokenizer.chat_template = CHAT
+    tokenizer.chat_template = CHAT
     model = new_llama(config, tokenizer)
     from transformers.utils import logging
 

@@ -38,6 +38,7 @@ OUTPUTS = {
     "fuse": "run.trec",
     "mine": "groups.jsonl",
     "convert": "",
+    "queries": "",
     "evaluate": "results.json",
     "table": "",
     "diagnose": "diagnosis.json",

@@ -17,6 +17,11 @@ class Document(NamedTuple):
     text: str
     title: str = ""
     url: str = ""
+    metadata: Mapping[str, Any] = {}
+    """Fields to filter by and to show, such as a year; nothing changes them. Models and indexes do not read them."""
+
+    def __hash__(self) -> int:
+        return hash(self[:4])  # metadata may hold lists
 
 
 class Query(NamedTuple):
@@ -105,7 +110,7 @@ def _each(texts: Any, kind: type[T]) -> Iterator[T]:
             yield text
         elif isinstance(text, str):
             yield kind(str(place), text)
-        elif all(hasattr(text, field) for field in kind._fields):  # another package's record with the same fields
-            yield text
+        elif all(hasattr(text, field) for field in kind._fields if field != "metadata"):  # another package's record
+            yield kind(**{field: getattr(text, field) for field in kind._fields if hasattr(text, field)})
         else:
             raise UserError(f"item {place} is a {type(text).__name__}; expected a text or a {name}: {text!r:.60}")

@@ -20,20 +20,20 @@ from shortlist.cli import main
 from shortlist.config import parse
 from shortlist.data.collections import open_collection
 from shortlist.data.files import atomic_write
-from shortlist.data.groups import write_groups as write_groups_file
 from shortlist.data.manifest import read_manifest
 from shortlist.demo.functions.sources import build_test, find_sources
 from shortlist.models.folder import open_folder
-from shortlist.models.load import load_generator
 from shortlist.recipe import OUTPUTS, Stage, plan, run_recipe
-from shortlist.records import Group
 from shortlist.rerankers.kinds import prepare
+from shortlist.rerankers.models import RawAnswer
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
 PAIRS = ("shortlist-mini", "library", "comparison", "language-model")
 """Those of the pair that comes with the package, which have tests of their own."""
-OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker", *PAIRS)]
+WRITTEN = ("own-collection", "own-documents")
+"""Those that have queries written, which a tiny language model cannot."""
+OURS = [name for name in RECIPES if Path(name).stem not in ("scifact", "reranker", *PAIRS, *WRITTEN)]
 """Those that need neither a real model nor a real text."""
 
 
@@ -184,25 +184,51 @@ def test_the_first_steps_of_the_shipped_pairs_recipe_run(tmp_path: Path, monkeyp
 @pytest.mark.slow
 def test_the_language_models_recipe_runs_on_something_tiny(tiny: Tiny, tmp_path: Path):
     recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/language-model.yaml"].read_text("utf-8"))
-    path, scores = tmp_path / "groups.jsonl", tuple(map(float, range(8)))
-    doc_ids = [document.doc_id for document in DOCUMENTS]
-    grouped = [Group(f"q{i}", (f"d{i}",), tuple(doc_ids[i + 1 :] + doc_ids[:i])[:7], scores) for i in range(8)]
-    write_groups_file(path, grouped)
-    recipe["settings"] |= {"text": str(tiny.collection), "groups": str(path), "hard-groups": str(path)}
-    recipe["steps"]["init"] |= {"layers": 1, "hidden": 32, "heads": 2, "vocab_size": 300}
+    recipe["settings"] |= {"text": str(tiny.collection), "start": str(tiny.speaker)}
     for step in recipe["steps"].values():
-        if step["stage"] == "train":
-            step |= {"steps": 2, "batch_size": 2}
-            for source in step.get("sources", {}).values():
-                source["split"] = "test"
+        if "split" in step:
+            step["split"] = "train"
+    recipe["steps"]["training"] |= {"steps": 4, "batch_size": 2}
+    for source in recipe["steps"]["training"]["sources"].values():
+        source["split"] = "train"
     run_recipe(recipe, tmp_path / "out", where="here")
     folder = open_folder(str(tmp_path / "out" / "language-model"), wanted="language-model")
     reranker = prepare("setwise", {"model": folder}).open()
     assert len(reranker.score(QUERIES[0], DOCUMENTS[:5])) == 5
-    assert load_generator(folder)[0].config.max_position_embeddings == 4096
     card = (tmp_path / "out" / "language-model" / "README.md").read_text("utf-8")
-    assert "Data: the sources `prp`, `setwise`, `first`." in card
+    assert "Data: the sources `prp`, `setwise`, `first`, `queries`." in card
     assert "- language-model\n" in card
+
+
+@pytest.mark.slow
+def test_a_collection_without_queries_is_tuned_for_and_measured(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = {document.text: query.text for document, query in zip(DOCUMENTS, QUERIES, strict=True)}
+
+    class Writer:
+        def keys(self, questions):
+            return [document.text for _, [document] in questions]
+
+        def replies(self, questions):
+            yield {
+                place: RawAnswer(f"{asked[document.text]}\nwhat is the {document.text.split()[1]}", 9, 9)
+                for place, (_, [document]) in enumerate(questions)
+            }
+
+    monkeypatch.setattr("shortlist.rerankers.opening.open_language_model", lambda **_: (Writer(), "a writer"))
+    recipe = yaml.safe_load(RECIPES["recipes/own-collection.yaml"].read_text("utf-8"))
+    models = {"writer": tiny.speaker, "retriever": tiny.retriever, "reranker": tiny.reranker, "teacher": tiny.reranker}
+    recipe["settings"] |= {"collection": str(tiny.collection), **{name: str(path) for name, path in models.items()}}
+    recipe["steps"]["made"] |= {"min_words": 3, "split": ["train=.4", "dev=.3", "test=.3"]}
+    for step in recipe["steps"].values():
+        step |= {"steps": 2} if step["stage"] == "train" else {}
+    run_recipe(recipe, tmp_path / "out", where="here")
+    for step, judged in (("on-made", "test"), ("on-judged", "dev")):
+        results = json.loads((tmp_path / "out" / step / "results.json").read_text())
+        assert len(results["rows"]) == 7
+        assert results["machine_made"]
+        assert results["queries"] == len(open_collection(tmp_path / "out" / "made").qrels(judged))
 
 
 @pytest.mark.slow

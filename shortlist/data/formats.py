@@ -59,7 +59,21 @@ def to_document(record: Mapping[str, Any]) -> Document:
         to_text(_column(record, "document", "text"), "document text"),
         to_text(record.get("title") or "", "document title"),
         to_text(record.get("url") or "", "document url"),
+        to_metadata(record.get("metadata")),
     )
+
+
+def to_metadata(value: Any) -> Mapping[str, Any]:
+    """Return the metadata of a document, which may be missing.
+
+    Raises:
+        MalformedError: it is no object with fields.
+    """
+    if isinstance(value, dict):
+        return value
+    if value is None:
+        return {}
+    raise MalformedError(f"the metadata of the document is a {type(value).__name__}; expected an object with fields.")
 
 
 def full_text(document: Document) -> str:
@@ -191,7 +205,7 @@ def query_parser(path: Path) -> Callable[[str], Query]:
 
 
 def write_corpus(path: Path, documents: str | Document | Iterable[str | Document]) -> None:
-    """Write documents as BEIR JSONL: `_id`, `title`, `text`, and `url` where there is one.
+    """Write documents as BEIR JSONL: `_id`, `title`, `text`, and `url` and `metadata` where there are any.
 
     Texts get their positions as ids.
     """
@@ -199,6 +213,7 @@ def write_corpus(path: Path, documents: str | Document | Iterable[str | Document
         for document in each_document(documents):
             record = {"_id": document.doc_id, "title": document.title, "text": document.text}
             record |= {"url": document.url} if document.url else {}
+            record |= {"metadata": document.metadata} if document.metadata else {}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

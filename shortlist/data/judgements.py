@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from shortlist.data.collections import open_collection
 from shortlist.data.formats import read_qrels
-from shortlist.data.manifest import identity
+from shortlist.data.manifest import identity, read_manifest
 from shortlist.errors import UserError
 from shortlist.records import Qrels
 
@@ -36,6 +36,12 @@ class Judgements(NamedTuple):
         if self.qrels is not None:
             return read_qrels(self.qrels)
         return open_collection(str(self.collection)).qrels(self.split)
+
+    def made_by(self) -> str | None:
+        """Return the machine that made the judgements; None if nothing says that one did."""
+        folder = Path(str(self.collection)) if self.qrels is None else self.qrels.parent.parent
+        manifest = (read_manifest(folder) if folder.is_dir() else None) or {}
+        return manifest.get("results", {}).get("machine_made")
 
     def identity(self) -> dict[str, str]:
         """Hash the judgements, under the name of the setting that gives their source."""

@@ -74,6 +74,9 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
+MACHINE_MADE = "queries and judgements were made by a machine"
+
+
 def run(config: Config) -> None:
     """Print the measurements, and write them where --out and --per-query say."""
     names = [
@@ -161,6 +164,7 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         "ties": config.ties,
         "judged_at": config.judged_at,
         "queries": len(qrels),
+        **({"machine_made": made_by} if (made_by := judgements.made_by()) else {}),
         "rows": [
             {"name": row["name"], "run": str(path)} | row | _cost(path, by_stage=config.costs)
             for row, path in zip(rows, config.runs, strict=True)
@@ -371,6 +375,8 @@ def _table(results: Mapping[str, Any]) -> Any:
     caption = f"relevant: grade {results['relevance_level']} and above, where a measure knows no grades"
     if len(rows) > 1:
         caption += "; p: paired two-sided t-test against the first row, Holm-corrected over the rows"
+    if "machine_made" in results:
+        caption += f"; {MACHINE_MADE}"
     table = Table(caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold")
     headings = ["ms/query"] if timed else cost_headings(columns) if costly else []

@@ -278,7 +278,7 @@ def open_folder(
     Call this once per command, and pass on the result.
 
     Args:
-        name: a folder, one of the shipped pair, or a name on the hub.
+        name: a folder, one of the shipped models, or a name on the hub.
         wanted: the kind of model that `shortlist-mini` stands for.
         weights: whether to fetch the weights, or only the small files.
         revision: the revision of a hub model (None: the newest).
@@ -287,7 +287,7 @@ def open_folder(
     Raises:
         UserError: there is no such model, or a file of a model of ours is not as it was written.
     """
-    name = shipped_name(name, wanted) if wanted == "reranker" else name
+    name = shipped_name(name, wanted) if wanted in ("reranker", "language-model") else name
     path = shipped_folder(name) or Path(name)
     if path.is_dir():
         if weights:

@@ -1,4 +1,4 @@
-"""The pair of models in the package, found by name without the hub."""
+"""The models in the package, a pair and a language model, found by name without the hub."""
 
 from functools import cache
 from importlib.resources import files
@@ -19,15 +19,15 @@ def warn_of_text() -> None:
     )
 
 
-def shipped_name(name: str, kind: Literal["retriever", "reranker"]) -> str:
+def shipped_name(name: str, kind: Literal["retriever", "reranker", "language-model"]) -> str:
     """Complete `shortlist-mini` with the wanted kind; return any other name unchanged."""
     return f"{name}/{kind}" if name == PAIR and not Path(name).exists() else name
 
 
 def shipped_folder(name: str) -> Path | None:
-    """Find the folder of one of the pair; None for any other name.
+    """Find the folder of one of the models; None for any other name.
 
-    A name that does not say which of the two means the retriever.
+    A name that does not say which of them means the retriever.
     """
     pair, _, kind = shipped_name(name, "retriever").partition("/")
     folder = Path(str(files("shortlist.models"))) / PAIR / kind

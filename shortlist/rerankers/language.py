@@ -82,12 +82,12 @@ def by_language_model(
     plan_of = plan(prompt)
     check_plan(plan_of, prompt)
     shared = {"prompt": prompt.digest(), "answers": reads, "max_length": model.get("max_length")}
-    open_with = (_server if is_server(model.get("model")) else _local)(model)
+    open_with = how_to_open(model)
     found = {name: value for name, value in settings.items() if value is not None}
     return Prepared(
         open=partial(late("rerankers.opening", "open_asking"), prompt=prompt, reads=reads, plan=plan_of, **open_with),
         model=open_with.get("folder"),
-        identities=partial(_identity, open_with),
+        identities=partial(identity_of, open_with),
         settings={**shared, **found, "precision": model.get("precision", "fp32")},
         whole_lists=True,
         asks=True,
@@ -103,6 +103,7 @@ ASKED = {
     "grades": "grades of a group",
     "grade": "a grade",
     "states": "hidden states",
+    "queries": "queries",
 }
 
 
@@ -124,6 +125,15 @@ def check_plan(plan: Callable[[int], Plan], prompt: Prompt) -> None:
         raise UserError(f"--window: shows {shown} documents at once; the prompt {prompt.name!r} has {most} labels.")
 
 
+def how_to_open(model: LanguageModelSettings) -> dict[str, Any]:
+    """Resolve a language model's name: the arguments of `open_language_model` that name it.
+
+    Raises:
+        UserError: there is no such model, or a setting says nothing about it.
+    """
+    return (_server if is_server(model.get("model")) else _local)(model)
+
+
 def _local(model: LanguageModelSettings) -> dict[str, Any]:
     if model.get("model_name"):
         raise UserError("--model-name is a server's name of a model; without a server, leave it out.")
@@ -142,6 +152,7 @@ def _server(model: LanguageModelSettings) -> dict[str, Any]:
     return {"url": model.get("model"), "model_name": model.get("model_name"), "max_length": model.get("max_length")}
 
 
-def _identity(opened: Mapping[str, Any]) -> dict[str, str]:
+def identity_of(opened: Mapping[str, Any]) -> dict[str, str]:
+    """Return what identifies a model that `how_to_open` has resolved."""
     folder = opened.get("folder")
     return {"model": folder.identity if folder else f"{opened['url']} {opened['model_name']}"}

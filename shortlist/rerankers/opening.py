@@ -38,12 +38,34 @@ def open_asking(
     limits: CallLimits | None = None,
 ) -> AskingReranker:
     """Load a language model or reach its server, ready to rerank."""
+    how = {"folder": folder, "running": running, "url": url, "model_name": model_name, "max_length": max_length}
+    model, shared = open_language_model(prompt=prompt, reads=reads, **how)
+    return AskingReranker(Questions(model, prompt, shared, limits=limits), plan)
+
+
+def open_language_model(
+    *,
+    prompt: Prompt,
+    reads: str,
+    folder: ModelFolder | None = None,
+    running: Mapping[str, Any] | None = None,
+    url: str = "",
+    model_name: str = "",
+    max_length: int | None = None,
+) -> tuple[LocalModel | RemoteModel, dict[str, Any]]:
+    """Load a language model or reach its server, ready to answer questions.
+
+    Returns:
+        The model, and what all of its answers depend on, as JSON can hold it.
+
+    Raises:
+        UserError: the prompt is for another kind of model, or the server gives no log-probabilities.
+    """
     if folder is None:
         most = partial(most_tokens, prompt, max_length)
         remote = RemoteModel(Remote(url, model_name), Renderer(prompt, None, reads=reads), most=most)
         remote.check()
-        shared = {"model": [url, model_name], "reads": reads, "prompt": prompt.digest()}
-        return AskingReranker(Questions(remote, prompt, shared, limits=limits), plan)
+        return remote, {"model": [url, model_name], "reads": reads, "prompt": prompt.digest()}
     options = dict(running or {})
     encoder = is_encoder_decoder(folder)
     if encoder != prompt.encoder:
@@ -56,8 +78,7 @@ def open_asking(
     longest = max_length or longest_input(generator)
     renderer = Renderer(prompt, tokenizer, most_tokens=longest, reads=reads)
     local = LocalModel(generator, renderer, stop=stop_ids(folder, prompt))
-    shared = {"model": folder.identity, "reads": reads, "precision": options.get("precision", "fp32")}
-    return AskingReranker(Questions(local, prompt, shared, limits=limits), plan)
+    return local, {"model": folder.identity, "reads": reads, "precision": options.get("precision", "fp32")}
 
 
 def open_generator(

@@ -112,6 +112,7 @@ class SearchResult(BaseModel):
     title: str
     text: str
     url: str
+    metadata: dict[str, Any] = Field({}, description="The document's other fields, as they are in the collection.")
     stages: dict[str, StepPlace] | None = Field(None, description="Its place by step; with `explain`.")
     truncated: bool | None = Field(None, description="A reranker has not read all of it; with `explain`.")
     heading: list[TextPiece] | None = Field(None, description="The title, or id, in pieces; with `explain`.")

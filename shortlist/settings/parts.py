@@ -87,6 +87,13 @@ def settled(config: Config, parts: Sequence[OpenPart]) -> Config:
     return config if config.sources else parts[0].config
 
 
+def ranks_groups(config: Config) -> bool:
+    """Whether each group is ranked by itself, so that it needs negatives."""
+    if config.prompt:
+        return named_prompt(config.prompt).asks != "queries"
+    return named_kind(config.kind).role == "reranker"
+
+
 def open_part(part: SourcePart, collection: Collection) -> OpenPart:
     """Open the groups of a source with their queries, or make them.
 
@@ -105,8 +112,7 @@ def open_part(part: SourcePart, collection: Collection) -> OpenPart:
     else:
         qrels, least = collection.qrels(config.split), config.positives_from or 1
         source = GroupSource(groups_from_qrels(qrels, least), {}, collection.identity(f"qrels/{config.split}"))
-        ranks_groups = named_kind(config.kind).role == "reranker" or config.prompt
-        if ranks_groups and config.negatives_from is None:
+        if ranks_groups(config) and config.negatives_from is None:
             config = replace(config, negatives_from="bm25")
     if len(without_query(source.groups, source.queries)):
         source = _with_queries(source, config, collection, unjudged=run is not None)

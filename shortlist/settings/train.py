@@ -33,6 +33,7 @@ TRAINABLE: dict[Asks, str] = {
     "best": "the best one",
     "worst": "the worst one",
     "pair": "the better of two",
+    "queries": "the group's query",
 }
 """What prompts may ask for whose right answers follow from groups."""
 
@@ -271,7 +272,12 @@ def check_prompt(config: Config) -> None:
     if count is not None and count > (most := prompt.most_documents() or count):
         raise UserError(f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {most} documents.")
     shown = prompt.shown_at_once()
-    if prompt.parsed(prompt.begins + prompt.right_answer(range(shown)), shown, prompt.most_to_choose(shown)).malformed:
+    if (
+        prompt.asks != "queries"
+        and prompt.parsed(
+            prompt.begins + prompt.right_answer(range(shown)), shown, prompt.most_to_choose(shown)
+        ).malformed
+    ):
         raise UserError(
             f"--prompt {prompt.name}: its answers hold more than labels, such as thoughts, which groups do not have; "
             "take another, such as first or rank-zephyr."

@@ -57,6 +57,14 @@ def said(answer: str) -> str:
     return "" if "<think>" in tail and not ended else tail.strip()
 
 
+def queries_in(answer: str) -> list[str]:
+    """Return the queries in an answer: its lines, without numbers, bullets and quotation marks around them."""
+    lines = (
+        re.sub(r"^\s*(?:[-*•]|\(?\d+[.):])\s+", "", line).strip().strip("\"'`“”") for line in said(answer).splitlines()
+    )
+    return list(dict.fromkeys(line.strip() for line in lines if any(map(str.isalnum, line))))
+
+
 def plain_digits(text: str) -> str:
     """Turn digits of other forms, such as `²` or `①`, into 0 to 9."""
     if text.isascii():

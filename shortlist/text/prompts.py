@@ -23,11 +23,17 @@ from shortlist.errors import UserError, unknown
 from shortlist.text.answers import PARSES, Choices, Parsed
 from shortlist.text.templates import field_names
 
-Asks = Literal["order", "top", "best", "worst", "pair", "grades", "grade", "states"]
+Asks = Literal["order", "top", "best", "worst", "pair", "grades", "grade", "states", "queries"]
 """What is wanted of the documents: all of them in order, the best few in order, the best one, the worst one, the
-better one of two, a grade for each, a grade for the only one, or nothing but hidden states at marked tokens."""
+better one of two, a grade for each, a grade for the only one, nothing but hidden states at marked tokens, or queries
+that the only one answers."""
 
 UNITS = ("words", "tokens", "characters")
+
+ONLY = {"pair": 2, "grade": 1, "queries": 1}
+"""The only number of documents that these prompts can show."""
+UNPARSED = ("states", "queries")
+"""What needs no function to read scores from an answer."""
 
 TURN_FIELDS = {"query", "documents", "num", "labels", "most", "instruction"}
 PIECE_FIELDS = {"document", "label"}
@@ -80,6 +86,9 @@ class Prompt:
     """A document's label: its place among those shown as {number} (from 1), {zero} (from 0) or {letter}."""
     most_labels: int | None = None
     """The largest number of documents in a prompt, where the model or the method has a limit."""
+    most: int | None = None
+    """The number of documents to choose or of queries to write, if nobody says another one (None: half of those
+    shown)."""
     window: int = 20
     """The number of documents to show at once, if nobody says another one."""
     stride: int = 10
@@ -123,7 +132,7 @@ class Prompt:
     def most_documents(self) -> int | None:
         """Return the largest number of documents that a prompt may show (None: any number)."""
         known = [LETTERS if "letter" in field_names(self.labels) else None, self.most_labels]
-        known += [{"pair": 2, "grade": 1}.get(self.asks)]
+        known += [ONLY.get(self.asks)]
         return min((count for count in known if count is not None), default=None)
 
     def choices(self, count: int, most: int | None = None) -> Choices:
@@ -136,8 +145,8 @@ class Prompt:
         return Choices(labels, self.grades, self.most_to_choose(count, most) if self.asks == "top" else None)
 
     def most_to_choose(self, count: int, most: int | None = None) -> int:
-        """Return the number of documents to choose: as is said, or half of them."""
-        return max(1, count // 2) if most is None else most
+        """Return the number of documents to choose: as is said, as the prompt says, or half of them."""
+        return most or self.most or max(1, count // 2)
 
     def parsed(self, answer: str, count: int, most: int | None = None) -> Parsed:
         """Read the answer about `count` documents; `most` is the number of documents to choose."""
@@ -265,5 +274,5 @@ def _check(prompt: Prompt, where: str) -> None:
     shown = [turn for turn in prompt.turns if field_names(turn.text) & {"documents", "document"}]
     if len(shown) != 1:
         raise UserError(f"{where}: documents are shown in {len(shown)} turns; expected one, with {{documents}}.")
-    if prompt.asks != "states" and prompt.parse not in PARSES:
+    if prompt.asks not in UNPARSED and prompt.parse not in PARSES:
         raise UserError(f"{where}: {unknown('parse', prompt.parse, PARSES)}")

@@ -17,7 +17,7 @@ from shortlist.text.excerpts import Excerpts, encodings
 from shortlist.text.joining import Joiner
 from shortlist.text.labels import Ending, ending, single_ids
 from shortlist.text.layout import NO_DOCUMENTS, Laid, framed, join_laid, laid_out
-from shortlist.text.prompts import Limit, Prompt
+from shortlist.text.prompts import ONLY, Limit, Prompt
 
 FLOOR = {"words": 8, "tokens": 8, "characters": 32}
 """What is kept of every document, however short the model's context is."""
@@ -137,7 +137,7 @@ class Renderer:
     def _check_count(self, count: int) -> None:
         most = self.prompt.most_documents()
         if count < 1 or (most is not None and count > most) or (self.prompt.asks == "pair" and count != 2):
-            expected = {"pair": "2", "grade": "1"}.get(self.prompt.asks) or (f"1 to {most}" if most else "at least 1")
+            expected = ONLY.get(self.prompt.asks) or (f"1 to {most}" if most else "at least 1")
             raise UserError(
                 f"prompt {self.prompt.name!r}: {count} documents are to be shown at once; expected {expected} "
                 "(--window)."

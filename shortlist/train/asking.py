@@ -60,6 +60,8 @@ class Asking:
         self.writes = any(term.is_of_answers for term in terms)
         self.ranks = not all(term.is_of_answers for term in terms)
         self.end_id = end_of_answer(prompt, tokenizer)
+        if prompt.asks == "queries" and self.ranks:
+            raise UserError(f"--prompt {prompt.name}: its answers are queries, which --loss lm alone learns.")
         if self.writes and self.end_id is None:
             raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no token that ends an answer; set eos_token.")
         reads = "logits" if self.ranks else "text"
@@ -119,8 +121,11 @@ class Asking:
             ends = [len(one.ids) for one in rendered]
             asked = [Wanted(end, end, end - 1, ids) for end, ids in zip(ends, labels, strict=True)]
             return [(one.ids, each) for one, each in zip(rendered, asked, strict=True)]
-        answers = [self.prompt.right_answer(order) for order in orders]
+        answers = [self._right_answer(query, order) for (query, _), order in zip(questions, orders, strict=True)]
         return self._with_answers(rendered, labels, answers)
+
+    def _right_answer(self, query: Query, order: Sequence[int]) -> str:
+        return query.text if self.prompt.asks == "queries" else self.prompt.right_answer(order)
 
     def _labels(self, one: Rendered, count: int) -> tuple[int, ...]:
         return tuple(self.renderer.label_ids(one, count)) if self.ranks else ()

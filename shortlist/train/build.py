@@ -17,7 +17,14 @@ from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
 from shortlist.models.save import Trainable
 from shortlist.progress import say
-from shortlist.settings.parts import OpenPart, SourcePart, open_collections, open_part, source_parts
+from shortlist.settings.parts import (
+    OpenPart,
+    SourcePart,
+    open_collections,
+    open_part,
+    ranks_groups,
+    source_parts,
+)
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.text.inputs import with_stop
 from shortlist.train.examples import check_groups, without_missing
@@ -40,7 +47,7 @@ def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
     settings then say.
     """
     where, role = part.where, named_kind(part.config.kind).role
-    role = "reranker" if part.config.prompt else role  # a prompt ranks a group by itself, too
+    role = "reranker" if ranks_groups(part.config) else role
     opened = open_part(part, collection)
     config, source = opened.config, opened.source
     if config.skip_missing:

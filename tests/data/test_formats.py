@@ -251,3 +251,16 @@ def test_qrels_survive_writing_and_reading(tmp_path):
 def test_bad_qrels_are_named_by_file_line_and_fault(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_qrels(put(tmp_path / "q.txt", text))
+
+
+def test_metadata_are_kept_as_they_are(tmp_path):
+    documents = [Document("d1", "a", metadata={"year": 2024, "tags": ["x"]}), Document("d2", "b")]
+    write_corpus(tmp_path / "corpus.jsonl", documents)
+    assert list(read_corpus(tmp_path / "corpus.jsonl")) == documents
+    assert (tmp_path / "corpus.jsonl").read_text().count("metadata") == 1
+
+
+def test_metadata_that_are_no_object_are_refused(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "a", "metadata": [1]}')
+    with pytest.raises(UserError, match="the metadata of the document is a list; expected an object"):
+        list(read_corpus(tmp_path / "corpus.jsonl"))

@@ -1,3 +1,4 @@
+import inspect
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
@@ -9,7 +10,8 @@ from samples import DECODERS, small
 from transformers import AutoModelForCausalLM, GraniteConfig, PreTrainedModel
 
 from shortlist.errors import UserError
-from shortlist.models.generator import Generator
+from shortlist.models.drafts import Draft
+from shortlist.models.generator import Generator, _num_right
 from shortlist.models.heads import OutputHead
 from shortlist.models.outputs import split
 from shortlist.models.prefixes import shared_prefixes
@@ -150,8 +152,65 @@ def test_only_allowed_ids_follow_and_those_without_a_choice_cost_no_pass(monkeyp
         for place in range(1, 6, 2):
             logits = alone(causal, prompts[number] + ids[:place])[-1]
             assert ids[place] == max((10 + number, 40), key=lambda token: logits[token])
-    steps = [shape for shape in passes if shape == (len(prompts) - 1, 2)]
-    assert len(steps) == 2  # the first id is read with the prompt, and the last one is not read
+    steps = [shape for shape in passes if shape[0] == len(prompts) - 1]
+    assert 1 <= len(steps) <= 2  # the first id is read with the prompt, the last one is not read, and some are guessed
+    assert steps[0] == (len(prompts) - 1, 2)
+
+
+class Echo:
+    """Chooses as told by a function of what was said, and ends at 0."""
+
+    def __init__(self, following: Any) -> None:
+        self.following = following
+
+    def __call__(self, states: Any, names: Any, said: Any) -> list[int]:
+        return [self.following(name[0], ids) for name, ids in zip(names, said, strict=True)]
+
+    def has_ended(self, said: Any) -> bool:
+        return len(said) >= 9 or bool(said and said[-1] == 0)
+
+
+def test_a_guess_is_right_as_far_as_the_model_would_have_said_the_same():
+    choice: Any = Echo(lambda number, said: len(said) + 1 if len(said) < 4 else 0)
+    seen = [torch.zeros(1 + count, 2) for count in (3, 3, 0, 2, 4)]
+    said = [[1], [1], [1, 2], [1, 2, 3], [1, 2, 3]]
+    guesses = [[2, 3, 4], [2, 9, 4], [], [4, 0], [4, 0, 0, 0]]
+    assert inspect.unwrap(_num_right)(choice, seen, [(row, 0) for row in range(5)], said, guesses) == [3, 1, 0, 2, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guesses_change_no_answer_and_save_passes(temperature: float, monkeypatch: pytest.MonkeyPatch):
+    generator, prompts = generator_of(whole_model("llama")), [[5, 6, 7, 8, 9, 5, 6], [5, 6], *some_prompts()]
+    passes = {True: 0, False: 0}
+    states, guess = Generator._states, Draft.guess
+
+    def counted(self: Generator, ids: Any, *args: Any, **options: Any) -> Any:
+        passes[guessing] += len(ids)
+        return states(self, ids, *args, **options)
+
+    monkeypatch.setattr(Generator, "_states", counted)
+    found = {}
+    for guessing in (True, False):
+        monkeypatch.setattr(Draft, "guess", guess if guessing else lambda self, room: [])
+        options: dict[str, Any] = {"temperature": temperature, "samples": 2, "seed": 1}
+        found[guessing] = generator.generate(prompts, most=40, stop=[3], **options)
+    assert found[True] == found[False]
+    assert passes[True] < passes[False] or temperature
+
+
+def test_a_draft_repeats_what_followed_the_same_ids():
+    draft = Draft([1, 2, 3, 4, 5, 6, 7])
+    draft.add([2, 3, 4])
+    assert draft.guess(9) == [5, 6, 7]  # as in the prompt, where nothing in the answer is alike
+    draft.add([9, 2])
+    assert draft.guess(9) == [3, 4, 9, 2]
+    assert draft.guess(2) == [3, 4]
+    draft.learn(4, 4)
+    assert draft.guess(9) == [3, 4, 9, 2, 3, 4, 9, 2]
+    draft.learn(8, 0)
+    assert draft.guess(9) == [3, 4]
+    assert draft.guess(0) == []
+    assert Draft([1]).guess(9) == []
 
 
 def test_samples_depend_on_seed_and_number_and_not_on_the_batch():

@@ -77,7 +77,7 @@ def test_a_search_finds_what_the_pipeline_does_and_tells_what_every_stage_made_o
 def test_a_search_that_need_not_be_explained_is_short(client: TestClient):
     [answer] = ask(client, "/search", query=QUESTION, k=1)["answers"]
     assert set(answer) == {"query", "results"}
-    assert set(answer["results"][0]) == {"rank", "doc_id", "score", "title", "text", "url"}
+    assert set(answer["results"][0]) == {"rank", "doc_id", "score", "title", "text", "url", "metadata"}
 
 
 @pytest.mark.slow

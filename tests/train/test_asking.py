@@ -128,10 +128,20 @@ def test_a_prompt_that_asks_for_the_best_is_answered_by_the_best(name: str, expe
         assert one.shown != [1, 0] or answer_of(asking, one) == f"{expected}</s>"
 
 
+def test_a_prompt_for_queries_is_answered_by_the_query_of_its_document(model: LanguageModel):
+    asking = asking_of(model.inputs.tokenizer, "queries", ["lm"], num_docs=1)
+    batch = Batch(QUERIES[:2], [DOCUMENTS[:1], DOCUMENTS[1:2]], [frozenset({"d0"}), frozenset({"d1"})])
+    for number, one in enumerate(written_by(asking, batch)):
+        assert answer_of(asking, one) == QUERIES[number].text + "</s>"
+        assert DOCUMENTS[number].text.strip() in model.inputs.tokenizer.decode(one.token_ids)
+    with pytest.raises(UserError, match="its answers are queries, which --loss lm alone learns"):
+        asking_of(model.inputs.tokenizer, "queries", ["lm", "infonce"], num_docs=1)
+
+
 def test_every_prompt_that_groups_can_answer_is_read_back_without_a_fault():
     for name in prompts():
         prompt = named_prompt(name)
-        if prompt.asks not in TRAINABLE or name in ("rank-r1", "rank-r1-v0.2", "iranker"):
+        if prompt.asks not in TRAINABLE or prompt.asks == "queries" or name in ("rank-r1", "rank-r1-v0.2", "iranker"):
             continue
         count = prompt.shown_at_once()
         order = np.random.default_rng(0).permutation(count).tolist()

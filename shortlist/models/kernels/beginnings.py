@@ -47,9 +47,8 @@ class SharedBeginnings(Cache):
         own, own_logs = attention(query, key, value, mask=mask, causal=mask is None, scale=scale)
         split = zip(query.split(list(self.counts.values())), self.counts, strict=True)
         parts = [self._to_beginning(rows, place, number, scale) for rows, place in split]
-        begun, begun_logs = (torch.cat(part) for part in zip(*parts, strict=True))
-        share = torch.sigmoid(own_logs - begun_logs)[..., None]
-        return begun + share * (own - begun)
+        begun, begun_logs = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
+        return torch.lerp(begun, own, torch.sigmoid(own_logs - begun_logs)[..., None])
 
     def _to_beginning(self, query: Heads, place: int, number: int, scale: float) -> tuple[Heads, Tensor]:
         """Attend to one beginning from the rows that share it, together."""

@@ -1,0 +1,311 @@
+"""Stage `queries`: queries that a language model writes for documents, where nobody has written any.
+
+A query is kept if a search finds the document that it was written for, so what is left can be answered.
+"""
+
+import hashlib
+import heapq
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shortlist.config import NotInJob, SpeedOnly, flag_of
+from shortlist.data.answers import AnswerLog, answer_keys
+from shortlist.data.collections import Collection, open_collection
+from shortlist.data.formats import full_text, write_corpus, write_qrels, write_queries
+from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.manifest import identity
+from shortlist.data.shares import parse_shares, split_by_text
+from shortlist.errors import UserError
+from shortlist.index.analysis import ANALYSERS
+from shortlist.index.bm25 import BM25Index
+from shortlist.models.files import Precision
+from shortlist.pipeline import Pipeline
+from shortlist.pipeline.spec import Sources, from_file_or_flags
+from shortlist.progress import progress, say
+from shortlist.records import Document, Qrels, Query, Run
+from shortlist.rerankers.language import LanguageModelSettings, how_to_open, identity_of
+from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions
+from shortlist.text.answers import queries_in
+from shortlist.text.batching import windows
+from shortlist.text.prompts import Prompt, named_prompt
+from shortlist.text.segments import whole_id
+
+LOG = "answers.sqlite"
+"""The file with the language model's answers, in the output."""
+SEARCHED_AT_ONCE = 256
+QUESTION = Query("", "")
+"""The query that a prompt for queries is rendered with; it shows none."""
+
+Search = Callable[[list[Query], int], Run]
+"""Finds so many documents for each query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Sources):
+    collection: str
+    """Collection whose documents get queries: folder, `irds:` or `hf:` name."""
+    writer: str
+    """Language model that writes the queries: its folder or hub name, or the address of an OpenAI-compatible server."""
+    out: NotInJob[Path]
+    """Folder for a collection of the same documents with the queries and, as judgements, what each was written for."""
+    writer_name: str | None = None
+    """The server's name of the language model."""
+    writer_prompt: str = "queries"
+    """Name of the prompt that asks for queries."""
+    per_document: int = 3
+    """Most queries to ask for and keep of a document."""
+    documents: int = 10_000
+    """Most documents to write queries for; of more, a sample that changes little when documents are added."""
+    min_words: int = 10
+    """Fewest words of a document that gets queries."""
+    top: int = 20
+    """Keep a query only if the search finds its document among the first so many (0: keep all). The search is what
+    --pipeline or the flags for indexes and vectors say, or BM25."""
+    pipeline: Path | None = None
+    """YAML file that describes the search, in place of flags (docs/pipelines.md)."""
+    split: tuple[str, ...] = ("train=.8", "dev=.1", "test=.1")
+    """Splits with their shares of the documents, so that no document has queries in two."""
+    max_length: int | None = None
+    """Most tokens of a prompt with its answer (None: the model's limit, or 4,096 if it has none)."""
+    precision: Precision = "fp32"
+    """Number format of the language model: fp32, bf16 or fp16."""
+    token_budget: SpeedOnly[int | None] = None
+    """Most tokens in one forward pass, padding included (None: chosen for the device)."""
+    max_calls: NotInJob[int | None] = None
+    """Most prompts to send to the language model now; the same command goes on."""
+    seed: int = 0
+    """Seed of the sample."""
+    overwrite: NotInJob[bool] = False
+    """Replace an output of another job instead of refusing."""
+
+
+class Written(NamedTuple):
+    """A query that was written for a document."""
+
+    query: Query
+    doc_id: str
+
+
+class Kept(NamedTuple):
+    """Queries that are kept, and the number of those that are not, by reason."""
+
+    queries: list[Written]
+    left_out: dict[str, int]
+
+
+def choose_documents(documents: Iterable[Document], count: int, *, min_words: int = 0, seed: int = 0) -> list[Document]:
+    """Draw documents with enough words, in corpus order.
+
+    A document's hash decides, so most of a sample stays when other documents are added or removed.
+    """
+
+    def place(document: Document) -> bytes:
+        return hashlib.sha256(f"{seed}:{document.doc_id}".encode()).digest()
+
+    long = (
+        (number, document)
+        for number, document in enumerate(documents)
+        if len(full_text(document).split(maxsplit=min_words)) >= min_words
+    )
+    return [document for _, document in sorted(heapq.nsmallest(count, long, key=lambda item: place(item[1])))]
+
+
+def ask_for_queries(
+    model: AnswersQuestions,
+    documents: Sequence[Document],
+    log: AnswerLog,
+    *,
+    shared: Any,
+    max_calls: int | None = None,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Iterator[tuple[Document, str]]:
+    """Yield each document with the model's answer, which the log keeps; nothing that it knows is asked again.
+
+    Args:
+        shared: what all answers depend on, such as the model's identity.
+        max_calls: most prompts to send; documents that it does not reach are left out.
+        advance: told how many documents were answered.
+    """
+    left = math.inf if max_calls is None else max_calls
+    for some in windows(documents, CALLS_AT_ONCE):
+        asked = [(QUESTION, [document]) for document in some]
+        keys = answer_keys(shared, model.keys(asked))
+        known = log.find(keys)
+        wanted = [place for place, key in enumerate(keys) if key not in known]
+        wanted = wanted[: int(min(left, len(wanted)))]
+        left -= len(wanted)
+        advance(len(some) - len(wanted))
+        for replies in model.replies([asked[place] for place in wanted]):
+            answers = {keys[wanted[number]]: reply.answer for number, reply in replies.items()}
+            tokens = {keys[wanted[number]]: (r.prompt_tokens, r.answer_tokens) for number, r in replies.items()}
+            log.add(answers, tokens)
+            known |= answers
+            advance(len(replies))
+        yield from ((document, known[key]) for document, key in zip(some, keys, strict=True) if key in known)
+
+
+def keep_queries(
+    answers: Iterable[tuple[Document, str]], search: Search | None, *, per_document: int, top: int
+) -> Kept:
+    """Keep queries that are not nearly alike and that find the document they were written for.
+
+    Two queries are nearly alike if they have the same stems, whatever their order, without stop words.
+
+    Args:
+        search: finds documents (None: queries need not find theirs).
+        top: the number of documents among which theirs must be.
+    """
+    written, seen = list[Written](), set[frozenset[str]]()
+    left_out = dict.fromkeys(("unread", "alike", "not_found"), 0)
+    for document, answer in answers:
+        texts = queries_in(answer)[:per_document]
+        left_out["unread"] += not texts
+        for text in texts:
+            stems = frozenset(ANALYSERS["english"](text))
+            if stems in seen or not stems:
+                left_out["alike"] += 1
+                continue
+            seen.add(stems)
+            written.append(Written(Query(f"made-{len(written)}", text), document.doc_id))
+    if search is None:
+        return Kept(written, left_out)
+    kept: list[Written] = []
+    with progress("searching", len(written), "queries") as advance:
+        for some in windows(written, SEARCHED_AT_ONCE):
+            run = search([one.query for one in some], top)
+            kept += [one for one in some if one.doc_id in {hit.doc_id for hit in run.get(one.query.query_id, [])[:top]}]
+            advance(len(some))
+    left_out["not_found"] = len(written) - len(kept)
+    return Kept(kept, left_out)
+
+
+def divide(written: Sequence[Written], shares: Mapping[str, float]) -> dict[str, Qrels]:
+    """Divide queries among splits by the documents that they were written for; chunks of one stay together."""
+    judged: dict[str, Qrels] = {split: {} for split in shares}
+    for query, doc_id in written:
+        judged[split_by_text(whole_id(doc_id) or doc_id, shares)][query.query_id] = {doc_id: 1}
+    return judged
+
+
+def run(config: Config) -> None:
+    """Have queries written, keep those that find their documents, and write the collection."""
+    for name, least in (("per_document", 1), ("documents", 1), ("min_words", 0), ("top", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"{flag_of(name)} is {getattr(config, name)}; expected at least {least}.")
+    prompt = replace(named_prompt(config.writer_prompt), most=config.per_document)
+    if prompt.asks != "queries":
+        raise UserError(f"--writer-prompt: {prompt.name!r} does not ask for queries; the prompt `queries` does.")
+    shares, collection = parse_shares(config.split), open_collection(config.collection)
+    how = how_to_open(_model(config))
+    job = start_job(config, _spec(config, how, collection))
+    if job.done:
+        return
+    log = AnswerLog(job.out / LOG)
+    chosen = choose_documents(collection.corpus(), config.documents, min_words=config.min_words, seed=config.seed)
+    if not chosen:
+        raise UserError(f"{config.collection}: no document has {config.min_words} words (--min-words).")
+    start = time.perf_counter()
+    answers = list(_answers(config, prompt, how, chosen, log))
+    if len(answers) < len(chosen):
+        job.pause(documents=len(chosen), answered=len(answers))
+        say(f"queries: {len(chosen) - len(answers):,} documents are left; the same command goes on.")
+        return
+    seconds = time.perf_counter() - start
+    kept = keep_queries(answers, _search(config, collection), per_document=config.per_document, top=config.top)
+    judged = divide(kept.queries, shares)
+    counts = {"documents": len(chosen), **kept.left_out, "kept": len(kept.queries)}
+    _say_what_is_kept(config, counts, kept.queries)
+    if empty := next((split for split in shares if not judged[split]), None):
+        raise UserError(
+            f"--split: none of {len(kept.queries):,} kept queries falls to {empty!r}; ask for more --documents, keep "
+            "more (--top), or leave the split out."
+        )
+    with job.result() as folder:
+        _write_documents(collection, folder / "corpus.jsonl")
+        write_queries(folder / "queries.jsonl", [query for query, _ in kept.queries])
+        (folder / "qrels").mkdir()
+        for split, qrels in judged.items():
+            write_qrels(folder / "qrels" / f"{split}.tsv", qrels)
+    prompt_tokens, answer_tokens = log.num_tokens()
+    log.close()
+    made_by = identity_of(how)["model"]
+    job.finish(
+        counts,
+        machine_made=made_by,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        seconds=round(seconds, 3),
+    )
+
+
+def _model(config: Config) -> LanguageModelSettings:
+    return {
+        "model": config.writer,
+        "model_name": config.writer_name,
+        "max_length": config.max_length,
+        "precision": config.precision,
+        "token_budget": config.token_budget,
+    }
+
+
+def _spec(config: Config, how: Mapping[str, Any], collection: Collection) -> JobSpec:
+    """Say what the queries depend on: the documents, the writer and the search."""
+    inputs: dict[str, str | list[str]] = {
+        "collection": collection.identity("corpus"),
+        "writer": identity_of(how)["model"],
+        "writer_prompt": named_prompt(config.writer_prompt).digest(),
+        "index": [identity(path) for path in config.index],
+    }
+    for name in ("pipeline", "vectors"):
+        if path := getattr(config, name):
+            inputs[name] = identity(path)
+    return JobSpec("queries", inputs, folder=True, writes=("answers.sqlite*",))
+
+
+def _answers(
+    config: Config, prompt: Prompt, how: Mapping[str, Any], documents: Sequence[Document], log: AnswerLog
+) -> Iterator[tuple[Document, str]]:
+    """Ask about the documents; the model is loaded here and gone afterwards."""
+    from shortlist.rerankers.opening import open_language_model
+
+    model, shared = open_language_model(prompt=prompt, reads="text", **how)
+    with progress("writing queries", len(documents), "documents") as advance:
+        yield from ask_for_queries(model, documents, log, shared=shared, max_calls=config.max_calls, advance=advance)
+
+
+def _search(config: Config, collection: Collection) -> Search | None:
+    """Open what has to find a query's document again."""
+    if not config.top:
+        return None
+    if config.pipeline is None and not config.index and not config.vectors:
+        return BM25Index.build(collection.corpus()).search
+    pipeline = Pipeline.open(from_file_or_flags(config.pipeline, config, collection=config.collection))
+    return lambda queries, k: pipeline.trace(queries, k).last.run
+
+
+def _write_documents(collection: Collection, path: Path) -> None:
+    """Write the documents, or link to the file that has them."""
+    file = Path(collection.name) / "corpus.jsonl"
+    if not file.is_file():
+        write_corpus(path, collection.corpus())
+        return
+    try:
+        os.link(file, path)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, path)
+
+
+def _say_what_is_kept(config: Config, counts: Mapping[str, int], kept: Sequence[Written]) -> None:
+    found = f", {counts['not_found']:,} did not find their document in the first {config.top}" if config.top else ""
+    say(
+        f"queries: kept {counts['kept']:,} for {counts['documents']:,} documents; {counts['alike']:,} were nearly alike"
+        f"{found}; of {counts['unread']:,} documents no query could be read."
+    )
+    for query, doc_id in kept[:: max(1, len(kept) // 3)][:3]:
+        say(f"queries: for example {query.text!r}, written for {doc_id}")
