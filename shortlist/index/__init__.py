@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.jobs import JobSpec, is_finished, start_job
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.data.outputs import reopen
 from shortlist.errors import UserError, not_given
@@ -79,17 +79,10 @@ def run(config: Config) -> None:
         print(forecast_index(kind, source, settings))
         return
     kept = _to_be_kept(config)
-    if (
-        kind.outdated
-        and (read_manifest(config.out) or {}).get("stage") == "index"
-        and (why := kind.outdated(config.out))
-    ):
+    if why := _outdated(config.out, kind):
         say(f"index: {config.out}: {why}; building it again.")
         reopen(config.out, updating=False)
-    as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
-    update = ("vectors",) if kind.updates else ()
-    spec = JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=kind.writes)
-    job = start_job(kept, spec)
+    job = start_job(kept, _job_of(kept, kind, source))
     if not job.done:
         start = time.perf_counter()
         with nullcontext(job.out) if kind.writes else job.result() as folder:
@@ -100,6 +93,28 @@ def run(config: Config) -> None:
         from shortlist.index.check import check_index
 
         print(check_index(config.out, Path(source), config.model, config.collection, config.split))
+
+
+def is_current(config: Config) -> bool:
+    """Whether the index that a Config describes is there, and made from what its source holds now."""
+    config = replace(config, language=language_name(config.language))
+    kind = find_kind(config.kind)
+    source = _source(config, kind, kind.title or config.kind)
+    return is_finished(config, _job_of(config, kind, source)) and _outdated(config.out, kind) is None
+
+
+def _job_of(kept: Config, kind: IndexKind, source: str | Path) -> JobSpec:
+    """Describe the job of building an index."""
+    as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
+    update = ("vectors",) if kind.updates else ()
+    return JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=kind.writes)
+
+
+def _outdated(out: Path, kind: IndexKind) -> str | None:
+    """Say why an index there can no longer be used."""
+    if kind.outdated is None or (read_manifest(out) or {}).get("stage") != "index":
+        return None
+    return kind.outdated(out)
 
 
 def _say_what_was_read(kind: IndexKind, source: str | Path, results: Mapping[str, Any]) -> None:

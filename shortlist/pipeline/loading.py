@@ -106,8 +106,14 @@ class Opener:
         return self.model("reranker", str(settings.get("model", "")), load, method, *sorted(settings.items()))
 
 
-def open_words(opener: Opener, *, index: Path) -> FirstStage:
-    """Open a BM25 index from `shortlist index`."""
+def open_words(opener: Opener, *, index: Path | None = None, language: str | None = None) -> FirstStage:
+    """Open a BM25 index from `shortlist index`.
+
+    Args:
+        language: only for a collection's own index, which is named by now.
+    """
+    if index is None or language is not None:
+        raise UserError("`find: bm25` takes an index, or the language of the collection's own; not both, not neither.")
     if (kind := kind_of(index)) != "bm25":
         raise UserError(f"{index}: an index of kind {kind}; `find: bm25` searches one over words.")
     return open_any(opener, index=index)
