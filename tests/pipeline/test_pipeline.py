@@ -131,7 +131,7 @@ def test_nothing_to_search_with_is_refused(tiny):
     with pytest.raises(UserError, match="nothing to search with"):
         Pipeline(open_collection(str(tiny.collection)), [])
     with pytest.raises(UserError, match="nothing to search with"):
-        Pipeline.load(str(tiny.collection))
+        Pipeline.load()
 
 
 def test_a_model_encodes_and_scores_plain_texts(tiny):
