@@ -101,6 +101,12 @@ class Job:
         """
         return moved_in(self.out, self.manifest)
 
+    def keep_names(self) -> None:
+        """Count the files that were listed before as written by this job too: it has changed them in place."""
+        before = read_manifest(self.out) or {}
+        names = [*self.manifest["writes"], *before.get("writes", []), *before.get("files", {})]
+        self.manifest["writes"] = [*dict.fromkeys(names)]
+
     def pause(self, **results: Any) -> None:
         """Write the results so far of an output that is usable but not final.
 

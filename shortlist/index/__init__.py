@@ -11,9 +11,9 @@ from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
 from shortlist.data.jobs import JobSpec, is_finished, start_job
 from shortlist.data.manifest import identity, read_manifest
-from shortlist.data.outputs import reopen
+from shortlist.data.outputs import changing, reopen
 from shortlist.errors import UserError, not_given
-from shortlist.index.building import build_index, check_parameters_are_known
+from shortlist.index.building import build_index, check_parameters_are_known, renew_index
 from shortlist.index.kinds import IndexKind, find_kind
 from shortlist.index.languages import language_name
 from shortlist.progress import say
@@ -85,10 +85,17 @@ def run(config: Config) -> None:
     job = start_job(kept, _job_of(kept, kind, source))
     if not job.done:
         start = time.perf_counter()
-        with nullcontext(job.out) if kind.writes else job.result() as folder:
-            results = build_index(kind, source, folder, settings)
+        if job.updating:
+            job.keep_names()
+        results = renew_index(kind, source, job.out, settings) if job.updating else None
+        if results is None:
+            with nullcontext(job.out) if kind.writes else job.result() as folder:
+                results = build_index(kind, source, folder, settings)
         _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
+    elif "changing" in job.manifest:  # an update was interrupted, and what it was for is as before
+        with changing(job.out, stage="index", writes=kind.renewed):
+            renew_index(kind, source, job.out, settings)
     if config.check:
         from shortlist.index.check import check_index
 
@@ -106,8 +113,9 @@ def is_current(config: Config) -> bool:
 def _job_of(kept: Config, kind: IndexKind, source: str | Path) -> JobSpec:
     """Describe the job of building an index."""
     as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
-    update = ("vectors",) if kind.updates else ()
-    return JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=kind.writes)
+    update = ("collection",) if kind.renew else ("vectors",) if kind.updates else ()
+    writes = (*kind.writes, *kind.renewed)
+    return JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=writes)
 
 
 def _outdated(out: Path, kind: IndexKind) -> str | None:
@@ -121,6 +129,7 @@ def _say_what_was_read(kind: IndexKind, source: str | Path, results: Mapping[str
     """Say what an index holds, or how many documents of its vectors were cut."""
     if kind.reads == "corpus" and "num_docs" in results:
         words = f", {results['num_words']:,} words" if "num_words" in results else ""
+        words = f", of which {results['read']:,} are new or changed" if "read" in results else words
         say(f"index: {results['num_docs']:,} documents{words}.")
     encoded = (read_manifest(Path(source)) or {}).get("results", {}) if kind.reads == "vectors" else {}
     if encoded.get("cut"):

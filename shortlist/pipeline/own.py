@@ -103,17 +103,14 @@ def _brought_up_to_date(
             if is_current(described(out)):
                 return out
         out = next((out for out in outs if _can_write(out)), outs[-1])
-        _wait_until_free(lambda out=out: run(described(out)), out)
-
-
-def _wait_until_free(work: Callable[[], None], out: Path) -> None:
-    """Do the work on an output; if another command is at work there, only wait until it is done."""
-    try:
-        work()
-    except AtWorkError:
-        say(f"{out}: another command brings it up to date; waiting for it.")
-        while not _is_free(out):
-            time.sleep(LOOK_SECONDS)
+        try:
+            run(described(out))
+        except AtWorkError:
+            say(f"{out}: another command brings it up to date; waiting for it.")
+            while not _is_free(out):
+                time.sleep(LOOK_SECONDS)
+        else:
+            return out
 
 
 def _is_free(out: Path) -> bool:
