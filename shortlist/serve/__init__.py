@@ -200,8 +200,8 @@ def open_service(config: Config) -> "Service":
         limits=Limits(config.queue_requests, config.queue_tokens, config.timeout_seconds),
         token_budget=config.token_budget,
     )
-    service.check_documents()
     service.warm_up()
+    service.watch()
     return service
 
 
