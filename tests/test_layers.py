@@ -25,6 +25,7 @@ LAYERS = [
     {"foresight"},
     {"recipe", "verify"},
     {"demo", "integrations", "serve"},
+    {"mcp"},
     {"completion"},
     {"cli"},
     {"__main__"},
