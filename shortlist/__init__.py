@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         index,
         init,
         inspect,
+        mcp,
         mine,
         rerank,
         search,

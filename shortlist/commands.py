@@ -119,13 +119,18 @@ COMMANDS = {
     "serve": Command(
         "serve", "search, embed and rerank over HTTP, with a page", "--collection my-data --bm25 work/bm25"
     ),
+    "mcp": Command(
+        "mcp",
+        "offer search and rerank as tools to language models (MCP)",
+        "--collection my-data --reranker work/reranker",
+    ),
     "demo": Command("demo.system", "train and measure a system on this machine's own Python", ""),
 }
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
     "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
-    "Search and rerank": ("encode", "rerank", "fuse", "serve", "verify"),
+    "Search and rerank": ("encode", "rerank", "fuse", "serve", "mcp", "verify"),
     "Measure": ("diagnose", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }

@@ -23,7 +23,6 @@ from shortlist.data.manifest import identity
 from shortlist.data.shares import parse_shares, split_by_text
 from shortlist.errors import UserError
 from shortlist.index.analysis import ANALYSERS
-from shortlist.index.bm25 import BM25Index
 from shortlist.models.files import Precision
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.spec import Sources, from_file_or_flags
@@ -66,7 +65,7 @@ class Config(Sources):
     """Fewest words of a document that gets queries."""
     top: int = 20
     """Keep a query only if the search finds its document among the first so many (0: keep all). The search is what
-    --pipeline or the flags for indexes and vectors say, or BM25."""
+    --pipeline or the flags for indexes and vectors say, or the collection's own index."""
     pipeline: Path | None = None
     """YAML file that describes the search, in place of flags (docs/pipelines.md)."""
     split: tuple[str, ...] = ("train=.8", "dev=.1", "test=.1")
@@ -217,7 +216,7 @@ def run(config: Config) -> None:
         say(f"queries: {len(chosen) - len(answers):,} documents are left; the same command goes on.")
         return
     seconds = time.perf_counter() - start
-    kept = keep_queries(answers, _search(config, collection), per_document=config.per_document, top=config.top)
+    kept = keep_queries(answers, _search(config), per_document=config.per_document, top=config.top)
     judged = divide(kept.queries, shares)
     counts = {"documents": len(chosen), **kept.left_out, "kept": len(kept.queries)}
     _say_what_is_kept(config, counts, kept.queries)
@@ -279,12 +278,10 @@ def _answers(
         yield from ask_for_queries(model, documents, log, shared=shared, max_calls=config.max_calls, advance=advance)
 
 
-def _search(config: Config, collection: Collection) -> Search | None:
+def _search(config: Config) -> Search | None:
     """Open what has to find a query's document again."""
     if not config.top:
         return None
-    if config.pipeline is None and not config.index and not config.vectors:
-        return BM25Index.build(collection.corpus()).search
     pipeline = Pipeline.open(from_file_or_flags(config.pipeline, config, collection=config.collection))
     return lambda queries, k: pipeline.trace(queries, k).last.run
 

@@ -23,6 +23,7 @@ from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import say_what_is_older
+from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
 from shortlist.progress import peak_bytes, progress, say
@@ -101,6 +102,7 @@ def run(config: Config) -> None:
     description = from_file_or_flags(config.pipeline, config, collection=config.collection)
     if description.collection is None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
+    description = with_own_indexes(description)
     opener = Opener()
     bad: list[str] = []
     queries = open_collection(description.collection).queries(config.split, bad.append if config.skip_missing else None)
@@ -190,8 +192,11 @@ def _inputs(
 ) -> dict[str, str | list[str]]:
     inputs: dict[str, str | list[str]] = {}
     if config.pipeline is None:
-        inputs["index"] = [identity(path) for path in config.index]
-        inputs |= {"vectors": identity(config.vectors)} if config.vectors else {}
+        found = {name: value for part in description.steps for name, value in part.settings.items()}
+        vectors = config.vectors or (None if config.index else found.get("vectors"))  # the collection's own
+        indexes = config.index or ([] if config.vectors else [found["index"]])
+        inputs["index"] = [identity(path) for path in indexes]
+        inputs |= {"vectors": identity(vectors)} if vectors else {}
         inputs |= {"model": opener.folder(config.model).identity} if config.model else {}
     else:
         inputs["pipeline"] = _digest(_known_by_contents(description, opener))

@@ -27,6 +27,10 @@ NOT_LOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of file systems without locks, where the names of host and process in the file must do."""
 
 
+class AtWorkError(UserError):
+    """An output that another command is writing."""
+
+
 @final
 class Claim:
     """The right to write an output, until it is released or the process ends.
@@ -62,7 +66,7 @@ def claim_output(out: Path, *, folder: bool, stage: str) -> Claim:
     The thread that has an output may claim it again.
 
     Raises:
-        UserError: another command is at work there; the message names its process.
+        AtWorkError: another command is at work there; the message names its process.
     """
     path = lock_file(out, folder)
     with _guard:
@@ -83,7 +87,7 @@ def check_free(out: Path, *, folder: bool) -> None:
     """Check that no other command is at work on an output; nothing is written.
 
     Raises:
-        UserError: another command is; the message names its process.
+        AtWorkError: another command is; the message names its process.
     """
     path = lock_file(out, folder)
     with _guard:
@@ -181,11 +185,11 @@ def _holder(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _at_work(out: Path, path: Path) -> UserError:
+def _at_work(out: Path, path: Path) -> AtWorkError:
     holder = _holder(path)
     who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}" if holder else "unknown"
     stage = f"`shortlist {holder['stage']}`" if "stage" in holder else "another command"
-    return UserError(f"--out {out}: {stage} is at work there ({who}); wait for it, end it, or choose another name.")
+    return AtWorkError(f"--out {out}: {stage} is at work there ({who}); wait for it, end it, or choose another name.")
 
 
 def _lives(holder: dict[str, Any]) -> bool:

@@ -141,6 +141,11 @@ class FolderCollection:
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
         return read_corpus(self._corpus, on_bad, allow_empty=allow_empty)
 
+    @property
+    def corpus_file(self) -> Path:
+        """The file with the documents."""
+        return self._corpus
+
     def num_docs(self) -> int:
         return count_lines(self._corpus)
 

@@ -125,9 +125,13 @@ def digest(path: Path) -> str:
     return found
 
 
+def cache_folder() -> Path:
+    """Return this package's folder in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortlist"
+
+
 def _memory(path: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "shortlist" / "digests" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    return cache_folder() / "digests" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
 
 
 def _recall(memory: Path, key: Sequence[str]) -> str | None:

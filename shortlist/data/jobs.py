@@ -101,6 +101,12 @@ class Job:
         """
         return moved_in(self.out, self.manifest)
 
+    def keep_names(self) -> None:
+        """Count the files that were listed before as written by this job too: it has changed them in place."""
+        before = read_manifest(self.out) or {}
+        names = [*self.manifest["writes"], *before.get("writes", []), *before.get("files", {})]
+        self.manifest["writes"] = [*dict.fromkeys(names)]
+
     def pause(self, **results: Any) -> None:
         """Write the results so far of an output that is usable but not final.
 
@@ -188,15 +194,21 @@ def is_done(config: Any, spec: JobSpec) -> bool:
 
     If so, this prints a message, and `start_job` would do nothing.
     """
+    if not is_finished(config, spec):
+        return False
+    out = Path(config.out)
+    tidy(out, folder=spec.folder)
+    say(f"{spec.stage}: {out} is already done.")
+    return True
+
+
+def is_finished(config: Any, spec: JobSpec) -> bool:
+    """Whether a job's output is finished; nothing is printed or tidied up."""
     out = Path(config.out)
     if not out.exists() or out.is_dir() != spec.folder:
         return False
     there = _look(config, spec._replace(update=()), _begun(config, spec))
-    if not there.done or there.found is None or "changing" in there.found:
-        return False
-    tidy(out, folder=spec.folder)
-    say(f"{spec.stage}: {out} is already done.")
-    return True
+    return there.done and there.found is not None and "changing" not in there.found
 
 
 def recorded(config: Any, *, stage: str) -> Literal["new", "other", "begun", "done"]:

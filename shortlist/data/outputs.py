@@ -15,6 +15,9 @@ from shortlist.data.manifest import files_of, folder_of, manifest_path, read_man
 from shortlist.errors import UserError
 from shortlist.progress import say
 
+OWN_FOLDER = ".shortlist"
+"""The folder inside a collection for its own indexes, which its commands leave alone."""
+
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """Return the names that fit a pattern, or lie in a folder that one names."""
@@ -88,7 +91,7 @@ def clear(out: Path, found: dict[str, Any]) -> None:
         for parent in path.relative_to(out).parents:
             with suppress(OSError):  # others' files are in it
                 (out / parent).rmdir()
-    if left := sorted(path.name for path in out.iterdir() if path.name not in ("manifest.json", ".lock")):
+    if left := sorted(path.name for path in out.iterdir() if path.name not in ("manifest.json", ".lock", OWN_FOLDER)):
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
         say(f"{out}: left {', '.join(left[:5])}{more}, which no command of ours wrote.")
 

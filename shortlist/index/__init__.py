@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.jobs import JobSpec, is_finished, start_job
 from shortlist.data.manifest import identity, read_manifest
-from shortlist.data.outputs import reopen
+from shortlist.data.outputs import changing, reopen
 from shortlist.errors import UserError, not_given
-from shortlist.index.building import build_index, check_parameters_are_known
+from shortlist.index.building import build_index, check_parameters_are_known, renew_index
 from shortlist.index.kinds import IndexKind, find_kind
 from shortlist.index.languages import language_name
 from shortlist.progress import say
@@ -79,33 +79,57 @@ def run(config: Config) -> None:
         print(forecast_index(kind, source, settings))
         return
     kept = _to_be_kept(config)
-    if (
-        kind.outdated
-        and (read_manifest(config.out) or {}).get("stage") == "index"
-        and (why := kind.outdated(config.out))
-    ):
+    if why := _outdated(config.out, kind):
         say(f"index: {config.out}: {why}; building it again.")
         reopen(config.out, updating=False)
-    as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
-    update = ("vectors",) if kind.updates else ()
-    spec = JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=kind.writes)
-    job = start_job(kept, spec)
+    job = start_job(kept, _job_of(kept, kind, source))
     if not job.done:
         start = time.perf_counter()
-        with nullcontext(job.out) if kind.writes else job.result() as folder:
-            results = build_index(kind, source, folder, settings)
+        if job.updating:
+            job.keep_names()
+        results = renew_index(kind, source, job.out, settings) if job.updating else None
+        if results is None:
+            with nullcontext(job.out) if kind.writes else job.result() as folder:
+                results = build_index(kind, source, folder, settings)
         _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
+    elif "changing" in job.manifest:  # an update was interrupted, and what it was for is as before
+        with changing(job.out, stage="index", writes=kind.renewed):
+            renew_index(kind, source, job.out, settings)
     if config.check:
         from shortlist.index.check import check_index
 
         print(check_index(config.out, Path(source), config.model, config.collection, config.split))
 
 
+def is_current(config: Config) -> bool:
+    """Whether the index that a Config describes is there, and made from what its source holds now."""
+    config = replace(config, language=language_name(config.language))
+    kind = find_kind(config.kind)
+    source = _source(config, kind, kind.title or config.kind)
+    return is_finished(config, _job_of(config, kind, source)) and _outdated(config.out, kind) is None
+
+
+def _job_of(kept: Config, kind: IndexKind, source: str | Path) -> JobSpec:
+    """Describe the job of building an index."""
+    as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
+    update = ("collection",) if kind.renew else ("vectors",) if kind.updates else ()
+    writes = (*kind.writes, *kind.renewed)
+    return JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=writes)
+
+
+def _outdated(out: Path, kind: IndexKind) -> str | None:
+    """Say why an index there can no longer be used."""
+    if kind.outdated is None or (read_manifest(out) or {}).get("stage") != "index":
+        return None
+    return kind.outdated(out)
+
+
 def _say_what_was_read(kind: IndexKind, source: str | Path, results: Mapping[str, Any]) -> None:
     """Say what an index holds, or how many documents of its vectors were cut."""
     if kind.reads == "corpus" and "num_docs" in results:
         words = f", {results['num_words']:,} words" if "num_words" in results else ""
+        words = f", of which {results['read']:,} are new or changed" if "read" in results else words
         say(f"index: {results['num_docs']:,} documents{words}.")
     encoded = (read_manifest(Path(source)) or {}).get("results", {}) if kind.reads == "vectors" else {}
     if encoded.get("cut"):

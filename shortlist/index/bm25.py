@@ -2,28 +2,48 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
 
 import bm25s
+import numpy as np
+from jaxtyping import Int, UInt8
 
-from shortlist.data.files import atomic_write, optional_json, temporary_folder
+from shortlist.data.files import atomic_write, final_place, optional_json, temporary_folder, write_json
+from shortlist.data.ids import DocIds
+from shortlist.data.keyed import KeyedCorpus
 from shortlist.errors import UserError, unknown
 from shortlist.index.analysis import ANALYSERS, BEFORE, VERSIONED, Analyser, dependencies
 from shortlist.index.inverted import (
     DOC_IDS,
+    DOCUMENTS,
     INVERTED_FILES,
+    STARTS,
     InvertedIndex,
     TermPostings,
     id_line,
+    npy_file,
+    open_lines,
     write_postings,
 )
 from shortlist.index.languages import language_name
-from shortlist.index.postings import PostingsSorter
+from shortlist.index.postings import Postings, PostingsSorter
 from shortlist.index.protocols import Opening, WeightedTerms
+from shortlist.index.updates import (
+    Counts,
+    Layers,
+    empty_update,
+    extended,
+    match,
+    read_keys,
+    read_update,
+    repeats,
+    to_be_merged,
+    write_update,
+)
 from shortlist.math.weighting import bm25, length_penalty, rarity
 from shortlist.progress import say
 from shortlist.records import Document, Hit, Query, Run, as_queries, each_document
@@ -31,6 +51,11 @@ from shortlist.records import Document, Hit, Query, Run, as_queries, each_docume
 VOCABULARY, PARAMETERS = "vocab.index.json", "params.index.json"
 BM25_FILES = (*INVERTED_FILES, VOCABULARY, PARAMETERS, "index.json")
 """The files of a saved index. The last one is written last and marks the index as complete."""
+COUNTS, LENGTHS, KEYS = "counts.npy", "lengths.npy", "keys.bin"
+"""What an update needs besides: how often each word is in each document, each document's words, and a key of each."""
+UPDATES = "update-*.npz"
+"""The file of the documents that have come since; `index.json` names the one that counts."""
+IDS_AT_ONCE = 100_000
 RULES = 2
 """Version of the analysers' rules; an index of before lacks it and is searched by the rules of then."""
 
@@ -41,7 +66,7 @@ class BM25Index:
 
     Scores are Lucene's BM25 with exact document lengths. The score of each word in each document is computed once and
     stored as a weight of an `InvertedIndex`. The weights stay on disk, in files that bm25s can open too; memory holds
-    the vocabulary.
+    the vocabulary. With an update (`index.updates`) the weights of a word are computed when it is first asked for.
     """
 
     def __init__(self, index: InvertedIndex, vocabulary: Mapping[str, int], analyse: Analyser, folder: Path) -> None:
@@ -99,8 +124,8 @@ class BM25Index:
         with _new_index(folder, analyser) as work:
             postings = PostingsSorter(work)
             _read(each_document(documents), analyse, postings, folder)
-            write_postings(folder, postings.frequencies(), _weighed(postings, k1=k1, b=b))
-            _write_parameters(folder, len(postings.lengths), k1=k1, b=b)
+            frequencies = postings.frequencies()
+            _write_weighed(folder, postings.merged(), frequencies, postings.lengths, postings.most, k1=k1, b=b)
         return cls.load(folder)
 
     def save(self, folder: Path) -> None:
@@ -112,7 +137,9 @@ class BM25Index:
             return
         folder.mkdir(parents=True, exist_ok=True)
         (folder / BM25_FILES[-1]).unlink(missing_ok=True)
-        for name in BM25_FILES:
+        updates = [path.name for path in self._folder.glob(UPDATES)]
+        beside = [name for name in (COUNTS, LENGTHS, KEYS) if (self._folder / name).exists()]
+        for name in (*beside, *updates, *BM25_FILES):
             shutil.copyfile(self._folder / name, folder / name)
 
     @classmethod
@@ -123,10 +150,7 @@ class BM25Index:
             UserError: the folder holds no BM25 index, an incomplete one, or one whose words other libraries made.
         """
         try:
-            settings = json.loads((folder / "index.json").read_text("utf-8"))
-            num_docs = json.loads((folder / PARAMETERS).read_text("utf-8"))["num_docs"]
-            index = InvertedIndex.open(folder, num_docs=num_docs, id_bytes=settings["id_bytes"])
-            vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
+            settings, index, vocabulary = _open_files(folder)
             analyser, rules = settings["analyser"], settings.get("rules", 1)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
@@ -169,8 +193,20 @@ class BM25Index:
         )
 
 
-def build_bm25(documents: Iterable[Document], folder: Path, *, language: str, k1: float, b: float) -> dict[str, int]:
-    """Build the kind `bm25`, and count documents and words between white space."""
+def build_bm25(
+    documents: Iterable[Document],
+    folder: Path,
+    *,
+    language: str,
+    k1: float,
+    b: float,
+    keys: Callable[[], bytes] | None = None,
+) -> dict[str, int]:
+    """Build the kind `bm25`, and count documents and words between white space.
+
+    Args:
+        keys: returns the documents' keys, once they are read; without it the index cannot be updated.
+    """
     num_words = 0
 
     def counted() -> Iterator[Document]:
@@ -180,7 +216,130 @@ def build_bm25(documents: Iterable[Document], folder: Path, *, language: str, k1
             yield document
 
     index = BM25Index.build(counted(), analyser=language, k1=k1, b=b, folder=folder)
+    if keys is not None:
+        with atomic_write(folder / KEYS, "wb") as file:
+            file.write(keys())
+    for path in final_place(folder).glob(UPDATES):  # of the index that was there before
+        path.unlink()
     return {"num_docs": len(index), "num_words": num_words}
+
+
+def renew_bm25(corpus: KeyedCorpus, folder: Path, *, language: str, k1: float, b: float) -> dict[str, int] | None:
+    """Bring an index up to date with a changed corpus, and count documents.
+
+    The result is None where nothing says what the index was made from; then it must be built again.
+
+    Raises:
+        UserError: a line of the corpus that cannot be used, or an id that occurs twice.
+    """
+    settings, analyse = optional_json(folder / "index.json"), ANALYSERS.get(language)
+    if analyse is None or settings.get("rules", 1) < RULES or outdated(folder):
+        return None
+    try:
+        base, lengths = _open_counts(folder), np.load(folder / LENGTHS)
+        base_keys, base_ids = read_keys(folder / KEYS), open_lines(folder / DOC_IDS, settings["id_bytes"])
+        update = read_update(folder / settings["update"]) if "update" in settings else empty_update(len(lengths))
+        vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
+    except (OSError, ValueError, KeyError):
+        return None
+    num_base, num_base_words, keys = len(lengths), len(vocabulary), np.concatenate([base_keys, update.keys])
+    if len(base_keys) != num_base:
+        return None
+    vocabulary |= {word: number for number, word in enumerate(update.new_words(), num_base_words)}
+    found = match(corpus.unread(), keys, update.order, analyse, vocabulary)
+    if not len(found.order) or repeats(found, num_base, base_ids, update):
+        corpus.check()
+        return None  # it has changed meanwhile
+    if np.array_equal(found.order, update.order):
+        _drop_replaced(folder)
+        return {"num_docs": len(found.order), "read": 0}
+    update = extended(update, found, num_base, list(vocabulary)[num_base_words:])
+    layers = Layers(base, update, lengths, num_terms=len(vocabulary))
+    if not layers.lengths.any():
+        return None
+    if to_be_merged(update, num_base):
+        doc_ids = DocIds([base_ids, update.ids], [num_base, len(update.lengths)], update.order)
+        in_order = np.concatenate([base_keys, update.keys])[update.order]
+        _merge(folder, layers, doc_ids, in_order, list(vocabulary), analyser=language, k1=k1, b=b)
+    else:
+        number = max((int(path.stem.removeprefix("update-")) for path in folder.glob(UPDATES)), default=0) + 1
+        name = f"update-{number:05d}.npz"
+        write_update(folder / name, update)
+        write_json(folder / "index.json", settings | {"update": name})
+    _drop_replaced(folder)
+    return {"num_docs": len(found.order), "read": len(found.lengths)}
+
+
+def _open_files(folder: Path) -> tuple[dict[str, Any], InvertedIndex, dict[str, int]]:
+    """Open the files of an index, its update included, and read its settings and vocabulary.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: a file is missing or incomplete.
+    """
+    settings = json.loads((folder / "index.json").read_text("utf-8"))
+    vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
+    parameters = json.loads((folder / PARAMETERS).read_text("utf-8"))
+    index = InvertedIndex.open(folder, num_docs=parameters["num_docs"], id_bytes=settings["id_bytes"])
+    if "update" not in settings:
+        return settings, index, vocabulary
+    update, lengths = read_update(folder / settings["update"]), np.load(folder / LENGTHS)
+    vocabulary |= {word: number for number, word in enumerate(update.new_words(), len(vocabulary))}
+    layers = Layers(_open_counts(folder), update, lengths, num_terms=len(vocabulary))
+    base_ids = open_lines(folder / DOC_IDS, settings["id_bytes"])
+    doc_ids = DocIds([base_ids, update.ids], [len(lengths), len(update.lengths)], update.order)
+    weighed = layers.weigh(k1=parameters["k1"], b=parameters["b"])
+    return settings, InvertedIndex(weighed, doc_ids, num_terms=len(vocabulary)), vocabulary
+
+
+def _open_counts(folder: Path) -> Counts:
+    """Open the counts of an index as it was built."""
+    documents, counts = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in (DOCUMENTS, COUNTS))
+    return Counts(documents, counts, np.load(folder / STARTS))
+
+
+def _merge(
+    folder: Path,
+    layers: Layers,
+    doc_ids: DocIds,
+    keys: UInt8[np.ndarray, "docs 16"],
+    words: Sequence[str],
+    *,
+    analyser: str,
+    k1: float,
+    b: float,
+) -> None:
+    """Make one index of an index and its update, as if built from the corpus, and replace it."""
+    frequencies, most = np.zeros(layers.num_terms, np.int64), 0
+    for part in layers.blocks():
+        frequencies += np.bincount(part.words, minlength=layers.num_terms)
+        most = max(most, int(part.values.max(initial=0)))
+    there = frequencies > 0
+    numbers = np.cumsum(there) - 1
+    parts = (part._replace(words=numbers[part.words]) for part in layers.blocks())
+    with temporary_folder(folder) as work:
+        with _new_index(work, analyser):
+            with atomic_write(work / DOC_IDS) as file:
+                for start in range(0, len(doc_ids), IDS_AT_ONCE):
+                    file.writelines(
+                        map(id_line, doc_ids.take(np.arange(start, min(start + IDS_AT_ONCE, len(doc_ids)))))
+                    )
+            with atomic_write(work / VOCABULARY) as file:
+                kept = (word for word, keep in zip(words, there.tolist(), strict=True) if keep)
+                json.dump({word: number for number, word in enumerate(kept)}, file, ensure_ascii=False)
+            _write_weighed(work, parts, frequencies[there], layers.lengths, most, k1=k1, b=b)
+            with atomic_write(work / KEYS, "wb") as file:
+                file.write(keys.tobytes())
+        (folder / "index.json").unlink()  # whoever finds it gone has nothing half new
+        for name in (*BM25_FILES[:-1], COUNTS, LENGTHS, KEYS, BM25_FILES[-1]):
+            (work / name).replace(folder / name)
+
+
+def _drop_replaced(folder: Path) -> None:
+    """Delete the updates that an index no longer has."""
+    named = optional_json(folder / "index.json").get("update")
+    for path in folder.glob(UPDATES):
+        if path.name != named:
+            path.unlink()
 
 
 def open_bm25(folder: Path, built: Mapping[str, Any], how: Opening) -> BM25Index:
@@ -209,7 +368,8 @@ def _new_index(folder: Path, analyser: str) -> Iterator[Path]:
 
     The temporary folder is inside the index's folder. Until the block ends, that folder does not count as an index.
     """
-    (folder / "index.json").unlink(missing_ok=True)
+    for name in ("index.json", KEYS):  # keys of another corpus must not stay
+        (folder / name).unlink(missing_ok=True)
     with temporary_folder(folder) as work:
         yield work
         with atomic_write(folder / "index.json") as file:
@@ -234,12 +394,35 @@ def _read(documents: Iterable[Document], analyse: Analyser, postings: PostingsSo
         json.dump(vocabulary, file, ensure_ascii=False)  # written word by word; json.dumps would hold it all twice
 
 
-def _weighed(postings: PostingsSorter, *, k1: float, b: float) -> Iterator[TermPostings]:
-    """Yield postings in which BM25 weights replace the counts of words."""
-    rarities = rarity(postings.frequencies(), len(postings.lengths))
-    penalties = length_penalty(postings.lengths, k1=k1, b=b)
-    for part in postings.merged():
-        yield TermPostings(part.documents, bm25(part.values, rarities[part.words], penalties[part.documents]))
+def _write_weighed(
+    folder: Path,
+    parts: Iterable[Postings],
+    frequencies: Int[np.ndarray, " words"],
+    lengths: Int[np.ndarray, " docs"],
+    most: int,
+    *,
+    k1: float,
+    b: float,
+) -> None:
+    """Write postings with BM25 weights, the counts that these were made from, and the parameters.
+
+    Args:
+        parts: all postings, with the counts of words.
+        most: the highest count.
+    """
+    rarities, penalties = rarity(frequencies, len(lengths)), length_penalty(lengths, k1=k1, b=b)
+    dtype = np.min_scalar_type(most)
+    with npy_file(folder / COUNTS, dtype.str, int(frequencies.sum())) as file:
+
+        def weighed() -> Iterator[TermPostings]:
+            for part in parts:
+                file.write(part.values.astype(dtype).data)
+                yield TermPostings(part.documents, bm25(part.values, rarities[part.words], penalties[part.documents]))
+
+        write_postings(folder, frequencies, weighed())
+    with atomic_write(folder / LENGTHS, "wb") as file:
+        np.save(file, lengths.astype(np.int32))
+    _write_parameters(folder, len(lengths), k1=k1, b=b)
 
 
 def _write_parameters(folder: Path, num_docs: int, *, k1: float, b: float) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shortlist.data.collections import open_collection
+from shortlist.data.keyed import KeyedCorpus
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import unknown
 from shortlist.index.kinds import IndexKind
@@ -28,8 +29,27 @@ def build_index(kind: IndexKind, source: str | Path, folder: Path, settings: Map
 
 def _over_corpus(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     collection = open_collection(str(source))
-    documents = track(collection.corpus(), "indexing", collection.num_docs(), "documents")
-    return dict(kind.build(documents, folder, **settings))
+    corpus, given = KeyedCorpus(collection), dict(settings)
+    if kind.renew is not None:
+        given["keys"] = lambda: bytes(corpus.keys)
+    documents = track(corpus, "indexing", collection.num_docs(), "documents")
+    return dict(kind.build(documents, folder, **given))
+
+
+def renew_index(
+    kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Apply only the changes of a corpus to an index, where its kind can.
+
+    The arguments are those of `build_index`; the result is None where the index must be built again.
+
+    Raises:
+        UserError: the corpus holds a line that cannot be used.
+    """
+    if kind.renew is None:
+        return None
+    results = kind.renew(KeyedCorpus(open_collection(str(source))), folder, **settings)
+    return None if results is None else dict(results)
 
 
 def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """An inverted index on disk: for each term, its documents and its weights in them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32, UInt8
 
 from shortlist.data.files import atomic_write, temporary_folder
 from shortlist.data.ids import DocIds
@@ -39,17 +39,15 @@ class InvertedIndex:
 
     A document's score is the sum, over the terms of a query, of the term's weight in the query times its weight in the
     document. It is added up in float32, in the query's order.
+
+    Args:
+        read: returns the postings of a term.
+        doc_ids: the ids of the documents, in corpus order.
     """
 
-    def __init__(
-        self,
-        weights: Float32[np.ndarray, " postings"],
-        documents: Int32[np.ndarray, " postings"],
-        starts: Int[np.ndarray, " _"],
-        doc_ids: DocIds,
-    ) -> None:
-        self._weights, self._documents, self._starts, self.doc_ids = weights, documents, starts, doc_ids
-        self.num_docs, self.num_terms = len(doc_ids), len(starts) - 1
+    def __init__(self, read: Callable[[int], TermPostings], doc_ids: DocIds, *, num_terms: int) -> None:
+        self._read, self.doc_ids = read, doc_ids
+        self.num_docs, self.num_terms = len(doc_ids), num_terms
 
     @classmethod
     def open(cls, folder: Path, *, num_docs: int, id_bytes: int) -> "InvertedIndex":
@@ -66,8 +64,13 @@ class InvertedIndex:
         weights, documents, starts = (
             np.asarray(np.load(folder / name, mmap_mode="r")) for name in (WEIGHTS, DOCUMENTS, STARTS)
         )
-        lines = np.memmap(folder / DOC_IDS, np.uint8, mode="r", shape=(id_bytes,))
-        return cls(weights, documents, starts, DocIds([np.asarray(lines)], [num_docs]))
+
+        def read(term: int) -> TermPostings:
+            start, stop = starts[term], starts[term + 1]
+            return TermPostings(documents[start:stop], weights[start:stop])
+
+        doc_ids = DocIds([open_lines(folder / DOC_IDS, id_bytes)], [num_docs])
+        return cls(read, doc_ids, num_terms=len(starts) - 1)
 
     @classmethod
     def build(
@@ -101,8 +104,7 @@ class InvertedIndex:
         """Return the documents that hold a term, and its weights in them."""
         if not 0 <= term < self.num_terms:
             raise IndexError(f"term {term} of {self.num_terms}")
-        start, stop = self._starts[term], self._starts[term + 1]
-        return TermPostings(self._documents[start:stop], self._weights[start:stop])
+        return self._read(term)
 
     def scores(self, query: TermQuery) -> Float32[np.ndarray, " docs"]:
         """Compute the score of every document."""
@@ -123,6 +125,11 @@ class InvertedIndex:
         scores = self.scores(query)
         rows = _best(scores, k)
         return list(map(Hit, self.doc_ids.take(rows), scores[rows].tolist()))
+
+
+def open_lines(path: Path, num_bytes: int) -> UInt8[np.ndarray, "_"]:
+    """Map a file of lines of this size into memory."""
+    return np.asarray(np.memmap(path, np.uint8, mode="r", shape=(num_bytes,)))
 
 
 def id_line(doc_id: str) -> str:
@@ -147,8 +154,8 @@ def write_postings(folder: Path, frequencies: Int[np.ndarray, " terms"], parts: 
     with atomic_write(folder / STARTS, "wb") as file:
         np.save(file, starts)
     with (
-        _npy(folder / WEIGHTS, "<f4", int(starts[-1])) as weights,
-        _npy(folder / DOCUMENTS, "<i4", int(starts[-1])) as documents,
+        npy_file(folder / WEIGHTS, "<f4", int(starts[-1])) as weights,
+        npy_file(folder / DOCUMENTS, "<i4", int(starts[-1])) as documents,
     ):
         for part in parts:
             weights.write(part.weights.astype(np.float32).data)
@@ -156,7 +163,7 @@ def write_postings(folder: Path, frequencies: Int[np.ndarray, " terms"], parts: 
 
 
 @contextmanager
-def _npy(path: Path, dtype: str, count: int) -> Iterator[IO[bytes]]:
+def npy_file(path: Path, dtype: str, count: int) -> Iterator[IO[bytes]]:
     """Open a one-dimensional .npy file, to write its numbers piece by piece."""
     with atomic_write(path, "wb") as file:
         header = {"descr": dtype, "fortran_order": False, "shape": (count,)}

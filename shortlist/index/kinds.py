@@ -28,7 +28,8 @@ class IndexKind(NamedTuple):
     build: Callable[..., Mapping[str, Any]]
     """Writes an index into a folder and returns results for its manifest, besides the ones that every kind has.
 
-    From a corpus: `build(documents, folder, **settings)`, whose results include `num_docs`. From vectors:
+    From a corpus: `build(documents, folder, **settings)`, whose results include `num_docs`; with `renew` also `keys`, a
+    function that returns the documents' keys (`data.keyed`) once they are read. From vectors:
     `build(reader, folder, advance=..., **settings)`, where `advance` is called with the number of documents done.
     """
     open: Callable[[Path, Mapping[str, Any], Opening], Any]
@@ -50,6 +51,11 @@ class IndexKind(NamedTuple):
     """Whether it finds exactly the best documents, so that it must hold exactly the documents of the source."""
     updates: bool = False
     """Whether running the same command again applies only the changes; other kinds are built again."""
+    renew: Callable[..., Mapping[str, Any] | None] | None = None
+    """`renew(corpus, folder, **settings)`: applies only the changes of a corpus (a `KeyedCorpus`) to an index; None
+    where that cannot be, so that the index is built again."""
+    renewed: tuple[str, ...] = ()
+    """Patterns of the files that `renew` writes into the index's folder, besides those that `build` writes."""
     writes: tuple[str, ...] = ()
     """Patterns of the files of a kind whose `build` goes on from what an interrupted one has written; `build` gets the
     index's own folder then. The others write into an empty one, whose files move into the index at the end."""
@@ -80,6 +86,8 @@ INDEXES: dict[str, IndexKind] = {
         open=late("index.bm25", "open_bm25"),
         settings=("language", "k1", "b"),
         exact=True,
+        renew=late("index.bm25", "renew_bm25"),
+        renewed=("update-*.npz",),
         outdated=late("index.bm25", "outdated"),
         title="BM25",
     ),

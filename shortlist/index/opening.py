@@ -151,17 +151,30 @@ def open_index(folder: Path, how: Opening | None = None) -> Any:
 
 def say_if_older(folder: Path, collection: str) -> None:
     """Print a message if an index or vectors were made from another corpus."""
-    manifest = read_manifest(folder) or {}
+    source = _source_of(folder)
+    if source != folder:
+        say_if_older(source, collection)
+    elif is_older(folder, collection):
+        stage = (read_manifest(folder) or {})["stage"]
+        way = f"`shortlist {stage}{' --update' if stage == 'encode' else ' with the same settings'}`"
+        say(f"{folder}: was not made from what {collection} holds now; {way} brings it up to date.")
+
+
+def is_older(folder: Path, collection: str) -> bool:
+    """Whether an index or vectors were made from another corpus than this one, as far as that is known."""
+    manifest = read_manifest(_source_of(folder)) or {}
     made_from, config = manifest.get("made_from", {}), manifest.get("config", {})
-    if "vectors" in made_from and Path(config["vectors"]).is_dir():
-        say_if_older(Path(config["vectors"]), collection)
     names = (str(config.get("collection")), collection)
     if "collection" not in made_from or any(name.startswith(("irds:", "hf:")) for name in names):
-        return  # these are known by other means, so the same documents would have two identities
-    if made_from["collection"] != open_collection(collection).identity("corpus"):
-        stage = manifest["stage"]
-        way = f"`shortlist {stage} {'--update' if stage == 'encode' else '--overwrite'}`"
-        say(f"{folder}: was not made from what {collection} holds now; {way} brings it up to date.")
+        return False  # these are known by other means, so the same documents would have two identities
+    return made_from["collection"] != open_collection(collection).identity("corpus")
+
+
+def _source_of(folder: Path) -> Path:
+    """Return the vectors that an index is over, if they are there; otherwise the folder itself."""
+    manifest = read_manifest(folder) or {}
+    vectors = manifest.get("config", {}).get("vectors") if "vectors" in manifest.get("made_from", {}) else None
+    return Path(vectors) if vectors and Path(vectors).is_dir() else folder
 
 
 def made_by(folder: Path) -> str | None:

@@ -42,6 +42,8 @@ class PostingsSorter:
         self._weights: array[float] | None = None
         self._sorted_docs = self._num_blocks = 0
         self._frequencies = np.zeros(0, dtype=np.int64)
+        self.most = 0
+        """The highest count of a word in a document, once all are added."""
 
     def add(self, words: Sequence[int], weights: Sequence[float] | None = None) -> None:
         """Add the next document.
@@ -77,6 +79,7 @@ class PostingsSorter:
         keys = np.array(self._tokens).astype(np.int64) << 32 | documents
         if self._weights is None:
             keys, values = np.unique(keys, return_counts=True)
+            self.most = max(self.most, int(values.max()))
         else:
             keys, places = np.unique(keys, return_inverse=True)
             values, self._weights = np.bincount(places, self._weights), array("f")
@@ -89,7 +92,7 @@ class PostingsSorter:
 
     def merged(self) -> Iterator[Postings]:
         """Yield all postings, at most about BLOCK_TOKENS at a time."""
-        stops = _stops(np.cumsum(self.frequencies()))
+        stops = block_stops(np.cumsum(self.frequencies()))
         cuts = [self._cuts(block, stops) for block in range(self._num_blocks)]
         for turn in range(len(stops)):
             spans = [(block, int(c[turn]), int(c[turn + 1] - c[turn])) for block, c in enumerate(cuts)]
@@ -129,7 +132,7 @@ class PostingsSorter:
         return np.int32 if self._weights is None else np.float32
 
 
-def _stops(ends: Int[np.ndarray, " words"]) -> Int[np.ndarray, " turns"]:
+def block_stops(ends: Int[np.ndarray, " words"]) -> Int[np.ndarray, " turns"]:
     """Divide the words into parts of at most BLOCK_TOKENS postings, or of one word."""
     stops = [0]
     while stops[-1] < len(ends):

@@ -12,6 +12,7 @@ from shortlist.errors import UserError, in_python, unknown
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memory_steps
 from shortlist.pipeline.opening import open_steps, say_what_is_older
+from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
@@ -118,6 +119,7 @@ class Pipeline:
         depth: int | None = None,
         contract: str | None = None,
         query_length: int | None = None,
+        language: str | None = None,
         prompt: str | None = None,
         dims: int | None = None,
         memory_gib: float | None = None,
@@ -128,6 +130,9 @@ class Pipeline:
         packed: bool | None = None,
     ) -> "Pipeline":
         """Open everything by name.
+
+        With neither indexes nor vectors the collection's own are searched, which are brought up to date first: its
+        words and, with a retriever, its vectors.
 
         Args:
             collection: folder, `irds:` or `hf:` name.
@@ -142,6 +147,7 @@ class Pipeline:
             depth: number of candidates that the reranker reads.
             contract: input contract of the retriever by name, for a folder without one.
             query_length: most tokens of a query (None: the model's limit).
+            language: language of the words of the collection's own index (None: as it is, at first english).
             prompt: name of a prompt of the retriever's contract, in place of that of its queries.
             dims: numbers to compare of each vector, the first ones (None: all that are stored).
             memory_gib: most GiB of memory for vectors at a time (None: half of the free memory).
@@ -160,6 +166,7 @@ class Pipeline:
             vectors=Path(vectors) if vectors else None,
             contract=contract,
             query_length=query_length,
+            language=language,
             prompt=prompt,
             dims=dims,
             memory_gib=memory_gib,
@@ -250,7 +257,7 @@ class Pipeline:
         name = description.collection
         if name is None:
             raise UserError("collection is missing: it says where the documents are.")
-        opener = opener or Opener()
+        opener, description = opener or Opener(), with_own_indexes(description)
         collection = opener.index(name, "documents", lambda: open_collection(name))
         steps = open_steps(description, opener)
         say_what_is_older(description, name)

@@ -1,6 +1,7 @@
 """Loading of indexes and models for pipeline steps, once for all steps that name them."""
 
 from collections.abc import Callable, Hashable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -39,6 +40,13 @@ class Opener:
     ) -> None:
         self.packed, self._model, self._index = packed, model, index
         self._loaded: dict[Hashable, Any] = {}
+        self._indexes: dict[Hashable, Any] = {}
+
+    def renewed(self) -> "Opener":
+        """Return an opener with the same models that opens indexes and collections anew."""
+        opener = copy(self)
+        opener._indexes = {}
+        return opener
 
     def once(self, key: Hashable, load: Callable[[], T]) -> T:
         """Return what was loaded under this key; load it the first time."""
@@ -60,7 +68,9 @@ class Opener:
     def index(self, key: Hashable, method: str, load: Callable[[], Any]) -> Any:
         """Load an index, and return it or its stand-in."""
         stands = self._index or (lambda index, method: index)
-        return self.once((method, key), lambda: stands(load(), method))
+        if (method, key) not in self._indexes:
+            self._indexes[method, key] = stands(load(), method)
+        return self._indexes[method, key]
 
     def retriever(
         self,
@@ -106,8 +116,14 @@ class Opener:
         return self.model("reranker", str(settings.get("model", "")), load, method, *sorted(settings.items()))
 
 
-def open_words(opener: Opener, *, index: Path) -> FirstStage:
-    """Open a BM25 index from `shortlist index`."""
+def open_words(opener: Opener, *, index: Path | None = None, language: str | None = None) -> FirstStage:
+    """Open a BM25 index from `shortlist index`.
+
+    Args:
+        language: only for a collection's own index, which is named by now.
+    """
+    if index is None or language is not None:
+        raise UserError("`find: bm25` takes an index, or the language of the collection's own; not both, not neither.")
     if (kind := kind_of(index)) != "bm25":
         raise UserError(f"{index}: an index of kind {kind}; `find: bm25` searches one over words.")
     return open_any(opener, index=index)

@@ -38,8 +38,15 @@ class Part(NamedTuple):
     share: float = 1.0
 
 
+OWN_WORDS = Part("bm25", "find", "bm25")
+"""The step that searches the words of a collection's own index."""
+
+
 class Description(NamedTuple):
-    """A pipeline as it is written in a YAML file."""
+    """A pipeline as it is written in a YAML file.
+
+    A step that finds documents but names no index searches the collection's own (`pipeline.own`).
+    """
 
     steps: tuple[Part, ...]
     """The steps in order; they may read earlier steps, and the last step's run is the answer."""
@@ -52,15 +59,20 @@ class Sources:
     """Flags for the indexes and vectors to search, a shorthand for a description."""
 
     index: tuple[Path, ...] = ()
-    """Indexes from `shortlist index`, over words or vectors; several are fused."""
+    """Indexes from `shortlist index`, over words or vectors; several are fused. Without any, and without --vectors, the
+    collection's own index is searched: it is built on first use and kept up to date."""
     model: str | None = None
-    """Retriever that made the vectors: folder or hub name."""
+    """Retriever that made the vectors: folder or hub name. With neither --vectors nor --index the collection's own
+    vectors are searched besides its words."""
     vectors: Path | None = None
     """Vectors from `shortlist encode`, to search exactly or, with an index over them, to say where they are now."""
     contract: str | None = None
     """Input contract by name, for a model folder without one."""
     query_length: int | None = None
     """Most tokens of a query (None: the model's limit)."""
+    language: str | None = None
+    """Language of the words of the collection's own index, as in `shortlist index` (None: as it is, at first
+    english)."""
     prompt: str | None = None
     """Name of a prompt of the model's contract, in place of that of its queries."""
     dims: int | None = None
@@ -108,6 +120,8 @@ def parse_description(content: Mapping[str, Any], *, where: str, collection: str
     found, steps = content.get("collection"), content.get("steps")
     if not isinstance(found, str | None):
         raise UserError(f"{where}: collection is {found!r}; expected a folder, `irds:` or `hf:` name.")
+    if "steps" not in content and (collection or found):
+        return Description((OWN_WORDS,), collection or found)
     if not isinstance(steps, Mapping) or not steps:
         raise UserError(f"{where}: steps is {steps!r}; expected names with a step each, see docs/pipelines.md.")
     parts: list[Part] = []
@@ -155,20 +169,8 @@ def from_flags(
         raise UserError("--depth and --reranker-share are a reranker's; name one with --reranker.")
     if sources.fusion not in STEPS["fuse"].methods():
         raise UserError(f"--fusion: {unknown('fusion', sources.fusion, STEPS['fuse'].methods())}")
-    over_vectors = [path for path in sources.index if needs_model(path)]
-    if sources.vectors and not over_vectors:
-        over_vectors = [sources.vectors]
-    _refuse_half(sources, over_vectors)
-    paths = list(dict.fromkeys([*sources.index, *over_vectors]))
-    if not paths:
-        raise UserError("nothing to search with: give --index, or --model and --vectors, or all three.")
-    sorts = ["dense" if path in over_vectors else kind_of(path) for path in paths]
-    parts = [
-        Part(name, "find", "dense", _dense(sources, path))
-        if path in over_vectors
-        else Part(name, "find", "bm25" if sort == "bm25" else "index", {"index": path})
-        for name, sort, path in zip(_names(sorts, paths), sorts, paths, strict=True)
-    ]
+    own = collection is not None and not sources.index and not sources.vectors
+    parts = _own_first_stages(sources) if own else _named_first_stages(sources)
     if len(parts) > 1:
         weights = {} if sources.weights is None else {"weights": sources.weights}
         parts.append(Part("hybrid", "fuse", sources.fusion, weights, tuple(part.name for part in parts)))
@@ -178,6 +180,33 @@ def from_flags(
     for part in parts:
         _check_ranges(part, FLAGS.__getitem__)
     return Description(tuple(parts), collection)
+
+
+def _own_first_stages(sources: Sources) -> list[Part]:
+    """Describe the search of a collection's own indexes: its words and, with a model, its vectors."""
+    settings = {} if sources.language is None else {"language": sources.language}
+    words = OWN_WORDS._replace(settings=settings)
+    return [words, Part("dense", "find", "dense", _dense(sources, None))] if sources.model else [words]
+
+
+def _named_first_stages(sources: Sources) -> list[Part]:
+    """Describe the search of the indexes and vectors that flags name."""
+    if sources.language is not None:
+        raise UserError("--language is of the collection's own index; an --index was built with one.")
+    over_vectors = [path for path in sources.index if needs_model(path)]
+    if sources.vectors and not over_vectors:
+        over_vectors = [sources.vectors]
+    _refuse_half(sources, over_vectors)
+    paths = list(dict.fromkeys([*sources.index, *over_vectors]))
+    if not paths:
+        raise UserError("nothing to search with: give --collection, or --index, or --model and --vectors.")
+    sorts = ["dense" if path in over_vectors else kind_of(path) for path in paths]
+    return [
+        Part(name, "find", "dense", _dense(sources, path))
+        if path in over_vectors
+        else Part(name, "find", "bm25" if sort == "bm25" else "index", {"index": path})
+        for name, sort, path in zip(_names(sorts, paths), sorts, paths, strict=True)
+    ]
 
 
 def from_file_or_flags(
@@ -214,7 +243,7 @@ def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
     raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
 
 
-def _dense(sources: Sources, path: Path) -> dict[str, Any]:
+def _dense(sources: Sources, path: Path | None) -> dict[str, Any]:
     names = ("model", "vectors", "contract", "query_length", "prompt", "dims", "memory_gib", "effort", "refine")
     settings = {name: value for name in names if (value := getattr(sources, name)) is not None}
     settings |= {"engine": sources.engine} if sources.engine != "local" else {}

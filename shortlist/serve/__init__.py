@@ -33,7 +33,10 @@ class Config:
     collection: str | None = None
     """Collection of the documents to search: folder, `irds:` or `hf:` name."""
     bm25: Path | None = None
-    """BM25 index over the documents, from `shortlist index`."""
+    """BM25 index over the documents, from `shortlist index`. Without any index, and without --vectors, the
+    collection's own are searched: its words and, with --retriever, its vectors."""
+    language: str | None = None
+    """Language of the words of the collection's own index (None: as it is, at first english)."""
     pipeline: Path | None = None
     """YAML file that describes all steps of a search, in place of --vectors, --index and --bm25 (docs/pipelines.md)."""
     reranker: str | None = None
@@ -106,12 +109,10 @@ def check_servable(config: Config) -> None:
     if config.pipeline and searches:
         raise UserError("--pipeline says what is searched; leave out --vectors, --index and --bm25.")
     searches = searches or config.pipeline
-    if not (config.retriever or config.reranker or searches):
-        raise UserError("nothing to serve: give --retriever, --reranker, or --collection with --vectors or --bm25.")
+    if not (config.retriever or config.reranker or config.collection or searches):
+        raise UserError("nothing to serve: give --collection, --retriever or --reranker.")
     if searches and not (config.collection or config.pipeline):
         raise UserError("--collection is missing: it holds the texts of the documents that are found.")
-    if config.collection and not searches:
-        raise UserError("--collection without --vectors or --bm25: there is nothing to search it with.")
     if (config.vectors or config.index) and not config.retriever:
         raise UserError("--vectors without --retriever: searching vectors takes the model that made them.")
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
@@ -171,11 +172,12 @@ def served_pipeline(config: Config) -> "Description | None":
         return read_description(config.pipeline, collection=config.collection)
     if not config.collection:
         return None
-    over_vectors = config.vectors or config.index
+    dense = config.vectors or config.index or not config.bm25
     sources = Sources(
         index=tuple(path for path in (config.bm25, config.index) if path),
-        model=config.retriever if over_vectors else None,
+        model=config.retriever if dense else None,
         vectors=config.vectors,
+        language=config.language,
     )
     second = {"reranker_contract": config.reranker_contract, "reranker_share": config.reranker_share}
     return from_flags(sources, collection=config.collection, reranker=config.reranker, **second)
@@ -198,8 +200,8 @@ def open_service(config: Config) -> "Service":
         limits=Limits(config.queue_requests, config.queue_tokens, config.timeout_seconds),
         token_budget=config.token_budget,
     )
-    service.check_documents()
     service.warm_up()
+    service.watch()
     return service
 
 

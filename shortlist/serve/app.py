@@ -41,8 +41,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     504: {"model": schema.ErrorResponse, "description": "The request took too long."},
 }
 
-CHANGED = "the collection's files have changed in place; index or encode them again, and start the server anew."
-STALE = "the files have changed since the server started, and its answers are the old ones; start it anew for new ones."
+CHANGED = "the collection's files have changed in place; the server searches them once its indexes are up to date too."
+RENEWING = "the files have changed; the new ones are being opened, and until then the answers are the old ones."
+STALE = "the files have changed into what cannot be searched, and the answers are the old ones; the log says why."
 UNABLE = "the server cannot answer this with the files and models that it has; its log says why."
 LONGEST_NAME = 60
 """Most characters of a field's name that an error repeats."""
@@ -70,7 +71,7 @@ def create_app(
     if service.reranker is not None:
         _add_reranking(app, service, service.reranker)
     if service.pipeline is not None:
-        _add_search(app, service, service.pipeline)
+        _add_search(app, service)
         _add_page(app)
     routes = [
         (method, route.path) for route in app.routes if isinstance(route, Route) for method in route.methods or ()
@@ -176,7 +177,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
         change = None if draining else service.change()
         status = schema.Status(status="draining" if draining else "ready")
         if change is not None:
-            told = CHANGED if change == "rewritten" else STALE
+            unsearchable = service.live is not None and service.live.is_refused
+            told = CHANGED if change == "rewritten" else STALE if unsearchable else RENEWING
             status = schema.Status(status="changed" if change == "rewritten" else "stale", message=told)
         answer = _json(status)
         answer.status_code = 503 if draining or change == "rewritten" else 200
@@ -365,10 +367,11 @@ def _between_0_and_1(score: Any) -> float:
     return 0.5 * (1 + math.tanh(0.5 * float(score)))
 
 
-def _add_search(app: FastAPI, service: Service, pipeline: Pipeline) -> None:
+def _add_search(app: FastAPI, service: Service) -> None:
     async def search(asked: schema.SearchRequest, request: Request) -> Response:
         """Find the best documents of the collection for each query."""
-        start = time.perf_counter()
+        start, pipeline = time.perf_counter(), service.pipeline
+        assert pipeline is not None
         _check(pipeline, asked)
         options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
         field = "query" if asked.query is not None else "queries"

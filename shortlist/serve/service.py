@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, final
 import numpy as np
 from jaxtyping import Float
 
-from shortlist.data.collections import Collection
 from shortlist.data.texts import Change
 from shortlist.errors import UserError
 from shortlist.math.combination import COMBINATIONS
 from shortlist.models.run import TokenIds, compact_ids
 from shortlist.pipeline import Answer, Pipeline
+from shortlist.pipeline.live import LivePipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
@@ -36,6 +36,8 @@ TOKENIZING = 4
 """Number of threads that tokenise. With several, a short text need not wait for a large request."""
 
 
+WATCH_SECONDS = 0.5
+"""How often to look whether the files have changed that are searched."""
 PACKED = False
 """Whether linear layers are packed for oneDNN. They are not, as oneDNN keeps memory for every shape of batch and a
 server meets new shapes all the time."""
@@ -131,7 +133,7 @@ class Service:
         self.batcher = Batcher({}, token_budget=token_budget, finished=self._count_batch)
         self._models: dict[str, list[Batched]] = {"retriever": [], "reranker": []}
         opener = Opener(packed=PACKED, model=self._behind_batcher, index=_guarded)
-        self.pipeline = Pipeline.open(description, opener) if description else None
+        self.live = LivePipeline(description, opener, command="serve") if description else None
         retrievers, rerankers = self._models["retriever"], self._models["reranker"]
         if retriever:
             self.retriever: Batched | None = opener.retriever(retriever)
@@ -143,7 +145,7 @@ class Service:
         else:
             self.reranker = rerankers[-1] if rerankers else None
         self.gate = Gate(limits, lambda: self.batcher.tokens_per_second)
-        self._watched = _manifests(description)
+        self._watching, self._closed = None, threading.Event()
         self._tokenizing = ThreadPoolExecutor(TOKENIZING, "tokenizing")
         # One thread per request: a thread here only waits for the batcher, which decides the order.
         self._searching = ThreadPoolExecutor(limits.queue_requests, "searching")
@@ -167,44 +169,45 @@ class Service:
         models = {step.name: getattr(step.stage, "retriever", step.stage) for step in steps}
         return {name: model for name, model in models.items() if model in self._models[role]}
 
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The pipeline as it is now; a request keeps the one that it began with."""
+        return None if self.live is None else self.live.pipeline
+
+    def watch(self, seconds: float = WATCH_SECONDS) -> None:
+        """Follow changes of the files that are searched, from a thread that looks this often."""
+        if self.live is not None:
+            self._watching = threading.Thread(target=self._follow, args=(self.live, seconds), name="files", daemon=True)
+            self._watching.start()
+
+    def _follow(self, live: LivePipeline, seconds: float) -> None:
+        while not self._closed.wait(seconds):
+            live.follow(self._warm_up_search)
+
     def close(self) -> None:
         """End the threads."""
+        self._closed.set()
+        if self._watching is not None:
+            self._watching.join()
         self.batcher.close()
         self._tokenizing.shutdown(cancel_futures=True)
         self._searching.shutdown(cancel_futures=True)
 
     def change(self) -> Change | None:
-        """Return what has happened since the start to the files that are searched."""
-        change = getattr(self.pipeline.collection, "change", None) if self.pipeline is not None else None
-        happened: Change | None = change() if change is not None else None
-        return happened or ("replaced" if {path: _state(path) for path in self._watched} != self._watched else None)
-
-    def check_documents(self) -> None:
-        """Check that the collection has the documents that can be found.
-
-        Raises:
-            UserError: it lacks some.
-        """
-        if self.pipeline is None or not hasattr(self.pipeline.collection, "change"):  # nothing that can change
-            return
-        collection: Collection = self.pipeline.collection
-        for step in self.pipeline.steps:
-            doc_ids = getattr(step.stage, "doc_ids", None)
-            if doc_ids is not None and (missing := collection.missing(doc_ids)):
-                raise UserError(
-                    f"{collection.name}: lacks {len(missing):,} of the documents that {step.name} finds, such as "
-                    f"{missing[0]!r}; it has changed since: index or encode it again."
-                )
+        """Return what has happened to the files since they were opened that are searched."""
+        return None if self.live is None else self.live.change()
 
     def warm_up(self) -> None:
         """Load and compile what the first request would wait for."""
-        ticket = Ticket(self.gate)
         if self.retriever is not None:
             self.batcher.submit(self.retriever.name, self.text_ids(["warm up"], "query")[0]).result()
         if self.reranker is not None:
             self.batcher.submit(self.reranker.name, self.pair_ids([("warm up", "warm up")])[0]).result()
         if self.pipeline is not None:
-            _for_request(ticket, partial(self.pipeline.answer, ["warm up"], 1, depth=1))()
+            self._warm_up_search(self.pipeline)
+
+    def _warm_up_search(self, pipeline: Pipeline) -> None:
+        _for_request(Ticket(self.gate), partial(pipeline.answer, ["warm up"], 1, depth=1))()
 
     def _count_batch(self, model: str, texts: int, tokens: int, seconds: float) -> None:
         self.metrics.observe("shortlist_batch_seconds", seconds, model=model)
@@ -301,8 +304,9 @@ class Service:
         Raises:
             FieldError: a query leaves no room for documents.
         """
-        assert self.pipeline is not None
-        steps = self.pipeline.chosen(**options)
+        pipeline = self.pipeline
+        assert pipeline is not None
+        steps = pipeline.chosen(**options)
         depths = {step.name: step.depth or 0 for step in steps}
         rerankers = self.readers("reranker", steps)
         most = sum(depths[name] * model.inputs.form.pair_length for name, model in rerankers.items())
@@ -311,7 +315,7 @@ class Service:
         for model in dict.fromkeys(rerankers.values()):
             await self._check_queries(model, queries, field)
         loop = asyncio.get_running_loop()
-        asked = [_for_request(ticket, partial(self.pipeline.answer, [query], k, **options)) for query in queries]
+        asked = [_for_request(ticket, partial(pipeline.answer, [query], k, **options)) for query in queries]
         parts = await asyncio.gather(*[loop.run_in_executor(self._searching, call) for call in asked])
         answers = [answer for part in parts for answer in part]
         for answer in answers:
@@ -339,21 +343,6 @@ class Service:
             return bool(_truncated(ids, queries, inputs.form.query_length, inputs.query_ids))
 
         return await self.in_thread(find)
-
-
-def _manifests(description: Description | None) -> dict[Path, tuple[int, ...]]:
-    """Return the present manifests of all indexes and vectors that a pipeline reads."""
-    settings = [value for part in description.steps for value in part.settings.values()] if description else []
-    paths = [value / "manifest.json" for value in settings if isinstance(value, Path)]
-    return {path: _state(path) for path in paths if path.is_file()}
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _short(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from shortlist.config import NotInJob, SpeedOnly, at_defaults
 from shortlist.data.collections import Collection, check_collection, open_collection
-from shortlist.data.jobs import JobSpec, is_done
+from shortlist.data.jobs import JobSpec, is_done, is_finished
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
@@ -114,6 +114,11 @@ def job_of(config: Config, model: ModelFolder, collection: Collection) -> JobSpe
         aside=[SKIPPED],
         reads=[model.whole.path],
     )
+
+
+def is_current(config: Config) -> bool:
+    """Whether the vectors that a Config describes are there, and made from what its collection holds now."""
+    return is_finished(config, job_of(config, open_folder(config.model), open_collection(config.collection)))
 
 
 def has_run(config: Config) -> bool:

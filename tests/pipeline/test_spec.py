@@ -59,7 +59,7 @@ def test_a_step_says_which_it_reads():
         ({"a": {"find": "bm25", "rank": "pointwise"}}, "steps.a: found find, rank; expected one of"),
         ({"a": {"find": "bm52"}}, "steps.a: unknown find 'bm52': perhaps 'bm25'"),
         ({"a": {"find": ["bm25"]}}, "steps.a: unknown find"),
-        ({"a": {"find": "bm25"}}, "steps.a: index is missing; `find: bm25` takes it"),
+        ({"a": {"find": "index"}}, "steps.a: index is missing; `find: index` takes it"),
         ({"a": {"find": "bm25", "index": 3}}, "steps.a: index is 3; expected a path"),
         ({"a": {"find": "bm25", "index": "w", "depht": 3}}, "unknown setting of `find: bm25` 'depht': perhaps 'depth'"),
         ({"a": {"find": "bm25", "index": "w", "depth": "3"}}, "depth is '3'; expected a whole number"),

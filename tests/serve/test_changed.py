@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +13,13 @@ from fastapi.testclient import TestClient
 from serving import Built
 from tiny import DOCUMENTS
 
+from shortlist import index
 from shortlist.data.formats import write_corpus
 from shortlist.errors import UserError
-from shortlist.serve import Config, open_service
+from shortlist.records import Document
+from shortlist.serve import Config, open_service, served_pipeline
 from shortlist.serve.app import create_app
+from shortlist.serve.service import Service
 
 
 class Served(NamedTuple):
@@ -23,6 +28,7 @@ class Served(NamedTuple):
     client: TestClient
     collection: Path
     words: Path
+    service: Any
 
     def find(self, query: str) -> list[str]:
         """Return the texts that are found."""
@@ -40,9 +46,9 @@ def copied(built: Built, tmp_path: Path) -> Config:
 
 @pytest.fixture
 def served(copied: Config, tmp_path: Path) -> Iterator[Served]:
-    service = open_service(copied)
+    service = Service(served_pipeline(copied))  # whose files the tests follow themselves
     client = TestClient(create_app(service), raise_server_exceptions=False)
-    yield Served(client, tmp_path / "collection", tmp_path / "words")
+    yield Served(client, tmp_path / "collection", tmp_path / "words", service)
     service.close()
 
 
@@ -51,21 +57,38 @@ def state(served: Served) -> tuple[int, str]:
     return answer.status_code, answer.json()["status"]
 
 
-def test_old_answers_go_on_from_the_file_that_was_opened(served: Served):
+def test_old_answers_go_on_until_the_corpus_and_its_index_are_new_together(
+    served: Served, capsys: pytest.CaptureFixture[str]
+):
     before = served.find("apple")
     assert state(served) == (200, "ready")
     write_corpus(served.collection / "corpus.jsonl", [DOCUMENTS[0]._replace(text="something else")])
     assert served.find("apple") == before
     assert state(served) == (200, "stale")
-    assert "start it anew" in served.client.get("/ready").json()["message"]
+    served.service.live.follow(settled=False)  # the index is still the old one, so nothing is taken
+    assert (served.find("apple"), state(served)) == (before, (200, "stale"))
+    assert "the log says why" in served.client.get("/ready").json()["message"]
+    assert "words: was not made from what" in capsys.readouterr().err
+    index.run(index.Config(collection=str(served.collection), out=served.words))
+    served.service.live.follow(settled=False)
+    assert (served.find("apple"), served.find("something"), state(served)) == ([], ["something else"], (200, "ready"))
 
 
-def test_an_index_that_is_made_anew_is_told(served: Served):
+def test_an_index_that_is_made_anew_is_taken_and_a_deleted_one_is_missed_by_nobody(
+    served: Served, capsys: pytest.CaptureFixture[str]
+):
     before = served.find("apple")
     manifest = served.words / "manifest.json"
     os.utime(manifest, ns=(0, manifest.stat().st_mtime_ns + 1))
     assert state(served) == (200, "stale")
+    assert "are being opened" in served.client.get("/ready").json()["message"]
+    assert not served.service.live.follow()  # seen for the first time, it may still be written
+    assert served.service.live.follow()
+    assert (served.find("apple"), state(served)) == (before, (200, "ready"))
     shutil.rmtree(served.words)
+    for _ in range(3):
+        assert not served.service.live.follow()
+    assert capsys.readouterr().err.count("the old ones are searched further") == 1
     assert (served.find("apple"), state(served)) == (before, (200, "stale"))
 
 
@@ -84,3 +107,44 @@ def test_an_index_of_documents_that_the_collection_lacks_is_not_served(copied: C
     write_corpus(Path(str(copied.collection)) / "corpus.jsonl", DOCUMENTS[2:])
     with pytest.raises(UserError, match="lacks 2 of the documents that bm25 finds, such as 'd0'"):
         open_service(copied)
+
+
+def texts(state: int) -> list[Document]:
+    """A corpus in which every text tells which state it is of."""
+    return [Document(f"d{i}", f"apple {'apple ' * (i % 3)}of state{state}") for i in range(state % 7, 12)]
+
+
+@pytest.mark.slow
+def test_no_request_fails_or_sees_two_states_while_the_files_change(tmp_path: Path):
+    write_corpus(tmp_path / "corpus.jsonl", texts(0))
+    service = Service(served_pipeline(Config(collection=str(tmp_path))))
+    service.watch(0.02)
+    seen: list[set[str]] = []
+    wrong: list[str] = []
+    done = threading.Event()
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+
+        def ask() -> None:
+            while not done.is_set():
+                answer = client.post("/search", json={"queries": ["apple", "of"], "k": 20})
+                if answer.status_code != 200:
+                    wrong.append(answer.text)
+                    return
+                for found in answer.json()["answers"]:
+                    seen.append({result["text"].rpartition("state")[2] for result in found["results"]})
+
+        clients = [threading.Thread(target=ask) for _ in range(3)]
+        for one in clients:
+            one.start()
+        for number in range(1, 4):
+            write_corpus(tmp_path / "corpus.jsonl", texts(number))
+            deadline = time.monotonic() + 30
+            while {str(number)} not in seen[-12:] and time.monotonic() < deadline and not wrong:
+                time.sleep(0.01)
+        done.set()
+        for one in clients:
+            one.join()
+        assert wrong == []
+        assert {frozenset(states) for states in seen if states} == {frozenset([str(state)]) for state in range(4)}
+        assert client.get("/ready").json() == {"status": "ready"}
+    service.close()

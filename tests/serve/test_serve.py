@@ -17,7 +17,7 @@ WORDS: dict[str, Any] = {"collection": "any", "bm25": Path("any")}
     [
         ({}, "nothing to serve"),
         ({"bm25": Path("any")}, "--collection is missing"),
-        ({"collection": "any", "reranker": "any"}, "--collection without --vectors or --bm25"),
+        (WORDS | {"language": "german"}, "--language is of the collection's own index"),
         ({"collection": "any", "vectors": Path("any")}, "--vectors without --retriever"),
         (WORDS | {"host": "0.0.0.0"}, "--host 0.0.0.0: others could reach the server"),
         (WORDS | {"queue_requests": 0}, "--queue-requests is 0; expected more than 0"),
