@@ -1,4 +1,4 @@
-"""Stage `mcp`: offer search and reranking as tools to language models, by the Model Context Protocol."""
+"""Stage `mcp`: offer search and reranking as tools, by the Model Context Protocol."""
 
 import sys
 from dataclasses import dataclass
@@ -12,8 +12,6 @@ from shortlist.pipeline.spec import Sources, from_file_or_flags
 if TYPE_CHECKING:
     from shortlist.pipeline.loading import Opener
     from shortlist.rerankers import Ranker
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,8 @@ class Config(Sources):
 
 def run(config: Config) -> None:
     """Serve the tools until stdin ends or, over HTTP, until Ctrl-C."""
+    from shortlist.serve.protection import LOOPBACK
+
     if config.host not in LOOPBACK:
         raise UserError(f"--host {config.host}: others could reach the tools there; serve on {', '.join(LOOPBACK)}.")
     searches = config.collection or config.pipeline or config.index or config.vectors or config.model

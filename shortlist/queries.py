@@ -28,16 +28,16 @@ from shortlist.pipeline import Pipeline
 from shortlist.pipeline.spec import Sources, from_file_or_flags
 from shortlist.progress import progress, say
 from shortlist.records import Document, Qrels, Query, Run
-from shortlist.rerankers.language import LanguageModelSettings, how_to_open, identity_of
+from shortlist.rerankers.language import LanguageModelSettings, how_to_open, model_identity
 from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions
 from shortlist.text.answers import queries_in
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
 from shortlist.text.segments import whole_id
 
-LOG = "answers.sqlite"
+ANSWERS = "answers.sqlite"
 """The file with the language model's answers, in the output."""
-SEARCHED_AT_ONCE = 256
+FOUND_AT_ONCE = 256
 QUESTION = Query("", "")
 """The query that a prompt for queries is rendered with; it shows none."""
 
@@ -84,17 +84,17 @@ class Config(Sources):
     """Replace an output of another job instead of refusing."""
 
 
-class Written(NamedTuple):
+class WrittenQuery(NamedTuple):
     """A query that was written for a document."""
 
     query: Query
     doc_id: str
 
 
-class Kept(NamedTuple):
+class KeptQueries(NamedTuple):
     """Queries that are kept, and the number of those that are not, by reason."""
 
-    queries: list[Written]
+    queries: list[WrittenQuery]
     left_out: dict[str, int]
 
 
@@ -124,7 +124,7 @@ def ask_for_queries(
     max_calls: int | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Iterator[tuple[Document, str]]:
-    """Yield each document with the model's answer, which the log keeps; nothing that it knows is asked again.
+    """Yield each document with the model's answer, which the log knows or keeps.
 
     Args:
         shared: what all answers depend on, such as the model's identity.
@@ -151,8 +151,8 @@ def ask_for_queries(
 
 def keep_queries(
     answers: Iterable[tuple[Document, str]], search: Search | None, *, per_document: int, top: int
-) -> Kept:
-    """Keep queries that are not nearly alike and that find the document they were written for.
+) -> KeptQueries:
+    """Keep queries that find the document they were written for, and no near copies.
 
     Two queries are nearly alike if they have the same stems, whatever their order, without stop words.
 
@@ -160,7 +160,7 @@ def keep_queries(
         search: finds documents (None: queries need not find theirs).
         top: the number of documents among which theirs must be.
     """
-    written, seen = list[Written](), set[frozenset[str]]()
+    written, seen = list[WrittenQuery](), set[frozenset[str]]()
     left_out = dict.fromkeys(("unread", "alike", "not_found"), 0)
     for document, answer in answers:
         texts = queries_in(answer)[:per_document]
@@ -171,21 +171,21 @@ def keep_queries(
                 left_out["alike"] += 1
                 continue
             seen.add(stems)
-            written.append(Written(Query(f"made-{len(written)}", text), document.doc_id))
+            written.append(WrittenQuery(Query(f"made-{len(written)}", text), document.doc_id))
     if search is None:
-        return Kept(written, left_out)
-    kept: list[Written] = []
+        return KeptQueries(written, left_out)
+    kept: list[WrittenQuery] = []
     with progress("searching", len(written), "queries") as advance:
-        for some in windows(written, SEARCHED_AT_ONCE):
+        for some in windows(written, FOUND_AT_ONCE):
             run = search([one.query for one in some], top)
             kept += [one for one in some if one.doc_id in {hit.doc_id for hit in run.get(one.query.query_id, [])[:top]}]
             advance(len(some))
     left_out["not_found"] = len(written) - len(kept)
-    return Kept(kept, left_out)
+    return KeptQueries(kept, left_out)
 
 
-def divide(written: Sequence[Written], shares: Mapping[str, float]) -> dict[str, Qrels]:
-    """Divide queries among splits by the documents that they were written for; chunks of one stay together."""
+def divide_by_document(written: Sequence[WrittenQuery], shares: Mapping[str, float]) -> dict[str, Qrels]:
+    """Divide queries among splits by their documents, whose chunks stay together."""
     judged: dict[str, Qrels] = {split: {} for split in shares}
     for query, doc_id in written:
         judged[split_by_text(whole_id(doc_id) or doc_id, shares)][query.query_id] = {doc_id: 1}
@@ -205,7 +205,7 @@ def run(config: Config) -> None:
     job = start_job(config, _spec(config, how, collection))
     if job.done:
         return
-    log = AnswerLog(job.out / LOG)
+    log = AnswerLog(job.out / ANSWERS)
     chosen = choose_documents(collection.corpus(), config.documents, min_words=config.min_words, seed=config.seed)
     if not chosen:
         raise UserError(f"{config.collection}: no document has {config.min_words} words (--min-words).")
@@ -217,7 +217,7 @@ def run(config: Config) -> None:
         return
     seconds = time.perf_counter() - start
     kept = keep_queries(answers, _search(config), per_document=config.per_document, top=config.top)
-    judged = divide(kept.queries, shares)
+    judged = divide_by_document(kept.queries, shares)
     counts = {"documents": len(chosen), **kept.left_out, "kept": len(kept.queries)}
     _say_what_is_kept(config, counts, kept.queries)
     if empty := next((split for split in shares if not judged[split]), None):
@@ -233,7 +233,7 @@ def run(config: Config) -> None:
             write_qrels(folder / "qrels" / f"{split}.tsv", qrels)
     prompt_tokens, answer_tokens = log.num_tokens()
     log.close()
-    made_by = identity_of(how)["model"]
+    made_by = model_identity(how)["model"]
     job.finish(
         counts,
         machine_made=made_by,
@@ -257,7 +257,7 @@ def _spec(config: Config, how: Mapping[str, Any], collection: Collection) -> Job
     """Say what the queries depend on: the documents, the writer and the search."""
     inputs: dict[str, str | list[str]] = {
         "collection": collection.identity("corpus"),
-        "writer": identity_of(how)["model"],
+        "writer": model_identity(how)["model"],
         "writer_prompt": named_prompt(config.writer_prompt).digest(),
         "index": [identity(path) for path in config.index],
     }
@@ -298,7 +298,7 @@ def _write_documents(collection: Collection, path: Path) -> None:
         shutil.copyfile(file, path)
 
 
-def _say_what_is_kept(config: Config, counts: Mapping[str, int], kept: Sequence[Written]) -> None:
+def _say_what_is_kept(config: Config, counts: Mapping[str, int], kept: Sequence[WrittenQuery]) -> None:
     found = f", {counts['not_found']:,} did not find their document in the first {config.top}" if config.top else ""
     say(
         f"queries: kept {counts['kept']:,} for {counts['documents']:,} documents; {counts['alike']:,} were nearly alike"

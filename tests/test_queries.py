@@ -13,7 +13,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.evaluation import evaluate
-from shortlist.queries import ask_for_queries, choose_documents, divide, keep_queries
+from shortlist.queries import ask_for_queries, choose_documents, divide_by_document, keep_queries
 from shortlist.records import Document, Hit, Query
 from shortlist.rerankers.models import RawAnswer
 from shortlist.text.answers import queries_in
@@ -105,8 +105,8 @@ def test_a_query_has_to_find_its_document_and_be_unlike_others():
 
 
 def test_chunks_of_a_document_are_in_one_split():
-    written = [queries.Written(Query(f"q{i}-{n}", "a"), f"d{i}#{n}") for i in range(40) for n in range(3)]
-    judged = divide(written, {"train": 0.5, "test": 0.5})
+    written = [queries.WrittenQuery(Query(f"q{i}-{n}", "a"), f"d{i}#{n}") for i in range(40) for n in range(3)]
+    judged = divide_by_document(written, {"train": 0.5, "test": 0.5})
     split_of = {query_id: split for split, qrels in judged.items() for query_id in qrels}
     assert all(len({split_of[f"q{i}-{n}"] for n in range(3)}) == 1 for i in range(40))
     assert set(split_of.values()) == {"train", "test"}
@@ -164,4 +164,4 @@ def test_a_language_model_on_disk_is_asked(tmp_path: Path, tiny):
     with suppress(UserError):  # an untrained model may write nothing that is a query
         queries.run(queries.Config(out=tmp_path / "made", min_words=3, **given))
     assert json.loads((tmp_path / "made" / "manifest.json").read_text())["stage"] == "queries"
-    assert len(AnswerLog(tmp_path / "made" / queries.LOG)) == 3
+    assert len(AnswerLog(tmp_path / "made" / queries.ANSWERS)) == 3

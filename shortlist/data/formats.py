@@ -205,7 +205,7 @@ def query_parser(path: Path) -> Callable[[str], Query]:
 
 
 def write_corpus(path: Path, documents: str | Document | Iterable[str | Document]) -> None:
-    """Write documents as BEIR JSONL: `_id`, `title`, `text`, and `url` and `metadata` where there are any.
+    """Write documents as BEIR JSONL: `_id`, `title`, `text`, and any `url` and `metadata`.
 
     Texts get their positions as ids.
     """

@@ -102,7 +102,7 @@ class Job:
         return moved_in(self.out, self.manifest)
 
     def keep_names(self) -> None:
-        """Count the files that were listed before as written by this job too: it has changed them in place."""
+        """Count the files listed before as written by this job, which has changed them."""
         before = read_manifest(self.out) or {}
         names = [*self.manifest["writes"], *before.get("writes", []), *before.get("files", {})]
         self.manifest["writes"] = [*dict.fromkeys(names)]

@@ -1,4 +1,4 @@
-"""Corpora whose documents are told apart by keys, so that an update reads only those that are new."""
+"""Corpora whose documents have keys, so that an update reads only new ones."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,9 +11,8 @@ from shortlist.data.files import open_bytes
 from shortlist.data.formats import document_parser
 from shortlist.data.lines import BOM, MalformedError, parse_lines
 from shortlist.data.seen import checked
+from shortlist.data.vectors import KEY_BYTES
 from shortlist.records import Document
-
-KEY_BYTES = 16
 
 Unread = tuple[bytes, Callable[[], Document]]
 """The key of a document, and the function that reads it."""
@@ -21,7 +20,7 @@ Unread = tuple[bytes, Callable[[], Document]]
 
 @final
 class KeyedCorpus:
-    """A corpus with a key of KEY_BYTES for each document, which is another for any other document.
+    """A corpus with a key of KEY_BYTES for each document.
 
     For a folder it is a hash of the document's line.
     """

@@ -103,7 +103,7 @@ def run(config: Config) -> None:
 
 
 def is_current(config: Config) -> bool:
-    """Whether the index that a Config describes is there, and made from what its source holds now."""
+    """Whether the described index is there and made from what its source holds now."""
     config = replace(config, language=language_name(config.language))
     kind = find_kind(config.kind)
     source = _source(config, kind, kind.title or config.kind)

@@ -33,12 +33,12 @@ from shortlist.index.languages import language_name
 from shortlist.index.postings import Postings, PostingsSorter
 from shortlist.index.protocols import Opening, WeightedTerms
 from shortlist.index.updates import (
-    Counts,
     Layers,
+    TermCounts,
     empty_update,
     extended,
     match,
-    read_keys,
+    read_own_keys,
     read_update,
     repeats,
     to_be_merged,
@@ -237,7 +237,7 @@ def renew_bm25(corpus: KeyedCorpus, folder: Path, *, language: str, k1: float, b
         return None
     try:
         base, lengths = _open_counts(folder), np.load(folder / LENGTHS)
-        base_keys, base_ids = read_keys(folder / KEYS), open_lines(folder / DOC_IDS, settings["id_bytes"])
+        base_keys, base_ids = read_own_keys(folder / KEYS), open_lines(folder / DOC_IDS, settings["id_bytes"])
         update = read_update(folder / settings["update"]) if "update" in settings else empty_update(len(lengths))
         vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
     except (OSError, ValueError, KeyError):
@@ -291,10 +291,10 @@ def _open_files(folder: Path) -> tuple[dict[str, Any], InvertedIndex, dict[str, 
     return settings, InvertedIndex(weighed, doc_ids, num_terms=len(vocabulary)), vocabulary
 
 
-def _open_counts(folder: Path) -> Counts:
+def _open_counts(folder: Path) -> TermCounts:
     """Open the counts of an index as it was built."""
     documents, counts = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in (DOCUMENTS, COUNTS))
-    return Counts(documents, counts, np.load(folder / STARTS))
+    return TermCounts(documents, counts, np.load(folder / STARTS))
 
 
 def _merge(
@@ -308,7 +308,7 @@ def _merge(
     k1: float,
     b: float,
 ) -> None:
-    """Make one index of an index and its update, as if built from the corpus, and replace it."""
+    """Replace an index by itself and its update, as if built anew."""
     frequencies, most = np.zeros(layers.num_terms, np.int64), 0
     for part in layers.blocks():
         frequencies += np.bincount(part.words, minlength=layers.num_terms)

@@ -161,7 +161,7 @@ def say_if_older(folder: Path, collection: str) -> None:
 
 
 def is_older(folder: Path, collection: str) -> bool:
-    """Whether an index or vectors were made from another corpus than this one, as far as that is known."""
+    """Whether an index or vectors are known to be made from another corpus."""
     manifest = read_manifest(_source_of(folder)) or {}
     made_from, config = manifest.get("made_from", {}), manifest.get("config", {})
     names = (str(config.get("collection")), collection)
@@ -171,7 +171,7 @@ def is_older(folder: Path, collection: str) -> bool:
 
 
 def _source_of(folder: Path) -> Path:
-    """Return the vectors that an index is over, if they are there; otherwise the folder itself."""
+    """Return the vectors of an index, or the folder itself without them."""
     manifest = read_manifest(folder) or {}
     vectors = manifest.get("config", {}).get("vectors") if "vectors" in manifest.get("made_from", {}) else None
     return Path(vectors) if vectors and Path(vectors).is_dir() else folder

@@ -1,4 +1,4 @@
-"""Updates of a BM25 index, so that a change of the corpus costs what has changed.
+"""Updates of a BM25 index, at the price of what has changed.
 
 The index itself stays as it was built. Beside it lies one file with the words of all documents that have come since,
 and the row of every document of the corpus: a row of the index or, behind those, of the update. As every update changes
@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from shortlist.data.files import atomic_write
-from shortlist.data.keyed import KEY_BYTES, Unread
+from shortlist.data.keyed import Unread
+from shortlist.data.vectors import KEY_BYTES
 from shortlist.index.analysis import Analyser
 from shortlist.index.inverted import TermPostings, id_line
 from shortlist.index.postings import Postings, block_stops
@@ -26,8 +27,8 @@ MERGED = 0.1
 """Share of an index that may be dead or beside it before both are merged."""
 
 
-class Counts(NamedTuple):
-    """How often each term occurs in each document: postings in order of term, then of row."""
+class TermCounts(NamedTuple):
+    """Counts of terms in documents: postings in order of term, then of row."""
 
     rows: Integer[np.ndarray, " postings"]
     counts: Integer[np.ndarray, " postings"]
@@ -46,7 +47,7 @@ class Counts(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What there is besides the documents that an index was built from."""
+    """Documents that came or went after an index was built."""
 
     order: Integer[np.ndarray, " docs"]
     """The row of each document in corpus order."""
@@ -66,10 +67,10 @@ class Update(NamedTuple):
         """Return the words that the index lacks."""
         return self.words.tobytes().decode().split("\n")[:-1]
 
-    def postings(self, num_terms: int) -> Counts:
+    def postings(self, num_terms: int) -> TermCounts:
         """Return the postings of all terms."""
         ends = np.cumsum(np.bincount(self.terms, minlength=num_terms))
-        return Counts(self.rows, self.counts, np.concatenate([[0], ends]))
+        return TermCounts(self.rows, self.counts, np.concatenate([[0], ends]))
 
 
 def empty_update(num_docs: int) -> Update:
@@ -97,7 +98,7 @@ def write_update(path: Path, update: Update) -> None:
 
 @final
 class Layers:
-    """The counts of an index and of its update, as one index over the corpus as it is now.
+    """The counts of an index with its update, over the corpus as it is now.
 
     Args:
         base: the counts of the index.
@@ -105,7 +106,9 @@ class Layers:
         lengths: the words of each document of the index.
     """
 
-    def __init__(self, base: Counts, update: Update, lengths: Integer[np.ndarray, " rows"], *, num_terms: int) -> None:
+    def __init__(
+        self, base: TermCounts, update: Update, lengths: Integer[np.ndarray, " rows"], *, num_terms: int
+    ) -> None:
         self.num_terms, self.num_docs = num_terms, len(update.order)
         self.lengths: Integer[np.ndarray, " docs"] = np.concatenate([lengths, update.lengths])[update.order]
         positions = np.full(len(lengths) + len(update.lengths), -1, np.int32)
@@ -138,7 +141,7 @@ class Layers:
 
 @final
 class WeighedLayers:
-    """Reads the postings of a term, weighed when the term is first asked for and kept from then on."""
+    """Reads postings of terms, and keeps them weighed."""
 
     def __init__(self, layers: Layers, penalties: np.ndarray) -> None:
         self._layers, self._penalties = layers, penalties
@@ -154,9 +157,9 @@ class WeighedLayers:
 
 
 def _live(
-    counts: Counts, positions: Integer[np.ndarray, " rows"], first: int, last: int
+    counts: TermCounts, positions: Integer[np.ndarray, " rows"], first: int, last: int
 ) -> tuple[Integer[np.ndarray, " part"], Integer[np.ndarray, " part"]]:
-    """Return the postings of documents that are still there: term and position in one number, and the count."""
+    """Return postings of remaining documents: term and position in one number, and the count."""
     rows, found = counts.of_terms(first, last)
     there = positions[rows].astype(np.int64)
     if last > first + 1:
@@ -168,7 +171,7 @@ def _live(
     return there[live], found[live]
 
 
-class Found(NamedTuple):
+class FoundRows(NamedTuple):
     """The documents of a changed corpus."""
 
     order: Integer[np.ndarray, " docs"]
@@ -189,8 +192,8 @@ def match(
     order: Integer[np.ndarray, " docs"],
     read_words: Analyser,
     vocabulary: dict[str, int],
-) -> Found:
-    """Find the rows of the documents that are known by their keys, and read the others.
+) -> FoundRows:
+    """Find the rows of documents with known keys, and read the others.
 
     Args:
         keys: the keys of all rows.
@@ -216,10 +219,10 @@ def match(
             place = found
         rows.append(row_of[place])
         place += 1
-    return Found(np.array(rows, np.int32), bytes(new_keys), bytes(ids), lengths, tokens)
+    return FoundRows(np.array(rows, np.int32), bytes(new_keys), bytes(ids), lengths, tokens)
 
 
-def repeats(found: Found, num_base: int, base_ids: np.ndarray, update: Update) -> bool:
+def repeats(found: FoundRows, num_base: int, base_ids: np.ndarray, update: Update) -> bool:
     """Whether a document, or the id of a new one, is there twice."""
     num_rows = num_base + len(update.lengths) + len(found.lengths)
     live = np.bincount(found.order, minlength=num_rows)
@@ -231,7 +234,7 @@ def repeats(found: Found, num_base: int, base_ids: np.ndarray, update: Update) -
     return any(doc_id in new and live[row] for row, doc_id in enumerate(known)) if new else False
 
 
-def extended(update: Update, found: Found, num_base: int, new_words: Sequence[str]) -> Update:
+def extended(update: Update, found: FoundRows, num_base: int, new_words: Sequence[str]) -> Update:
     """Make the update that holds the documents of a changed corpus, from the update before.
 
     Args:
@@ -280,7 +283,7 @@ def _as_keys(keys: bytes) -> UInt8[np.ndarray, "rows 16"]:
     return np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
 
 
-def read_keys(path: Path) -> UInt8[np.ndarray, "rows 16"]:
+def read_own_keys(path: Path) -> UInt8[np.ndarray, "rows 16"]:
     """Read the keys of an index's documents.
 
     Raises:

@@ -46,7 +46,7 @@ def best_first(reranker: Ranker, query: str, passages: Sequence[Passage], top_n:
 
 
 def metadata_of(result: Result) -> dict[str, Any]:
-    """Return plain values about a document that a pipeline found: its own metadata, and what the pipeline knows."""
+    """Return a found document's metadata with what the pipeline knows of it."""
     document, places = result.document, {stage: place._asdict() for stage, place in result.places.items()}
     known = {"doc_id": document.doc_id, "title": document.title, "url": document.url, "places": places}
     return {**document.metadata, **known}

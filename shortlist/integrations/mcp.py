@@ -107,10 +107,12 @@ def make_server(pipeline: Callable[[], Pipeline] | None, reranker: Ranker | None
     tools: dict[str, OfferedTool] = {}
     if pipeline is not None:
         words = "Search the user's documents. Returns passages, best first, with their title path, place and metadata."
-        tools["search"] = OfferedTool(words, SearchArguments, FoundDocuments, lambda asked: search(pipeline(), asked))
+        tools["search"] = OfferedTool(
+            words, SearchArguments, FoundDocuments, lambda asked: answer_search(pipeline(), asked)
+        )
     if reranker is not None:
         words = "Order texts by how well they answer a query, best first."
-        tools["rerank"] = OfferedTool(words, RerankArguments, RankedTexts, lambda asked: rerank(reranker, asked))
+        tools["rerank"] = OfferedTool(words, RerankArguments, RankedTexts, lambda asked: answer_rerank(reranker, asked))
     alone = threading.Lock()  # models and indexes may not be used by several threads at a time
 
     def call(name: str, arguments: Mapping[str, Any]) -> types.CallToolResult:
@@ -138,14 +140,14 @@ def make_server(pipeline: Callable[[], Pipeline] | None, reranker: Ranker | None
     return Server("shortlist", version=__version__, on_list_tools=list_tools, on_call_tool=call_tool)
 
 
-def search(pipeline: Pipeline, asked: SearchArguments) -> FoundDocuments:
+def answer_search(pipeline: Pipeline, asked: SearchArguments) -> FoundDocuments:
     """Carry out a call of the tool `search`."""
     found = enumerate(pipeline.search(asked.query, asked.k), start=1)
     return FoundDocuments(results=[_found(rank, result) for rank, result in found])
 
 
-def rerank(reranker: Ranker, asked: RerankArguments) -> RankedTexts:
-    """Carry out a call of the tool `rerank`; texts that the reranker does not look at come last."""
+def answer_rerank(reranker: Ranker, asked: RerankArguments) -> RankedTexts:
+    """Carry out a call of the tool `rerank`; unread texts come last."""
     documents = [Document(str(place), text) for place, text in enumerate(asked.documents)]
     scores = np.asarray(reranker.score(Query("query", asked.query), documents), dtype=np.float64)
     scores = np.where(np.isnan(scores), np.nanmin(scores, initial=0.0) - 1, scores)

@@ -1,4 +1,4 @@
-"""The models in the package, a pair and a language model, found by name without the hub."""
+"""The models in the package, found by name without the hub."""
 
 from functools import cache
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""A pipeline that follows its files: their new state is opened beside the old one and replaces it in one step."""
+"""A pipeline that follows its files, whose new state replaces the old one at once."""
 
 import threading
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description
 from shortlist.progress import say
 
-Files = dict[Path, tuple[int, ...]]
+FileStates = dict[Path, tuple[int, ...]]
 """What changes with each file that a pipeline is made from: its inode, size and time."""
 
 
-class State(NamedTuple):
+class OpenedState(NamedTuple):
     """A pipeline, and the files that it was opened from."""
 
     pipeline: Pipeline
-    files: Files
+    files: FileStates
 
 
 @final
@@ -44,8 +44,8 @@ class LivePipeline:
     def __init__(self, description: Description, opener: Opener | None = None, *, command: str) -> None:
         self._description, self._opener, self._command = description, opener or Opener(), command
         self._lock = threading.Lock()
-        self._seen: Files | None = None
-        self._refused: Files | None = None
+        self._seen: FileStates | None = None
+        self._refused: FileStates | None = None
         self._state = self._open(self._opener, strict=False)
 
     @property
@@ -94,7 +94,7 @@ class LivePipeline:
         say(f"{self._command}: the files have changed; the new ones are searched from now on.")
         return True
 
-    def _open(self, opener: Opener, *, strict: bool) -> State:
+    def _open(self, opener: Opener, *, strict: bool) -> OpenedState:
         """Open the state that the files are in.
 
         Args:
@@ -115,7 +115,7 @@ class LivePipeline:
         change = getattr(collection, "change", None)
         if strict and change is not None and change() is not None:
             raise UserError(f"{name}: changed while it was opened.")
-        return State(pipeline, files)
+        return OpenedState(pipeline, files)
 
 
 def check_documents(pipeline: Pipeline) -> None:
@@ -142,14 +142,14 @@ def _folders_of(description: Description) -> list[Path]:
     return [value for value in values if isinstance(value, Path)]
 
 
-def _files_of(description: Description) -> Files:
+def _files_of(description: Description) -> FileStates:
     """Return the manifests of all that a pipeline reads, without their states."""
     settings = [value for part in description.steps for value in part.settings.values()]
     paths = [value / "manifest.json" for value in settings if isinstance(value, Path)]
     return {path: () for path in paths if path.is_file()}
 
 
-def _now(files: Files) -> Files:
+def _now(files: FileStates) -> FileStates:
     return {path: _file_state(path) for path in files}
 
 

@@ -1,4 +1,4 @@
-"""A collection's own indexes: built on first use, kept beside it, brought up to date before every search.
+"""A collection's own indexes: kept beside it, brought up to date before a search.
 
 They are ordinary outputs of `shortlist index` and `shortlist encode`.
 """
@@ -24,7 +24,7 @@ LOOK_SECONDS = 0.2
 
 
 def with_own_indexes(description: Description) -> Description:
-    """Name the collection's own indexes in the steps that name none, after bringing them up to date.
+    """Bring a collection's own indexes up to date, for steps that name none.
 
     Raises:
         UserError: an index cannot be built, such as from a corpus with a line that cannot be read.
@@ -72,7 +72,7 @@ def _own_words(collection: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _own_vectors(collection: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a collection's vectors of a model up to date, and name them."""
     from shortlist import encode
-    from shortlist.settings.encode import Config, is_current
+    from shortlist.settings.encode import Config, are_current
 
     model, contract = settings["model"], settings.get("contract")
 
@@ -82,7 +82,7 @@ def _own_vectors(collection: str, settings: Mapping[str, Any]) -> dict[str, Any]
 
     known = str(Path(model).resolve()) if Path(model).exists() else model
     folder = f"vectors-{Path(model).name}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
-    return {**settings, "vectors": _brought_up_to_date(collection, folder, described, is_current, encode.run)}
+    return {**settings, "vectors": _brought_up_to_date(collection, folder, described, are_current, encode.run)}
 
 
 OWN_INDEXES: dict[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]] = {"bm25": _own_words, "dense": _own_vectors}
@@ -96,7 +96,7 @@ def _brought_up_to_date(
     is_current: Callable[[Any], bool],
     run: Callable[[Any], None],
 ) -> Path:
-    """Bring an index up to date where it is or can be; wait if another command does so."""
+    """Bring an index up to date, or wait for the command that does."""
     outs = [place / folder for place in places_of(collection)]
     while True:
         for out in outs:

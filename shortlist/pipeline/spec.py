@@ -183,7 +183,7 @@ def from_flags(
 
 
 def _own_first_stages(sources: Sources) -> list[Part]:
-    """Describe the search of a collection's own indexes: its words and, with a model, its vectors."""
+    """Describe the search of a collection's own words and, with a model, vectors."""
     settings = {} if sources.language is None else {"language": sources.language}
     words = OWN_WORDS._replace(settings=settings)
     return [words, Part("dense", "find", "dense", _dense(sources, None))] if sources.model else [words]

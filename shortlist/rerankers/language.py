@@ -87,7 +87,7 @@ def by_language_model(
     return Prepared(
         open=partial(late("rerankers.opening", "open_asking"), prompt=prompt, reads=reads, plan=plan_of, **open_with),
         model=open_with.get("folder"),
-        identities=partial(identity_of, open_with),
+        identities=partial(model_identity, open_with),
         settings={**shared, **found, "precision": model.get("precision", "fp32")},
         whole_lists=True,
         asks=True,
@@ -152,7 +152,7 @@ def _server(model: LanguageModelSettings) -> dict[str, Any]:
     return {"url": model.get("model"), "model_name": model.get("model_name"), "max_length": model.get("max_length")}
 
 
-def identity_of(opened: Mapping[str, Any]) -> dict[str, str]:
+def model_identity(opened: Mapping[str, Any]) -> dict[str, str]:
     """Return what identifies a model that `how_to_open` has resolved."""
     folder = opened.get("folder")
     return {"model": folder.identity if folder else f"{opened['url']} {opened['model_name']}"}

@@ -116,8 +116,8 @@ def job_of(config: Config, model: ModelFolder, collection: Collection) -> JobSpe
     )
 
 
-def is_current(config: Config) -> bool:
-    """Whether the vectors that a Config describes are there, and made from what its collection holds now."""
+def are_current(config: Config) -> bool:
+    """Whether the described vectors are there and made from what the collection holds now."""
     return is_finished(config, job_of(config, open_folder(config.model), open_collection(config.collection)))
 
 

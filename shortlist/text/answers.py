@@ -58,7 +58,7 @@ def said(answer: str) -> str:
 
 
 def queries_in(answer: str) -> list[str]:
-    """Return the queries in an answer: its lines, without numbers, bullets and quotation marks around them."""
+    """Return an answer's lines without numbers, bullets and quotation marks: its queries."""
     lines = (
         re.sub(r"^\s*(?:[-*•]|\(?\d+[.):])\s+", "", line).strip().strip("\"'`“”") for line in said(answer).splitlines()
     )

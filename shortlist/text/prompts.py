@@ -145,7 +145,7 @@ class Prompt:
         return Choices(labels, self.grades, self.most_to_choose(count, most) if self.asks == "top" else None)
 
     def most_to_choose(self, count: int, most: int | None = None) -> int:
-        """Return the number of documents to choose: as is said, as the prompt says, or half of them."""
+        """Return the number to choose: as said, as the prompt says, or half."""
         return most or self.most or max(1, count // 2)
 
     def parsed(self, answer: str, count: int, most: int | None = None) -> Parsed:
