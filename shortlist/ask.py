@@ -42,6 +42,8 @@ class Config(Sources):
     """With --reranker: weight of its scores, 0 to 1; the first stage's scores have the rest."""
     k: int = 10
     """Documents to print."""
+    where: str | None = None
+    """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
     json: bool = False
     """Print one JSON object: the results with their rank and score by step, and the milliseconds of each step."""
 
@@ -55,7 +57,7 @@ def run(config: Config) -> None:
     description = asked_pipeline(config)
     if description.collection is None:
         raise UserError("--collection is missing: it says where the documents are.")
-    [answer] = Pipeline.open(description).answer([config.question], config.k)
+    [answer] = Pipeline.open(description).answer([config.question], config.k, where=config.where)
     if config.json:
         print(json.dumps(as_json(config.question, answer), ensure_ascii=False))
         return

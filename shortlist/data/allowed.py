@@ -58,7 +58,12 @@ class Allowed:
         """The same documents, where a search finds their segments: `d#0` is allowed if `d` is."""
         return Allowed(self._ids, _of_segments=True)
 
-    def mask(self, doc_ids: Sequence[str]) -> Bool[np.ndarray, " docs"]:
+    @property
+    def of_segments(self) -> bool:
+        """Whether the ids to ask for are of segments."""
+        return self._of_segments
+
+    def mask(self, doc_ids: "Sequence[str] | pa.Array | pa.ChunkedArray") -> Bool[np.ndarray, " docs"]:
         """Say of each document of an index whether it may be found.
 
         Args:
@@ -70,11 +75,14 @@ class Allowed:
             self._masks[doc_ids] = self._mask(doc_ids)
         return self._masks[doc_ids]
 
-    def _mask(self, doc_ids: Sequence[str]) -> Bool[np.ndarray, " docs"]:
+    def _mask(self, doc_ids: Any) -> Bool[np.ndarray, " docs"]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        asked: Any = doc_ids.to_arrow() if isinstance(doc_ids, DocIds) else pa.array(list(doc_ids), pa.large_string())
+        asked: Any = doc_ids.to_arrow() if isinstance(doc_ids, DocIds) else doc_ids
+        if not isinstance(asked, pa.Array | pa.ChunkedArray):
+            asked = pa.array(list(doc_ids))
+        asked = asked.cast(pa.large_string())
         if self._of_segments:
             asked = pc.replace_substring_regex(asked, "#[^#]*$", "")
         return pc.is_in(asked, self._ids).to_numpy(zero_copy_only=False)

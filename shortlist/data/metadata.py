@@ -6,7 +6,7 @@ from datetime import date, datetime
 from functools import cached_property
 from itertools import islice
 from threading import Lock
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ TEXTS = ("doc_id", "title", "url")
 """What is known of every document; a filter can name it where no metadata has the name."""
 
 
+@runtime_checkable
 class HasCorpus(Protocol):
     """A collection, of which only the documents are read."""
 

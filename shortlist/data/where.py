@@ -6,7 +6,7 @@ filter may hold is a closed list, and everything else is refused.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -43,6 +43,7 @@ LISTS = {"text": "texts", "number": "numbers"}
 """The kind of a list with elements of a kind."""
 
 
+@runtime_checkable
 class Fields(Protocol):
     """The fields that a filter can name."""
 
@@ -115,12 +116,12 @@ def _parsed(where: str) -> Any:
     if sum(token.token_type.name in ("AND", "OR", "NOT", "L_PAREN", "DASH") for token in tokens) > DEEPEST:
         raise _FaultError(f"has more than {DEEPEST} of and, or, not and parentheses; make it shorter, as by in (...).")
     try:
-        [expression] = Parser().parse(tokens, where)
+        expressions = Parser().parse(tokens, where)
     except ParseError as error:
         raise _misread(where, error.errors[0]) from None
-    except ValueError:
-        raise _FaultError(f"is not one filter; expected such as {EXAMPLE}.") from None
-    return expression
+    if len(expressions) != 1 or expressions[0] is None:
+        raise _FaultError(f"is not one filter; expected such as {EXAMPLE}.")
+    return expressions[0]
 
 
 def _token(token: Any) -> Any:

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.pipeline.loading import Opener
@@ -256,6 +258,11 @@ class Pipeline:
         say_what_is_older(description, name)
         return cls(collection, steps)
 
+    @cached_property
+    def metadata(self) -> Metadata:
+        """The documents' metadata, which filters read."""
+        return Metadata(self.collection)
+
     @property
     def first_stages(self) -> list[str]:
         """Names of the steps before any reranking, best last.
@@ -281,6 +288,7 @@ class Pipeline:
         depth: int | None = None,
         first_stage: str | None = None,
         rerank: bool | None = None,
+        where: str | None = None,
     ) -> Results:
         """Find the k best documents for a query.
 
@@ -294,7 +302,7 @@ class Pipeline:
         """
         if not is_one(query):
             raise UserError(f"query is a {type(query).__name__}; expected one text: `answer` takes several.")
-        [answer] = self.answer(query, k, depth=depth, first_stage=first_stage, rerank=rerank)
+        [answer] = self.answer(query, k, depth=depth, first_stage=first_stage, rerank=rerank, where=where)
         return answer.results
 
     def answer(
@@ -305,6 +313,7 @@ class Pipeline:
         depth: int | None = None,
         first_stage: str | None = None,
         rerank: bool | None = None,
+        where: str | None = None,
     ) -> list[Answer]:
         """Find the k best documents for each query, with their ranks in every step.
 
@@ -316,7 +325,7 @@ class Pipeline:
             UserError: as for `trace`.
         """
         _check_k(k)
-        steps = self.chosen(depth, first_stage, rerank)
+        steps = self.chosen(depth, first_stage, rerank, where)
         return [self._answer(query, k, steps) for query in as_queries(queries)]
 
     def trace(
@@ -327,6 +336,7 @@ class Pipeline:
         depth: int | None = None,
         first_stage: str | None = None,
         rerank: bool | None = None,
+        where: str | None = None,
     ) -> Trace:
         """Search several queries together and return the results of all steps.
 
@@ -336,12 +346,15 @@ class Pipeline:
                 step).
             first_stage: step that finds the candidates (None: as the steps are described).
             rerank: whether to run the steps after the first stages (None: if there are any).
+            where: filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (None: all documents).
 
         Raises:
             UserError: a step is asked for that does not exist, or k or depth is below 1.
+            WhereError: the filter cannot be read, or does not fit the documents' metadata.
         """
         _check_k(k)
-        return self._trace(as_queries(queries), k, _Texts(self.collection), self.chosen(depth, first_stage, rerank))
+        steps = self.chosen(depth, first_stage, rerank, where)
+        return self._trace(as_queries(queries), k, _Texts(self.collection), steps)
 
     def _trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
         wanted, found = _wanted(steps, k), dict[str, Found]()
@@ -368,7 +381,11 @@ class Pipeline:
         return Answer(results, texts.milliseconds)
 
     def chosen(
-        self, depth: int | None = None, first_stage: str | None = None, rerank: bool | None = None
+        self,
+        depth: int | None = None,
+        first_stage: str | None = None,
+        rerank: bool | None = None,
+        where: str | None = None,
     ) -> list[Step]:
         """Choose the steps to run and adjust them to the options of `trace`."""
         first, later = self.first_stages, self.rerankers
@@ -384,6 +401,8 @@ class Pipeline:
         if depth is not None and later:
             steps = [step._replace(depth=depth if step.name == later[0] else min(depth, step.depth or depth))
                      if step.name in later else step for step in steps]  # fmt: skip
+        if where is not None:
+            steps = [step._replace(allowed=self.metadata.allowed(where)) for step in steps]
         last = first_stage if first_stage and not (later and rerank is not False) else steps[-1].name
         return _leading_to(last, steps)
 
