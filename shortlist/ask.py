@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from shortlist.errors import UserError
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
+from shortlist.pipeline.wholes import Answers
 from shortlist.progress import say
 
 DEMO_FOLDER = Path("shortlist-demo")
@@ -44,6 +45,8 @@ class Config(Sources):
     """Documents to print."""
     where: str | None = None
     """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
+    answer: Answers = "chunks"
+    """`documents`: print whole documents, each with its best chunk, where the collection's entries are chunks (d#0)."""
     json: bool = False
     """Print one JSON object: the results with their rank and score by step, and the milliseconds of each step."""
 
@@ -57,7 +60,7 @@ def run(config: Config) -> None:
     description = asked_pipeline(config)
     if description.collection is None:
         raise UserError("--collection is missing: it says where the documents are.")
-    [answer] = Pipeline.open(description).answer([config.question], config.k, where=config.where)
+    [answer] = Pipeline.open(description).answer([config.question], config.k, where=config.where, answer=config.answer)
     if config.json:
         print(json.dumps(as_json(config.question, answer), ensure_ascii=False))
         return
@@ -124,4 +127,5 @@ def as_json(question: str, answer: Answer) -> Mapping[str, Any]:
 
 def _result(rank: int, result: Result) -> dict[str, Any]:
     stages = {step: place._asdict() for step, place in result.places.items()}
-    return {"rank": rank, "score": result.score, **result.document._asdict(), "stages": stages}
+    chunk = {} if result.chunk is None else {"chunk": result.chunk}
+    return {"rank": rank, "score": result.score, **result.document._asdict(), **chunk, "stages": stages}

@@ -25,6 +25,7 @@ from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
+from shortlist.pipeline.wholes import Answers
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
@@ -52,6 +53,8 @@ class Config(Sources):
     """Documents per query."""
     where: str | None = None
     """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
+    answer: Answers = "chunks"
+    """`documents`: find whole documents, each for its best chunk, where the collection's entries are chunks (d#0)."""
     exclude_self: bool | None = None
     """Leave out the document with the query's id (None: only where queries are also documents, as in ArguAna and
     Quora)."""
@@ -72,7 +75,13 @@ class FoundPart(NamedTuple):
 
 
 def search(
-    pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bool = False, where: str | None = None
+    pipeline: Pipeline,
+    queries: list[Query],
+    k: int,
+    *,
+    exclude_self: bool = False,
+    where: str | None = None,
+    answer: Answers = "chunks",
 ) -> Iterator[FoundPart]:
     """Search the queries in parts, and yield their hits.
 
@@ -81,6 +90,7 @@ def search(
     Args:
         exclude_self: leave out the document with the query's id.
         where: filter over the documents' metadata (None: all documents).
+        answer: `documents` finds whole documents, each for its best chunk.
     """
     at_once = max(1, HITS_AT_ONCE // k)
     if pipeline.rerankers:
@@ -88,7 +98,7 @@ def search(
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):
             start, batch = time.perf_counter(), queries[first : first + at_once]
-            trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where)
+            trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
             yield FoundPart(found, trace.milliseconds, time.perf_counter() - start)
             advance(len(batch))
@@ -134,8 +144,8 @@ def run(config: Config) -> None:
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, seconds
-        options = {"exclude_self": bool(config.exclude_self), "where": config.where}
-        for part in search(pipeline, queries, config.k, **options):
+        only: Any = {"where": config.where, "answer": config.answer}
+        for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self), **only):
             num_own, seconds = num_own + count_own(part.run), seconds + part.seconds
             for name, ms in part.milliseconds.items():
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
