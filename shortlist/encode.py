@@ -363,7 +363,7 @@ def measure_speed(encoder: Encoder, documents: Iterator[Document], *, in_segment
         num_tokens += encoder(ShardDocuments(0, more))[1]
         seen += more
         seconds = time.perf_counter() - start
-    text = sum(len("".join(document)) for document in seen)
+    text = sum(len("".join(document[:4])) for document in seen)
     ids = sum(len(document.doc_id.encode()) + 1 for document in seen)
     count = len(seen)
     whole = len({whole_id(document.doc_id) for document in seen}) if in_segments else count

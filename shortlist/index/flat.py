@@ -25,7 +25,7 @@ from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
 from shortlist.math.products import SharedSetting, float_product, full_precision
 from shortlist.math.quantize import int8_product, to_int8
-from shortlist.math.scoring import best_of, contenders, from_keys
+from shortlist.math.scoring import best_of, contenders, from_keys, top_k
 from shortlist.records import Hit
 
 Best = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
@@ -81,6 +81,9 @@ SAMPLED = 64
 
 GATHERED = 0.5
 """The share of documents below which a filtered search gathers those that are allowed, instead of scanning all."""
+
+AT_ONCE = 1 << 22
+"""The most scores of allowed documents that are computed and sorted in one go, which is quicker where they are few."""
 
 COPIES_BYTES = 1 << 30
 """The most memory for copies of the vectors that filters allow, which are kept for the next searches."""
@@ -220,6 +223,8 @@ class FlatIndex:
         if self.scan is not None and gather:
             return self._exact.search_some(queries, k, keep, prepared_for=prepared_for)
         some = _Some(keep, count, self._copy(keep, count, prepared_for) if gather else None, gather)
+        if some.copy is not None and count * len(queries) <= AT_ONCE and len(queries):
+            return self._among(queries, k, some.copy)
         return self.settle(queries, [self._candidates(queries, k, None, some)], k)
 
     def candidates(
@@ -257,6 +262,16 @@ class FlatIndex:
         scores, positions = from_keys(keys)
         return scores.numpy(), positions.numpy()
 
+    @torch.no_grad()
+    def _among(self, queries: Float[np.ndarray, "queries dim"], k: int, copy: Block) -> Best:
+        """Search a copy of few vectors, which are in corpus order."""
+        given = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device)
+        with full_precision():
+            one = len(queries) == 1  # for which laying out the queries would take as long as the product
+            scores = F.linear(copy.vectors, given) if one else self._product(_padded(given))(copy)[:, : len(queries)]
+        best, columns = top_k(scores.T.contiguous(), k)
+        return best.cpu().numpy(), copy.positions[columns].cpu().numpy()
+
     @cached_property
     def _exact(self) -> "FlatIndex":
         """Search over the vectors themselves, for the few documents that a filter allows."""
@@ -271,7 +286,11 @@ class FlatIndex:
             return None
         blocks = self.vectors.blocks(max(1, len(keep)), release=self.release, keep=keep)
         parts = [(block.rows, block.positions, block.float32()) for block in blocks]
-        copy = _moved(Block(*(torch.cat(column) for column in zip(*parts, strict=True)), None), self.device)
+        copy = Block(*(torch.cat(column) for column in zip(*parts, strict=True)), None)
+        refuse_not_finite(self.vectors, copy.positions, copy.vectors.isfinite().all(1))
+        if not bool((copy.positions[1:] > copy.positions[:-1]).all()):
+            copy = _picked(copy, copy.positions.argsort())
+        copy = _moved(copy, self.device)
         if prepared_for is not None:
             for other in list(self._copies):  # the oldest first
                 if sum(block.vectors.nbytes for block in self._copies.values()) + size > self._copies_bytes:
@@ -317,9 +336,9 @@ class FlatIndex:
         return torch.cat([leaders.best() for _, leaders in tiles]).cpu()
 
     def _tile(self, queries: Float[Tensor, "queries dim"], k: int) -> Tile:
-        unused = -len(queries) % EVEN if len(queries) > 1 else 0
-        product = self._product(F.pad(queries, (0, 0, 0, unused)))
-        return product, Leaders(len(queries), k, unused=unused, device=self.device)
+        padded = _padded(queries)
+        unused = len(padded) - len(queries)
+        return self._product(padded), Leaders(len(queries), k, unused=unused, device=self.device)
 
     def _read(self, tiles: Sequence[Tile], rows: int, shards: Sequence[int] | None, some: _Some | None) -> None:
         """Offer all documents of some shards, or those that are allowed, to all tiles."""
@@ -515,6 +534,10 @@ def _sample_rank(k: int, size: int, num_docs: int) -> int | None:
     expected = k * size / max(num_docs, 1)  # of the k best, this many are in the sample
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
     return rank if 8 * rank <= size else None
+
+
+def _padded(queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "even dim"]:
+    return F.pad(queries, (0, 0, 0, -len(queries) % EVEN if len(queries) > 1 else 0))
 
 
 def _nothing(num_queries: int) -> Best:
