@@ -104,11 +104,22 @@ def show(answer: Answer) -> None:
         words = f"{document.title}\n{document.text}".strip()
         snippet = words if len(words) <= SNIPPET else words[:SNIPPET].rstrip() + " ..."
         lines = snippet.splitlines()[:LINES]
+        lines += place_lines(result)
         if len(answer.milliseconds.keys() - {"documents"}) > 1:
             lines.append("; ".join(placed(step, place) for step, place in result.places.items()))
         print(f"{rank:2}. {document.doc_id}  ({result.score:.4f})", *lines, sep="\n      ")
     if not answer.results:
         print("nothing found", file=sys.stderr)
+
+
+def place_lines(result: Result) -> list[str]:
+    """Say where in its document a chunk stands, if its metadata tell."""
+    metadata = result.document.metadata
+    parts = [str(metadata["document"])] if "document" in metadata else []
+    parts += [f"page {metadata['page']}"] if "page" in metadata else []
+    if {"begin", "end"} <= metadata.keys():
+        parts.append(f"characters {metadata['begin']} to {metadata['end']}")
+    return [f"({', '.join(parts)})"] if parts else []
 
 
 def placed(step: str, place: Ranked) -> str:
