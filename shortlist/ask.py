@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from shortlist.errors import UserError
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
+from shortlist.pipeline.wholes import Answers
 from shortlist.progress import say
 
 DEMO_FOLDER = Path("shortlist-demo")
@@ -42,6 +43,10 @@ class Config(Sources):
     """With --reranker: weight of its scores, 0 to 1; the first stage's scores have the rest."""
     k: int = 10
     """Documents to print."""
+    where: str | None = None
+    """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
+    answer: Answers = "chunks"
+    """`documents`: print whole documents, each with its best chunk, where the collection's entries are chunks (d#0)."""
     json: bool = False
     """Print one JSON object: the results with their rank and score by step, and the milliseconds of each step."""
 
@@ -55,7 +60,7 @@ def run(config: Config) -> None:
     description = asked_pipeline(config)
     if description.collection is None:
         raise UserError("--collection is missing: it says where the documents are.")
-    [answer] = Pipeline.open(description).answer([config.question], config.k)
+    [answer] = Pipeline.open(description).answer([config.question], config.k, where=config.where, answer=config.answer)
     if config.json:
         print(json.dumps(as_json(config.question, answer), ensure_ascii=False))
         return
@@ -99,11 +104,22 @@ def show(answer: Answer) -> None:
         words = f"{document.title}\n{document.text}".strip()
         snippet = words if len(words) <= SNIPPET else words[:SNIPPET].rstrip() + " ..."
         lines = snippet.splitlines()[:LINES]
+        lines += place_lines(result)
         if len(answer.milliseconds.keys() - {"documents"}) > 1:
             lines.append("; ".join(placed(step, place) for step, place in result.places.items()))
         print(f"{rank:2}. {document.doc_id}  ({result.score:.4f})", *lines, sep="\n      ")
     if not answer.results:
         print("nothing found", file=sys.stderr)
+
+
+def place_lines(result: Result) -> list[str]:
+    """Say where in its document a chunk stands, if its metadata tell."""
+    metadata = result.document.metadata
+    parts = [str(metadata["document"])] if "document" in metadata else []
+    parts += [f"page {metadata['page']}"] if "page" in metadata else []
+    if {"begin", "end"} <= metadata.keys():
+        parts.append(f"characters {metadata['begin']} to {metadata['end']}")
+    return [f"({', '.join(parts)})"] if parts else []
 
 
 def placed(step: str, place: Ranked) -> str:
@@ -122,4 +138,5 @@ def as_json(question: str, answer: Answer) -> Mapping[str, Any]:
 
 def _result(rank: int, result: Result) -> dict[str, Any]:
     stages = {step: place._asdict() for step, place in result.places.items()}
-    return {"rank": rank, "score": result.score, **result.document._asdict(), "stages": stages}
+    chunk = {} if result.chunk is None else {"chunk": result.chunk}
+    return {"rank": rank, "score": result.score, **result.document._asdict(), **chunk, "stages": stages}

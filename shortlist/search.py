@@ -26,6 +26,7 @@ from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
+from shortlist.pipeline.wholes import Answers
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
@@ -51,6 +52,10 @@ class Config(Sources):
     """Split of the collection that has the queries."""
     k: int = 1000
     """Documents per query."""
+    where: str | None = None
+    """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
+    answer: Answers = "chunks"
+    """`documents`: find whole documents, each for its best chunk, where the collection's entries are chunks (d#0)."""
     exclude_self: bool | None = None
     """Leave out the document with the query's id (None: only where queries are also documents, as in ArguAna and
     Quora)."""
@@ -70,13 +75,23 @@ class FoundPart(NamedTuple):
     """Time of all steps together."""
 
 
-def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bool = False) -> Iterator[FoundPart]:
+def search(
+    pipeline: Pipeline,
+    queries: list[Query],
+    k: int,
+    *,
+    exclude_self: bool = False,
+    where: str | None = None,
+    answer: Answers = "chunks",
+) -> Iterator[FoundPart]:
     """Search the queries in parts, and yield their hits.
 
     A part has at most HITS_AT_ONCE hits, and RERANKED_AT_ONCE queries if there is a reranker.
 
     Args:
         exclude_self: leave out the document with the query's id.
+        where: filter over the documents' metadata (None: all documents).
+        answer: `documents` finds whole documents, each for its best chunk.
     """
     at_once = max(1, HITS_AT_ONCE // k)
     if pipeline.rerankers:
@@ -84,7 +99,7 @@ def search(pipeline: Pipeline, queries: list[Query], k: int, *, exclude_self: bo
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):
             start, batch = time.perf_counter(), queries[first : first + at_once]
-            trace = pipeline.trace(batch, k + 1 if exclude_self else k)
+            trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
             yield FoundPart(found, trace.milliseconds, time.perf_counter() - start)
             advance(len(batch))
@@ -118,15 +133,21 @@ def run(config: Config) -> None:
         say_what_is_older(description, description.collection)
         return
     pipeline = Pipeline.open(description, opener)  # may refuse, before anything is written
+    if config.where is not None:
+        allowed = pipeline.metadata.allowed(config.where)
+        say(f"search: {len(allowed):,} of {pipeline.collection.num_docs():,} documents fit --where.")
     job = start_job(config, spec)
     if job.done:
         return
-    pipeline.trace(queries[:1], 1)  # compiling and loading on first use is not part of a query's time
+    pipeline.trace(
+        queries[:1], 1, where=config.where
+    )  # compiling and loading on first use is not part of a query's time
     num_own, seconds, milliseconds = 0, 0.0, dict[str, float]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, seconds
-        for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self)):
+        only: Any = {"where": config.where, "answer": config.answer}
+        for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self), **only):
             num_own, seconds = num_own + count_own(part.run), seconds + part.seconds
             for name, ms in part.milliseconds.items():
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
@@ -200,6 +221,8 @@ def _inputs(
         inputs |= {"model": opener.folder(config.model).identity} if config.model else {}
     else:
         inputs["pipeline"] = _digest(_known_by_contents(description, opener))
+    if config.where is not None:
+        inputs["metadata"] = open_collection(str(description.collection)).identity("corpus")
     return inputs | {"collection": _digest(queries)}  # not the qrels: there may be none
 
 

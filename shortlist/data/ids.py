@@ -6,12 +6,15 @@ A million ids cost no Python objects.
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import final, overload
+from typing import TYPE_CHECKING, final, overload
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from shortlist.records import Hit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LINE_END = 10
 
@@ -77,6 +80,19 @@ class DocIds(Sequence[str]):
             for i, doc_id in zip(asked.tolist(), text.split("\n")[:-1], strict=True):
                 found[i] = doc_id
         return found
+
+    def to_arrow(self) -> "pa.Array":
+        """Return all ids as an array of Arrow, without a Python step per id."""
+        import pyarrow as pa
+
+        texts = []
+        for part, text in enumerate(self._parts):
+            ends = self._line_ends(part)
+            starts = np.concatenate([[0], ends - np.arange(len(ends))]).astype(np.int64)
+            buffers = [None, pa.py_buffer(starts), pa.py_buffer(text[text != LINE_END])]
+            texts.append(pa.Array.from_buffers(pa.large_string(), len(ends), buffers))
+        found = pa.concat_arrays(texts)
+        return found if self._lines is None else found.take(pa.array(self._lines))
 
     def hits(self, scores: Float[np.ndarray, "queries k"], positions: Int[np.ndarray, "queries k"]) -> list[list[Hit]]:
         """Turn the scores and positions of a search into hits; negative positions are skipped."""

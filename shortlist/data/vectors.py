@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from shortlist.data.contents import check_files
@@ -318,7 +318,14 @@ class VectorReader:
         counts = [shard.header["count"] for shard in self._shards]
         return DocIds([shard.ids for shard in self._shards], counts, self._rows)
 
-    def blocks(self, rows: int, *, shards: Sequence[int] | None = None, release: bool = False) -> Iterator[Block]:
+    def blocks(
+        self,
+        rows: int,
+        *,
+        shards: Sequence[int] | None = None,
+        release: bool = False,
+        keep: Bool[np.ndarray, " docs"] | None = None,
+    ) -> Iterator[Block]:
         """Yield the documents' vectors in row order, at most `rows` at a time.
 
         A block never spans two shards.
@@ -326,26 +333,36 @@ class VectorReader:
         Args:
             shards: the shards to read, by their index in `shard_hashes` (None: all).
             release: give a block's memory back when the next one is asked for, so that only one is held.
+            keep: whether the document at each position is wanted (None: all are); the others are neither read nor
+                copied, and a block without a wanted one is left out.
         """
         for place in range(len(self._shards)) if shards is None else shards:
             shard, start = self._shards[place], int(self.starts[place])
             for first in range(0, len(shard.vectors), rows):
                 vectors = shard.vectors[first : first + rows]
-                yield self._block(start + first, vectors, shard.scales, first)
+                block = self._block(start + first, vectors, shard.scales, first, keep)
+                if keep is None or len(block.rows):
+                    yield block
                 if release:
                     _release(vectors)
 
-    def _block(self, row: int, vectors: Tensor, scales: Tensor | None, first: int) -> Block:
+    def _block(
+        self, row: int, vectors: Tensor, scales: Tensor | None, first: int, keep: Bool[np.ndarray, " docs"] | None
+    ) -> Block:
         rows = torch.arange(row, row + len(vectors))
         scales = None if scales is None else scales[first : first + len(vectors)]
-        if self._positions is None:
+        if self._positions is None and keep is None:
             return self._cut(Block(rows, rows, vectors, scales))
-        positions = torch.from_numpy(self._positions[row : row + len(vectors)])
-        living = positions != DEAD
-        if living.all():
+        positions = rows if self._positions is None else torch.from_numpy(self._positions[row : row + len(vectors)])
+        wanted = positions.numpy() != DEAD
+        if keep is not None:
+            wanted &= keep[positions.numpy()]
+        if wanted.all():
             return self._cut(Block(rows, positions, vectors, scales))
-        scales = None if scales is None else scales[living]
-        return self._cut(Block(rows[living], positions[living], vectors[living], scales))
+        places = np.flatnonzero(wanted)
+        some, taken = torch.from_numpy(places), torch.empty((len(places), vectors.shape[1]), dtype=vectors.dtype)
+        np.take(_bytewise(vectors), places, axis=0, out=_bytewise(taken), mode="clip")  # as in _gathered
+        return self._cut(Block(rows[some], positions[some], taken, None if scales is None else scales[some]))
 
     def _cut(self, block: Block) -> Block:
         """Cut the vectors of a block to the wanted dimension."""

@@ -9,19 +9,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from shortlist.data.allowed import Allowed
 from shortlist.data.files import atomic_write
 from shortlist.data.vectors import DEAD, Block, VectorReader, refuse_not_finite
 from shortlist.errors import UserError
-from shortlist.index.flat import check_queries
+from shortlist.index.flat import FlatIndex, check_queries
 from shortlist.index.parameters import (
     BLOCK_BYTES,
     NAMES,
@@ -48,6 +51,19 @@ THREAD_PRODUCTS = 1 << 24
 """Multiplications for which another thread pays: FAISS's threads spin after their work, and hold up torch's."""
 LEAST_READ = 10
 """Documents that the lists read must hold on average, in multiples of k. In a small corpus, k is a large part."""
+EXACTLY = 1.0
+"""Where a filter allows at most this many documents, in multiples of those that an approximate search would look at,
+they are all compared."""
+
+
+class _Some(NamedTuple):
+    """The documents that a search may find."""
+
+    keep: Bool[np.ndarray, " docs"]
+    """Whether the document at each position is allowed and in the index."""
+    count: int
+    selector: Any
+    """FAISS's selector of their rows."""
 
 
 @final
@@ -76,12 +92,19 @@ class AnnIndex:
         self.disk_bytes = sum(description["files"].values())
         self._faiss = _faiss()
         self._index = _read(self._faiss, folder, description)
-        alive = vectors.positions_of(np.arange(description["num_rows"])) != DEAD
+        self._positions = vectors.positions_of(np.arange(description["num_rows"]))
         self._equals = np.load(folder / EQUALS) if EQUALS in description["files"] else None
+        alive = self._positions != DEAD
+        self._alive = None if alive.all() else self._selector(alive)
+        self._some: WeakKeyDictionary[Allowed, _Some] = WeakKeyDictionary()
+
+    def _selector(self, wanted: Bool[np.ndarray, " rows"]) -> Any:
+        """Return FAISS's selector of rows, where a linked row stands for those with equal vectors, too."""
+        selected = wanted.copy()
         if self._equals is not None:
             linked, equal = self._equals.T
-            np.logical_or.at(alive, linked, alive[equal])
-        self._alive = None if alive.all() else self._faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
+            np.logical_or.at(selected, linked, wanted[equal])
+        return None if selected.all() else self._faiss.IDSelectorBitmap(np.packbits(selected, bitorder="little"))
 
     @staticmethod
     def build(
@@ -160,27 +183,73 @@ class AnnIndex:
         check_parameters(description["kind"], parameters, description["num_docs"], vectors.dim)
         return cls(folder, vectors, description, parameters)
 
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k best documents for each query.
 
         They are sorted best first, equal scores in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all).
         """
-        return self.vectors.doc_ids.hits(*self.search_vectors(queries, k))
+        return self.vectors.doc_ids.hits(*self.search_vectors(queries, k, allowed=allowed))
 
     def search_vectors(
-        self, queries: Float[np.ndarray, "queries dim"], k: int
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
     ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
         """Find the k best documents for each query, equal scores in corpus order.
 
+        Args:
+            allowed: the only documents to find (None: all). Where they are few, or the index finds fewer than k of
+                them for a query, all of them are compared with it, and the result is exact.
+
         Returns:
             Exact scores and positions in the store, best first; -inf and -1 after the last document found. There are
-            fewer than k columns if the store is smaller.
+            fewer than k columns if the store is smaller, or fewer are allowed.
 
         Raises:
             UserError: the queries have another dimension than the store, or are not finite; k is below 1.
         """
         check_queries(queries, k, dim=self.vectors.dim)
-        k = min(k, self.vectors.num_docs)
+        some = None if allowed is None else self._find_some(allowed)
+        if allowed is None or some is None:
+            return self._search(queries, min(k, self.vectors.num_docs), None)
+        k = max(1, min(k, some.count))
+        if not some.count or some.count <= EXACTLY * self._compared(k, some):
+            return self._exact.search_some(queries, k, some.keep, prepared_for=allowed)
+        scores, positions = self._search(queries, k, some)
+        short = np.flatnonzero(positions[:, -1] < 0)
+        if len(short):
+            scores[short], positions[short] = self._exact.search_some(
+                queries[short], k, some.keep, prepared_for=allowed
+            )
+        return scores, positions
+
+    @cached_property
+    def _exact(self) -> FlatIndex:
+        """Exact search over the vectors, for the few documents that a filter allows."""
+        return FlatIndex(self.vectors)
+
+    def _find_some(self, allowed: Allowed) -> _Some:
+        """Find the allowed documents that are in the index."""
+        if allowed not in self._some:
+            inside = self._positions[self._positions != DEAD]
+            keep = np.zeros(self.vectors.num_docs, dtype=bool)
+            keep[inside] = allowed.mask(self.vectors.doc_ids)[inside]
+            wanted = (self._positions != DEAD) & keep[self._positions]
+            self._some[allowed] = _Some(keep, int(np.count_nonzero(keep)), self._selector(wanted))
+        return self._some[allowed]
+
+    def _compared(self, k: int, some: _Some) -> float:
+        """Estimate how many documents a query is compared with by an approximate search."""
+        if self.kind == "hnsw":
+            return float(self._effort(k, some) * self.parameters.links)
+        return self._probes(k, some) * self._index.ntotal / self._index.nlist
+
+    def _search(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, some: _Some | None
+    ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         positions = np.full((len(queries), k), -1, dtype=np.int64)
         if self.num_docs == 0:
@@ -188,8 +257,8 @@ class AnnIndex:
         propose = self._from_graph if self.kind == "hnsw" else self._from_lists
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             batch = np.ascontiguousarray(queries[start : start + QUERIES_AT_ONCE], dtype=np.float32)
-            for number, (query, rows) in enumerate(zip(batch, propose(batch, k), strict=True), start):
-                best, places = self._rescored(query, self._with_equals(rows[rows >= 0], k), k)
+            for number, (query, rows) in enumerate(zip(batch, propose(batch, k, some), strict=True), start):
+                best, places = self._rescored(query, self._with_equals(rows[rows >= 0], k, some), k)
                 scores[number, : len(best)], positions[number, : len(best)] = best, places
         return scores, positions
 
@@ -201,7 +270,7 @@ class AnnIndex:
         order = np.argsort(-scores, kind="stable")[:k]
         return scores[order], positions[order]
 
-    def _with_equals(self, rows: Int[np.ndarray, " found"], k: int) -> Int[np.ndarray, " rows"]:
+    def _with_equals(self, rows: Int[np.ndarray, " found"], k: int, some: _Some | None) -> Int[np.ndarray, " rows"]:
         """Add the rows with equal vectors, of each set the k first in corpus order."""
         if self._equals is None:
             return rows
@@ -212,28 +281,38 @@ class AnnIndex:
             if start < stop:
                 same = np.array([row, *equal[start:stop]])
                 positions = self.vectors.positions_of(same)
-                living = positions != DEAD
+                living = positions != DEAD if some is None else (positions != DEAD) & some.keep[positions]
                 found.append(same[living][np.argsort(positions[living])[:k]])
         return np.concatenate(found)
 
-    def _from_graph(self, queries: np.ndarray, k: int) -> Int[np.ndarray, "queries candidates"]:
-        count = self._num_candidates(k)
-        effort = max(self.parameters.effort, count)
-        how = self._faiss.SearchParametersHNSW(efSearch=effort, sel=self._alive)
+    def _effort(self, k: int, some: _Some | None) -> int:
+        """Choose the candidates that a search of the graph keeps: more where only a share of them is allowed."""
+        effort = max(self.parameters.effort, self._num_candidates(k))
+        return effort if some is None else math.ceil(effort * self.num_docs / some.count)
+
+    def _from_graph(self, queries: np.ndarray, k: int, some: _Some | None) -> Int[np.ndarray, "queries candidates"]:
+        count, effort = self._num_candidates(k), self._effort(k, some)
+        how = self._faiss.SearchParametersHNSW(efSearch=effort, sel=some.selector if some else self._alive)
         with self._threads(len(queries), effort * self.parameters.links, len(queries)):
             return self._index.search(queries, count, params=how)[1]
 
-    def _from_lists(self, queries: np.ndarray, k: int) -> Int[np.ndarray, "queries candidates"]:
+    def _probes(self, k: int, some: _Some | None) -> int:
+        """Choose the lists to read at first: more where only a share of their documents is allowed."""
+        index = self._index
+        probes = max(self.parameters.effort, min(index.nlist, LEAST_READ * k * index.nlist // max(1, index.ntotal)))
+        return probes if some is None else min(index.nlist, math.ceil(probes * self.num_docs / some.count))
+
+    def _from_lists(self, queries: np.ndarray, k: int, some: _Some | None) -> Int[np.ndarray, "queries candidates"]:
         """Find the rows of candidates, reading more lists where the first ones hold too few."""
         index, count = self._index, self._num_candidates(k)
         rows, todo = np.full((len(queries), count), -1), np.arange(len(queries))
-        probes = max(self.parameters.effort, min(index.nlist, LEAST_READ * k * index.nlist // max(1, index.ntotal)))
+        probes, least = self._probes(k, some), min(k, self.num_docs if some is None else some.count)
         while len(todo):
-            how = self._faiss.SearchParametersIVF(nprobe=probes, sel=self._alive)
+            how = self._faiss.SearchParametersIVF(nprobe=probes, sel=some.selector if some else self._alive)
             with self._threads(len(todo), index.nlist + index.ntotal * probes // index.nlist, probes) as threads:
                 index.parallel_mode = 0 if len(todo) >= threads else 1  # over queries, or over the lists of each
                 rows[todo] = index.search(queries[todo], count, params=how)[1]
-            todo = todo[(rows[todo] >= 0).sum(1) < min(k, self.num_docs)] if probes < index.nlist else todo[:0]
+            todo = todo[(rows[todo] >= 0).sum(1) < least] if probes < index.nlist else todo[:0]
             probes = min(2 * probes, index.nlist)
         return rows
 

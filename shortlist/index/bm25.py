@@ -12,6 +12,7 @@ import bm25s
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from shortlist.data.allowed import Allowed
 from shortlist.data.files import atomic_write, final_place, optional_json, temporary_folder, write_json
 from shortlist.data.ids import DocIds
 from shortlist.data.keyed import KeyedCorpus
@@ -165,14 +166,17 @@ class BM25Index:
             )
         return cls(index, vocabulary, analyse, folder)
 
-    def search(self, queries: str | Query | Iterable[str | Query], k: int) -> Run:
+    def search(self, queries: str | Query | Iterable[str | Query], k: int, *, allowed: Allowed | None = None) -> Run:
         """Find the at most k best documents for each query.
 
         Texts get their positions as ids. Equal scores are in corpus order; documents without a word of the query are
         left out.
+
+        Args:
+            allowed: the only documents to find (None: all).
         """
         queries = as_queries(queries)
-        found = self.find_by_terms(self.query_terms(queries), k)
+        found = self.find_by_terms(self.query_terms(queries), k, allowed=allowed)
         return dict(zip([query.query_id for query in queries], found, strict=True))
 
     def query_terms(self, queries: str | Query | Iterable[str | Query]) -> list[WeightedTerms]:
@@ -182,15 +186,16 @@ class BM25Index:
         """
         return [[(word, 1.0) for word in self._analyse(query.text)] for query in as_queries(queries)]
 
-    def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
+    def find_by_terms(
+        self, queries: Sequence[WeightedTerms], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k best documents for each query of weighted words.
 
         Words that no document contains are ignored.
         """
         numbers = self._vocabulary
-        return self._index.find(
-            [[(numbers[word], weight) for word, weight in terms if word in numbers] for terms in queries], k
-        )
+        known = [[(numbers[word], weight) for word, weight in terms if word in numbers] for terms in queries]
+        return self._index.find(known, k, allowed=allowed)
 
 
 def build_bm25(

@@ -6,6 +6,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from shortlist.data.allowed import Allowed
 from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit, Query, Run, as_queries
 
@@ -36,16 +37,22 @@ class DenseSearch:
         """The ids of the documents, in corpus order, if the index knows them."""
         return getattr(getattr(self.vectors, "vectors", None), "doc_ids", None)
 
-    def search(self, queries: str | Query | Iterable[str | Query], k: int) -> Run:
-        """Find the k most similar documents for each query; texts get their positions as ids."""
+    def search(self, queries: str | Query | Iterable[str | Query], k: int, *, allowed: Allowed | None = None) -> Run:
+        """Find the k most similar documents for each query; texts get their positions as ids.
+
+        Args:
+            allowed: the only documents to find (None: all).
+        """
         queries = as_queries(queries)
-        found = self.find_by_vectors(self.query_vectors(queries), k)
+        found = self.find_by_vectors(self.query_vectors(queries), k, allowed=allowed)
         return dict(zip([query.query_id for query in queries], found, strict=True))
 
     def query_vectors(self, queries: str | Query | Iterable[str | Query]) -> Float[np.ndarray, "queries dim"]:
         """Compute the vectors that `search` uses for these queries."""
         return self.retriever.encode_queries(as_queries(queries))
 
-    def find_by_vectors(self, vectors: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find_by_vectors(
+        self, vectors: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the k most similar documents for each vector, given as a query's vector."""
-        return self.vectors.find(vectors, k)
+        return self.vectors.find(vectors, k) if allowed is None else self.vectors.find(vectors, k, allowed=allowed)

@@ -11,19 +11,21 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from shortlist.data.allowed import Allowed
 from shortlist.data.vectors import DTYPES, Block, VectorReader, refuse_not_finite
 from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
 from shortlist.math.products import SharedSetting, float_product, full_precision
 from shortlist.math.quantize import int8_product, to_int8
-from shortlist.math.scoring import best_of, contenders, from_keys
+from shortlist.math.scoring import best_of, contenders, from_keys, top_k
 from shortlist.records import Hit
 
 Best = tuple[Float[np.ndarray, "queries _"], Int[np.ndarray, "queries _"]]
@@ -77,6 +79,15 @@ SAMPLED_BYTES = 1 << 25
 
 SAMPLED = 64
 
+GATHERED = 0.5
+"""The share of documents below which a filtered search gathers those that are allowed, instead of scanning all."""
+
+AT_ONCE = 1 << 22
+"""The most scores of allowed documents that are computed and sorted in one go, which is quicker where they are few."""
+
+COPIES_BYTES = 1 << 30
+"""The most memory for copies of the vectors that filters allow, which are kept for the next searches."""
+
 
 def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int) -> None:
     """Raise UserError if the queries or k do not suit vectors of `dim` numbers."""
@@ -98,6 +109,18 @@ def check_queries(queries: Float[np.ndarray, "queries dim"], k: int, *, dim: int
 def _shown(queries: Any) -> str:
     shape = getattr(queries, "shape", None)
     return f"a {type(queries).__name__}" if shape is None else f"of shape {tuple(shape)}"
+
+
+class _Some(NamedTuple):
+    """The documents that a search may find."""
+
+    keep: Bool[np.ndarray, " docs"]
+    """Whether the document at each position is allowed."""
+    count: int
+    copy: Block | None
+    """Their vectors (None: they are read from the store, or all are scanned)."""
+    gather: bool
+    """Whether only their vectors are read."""
 
 
 @final
@@ -140,21 +163,33 @@ class FlatIndex:
         allowed = _free_bytes() / 2 if memory_gib is None else memory_gib * 2**30
         self.release = self.scanned.num_bytes > allowed
         self._resident: list[Block] = []
+        self._copies: WeakKeyDictionary[Allowed, Block] = WeakKeyDictionary()
+        self._copies_bytes = min(allowed / 2, COPIES_BYTES)
 
     def __repr__(self) -> str:
         return f"<FlatIndex of {self.vectors.num_docs:,} vectors of {self.vectors.dim}>"
 
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.
 
         They are sorted best first, equal ones in corpus order.
-        """
-        return self.vectors.doc_ids.hits(*self.search_vectors(queries, k))
 
-    def search_vectors(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Best:
+        Args:
+            allowed: the only documents to find (None: all).
+        """
+        return self.vectors.doc_ids.hits(*self.search_vectors(queries, k, allowed=allowed))
+
+    def search_vectors(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> Best:
         """Find the k documents with the greatest inner product with each query.
 
         Documents with equal scores are in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all).
 
         Returns:
             Scores and positions in the store, best first; fewer than k columns if the store is smaller.
@@ -162,23 +197,106 @@ class FlatIndex:
         Raises:
             UserError: the queries have another dimension than the store, or are not finite.
         """
+        if allowed is not None:
+            return self.search_some(queries, k, allowed.mask(self.vectors.doc_ids), prepared_for=allowed)
         return self.settle(queries, [self.candidates(queries, k)], k)
 
+    def search_some(
+        self,
+        queries: Float[np.ndarray, "queries dim"],
+        k: int,
+        keep: Bool[np.ndarray, " docs"],
+        *,
+        prepared_for: Allowed | None = None,
+    ) -> Best:
+        """Search like `search_vectors` among some documents.
+
+        Args:
+            keep: whether the document at each position may be found.
+            prepared_for: a copy of their vectors is kept as long as this lives, if there is room (None: it is not).
+        """
+        check_queries(queries, k, dim=self.vectors.dim)
+        count = int(np.count_nonzero(keep))
+        if not count:
+            return _nothing(len(queries))
+        gather = count * self.vectors.num_bytes < GATHERED * self.vectors.num_docs * self.scanned.num_bytes
+        if self.scan is not None and gather:
+            return self._exact.search_some(queries, k, keep, prepared_for=prepared_for)
+        some = _Some(keep, count, self._copy(keep, count, prepared_for) if gather else None, gather)
+        if some.copy is not None and count * len(queries) <= AT_ONCE and len(queries):
+            return self._among(queries, k, some.copy)
+        return self.settle(queries, [self._candidates(queries, k, None, some)], k)
+
     def candidates(
-        self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None = None
+        self,
+        queries: Float[np.ndarray, "queries dim"],
+        k: int,
+        shards: Sequence[int] | None = None,
+        *,
+        keep: Bool[np.ndarray, " docs"] | None = None,
     ) -> Best:
         """Find the candidates in some shards of the scanned store (None: all).
 
         `settle` merges the candidates of all shards. A narrow scan gives `refine` times k candidates, with scores that
         can only be compared within a query.
+
+        Args:
+            keep: whether the document at each position may be found (None: all).
         """
+        if keep is None:
+            return self._candidates(queries, k, shards, None)
+        count = int(np.count_nonzero(keep))
+        return self._candidates(queries, k, shards, _Some(keep, count, None, count < GATHERED * len(keep)))
+
+    def _candidates(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None, some: _Some | None
+    ) -> Best:
         check_queries(queries, k, dim=self.vectors.dim)
-        k = min(k if self.scan is None else self.refine * k, self.vectors.num_docs)
+        if some is not None and not some.count:
+            return _nothing(len(queries))
+        k = min(k if self.scan is None else self.refine * k, self.vectors.num_docs if some is None else some.count)
         at_once = max(CANDIDATES_BYTES // (8 * Leaders.capacity(k)), 1)
-        parts = [self._scan(queries[start : start + at_once], k, shards) for start in range(0, len(queries), at_once)]
+        starts = range(0, len(queries), at_once)
+        parts = [self._scan(queries[start : start + at_once], k, shards, some) for start in starts]
         keys = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
         scores, positions = from_keys(keys)
         return scores.numpy(), positions.numpy()
+
+    @torch.no_grad()
+    def _among(self, queries: Float[np.ndarray, "queries dim"], k: int, copy: Block) -> Best:
+        """Search a copy of few vectors, which are in corpus order."""
+        given = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device)
+        with full_precision():
+            one = len(queries) == 1  # for which laying out the queries would take as long as the product
+            scores = F.linear(copy.vectors, given) if one else self._product(_padded(given))(copy)[:, : len(queries)]
+        best, columns = top_k(scores.T.contiguous(), k)
+        return best.cpu().numpy(), copy.positions[columns].cpu().numpy()
+
+    @cached_property
+    def _exact(self) -> "FlatIndex":
+        """Search over the vectors themselves, for the few documents that a filter allows."""
+        return FlatIndex(self.vectors, memory_gib=2 * self._copies_bytes / 2**30, device=self.device)
+
+    def _copy(self, keep: Bool[np.ndarray, " docs"], count: int, prepared_for: Allowed | None) -> Block | None:
+        """Copy the vectors of the documents to keep, unless the copy is there already or too large."""
+        if prepared_for is not None and prepared_for in self._copies:
+            return self._copies[prepared_for]
+        size = 4 * self.vectors.dim * count
+        if size > self._copies_bytes:
+            return None
+        blocks = self.vectors.blocks(max(1, len(keep)), release=self.release, keep=keep)
+        parts = [(block.rows, block.positions, block.float32()) for block in blocks]
+        copy = Block(*(torch.cat(column) for column in zip(*parts, strict=True)), None)
+        refuse_not_finite(self.vectors, copy.positions, copy.vectors.isfinite().all(1))
+        if not bool((copy.positions[1:] > copy.positions[:-1]).all()):
+            copy = _picked(copy, copy.positions.argsort())
+        copy = _moved(copy, self.device)
+        if prepared_for is not None:
+            for other in list(self._copies):  # the oldest first
+                if sum(block.vectors.nbytes for block in self._copies.values()) + size > self._copies_bytes:
+                    self._copies.pop(other, None)
+            self._copies[prepared_for] = copy
+        return copy
 
     def settle(self, queries: Float[np.ndarray, "queries dim"], parts: Sequence[Best], k: int) -> Best:
         """Merge the candidates of all shards, in any order, into the result of a search.
@@ -198,43 +316,48 @@ class FlatIndex:
 
     @torch.no_grad()
     def _scan(
-        self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None
+        self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None, some: _Some | None
     ) -> Int[Tensor, "queries k"]:
         """Scan some shards and return the keys of the best documents."""
         sizes = SIZES[self.device.type]
         given = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device)
         rows = self._rows(len(queries), sizes)
         with full_precision():
-            rank = self._sample_rank(k) if shards is None else None
             tiles = [self._tile(part, k) for part in given.split(sizes.queries)]
-            if rank:
+            if sampled := self._sampled(k, shards, some):
+                sample, rank = sampled
                 for product, leaders in tiles:
-                    leaders.expect(product(self._sample).T.contiguous().topk(rank).values[:, -1])
-            self._read(tiles, rows, shards)
+                    leaders.expect(product(sample).T.contiguous().topk(rank).values[:, -1])
+            self._read(tiles, rows, shards, some)
             if short := [tile for tile in tiles if tile[1].are_short()]:
                 for _, leaders in short:
                     leaders.start_again()
-                self._read(short, rows, shards)
+                self._read(short, rows, shards, some)
         return torch.cat([leaders.best() for _, leaders in tiles]).cpu()
 
     def _tile(self, queries: Float[Tensor, "queries dim"], k: int) -> Tile:
-        unused = -len(queries) % EVEN if len(queries) > 1 else 0
-        product = self._product(F.pad(queries, (0, 0, 0, unused)))
-        return product, Leaders(len(queries), k, unused=unused, device=self.device)
+        padded = _padded(queries)
+        unused = len(padded) - len(queries)
+        return self._product(padded), Leaders(len(queries), k, unused=unused, device=self.device)
 
-    def _read(self, tiles: Sequence[Tile], rows: int, shards: Sequence[int] | None) -> None:
-        """Offer all documents of some shards to all tiles."""
+    def _read(self, tiles: Sequence[Tile], rows: int, shards: Sequence[int] | None, some: _Some | None) -> None:
+        """Offer all documents of some shards, or those that are allowed, to all tiles."""
+        drop = None if some is None or some.gather else torch.from_numpy(some.keep).to(self.device)
 
         def offer(piece: Block) -> None:
             with torch.no_grad():
                 piece = self._widened(piece)
+                places = None if drop is None else drop[piece.positions].nonzero()[:, 0]
                 for number, (product, leaders) in enumerate(tiles):
                     scores = product(piece)
                     if not number:  # one query's scores tell, at the price of one number for each vector
                         refuse_not_finite(self.scanned, piece.positions, scores[:, 0].isfinite())
-                    leaders.offer(scores, piece.positions)
+                    if places is None:
+                        leaders.offer(scores, piece.positions)
+                    else:
+                        leaders.offer(scores[places], piece.positions[places])
 
-        blocks = self._blocks(rows if self.device.type == "cuda" else rows * BLOCK_PIECES, shards)
+        blocks = self._blocks(rows if self.device.type == "cuda" else rows * BLOCK_PIECES, shards, some)
         if self.device.type == "cuda":
             for block in blocks:
                 offer(block)
@@ -253,15 +376,27 @@ class FlatIndex:
         positions = np.linspace(0, self.scanned.num_docs - 1, self._sample_size).astype(np.int64)
         return self._widened(_moved(self.scanned.pick(positions), self.device))
 
-    def _sample_rank(self, k: int) -> int | None:
-        """Choose a rank in the sample whose score the k best documents nearly always exceed.
+    def _sampled(self, k: int, shards: Sequence[int] | None, some: _Some | None) -> tuple[Block, int] | None:
+        """Choose a sample, and a rank in it whose score the k best documents nearly always exceed.
 
         None if using it would save nothing.
         """
-        size = self._sample_size
-        expected = k * size / max(self.scanned.num_docs, 1)  # of the k best, this many are in the sample
-        rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
-        return rank if 8 * rank <= size else None
+        if some is not None and some.gather:
+            return self._sampled_of_copy(k, some)
+        rank = _sample_rank(k, self._sample_size, self.scanned.num_docs) if shards is None else None
+        if rank is None or some is None:
+            return None if rank is None else (self._sample, rank)
+        places = torch.from_numpy(some.keep[self._sample.positions.cpu().numpy()]).nonzero()[:, 0]
+        rank = _sample_rank(k, len(places), some.count)
+        return None if rank is None else (_picked(self._sample, places.to(self.device)), rank)
+
+    def _sampled_of_copy(self, k: int, some: _Some) -> tuple[Block, int] | None:
+        size = some.count // SAMPLED
+        rank = _sample_rank(k, size, some.count)
+        if rank is None or some.copy is None:
+            return None
+        places = torch.arange(0, some.count, SAMPLED, device=self.device)[:size]
+        return _picked(some.copy, places), rank
 
     def _widened(self, block: Block) -> Block:
         return block if self.scan else block._replace(vectors=block.float32(), scales=None)
@@ -275,7 +410,13 @@ class FlatIndex:
         itemsize = self.scanned.num_bytes // self.scanned.num_rows if self.scan else 4 * self.vectors.dim
         return max(1, min(sizes.piece_bytes // itemsize, sizes.scores // together))
 
-    def _blocks(self, rows: int, shards: Sequence[int] | None) -> Iterable[Block]:
+    def _blocks(self, rows: int, shards: Sequence[int] | None, some: _Some | None) -> Iterable[Block]:
+        if some is not None and some.copy is not None:
+            return [some.copy]
+        if some is not None and some.gather:
+            more = 1 if self.release else max(1, len(some.keep) // some.count)  # so that blocks are about as large
+            blocks = self.scanned.blocks(rows * more, shards=shards, release=self.release, keep=some.keep)
+            return (_moved(block, self.device) for block in blocks)
         if self.device.type == "cpu":
             return self.scanned.blocks(rows, shards=shards, release=self.release)
         if self._resident:
@@ -385,6 +526,29 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 _THREADS = SharedSetting(torch.get_num_threads, torch.set_num_threads)
 
 
+def _sample_rank(k: int, size: int, num_docs: int) -> int | None:
+    """Choose a rank among `size` of the documents whose score the k best of all nearly always exceed.
+
+    None if using it would save nothing.
+    """
+    expected = k * size / max(num_docs, 1)  # of the k best, this many are in the sample
+    rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
+    return rank if 8 * rank <= size else None
+
+
+def _padded(queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "even dim"]:
+    return F.pad(queries, (0, 0, 0, -len(queries) % EVEN if len(queries) > 1 else 0))
+
+
+def _nothing(num_queries: int) -> Best:
+    return np.empty((num_queries, 0), dtype=np.float32), np.empty((num_queries, 0), dtype=np.int64)
+
+
+def _picked(block: Block, places: Int[Tensor, " some"]) -> Block:
+    scales = None if block.scales is None else block.scales[places]
+    return Block(block.rows[places.cpu()], block.positions[places], block.vectors[places], scales)
+
+
 def _moved(block: Block, device: torch.device) -> Block:
     scales = None if block.scales is None else block.scales.to(device)
     return Block(block.rows, block.positions.to(device), block.vectors.to(device), scales)
@@ -403,6 +567,8 @@ class ScanShards:
     scan: Path | None = None
     memory_gib: float | None = None
     refine: int = REFINE
+    keep: UInt8[np.ndarray, " bytes"] | None = None
+    """Whether the document at each position may be found, as bits (None: all)."""
 
     @cached_property
     def index(self) -> FlatIndex:
@@ -413,7 +579,9 @@ class ScanShards:
 
     def __call__(self, shards: Sequence[int]) -> Best:
         """Find the candidates in these shards, which FlatIndex.settle merges."""
-        return self.index.candidates(self.queries, self.k, shards)
+        count = self.index.vectors.num_docs
+        keep = None if self.keep is None else np.unpackbits(self.keep, count=count).astype(bool)
+        return self.index.candidates(self.queries, self.k, shards, keep=keep)
 
 
 def exact_index(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import IO, NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, UInt8
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
+from shortlist.data.allowed import Allowed
 from shortlist.data.files import atomic_write, temporary_folder
 from shortlist.data.ids import DocIds
 from shortlist.errors import UserError
@@ -114,15 +115,21 @@ class InvertedIndex:
             np.add.at(scores, documents, weights if weight == 1 else weights * np.float32(weight))
         return scores
 
-    def find(self, queries: Sequence[TermQuery], k: int) -> list[list[Hit]]:
+    def find(self, queries: Sequence[TermQuery], k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
         """Find the at most k best documents for each query.
 
         Equal scores are in corpus order; documents with a score of 0 or less are left out.
-        """
-        return [self._find(query, k) for query in queries]
 
-    def _find(self, query: TermQuery, k: int) -> list[Hit]:
+        Args:
+            allowed: the only documents to find (None: all).
+        """
+        keep = None if allowed is None else allowed.mask(self.doc_ids)
+        return [self._find(query, k, keep) for query in queries]
+
+    def _find(self, query: TermQuery, k: int, keep: Bool[np.ndarray, " docs"] | None) -> list[Hit]:
         scores = self.scores(query)
+        if keep is not None:
+            scores[~keep] = 0
         rows = _best(scores, k)
         return list(map(Hit, self.doc_ids.take(rows), scores[rows].tolist()))
 

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from shortlist.data.allowed import Allowed
 from shortlist.records import Hit, Query, Run
 
 
@@ -15,8 +16,13 @@ from shortlist.records import Hit, Query, Run
 class FirstStage(Protocol):
     """A searcher that finds documents for queries."""
 
-    def search(self, queries: list[Query], k: int) -> Run:
-        """Find the at most k best documents for each query, best first."""
+    def search(self, queries: list[Query], k: int, *, allowed: Allowed | None = None) -> Run:
+        """Find the at most k best documents for each query, best first.
+
+        Args:
+            allowed: the only documents to find (None: all). The hits are those that a search for all documents would
+                give if the others were left out of its list: k of them if there are as many.
+        """
         ...
 
 
@@ -32,7 +38,9 @@ class SearchesTerms(FirstStage, Protocol):
         """Return the terms that `search` uses for these queries."""
         ...
 
-    def find_by_terms(self, queries: Sequence[WeightedTerms], k: int) -> list[list[Hit]]:
+    def find_by_terms(
+        self, queries: Sequence[WeightedTerms], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k best documents for each query of weighted terms, best first."""
         ...
 
@@ -45,7 +53,9 @@ class SearchesVectors(FirstStage, Protocol):
         """Return the vectors that `search` uses for these queries."""
         ...
 
-    def find_by_vectors(self, vectors: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find_by_vectors(
+        self, vectors: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k best documents for each vector, best first."""
         ...
 
@@ -54,10 +64,15 @@ class SearchesVectors(FirstStage, Protocol):
 class VectorIndex(Protocol):
     """An index that finds the documents whose vectors are nearest to the queries' vectors."""
 
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.
 
         They are sorted best first, equal ones in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all).
         """
         ...
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from shortlist.data.allowed import Allowed
 from shortlist.engine import Engine, spread
 from shortlist.index.flat import Best, FlatIndex, ScanShards
 from shortlist.math.scoring import best_of
@@ -31,10 +32,15 @@ class ScatteredIndex:
         self.index = index
         self.engine: Engine = engine
 
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.
 
         They are sorted best first, equal ones in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all).
         """
         scan, vectors = self.index.scan, self.index.vectors
         task = ScanShards(
@@ -43,6 +49,7 @@ class ScatteredIndex:
             vectors=vectors.folder.resolve(),
             scan=scan.folder.resolve() if scan else None,
             refine=self.index.refine,
+            keep=None if allowed is None else np.packbits(allowed.mask(vectors.doc_ids)),
         )
         depth = k if scan is None else k * self.index.refine
         num_shards = len((scan or vectors).shard_hashes)

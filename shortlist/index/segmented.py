@@ -5,6 +5,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float
 
+from shortlist.data.allowed import Allowed
 from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit
 from shortlist.text.segments import whole_id
@@ -24,16 +25,22 @@ class SegmentIndex:
     def __init__(self, segments: VectorIndex) -> None:
         self.segments = segments
 
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k best documents for each query, best first.
 
         A document's score is the greatest inner product of the query with one of its segments.
+
+        Args:
+            allowed: the only documents to find (None: all).
         """
+        only = {} if allowed is None else {"allowed": allowed.segments}
         found: list[list[Hit]] = [[] for _ in queries]
         short, depth = list(range(len(queries))), AT_FIRST * k
         while short:
             again = []
-            for query, hits in zip(short, self.segments.find(queries[short], depth), strict=True):
+            for query, hits in zip(short, self.segments.find(queries[short], depth, **only), strict=True):
                 found[query] = best_of_each(hits)[:k]
                 if len(found[query]) < k and len(hits) == depth:  # there may be more
                     again.append(query)

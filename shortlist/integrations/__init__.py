@@ -49,4 +49,4 @@ def metadata_of(result: Result) -> dict[str, Any]:
     """Return a found document's metadata with what the pipeline knows of it."""
     document, places = result.document, {stage: place._asdict() for stage, place in result.places.items()}
     known = {"doc_id": document.doc_id, "title": document.title, "url": document.url, "places": places}
-    return {**document.metadata, **known}
+    return {**document.metadata, **known} | ({} if result.chunk is None else {"chunk": result.chunk})

@@ -29,6 +29,8 @@ class PipelineRetriever(BaseRetriever):
     pipeline: Pipeline
     k: int = 10
     """Number of documents per query."""
+    where: str | None = None
+    """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (None: all documents)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Other options of `Pipeline.answer`."""
 
@@ -39,7 +41,7 @@ class PipelineRetriever(BaseRetriever):
                 page_content=result.document.text,
                 metadata=metadata_of(result) | {"score": result.score},
             )
-            for result in self.pipeline.search(query, self.k, **self.options)
+            for result in self.pipeline.search(query, self.k, where=self.where, **self.options)
         ]
 
 

@@ -29,15 +29,16 @@ class PipelineRetriever(BaseRetriever):
 
     Args:
         k: number of nodes per query.
+        where: filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (None: all documents).
         options: other options of `Pipeline.answer`.
     """
 
-    def __init__(self, pipeline: Pipeline, k: int = 10, **options: Any) -> None:
+    def __init__(self, pipeline: Pipeline, k: int = 10, *, where: str | None = None, **options: Any) -> None:
         super().__init__()
-        self.pipeline, self.k, self.options = pipeline, k, options
+        self.pipeline, self.k, self.where, self.options = pipeline, k, where, options
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        results = self.pipeline.search(query_bundle.query_str, self.k, **self.options)
+        results = self.pipeline.search(query_bundle.query_str, self.k, where=self.where, **self.options)
         return [
             NodeWithScore(node=_node(metadata_of(result), result.document.text), score=result.score)
             for result in results

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final, get_args
 
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.pipeline.loading import Opener
@@ -15,7 +17,11 @@ from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
-from shortlist.records import Document, Query, as_documents, as_queries, is_one
+from shortlist.pipeline.wholes import AT_FIRST, MORE, Answers, best_chunks
+from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one
+
+BY_DOCUMENT = "by document"
+"""The name of what groups chunks by document, after the last step."""
 
 
 class Ranked(NamedTuple):
@@ -37,6 +43,9 @@ class Result(NamedTuple):
     """Score of the last step."""
     places: dict[str, Ranked]
     """Rank and score by step (such as `bm25`, `dense`, `hybrid`, `reranker`), for the steps that ranked it."""
+    chunk: str | None = None
+    """Id of the chunk whose text this is, where whole documents were asked for (None: the document is an entry of the
+    collection)."""
 
 
 class Results(list[Result]):
@@ -263,6 +272,11 @@ class Pipeline:
         say_what_is_older(description, name)
         return cls(collection, steps)
 
+    @cached_property
+    def metadata(self) -> Metadata:
+        """The documents' metadata, which filters read."""
+        return Metadata(self.collection)
+
     @property
     def first_stages(self) -> list[str]:
         """Names of the steps before any reranking, best last.
@@ -288,6 +302,8 @@ class Pipeline:
         depth: int | None = None,
         first_stage: str | None = None,
         rerank: bool | None = None,
+        where: str | None = None,
+        answer: Answers = "chunks",
     ) -> Results:
         """Find the k best documents for a query.
 
@@ -301,8 +317,9 @@ class Pipeline:
         """
         if not is_one(query):
             raise UserError(f"query is a {type(query).__name__}; expected one text: `answer` takes several.")
-        [answer] = self.answer(query, k, depth=depth, first_stage=first_stage, rerank=rerank)
-        return answer.results
+        options = {"depth": depth, "first_stage": first_stage, "rerank": rerank, "where": where, "answer": answer}
+        [found] = self.answer(query, k, **options)
+        return found.results
 
     def answer(
         self,
@@ -312,6 +329,8 @@ class Pipeline:
         depth: int | None = None,
         first_stage: str | None = None,
         rerank: bool | None = None,
+        where: str | None = None,
+        answer: Answers = "chunks",
     ) -> list[Answer]:
         """Find the k best documents for each query, with their ranks in every step.
 
@@ -323,8 +342,8 @@ class Pipeline:
             UserError: as for `trace`.
         """
         _check_k(k)
-        steps = self.chosen(depth, first_stage, rerank)
-        return [self._answer(query, k, steps) for query in as_queries(queries)]
+        steps = self.chosen(depth, first_stage, rerank, where)
+        return [self._answer(query, k, steps, _checked(answer)) for query in as_queries(queries)]
 
     def trace(
         self,
@@ -334,6 +353,8 @@ class Pipeline:
         depth: int | None = None,
         first_stage: str | None = None,
         rerank: bool | None = None,
+        where: str | None = None,
+        answer: Answers = "chunks",
     ) -> Trace:
         """Search several queries together and return the results of all steps.
 
@@ -343,12 +364,34 @@ class Pipeline:
                 step).
             first_stage: step that finds the candidates (None: as the steps are described).
             rerank: whether to run the steps after the first stages (None: if there are any).
+            where: filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (None: all documents).
+            answer: `documents` gives whole documents, each for its best chunk; chunk 3 of document d has the id `d#3`.
+                The trace then ends with one more result, by document.
 
         Raises:
             UserError: a step is asked for that does not exist, or k or depth is below 1.
+            WhereError: the filter cannot be read, or does not fit the documents' metadata.
         """
         _check_k(k)
-        return self._trace(as_queries(queries), k, _Texts(self.collection), self.chosen(depth, first_stage, rerank))
+        steps = self.chosen(depth, first_stage, rerank, where)
+        asked, texts = as_queries(queries), _Texts(self.collection)
+        if _checked(answer) == "chunks":
+            return self._trace(asked, k, texts, steps)
+        trace = self._deep_trace(asked, k, texts, steps)
+        run = {name: [Hit(doc_id, hit.score) for doc_id, hit in best_chunks(hits, k).items()]
+               for name, hits in trace.last.run.items()}  # fmt: skip
+        return trace._replace(found=trace.found | {BY_DOCUMENT: Found(run)})
+
+    def _deep_trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
+        """Search so deep that chunks of k documents are found for each query, if there are as many."""
+        depth, found, short = AT_FIRST * k, dict[str, Found](), list(queries)
+        while short:
+            trace = self._trace(short, depth, texts, steps)
+            found = {name: _together(found.get(name), given) for name, given in trace.found.items()}
+            runs = {query.query_id: trace.last.run.get(query.query_id, []) for query in short}
+            short = [query for query in short if _needs_more(runs[query.query_id], k, depth)]
+            depth *= MORE
+        return Trace(found, texts.milliseconds)
 
     def _trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
         wanted, found = _wanted(steps, k), dict[str, Found]()
@@ -360,22 +403,30 @@ class Pipeline:
             texts.changed |= given.documents
         return Trace(found, texts.milliseconds)
 
-    def _answer(self, query: Query, k: int, steps: Sequence[Step]) -> Answer:
-        texts = _Texts(self.collection)
-        trace = self._trace([query], k, texts, steps)
-        hits = trace.last.run.get(query.query_id, [])[:k]
-        documents = texts.originals([hit.doc_id for hit in hits])
+    def _answer(self, query: Query, k: int, steps: Sequence[Step], answer: Answers) -> Answer:
+        texts, whole = _Texts(self.collection), answer == "documents"
+        trace = (self._deep_trace if whole else self._trace)([query], k, texts, steps)
+        found = trace.last.run.get(query.query_id, [])
+        hits = best_chunks(found, k) if whole else {hit.doc_id: hit for hit in found[:k]}
+        documents = texts.originals([hit.doc_id for hit in hits.values()])
         places = _places(query.query_id, steps, trace.found)
         results = Results(
             Result(
-                documents[hit.doc_id], hit.score, {s: at[hit.doc_id] for s, at in places.items() if hit.doc_id in at}
+                documents[hit.doc_id]._replace(doc_id=name),
+                hit.score,
+                {step: at[hit.doc_id] for step, at in places.items() if hit.doc_id in at},
+                hit.doc_id if name != hit.doc_id else None,
             )
-            for hit in hits
+            for name, hit in hits.items()
         )
         return Answer(results, texts.milliseconds)
 
     def chosen(
-        self, depth: int | None = None, first_stage: str | None = None, rerank: bool | None = None
+        self,
+        depth: int | None = None,
+        first_stage: str | None = None,
+        rerank: bool | None = None,
+        where: str | None = None,
     ) -> list[Step]:
         """Choose the steps to run and adjust them to the options of `trace`."""
         first, later = self.first_stages, self.rerankers
@@ -391,13 +442,35 @@ class Pipeline:
         if depth is not None and later:
             steps = [step._replace(depth=depth if step.name == later[0] else min(depth, step.depth or depth))
                      if step.name in later else step for step in steps]  # fmt: skip
+        if where is not None:
+            steps = [step._replace(allowed=self.metadata.allowed(where)) for step in steps]
         last = first_stage if first_stage and not (later and rerank is not False) else steps[-1].name
         return _leading_to(last, steps)
 
 
 def _row(rank: int, result: Result) -> dict[str, Any]:
     places = {f"{step}_{name}": getattr(at, name) for step, at in result.places.items() for name in ("rank", "score")}
-    return {"rank": rank, "score": result.score, **result.document._asdict(), **places}
+    chunk = {} if result.chunk is None else {"chunk": result.chunk}
+    return {"rank": rank, "score": result.score, **result.document._asdict(), **chunk, **places}
+
+
+def _checked(answer: str) -> Answers:
+    if answer not in get_args(Answers):
+        raise unknown("answer", str(answer), get_args(Answers))
+    return cast(Answers, answer)
+
+
+def _needs_more(hits: Sequence[Hit], k: int, depth: int) -> bool:
+    """Whether the hits are of fewer than k documents, and there may be more of them."""
+    return len(hits) >= depth and len(best_chunks(hits, k)) < k
+
+
+def _together(before: Found | None, now: Found) -> Found:
+    """Join the results of a step for some queries with newer ones, which replace those of the same queries."""
+    if before is None:
+        return now
+    num_placed = None if now.num_placed is None else {**(before.num_placed or {}), **now.num_placed}
+    return Found({**before.run, **now.run}, num_placed, {**before.documents, **now.documents})
 
 
 def _check_k(k: int) -> None:

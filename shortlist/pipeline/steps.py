@@ -5,10 +5,13 @@ A kind is a plain function from runs and documents to runs and documents, and a 
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from shortlist.data.allowed import Allowed
+from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.pipeline.loading import FINDERS, Opener, rerankers
 from shortlist.records import Document, Query, Run
@@ -46,6 +49,8 @@ class Step(NamedTuple):
     """Number of documents that a first stage finds (None: as many as later steps read), or that a later step reads."""
     share: float = 1.0
     """Weight of a reranker's scores, 0 to 1; the earlier scores have the rest (`math.fusion.interpolate`)."""
+    allowed: Allowed | None = None
+    """The only documents that a first stage may find in this search (None: all)."""
 
 
 class StepFunction(Protocol):
@@ -88,7 +93,12 @@ class StepKind(NamedTuple):
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Search with a first stage."""
-    return Found(step.stage.search(queries, most))
+    if step.allowed is None:
+        return Found(step.stage.search(queries, most))
+    taken = signature(step.stage.search).parameters
+    if "allowed" not in taken and all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in taken.values()):
+        raise UserError(f"step {step.name!r} cannot filter: its search takes no `allowed`; search without a filter.")
+    return Found(step.stage.search(queries, most, allowed=step.allowed))
 
 
 def fuse(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:

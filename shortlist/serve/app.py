@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from shortlist.data.texts import ChangedError
+from shortlist.data.where import WhereError
 from shortlist.errors import UserError
 from shortlist.pipeline import Answer, Pipeline
 from shortlist.pipeline.passages import find_passage, mark, query_stems
@@ -32,7 +33,7 @@ from shortlist.serve.service import Batched, FieldError, Read, Service
 from shortlist.version import __version__
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": schema.ErrorResponse, "description": "The body is not JSON."},
+    400: {"model": schema.ErrorResponse, "description": "The body is not JSON, or `where` is no filter that fits."},
     401: {"model": schema.ErrorResponse, "description": "No key, or another one."},
     413: {"model": schema.ErrorResponse, "description": "More than this server ever accepts."},
     422: {"model": schema.ErrorResponse, "description": "A field is wrong; `field` names it."},
@@ -87,6 +88,7 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _explain_validation)
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(FieldError, _explain_field)
+    app.add_exception_handler(WhereError, _explain_where)
     app.add_exception_handler(UserError, _explain_unable)
     app.add_exception_handler(Exception, _explain_bug)
 
@@ -103,6 +105,11 @@ async def _explain(request: Request, error: Exception) -> Response:
 async def _explain_field(request: Request, error: Exception) -> Response:
     assert isinstance(error, FieldError)
     return _send(problem(422, "invalid_request", f"{error.field}: {error}", field=error.field))
+
+
+async def _explain_where(request: Request, error: Exception) -> Response:
+    """Answer what is wrong with a filter, which is in no log, as queries are in none."""
+    return _send(problem(400, "invalid_filter", str(error), field="where"))
 
 
 async def _explain_unable(request: Request, error: Exception) -> Response:
@@ -373,9 +380,11 @@ def _add_search(app: FastAPI, service: Service) -> None:
         start, pipeline = time.perf_counter(), service.pipeline
         assert pipeline is not None
         _check(pipeline, asked)
-        options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank}
+        options = {"depth": asked.depth, "first_stage": asked.first_stage, "rerank": asked.rerank, "where": asked.where}
         field = "query" if asked.query is not None else "queries"
-        found = await service.search(_ticket(request), asked.texts, asked.k, field=field, **options)
+        found = await service.search(
+            _ticket(request), asked.texts, asked.k, field=field, answer=asked.answer, **options
+        )
         answers = [
             _search_answer(text, pipeline_answer, asked.explain)
             for text, pipeline_answer in zip(asked.texts, found, strict=True)
@@ -413,6 +422,7 @@ def _search_answer(query: str, found: Answer, explain: bool) -> schema.SearchAns
         schema.SearchResult(
             rank=rank,
             score=result.score,
+            chunk=result.chunk,
             **result.document._asdict(),
             stages={name: schema.StepPlace(**at._asdict()) for name, at in result.places.items()} if explain else None,
         )

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from shortlist.data.where import LONGEST
+from shortlist.pipeline.wholes import Answers
+
 MAX_TEXTS = 2048
 """Most texts in one request."""
 MAX_QUERIES = 128
@@ -63,6 +66,10 @@ class SearchOptions(Asked):
     )
     first_stage: str | None = Field(None, description="What finds the candidates; by default what the steps say.")
     rerank: bool | None = Field(None, description="Whether rerankers read them; by default if there are any.")
+    where: Annotated[str, StringConstraints(max_length=LONGEST)] | None = Field(
+        None, description="A filter over the documents' metadata, such as year >= 2020 and lang = 'de'."
+    )
+    answer: Answers = Field("chunks", description="`documents`: whole documents, each for its best chunk.")
     explain: bool = Field(False, description="Tell what every step made of each result, and how long it took.")
 
 
@@ -112,6 +119,7 @@ class SearchResult(BaseModel):
     title: str
     text: str
     url: str
+    chunk: str | None = Field(None, description="The chunk whose text this is; with `answer: documents`.")
     metadata: dict[str, Any] = Field({}, description="The document's other fields, as they are in the collection.")
     stages: dict[str, StepPlace] | None = Field(None, description="Its place by step; with `explain`.")
     truncated: bool | None = Field(None, description="A reranker has not read all of it; with `explain`.")

@@ -22,6 +22,7 @@ from shortlist.pipeline.live import LivePipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
+from shortlist.pipeline.wholes import Answers
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Ranker
 from shortlist.rerankers.pointwise import pointwise
@@ -293,19 +294,32 @@ class Service:
         return list(ids), sorted(cut | set(_truncated(ids, pairs, length, inputs.pair_ids)))
 
     async def search(
-        self, ticket: Ticket, queries: Sequence[str], k: int, *, field: str = "query", **options: Any
+        self,
+        ticket: Ticket,
+        queries: Sequence[str],
+        k: int,
+        *,
+        field: str = "query",
+        where: str | None = None,
+        answer: Answers = "chunks",
+        **options: Any,
     ) -> list[Answer]:
         """Search with the pipeline and return its answers.
 
         Args:
             field: the request's field with the queries.
-            options: as for Pipeline's `answer`.
+            where: filter over the documents' metadata, which the first one reads (None: all documents).
+            answer: this and the options are as for Pipeline's `answer`.
 
         Raises:
             FieldError: a query leaves no room for documents.
+            WhereError: the filter cannot be read, or does not fit the metadata.
         """
         pipeline = self.pipeline
         assert pipeline is not None
+        loop = asyncio.get_running_loop()
+        if where is not None:  # before anything is reserved, and not on the event loop: the first takes long
+            await loop.run_in_executor(self._searching, pipeline.metadata.allowed, where)
         steps = pipeline.chosen(**options)
         depths = {step.name: step.depth or 0 for step in steps}
         rerankers = self.readers("reranker", steps)
@@ -314,8 +328,8 @@ class Service:
             ticket.reserve(min(len(queries) * most, self.gate.limits.queue_tokens))  # now: accepted searches finish
         for model in dict.fromkeys(rerankers.values()):
             await self._check_queries(model, queries, field)
-        loop = asyncio.get_running_loop()
-        asked = [_for_request(ticket, partial(pipeline.answer, [query], k, **options)) for query in queries]
+        only = {"where": where, "answer": answer}
+        asked = [_for_request(ticket, partial(pipeline.answer, [query], k, **only, **options)) for query in queries]
         parts = await asyncio.gather(*[loop.run_in_executor(self._searching, call) for call in asked])
         answers = [answer for part in parts for answer in part]
         for answer in answers:
@@ -377,9 +391,9 @@ def _guarded(part: T, method: str) -> T:
     """
     guarded, lock, call = copy(part), threading.Lock(), getattr(part, method)
 
-    def alone(*arguments: Any) -> Any:
+    def alone(*arguments: Any, **named: Any) -> Any:
         with lock:
-            return call(*arguments)
+            return call(*arguments, **named)
 
     setattr(guarded, method, alone)
     return guarded

@@ -186,7 +186,7 @@ def test_hits_carry_ids_and_nothing_that_was_not_found(opened, monkeypatch):
     ((hit,),) = opened.find(QUERIES[:1], 1)
     assert hit.doc_id == f"d{best}"
     assert hit.score == pytest.approx(float(QUERIES[0] @ VECTORS[best]), abs=1e-6)
-    monkeypatch.setattr(opened, "search_vectors", lambda *_: (np.array([[2.0, -np.inf]]), np.array([[3, -1]])))
+    monkeypatch.setattr(opened, "search_vectors", lambda *_, **__: (np.array([[2.0, -np.inf]]), np.array([[3, -1]])))
     assert opened.find(QUERIES[:1], 2) == [[Hit("d3", 2.0)]]
     monkeypatch.undo()
     assert opened.find(QUERIES[:0], 5) == []

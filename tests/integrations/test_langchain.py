@@ -67,3 +67,8 @@ def test_questions_asked_together_get_what_each_gets_alone(pipeline: Pipeline):
         assert [each.id for each in found] == [each.id for each in alone]
         scores = [each.metadata["score"] for each in alone]
         assert [each.metadata["score"] for each in found] == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_retriever_finds_what_fits_a_filter(pipeline: Pipeline):
+    found = PipelineRetriever(pipeline=pipeline, k=5, where="doc_id in ('d2', 'd3')").invoke(QUESTION)
+    assert {each.id for each in found} == {"d2", "d3"}

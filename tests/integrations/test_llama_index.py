@@ -63,3 +63,8 @@ def test_reranking_nodes_needs_a_query(tiny):
     postprocessor = RerankerPostprocessor(reranker=Reranker.load(str(tiny.reranker)))
     with pytest.raises(UserError, match="there is no query to rerank by"):
         postprocessor.postprocess_nodes([])
+
+
+def test_a_retriever_finds_what_fits_a_filter(pipeline: Pipeline):
+    found = PipelineRetriever(pipeline, 5, where="doc_id in ('d2', 'd3')").retrieve(QUESTION)
+    assert {each.node.node_id for each in found} == {"d2", "d3"}

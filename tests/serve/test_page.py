@@ -195,3 +195,40 @@ def test_a_key_is_asked_for_and_errors_are_shown(tab: Tab, built: Built, tmp_pat
     tab.run("document.getElementById('rerank').click()")
     tab.wait("document.getElementById('error').textContent === 'The server does not answer.'")
     tab.complaints.clear()  # the browser's own, about 401 and the connection
+
+
+def test_fields_of_results_can_be_clicked_and_a_citation_copied(tab: Tab, tiny: Tiny, tmp_path: Path):
+    shutil.copytree(tiny.collection, tmp_path / "collection")
+    places = {"document": "a.md", "page": 3, "begin": 0, "end": 9}
+    documents = [
+        document._replace(
+            title="Part > Section", metadata={"lang": "d'e" if i % 2 else "en", "tags": ["x"] * (i > 8)} | places
+        )
+        for i, document in enumerate(DOCUMENTS)
+    ]
+    write_corpus(tmp_path / "collection" / "corpus.jsonl", documents)
+    built: Built = build(tiny._replace(collection=tmp_path / "collection"), tmp_path)
+    with live(built.names, tmp_path / "stderr") as server:
+        tab.open(f"{server.url}/?q=apple&k=20")
+        tab.wait(f"{RESULTS} === 12")
+        facets = "[...document.querySelectorAll('#facets button')].map((one) => one.textContent)"
+        assert {*tab.run(facets)} == {"d'e (6)", "en (6)", "x (3)"}
+        tab.run(
+            "[...document.querySelectorAll('#facets button')].find((one) => one.textContent.startsWith('d')).click()"
+        )
+        tab.wait(f"{RESULTS} === 6")
+        tab.run(
+            "[...document.querySelectorAll('#facets button')].find((one) => one.textContent.startsWith('x')).click()"
+        )
+        tab.wait(f"{RESULTS} === 2")
+        assert parse_qs(urlsplit(tab.run("location.href")).query)["where"] == ["lang = 'd''e' and tags has 'x'"]
+        assert "a.md, page 3characters 0 to 9" in tab.run("document.querySelector('.source').textContent")
+        tab.run("navigator.clipboard.writeText = (text) => { window.copied = text; }")
+        tab.run("document.querySelector('.source button').click()")
+        tab.wait("window.copied !== undefined")
+        assert tab.run("window.copied") == "Part > Section, a.md, page 3"
+        tab.run("document.getElementById('where').value = 'lang ='")
+        tab.run("document.getElementById('form').requestSubmit()")
+        tab.wait("!document.getElementById('error').hidden")
+        assert "at character 6" in tab.run("document.getElementById('error').textContent")
+        tab.complaints.clear()  # the browser's own, about 400

@@ -444,3 +444,26 @@ def test_what_happens_is_counted(client: TestClient):
     client.get("/some/path")
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [1, 1, 1, 4]
     assert count("shortlist_queue_requests") == count("shortlist_queue_tokens") == 0
+
+
+def test_a_search_among_documents_that_fit_a_filter(client: TestClient, pipeline: Pipeline):
+    where = "doc_id in ('d1', 'd4', 'd7') and url = ''"
+    [expected] = pipeline.answer([QUESTION], 5, where=where)
+    [answer] = ask(client, "/v1/search", query=QUESTION, k=5, where=where)["answers"]
+    assert [result["doc_id"] for result in answer["results"]] == [r.document.doc_id for r in expected.results]
+    assert {result["doc_id"] for result in answer["results"]} == {"d1", "d4", "d7"}
+    link = client.get("/search", params={"q": QUESTION, "k": 2, "where": where, "answer": "documents"}).json()
+    assert [r["doc_id"] for r in link["answers"][0]["results"]] == [r["doc_id"] for r in answer["results"]][:2]
+    assert "chunk" not in answer["results"][0]
+
+
+def test_a_filter_that_does_not_fit_is_a_bad_request_that_no_log_repeats(client: TestClient, capsys):
+    answer = client.post("/search", json={"query": QUESTION, "where": "secret = 'x'"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["field"]) == (400, "invalid_filter", "where")
+    assert error["message"].startswith("where \"secret = 'x'\": at character 1: unknown field 'secret': known: doc_id")
+    assert client.get("/search", params={"q": QUESTION, "where": "doc_id ="}).status_code == 400
+    assert client.post("/search", json={"query": QUESTION, "where": "x" * 20_001}).status_code == 422
+    assert client.post("/search", json={"query": QUESTION, "answer": "pages"}).status_code == 422
+    out, err = capsys.readouterr()
+    assert "secret" not in out + err

@@ -7,8 +7,10 @@ from, and the position of each row in corpus order if that is not the order of r
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -16,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
+from shortlist.data.allowed import Allowed
 from shortlist.data.vectors import DEAD, VectorReader
 from shortlist.errors import UserError, not_given
 from shortlist.index.protocols import Opening
@@ -27,6 +30,9 @@ WRITTEN_AT_ONCE = 1000
 SEARCHES_AT_ONCE = 64
 RUNS_AT_ONCE = 500
 """The most ranges of rows in one deletion."""
+DROPPED = 0.25
+"""The share of documents from which on a filtered search asks for more documents and drops those that are not allowed.
+LanceDB takes longer to read a condition that names so many."""
 PROBES = 32
 """The number of lists of an approximate index that are searched."""
 CANDIDATES_PER_HIT = 10
@@ -130,10 +136,16 @@ class LanceIndex:
                 _make_index(place.open(table), changed, partitions, sub_vectors)
             return cls(place, approximate=approximate, probes=PROBES, refine=CANDIDATES_PER_HIT)
 
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.
 
         They are sorted best first, equal ones in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all). Where an approximate search finds fewer than k of them for
+                a query, all of them are compared with it.
 
         Raises:
             UserError: the queries have another dimension than the vectors, or the LanceDB cannot be read.
@@ -144,35 +156,62 @@ class LanceIndex:
                 "encode both with the same model."
             )
         hits: list[list[Hit]] = []
-        wanted = min(k + 1, self.num_docs)
         with _plain_errors(self._place.uri):
+            ask, count = (self._nearest, self.num_docs) if allowed is None else self._among(allowed)
+            wanted = min(k + 1, count)
             for start in range(0, len(queries) if k and wanted else 0, SEARCHES_AT_ONCE):
                 batch = np.asarray(queries[start : start + SEARCHES_AT_ONCE], dtype=np.float32)
-                found = self._nearest(batch, wanted)
-                hits += [self._rank(query, nearest, k) for query, nearest in zip(batch, found, strict=True)]
+                for query, found in zip(batch, ask(batch, wanted, self.approximate), strict=True):
+                    short = allowed is not None and self.approximate and len(found.scores) < min(k, count)
+                    found = ask(query[None], wanted, False)[0] if short else found
+                    hits.append(self._rank(query, found, k, ask, count))
         return hits or [[] for _ in queries]
 
-    def _rank(self, query: Float[np.ndarray, " dim"], found: "_Nearest", k: int) -> list[Hit]:
+    def _among(self, allowed: Allowed) -> tuple["_Ask", int]:
+        """Return the search among the allowed documents, and their number."""
+        rows = np.sort(self._all_rows["row"].to_numpy()[allowed.mask(self._all_rows["doc_id"])])
+        if len(rows) >= DROPPED * self.num_docs:
+            return partial(self._nearest_kept, rows), len(rows)
+        return partial(self._nearest, which=f"row IN ({', '.join(map(str, rows.tolist()))})"), len(rows)
+
+    @cached_property
+    def _all_rows(self) -> pa.Table:
+        """Each document's row and id, which filters ask for."""
+        return self._table.search().select(["row", "doc_id"]).to_arrow()
+
+    def _nearest_kept(
+        self, rows: Int[np.ndarray, " allowed"], queries: Float[np.ndarray, "queries dim"], k: int, approximate: bool
+    ) -> list["_Nearest"]:
+        """Find the k nearest of many documents, by asking for more and dropping the others."""
+        fetched = math.ceil(k * self.num_docs / len(rows))
+        while True:
+            fetched = min(fetched + fetched // 2, self.num_docs)
+            found = [nearest.kept(rows, k) for nearest in self._nearest(queries, fetched, approximate)]
+            if fetched == self.num_docs or all(len(nearest.scores) == k for nearest in found):
+                return found
+
+    def _rank(self, query: Float[np.ndarray, " dim"], found: "_Nearest", k: int, ask: "_Ask", count: int) -> list[Hit]:
         """Select the k best documents.
 
         If documents that were not fetched may share the k-th score, this fetches more.
         """
         fetched = len(found.scores)
-        while not self.approximate and k < fetched < self.num_docs and found.scores[k - 1] == found.scores[-1]:
-            fetched = min(2 * fetched, self.num_docs)
-            found = self._nearest(query[None], fetched)[0]
+        while not self.approximate and k < fetched < count and found.scores[k - 1] == found.scores[-1]:
+            fetched = min(2 * fetched, count)
+            found = ask(query[None], fetched, False)[0]
         places = found.rows
         if len(self._positions):
             places = self._positions[np.minimum(found.rows, len(self._positions) - 1)]
         best = np.lexsort((places, -found.scores))[:k]
         return [Hit(found.doc_ids[i], float(found.scores[i])) for i in best]
 
-    def _nearest(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list["_Nearest"]:
+    def _nearest(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, approximate: bool, *, which: str | None = None
+    ) -> list["_Nearest"]:
         search = self._table.search(queries, vector_column_name="vector").distance_type("dot").limit(k)
-        if self.approximate:
-            search = search.nprobes(self.probes).refine_factor(self.refine)
-        else:
-            search = search.bypass_vector_index()
+        if which is not None:
+            search = search.where(which, prefilter=True)
+        search = search.nprobes(self.probes).refine_factor(self.refine) if approximate else search.bypass_vector_index()
         found = search.select(["row", "doc_id", "_distance"]).to_arrow()
         asked = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found))
         scores = 1 - found["_distance"].to_numpy()  # LanceDB's distance is one minus the inner product
@@ -187,6 +226,15 @@ class _Nearest(NamedTuple):
     scores: Float[np.ndarray, " found"]
     rows: Int[np.ndarray, " found"]
     doc_ids: list[str]
+
+    def kept(self, wanted: Int[np.ndarray, " wanted"], k: int) -> "_Nearest":
+        """Keep the first k documents whose rows are wanted."""
+        places = np.flatnonzero(np.isin(self.rows, wanted))[:k]
+        return _Nearest(self.scores[places], self.rows[places], [self.doc_ids[place] for place in places])
+
+
+_Ask = Callable[[Float[np.ndarray, "queries dim"], int, bool], list[_Nearest]]
+"""Finds the k nearest documents of each query; the last argument says whether by the approximate index."""
 
 
 @final

@@ -17,6 +17,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float, Int
 
+from shortlist.data.allowed import Allowed
 from shortlist.data.vectors import DEAD, VectorReader
 from shortlist.errors import UserError, not_given
 from shortlist.index.databases.postgres import HNSW_DIMS, Database, connected, hnsw_terms, plain_errors
@@ -38,16 +39,19 @@ _MISSING = "SELECT row FROM wanted AS w WHERE NOT EXISTS (SELECT FROM {vectors} 
 # The exact query sorts by an expression around the operator, for which PostgreSQL cannot use an index of the operator.
 _EXACT = """
     SELECT doc_id, score FROM (
-        SELECT row, doc_id, (embedding <#> %(query)s) * -1 AS score FROM {vectors}
+        SELECT row, doc_id, (embedding <#> %(query)s) * -1 AS score FROM {vectors} {which}
         ORDER BY score DESC FETCH FIRST %(k)s ROWS WITH TIES
     ) AS found LEFT JOIN {positions} USING (row) ORDER BY score DESC, position LIMIT %(k)s
 """
 _APPROXIMATE = """
     SELECT doc_id, score FROM (
-        SELECT row, doc_id, (embedding <#> %(query)s) * -1 AS score FROM {vectors}
+        SELECT row, doc_id, (embedding <#> %(query)s) * -1 AS score FROM {vectors} {which}
         ORDER BY {key} <#> %(query)s{cast} LIMIT %(k)s
     ) AS found LEFT JOIN {positions} USING (row) ORDER BY score DESC, position
 """
+_ALLOWED = "WHERE doc_id = ANY(%(allowed)s::text[])"
+_ALLOWED_WHOLES = "WHERE regexp_replace(doc_id, '#[^#]*$', '') = ANY(%(allowed)s::text[])"
+"""For segments, whose ids are `d#0`; every server can do these, also one that may only be read."""
 
 
 @final
@@ -158,10 +162,16 @@ class PgVectorIndex:
         with plain_errors():
             return self._database.value("SELECT pg_table_size(%s::regclass)", self._database.name(part))
 
-    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[Hit]]:
+    def find(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
+    ) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.
 
         They are sorted best first, equal ones in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all). Where an approximate search finds fewer than k of them for
+                a query, all of them are compared with it.
 
         Raises:
             UserError: the queries have another dimension than the vectors, or the server refuses.
@@ -174,12 +184,21 @@ class PgVectorIndex:
         with plain_errors(), self._database.transaction():
             for setting, value in self._settings(k).items():
                 self._database.run("SELECT set_config(%s, %s, true)", setting, value)
-            return [self._find(query, k) for query in np.asarray(queries, dtype=np.float32)]
+            return [self._find(query, k, allowed) for query in np.asarray(queries, dtype=np.float32)]
 
-    def _find(self, query: Float[np.ndarray, " dim"], k: int) -> list[Hit]:
-        statement, terms = (_APPROXIMATE, hnsw_terms(self.dim)) if self.approximate else (_EXACT, {})
-        found = self._database.run(statement, named={"query": query, "k": k}, **terms)
-        return [Hit(doc_id, score) for doc_id, score in found.fetchall()]
+    def _find(self, query: Float[np.ndarray, " dim"], k: int, allowed: Allowed | None) -> list[Hit]:
+        from psycopg import sql
+
+        named, which = {"query": query, "k": k}, ""
+        if allowed is not None:
+            named, which = {**named, "allowed": allowed.doc_ids}, _ALLOWED_WHOLES if allowed.of_segments else _ALLOWED
+        ways = [(_APPROXIMATE, hnsw_terms(self.dim))] if self.approximate else []
+        found: list[tuple[str, float]] = []
+        for statement, terms in [*ways, (_EXACT, {})]:
+            found = self._database.run(statement, named=named, which=sql.SQL(which), **terms).fetchall()
+            if allowed is None or len(found) == k:
+                break
+        return [Hit(doc_id, score) for doc_id, score in found]
 
     def _settings(self, k: int) -> dict[str, str]:
         if not self.approximate:

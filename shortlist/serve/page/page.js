@@ -3,6 +3,8 @@
 const at = (id) => document.getElementById(id);
 let key = ""; // never stored: a new page asks for it again
 let running = null;
+const WORDS = new Set("and or not in is like ilike between null true false has".split(" ")); // which a filter reads itself
+const FEW = 8; // values of a field that can be clicked
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -49,6 +51,7 @@ function offer(info) {
 function readLink() {
   const link = new URLSearchParams(location.search);
   at("query").value = link.get("q") ?? "";
+  at("where").value = link.get("where") ?? "";
   at("rerank").checked = link.get("rerank") !== "0";
   if (link.has("k")) at("k").value = link.get("k");
   if (!at("k").value) at("k").value = "10";
@@ -59,6 +62,7 @@ function readLink() {
 function writeLink(asked) {
   const link = new URLSearchParams({ q: asked.query, stage: chosenStage().value, k: asked.k });
   link.set("rerank", asked.rerank ? "1" : "0");
+  if (asked.where) link.set("where", asked.where);
   if (`?${link}` !== location.search) history.pushState(null, "", `?${link}`);
   document.title = `${asked.query} - Search`;
 }
@@ -71,6 +75,8 @@ function wish() {
   const asked = { query: at("query").value.trim(), k: Number(at("k").value), explain: true };
   const stages = [...document.querySelectorAll('input[name="stage"]')];
   if (chosenStage() !== stages.at(-1)) asked.first_stage = chosenStage().value; // the last one: as the steps say
+  const where = at("where").value.trim();
+  if (where) asked.where = where;
   asked.rerank = !at("reranking").hidden && at("rerank").checked;
   return asked;
 }
@@ -78,7 +84,8 @@ function wish() {
 async function search() {
   at("error").hidden = true;
   at("results").replaceChildren();
-  at("times").hidden = true;
+  at("times").hidden = at("facets").hidden = true;
+  at("filter").hidden &&= !at("where").value;
   try {
     if (!at("stages").querySelector("input")) offer(await ask("info"));
     const asked = wish();
@@ -98,6 +105,7 @@ function show(answer, inServer, untilHere) {
   at("status").textContent = found ? `${found} result${found === 1 ? "" : "s"}` : "Nothing found.";
   if (answer.truncated) at("status").textContent += "; the query is too long and was cut";
   showTimes(answer.milliseconds, inServer, untilHere);
+  showFacets(answer.results);
   at("results").append(...folded(answer.results).map(listed));
 }
 
@@ -109,6 +117,50 @@ function showTimes(steps, inServer, untilHere) {
   const shown = parts.map(([part, time]) => element("span", `${part} ${time.toFixed(1)} ms`));
   at("times").replaceChildren(element("summary", `${(all / 1000).toFixed(2)} s`), ...shown);
   at("times").hidden = false;
+}
+
+function showFacets(results) {
+  const fields = new Map(); // field -> condition -> [value, number of results]
+  for (const { metadata } of results) {
+    for (const [field, given] of Object.entries(metadata)) {
+      for (const value of new Set([given].flat())) {
+        if (!["string", "number", "boolean"].includes(typeof value) || String(value).length > 60) continue;
+        const values = fields.get(field) ?? new Map();
+        const condition = `${named(field)} ${Array.isArray(given) ? "has" : "="} ${written(value)}`;
+        values.set(condition, [value, (values.get(condition)?.[1] ?? 0) + 1]);
+        fields.set(field, values);
+      }
+    }
+  }
+  const lines = [];
+  for (const [field, values] of fields) {
+    const some = [...values].filter(([, [, count]]) => count < results.length);
+    if (!some.length || values.size > FEW) continue;
+    const line = element("p", `${field}:`);
+    line.append(...some.sort(([, a], [, b]) => b[1] - a[1]).map(([condition, [value, count]]) => facet(condition, value, count)));
+    lines.push(line);
+  }
+  at("facets").replaceChildren(...lines);
+  at("facets").hidden = !lines.length;
+  if (results.some(({ metadata }) => Object.keys(metadata).length)) at("filter").hidden = false;
+}
+
+function facet(condition, value, count) {
+  const button = element("button", `${value} (${count})`, { type: "button", title: condition });
+  button.addEventListener("click", () => {
+    const where = at("where").value.trim();
+    at("where").value = !where ? condition : `${/\bor\b/i.test(where) ? `(${where})` : where} and ${condition}`;
+    search();
+  });
+  return button;
+}
+
+function named(field) {
+  return /^[a-z_]\w*$/i.test(field) && !WORDS.has(field.toLowerCase()) ? field : `"${field.replaceAll('"', '""')}"`;
+}
+
+function written(value) {
+  return typeof value === "string" ? `'${value.replaceAll("'", "''")}'` : String(value);
 }
 
 function folded(results) {
@@ -128,6 +180,7 @@ function listed([result, ...same]) {
   const text = element("p", "", { class: "text" });
   text.append(...marked(result.passage));
   item.append(title, text);
+  if (placed(result).length) item.append(source(result));
   if (same.length) {
     const line = element("p", "The same text: ", { class: "same" });
     line.append(...same.flatMap((other, i) => [i ? ", " : "", linked(other, [other.doc_id])]));
@@ -143,6 +196,25 @@ function linked(result, shown) {
   const made = element(link ? "a" : "span", "", link ? { href: result.url, rel: "noreferrer" } : {});
   made.append(...shown);
   return made;
+}
+
+function placed({ metadata, chunk, doc_id: id }) {
+  const found = [metadata.document ?? (chunk ? id : undefined)];
+  if (metadata.page !== undefined) found.push(`page ${metadata.page}`);
+  return found.filter((part) => typeof part === "string");
+}
+
+function source(result) {
+  const { begin, end } = result.metadata;
+  const line = element("p", placed(result).join(", "), { class: "source" });
+  if (begin !== undefined && end !== undefined) line.append(element("span", `characters ${begin} to ${end}`));
+  const button = element("button", "copy citation", { type: "button" });
+  button.addEventListener("click", async () => {
+    await navigator.clipboard?.writeText([result.title, ...placed(result)].filter(Boolean).join(", "));
+    at("status").textContent = "The citation is copied.";
+  });
+  line.append(button);
+  return line;
 }
 
 function opened(summary, content) {

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from stores import CORPUS, QUERIES, VECTORS, best, clustered, encode, kill_when_it_says_so, recall
 
+from shortlist.data.allowed import Allowed
 from shortlist.data.snapshots import compact
 from shortlist.errors import UserError
 from shortlist.index.databases import lance
@@ -246,3 +247,24 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, uri):
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(UserError, match=r"lancedb is not installed: .* pip install 'shortlist\[lance\]'"):
         LanceIndex.open(uri=uri)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_allowed_documents_are_found_as_if_they_were_all(uri, store, approximate):
+    index = LanceIndex.load(store, uri=uri, approximate=approximate, **({"partitions": 4} if approximate else {}))
+    for doc_ids in ([], ["d7"], [f"d{i}" for i in range(0, 250, 9)], [*CORPUS][:200], [*CORPUS][::-1]):
+        some = {doc_id: vector for doc_id, vector in CORPUS.items() if doc_id in doc_ids}
+        expected = best(some, QUERIES, 7) if some else [[] for _ in QUERIES]
+        found = index.find(QUERIES, 7, allowed=Allowed([*doc_ids, "it's unheard"]))
+        if approximate:
+            assert [len(hits) for hits in found] == [len(hits) for hits in expected]
+            assert all(hit.doc_id in some for hits in found for hit in hits)
+        else:
+            assert found == expected
+
+
+def test_segments_are_allowed_if_their_documents_are(uri, tmp_path):
+    corpus = {f"a#{i // 3}#{i % 3}": vector for i, vector in enumerate(VECTORS[:30])}
+    index = LanceIndex.load(encode(tmp_path / "segments", corpus), uri=uri)
+    some = {doc_id: vector for doc_id, vector in corpus.items() if doc_id.startswith(("a#2#", "a#5#"))}
+    assert index.find(QUERIES, 9, allowed=Allowed(["a#2", "a#5"]).segments) == best(some, QUERIES, 9)

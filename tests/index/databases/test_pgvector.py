@@ -12,6 +12,7 @@ import pytest
 from stores import CORPUS, QUERIES, VECTORS, best, clustered, encode, kill_when_it_says_so, recall
 
 from shortlist.cli import main
+from shortlist.data.allowed import Allowed
 from shortlist.data.snapshots import compact
 from shortlist.errors import UserError
 from shortlist.index.databases import pgvector
@@ -335,3 +336,28 @@ def test_the_stage_fills_a_table_and_searches_it_without_the_store(dsn, tmp_path
     expected = [[score for _, score in hits] for hits in best(CORPUS, QUERIES, 10)]  # many documents tie
     assert np.mean(np.isclose(scores, expected)) > 0.9
     assert made_by(tmp_path / "index") == "m"
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_allowed_documents_are_found_as_if_they_were_all(dsn, tmp_path, table, approximate):
+    index = PgVectorIndex.load(encode(tmp_path, CORPUS), dsn=dsn, table=table, approximate=approximate)
+    for doc_ids in ([], ["d7"], [f"d{i}" for i in range(0, 250, 9)], [*CORPUS][::-1]):
+        some = {doc_id: vector for doc_id, vector in CORPUS.items() if doc_id in doc_ids}
+        expected = best(some, QUERIES, 7) if some else [[] for _ in QUERIES]
+        found = index.find(QUERIES, 7, allowed=Allowed([*doc_ids, "it's unheard"]))
+        if approximate and len(some) == len(CORPUS):
+            assert [len(hits) for hits in found] == [7] * 5
+        elif approximate:  # of documents that tie, the graph may find any
+            assert [[score for _, score in hits] for hits in found] == [
+                [score for _, score in hits] for hits in expected
+            ]
+            assert all(hit.doc_id in some for hits in found for hit in hits)
+        else:
+            assert found == expected
+
+
+def test_segments_are_allowed_if_their_documents_are(dsn, tmp_path, table):
+    corpus = {f"a#{i // 3}#{i % 3}": vector for i, vector in enumerate(VECTORS[:30])}
+    index = PgVectorIndex.load(encode(tmp_path, corpus), dsn=dsn, table=table)
+    some = {doc_id: vector for doc_id, vector in corpus.items() if doc_id.startswith(("a#2#", "a#5#"))}
+    assert index.find(QUERIES, 9, allowed=Allowed(["a#2", "a#5"]).segments) == best(some, QUERIES, 9)
