@@ -11,8 +11,10 @@ from shortlist.data.files import open_bytes
 from shortlist.data.formats import document_parser
 from shortlist.data.lines import BOM, MalformedError, parse_lines
 from shortlist.data.seen import checked
-from shortlist.data.vectors import KEY_BYTES
 from shortlist.records import Document
+
+KEY_BYTES = 16
+"""Size of a document's key."""
 
 Unread = tuple[bytes, Callable[[], Document]]
 """The key of a document, and the function that reads it."""

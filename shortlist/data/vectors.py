@@ -28,6 +28,7 @@ from torch import Tensor
 from shortlist.data.contents import check_files
 from shortlist.data.files import atomic_write, sha256
 from shortlist.data.ids import DocIds
+from shortlist.data.keyed import KEY_BYTES
 from shortlist.data.manifest import described, read_manifest
 from shortlist.errors import UserError, unknown
 from shortlist.math.matryoshka import shortened
@@ -35,7 +36,6 @@ from shortlist.math.quantize import from_int8, to_int8
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 HEADER = re.compile(r"shard-\d+\.json")
-KEY_BYTES = 16
 DEAD = -1
 """Position of a row whose document is no longer in the corpus."""
 

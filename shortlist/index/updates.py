@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from shortlist.data.files import atomic_write
-from shortlist.data.keyed import Unread
-from shortlist.data.vectors import KEY_BYTES
+from shortlist.data.keyed import KEY_BYTES, Unread
 from shortlist.index.analysis import Analyser
 from shortlist.index.inverted import TermPostings, id_line
 from shortlist.index.postings import Postings, block_stops
