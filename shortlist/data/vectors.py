@@ -28,7 +28,6 @@ from torch import Tensor
 from shortlist.data.contents import check_files
 from shortlist.data.files import atomic_write, sha256
 from shortlist.data.ids import DocIds
-from shortlist.data.keyed import KEY_BYTES
 from shortlist.data.manifest import described, read_manifest
 from shortlist.errors import UserError, unknown
 from shortlist.math.matryoshka import shortened

@@ -156,7 +156,7 @@ def say_if_older(folder: Path, collection: str) -> None:
         say_if_older(source, collection)
     elif is_older(folder, collection):
         stage = (read_manifest(folder) or {})["stage"]
-        way = f"`shortlist {stage}{' --update' if stage == 'encode' else ' with the same settings'}`"
+        way = "`shortlist encode --update`" if stage == "encode" else f"`shortlist {stage}` with the same settings"
         say(f"{folder}: was not made from what {collection} holds now; {way} brings it up to date.")
 
 
