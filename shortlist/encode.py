@@ -16,12 +16,12 @@ from jaxtyping import Float
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.files import atomic_write
 from shortlist.data.jobs import Job, start_job
+from shortlist.data.keyed import KEY_BYTES
 from shortlist.data.lines import OnBad
 from shortlist.data.outputs import changing
 from shortlist.data.snapshots import compact, document_keys, drop_replaced, missing, pin, read_known, renew
 from shortlist.data.vectors import (
     DTYPES,
-    KEY_BYTES,
     VectorReader,
     VectorWriter,
     count_rows,

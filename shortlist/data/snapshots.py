@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Int
 
 from shortlist.data.files import atomic_write
+from shortlist.data.keyed import KEY_BYTES
 from shortlist.data.vectors import (
     DEAD,
-    KEY_BYTES,
     Snapshot,
     VectorReader,
     VectorWriter,
