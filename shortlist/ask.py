@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from shortlist.errors import UserError
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
-from shortlist.pipeline.wholes import Answers
+from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import say
 
 DEMO_FOLDER = Path("shortlist-demo")
@@ -45,7 +45,7 @@ class Config(Sources):
     """Documents to print."""
     where: str | None = None
     """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
-    answer: Answers = "chunks"
+    answer: AnswerUnit = "chunks"
     """`documents`: print whole documents, each with its best chunk, where the collection's entries are chunks (d#0)."""
     json: bool = False
     """Print one JSON object: the results with their rank and score by step, and the milliseconds of each step."""

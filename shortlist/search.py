@@ -26,7 +26,7 @@ from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
-from shortlist.pipeline.wholes import Answers
+from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
 
@@ -54,7 +54,7 @@ class Config(Sources):
     """Documents per query."""
     where: str | None = None
     """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
-    answer: Answers = "chunks"
+    answer: AnswerUnit = "chunks"
     """`documents`: find whole documents, each for its best chunk, where the collection's entries are chunks (d#0)."""
     exclude_self: bool | None = None
     """Leave out the document with the query's id (None: only where queries are also documents, as in ArguAna and
@@ -82,7 +82,7 @@ def search(
     *,
     exclude_self: bool = False,
     where: str | None = None,
-    answer: Answers = "chunks",
+    answer: AnswerUnit = "chunks",
 ) -> Iterator[FoundPart]:
     """Search the queries in parts, and yield their hits.
 

@@ -1,4 +1,4 @@
-"""The metadata of a collection as columns of Arrow, one row per document in corpus order."""
+"""The metadata of a collection as columns, a row per document in corpus order."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,20 +11,20 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 import numpy as np
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.where import LISTS, Columns, matches
+from shortlist.data.where import LIST_KINDS, FieldColumns, matches
 from shortlist.records import Document
 
-AT_ONCE = 20_000
+DOCUMENTS_READ_AT_ONCE = 20_000
 """Documents that become columns at a time."""
 KEPT = 16
 """Filters whose documents are kept, those that were asked for last."""
-TEXTS = ("doc_id", "title", "url")
+TEXT_KINDS = ("doc_id", "title", "url")
 """What is known of every document; a filter can name it where no metadata has the name."""
 
 
 @runtime_checkable
 class HasCorpus(Protocol):
-    """A collection, of which only the documents are read."""
+    """A collection whose documents are read."""
 
     def corpus(self) -> Iterator[Document]:
         """Stream the documents in corpus order."""
@@ -72,9 +72,9 @@ class Metadata:
 
     def names(self) -> list[str]:
         """List the fields that a filter can name."""
-        return list(dict.fromkeys([*self._table.chunks, *TEXTS]))
+        return list(dict.fromkeys([*self._table.chunks, *TEXT_KINDS]))
 
-    def columns(self, name: str) -> Columns:
+    def columns(self, name: str) -> FieldColumns:
         """Return a field's values by kind, null where a document has none of that kind."""
         if name in self._table.chunks:
             return {kind: self._whole(chunks) for kind, chunks in self._table.chunks[name].items()}
@@ -112,7 +112,7 @@ class Metadata:
 
 def _parts(documents: Iterable[Document]) -> Iterator[list[Document]]:
     rest = iter(documents)
-    while part := list(islice(rest, AT_ONCE)):
+    while part := list(islice(rest, DOCUMENTS_READ_AT_ONCE)):
         yield part
 
 
@@ -123,7 +123,7 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _columns(values: Sequence[Any]) -> dict[str, Any]:
-    """Sort the values of a field by kind, into an array for each kind that is there."""
+    """Sort the values of a field into an array for each kind."""
     split = [_KINDS.get(type(value), _other)(value) for value in values]
     kinds = dict.fromkeys(kind for row in split for kind in row)
     return {kind: _array(kind, [row.get(kind) for row in split]) for kind in kinds}
@@ -151,11 +151,11 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 
 def _listed(value: Iterable[Any]) -> dict[str, Any]:
-    """Split a list by the kinds of its elements; an empty one is a list of text."""
+    """Split a list by kinds of elements; an empty one holds text."""
     found: dict[str, list[Any]] = {}
     for element in value:
         for kind, one in _KINDS.get(type(element), _other)(element).items():
-            found.setdefault(LISTS.get(kind, "object"), []).append(one)
+            found.setdefault(LIST_KINDS.get(kind, "object"), []).append(one)
     return {kind: True if kind == "object" else values for kind, values in found.items()} or {"texts": []}
 
 

@@ -13,24 +13,24 @@ from jaxtyping import Bool
 
 from shortlist.errors import UserError, unknown
 
-LONGEST = 20_000
+LONGEST_FILTER = 20_000
 """Most characters of a filter."""
 DEEPEST = 200
 """Most of the words and, or and not, and of parentheses, in a filter."""
-SHOWN = 80
+FIELDS_NAMED = 80
 """Most characters of a filter that an error repeats."""
 EXAMPLE = "year >= 2020 and lang = 'de'"
 
-WORDS = ["AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "NULL", "TRUE", "FALSE"]
+WORDS_OF_KINDS = ["AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "NULL", "TRUE", "FALSE"]
 SIGNS = ["L_PAREN", "R_PAREN", "COMMA", "DASH", "EQ", "NEQ", "LT", "LTE", "GT", "GTE"]
-SYNTAX = frozenset([*WORDS, *SIGNS, "NUMBER", "STRING", "IDENTIFIER"])
+SYNTAX = frozenset([*WORDS_OF_KINDS, *SIGNS, "NUMBER", "STRING", "IDENTIFIER"])
 """The tokens that come through, by the names that sqlglot gives them."""
 
 Value = str | int | float | bool
-Columns = Mapping[str, Any]
+FieldColumns = Mapping[str, Any]
 """A field: Arrow arrays by the kind of their values, null where a document has no value of this kind."""
 
-KINDS = {
+EXPRESSIONS = {
     "number": "numbers",
     "text": "text",
     "flag": "true or false",
@@ -39,7 +39,7 @@ KINDS = {
     "object": "objects",
 }
 """Kinds of values, and what errors call them."""
-LISTS = {"text": "texts", "number": "numbers"}
+LIST_KINDS = {"text": "texts", "number": "numbers"}
 """The kind of a list with elements of a kind."""
 
 
@@ -51,7 +51,7 @@ class Fields(Protocol):
         """List the fields."""
         ...
 
-    def columns(self, name: str) -> Columns:
+    def columns(self, name: str) -> FieldColumns:
         """Return a field's values by kind."""
         ...
 
@@ -61,7 +61,7 @@ class WhereError(UserError):
 
 
 class _FaultError(Exception):
-    """What is wrong with a filter, and the character where it is."""
+    """A fault in a filter, and the character where it is."""
 
     def __init__(self, message: str, place: int | None = None) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class _Condition(NamedTuple):
     """A field with one value, as it stands in a filter."""
 
     field: Any
-    columns: Columns
+    columns: FieldColumns
 
     def fault(self, message: str) -> _FaultError:
         return _FaultError(f"{self.field.name} {message}", self.field.this.meta.get("start"))
@@ -89,7 +89,7 @@ def matches(where: str, fields: Fields) -> Bool[np.ndarray, " docs"]:
     try:
         found = _mask(_parsed(where), fields)
     except _FaultError as fault:
-        shown = where if len(where) <= SHOWN else f"{where[:SHOWN]} ..."
+        shown = where if len(where) <= FIELDS_NAMED else f"{where[:MOST_NAMED]} ..."
         at = "" if fault.place is None else f"at character {fault.place + 1}: "
         raise WhereError(f"where {shown!r}: {at}{fault}") from None
     return found.fill_null(False).to_numpy(zero_copy_only=False)
@@ -107,8 +107,8 @@ def _parsed(where: str) -> Any:
 
     if not where.strip():
         raise _FaultError(f"is empty; expected a filter such as {EXAMPLE}.")
-    if len(where) > LONGEST:
-        raise _FaultError(f"has {len(where):,} characters; expected at most {LONGEST:,}.")
+    if len(where) > LONGEST_FILTER:
+        raise _FaultError(f"has {len(where):,} characters; expected at most {LONGEST_FILTER:,}.")
     try:
         tokens = [_token(token) for token in Tokenizer().tokenize(where)]
     except TokenError:
@@ -261,7 +261,7 @@ def _in(node: Any, fields: Fields) -> Any:
 
 
 def _holds(condition: _Condition, values: Sequence[Value]) -> Any:
-    """Say where a field is one of the values, or a list with one of them."""
+    """Say where a field is a value, or a list with one of them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -270,7 +270,7 @@ def _holds(condition: _Condition, values: Sequence[Value]) -> Any:
         by_kind.setdefault(_kind(value), []).append(value)
     masks, kinds = [], []
     for kind, wanted in by_kind.items():
-        there = [name for name in (kind, LISTS.get(kind)) if name in condition.columns]
+        there = [name for name in (kind, LIST_KINDS.get(kind)) if name in condition.columns]
         if not there:
             raise _wrong(condition, wanted[0])
         kinds += there
@@ -323,8 +323,8 @@ def _of_kind(condition: _Condition, kind: str, value: Value) -> Any:
 
 def _wrong(condition: _Condition, value: Value) -> _FaultError:
     kind, columns = _kind(value), condition.columns
-    held = " and ".join(KINDS[name] for name in columns) or "nothing"
-    way = f"; say {condition.field.name} has {_written(value)}" if LISTS.get(kind) in columns else ""
+    held = " and ".join(EXPRESSIONS[name] for name in columns) or "nothing"
+    way = f"; say {condition.field.name} has {_written(value)}" if LIST_KINDS.get(kind) in columns else ""
     one = {"number": "a number", "text": "text", "flag": "true or false"}[kind]
     return condition.fault(f"holds {held}, and {_written(value)} is {one}{way}.")
 
@@ -343,7 +343,7 @@ def _otherwise_false(condition: _Condition, kinds: Sequence[str], mask: Any) -> 
     return pc.if_else(pc.and_(pc.is_null(mask), _present(others)), False, mask) if others else mask
 
 
-def _present(columns: Columns) -> Any:
+def _present(columns: FieldColumns) -> Any:
     """Say which documents have the field."""
     import pyarrow.compute as pc
 

@@ -99,7 +99,7 @@ class AnnIndex:
         self._some: WeakKeyDictionary[Allowed, _Some] = WeakKeyDictionary()
 
     def _selector(self, wanted: Bool[np.ndarray, " rows"]) -> Any:
-        """Return FAISS's selector of rows, where a linked row stands for those with equal vectors, too."""
+        """Return FAISS's selector of rows; a linked row stands for equal vectors too."""
         selected = wanted.copy()
         if self._equals is not None:
             linked, equal = self._equals.T
@@ -286,7 +286,7 @@ class AnnIndex:
         return np.concatenate(found)
 
     def _effort(self, k: int, some: _Some | None) -> int:
-        """Choose the candidates that a search of the graph keeps: more where only a share of them is allowed."""
+        """Choose the candidates of a graph search: more where few are allowed."""
         effort = max(self.parameters.effort, self._num_candidates(k))
         return effort if some is None else math.ceil(effort * self.num_docs / some.count)
 
@@ -297,7 +297,7 @@ class AnnIndex:
             return self._index.search(queries, count, params=how)[1]
 
     def _probes(self, k: int, some: _Some | None) -> int:
-        """Choose the lists to read at first: more where only a share of their documents is allowed."""
+        """Choose the lists to read at first: more where few documents are allowed."""
         index = self._index
         probes = max(self.parameters.effort, min(index.nlist, LEAST_READ * k * index.nlist // max(1, index.ntotal)))
         return probes if some is None else min(index.nlist, math.ceil(probes * self.num_docs / some.count))

@@ -82,7 +82,7 @@ SAMPLED = 64
 GATHERED = 0.5
 """The share of documents below which a filtered search gathers those that are allowed, instead of scanning all."""
 
-AT_ONCE = 1 << 22
+GATHERED_AT_ONCE = 1 << 22
 """The most scores of allowed documents that are computed and sorted in one go, which is quicker where they are few."""
 
 COPIES_BYTES = 1 << 30
@@ -223,7 +223,7 @@ class FlatIndex:
         if self.scan is not None and gather:
             return self._exact.search_some(queries, k, keep, prepared_for=prepared_for)
         some = _Some(keep, count, self._copy(keep, count, prepared_for) if gather else None, gather)
-        if some.copy is not None and count * len(queries) <= AT_ONCE and len(queries):
+        if some.copy is not None and count * len(queries) <= GATHERED_AT_ONCE and len(queries):
             return self._among(queries, k, some.copy)
         return self.settle(queries, [self._candidates(queries, k, None, some)], k)
 
@@ -278,7 +278,7 @@ class FlatIndex:
         return FlatIndex(self.vectors, memory_gib=2 * self._copies_bytes / 2**30, device=self.device)
 
     def _copy(self, keep: Bool[np.ndarray, " docs"], count: int, prepared_for: Allowed | None) -> Block | None:
-        """Copy the vectors of the documents to keep, unless the copy is there already or too large."""
+        """Copy the vectors of kept documents, unless that is done or too large."""
         if prepared_for is not None and prepared_for in self._copies:
             return self._copies[prepared_for]
         size = 4 * self.vectors.dim * count
@@ -377,7 +377,7 @@ class FlatIndex:
         return self._widened(_moved(self.scanned.pick(positions), self.device))
 
     def _sampled(self, k: int, shards: Sequence[int] | None, some: _Some | None) -> tuple[Block, int] | None:
-        """Choose a sample, and a rank in it whose score the k best documents nearly always exceed.
+        """Choose a sample, and a rank whose score the k best nearly always exceed.
 
         None if using it would save nothing.
         """
@@ -527,7 +527,7 @@ _THREADS = SharedSetting(torch.get_num_threads, torch.set_num_threads)
 
 
 def _sample_rank(k: int, size: int, num_docs: int) -> int | None:
-    """Choose a rank among `size` of the documents whose score the k best of all nearly always exceed.
+    """Choose a rank in a sample, whose score the k best nearly always exceed.
 
     None if using it would save nothing.
     """

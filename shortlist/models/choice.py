@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shortlist.models.heads import OutputHead
 
-Allowed = Callable[[int, Sequence[int]], Collection[int] | None]
+AllowedIds = Callable[[int, Sequence[int]], Collection[int] | None]
 """Given a prompt's number and the ids of its answer so far, returns the ids that may follow; None for any."""
 
 Name = tuple[int, int]
@@ -36,7 +36,7 @@ class Choice:
         *,
         temperature: float,
         seed: int,
-        allowed: Allowed | None,
+        allowed: AllowedIds | None,
         stop: frozenset[int],
         most: int,
     ) -> None:

@@ -15,7 +15,7 @@ from shortlist.errors import UserError
 from shortlist.models.apart import on_cores_of_their_own, runs_apart
 from shortlist.models.backbone import is_causal, own_rotations, transformer_layers
 from shortlist.models.cache import RoomyCache, is_plain, joined_caches, slides
-from shortlist.models.choice import Allowed, Choice
+from shortlist.models.choice import AllowedIds, Choice
 from shortlist.models.drafts import Draft
 from shortlist.models.heads import OutputHead
 from shortlist.models.kernels.beginnings import SharedBeginnings, splitting_is_right
@@ -125,7 +125,7 @@ class Generator:
         samples: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
-        allowed: Allowed | None = None,
+        allowed: AllowedIds | None = None,
         seconds: float | None = None,
     ) -> list[list[list[int]]]:
         """Continue each prompt.

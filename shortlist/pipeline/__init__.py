@@ -17,7 +17,7 @@ from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
-from shortlist.pipeline.wholes import AT_FIRST, MORE, Answers, best_chunks
+from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks
 from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one
 
 BY_DOCUMENT = "by document"
@@ -303,7 +303,7 @@ class Pipeline:
         first_stage: str | None = None,
         rerank: bool | None = None,
         where: str | None = None,
-        answer: Answers = "chunks",
+        answer: AnswerUnit = "chunks",
     ) -> Results:
         """Find the k best documents for a query.
 
@@ -330,7 +330,7 @@ class Pipeline:
         first_stage: str | None = None,
         rerank: bool | None = None,
         where: str | None = None,
-        answer: Answers = "chunks",
+        answer: AnswerUnit = "chunks",
     ) -> list[Answer]:
         """Find the k best documents for each query, with their ranks in every step.
 
@@ -354,7 +354,7 @@ class Pipeline:
         first_stage: str | None = None,
         rerank: bool | None = None,
         where: str | None = None,
-        answer: Answers = "chunks",
+        answer: AnswerUnit = "chunks",
     ) -> Trace:
         """Search several queries together and return the results of all steps.
 
@@ -383,7 +383,7 @@ class Pipeline:
         return trace._replace(found=trace.found | {BY_DOCUMENT: Found(run)})
 
     def _deep_trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
-        """Search so deep that chunks of k documents are found for each query, if there are as many."""
+        """Search so deep that chunks of k documents are found for each query."""
         depth, found, short = AT_FIRST * k, dict[str, Found](), list(queries)
         while short:
             trace = self._trace(short, depth, texts, steps)
@@ -403,7 +403,7 @@ class Pipeline:
             texts.changed |= given.documents
         return Trace(found, texts.milliseconds)
 
-    def _answer(self, query: Query, k: int, steps: Sequence[Step], answer: Answers) -> Answer:
+    def _answer(self, query: Query, k: int, steps: Sequence[Step], answer: AnswerUnit) -> Answer:
         texts, whole = _Texts(self.collection), answer == "documents"
         trace = (self._deep_trace if whole else self._trace)([query], k, texts, steps)
         found = trace.last.run.get(query.query_id, [])
@@ -454,19 +454,19 @@ def _row(rank: int, result: Result) -> dict[str, Any]:
     return {"rank": rank, "score": result.score, **result.document._asdict(), **chunk, **places}
 
 
-def _checked(answer: str) -> Answers:
-    if answer not in get_args(Answers):
-        raise unknown("answer", str(answer), get_args(Answers))
-    return cast(Answers, answer)
+def _checked(answer: str) -> AnswerUnit:
+    if answer not in get_args(AnswerUnit):
+        raise unknown("answer", str(answer), get_args(AnswerUnit))
+    return cast(AnswerUnit, answer)
 
 
 def _needs_more(hits: Sequence[Hit], k: int, depth: int) -> bool:
-    """Whether the hits are of fewer than k documents, and there may be more of them."""
+    """Whether hits are of fewer than k documents, and more may come."""
     return len(hits) >= depth and len(best_chunks(hits, k)) < k
 
 
 def _together(before: Found | None, now: Found) -> Found:
-    """Join the results of a step for some queries with newer ones, which replace those of the same queries."""
+    """Replace the results of a step for some queries by newer ones."""
     if before is None:
         return now
     num_placed = None if now.num_placed is None else {**(before.num_placed or {}), **now.num_placed}

@@ -1,4 +1,4 @@
-"""Answers by whole documents, each for its best chunk."""
+"""AnswerUnit by whole documents, each for its best chunk."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Literal
 
 from shortlist.records import Hit
 
-Answers = Literal["chunks", "documents"]
+AnswerUnit = Literal["chunks", "documents"]
 """What a search answers: the collection's entries as they are, or whole documents where the entries are chunks."""
 AT_FIRST, MORE = 3, 4
 """Entries to ask for at first, in multiples of k, and the factor for more if they belong to fewer than k documents."""
@@ -14,7 +14,7 @@ _CHUNK = re.compile(r"(.+)#[0-9]+", re.DOTALL)
 
 
 def document_of(doc_id: str) -> str:
-    """Return the id of the document that a chunk such as `d#3` belongs to; another id is a document's own."""
+    """Return the id of the document that a chunk such as `d#3` belongs to."""
     found = _CHUNK.fullmatch(doc_id)
     return doc_id if found is None else found[1]
 

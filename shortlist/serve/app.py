@@ -108,7 +108,7 @@ async def _explain_field(request: Request, error: Exception) -> Response:
 
 
 async def _explain_where(request: Request, error: Exception) -> Response:
-    """Answer what is wrong with a filter, which is in no log, as queries are in none."""
+    """Answer a fault in a filter, which no log shows."""
     return _send(problem(400, "invalid_filter", str(error), field="where"))
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from shortlist.data.where import LONGEST
-from shortlist.pipeline.wholes import Answers
+from shortlist.data.where import LONGEST_FILTER
+from shortlist.pipeline.wholes import AnswerUnit
 
 MAX_TEXTS = 2048
 """Most texts in one request."""
@@ -66,10 +66,10 @@ class SearchOptions(Asked):
     )
     first_stage: str | None = Field(None, description="What finds the candidates; by default what the steps say.")
     rerank: bool | None = Field(None, description="Whether rerankers read them; by default if there are any.")
-    where: Annotated[str, StringConstraints(max_length=LONGEST)] | None = Field(
+    where: Annotated[str, StringConstraints(max_length=LONGEST_FILTER)] | None = Field(
         None, description="A filter over the documents' metadata, such as year >= 2020 and lang = 'de'."
     )
-    answer: Answers = Field("chunks", description="`documents`: whole documents, each for its best chunk.")
+    answer: AnswerUnit = Field("chunks", description="`documents`: whole documents, each for its best chunk.")
     explain: bool = Field(False, description="Tell what every step made of each result, and how long it took.")
 
 

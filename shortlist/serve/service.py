@@ -22,7 +22,7 @@ from shortlist.pipeline.live import LivePipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
-from shortlist.pipeline.wholes import Answers
+from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Ranker
 from shortlist.rerankers.pointwise import pointwise
@@ -301,7 +301,7 @@ class Service:
         *,
         field: str = "query",
         where: str | None = None,
-        answer: Answers = "chunks",
+        answer: AnswerUnit = "chunks",
         **options: Any,
     ) -> list[Answer]:
         """Search with the pipeline and return its answers.

@@ -7,7 +7,7 @@ import pytest
 
 from shortlist.data import metadata
 from shortlist.data.metadata import Metadata
-from shortlist.data.where import DEEPEST, LONGEST, WhereError, matches
+from shortlist.data.where import DEEPEST, LONGEST_FILTER, WhereError, matches
 from shortlist.records import Document
 
 ROWS = {
@@ -134,7 +134,7 @@ def test_a_filter_finds_what_it_says(known, where, expected):
         ("year = 1 union select 1", "cannot be read near"),
         ("year = :a", "found ':'"),
         ("(" * (DEEPEST + 1), f"has more than {DEEPEST} of and, or, not and parentheses"),
-        ("x" * (LONGEST + 1), f"has {LONGEST + 1:,} characters; expected at most {LONGEST:,}."),
+        ("x" * (LONGEST_FILTER + 1), f"has {LONGEST_FILTER + 1:,} characters; expected at most {LONGEST_FILTER:,}."),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line_that_says_where(known, where, said):

@@ -30,7 +30,7 @@ WRITTEN_AT_ONCE = 1000
 SEARCHES_AT_ONCE = 64
 RUNS_AT_ONCE = 500
 """The most ranges of rows in one deletion."""
-DROPPED = 0.25
+DROPPED_ROWS = 0.25
 """The share of documents from which on a filtered search asks for more documents and drops those that are not allowed.
 LanceDB takes longer to read a condition that names so many."""
 PROBES = 32
@@ -170,7 +170,7 @@ class LanceIndex:
     def _among(self, allowed: Allowed) -> tuple["_Ask", int]:
         """Return the search among the allowed documents, and their number."""
         rows = np.sort(self._all_rows["row"].to_numpy()[allowed.mask(self._all_rows["doc_id"])])
-        if len(rows) >= DROPPED * self.num_docs:
+        if len(rows) >= DROPPED_ROWS * self.num_docs:
             return partial(self._nearest_kept, rows), len(rows)
         return partial(self._nearest, which=f"row IN ({', '.join(map(str, rows.tolist()))})"), len(rows)
 
