@@ -89,7 +89,7 @@ def matches(where: str, fields: Fields) -> Bool[np.ndarray, " docs"]:
     try:
         found = _mask(_parsed(where), fields)
     except _FaultError as fault:
-        shown = where if len(where) <= FIELDS_NAMED else f"{where[:MOST_NAMED]} ..."
+        shown = where if len(where) <= FIELDS_NAMED else f"{where[:FIELDS_NAMED]} ..."
         at = "" if fault.place is None else f"at character {fault.place + 1}: "
         raise WhereError(f"where {shown!r}: {at}{fault}") from None
     return found.fill_null(False).to_numpy(zero_copy_only=False)

@@ -153,7 +153,7 @@ def test_a_document_without_the_field_fits_neither_a_comparison_nor_its_opposite
 
 
 def test_a_corpus_is_read_once_and_only_when_a_filter_asks(monkeypatch):
-    monkeypatch.setattr(metadata, "AT_ONCE", 2)  # several parts, of which some lack a field
+    monkeypatch.setattr(metadata, "DOCUMENTS_READ_AT_ONCE", 2)  # several parts, of which some lack a field
     corpus = Corpus()
     known = Metadata(corpus)
     assert corpus.num_read == 0
