@@ -1,6 +1,6 @@
 """People's own files become a collection of chunks, which is brought up to date by what has changed."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.formats import document_line
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.lines import MalformedError
-from shortlist.data.reading.finding import Found, counted, find_documents
+from shortlist.data.reading.finding import Found, FoundFile, counted, find_documents
 from shortlist.data.reading.kinds import read_wholes
 from shortlist.data.reading.tables import parse_table_columns
 from shortlist.data.reading.wholes import SourceFile, Whole
@@ -100,7 +100,7 @@ def convert_documents(config: Config) -> None:
     made = [entries[file.doc_id] for file in found.files if file.doc_id in entries]
     if not any(entry.chunks for _, entry in made):
         raise UserError(f"{', '.join(config.sources)}: no text was found in {len(found.files):,} files; see above.")
-    problems = [*lost, *(problem for _, entry in made for problem in entry.problems), *found.left_out.items()]
+    problems = [*lost, *(problem for _, entry in made for problem in _problems(entry)), *found.left_out.items()]
     with job.result() as folder:
         digest = compose(folder, made)
         with atomic_write(folder / SKIPPED) as file:
@@ -138,7 +138,7 @@ def _stamped(
         except OSError as error:
             _refuse_lost_source(config)
             why = f"cannot be read ({error.strerror or error}); mend that and run the same command again."
-            _bad(config, problems, str(file.path), why)
+            _bad(config, problems, file, (file.name, why))
     return stamps, problems
 
 
@@ -149,11 +149,15 @@ def _refuse_lost_source(config: Config) -> None:
             raise UserError(f"{source}: vanished while it was read; nothing was changed. Run the same command again.")
 
 
-def _bad(config: Config, problems: list[tuple[str, str]], where: str, why: str) -> None:
+def _bad(
+    config: Config, problems: list[tuple[str, str]], file: FoundFile | SourceFile, problem: tuple[str, str]
+) -> None:
     """Note a problem; raises UserError where files that cannot be read are not skipped."""
     if not config.skip_bad:
-        raise UserError(f"{where}: {why} Or leave out what cannot be read with --skip-bad.")
-    problems.append((where, why))
+        where, why = problem
+        path = f"{file.path}{where.removeprefix(file.name)}"
+        raise UserError(f"{path}: {why} Or leave out what cannot be read with --skip-bad.")
+    problems.append(problem)
 
 
 def _identity(found: Found, stamps: Mapping[str, Stamp]) -> str:
@@ -173,7 +177,7 @@ def _kept(
             continue
         corpus, entry = before
         for where, why in entry.problems:
-            _bad(config, [], where, why)
+            _bad(config, [], file, (where, why))
         yield file.doc_id, (corpus, entry._replace(stamp=stamp))
 
 
@@ -233,18 +237,26 @@ def _documents(works: Iterable[Work], config: Config) -> Iterator[tuple[Work, Wh
                 yield work, whole
         except MalformedError as error:
             _refuse_lost_source(config)
-            _bad(config, work.problems, str(file.path), str(error))
+            _bad(config, work.problems, file, (file.name, str(error)))
         yield work, None
 
 
 def _bad_record(config: Config, work: Work, message: str) -> None:
     """Note a record that cannot be used; the message begins with where it is."""
     where, _, why = message.partition(": ")
-    _bad(config, work.problems, where, why)
+    _bad(config, work.problems, work.file, (work.file.name + where.removeprefix(str(work.file.path)), why))
+
+
+def _problems(entry: Entry) -> Sequence[Sequence[str]]:
+    """Return what could not be read of a file; an empty one is listed too."""
+    return entry.problems or ([] if entry.chunks else [(entry.path, "holds no text.")])
 
 
 def _report(before: Mapping[str, Entry], now: Mapping[str, Entry], found: Found, config: Config) -> dict[str, int]:
     """Say what has changed, and what is left out; return the counts."""
+    problems = [problem for entry in now.values() for problem in entry.problems]
+    empty = sum(not entry.chunks and not entry.problems for entry in now.values())
+    before, now = ({path: one for path, one in side.items() if one.documents} for side in (before, now))
     changed = [path for path in now.keys() & before.keys() if now[path].key != before[path].key]
     counts = {
         "added": len(now.keys() - before.keys()),
@@ -257,7 +269,8 @@ def _report(before: Mapping[str, Entry], now: Mapping[str, Entry], found: Found,
     say(f"convert: {words}; {made['chunks']:,} chunks of {made['documents']:,} documents.")
     if found.left_out:
         say(f"convert: left out {len(found.left_out):,} files ({counted(found.left_out)}), listed in {SKIPPED}.")
-    problems = [problem for entry in now.values() for problem in entry.problems]
+    if empty:
+        say(f"convert: {empty:,} files hold no text, listed in {SKIPPED}.")
     if problems:
         for where, why in problems[:SHOWN]:
             say(f"convert: skipped {where}: {why}")

@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shortlist.data.lines import MalformedError
+from shortlist.data.reading.docx import read_docx
+from shortlist.data.reading.epub import read_epub
 from shortlist.data.reading.html import read_html
+from shortlist.data.reading.mail import read_mailbox, read_message
 from shortlist.data.reading.markdown import read_markdown
+from shortlist.data.reading.pdf import read_pdf
 from shortlist.data.reading.tables import read_csv, read_json, read_jsonl, read_parquet
 from shortlist.data.reading.texts import read_code, read_plain
 from shortlist.data.reading.wholes import Reader, SourceFile, Whole
@@ -18,6 +22,11 @@ DOCUMENTS: dict[str, Reader] = {
     **dict.fromkeys((".md", ".markdown", ".mdx"), read_markdown),
     **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
     **{f".{ending}": read_code for ending in CODE.split()},
+    ".pdf": read_pdf,
+    ".docx": read_docx,
+    ".epub": read_epub,
+    ".eml": read_message,
+    ".mbox": read_mailbox,
     ".rst": read_plain,
     ".adoc": read_plain,
 }
@@ -69,10 +78,9 @@ def read_wholes(file: SourceFile) -> Iterator[Whole]:
         try:
             yield from read_plain(file)
         except MalformedError:
-            known = " ".join(sorted(READERS.keys() - {f".{code}" for code in CODE.split()}))
             raise MalformedError(
-                f"is of a kind that is not known ({ending or 'no ending'}), and no text; expected {known}, or source "
-                "code. Convert it, or leave it out."
+                f"is of a kind that is not known ({ending or 'no ending'}), and no text; expected Markdown, HTML, PDF, "
+                "DOCX, EPUB, mail, a table, JSON, source code or plain text. Convert it, or leave it out."
             ) from None
     except FileNotFoundError:
         raise MalformedError("vanished before it was read; run the same command again.") from None
