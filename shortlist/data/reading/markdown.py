@@ -16,7 +16,7 @@ from shortlist.data.reading.outline import first_title, sections_of
 from shortlist.data.reading.wholes import SourceFile, Whole
 
 MARK = re.compile(
-    r"^ {0,3}(?:"
+    r"\n {0,3}(?:"
     r"(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})"
     r"|(?P<level>#{1,6})(?:[ \t]+(?P<title>[^\n]*?))?(?:[ \t]+#+)?[ \t]*$"
     r"|(?P<line>=+|-+)[ \t]*$"
@@ -48,25 +48,27 @@ def read_markdown(file: SourceFile) -> Iterator[Whole]:
 
 def markdown_parts(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield (level, heading, text from that heading to the next one); before the first heading the level is 0."""
-    begin, level, title, place, floor = 0, 0, "", 0, 0
+    text = f"\n{text}"  # so that every line follows a line end, which is quick to search for
+    begin, level, title, place = 1, 0, "", 0
+    floor = 1  # where the paragraph may begin at the earliest that a line of === underlines
     while found := MARK.search(text, place):
-        place = found.end()
+        line, place = found.start() + 1, found.end()
         if found["fence"]:
             place = floor = _after_fence(text, found["fence"], place)
         elif found["comment"]:
             end = text.find("-->", place)
             place = floor = len(text) if end < 0 else end + 3
         elif found["level"]:
-            yield level, title, text[begin : found.start()].rstrip()
-            begin, level, title = found.start(), len(found["level"]), plain(found["title"] or "")
+            yield level, title, text[begin:line].rstrip()
+            begin, level, title = line, len(found["level"]), plain(found["title"] or "")
             floor = found.end() + 1
-        elif (start := _underlined(text, found.start(), floor)) >= 0:
+        elif (start := _underlined(text, line, floor)) >= 0:
             yield level, title, text[begin:start].rstrip()
-            heading = " ".join(text[start : found.start()].split())
+            heading = " ".join(text[start:line].split())
             begin, level, title = start, 1 if found["line"][0] == "=" else 2, plain(heading)
             floor = found.end() + 1
-        else:
-            floor = found.end() + 1 if found["line"][0] == "-" else floor
+        elif found["line"][0] == "-":
+            floor = found.end() + 1
     yield level, title, text[begin:].rstrip()
 
 

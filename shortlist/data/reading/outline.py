@@ -37,5 +37,6 @@ def sections_of(parts: Iterable[tuple[int, str, str]]) -> Iterator[Section]:
 
 
 def first_title(parts: Iterable[tuple[int, str, str]]) -> str:
-    """Return the heading of the first level, if the first heading is one."""
-    return next((title if level == 1 else "" for level, title, _ in parts if level), "")
+    """Return the heading of the first level, if there is one alone: it is the document's title."""
+    found = [title for level, title, _ in parts if level == 1]
+    return found[0] if len(found) == 1 else ""
