@@ -155,7 +155,7 @@ def _cut(
             bounds.append(places[i])
             start = tokens[i]
     bounds.append(end)
-    repeated = (_repeated(text, begins, bound, cuts, overlap) for bound in bounds[1:-1])
+    repeated = (_repeated(text, begins, part, cuts, overlap) for part in pairwise(bounds[:-1]))
     return list(zip([begin, *repeated], bounds[1:], strict=True))
 
 
@@ -201,17 +201,20 @@ def _begins_a_word(text: str, place: int) -> bool:
     return place == 0 or text[place].isspace() or text[place - 1].isspace()
 
 
-def _repeated(text: str, begins: np.ndarray, bound: int, cuts: Sequence[re.Pattern[str]], overlap: int) -> int:
-    """Return where a chunk begins that repeats up to `overlap` tokens before `bound`.
+def _repeated(
+    text: str, begins: np.ndarray, part: tuple[int, int], cuts: Sequence[re.Pattern[str]], overlap: int
+) -> int:
+    """Return where a chunk begins that repeats up to `overlap` tokens of the part before it.
 
-    It begins with a sentence, or with a word where no sentence begins there.
+    It begins with a sentence, or with a word where no sentence begins there, and behind that part's begin.
     """
+    before, bound = part
     token = int(np.searchsorted(begins, bound))
-    if not overlap or token <= overlap:
+    places = [int(place) for place in begins[max(0, token - overlap) : token] if place > before]
+    if not places:
         return bound
-    least = int(begins[token - overlap])
-    sentences = (match.end() for match in SENTENCE.finditer(text, least, bound)) if cuts else iter(())
-    words = (int(place) for place in begins[token - overlap : token] if _begins_a_word(text, int(place)))
+    sentences = (match.end() for match in SENTENCE.finditer(text, places[0], bound)) if cuts else iter(())
+    words = (place for place in places if _begins_a_word(text, place))
     return next((place for place in sentences if place < bound), next(words, bound))
 
 
