@@ -87,7 +87,7 @@ def convert_documents(config: Config) -> None:
     division, inputs = _division(config)
     inputs["sources"] = _identity(found, stamps)
     as_if = at_defaults(config, ("as_", *(("chunk_size", "overlap") if config.chunks == "none" else ())))
-    spec = JobSpec("convert", inputs, as_if=as_if, folder=True, update=("sources",), writes=WRITTEN, parts=WRITTEN[-1])
+    spec = JobSpec("convert", inputs, as_if=as_if, folder=True, update=("sources",), writes=WRITTEN)
     job = start_job(config, spec)
     known = read_known(config.out)
     if job.done:

@@ -12,7 +12,7 @@ DEFINITION = re.compile(
     r"(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|pub(?:\([^)\n]*\))?|unsafe|"
     r"extern|const|inline|virtual|override|sealed|open|data)[ \t]+)*"
     r"(?:def|class|function\*?|func(?:[ \t]*\([^)\n]*\))?|fn|struct|enum|interface|trait|impl|module|namespace|object|"
-    r"type|record|protocol|sub|proc|defmodule)[ \t]+(?P<name>[^\W\d][\w.:]*)",
+    r"type|record|protocol|sub|proc|defmodule)[ \t]+(?P<name>[^\W\d](?:[\w.]|::)*)",
     re.MULTILINE,
 )
 """A definition at the beginning of a line, with its decorators, in most languages with words for it."""
