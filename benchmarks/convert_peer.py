@@ -32,19 +32,19 @@ def count(tokenizer: Tokenizer, text: str) -> int:
 
 
 def main() -> None:
-    """Answer each line `FOLDER ENDING SIZE TOKENIZER-or-` with seconds, chunks, characters and peak memory in MiB."""
+    """Answer each line `FOLDER ENDING SIZE TOKENIZER-or-` with seconds, processor seconds, chunks, characters and peak memory in MiB."""
     print(
         ", ".join(f"{name} {version(name)}" for name in ("langchain-community", "langchain-text-splitters")), flush=True
     )
     for line in sys.stdin:
         folder, ending, size, tokenizer = line.split()
         length = len if tokenizer == "-" else partial(count, Tokenizer.from_file(tokenizer))
-        start = time.perf_counter()
+        start, work = time.perf_counter(), time.process_time()
         counts = split(folder, ending, int(size), length)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start, time.process_time() - work
         status = Path("/proc/self/status").read_text("utf-8")
         peak = next(int(line.split()[1]) >> 10 for line in status.split("\n") if line.startswith("VmHWM:"))
-        print(seconds, *counts, peak, flush=True)
+        print(*seconds, *counts, peak, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ MARK = re.compile(
     re.MULTILINE,
 )
 NO_PARAGRAPH = re.compile(
-    r" {0,3}(?:#{1,6}(?:[ \t]|$)|[>|<]|[-*+](?:[ \t]|$)|\d{1,9}[.)](?:[ \t]|$)|`{3}|~{3}|(?:[-_*][ \t]*){3,}$)|[^\S\n]*$",
+    r" {0,3}(?:(?:#{1,6}|[-*+]|\d{1,9}[.)])(?:[ \t]|$)|[>|<]|`{3}|~{3}|(?:[-_*][ \t]*){3,}$)|[^\S\n]*$",
     re.MULTILINE,
 )
 """Begins lines that are no part of a heading that is underlined; indented code is seen apart."""
