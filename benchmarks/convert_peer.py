@@ -32,7 +32,7 @@ def count(tokenizer: Tokenizer, text: str) -> int:
 
 
 def main() -> None:
-    """Answer each line `FOLDER ENDING SIZE TOKENIZER-or-` with seconds, processor seconds, chunks, characters and peak memory in MiB."""
+    """Answer each line `FOLDER ENDING SIZE TOKENIZER-or-`: seconds, busy seconds, chunks, characters, peak MiB."""
     print(
         ", ".join(f"{name} {version(name)}" for name in ("langchain-community", "langchain-text-splitters")), flush=True
     )
