@@ -211,10 +211,15 @@ def write_corpus(path: Path, documents: str | Document | Iterable[str | Document
     """
     with atomic_write(path) as file:
         for document in each_document(documents):
-            record = {"_id": document.doc_id, "title": document.title, "text": document.text}
-            record |= {"url": document.url} if document.url else {}
-            record |= {"metadata": document.metadata} if document.metadata else {}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(document_line(document))
+
+
+def document_line(document: Document) -> str:
+    """Return a document's line in a corpus, with its end."""
+    record: dict[str, Any] = {"_id": document.doc_id, "title": document.title, "text": document.text}
+    record |= {"url": document.url} if document.url else {}
+    record |= {"metadata": document.metadata} if document.metadata else {}
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def write_queries(path: Path, queries: str | Query | Iterable[str | Query]) -> None:

@@ -47,7 +47,7 @@ def distinct(documents: Iterable[Document], where: str) -> Iterator[Document]:
     """
     new_id, new = Seen().add, Seen().add
     for document in documents:
-        other = new("\0".join(document[:4]))
+        other = new("\0".join(document[:4]))  # what is read of it; metadata may differ
         if new_id(document.doc_id):
             yield document
         elif other:

@@ -1,4 +1,4 @@
-"""Recognition of sources: collections, pickled vectors, training data and click logs."""
+"""Recognition of sources: documents, collections, pickled vectors, training data and click logs."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 from shortlist.data.clicks import may_be_clicks
 from shortlist.data.collections import open_collection
 from shortlist.data.pickles import is_pickle
+from shortlist.data.reading.finding import are_documents
 from shortlist.data.triplets import is_header, layout_of, may_be_training, read_rows
 from shortlist.errors import UserError, unknown
 
 COLLECTION = "a collection"
 PICKLED_VECTORS = "pickled vectors"
 CLICKS = "a click log"
+DOCUMENTS = "documents"
 """Contents that a source may have, besides training data in one of its layouts."""
 
 
@@ -28,6 +30,7 @@ class SourceKind(NamedTuple):
 
 
 SOURCE_KINDS = {
+    "documents": SourceKind(lambda record, _: False, lambda _: DOCUMENTS, (DOCUMENTS,)),
     "training": SourceKind(lambda record, _: may_be_training(record), layout_of, (COLLECTION, PICKLED_VECTORS)),
     "clicks": SourceKind(
         lambda record, given: isinstance(record, dict) and may_be_clicks(record, given), lambda _: CLICKS
@@ -36,7 +39,7 @@ SOURCE_KINDS = {
 
 
 def common_layout(sources: Sequence[str], kind: str | None, columns: Mapping[str, str]) -> str:
-    """Find the layout of all sources: one of triplets.Layout, COLLECTION, PICKLED_VECTORS or CLICKS.
+    """Find the layout of all sources: one of triplets.Layout, or of the constants above.
 
     Args:
         kind: a name of SOURCE_KINDS; None tells it from the first record.
@@ -67,7 +70,11 @@ def _layout(source: str, kind: str | None, columns: Mapping[str, str]) -> str:
 
 def _container(source: str) -> str | None:
     """Return the layout of a source that is no file of records, or None."""
-    if source.startswith("irds:") or Path(source).is_dir():
+    if source.startswith("irds:"):
+        return COLLECTION
+    if are_documents(Path(source)):
+        return DOCUMENTS
+    if Path(source).is_dir():
         return COLLECTION
     if source.startswith("hf:"):
         return COLLECTION if open_collection(source).splits() else None

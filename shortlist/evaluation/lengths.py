@@ -15,7 +15,7 @@ import numpy as np
 from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.figures import COLORS, write_svg
-from shortlist.data.files import atomic_write, read_json, sha256, write_json
+from shortlist.data.files import atomic_write, read_json, write_json
 from shortlist.data.formats import full_text
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError
@@ -23,12 +23,10 @@ from shortlist.math.histogram import Histogram, add_lengths, mean_length, quanti
 from shortlist.models.folder import open_folder
 from shortlist.progress import track
 from shortlist.records import Document
-from shortlist.text.tokenizer import load_tokenizer
+from shortlist.text.tokenizer import load_tokenizer, tokenizer_identity
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 COUNTED_AT_ONCE = 512
-TOKENIZER_PREFIXES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens", "added_tokens")
-"""Beginnings of the names of a tokenizer's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ def run(config: Config) -> None:
     collection = open_collection(config.collection)
     folder = open_folder(config.model, weights=False).path
     part = "corpus" if config.split is None else "queries"
-    inputs = {"model": _tokenizer_identity(folder), "collection": collection.identity(part)}
+    inputs = {"model": tokenizer_identity(folder), "collection": collection.identity(part)}
     job = start_job(config, JobSpec("lengths", inputs, folder=True))
     if not job.done:
         histogram = count(_texts(collection, config.split, config.sample), load_tokenizer(folder))
@@ -90,11 +88,6 @@ def run(config: Config) -> None:
             write_svg(out / "lengths.svg", draw)
         job.finish(**summary)
     _print(read_json(config.out / "lengths.json"), as_json=config.json)
-
-
-def _tokenizer_identity(folder: Path) -> str:
-    """Hash the files of the tokenizer, whatever weights are beside them."""
-    return f"sha256:{sha256(*sorted(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_PREFIXES)))}"
 
 
 def _what(split: str | None) -> str:

@@ -26,10 +26,38 @@ _PROBES = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 """Tokenizer files; a folder with a tokenizer has at least one of them."""
 
+TOKENIZER_PREFIXES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens", "added_tokens")
+"""Beginnings of the names of a tokenizer's files."""
+
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether there is a tokenizer in the folder."""
     return any((folder / name).exists() for name in TOKENIZER_FILES)
+
+
+def tokenizer_identity(folder: Path) -> str:
+    """Hash the files of the tokenizer, whatever weights are beside them."""
+    digest = sha256()
+    for path in sorted(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_PREFIXES)):
+        digest.update(path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def fast_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer in a model folder as one of the package tokenizers, which reads whole texts.
+
+    transformers, which takes seconds to load, is needed only where there is no tokenizer.json.
+
+    Raises:
+        UserError: the folder has no usable tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else load_tokenizer(folder).backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:

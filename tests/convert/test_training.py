@@ -11,7 +11,8 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import convert
 from shortlist.cli import main
-from shortlist.convert import Config, judgements
+from shortlist.convert import Config, training
+from shortlist.convert.writing import judgements
 from shortlist.data import pickles, sources
 from shortlist.data.collections import open_collection
 from shortlist.data.export import LAYOUTS
@@ -204,7 +205,7 @@ def test_the_work_is_done_once_and_another_job_is_refused(tmp_path: Path, capsys
 
 def test_ctrl_c_leaves_no_half_file_and_the_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = write_lines(tmp_path / "t.jsonl", ["which?", "one", "two"])
-    whole, read = converted(tmp_path / "whole", source), convert.read_documents
+    whole, read = converted(tmp_path / "whole", source), training.read_documents
 
     def interrupted(name: str):
         yield next(read(name))
@@ -212,10 +213,10 @@ def test_ctrl_c_leaves_no_half_file_and_the_command_goes_on(tmp_path: Path, monk
 
     for to in ("shortlist", "flagembedding"):
         out = tmp_path / to
-        monkeypatch.setattr(convert, "read_documents", interrupted)
+        monkeypatch.setattr(training, "read_documents", interrupted)
         with pytest.raises(KeyboardInterrupt):
             converted(out, source, to=to)
-        monkeypatch.setattr(convert, "read_documents", read)
+        monkeypatch.setattr(training, "read_documents", read)
         assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "manifest.json"]
         converted(out, source, to=to)
     for name in ("corpus.jsonl", "queries.jsonl", "groups.jsonl", "qrels/train.tsv"):
@@ -384,7 +385,7 @@ def test_a_collection_of_the_hub_is_told_by_its_splits_whose_names_become_those_
     parts = {name: getattr(there, name) for name in ("name", "corpus", "num_docs", "documents", "missing")}
     answers = {"queries": lambda _: there.queries("train"), "qrels": lambda _: there.qrels("train")}
     hub = SimpleNamespace(**parts, **answers, splits=lambda: ["train/judged"], identity=lambda *_: "contents")
-    for module in (convert, sources):
+    for module in (training, sources):
         monkeypatch.setattr(module, "open_collection", lambda _: hub)
     out = converted(tmp_path / "out", "hf:somebody/something", split="train/judged")
     assert open_collection(str(out)).qrels("train-judged") == there.qrels("train")

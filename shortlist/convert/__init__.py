@@ -1,0 +1,48 @@
+"""Stage `convert`: convert documents, training data, click logs and vectors.
+
+People's own files become a collection of chunks. Training data and vectors of other tools become files of shortlist,
+and training data can be written for other tools. Click logs become training data.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from shortlist.convert.clicks import convert_clicks
+from shortlist.convert.documents import convert_documents
+from shortlist.convert.settings import OF_CLICKS, OF_DOCUMENTS, Config, refuse_given
+from shortlist.convert.training import convert_collection, convert_records
+from shortlist.convert.vectors import convert_vectors
+from shortlist.data.clicks import parse_columns
+from shortlist.data.sources import CLICKS, COLLECTION, DOCUMENTS, PICKLED_VECTORS, common_layout
+from shortlist.progress import say
+
+WAYS: dict[str, Callable[[Config], None]] = {
+    DOCUMENTS: convert_documents,
+    COLLECTION: convert_collection,
+    CLICKS: convert_clicks,
+    PICKLED_VECTORS: convert_vectors,
+}
+"""Ways to convert sources, by what they hold; all other layouts are of training data."""
+
+
+def run(config: Config) -> None:
+    """Convert the sources, by what they hold."""
+    layout = _layout(config)
+    WAYS.get(layout, partial(convert_records, layout=layout))(config)
+
+
+def _layout(config: Config) -> str:
+    """Find the layout of the sources; say so where that is a guess."""
+    given = {} if config.as_ == "documents" else parse_columns(config.columns)
+    layout, first = common_layout(config.sources, config.as_, given), config.sources[0]
+    if layout == DOCUMENTS:
+        if config.as_ is None:
+            say(f"convert: {first}: read as documents to search in, by the names of its files; --as says what it is.")
+        return layout
+    refuse_given(config, OF_DOCUMENTS, layout, "and documents alone take {}; leave it out, or add --as documents.")
+    if layout != CLICKS:
+        names = ("columns", *OF_CLICKS)
+        refuse_given(config, names, layout, "and click logs alone take {}; leave it out, or add --as clicks.")
+    elif config.as_ is None:
+        say(f"convert: {first}: read as a click log, by the names of its columns; --as says what it is.")
+    return layout

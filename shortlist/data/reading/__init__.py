@@ -1,0 +1,1 @@
+"""Reading of people's own files: each kind of file becomes documents of sections."""
