@@ -59,7 +59,7 @@ def test_an_index_and_vectors_older_than_their_collection_say_so(
         file.write('{"_id": "new", "text": "a new document"}\n')
     search.run(config)
     err = capsys.readouterr().err
-    for name, way in (("index", "index --overwrite"), ("vectors", "encode --update")):
+    for name, way in (("index", "index"), ("vectors", "encode --update")):
         said = f"{tmp_path / name}: was not made from what {tmp_path / 'c'} holds now; `shortlist {way}` brings it up"
         assert said in err
 
