@@ -52,7 +52,8 @@ def prose(path: Path) -> str:
 
 def commands(text: str) -> list[list[str]]:
     """The words of each line that runs `shortlist`, under torchrun too; continuation lines joined."""
-    lines = re.findall(r"^(?:torchrun .* -m )?shortlist (.*)", text.replace("\\\n", " "), re.MULTILINE)
+    text = text.replace("\\\n", " ").replace(" && ", "\n")
+    lines = re.findall(r"^(?:torchrun .* -m )?shortlist (.*)", text, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 

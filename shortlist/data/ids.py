@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LINE_END = 10
+AT_ONCE = 10_000
+"""Ids to read at a time when all are asked for."""
 
 
 @final
@@ -59,7 +61,8 @@ class DocIds(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         if self._lines is not None:
-            yield from (self[i] for i in range(len(self)))
+            for start in range(0, len(self), AT_ONCE):
+                yield from self.take(np.arange(start, min(start + AT_ONCE, len(self))))
             return
         for part in self._parts:
             yield from part.tobytes().decode().split("\n")[:-1]

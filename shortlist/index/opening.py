@@ -145,7 +145,8 @@ def open_index(folder: Path, how: Opening | None = None) -> Any:
     if older:
         missing = getattr(index, "missing", None)
         lacks = "" if missing is None else f"{missing:,} new documents are not in it; "
-        say(f"{folder}: is older than {store}; {lacks}`shortlist index` with the same settings brings it up to date.")
+        way = "`shortlist index` with the same settings" if kind.updates else "`shortlist index --overwrite`"
+        say(f"{folder}: is older than {store}; {lacks}{way} brings it up to date.")
     return index
 
 

@@ -1,6 +1,7 @@
 """A pipeline that follows its files, whose new state replaces the old one at once."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, final
@@ -13,6 +14,9 @@ from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description
 from shortlist.progress import say
+
+AGAIN_SECONDS = 60
+"""How long files that could not be opened are left alone, unless they change: the disk may have been full."""
 
 FileStates = dict[Path, tuple[int, ...]]
 """What changes with each file that a pipeline is made from: its inode, size and time."""
@@ -46,6 +50,7 @@ class LivePipeline:
         self._lock = threading.Lock()
         self._seen: FileStates | None = None
         self._refused: FileStates | None = None
+        self._again = 0.0
         self._state = self._open(self._opener, strict=False)
 
     @property
@@ -76,7 +81,7 @@ class LivePipeline:
         """
         with self._lock:
             now = _now(self._state.files)
-            if self.change() is None or now == self._refused:
+            if self.change() is None or (now == self._refused and time.monotonic() < self._again):
                 return False
             if settled and now != self._seen:
                 self._seen = now
@@ -86,9 +91,10 @@ class LivePipeline:
                 if prepare is not None:
                     prepare(state.pipeline)
             except Exception as error:
-                words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                say(f"{self._command}: the files have changed, and the old ones are searched further; {words}")
-                self._refused = now
+                if now != self._refused:
+                    words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                    say(f"{self._command}: the files have changed, and the old ones are searched further; {words}")
+                self._refused, self._again = now, time.monotonic() + AGAIN_SECONDS
                 return False
             self._state, self._refused, self._seen = state, None, None
         say(f"{self._command}: the files have changed; the new ones are searched from now on.")

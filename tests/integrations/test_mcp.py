@@ -43,6 +43,7 @@ def calls(server: Any, *asked: tuple[str, dict[str, Any]]) -> list[Any]:
 
 def test_a_search_gives_passages_with_their_place_and_metadata(data: Path):
     [answer] = calls(open_server(Config(collection=str(data)), searches=True), ("search", {"query": "violin", "k": 2}))
+    assert json.loads(answer.content[0].text) == answer.structured_content
     [found] = answer.structured_content["results"]
     expected = Pipeline.load(str(data)).search("violin", 2)[0]
     assert found.pop("score") == expected.score
@@ -55,7 +56,6 @@ def test_a_search_gives_passages_with_their_place_and_metadata(data: Path):
         "url": "https://x",
         "metadata": CHUNK,
     }
-    assert json.loads(answer.content[0].text) == answer.structured_content
 
 
 def test_the_tools_say_what_they_take_and_give(data: Path, tiny: Tiny):
@@ -97,8 +97,12 @@ def test_wrong_arguments_are_an_error_of_one_line(data: Path, tool: str, argumen
 
 
 def test_an_unknown_tool_is_refused(data: Path):
-    with pytest.raises(Exception, match="no tool 'rerank' here; expected search"):
-        calls(open_server(Config(collection=str(data)), searches=True), ("rerank", {}))
+    async def talk() -> None:
+        async with mcp.Client(open_server(Config(collection=str(data)), searches=True)) as client:
+            with pytest.raises(mcp.MCPError, match="no tool 'rerank' here; expected search"):
+                await client.call_tool("rerank", {})
+
+    asyncio.run(talk())
 
 
 def test_a_changed_collection_is_searched_as_it_is(data: Path):
