@@ -12,7 +12,7 @@ PAIR = "shortlist-mini"
 
 @cache
 def warn_of_text() -> None:
-    """Say once that the pair knows nothing but code."""
+    """Say once that the shipped models know nothing but code."""
     say(
         f"{PAIR}: was trained on source code alone. For text name another model, such as "
         "sentence-transformers/all-MiniLM-L6-v2 to retrieve or cross-encoder/ms-marco-MiniLM-L6-v2 to rerank."

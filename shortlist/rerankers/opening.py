@@ -15,6 +15,7 @@ from shortlist.models.generator import Generator
 from shortlist.models.load import load_generator
 from shortlist.models.remote import Remote
 from shortlist.models.run import pick_device, prepare_backbone
+from shortlist.models.shipped import shipped_folder, warn_of_text
 from shortlist.rerankers.asked import AskingReranker
 from shortlist.rerankers.asking import Questions
 from shortlist.rerankers.language import LONGEST_PROMPT
@@ -90,6 +91,8 @@ def open_generator(
     token_budget: int | None = None,
 ) -> Generator:
     """Load a language model ready to answer; settings as for `models.run.for_inference`."""
+    if shipped_folder(folder.name):
+        warn_of_text()
     place = torch.device(device) if device else pick_device()
     backbone, head = load_generator(folder)
     backbone.eval().requires_grad_(False).to(place)  # pyright: ignore[reportArgumentType]
