@@ -120,13 +120,14 @@ def plain_fields(fields: Mapping[Any, Any]) -> dict[str, Any]:
     The fields of an object become `name.field`.
     """
     found: dict[str, Any] = {}
-    left = [(str(name), value) for name, value in reversed(fields.items())]  # no recursion: aliases may make circles
+    # no recursion: aliases may make circles
+    left = [(str(name), value) for name, value in reversed(list(fields.items()))]
     for _ in range(MOST_VALUES):
         if not left:
             break
         name, value = left.pop()
         if isinstance(value, Mapping):
-            left += [(f"{name}.{inner}", one) for inner, one in reversed(value.items())][:MOST_VALUES]
+            left += [(f"{name}.{inner}", one) for inner, one in reversed(list(value.items()))][:MOST_VALUES]
         elif isinstance(value, list):
             found[name] = [one for one in map(_plain, value[:MOST_VALUES]) if one is not None]
         elif (one := _plain(value)) is not None:
