@@ -168,19 +168,16 @@ def _compute() -> Any:
 
 def _inverted(mask: Any) -> Any:
     pc = _compute()
-
     return pc.invert(mask)
 
 
 def _both(node: Any, fields: Fields) -> Any:
     pc = _compute()
-
     return pc.and_kleene(_mask(node.this, fields), _mask(node.expression, fields))
 
 
 def _either(node: Any, fields: Fields) -> Any:
     pc = _compute()
-
     return pc.or_kleene(_mask(node.this, fields), _mask(node.expression, fields))
 
 
@@ -228,7 +225,6 @@ def _unequal(node: Any, fields: Fields) -> Any:
 
 def _between(node: Any, fields: Fields) -> Any:
     pc = _compute()
-
     condition = _condition(node.this, fields)
     low, high = _value(node.args["low"]), _value(node.args["high"])
     return pc.and_kleene(_compared(condition, "greater_equal", low), _compared(condition, "less_equal", high))
@@ -244,7 +240,6 @@ def _ilike(node: Any, fields: Fields) -> Any:
 
 def _matching(node: Any, fields: Fields, *, ignore_case: bool) -> Any:
     pc = _compute()
-
     condition, pattern = _condition(node.this, fields), _value(node.expression)
     if not isinstance(pattern, str):
         raise condition.fault(f"is compared with {pattern!r} by `like`; expected text, in which % stands for any text.")
@@ -271,7 +266,6 @@ def _holds(condition: _Condition, values: Sequence[Value]) -> Any:
     import pyarrow as pa
 
     pc = _compute()
-
     by_kind: dict[str, list[Value]] = {}
     for value in values:
         by_kind.setdefault(_kind(value), []).append(value)
@@ -291,7 +285,6 @@ def _is_one(column: Any, values: Sequence[Value]) -> Any:
     import pyarrow as pa
 
     pc = _compute()
-
     wanted = pa.array(values)
     if wanted.type != column.type and pa.types.is_floating(wanted.type):
         column = column.cast(pa.float64())
@@ -303,7 +296,6 @@ def _has_one(column: Any, values: Sequence[Value]) -> Any:
     import pyarrow as pa
 
     pc = _compute()
-
     lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     elements, parents = pc.list_flatten(lists), pc.list_parent_indices(lists)
     found = np.zeros(len(lists), dtype=bool)
@@ -316,7 +308,6 @@ _IS_ONE = {"number": _is_one, "text": _is_one, "flag": _is_one, "texts": _has_on
 
 def _compared(condition: _Condition, function: str, value: Value) -> Any:
     pc = _compute()
-
     kind = _kind(value)
     column = _of_kind(condition, kind, value)
     if kind == "flag" and function != "equal":
@@ -347,7 +338,6 @@ def _written(value: Value) -> str:
 def _otherwise_false(condition: _Condition, kinds: Sequence[str], mask: Any) -> Any:
     """Make a mask false where the field holds a value of another kind."""
     pc = _compute()
-
     others = {kind: column for kind, column in condition.columns.items() if kind not in kinds}
     return pc.if_else(pc.and_(pc.is_null(mask), _present(others)), False, mask) if others else mask
 
@@ -355,7 +345,6 @@ def _otherwise_false(condition: _Condition, kinds: Sequence[str], mask: Any) -> 
 def _present(columns: Columns) -> Any:
     """Say which documents have the field."""
     pc = _compute()
-
     return reduce(pc.or_, [pc.is_valid(column) for column in columns.values()])
 
 
