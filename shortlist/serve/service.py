@@ -328,7 +328,7 @@ class Service:
             ticket.reserve(min(len(queries) * most, self.gate.limits.queue_tokens))  # now: accepted searches finish
         for model in dict.fromkeys(rerankers.values()):
             await self._check_queries(model, queries, field)
-        only = {"where": where, "answer": answer}
+        only: dict[str, Any] = {"where": where, "answer": answer}
         asked = [_for_request(ticket, partial(pipeline.answer, [query], k, **only, **options)) for query in queries]
         parts = await asyncio.gather(*[loop.run_in_executor(self._searching, call) for call in asked])
         answers = [answer for part in parts for answer in part]
