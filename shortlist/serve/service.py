@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from copy import copy
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
@@ -208,6 +209,7 @@ class Service:
             self._warm_up_search(self.pipeline)
 
     def _warm_up_search(self, pipeline: Pipeline) -> None:
+        import_module("sqlglot")  # which reads filters
         _for_request(Ticket(self.gate), partial(pipeline.answer, ["warm up"], 1, depth=1))()
 
     def _count_batch(self, model: str, texts: int, tokens: int, seconds: float) -> None:
