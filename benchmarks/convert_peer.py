@@ -11,17 +11,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 from langchain_community.document_loaders import BSHTMLLoader, DirectoryLoader, TextLoader
-from langchain_text_splitters import RecursiveCharacterTextSplitter
+from langchain_text_splitters import MarkdownHeaderTextSplitter, RecursiveCharacterTextSplitter
 from tokenizers import Tokenizer
 
 LOADERS = {"md": (TextLoader, {"encoding": "utf-8"}), "html": (BSHTMLLoader, {"open_encoding": "utf-8"})}
+HEADERS = [("#" * level, f"h{level}") for level in range(1, 7)]
 
 
-def split(folder: str, ending: str, size: int, length: Callable[[str], int]) -> tuple[int, int]:
-    """Load and split the files of one kind; return the numbers of chunks and of characters."""
+def split(folder: str, way: str, size: int, length: Callable[[str], int]) -> tuple[int, int]:
+    """Load and split the files of one kind; return the numbers of chunks and of characters.
+
+    Args:
+        way: ending of the files; `md+` splits at headings first, so that chunks know them.
+    """
+    ending = way.rstrip("+")
     loader, settings = LOADERS[ending]
     pages = DirectoryLoader(folder, glob=f"**/*.{ending}", loader_cls=loader, loader_kwargs=settings).load()
     splitter = RecursiveCharacterTextSplitter(chunk_size=size, chunk_overlap=0, length_function=length)
+    if way == "md+":
+        by_headings = MarkdownHeaderTextSplitter(HEADERS, strip_headers=False)
+        pages = [part for page in pages for part in by_headings.split_text(page.page_content)]
     chunks = splitter.split_documents(pages)
     return len(chunks), sum(len(chunk.page_content) for chunk in chunks)
 

@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "convert training data, click logs and vectors of other tools",
+        "make a collection of files; convert training data, click logs, vectors",
         "triplets.jsonl --out work/triplets",
     ),
     "queries": Command(

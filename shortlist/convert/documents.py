@@ -232,10 +232,10 @@ def _chunk_lines(work: Work, whole: Whole, begins: np.ndarray, division: Divisio
     for number, chunk in enumerate(chunks):
         chunk_id = name if division.by == "none" else f'{name[:-1]}#{number}"'
         titles = chunk.titles if not title or chunk.titles[:1] == (title,) else (title, *chunk.titles)
-        page = "" if chunk.page is None else f'"page": {chunk.page}, '
+        path, page = ", ".join(map(encode, titles)), "" if chunk.page is None else f'"page": {chunk.page}, '
         yield (
             f'{{"_id": {chunk_id}, "title": {encode(" > ".join(titles))}, "text": {encode(chunk.text)}{url}, '
-            f'"metadata": {{"document": {name}, "titles": {encode(list(titles))}, {page}"begin": {chunk.begin}, '
+            f'"metadata": {{"document": {name}, "titles": [{path}], {page}"begin": {chunk.begin}, '
             f'"end": {chunk.end}, {fields}}}\n'
         )
 

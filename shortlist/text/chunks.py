@@ -208,9 +208,10 @@ def _repeated(
 
     It begins with a sentence, or with a word where no sentence begins there, and behind that part's begin.
     """
-    before, bound = part
-    token = int(np.searchsorted(begins, bound))
-    places = [int(place) for place in begins[max(0, token - overlap) : token] if place > before]
+    bound = part[1]
+    first, token = np.searchsorted(begins, part).tolist()
+    places = begins[max(first, token - overlap) : token].tolist()
+    places = [place for place in places if place > begins[first]]
     if not places:
         return bound
     sentences = (match.end() for match in SENTENCE.finditer(text, places[0], bound)) if cuts else iter(())
@@ -222,22 +223,25 @@ def _described(sections: Sequence[Section], text: str, parts: Sequence[tuple[int
     """Yield the parts that are not blank, trimmed, with the titles and the page of their sections."""
     starts = _starts(sections)
     for begin, end in parts:
-        part = text[begin:end]
-        inner = part.lstrip()
-        if not inner:
+        part = text[begin:end].rstrip()
+        if not part:
             continue
-        begin += part.rfind("\n", 0, len(part) - len(inner)) + 1  # the indentation of code stays
-        end = begin + len(text[begin:end].rstrip())
-        first = bisect_right(starts, begin) - 1
-        covered = sections[first : max(first + 1, bisect_left(starts, end))]
-        yield Chunk(text[begin:end], _shared([section.titles for section in covered]), covered[0].page, begin, end)
+        if part[0].isspace():  # of the white space before it, the indentation of code stays
+            before = part.rfind("\n", 0, len(part) - len(part.lstrip())) + 1
+            part, begin = part[before:], begin + before
+        end = begin + len(part)
+        first, last = bisect_right(starts, begin) - 1, bisect_left(starts, end)
+        titles = sections[first].titles
+        if last > first + 1:
+            titles = _shared([section.titles for section in sections[first:last]])
+        yield Chunk(part, titles, sections[first].page, begin, end)
 
 
 def _shared(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """Return the longest path that all paths begin with."""
-    least, most = min(paths), max(paths)
+    least, most = min(paths), max(paths)  # what these two share, all between them share
     for i, title in enumerate(least):
-        if title != most[i : i + 1][0] if i < len(most) else True:
+        if most[i : i + 1] != (title,):
             return least[:i]
     return least
 
