@@ -4,7 +4,7 @@ from itertools import chain
 
 from shortlist.config import flag_of
 from shortlist.convert.settings import Config
-from shortlist.convert.writing import Training, judged, write_training_data
+from shortlist.convert.writing import Training, judge_first_split, write_training_data
 from shortlist.data.clicks import (
     ClickLog,
     RowParser,
@@ -62,7 +62,7 @@ def _read_clicks(config: Config) -> Training:
         "sources": [contents(chosen.groups, chosen.queries)] if on_hub else list(map(identity, config.sources)),
         "collection": collection.identity("corpus"),
     }
-    qrels = judged(config, chosen.groups)
+    qrels = judge_first_split(config, chosen.groups)
     return Training(chosen.groups, chosen.queries, qrels, collection.corpus, collection, inputs)
 
 

@@ -1,4 +1,4 @@
-"""People's own files become a collection of chunks, which is brought up to date by what has changed."""
+"""People's own files become a collection of chunks, kept up to date as they change."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,17 +15,17 @@ from shortlist.data.chunk_files import (
     WRITTEN,
     Entry,
     Journal,
-    Known,
+    KnownFiles,
     Stamp,
     compose,
     forget_begun,
-    read_known,
+    read_known_files,
     stamp_of,
 )
 from shortlist.data.files import atomic_write
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.lines import MalformedError
-from shortlist.data.reading.finding import Found, FoundFile, counted, find_documents
+from shortlist.data.reading.finding import FoundFile, FoundFiles, counted, find_documents
 from shortlist.data.reading.kinds import read_wholes
 from shortlist.data.reading.tables import parse_table_columns
 from shortlist.data.reading.wholes import SourceFile, Whole
@@ -34,7 +34,7 @@ from shortlist.errors import UserError
 from shortlist.progress import say, track
 from shortlist.text.chunks import (
     By,
-    Measure,
+    TokenFinder,
     check_sizes,
     make_chunks,
     token_begins,
@@ -42,31 +42,31 @@ from shortlist.text.chunks import (
     word_begins,
 )
 
-CHARACTERS_AT_ONCE = 1 << 20
+CHARACTERS_A_WINDOW = 1 << 20
 """Characters of the documents that are measured together."""
-DOCUMENTS_AT_ONCE = 1000
+DOCUMENTS_A_WINDOW = 1000
 
 PLACE = ("document", "titles", "page", "begin", "end")
 """Metadata of every chunk; fields of these names in a file are left out."""
 
-SHOWN = 5
+PROBLEMS_SHOWN = 5
 """Problems that are printed; skipped.txt has all of them."""
 
 
-encode = json.JSONEncoder(ensure_ascii=False).encode
+to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Division(NamedTuple):
-    """How documents become chunks."""
+    """The settings by which documents become chunks."""
 
     by: By
     size: int
     overlap: int
-    measure: Measure
+    find_tokens: TokenFinder
 
 
-class Work(NamedTuple):
-    """A file that is read, with its problems, which grow meanwhile."""
+class FileWork(NamedTuple):
+    """The work on a file: its stamp, and the problems met so far."""
 
     file: SourceFile
     stamp: Stamp
@@ -83,20 +83,20 @@ def convert_documents(config: Config) -> None:
     check_sizes(config.chunks, config.chunk_size, config.overlap)
     columns = parse_table_columns(config.columns)
     found = find_documents(config.sources, without=config.out)
-    stamps, lost = _stamped(found, read_known(config.out).stamps, config)
+    stamps, lost = _stamped(found, read_known_files(config.out).stamps, config)
     division, inputs = _division(config)
     inputs["sources"] = _identity(found, stamps)
     as_if = at_defaults(config, ("as_", *(("chunk_size", "overlap") if config.chunks == "none" else ())))
     spec = JobSpec("convert", inputs, as_if=as_if, folder=True, update=("sources",), writes=WRITTEN)
     job = start_job(config, spec)
-    known = read_known(config.out)
+    known = read_known_files(config.out)
     if job.done:
         _report(known.finished, known.finished, found, config)
         return
     with Journal(config.out) as journal:
         entries = dict(_kept(found, stamps, known, config))
         works = [
-            Work(SourceFile(file.path, file.doc_id, file.name, columns), stamps[file.doc_id], [])
+            FileWork(SourceFile(file.path, file.doc_id, file.name, columns), stamps[file.doc_id], [])
             for file in found.files
             if file.doc_id in stamps and file.doc_id not in entries
         ]
@@ -126,15 +126,15 @@ def _division(config: Config) -> tuple[Division, dict[str, str | list[str]]]:
     from shortlist.text.tokenizer import fast_tokenizer, tokenizer_identity
 
     folder = open_folder(config.tokenizer, weights=False).path
-    measure = token_begins(fast_tokenizer(folder))
-    division = Division(config.chunks, config.chunk_size, config.overlap, measure)
+    find_tokens = token_begins(fast_tokenizer(folder))
+    division = Division(config.chunks, config.chunk_size, config.overlap, find_tokens)
     return division, {"tokenizer": tokenizer_identity(folder)}
 
 
 def _stamped(
-    found: Found, known: Mapping[str, Stamp], config: Config
+    found: FoundFiles, known: Mapping[str, Stamp], config: Config
 ) -> tuple[dict[str, Stamp], list[tuple[str, str]]]:
-    """Stamp all files; return stamps by id, and the problem of each file that is lost or locked."""
+    """Stamp all files; return stamps by id, and problems of lost or locked files."""
     stamps: dict[str, Stamp] = {}
     problems: list[tuple[str, str]] = []
     for file in found.files:
@@ -148,7 +148,7 @@ def _stamped(
 
 
 def _refuse_lost_source(config: Config) -> None:
-    """Refuse to go on without a folder that was there: its documents would count as removed."""
+    """Refuse to go on if a source has vanished: its documents would count as removed."""
     for source in config.sources:
         if not Path(source).exists():
             raise UserError(f"{source}: vanished while it was read; nothing was changed. Run the same command again.")
@@ -165,7 +165,7 @@ def _bad(
     problems.append(problem)
 
 
-def _identity(found: Found, stamps: Mapping[str, Stamp]) -> str:
+def _identity(found: FoundFiles, stamps: Mapping[str, Stamp]) -> str:
     lines = (f"{name}\0{stamp.sha256}\0{stamp.modified}\n" for name, stamp in sorted(stamps.items()))
     digest = sha256("".join(lines).encode())
     digest.update("".join(f"{name}\0{why}\n" for name, why in found.left_out.items()).encode())
@@ -173,7 +173,7 @@ def _identity(found: Found, stamps: Mapping[str, Stamp]) -> str:
 
 
 def _kept(
-    found: Found, stamps: Mapping[str, Stamp], known: Known, config: Config
+    found: FoundFiles, stamps: Mapping[str, Stamp], known: KnownFiles, config: Config
 ) -> Iterator[tuple[str, tuple[Path, Entry]]]:
     """Yield the files that were read before and have not changed since."""
     for file in found.files:
@@ -186,12 +186,12 @@ def _kept(
         yield file.doc_id, (corpus, entry._replace(stamp=stamp))
 
 
-def _read(works: Iterable[Work], division: Division, journal: Journal, config: Config) -> Iterator[Entry]:
+def _read(works: Iterable[FileWork], division: Division, journal: Journal, config: Config) -> Iterator[Entry]:
     """Read files, write their chunks, and yield each file that is finished."""
     begin, chunks, documents = journal.place, 0, 0
     for window in _windows(_documents(works, config)):
         wholes = [whole for _, whole in window if whole is not None]
-        measured = iter(division.measure([whole_text(whole.sections) for whole in wholes]))
+        measured = iter(division.find_tokens([whole_text(whole.sections) for whole in wholes]))
         for work, whole in window:
             if whole is not None:
                 lines = list(_chunk_lines(work, whole, next(measured), division))
@@ -204,44 +204,45 @@ def _read(works: Iterable[Work], division: Division, journal: Journal, config: C
             begin, chunks, documents = journal.place, 0, 0
 
 
-def _windows(stream: Iterable[tuple[Work, Whole | None]]) -> Iterator[list[tuple[Work, Whole | None]]]:
+def _windows(stream: Iterable[tuple[FileWork, Whole | None]]) -> Iterator[list[tuple[FileWork, Whole | None]]]:
     """Yield the documents in lists of bounded size."""
-    window: list[tuple[Work, Whole | None]] = []
+    window: list[tuple[FileWork, Whole | None]] = []
     size = 0
     for work, whole in stream:
         window.append((work, whole))
         size += sum(len(section.text) for section in whole.sections) if whole else 0
-        if size >= CHARACTERS_AT_ONCE or len(window) >= DOCUMENTS_AT_ONCE:
+        if size >= CHARACTERS_A_WINDOW or len(window) >= DOCUMENTS_A_WINDOW:
             yield window
             window, size = [], 0
     if window:
         yield window
 
 
-def _chunk_lines(work: Work, whole: Whole, begins: np.ndarray, division: Division) -> Iterator[str]:
-    """Yield the lines of a document's chunks; chunk 0 of document `d` has the id `d#0`.
+def _chunk_lines(work: FileWork, whole: Whole, begins: np.ndarray, division: Division) -> Iterator[str]:
+    """Yield the lines of a document's chunks.
 
-    They are as `formats.document_line` writes them, put together from parts, which takes a third of the time.
+    Chunk 0 of document `d` has the id `d#0`. The lines are as `formats.document_line` writes them, put together from
+    parts, which takes a third of the time.
     """
     doc_id = whole.doc_id or (f"{work.file.doc_id}/{whole.name}" if whole.name else work.file.doc_id)
     title = whole.title if whole.title or whole.name else Path(work.file.name).name
     own = {"path": work.file.name, "modified": work.stamp.modified, **whole.metadata}
-    fields = encode({name: value for name, value in own.items() if name not in PLACE})[1:]
-    name, url = encode(doc_id), f', "url": {encode(whole.url)}' if whole.url else ""
+    fields = to_json({name: value for name, value in own.items() if name not in PLACE})[1:]
+    name, url = to_json(doc_id), f', "url": {to_json(whole.url)}' if whole.url else ""
     chunks = make_chunks(whole.sections, begins, by=division.by, size=division.size, overlap=division.overlap)
     for number, chunk in enumerate(chunks):
         chunk_id = name if division.by == "none" else f'{name[:-1]}#{number}"'
         titles = chunk.titles if not title or chunk.titles[:1] == (title,) else (title, *chunk.titles)
-        path, page = ", ".join(map(encode, titles)), "" if chunk.page is None else f'"page": {chunk.page}, '
+        path, page = ", ".join(map(to_json, titles)), "" if chunk.page is None else f'"page": {chunk.page}, '
         yield (
-            f'{{"_id": {chunk_id}, "title": {encode(" > ".join(titles))}, "text": {encode(chunk.text)}{url}, '
+            f'{{"_id": {chunk_id}, "title": {to_json(" > ".join(titles))}, "text": {to_json(chunk.text)}{url}, '
             f'"metadata": {{"document": {name}, "titles": [{path}], {page}"begin": {chunk.begin}, '
             f'"end": {chunk.end}, {fields}}}\n'
         )
 
 
-def _documents(works: Iterable[Work], config: Config) -> Iterator[tuple[Work, Whole | None]]:
-    """Yield the documents of each file, and None at the end of one that could be read."""
+def _documents(works: Iterable[FileWork], config: Config) -> Iterator[tuple[FileWork, Whole | None]]:
+    """Yield the documents of each file, and None at its end."""
     for work in works:
         file = work.file._replace(on_bad=lambda message, work=work: _bad_record(config, work, message))
         try:
@@ -253,7 +254,7 @@ def _documents(works: Iterable[Work], config: Config) -> Iterator[tuple[Work, Wh
         yield work, None
 
 
-def _bad_record(config: Config, work: Work, message: str) -> None:
+def _bad_record(config: Config, work: FileWork, message: str) -> None:
     """Note a record that cannot be used; the message begins with where it is."""
     where, _, why = message.partition(": ")
     _bad(config, work.problems, work.file, (work.file.name + where.removeprefix(str(work.file.path)), why))
@@ -264,7 +265,7 @@ def _problems(entry: Entry) -> Sequence[Sequence[str]]:
     return entry.problems or ([] if entry.chunks else [(entry.path, "holds no text.")])
 
 
-def _report(before: Mapping[str, Entry], now: Mapping[str, Entry], found: Found, config: Config) -> dict[str, int]:
+def _report(before: Mapping[str, Entry], now: Mapping[str, Entry], found: FoundFiles, config: Config) -> dict[str, int]:
     """Say what has changed, and what is left out; return the counts."""
     problems = [problem for entry in now.values() for problem in entry.problems]
     empty = sum(not entry.chunks and not entry.problems for entry in now.values())
@@ -284,7 +285,7 @@ def _report(before: Mapping[str, Entry], now: Mapping[str, Entry], found: Found,
     if empty:
         say(f"convert: {empty:,} files hold no text, listed in {SKIPPED}.")
     if problems:
-        for where, why in problems[:SHOWN]:
+        for where, why in problems[:PROBLEMS_SHOWN]:
             say(f"convert: skipped {where}: {why}")
         say(f"convert: skipped {len(problems):,} files or records by --skip-bad, listed in {config.out / SKIPPED}.")
     return counts | made | {"skipped": len(problems)}

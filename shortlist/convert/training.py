@@ -5,7 +5,7 @@ from functools import partial
 from itertools import chain
 
 from shortlist.convert.settings import Config
-from shortlist.convert.writing import Training, judged, write_training_data
+from shortlist.convert.writing import Training, judge_first_split, write_training_data
 from shortlist.data.collections import open_collection
 from shortlist.data.groups import contents, groups_from_qrels, open_groups, read_passages
 from shortlist.data.manifest import identity
@@ -60,7 +60,7 @@ def _read_records(config: Config, layout: str) -> Training:
     inputs: dict[str, str | list[str]] = {"sources": identities}
     if not config.collection:
         stream = partial(_stream, read_passages if layout == "passages" else read_documents, config.sources)
-        return Training(groups, queries, judged(config, groups), stream, None, inputs)
+        return Training(groups, queries, judge_first_split(config, groups), stream, None, inputs)
     if layout == "texts":
         return _named_by_collection(config, config.collection, groups, queries, inputs)
     collection, parts = open_collection(config.collection), ["corpus"]
@@ -69,7 +69,7 @@ def _read_records(config: Config, layout: str) -> Training:
         parts.append("queries")
     wanted = {group.query_id: queries[group.query_id] for group in groups if group.query_id in queries}
     inputs["collection"] = collection.identity(*parts)
-    return Training(groups, wanted, judged(config, groups), collection.corpus, collection, inputs)
+    return Training(groups, wanted, judge_first_split(config, groups), collection.corpus, collection, inputs)
 
 
 def _named_by_collection(
@@ -92,7 +92,7 @@ def _named_by_collection(
     inputs["collection"] = collection.identity("corpus")
     whole = collection if len(doc_ids) == len(texts) else None
     stream = documents if whole is None else collection.corpus
-    return Training(groups, queries, judged(config, groups), stream, whole, inputs)
+    return Training(groups, queries, judge_first_split(config, groups), stream, whole, inputs)
 
 
 def _renamed(group: Group, doc_ids: dict[str, str]) -> Group:

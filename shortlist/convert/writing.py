@@ -82,7 +82,7 @@ def _divided(config: Config, read: Callable[[Config], Training]) -> Training:
     return training._replace(groups=groups, qrels=divided)
 
 
-def judged(config: Config, groups: Iterable[Group]) -> dict[str, Qrels]:
+def judge_first_split(config: Config, groups: Iterable[Group]) -> dict[str, Qrels]:
     """Make the judgements of the first split, before the queries are divided."""
     return {next(iter(parse_shares(config.split))): judgements(groups)}
 

@@ -1,4 +1,4 @@
-"""Which lines of a corpus come from which file, so that only what has changed is read again.
+"""The place of each file's chunks in a corpus, so that only changes are read.
 
 `files.jsonl` beside a corpus has a line for each file that was read: its stamp, and the bytes of its chunks in the
 corpus. While a conversion is at work, the chunks of files that are read are added to `begun/`, with the same lines;
@@ -31,7 +31,7 @@ ID_BEGINS, ID_ENDS = b'{"_id": "', b'", "title": "'
 
 
 class Stamp(NamedTuple):
-    """What tells one state of a file from another."""
+    """The size, time and digest of a file, by which a change is noticed."""
 
     size: int
     mtime_ns: int
@@ -42,7 +42,7 @@ class Stamp(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What was made of a file."""
+    """The chunks and problems of a file that was read."""
 
     path: str
     stamp: Stamp
@@ -56,12 +56,12 @@ class Entry(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What the chunks depend on."""
+        """Everything that the chunks depend on."""
         return self.path, self.stamp.sha256, self.stamp.modified
 
 
-class Known(NamedTuple):
-    """What was made before."""
+class KnownFiles(NamedTuple):
+    """The files that earlier runs have read, and where their chunks are."""
 
     finished: dict[str, Entry]
     """By path: the files of the corpus that is there."""
@@ -72,7 +72,10 @@ class Known(NamedTuple):
 
 
 def stamp_of(path: Path, known: Stamp | None) -> Stamp:
-    """Stamp a file, which is read only if its size or its time differs from the stamp that is known.
+    """Stamp a file, and read it only if its size or time has changed.
+
+    Args:
+        known: the last stamp of the file.
 
     Raises:
         OSError: it cannot be read.
@@ -85,9 +88,9 @@ def stamp_of(path: Path, known: Stamp | None) -> Stamp:
     return Stamp(found.st_size, found.st_mtime_ns if settled else 0, sha256(path), day)
 
 
-def read_known(out: Path) -> Known:
+def read_known_files(out: Path) -> KnownFiles:
     """Read what an output holds, finished or begun; what is damaged counts as not there."""
-    known = Known({}, {}, {})
+    known = KnownFiles({}, {}, {})
     for corpus, files in ((out / CORPUS, out / FILES), (out / BEGUN / CORPUS, out / BEGUN / FILES)):
         if not corpus.is_file() or not files.is_file():
             continue
@@ -103,7 +106,7 @@ def read_known(out: Path) -> Known:
 
 
 def _entries(files: Path) -> Iterator[tuple[Entry, int]]:
-    """Yield each entry, and the byte at which its line ends, up to the first line that is not whole."""
+    """Yield each entry and the byte where its line ends, up to a torn line."""
     place = 0
     with open(files, "rb") as lines:
         for line in lines:
@@ -121,7 +124,10 @@ def _entries(files: Path) -> Iterator[tuple[Entry, int]]:
 
 
 def _is_of(files: Path, corpus: Path) -> bool:
-    """Whether a list of files is of this corpus: a command may have been killed between writing the two."""
+    """Whether a list of files belongs to this corpus.
+
+    A command may have been killed between writing the two.
+    """
     with open(files, "rb") as lines:
         try:
             said = json.loads(lines.readline())["corpus"]
@@ -137,7 +143,7 @@ def _line(entry: Entry) -> bytes:
 
 @final
 class Journal:
-    """The chunks of files that were read, as they are made; a later run goes on from what is whole."""
+    """The chunks made so far, on disk, where a later run goes on."""
 
     def __init__(self, out: Path) -> None:
         folder = out / BEGUN
@@ -186,7 +192,7 @@ class Journal:
 
 
 def _opened(path: Path, place: int) -> BinaryIO:
-    """Open a file to go on writing at a place; what is behind it is cut off."""
+    """Open a file to go on writing at a place, and cut off the rest."""
     file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
     file.truncate(place)
     file.seek(place)
@@ -199,7 +205,7 @@ def forget_begun(out: Path) -> None:
 
 
 def compose(folder: Path, made: Iterable[tuple[Path, Entry]]) -> str:
-    """Write a corpus and the list of its files by copying; return the digest of the corpus.
+    """Copy chunks into a new corpus and list its files; return the corpus's digest.
 
     Args:
         made: the corpus that holds an entry's chunks, and the entry, in the order of the new corpus.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LINE_END = 10
-AT_ONCE = 10_000
+IDS_READ_AT_ONCE = 10_000
 """Ids to read at a time when all are asked for."""
 
 
@@ -61,8 +61,8 @@ class DocIds(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         if self._lines is not None:
-            for start in range(0, len(self), AT_ONCE):
-                yield from self.take(np.arange(start, min(start + AT_ONCE, len(self))))
+            for start in range(0, len(self), IDS_READ_AT_ONCE):
+                yield from self.take(np.arange(start, min(start + IDS_READ_AT_ONCE, len(self))))
             return
         for part in self._parts:
             yield from part.tobytes().decode().split("\n")[:-1]

@@ -16,7 +16,7 @@ from shortlist.records import Document
 
 DOCUMENTS_READ_AT_ONCE = 20_000
 """Documents that become columns at a time."""
-KEPT = 16
+FILTERS_KEPT = 16
 """Filters whose documents are kept, those that were asked for last."""
 TEXT_KINDS = ("doc_id", "title", "url")
 """What is known of every document; a filter can name it where no metadata has the name."""
@@ -66,7 +66,7 @@ class Metadata:
                 fits = matches(where, self)
                 self._allowed[where] = Allowed(self._table.doc_ids.filter(fits))
             self._allowed.move_to_end(where)
-            while len(self._allowed) > KEPT:
+            while len(self._allowed) > FILTERS_KEPT:
                 self._allowed.popitem(last=False)
             return self._allowed[where]
 

@@ -13,7 +13,7 @@ from shortlist.errors import UserError
 By = Literal["headings", "sentences", "tokens", "none"]
 """Where chunks end: between sections if possible, between sentences, after any token, or at the document's end."""
 
-Measure = Callable[[Sequence[str]], Sequence[np.ndarray]]
+TokenFinder = Callable[[Sequence[str]], Sequence[np.ndarray]]
 """Finds where each token of each text begins, in characters, in ascending order."""
 
 SEPARATOR = "\n\n"
@@ -21,10 +21,10 @@ SEPARATOR = "\n\n"
 
 PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*?(?=[^\S\n]*\S)")
 SENTENCE = re.compile(rf"""[.!?…]["'”’)\]]*\s+(?![a-z])|[。！？]["'”’」』]*\s*|{PARAGRAPH.pattern}""")
-LINE = re.compile(r"\n+")
+LINE_ENDS = re.compile(r"\n+")
 CUTS: dict[By, tuple[re.Pattern[str], ...]] = {
-    "headings": (PARAGRAPH, SENTENCE, LINE),
-    "sentences": (SENTENCE, LINE),
+    "headings": (PARAGRAPH, SENTENCE, LINE_ENDS),
+    "sentences": (SENTENCE, LINE_ENDS),
     "tokens": (),
 }
 """Where a text that is too long is cut, the best places first; the last resort is any token."""
@@ -46,7 +46,7 @@ class Section(NamedTuple):
     """Its page, from 1, where the document has pages."""
 
 
-class Chunk(NamedTuple):
+class TextChunk(NamedTuple):
     """A part of a document that is found by itself."""
 
     text: str
@@ -80,7 +80,7 @@ def whole_text(sections: Sequence[Section]) -> str:
 
 def make_chunks(
     sections: Sequence[Section], begins: np.ndarray, *, by: By = "headings", size: int, overlap: int = 0
-) -> list[Chunk]:
+) -> list[TextChunk]:
     """Divide a document into chunks of at most `size` tokens.
 
     Together they cover all of its text but white space. `by="headings"` packs sections under the same headings
@@ -141,7 +141,7 @@ def _cut(
     size: int,
     overlap: int,
 ) -> list[tuple[int, int]]:
-    """Cut a part of the text into parts of at most `size` tokens, at the best places there are."""
+    """Cut a part into parts of at most `size` tokens, at the best places."""
     first, last = np.searchsorted(begins, (begin, end)).tolist()
     if last - first <= size:
         return [(begin, end)]
@@ -204,9 +204,9 @@ def _begins_a_word(text: str, place: int) -> bool:
 def _repeated(
     text: str, begins: np.ndarray, part: tuple[int, int], cuts: Sequence[re.Pattern[str]], overlap: int
 ) -> int:
-    """Return where a chunk begins that repeats up to `overlap` tokens of the part before it.
+    """Find where a chunk begins that repeats up to `overlap` tokens of the last.
 
-    It begins with a sentence, or with a word where no sentence begins there, and behind that part's begin.
+    It begins with a sentence, or with a word where no sentence begins there, and behind the begin of the last.
     """
     bound = part[1]
     first, token = np.searchsorted(begins, part).tolist()
@@ -219,8 +219,8 @@ def _repeated(
     return next((place for place in sentences if place < bound), next(words, bound))
 
 
-def _described(sections: Sequence[Section], text: str, parts: Sequence[tuple[int, int]]) -> Iterator[Chunk]:
-    """Yield the parts that are not blank, trimmed, with the titles and the page of their sections."""
+def _described(sections: Sequence[Section], text: str, parts: Sequence[tuple[int, int]]) -> Iterator[TextChunk]:
+    """Trim the parts, and yield each that has text with its titles and page."""
     starts = _starts(sections)
     for begin, end in parts:
         part = text[begin:end].rstrip()
@@ -234,7 +234,7 @@ def _described(sections: Sequence[Section], text: str, parts: Sequence[tuple[int
         titles = sections[first].titles
         if last > first + 1:
             titles = _shared([section.titles for section in sections[first:last]])
-        yield Chunk(part, titles, sections[first].page, begin, end)
+        yield TextChunk(part, titles, sections[first].page, begin, end)
 
 
 def _shared(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -268,7 +268,7 @@ def _unspaced() -> np.ndarray:
     return table
 
 
-SPACES, UNSPACED = _spaces(), _unspaced()
+IS_SPACE, IS_UNSPACED = _spaces(), _unspaced()
 
 
 def _word_begins(text: str) -> np.ndarray:
@@ -279,11 +279,11 @@ def _word_begins(text: str) -> np.ndarray:
         codes = np.minimum(codes, 0xFFFF)
     if not codes.size:
         return np.zeros(0, dtype=np.int64)
-    space = SPACES[codes]
+    space = IS_SPACE[codes]
     begins = ~space
     begins[1:] &= space[:-1]
     if not text.isascii():
-        alone = UNSPACED[codes]
+        alone = IS_UNSPACED[codes]
         begins |= alone
         begins[1:] |= alone[:-1] & ~space[1:]
     found = np.flatnonzero(begins)
@@ -299,7 +299,7 @@ def _word_begins(text: str) -> np.ndarray:
     return np.unique(np.concatenate([found, *rests]))
 
 
-def token_begins(tokenizer: Any) -> Measure:
+def token_begins(tokenizer: Any) -> TokenFinder:
     """Make a function that finds where a tokenizer's tokens begin.
 
     Args:

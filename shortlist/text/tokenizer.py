@@ -44,9 +44,10 @@ def tokenizer_identity(folder: Path) -> str:
 
 
 def fast_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer in a model folder as one of the package tokenizers, which reads whole texts.
+    """Load the tokenizer in a model folder as an object of the package tokenizers.
 
-    transformers, which takes seconds to load, is needed only where there is no tokenizer.json.
+    It reads whole texts without cutting them. transformers, which takes seconds to load, is needed only where there is
+    no tokenizer.json.
 
     Raises:
         UserError: the folder has no usable tokenizer.

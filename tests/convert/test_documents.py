@@ -119,7 +119,7 @@ def test_what_has_changed_alone_is_read_again_and_the_result_is_that_of_a_new_co
 
 def test_an_interrupted_conversion_goes_on_from_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write(tmp_path / "docs", a_md=PAGE, b_md="# B", c_md="# C")
-    monkeypatch.setattr(documents, "DOCUMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(documents, "DOCUMENTS_A_WINDOW", 1)
     real, read = documents.read_wholes, list[str]()
 
     def interrupted(file):

@@ -169,7 +169,7 @@ def test_a_corpus_is_read_once_and_only_when_a_filter_asks(monkeypatch):
 
 
 def test_only_the_last_filters_are_kept(known, monkeypatch):
-    monkeypatch.setattr(metadata, "KEPT", 2)
+    monkeypatch.setattr(metadata, "FILTERS_KEPT", 2)
     first = known.allowed("year > 1")
     known.allowed("year > 2")
     assert known.allowed("year > 1") is first

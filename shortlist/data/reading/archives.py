@@ -5,7 +5,7 @@ from zipfile import BadZipFile, ZipFile
 from zlib import error as ZlibError
 
 from shortlist.data.lines import MalformedError
-from shortlist.data.reading.wholes import MOST_BYTES, SourceFile, library
+from shortlist.data.reading.wholes import MOST_DOCUMENT_BYTES, SourceFile, library
 
 OLE = b"\xd0\xcf\x11\xe0"
 """First bytes of Office's older files, in which newer ones with a password are wrapped."""
@@ -24,8 +24,8 @@ def open_archive(file: SourceFile) -> ZipFile:
         archive = ZipFile(file.path)
     except (BadZipFile, ValueError) as error:
         raise MalformedError(f"is damaged ({error}); fetch it again.") from None
-    if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
-        raise MalformedError(f"unpacks to more than {MOST_BYTES >> 20} MiB; leave it out.")
+    if sum(member.file_size for member in archive.infolist()) > MOST_DOCUMENT_BYTES:
+        raise MalformedError(f"unpacks to more than {MOST_DOCUMENT_BYTES >> 20} MiB; leave it out.")
     return archive
 
 
@@ -37,7 +37,7 @@ def read_member(archive: ZipFile, name: str) -> bytes:
     """
     try:
         with archive.open(name) as member:
-            return member.read(MOST_BYTES)
+            return member.read(MOST_DOCUMENT_BYTES)
     except KeyError:
         raise MalformedError(f"is damaged: {name} is missing in it; fetch it again.") from None
     except RuntimeError:  # as zipfile calls it

@@ -20,7 +20,7 @@ MARKS = {
 MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 """A letter beyond ASCII in UTF-8; in other encodings these bytes next to one another make no sense."""
 
-SAMPLE = 1 << 18
+GUESSED_BYTES = 1 << 18
 """Bytes by which the encoding of a text that is not UTF-8 is guessed."""
 
 
@@ -56,7 +56,7 @@ def guess(data: bytes, first_bad: int) -> str:
     Raises:
         MalformedError: it is no text, or a part is UTF-8.
     """
-    sample = data[max(0, first_bad - SAMPLE // 2) :][:SAMPLE]
+    sample = data[max(0, first_bad - GUESSED_BYTES // 2) :][:GUESSED_BYTES]
     if b"\0" in sample:
         raise MalformedError("holds no text: there are zero bytes in it; leave it out.")
     if MULTIBYTE.search(data[:first_bad]):
@@ -94,7 +94,7 @@ def encoding_of(path: Path) -> str:
             try:
                 decoder.decode(block)
             except UnicodeDecodeError:
-                both = before + block + file.read(SAMPLE)
+                both = before + block + file.read(GUESSED_BYTES)
                 return guess(both, _first_bad(both))
             before, place = block, place + len(block)
     return "utf-8"

@@ -16,7 +16,7 @@ HEADING = re.compile(r"heading (\d)", re.IGNORECASE)
 
 FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 """The same text once more, for older versions of Word."""
-SPACES = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n", f"{W}noBreakHyphen": "-"}
+SPACE_ELEMENTS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n", f"{W}noBreakHyphen": "-"}
 
 
 def read_docx(file: SourceFile) -> Iterator[Whole]:
@@ -37,7 +37,7 @@ def _xml(archive: ZipFile, name: str) -> Any:
 
 
 def _heading_levels(archive: ZipFile) -> dict[str, int]:
-    """Return the level of each style that is a heading, by the style's id; the title's is 0."""
+    """Return the levels of heading styles by their ids; the title has level 0."""
     levels: dict[str, int] = {}
     if STYLES not in archive.namelist():
         return levels
@@ -63,7 +63,7 @@ def _fields(archive: ZipFile) -> dict[str, str]:
 
 
 def _blocks(root: Any, levels: dict[str, int]) -> Iterator[tuple[int | None, str]]:
-    """Yield (level, text) of paragraphs and of tables; the level of what is no heading is None."""
+    """Yield (level, text) of paragraphs and tables; only headings have a level, others None."""
     left = list(reversed(root))
     while left:
         element = left.pop()
@@ -90,15 +90,15 @@ def _rows(table: Any) -> Iterator[str]:
 
 
 def _text(element: Any) -> str:
-    """Join the text of a paragraph or a cell, without what is there for older versions."""
+    """Join the text of a paragraph or a cell, without the copies for older versions."""
     pieces: list[str] = []
     left = list(reversed(element))
     while left:
         inner = left.pop()
         if inner.tag == f"{W}t":
             pieces.append(inner.text or "")
-        elif inner.tag in SPACES:
-            pieces.append(SPACES[inner.tag])
+        elif inner.tag in SPACE_ELEMENTS:
+            pieces.append(SPACE_ELEMENTS[inner.tag])
         elif inner.tag != FALLBACK:
             if inner.tag == f"{W}p":
                 pieces.append("\n")

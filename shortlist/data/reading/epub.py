@@ -14,7 +14,7 @@ from shortlist.data.reading.wholes import SourceFile, Whole
 from shortlist.text.chunks import Section
 
 CONTAINER, ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
-FIELDS = {"title": "title", "creator": "author", "language": "lang", "date": "written", "publisher": "publisher"}
+EPUB_FIELDS = {"title": "title", "creator": "author", "language": "lang", "date": "written", "publisher": "publisher"}
 
 
 def read_epub(file: SourceFile) -> Iterator[Whole]:
@@ -53,7 +53,7 @@ def _locked(archive: ZipFile) -> set[str]:
 
 def _fields(book: Any) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, field in FIELDS.items():
+    for name, field in EPUB_FIELDS.items():
         for element in book.iter(f"{{*}}{name}"):
             if (element.text or "").strip():
                 found.setdefault(field, " ".join(element.text.split()))

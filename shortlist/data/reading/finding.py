@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from shortlist.data.layouts import find_files
-from shortlist.data.reading.kinds import DOCUMENTS, NO_TEXT, ending_of
+from shortlist.data.reading.kinds import DOCUMENT_READERS, TEXTLESS, ending_of
 from shortlist.errors import UserError
 
 BLANK = re.compile(r"[\s\ufeff]+")
@@ -24,8 +24,8 @@ class FoundFile(NamedTuple):
     """Its path within the folder that was named; the id is the same without white space."""
 
 
-class Found(NamedTuple):
-    """What is in the folders."""
+class FoundFiles(NamedTuple):
+    """The files in the folders, those to read and those left out."""
 
     files: list[FoundFile]
     """By id."""
@@ -34,9 +34,12 @@ class Found(NamedTuple):
 
 
 def are_documents(source: Path) -> bool:
-    """Whether a source can only be people's own files: by the ending of its name, or a folder of such files."""
+    """Whether a source can only be people's own files.
+
+    The ending of a file's name says so; a folder holds such files if nothing in it is of another layout.
+    """
     if not source.is_dir():
-        return source.is_file() and ending_of(source) in DOCUMENTS
+        return source.is_file() and ending_of(source) in DOCUMENT_READERS
     if any((source / name).exists() for name in ("manifest.json", "config.json", "corpus.jsonl", "corpus.jsonl.gz")):
         return False
     try:
@@ -46,7 +49,7 @@ def are_documents(source: Path) -> bool:
     return False
 
 
-def find_documents(sources: Sequence[str], *, without: Path) -> Found:
+def find_documents(sources: Sequence[str], *, without: Path) -> FoundFiles:
     """Find the files in folders and below, and those that are named themselves.
 
     Hidden files, links, and folders that a command of ours wrote are not read.
@@ -71,11 +74,11 @@ def find_documents(sources: Sequence[str], *, without: Path) -> Found:
     if not files:
         held = f"{len(left_out):,} files that hold no text" if left_out else "no files"
         raise UserError(f"{', '.join(sources)}: found {held}; expected Markdown, HTML, PDF or other documents.")
-    return Found([files[doc_id] for doc_id in sorted(files)], dict(sorted(left_out.items())))
+    return FoundFiles([files[doc_id] for doc_id in sorted(files)], dict(sorted(left_out.items())))
 
 
 def _named(sources: Sequence[str], without: Path) -> Iterator[tuple[Path, str, str]]:
-    """Yield each file with its path within its folder and, if it is left out, the reason."""
+    """Yield each file, its path within its folder and any reason to leave it out."""
     paths = [Path(source) for source in sources]
     for path in paths:
         if not path.exists():
@@ -99,7 +102,7 @@ def _below(folder: Path, prefix: str, without: Path) -> Iterator[tuple[Path, str
         elif entry.is_dir():
             if path.resolve() != without and not _is_output(path):
                 yield from _below(path, f"{prefix}{entry.name}/", without)
-        elif ending_of(path) in NO_TEXT:
+        elif ending_of(path) in TEXTLESS:
             yield path, name, f"holds no text ({path.suffix.lower()})"
         elif entry.is_file():
             yield path, name, ""
@@ -110,7 +113,7 @@ def _is_output(folder: Path) -> bool:
 
 
 def to_doc_id(path: str) -> str:
-    """Return a path as an id: white space, which ids cannot have, is written as %20 and so on."""
+    """Turn a path into an id, with white space written as %20 and so on."""
     try:
         path.encode()
     except UnicodeEncodeError:  # bytes that are no UTF-8

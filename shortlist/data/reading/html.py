@@ -17,16 +17,16 @@ from shortlist.data.reading.wholes import SourceFile, Whole, library, read_bytes
 SILENT = "script style template noscript nav svg iframe object button select dialog noembed noframes xmp plaintext"
 LEFT_OUT = SILENT.split()
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
-PARAGRAPHS = (
+PARAGRAPH_ELEMENTS = (
     "address article aside blockquote body details div dl fieldset figure footer form header hr html main ol p pre "
     "section table ul"
 )
-LINES = "br caption dd dt figcaption li option summary tbody textarea tfoot thead tr"
-BLOCKS = dict.fromkeys([*PARAGRAPHS.split(), *HEADINGS], "\n\n") | dict.fromkeys(LINES.split(), "\n")
+LINE_ELEMENTS = "br caption dd dt figcaption li option summary tbody textarea tfoot thead tr"
+BLOCKS = dict.fromkeys([*PARAGRAPH_ELEMENTS.split(), *HEADINGS], "\n\n") | dict.fromkeys(LINE_ELEMENTS.split(), "\n")
 """Elements that do not stand within a line -> what goes before and after them."""
 
 CELLS = {"td", "th"}
-KEPT = {"pre", "textarea"}
+PREFORMATTED = {"pre", "textarea"}
 """Elements whose white space counts."""
 
 BULLET, BAR = "- ", " | "
@@ -44,7 +44,7 @@ def read_html(file: SourceFile) -> Iterator[Whole]:
 
 
 def _decode(data: bytes) -> tuple[str, str]:
-    """Decode by UTF-8 if possible, else as the page says, else by guessing."""
+    """Decode as UTF-8 if possible, otherwise as the page says, or by guessing."""
     said = CHARSET.search(data, 0, 2048)
     if said:
         try:
@@ -76,7 +76,9 @@ def html_document(text: str, metadata: dict[str, Any]) -> Whole:
 
 
 def html_parts(html: str) -> Iterator[tuple[int, str, str]]:
-    """Yield (level, heading, text from that heading to the next one); before the first heading the level is 0.
+    """Yield (level, heading, text) of each part that a heading begins.
+
+    The text includes the heading. Text before the first heading has level 0.
 
     Args:
         html: as the parser writes it, with every element closed.
@@ -97,7 +99,7 @@ def html_parts(html: str) -> Iterator[tuple[int, str, str]]:
             else:
                 yield level, title, "".join(pieces)
                 pieces, level, title, gap = [], HEADINGS[tag], "", ""
-        elif tag in KEPT:
+        elif tag in PREFORMATTED:
             kept = max(0, kept + (-1 if closes else 1))
         gap = _gap(gap, tag, closes)
     yield level, title, "".join(pieces)

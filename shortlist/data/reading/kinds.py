@@ -10,7 +10,7 @@ from shortlist.data.reading.html import read_html
 from shortlist.data.reading.mail import read_mailbox, read_message
 from shortlist.data.reading.markdown import read_markdown
 from shortlist.data.reading.pdf import read_pdf
-from shortlist.data.reading.tables import read_csv, read_json, read_jsonl, read_parquet
+from shortlist.data.reading.tables import read_csv, read_json_records, read_jsonl, read_parquet
 from shortlist.data.reading.texts import read_code, read_plain
 from shortlist.data.reading.wholes import Reader, SourceFile, Whole
 
@@ -18,7 +18,7 @@ CODE = (
     "py pyi js jsx mjs cjs ts tsx java kt kts scala groovy go rs c h cc cpp cxx hpp hh cs fs swift m mm rb php pl pm "
     "lua r jl dart ex exs erl hs ml mli clj cljs el lisp sh bash zsh fish ps1 sql proto graphql tf cmake gradle nim zig"
 )
-DOCUMENTS: dict[str, Reader] = {
+DOCUMENT_READERS: dict[str, Reader] = {
     **dict.fromkeys((".md", ".markdown", ".mdx"), read_markdown),
     **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
     **{f".{ending}": read_code for ending in CODE.split()},
@@ -33,18 +33,18 @@ DOCUMENTS: dict[str, Reader] = {
 """Readers of files that cannot be anything but documents."""
 
 READERS: dict[str, Reader] = {
-    **DOCUMENTS,
+    **DOCUMENT_READERS,
     **dict.fromkeys((".txt", ".text", ".log"), read_plain),
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
-    ".json": read_json,
+    ".json": read_json_records,
 }
 """Ending of a file's name -> its reader; a `.gz` behind that of a table does not count."""
 
-PACKED = (".csv", ".tsv", ".jsonl", ".ndjson")
+MAY_BE_GZIPPED = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Endings of files that may be gzipped."""
 
 PICTURES = "png jpg jpeg gif bmp tif tiff webp ico svg heic psd"
@@ -53,18 +53,20 @@ OF_PAGES = "woff woff2 ttf otf eot css map"
 ARCHIVES = "zip gz tgz bz2 xz 7z rar tar jar whl iso"
 PROGRAMS = "exe dll so dylib a o pyc class bin"
 DATA = "db sqlite npy npz safetensors pt onnx gguf"
-NO_TEXT = {f".{ending}" for ending in f"{PICTURES} {SOUNDS} {OF_PAGES} {ARCHIVES} {PROGRAMS} {DATA}".split()}
+TEXTLESS = {f".{ending}" for ending in f"{PICTURES} {SOUNDS} {OF_PAGES} {ARCHIVES} {PROGRAMS} {DATA}".split()}
 """Endings of files that hold no text to search; in a folder they are left out, and counted."""
 
 
 def ending_of(path: Path) -> str:
     """Return the ending that says how a file is read, in lower case."""
     inner = Path(path.name.removesuffix(".gz")).suffix.lower()
-    return inner if inner in PACKED else path.suffix.lower()
+    return inner if inner in MAY_BE_GZIPPED else path.suffix.lower()
 
 
 def read_wholes(file: SourceFile) -> Iterator[Whole]:
-    """Yield the documents of a file, by the reader for its ending; without one it may be plain text.
+    """Yield the documents of a file, by the reader for its ending.
+
+    A file whose ending has no reader may be plain text.
 
     Raises:
         MalformedError: it cannot be read.

@@ -14,7 +14,7 @@ from shortlist.data.reading.html import html_document
 from shortlist.data.reading.wholes import SourceFile, Whole, read_bytes
 from shortlist.text.chunks import Section
 
-HEADERS = {"from": "from", "to": "to", "cc": "cc", "message-id": "message_id"}
+MAIL_HEADERS = {"from": "from", "to": "to", "cc": "cc", "message-id": "message_id"}
 
 
 def read_message(file: SourceFile) -> Iterator[Whole]:
@@ -49,7 +49,7 @@ def message_document(data: bytes, name: str) -> Whole:
         if not message.keys():
             raise MalformedError("has no headers, as a message has; leave it out.")
         fields: dict[str, Any] = {}
-        for header, field in HEADERS.items():
+        for header, field in MAIL_HEADERS.items():
             if value := _header(message, header):
                 fields[field] = value
         if date := _date(message):

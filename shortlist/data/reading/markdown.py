@@ -48,7 +48,10 @@ def read_markdown(file: SourceFile) -> Iterator[Whole]:
 
 
 def markdown_parts(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yield (level, heading, text from that heading to the next one); before the first heading the level is 0."""
+    """Yield (level, heading, text) of each part that a heading begins.
+
+    The text includes the heading. Text before the first heading has level 0.
+    """
     text = f"\n{text}"  # so that every line follows a line end, which is quick to search for
     begin, level, title, place = 1, 0, "", 0
     floor = 1  # where the paragraph may begin at the earliest that a line of === underlines
@@ -80,7 +83,7 @@ def _after_fence(text: str, fence: str, place: int) -> int:
 
 
 def _underlined(text: str, line: int, floor: int) -> int:
-    """Return where the paragraph begins that is underlined, or -1 if the line above is none."""
+    """Return where the underlined paragraph begins, or -1 if no paragraph is above."""
     start = line
     while start > floor:
         above = text.rfind("\n", 0, start - 1) + 1
@@ -112,7 +115,10 @@ def front_matter(text: str) -> tuple[dict[str, Any], int]:
 
 
 def plain_fields(fields: Mapping[Any, Any]) -> dict[str, Any]:
-    """Keep what metadata may hold: numbers, texts, dates as text, lists of these; objects become `name.field`."""
+    """Keep numbers, texts, dates as text, and lists of these, as metadata may hold them.
+
+    The fields of an object become `name.field`.
+    """
     found: dict[str, Any] = {}
     left = [(str(name), value) for name, value in reversed(fields.items())]  # no recursion: aliases may make circles
     for _ in range(MOST_VALUES):

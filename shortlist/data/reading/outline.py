@@ -37,6 +37,6 @@ def sections_of(parts: Iterable[tuple[int, str, str]]) -> Iterator[Section]:
 
 
 def first_title(parts: Iterable[tuple[int, str, str]]) -> str:
-    """Return the heading of the first level, if there is one alone: it is the document's title."""
+    """Return the only heading of the first level, the document's title, or an empty text."""
     found = [title for level, title, _ in parts if level == 1]
     return found[0] if len(found) == 1 else ""

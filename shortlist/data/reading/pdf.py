@@ -11,7 +11,7 @@ from shortlist.text.chunks import Section
 
 HYPHEN = re.compile("[\ufffe\x02]\n?")
 """A hyphen that is there only because the line ends, as PDFium marks it."""
-FIELDS = {"Title": "title", "Author": "author", "CreationDate": "written"}
+PDF_FIELDS = {"Title": "title", "Author": "author", "CreationDate": "written"}
 DAY = re.compile(r"D:(\d{4})(\d\d)(\d\d)")
 MOST_PAGES = 100_000
 
@@ -41,7 +41,7 @@ def read_pdf(file: SourceFile) -> Iterator[Whole]:
         raise MalformedError(f"is damaged ({error}); fetch it again.") from None
     finally:
         document.close()
-    metadata: dict[str, Any] = {new: fields[name] for name, new in FIELDS.items() if fields.get(name)}
+    metadata: dict[str, Any] = {new: fields[name] for name, new in PDF_FIELDS.items() if fields.get(name)}
     if "written" in metadata:
         day = DAY.match(metadata.pop("written"))
         metadata |= {"written": "-".join(day.groups())} if day else {}
@@ -65,7 +65,7 @@ def _page_text(document: Any, number: int) -> str:
 
 
 def _bookmarks(document: Any) -> dict[int, list[tuple[int, str]]]:
-    """Return the level and title of each bookmark, by the page that it leads to, from 0."""
+    """Return the level and title of each bookmark, by its page, counted from 0."""
     found: dict[int, list[tuple[int, str]]] = {}
     for bookmark in document.get_toc():
         target, title = bookmark.get_dest(), " ".join((bookmark.get_title() or "").split())
@@ -92,6 +92,6 @@ def _sections(texts: list[str], bookmarks: dict[int, list[tuple[int, str]]]) -> 
 
 
 def _place(text: str, title: str, after: int) -> int:
-    """Return where the line begins that a title stands in; where none does, the place before which nothing is."""
+    """Return where the line with a title begins, or 0 where no line has it."""
     found = re.compile(r"^[^\n]{0,20}?" + r"\s+".join(map(re.escape, title.split())), re.MULTILINE).search(text, after)
     return found.start() if found else 0

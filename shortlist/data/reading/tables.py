@@ -18,7 +18,7 @@ from shortlist.data.reading.wholes import SourceFile, Whole
 from shortlist.errors import UserError, unknown
 from shortlist.text.chunks import Section
 
-USUAL_NAMES = {
+USUAL_COLUMNS = {
     "text": ("text", "body", "content", "contents", "passage"),
     "title": ("title", "name", "headline", "subject"),
     "id": ("_id",),
@@ -26,7 +26,7 @@ USUAL_NAMES = {
 }
 """Names that a column usually has, in any case, by what it holds."""
 
-DELIMITERS = (",", ";", "\t", "|")
+CSV_DELIMITERS = (",", ";", "\t", "|")
 NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)
 """A number as people write it; what begins with more zeros, such as an article number, stays a text."""
 
@@ -42,8 +42,8 @@ def parse_table_columns(words: Collection[str]) -> dict[str, str]:
         kind, _, name = word.partition("=")
         if not name:
             raise UserError(f"--columns {word}: expected KIND=NAME, such as text=body.")
-        if kind not in USUAL_NAMES:
-            raise UserError(f"--columns {word}: {unknown('column', kind, USUAL_NAMES)}")
+        if kind not in USUAL_COLUMNS:
+            raise UserError(f"--columns {word}: {unknown('column', kind, USUAL_COLUMNS)}")
         if kind in given:
             raise UserError(f"--columns {word}: {kind} occurs before; expected it once.")
         given[kind] = name
@@ -51,7 +51,7 @@ def parse_table_columns(words: Collection[str]) -> dict[str, str]:
 
 
 def find_table_columns(file: SourceFile, names: Collection[str]) -> dict[str, str]:
-    """Find the columns of a table by the names that the user gives, or their usual ones.
+    """Find a table's columns by names that the user gives, or by usual ones.
 
     Raises:
         UserError: a column that the user gives is not there.
@@ -60,7 +60,7 @@ def find_table_columns(file: SourceFile, names: Collection[str]) -> dict[str, st
         if name not in names:
             raise UserError(f"{file.path}: --columns: {unknown('column', name, names)}")
     columns = dict(file.columns)
-    for kind, usual in USUAL_NAMES.items():
+    for kind, usual in USUAL_COLUMNS.items():
         found = [name for name in names if name.casefold() in usual and name not in columns.values()]
         if kind not in columns and found:
             columns[kind] = min(found, key=lambda name: usual.index(name.casefold()))
@@ -101,7 +101,7 @@ def read_csv(file: SourceFile) -> Iterator[Whole]:
     csv.field_size_limit(sys.maxsize)  # for the whole process; the default refuses texts over 128 KiB
     with open_bytes(file.path) as raw, TextIOWrapper(raw, encoding_of(file.path), newline="") as text:
         start = text.readline()
-        delimiter = "\t" if _ending(file.path) == ".tsv" else max(DELIMITERS, key=start.count)
+        delimiter = "\t" if _ending(file.path) == ".tsv" else max(CSV_DELIMITERS, key=start.count)
         names = next(csv.reader([start], delimiter=delimiter), [])
         names = [name.removeprefix("\ufeff").strip() for name in names]
         if not start.strip() or len({*names}) < len(names):
@@ -123,7 +123,7 @@ def _ending(path: Path) -> str:
 
 
 def _typed(names: list[str], row: list[str], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields of a row; those that are not read as text become numbers where they are."""
+    """Return the fields of a row, with numbers as numbers outside the columns of text."""
     if len(row) != len(names):
         raise MalformedError(f"has {len(row)} columns; expected the {len(names)} of the header.")
     record: dict[str, Any] = dict(zip(names, row, strict=True))
@@ -165,7 +165,7 @@ def read_jsonl(file: SourceFile) -> Iterator[Whole]:
             file.on_bad(f"{file.path}:{number}: {error}")
 
 
-def read_json(file: SourceFile) -> Iterator[Whole]:
+def read_json_records(file: SourceFile) -> Iterator[Whole]:
     """Yield each object of an array, or the only object, which is the file's document."""
     text, _ = read_text(file.path)
     try:

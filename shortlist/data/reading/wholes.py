@@ -9,7 +9,7 @@ from shortlist.data.lines import MalformedError, OnBad
 from shortlist.errors import UserError
 from shortlist.text.chunks import Section
 
-MOST_BYTES = 1 << 28
+MOST_DOCUMENT_BYTES = 1 << 28
 """Largest file that is read as one document, and most that an archive may unpack to: 256 MiB."""
 
 
@@ -66,7 +66,7 @@ def read_bytes(path: Path) -> bytes:
         MalformedError: it is too large.
     """
     with open(path, "rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise MalformedError(f"holds more than {MOST_BYTES >> 20} MiB, too much for one document; divide it.")
+        data = file.read(MOST_DOCUMENT_BYTES + 1)
+    if len(data) > MOST_DOCUMENT_BYTES:
+        raise MalformedError(f"holds more than {MOST_DOCUMENT_BYTES >> 20} MiB, too much for one document; divide it.")
     return data

@@ -187,7 +187,7 @@ def test_archives_are_bounded_and_their_xml_reaches_nothing(tmp_path: Path, monk
     body = f"<w:document {W}><w:body><w:p><w:r><w:t>a&e;b</w:t></w:r></w:p></w:body></w:document>"
     [document] = read(tmp_path / "a.docx", zipped(tmp_path / "z", word__document_xml=entity + body))
     assert "SECRET" not in str(document)
-    monkeypatch.setattr(archives, "MOST_BYTES", 1000)
+    monkeypatch.setattr(archives, "MOST_DOCUMENT_BYTES", 1000)
     assert "unpacks to more than" in why(tmp_path / "a.docx", docx(tmp_path / "z", paragraph("long " * 1000)))
 
 
@@ -283,7 +283,7 @@ def test_text_without_a_known_ending_is_plain_text_and_anything_else_is_named(tm
 def test_a_file_that_is_gone_or_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(MalformedError, match="vanished"):
         list(read_wholes(SourceFile(tmp_path / "a.md", "a.md")))
-    monkeypatch.setattr(wholes, "MOST_BYTES", 3)
+    monkeypatch.setattr(wholes, "MOST_DOCUMENT_BYTES", 3)
     assert "too much for one document" in why(tmp_path / "a.md", "four")
 
 
