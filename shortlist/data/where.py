@@ -162,7 +162,7 @@ def _mask(node: Any, fields: Fields) -> Any:
 
 
 def _compute() -> Any:
-    """Return Arrow's functions, which it makes when it is imported, so that no type checker knows them."""
+    """Return Arrow's functions, which no type checker knows."""
     return import_module("pyarrow.compute")
 
 
