@@ -49,6 +49,8 @@ class Config:
     """Folder for everything that is made."""
     writer: str = "shortlist-mini/language-model"
     """Language model that writes the queries."""
+    documents: int = 2500
+    """Functions of each collection that get queries."""
     per_document: int = 1
     """Queries for each function."""
     out: Path | None = None
@@ -80,6 +82,7 @@ def steps_for(config: Config, collection: str) -> dict[str, Any]:
         "collection": collection,
         "language": "code",
         "writer": config.writer,
+        "documents": config.documents,
         "per_document": config.per_document,
         "retriever": "shortlist-mini",
         "reranker": "shortlist-mini",

@@ -44,6 +44,7 @@ OUTPUTS = {
     "diagnose": "diagnosis.json",
     "lengths": "",
     "export": "",
+    "report": "report.html",
 }
 """The stages that a recipe may name, and the file that each stage writes in its step's folder (empty: the folder)."""
 

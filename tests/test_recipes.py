@@ -229,6 +229,9 @@ def test_a_collection_without_queries_is_tuned_for_and_measured(
         assert len(results["rows"]) == 7
         assert results["machine_made"]
         assert results["queries"] == len(open_collection(tmp_path / "out" / "made").qrels(judged))
+    page = (tmp_path / "out" / "report" / "report.html").read_text("utf-8")
+    assert "on-made/results.json" in page
+    assert "made by a machine" in page
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakKeyDictionary
 
@@ -77,12 +78,12 @@ class Allowed:
 
     def _mask(self, doc_ids: Any) -> Bool[np.ndarray, " docs"]:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         asked: Any = doc_ids.to_arrow() if isinstance(doc_ids, DocIds) else doc_ids
         if not isinstance(asked, pa.Array | pa.ChunkedArray):
             asked = pa.array(list(doc_ids))
         asked = asked.cast(pa.large_string())
+        pc: Any = import_module("pyarrow.compute")  # whose functions no type checker knows
         if self._of_segments:
             asked = pc.replace_substring_regex(asked, "#[^#]*$", "")
         return pc.is_in(asked, self._ids).to_numpy(zero_copy_only=False)

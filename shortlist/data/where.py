@@ -6,6 +6,7 @@ filter may hold is a closed list, and everything else is refused.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -160,21 +161,23 @@ def _mask(node: Any, fields: Fields) -> Any:
     return _inverted(found) if node.args.get("negate") else found
 
 
-def _inverted(mask: Any) -> Any:
-    import pyarrow.compute as pc
+def _compute() -> Any:
+    """Return Arrow's functions, which no type checker knows."""
+    return import_module("pyarrow.compute")
 
+
+def _inverted(mask: Any) -> Any:
+    pc = _compute()
     return pc.invert(mask)
 
 
 def _both(node: Any, fields: Fields) -> Any:
-    import pyarrow.compute as pc
-
+    pc = _compute()
     return pc.and_kleene(_mask(node.this, fields), _mask(node.expression, fields))
 
 
 def _either(node: Any, fields: Fields) -> Any:
-    import pyarrow.compute as pc
-
+    pc = _compute()
     return pc.or_kleene(_mask(node.this, fields), _mask(node.expression, fields))
 
 
@@ -221,8 +224,7 @@ def _unequal(node: Any, fields: Fields) -> Any:
 
 
 def _between(node: Any, fields: Fields) -> Any:
-    import pyarrow.compute as pc
-
+    pc = _compute()
     condition = _condition(node.this, fields)
     low, high = _value(node.args["low"]), _value(node.args["high"])
     return pc.and_kleene(_compared(condition, "greater_equal", low), _compared(condition, "less_equal", high))
@@ -237,8 +239,7 @@ def _ilike(node: Any, fields: Fields) -> Any:
 
 
 def _matching(node: Any, fields: Fields, *, ignore_case: bool) -> Any:
-    import pyarrow.compute as pc
-
+    pc = _compute()
     condition, pattern = _condition(node.this, fields), _value(node.expression)
     if not isinstance(pattern, str):
         raise condition.fault(f"is compared with {pattern!r} by `like`; expected text, in which % stands for any text.")
@@ -263,8 +264,8 @@ def _in(node: Any, fields: Fields) -> Any:
 def _holds(condition: _Condition, values: Sequence[Value]) -> Any:
     """Say where a field is a value, or a list with one of them."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = _compute()
     by_kind: dict[str, list[Value]] = {}
     for value in values:
         by_kind.setdefault(_kind(value), []).append(value)
@@ -282,8 +283,8 @@ def _holds(condition: _Condition, values: Sequence[Value]) -> Any:
 
 def _is_one(column: Any, values: Sequence[Value]) -> Any:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = _compute()
     wanted = pa.array(values)
     if wanted.type != column.type and pa.types.is_floating(wanted.type):
         column = column.cast(pa.float64())
@@ -293,8 +294,8 @@ def _is_one(column: Any, values: Sequence[Value]) -> Any:
 def _has_one(column: Any, values: Sequence[Value]) -> Any:
     """Say of each list whether one of the values is in it."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = _compute()
     lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     elements, parents = pc.list_flatten(lists), pc.list_parent_indices(lists)
     found = np.zeros(len(lists), dtype=bool)
@@ -306,8 +307,7 @@ _IS_ONE = {"number": _is_one, "text": _is_one, "flag": _is_one, "texts": _has_on
 
 
 def _compared(condition: _Condition, function: str, value: Value) -> Any:
-    import pyarrow.compute as pc
-
+    pc = _compute()
     kind = _kind(value)
     column = _of_kind(condition, kind, value)
     if kind == "flag" and function != "equal":
@@ -337,16 +337,14 @@ def _written(value: Value) -> str:
 
 def _otherwise_false(condition: _Condition, kinds: Sequence[str], mask: Any) -> Any:
     """Make a mask false where the field holds a value of another kind."""
-    import pyarrow.compute as pc
-
+    pc = _compute()
     others = {kind: column for kind, column in condition.columns.items() if kind not in kinds}
     return pc.if_else(pc.and_(pc.is_null(mask), _present(others)), False, mask) if others else mask
 
 
 def _present(columns: FieldColumns) -> Any:
     """Say which documents have the field."""
-    import pyarrow.compute as pc
-
+    pc = _compute()
     return reduce(pc.or_, [pc.is_valid(column) for column in columns.values()])
 
 

@@ -317,8 +317,8 @@ class Pipeline:
         """
         if not is_one(query):
             raise UserError(f"query is a {type(query).__name__}; expected one text: `answer` takes several.")
-        options = {"depth": depth, "first_stage": first_stage, "rerank": rerank, "where": where, "answer": answer}
-        [found] = self.answer(query, k, **options)
+        options: dict[str, Any] = {"depth": depth, "first_stage": first_stage, "rerank": rerank, "where": where}
+        [found] = self.answer(query, k, answer=answer, **options)
         return found.results
 
     def answer(

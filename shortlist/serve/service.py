@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from copy import copy
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
@@ -208,6 +209,7 @@ class Service:
             self._warm_up_search(self.pipeline)
 
     def _warm_up_search(self, pipeline: Pipeline) -> None:
+        import_module("sqlglot")  # which reads filters
         _for_request(Ticket(self.gate), partial(pipeline.answer, ["warm up"], 1, depth=1))()
 
     def _count_batch(self, model: str, texts: int, tokens: int, seconds: float) -> None:
@@ -328,7 +330,7 @@ class Service:
             ticket.reserve(min(len(queries) * most, self.gate.limits.queue_tokens))  # now: accepted searches finish
         for model in dict.fromkeys(rerankers.values()):
             await self._check_queries(model, queries, field)
-        only = {"where": where, "answer": answer}
+        only: dict[str, Any] = {"where": where, "answer": answer}
         asked = [_for_request(ticket, partial(pipeline.answer, [query], k, **only, **options)) for query in queries]
         parts = await asyncio.gather(*[loop.run_in_executor(self._searching, call) for call in asked])
         answers = [answer for part in parts for answer in part]

@@ -24,7 +24,8 @@ from shortlist.progress import say
 @dataclass(frozen=True, kw_only=True)
 class Config:
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders with outputs of `shortlist`, such as those of `shortlist run`; folders inside them are searched too."""
+    """Folders with outputs of `shortlist`, such as those of `shortlist run`; folders inside them are searched too. An
+    output that is a file may be named itself."""
     out: Path
     """HTML file to write, complete in itself."""
     title: str = "Report"
@@ -71,11 +72,14 @@ def _is_page(path: Path) -> bool:
 
 
 def find_outputs(folder: Path) -> Iterator[Output]:
-    """Yield everything in a folder and below that has a manifest, in order of path.
+    """Yield everything with a manifest in a folder and below, in order of path.
 
     Raises:
-        UserError: no such folder.
+        UserError: no such folder, or a file without a manifest.
     """
+    if folder.is_file() and (manifest := read_manifest(folder)) is not None:
+        yield Output(f"{folder.parent.name}/{folder.name}", folder, manifest)
+        return
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one with outputs of `shortlist`.")
     for path in sorted(folder.rglob("*manifest.json")):
