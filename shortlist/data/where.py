@@ -131,7 +131,7 @@ def _token(token: Any) -> Any:
     Raises:
         _FaultError: a filter has no such sign.
     """
-    from sqlglot.tokens import Token, TokenType
+    from sqlglot.tokens import Token, TokenType  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
 
     kind, where = token.token_type, (token.line, token.col, token.start, token.end)
     if kind.name in SYNTAX:
@@ -271,7 +271,7 @@ def _holds(condition: _Condition, values: Sequence[Value]) -> Any:
         by_kind.setdefault(_kind(value), []).append(value)
     masks, kinds = [], []
     for kind, wanted in by_kind.items():
-        there = [name for name in (kind, LIST_KINDS.get(kind)) if name in condition.columns]
+        there = [name for name in (kind, LIST_KINDS.get(kind)) if name is not None and name in condition.columns]
         if not there:
             raise _wrong(condition, wanted[0])
         kinds += there

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from shortlist.config import NotInJob
 from shortlist.data.claims import claim_output
 from shortlist.data.files import atomic_write, read_json
 from shortlist.data.manifest import read_manifest
@@ -26,11 +27,11 @@ class Config:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders with outputs of `shortlist`, such as those of `shortlist run`; folders inside them are searched too. An
     output that is a file may be named itself."""
-    out: Path
+    out: NotInJob[Path]
     """HTML file to write, complete in itself."""
     title: str = "Report"
     """Heading of the page."""
-    overwrite: bool = False
+    overwrite: NotInJob[bool] = False
     """Replace the file if it is there."""
 
 
