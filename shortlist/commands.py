@@ -42,7 +42,7 @@ COMMANDS = {
     ),
     "queries": Command(
         "queries",
-        "have a language model write queries for documents, to train and to measure with",
+        "have a language model write queries for documents",
         "--collection my-data --writer shortlist-mini/language-model --out work/made",
     ),
     "train": Command(

@@ -161,7 +161,7 @@ def keep_queries(
         top: the number of documents among which theirs must be.
     """
     written, seen = list[WrittenQuery](), set[frozenset[str]]()
-    left_out = dict.fromkeys(("unread", "alike", "not_found"), 0)
+    left_out: dict[str, int] = {"unread": 0, "alike": 0, "not_found": 0}
     for document, answer in answers:
         texts = queries_in(answer)[:per_document]
         left_out["unread"] += not texts

@@ -115,22 +115,22 @@ def run(config: Config) -> None:
     if config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
     description = from_file_or_flags(config.pipeline, config, collection=config.collection)
-    if description.collection is None:
+    if (name := description.collection) is None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
     description = with_own_indexes(description)
     opener = Opener()
     bad: list[str] = []
-    queries = open_collection(description.collection).queries(config.split, bad.append if config.skip_missing else None)
+    queries = open_collection(name).queries(config.split, bad.append if config.skip_missing else None)
     if bad:
         say(f"search: left out {len(bad):,} of {len(bad) + len(queries):,} queries; {bad[0]}")
     if not queries:
-        raise UserError(f"{description.collection}: no query of split {config.split!r} is left to search with.")
+        raise UserError(f"{name}: no query of split {config.split!r} is left to search with.")
     if config.exclude_self is None:
-        config = replace(config, exclude_self=shares_ids(description.collection))
+        config = replace(config, exclude_self=shares_ids(name))
     as_if = replace(config, exclude_self=config.exclude_self or None)
     spec = JobSpec("search", _inputs(config, description, queries, opener), as_if=as_if)
     if is_done(config, spec):
-        say_what_is_older(description, description.collection)
+        say_what_is_older(description, name)
         return
     pipeline = Pipeline.open(description, opener)  # may refuse, before anything is written
     if config.where is not None:

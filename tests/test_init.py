@@ -78,11 +78,14 @@ def test_a_backbone_is_made_once(config: init.Config, capsys: pytest.CaptureFixt
         init.run(replace(config, hidden=64))
 
 
-def test_a_tokenizer_that_can_write_has_a_chat_for_prompts(config: init.Config):
+def test_a_new_tokenizer_has_a_chat_for_prompts(config: init.Config):
     init.run(config)
     renderer = Renderer(named_prompt("first"), load_tokenizer(config.out))
     text = renderer.render(QUERIES[0], DOCUMENTS[:2]).text
     assert text.startswith("system: You are RankLLM, ")
     assert text.endswith("do not say any word or explain.</s>\nassistant:[")
     init.run(replace(config, words_only=True, out=config.out.with_name("words")))
-    assert load_tokenizer(config.out.with_name("words")).chat_template is None
+    renderer = Renderer(named_prompt("prp"), load_tokenizer(config.out.with_name("words")))
+    assert renderer.render(QUERIES[0], DOCUMENTS[:2]).text.endswith(
+        "Output Passage A or Passage B:</s>\nassistant: Passage:"
+    )

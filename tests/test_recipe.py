@@ -86,7 +86,11 @@ def again(folder: Path, *settings: str, processes: int = 1) -> set[str]:
 
 def test_a_recipe_runs_from_texts_to_results(once: Path):
     steps = yaml.safe_load((once / "recipe.yaml").read_text())["steps"]
-    assert {step["stage"] for step in steps.values()} == set(OUTPUTS)
+    tested_elsewhere = {
+        "queries",
+        "report",
+    }  # one needs a model that can write, the other writes its page anew each time
+    assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
         assert (once / "out" / name / OUTPUTS[step["stage"]]).exists()
     assert len(read_run(once / "out" / "reranked" / "run.trec")) == 12

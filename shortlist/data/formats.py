@@ -153,7 +153,12 @@ def _located(path: Path, on_bad: OnBad | None, *, allow_empty: bool) -> Iterator
     for _, start, document in parse_lines(path, checked(document_parser(path), allow_empty=allow_empty), on_bad):
         yield start, document
     if start is None:
-        raise UserError(f"{path}: holds no documents; expected one per line.")
+        raise no_documents(path)
+
+
+def no_documents(path: Path) -> UserError:
+    """Return the error that a file holds no documents."""
+    return UserError(f"{path}: holds no documents; expected one per line.")
 
 
 def read_corpus(path: Path, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:

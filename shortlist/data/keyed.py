@@ -8,7 +8,7 @@ from typing import final
 
 from shortlist.data.collections import Collection
 from shortlist.data.files import open_bytes
-from shortlist.data.formats import document_parser
+from shortlist.data.formats import document_parser, no_documents
 from shortlist.data.lines import BOM, MalformedError, parse_lines
 from shortlist.data.seen import checked
 from shortlist.records import Document
@@ -44,6 +44,8 @@ class KeyedCorpus:
         for _, _, (key, document) in parse_lines(path, lambda line: (_line_key(line.encode()), parse(line))):
             self.keys += key
             yield document
+        if not self.keys:
+            raise no_documents(path)
 
     def unread(self) -> Iterator[Unread]:
         """Yield each document's key, and a function that reads the document.

@@ -61,7 +61,7 @@ class _Some(NamedTuple):
 
     keep: Bool[np.ndarray, " docs"]
     """Whether the document at each position is allowed and in the index."""
-    count: int
+    num_docs: int
     selector: Any
     """FAISS's selector of their rows."""
 
@@ -215,8 +215,8 @@ class AnnIndex:
         some = None if allowed is None else self._find_some(allowed)
         if allowed is None or some is None:
             return self._search(queries, min(k, self.vectors.num_docs), None)
-        k = max(1, min(k, some.count))
-        if not some.count or some.count <= EXACTLY * self._compared(k, some):
+        k = max(1, min(k, some.num_docs))
+        if not some.num_docs or some.num_docs <= EXACTLY * self._compared(k, some):
             return self._exact.search_some(queries, k, some.keep, prepared_for=allowed)
         scores, positions = self._search(queries, k, some)
         short = np.flatnonzero(positions[:, -1] < 0)
@@ -288,7 +288,7 @@ class AnnIndex:
     def _effort(self, k: int, some: _Some | None) -> int:
         """Choose the candidates of a graph search: more where few are allowed."""
         effort = max(self.parameters.effort, self._num_candidates(k))
-        return effort if some is None else math.ceil(effort * self.num_docs / some.count)
+        return effort if some is None else math.ceil(effort * self.num_docs / some.num_docs)
 
     def _from_graph(self, queries: np.ndarray, k: int, some: _Some | None) -> Int[np.ndarray, "queries candidates"]:
         count, effort = self._num_candidates(k), self._effort(k, some)
@@ -300,13 +300,13 @@ class AnnIndex:
         """Choose the lists to read at first: more where few documents are allowed."""
         index = self._index
         probes = max(self.parameters.effort, min(index.nlist, LEAST_READ * k * index.nlist // max(1, index.ntotal)))
-        return probes if some is None else min(index.nlist, math.ceil(probes * self.num_docs / some.count))
+        return probes if some is None else min(index.nlist, math.ceil(probes * self.num_docs / some.num_docs))
 
     def _from_lists(self, queries: np.ndarray, k: int, some: _Some | None) -> Int[np.ndarray, "queries candidates"]:
         """Find the rows of candidates, reading more lists where the first ones hold too few."""
         index, count = self._index, self._num_candidates(k)
         rows, todo = np.full((len(queries), count), -1), np.arange(len(queries))
-        probes, least = self._probes(k, some), min(k, self.num_docs if some is None else some.count)
+        probes, least = self._probes(k, some), min(k, self.num_docs if some is None else some.num_docs)
         while len(todo):
             how = self._faiss.SearchParametersIVF(nprobe=probes, sel=some.selector if some else self._alive)
             with self._threads(len(todo), index.nlist + index.ntotal * probes // index.nlist, probes) as threads:

@@ -116,7 +116,7 @@ class _Some(NamedTuple):
 
     keep: Bool[np.ndarray, " docs"]
     """Whether the document at each position is allowed."""
-    count: int
+    num_docs: int
     copy: Block | None
     """Their vectors (None: they are read from the store, or all are scanned)."""
     gather: bool
@@ -252,9 +252,9 @@ class FlatIndex:
         self, queries: Float[np.ndarray, "queries dim"], k: int, shards: Sequence[int] | None, some: _Some | None
     ) -> Best:
         check_queries(queries, k, dim=self.vectors.dim)
-        if some is not None and not some.count:
+        if some is not None and not some.num_docs:
             return _nothing(len(queries))
-        k = min(k if self.scan is None else self.refine * k, self.vectors.num_docs if some is None else some.count)
+        k = min(k if self.scan is None else self.refine * k, self.vectors.num_docs if some is None else some.num_docs)
         at_once = max(CANDIDATES_BYTES // (8 * Leaders.capacity(k)), 1)
         starts = range(0, len(queries), at_once)
         parts = [self._scan(queries[start : start + at_once], k, shards, some) for start in starts]
@@ -286,7 +286,8 @@ class FlatIndex:
             return None
         blocks = self.vectors.blocks(max(1, len(keep)), release=self.release, keep=keep)
         parts = [(block.rows, block.positions, block.float32()) for block in blocks]
-        copy = Block(*(torch.cat(column) for column in zip(*parts, strict=True)), None)
+        rows, positions, vectors = (torch.cat(column) for column in zip(*parts, strict=True))
+        copy = Block(rows, positions, vectors, None)
         refuse_not_finite(self.vectors, copy.positions, copy.vectors.isfinite().all(1))
         if not bool((copy.positions[1:] > copy.positions[:-1]).all()):
             copy = _picked(copy, copy.positions.argsort())
@@ -387,15 +388,15 @@ class FlatIndex:
         if rank is None or some is None:
             return None if rank is None else (self._sample, rank)
         places = torch.from_numpy(some.keep[self._sample.positions.cpu().numpy()]).nonzero()[:, 0]
-        rank = _sample_rank(k, len(places), some.count)
+        rank = _sample_rank(k, len(places), some.num_docs)
         return None if rank is None else (_picked(self._sample, places.to(self.device)), rank)
 
     def _sampled_of_copy(self, k: int, some: _Some) -> tuple[Block, int] | None:
-        size = some.count // SAMPLED
-        rank = _sample_rank(k, size, some.count)
+        size = some.num_docs // SAMPLED
+        rank = _sample_rank(k, size, some.num_docs)
         if rank is None or some.copy is None:
             return None
-        places = torch.arange(0, some.count, SAMPLED, device=self.device)[:size]
+        places = torch.arange(0, some.num_docs, SAMPLED, device=self.device)[:size]
         return _picked(some.copy, places), rank
 
     def _widened(self, block: Block) -> Block:
@@ -414,7 +415,7 @@ class FlatIndex:
         if some is not None and some.copy is not None:
             return [some.copy]
         if some is not None and some.gather:
-            more = 1 if self.release else max(1, len(some.keep) // some.count)  # so that blocks are about as large
+            more = 1 if self.release else max(1, len(some.keep) // some.num_docs)  # so that blocks are about as large
             blocks = self.scanned.blocks(rows * more, shards=shards, release=self.release, keep=some.keep)
             return (_moved(block, self.device) for block in blocks)
         if self.device.type == "cpu":

@@ -90,7 +90,8 @@ def documents_of_frame(
         if not isinstance(value, str):
             raise UserError(f"row {row}: {text} is {value!r}; expected a text (leave the row out, or fill it in).")
     texts, titles, urls = ([value if isinstance(value, str) else "" for value in column] for column in columns)
-    return [Document(str(name), *rest) for name, *rest in zip(ids, texts, titles, urls, strict=True)]
+    rows = zip(ids, texts, titles, urls, strict=True)
+    return [Document(str(name), text, title, url) for name, text, title, url in rows]
 
 
 def memory_steps(

@@ -246,7 +246,8 @@ def replay(body: bytes) -> Receive:
 def _log(line: str) -> None:
     """Print a line of the log, with everything escaped that a terminal would obey."""
     printable = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
-    print(printable, file=sys.stderr, flush=True)
+    sys.stderr.write(printable + "\n")  # in one piece, as several processes may write to the same file
+    sys.stderr.flush()
 
 
 def _host(header: bytes) -> str:

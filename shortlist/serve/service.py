@@ -334,8 +334,8 @@ class Service:
         asked = [_for_request(ticket, partial(pipeline.answer, [query], k, **only, **options)) for query in queries]
         parts = await asyncio.gather(*[loop.run_in_executor(self._searching, call) for call in asked])
         answers = [answer for part in parts for answer in part]
-        for answer in answers:
-            for stage, milliseconds in answer.milliseconds.items():
+        for one in answers:
+            for stage, milliseconds in one.milliseconds.items():
                 self.metrics.observe("shortlist_stage_seconds", milliseconds / 1000, stage=stage)
         return answers
 

@@ -293,7 +293,7 @@ def _word_begins(text: str) -> np.ndarray:
     ends = np.flatnonzero(space[1:] & ~space[:-1]) + 1
     ends = ends if space[-1] else np.append(ends, codes.size)
     rests = [
-        np.arange(found[i] + LONGEST_WORD, int(ends[np.searchsorted(ends, found[i], side="right")]), LONGEST_WORD)
+        np.arange(int(found[i]) + LONGEST_WORD, int(ends[np.searchsorted(ends, found[i], side="right")]), LONGEST_WORD)
         for i in np.flatnonzero(lengths > LONGEST_WORD)
     ]
     return np.unique(np.concatenate([found, *rests]))

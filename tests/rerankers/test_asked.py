@@ -159,12 +159,12 @@ def test_no_two_documents_of_these_tests_are_equally_good():
 def test_the_oracle_answers_in_the_words_of_every_prompt():
     from oracle import Oracle
 
-    from shortlist.text.prompts import prompts
+    from shortlist.text.prompts import UNPARSED, prompts
 
     query, documents = LISTS[3]
     for name in prompts():
         prompt = named_prompt(name)
-        if prompt.asks == "states":
+        if prompt.asks in UNPARSED:
             continue
         shown = documents[: {"pair": 2, "grade": 1}.get(prompt.asks, 5)]
         said = Oracle(prompt).text(query, shown)

@@ -23,6 +23,8 @@ MARK = re.compile(
     r"|(?P<comment><!--))",
     re.MULTILINE,
 )
+CONTAINER = re.compile(r" {0,3}(?:>|[-*+][ \t]+\S|\d{1,9}[.)][ \t]+\S)")
+"""Beginning of a quote or of an item of a list, whose paragraph lines without a mark go on."""
 NO_PARAGRAPH = re.compile(
     r" {0,3}(?:(?:#{1,6}|[-*+]|\d{1,9}[.)])(?:[ \t]|$)|[>|<]|`{3}|~{3}|(?:[-_*][ \t]*){3,}$)|[^\S\n]*$",
     re.MULTILINE,
@@ -88,7 +90,8 @@ def _underlined(text: str, line: int, floor: int) -> int:
     while start > floor:
         above = text.rfind("\n", 0, start - 1) + 1
         if above < floor or NO_PARAGRAPH.match(text, above, start - 1) or text.startswith(("    ", "\t"), above):
-            break
+            goes_on = above >= floor and CONTAINER.match(text, above, start - 1)  # a line behind a quote belongs to it
+            return -1 if start == line or goes_on else start
         start = above
     return start if start < line else -1
 
