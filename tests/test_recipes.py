@@ -188,9 +188,10 @@ def test_the_language_models_recipe_runs_on_something_tiny(tiny: Tiny, tmp_path:
     for step in recipe["steps"].values():
         if "split" in step:
             step["split"] = "train"
-    recipe["steps"]["training"] |= {"steps": 4, "batch_size": 2}
-    for source in recipe["steps"]["training"]["sources"].values():
-        source["split"] = "train"
+    for step in (recipe["steps"]["first-training"], recipe["steps"]["training"]):
+        step |= {"steps": 4, "batch_size": 2}
+        for source in step["sources"].values():
+            source["split"] = "train"
     run_recipe(recipe, tmp_path / "out", where="here")
     folder = open_folder(str(tmp_path / "out" / "language-model"), wanted="language-model")
     reranker = prepare("setwise", {"model": folder}).open()

@@ -1,4 +1,4 @@
-"""The pair that comes with the package: its files, its numbers, and that it has never seen what the demo searches."""
+"""The models that come with the package: their files and numbers, and that they never saw what the demo searches."""
 
 import json
 import platform
@@ -9,7 +9,7 @@ import pytest
 from named import reranker_to_train, retriever_to_train
 from safetensors import safe_open
 
-from shortlist import Document, Query, Reranker, Retriever
+from shortlist import Document, Query, Reranker, Retriever, load_reranker
 from shortlist.data.files import sha256
 from shortlist.data.manifest import read_manifest
 from shortlist.demo.functions.fingerprints import fingerprint, read_fingerprints
@@ -19,6 +19,9 @@ from shortlist.demo.functions.wheels import read_pins
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.models.shipped import PAIR, shipped_folder, shipped_name
+from shortlist.rerankers.language import how_to_open
+from shortlist.rerankers.opening import open_language_model
+from shortlist.text.prompts import named_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +33,10 @@ HASHES = {
     "reranker/model.safetensors": "ce045cc4993e4a0ae53f9986d57b5d0554e73da14e4a7c2dc48a455f9e5bb457",
     "reranker/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
     "reranker/contract.json": "c837b3ed44221c30d06b44ecf74f891a7b1c6f777df6930f989979e0ca9ab2ac",
+    "language-model/model.safetensors": "a2c077c8e56200f88dbc23de8d3c09aac6a84b9ac585d2ce2715b8bb5803a209",
+    "language-model/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
 }
+KINDS_SHIPPED = ("retriever", "reranker", "language-model")
 QUERY = Query("q", "Remove a directory and everything in it")
 DOCUMENTS = [
     Document("rmtree", "def remove_tree(path):\n    for entry in os.scandir(path):\n        os.unlink(entry.path)"),
@@ -53,16 +59,16 @@ def test_the_files_are_those_that_were_made(name: str):
     assert sha256(folder(name.split("/")[0]) / name.split("/")[1]) == HASHES[name]
 
 
-def test_both_are_small_and_in_bfloat16():
-    paths = [folder(kind) / "model.safetensors" for kind in ("retriever", "reranker")]
-    assert sum(path.stat().st_size for path in paths) <= 24_000_000
+def test_all_are_small_and_in_bfloat16():
+    paths = [folder(kind) / "model.safetensors" for kind in KINDS_SHIPPED]
+    assert sum(path.stat().st_size for path in paths) <= 36_000_000
     for path in paths:
         with safe_open(path, framework="np") as weights:
             kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         assert {kind for name, kind in kinds.items() if name != "score.weight"} == {"BF16"}
 
 
-@pytest.mark.parametrize("kind", ["retriever", "reranker"])
+@pytest.mark.parametrize("kind", KINDS_SHIPPED)
 def test_each_says_how_it_was_made(kind: str):
     log = [json.loads(line) for line in (folder(kind) / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == len([record for record in log if "loss" in record])
@@ -89,10 +95,24 @@ def test_the_reranker_scores_the_golden_values():
     assert scores[0] > max(scores[1:])
 
 
+def test_the_language_model_prefers_what_answers_and_writes_a_query():
+    reranker = load_reranker("pairwise", model=PAIR, sort="all")
+    for shown in (DOCUMENTS[:2], DOCUMENTS[1::-1]):  # whichever stands first
+        scores = reranker.score(QUERY, shown)
+        assert [document.doc_id for document, score in zip(shown, scores, strict=True) if score == max(scores)] == [
+            "rmtree"
+        ]
+    how = how_to_open({"model": PAIR})
+    model, _ = open_language_model(prompt=named_prompt("queries"), reads="text", **how)
+    [[(_, reply)]] = [list(part.items()) for part in model.replies([(Query("", ""), DOCUMENTS[:1])])]
+    assert {"remove", "path"} & set(str(reply.answer).split()), reply.answer
+
+
 def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert open_folder(PAIR).path == folder("retriever")
     assert open_folder(f"{PAIR}/reranker").path == folder("reranker")
     assert shipped_name(PAIR, "reranker") == f"{PAIR}/reranker"
+    assert open_folder(PAIR, wanted="language-model").path == folder("language-model")
     assert open_folder(PAIR).identity == open_folder(str(folder("retriever"))).identity
     assert retriever_to_train(PAIR, empty=True).inputs.form.document
     assert reranker_to_train(f"{PAIR}/reranker", seed=0, empty=True).inputs.form.pair

@@ -299,7 +299,7 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
             "Reply with the grade alone, one digit.",
         )
     ],
-    "queries": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo\nlines [2]")],
+    "queries": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],
     "jina-reranker-v3": [
         (
             "system",
