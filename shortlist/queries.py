@@ -38,6 +38,8 @@ from shortlist.text.segments import whole_id
 ANSWERS = "answers.sqlite"
 """The file with the language model's answers, in the output."""
 FOUND_AT_ONCE = 256
+LONGEST_QUERY = 32
+"""Most words of a query; small models go on and on."""
 QUESTION = Query("", "")
 """The query that a prompt for queries is rendered with; it shows none."""
 
@@ -154,18 +156,22 @@ def keep_queries(
 ) -> KeptQueries:
     """Keep queries that find the document they were written for, and no near copies.
 
-    Two queries are nearly alike if they have the same stems, whatever their order, without stop words.
+    Two queries are nearly alike if they have the same stems, whatever their order, without stop words. Queries of more
+    than LONGEST_QUERY words are left out.
 
     Args:
         search: finds documents (None: queries need not find theirs).
         top: the number of documents among which theirs must be.
     """
     written, seen = list[WrittenQuery](), set[frozenset[str]]()
-    left_out: dict[str, int] = {"unread": 0, "alike": 0, "not_found": 0}
+    left_out: dict[str, int] = {"unread": 0, "long": 0, "alike": 0, "not_found": 0}
     for document, answer in answers:
         texts = queries_in(answer)[:per_document]
         left_out["unread"] += not texts
         for text in texts:
+            if len(text.split()) > LONGEST_QUERY:
+                left_out["long"] += 1
+                continue
             stems = frozenset(ANALYSERS["english"](text))
             if stems in seen or not stems:
                 left_out["alike"] += 1
@@ -301,8 +307,8 @@ def _write_documents(collection: Collection, path: Path) -> None:
 def _say_what_is_kept(config: Config, counts: Mapping[str, int], kept: Sequence[WrittenQuery]) -> None:
     found = f", {counts['not_found']:,} did not find their document in the first {config.top}" if config.top else ""
     say(
-        f"queries: kept {counts['kept']:,} for {counts['documents']:,} documents; {counts['alike']:,} were nearly alike"
-        f"{found}; of {counts['unread']:,} documents no query could be read."
+        f"queries: kept {counts['kept']:,} for {counts['documents']:,} documents; {counts['alike']:,} were nearly alike, "
+        f"{counts['long']:,} longer than {LONGEST_QUERY} words{found}; of {counts['unread']:,} documents no query could be read."
     )
     for query, doc_id in kept[:: max(1, len(kept) // 3)][:3]:
         say(f"queries: for example {query.text!r}, written for {doc_id}")

@@ -93,13 +93,14 @@ def test_what_is_known_is_not_asked_again(tmp_path: Path):
 
 def test_a_query_has_to_find_its_document_and_be_unlike_others():
     answers = [(DOCUMENTS[0], "where is the otter\nthe otter, where?"), (DOCUMENTS[1], "rivers\n"), (DOCUMENTS[2], "?")]
+    answers.append((DOCUMENTS[3], "newt " * 33))
 
     def search(asked: list[Query], k: int):
         return {query.query_id: [Hit("other", 2.0), Hit("d0#0", 1.0)][:k] for query in asked}
 
     kept = keep_queries(answers, search, per_document=3, top=2)
     assert [(query.text, doc_id) for query, doc_id in kept.queries] == [("where is the otter", "d0#0")]
-    assert kept.left_out == {"unread": 1, "alike": 1, "not_found": 1}
+    assert kept.left_out == {"unread": 1, "long": 1, "alike": 1, "not_found": 1}
     assert len(keep_queries(answers, search, per_document=3, top=1).queries) == 0
     assert len(keep_queries(answers, None, per_document=3, top=0).queries) == 2
 
