@@ -305,10 +305,10 @@ def _write_documents(collection: Collection, path: Path) -> None:
 
 
 def _say_what_is_kept(config: Config, counts: Mapping[str, int], kept: Sequence[WrittenQuery]) -> None:
-    found = f", {counts['not_found']:,} did not find their document in the first {config.top}" if config.top else ""
-    say(
-        f"queries: kept {counts['kept']:,} for {counts['documents']:,} documents; {counts['alike']:,} were nearly alike, "
-        f"{counts['long']:,} longer than {LONGEST_QUERY} words{found}; of {counts['unread']:,} documents no query could be read."
-    )
+    left_out = [f"{counts['alike']:,} were nearly alike", f"{counts['long']:,} longer than {LONGEST_QUERY} words"]
+    if config.top:
+        left_out.append(f"{counts['not_found']:,} did not find their document in the first {config.top}")
+    left_out.append(f"of {counts['unread']:,} documents no query could be read")
+    say(f"queries: kept {counts['kept']:,} for {counts['documents']:,} documents; {', '.join(left_out)}.")
     for query, doc_id in kept[:: max(1, len(kept) // 3)][:3]:
         say(f"queries: for example {query.text!r}, written for {doc_id}")
