@@ -250,13 +250,15 @@ def run(config: Config) -> None:
 
 
 def _model(config: Config) -> LanguageModelSettings:
-    return {
+    given: LanguageModelSettings = {
         "model": config.writer,
         "model_name": config.writer_name,
         "max_length": config.max_length,
-        "precision": config.precision,
         "token_budget": config.token_budget,
     }
+    if config.precision != Config.precision:  # a server refuses to be told one
+        given["precision"] = config.precision
+    return given
 
 
 def _spec(config: Config, how: Mapping[str, Any], collection: Collection) -> JobSpec:

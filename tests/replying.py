@@ -130,6 +130,8 @@ def serving() -> Iterator[Local]:
     with Local() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:  # or a test that fails would wait for ever
+            server.shutdown()
+            thread.join()

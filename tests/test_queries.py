@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from replying import chat, serving
 
 from shortlist import queries
 from shortlist.data.answers import AnswerLog
@@ -13,6 +14,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.evaluation import evaluate
+from shortlist.models.server import KEYS
 from shortlist.queries import ask_for_queries, choose_documents, divide_by_document, keep_queries
 from shortlist.records import Document, Hit, Query
 from shortlist.rerankers.models import RawAnswer
@@ -143,6 +145,25 @@ def test_an_interrupted_command_goes_on_and_a_finished_one_asks_nothing(tmp_path
     assert "already done" in capsys.readouterr().err
     queries.run(config(tmp_path, top=0, overwrite=True))
     assert len((tmp_path / "made" / "queries.jsonl").read_bytes()) >= len(before)
+
+
+def test_a_server_writes_as_many_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server:
+        server.answer = lambda body: chat(f"1. where does the {name_in(body)} live\n2. rivers of the {name_in(body)}")
+        given = {"writer": server.url, "writer_name": "m", "per_document": 2, "top": 0, "documents": 4}
+        queries.run(config(tmp_path, **given, split=("test",)))
+        assert len(open_collection(tmp_path / "made").queries("test")) == 8
+        assert all("Write 2 search queries" in body["messages"][-1]["content"] for body in server.bodies)
+        (tmp_path / "made" / "queries.jsonl").unlink()
+        queries.run(config(tmp_path, **given, split=("test",), overwrite=True))
+        assert len(server.bodies) == 4  # nothing is asked twice
+
+
+def name_in(body: dict) -> str:
+    said = json.dumps(body)
+    return next((name for name in ANIMALS if name in said), "")
 
 
 @pytest.mark.parametrize(
