@@ -26,6 +26,7 @@ from shortlist.index.analysis import ANALYSERS
 from shortlist.models.files import Precision
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.spec import Sources, from_file_or_flags
+from shortlist.pipeline.wholes import document_of
 from shortlist.progress import progress, say
 from shortlist.records import Document, Qrels, Query, Run
 from shortlist.rerankers.language import LanguageModelSettings, how_to_open, model_identity
@@ -33,7 +34,6 @@ from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions
 from shortlist.text.answers import queries_in
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
-from shortlist.text.segments import whole_id
 
 ANSWERS = "answers.sqlite"
 """The file with the language model's answers, in the output."""
@@ -194,7 +194,7 @@ def divide_by_document(written: Sequence[WrittenQuery], shares: Mapping[str, flo
     """Divide queries among splits by their documents, whose chunks stay together."""
     judged: dict[str, Qrels] = {split: {} for split in shares}
     for query, doc_id in written:
-        judged[split_by_text(whole_id(doc_id) or doc_id, shares)][query.query_id] = {doc_id: 1}
+        judged[split_by_text(document_of(doc_id), shares)][query.query_id] = {doc_id: 1}
     return judged
 
 

@@ -1,4 +1,4 @@
-"""AnswerUnit by whole documents, each for its best chunk."""
+"""Answers by whole documents, each for its best chunk."""
 
 import re
 from collections.abc import Sequence
