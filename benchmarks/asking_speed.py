@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from measuring import conditions, publish, quiet, table
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from shortlist.data.collections import open_collection
 from shortlist.data.runs import read_run
+from shortlist.models.drafts import Draft
 from shortlist.progress import say
 from shortlist.records import Query
 from shortlist.rerankers import Candidates
@@ -217,6 +219,21 @@ def sharing(work: Work, count: int) -> dict[str, Side]:
     return both
 
 
+def guessing(work: Work, prompts: list[list[int]], most: int) -> dict[str, Side]:
+    """Generation with and without guesses of what follows."""
+    generator, guess = work.reranker("listwise").questions.model.generator, Draft.guess
+
+    def side(guesses: bool) -> Side:
+        def run() -> tuple[int, int]:
+            with patch.object(Draft, "guess", guess if guesses else lambda self, room: []):
+                generator.generate(prompts, most=most)
+            return len(prompts), len(prompts)
+
+        return run
+
+    return {"guessed ahead": side(True), "one id at a time": side(False)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llm-rankers", type=Path, required=True, help="a checkout of ielab/llm-rankers")
@@ -268,6 +285,8 @@ def main() -> None:
         prompts = windows(Path(work.model), lists, "rank-zephyr", given.queries)
         if "generation" in given.only:
             report("Listwise generation, a window of 20, 90 tokens: ms a prompt", generation(work, prompts, 90, 8))
+        if "guessing" in given.only:
+            report("The same, guessed ahead or not: ms a prompt", guessing(work, prompts[:16], 90), "guessed ahead")
         if "single" in given.only:
             sides = single_token(work, windows(Path(work.model), lists, "first", given.queries))
             report("Listwise by a single token, a window of 20: ms a query", sides, "the prefill alone")
