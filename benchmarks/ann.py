@@ -18,7 +18,7 @@ import tyro
 from measuring import conditions, publish, quiet, table, turns
 
 from shortlist.data.collections import open_collection
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.index.ann import AnnIndex
 from shortlist.index.flat import FlatIndex
 from shortlist.index.parameters import NAMES, automatic, memory_and_disk

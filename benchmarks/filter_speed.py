@@ -24,7 +24,7 @@ from measuring import PACKAGES, conditions, publish, table, turns
 from search_speed import SHARD, unit_vectors, write_store
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.index.flat import FlatIndex
 from shortlist.progress import say
 

@@ -23,7 +23,7 @@ import torch
 import tyro
 from measuring import PACKAGES, conditions, in_a_process, peak_gib, publish, table, turns
 
-from shortlist.data.vectors import VectorReader, VectorWriter
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.index.flat import FlatIndex
 from shortlist.index.narrow import narrow
 from shortlist.math.scoring import recall_at

@@ -26,7 +26,7 @@ from measuring import conditions, publish, table
 
 from shortlist import encode, index
 from shortlist.data.manifest import read_manifest
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.index.bm25 import BM25Index
 from shortlist.index.flat import FlatIndex
 

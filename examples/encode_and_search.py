@@ -8,7 +8,7 @@ from tiny_collection import tiny_collection
 
 from shortlist import init
 from shortlist.data.collections import open_collection
-from shortlist.data.vectors import VectorReader, VectorWriter
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.encode import encode, parts
 from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex

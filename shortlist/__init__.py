@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shortlist.data.formats import read_qrels, write_corpus, write_qrels, write_queries
     from shortlist.data.groups import open_groups, write_groups
     from shortlist.data.runs import read_run, write_run
-    from shortlist.data.vectors import VectorReader, VectorWriter
+    from shortlist.data.stores.vectors import VectorReader, VectorWriter
     from shortlist.errors import UserError
     from shortlist.evaluation import diagnose, evaluate, lengths, report, table
     from shortlist.evaluation.measure import per_query
@@ -51,7 +51,7 @@ HOMES = {
     "data.formats": "read_qrels write_corpus write_qrels write_queries",
     "data.groups": "open_groups write_groups",
     "data.runs": "read_run write_run",
-    "data.vectors": "VectorReader VectorWriter",
+    "data.stores.vectors": "VectorReader VectorWriter",
     "errors": "UserError",
     "evaluation.measure": "per_query",
     "index.bm25": "BM25Index",

@@ -19,8 +19,8 @@ from shortlist.data.jobs import Job, start_job
 from shortlist.data.keyed import KEY_BYTES
 from shortlist.data.lines import OnBad
 from shortlist.data.outputs import changing
-from shortlist.data.snapshots import compact, document_keys, drop_replaced, missing, pin, read_known, renew
-from shortlist.data.vectors import (
+from shortlist.data.stores.snapshots import compact, document_keys, drop_replaced, missing, pin, read_known, renew
+from shortlist.data.stores.vectors import (
     DTYPES,
     VectorReader,
     VectorWriter,

@@ -10,7 +10,7 @@ import shortlist.index as index_stage
 from shortlist import Retriever, encode, search
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.opening import check_vectors
 from shortlist.models.folder import open_folder

@@ -310,7 +310,7 @@ def test_every_method_and_every_prompt_is_documented():
 def test_the_vectors_can_be_read_as_the_documents_show(tmp_path, monkeypatch):
     import numpy as np
 
-    from shortlist.data.vectors import VectorWriter
+    from shortlist.data.stores.vectors import VectorWriter
 
     vectors = np.arange(2 * 384, dtype=np.float32).reshape(2, 384)
     VectorWriter(tmp_path, 384).write_shard(0, ["d1", "d2"], vectors)

@@ -15,7 +15,7 @@ from shortlist import encode, search
 from shortlist.data.formats import write_qrels
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
 from shortlist.index.flat import FlatIndex

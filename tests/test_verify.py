@@ -9,7 +9,7 @@ from tiny import DOCUMENTS, Tiny
 from shortlist import encode
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.models.run import embed_documents
 from shortlist.text.inputs import Inputs
 

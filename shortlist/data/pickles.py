@@ -78,7 +78,7 @@ def write_embeddings(sources: Sequence[str], out: Path) -> dict[str, int]:
     Raises:
         UserError: a source cannot be read, vectors of another dimension or precision, a document that occurs twice.
     """
-    from shortlist.data.vectors import VectorWriter
+    from shortlist.data.stores.vectors import VectorWriter
 
     new, number, num_docs, writer = Seen().add, 0, 0, None
     for source in track(sources, "converting", len(sources), "files"):

@@ -53,7 +53,7 @@ def renew_index(
 
 
 def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from shortlist.data.vectors import VectorReader  # loads torch, which only an index over vectors needs
+    from shortlist.data.stores.vectors import VectorReader  # loads torch, which only an index over vectors needs
 
     vectors = VectorReader(Path(source))
     made = read_manifest(vectors.folder) or {}

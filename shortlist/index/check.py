@@ -13,7 +13,7 @@ from jaxtyping import Float
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
 from shortlist.data.manifest import same_identity
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.flat import exact_index
 from shortlist.index.kinds import find_kind

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.vectors import DTYPES, Block, VectorReader, refuse_not_finite
+from shortlist.data.stores.vectors import DTYPES, Block, VectorReader, refuse_not_finite
 from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
 from shortlist.math.products import SharedSetting, float_product, full_precision

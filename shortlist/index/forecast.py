@@ -14,7 +14,7 @@ import numpy as np
 
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.vectors import VectorReader, VectorWriter
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.index.building import build_index
 from shortlist.index.kinds import IndexKind
 from shortlist.index.parameters import Footprint

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shortlist.data.vectors import DTYPES, VectorReader, VectorWriter, damage, finished_shards, to_rows
+from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, damage, finished_shards, to_rows
 from shortlist.index.flat import REFINE, FlatIndex, exact_index
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening

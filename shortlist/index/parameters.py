@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from shortlist.data.vectors import DTYPES, VectorReader
+from shortlist.data.stores.vectors import DTYPES, VectorReader
 from shortlist.errors import UserError, unknown
 
 BLOCK_BYTES = 1 << 27

@@ -128,7 +128,7 @@ def memory_steps(
 
 
 def _dense(collection: MemoryCollection, retriever: "Retriever | str") -> DenseSearch:
-    from shortlist.data.vectors import VectorReader, VectorWriter
+    from shortlist.data.stores.vectors import VectorReader, VectorWriter
     from shortlist.index.flat import FlatIndex
     from shortlist.models.retriever import Retriever
 

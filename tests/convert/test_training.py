@@ -19,8 +19,8 @@ from shortlist.data.export import LAYOUTS
 from shortlist.data.formats import read_corpus, read_qrels, read_queries, write_qrels
 from shortlist.data.groups import open_groups, read_groups, write_groups
 from shortlist.data.runs import read_run
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.data.triplets import text_id
-from shortlist.data.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.records import Group

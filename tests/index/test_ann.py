@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shortlist.data.vectors import VectorReader, VectorWriter
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.index import ann
 from shortlist.index.ann import AnnIndex

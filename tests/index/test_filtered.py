@@ -9,7 +9,7 @@ from test_flat import small_integers, unit_vectors, update, write
 from tiny import DOCUMENTS
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.vectors import VectorReader, VectorWriter
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.index import ann, flat
 from shortlist.index.ann import AnnIndex
 from shortlist.index.bm25 import BM25Index

@@ -10,7 +10,7 @@ from scaled import SCALED
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import CrossEncoder, Reranker, Retriever, encode, export, inspect, train
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.models.kinds import KINDS, for_kind, kind_in

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shortlist.data.snapshots import document_keys, missing, pin, read_known, renew
-from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.data.stores.snapshots import document_keys, missing, pin, read_known, renew
+from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards
 from shortlist.records import Document
 
 SHARD = 100

@@ -5,7 +5,7 @@ import pytest
 from stores import CORPUS, QUERIES, VECTORS, best, clustered, encode, kill_when_it_says_so, recall
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.snapshots import compact
+from shortlist.data.stores.snapshots import compact
 from shortlist.errors import UserError
 from shortlist.index.databases import lance
 from shortlist.index.databases.lance import LanceIndex
@@ -102,7 +102,7 @@ def test_a_load_killed_in_the_middle_of_a_shard_goes_on_with_the_same_call(uri, 
     kill_when_it_says_so(f"""
 import time
 from pathlib import Path
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.index.databases import lance
 
 def slow(vectors, number, missing, read=lance._read):

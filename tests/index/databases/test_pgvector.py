@@ -13,7 +13,7 @@ from stores import CORPUS, QUERIES, VECTORS, best, clustered, encode, kill_when_
 
 from shortlist.cli import main
 from shortlist.data.allowed import Allowed
-from shortlist.data.snapshots import compact
+from shortlist.data.stores.snapshots import compact
 from shortlist.errors import UserError
 from shortlist.index.databases import pgvector
 from shortlist.index.databases.pgvector import PgVectorIndex
@@ -137,7 +137,7 @@ def test_a_load_killed_in_the_middle_of_a_shard_goes_on_with_the_same_call(dsn, 
     kill_when_it_says_so(f"""
 import time
 from pathlib import Path
-from shortlist.data.vectors import VectorReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.index.databases import pgvector
 
 def slow(vectors, place, doc_ids, read=pgvector._read):

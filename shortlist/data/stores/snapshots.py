@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from shortlist.data.files import atomic_write
 from shortlist.data.keyed import KEY_BYTES
-from shortlist.data.vectors import (
+from shortlist.data.stores.vectors import (
     DEAD,
     Snapshot,
     VectorReader,

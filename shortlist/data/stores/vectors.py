@@ -1,9 +1,9 @@
 """The vector store on disk: shards of memory-mapped, checksummed rows and their document ids.
 
 Shard 7 is a few files: shard-00007.bin (raw little-endian rows), shard-00007.ids (one document id per line, in row
-order), shard-00007.keys (16 bytes per document that say what its text was; see data/snapshots.py), shard-00007.scales
-(a float32 per row of int8), and shard-00007.json (dtype, dim, count, SHA-256 of the others). The header, the .json
-file, is written last: a shard that has one is whole.
+order), shard-00007.keys (16 bytes per document that say what its text was; see snapshots.py), shard-00007.scales (a
+float32 per row of int8), and shard-00007.json (dtype, dim, count, SHA-256 of the others). The header, the .json file,
+is written last: a shard that has one is whole.
 
 A document is known by its position in corpus order. In a newly encoded store the position is the row; where the corpus
 has changed since, snapshot.json names the shards that count and the file that gives each row's position.

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from shortlist.data.snapshots import Known, compact, document_keys, missing, pin, read_known, renew
-from shortlist.data.vectors import VectorReader, VectorWriter, finished_shards, read_snapshot
+from shortlist.data.stores.snapshots import Known, compact, document_keys, missing, pin, read_known, renew
+from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards, read_snapshot
 from shortlist.errors import UserError
 from shortlist.records import Document
 
@@ -135,7 +135,7 @@ def test_a_crash_before_the_snapshot_changes_nothing(store, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shortlist.data.snapshots._write_snapshot", killed)
+        patch.setattr("shortlist.data.stores.snapshots._write_snapshot", killed)
         with pytest.raises(KeyboardInterrupt):
             compact(store, 4)
         with pytest.raises(KeyboardInterrupt):
