@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import anyio
 import numpy as np
 
+from shortlist.data.where import LONGEST_FILTER
 from shortlist.errors import UserError
 from shortlist.integrations import not_installed
 from shortlist.pipeline import Pipeline, Result
+from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.records import Document, Query
 from shortlist.rerankers import Ranker
 from shortlist.version import __version__
@@ -34,6 +36,12 @@ class SearchArguments(BaseModel):
 
     query: str = Field(min_length=1, description="What to look for: a question or some words.")
     k: int = Field(10, ge=1, le=MOST_HITS, description="Number of results.")
+    where: str | None = Field(
+        None,
+        max_length=LONGEST_FILTER,
+        description="Filter over the metadata that results show, such as year >= 2020 and lang = 'de'.",
+    )
+    answer: AnswerUnit = Field("chunks", description="`documents`: whole documents, each for its best passage.")
 
 
 class Place(BaseModel):
@@ -142,7 +150,7 @@ def make_server(pipeline: Callable[[], Pipeline] | None, reranker: Ranker | None
 
 def answer_search(pipeline: Pipeline, asked: SearchArguments) -> FoundDocuments:
     """Carry out a call of the tool `search`."""
-    found = enumerate(pipeline.search(asked.query, asked.k), start=1)
+    found = enumerate(pipeline.search(asked.query, asked.k, where=asked.where, answer=asked.answer), start=1)
     return FoundDocuments(results=[_found(rank, result) for rank, result in found])
 
 

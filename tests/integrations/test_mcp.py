@@ -58,13 +58,28 @@ def test_a_search_gives_passages_with_their_place_and_metadata(data: Path):
     }
 
 
+def test_a_search_is_filtered_and_answers_documents(data: Path):
+    asked = {"query": "violin"}
+    fitting, others, whole, wrong = calls(
+        open_server(Config(collection=str(data)), searches=True),
+        ("search", asked | {"where": "page = 3"}),
+        ("search", asked | {"where": "page > 3"}),
+        ("search", asked | {"answer": "documents"}),
+        ("search", asked | {"where": "pgae = 3"}),
+    )
+    assert [len(answer.structured_content["results"]) for answer in (fitting, others)] == [1, 0]
+    assert whole.structured_content["results"][0]["doc_id"] == "a.md"
+    assert wrong.is_error
+    assert "page" in wrong.content[0].text
+
+
 def test_the_tools_say_what_they_take_and_give(data: Path, tiny: Tiny):
     async def listed(**settings: Any) -> dict[str, Any]:
         async with mcp.Client(open_server(Config(**settings), searches="collection" in settings)) as client:
             return {tool.name: tool for tool in (await client.list_tools()).tools}
 
     tools = asyncio.run(listed(collection=str(data), reranker=str(tiny.reranker)))
-    assert {*tools["search"].input_schema["properties"]} == {"query", "k"}
+    assert {*tools["search"].input_schema["properties"]} == {"query", "k", "where", "answer"}
     assert "results" in tools["rerank"].output_schema["properties"]
     assert list(asyncio.run(listed(collection=str(data)))) == ["search"]
     assert list(asyncio.run(listed(reranker=str(tiny.reranker)))) == ["rerank"]
