@@ -19,11 +19,14 @@ HEADERS = [("#" * level, f"h{level}") for level in range(1, 7)]
 
 
 def split(folder: str, way: str, size: int, length: Callable[[str], int]) -> tuple[int, int]:
-    """Load and split the files of one kind; return the numbers of chunks and of characters.
+    """Load and split files; return the numbers of chunks and of characters.
 
     Args:
-        way: ending of the files; `md+` splits at headings first, so that chunks know them.
+        way: ending of the files; `md+` splits at headings first, so that chunks know them. Or several, with commas.
     """
+    if "," in way:
+        counts = [split(folder, one, size, length) for one in way.split(",")]
+        return sum(chunks for chunks, _ in counts), sum(characters for _, characters in counts)
     ending = way.rstrip("+")
     loader, settings = LOADERS[ending]
     pages = DirectoryLoader(folder, glob=f"**/*.{ending}", loader_cls=loader, loader_kwargs=settings).load()

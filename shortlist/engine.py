@@ -15,7 +15,7 @@ from threading import Thread
 from traceback import format_exc
 from typing import Any, Literal, Protocol, TypeVar, final
 
-from shortlist.cores import wait_briefly
+from shortlist.cores import may_have_gpu, num_cores, wait_briefly
 from shortlist.errors import UserError
 from shortlist.progress import say
 
@@ -364,13 +364,14 @@ def _interrupts_blocked() -> Iterator[None]:
 
 def _threads(workers: int) -> int:
     """Compute a worker's share of the threads that this process would use."""
-    import torch
-
-    return max(1, torch.get_num_threads() // workers)
+    torch = sys.modules.get("torch")  # not loaded for work that does without
+    return max(1, (torch.get_num_threads() if torch else num_cores()) // workers)
 
 
 def _devices() -> list[str]:
     """List the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not may_have_gpu():
+        return []
     import torch
 
     count = torch.cuda.device_count()  # does not initialise CUDA

@@ -220,6 +220,7 @@ def test_workers_share_the_threads_and_the_gpus(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(engine, "may_have_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert set(spread(threads, range(8))) == {("3", "1", "1"), ("5", "1", "1")}

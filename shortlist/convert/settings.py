@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shortlist.config import NotInJob, defaults, flag_of
+from shortlist.config import NotInJob, SpeedOnly, defaults, flag_of
 from shortlist.errors import UserError
 from shortlist.text.chunks import By
 
 OF_CLICKS = ("position_bias", "min_clicks", "min_rate", "skip_missing")
-OF_DOCUMENTS = ("chunks", "chunk_size", "overlap", "tokenizer", "skip_bad")
+OF_DOCUMENTS = ("chunks", "chunk_size", "overlap", "tokenizer", "skip_bad", "workers")
 OF_TRAINING = ("to", "collection", "split", "allow_pickle")
 """Settings that only click logs, only documents, and all but documents take."""
 
@@ -60,6 +60,8 @@ class Config:
     """Model, by folder or hub name, whose tokens are counted (None: words)."""
     skip_bad: NotInJob[bool] = False
     """Leave out files and records that cannot be read, count them and list them in skipped.txt, instead of stopping."""
+    workers: SpeedOnly[int | None] = None
+    """Processes that read files of documents (None: one for each core, where there are many megabytes)."""
     allow_pickle: NotInJob[bool] = False
     """Read pickled vectors. A pickle can run any code; here it may only rebuild arrays, and is refused if it asks for
     more."""

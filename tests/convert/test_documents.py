@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shortlist import convert
-from shortlist.convert import Config, documents
+from shortlist.convert import Config, chunking, documents
 from shortlist.data.collections import open_collection
 from shortlist.data.formats import document_line, read_corpus
 from shortlist.data.reading import finding
@@ -97,8 +97,8 @@ def test_what_has_changed_alone_is_read_again_and_the_result_is_that_of_a_new_co
     os.utime(folder / "c.csv", (MAY + 60, MAY + 60))  # touched, on the same day
     (folder / "z.txt").unlink()
     read: list[str] = []
-    real = documents.read_wholes
-    monkeypatch.setattr(documents, "read_wholes", lambda file: read.append(file.doc_id) or real(file))
+    real = chunking.read_wholes
+    monkeypatch.setattr(chunking, "read_wholes", lambda file: read.append(file.doc_id) or real(file))
     converted(tmp_path / "out", folder)
     assert "1 added, 1 replaced, 1 removed, 2 unchanged; 4 chunks of 4 documents" in said(capsys, "added")
     assert read == ["b.md", "sub/d.md"]
@@ -119,8 +119,8 @@ def test_what_has_changed_alone_is_read_again_and_the_result_is_that_of_a_new_co
 
 def test_an_interrupted_conversion_goes_on_from_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write(tmp_path / "docs", a_md=PAGE, b_md="# B", c_md="# C")
-    monkeypatch.setattr(documents, "DOCUMENTS_A_WINDOW", 1)
-    real, read = documents.read_wholes, list[str]()
+    monkeypatch.setattr(chunking, "DOCUMENTS_A_WINDOW", 1)
+    real, read = chunking.read_wholes, list[str]()
 
     def interrupted(file):
         read.append(file.doc_id)
@@ -128,7 +128,7 @@ def test_an_interrupted_conversion_goes_on_from_what_was_read(tmp_path: Path, mo
             raise KeyboardInterrupt
         return real(file)
 
-    monkeypatch.setattr(documents, "read_wholes", interrupted)
+    monkeypatch.setattr(chunking, "read_wholes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         converted(tmp_path / "out", folder)
     begun = tmp_path / "out" / "begun" / "corpus.jsonl"
@@ -139,6 +139,41 @@ def test_an_interrupted_conversion_goes_on_from_what_was_read(tmp_path: Path, mo
     assert read == ["a.md", "b.md", "c.md", "a.md", "c.md"]
     assert found == converted(tmp_path / "new", folder)
     assert not begun.parent.exists()
+
+
+@pytest.mark.slow
+def test_several_processes_make_what_one_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write(tmp_path / "docs", a_md=PAGE, b_md="# B", c_html="<h1>C</h1><p>c", d_md="# D\n\n" + "d " * 50)
+    put(folder / "broken.pdf", "%PDF-1.4 nothing else")
+    monkeypatch.setattr(chunking, "PART_BYTES", 8)
+    monkeypatch.setattr(chunking, "SMALL_BYTES", 60)  # so that d.md is read by this process
+    settings: dict = {"skip_bad": True, "tokenizer": "shortlist-mini"}
+    alone = converted(tmp_path / "alone", folder, workers=1, **settings)
+    assert converted(tmp_path / "several", folder, workers=2, **settings) == alone
+    several, one = (tmp_path / name / "skipped.txt" for name in ("several", "alone"))
+    assert several.read_text() == one.read_text() != ""
+    with pytest.raises(UserError, match="broken.pdf"):
+        converted(tmp_path / "refused", folder, workers=2)
+
+
+@pytest.mark.parametrize(("files", "workers"), [(31, 1), (32, 2), (80, 3)])
+def test_as_many_processes_read_as_there_are_cores_and_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, workers: int
+):
+    folder = tmp_path / "docs"
+    for number in range(files):
+        put(folder / f"{number}.md", f"# {number}")
+    started = []
+
+    def here(task, items, *, workers):
+        started.append(workers)
+        return map(task, items)
+
+    monkeypatch.setattr(chunking, "PART_BYTES", 1)
+    monkeypatch.setattr(chunking, "num_cores", lambda: 3)
+    monkeypatch.setattr(chunking, "spread", here)
+    assert len(converted(tmp_path / "out", folder)) == files
+    assert started == [workers] * (workers > 1)
 
 
 def test_a_corpus_that_is_not_the_one_that_was_written_is_made_again(tmp_path: Path):

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shortlist.data.lines import MalformedError, OnBad
+from shortlist.data.lines import MalformedError, OnBad, ignore
 from shortlist.errors import UserError
 from shortlist.text.chunks import Section
 
@@ -36,7 +36,7 @@ class SourceFile(NamedTuple):
     """The same with its white space."""
     columns: Mapping[str, str] = {}
     """Names of columns of tables, by what they hold: `text`, `title`, `id`, `url`."""
-    on_bad: OnBad = lambda message: None
+    on_bad: OnBad = ignore
     """Called with a line for each record of the file that cannot be used."""
 
 
