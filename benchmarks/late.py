@@ -194,8 +194,8 @@ def results(config: Config) -> str:
         made = (read_manifest(folder / "model") or {})["results"]
         stores = sum(folder_bytes(folder / f"{name}-vectors") for name in tasks(config)) / 2**20
         cells[f"{kind}, tuned"] += [
-            f"{manifest['seconds']:.0f}",
-            f"{manifest['peak_bytes'] / 2**30:.2f}",
+            f"{made['seconds']:.0f}",
+            f"{made['peak_bytes'] / 2**30:.2f}",
             f"{stores:.0f}",
         ]
     columns = ["nDCG@10", *tasks(config), "training, s", "peak GiB", "stores, MiB"]
