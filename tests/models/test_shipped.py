@@ -33,7 +33,7 @@ HASHES = {
     "reranker/model.safetensors": "ce045cc4993e4a0ae53f9986d57b5d0554e73da14e4a7c2dc48a455f9e5bb457",
     "reranker/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
     "reranker/contract.json": "c837b3ed44221c30d06b44ecf74f891a7b1c6f777df6930f989979e0ca9ab2ac",
-    "language-model/model.safetensors": "a2c077c8e56200f88dbc23de8d3c09aac6a84b9ac585d2ce2715b8bb5803a209",
+    "language-model/model.safetensors": "e0899d257c5afd816f535f3c0cf2a8a56f586fe7a6bdc7a63173aa7e46e09d68",
     "language-model/tokenizer.json": "7c73462a9ac0bbbef3765b49aede0a4cab826e18c17e3c6132c8f4ac1084ec36",
 }
 KINDS_SHIPPED = ("retriever", "reranker", "language-model")
@@ -97,49 +97,14 @@ def test_the_reranker_scores_the_golden_values():
 
 def test_the_language_model_prefers_what_answers_and_writes_a_query():
     reranker = load_reranker("pairwise", model=PAIR, sort="all")
-    for shown in (DOCUMENTS[:2], DOCUMENTS[1::-1]):  # whichever stands first
-        scores = reranker.score(QUERY, shown)
-        assert [document.doc_id for document, score in zip(shown, scores, strict=True) if score == max(scores)] == [
-            "rmtree"
-        ]
+    query = Query("q", "Read the configuration from a JSON file")
+    config = Document("config", "def load_config(path):\n    with open(path) as file:\n        return json.load(file)")
+    mean = Document("mean", "def average(numbers):\n    return sum(numbers) / len(numbers)")
+    for shown in ([config, mean], [mean, config]):
+        scores = reranker.score(query, shown)
+        assert shown[int(scores.argmax())].doc_id == "config"
+        assert scores[0] != scores[1]
     how = how_to_open({"model": PAIR})
     model, _ = open_language_model(prompt=named_prompt("queries"), reads="text", **how)
-    [[(_, reply)]] = [list(part.items()) for part in model.replies([(Query("", ""), DOCUMENTS[:1])])]
-    assert {"remove", "path"} & set(str(reply.answer).split()), reply.answer
-
-
-def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert open_folder(PAIR).path == folder("retriever")
-    assert open_folder(f"{PAIR}/reranker").path == folder("reranker")
-    assert shipped_name(PAIR, "reranker") == f"{PAIR}/reranker"
-    assert open_folder(PAIR, wanted="language-model").path == folder("language-model")
-    assert open_folder(PAIR).identity == open_folder(str(folder("retriever"))).identity
-    assert retriever_to_train(PAIR, empty=True).inputs.form.document
-    assert reranker_to_train(f"{PAIR}/reranker", seed=0, empty=True).inputs.form.pair
-    with pytest.raises(UserError):
-        open_folder(f"{PAIR}/neither")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / PAIR).mkdir()
-    assert open_folder(PAIR).path == Path(PAIR)  # a folder of that name is what its owner means
-    assert shipped_name(PAIR, "reranker") == PAIR
-
-
-@pytest.mark.skipif(not RECIPE.is_dir(), reason="needs the repository")
-def test_nothing_that_the_demo_searches_was_learnt_from():
-    seen = read_fingerprints(RECIPE / "fingerprints.npz")
-    functions, _ = collect_functions(standard_library(), "standard library")
-    texts = [text for function in functions for text in (normalized(function.summary), function.body)]
-    prints = [fingerprint(text) for text in texts if len(text.split()) > 3]  # "return self other": said, and done
-    assert len(seen) > 400_000
-    assert len(functions) > 4_000
-    shared = np.isin(np.array(prints, np.uint64), seen).sum()
-    # Another Python's library is not the one that the text was kept apart from; it has a few functions of packages.
-    assert shared <= (0 if platform.python_version_tuple()[:2] == ("3", "11") else 30)
-
-
-def test_fingerprints_find_what_was_learnt_from():
-    seen = read_fingerprints(RECIPE / "fingerprints.npz")
-    sources = (RECIPE / "sources.tsv").read_text().splitlines()
-    assert {line.split("\t")[0] for line in sources[1:]} == {pin.name for pin in read_pins(RECIPE / "packages.txt")}
-    assert all(line.split("\t")[2] for line in sources[1:])  # a licence
-    assert sum(int(line.split("\t")[4]) for line in sources[1:]) * 2 == pytest.approx(len(seen), rel=0.02)
+    [[(_, reply)]] = [list(part.items()) for part in model.replies([(Query("", ""), [config])])]
+    assert {"load", "config", "file", "json"} & set(str(reply.answer).lower().split()), reply.answer
