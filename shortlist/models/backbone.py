@@ -27,7 +27,7 @@ from shortlist.math.pooling import POOLINGS, Pooling
 from shortlist.models.files import LATENT, POSITIONS, first_line, not_a_model
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.virtual import num_virtual
-from shortlist.text.contract import Reading
+from shortlist.text.contract import TOKENS, Reading
 
 
 def load_backbone(
@@ -242,8 +242,9 @@ def apply_reading(model: PreTrainedModel, reading: Reading) -> None:
     Raises:
         UserError: `reading` names an unknown pooling.
     """
-    if reading.pooling not in (*POOLINGS, LATENT):
-        raise unknown("pooling", reading.pooling, [*POOLINGS, LATENT])
+    known = [*POOLINGS, LATENT, TOKENS]
+    if reading.pooling not in known:
+        raise unknown("pooling", reading.pooling, known)
     if reading.bidirectional:
         see_both_ways(model)
 
@@ -272,6 +273,25 @@ def pooled_states(
         hidden = model(input_ids=token_ids, **options).last_hidden_state
     pool = POOLINGS[pooling] if isinstance(pooling, str) else pooling
     return pool(hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer returns only that position
+
+
+def token_states(
+    model: PreTrainedModel,
+    token_ids: Int[Tensor, "batch tokens"],
+    attended: Bool[Tensor, "batch tokens"],
+    *,
+    some_unread: bool,
+) -> Float[Tensor, "batch tokens dim"]:
+    """Compute the hidden state of every token, after the final norm.
+
+    Args:
+        attended: True for the tokens that others attend to.
+        some_unread: whether `attended` may be False for a token that is not padding on the right.
+    """
+    options: dict[str, Any] = {"use_cache": False} if is_decoder(model) else {}
+    if some_unread or not is_causal(model):
+        options["attention_mask"] = attended
+    return model(input_ids=token_ids, **options).last_hidden_state
 
 
 def real_tokens(token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
