@@ -12,7 +12,7 @@ from shortlist.late import late
 from shortlist.models.files import HEAD, LATENT_KEYS, OUTPUT_EMBEDDING, PROJECTION, is_classifier
 from shortlist.models.folder import ModelFolder
 from shortlist.models.shipped import shipped_folder, warn_of_text
-from shortlist.text.contract import TOKENS, Adjust, InputContract
+from shortlist.text.contract import PER_TOKEN, Adjust, InputContract
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ KINDS: dict[str, ModelKind] = {
         reads="document",
         load=late("models.loading_late", "load_late"),
         to_train=late("models.loading_late", "late_to_train"),
-        is_in=lambda folder, contract: contract.reading.pooling == TOKENS,
+        is_in=lambda folder, contract: contract.reading.pooling == PER_TOKEN,
         saved={"layers.0.weight": PROJECTION},
         used_as="LateRetriever",
     ),

@@ -17,7 +17,7 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.late import LateModel, new_projection
 from shortlist.models.load import check_dims, inputs_to_train, open_backbone
 from shortlist.models.modules import MODULES, dense_layers
-from shortlist.text.contract import TOKENS, Adjust, InputContract, named_contract
+from shortlist.text.contract import PER_TOKEN, Adjust, InputContract, named_contract
 from shortlist.text.inputs import find_id
 from shortlist.text.proof import proved_inputs
 
@@ -74,10 +74,10 @@ def late_to_train(
         loading: as for `load.dense_to_train`.
     """
     own = folder.own_contract("document")
-    own = own if own and own.reading.pooling == TOKENS else None
+    own = own if own and own.reading.pooling == PER_TOKEN else None
     backbone = open_backbone(folder, beside=(PROJECTION,), **loading)
     contract = contract or own or new_contract(folder, backbone)
-    contract = replace(contract, reading=replace(contract.reading, pooling=TOKENS))
+    contract = replace(contract, reading=replace(contract.reading, pooling=PER_TOKEN))
     inputs, reading = inputs_to_train(folder, backbone, contract, adjust)
     layer = _layer_to_train(folder, dim) if own else None
     layer = layer or DenseLayer(new_projection(backbone, dim or DIM, seed=seed))
@@ -108,7 +108,10 @@ def _layer_to_train(folder: ModelFolder, dim: int | None) -> DenseLayer:
 
 
 def _projection(folder: ModelFolder) -> Tensor | None:
-    """Find the projection in the folder's weights, under its very name: layers of backbones may end alike."""
+    """Find the projection in the folder's weights.
+
+    Its key is the whole name there, since layers of backbones may have names that end alike.
+    """
     if is_adapter(folder.path):
         found = adapter_weights(folder.path).items()
         return next((weight for key, weight in found if key in PROJECTION_KEYS), None)

@@ -82,7 +82,7 @@ def _dense(folder: Path) -> "DenseLayer":
 
 
 def _residual(settings: Mapping[str, Any], weights: Mapping[str, "Tensor"], path: Path) -> "Tensor | None":
-    """Find the weight that a layer's input is added to its output with, if it is."""
+    """Find the weight that a residual connection multiplies its input by, if a layer has one."""
     if not settings.get("use_residual"):
         return None
     import torch
@@ -104,7 +104,7 @@ def find_activation(name: str) -> "Activation | None":
     return getattr(import_module(module), function)
 
 
-def longest_input(folder: Path, tokenizer: Any) -> int:
+def longest_text(folder: Path, tokenizer: Any) -> int:
     """Find the longest input that a tokenizer and the positions of its model allow."""
     positions = optional_json(folder / "config.json").get("max_position_embeddings") or UNLIMITED
     length = min(tokenizer.model_max_length, positions)

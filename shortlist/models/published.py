@@ -12,7 +12,7 @@ from typing import Any
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
 from shortlist.models.files import is_adapter, is_classifier
-from shortlist.models.modules import MODULES, backbone_folder, list_modules, longest_input
+from shortlist.models.modules import MODULES, backbone_folder, list_modules, longest_text
 from shortlist.models.published_late import late_contract
 from shortlist.text.contract import Form, InputContract, Reading, named_contract
 from shortlist.text.special_tokens import around_one, around_two
@@ -126,7 +126,7 @@ def _of_modules(folder: Path) -> InputContract:
     if settings.get("do_lower_case") and tokenizer.tokenize("Aa Bb") != tokenizer.tokenize("aa bb"):
         raise UserError(f"{folder}: lowers the case of texts before its tokenizer does not, which is not supported.")
     start, end = around_one(tokenizer)
-    length = settings.get("max_seq_length") or longest_input(backbone, tokenizer)
+    length = settings.get("max_seq_length") or longest_text(backbone, tokenizer)
     form = Form(
         query=(*start, literal(query) + "{query}", *end),
         document=(*start, literal(document) + "{title} {text}", *end),
@@ -161,7 +161,7 @@ def _of_classifier(folder: Path) -> InputContract:
         )
     tokenizer = load_tokenizer(folder)
     start, middle, end = around_two(tokenizer)
-    form = Form(pair=(*start, "{query}", *middle, "{title} {text}", *end), pair_length=longest_input(folder, tokenizer))
+    form = Form(pair=(*start, "{query}", *middle, "{title} {text}", *end), pair_length=longest_text(folder, tokenizer))
     token_types = 1 in _as_transformers_has_it(folder)("a", "b").get("token_type_ids", [])
     return InputContract(form, Reading(pooling="cls", normalize=False, token_types=token_types))
 

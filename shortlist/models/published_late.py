@@ -10,8 +10,8 @@ from typing import Any
 
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
-from shortlist.models.modules import MODULES, backbone_folder, list_modules, longest_input
-from shortlist.text.contract import TOKENS, Form, InputContract, Reading
+from shortlist.models.modules import MODULES, backbone_folder, list_modules, longest_text
+from shortlist.text.contract import PER_TOKEN, Form, InputContract, Reading
 from shortlist.text.inputs import find_id
 from shortlist.text.special_tokens import around_one
 from shortlist.text.templates import literal, token_piece
@@ -20,11 +20,11 @@ from shortlist.text.tokenizer import load_tokenizer
 METADATA = "artifact.metadata"
 """The file with the settings of Stanford's ColBERT, in JSON."""
 
-SETTINGS = "config_sentence_transformers.json"
-MASK = "MultiVectorMask"
+ENCODER_SETTINGS = "config_sentence_transformers.json"
+MASK_MODULE = "MultiVectorMask"
 """sentence-transformers' module that says which tokens give no vector."""
 PYLATE, MULTI_VECTOR = "ColBERT", "MultiVectorEncoder"
-"""Types of models in SETTINGS."""
+"""Types of models in ENCODER_SETTINGS."""
 
 JINA_MARKERS = ("[QueryMarker]", "[DocumentMarker]")
 """The markers of jina-colbert-v2, whose metadata name others, and do not say that its queries attend to what fills them
@@ -41,7 +41,9 @@ def is_stanford(folder: Path) -> bool:
 
 
 def late_contract(folder: Path) -> InputContract | None:
-    """Read the contract of a late-interaction model of another tool; None if the folder holds no such model.
+    """Read the contract of a late-interaction model of another tool.
+
+    The result is None if the folder holds no such model.
 
     Raises:
         UserError: the files ask for something that is not supported.
@@ -50,10 +52,10 @@ def late_contract(folder: Path) -> InputContract | None:
         return _of_stanford(folder)
     if not (folder / MODULES).exists():
         return None
-    kind = optional_json(folder / SETTINGS).get("model_type")
+    kind = optional_json(folder / ENCODER_SETTINGS).get("model_type")
     if kind == PYLATE:
         return _of_pylate(folder)
-    return _of_multi_vector(folder) if kind == MULTI_VECTOR or MASK in dict(list_modules(folder)) else None
+    return _of_multi_vector(folder) if kind == MULTI_VECTOR or MASK_MODULE in dict(list_modules(folder)) else None
 
 
 def _of_stanford(folder: Path) -> InputContract:
@@ -84,7 +86,7 @@ def _of_stanford(folder: Path) -> InputContract:
 def _of_pylate(folder: Path) -> InputContract:
     """Read the settings of a folder of PyLate, whose markers are tokens of the vocabulary."""
     _check_modules(folder, ("Transformer", "Dense", "Normalize"))
-    settings, tokenizer = read_json(folder / SETTINGS), load_tokenizer(backbone_folder(folder))
+    settings, tokenizer = read_json(folder / ENCODER_SETTINGS), load_tokenizer(backbone_folder(folder))
     prompts = settings.get("prompts") or {}
     words = settings.get("skiplist_words")
     expansion = "" if settings.get("do_query_expansion") is False else _usual_expansion(tokenizer)
@@ -102,19 +104,21 @@ def _of_pylate(folder: Path) -> InputContract:
 
 def _of_multi_vector(folder: Path) -> InputContract:
     """Read the settings of a MultiVectorEncoder, whose markers are prompts."""
-    modules = _check_modules(folder, ("Transformer", "Dense", MASK, "Normalize"))
+    modules = _check_modules(folder, ("Transformer", "Dense", MASK_MODULE, "Normalize"))
     backbone = backbone_folder(folder)
     known, tokenizer = optional_json(backbone / "sentence_bert_config.json"), load_tokenizer(backbone)
     prompts, mask = (
-        optional_json(folder / SETTINGS).get("prompts") or {},
-        optional_json(modules.get(MASK, folder) / "config.json"),
+        optional_json(folder / ENCODER_SETTINGS).get("prompts") or {},
+        optional_json(modules.get(MASK_MODULE, folder) / "config.json"),
     )
     if mask.get("keep_only_token_ids"):
-        raise UserError(f"{modules[MASK]}: keeps only some tokens' vectors, as for images, which is not supported.")
+        raise UserError(
+            f"{modules[MASK_MODULE]}: keeps only some tokens' vectors, as for images, which is not supported."
+        )
     tasks = mask.get("skiplist_tasks") or ["document"]
     expansion: dict[str, Any] = known.get("query_expansion") or {}
     fixed, length = expansion.get("strategy") == "fixed", expansion.get("length") or 0
-    longest = known.get("max_seq_length") or longest_input(backbone, tokenizer)
+    longest = known.get("max_seq_length") or longest_text(backbone, tokenizer)
     token = token_piece(expansion["token"]) if expansion.get("token") else _usual_expansion(tokenizer)
     contract = _contract(
         tokenizer,
@@ -128,7 +132,9 @@ def _of_multi_vector(folder: Path) -> InputContract:
         normalize="Normalize" in modules,
     )
     if tasks and "document" not in tasks:
-        raise UserError(f"{modules[MASK]}: skips tokens in {', '.join(tasks)} alone; expected document, or both.")
+        raise UserError(
+            f"{modules[MASK_MODULE]}: skips tokens in {', '.join(tasks)} alone; expected document, or both."
+        )
     return contract
 
 
@@ -154,11 +160,11 @@ def _contract(
         (*start[:1], *([token_piece(marker)] if marker else []), *start[1:], literal(prompt) + text, *end)
         for marker, prompt, text in zip(markers, prompts, ("{query}", "{title} {text}"), strict=True)
     )
-    return InputContract(Form(query=query, document=document, **form), Reading(pooling=TOKENS, normalize=normalize))
+    return InputContract(Form(query=query, document=document, **form), Reading(pooling=PER_TOKEN, normalize=normalize))
 
 
 def _marker(tokenizer: Any, prefix: str) -> str:
-    """Find the token that a prefix of PyLate's is, with or without the space behind it.
+    """Find the token of a prefix of PyLate, with or without the space behind it.
 
     Raises:
         UserError: the vocabulary has no such token.
@@ -175,7 +181,10 @@ def _expanded(token: str, read: bool | None, length: int = 0) -> dict[str, Any]:
 
 
 def _usual_expansion(tokenizer: Any) -> str:
-    """Return the token that fills queries up if none is named: the mask token, or the end token without one."""
+    """Return the token that fills queries up if none is named.
+
+    It is the mask token, or the end token where there is none.
+    """
     return "<mask>" if tokenizer.mask_token_id is not None else "<eos>"
 
 

@@ -12,14 +12,14 @@ from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options
 from shortlist.errors import UserError, unknown
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.kinds import named_kind
-from shortlist.text.contract import TOKENS, named_contract
+from shortlist.text.contract import PER_TOKEN, named_contract
 from shortlist.text.prompts import Asks, named_prompt
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
 LATE = ("dim", "scoring")
 """Settings of late interaction alone."""
-SCORINGS: dict[str, dict[str, int]] = {"maxsim": {}, "xtr": {"k": 256}}
+SCORING_OPTIONS: dict[str, dict[str, int]] = {"maxsim": {}, "xtr": {"k": 256}}
 """What --scoring may name, with its options and their defaults."""
 LANGUAGE_MODELS = ("attention_stop", "corruption", "prompt")
 """Settings of language models alone."""
@@ -273,7 +273,7 @@ def _check_late(config: Config) -> None:
     Raises:
         UserError: a pooling, mixtures of vectors, an unknown scoring, or a dimension below another.
     """
-    if config.pooling not in (None, TOKENS):
+    if config.pooling not in (None, PER_TOKEN):
         raise UserError(f"--pooling {config.pooling}: late interaction keeps every token's vector; leave it out.")
     if config.mix_negatives:
         raise UserError("--mix-negatives: mixes single vectors, and late interaction has one for each token.")
@@ -290,9 +290,9 @@ def parse_scoring(text: str) -> tuple[str, dict[str, int]]:
         UserError: an unknown name or option, or a value below 1.
     """
     name, _, rest = text.partition(",")
-    if name not in SCORINGS:
-        raise UserError(f"--scoring {text}: {unknown('scoring', name, SCORINGS)}")
-    options = read_options(f"--scoring {text}", name, rest, SCORINGS[name])
+    if name not in SCORING_OPTIONS:
+        raise UserError(f"--scoring {text}: {unknown('scoring', name, SCORING_OPTIONS)}")
+    options = read_options(f"--scoring {text}", name, rest, SCORING_OPTIONS[name])
     if low := [option for option, value in options.items() if value < 1]:
         raise UserError(f"--scoring {text}: {low[0]} is {options[low[0]]}; expected at least 1.")
     return name, options

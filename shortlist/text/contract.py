@@ -26,7 +26,7 @@ from shortlist.text.templates import before_field, field_names, literal, prompt,
 SPECIAL = {f"<{name}>": f"{name}_token_id" for name in ("bos", "eos", "cls", "sep", "mask")}
 """Special tokens: the piece, and the attribute of a tokenizer with its id."""
 
-TOKENS = "tokens"
+PER_TOKEN = "tokens"
 """The pooling of late interaction, which keeps a vector for each token."""
 
 TEMPLATES = ("query", "document", "pair")
@@ -161,7 +161,7 @@ class Form:
         return replace(self, **{kind: tuple(pieces)})
 
     def fitted(self, tokenizer: Any) -> "Form":
-        """Return the same form, without `<bos>` and without filling queries up if the tokenizer has no such token.
+        """Return the same form, without `<bos>` and `<mask>` if the tokenizer has no such token.
 
         Qwen's tokenizer has none, and its models have never seen one.
         """

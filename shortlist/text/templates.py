@@ -8,7 +8,7 @@ from functools import cache
 from string import Formatter
 from typing import NamedTuple
 
-TOKEN = "<token:"
+TOKEN_PIECE = "<token:"
 """Beginning of a piece that is one token of the vocabulary, by its name: `<token:[unused0]>`."""
 
 
@@ -77,12 +77,12 @@ def before_field(piece: str, names: Collection[str], text: str) -> str:
 
 def token_piece(name: str) -> str:
     """Return the piece that is the token with this name."""
-    return f"{TOKEN}{literal(name)}>"
+    return f"{TOKEN_PIECE}{literal(name)}>"
 
 
 def token_name(piece: str) -> str | None:
     """Return the name of the token that a piece is; None for any other piece."""
-    return unescaped(piece[len(TOKEN) : -1]) if piece.startswith(TOKEN) and piece.endswith(">") else None
+    return unescaped(piece[len(TOKEN_PIECE) : -1]) if piece.startswith(TOKEN_PIECE) and piece.endswith(">") else None
 
 
 def literal(text: str) -> str:

@@ -25,7 +25,7 @@ from shortlist.text.views import masked
 from shortlist.train.examples import Batch
 from shortlist.train.guide import Guide
 from shortlist.train.losses import Term, needs, total_loss
-from shortlist.train.similarity import SIMILARITIES, Similarity, apart, dot_products, maxsim
+from shortlist.train.similarity import SIMILARITIES, Similarity, apart, by_maxsim, dot_products
 from shortlist.train.steps import Example, Outcome
 
 Learn = Callable[..., Outcome]
@@ -245,7 +245,7 @@ def foretell_tokens(
 
 OBJECTIVES: dict[str, Objective] = {
     "retriever": Objective(text_ids, rank_batch),
-    "late": Objective(text_ids, partial(rank_batch, similarity=maxsim)),
+    "late": Objective(text_ids, partial(rank_batch, similarity=by_maxsim)),
     "reranker": Objective(pair_ids, rank_groups),
     "language-model": Objective(both_orders_ids, foretell_tokens),
 }

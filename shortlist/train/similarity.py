@@ -18,25 +18,25 @@ def dot_products(queries: Rows, documents: Rows) -> Float[Tensor, "queries docs"
     return queries.values @ documents.values.T
 
 
-def maxsim(queries: Rows, documents: Rows) -> Float[Tensor, "queries docs"]:
+def by_maxsim(queries: Rows, documents: Rows) -> Float[Tensor, "queries docs"]:
     """Score by the best similarities of tokens (`math.interaction.maxsim_scores`)."""
     return maxsim_scores(*_with_counts(queries), *_with_counts(documents))
 
 
-def xtr(queries: Rows, documents: Rows, *, k: int) -> Float[Tensor, "queries docs"]:
+def by_xtr(queries: Rows, documents: Rows, *, k: int) -> Float[Tensor, "queries docs"]:
     """Score by the best similarities that would have been found (`math.interaction.xtr_scores`)."""
     return xtr_scores(*_with_counts(queries), *_with_counts(documents), k=k)
 
 
-SIMILARITIES: dict[str, Similarity] = {"retriever": dot_products, "late": maxsim}
+SIMILARITIES: dict[str, Similarity] = {"retriever": dot_products, "late": by_maxsim}
 """The scores by which a model searches, by kind or role."""
 
-SCORINGS: dict[str, Callable[..., Any]] = {"maxsim": maxsim, "xtr": xtr}
-"""What `--scoring` may name, with the options of `settings.train.SCORINGS`."""
+SCORINGS: dict[str, Callable[..., Any]] = {"maxsim": by_maxsim, "xtr": by_xtr}
+"""What `--scoring` may name, with the options of `settings.train.SCORING_OPTIONS`."""
 
 
 def apart(rows: Rows, num_queries: int) -> tuple[Rows, Rows]:
-    """Split rows into those of the queries, which come first, and those of the documents."""
+    """Split rows after those of the queries, which come first."""
     if rows.counts is None:
         return Rows(rows.values[:num_queries]), Rows(rows.values[num_queries:])
     first, rest = rows.counts[:num_queries], rows.counts[num_queries:]
