@@ -53,3 +53,33 @@ def write_stanford(folder: Path, **metadata: Any) -> Path:
 
 
 PUNCTUATION = list(string.punctuation)
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values))
+
+
+def write_pylate(folder: Path, *, residual: bool = False, **settings: Any) -> Path:
+    """A folder of PyLate, whose prefixes are tokens that end in a space."""
+    (folder / "1_Dense").mkdir(parents=True)
+    tokenizer = bert_tokenizer()
+    tokenizer.add_tokens(["[Q] ", "[D] "])
+    model = bert()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    sizes = {"in_features": model.config.hidden_size, "out_features": DIM}
+    weights = {"linear.weight": torch.randn(DIM, sizes["in_features"])}
+    weights |= {"residual.weight": torch.randn(DIM, sizes["in_features"])} if residual else {}
+    save_file(weights, folder / "1_Dense/model.safetensors")
+    identity = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity", "use_residual": residual}
+    write_json(folder / "1_Dense/config.json", sizes | identity)
+    kinds = {"": "sentence_transformers.models.Transformer", "1_Dense": "pylate.models.Dense.Dense"}
+    listed = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds.items())]
+    write_json(folder / "modules.json", listed)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 13, "do_lower_case": False})
+    known = {"model_type": "ColBERT", "similarity_fn_name": "MaxSim", "query_prefix": "[Q] ", "document_prefix": "[D] "}
+    known |= {"query_length": 10, "document_length": 14, "attend_to_expansion_tokens": False}
+    known |= {"skiplist_words": [".", ",", "#"], "do_query_expansion": True, "prompts": {}}
+    write_json(folder / "config_sentence_transformers.json", known | settings)
+    return folder

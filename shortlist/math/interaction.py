@@ -76,7 +76,8 @@ def _sums(
 class _Maxima(torch.autograd.Function):
     """Find the best similarity of each query's token to one of each document's.
 
-    It is -inf for a document without tokens. Beside these it gives the similarity that the `k` best tokens of all documents reach; -inf where there are fewer.
+    It is -inf for a document without tokens. Beside these it gives the similarity that the `k` best tokens of all
+    documents reach; -inf where there are fewer.
     """
 
     @staticmethod

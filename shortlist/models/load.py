@@ -312,9 +312,9 @@ def _merged(
         raise UserError(f"{folder.name}: is an adapter, which --four-bit cannot start from; name a whole model.")
     if (path / QUANTIZATION).exists():  # the updates were trained on weights rounded from this dtype
         dtype = getattr(torch, read_json(path / QUANTIZATION)["bnb_4bit_compute_dtype"])
-        rounded = dequantize(_merged(base, dtype=dtype, four_bit=True))
+        rounded = dequantize(_merged(base, dtype=dtype, four_bit=True, encoder=loading.get("encoder", False)))
         return merge_adapter(rounded, path, beside=beside).to(loading.get("dtype", torch.float32))
-    return merge_adapter(_merged(base, **loading), path, beside=beside)
+    return merge_adapter(_merged(base, beside=(*BESIDE, *beside), **loading), path, beside=beside)
 
 
 def inputs_to_train(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shortlist.errors import UserError
 from shortlist.models.adapters import adapter_weights
-from shortlist.models.backbone import is_decoder
+from shortlist.models.backbone import encoder_class, is_decoder
 from shortlist.models.dense import DenseLayer, UnitLength
 from shortlist.models.files import PROJECTION, is_adapter
 from shortlist.models.folder import ModelFolder
@@ -41,7 +41,7 @@ def load_late(folder: ModelFolder, contract: InputContract, *, dtype: torch.dtyp
             f"{folder.name}: has no projection of tokens (no {PROJECTION!r}, no Dense in {MODULES}), so this is not a "
             "trained late-interaction model; train one from it: shortlist train late."
         )
-    backbone = open_backbone(folder, contract.reading, beside=(PROJECTION,), dtype=dtype)
+    backbone = open_backbone(folder, contract.reading, beside=(PROJECTION,), encoder=True, dtype=dtype)
     return check_dims(LateModel(backbone, inputs, contract.reading, layers), folder.name)
 
 
@@ -75,7 +75,7 @@ def late_to_train(
     """
     own = folder.own_contract("document")
     own = own if own and own.reading.pooling == PER_TOKEN else None
-    backbone = open_backbone(folder, beside=(PROJECTION,), **loading)
+    backbone = open_backbone(folder, beside=(PROJECTION,), encoder=True, **loading)
     contract = contract or own or new_contract(folder, backbone)
     contract = replace(contract, reading=replace(contract.reading, pooling=PER_TOKEN))
     inputs, reading = inputs_to_train(folder, backbone, contract, adjust)
@@ -86,6 +86,8 @@ def late_to_train(
 
 def new_contract(folder: ModelFolder, backbone: PreTrainedModel) -> InputContract:
     """Choose the contract of a late-interaction model that is made from a backbone."""
+    if encoder_class(backbone.config):
+        return named_contract("xtr")
     marked = all(find_id(folder.tokenizer, name) is not None for name in MARKERS)
     return named_contract("colbert-decoder" if is_decoder(backbone) else "colbert" if marked else "colbert-text")
 

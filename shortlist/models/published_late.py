@@ -72,7 +72,7 @@ def _of_stanford(folder: Path) -> InputContract:
         raise UserError(f"{folder / METADATA}: compares vectors by {similarity!r}; expected cosine.")
     signs = PUNCTUATION if settings.get("mask_punctuation", True) else ()
     firsts = [tokenizer(sign, add_special_tokens=False)["input_ids"][:1] for sign in signs]
-    skipped = [tokenizer.convert_ids_to_tokens(first) for [first] in filter(None, firsts)]
+    skipped = [tokenizer.convert_ids_to_tokens(i) for ids in firsts for i in ids if i != tokenizer.unk_token_id]
     return _contract(
         tokenizer,
         markers=markers,
@@ -87,13 +87,14 @@ def _of_pylate(folder: Path) -> InputContract:
     """Read the settings of a folder of PyLate, whose markers are tokens of the vocabulary."""
     _check_modules(folder, ("Transformer", "Dense", "Normalize"))
     settings, tokenizer = read_json(folder / ENCODER_SETTINGS), load_tokenizer(backbone_folder(folder))
-    prompts = settings.get("prompts") or {}
+    prefixes = [settings.get(f"{kind}_prefix") or "" for kind in ("query", "document")]
+    prompts = [(settings.get("prompts") or {}).get(kind) or "" for kind in ("query", "document")]
     words = settings.get("skiplist_words")
     expansion = "" if settings.get("do_query_expansion") is False else _usual_expansion(tokenizer)
     return _contract(
         tokenizer,
-        markers=tuple(_marker(tokenizer, settings.get(f"{kind}_prefix") or "") for kind in ("query", "document")),
-        prompts=(prompts.get("query") or "", prompts.get("document") or ""),
+        markers=[_marker(tokenizer, prefix) for prefix in prefixes],
+        prompts=[text.removeprefix(prefix) for text, prefix in zip(prompts, prefixes, strict=True)],
         query_length=settings.get("query_length") or QUERY_LENGTH,
         document_length=settings.get("document_length") or PYLATE_LENGTH,
         **_expanded(expansion, settings.get("attend_to_expansion_tokens")),
@@ -107,35 +108,39 @@ def _of_multi_vector(folder: Path) -> InputContract:
     modules = _check_modules(folder, ("Transformer", "Dense", MASK_MODULE, "Normalize"))
     backbone = backbone_folder(folder)
     known, tokenizer = optional_json(backbone / "sentence_bert_config.json"), load_tokenizer(backbone)
-    prompts, mask = (
-        optional_json(folder / ENCODER_SETTINGS).get("prompts") or {},
-        optional_json(modules.get(MASK_MODULE, folder) / "config.json"),
-    )
-    if mask.get("keep_only_token_ids"):
-        raise UserError(
-            f"{modules[MASK_MODULE]}: keeps only some tokens' vectors, as for images, which is not supported."
-        )
-    tasks = mask.get("skiplist_tasks") or ["document"]
+    prompts = optional_json(folder / ENCODER_SETTINGS).get("prompts") or {}
     expansion: dict[str, Any] = known.get("query_expansion") or {}
     fixed, length = expansion.get("strategy") == "fixed", expansion.get("length") or 0
-    longest = known.get("max_seq_length") or longest_text(backbone, tokenizer)
     token = token_piece(expansion["token"]) if expansion.get("token") else _usual_expansion(tokenizer)
-    contract = _contract(
+    longest = known.get("max_seq_length") or longest_text(backbone, tokenizer)
+    return _contract(
         tokenizer,
         prompts=(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or ""),
         query_length=length if fixed else max(known.get("query_length") or longest, length),
         document_length=known.get("document_length") or longest,
         **_expanded(token if expansion else "", expansion.get("attend"), 0 if fixed else length),
-        skipped=_known(tokenizer, mask.get("skiplist_words") or ()) if tasks else (),
-        skipped_in_queries="query" in tasks,
+        **(_masked(modules[MASK_MODULE], tokenizer) if MASK_MODULE in modules else {}),
         lower_case=_lowers(backbone, tokenizer),
-        normalize="Normalize" in modules,
+        normalize=[kind for kind in modules if kind != MASK_MODULE][-1] == "Normalize",
     )
-    if tasks and "document" not in tasks:
-        raise UserError(
-            f"{modules[MASK_MODULE]}: skips tokens in {', '.join(tasks)} alone; expected document, or both."
-        )
-    return contract
+
+
+def _masked(folder: Path, tokenizer: Any) -> dict[str, Any]:
+    """Read which tokens give no vector, in settings of the form.
+
+    Raises:
+        UserError: the module asks for what has no place in a form.
+    """
+    settings = optional_json(folder / "config.json")
+    if settings.get("keep_only_token_ids"):
+        raise UserError(f"{folder}: keeps only some tokens' vectors, as for images, which is not supported.")
+    tasks, words = settings.get("skiplist_tasks"), settings.get("skiplist_words") or ()
+    tasks = ["document"] if tasks is None else tasks
+    if not tasks or not words:
+        return {}
+    if "document" not in tasks or set(tasks) > {"document", "query"}:
+        raise UserError(f"{folder}: skips tokens in {', '.join(tasks)}; expected document, or document and query.")
+    return {"skipped": _known(tokenizer, words), "skipped_in_queries": "query" in tasks}
 
 
 def _contract(
@@ -193,13 +198,7 @@ def _known(tokenizer: Any, names: Sequence[str]) -> tuple[str, ...]:
 
     The others would all stand for the unknown token, and take away words that are merely unknown.
     """
-    return tuple(
-        dict.fromkeys(
-            name
-            for name in names
-            if (found := find_id(tokenizer, name)) is not None and (found != tokenizer.unk_token_id)
-        )
-    )
+    return tuple(dict.fromkeys(name for name in names if find_id(tokenizer, name) is not None))
 
 
 def _lowers(backbone: Path, tokenizer: Any) -> bool:

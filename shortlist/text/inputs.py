@@ -259,7 +259,7 @@ class Inputs:
 def find_id(tokenizer: Any, name: str) -> int | None:
     """Find the id of a token by its name; None if the vocabulary lacks it."""
     token_id = tokenizer.convert_tokens_to_ids(name)
-    return None if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != name else token_id
+    return None if token_id == tokenizer.unk_token_id and name != tokenizer.unk_token else token_id
 
 
 def turn(pair: tuple[str, ...]) -> tuple[str, ...]:
