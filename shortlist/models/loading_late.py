@@ -69,8 +69,8 @@ def _refuse_pickles(folder: ModelFolder) -> None:
 
 def late_layers(folder: ModelFolder) -> list[DenseLayer | UnitLength]:
     """Load the layers behind the backbone, in order; none if the folder has no projection."""
-    if (folder.path / MODULES).exists():
-        return dense_layers(folder.path)
+    if layers := dense_layers(folder.path):
+        return layers
     weight = _projection(folder)
     return [] if weight is None else [DenseLayer(weight)]
 
