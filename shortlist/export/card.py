@@ -144,7 +144,7 @@ def _inputs(form: Form, reading: Reading) -> str:
 
 
 def _filled(form: Form) -> str:
-    """Say what fills queries of late interaction up, and which tokens of documents have no vector."""
+    """Say what fills queries up, and that some tokens of documents have no vector."""
     filled = f" Queries are filled up with `{form.expansion}`." if form.expansion else ""
     return filled + (" Some tokens of documents, such as punctuation, have no vector." if form.skipped else "")
 

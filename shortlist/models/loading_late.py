@@ -54,7 +54,7 @@ def _open_encoder(folder: ModelFolder, reading: Reading | None = None, **loading
 
 
 def _refuse_pickles(folder: ModelFolder) -> None:
-    """Refuse a folder whose weights are in pickles alone, as those of older checkpoints.
+    """Refuse a folder whose weights are in pickles alone, as older checkpoints are.
 
     Raises:
         UserError: it is such a folder.
