@@ -17,7 +17,7 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.kinds import KINDS
 from shortlist.models.modules import ACTIVATIONS, find_activation
 from shortlist.models.published import POOLING_MODES
-from shortlist.models.save import save_model
+from shortlist.models.save import has_more_layers, save_model
 
 POOLING_FLAGS = (
     "cls_token",
@@ -78,8 +78,7 @@ def write_merged(model: Any, folder: Path, *, source: ModelFolder) -> None:
     Raises:
         UserError: the model has layers behind its backbone that such a folder has no place for.
     """
-    layers = getattr(model, "layers", ())
-    if len(getattr(model, "dense", ())) or len(layers) > 1 or any(not layer.is_plain for layer in layers):
+    if has_more_layers(model):
         raise UserError(f"{source.name}: has dense layers behind its backbone; export it to sentence-transformers.")
     save_model(model, folder)
     if (log := source.path / TRAINING_LOG).is_file():
