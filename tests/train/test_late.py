@@ -166,6 +166,7 @@ def test_training_goes_on_from_a_model_of_stanfords(tmp_path: Path):
     save_model(model, tmp_path / "ours")
     after = LateRetriever.load(str(tmp_path / "ours"))
     np.testing.assert_array_equal(after.encode_queries("lamp"), before.encode_queries("lamp"))
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == ["BertModel"]
     with pytest.raises(UserError, match=r"--dim is 8, and .* has vectors of 12"):
         late_to_train(str(folder), dim=8)
 
