@@ -1,9 +1,9 @@
 """Late-interaction models give the numbers of sentence-transformers in every layout that it reads."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,9 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 
 def write_xtr(path: Path) -> Path:
     """T5's encoder whose settings say that texts are lower-cased, and whose tokenizer does not do so."""
-    folder = write_encoder(path / "model", write_t5(path / "t5"), prompts={}, do_lower_case=True)
-    copyfile(path / "t5" / "tokenizer.json", folder / "tokenizer.json")
+    folder = write_encoder(path / "model", write_t5(path / "t5"), prompts={})
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings | {"do_lower_case": True}))
     return folder
 
 

@@ -1,5 +1,6 @@
 """Training of late interaction: its objective, its settings, and whole runs."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
