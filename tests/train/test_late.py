@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from late import write_bert as write_marked_bert
-from late import write_stanford
+from late import write_stanford, write_t5
 from named import late_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
@@ -17,7 +17,7 @@ from shortlist import LateRetriever, train
 from shortlist.errors import UserError
 from shortlist.math.losses import LOSSES
 from shortlist.models.outputs import Rows, split
-from shortlist.models.save import save_model
+from shortlist.models.save import save_model, saved_weights
 from shortlist.settings.train import check
 from shortlist.text.contract import named_contract
 from shortlist.train.examples import Batch
@@ -157,6 +157,13 @@ def test_the_contract_of_a_new_model_follows_from_the_backbone(tiny: Tiny, tmp_p
     assert not late_to_train(str(tiny.bert)).contract.form.expansion  # its tokenizer has no mask token
     assert late_to_train(str(tiny.llama)).contract == named_contract("colbert-decoder")
     assert late_to_train(str(tiny.retriever), named_contract("bert")).reading.pooling == "tokens"
+
+
+def test_weights_that_are_tied_are_saved_once(tmp_path: Path):
+    save_model(late_to_train(str(write_t5(tmp_path / "t5")), dim=8), tmp_path / "model")
+    keys = {key for key, _ in saved_weights(tmp_path / "model")}
+    assert "linear.weight" in keys
+    assert len({"shared.weight", "encoder.embed_tokens.weight"} & keys) == 1
 
 
 def test_training_goes_on_from_a_model_of_stanfords(tmp_path: Path):
