@@ -93,7 +93,7 @@ def save_model(
 
 
 def has_more_layers(model: Any) -> bool:
-    """Whether a model has layers behind its backbone that a folder of ours has no place for."""
+    """Whether a model has layers that a folder of ours has no place for."""
     layers = getattr(model, "layers", ())
     return bool(len(getattr(model, "dense", ()))) or len(layers) > 1 or any(not layer.is_plain for layer in layers)
 
