@@ -1,4 +1,4 @@
-"""Scores of late interaction: each query token's best match in a document, added up."""
+"""Late interaction: scores from the best match of each of a query's tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 @final
 @dataclass(frozen=True)
 class TokenVectors:
-    """The vectors of several texts' tokens, text after text.
+    """The vectors of several texts' tokens, one text after another.
 
     Iterating yields the vectors of one text after another.
     """
