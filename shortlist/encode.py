@@ -19,16 +19,9 @@ from shortlist.data.jobs import Job, start_job
 from shortlist.data.keyed import KEY_BYTES
 from shortlist.data.lines import OnBad
 from shortlist.data.outputs import changing
+from shortlist.data.stores.shards import count_rows, finished_shards, shard_digests
 from shortlist.data.stores.snapshots import compact, document_keys, drop_replaced, missing, pin, read_known, renew
-from shortlist.data.stores.vectors import (
-    DTYPES,
-    VectorReader,
-    VectorWriter,
-    count_rows,
-    finished_shards,
-    shard_digests,
-    to_rows,
-)
+from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, to_rows
 from shortlist.engine import Engine, spread
 from shortlist.errors import UserError
 from shortlist.math.agreement import NEIGHBOURS, agreement

@@ -18,7 +18,8 @@ from shortlist.data.jobs import start_job
 from shortlist.data.manifest import files_of, remedy
 from shortlist.data.outputs import list_again, reopen
 from shortlist.data.seen import Seen
-from shortlist.data.stores.vectors import DEAD, VectorReader, damage, finished_shards, read_snapshot, remove_shard
+from shortlist.data.stores.shards import DEAD, damage, finished_shards, read_snapshot, remove_shard
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.progress import say, track

@@ -17,8 +17,9 @@ from shortlist.data.groups import open_groups, write_groups
 from shortlist.data.jobs import Job, JobSpec, start_job
 from shortlist.data.runs import read_run, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
+from shortlist.data.stores.shards import finished_shards
 from shortlist.data.stores.snapshots import document_keys, read_known, renew
-from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex
 from shortlist.index.opening import open_index

@@ -15,10 +15,11 @@ from tiny import DOCUMENTS, Tiny
 
 from shortlist import encode, index, verify
 from shortlist.cli import main
-from shortlist.data import snapshots
 from shortlist.data.formats import write_corpus
 from shortlist.data.manifest import read_manifest
-from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards, read_snapshot
+from shortlist.data.stores import snapshots
+from shortlist.data.stores.shards import finished_shards, read_snapshot
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.index.opening import check_vectors
 from shortlist.models import retriever as retriever_module

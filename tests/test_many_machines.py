@@ -21,7 +21,8 @@ from tiny import DOCUMENTS, Tiny
 from shortlist import encode, rerank, search
 from shortlist.data.formats import write_corpus
 from shortlist.data.scores import ScoreLog
-from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.data.stores.shards import finished_shards
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.engine import spread
 from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex

@@ -17,16 +17,8 @@ from jaxtyping import Int
 
 from shortlist.data.files import atomic_write
 from shortlist.data.keyed import KEY_BYTES
-from shortlist.data.stores.vectors import (
-    DEAD,
-    Snapshot,
-    VectorReader,
-    VectorWriter,
-    finished_shards,
-    read_keys,
-    read_snapshot,
-    remove_shard,
-)
+from shortlist.data.stores.shards import DEAD, Snapshot, finished_shards, read_keys, read_snapshot, remove_shard
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.records import Document
 from shortlist.text.batching import windows
 

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from shortlist.data.stores.shards import finished_shards, read_snapshot
 from shortlist.data.stores.snapshots import Known, compact, document_keys, missing, pin, read_known, renew
-from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards, read_snapshot
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.records import Document
 
