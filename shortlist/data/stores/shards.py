@@ -1,6 +1,6 @@
 """Shards, the numbered sets of files that every store of documents is made of.
 
-Shard 7 is a few files: shard-00007.ids (one document id per line, in row order), shard-00007.keys (16 bytes per
+OpenShard 7 is a few files: shard-00007.ids (one document id per line, in row order), shard-00007.keys (16 bytes per
 document that say what its text was; see snapshots.py), those with the contents, and shard-00007.json (what the contents
 are, the number of documents, SHA-256 of the other files). The header, the .json file, is written last: a shard that has
 one is whole.
@@ -220,7 +220,7 @@ def read_keys(folder: Path, number: int) -> bytes:
     return path.read_bytes()
 
 
-class Shard(NamedTuple):
+class OpenShard(NamedTuple):
     """The header and ids of a shard that is open for reading.
 
     The ids can be read even after the file is deleted.
@@ -263,7 +263,7 @@ class OpenShards:
         if compare:
             _check_all_there(folder, finished)
             _compare(folder, snapshot.shards, (*format.suffixes, "ids"))
-        self.shards = [_open_shard(folder, number, format) for number in snapshot.shards]
+        self.shards = [open_shard(folder, number, format) for number in snapshot.shards]
         _check_alike(folder, self.shards)
         self.starts: Int[np.ndarray, " shards"] = np.cumsum([0, *(shard.header["count"] for shard in self.shards)])
         self.num_rows = int(self.starts[-1])
@@ -314,7 +314,7 @@ class OpenShards:
     def wanted(
         self, start: int, end: int, keep: Bool[np.ndarray, " docs"] | None
     ) -> tuple[Int[np.ndarray, " rows"], Bool[np.ndarray, " rows"] | None]:
-        """Return the positions of the rows from `start` to `end`, and which of the rows are wanted.
+        """Return the positions of some rows, and which of the rows are wanted.
 
         Args:
             keep: whether the document at each position is wanted (None: all are).
@@ -365,7 +365,7 @@ def _check_all_there(folder: Path, finished: Sequence[int]) -> None:
         raise UserError(f"{folder / lost[0]}: is missing; write it again with `shortlist verify {folder} --repair`.")
 
 
-def _check_alike(folder: Path, shards: Sequence[Shard]) -> None:
+def _check_alike(folder: Path, shards: Sequence[OpenShard]) -> None:
     first = shards[0].header
     for number, header, _ in shards:
         if (header["dtype"], header["dim"]) != (first["dtype"], first["dim"]):
@@ -375,7 +375,12 @@ def _check_alike(folder: Path, shards: Sequence[Shard]) -> None:
             )
 
 
-def _open_shard(folder: Path, number: int, format: ShardFormat) -> Shard:
+def open_shard(folder: Path, number: int, format: ShardFormat) -> OpenShard:
+    """Open the header and ids of a shard.
+
+    Raises:
+        UserError: it is of another kind, has a dtype that nobody knows, or another number of ids than its header says.
+    """
     header = read_header(folder, number)
     if kind_in_header(header) != format.kind:
         raise UserError(f"{folder}: holds {kind_in_header(header)}, not {format.holds}; {format.instead}")
@@ -385,7 +390,7 @@ def _open_shard(folder: Path, number: int, format: ShardFormat) -> Shard:
     ids = map_file(folder, number, "ids", path.stat().st_size if path.is_file() else 0).numpy()
     if (found := int((ids == ord("\n")).sum())) != header["count"] or not found:
         raise UserError(f"{path}: holds {found:,} ids, its header says {header['count']:,}; {REPAIR.format(folder)}")
-    return Shard(number, header, ids)
+    return OpenShard(number, header, ids)
 
 
 def _compare(folder: Path, shards: Sequence[int], suffixes: Sequence[str]) -> None:
@@ -429,9 +434,9 @@ def release_pages(rows: Tensor) -> None:
 
 def to_bytes(tensor: Tensor) -> bytes:
     """Return the memory of a tensor."""
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return bytewise(tensor.contiguous()).tobytes() if tensor.numel() else b""
 
 
-def bytewise(rows: Tensor) -> UInt8[np.ndarray, "rows bytes"]:
+def bytewise(rows: Tensor) -> UInt8[np.ndarray, "*rows bytes"]:
     """View the same memory as bytes: NumPy knows no bfloat16."""
     return rows.view(torch.uint8).numpy()

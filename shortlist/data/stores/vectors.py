@@ -1,7 +1,7 @@
 """The vector store on disk, shards of memory-mapped, checksummed rows.
 
-A row is a document's vector. To what every shard has (see shards.py), shard 7 adds shard-00007.bin (raw little-endian rows) and, for int8,
-shard-00007.scales (a float32 per row). Its header says the dtype and the dim.
+A row is a document's vector. To what every shard has (see shards.py), shard 7 adds shard-00007.bin (raw little-endian
+rows) and, for int8, shard-00007.scales (a float32 per row). Its header says the dtype and the dim.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from torch import Tensor
 from shortlist.data.ids import DocIds
 from shortlist.data.stores.shards import (
     VECTORS,
+    OpenShard,
     OpenShards,
-    Shard,
     ShardFormat,
     bytewise,
     map_file,
@@ -30,7 +30,7 @@ from shortlist.math.matryoshka import shortened
 from shortlist.math.quantize import from_int8, to_int8
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
-FORMAT = ShardFormat(
+VECTOR_SHARDS = ShardFormat(
     kind=VECTORS,
     holds="one vector for each document",
     dtypes=DTYPES,
@@ -153,8 +153,8 @@ class VectorReader:
 
     def __init__(self, folder: Path, *, compare: bool = True, dim: int | None = None, unit: bool = True):
         self.folder, self._unit = folder, unit
-        self._open = OpenShards(folder, FORMAT, compare=compare)
-        self._shards = [_mapped(folder, shard) for shard in self._open.shards]
+        self._open = OpenShards(folder, VECTOR_SHARDS, compare=compare)
+        self._shards = [map_vectors(folder, shard) for shard in self._open.shards]
         first = self._open.shards[0].header
         self.dtype: str = first["dtype"]
         self._stored_dim: int = first["dim"]
@@ -279,16 +279,21 @@ def refuse_not_finite(vectors: "VectorReader", positions: Int[Tensor, " some"], 
         )
 
 
-class _Mapped(NamedTuple):
+class MappedVectors(NamedTuple):
     """The contents of a shard, mapped into memory."""
 
     vectors: Tensor
     scales: Tensor | None
 
 
-def _mapped(folder: Path, shard: Shard) -> _Mapped:
+def map_vectors(folder: Path, shard: OpenShard) -> MappedVectors:
+    """Map the contents of a shard into memory.
+
+    Raises:
+        UserError: a file is not of the size that the header says.
+    """
     number, header, _ = shard
     count, dim, dtype = header["count"], header["dim"], DTYPES[header["dtype"]]
     vectors = map_file(folder, number, "bin", count * dim * dtype.itemsize).view(dtype).view(count, dim)
     scales = map_file(folder, number, "scales", 4 * count).view(torch.float32) if dtype == torch.int8 else None
-    return _Mapped(vectors, scales)
+    return MappedVectors(vectors, scales)
