@@ -1,7 +1,6 @@
 """Tiny late-interaction models with random weights, in the layouts of other tools."""
 
 import json
-import string
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,27 @@ import torch
 from safetensors.torch import save_file
 from tiny import NAMES, PARTS, SHAPE
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from shortlist.text.tokenizer import train_bpe
 
 SIGNS = [".", ",", "!", "?", "-"]
 """Punctuation in the vocabulary; all other signs are unknown."""
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]", "which", "the", "has", "a", "of"]
 TEXTS = ["the apple has a colour.", "which boat, which desk!", "zebra (unknown) - the fern?", "lamp", ""]
 DIM = 12
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values))
 
 
 def bert_tokenizer() -> PreTrainedTokenizerFast:
@@ -42,21 +55,13 @@ def write_stanford(folder: Path, **metadata: Any) -> Path:
     weight = torch.randn(DIM, model.config.hidden_size) * 0.2
     state = {f"bert.{key}": value.contiguous() for key, value in model.state_dict().items()}
     save_file(state | {"linear.weight": weight}, folder / "model.safetensors", metadata={"format": "pt"})
-    config = model.config.to_dict() | {"architectures": ["HF_ColBERT"]}
-    (folder / "config.json").write_text(json.dumps(config))
+    write_json(folder / "config.json", model.config.to_dict() | {"architectures": ["HF_ColBERT"]})
     bert_tokenizer().save_pretrained(folder)
     known = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_token": "[Q]", "doc_token": "[D]"}
     known |= {"query_maxlen": 10, "doc_maxlen": 14, "dim": DIM, "mask_punctuation": True, "similarity": "cosine"}
     known |= {"attend_to_mask_tokens": False}
-    (folder / "artifact.metadata").write_text(json.dumps(known | metadata))
+    write_json(folder / "artifact.metadata", known | metadata)
     return folder
-
-
-PUNCTUATION = list(string.punctuation)
-
-
-def write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values))
 
 
 def write_pylate(folder: Path, *, residual: bool = False, **settings: Any) -> Path:
@@ -82,4 +87,49 @@ def write_pylate(folder: Path, *, residual: bool = False, **settings: Any) -> Pa
     known |= {"query_length": 10, "document_length": 14, "attend_to_expansion_tokens": False}
     known |= {"skiplist_words": [".", ",", "#"], "do_query_expansion": True, "prompts": {}}
     write_json(folder / "config_sentence_transformers.json", known | settings)
+    return folder
+
+
+def write_decoder(folder: Path) -> Path:
+    """A LLaMA whose tokenizer adds no special tokens and has no mask token."""
+    fast = train_bpe(TEXTS * 3, vocab_size=400)
+    torch.manual_seed(0)
+    options = {"vocab_size": len(fast), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    LlamaModel(LlamaConfig(**SHAPE | options)).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_t5(folder: Path) -> Path:
+    """T5's encoder, whose tokenizer ends texts with </s>."""
+    fast = train_bpe(TEXTS * 3, vocab_size=400)
+    end = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    fast.backend_tokenizer.post_processor = end
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(vocab_size=len(fast), pad_token_id=0, eos_token_id=2, **shape)).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_bert(folder: Path) -> Path:
+    """A BERT alone."""
+    bert().save_pretrained(folder)
+    bert_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_encoder(folder: Path, backbone: Path, *, mask: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """A MultiVectorEncoder, saved by sentence-transformers itself."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.base.modules.dense import Dense
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    prompts = settings.pop("prompts", {"query": "which ", "document": "the "})
+    transformer, tokens = Transformer(str(backbone), **settings), {"module_input_name": "token_embeddings"}
+    torch.manual_seed(3)
+    dense = Dense(32, DIM, bias=False, activation_function=torch.nn.Identity(), **tokens)
+    modules = [transformer, dense, MultiVectorMask(**mask or {}), Normalize(**tokens)]
+    MultiVectorEncoder(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(folder))
     return folder

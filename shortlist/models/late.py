@@ -71,7 +71,8 @@ class LateModel(nn.Module):
         some_unread = bool(form.expansion) and not form.expansion_read
         states = token_states(self.backbone, token_ids & TOKEN_ID, attended, some_unread=some_unread)
         wanted = real & (token_ids & NO_VECTOR == 0)
-        return Rows(self.projected(states[wanted]), wanted.sum(1))
+        places = wanted.flatten().nonzero()[:, 0]  # as an operation by itself, which a forecast of memory sees
+        return Rows(self.projected(states.flatten(0, 1)[places]), wanted.sum(1))
 
     def projected(self, states: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens dim"]:
         """Compute float32 vectors from tokens' states."""

@@ -34,6 +34,7 @@ def load_late(folder: ModelFolder, contract: InputContract, *, dtype: torch.dtyp
     Raises:
         UserError: there is no model, it has no projection, or its tokenizer does not fit the contract.
     """
+    _refuse_pickles(folder)
     inputs = proved_inputs(contract.form, folder.tokenizer)
     layers = late_layers(folder)
     if not layers:
@@ -43,6 +44,20 @@ def load_late(folder: ModelFolder, contract: InputContract, *, dtype: torch.dtyp
         )
     backbone = open_backbone(folder, contract.reading, beside=(PROJECTION,), encoder=True, dtype=dtype)
     return check_dims(LateModel(backbone, inputs, contract.reading, layers), folder.name)
+
+
+def _refuse_pickles(folder: ModelFolder) -> None:
+    """Refuse a folder whose weights are in pickles alone, as those of older checkpoints.
+
+    Raises:
+        UserError: it is such a folder.
+    """
+    pickles = sorted(path.name for path in folder.path.iterdir() if path.suffix in (".bin", ".dnn", ".pt"))
+    if pickles and not folder.weight_files and not is_adapter(folder.path):
+        raise UserError(
+            f"{folder.name}: has its weights in {pickles[0]}, a pickle, which can run code when it is opened; expected "
+            "safetensors: load and save it with the tool that made it."
+        )
 
 
 def late_layers(folder: ModelFolder) -> list[DenseLayer | UnitLength]:

@@ -192,14 +192,15 @@ def rank_groups(
     def lists(scores: Float[Tensor, " pairs"]) -> Float[Tensor, "queries docs"]:
         return pad_sequence(list(scores.split(sizes)), batch_first=True)
 
-    def similarities(vectors: Rows) -> Float[Tensor, "queries docs"]:
-        queries, documents = vectors.values[: len(sizes)], vectors.values[len(sizes) :]
-        return lists((queries.repeat_interleave(torch.tensor(sizes, device=queries.device), 0) * documents).sum(1))
+    def similarities(guide: Guide, rows: Rows) -> Float[Tensor, "queries docs"]:
+        matrix = for_kind(SIMILARITIES, guide.model.kind)(*apart(rows, len(sizes)))
+        return lists(torch.cat([row.split(sizes)[place] for place, row in enumerate(matrix)]))
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
         ranking = known.beside(lists(pair_scores(rows)), start=lists(pair_scores(start_rows)) if start_rows else None)
         ranking = ranking._replace(yes=lists(rows.values[:, 0]) if rows.values.ndim > 1 else None)
-        return _outcome(_guided(ranking, guide, similarities(guide_rows) if guide_rows else None), terms)
+        seen = similarities(guide, guide_rows) if guide and guide_rows else None
+        return _outcome(_guided(ranking, guide, seen), terms)
 
     return learn
 
