@@ -1,4 +1,4 @@
-"""Embedding of shards of documents, and a table of what differs between kinds of models."""
+"""EmbeddingKind of shards of documents, and a table of what differs between kinds of models."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,7 +102,7 @@ def encode(retriever: Any, part: ShardDocuments, *, embed: Embed = one_vector, *
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding:
+class EmbeddingKind:
     """Functions that embed documents with a kind of model, and keep what it gives."""
 
     load: Callable[..., Any]
@@ -149,7 +149,7 @@ def _write_tokens(folder: Path, shard: Shard, *, dtype: str, num_docs: int | Non
 
 
 def _arrange_tokens(folder: Path, dtype: str, shards: Iterator[Any]) -> Iterator[Any]:
-    """Let the other shards wait for the first where a codebook is to be fitted to it."""
+    """Let the other shards wait for the one that a codebook is fitted to."""
     if dtype not in RESIDUALS or (folder / CODEBOOK).exists():
         yield from shards
         return
@@ -197,8 +197,8 @@ def _describe_tokens(folder: Path, config: Config) -> dict[str, Any]:
     return found | {"dtype": store.dtype} | pooling
 
 
-EMBEDDINGS: dict[str, Embedding] = {
-    "Retriever": Embedding(
+EMBEDDINGS: dict[str, EmbeddingKind] = {
+    "Retriever": EmbeddingKind(
         load=Retriever.load,
         embed=_embed_whole,
         write=_write_vectors,
@@ -206,7 +206,7 @@ EMBEDDINGS: dict[str, Embedding] = {
         vector_bytes=_bytes_of_vector,
         described=_describe_vectors,
     ),
-    "LateRetriever": Embedding(
+    "LateRetriever": EmbeddingKind(
         load=LateRetriever.load,
         embed=_embed_tokens,
         write=_write_tokens,
@@ -223,7 +223,7 @@ EMBEDDINGS: dict[str, Embedding] = {
 """The ways to embed, by the class that a kind of model is used through (`ModelKind.used_as`)."""
 
 
-def embedding_of(model: ModelFolder, contract: InputContract) -> Embedding:
+def embedding_of(model: ModelFolder, contract: InputContract) -> EmbeddingKind:
     """Look up how a model embeds documents."""
     return EMBEDDINGS[kind_in(model, contract, "document").used_as]
 
@@ -255,7 +255,7 @@ class Encoder:
         return self.open(precision=self.precision, packed=self.packed)
 
     @property
-    def embedding(self) -> Embedding:
+    def embedding(self) -> EmbeddingKind:
         """The way of this kind of model."""
         return embedding_of(self.model, self.contract)
 
