@@ -366,7 +366,7 @@ def _some_shards(folder: Path) -> list[int]:
 
 
 def check_all_there(folder: Path) -> None:
-    """Refuse a finished store that has lost a shard since, the last one too, or its snapshot.
+    """Refuse a finished store that has lost a shard or its snapshot since.
 
     Raises:
         UserError: one is missing that the manifest lists.
