@@ -189,10 +189,10 @@ def read_header(folder: Path, number: int) -> dict[str, Any]:
         raise UserError(f"{path}: the shard is missing; run `shortlist encode` again to fill it in.")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-        header["count"], header["sha256"]["ids"], header["dim"], header["dtype"]
+        fields = (header["count"], header["sha256"]["ids"], header["dim"], header["dtype"])
         digest = header.pop("header") if "kind" in header or "header" in header else None
         if digest not in (None, _header_digest(header)):
-            raise ValueError(digest)
+            raise ValueError(fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not the header of a vector shard; {REPAIR.format(folder)}") from None
     return header
