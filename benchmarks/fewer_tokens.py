@@ -71,9 +71,9 @@ def main(config: Config) -> None:
     qrels = collection.qrels(config.split)
     queries = list(islice((q for q in collection.queries(config.split) if q.query_id in qrels), config.queries))
     with tempfile.TemporaryDirectory() as folder:
-        named = {"model": config.model, "collection": config.collection}
-        encode.run(encode.Config(**named, max_length=config.max_length, out=Path(folder)))
-        store = TokenReader(Path(folder))
+        out, length = Path(folder), config.max_length
+        encode.run(encode.Config(model=config.model, collection=config.collection, max_length=length, out=out))
+        store = TokenReader(out)
         doc_ids, vectors = list(store.doc_ids), store.take(np.arange(store.num_docs))
     asked = LateRetriever.load(config.model).encode_queries(queries)
     assert isinstance(asked, TokenVectors)
