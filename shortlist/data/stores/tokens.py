@@ -346,7 +346,7 @@ class TokenReader:
         return self._gathered(self._open.rows_of(positions), positions)
 
     def _gathered(self, rows: Int[np.ndarray, " n"], positions: Int[np.ndarray, " n"]) -> TokenBlock:
-        """Collect documents; where they stand together on disk, they are read from there without a copy."""
+        """Collect documents, without a copy where they stand together on disk."""
         counts = self._row_counts[rows]
         steps = np.diff(rows)
         if len(rows) and (steps == 1).all() and not np.isin(rows[1:], self.starts).any():
