@@ -18,7 +18,8 @@ from shortlist.data.jobs import start_job
 from shortlist.data.manifest import files_of, remedy
 from shortlist.data.outputs import list_again, reopen
 from shortlist.data.seen import Seen
-from shortlist.data.stores.vectors import DEAD, VectorReader, damage, finished_shards, read_snapshot, remove_shard
+from shortlist.data.stores.kinds import open_store, shard_damage
+from shortlist.data.stores.shards import DEAD, SNAPSHOT, check_all_there, finished_shards, read_snapshot, remove_shard
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.progress import say, track
@@ -92,7 +93,7 @@ def verify_vectors(folder: Path, manifest: dict[str, Any], *, to_repair: bool) -
         raise not_finished(folder, manifest)
     wrong = None if damaged else misplaced(folder)
     if not damaged and not wrong:
-        store = VectorReader(folder, compare=False)
+        store = open_store(folder, compare=False)
         print(f"{folder}: {store.num_docs:,} documents, each once; every byte is as it was written.")
         return
     found = wrong or f"{len(damaged)} of its shards are damaged"
@@ -107,14 +108,15 @@ def damaged_shards(folder: Path) -> dict[int, str]:
     found = finished_shards(folder)
     snapshot = read_snapshot(folder)
     numbers = snapshot.shards if snapshot else list(range(max(found, default=-1) + 1))
-    damages = {number: damage(folder, number) for number in track(numbers, "verifying", len(numbers), "shards")}
+    damages = {number: shard_damage(folder, number) for number in track(numbers, "verifying", len(numbers), "shards")}
     return {number: problem for number, problem in damages.items() if problem}
 
 
 def misplaced(folder: Path) -> str | None:
     """Describe which documents are missing or repeated; None if each is there once."""
     try:
-        store = VectorReader(folder, compare=False)
+        check_all_there(folder)
+        store = open_store(folder, compare=False)
     except UserError as error:
         return str(error)
     positions = store.positions_of(np.arange(store.num_rows))
@@ -137,7 +139,7 @@ def repair(folder: Path, manifest: dict[str, Any], damaged: Iterable[int]) -> No
     spec = job_of(config, open_folder(config.model), open_collection(config.collection))
     start_job(config, spec)  # raises if it would be another job
     with claim_output(folder, folder=True, stage="verify"):
-        updated = read_snapshot(folder) is not None
+        updated = read_snapshot(folder) is not None or SNAPSHOT in manifest.get("files", {})
         for number in damaged:
             remove_shard(folder, number)
         reopen(folder, updating=updated)

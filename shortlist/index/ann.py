@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, Int
 
 from shortlist.data.allowed import Allowed
 from shortlist.data.files import atomic_write
-from shortlist.data.stores.vectors import DEAD, Block, VectorReader, refuse_not_finite
+from shortlist.data.stores.shards import DEAD
+from shortlist.data.stores.vectors import Block, VectorReader, refuse_not_finite
 from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex, check_queries
 from shortlist.index.parameters import (

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, damage, finished_shards, to_rows
+from shortlist.data.stores.shards import damage, finished_shards
+from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, to_rows
 from shortlist.index.flat import REFINE, FlatIndex, exact_index
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening

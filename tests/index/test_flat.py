@@ -10,7 +10,8 @@ import pytest
 import torch
 from processes import forks
 
-from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, finished_shards
+from shortlist.data.stores.shards import finished_shards
+from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.index import flat, leaders
 from shortlist.index.flat import FlatIndex, ScanShards, Sizes, check_queries

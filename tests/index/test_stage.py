@@ -12,8 +12,9 @@ from shortlist import index
 from shortlist.cli import main
 from shortlist.data.collections import open_collection
 from shortlist.data.formats import write_corpus
+from shortlist.data.stores.shards import finished_shards
 from shortlist.data.stores.snapshots import document_keys, missing, pin, read_known, renew
-from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.index.check import compare_with_exact, hit_overlap

@@ -1,8 +1,8 @@
-"""Updates of a vector store whose corpus has changed.
+"""Updates of a store whose corpus has changed.
 
-Beside every vector lies the key of its document, a hash of id and text. The keys show which documents of a changed
-corpus have vectors already. The others are encoded into new shards, and the order file gives every row the position of
-its document, or none. Only then is snapshot.json replaced, in one step, which makes this the store.
+Beside every document lies its key, a hash of id and text. The keys show which documents of a changed corpus are in the
+store already. The others are encoded into new shards, and the order file gives every row the position of its document,
+or none. Only then is snapshot.json replaced, in one step, which makes this the store.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from jaxtyping import Int
 
 from shortlist.data.files import atomic_write
 from shortlist.data.keyed import KEY_BYTES
-from shortlist.data.stores.vectors import (
+from shortlist.data.stores.kinds import Store, kind_of_store
+from shortlist.data.stores.shards import (
     DEAD,
+    SNAPSHOT,
     Snapshot,
-    VectorReader,
-    VectorWriter,
     finished_shards,
     read_keys,
     read_snapshot,
@@ -116,23 +116,22 @@ def compact(folder: Path, shard_size: int) -> int:
     Returns:
         Number of rows dropped.
     """
-    store = VectorReader(folder)
+    kind = kind_of_store(folder)
+    store: Store = kind.open(folder)
     snapshot = read_snapshot(folder)
     if snapshot is None or (store.num_docs == store.num_rows and _in_order(store)):
         return 0
     known = np.concatenate([_as_keys(read_keys(folder, n)) for n in snapshot.shards])
-    writer = VectorWriter(folder, store.dim, store.dtype)
-    first = finished_shards(folder)[-1] + 1
+    copy, first = kind.copier(store), finished_shards(folder)[-1] + 1
     starts = range(0, store.num_docs, shard_size)
     for number, start in enumerate(starts, first):
-        block = store.pick(np.arange(start, min(start + shard_size, store.num_docs)))
-        doc_ids = store.doc_ids[start : start + shard_size]
-        writer.write_rows(number, doc_ids, block.vectors, block.scales, known[block.rows.numpy()].tobytes())
+        positions = np.arange(start, min(start + shard_size, store.num_docs))
+        copy(positions, number, lambda rows: known[rows].tobytes())
     _replace(folder, list(range(first, first + len(starts))), None)
     return store.num_rows - store.num_docs
 
 
-def _in_order(store: VectorReader) -> bool:
+def _in_order(store: Store) -> bool:
     rows = np.arange(store.num_rows)
     return bool((store.positions_of(rows) == rows).all())
 
@@ -162,5 +161,5 @@ def drop_replaced(folder: Path) -> None:
 
 
 def _write_snapshot(folder: Path, snapshot: Snapshot) -> None:
-    with atomic_write(folder / "snapshot.json") as file:
+    with atomic_write(folder / SNAPSHOT) as file:
         json.dump({name: value for name, value in snapshot._asdict().items() if value or name != "sha256"}, file)

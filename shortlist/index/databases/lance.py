@@ -19,7 +19,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.stores.vectors import DEAD, VectorReader
+from shortlist.data.stores.shards import DEAD
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError, not_given
 from shortlist.index.protocols import Opening
 from shortlist.progress import Advance

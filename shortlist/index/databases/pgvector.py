@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.stores.vectors import DEAD, VectorReader
+from shortlist.data.stores.shards import DEAD
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError, not_given
 from shortlist.index.databases.postgres import HNSW_DIMS, Database, connected, hnsw_terms, plain_errors
 from shortlist.index.protocols import Opening

@@ -3,9 +3,13 @@ import json
 import numpy as np
 import pytest
 
+from shortlist.data.stores.kinds import open_store
+from shortlist.data.stores.shards import finished_shards, read_snapshot
 from shortlist.data.stores.snapshots import Known, compact, document_keys, missing, pin, read_known, renew
-from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards, read_snapshot
+from shortlist.data.stores.tokens import TokenBlock, TokenReader, TokenWriter
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
+from shortlist.math.maxsim import TokenVectors
 from shortlist.records import Document
 
 
@@ -14,18 +18,34 @@ def docs(names: str) -> list[Document]:
 
 
 def vectors_of(documents: list[Document]) -> np.ndarray:
-    return np.array([[ord(document.text[-1]), 1] for document in documents], dtype=np.float32)
+    return np.array([[ord(document.text[-1]), 1] for document in documents], dtype=np.float32).reshape(-1, 2)
 
 
-def write(folder, number, documents, dtype="float32"):
+def tokens_of(documents: list[Document]) -> TokenVectors:
+    """As many vectors of a document as its last letter says."""
+    counts = np.array([ord(document.text[-1]) % 4 for document in documents])
+    return TokenVectors(np.repeat(vectors_of(documents), counts, axis=0), counts)
+
+
+WRITERS = {VectorReader: (VectorWriter, vectors_of), TokenReader: (TokenWriter, tokens_of)}
+
+
+def write(folder, number, documents, reader, dtype):
     doc_ids = [document.doc_id for document in documents]
-    VectorWriter(folder, 2, dtype).write_shard(number, doc_ids, vectors_of(documents), document_keys(documents))
+    writer, contents = WRITERS[reader]
+    writer(folder, 2, dtype).write_shard(number, doc_ids, contents(documents), document_keys(documents))
 
 
-@pytest.fixture(params=["float32", "int8"])
+def write_more(folder, number, documents):
+    store = open_store(folder)
+    write(folder, number, documents, type(store), store.dtype)
+
+
+@pytest.fixture(params=["float32", "int8", "float16 tokens", "int8 tokens"])
 def store(tmp_path, request):
     for number, names in enumerate(["abc", "def"]):
-        write(tmp_path, number, docs(names), request.param)
+        dtype, *tokens = request.param.split()
+        write(tmp_path, number, docs(names), TokenReader if tokens else VectorReader, dtype)
     return tmp_path
 
 
@@ -33,18 +53,32 @@ def update(folder, names: str, shard_size: int = 2):
     pin(folder)
     finished, known = finished_shards(folder), []
     new = list(missing(docs(names), read_known(folder, finished), known.append))
-    dtype = VectorReader(folder).dtype
     for number, start in enumerate(range(0, len(new), shard_size), finished[-1] + 1):
-        write(folder, number, new[start : start + shard_size], dtype)
+        write_more(folder, number, new[start : start + shard_size])
     return sum(known), renew(folder, docs(names))
 
 
+def agree(store, positions, names: str) -> None:
+    """Whether some documents are those of these names."""
+    found, wanted = store.take(np.array(positions, dtype=int)), docs(names)
+    if isinstance(store, TokenReader):
+        assert found.counts.tolist() == tokens_of(wanted).counts.tolist()
+        found, wanted = found.values, tokens_of(wanted).values
+    else:
+        wanted = vectors_of(wanted)
+    np.testing.assert_allclose(found, wanted, atol=0.5)
+
+
 def holds(folder, names: str):
-    store = VectorReader(folder)
+    store = open_store(folder)
     assert (list(store.doc_ids), store.num_docs) == ([name.lower() for name in names], len(names))
-    np.testing.assert_allclose(store.take(np.arange(len(names))), vectors_of(docs(names)), atol=0.5)
-    seen = {p: v for b in store.blocks(2) for p, v in zip(b.positions.tolist(), b.float32().tolist(), strict=True)}
-    np.testing.assert_allclose([seen[i] for i in range(len(names))], vectors_of(docs(names)), atol=0.5)
+    agree(store, range(len(names)), names)
+    seen = [int(position) for block in store.blocks(2) for position in block.positions]
+    assert sorted(seen) == list(range(len(names)))
+    for block in store.blocks(2):
+        wanted = "".join(names[position] for position in block.positions)
+        contents = tokens_of(docs(wanted)).values if isinstance(store, TokenReader) else vectors_of(docs(wanted))
+        np.testing.assert_allclose(block.float32(), contents, atol=0.5)
 
 
 def test_a_key_changes_with_everything_that_a_vector_may_depend_on():
@@ -83,32 +117,38 @@ def test_updates_follow_each_other(store):
 
 def test_until_an_update_is_complete_the_store_is_what_it_was(store):
     pin(store)
-    write(store, 2, docs("gh"), VectorReader(store).dtype)
+    write_more(store, 2, docs("gh"))
     holds(store, "abcdef")
     assert update(store, "cghi") == (3, 5)  # goes on with what the first try has encoded
     holds(store, "cghi")
 
 
 def test_a_reader_keeps_its_snapshot_through_update_and_compaction(store):
-    before = VectorReader(store)
+    before = open_store(store)
     update(store, "gfa")
-    during = VectorReader(store)
+    during = open_store(store)
     compact(store, 2)
     assert list(before.doc_ids) == list("abcdef")
     assert list(during.doc_ids) == list("gfa")
-    np.testing.assert_allclose(before.take(np.arange(6)), vectors_of(docs("abcdef")), atol=0.5)
-    np.testing.assert_allclose(during.take(np.arange(3)), vectors_of(docs("gfa")), atol=0.5)
-    assert [len(block.vectors) for block in during.blocks(9)] == [1, 1, 1]
+    agree(before, range(6), "abcdef")
+    agree(during, range(3), "gfa")
+    assert [len(block.rows) for block in during.blocks(9)] == [1, 1, 1]
+
+
+def as_stored(folder):
+    store = open_store(folder)
+    block = store.pick(np.arange(store.num_docs))
+    return block.values if isinstance(block, TokenBlock) else block.vectors
 
 
 def test_compaction_leaves_the_documents_in_order_and_nothing_else(store):
     update(store, "gfaXb")
-    rows = VectorReader(store).pick(np.arange(5)).vectors
+    rows = as_stored(store)
     assert compact(store, 2) == 3
     assert [path.name for path in sorted(store.glob("shard-*.bin"))] == [f"shard-0000{n}.bin" for n in (3, 4, 5)]
     assert list(store.glob("order-*")) == []
     holds(store, "gfaXb")
-    assert VectorReader(store).pick(np.arange(5)).vectors.equal(rows)  # not quantised a second time
+    assert as_stored(store).equal(rows)  # not quantised a second time
     assert compact(store, 2) == 0
     assert update(store, "gfaXbz") == (5, 0)
     holds(store, "gfaXbz")

@@ -8,15 +8,8 @@ import torch
 
 from shortlist.data.files import sha256
 from shortlist.data.ids import DocIds
-from shortlist.data.stores.vectors import (
-    DTYPES,
-    VectorReader,
-    VectorWriter,
-    count_rows,
-    damage,
-    finished_shards,
-    read_snapshot,
-)
+from shortlist.data.stores.shards import count_rows, damage, finished_shards, read_snapshot
+from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter
 from shortlist.errors import UserError
 
 VECTORS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
@@ -168,7 +161,7 @@ def test_the_header_is_written_after_what_it_describes(store, monkeypatch):
     def full(*_):
         raise OSError(28, "disk full")
 
-    monkeypatch.setattr("shortlist.data.stores.vectors.json.dump", full)
+    monkeypatch.setattr("shortlist.data.stores.shards.json.dump", full)
     for number in (3, 1):  # a new shard, and one that is replaced
         with pytest.raises(OSError, match="disk full"):
             VectorWriter(store, dim=3).write_shard(number, ["x"], VECTORS[:1])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shortlist.data.stores.shards import finished_shards
 from shortlist.data.stores.snapshots import document_keys, missing, pin, read_known, renew
-from shortlist.data.stores.vectors import VectorReader, VectorWriter, finished_shards
+from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.records import Document
 
 SHARD = 100
