@@ -216,8 +216,8 @@ class TokenWriter:
         if not (self.folder / CODEBOOK).exists():
             if not len(vectors):
                 raise UserError(
-                    f"{self.dtype} needs vectors to fit a codebook to, and the first {len(doc_ids):,} documents have none; "
-                    "choose another --dtype, such as float16."
+                    f"{self.dtype} needs vectors to fit a codebook to, and the first {len(doc_ids):,} documents have "
+                    "none; choose another --dtype, such as float16."
                 )
             expected = round(len(vectors) / len(doc_ids) * (self._num_docs or len(doc_ids)))
             _write_codebook(self.folder, fit_codebook(vectors, bits=RESIDUALS[self.dtype], num_vectors=expected))
