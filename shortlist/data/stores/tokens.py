@@ -214,6 +214,11 @@ class TokenWriter:
                 "--dtype, such as float16."
             )
         if not (self.folder / CODEBOOK).exists():
+            if not len(vectors):
+                raise UserError(
+                    f"{self.dtype} needs vectors to fit a codebook to, and the first {len(doc_ids):,} documents have "
+                    "none; choose another --dtype, such as float16."
+                )
             expected = round(len(vectors) / len(doc_ids) * (self._num_docs or len(doc_ids)))
             _write_codebook(self.folder, fit_codebook(vectors, bits=RESIDUALS[self.dtype], num_vectors=expected))
         return _read_codebook(self.folder)

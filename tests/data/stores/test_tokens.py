@@ -186,6 +186,10 @@ def test_what_residual_codes_cannot_hold_is_refused(tmp_path):
     broken[1, 1] = np.inf
     with pytest.raises(UserError, match=r"a token vector of document 'a' is not finite in residual1"):
         writer.write_shard(0, ["a"], TokenVectors(broken, np.array([2])))
+    with pytest.raises(
+        UserError, match=r"residual1 needs vectors to fit a codebook to, and the first 1 documents have"
+    ):
+        writer.write_shard(0, ["a"], TokenVectors(VALUES[:0], np.array([0])))
     assert not list(tmp_path.iterdir())
 
 
