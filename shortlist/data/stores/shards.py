@@ -33,6 +33,8 @@ from shortlist.data.manifest import described, read_manifest
 from shortlist.errors import UserError, unknown
 
 HEADER = re.compile(r"shard-\d+\.json")
+CODEBOOK = "codebook.safetensors"
+"""A file that all shards of a store may depend on; their headers have its digest under `beside`."""
 VECTORS = "vectors"
 """The kind of store whose headers name no kind."""
 DEAD = -1
@@ -79,10 +81,12 @@ def finished_shards(folder: Path) -> list[int]:
 
 
 def remove_shard(folder: Path, number: int) -> None:
-    """Delete a shard, its header first."""
+    """Delete a shard, its header first, and with the last one what all of them depended on."""
     shard_file(folder, number, "json").unlink(missing_ok=True)
     for path in folder.glob(f"shard-{number:05d}.*"):
         path.unlink(missing_ok=True)
+    if not finished_shards(folder):
+        (folder / CODEBOOK).unlink(missing_ok=True)
 
 
 def count_rows(folder: Path) -> int:
@@ -93,10 +97,16 @@ def count_rows(folder: Path) -> int:
 def shard_digests(folder: Path) -> dict[str, str]:
     """Read the SHA-256 of the files of all whole shards from their headers."""
     return {
-        shard_file(folder, number, suffix).name: value
+        name: value
         for number in finished_shards(folder)
-        for suffix, value in read_header(folder, number)["sha256"].items()
+        for name, value in _written(folder, number, read_header(folder, number)).items()
     }
+
+
+def _written(folder: Path, number: int, header: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the files of a shard, and of what lies beside it, by their names."""
+    own = {shard_file(folder, number, suffix).name: digest for suffix, digest in header["sha256"].items()}
+    return own | header.get("beside", {})
 
 
 def store_kind(folder: Path) -> str:
@@ -200,8 +210,8 @@ def damage(folder: Path, number: int) -> str | None:
         header = read_header(folder, number)
     except UserError as error:
         return str(error)
-    for suffix, expected in header["sha256"].items():
-        path = shard_file(folder, number, suffix)
+    for name, expected in _written(folder, number, header).items():
+        path = folder / name
         if not path.is_file() or sha256(path) != expected:
             return f"{path}: its contents are not those that were written; {REPAIR.format(folder)}"
     return None
@@ -373,6 +383,11 @@ def _check_alike(folder: Path, shards: Sequence[OpenShard]) -> None:
                 f"{shard_file(folder, number, 'bin')}: holds {header['dtype']} vectors of dim {header['dim']}, but the "
                 f"first shard {first['dtype']} of dim {first['dim']}; encode into an empty folder."
             )
+        if header.get("beside") != first.get("beside"):
+            raise UserError(
+                f"{shard_file(folder, number, 'json')}: was written with another {CODEBOOK} than the first shard; "
+                "encode into an empty folder."
+            )
 
 
 def open_shard(folder: Path, number: int, format: ShardFormat) -> OpenShard:
@@ -397,9 +412,11 @@ def _compare(folder: Path, shards: Sequence[int], suffixes: Sequence[str]) -> No
     """Compare files of shards with the digests in their headers."""
     files = {}
     for number in shards:
-        digests = read_header(folder, number)["sha256"]
-        for path, written in ((shard_file(folder, number, s), digests[s]) for s in suffixes if s in digests):
-            files[path.name] = {"size": path.stat().st_size if path.is_file() else 0, "sha256": written}
+        header = read_header(folder, number)
+        wanted = header | {"sha256": {name: header["sha256"][name] for name in suffixes if name in header["sha256"]}}
+        for name, written in _written(folder, number, wanted).items():
+            path = folder / name
+            files[name] = {"size": path.stat().st_size if path.is_file() else 0, "sha256": written}
     check_files(folder, files, remedy=REPAIR.format(folder))
 
 

@@ -1,28 +1,39 @@
 """The token store on disk, shards with many vectors for each document.
 
 To what every shard has (see shards.py), shard 7 adds shard-00007.counts (a 32-bit integer per document, the number of
-its vectors), shard-00007.bin (raw little-endian rows, those of a document next to one another) and, for int8,
-shard-00007.scales (a float32 per vector). Its header says the dtype, the dim and the number of vectors.
+its vectors), shard-00007.bin (raw little-endian rows, a document's next to one another), for int8 shard-00007.scales (a
+float32 per vector), and for residual codes shard-00007.codes (a 16-bit integer per vector, the number of its centroid).
+Its header says the dtype, the dim and the number of vectors.
+
+Residual codes are restored with codebook.safetensors, which the first shard is the sample for and which never changes.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from shortlist.data.contents import digest
+from shortlist.data.files import atomic_write
 from shortlist.data.ids import DocIds
 from shortlist.data.stores.shards import (
+    CODEBOOK,
+    REPAIR,
     OpenShard,
     OpenShards,
     ShardFormat,
     bytewise,
     map_file,
     release_pages,
+    shard_file,
     to_bytes,
     write_shard_files,
 )
@@ -30,15 +41,20 @@ from shortlist.data.stores.vectors import DTYPES, to_rows
 from shortlist.errors import UserError, unknown
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.quantize import from_int8
+from shortlist.math.residual import BITS, Codebook, ResidualCodes, fit_codebook, from_residual, to_residual
 
-TOKEN_DTYPES = [*DTYPES]
+RESIDUALS = {f"residual{bits}": bits for bits in BITS}
+"""The dtypes of residual codes, and their bits for each dimension."""
+TOKEN_DTYPES = [*DTYPES, *RESIDUALS]
 """The number types that token vectors may be stored in."""
-CONTENTS = ("bin", "counts", "scales")
+CONTENTS = ("bin", "counts", "scales", "codes")
+UNIT = 0.01
+"""How far from 1 the length of a vector in residual codes may be, which do not keep lengths."""
 
 
 def _identity(header: Mapping[str, Any]) -> str:
     """Digest all that a shard says of its documents' vectors."""
-    digests = [header["sha256"].get(suffix, "") for suffix in CONTENTS]
+    digests = [header["sha256"].get(suffix, "") for suffix in CONTENTS] + [*header.get("beside", {}).values()]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -56,13 +72,11 @@ class TokenRows(NamedTuple):
     """Token vectors as a store holds them."""
 
     values: Tensor
-    """[tokens, width] in the dtype of the store."""
+    """[tokens, width] in the dtype of the store; of residual codes, the bytes of the residuals."""
     scales: Float[Tensor, " tokens"] | None = None
     """Factors of int8 rows."""
-
-    def float32(self) -> Float[Tensor, "tokens dim"]:
-        """Return the vectors as float32, to compute with."""
-        return self.values.float() if self.scales is None else from_int8(self.values, self.scales)
+    codes: Shaped[Tensor, " tokens"] | None = None
+    """Numbers of the centroids of residual codes, as unsigned 16-bit integers."""
 
 
 class TokenBlock(NamedTuple):
@@ -79,32 +93,49 @@ class TokenBlock(NamedTuple):
     """[tokens, width] in the dtype of the store."""
     scales: Float[Tensor, " tokens"] | None = None
     """Factors of int8 rows."""
+    codes: Shaped[Tensor, " tokens"] | None = None
+    """Numbers of the centroids of residual codes, as unsigned 16-bit integers."""
+    codebook: Codebook | None = None
+    """The codebook of residual codes."""
 
     def stored(self) -> TokenRows:
         """Return the vectors as they are stored."""
-        return TokenRows(self.values, self.scales)
+        return TokenRows(self.values, self.scales, self.codes)
 
     def float32(self) -> Float[Tensor, "tokens dim"]:
         """Return the vectors as float32, to compute with."""
-        return self.stored().float32()
+        if self.codebook is not None and self.codes is not None:
+            return from_residual(ResidualCodes(self.codes, self.values), self.codebook)
+        return self.values.float() if self.scales is None else from_int8(self.values, self.scales)
 
 
 @final
 class TokenWriter:
     """A writer of a token store, shard by shard.
 
-    A crash loses at most the shard that is being written.
+    A crash loses at most the shard that is being written. The first shard of residual codes is the sample that their
+    codebook is fitted to; a store that has one keeps it.
 
     Args:
         folder: where the shards go; made if missing.
         dim: numbers per vector.
         dtype: how they are stored, one of TOKEN_DTYPES.
+        num_docs: number of documents that the store will hold, by which the number of centroids of residual codes is
+            chosen (None: those of the first shard).
+
+    Raises:
+        UserError: a dtype that nobody knows, or a dim that residual codes cannot be packed for.
     """
 
-    def __init__(self, folder: Path, dim: int, dtype: str = "float32"):
+    def __init__(self, folder: Path, dim: int, dtype: str = "float32", *, num_docs: int | None = None):
         if dtype not in TOKEN_DTYPES:
             raise unknown("vector dtype", dtype, TOKEN_DTYPES)
-        self.folder, self.dim, self.dtype = folder, dim, dtype
+        if dtype in RESIDUALS and dim * RESIDUALS[dtype] % 8:
+            raise UserError(
+                f"token vectors have {dim} dimensions, and {dtype} packs {8 // RESIDUALS[dtype]} of them into a byte; "
+                "choose a --dtype with more bits."
+            )
+        self.folder, self.dim, self.dtype, self._num_docs = folder, dim, dtype, num_docs
 
     def write_shard(
         self, number: int, doc_ids: Sequence[str], vectors: TokenVectors, keys: bytes | None = None
@@ -128,7 +159,25 @@ class TokenWriter:
                 f"{vectors.values.shape} do not make a shard of dim {self.dim}"
             )
         given = torch.from_numpy(np.ascontiguousarray(vectors.values, dtype=np.float32))
-        self.write_rows(number, doc_ids, vectors.counts, TokenRows(*to_rows(given, self.dtype)), keys)
+        if self.dtype not in RESIDUALS:
+            rows = TokenRows(*to_rows(given, self.dtype))
+        else:
+            self._check_finite(doc_ids, vectors.counts, given)
+            codes, residuals = to_residual(given, self._codebook_for(doc_ids, given))
+            rows = TokenRows(residuals, codes=codes.to(torch.uint16))
+        self.write_rows(number, doc_ids, vectors.counts, rows, keys)
+
+    def _codebook_for(self, doc_ids: Sequence[str], vectors: Float[Tensor, "tokens dim"]) -> Codebook:
+        """Return the store's codebook, fitted to these vectors if there is none yet."""
+        if len(vectors) and float((vectors.norm(dim=1) - 1).abs().max()) > UNIT:
+            raise UserError(
+                f"{self.dtype} keeps no lengths, and those of the model's token vectors are not 1; choose another "
+                "--dtype, such as float16."
+            )
+        if not (self.folder / CODEBOOK).exists():
+            expected = round(len(vectors) / len(doc_ids) * (self._num_docs or len(doc_ids)))
+            _write_codebook(self.folder, fit_codebook(vectors, bits=RESIDUALS[self.dtype], num_vectors=expected))
+        return _read_codebook(self.folder)
 
     def write_rows(
         self,
@@ -146,7 +195,9 @@ class TokenWriter:
         self._check_finite(doc_ids, counts, rows.values if rows.scales is None else rows.scales[:, None])
         contents = {"bin": to_bytes(rows.values), "counts": counts.astype("<i4").tobytes()}
         contents |= {"scales": to_bytes(rows.scales)} if rows.scales is not None else {}
+        contents |= {"codes": to_bytes(rows.codes)} if rows.codes is not None else {}
         header = {"kind": TOKEN_SHARDS.kind, "dtype": self.dtype, "dim": self.dim, "tokens": len(rows.values)}
+        header |= {"beside": {CODEBOOK: digest(self.folder / CODEBOOK)}} if rows.codes is not None else {}
         write_shard_files(self.folder, number, doc_ids, contents, header, keys)
 
     def _check_finite(self, doc_ids: Sequence[str], counts: Int[np.ndarray, " docs"], rows: Tensor) -> None:
@@ -179,6 +230,7 @@ class TokenReader:
         num_rows: number of documents on disk, including those that are gone.
         num_bytes: size of the vectors on disk, including those of documents that are gone.
         counts: number of vectors of each document, by position.
+        codebook: what residual codes are restored with; None for other dtypes.
         starts: the first row (document) of each shard, followed by the number of rows.
         shard_hashes: digest of each shard's vectors, in row order, by which an index knows what it was built from.
 
@@ -200,6 +252,7 @@ class TokenReader:
         self.counts: Int[np.ndarray, " docs"] = self._row_counts[self._open.rows_of(np.arange(self.num_docs))]
         self.num_tokens = int(self.counts.sum())
         self.num_bytes = sum(shard.rows.values.nbytes for shard in self._shards)
+        self.codebook = _read_codebook(folder) if self.dtype in RESIDUALS else None
 
     @property
     def doc_ids(self) -> DocIds:
@@ -257,7 +310,9 @@ class TokenReader:
         """Collect documents; those that stand together on disk are read from there without a copy."""
         parts = [self._run(int(run[0]), int(run[-1]) + 1) for run in _runs(rows, self.starts)]
         counts = torch.from_numpy(self._row_counts[rows])
-        return TokenBlock(torch.from_numpy(rows), torch.from_numpy(positions), counts, *_joined(parts, self._empty()))
+        values, scales, codes = _joined(parts, self._empty())
+        where = torch.from_numpy(rows), torch.from_numpy(positions)
+        return TokenBlock(*where, counts, values, scales, codes, self.codebook)
 
     def _run(self, start: int, end: int) -> TokenRows:
         """Return the vectors of rows of one shard."""
@@ -320,13 +375,34 @@ def map_tokens(folder: Path, shard: OpenShard) -> MappedTokens:
         UserError: a file is not of the size that the header says.
     """
     number, header, _ = shard
-    count, tokens, dim, dtype = header["count"], header["tokens"], header["dim"], DTYPES[header["dtype"]]
+    count, tokens, dim, dtype = header["count"], header["tokens"], header["dim"], header["dtype"]
     counts = map_file(folder, number, "counts", 4 * count).numpy().view("<i4")
     ends = np.cumsum(counts, dtype=np.int64)
     if ends[-1] != tokens:
-        raise UserError(
-            f"{folder}: the counts of shard {number} are of {ends[-1]:,} vectors, its header of {tokens:,}."
-        )
-    values = map_file(folder, number, "bin", tokens * dim * dtype.itemsize).view(dtype).view(tokens, dim)
-    scales = map_file(folder, number, "scales", 4 * tokens).view(torch.float32) if dtype == torch.int8 else None
-    return MappedTokens(ends, TokenRows(values, scales))
+        path = shard_file(folder, number, "counts")
+        raise UserError(f"{path}: counts {ends[-1]:,} vectors, its header {tokens:,}; {REPAIR.format(folder)}")
+
+    def column(suffix: str, stored: torch.dtype, *shape: int) -> Tensor:
+        size = tokens * stored.itemsize * math.prod(shape)
+        return map_file(folder, number, suffix, size).view(stored).view(tokens, *shape)
+
+    if dtype in RESIDUALS:
+        residuals = column("bin", torch.uint8, dim * RESIDUALS[dtype] // 8)
+        return MappedTokens(ends, TokenRows(residuals, codes=column("codes", torch.uint16)))
+    scales = column("scales", torch.float32) if dtype == "int8" else None
+    return MappedTokens(ends, TokenRows(column("bin", DTYPES[dtype], dim), scales))
+
+
+def _write_codebook(folder: Path, codebook: Codebook) -> None:
+    parts = {"centroids": codebook.centroids, "cutoffs": codebook.cutoffs, "weights": codebook.weights}
+    with atomic_write(folder / CODEBOOK, "wb") as file:
+        file.write(save({name: part.contiguous() for name, part in parts.items()}))
+
+
+def _read_codebook(folder: Path) -> Codebook:
+    path = folder / CODEBOOK
+    try:
+        parts = load(path.read_bytes())
+        return Codebook(parts["centroids"], parts["cutoffs"], parts["weights"])
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: is no codebook ({error}); {REPAIR.format(folder)}") from None

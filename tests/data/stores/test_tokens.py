@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from shortlist.data.stores.shards import damage, finished_shards
-from shortlist.data.stores.tokens import TOKEN_DTYPES, TokenReader, TokenWriter
+from shortlist.data.stores.shards import CODEBOOK, damage, finished_shards
+from shortlist.data.stores.snapshots import compact, document_keys, renew
+from shortlist.data.stores.tokens import RESIDUALS, TOKEN_DTYPES, TokenReader, TokenWriter
 from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.math.maxsim import TokenVectors
+from shortlist.records import Document
 
 DIM = 8
 COUNTS = np.array([3, 0, 2, 5, 1, 4, 2])
@@ -100,7 +102,7 @@ def test_an_updated_store_is_read_by_position(updated):
 def test_every_dtype_gives_nearly_the_same_vectors_everywhere(tmp_path, dtype):
     reader = TokenReader(write(tmp_path, dtype))
     found = reader.take(np.arange(7)).values
-    assert (found * VALUES).sum(1).min() > 0.99
+    assert (found * VALUES).sum(1).mean() > (0.5 if dtype in RESIDUALS else 0.99)
     assert np.array_equal(torch.cat([block.float32() for block in reader.blocks(3)]), found)
     assert np.array_equal(reader.take(np.array([3, 0])).values, np.concatenate([found[5:10], found[:3]]))
     block = reader.pick(np.array([2]))
@@ -137,13 +139,72 @@ def test_a_shard_may_hold_no_vector_at_all(tmp_path):
     same(reader.take(np.array([0])), [1])
 
 
-@pytest.mark.parametrize("dtype", TOKEN_DTYPES)
+def test_residual_codes_are_a_centroid_and_packed_bits_and_their_codebook_is_fitted_once(tmp_path):
+    write(tmp_path / "one", "residual2")
+    write(tmp_path / "two", "residual2")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert [(tmp_path / "one" / name).read_bytes() for name in names] == [
+        (tmp_path / "two" / name).read_bytes() for name in names
+    ]
+    before = (tmp_path / "one" / CODEBOOK).read_bytes()
+    writer = TokenWriter(tmp_path / "one", DIM, "residual2", num_docs=10**9)
+    writer.write_shard(3, ["new"], TokenVectors(VALUES[::-1].copy(), np.array([17])))
+    assert (tmp_path / "one" / CODEBOOK).read_bytes() == before
+    reader = TokenReader(tmp_path / "one")
+    block = reader.pick(np.array([3]))
+    assert (block.values.shape, block.values.dtype, block.codes.shape) == ((5, 2), torch.uint8, (5,))
+    assert reader.num_bytes == 34 * 2
+    for path in (tmp_path / "one").iterdir():
+        path.unlink()
+    assert np.array_equal(block.float32(), reader.take(np.array([3])).values)
+
+
+def test_a_compacted_store_keeps_its_residual_codes(tmp_path):
+    documents = [Document(doc_id, "text") for doc_id in DOC_IDS]
+    writer = TokenWriter(tmp_path, DIM, "residual4")
+    for number, (start, end) in enumerate(SHARDS):
+        writer.write_shard(number, DOC_IDS[start:end], some(range(start, end)), document_keys(documents[start:end]))
+    before, codebook = TokenReader(tmp_path).pick(np.array([4, 2])), (tmp_path / CODEBOOK).read_bytes()
+    renew(tmp_path, [documents[4], documents[2]])
+    assert compact(tmp_path, 9) == 5
+    after = TokenReader(tmp_path).pick(np.array([0, 1]))
+    assert after.values.equal(before.values)
+    assert after.codes.int().equal(before.codes.int())
+    assert (tmp_path / CODEBOOK).read_bytes() == codebook
+
+
+def test_what_residual_codes_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"12 dimensions, and residual1 packs 8 of them into a byte; choose a --dtype"):
+        TokenWriter(tmp_path, dim=12, dtype="residual1")
+    writer = TokenWriter(tmp_path, dim=DIM, dtype="residual1")
+    with pytest.raises(UserError, match=r"keeps no lengths, and those of the model's token vectors are not 1; choose"):
+        writer.write_shard(0, ["a"], TokenVectors(VALUES[:2] * 2, np.array([2])))
+    broken = VALUES[:2].copy()
+    broken[1, 1] = np.inf
+    with pytest.raises(UserError, match=r"a token vector of document 'a' is not finite in residual1"):
+        writer.write_shard(0, ["a"], TokenVectors(broken, np.array([2])))
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_of_two_codebooks_are_no_store(tmp_path):
+    write(tmp_path / "a", "residual1", shards=[(0, 4)])
+    write(tmp_path / "b", "residual1", shards=[(3, 4), (4, 6)])
+    for suffix in ("json", "bin", "ids", "counts", "codes"):
+        (tmp_path / "b" / f"shard-00001.{suffix}").replace(tmp_path / "a" / f"shard-00001.{suffix}")
+    with pytest.raises(UserError, match=r"codebook.safetensors: its contents are not those that were written"):
+        TokenReader(tmp_path / "a")
+    with pytest.raises(UserError, match=r"shard-00001.json: was written with another codebook.safetensors than the"):
+        TokenReader(tmp_path / "a", compare=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "int8", "residual2"])
 def test_every_changed_byte_of_a_store_is_noticed(tmp_path, dtype):
     write(tmp_path, dtype, shards=[(0, 3), (3, 4)])
     silent = []
     for path in sorted(tmp_path.iterdir()):
         content = path.read_bytes()
-        places = range(len(content)) if path.suffix == ".json" else range(0, len(content), 7)
+        places = range(0, len(content), 3)
         damages = {f"flip at {i}": content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in places}
         damages |= {"cut": content[:-1], "longer": content + b"\0", "empty": b""}
         for name, damaged in damages.items():
