@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.stores.tokens import TokenBlock, TokenReader
+from shortlist.data.stores.tokens import TokenBlock, TokenReader, TokenRows
 from shortlist.errors import UserError
 from shortlist.index.flat import Best, free_bytes
 from shortlist.index.leaders import Leaders
@@ -225,8 +225,8 @@ def score_candidates(
 
 def part_of(block: TokenBlock, start: int, stop: int) -> TokenBlock:
     """Return the vectors of some tokens of a block; counts and positions stay those of the whole."""
-    scales = None if block.scales is None else block.scales[start:stop]
-    return block._replace(values=block.values[start:stop], scales=scales)
+    rows = TokenRows(*(None if column is None else column[start:stop] for column in block.stored()))
+    return block._replace(**rows._asdict())
 
 
 def _units(block: TokenBlock) -> list[TokenBlock]:
