@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
     from shortlist.math.fusion import rrf
+    from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result
     from shortlist.records import Document, Group, Hit, Query
@@ -57,6 +58,7 @@ HOMES = {
     "index.bm25": "BM25Index",
     "index.flat": "FlatIndex",
     "math.fusion": "rrf",
+    "models.late_retriever": "LateRetriever",
     "models.retriever": "Retriever",
     "pipeline": "Answer Pipeline Result",
     "records": "Document Group Hit Query",

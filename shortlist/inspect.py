@@ -15,7 +15,7 @@ from shortlist.errors import UserError
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import KINDS, load_model
 from shortlist.records import Document, Query
-from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Reading
+from shortlist.text.contract import TEMPLATES, Form, InputContract, Reading, is_token
 from shortlist.text.inputs import Inputs
 from shortlist.text.prompts import named_prompt
 from shortlist.text.rendering import Renderer
@@ -261,7 +261,7 @@ def _dimensions(reading: Reading) -> str:
 
 
 def _template(form: Form, kind: str) -> str:
-    pieces = (piece if piece in SPECIAL else json.dumps(piece, ensure_ascii=False) for piece in getattr(form, kind))
+    pieces = (piece if is_token(piece) else json.dumps(piece, ensure_ascii=False) for piece in getattr(form, kind))
     return f"{' '.join(pieces)}, at most {getattr(form, f'{kind}_length')} tokens"
 
 

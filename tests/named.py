@@ -3,7 +3,7 @@
 from functools import wraps
 from typing import Any
 
-from shortlist.models import load
+from shortlist.models import load, loading_late
 from shortlist.models.folder import open_folder
 from shortlist.models.kinds import load_model
 
@@ -28,4 +28,5 @@ def load_reranker(name: str, contract: Any = None, **options: Any) -> Any:
 
 retriever_to_train = _by_name(load.dense_to_train, "retriever")
 reranker_to_train = _by_name(load.pointwise_to_train, "reranker")
+late_to_train = _by_name(loading_late.late_to_train, "retriever")
 language_model_to_train = _by_name(load.language_model_to_train, "retriever")

@@ -12,7 +12,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.models.files import base_name, is_adapter
 from shortlist.models.folder import ModelFolder
-from shortlist.text.contract import SPECIAL, TEMPLATES, Form, InputContract, Reading
+from shortlist.text.contract import TEMPLATES, Form, InputContract, Reading, is_token
 
 CARD = "README.md"
 SETTINGS = (
@@ -131,7 +131,7 @@ def _inputs(form: Form, reading: Reading) -> str:
     rows = []
     for kind in TEMPLATES:
         if template := getattr(form, kind):
-            pieces = " ".join(f"`{p}`" if p in SPECIAL else f"`{json.dumps(p, ensure_ascii=False)}`" for p in template)
+            pieces = " ".join(f"`{p}`" if is_token(p) else f"`{json.dumps(p, ensure_ascii=False)}`" for p in template)
             rows.append(f"| {kind} | {pieces} | {getattr(form, f'{kind}_length')} |")
     pooled = f"Pooling: {reading.pooling}." + (" Vectors have length 1." if reading.normalize and not form.pair else "")
     pooled += f" They may be cut to {', '.join(map(str, reading.dims))} dimensions." if reading.dims else ""

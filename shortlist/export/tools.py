@@ -15,7 +15,8 @@ from shortlist.models.dense import DenseLayer
 from shortlist.models.files import CONFIG, HEAD, is_adapter, write_base
 from shortlist.models.folder import ModelFolder
 from shortlist.models.kinds import KINDS
-from shortlist.models.published import ACTIVATIONS, POOLING_MODES, find_activation
+from shortlist.models.modules import ACTIVATIONS, find_activation
+from shortlist.models.published import POOLING_MODES
 from shortlist.models.save import save_model
 
 POOLING_FLAGS = (

@@ -16,7 +16,7 @@ from shortlist.models.retriever import Retriever
 from shortlist.models.run import score_pairs
 from shortlist.records import Document, as_queries
 from shortlist.rerankers.reranker import Reranker
-from shortlist.text.contract import SPECIAL, Form
+from shortlist.text.contract import Form, is_token
 
 try:
     from mteb.models import ModelMeta
@@ -127,7 +127,7 @@ def _meta(model: ModelFolder, form: Form, options: Mapping[str, Any], **known: A
         "revision": model.revision or model.identity.rpartition(":")[2],
         "n_parameters": model.num_parameters,
         "framework": ["PyTorch"],
-        "use_instructions": any(piece not in SPECIAL and not piece.startswith("{") for piece in pieces),
+        "use_instructions": any(not is_token(piece) and not piece.startswith("{") for piece in pieces),
         "experiment_kwargs": {name: str(value) for name, value in options.items()} or None,
     }
     unknown = {name: None for name, field in ModelMeta.model_fields.items() if field.is_required()}

@@ -1,6 +1,6 @@
-"""Residual codes of unit vectors: a centroid's number, and a few bits for each dimension's distance from it.
+"""Residual codes of unit vectors: a centroid's number and a few bits per dimension.
 
-The codes and their bounds are PLAID's, https://arxiv.org/abs/2205.09707.
+The bits say how far the vector is from its centroid in that dimension. The codes and their bounds are PLAID's, https://arxiv.org/abs/2205.09707.
 """
 
 from dataclasses import dataclass

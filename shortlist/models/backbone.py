@@ -15,11 +15,15 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     BitsAndBytesConfig,
     PreTrainedModel,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from shortlist.errors import UserError, unknown
@@ -27,11 +31,16 @@ from shortlist.math.pooling import POOLINGS, Pooling
 from shortlist.models.files import LATENT, POSITIONS, first_line, not_a_model
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.virtual import num_virtual
-from shortlist.text.contract import Reading
+from shortlist.text.contract import PER_TOKEN, Reading
 
 
 def load_backbone(
-    name: str, *, dtype: torch.dtype = torch.float32, attention: str | None = None, four_bit: bool = False
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    four_bit: bool = False,
+    encoder: bool = False,
 ) -> PreTrainedModel:
     """Load a decoder or encoder without its language-model head, from a folder or the hub.
 
@@ -40,6 +49,7 @@ def load_backbone(
             (None: sdpa if the model has it).
         four_bit: keep the linear layers as 4-bit NF4 (https://arxiv.org/abs/2305.14314) and compute in `dtype`, on the
             current GPU if there is one. Such layers cannot be trained; add an adapter to them.
+        encoder: load an encoder-decoder's encoder alone.
 
     Raises:
         UserError: there is no usable model, it needs code of its own to run, or a package is missing.
@@ -48,7 +58,7 @@ def load_backbone(
     options: dict[str, Any] = {"attn_implementation": _known_attention(attention, name), "dtype": dtype}
     if four_bit:
         options["quantization_config"] = _nf4(dtype)
-    model = _load(AutoModel, name, config=config, **options)
+    model = _load(_encoder_of(config) if encoder else AutoModel, name, config=config, **options)
     _freeze_pooler(model)
     # otherwise, on some CPUs and outside training, bitsandbytes would repack the weights permanently, into a form that
     # computes in bfloat16, has no gradient, and dequantises to other weights
@@ -96,7 +106,7 @@ def _load(kind: Any, name: str, **options: Any) -> PreTrainedModel:
     return model
 
 
-def empty_backbone(name: str, *, attention: str | None = None) -> PreTrainedModel:
+def empty_backbone(name: str, *, attention: str | None = None, encoder: bool = False) -> PreTrainedModel:
     """Build the backbone that `load_backbone` would load, without weights, on the device `meta`.
 
     Raises:
@@ -105,7 +115,7 @@ def empty_backbone(name: str, *, attention: str | None = None) -> PreTrainedMode
     config = _config(name)
     _known_attention(attention, name)
     try:
-        model = _on_meta(config)
+        model = _on_meta(config, _encoder_of(config) if encoder else AutoModel)
     except ValueError as error:
         raise not_a_model(name, error) from None
     _freeze_pooler(model)
@@ -148,9 +158,20 @@ def _config(name: str) -> Any:
         raise not_a_model(name, error) from None
 
 
-def _on_meta(config: Any, **options: Any) -> PreTrainedModel:
+def _on_meta(config: Any, kind: Any = AutoModel, **options: Any) -> PreTrainedModel:
     with torch.device("meta"):
-        return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32, **options)
+        return kind.from_config(config, trust_remote_code=False, dtype=torch.float32, **options)
+
+
+def _encoder_of(config: Any) -> Any:
+    """Return the class of transformers that loads a backbone, without the decoder of an encoder-decoder."""
+    return AutoModelForTextEncoding if encoder_class(config) else AutoModel
+
+
+def encoder_class(config: Any) -> str | None:
+    """Return the name of the class that is an encoder-decoder's encoder alone, as of T5; None for other models."""
+    name = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(config.model_type, "")
+    return name if name.endswith("EncoderModel") else None
 
 
 def _known_attention(attention: str | None, name: str) -> str | None:
@@ -218,7 +239,9 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
     This does not depend on what its tokens attend to now.
     """
-    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not model.config.is_encoder_decoder
+    if model.config.is_encoder_decoder or encoder_class(model.config) == type(model).__name__:
+        return False
+    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def is_causal(model: PreTrainedModel) -> bool:
@@ -242,8 +265,9 @@ def apply_reading(model: PreTrainedModel, reading: Reading) -> None:
     Raises:
         UserError: `reading` names an unknown pooling.
     """
-    if reading.pooling not in (*POOLINGS, LATENT):
-        raise unknown("pooling", reading.pooling, [*POOLINGS, LATENT])
+    known = [*POOLINGS, LATENT, PER_TOKEN]
+    if reading.pooling not in known:
+        raise unknown("pooling", reading.pooling, known)
     if reading.bidirectional:
         see_both_ways(model)
 
@@ -272,6 +296,25 @@ def pooled_states(
         hidden = model(input_ids=token_ids, **options).last_hidden_state
     pool = POOLINGS[pooling] if isinstance(pooling, str) else pooling
     return pool(hidden, lengths.clamp(max=hidden.shape[1]))  # a fused layer returns only that position
+
+
+def token_states(
+    model: PreTrainedModel,
+    token_ids: Int[Tensor, "batch tokens"],
+    attended: Bool[Tensor, "batch tokens"],
+    *,
+    some_unread: bool,
+) -> Float[Tensor, "batch tokens dim"]:
+    """Compute the hidden state of every token, after the final norm.
+
+    Args:
+        attended: True for the tokens that others attend to.
+        some_unread: whether `attended` may be False for a token that is not padding on the right.
+    """
+    options: dict[str, Any] = {"use_cache": False} if is_decoder(model) else {}
+    if some_unread or not is_causal(model):
+        options["attention_mask"] = attended
+    return model(input_ids=token_ids, **options).last_hidden_state
 
 
 def real_tokens(token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:

@@ -29,6 +29,7 @@ class DenseLayer(nn.Module):
         weight: the weight of the layer.
         bias: its bias, if any.
         activation: the function applied to the output (None: no function).
+        residual: what the layer's input is multiplied by and added to the output, if at all.
     """
 
     def __init__(
@@ -36,21 +37,30 @@ class DenseLayer(nn.Module):
         weight: Float[Tensor, "out features"],
         bias: Float[Tensor, " out"] | None = None,
         activation: Activation | None = None,
+        *,
+        residual: Float[Tensor, "out features"] | None = None,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.float())
         self.bias = None if bias is None else nn.Parameter(bias.float())
         self.activation = activation
+        self.residual = None if residual is None else nn.Parameter(residual.float())
 
     @property
     def out_features(self) -> int:
         """The dimension of the output."""
         return len(self.weight)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a product with its weight, and nothing more."""
+        return self.bias is None and self.activation is None and self.residual is None
+
     def forward(self, vectors: Float[Tensor, "batch features"]) -> Float[Tensor, "batch out"]:
         """Compute the layer's output, in float32."""
-        vectors = F.linear(vectors, self.weight, self.bias)
-        return vectors if self.activation is None else self.activation(vectors)
+        out = F.linear(vectors, self.weight, self.bias)
+        out = out if self.activation is None else self.activation(out)
+        return out if self.residual is None else out + F.linear(vectors, self.residual)
 
 
 @final

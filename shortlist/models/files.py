@@ -17,6 +17,9 @@ HEAD = "score.weight"
 OUTPUT_EMBEDDING = "lm_head.weight"
 """The key of a language model's output embedding."""
 
+PROJECTION = "linear.weight"
+"""The key of a late-interaction model's projection, as in Stanford's ColBERT."""
+
 LATENT = "latent"
 """The name of the pooling that has weights."""
 LATENT_KEYS = {f"pool.{name}": f"latent_pooling.{name}" for name in ("latents", "widen", "narrow")}

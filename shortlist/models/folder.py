@@ -27,12 +27,14 @@ from shortlist.models.files import (
     is_classifier,
     not_a_model,
 )
-from shortlist.models.published import MODULES, backbone_folder, check_layout, published_contract
+from shortlist.models.modules import MODULES, backbone_folder
+from shortlist.models.published import check_layout, published_contract
+from shortlist.models.published_late import METADATA, is_stanford
 from shortlist.models.shipped import shipped_folder, shipped_name
 from shortlist.text.contract import TEMPLATES, InputContract, named_contract
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
 
-FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", PICKLED]
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", METADATA, PICKLED]
 """The files to fetch from the hub: no code, and weights only in safetensors, except for older adapters."""
 
 WEIGHTS = ("*.safetensors", PICKLED)
@@ -218,7 +220,9 @@ class ModelFolder:
         """Whether a look at the files tells how the model reads this input."""
         if (self.path / CONTRACT).exists():
             return self.own_contract(reads) is not None
-        return (self.path / MODULES).exists() if reads == "document" else is_classifier(self.path)
+        if reads == "pair":
+            return is_classifier(self.path)
+        return (self.path / MODULES).exists() or is_stanford(self.path)
 
     def _mistaken(self, reads: str) -> UserError:
         """Make the error for a model that is not known to read this input."""

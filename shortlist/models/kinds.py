@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shortlist.errors import unknown
+from shortlist.errors import UserError, unknown
 from shortlist.late import late
-from shortlist.models.files import HEAD, LATENT_KEYS, OUTPUT_EMBEDDING, is_classifier
+from shortlist.models.files import HEAD, LATENT_KEYS, OUTPUT_EMBEDDING, PROJECTION, is_classifier
 from shortlist.models.folder import ModelFolder
 from shortlist.models.shipped import shipped_folder, warn_of_text
-from shortlist.text.contract import Adjust, InputContract
+from shortlist.text.contract import PER_TOKEN, Adjust, InputContract
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,8 @@ class ModelKind:
     """Whether it is saved as a causal language model of transformers."""
     saves_itself: bool = False
     """Whether the backbone is a complete model of transformers, with its head, and is saved as such."""
+    used_as: str = "Retriever"
+    """The class of Python that it is used through, if it is a retriever."""
 
 
 def is_headless_classifier(folder: ModelFolder) -> bool:
@@ -63,6 +65,15 @@ KINDS: dict[str, ModelKind] = {
         to_train=late("models.load", "dense_to_train"),
         saved=LATENT_KEYS,
         temperature=0.01,
+    ),
+    "late": ModelKind(
+        role="retriever",
+        reads="document",
+        load=late("models.loading_late", "load_late"),
+        to_train=late("models.loading_late", "late_to_train"),
+        is_in=lambda folder, contract: contract.reading.pooling == PER_TOKEN,
+        saved={"layers.0.weight": PROJECTION},
+        used_as="LateRetriever",
     ),
     "reranker": ModelKind(
         role="reranker",
@@ -91,6 +102,10 @@ KINDS: dict[str, ModelKind] = {
 """The kinds by name, which is the name in `shortlist train` and the module's `kind`."""
 
 
+GIVES = {"Retriever": "one vector for each text", "LateRetriever": "a vector for each token (late interaction)"}
+"""What retrievers give, by the class of Python that they are used through."""
+
+
 def kind_in(folder: ModelFolder, contract: InputContract, reads: str) -> ModelKind:
     """Find the kind of model that a folder holds.
 
@@ -110,6 +125,7 @@ def load_model(
     *,
     adjust: Adjust | None = None,
     dtype: "torch.dtype | None" = None,
+    used_as: str | None = None,
 ) -> Any:
     """Load the model that a folder holds, whatever its kind.
 
@@ -119,13 +135,17 @@ def load_model(
         contract: the input contract, by name or as an object (None: the folder's own).
         adjust: changes that contract before use, such as its lengths.
         dtype: dtype of the weights (None: float32).
+        used_as: the class that the caller is, as in `ModelKind.used_as` (None: any).
 
     Raises:
         UserError: its input contract is unknown, or it is another kind of model.
     """
     found = folder.contract(reads, contract)
     found = folder.check_lengths(adjust(found) if adjust else found)
-    load = kind_in(folder, found, reads).load
+    kind = kind_in(folder, found, reads)
+    if used_as not in (None, kind.used_as):
+        raise UserError(f"{folder.name}: gives {GIVES[kind.used_as]}; load it with {kind.used_as}.")
+    load = kind.load
     if shipped_folder(folder.name):
         warn_of_text()
     assert load is not None  # `kind_in` ensures it; this tells the type checker

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,12 +38,15 @@ from shortlist.models.heads import (
     own_output,
 )
 from shortlist.models.language import LanguageModel
+from shortlist.models.late import LateModel
 from shortlist.models.latent import LatentPooling
+from shortlist.models.modules import dense_layers
 from shortlist.models.pointwise import PointwiseModel, new_head
-from shortlist.models.published import dense_layers
-from shortlist.text.contract import Adjust, Form, InputContract, Reading, named_contract
+from shortlist.text.contract import PER_TOKEN, Adjust, Form, InputContract, Reading, named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.proof import proved_inputs
+
+Vectors = TypeVar("Vectors", bound="DenseModel | LateModel")
 
 BESIDE = (HEAD, *LATENT_KEYS.values())
 """Ends of the keys in an adapter that do not belong to its backbone."""
@@ -90,16 +93,28 @@ def latent_pooling(folder: ModelFolder, backbone: PreTrainedModel, *, seed: int 
 
 
 def refuse_latent(reading: Reading, name: str) -> None:
-    """Refuse a latent pooling where it has no place.
+    """Refuse a retriever's poolings where they have no place.
 
     Raises:
-        UserError: the reading names it.
+        UserError: the reading names one.
     """
-    if reading.pooling == LATENT:
-        raise UserError(f"{name}: a latent pooling is a retriever's; choose last, cls, mean or weighted.")
+    if reading.pooling in (LATENT, PER_TOKEN):
+        raise UserError(f"{name}: the pooling {reading.pooling} is a retriever's; choose last, cls, mean or weighted.")
 
 
-def check_dims(model: DenseModel, name: str) -> DenseModel:
+def refuse_tokens(reading: Reading, name: str) -> None:
+    """Refuse to keep all tokens' vectors where a text has one.
+
+    Raises:
+        UserError: the reading says so.
+    """
+    if reading.pooling == PER_TOKEN:
+        raise UserError(
+            f"{name}: the pooling {PER_TOKEN} keeps a vector for each token, which is late interaction: train late."
+        )
+
+
+def check_dims(model: Vectors, name: str) -> Vectors:
     """Return a retriever if its vectors have all dimensions that its contract cuts them to.
 
     Raises:
@@ -174,7 +189,8 @@ def dense_to_train(
         )
     contract = contract or folder.own_contract("document")
     contract = contract or named_contract("repllama" if is_decoder(backbone) else "bert")
-    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    inputs, reading = inputs_to_train(folder, backbone, contract, adjust)
+    refuse_tokens(reading, folder.name)
     pool = latent_pooling(folder, backbone, seed=seed) if reading.pooling == LATENT else None
     return check_dims(DenseModel(backbone, inputs, reading, pool=pool), folder.name)
 
@@ -210,7 +226,7 @@ def pointwise_to_train(
         return _answering_to_train(folder, backbone, contract, adjust, empty=loading.get("empty", False))
     head = head_of(folder)
     head = new_head(backbone, seed=seed) if head is None else one_label(head, folder.name)
-    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    inputs, reading = inputs_to_train(folder, backbone, contract, adjust)
     refuse_latent(reading, folder.name)
     return PointwiseModel(backbone, inputs, reading, head)
 
@@ -220,7 +236,7 @@ def _answering_to_train(
 ) -> AnsweringModel:
     """Load a language model that answers about a pair, to start training from."""
     output = own_output(backbone, folder.whole.backbone_path, empty=empty)
-    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    inputs, reading = inputs_to_train(folder, backbone, contract, adjust)
     refuse_latent(reading, folder.name)
     backbone.config.tie_word_embeddings = output is None
     answer = answer_ids(inputs.tokenizer, reading.answer, folder.whole.path)
@@ -248,7 +264,7 @@ def language_model_to_train(
     backbone = open_backbone(folder, **loading)
     output = own_output(backbone, folder.whole.backbone_path, empty=loading.get("empty", False))
     contract = contract or folder.own_contract("pair") or named_contract("rankllama")
-    inputs, reading = _to_train(folder, backbone, contract, adjust)
+    inputs, reading = inputs_to_train(folder, backbone, contract, adjust)
     if not is_causal(backbone) or reading.bidirectional:
         raise UserError(f"{folder.name}: its tokens see what comes after them, so there is nothing to predict.")
     backbone.config.tie_word_embeddings = output is None  # saved with it, so that transformers builds the same model
@@ -296,12 +312,12 @@ def _merged(
         raise UserError(f"{folder.name}: is an adapter, which --four-bit cannot start from; name a whole model.")
     if (path / QUANTIZATION).exists():  # the updates were trained on weights rounded from this dtype
         dtype = getattr(torch, read_json(path / QUANTIZATION)["bnb_4bit_compute_dtype"])
-        rounded = dequantize(_merged(base, dtype=dtype, four_bit=True))
+        rounded = dequantize(_merged(base, dtype=dtype, four_bit=True, encoder=loading.get("encoder", False)))
         return merge_adapter(rounded, path, beside=beside).to(loading.get("dtype", torch.float32))
-    return merge_adapter(_merged(base, **loading), path, beside=beside)
+    return merge_adapter(_merged(base, beside=(*BESIDE, *beside), **loading), path, beside=beside)
 
 
-def _to_train(
+def inputs_to_train(
     folder: ModelFolder, backbone: PreTrainedModel, contract: InputContract, adjust: Adjust | None
 ) -> tuple[Inputs, Reading]:
     """Adjust a contract, apply its reading to the backbone, and return inputs and reading.

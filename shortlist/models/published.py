@@ -6,24 +6,18 @@ input, so the user has to name a contract.
 """
 
 import re
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
+from typing import Any
 
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
 from shortlist.models.files import is_adapter, is_classifier
+from shortlist.models.modules import MODULES, backbone_folder, list_modules, longest_text
+from shortlist.models.published_late import late_contract
 from shortlist.text.contract import Form, InputContract, Reading, named_contract
 from shortlist.text.special_tokens import around_one, around_two
 from shortlist.text.templates import literal
 from shortlist.text.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from shortlist.models.dense import Activation, DenseLayer, UnitLength
-
-MODULES = "modules.json"
 
 KNOWN = {
     r"castorini/repllama-v1-7b-lora-passage": "repllama",
@@ -34,6 +28,7 @@ KNOWN = {
     r"Qwen/Qwen3-Reranker-.*": "qwen3-reranker",
     r"mixedbread-ai/mxbai-rerank-(base|large)-v2": "mxbai-rerank-v2",
     r"BAAI/bge-reranker-v2-gemma": "bge-reranker-v2-gemma",
+    r"google/xtr-base-(en|multilingual)": "xtr",
     r"intfloat/(multilingual-)?e5-(small|base|large)(-v2)?": "e5",
     r"BAAI/bge-(small|base|large)-en(-v1\.5)?": "bge",
 }
@@ -46,18 +41,6 @@ POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weighted",
 }
 """sentence-transformers' names of the supported poolings."""
-
-ACTIVATIONS = {
-    "torch.nn.modules.linear.Identity": None,
-    "torch.nn.modules.activation.Tanh": "torch.tanh",
-    "torch.nn.modules.activation.ReLU": "torch.relu",
-    "torch.nn.modules.activation.GELU": "torch.nn.functional.gelu",
-    "torch.nn.modules.activation.Sigmoid": "torch.sigmoid",
-}
-"""Supported activations of a dense layer: class named in its settings -> name of the function (None: no function)."""
-
-UNLIMITED = 10**9
-"""Tokenizers without a longest input report a length above this."""
 
 
 def check_layout(name: str, folder: Path) -> None:
@@ -102,6 +85,8 @@ def published_contract(name: str, folder: Path, kind: str) -> InputContract | No
     for pattern, contract in KNOWN.items():
         if re.fullmatch(pattern, name) and getattr(named_contract(contract).form, kind):
             return named_contract(contract)
+    if kind == "document" and (found := late_contract(folder)):
+        return found
     if kind == "document" and (folder / MODULES).exists():
         return _of_modules(folder)
     if kind == "pair" and is_classifier(folder):
@@ -109,68 +94,9 @@ def published_contract(name: str, folder: Path, kind: str) -> InputContract | No
     return None
 
 
-def backbone_folder(folder: Path) -> Path:
-    """Find the folder of the backbone inside a model folder.
-
-    sentence-transformers may keep it one folder deeper.
-    """
-    if not (folder / MODULES).exists():
-        return folder
-    return next((path for kind, path in _modules(folder) if kind == "Transformer"), folder)
-
-
-def dense_layers(folder: Path) -> "list[DenseLayer | UnitLength]":
-    """Load the dense layers after the pooling, and scalings between them, in order.
-
-    Raises:
-        UserError: weights are missing, or an activation is not supported.
-    """
-    if not (folder / MODULES).exists():
-        return []
-    from shortlist.models.dense import UnitLength
-
-    layers = [(kind, path) for kind, path in _modules(folder) if kind in ("Dense", "Normalize")]
-    while layers and layers[-1][0] == "Normalize":  # this one is part of the reading
-        layers.pop()
-    return [_dense(path) if kind == "Dense" else UnitLength() for kind, path in layers]
-
-
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """List the kind and folder of each module, in order."""
-    return [
-        (module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in read_json(folder / MODULES, list)
-    ]
-
-
-def _dense(folder: Path) -> "DenseLayer":
-    from safetensors.torch import load_file
-
-    from shortlist.models.dense import DenseLayer
-
-    settings, path = read_json(folder / "config.json"), folder / "model.safetensors"
-    try:
-        weights = load_file(path)
-        weight, bias = weights["linear.weight"], weights.get("linear.bias")
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{path}: cannot read the layer ({error}); expected linear.weight in safetensors.") from None
-    name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if name not in ACTIVATIONS:
-        raise UserError(f"{folder}: activation {name!r} is not supported; expected one of {', '.join(ACTIVATIONS)}.")
-    return DenseLayer(weight, bias, find_activation(name))
-
-
-def find_activation(name: str) -> "Activation | None":
-    """Return the function of an activation in ACTIVATIONS; None if it does nothing."""
-    path = ACTIVATIONS[name]
-    if path is None:
-        return None
-    module, _, function = path.rpartition(".")
-    return getattr(import_module(module), function)
-
-
 def _of_modules(folder: Path) -> InputContract:
     """Read pooling, normalisation, length and prompts from modules.json and the files it names."""
-    listed = _modules(folder)
+    listed = list_modules(folder)
     kinds, modules = [kind for kind, _ in listed], dict(listed)
     for module in modules.keys() - {"Transformer", "Pooling", "Dense", "Normalize"}:
         raise UserError(
@@ -200,7 +126,7 @@ def _of_modules(folder: Path) -> InputContract:
     if settings.get("do_lower_case") and tokenizer.tokenize("Aa Bb") != tokenizer.tokenize("aa bb"):
         raise UserError(f"{folder}: lowers the case of texts before its tokenizer does not, which is not supported.")
     start, end = around_one(tokenizer)
-    length = settings.get("max_seq_length") or _longest(backbone, tokenizer)
+    length = settings.get("max_seq_length") or longest_text(backbone, tokenizer)
     form = Form(
         query=(*start, literal(query) + "{query}", *end),
         document=(*start, literal(document) + "{title} {text}", *end),
@@ -235,7 +161,7 @@ def _of_classifier(folder: Path) -> InputContract:
         )
     tokenizer = load_tokenizer(folder)
     start, middle, end = around_two(tokenizer)
-    form = Form(pair=(*start, "{query}", *middle, "{title} {text}", *end), pair_length=_longest(folder, tokenizer))
+    form = Form(pair=(*start, "{query}", *middle, "{title} {text}", *end), pair_length=longest_text(folder, tokenizer))
     token_types = 1 in _as_transformers_has_it(folder)("a", "b").get("token_type_ids", [])
     return InputContract(form, Reading(pooling="cls", normalize=False, token_types=token_types))
 
@@ -248,13 +174,6 @@ def _as_transformers_has_it(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def _longest(folder: Path, tokenizer: Any) -> int:
-    """Find the longest input that a tokenizer and the positions of its model allow."""
-    positions = optional_json(folder / "config.json").get("max_position_embeddings") or UNLIMITED
-    length = min(tokenizer.model_max_length, positions)
-    return length if length < UNLIMITED else 512
 
 
 def _pooling_modes(settings: dict[str, Any]) -> list[str]:

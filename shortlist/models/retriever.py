@@ -60,7 +60,8 @@ class Retriever:
             packed: whether to lay out linears for a CPU, as for `models.run.for_inference`.
 
         Raises:
-            UserError: there is no model, its input contract is unknown, or its vectors have fewer dimensions.
+            UserError: there is no model, its input contract is unknown, its vectors have fewer dimensions, or it gives
+                a vector for each token.
         """
 
         def adjusted(found: InputContract) -> InputContract:
@@ -68,7 +69,7 @@ class Retriever:
 
         with in_python():
             folder = open_folder(name) if isinstance(name, str) else name
-            model = load_model(folder, "document", contract, adjust=adjusted)
+            model = load_model(folder, "document", contract, adjust=adjusted, used_as=cls.__name__)
         for_inference(model, device, precision=precision, packed=packed)
         return cls(model)
 

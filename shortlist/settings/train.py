@@ -8,15 +8,19 @@ from typing import Literal
 
 import tyro
 
-from shortlist.config import NotInJob, SpeedOnly, flag_of
-from shortlist.errors import UserError
+from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options
+from shortlist.errors import UserError, unknown
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.kinds import named_kind
-from shortlist.text.contract import named_contract
+from shortlist.text.contract import PER_TOKEN, named_contract
 from shortlist.text.prompts import Asks, named_prompt
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
+LATE = ("dim", "scoring")
+"""Settings of late interaction alone."""
+SCORING_OPTIONS: dict[str, dict[str, int]] = {"maxsim": {}, "xtr": {"k": 256}}
+"""What --scoring may name, with its options and their defaults."""
 LANGUAGE_MODELS = ("attention_stop", "corruption", "prompt")
 """Settings of language models alone."""
 
@@ -48,8 +52,8 @@ EVENTS = "tensorboard"
 @dataclass(frozen=True, kw_only=True)
 class Config:
     kind: tyro.conf.Positional[str]
-    """What to train: retriever, reranker or language-model. A language model, trained on the texts of judged pairs, is
-    a backbone for the other two."""
+    """What to train: retriever, reranker, late or language-model. late is a retriever with a vector for each token; a
+    language model, trained on the texts of judged pairs, is a backbone for the others."""
     backbone: str
     """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
     collection: str | None = None
@@ -101,6 +105,11 @@ class Config:
     model's own dimension too, such as 384 128 64."""
     dims_weights: tuple[float, ...] = ()
     """Weight of each of --dims (default: 1 each)."""
+    dim: int | None = None
+    """Late interaction: dimension of the tokens' vectors (None: 128, or that of the late model to start from)."""
+    scoring: str = "maxsim"
+    """Late interaction: how training scores a document: maxsim, or xtr, where only the k document tokens of the step
+    that are nearest to a query's token count (xtr,k=256)."""
     mix_negatives: int = 0
     """Synthetic negatives per query: mixtures of the vectors of two negatives of its group, others in each step."""
     views: Literal["crop", "drop", "mask"] | None = None
@@ -244,12 +253,49 @@ def _check_kind(config: Config) -> None:
         for name in RETRIEVERS:
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"{flag_of(name)}: is for a retriever, and says nothing about a {config.kind}.")
+    if config.kind != "late":
+        for name in LATE:
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"{flag_of(name)}: is for late interaction, and says nothing about a {config.kind}.")
+    if config.kind == "late":
+        _check_late(config)
     if named_kind(config.kind).role != "language-model":
         for name in LANGUAGE_MODELS:
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"{flag_of(name)}: is for a language model, and says nothing about a {config.kind}.")
     if not 0 <= config.corruption < 1:
         raise UserError(f"--corruption is {config.corruption}; expected at least 0 and below 1.")
+
+
+def _check_late(config: Config) -> None:
+    """Refuse settings that do not go with a vector for each token.
+
+    Raises:
+        UserError: a pooling, mixtures of vectors, an unknown scoring, or a dimension below another.
+    """
+    if config.pooling not in (None, PER_TOKEN):
+        raise UserError(f"--pooling {config.pooling}: late interaction keeps every token's vector; leave it out.")
+    if config.mix_negatives:
+        raise UserError("--mix-negatives: mixes single vectors, and late interaction has one for each token.")
+    least = max((1, *config.dims))
+    if config.dim is not None and config.dim < least:
+        raise UserError(f"--dim is {config.dim}; expected at least {least}.")
+    parse_scoring(config.scoring)
+
+
+def parse_scoring(text: str) -> tuple[str, dict[str, int]]:
+    """Parse `--scoring`: its name, and its options with their values.
+
+    Raises:
+        UserError: an unknown name or option, or a value below 1.
+    """
+    name, _, rest = text.partition(",")
+    if name not in SCORING_OPTIONS:
+        raise UserError(f"--scoring {text}: {unknown('scoring', name, SCORING_OPTIONS)}")
+    options = read_options(f"--scoring {text}", name, rest, SCORING_OPTIONS[name])
+    if low := [option for option, value in options.items() if value < 1]:
+        raise UserError(f"--scoring {text}: {low[0]} is {options[low[0]]}; expected at least 1.")
+    return name, options
 
 
 def check_prompt(config: Config) -> None:

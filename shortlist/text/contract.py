@@ -4,10 +4,10 @@ A model trained on one form of input and run on another gives plausible but wors
 the reading of the output are data: an `InputContract`, stored in every model folder as `contract.json`. Its `Form` is
 all that `text/inputs.py` needs, and its `Reading` is all that a model needs.
 
-A template is a tuple of pieces. A piece is a special token (`<bos>`, `<eos>`, `<cls>`, `<sep>`) or text with fields
-({instruction}, {query}, {url}, {title}, {text}). Each text piece is tokenised separately, without special tokens. An
-input that is too long is cut at the end of the last piece with a field, if possible a field of the document. So special
-tokens, prompts, and the query of a pair are never lost.
+A template is a tuple of pieces. A piece is a special token (`<bos>`, `<eos>`, `<cls>`, `<sep>`, `<mask>`), a token by
+its name (`<token:[unused0]>`), or text with fields ({instruction}, {query}, {url}, {title}, {text}). Each text piece is
+tokenised separately, without special tokens. An input that is too long is cut at the end of the last piece with a
+field, if possible a field of the document. So special tokens, prompts, and the query of a pair are never lost.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,13 +21,25 @@ from typing import Any
 import yaml
 
 from shortlist.errors import UserError, unknown
-from shortlist.text.templates import before_field, field_names, literal, prompt
+from shortlist.text.templates import before_field, field_names, literal, prompt, token_name
 
-SPECIAL = {"<bos>": "bos_token_id", "<eos>": "eos_token_id", "<cls>": "cls_token_id", "<sep>": "sep_token_id"}
+SPECIAL = {f"<{name}>": f"{name}_token_id" for name in ("bos", "eos", "cls", "sep", "mask")}
+"""Special tokens: the piece, and the attribute of a tokenizer with its id."""
+
+PER_TOKEN = "tokens"
+"""The pooling of late interaction, which keeps a vector for each token."""
 
 TEMPLATES = ("query", "document", "pair")
 
 DOCUMENT_FIELDS = ("url", "title", "text")
+
+UNCUT = 10**9
+"""A length that no text has."""
+
+
+def is_token(piece: str) -> bool:
+    """Whether a piece of a template is one token, instead of text."""
+    return piece in SPECIAL or token_name(piece) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,19 @@ class Form:
     """Value of {instruction}."""
     prompts: tuple[tuple[str, str], ...] = ()
     """Further prompts, each with its name; one of them may replace the prompt of queries or of documents."""
+    lower_case: bool = False
+    """Whether texts are lower-cased before they are tokenised."""
+    expansion: str = ""
+    """Late interaction: the token that queries are filled up with, as a piece such as <mask> (empty: none)."""
+    expansion_length: int = 0
+    """The number of tokens that queries are filled up to (0: query_length)."""
+    expansion_read: bool = False
+    """Whether a query's tokens attend to those that fill it up."""
+    skipped: tuple[str, ...] = ()
+    """Late interaction: names of tokens that give no vector in documents, such as punctuation; names that the
+    vocabulary lacks change nothing."""
+    skipped_in_queries: bool = False
+    """Whether these tokens give no vector in queries, either."""
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "Form":
         """Return the same form with other lengths.
@@ -131,18 +156,26 @@ class Form:
         if name not in known:
             raise UserError(f"--prompt: {unknown('prompt of the input contract', name, known)}")
         pieces = list(getattr(self, kind))
-        place = next(i for i, piece in enumerate(pieces) if piece not in SPECIAL and field_names(piece))
+        place = next(i for i, piece in enumerate(pieces) if field_names(piece))
         pieces[place] = literal(known[name]) + pieces[place].removeprefix(literal(prompt(pieces[place])))
         return replace(self, **{kind: tuple(pieces)})
 
     def fitted(self, tokenizer: Any) -> "Form":
-        """Return the same form, without `<bos>` if the tokenizer has none.
+        """Return the same form, without `<bos>` and `<mask>` if the tokenizer has no such token.
 
         Qwen's tokenizer has none, and its models have never seen one.
         """
+        form = self
+        if self.expansion == "<mask>" and tokenizer.mask_token_id is None:
+            form = replace(form, expansion="", expansion_length=0, expansion_read=False)
         if tokenizer.bos_token_id is not None:
-            return self
-        return replace(self, **{k: tuple(p for p in getattr(self, k) if p != "<bos>") for k in TEMPLATES})
+            return form
+        return replace(form, **{k: tuple(p for p in getattr(self, k) if p != "<bos>") for k in TEMPLATES})
+
+    def uncut(self) -> "Form":
+        """Return the same form without limits; queries are filled up as before."""
+        filled = {"expansion_length": self.expansion_length or self.query_length} if self.expansion else {}
+        return replace(self.with_lengths(query=UNCUT, document=UNCUT), **filled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +183,8 @@ class Reading:
     """The way a model reads tokens and turns its output into a vector or score."""
 
     pooling: str = "last"
-    """Hidden state that represents the input: a name in math.pooling.POOLINGS."""
+    """Hidden state that represents the input: a name in math.pooling.POOLINGS; or all of them, for late interaction
+    (tokens)."""
     normalize: bool = True
     """Whether vectors are scaled to length 1."""
     cut: int = 0
@@ -172,6 +206,10 @@ ORDER = (
     *("instruction", "token_types"),
 )
 """The settings of every contract.json, in their order there; others follow where they are not at their defaults."""
+
+OF_QUERIES: dict[str, Any] = {"query": (), "query_length": 0, "prompts": ()}
+OF_QUERIES |= {"expansion": "", "expansion_length": 0, "expansion_read": False, "skipped_in_queries": False}
+"""The settings of queries alone, with values that stand for none."""
 
 
 @dataclass(frozen=True)
@@ -245,14 +283,14 @@ class InputContract:
 
         These are all but those of queries and pairs.
         """
-        return self._hash(query=(), query_length=0, pair=(), pair_length=0, prompts=())
+        return self._hash(pair=(), pair_length=0, **OF_QUERIES)
 
     def of_pairs(self) -> str:
         """Hash the settings that a pair's score depends on.
 
         These are all but those of queries alone and documents alone.
         """
-        return self._hash(query=(), query_length=0, document=(), document_length=0, prompts=())
+        return self._hash(document=(), document_length=0, **OF_QUERIES)
 
     def _settings(self) -> dict[str, Any]:
         values = asdict(self.form) | asdict(self.reading)

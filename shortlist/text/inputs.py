@@ -7,8 +7,9 @@ from typing import Any, Protocol
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.batching import batches_by_size
-from shortlist.text.contract import DOCUMENT_FIELDS, SPECIAL, TEMPLATES, Form
-from shortlist.text.templates import field_names, with_text, without
+from shortlist.text.contract import DOCUMENT_FIELDS, SPECIAL, TEMPLATES, Form, is_token
+from shortlist.text.marks import NO_VECTOR, UNREAD
+from shortlist.text.templates import field_names, token_name, with_text, without
 
 TEXTS_A_CALL = 1024
 """Texts per call of the tokenizer, which needs a hundred bytes per token until it returns."""
@@ -52,14 +53,21 @@ class Inputs:
         """Told of all texts that may be cut; for one thread alone."""
         self._form = form
         self._special: dict[str, int] = {}
-        for piece in {*form.query, *form.document, *form.pair} & SPECIAL.keys():
-            token_id = getattr(tokenizer, SPECIAL[piece])
+        if form.expansion and not is_token(form.expansion):
+            raise UserError(
+                f"expansion of the input contract: {form.expansion!r} is no token; expected <mask> or <token:NAME>."
+            )
+        for piece in filter(is_token, {*form.query, *form.document, *form.pair, form.expansion}):
+            name = token_name(piece)
+            token_id = getattr(tokenizer, SPECIAL[piece]) if name is None else find_id(tokenizer, name)
             if token_id is None:
                 raise UserError(
-                    f"{tokenizer.name_or_path}: the tokenizer has no {piece} token, which the input contract "
-                    "needs; choose another --contract or a tokenizer that has one."
+                    f"{tokenizer.name_or_path}: the tokenizer has no {piece if name is None else repr(name)} token, "
+                    "which the input contract needs; choose another --contract or a tokenizer that has one."
                 )
             self._special[piece] = token_id
+        found = (find_id(tokenizer, name) for name in form.skipped)
+        self._skipped = {token_id: token_id | NO_VECTOR for token_id in found if token_id is not None}
         for kind in TEMPLATES:
             if getattr(form, kind):
                 self._check_fields(kind)
@@ -76,7 +84,7 @@ class Inputs:
     def _check_fields(self, kind: str) -> None:
         for piece in getattr(self.form, kind):
             try:
-                unknown = () if piece in SPECIAL else field_names(piece) - {"instruction", *FIELDS_OF[kind]}
+                unknown = () if is_token(piece) else field_names(piece) - {"instruction", *FIELDS_OF[kind]}
             except ValueError:
                 unknown = ("",)
             if unknown:
@@ -101,15 +109,37 @@ class Inputs:
         """Return the id of a special token that the form uses, such as `<sep>`."""
         return self._special[piece]
 
+    @property
+    def skipped(self) -> dict[int, int]:
+        """The ids of tokens that give no vector in documents, each with its marked id."""
+        return self._skipped
+
     def query_ids(self, queries: Sequence[Query], *, cut: bool = True) -> list[list[int]]:
-        """Tokenise queries; without `cut`, ids may be of any length."""
-        rows = [{"query": q.text} for q in queries]
-        return self._ids(self._template("query"), rows, self.form.query_length if cut else None, kind="queries")
+        """Tokenise queries; without `cut`, ids may be of any length.
+
+        The ids of late interaction may have marks (`text.marks`).
+        """
+        form, rows = self.form, [{"query": q.text} for q in queries]
+        ids = self._ids(self._template("query"), rows, form.query_length if cut else None, kind="queries")
+        if form.expansion:
+            filler = self._special[form.expansion] | (0 if form.expansion_read else UNREAD)
+            length = min(form.expansion_length or form.query_length, form.query_length)
+            ids = [row + [filler] * (length - len(row)) for row in ids]
+        return self._marked(ids) if form.skipped_in_queries else ids
 
     def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
-        """Tokenise documents; without `cut`, ids may be of any length."""
+        """Tokenise documents; without `cut`, ids may be of any length.
+
+        The ids of late interaction may have marks (`text.marks`).
+        """
         rows = [self._fields(d) for d in documents]
-        return self._ids(self._template("document"), rows, self.form.document_length if cut else None, kind="documents")
+        length = self.form.document_length if cut else None
+        return self._marked(self._ids(self._template("document"), rows, length, kind="documents"))
+
+    def _marked(self, ids: list[list[int]]) -> list[list[int]]:
+        """Mark the tokens that give no vector."""
+        skipped = self._skipped
+        return [[skipped.get(token, token) for token in row] for row in ids] if skipped else ids
 
     def pair_ids(
         self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True, turned: bool = False
@@ -196,7 +226,7 @@ class Inputs:
         most = None if length is None else length + 1  # one more than is kept, to know what is cut
         columns = [
             [[self._special[piece]]] * len(rows)
-            if piece in SPECIAL
+            if piece in self._special
             else self._tokenize(piece, rows, most if i == last else None)
             for i, piece in enumerate(template)
         ]
@@ -217,12 +247,19 @@ class Inputs:
         verbatim = self.form.verbatim
         piece = with_text(piece, "instruction", self.form.instruction)
         texts = [piece.format_map(row).strip() if verbatim else filled(piece, row) for row in rows]
+        texts = list(map(str.lower, texts)) if self.form.lower_case else texts
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         return [
             ids[:most]
             for part in batches_by_size(texts, list(map(len, texts)), most=CHARACTERS_A_CALL, count=TEXTS_A_CALL)
             for ids in self.tokenizer(list(part), **options)["input_ids"]
         ]
+
+
+def find_id(tokenizer: Any, name: str) -> int | None:
+    """Find the id of a token by its name; None if the vocabulary lacks it."""
+    token_id = tokenizer.convert_tokens_to_ids(name)
+    return None if token_id == tokenizer.unk_token_id and name != tokenizer.unk_token else token_id
 
 
 def turn(pair: tuple[str, ...]) -> tuple[str, ...]:

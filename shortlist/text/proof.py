@@ -5,8 +5,9 @@ from typing import Any
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import SPECIAL, TEMPLATES, Form
+from shortlist.text.contract import TEMPLATES, Form, is_token
 from shortlist.text.inputs import Inputs
+from shortlist.text.marks import unmarked
 from shortlist.text.templates import prompt, unescaped
 
 WORDS = "long words "
@@ -53,10 +54,10 @@ def _prove_ends(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None:
     query, document = Query("", text), Document("", text)
     examples = {"query": lambda: inputs.query_ids([query]), "document": lambda: inputs.document_ids([document])}
     examples["pair"] = lambda: inputs.pair_ids([(query._replace(text=""), document)])
-    [ids] = examples[kind]()
+    ids = unmarked(examples[kind]()[0])
     for place, word in ((0, "first"), (-1, "last")):
         piece = template[place]
-        if piece in SPECIAL and ids[place] != inputs.special_id(piece):
+        if is_token(piece) and ids[place] != inputs.special_id(piece):
             raise UserError(
                 f"{inputs.tokenizer.name_or_path}: the {word} token of a {kind} is {ids[place]}, not {piece} "
                 f"({inputs.special_id(piece)}), as the input contract has it; choose another --contract."
@@ -70,7 +71,7 @@ def _prove_prompts(inputs: Inputs, kind: str, template: tuple[str, ...]) -> None
     """
     tokenizer = inputs.tokenizer
     for piece in template:
-        if piece in SPECIAL:
+        if is_token(piece):
             continue
         for token in TOKEN.findall(unescaped(piece)):
             if len(_ids(tokenizer, token)) != 1:

@@ -8,6 +8,9 @@ from functools import cache
 from string import Formatter
 from typing import NamedTuple
 
+TOKEN_PIECE = "<token:"
+"""Beginning of a piece that is one token of the vocabulary, by its name: `<token:[unused0]>`."""
+
 
 class PiecePart(NamedTuple):
     """A stretch of a piece: literal text, or the name of a field."""
@@ -70,6 +73,16 @@ def before_field(piece: str, names: Collection[str], text: str) -> str:
     parts = list(parse_piece(piece))
     places = [place for place, part in enumerate(parts) if part.is_field and part.text in names]
     return _piece(_joined([*parts[: places[0]], PiecePart(text), *parts[places[0] :]])) if places else piece
+
+
+def token_piece(name: str) -> str:
+    """Return the piece that is the token with this name."""
+    return f"{TOKEN_PIECE}{literal(name)}>"
+
+
+def token_name(piece: str) -> str | None:
+    """Return the name of the token that a piece is; None for any other piece."""
+    return unescaped(piece[len(TOKEN_PIECE) : -1]) if piece.startswith(TOKEN_PIECE) and piece.endswith(">") else None
 
 
 def literal(text: str) -> str:

@@ -144,6 +144,7 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
         form = replace(contract.form, pair=with_stop(contract.form.pair)) if has_stop(config) else contract.form
         return InputContract(form, reading)
 
+    loading |= {} if config.dim is None else {"dim": config.dim}
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
     model = to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)

@@ -40,8 +40,6 @@ MOST_BATCHES = 64
 MOST_TEXTS = 2000
 """Limits of the sample: it has as many whole batches as stay within both, and at least one."""
 
-UNCUT = 10**9
-
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
@@ -269,7 +267,7 @@ def _sample(
 
 
 def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
-    form = model.inputs.form.with_lengths(query=UNCUT, document=UNCUT)
+    form = model.inputs.form.uncut()
     uncut, cut = (
         {part: list(map(len, ids)) for part, ids in for_kind(OBJECTIVES, kind).token_ids(inputs, batch).items()}
         for inputs in (Inputs(form, model.inputs.tokenizer), model.inputs)

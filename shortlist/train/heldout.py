@@ -3,6 +3,7 @@
 import heapq
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from shortlist.models.outputs import Rows, pair_scores
 from shortlist.records import Document, Query
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import without_missing
+from shortlist.train.similarity import Similarity, apart, by_maxsim, dot_products
 
 CUTOFF = 10
 
@@ -90,13 +92,17 @@ def draw_heldout(
     return Heldout(queries, documents, relevant)
 
 
-def retriever_evaluation(inputs: Inputs, heldout: Heldout) -> Evaluation:
-    """Prepare to score every query against every document by their vectors."""
+def retriever_evaluation(inputs: Inputs, heldout: Heldout, *, similarity: Similarity = dot_products) -> Evaluation:
+    """Prepare to score every query against every document by their vectors.
+
+    Args:
+        similarity: scores documents by their rows and those of queries.
+    """
     count = len(heldout.queries)
     relevant = torch.tensor([[d.doc_id in ids for d in heldout.documents] for ids in heldout.relevant])
 
     def mrr(vectors: Rows) -> float:
-        scores = vectors.values[:count] @ vectors.values[count:].T
+        scores = similarity(*apart(vectors, count))
         return reciprocal_ranks(scores, relevant.to(scores.device), cutoff=CUTOFF).mean().item()
 
     token_ids = inputs.query_ids(heldout.queries) + inputs.document_ids(heldout.documents)
@@ -130,5 +136,9 @@ def reranker_evaluation(inputs: Inputs, heldout: Heldout, *, candidates: int = C
     return Evaluation(inputs.pair_ids(pairs), mrr)
 
 
-EVALUATIONS = {"retriever": retriever_evaluation, "reranker": reranker_evaluation}
+EVALUATIONS: dict[str, Callable[[Inputs, Heldout], Evaluation]] = {
+    "retriever": retriever_evaluation,
+    "late": partial(retriever_evaluation, similarity=by_maxsim),
+    "reranker": reranker_evaluation,
+}
 """The evaluation for each kind of model; a language model has none."""

@@ -1,6 +1,7 @@
 """Training objectives: batch -> inputs, and outputs -> ranking and loss."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from shortlist.text.views import masked
 from shortlist.train.examples import Batch
 from shortlist.train.guide import Guide
 from shortlist.train.losses import Term, needs, total_loss
+from shortlist.train.similarity import SIMILARITIES, Similarity, apart, by_maxsim, dot_products
 from shortlist.train.steps import Example, Outcome
 
 Learn = Callable[..., Outcome]
@@ -124,8 +126,9 @@ def rank_batch(
     weights: Sequence[float] = (),
     mixed: int = 0,
     unit: bool = True,
+    similarity: Similarity = dot_products,
 ) -> Learn:
-    """Rank all documents of the batch for every query by dot products.
+    """Rank all documents of the batch for every query.
 
     A query's other positives in the batch, and documents with the text of a positive, do not count.
 
@@ -134,6 +137,7 @@ def rank_batch(
         weights: the weight of each dimension's loss (default: 1).
         mixed: synthetic negatives for each query, mixtures of two negatives of its group.
         unit: whether the model's vectors have length 1, so that cut and mixed ones get it, too.
+        similarity: scores documents by their rows and those of queries.
     """
     texts = [list(map(document_text_hash, group)) for group in batch.documents]
     together = [text for group in texts for text in group]
@@ -152,21 +156,22 @@ def rank_batch(
     known = _known(batch, places, keep)
     hard = _negatives_of_each(places, known) if mixed and len(together) > 1 else None
 
-    def parts(rows: Rows | None) -> list[tuple[Tensor, Tensor]]:
+    def parts(rows: Rows | None) -> list[tuple[Rows, Rows]]:
         """Split the rows into queries and documents, at each dimension."""
         cut = nested(rows.values, dims, unit=unit) if rows else []
-        return [(part[: len(batch.queries)], part[len(batch.queries) :]) for part in cut]
+        return [apart(Rows(part, rows.counts if rows else None), len(batch.queries)) for part in cut]
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
         mixtures = None if hard is None else draw_mixtures(hard, mixed)
-        seen = guide_rows.values if guide_rows else None
-        similarities = None if seen is None else seen[: len(batch.queries)] @ seen[len(batch.queries) :].T
+        similarities = None
+        if guide and guide_rows:
+            similarities = for_kind(SIMILARITIES, guide.model.kind)(*apart(guide_rows, len(batch.queries)))
         outcomes = []
         for (queries, documents), first in zip_longest(parts(rows), parts(start_rows)):
-            ranking = known.beside(queries @ documents.T, start=first[0] @ first[1].T if first else None)
-            ranking = _guided(ranking, guide, similarities)
+            start = similarity(*first) if first else None
+            ranking = _guided(known.beside(similarity(queries, documents), start=start), guide, similarities)
             if mixtures:
-                scores = mixed_scores(queries, documents, mixtures, unit=unit)
+                scores = mixed_scores(queries.values, documents.values, mixtures, unit=unit)
                 ranking = with_negatives_of_each(ranking, scores, mixtures.keep)
             outcomes.append(_outcome(ranking, terms))
         losses = [weight * each.loss for weight, each in zip(weights or [1.0] * len(outcomes), outcomes, strict=True)]
@@ -187,14 +192,15 @@ def rank_groups(
     def lists(scores: Float[Tensor, " pairs"]) -> Float[Tensor, "queries docs"]:
         return pad_sequence(list(scores.split(sizes)), batch_first=True)
 
-    def similarities(vectors: Rows) -> Float[Tensor, "queries docs"]:
-        queries, documents = vectors.values[: len(sizes)], vectors.values[len(sizes) :]
-        return lists((queries.repeat_interleave(torch.tensor(sizes, device=queries.device), 0) * documents).sum(1))
+    def similarities(guide: Guide, rows: Rows) -> Float[Tensor, "queries docs"]:
+        matrix = for_kind(SIMILARITIES, guide.model.kind)(*apart(rows, len(sizes)))
+        return lists(torch.cat([row.split(sizes)[place] for place, row in enumerate(matrix)]))
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
         ranking = known.beside(lists(pair_scores(rows)), start=lists(pair_scores(start_rows)) if start_rows else None)
         ranking = ranking._replace(yes=lists(rows.values[:, 0]) if rows.values.ndim > 1 else None)
-        return _outcome(_guided(ranking, guide, similarities(guide_rows) if guide_rows else None), terms)
+        seen = similarities(guide, guide_rows) if guide and guide_rows else None
+        return _outcome(_guided(ranking, guide, seen), terms)
 
     return learn
 
@@ -240,6 +246,7 @@ def foretell_tokens(
 
 OBJECTIVES: dict[str, Objective] = {
     "retriever": Objective(text_ids, rank_batch),
+    "late": Objective(text_ids, partial(rank_batch, similarity=by_maxsim)),
     "reranker": Objective(pair_ids, rank_groups),
     "language-model": Objective(both_orders_ids, foretell_tokens),
 }

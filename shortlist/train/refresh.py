@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from shortlist.data.beir import shares_ids
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
 from shortlist.math.sampling import draw_negatives
+from shortlist.models.kinds import for_kind
+from shortlist.models.outputs import Rows
 from shortlist.models.save import Trainable
 from shortlist.progress import say
 from shortlist.records import Document, Group
@@ -28,6 +29,7 @@ from shortlist.text.hashes import document_text_hash
 from shortlist.train.gather import ALONE, World, from_leader
 from shortlist.train.mixture import Mixture, Renewed, inputs_of
 from shortlist.train.negatives import MINED_NEGATIVES
+from shortlist.train.similarity import SIMILARITIES, Similarity, dot_products
 from shortlist.train.steps import compute_outputs
 
 NEGATIVES = "negatives.json"
@@ -80,12 +82,14 @@ def renew_negatives(
         if groups:
             inputs, seed = inputs_of(part, model.inputs), [refresh.seed, steps.start, place]
 
-            def encode(token_ids: list[list[int]]) -> Tensor:
+            def encode(token_ids: list[list[int]]) -> Rows:
                 rows = compute_outputs(model, token_ids, token_budget=token_budget, bf16=bf16, world=world)
-                return rows.values.float()
+                return rows._replace(values=rows.values.float())
 
             queries = [part.source.queries[group.query_id] for group in groups.values()]
-            search = _Search(encode(inputs.query_ids(queries)), _forbidden(mixture, place, list(groups.values())))
+            forbidden = _forbidden(mixture, place, list(groups.values()))
+            similarity = for_kind(SIMILARITIES, model.kind)
+            search = _Search(encode(inputs.query_ids(queries)), len(queries), forbidden, similarity)
             own = [group.query_id if shares_ids(part.collection.name) else "" for group in groups.values()]
             documents = _sample(part.collection.corpus(), refresh.most_docs, seed)
             for some in _parts(documents, SEARCHED_AT_ONCE):
@@ -104,29 +108,33 @@ class _Search:
     """The best documents of each query so far.
 
     Args:
-        queries: the queries' vectors.
+        queries: the queries' rows.
+        num_queries: how many queries there are.
         forbidden: queries, by their places, that a document with this text must not be a negative of.
+        similarity: scores documents by their rows and those of queries.
     """
 
-    def __init__(self, queries: Float[Tensor, "queries dim"], forbidden: dict[int, list[int]]) -> None:
-        self._queries, self._forbidden = queries, forbidden
-        self._doc_ids: list[str] = []
-        self._scores = queries.new_zeros((len(queries), 0))
-        self._places = torch.zeros((len(queries), 0), dtype=torch.int64, device=queries.device)
-
-    def add(
-        self, documents: Sequence[Document], vectors: Float[Tensor, "docs dim"], own: Sequence[str], *, depth: int
+    def __init__(
+        self, queries: Rows, num_queries: int, forbidden: dict[int, list[int]], similarity: Similarity = dot_products
     ) -> None:
+        self._queries, self._forbidden, self._similarity = queries, forbidden, similarity
+        self._doc_ids: list[str] = []
+        self._scores = queries.values.new_zeros((num_queries, 0))
+        self._places = torch.zeros((num_queries, 0), dtype=torch.int64, device=queries.values.device)
+
+    def add(self, documents: Sequence[Document], rows: Rows, own: Sequence[str], *, depth: int) -> None:
         """Compare documents with all queries, and keep the best `depth` of each query.
 
         Args:
             own: the id of the document that each query is itself, or nothing.
         """
-        scores = self._queries @ vectors.T
+        scores = self._similarity(self._queries, rows)
         own_rows = {query_id: row for row, query_id in enumerate(own) if query_id}
         for column, document in enumerate(documents):
-            rows = self._forbidden.get(document_text_hash(document), [])
-            scores[[*rows, *([own_rows[document.doc_id]] if document.doc_id in own_rows else [])], column] = -torch.inf
+            relevant = self._forbidden.get(document_text_hash(document), [])
+            scores[
+                [*relevant, *([own_rows[document.doc_id]] if document.doc_id in own_rows else [])], column
+            ] = -torch.inf
         places = torch.arange(len(documents), device=scores.device) + len(self._doc_ids)
         self._doc_ids += [document.doc_id for document in documents]
         scores = torch.cat([self._scores, scores], 1)

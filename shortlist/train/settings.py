@@ -1,6 +1,7 @@
 """Settings of a training run, with its losses."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import numpy as np
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.settings.parts import OpenPart, source_parts
-from shortlist.settings.train import Config, check
+from shortlist.settings.train import Config, check, parse_scoring
 from shortlist.train.layers import parse_sampling
 from shortlist.train.losses import TEMPERATURE, Term, needs, parse_losses
 from shortlist.train.optimizers import parse_optimizer
+from shortlist.train.similarity import SCORINGS
 
 
 def check_settings(config: Config) -> None:
@@ -31,10 +33,14 @@ def check_settings(config: Config) -> None:
 
 def objective_options(config: Config, model: Any) -> dict[str, Any]:
     """Return the arguments of the objective that the settings choose."""
+    options: dict[str, Any] = {"stop_id": model.stop_id} if has_stop(config) else {}
     if config.dims or config.mix_negatives:
-        chosen = {"dims": config.dims, "weights": config.dims_weights, "mixed": config.mix_negatives}
-        return chosen | {"unit": model.reading.normalize}
-    return {"stop_id": model.stop_id} if has_stop(config) else {}
+        options |= {"dims": config.dims, "weights": config.dims_weights, "mixed": config.mix_negatives}
+        options |= {"unit": model.reading.normalize}
+    if config.scoring != Config.scoring:
+        name, chosen = parse_scoring(config.scoring)
+        options |= {"similarity": partial(SCORINGS[name], **chosen)}
+    return options
 
 
 def text_options(config: Config, step: int) -> dict[str, Any]:

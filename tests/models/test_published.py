@@ -20,7 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from shortlist.errors import UserError
 from shortlist.models import folder as folders
-from shortlist.models.published import ACTIVATIONS, KNOWN, published_contract
+from shortlist.models.modules import ACTIVATIONS
+from shortlist.models.published import KNOWN, published_contract
 from shortlist.models.run import embed_documents, embed_queries, score_pairs
 from shortlist.records import Document, Query
 from shortlist.text.contract import named_contract

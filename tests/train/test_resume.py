@@ -105,6 +105,7 @@ CHANGES = [
     {"adapter": "prefix,tokens=3"},
     {"adapter": "connected,r=4,aside=2"},
     {"adapter": "lora,r=4,bias=all"},
+    {"kind": "late", "scoring": "xtr,k=4", "adapter": "lora,r=4"},
     {"layers_sampled": "1,every=2", "optimizer": "gradnorm,rank=4,gap=3"},
 ]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from named import language_model_to_train, reranker_to_train, retriever_to_train
+from named import language_model_to_train, late_to_train, reranker_to_train, retriever_to_train
 from safetensors.torch import save_file
 from tiny import DOCUMENTS, QUERIES, YES_NO
 from torch import nn
@@ -96,6 +96,7 @@ CASES += [
 ]
 CASES += [Case("per-token", cached=cached, token_budget=budget) for cached in (False, True) for budget in (40, 100_000)]
 CASES += [Case("per-token", cached=cached, sharded=True) for cached in (False, True)] + [Case("words", cached=True)]
+CASES += [Case("late", "bert", cached=sharded, sharded=sharded, losses="infonce kl") for sharded in (False, True)]
 CASES += [Case(cached=cached, checkpointing=True, sharded=True) for cached in (False, True)]
 CASES += [Case("retriever", "bert", cached=True, nested=True), Case(sharded=True, nested=True)]
 
@@ -114,6 +115,8 @@ def step(case: Case, models: Path, world: World) -> dict[str, torch.Tensor]:
         return outcome_of(case, model, maxsim_example(token_ids, len(BATCH.queries)), world)
     elif case.kind == "language-model":
         model = language_model_to_train(name)
+    elif case.kind == "late":
+        model = late_to_train(name, dim=8)
     else:
         model = reranker_to_train(name, YES_NO if case.contract else None, seed=0)
     terms = parse_losses(case.losses.split(), temperature=0.05)

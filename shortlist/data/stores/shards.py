@@ -81,7 +81,7 @@ def finished_shards(folder: Path) -> list[int]:
 
 
 def remove_shard(folder: Path, number: int) -> None:
-    """Delete a shard, its header first, and with the last one what all of them depended on."""
+    """Delete a shard, its header first, and with the last one the codebook of all."""
     shard_file(folder, number, "json").unlink(missing_ok=True)
     for path in folder.glob(f"shard-{number:05d}.*"):
         path.unlink(missing_ok=True)
@@ -104,7 +104,7 @@ def shard_digests(folder: Path) -> dict[str, str]:
 
 
 def _written(folder: Path, number: int, header: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digests of the files of a shard, and of what lies beside it, by their names."""
+    """Return the digests of a shard's files, and of what lies beside it, by name."""
     own = {shard_file(folder, number, suffix).name: digest for suffix, digest in header["sha256"].items()}
     return own | header.get("beside", {})
 

@@ -1,0 +1,19 @@
+"""Marks on token ids, for models that give a vector for each token.
+
+A mark is a bit above those of every vocabulary. So what a token does travels with its id through batches, training
+steps and processes, and a model need not know whether it reads a query or a document.
+"""
+
+UNREAD = 1 << 28
+"""Mark of a token that no other token attends to, though it gives a vector: one that fills up a query."""
+
+NO_VECTOR = 1 << 29
+"""Mark of a token that is attended to and gives no vector: a document's punctuation."""
+
+TOKEN_ID = UNREAD - 1
+"""The bits of a token's id, without marks."""
+
+
+def unmarked(ids: list[int]) -> list[int]:
+    """Return token ids without their marks."""
+    return [token & TOKEN_ID for token in ids]

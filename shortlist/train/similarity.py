@@ -1,0 +1,49 @@
+"""Scores of all documents for all queries, from the outputs of each kind of retriever."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shortlist.math.interaction import maxsim_scores, xtr_scores
+from shortlist.models.outputs import Rows
+
+Similarity = Callable[[Rows, Rows], Float[Tensor, "queries docs"]]
+"""Scores every document's rows for every query's."""
+
+
+def dot_products(queries: Rows, documents: Rows) -> Float[Tensor, "queries docs"]:
+    """Multiply every query's vector with every document's."""
+    return queries.values @ documents.values.T
+
+
+def by_maxsim(queries: Rows, documents: Rows) -> Float[Tensor, "queries docs"]:
+    """Score by the best similarities of tokens (`math.interaction.maxsim_scores`)."""
+    return maxsim_scores(*_with_counts(queries), *_with_counts(documents))
+
+
+def by_xtr(queries: Rows, documents: Rows, *, k: int) -> Float[Tensor, "queries docs"]:
+    """Score by the best similarities that would have been found (`math.interaction.xtr_scores`)."""
+    return xtr_scores(*_with_counts(queries), *_with_counts(documents), k=k)
+
+
+SIMILARITIES: dict[str, Similarity] = {"retriever": dot_products, "late": by_maxsim}
+"""The scores by which a model searches, by kind or role."""
+
+SCORINGS: dict[str, Callable[..., Any]] = {"maxsim": by_maxsim, "xtr": by_xtr}
+"""What `--scoring` may name, with the options of `settings.train.SCORING_OPTIONS`."""
+
+
+def apart(rows: Rows, num_queries: int) -> tuple[Rows, Rows]:
+    """Split rows after those of the queries, which come first."""
+    if rows.counts is None:
+        return Rows(rows.values[:num_queries]), Rows(rows.values[num_queries:])
+    first, rest = rows.counts[:num_queries], rows.counts[num_queries:]
+    end = int(first.sum())
+    return Rows(rows.values[:end], first), Rows(rows.values[end:], rest)
+
+
+def _with_counts(rows: Rows) -> tuple[Tensor, Tensor]:
+    assert rows.counts is not None  # a late-interaction model's rows have them; for the type checker
+    return rows.values, rows.counts
