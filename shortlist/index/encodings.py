@@ -132,9 +132,7 @@ def open_encodings(folder: Path, built: Mapping[str, Any], how: Opening) -> Prun
         raise UserError(f"{folder}: is being changed, or was left so; run the same `shortlist index` again.")
     encoding = _encoding(tokens.dim, description["parameters"])
     proposer = Encodings(vectors, encoding, memory_gib=how.memory_gib)
-    return PrunedIndex(
-        tokens, proposer, description, effort=how.effort, refine=how.refine, memory_gib=how.memory_gib
-    )
+    return PrunedIndex(tokens, proposer, description, effort=how.effort, refine=how.refine, memory_gib=how.memory_gib)
 
 
 def encodings_footprint(tokens: TokenReader, **chosen: int) -> Footprint:

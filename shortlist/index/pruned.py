@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 
 from shortlist.data.allowed import Allowed
 from shortlist.data.files import atomic_write
-from shortlist.data.stores.tokens import TokenReader
 from shortlist.data.stores.shards import DEAD
+from shortlist.data.stores.tokens import TokenReader
 from shortlist.errors import UserError
 from shortlist.index.flat import Best
 from shortlist.index.late import (

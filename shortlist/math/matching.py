@@ -1,7 +1,7 @@
 """Late interaction of several queries with many documents, computed a piece of the documents at a time."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Int8, Int32
 from torch import Tensor
 
 from shortlist.math.maxsim import TokenVectors
+from shortlist.math.products import full_precision
 from shortlist.math.quantize import int8_product, to_int8
 
 TILE_TOKENS = 512
@@ -108,6 +109,14 @@ def _float_matches(
     rows = vectors if len(vectors) >= EVEN else F.pad(vectors, (0, 0, 0, EVEN - len(vectors)))
     found = torch.mm(queries, rows.T, out=space("product", len(queries), len(rows), torch.float32, step=LINE))
     return best_matches(found.numpy()[: tile.num_tokens, : len(vectors)], counts)
+
+
+def match(queries: TokenVectors, documents: TokenVectors) -> Float[np.ndarray, "queries docs"]:
+    """Compute what `math.maxsim.maxsim` defines, all pairs together; queries must have tokens."""
+    values = torch.from_numpy(np.ascontiguousarray(documents.values, dtype=np.float32))
+    with torch.no_grad(), full_precision():
+        found = score_documents(query_tiles(queries), documents.counts, lambda start, stop: values[start:stop])
+    return np.concatenate([np.empty((len(documents), 0), np.float32), *found], axis=1).T
 
 
 def scan_integers(

@@ -162,4 +162,3 @@ def test_a_narrow_copy_finds_what_an_exact_search_finds(tmp_path, store, monkeyp
 def test_kinds_of_index_and_of_store_must_fit(tmp_path, store):
     with pytest.raises(UserError, match="holds token vectors, many for each document.*--kind late"):
         build_index(INDEXES["hnsw"], store.folder, tmp_path / "index", {})
-
