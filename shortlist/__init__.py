@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shortlist.data.formats import read_qrels, write_corpus, write_qrels, write_queries
     from shortlist.data.groups import open_groups, write_groups
     from shortlist.data.runs import read_run, write_run
+    from shortlist.data.stores.tokens import TokenReader, TokenWriter
     from shortlist.data.stores.vectors import VectorReader, VectorWriter
     from shortlist.errors import UserError
     from shortlist.evaluation import diagnose, evaluate, lengths, report, table
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
     from shortlist.math.fusion import rrf
+    from shortlist.math.maxsim import TokenVectors
     from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
     from shortlist.pipeline import Answer, Pipeline, Result
@@ -52,12 +54,14 @@ HOMES = {
     "data.formats": "read_qrels write_corpus write_qrels write_queries",
     "data.groups": "open_groups write_groups",
     "data.runs": "read_run write_run",
+    "data.stores.tokens": "TokenReader TokenWriter",
     "data.stores.vectors": "VectorReader VectorWriter",
     "errors": "UserError",
     "evaluation.measure": "per_query",
     "index.bm25": "BM25Index",
     "index.flat": "FlatIndex",
     "math.fusion": "rrf",
+    "math.maxsim": "TokenVectors",
     "models.late_retriever": "LateRetriever",
     "models.retriever": "Retriever",
     "pipeline": "Answer Pipeline Result",

@@ -20,6 +20,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.data.stores import snapshots
 from shortlist.data.stores.shards import finished_shards, read_snapshot
 from shortlist.data.stores.vectors import VectorReader, VectorWriter
+from shortlist.encode import embedding
 from shortlist.errors import UserError
 from shortlist.index.opening import check_vectors
 from shortlist.models import retriever as retriever_module
@@ -303,7 +304,7 @@ def test_an_update_embeds_what_is_new_and_leaves_the_store_of_the_corpus_as_it_i
     embedded: list[str] = []
     embed = encode.encode
     monkeypatch.setattr(
-        encode, "encode", lambda model, part, **o: embedded.extend(part.documents) or embed(model, part, **o)
+        embedding, "encode", lambda model, part, **o: embedded.extend(part.documents) or embed(model, part, **o)
     )
     encode.run(replace(config, update=True))
     assert embedded == [document for document in documents if document not in DOCUMENTS]

@@ -1,19 +1,21 @@
 """Stage `convert`: convert documents, training data, click logs and vectors.
 
 People's own files become a collection of chunks. Training data and vectors of other tools become files of shortlist,
-and training data can be written for other tools. Click logs become training data.
+and training data and vectors can be written for other tools. Click logs become training data.
 """
 
 from collections.abc import Callable
 from functools import partial
 
+from shortlist.convert.arrays import convert_store
 from shortlist.convert.clicks import convert_clicks
 from shortlist.convert.documents import convert_documents
 from shortlist.convert.settings import OF_CLICKS, OF_DOCUMENTS, Config, refuse_given
 from shortlist.convert.training import convert_collection, convert_records
 from shortlist.convert.vectors import convert_vectors
 from shortlist.data.clicks import parse_columns
-from shortlist.data.sources import CLICKS, COLLECTION, DOCUMENTS, PICKLED_VECTORS, common_layout
+from shortlist.data.sources import CLICKS, COLLECTION, DOCUMENTS, PICKLED_VECTORS, STORE, common_layout
+from shortlist.errors import UserError
 from shortlist.progress import say
 
 WAYS: dict[str, Callable[[Config], None]] = {
@@ -21,6 +23,7 @@ WAYS: dict[str, Callable[[Config], None]] = {
     COLLECTION: convert_collection,
     CLICKS: convert_clicks,
     PICKLED_VECTORS: convert_vectors,
+    STORE: convert_store,
 }
 """Ways to convert sources, by what they hold; all other layouts are of training data."""
 
@@ -39,6 +42,8 @@ def _layout(config: Config) -> str:
         if config.as_ is None:
             say(f"convert: {first}: read as documents to search in, by the names of its files; --as says what it is.")
         return layout
+    if config.to == "arrays" and layout != STORE:
+        raise UserError(f"{first}: holds {layout}; --to arrays takes vectors from `shortlist encode`.")
     refuse_given(config, OF_DOCUMENTS, layout, "and documents alone take {}; leave it out, or add --as documents.")
     if layout != CLICKS:
         names = ("columns", *OF_CLICKS)

@@ -21,15 +21,18 @@ OF_TRAINING = ("to", "collection", "split", "allow_pickle")
 class Config:
     sources: tyro.conf.Positional[tuple[str, ...]]
     """Sources to read: folders or files of documents (Markdown, HTML, PDF and others), one collection, files (JSONL,
-    TSV, CSV, Parquet) or `hf:` names of training data or of click logs, or Tevatron's pickled vectors. Kind and layout
-    are recognized by names and contents; several sources are read as one."""
+    TSV, CSV, Parquet) or `hf:` names of training data or of click logs, Tevatron's pickled vectors, or vectors from
+    `encode`. Kind and layout are recognized by names and contents; several sources are read as one."""
     out: NotInJob[Path]
-    """Folder to write: a collection with groups.jsonl, train.jsonl for another tool, or vectors."""
+    """Folder to write: a collection with groups.jsonl, train.jsonl for another tool, vectors, or arrays of them."""
     as_: Annotated[Literal["documents", "training", "clicks"] | None, tyro.conf.arg(name="as")] = None
     """What the sources are: `documents` are files to search in, each of which becomes chunks; `training` is training
     data, a collection or vectors, `clicks` a click log (None: seen from names and contents)."""
-    to: Literal["shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding"] = "shortlist"
-    """Layout to write; `tevatron` has ids, with a corpus beside them, and `tevatron-old` has passages."""
+    to: Literal["shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding", "arrays"] = (
+        "shortlist"
+    )
+    """Layout to write; `tevatron` has ids, with a corpus beside them, and `tevatron-old` has passages. `arrays` is for
+    vectors from `encode`: plain NumPy files."""
     collection: str | None = None
     """Collection with the documents (and queries) of the ids in the sources: folder, `irds:` or `hf:` name. Of sources
     with texts, those that are a document's text there become that document."""

@@ -13,6 +13,7 @@ from shortlist.errors import UserError, unknown
 
 COLLECTION = "a collection"
 PICKLED_VECTORS = "pickled vectors"
+STORE = "a store of vectors"
 CLICKS = "a click log"
 DOCUMENTS = "documents"
 """Contents that a source may have, besides training data in one of its layouts."""
@@ -31,7 +32,7 @@ class SourceKind(NamedTuple):
 
 SOURCE_KINDS = {
     "documents": SourceKind(lambda record, _: False, lambda _: DOCUMENTS, (DOCUMENTS,)),
-    "training": SourceKind(lambda record, _: may_be_training(record), layout_of, (COLLECTION, PICKLED_VECTORS)),
+    "training": SourceKind(lambda record, _: may_be_training(record), layout_of, (COLLECTION, PICKLED_VECTORS, STORE)),
     "clicks": SourceKind(
         lambda record, given: isinstance(record, dict) and may_be_clicks(record, given), lambda _: CLICKS
     ),
@@ -72,6 +73,8 @@ def _container(source: str) -> str | None:
     """Return the layout of a source that is no file of records, or None."""
     if source.startswith("irds:"):
         return COLLECTION
+    if any(Path(source).glob("shard-*.json")):
+        return STORE
     if are_documents(Path(source)):
         return DOCUMENTS
     if Path(source).is_dir():

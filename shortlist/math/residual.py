@@ -22,7 +22,7 @@ HELD_OUT = 20
 """One in so many sampled vectors shows how far vectors are from centroids that they were not averaged into."""
 MOST_HELD_OUT = 50_000
 ITERATIONS = 4
-VECTORS_AT_ONCE = 512
+CODED_AT_ONCE = 512
 """Vectors that are compared with centroids, coded or restored at a time; their products then stay in the cache."""
 
 
@@ -117,8 +117,8 @@ def nearest(
 ) -> tuple[Int[Tensor, " vectors"], Float[Tensor, " vectors"]]:
     """Find the centroid with the largest dot product for each vector, and that product."""
     numbers, products = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), VECTORS_AT_ONCE):
-        scores = (vectors[start : start + VECTORS_AT_ONCE] @ centroids.T).numpy()
+    for start in range(0, len(vectors), CODED_AT_ONCE):
+        scores = (vectors[start : start + CODED_AT_ONCE] @ centroids.T).numpy()
         best = scores.argmax(1)  # three times as fast as torch's
         numbers[start : start + len(best)] = best
         products[start : start + len(best)] = scores[np.arange(len(best)), best]
@@ -130,8 +130,8 @@ def to_residual(vectors: Float[Tensor, "vectors dim"], codebook: Codebook) -> Re
     numbers, _ = nearest(vectors, codebook.centroids)
     codes, bits = torch.empty((len(vectors), codebook.width), dtype=torch.uint8), codebook.bits
     shifts = torch.arange(0, 8, bits, dtype=torch.int32)
-    for start in range(0, len(vectors), VECTORS_AT_ONCE):
-        here = slice(start, start + VECTORS_AT_ONCE)
+    for start in range(0, len(vectors), CODED_AT_ONCE):
+        here = slice(start, start + CODED_AT_ONCE)
         residuals = vectors[here] - codebook.centroids[numbers[here]]
         buckets = torch.bucketize(residuals, codebook.cutoffs, out_int32=True)
         codes[here] = (buckets.view(len(buckets), -1, 8 // bits) << shifts).sum(2).to(torch.uint8)
@@ -142,8 +142,8 @@ def from_residual(codes: ResidualCodes, codebook: Codebook) -> Float[Tensor, "ve
     """Restore vectors of length 1 that `to_residual` has coded."""
     vectors = np.empty((len(codes.residuals), codebook.centroids.shape[1]), dtype=np.float32)
     centroids, numbers, residuals = codebook.centroids.numpy(), codes.centroids.numpy(), codes.residuals.numpy()
-    for start in range(0, len(vectors), VECTORS_AT_ONCE):
-        some = vectors[start : start + VECTORS_AT_ONCE]  # small enough to stay in the cache from step to step
+    for start in range(0, len(vectors), CODED_AT_ONCE):
+        some = vectors[start : start + CODED_AT_ONCE]  # small enough to stay in the cache from step to step
         here = slice(start, start + len(some))
         np.take(centroids, numbers[here], axis=0, out=some, mode="clip")
         some += np.take(codebook.table, residuals[here], axis=0).reshape(some.shape)

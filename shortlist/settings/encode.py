@@ -1,5 +1,6 @@
 """Settings of the stage `encode`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,11 +12,12 @@ from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, check_model, open_folder
+from shortlist.models.kinds import kind_in
 from shortlist.text.contract import InputContract
 from shortlist.text.segments import Segments, segment_contract, unused_settings
 
-STORE_FILES = ("shard-*", "order-*.bin", "snapshot.json")
-"""Patterns of the files of a store of vectors."""
+STORE_FILES = ("shard-*", "order-*.bin", "snapshot.json", "codebook.safetensors")
+"""Patterns of the files of a store."""
 SKIPPED = "skipped.txt"
 """The list of the records that were left out, in a store's folder."""
 
@@ -46,12 +48,19 @@ class Config:
     """Tokens from the beginning of a segment's text to the beginning of the next one's."""
     precision: Precision = "fp32"
     """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
-    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    """Number type of the vectors on disk; int8 has a scale for each vector."""
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "residual1", "residual2", "residual4"] = "float32"
+    """Number type of the vectors on disk; int8 has a scale for each vector. A late model's may be residual codes of 1,
+    2 or 4 bits for each dimension."""
+    pool_tokens: float | None = None
+    """Average a late model's vectors of so many similar tokens of a document into one (None: keep each)."""
+    keep_tokens: int | None = None
+    """Most vectors of a document to keep of a late model: those that are important and unlike one another (None:
+    all)."""
     token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
     shard_size: int = 20_000
-    """Documents per shard, which are sorted by length together; an interruption loses at most one shard's work."""
+    """Documents per shard, which are sorted by length together; an interruption loses at most one shard's work. A shard
+    of a late model has fewer where these might have more than 524,288 tokens."""
     workers: SpeedOnly[int | None] = None
     """Processes that embed shards at the same time (None: one per GPU, or one without GPUs; on Ray, one per node or
     GPU)."""
@@ -77,6 +86,10 @@ def check(config: Config) -> None:
     """
     if config.shard_size < 1:
         raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
+    if config.pool_tokens is not None and not config.pool_tokens >= 1:
+        raise UserError(f"--pool-tokens is {config.pool_tokens}; expected at least 1, the tokens for each vector.")
+    if config.keep_tokens is not None and config.keep_tokens < 1:
+        raise UserError(f"--keep-tokens is {config.keep_tokens}; expected at least 1, the vectors of each document.")
 
 
 def check_first(config: Config) -> None:
@@ -91,10 +104,39 @@ def check_first(config: Config) -> None:
 
 
 def contract_of(config: Config, model: ModelFolder) -> InputContract:
-    """Return the input contract for the documents."""
+    """Return the input contract for the documents.
+
+    Raises:
+        UserError: there is none, or a setting that its kind of model has no use for.
+    """
     contract = model.contract("document", config.contract).with_prompt("document", config.prompt)
+    WITHOUT[kind_in(model, contract, "document").used_as](config, model.name)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
     return model.check_lengths(segment_contract(contract, config.segments, **lengths).with_dims(config.dims))
+
+
+def _refuse_token_settings(config: Config, name: str) -> None:
+    given = [
+        flag for flag, value in (("--pool-tokens", config.pool_tokens), ("--keep-tokens", config.keep_tokens)) if value
+    ]
+    given += [f"--dtype {config.dtype}"] if config.dtype.startswith("residual") else []
+    if given:
+        raise UserError(f"{given[0]} is for late models, and {name} gives one vector for each text; leave it out.")
+
+
+def _refuse_segments(config: Config, name: str) -> None:
+    if config.segments in ("maxp", "avgp"):
+        raise UserError(
+            f"--segments {config.segments} is for models with one vector for each text, and {name} gives a vector for "
+            "each token; leave it out, or say --segments firstp."
+        )
+
+
+WITHOUT: dict[str, Callable[[Config, str], None]] = {
+    "Retriever": _refuse_token_settings,
+    "LateRetriever": _refuse_segments,
+}
+"""What refuses settings without use for a kind of model, by the class that it is used through; takes its name too."""
 
 
 def job_of(config: Config, model: ModelFolder, collection: Collection) -> JobSpec:

@@ -109,6 +109,32 @@ class TokenBlock(NamedTuple):
         return self.values.float() if self.scales is None else from_int8(self.values, self.scales)
 
 
+def _check_packs(dim: int, dtype: str) -> None:
+    """Refuse vectors that do not fill whole bytes."""
+    if dtype in RESIDUALS and dim * RESIDUALS[dtype] % 8:
+        raise UserError(
+            f"token vectors have {dim} dimensions, and {dtype} packs {8 // RESIDUALS[dtype]} of them into a byte; "
+            "choose a --dtype with more bits."
+        )
+
+
+def as_stored(vectors: TokenVectors, dtype: str) -> TokenVectors:
+    """Return vectors as a store that holds no others would give them in this dtype.
+
+    Raises:
+        UserError: a dim that residual codes cannot be packed for.
+    """
+    _check_packs(vectors.values.shape[1], dtype)
+    given = torch.from_numpy(np.ascontiguousarray(vectors.values, dtype=np.float32))
+    if dtype in RESIDUALS:
+        codebook = fit_codebook(given, bits=RESIDUALS[dtype], num_vectors=len(given))
+        restored = from_residual(to_residual(given, codebook), codebook)
+    else:
+        rows, scales = to_rows(given, dtype)
+        restored = rows.float() if scales is None else from_int8(rows, scales)
+    return TokenVectors(restored.numpy(), vectors.counts)
+
+
 @final
 class TokenWriter:
     """A writer of a token store, shard by shard.
@@ -130,11 +156,7 @@ class TokenWriter:
     def __init__(self, folder: Path, dim: int, dtype: str = "float32", *, num_docs: int | None = None):
         if dtype not in TOKEN_DTYPES:
             raise unknown("vector dtype", dtype, TOKEN_DTYPES)
-        if dtype in RESIDUALS and dim * RESIDUALS[dtype] % 8:
-            raise UserError(
-                f"token vectors have {dim} dimensions, and {dtype} packs {8 // RESIDUALS[dtype]} of them into a byte; "
-                "choose a --dtype with more bits."
-            )
+        _check_packs(dim, dtype)
         self.folder, self.dim, self.dtype, self._num_docs = folder, dim, dtype, num_docs
 
     def write_shard(
