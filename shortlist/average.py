@@ -1,10 +1,10 @@
 """Stage `average`: make one model whose weights are the average of several models' weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
@@ -13,9 +13,12 @@ from shortlist.data.collections import Collection, open_collection
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError
 from shortlist.models.folder import ModelFolder, open_folder
-from shortlist.models.kinds import load_model
+from shortlist.models.kinds import for_kind, load_model
 from shortlist.progress import say
 from shortlist.records import Document, Hit, Qrels, Query, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RETRIEVED, RERANKED = 1000, 50
 """Documents per query that a retriever finds, and hits of BM25 that a reranker orders, to be measured."""
@@ -121,9 +124,11 @@ def _described(model: Any) -> dict[str, Any]:
 
 
 def _loaded(folder: ModelFolder, reads: str, contract: str | None) -> Any:
+    from shortlist.models.save import has_more_layers
+
     model = load_model(folder, reads, contract)
-    if len(getattr(model, "dense", ())):
-        raise UserError(f"{folder.name}: has dense layers behind its pooling, which are not averaged here.")
+    if has_more_layers(model):
+        raise UserError(f"{folder.name}: has dense layers behind its backbone, which are not averaged here.")
     return model
 
 
@@ -143,18 +148,41 @@ def score(model: Any, reads: str, trial: Trial) -> float:
 
 
 def _searched(model: Any, trial: Trial) -> Run:
-    import torch
-
     from shortlist.math.scoring import top_k
-    from shortlist.models.run import embed_documents, embed_queries
 
-    documents = torch.from_numpy(embed_documents(model, trial.documents))
     found = {}
-    for query, vector in zip(trial.queries, torch.from_numpy(embed_queries(model, trial.queries)), strict=True):
-        scores, columns = top_k((documents @ vector)[None], RETRIEVED)
+    for query, row in zip(trial.queries, for_kind(COMPARED, model.kind)(model, trial), strict=True):
+        scores, columns = top_k(row[None], RETRIEVED)
         pairs = zip(columns[0].tolist(), scores[0].tolist(), strict=True)
         found[query.query_id] = [Hit(trial.documents[column].doc_id, value) for column, value in pairs]
     return found
+
+
+def _dot_products(model: Any, trial: Trial) -> "Iterator[Tensor]":
+    """Yield the scores of all documents for one query after another."""
+    import torch
+
+    from shortlist.models.run import embed_documents, embed_queries
+
+    documents = torch.from_numpy(embed_documents(model, trial.documents))
+    return (documents @ vector for vector in torch.from_numpy(embed_queries(model, trial.queries)))
+
+
+def _best_matches(model: Any, trial: Trial) -> "Iterator[Tensor]":
+    """Yield the scores of late interaction of all documents for one query after another."""
+    import torch
+
+    from shortlist.math.interaction import maxsim_scores
+    from shortlist.models.late_retriever import LateRetriever
+
+    retriever = LateRetriever(model)
+    queries, documents = retriever.encode_queries(trial.queries), retriever.encode_documents(trial.documents)
+    read = torch.from_numpy(documents.values), torch.from_numpy(documents.counts)
+    return (maxsim_scores(torch.from_numpy(query), torch.tensor([len(query)]), *read)[0] for query in queries)
+
+
+COMPARED: dict[str, Callable[..., "Iterator[Tensor]"]] = {"retriever": _dot_products, "late": _best_matches}
+"""Functions that score every document for every query, by kind of model or role."""
 
 
 def _reranked(model: Any, trial: Trial) -> Run:

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.folder import ModelFolder, open_folder
-from shortlist.models.kinds import KINDS, load_model
+from shortlist.models.kinds import KINDS, for_kind, load_model
 from shortlist.records import Document, Query
-from shortlist.text.contract import TEMPLATES, Form, InputContract, Reading, is_token
+from shortlist.text.contract import PER_TOKEN, TEMPLATES, Form, InputContract, Reading, is_token
 from shortlist.text.inputs import Inputs
+from shortlist.text.marks import NO_VECTOR, UNREAD, unmarked
 from shortlist.text.prompts import named_prompt
 from shortlist.text.rendering import Renderer
 
@@ -77,7 +78,13 @@ def _classifier_head(model: Any) -> str | None:
     return f"{type(model.backbone).__name__}'s own, labels: {model.backbone.config.num_labels}"
 
 
+def _late_head(model: Any) -> str | None:
+    layers = "a layer" if len(model.layers) == 1 else f"{len(model.layers)} layers"
+    return f"{layers} for each token, to vectors of {model.row_shape[0]}"
+
+
 SHOWN = {
+    "late": Shown(_late_head, lambda model: "the best similarity to a document's token, added up over the query's"),
     "retriever": Shown(_dense_head, _similarity),
     "reranker": Shown(_pointwise_head, _pointwise_meaning),
     "classifier": Shown(_classifier_head, lambda model: "the classifier's logit"),
@@ -90,10 +97,24 @@ UNKNOWN = Shown(lambda model: None, lambda model: f"the score of a {model.kind}"
 
 def _alone(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
     """Compute the token ids of a query and a document, read separately, and their score."""
+    ids = {"query": model.inputs.query_ids([query])[0], "document": model.inputs.document_ids([document])[0]}
+    return ids, for_kind(SIMILARITY, model.kind)(model, query, document)
+
+
+def _dot_product(model: Any, query: Query, document: Document) -> float:
     from shortlist.models.run import embed_documents, embed_queries
 
-    ids = {"query": model.inputs.query_ids([query])[0], "document": model.inputs.document_ids([document])[0]}
-    return ids, float(embed_queries(model, [query])[0] @ embed_documents(model, [document])[0])
+    return float(embed_queries(model, [query])[0] @ embed_documents(model, [document])[0])
+
+
+def _best_matches(model: Any, query: Query, document: Document) -> float:
+    from shortlist.models.late_retriever import LateRetriever
+
+    return float(LateRetriever(model).score(query, document))
+
+
+SIMILARITY = {"retriever": _dot_product, "late": _best_matches}
+"""Functions that score a document for a query, by kind of model or role."""
 
 
 def _together(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
@@ -114,12 +135,22 @@ def inspect(model: Any, query: Query, document: Document) -> dict[str, Any]:
     pooled = {"last": lambda ids: len(ids) - 1, "cls": lambda ids: 0}.get(pooling, lambda ids: None)
     return {
         "examples": {
-            kind: {"ids": ids, "pieces": inputs.tokenizer.convert_ids_to_tokens(ids), "pooled": pooled(ids)}
+            kind: {
+                "ids": unmarked(ids),
+                "pieces": inputs.tokenizer.convert_ids_to_tokens(unmarked(ids)),
+                "pooled": pooled(ids),
+                **({"gives": [_gives(token) for token in ids]} if pooling == PER_TOKEN else {}),
+            }
             for kind, ids in examples.items()
         },
         "score": score,
         "score_is": SHOWN.get(model.kind, UNKNOWN).meaning(model),
     }
+
+
+def _gives(token: int) -> str:
+    """Say what a token of late interaction does, which the marks of its id tell."""
+    return "" if token & NO_VECTOR else "vector, read by no other token" if token & UNREAD else "vector"
 
 
 def describe(folder: ModelFolder, model: Any) -> dict[str, Any]:
@@ -243,6 +274,8 @@ def _page(found: dict[str, Any]) -> str:
         **{kind: _template(form, kind) for kind in TEMPLATES if getattr(form, kind)},
         "pooling": reading.pooling + (", of length 1" * reading.normalize) + (", both ways" * reading.bidirectional),
         **({"dimensions": dimensions} if (dimensions := _dimensions(reading)) else {}),
+        **({"filled up": _filled(form)} if form.expansion else {}),
+        **({"no vector": _skipped(form)} if form.skipped else {}),
         "manifest": _origin(found["manifest"]),
     }
     lines = [f"{name:<11}{text}" for name, text in rows.items()]
@@ -250,7 +283,8 @@ def _page(found: dict[str, Any]) -> str:
         lines += ["", f"example {kind}: {len(example['ids'])} tokens"]
         for place, (token_id, piece) in enumerate(zip(example["ids"], example["pieces"], strict=True)):
             pooled = reading.pooling not in ("last", "cls") or place == example["pooled"]
-            lines.append(f"  {place:4}  {token_id:7}  {piece}" + ("  <- pooled" if pooled else ""))
+            said = example["gives"][place] if "gives" in example else "pooled" if pooled else ""
+            lines.append(f"  {place:4}  {token_id:7}  {piece}" + (f"  <- {said}" if said else ""))
     return "\n".join([*lines, "", f"score {found['score']:.6f} ({found['score_is']})"])
 
 
@@ -258,6 +292,18 @@ def _dimensions(reading: Reading) -> str:
     """Say what vectors are cut to, and may be cut to."""
     cut = [f"cut to {reading.cut}"] if reading.cut else []
     return ", ".join([*cut, *([f"trained for {', '.join(map(str, reading.dims))}"] if reading.dims else [])])
+
+
+def _filled(form: Form) -> str:
+    """Say what queries are filled up with."""
+    read = "which are read like others" if form.expansion_read else "which no other token reads"
+    return f"queries, with {form.expansion} to {form.expansion_length or form.query_length} tokens, {read}"
+
+
+def _skipped(form: Form) -> str:
+    """List the tokens that give no vector."""
+    where = "queries and documents" if form.skipped_in_queries else "documents"
+    return f"{' '.join(form.skipped)} in {where}"
 
 
 def _template(form: Form, kind: str) -> str:

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from named import load_reranker, load_retriever, reranker_to_train, retriever_to_train
-from tiny import Tiny, shaken
+from named import late_to_train, load_reranker, load_retriever, reranker_to_train, retriever_to_train
+from tiny import DOCUMENTS, QUERIES, Tiny, shaken
 
-from shortlist import average
+from shortlist import LateRetriever, average
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.adapter_settings import make_adapter
@@ -65,6 +65,19 @@ def test_greedy_choice_is_at_least_as_good_as_the_best_model(models: Path, tiny:
     results = manifest["results"]
     assert results["RR@10"] >= max(results["scores"])
     assert len(results["averaged"]) == len(results["shares"]) >= 1
+
+
+def test_late_models_are_averaged_and_compared_by_their_best_matches(tiny: Tiny, tmp_path: Path):
+    for name, change in (("one", lambda model: model), ("other", shaken)):
+        save_model(change(late_to_train(str(tiny.bert), dim=8)), tmp_path / name)
+    chosen = {"greedy": True, "collection": str(tiny.collection), "split": "test", "measure": "RR@10"}
+    average.run(settings(tmp_path / "one", tmp_path / "other", out=tmp_path / "out", **chosen))
+    results = (read_manifest(tmp_path / "out") or {})["results"]
+    retriever = LateRetriever.load(str(tmp_path / "one"))
+    scores = [retriever.score(query, DOCUMENTS) for query in QUERIES]
+    ranks = [1 + int((row > row[place]).sum()) for place, row in enumerate(scores)]
+    expected = sum(1 / rank for rank in ranks if rank <= 10) / len(ranks)
+    assert results["scores"][0] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.slow

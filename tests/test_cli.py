@@ -79,7 +79,7 @@ def test_help_fits_into_80_columns_and_fills_its_lines(
 
 
 def test_completion_knows_commands_flags_and_choices(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    assert flags("export")["--to"] == ("sentence-transformers", "cross-encoder", "peft", "merged", "onnx")
+    assert flags("export")["--to"] == ("sentence-transformers", "pylate", "cross-encoder", "peft", "merged", "onnx")
     script = tmp_path / "complete.sh"
     assert main(["--completion", "bash"]) == 0
     script.write_text(capsys.readouterr().out)

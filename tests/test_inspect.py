@@ -2,8 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from late import write_stanford
 
-from shortlist import Reranker, Retriever
+from shortlist import LateRetriever, Reranker, Retriever
 from shortlist.cli import main
 
 WORDS = ["--query", "which colour has the apple", "--document", "the apple has a colour"]
@@ -54,6 +55,23 @@ def test_every_token_is_marked_where_the_mean_is_taken(tiny, capsys: pytest.Capt
     assert main(["inspect", str(tiny.bert), *WORDS, "--contract", "bert"]) == 0
     page = capsys.readouterr().out
     assert page.count("<- pooled") == 7 + 7
+
+
+def test_a_late_model_shows_what_each_token_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = str(write_stanford(tmp_path / "model"))
+    shown = found(capsys, folder, "--query", "which boat", "--document", "the boat.")
+    query, document = shown["examples"]["query"], shown["examples"]["document"]
+    assert query["pieces"][:5] == ["[CLS]", "[unused0]", "which", "boat", "[SEP]"]
+    assert query["gives"] == ["vector"] * 5 + ["vector, read by no other token"] * 5
+    assert document["pieces"] == ["[CLS]", "[unused1]", "the", "boat", ".", "[SEP]"]
+    assert document["gives"] == [*["vector"] * 4, "", "vector"]
+    model = LateRetriever.load(folder)
+    assert shown["score"] == pytest.approx(model.score("which boat", "the boat."), abs=1e-6)
+    assert main(["inspect", folder]) == 0
+    page = capsys.readouterr().out
+    assert "filled up  queries, with <mask> to 10 tokens, which no other token reads" in page
+    assert "no vector  ! , - . ? in documents" in page
+    assert "<token:[unused0]>" in page
 
 
 def test_a_form_that_is_not_known_has_to_be_named(tiny, capsys: pytest.CaptureFixture[str]):

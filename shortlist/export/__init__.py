@@ -15,19 +15,25 @@ from shortlist.export.card import write_card
 from shortlist.late import late
 from shortlist.models.files import CONFIG as ADAPTER_CONFIG
 from shortlist.models.folder import ModelFolder, open_folder
-from shortlist.models.kinds import kind_in, load_model
+from shortlist.models.kinds import KINDS, kind_in, load_model
 from shortlist.text.contract import InputContract
 
-Target = Literal["sentence-transformers", "cross-encoder", "peft", "merged", "onnx"]
+Target = Literal["sentence-transformers", "pylate", "cross-encoder", "peft", "merged", "onnx"]
 
 WRITERS: dict[str, tuple[str | None, Callable[..., None]]] = {
     "sentence-transformers": ("retriever", late("export.tools", "write_sentence_transformer")),
+    "pylate": ("late", late("export.late", "write_pylate")),
     "cross-encoder": ("reranker", late("export.tools", "write_cross_encoder")),
     "peft": (None, late("export.tools", "write_peft")),
     "merged": (None, late("export.tools", "write_merged")),
     "onnx": (None, late("export.onnx", "write_onnx")),
 }
-"""For each layout, the role that a model must have (None: any), and the function that writes it."""
+"""For each layout, the role or kind that a model must have (None: any), and the function that writes it."""
+
+OF_KINDS: dict[tuple[str, str], Callable[..., None]] = {
+    ("sentence-transformers", "late"): late("export.late", "write_multi_vector_encoder"),
+}
+"""The functions for a layout and a kind of model that has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +41,9 @@ class Config:
     model: tyro.conf.Positional[str]
     """Retriever or reranker: folder or hub name."""
     to: Target
-    """sentence-transformers: a retriever for SentenceTransformer. cross-encoder: a reranker for CrossEncoder and
-    transformers. peft: an adapter by itself. merged: whole weights. onnx: for onnxruntime."""
+    """sentence-transformers: a retriever for SentenceTransformer, a late one for MultiVectorEncoder. pylate: a late one
+    for PyLate. cross-encoder: a reranker for CrossEncoder and transformers. peft: an adapter by itself. merged: whole
+    weights. onnx: for onnxruntime."""
     out: NotInJob[Path]
     """Folder to write."""
     contract: str | None = None
@@ -59,9 +66,12 @@ def run(config: Config) -> None:
         raise UserError(f"--base: {config.model} is a whole model, and no adapter; leave it out.")
     contract = folder.any_contract(config.contract)
     reads = "pair" if contract.form.pair else "document"
-    found = kind_in(folder, contract, reads).role
-    if role not in (None, found):
-        raise UserError(f"--to {config.to}: is for a {role}, and {config.model} is a {found}; choose another layout.")
+    kind = kind_in(folder, contract, reads)
+    if role not in (None, kind.role) and KINDS.get(str(role)) is not kind:
+        wanted = {"late": "late-interaction model"}.get(str(role), role)
+        raise UserError(
+            f"--to {config.to}: is for a {wanted}, and {config.model} is a {kind.role}; choose another layout."
+        )
     inputs = {"model": folder.identity, "contract": repr(sorted(contract.to_dict().items()))}
     as_if = replace(config, licence=config.licence or None)
     aside = ["README.md"]  # `push` writes another card
@@ -74,6 +84,7 @@ def run(config: Config) -> None:
     _check_adapter(config, folder)
     whole = _language_model(config, folder, contract, dtype)
     model = whole if whole is not None else load_model(folder, reads, contract, dtype=dtype)
+    write = OF_KINDS.get((config.to, model.kind), write)
     with job.result() as out:
         write(model, out, source=folder)
         write_card(folder, out, contract, licence=config.licence)

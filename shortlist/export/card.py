@@ -12,7 +12,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.models.files import base_name, is_adapter
 from shortlist.models.folder import ModelFolder
-from shortlist.text.contract import TEMPLATES, Form, InputContract, Reading, is_token
+from shortlist.text.contract import PER_TOKEN, TEMPLATES, Form, InputContract, Reading, is_token
 
 CARD = "README.md"
 SETTINGS = (
@@ -22,6 +22,8 @@ SETTINGS = (
     "optimizer",
     "layers_sampled",
     "pooling",
+    "dim",
+    "scoring",
     "dims",
     "dims_weights",
     "mix_negatives",
@@ -66,6 +68,7 @@ def card(
     manifest = read_manifest(model.path) or {}
     config, kind = manifest.get("config", {}), "reranker" if contract.form.pair else "retriever"
     kind = "language model" if config.get("kind") == "language-model" else kind
+    kind = "late-interaction retriever" if contract.reading.pooling == PER_TOKEN else kind
     base = config.get("backbone") or (base_name(model.path) if is_adapter(model.path) else None)
     front: dict[str, Any] = {"license": licence or _licence(base), "library_name": "shortlist"}
     front |= {
@@ -134,9 +137,16 @@ def _inputs(form: Form, reading: Reading) -> str:
             pieces = " ".join(f"`{p}`" if is_token(p) else f"`{json.dumps(p, ensure_ascii=False)}`" for p in template)
             rows.append(f"| {kind} | {pieces} | {getattr(form, f'{kind}_length')} |")
     pooled = f"Pooling: {reading.pooling}." + (" Vectors have length 1." if reading.normalize and not form.pair else "")
+    pooled += _filled(form)
     pooled += f" They may be cut to {', '.join(map(str, reading.dims))} dimensions." if reading.dims else ""
     head = ["## Inputs", "", "Other prompts or a missing end token give other numbers.", ""]
     return "\n".join([*head, "| input | pieces | most tokens |", "|---|---|---|", *rows, "", pooled])
+
+
+def _filled(form: Form) -> str:
+    """Say what fills queries up, and that some tokens of documents have no vector."""
+    filled = f" Queries are filled up with `{form.expansion}`." if form.expansion else ""
+    return filled + (" Some tokens of documents, such as punctuation, have no vector." if form.skipped else "")
 
 
 def _scores(results: Mapping[str, Any] | None) -> str:
@@ -158,6 +168,7 @@ def _use(kind: str, prompt: str | None = None) -> str:
         )
         return f"## Use\n\n```python\nfrom shortlist import load_reranker\n\n{call}\n```"
     call = 'encode_queries(["..."])' if kind == "retriever" else 'score("query", ["document", "..."])'
-    name = kind.capitalize()
+    name = "LateRetriever" if kind == "late-interaction retriever" else kind.capitalize()
+    kind = kind.split()[-1]
     code = f"```python\nfrom shortlist import {name}\n\n{kind} = {name}.load(FOLDER)\n{kind}.{call}\n```"
     return f"## Use\n\n{code}"

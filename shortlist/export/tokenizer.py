@@ -6,17 +6,18 @@ prompt may be tokenised differently beside a text than alone.
 """
 
 import re
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import SPECIAL
+from shortlist.text.contract import is_token
 from shortlist.text.inputs import Inputs
-from shortlist.text.templates import field_names, unescaped
+from shortlist.text.templates import field_names, token_name, unescaped
 
 TEXTS = ("what is x", "How do 12 naïve cafés rank?", "(A-b) c", "東京 x", "once upon a time", "x")
 """Texts to compare the ids on."""
@@ -40,6 +41,16 @@ def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
         raise _cannot(inputs, "its queries and documents have other special tokens")
     tokenizer = _with_template(inputs, single=[*start, "$A", *end])
     prompts = {kind: prompt for kind, (_, prompt, _) in forms.items()}
+    _compare(tokenizer, inputs, prompts)
+    return tokenizer, prompts
+
+
+def _compare(tokenizer: Any, inputs: Inputs, prompts: dict[str, str]) -> None:
+    """Refuse a tokenizer that gives texts behind their prompts other ids than the inputs do.
+
+    Raises:
+        UserError: it does.
+    """
     for text in TEXTS:
         expected = inputs.query_ids([Query("", text)]) + inputs.document_ids([Document("", text)])
         found = [tokenizer(prompts[kind] + text)["input_ids"] for kind in ("query", "document")]
@@ -47,7 +58,33 @@ def for_single_texts(inputs: Inputs) -> tuple[Any, dict[str, str]]:
         for ids, wanted, length in zip(found, expected, longest, strict=True):
             if len(ids) <= length and ids != wanted:
                 raise _cannot(inputs, f"{text!r} gets other ids there")
-    return tokenizer, prompts
+
+
+def for_marked_texts(inputs: Inputs) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """Make one tokenizer for the queries and documents of late interaction.
+
+    Markers are tokens that it knows in front of a text; what fills queries up is left to the tokenizer's user.
+
+    Returns:
+        The tokenizer, the markers and the prompts, which its user puts before the text in this order.
+
+    Raises:
+        UserError: as for `for_single_texts`.
+    """
+    markers, bare = {}, {}
+    for kind in ("query", "document"):
+        pieces = getattr(inputs.form, kind)
+        names = [token_name(piece) for piece in pieces]
+        markers[kind] = "".join(filter(None, names))
+        bare[kind] = tuple(piece for piece, name in zip(pieces, names, strict=True) if name is None)
+        if (places := [place for place, name in enumerate(names) if name]) and places != [_first_text(pieces) - 1]:
+            raise _cannot(inputs, f"its {kind} has a marker that is not right before the text")
+    form = replace(inputs.form, expansion="", expansion_length=0, expansion_read=False, skipped=())
+    tokenizer, prompts = for_single_texts(Inputs(replace(form, **bare), inputs.tokenizer))
+    known = [AddedToken(marker, normalized=False, special=True) for marker in markers.values() if marker]
+    tokenizer.add_special_tokens({"additional_special_tokens": known})
+    _compare(tokenizer, Inputs(form, inputs.tokenizer), {kind: markers[kind] + prompts[kind] for kind in markers})
+    return tokenizer, markers, prompts
 
 
 def for_pairs(inputs: Inputs, *, token_types: bool = False) -> Any:
@@ -69,7 +106,7 @@ def for_pairs(inputs: Inputs, *, token_types: bool = False) -> Any:
 
 def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[str], str, list[str]]:
     """Split a template into special tokens before, the prompt, and special tokens after."""
-    texts = [place for place, piece in enumerate(template) if piece not in SPECIAL and field_names(piece)]
+    texts = [place for place, piece in enumerate(template) if field_names(piece)]
     if len(texts) != 1 or inputs.form.verbatim:
         raise _cannot(inputs, f"its {kind} is more than a prompt and a text")
     place = texts[0]
@@ -77,6 +114,11 @@ def _split(inputs: Inputs, template: tuple[str, ...], kind: str) -> tuple[list[s
     if field_names(prompt):
         raise _cannot(inputs, f"its {kind} does not end with its text")
     return [*template[:place]], unescaped(prompt), [*template[place + 1 :]]
+
+
+def _first_text(template: tuple[str, ...]) -> int:
+    """Find the first piece of a template with a field."""
+    return next(place for place, piece in enumerate(template) if field_names(piece))
 
 
 def _joined(piece: str) -> str:
@@ -92,7 +134,7 @@ def _pieces(part: str, *, led: bool) -> list[str]:
     Args:
         led: keep the space between a text and a prompt that follows it.
     """
-    if part in SPECIAL:
+    if is_token(part):
         return [part]
     found = []
     for place, piece in enumerate(PIECE.split(_joined(part))):
@@ -122,6 +164,9 @@ def _with_template(
     if spaced:
         steps = _space_before(inputs.form.pair)
         fast.normalizer = normalizers.Sequence([*steps, fast.normalizer] if fast.normalizer else steps)
+    if inputs.form.lower_case:
+        lower = normalizers.Lowercase()
+        fast.normalizer = normalizers.Sequence([lower, fast.normalizer]) if fast.normalizer else lower
     single, pair = single or _first_part(pair or []), pair or ["$A", "$B"]
     entries = {piece: _entry(inputs, piece) for piece in (*single, *pair) if not piece.startswith("$")}
     names = {piece: f"<{number}>" for number, piece in enumerate(entries)}
@@ -152,7 +197,7 @@ def _space_before(template: tuple[str, ...]) -> list[Any]:
 
     They skip texts that begin with a prompt already, as in `text/inputs.py`.
     """
-    prompts = "|".join(re.escape(piece.split("{")[0]) for piece in template if piece not in SPECIAL)
+    prompts = "|".join(re.escape(piece.split("{")[0]) for piece in template if not is_token(piece))
     return [normalizers.Prepend(" "), normalizers.Replace(Regex(rf"\A (?={prompts})"), "")]
 
 
@@ -164,7 +209,7 @@ def _first_part(pair: list[str]) -> list[str]:
 def _entry(inputs: Inputs, piece: str) -> dict[str, Any]:
     """Return the ids and tokens of a special token or a prompt."""
     tokenizer: Any = inputs.tokenizer
-    if piece in SPECIAL:
+    if is_token(piece):
         ids = [inputs.special_id(piece)]
     else:
         ids = tokenizer(unescaped(piece), add_special_tokens=False)["input_ids"]

@@ -17,7 +17,7 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.kinds import KINDS
 from shortlist.models.modules import ACTIVATIONS, find_activation
 from shortlist.models.published import POOLING_MODES
-from shortlist.models.save import save_model
+from shortlist.models.save import has_more_layers, save_model
 
 POOLING_FLAGS = (
     "cls_token",
@@ -46,7 +46,7 @@ def write_sentence_transformer(model: Any, folder: Path, *, source: ModelFolder)
     tokenizer, prompts = for_single_texts(model.inputs)
     save_model(model, folder)
     save_tokenizer(tokenizer, folder)
-    _write_old_names(folder)
+    write_old_names(folder)
     _write_modules(model, folder, prompts)
 
 
@@ -67,7 +67,7 @@ def write_cross_encoder(model: Any, folder: Path, *, source: ModelFolder) -> Non
     tokenizer = for_pairs(model.inputs, token_types=reading.token_types)
     save_model(model, folder)
     save_tokenizer(tokenizer, folder, token_types=reading.token_types)
-    _write_old_names(folder)
+    write_old_names(folder)
     activation = {"activation_fn": "torch.nn.modules.linear.Identity"}  # otherwise scores would be squeezed into 0 to 1
     write_json(folder / "config.json", read_json(folder / "config.json") | {"sentence_transformers": activation})
 
@@ -76,10 +76,10 @@ def write_merged(model: Any, folder: Path, *, source: ModelFolder) -> None:
     """Write a shortlist model folder with whole weights, and the training log if any.
 
     Raises:
-        UserError: the model has layers after its pooling.
+        UserError: the model has layers behind its backbone that such a folder has no place for.
     """
-    if len(getattr(model, "dense", ())):
-        raise UserError(f"{source.name}: has dense layers behind its pooling; export it to sentence-transformers.")
+    if has_more_layers(model):
+        raise UserError(f"{source.name}: has dense layers behind its backbone; export it to sentence-transformers.")
     save_model(model, folder)
     if (log := source.path / TRAINING_LOG).is_file():
         shutil.copyfile(log, folder / TRAINING_LOG)
@@ -99,6 +99,8 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
         raise UserError(
             f"{source.name}: is an adapter on top of another adapter, {source.base.name}; export it as merged."
         )
+    if model.kind == "late":
+        raise UserError(f"{source.name}: PEFT has no place for its projection; export it to sentence-transformers.")
     if KINDS[model.kind].role == "retriever":
         check_modules(model, source.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +165,7 @@ def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
     write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": dim, **flags, "include_prompt": True})
     for layer, path in zip(model.dense, paths[2:], strict=False):
         if isinstance(layer, DenseLayer):
-            _write_dense(layer, folder / path)
+            write_dense(layer, folder / path)
     write_json(folder / "modules.json", listed)
     write_json(
         folder / "sentence_bert_config.json",
@@ -175,12 +177,21 @@ def _write_modules(model: Any, folder: Path, prompts: dict[str, str]) -> None:
     write_json(folder / "config_sentence_transformers.json", known)
 
 
-def _write_dense(layer: Any, folder: Path) -> None:
+def write_dense(layer: Any, folder: Path, **settings: Any) -> None:
+    """Write a dense layer as a module of sentence-transformers.
+
+    Args:
+        settings: further settings of the module.
+    """
     activation = next(name for name in ACTIVATIONS if find_activation(name) is layer.activation)
     shape = {"in_features": layer.weight.shape[1], "out_features": layer.out_features, "bias": layer.bias is not None}
-    write_json(folder / "config.json", shape | {"activation_function": activation})
-    state = {"linear.weight": layer.weight} | ({"linear.bias": layer.bias} if layer.bias is not None else {})
-    save_file({key: value.detach().contiguous() for key, value in state.items()}, folder / "model.safetensors")
+    settings |= {"use_residual": True} if layer.residual is not None else {}
+    write_json(folder / "config.json", shape | {"activation_function": activation} | settings)
+    weights = {"linear.weight": layer.weight, "linear.bias": layer.bias, "residual.weight": layer.residual}
+    state = {key: value.detach().contiguous() for key, value in weights.items() if value is not None}
+    if layer.residual is not None and layer.weight.shape[0] == layer.weight.shape[1]:
+        del state["residual.weight"]  # the input itself is added
+    save_file(state, folder / "model.safetensors")
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, *, token_types: bool = False) -> None:
@@ -193,7 +204,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, *, token_types: bool = False) -
     write_json(path, settings)
 
 
-def _write_old_names(folder: Path) -> None:
+def write_old_names(folder: Path) -> None:
     """Add the names from before transformers 5 to config.json, beside the new ones."""
     path = folder / "config.json"
     config = read_json(path)

@@ -169,7 +169,10 @@ def _encoder_of(config: Any) -> Any:
 
 
 def encoder_class(config: Any) -> str | None:
-    """Return the name of the class that is an encoder-decoder's encoder alone, as of T5; None for other models."""
+    """Return the name of the class that is an encoder-decoder's encoder alone.
+
+    T5 has one; it is None for other models.
+    """
     name = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(config.model_type, "")
     return name if name.endswith("EncoderModel") else None
 

@@ -22,7 +22,7 @@ from shortlist.text.marks import NO_VECTOR, TOKEN_ID, UNREAD
 
 @final
 class LateModel(nn.Module):
-    """A backbone whose projected states are the vectors of a text, one for each token (ColBERT).
+    """A backbone whose projected states are a text's vectors, one for each token (ColBERT).
 
     What a token does is in the marks of its id, so that queries and documents are read alike.
 

@@ -17,7 +17,7 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.late import LateModel, new_projection
 from shortlist.models.load import check_dims, inputs_to_train, open_backbone
 from shortlist.models.modules import MODULES, dense_layers
-from shortlist.text.contract import PER_TOKEN, Adjust, InputContract, named_contract
+from shortlist.text.contract import PER_TOKEN, Adjust, InputContract, Reading, named_contract
 from shortlist.text.inputs import find_id
 from shortlist.text.proof import proved_inputs
 
@@ -42,12 +42,19 @@ def load_late(folder: ModelFolder, contract: InputContract, *, dtype: torch.dtyp
             f"{folder.name}: has no projection of tokens (no {PROJECTION!r}, no Dense in {MODULES}), so this is not a "
             "trained late-interaction model; train one from it: shortlist train late."
         )
-    backbone = open_backbone(folder, contract.reading, beside=(PROJECTION,), encoder=True, dtype=dtype)
+    backbone = _open_encoder(folder, contract.reading, dtype=dtype)
     return check_dims(LateModel(backbone, inputs, contract.reading, layers), folder.name)
 
 
+def _open_encoder(folder: ModelFolder, reading: Reading | None = None, **loading: Any) -> PreTrainedModel:
+    """Load the backbone, which is saved under the name of its own architecture."""
+    backbone = open_backbone(folder, reading, beside=(PROJECTION,), encoder=True, **loading)
+    backbone.config.architectures = [type(backbone).__name__]
+    return backbone
+
+
 def _refuse_pickles(folder: ModelFolder) -> None:
-    """Refuse a folder whose weights are in pickles alone, as those of older checkpoints.
+    """Refuse a folder whose weights are in pickles alone, as older checkpoints are.
 
     Raises:
         UserError: it is such a folder.
@@ -62,8 +69,8 @@ def _refuse_pickles(folder: ModelFolder) -> None:
 
 def late_layers(folder: ModelFolder) -> list[DenseLayer | UnitLength]:
     """Load the layers behind the backbone, in order; none if the folder has no projection."""
-    if (folder.path / MODULES).exists():
-        return dense_layers(folder.path)
+    if layers := dense_layers(folder.path):
+        return layers
     weight = _projection(folder)
     return [] if weight is None else [DenseLayer(weight)]
 
@@ -90,7 +97,7 @@ def late_to_train(
     """
     own = folder.own_contract("document")
     own = own if own and own.reading.pooling == PER_TOKEN else None
-    backbone = open_backbone(folder, beside=(PROJECTION,), encoder=True, **loading)
+    backbone = _open_encoder(folder, **loading)
     contract = contract or own or new_contract(folder, backbone)
     contract = replace(contract, reading=replace(contract.reading, pooling=PER_TOKEN))
     inputs, reading = inputs_to_train(folder, backbone, contract, adjust)

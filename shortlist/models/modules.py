@@ -82,7 +82,7 @@ def _dense(folder: Path) -> "DenseLayer":
 
 
 def _residual(settings: Mapping[str, Any], weights: Mapping[str, "Tensor"], path: Path) -> "Tensor | None":
-    """Find the weight that a residual connection multiplies its input by, if a layer has one."""
+    """Find the weight that a residual connection multiplies its input by, if any."""
     if not settings.get("use_residual"):
         return None
     import torch

@@ -48,14 +48,13 @@ def late_contract(folder: Path) -> InputContract | None:
     Raises:
         UserError: the files ask for something that is not supported.
     """
-    if is_stanford(folder):
-        return _of_stanford(folder)
-    if not (folder / MODULES).exists():
-        return None
     kind = optional_json(folder / ENCODER_SETTINGS).get("model_type")
-    if kind == PYLATE:
+    modules = dict(list_modules(folder)) if (folder / MODULES).exists() else {}
+    if modules and kind == PYLATE:
         return _of_pylate(folder)
-    return _of_multi_vector(folder) if kind == MULTI_VECTOR or MASK_MODULE in dict(list_modules(folder)) else None
+    if MASK_MODULE in modules or (modules and kind == MULTI_VECTOR):
+        return _of_multi_vector(folder)
+    return _of_stanford(folder) if is_stanford(folder) else None
 
 
 def _of_stanford(folder: Path) -> InputContract:

@@ -87,6 +87,12 @@ def save_model(
     write_json(folder / CONTRACT, model.contract.to_dict())
 
 
+def has_more_layers(model: Any) -> bool:
+    """Whether a model has layers behind its backbone that a folder of ours has no place for."""
+    layers = getattr(model, "layers", ())
+    return bool(len(getattr(model, "dense", ()))) or len(layers) > 1 or any(not layer.is_plain for layer in layers)
+
+
 def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the key and tensor of each weight in a folder written by `save_model`."""
     paths = [folder / ADAPTER] if (folder / ADAPTER).exists() else sorted(folder.glob("model*.safetensors"))

@@ -36,7 +36,7 @@ SCORINGS: dict[str, Callable[..., Any]] = {"maxsim": by_maxsim, "xtr": by_xtr}
 
 
 def apart(rows: Rows, num_queries: int) -> tuple[Rows, Rows]:
-    """Split rows after those of the queries, which come first."""
+    """Split the rows of queries, which come first, from the documents' rows."""
     if rows.counts is None:
         return Rows(rows.values[:num_queries]), Rows(rows.values[num_queries:])
     first, rest = rows.counts[:num_queries], rows.counts[num_queries:]
