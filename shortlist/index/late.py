@@ -37,8 +37,8 @@ def check_token_queries(queries: TokenVectors, k: int, *, dim: int) -> None:
     """Raise UserError if the queries or k do not suit token vectors of `dim` numbers."""
     if not isinstance(queries, TokenVectors):
         raise UserError(
-            f"queries are a {type(queries).__name__}; expected TokenVectors: encode them with a LateRetriever, or search "
-            "texts with LateSearch(retriever, index)."
+            f"queries are a {type(queries).__name__}; expected TokenVectors: encode them with a LateRetriever, or "
+            "search texts with LateSearch(retriever, index)."
         )
     if queries.values.shape[1] != dim:
         raise UserError(
@@ -246,8 +246,8 @@ def _refuse_not_finite(
     if broken.any():
         doc_id = tokens.doc_ids[int(positions[int(broken.argmax())])]
         raise UserError(
-            f"{tokens.folder}: a token vector of document {doc_id!r} is not finite, so nothing can be compared with it; "
-            "encode again, with a wider --dtype or --precision."
+            f"{tokens.folder}: a token vector of document {doc_id!r} is not finite, so nothing can be compared with "
+            "it; encode again, with a wider --dtype or --precision."
         )
 
 

@@ -110,8 +110,8 @@ def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engi
         raise ValueError("neither an index nor vectors to open")
     if holds_tokens(path):
         raise UserError(
-            f"{path}: holds token vectors, which a late-interaction model searches; open them with open_tokens, or in a "
-            "pipeline with `find: late`."
+            f"{path}: holds token vectors, which a late-interaction model searches; open them with open_tokens, or in "
+            "a pipeline with `find: late`."
         )
     opened = (
         open_index(path, how) if index else exact_index(path, memory_gib=how.memory_gib, dims=how.dims, unit=how.unit)

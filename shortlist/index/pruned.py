@@ -184,8 +184,8 @@ def read_description(folder: Path, tokens: TokenReader) -> dict[str, Any]:
         raise UserError(f"{folder}: holds no whole late index ({DESCRIPTION}); build it again with `shortlist index`.")
     if description["dim"] != tokens.dim:
         raise UserError(
-            f"{folder}: indexes token vectors of dim {description['dim']}, {tokens.folder} holds dim {tokens.dim}; open "
-            "it with the store that it was built from."
+            f"{folder}: indexes token vectors of dim {description['dim']}, {tokens.folder} holds dim {tokens.dim}; "
+            "open it with the store that it was built from."
         )
     return description
 

@@ -237,8 +237,8 @@ def open_late(
         )
     if opener.folder(model).contract("document", contract).reading.pooling != PER_TOKEN:
         raise UserError(
-            f"--model {model}: gives one vector for each text, and {where} holds token vectors; name the late-interaction "
-            "model that made them."
+            f"--model {model}: gives one vector for each text, and {where} holds token vectors; name the "
+            "late-interaction model that made them."
         )
     check_vectors(where, opener.folder(model), contract)
     kept, _ = dims_to_search(where, None)

@@ -49,8 +49,8 @@ class Config:
     an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     method: str = "pointwise"
     """Reranking method. pointwise: the model reads the query with one candidate at a time. late: a late-interaction
-    model, by the best match of each of the query's tokens. The others ask a language model: listwise, pairwise, setwise,
-    tournament, exclusion, groupwise, graded."""
+    model, by the best match of each of the query's tokens. The others ask a language model: listwise, pairwise,
+    setwise, tournament, exclusion, groupwise, graded."""
     vectors: Path | None = None
     """late: token vectors of the documents from `shortlist encode` with the model; the documents that they lack are
     encoded (None: all are)."""

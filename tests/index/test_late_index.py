@@ -79,7 +79,8 @@ def test_equal_documents_come_in_corpus_order(tmp_path, sizes):
     many = TokenVectors(np.tile(one.values, (40, 1)), np.tile(one.counts, 40))
     positions = LateIndex(write_tokens(tmp_path / "t", many)).search_tokens(QUERIES, 60)[1]
     for row in positions[[0, 1, 3]]:
-        assert row[:40].tolist() == sorted(row[:40]) and row[40:].tolist() == sorted(row[40:])
+        assert row[:40].tolist() == sorted(row[:40])
+        assert row[40:].tolist() == sorted(row[40:])
 
 
 @pytest.mark.parametrize("share", [0.03, 0.5, 1.0])
@@ -95,7 +96,8 @@ def test_a_filter_leaves_the_others_out(store, sizes, share):
 
 def test_memory_changes_nothing(store):
     whole, released = LateIndex(store, memory_gib=1.0), LateIndex(store, memory_gib=0.0)
-    assert released.release and not whole.release
+    assert released.release
+    assert not whole.release
     for one, other in zip(whole.search_tokens(QUERIES, 20), released.search_tokens(QUERIES, 20), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -122,10 +124,12 @@ class Encoder:
 def test_a_late_search_is_a_first_stage(store):
     index = LateIndex(store)
     search = LateSearch(Encoder(), index)
-    assert isinstance(index, TokenIndex) and isinstance(search, FirstStage)
+    assert isinstance(index, TokenIndex)
+    assert isinstance(search, FirstStage)
     run = search.search(["a", "b", "c", "d"], 3)
     assert [len(run[name]) for name in "0123"] == [3, 3, 0, 3]
-    assert isinstance(run["0"][0], Hit) and run["0"] == index.find(QUERIES, 3)[0]
+    assert isinstance(run["0"][0], Hit)
+    assert run["0"] == index.find(QUERIES, 3)[0]
     assert len(search.doc_ids) == 100
 
 

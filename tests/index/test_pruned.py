@@ -99,11 +99,13 @@ def test_only_new_documents_are_read_again(tmp_path, store, name):
     longer, new = extended(store)
     asked = TokenVectors(new.values[:12], np.array([12]))
     old = INDEXES[name].open(tmp_path / "index", {}, Opening(vectors=store.folder))
-    assert old.missing == 2 and "new0" not in [hit.doc_id for hit in old.find(asked, 5)[0]]
+    assert old.missing == 2
+    assert "new0" not in [hit.doc_id for hit in old.find(asked, 5)[0]]
     results = build_index(INDEXES[name], store.folder, tmp_path / "index", {"effort": 30})
     assert results["read"] == 2
     now = INDEXES[name].open(tmp_path / "index", {}, Opening(vectors=store.folder))
-    assert now.find(asked, 1)[0][0].doc_id == "new0" and now.missing == 0
+    assert now.find(asked, 1)[0][0].doc_id == "new0"
+    assert now.missing == 0
     again = build(name, longer, tmp_path / "anew", effort=30)
     for one, other in zip(now.search_tokens(QUERIES, 8), again.search_tokens(QUERIES, 8), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -146,7 +148,7 @@ def test_parameters_that_are_not_possible_are_refused(tmp_path, store, settings,
 def test_another_stores_index_is_refused(tmp_path, store):
     build("late", store, tmp_path / "index")
     other = write_tokens(tmp_path / "other", token_vectors([3] * 20, 8))
-    with pytest.raises(UserError, match="indexes token vectors of dim 16, .* holds dim 8"):
+    with pytest.raises(UserError, match=r"indexes token vectors of dim 16, .* holds dim 8"):
         INDEXES["late"].open(tmp_path / "index", {}, Opening(vectors=other.folder))
 
 
@@ -160,5 +162,5 @@ def test_a_narrow_copy_finds_what_an_exact_search_finds(tmp_path, store, monkeyp
 
 
 def test_kinds_of_index_and_of_store_must_fit(tmp_path, store):
-    with pytest.raises(UserError, match="holds token vectors, many for each document.*--kind late"):
+    with pytest.raises(UserError, match=r"holds token vectors, many for each document.*--kind late"):
         build_index(INDEXES["hnsw"], store.folder, tmp_path / "index", {})
