@@ -53,7 +53,7 @@ def renew_index(
 
 
 def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    vectors = open_store(kind, Path(source))
+    vectors = fitting_store(kind, Path(source))
     made = read_manifest(vectors.folder) or {}
     with progress("indexing", vectors.num_docs, "documents") as advance:
         results = kind.build(vectors, folder, advance=advance, **settings)
@@ -64,8 +64,8 @@ def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: M
     return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **tokens, **segments, **kept, **results}
 
 
-def open_store(kind: IndexKind, folder: Path) -> Any:
-    """Open the vectors that an index is built from: a VectorReader, or a TokenReader of token vectors.
+def fitting_store(kind: IndexKind, folder: Path) -> Any:
+    """Open the vectors that an index is built from, token vectors too.
 
     Raises:
         UserError: there are none, or none of a kind that such an index is built from.

@@ -21,7 +21,7 @@ from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening
-from shortlist.index.pruned import PrunedIndex, check_positive, read_description, write_description
+from shortlist.index.pruned import PrunedIndex, check_positive, read_late, write_late
 from shortlist.math.fde import Encoding, encode_documents, encode_queries, make_encoding
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.quantize import to_int8
@@ -30,7 +30,7 @@ from shortlist.progress import Advance
 DEFAULTS = {"repetitions": 4, "bits": 2, "width": 128, "effort": 256, "refine": 4}
 """Parameters of the encodings, as in `math.fde.make_encoding`; the candidates of a query, at least and in multiples of
 k. For real and for random token vectors, few buckets of whole tokens found more than many of shortened ones."""
-BLOCK_TOKENS = 1 << 14
+ENCODED_TOGETHER = 1 << 14
 """Tokens whose documents are encoded together."""
 MOST_DIMENSIONS = 1 << 17
 
@@ -81,7 +81,7 @@ def build_encodings(tokens: TokenReader, folder: Path, *, advance: Advance, **ch
                 file.write(made_from)
             read += count
         advance(count)
-    write_description(folder, tokens, parameters, encodings=VectorReader(folder).shard_hashes)
+    write_late(folder, tokens, parameters, encodings=VectorReader(folder).shard_hashes)
     return {"read": read}
 
 
@@ -91,7 +91,7 @@ def _encode_shard(
     """Encode the documents of a shard; those that are gone become zeros."""
     start, stop = int(tokens.starts[number]), int(tokens.starts[number + 1])
     rows, scales = torch.zeros(stop - start, encoding.size, dtype=torch.int8), torch.ones(stop - start)
-    for block in tokens.blocks(BLOCK_TOKENS, shards=[number], release=True):
+    for block in tokens.blocks(ENCODED_TOGETHER, shards=[number], release=True):
         places = block.rows - start
         rows[places], scales[places] = to_int8(encode_documents(_vectors(block), encoding))
     return rows, scales
@@ -102,7 +102,7 @@ def _vectors(block: TokenBlock) -> TokenVectors:
 
 
 def _source(folder: Path, number: int) -> Path:
-    """Return the file that says which shard of the token store a shard was made from."""
+    """Return the file that names the shard of tokens a shard was made from."""
     return shard_file(folder, number, "source")
 
 
@@ -126,7 +126,7 @@ def open_encodings(folder: Path, built: Mapping[str, Any], how: Opening) -> Prun
     del built
     assert how.vectors is not None
     tokens = TokenReader(how.vectors)
-    description = read_description(folder, tokens)
+    description = read_late(folder, tokens)
     vectors = VectorReader(folder)
     if vectors.shard_hashes != description.get("encodings"):
         raise UserError(f"{folder}: is being changed, or was left so; run the same `shortlist index` again.")

@@ -1,4 +1,4 @@
-"""Exact search by late interaction: every query's tokens are compared with all tokens of every document."""
+"""Exact search by late interaction, over all tokens of every document."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, final, runtime_checkable
@@ -11,11 +11,11 @@ from torch import Tensor
 from shortlist.data.allowed import Allowed
 from shortlist.data.stores.tokens import TokenBlock, TokenReader, TokenRows
 from shortlist.errors import UserError
-from shortlist.index.flat import Best, free_bytes
+from shortlist.index.flat import CANDIDATES_BYTES, Best, free_bytes
 from shortlist.index.leaders import Leaders
 from shortlist.index.protocols import TokenIndex
 from shortlist.index.threads import product_threads, work_in_threads
-from shortlist.math.matching import parts_of, query_tiles, scan_integers, score_documents
+from shortlist.math.matching import query_tiles, scan_integers, score_documents, token_parts
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.products import full_precision
 from shortlist.math.scoring import best_of, contenders, from_keys
@@ -25,11 +25,9 @@ UNIT_TOKENS = 1 << 14
 """Tokens of documents that one thread compares with all queries, before the best are chosen."""
 BLOCK_UNITS = 4
 """The number of units in a block that is read at once."""
-CANDIDATES_BYTES = 1 << 28
-"""Memory for the candidates of all queries that are served by one pass over the store."""
-REFINE = 4
+NARROW_REFINE = 4
 """The number of candidates of a narrow scan, in multiples of k."""
-FEWEST_RESCORED = 32
+FEWEST_COMPARED = 32
 """The least number of candidates from whose scores the error of a narrow scan is estimated."""
 
 
@@ -77,7 +75,7 @@ class LateIndex:
         *,
         scan: TokenReader | None = None,
         memory_gib: float | None = None,
-        refine: int = REFINE,
+        refine: int = NARROW_REFINE,
     ) -> None:
         if scan and (scan.num_docs, scan.dim, scan.num_tokens) != (tokens.num_docs, tokens.dim, tokens.num_tokens):
             raise UserError(
@@ -146,7 +144,7 @@ class LateIndex:
         return found
 
     def _search(self, queries: TokenVectors, k: int, keep: Bool[np.ndarray, " docs"] | None) -> Best:
-        count = k if self.scan is None else min(max(self.refine * k, FEWEST_RESCORED), self.scan.num_docs)
+        count = k if self.scan is None else min(max(self.refine * k, FEWEST_COMPARED), self.scan.num_docs)
         at_once = max(CANDIDATES_BYTES // (8 * Leaders.capacity(count)), 1)
         parts = []
         for first in range(0, len(queries), at_once):
@@ -192,7 +190,7 @@ class LateIndex:
 
         def settle(row: int) -> tuple[Float[Tensor, "1 _"], Int[Tensor, "1 _"]]:
             query, places = queries_at(queries, row), positions[row]
-            first = min(max(k, FEWEST_RESCORED), len(places))
+            first = min(max(k, FEWEST_COMPARED), len(places))
             exact = score_candidates(self.tokens, query, places[:first])
             near = torch.from_numpy(scores[row])[None]
             count = int(contenders(near, torch.from_numpy(exact)[None], k)[0])
@@ -224,7 +222,7 @@ def score_candidates(
 
 
 def part_of(block: TokenBlock, start: int, stop: int) -> TokenBlock:
-    """Return the vectors of some tokens of a block; counts and positions stay those of the whole."""
+    """Return some tokens of a block, whose counts and positions stay as they are."""
     rows = TokenRows(*(None if column is None else column[start:stop] for column in block.stored()))
     return block._replace(**rows._asdict())
 
@@ -234,7 +232,7 @@ def _units(block: TokenBlock) -> list[TokenBlock]:
         part_of(block, start, stop)._replace(
             rows=block.rows[first:last], positions=block.positions[first:last], counts=block.counts[first:last]
         )
-        for first, last, start, stop in parts_of(block.counts.numpy(), UNIT_TOKENS)
+        for first, last, start, stop in token_parts(block.counts.numpy(), UNIT_TOKENS)
     ]
 
 

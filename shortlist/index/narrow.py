@@ -15,11 +15,10 @@ from shortlist.data.stores.tokens import TokenReader, TokenRows, TokenWriter
 from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, to_rows
 from shortlist.errors import UserError
 from shortlist.index.flat import REFINE, FlatIndex, exact_index
-from shortlist.index.late import REFINE as LATE_REFINE
-from shortlist.index.late import LateIndex
+from shortlist.index.late import NARROW_REFINE, LateIndex
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening
-from shortlist.math.matching import parts_of
+from shortlist.math.matching import token_parts
 from shortlist.math.quantize import LARGEST
 from shortlist.progress import Advance
 
@@ -43,14 +42,14 @@ def narrow(vectors: VectorReader, folder: Path, dtype: str) -> None:
 
 
 def narrow_tokens(tokens: TokenReader, folder: Path) -> None:
-    """Copy a token store in int8, with its documents in corpus order and one factor for each shard.
+    """Copy a token store in int8, in corpus order, with one factor for each shard.
 
     With the same factor for all tokens, the greatest integer is the greatest similarity. After an interruption it
     writes only the missing shards, and those that are not as they were written.
     """
     writer, size = TokenWriter(folder, tokens.dim, "int8"), max(NARROW_NUMBERS // tokens.dim, 1)
     done = {number for number in finished_shards(folder) if damage(folder, number) is None}
-    for number, (first, last, _, _) in enumerate(parts_of(tokens.counts, size)):
+    for number, (first, last, _, _) in enumerate(token_parts(tokens.counts, size)):
         if number not in done:
             positions = np.arange(first, last)
             vectors = tokens.pick(positions).float32()
@@ -83,7 +82,7 @@ def open_narrow(folder: Path, built: Mapping[str, Any], how: Opening) -> FlatInd
     if store_kind(folder) == "tokens":
         scan = TokenReader(folder)
         return LateIndex(
-            TokenReader(how.vectors), scan=scan, memory_gib=how.memory_gib, refine=how.refine or LATE_REFINE
+            TokenReader(how.vectors), scan=scan, memory_gib=how.memory_gib, refine=how.refine or NARROW_REFINE
         )
     return exact_index(how.vectors, scan=folder, memory_gib=how.memory_gib, refine=how.refine or REFINE)
 

@@ -30,9 +30,9 @@ from shortlist.math.maxsim import TokenVectors
 from shortlist.math.scoring import best_of
 from shortlist.records import Hit
 
-EXACTLY = 2
+ALL_SCORED = 2
 """Where at most this many documents may be found, in multiples of the candidates, all of them are scored."""
-QUERIES_AT_ONCE = 256
+PROPOSED_AT_ONCE = 256
 """Queries whose candidates are proposed together."""
 DESCRIPTION = "index.json"
 
@@ -44,7 +44,9 @@ class Proposer(Protocol):
     def propose(
         self, queries: TokenVectors, count: int, keep: Bool[np.ndarray, " rows"] | None
     ) -> Int[np.ndarray, "queries _"]:
-        """Return the rows of at most `count` documents for each query, in any order, and -1 where there are fewer.
+        """Return the rows of at most `count` documents for each query, in any order.
+
+        Where there are fewer, they are followed by -1.
 
         Args:
             queries: queries that have vectors.
@@ -123,13 +125,13 @@ class PrunedIndex:
         num_docs = int(np.count_nonzero(keep))
         k = min(k, num_docs)
         count = max(self.parameters["effort"], self.parameters["refine"] * k)
-        if not k or num_docs <= EXACTLY * count:
+        if not k or num_docs <= ALL_SCORED * count:
             return self._exact.search_some(queries, max(k, 1), keep)
         scores, positions = nothing_found(len(queries), k)
         asked, some = with_vectors(queries)
         of_rows = (self._positions != DEAD) & keep[self._positions]
-        for first in range(0, len(asked), QUERIES_AT_ONCE):
-            part, places = some_queries(some, first, first + QUERIES_AT_ONCE), asked[first : first + QUERIES_AT_ONCE]
+        for first in range(0, len(asked), PROPOSED_AT_ONCE):
+            part, places = some_queries(some, first, first + PROPOSED_AT_ONCE), asked[first : first + PROPOSED_AT_ONCE]
             rows = self.proposer.propose(part, count, None if of_rows.all() else of_rows)
             scores[places], positions[places] = self._score(part, rows, k, keep)
         return scores, positions
@@ -141,7 +143,7 @@ class PrunedIndex:
         k: int,
         keep: Bool[np.ndarray, " docs"],
     ) -> Best:
-        """Select the k best of the proposed documents; where they are fewer, of all that may be found."""
+        """Select the k best of the proposed documents, or of all if fewer are proposed."""
 
         def best(number: int) -> Best:
             query, proposed = queries_at(queries, number), rows[number][rows[number] >= 0]
@@ -162,14 +164,14 @@ class PrunedIndex:
         return LateIndex(self.tokens, memory_gib=self._memory_gib)
 
 
-def write_description(folder: Path, tokens: TokenReader, parameters: Mapping[str, int], **more: Any) -> None:
-    """Write down what an index was built from; until then the folder holds no whole one."""
+def write_late(folder: Path, tokens: TokenReader, parameters: Mapping[str, int], **more: Any) -> None:
+    """Write down what an index was built from, which completes it."""
     content = {"dim": tokens.dim, "parameters": dict(parameters), "shard_hashes": tokens.shard_hashes, **more}
     with atomic_write(folder / DESCRIPTION) as file:
         json.dump(content, file, indent=2)
 
 
-def read_description(folder: Path, tokens: TokenReader) -> dict[str, Any]:
+def read_late(folder: Path, tokens: TokenReader) -> dict[str, Any]:
     """Read what an index over this store was built from.
 
     Raises:

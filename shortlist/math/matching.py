@@ -1,4 +1,4 @@
-"""Late interaction of several queries with many documents, computed a piece of the documents at a time."""
+"""Late interaction of several queries with many documents, piece by piece."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,18 +15,18 @@ from shortlist.math.quantize import int8_product, to_int8
 
 TILE_TOKENS = 512
 """Tokens of queries that are multiplied together, with which products reach their highest rate."""
-SIMILARITIES = 1 << 19
+PIECE_SIMILARITIES = 1 << 19
 """Similarities that are computed together, which stay in the cache."""
-LINE = 16
+CACHE_LINE = 16
 """Numbers of a line of the cache."""
 PIECE_TOKENS = 8192
 """The most tokens of documents that are multiplied together."""
-EVEN = 16
+LEAST_ROWS = 16
 """Rows of both sides are padded to a multiple of this, or to at least it. With fewer, other code computes the product,
 and the same pair of tokens would get other last digits."""
 
 
-class Tile(NamedTuple):
+class QueryTile(NamedTuple):
     """Some queries, whose tokens are multiplied together."""
 
     values: Float[Tensor, "even dim"]
@@ -39,21 +39,21 @@ class Tile(NamedTuple):
     scales: Float[np.ndarray, " tokens"]
 
 
-def query_tiles(queries: TokenVectors) -> list[Tile]:
+def query_tiles(queries: TokenVectors) -> list[QueryTile]:
     """Divide queries into tiles of at most TILE_TOKENS tokens, or one query each.
 
     Every query must have tokens.
     """
-    tiles, values = list[Tile](), torch.from_numpy(np.ascontiguousarray(queries.values, dtype=np.float32))
-    for first, last, start, stop in parts_of(queries.counts, TILE_TOKENS):
+    tiles, values = list[QueryTile](), torch.from_numpy(np.ascontiguousarray(queries.values, dtype=np.float32))
+    for first, last, start, stop in token_parts(queries.counts, TILE_TOKENS):
         counts, count = queries.counts[first:last], stop - start
-        padded = F.pad(values[start:stop], (0, 0, 0, -count % EVEN))
+        padded = F.pad(values[start:stop], (0, 0, 0, -count % LEAST_ROWS))
         integers, scales = to_int8(padded)
-        tiles.append(Tile(padded, np.cumsum(counts) - counts, count, integers, scales[:count].numpy()))
+        tiles.append(QueryTile(padded, np.cumsum(counts) - counts, count, integers, scales[:count].numpy()))
     return tiles
 
 
-def parts_of(counts: Int[np.ndarray, " texts"], most: int) -> Iterator[tuple[int, int, int, int]]:
+def token_parts(counts: Int[np.ndarray, " texts"], most: int) -> Iterator[tuple[int, int, int, int]]:
     """Divide texts into parts of at most `most` tokens, but at least one text.
 
     Yields:
@@ -72,7 +72,7 @@ Widen = Callable[[int, int], Float[Tensor, "_ dim"]]
 
 
 def score_documents(
-    tiles: list[Tile], counts: Int[np.ndarray, " docs"], tokens: Widen
+    tiles: list[QueryTile], counts: Int[np.ndarray, " docs"], tokens: Widen
 ) -> list[Float[np.ndarray, "docs _"]]:
     """Score documents for the queries of each tile.
 
@@ -84,7 +84,7 @@ def score_documents(
     """
     scores = [np.full((len(counts), len(tile.starts)), -np.inf, dtype=np.float32) for tile in tiles]
     space = Space()
-    for first, last, start, stop in parts_of(counts, _piece_tokens(tiles)):
+    for first, last, start, stop in token_parts(counts, _piece_tokens(tiles)):
         if stop == start:
             continue
         there, vectors = np.flatnonzero(counts[first:last]), tokens(start, stop)
@@ -94,24 +94,24 @@ def score_documents(
     return scores
 
 
-def _piece_tokens(tiles: list[Tile]) -> int:
-    return min(PIECE_TOKENS, SIMILARITIES // max((len(tile.values) for tile in tiles), default=EVEN))
+def _piece_tokens(tiles: list[QueryTile]) -> int:
+    return min(PIECE_TOKENS, PIECE_SIMILARITIES // max((len(tile.values) for tile in tiles), default=LEAST_ROWS))
 
 
 def _float_matches(
-    tile: Tile, vectors: Float[Tensor, "found dim"], counts: Int[np.ndarray, " docs"], space: "Space"
+    tile: QueryTile, vectors: Float[Tensor, "found dim"], counts: Int[np.ndarray, " docs"], space: "Space"
 ) -> Float[np.ndarray, "tokens docs"]:
     """Compute `best_matches` of a tile's tokens with the vectors of documents."""
     length, queries = int(counts[0]), tile.values
-    if len(vectors) >= EVEN and (counts == length).all():  # quicker by a tenth
+    if len(vectors) >= LEAST_ROWS and (counts == length).all():  # quicker by a tenth
         found = torch.mm(vectors, queries.T, out=space("product", len(vectors), len(queries), torch.float32))
         return found.view(len(counts), length, len(queries)).amax(1).numpy()[:, : tile.num_tokens].T
-    rows = vectors if len(vectors) >= EVEN else F.pad(vectors, (0, 0, 0, EVEN - len(vectors)))
-    found = torch.mm(queries, rows.T, out=space("product", len(queries), len(rows), torch.float32, step=LINE))
+    rows = vectors if len(vectors) >= LEAST_ROWS else F.pad(vectors, (0, 0, 0, LEAST_ROWS - len(vectors)))
+    found = torch.mm(queries, rows.T, out=space("product", len(queries), len(rows), torch.float32, step=CACHE_LINE))
     return best_matches(found.numpy()[: tile.num_tokens, : len(vectors)], counts)
 
 
-def match(queries: TokenVectors, documents: TokenVectors) -> Float[np.ndarray, "queries docs"]:
+def late_scores(queries: TokenVectors, documents: TokenVectors) -> Float[np.ndarray, "queries docs"]:
     """Compute what `math.maxsim.maxsim` defines, all pairs together; queries must have tokens."""
     values = torch.from_numpy(np.ascontiguousarray(documents.values, dtype=np.float32))
     with torch.no_grad(), full_precision():
@@ -120,7 +120,7 @@ def match(queries: TokenVectors, documents: TokenVectors) -> Float[np.ndarray, "
 
 
 def scan_integers(
-    tiles: list[Tile], counts: Int[np.ndarray, " docs"], integers: Int8[Tensor, "tokens dim"], scale: float
+    tiles: list[QueryTile], counts: Int[np.ndarray, " docs"], integers: Int8[Tensor, "tokens dim"], scale: float
 ) -> list[Float[np.ndarray, "docs _"]]:
     """Score documents like `score_documents`, approximately, by products of integers.
 
@@ -130,7 +130,7 @@ def scan_integers(
     """
     scores = [np.full((len(counts), len(tile.starts)), -np.inf, dtype=np.float32) for tile in tiles]
     space = Space()
-    for first, last, start, stop in parts_of(counts, _piece_tokens(tiles)):
+    for first, last, start, stop in token_parts(counts, _piece_tokens(tiles)):
         if stop == start:
             continue
         there = np.flatnonzero(counts[first:last])

@@ -120,7 +120,7 @@ def memory_steps(
     if retriever is not None:
         opened = _opened(retriever)
         sort = "late" if opened.contract.reading.pooling == PER_TOKEN else "dense"
-        steps.append(Step(sort, STEPS["find"], SEARCHES[sort](collection, opened)))
+        steps.append(Step(sort, STEPS["find"], IN_MEMORY[sort](collection, opened)))
     if len(steps) > 1:
         steps.append(Step("hybrid", STEPS["fuse"], FUSIONS["rrf"], tuple(step.name for step in steps)))
     if reranker is not None and steps:
@@ -175,5 +175,5 @@ def _encoded(collection: MemoryCollection, retriever: Any, writer_of: Any) -> An
     return folder
 
 
-SEARCHES: dict[str, Callable[[MemoryCollection, Any], Any]] = {"dense": _dense, "late": _late}
+IN_MEMORY: dict[str, Callable[[MemoryCollection, Any], Any]] = {"dense": _dense, "late": _late}
 """By the name of a step: encodes a collection, and makes the first stage that searches it."""

@@ -8,14 +8,14 @@ from typing import Any
 
 from shortlist.data.manifest import identity, read_manifest, same_identity
 from shortlist.errors import UserError
-from shortlist.late import late as loaded_late
+from shortlist.late import late
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.rerankers.prepared import Prepared
 from shortlist.text.contract import PER_TOKEN, InputContract
 
 
-def late(
+def late_interaction(
     *,
     model: str | ModelFolder | None = None,
     vectors: Path | None = None,
@@ -53,7 +53,7 @@ def late(
     stored = {} if vectors is None else {"vectors": identity(vectors)}
     return Prepared(
         open=partial(
-            loaded_late("rerankers.late_reranker", "open_late"),
+            late("rerankers.late_reranker", "open_late_reranker"),
             folder,
             read_by,
             vectors=vectors,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.data.stores.tokens import TokenReader
-from shortlist.math.matching import match
+from shortlist.math.matching import late_scores
 from shortlist.math.maxsim import TokenVectors
 from shortlist.models.folder import ModelFolder
 from shortlist.models.late_retriever import LateRetriever
@@ -23,7 +23,7 @@ DOCS_AT_ONCE = 512
 
 @final
 class LateReranker:
-    """Scores a document by the best match of each of the query's tokens: texts in, arrays out.
+    """Scores documents by late interaction: texts in, arrays out.
 
     A document without vectors gets the lowest score that vectors of length 1 can have, so that scores stay finite.
 
@@ -82,13 +82,13 @@ class LateReranker:
             scores = np.full(len(documents), lowest if len(query) else 0.0, dtype=np.float32)
             if len(query) and counts.any():
                 asked = TokenVectors(query, np.array([len(query)]))
-                found = match(asked, TokenVectors(np.concatenate(vectors), counts))[0]
+                found = late_scores(asked, TokenVectors(np.concatenate(vectors), counts))[0]
                 scores[counts > 0] = found[counts > 0]
             yield Scored(start + np.arange(len(documents)), scores, int(counts.sum()))
             start += len(documents)
 
     def _vectors(self, documents: Mapping[str, Document]) -> dict[str, Float[np.ndarray, "tokens dim"]]:
-        """Read the vectors of the stored documents, and compute those of the others."""
+        """Read the vectors of documents, or compute them where none are stored."""
         known: dict[str, Any] = {}
         if self.stored is not None:
             places = {doc_id: self._positions[doc_id] for doc_id in documents if doc_id in self._positions}
@@ -106,7 +106,7 @@ class LateReranker:
         return {doc_id: position for position, doc_id in enumerate(self.stored.doc_ids)}
 
 
-def open_late(
+def open_late_reranker(
     folder: ModelFolder,
     contract: InputContract,
     *,

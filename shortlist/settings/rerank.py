@@ -38,7 +38,7 @@ READING = (
     "seed",
 )
 """The fields of a Config that are settings of the method."""
-READS = {"pointwise": "pair", "late": "document"}
+MODEL_READS = {"pointwise": "pair", "late": "document"}
 """What the model of a method reads, for those that ask no language model."""
 
 
@@ -145,7 +145,7 @@ def check(config: Config) -> None:
         raise UserError(f"--max-malformed is {config.max_malformed:g}; expected a share from 0 to 1.")
     asking = {"max-calls": config.max_calls, "details": config.details, "dry-run": config.dry_run or None}
     for flag, value in asking.items():
-        if config.method in READS and value is not None:
+        if config.method in MODEL_READS and value is not None:
             raise UserError(
                 f"--{flag} is for methods that ask a language model, not for {config.method}; leave it out."
             )
@@ -163,8 +163,8 @@ def check_first(config: Config) -> None:
     check_collection(config.collection)
     if not config.run.is_file():
         raise UserError(f"--run {config.run}: no such file; expected a run, such as `shortlist search` writes.")
-    if config.method in READS and config.model:
-        check_model(config.model, READS[config.method], config.contract)
+    if config.method in MODEL_READS and config.model:
+        check_model(config.model, MODEL_READS[config.method], config.contract)
 
 
 def method_settings(config: Config) -> dict[str, Any]:

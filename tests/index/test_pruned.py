@@ -80,7 +80,7 @@ def test_every_search_chooses_its_own_candidates(tmp_path, store, name):
 
 @pytest.mark.parametrize("name", LATE)
 def test_all_documents_as_candidates_give_an_exact_search(tmp_path, store, name, monkeypatch):
-    monkeypatch.setattr(pruned, "EXACTLY", 0)
+    monkeypatch.setattr(pruned, "ALL_SCORED", 0)
     index = build(name, store, tmp_path / "index", effort=10_000)
     for one, other in zip(index.search_tokens(QUERIES, 9), by_the_book(QUERIES, DOCUMENTS, 9), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from shortlist.math import matching
-from shortlist.math.matching import parts_of, query_tiles, scan_integers, score_documents
+from shortlist.math.matching import query_tiles, scan_integers, score_documents, token_parts
 from shortlist.math.maxsim import TokenVectors, maxsim
 
 RAGGED = [0, 3, 1, 0, 20, 7, 0, 40, 2, 16, 0]
@@ -24,7 +24,7 @@ def score(queries: TokenVectors, documents: TokenVectors) -> np.ndarray:
 @pytest.mark.parametrize("counts", [RAGGED, [5] * 30, [0, 0], [0, 9]], ids=["ragged", "alike", "empty", "short"])
 def test_scores_are_those_of_the_definition(monkeypatch, sizes, counts):
     monkeypatch.setattr(matching, "TILE_TOKENS", sizes[0])
-    monkeypatch.setattr(matching, "SIMILARITIES", sizes[1])
+    monkeypatch.setattr(matching, "PIECE_SIMILARITIES", sizes[1])
     queries, documents = texts([4, 1, 32, 6], seed=1), texts(counts)
     np.testing.assert_allclose(score(queries, documents), maxsim(queries, documents), atol=1e-5)
 
@@ -42,7 +42,7 @@ def test_a_pair_scores_the_same_whatever_it_is_computed_with(monkeypatch):
         for column, document in enumerate(documents):
             one, other = (TokenVectors(values, np.array([len(values)])) for values in (query, document))
             assert score(one, other)[0, 0] == together[row, column]
-    monkeypatch.setattr(matching, "SIMILARITIES", 512)
+    monkeypatch.setattr(matching, "PIECE_SIMILARITIES", 512)
     np.testing.assert_array_equal(score(queries, documents), together)
 
 
@@ -55,4 +55,4 @@ def test_integers_find_nearly_the_same_scores():
 
 
 def test_parts_hold_whole_texts():
-    assert list(parts_of(np.array([3, 0, 2, 9, 1]), 5)) == [(0, 3, 0, 5), (3, 4, 5, 14), (4, 5, 14, 15)]
+    assert list(token_parts(np.array([3, 0, 2, 9, 1]), 5)) == [(0, 3, 0, 5), (3, 4, 5, 14), (4, 5, 14, 15)]
