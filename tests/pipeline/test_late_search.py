@@ -140,6 +140,22 @@ def test_models_and_vectors_that_do_not_go_together_are_refused(tiny, made, buil
         Pipeline.load(str(tiny.collection), pipeline={"steps": {"only": given}})
 
 
+@pytest.mark.parametrize("queries", ["documents", "encoded"])
+def test_an_index_is_compared_with_exact_search(tiny, made, capsys, queries):
+    how = {"model": str(made / "model"), "collection": str(tiny.collection)} if queries == "encoded" else {}
+    index.run(index.Config(kind="late", vectors=made / "tokens", out=made / "late", check=True, **how))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("late over")
+    assert lines[1] == "recall@10    1.0000"  # there are few documents, which are all scored
+
+
+def test_an_index_is_forecast(made, capsys):
+    index.run(index.Config(kind="late", vectors=made / "tokens", out=made / "none", dry_run=True, set=("width=8",)))
+    out = capsys.readouterr().out
+    assert "repetitions=4, bits=2, width=8" in out
+    assert not (made / "none").exists()
+
+
 def test_one_vector_models_do_not_rerank_late(tiny):
     with pytest.raises(UserError, match="gives one vector for each text, and method late takes"):
         load_reranker("late", model=str(tiny.retriever))
