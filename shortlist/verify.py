@@ -19,7 +19,7 @@ from shortlist.data.manifest import files_of, remedy
 from shortlist.data.outputs import list_again, reopen
 from shortlist.data.seen import Seen
 from shortlist.data.stores.kinds import open_store, shard_damage
-from shortlist.data.stores.shards import DEAD, finished_shards, read_snapshot, remove_shard
+from shortlist.data.stores.shards import DEAD, SNAPSHOT, check_all_there, finished_shards, read_snapshot, remove_shard
 from shortlist.errors import UserError
 from shortlist.models.folder import open_folder
 from shortlist.progress import say, track
@@ -115,6 +115,7 @@ def damaged_shards(folder: Path) -> dict[int, str]:
 def misplaced(folder: Path) -> str | None:
     """Describe which documents are missing or repeated; None if each is there once."""
     try:
+        check_all_there(folder)
         store = open_store(folder, compare=False)
     except UserError as error:
         return str(error)
@@ -138,7 +139,7 @@ def repair(folder: Path, manifest: dict[str, Any], damaged: Iterable[int]) -> No
     spec = job_of(config, open_folder(config.model), open_collection(config.collection))
     start_job(config, spec)  # raises if it would be another job
     with claim_output(folder, folder=True, stage="verify"):
-        updated = read_snapshot(folder) is not None
+        updated = read_snapshot(folder) is not None or SNAPSHOT in manifest.get("files", {})
         for number in damaged:
             remove_shard(folder, number)
         reopen(folder, updating=updated)

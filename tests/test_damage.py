@@ -19,11 +19,13 @@ from shortlist.data.runs import read_run, read_run_columns, write_run
 from shortlist.data.scores import ScoreLog
 from shortlist.data.stores.shards import finished_shards
 from shortlist.data.stores.snapshots import document_keys, read_known, renew
+from shortlist.data.stores.tokens import TokenReader, TokenWriter
 from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.index.flat import FlatIndex
 from shortlist.index.opening import open_index
 from shortlist.index.protocols import Opening
+from shortlist.math.maxsim import TokenVectors
 from shortlist.models.folder import open_folder
 from shortlist.models.retriever import Retriever
 from shortlist.records import Group, Hit, Query
@@ -56,6 +58,24 @@ def make_store(folder: Path, dtype: str = "float32") -> None:
     job = begin(folder, folder=True)
     write_store(folder, dtype)
     job.finish()
+
+
+def make_tokens(folder: Path) -> None:
+    job = begin(folder, folder=True)
+    for shard in range(3):
+        documents = DOCUMENTS[4 * shard : 4 * shard + 4]
+        rows = VECTORS[4 * shard : 4 * shard + 4] / np.linalg.norm(VECTORS[4 * shard : 4 * shard + 4], axis=1)[:, None]
+        vectors = TokenVectors(rows, np.array([2, 0, 1, 1]))
+        ids = [document.doc_id for document in documents]
+        TokenWriter(folder, 8, "residual2").write_shard(shard, ids, vectors, document_keys(documents))
+    renew(folder, DOCUMENTS[::-1])
+    job.finish()
+
+
+def read_tokens(folder: Path) -> Any:
+    store = TokenReader(folder)
+    found, known = store.take(np.arange(store.num_docs)), read_known(folder, finished_shards(folder))
+    return found.values.tolist(), found.counts.tolist(), known.keys.tolist(), known.rows.tolist()
 
 
 def read_store(folder: Path) -> Any:
@@ -143,6 +163,7 @@ KINDS: dict[str, tuple[Callable[[Path, Tiny], Any], Callable[[Path], Any], str]]
     "vectors": (lambda folder, tiny: make_store(folder), read_store, "*"),
     "int8": (lambda folder, tiny: make_store(folder, "int8"), read_store, "*"),
     "updated": (lambda folder, tiny: make_updated(folder), read_store, "*"),
+    "tokens": (lambda folder, tiny: make_tokens(folder), read_tokens, "*"),
     "bm25": (make_index("bm25"), read_index, "*"),
     "narrow": (make_index("narrow"), read_index, "*"),
     "hnsw": (make_index("hnsw"), read_index, "*"),

@@ -13,12 +13,14 @@ import torch
 import yaml
 from foreign import small_dataset, small_task
 from jaxtyping import Float
+from named import late_to_train
 from tiny import DOCUMENTS, QUERIES
 
 from shortlist.commands import COMMANDS, GONE
 from shortlist.config import flag_of, parse
 from shortlist.data.collections import open_collection
 from shortlist.math.ranking import Ranking
+from shortlist.models.save import save_model
 from shortlist.pipeline import spec
 from shortlist.recipe import plan
 from shortlist.settings.sources import parse_sources
@@ -163,6 +165,7 @@ def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for folder in (tiny.collection, tiny.retriever, tiny.reranker):
         shutil.copytree(folder, {"collection": "my-data"}.get(folder.name, f"my-{folder.name}"))
+    save_model(late_to_train(str(tiny.bert)), Path("my-late-model"))
     qrels = open_collection("my-data").qrels("test")
     candidates = {query_id: [document.doc_id for document in DOCUMENTS] for query_id in qrels}
     tasks = {"SciFact": None, "AskUbuntuDupQuestions": candidates}
@@ -177,6 +180,7 @@ def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeyp
     assert set(namespace["run"]) == set(qrels)
     assert namespace["results"].task_results[0].task_name == "SmallReranking"
     assert len(namespace["best"]) == 2
+    assert len(namespace["tokens"]) == 2
 
 
 def anchors(path: Path) -> set[str]:

@@ -231,6 +231,8 @@ def test_processes_write_the_store_that_one_would(config: encode.Config):
     encode.run(one)
     store, alone = TokenReader(config.out), TokenReader(one.out)
     assert store.counts.tolist() == alone.counts.tolist()
+    assert store.codebook is not None
+    assert alone.codebook is not None
     np.testing.assert_allclose(store.codebook.centroids, alone.codebook.centroids, atol=1e-5)
     assert (store.take(np.arange(12)).values * alone.take(np.arange(12)).values).sum(1).mean() > 0.99
 

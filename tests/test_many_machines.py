@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cluster import add_node, two_nodes
+from late import write_stanford
 from named import load_retriever
 from test_engine import KILLS, Die, Drawn, Refuse, Sleep, Square, Where, device, end, end_a_program, processes
 from test_rerank import logged, long_run
@@ -22,6 +23,7 @@ from shortlist import encode, rerank, search
 from shortlist.data.formats import write_corpus
 from shortlist.data.scores import ScoreLog
 from shortlist.data.stores.shards import finished_shards
+from shortlist.data.stores.tokens import TokenReader
 from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.engine import spread
 from shortlist.errors import UserError
@@ -72,6 +74,22 @@ def test_a_cluster_encodes_what_one_process_does_though_a_node_is_killed(
     exact = embed_documents(load_retriever(str(tiny.retriever)).eval(), TEXTS)
     np.testing.assert_allclose(store.take(np.arange(400)), exact, atol=1e-6)
     cluster.wait_for_nodes()  # until all know of the death, or later tests are given work for a dead node
+
+
+def test_a_cluster_encodes_token_vectors_as_one_process_does(config: encode.Config, cluster: Any, tmp_path: Path):
+    write_corpus(tmp_path / "c" / "corpus.jsonl", TEXTS[:60])
+    (tmp_path / "c" / "queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
+    model = str(write_stanford(tmp_path / "model"))
+    late = replace(config, model=model, collection=str(tmp_path / "c"), dtype="residual4", pool_tokens=2.0)
+    stores = []
+    for engine in ("ray", "local"):
+        encode.run(replace(late, out=tmp_path / engine, engine=engine))
+        stores.append(TokenReader(tmp_path / engine))
+    many, one = stores
+    assert finished_shards(many.folder) == list(range(6))
+    assert (list(many.doc_ids), many.counts.tolist()) == (list(one.doc_ids), one.counts.tolist())
+    found, exact = (store.take(np.arange(60)).values for store in stores)
+    assert (found * exact).sum(1).mean() > 0.99
 
 
 @pytest.mark.parametrize("dtype", [None, "int8"])

@@ -113,6 +113,7 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     given |= {"max_malformed": "1", "negatives": "2", "depth": "3", "top": "2"}
     smaller = {"irds:": tiny.collection, "meta-llama/": tiny.llama, "Qwen/": tiny.llama, "hf:": groups}
     smaller |= {"data/": tiny.collection, "sentence-transformers/": tiny.retriever, "BAAI/": tiny.retriever}
+    smaller |= {"google-bert/": tiny.bert}
     smaller |= {"HuggingFaceH4/": tiny.speaker, "Qwen/Qwen3": tiny.speaker, "cross-encoder/": tiny.reranker}
 
     @cache

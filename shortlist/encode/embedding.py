@@ -139,13 +139,15 @@ def _embed_tokens(config: Config) -> Embed:
 
 def _write_vectors(folder: Path, shard: Shard, *, dtype: str, num_docs: int | None) -> None:
     del num_docs
-    assert isinstance(shard.vectors, np.ndarray)
-    VectorWriter(folder, shard.vectors.shape[1], dtype).write_shard(*shard)
+    number, doc_ids, vectors, keys = shard
+    assert isinstance(vectors, np.ndarray)
+    VectorWriter(folder, vectors.shape[1], dtype).write_shard(number, doc_ids, vectors, keys)
 
 
 def _write_tokens(folder: Path, shard: Shard, *, dtype: str, num_docs: int | None) -> None:
-    assert isinstance(shard.vectors, TokenVectors)
-    TokenWriter(folder, shard.vectors.values.shape[1], dtype, num_docs=num_docs).write_shard(*shard)
+    number, doc_ids, vectors, keys = shard
+    assert isinstance(vectors, TokenVectors)
+    TokenWriter(folder, vectors.values.shape[1], dtype, num_docs=num_docs).write_shard(number, doc_ids, vectors, keys)
 
 
 def _arrange_tokens(folder: Path, dtype: str, shards: Iterator[Any]) -> Iterator[Any]:

@@ -287,7 +287,7 @@ def test_a_layout_that_does_not_exist_is_a_usage_error(tmp_path: Path, capsys: p
 
 
 def test_the_stage_offers_every_layout():
-    assert set(Config.__annotations__["to"].__args__) == {"shortlist", *LAYOUTS}
+    assert set(Config.__annotations__["to"].__args__) == {"shortlist", *LAYOUTS, "arrays"}
 
 
 def pickled(path: Path, vectors: np.ndarray, doc_ids: list[str]) -> Path:

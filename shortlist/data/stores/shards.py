@@ -32,6 +32,7 @@ from shortlist.data.ids import DocIds
 from shortlist.data.manifest import described, read_manifest
 from shortlist.errors import UserError, unknown
 
+SNAPSHOT = "snapshot.json"
 HEADER = re.compile(r"shard-\d+\.json")
 CODEBOOK = "codebook.safetensors"
 """A file that all shards of a store may depend on; their headers have its digest under `beside`."""
@@ -131,7 +132,7 @@ def read_snapshot(folder: Path) -> Snapshot | None:
     Raises:
         UserError: the snapshot cannot be read.
     """
-    path = folder / "snapshot.json"
+    path = folder / SNAPSHOT
     if not path.exists():
         return None
     try:
@@ -188,10 +189,10 @@ def read_header(folder: Path, number: int) -> dict[str, Any]:
         raise UserError(f"{path}: the shard is missing; run `shortlist encode` again to fill it in.")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-        header["count"], header["sha256"]["ids"], header["dim"], header["dtype"]
+        fields = (header["count"], header["sha256"]["ids"], header["dim"], header["dtype"])
         digest = header.pop("header") if "kind" in header or "header" in header else None
         if digest not in (None, _header_digest(header)):
-            raise ValueError(digest)
+            raise ValueError(fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not the header of a vector shard; {REPAIR.format(folder)}") from None
     return header
@@ -271,7 +272,7 @@ class OpenShards:
         finished = _some_shards(folder)
         snapshot = read_snapshot(folder) or Snapshot(list(range(finished[-1] + 1)))
         if compare:
-            _check_all_there(folder, finished)
+            check_all_there(folder)
             _compare(folder, snapshot.shards, (*format.suffixes, "ids"))
         self.shards = [open_shard(folder, number, format) for number in snapshot.shards]
         _check_alike(folder, self.shards)
@@ -364,13 +365,19 @@ def _some_shards(folder: Path) -> list[int]:
     raise UserError(f"{folder}: {found}; expected the output of `shortlist encode`.")
 
 
-def _check_all_there(folder: Path, finished: Sequence[int]) -> None:
-    """Refuse a finished store that has lost a shard since, the last one too."""
+def check_all_there(folder: Path) -> None:
+    """Refuse a finished store that has lost a shard or its snapshot since.
+
+    Raises:
+        UserError: one is missing that the manifest lists.
+    """
     manifest = read_manifest(folder)
     if manifest is None or not manifest["complete"]:
         return
-    there = {shard_file(folder, number, "json").name for number in finished}
-    lost = sorted(name for name in manifest.get("files", {}) if HEADER.fullmatch(name) and name not in there)
+    there = {shard_file(folder, number, "json").name for number in finished_shards(folder)}
+    there |= {SNAPSHOT} if (folder / SNAPSHOT).exists() else set()
+    needed = (name for name in manifest.get("files", {}) if name == SNAPSHOT or HEADER.fullmatch(name))
+    lost = sorted(name for name in needed if name not in there)
     if lost:
         raise UserError(f"{folder / lost[0]}: is missing; write it again with `shortlist verify {folder} --repair`.")
 

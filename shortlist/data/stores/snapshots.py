@@ -18,7 +18,15 @@ from jaxtyping import Int
 from shortlist.data.files import atomic_write
 from shortlist.data.keyed import KEY_BYTES
 from shortlist.data.stores.kinds import Store, kind_of_store
-from shortlist.data.stores.shards import DEAD, Snapshot, finished_shards, read_keys, read_snapshot, remove_shard
+from shortlist.data.stores.shards import (
+    DEAD,
+    SNAPSHOT,
+    Snapshot,
+    finished_shards,
+    read_keys,
+    read_snapshot,
+    remove_shard,
+)
 from shortlist.records import Document
 from shortlist.text.batching import windows
 
@@ -153,5 +161,5 @@ def drop_replaced(folder: Path) -> None:
 
 
 def _write_snapshot(folder: Path, snapshot: Snapshot) -> None:
-    with atomic_write(folder / "snapshot.json") as file:
+    with atomic_write(folder / SNAPSHOT) as file:
         json.dump({name: value for name, value in snapshot._asdict().items() if value or name != "sha256"}, file)

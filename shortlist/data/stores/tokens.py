@@ -10,7 +10,7 @@ Residual codes are restored with codebook.safetensors, which the first shard is 
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -77,6 +77,23 @@ class TokenRows(NamedTuple):
     """Factors of int8 rows."""
     codes: Shaped[Tensor, " tokens"] | None = None
     """Numbers of the centroids of residual codes, as unsigned 16-bit integers."""
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "TokenRows":
+        """Apply a function to all that is there."""
+        others = (None if part is None else change(part) for part in (self.scales, self.codes))
+        return TokenRows(change(self.values), *others)
+
+    def copy(self, places: Int[np.ndarray, " n"], out: "TokenRows") -> None:
+        """Copy some vectors into others' place."""
+        for part, target in zip(self, out, strict=True):
+            if part is not None and target is not None:
+                _copy_rows(part, places, target)
+
+    def taken(self, places: Int[np.ndarray, " n"]) -> "TokenRows":
+        """Return some vectors, in the order asked."""
+        found = self.changed(lambda part: part.new_empty((len(places), *part.shape[1:])))
+        self.copy(places, found)
+        return found
 
 
 class TokenBlock(NamedTuple):
@@ -329,23 +346,40 @@ class TokenReader:
         return self._gathered(self._open.rows_of(positions), positions)
 
     def _gathered(self, rows: Int[np.ndarray, " n"], positions: Int[np.ndarray, " n"]) -> TokenBlock:
-        """Collect documents; those that stand together on disk are read from there without a copy."""
-        parts = [self._run(int(run[0]), int(run[-1]) + 1) for run in _runs(rows, self.starts)]
-        counts = torch.from_numpy(self._row_counts[rows])
-        values, scales, codes = _joined(parts, self._empty())
+        """Collect documents; where they stand together on disk, they are read from there without a copy."""
+        counts = self._row_counts[rows]
+        steps = np.diff(rows)
+        if len(rows) and (steps == 1).all() and not np.isin(rows[1:], self.starts).any():
+            stored = self._run(int(rows[0]), int(rows[-1]) + 1)
+        elif (steps >= 0).all():
+            stored = self._copied(rows)
+        else:
+            order = np.argsort(rows, kind="stable")
+            back, ends = np.argsort(order), np.cumsum(counts[order])
+            stored = self._copied(rows[order]).taken(_spans(ends[back] - counts, counts))
         where = torch.from_numpy(rows), torch.from_numpy(positions)
-        return TokenBlock(*where, counts, values, scales, codes, self.codebook)
+        return TokenBlock(*where, torch.from_numpy(counts), *stored, self.codebook)
 
     def _run(self, start: int, end: int) -> TokenRows:
-        """Return the vectors of rows of one shard."""
+        """Return the vectors of rows of one shard, as they are on disk."""
         place = int(np.searchsorted(self.starts, start, side="right")) - 1
         shard, before = self._shards[place], int(self.starts[place])
         first = int(shard.ends[start - before - 1]) if start > before else 0
         here = slice(first, int(shard.ends[end - before - 1]))
-        return TokenRows(*(None if part is None else part[here] for part in shard.rows))
+        return shard.rows.changed(lambda part: part[here])
 
-    def _empty(self) -> TokenRows:
-        return TokenRows(*(None if part is None else part[:0] for part in self._shards[0].rows))
+    def _copied(self, rows: Int[np.ndarray, " n"]) -> TokenRows:
+        """Copy the vectors of rows, which must be in ascending order."""
+        counts, bounds = self._row_counts[rows], np.searchsorted(rows, self.starts)
+        ends = np.cumsum(counts)
+        found = self._shards[0].rows.changed(lambda part: part.new_empty((int(counts.sum()), *part.shape[1:])))
+        for place in np.flatnonzero(np.diff(bounds)):
+            shard, here = self._shards[place], slice(bounds[place], bounds[place + 1])
+            before = int(ends[here.start - 1]) if here.start else 0
+            spans = _spans(shard.ends[rows[here] - self.starts[place]] - counts[here], counts[here])
+            target = slice(before, before + len(spans))
+            shard.rows.copy(spans, found.changed(lambda part, target=target: part[target]))
+        return found
 
     def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Return the position of each row, DEAD where its document is gone."""
@@ -360,26 +394,18 @@ class TokenReader:
         return self._open.beyond(shard_hashes)
 
 
-def _runs(rows: Int[np.ndarray, " n"], starts: Int[np.ndarray, " shards"]) -> list[Int[np.ndarray, " _"]]:
-    """Split rows where they do not follow one another, or another shard begins."""
-    if not len(rows):
-        return []
-    begins = np.flatnonzero((np.diff(rows) != 1) | np.isin(rows[1:], starts)) + 1
-    return np.split(rows, begins)
+def _spans(firsts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " tokens"]:
+    """Join ranges that begin at `firsts` and have so many numbers each."""
+    ends = np.cumsum(counts)
+    return np.repeat(firsts - ends + counts, counts) + np.arange(int(counts.sum()))
 
 
-def _joined(parts: Sequence[TokenRows], empty: TokenRows) -> TokenRows:
-    """Put the vectors of several runs together; one alone is not copied."""
-    if len(parts) <= 1:
-        return parts[0] if parts else empty
-    return TokenRows(*(None if column[0] is None else _concatenated(column) for column in zip(*parts, strict=True)))
-
-
-def _concatenated(parts: Sequence[Tensor]) -> Tensor:
-    joined = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
-    if len(joined):
-        np.concatenate([bytewise(part) for part in parts], out=bytewise(joined))  # faster than torch with many parts
-    return joined
+def _copy_rows(part: Tensor, places: Int[np.ndarray, " n"], out: Tensor) -> None:
+    if len(places):
+        size = part[0].nbytes
+        # NumPy copies whole rows, and in mode "clip" straight into `out`
+        source, target = bytewise(part).reshape(-1, size), bytewise(out).reshape(-1, size)
+        np.take(source, places, axis=0, out=target, mode="clip")
 
 
 class MappedTokens(NamedTuple):
