@@ -45,7 +45,8 @@ def bert_tokenizer() -> PreTrainedTokenizerFast:
 def bert(seed: int = 0, **settings: Any) -> BertModel:
     """A BERT of one layer."""
     torch.manual_seed(seed)
-    return BertModel(BertConfig(vocab_size=len(bert_tokenizer()), pad_token_id=0, **SHAPE | settings)).eval()
+    options: dict[str, Any] = {"vocab_size": len(bert_tokenizer()), "pad_token_id": 0, **SHAPE, **settings}
+    return BertModel(BertConfig(**options)).eval()
 
 
 def write_stanford(folder: Path, **metadata: Any) -> Path:
@@ -73,7 +74,7 @@ def write_pylate(folder: Path, *, residual: bool = False, **settings: Any) -> Pa
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    sizes = {"in_features": model.config.hidden_size, "out_features": DIM}
+    sizes: dict[str, int] = {"in_features": model.config.hidden_size, "out_features": DIM}
     weights = {"linear.weight": torch.randn(DIM, sizes["in_features"])}
     weights |= {"residual.weight": torch.randn(DIM, sizes["in_features"])} if residual else {}
     save_file(weights, folder / "1_Dense/model.safetensors")
@@ -94,8 +95,14 @@ def write_decoder(folder: Path) -> Path:
     """A LLaMA whose tokenizer adds no special tokens and has no mask token."""
     fast = train_bpe(TEXTS * 3, vocab_size=400)
     torch.manual_seed(0)
-    options = {"vocab_size": len(fast), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    LlamaModel(LlamaConfig(**SHAPE | options)).save_pretrained(folder)
+    options: dict[str, Any] = {
+        "vocab_size": len(fast),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **SHAPE,
+    }
+    LlamaModel(LlamaConfig(**options)).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
 
@@ -106,7 +113,7 @@ def write_t5(folder: Path) -> Path:
     end = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     fast.backend_tokenizer.post_processor = end
     torch.manual_seed(0)
-    shape = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    shape: dict[str, Any] = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
     T5EncoderModel(T5Config(vocab_size=len(fast), pad_token_id=0, eos_token_id=2, **shape)).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
@@ -127,9 +134,9 @@ def write_encoder(folder: Path, backbone: Path, *, mask: dict[str, Any] | None =
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
     prompts = settings.pop("prompts", {"query": "which ", "document": "the "})
-    transformer, tokens = Transformer(str(backbone), **settings), {"module_input_name": "token_embeddings"}
+    transformer, tokens = Transformer(str(backbone), **settings), "token_embeddings"
     torch.manual_seed(3)
-    dense = Dense(32, DIM, bias=False, activation_function=torch.nn.Identity(), **tokens)
-    modules = [transformer, dense, MultiVectorMask(**mask or {}), Normalize(**tokens)]
+    dense = Dense(32, DIM, bias=False, activation_function=torch.nn.Identity(), module_input_name=tokens)
+    modules = [transformer, dense, MultiVectorMask(**mask or {}), Normalize(module_input_name=tokens)]
     MultiVectorEncoder(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(folder))
     return folder

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -65,9 +66,15 @@ class LateModel(nn.Module):
         return sizes[-1] if sizes else self.backbone.config.hidden_size
 
     def forward(self, token_ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"]) -> Rows:
-        """Compute a float32 vector for each token of right-padded ids, except for those marked NO_VECTOR."""
+        """Compute a float32 vector for each token of right-padded ids, except for those marked NO_VECTOR.
+
+        A text without tokens has no vectors. Where all tokens are marked UNREAD, they read one another.
+        """
+        token_ids = token_ids if token_ids.shape[1] else F.pad(token_ids, (0, 1))  # a backbone reads one token at least
         real, form = real_tokens(token_ids, lengths), self.inputs.form
         attended = real & (token_ids & UNREAD == 0)
+        attended |= real & ~attended.any(1, keepdim=True)
+        attended[:, :1] |= lengths[:, None] == 0  # attention to nothing would be NaN
         some_unread = bool(form.expansion) and not form.expansion_read
         states = token_states(self.backbone, token_ids & TOKEN_ID, attended, some_unread=some_unread)
         wanted = real & (token_ids & NO_VECTOR == 0)

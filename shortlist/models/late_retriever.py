@@ -1,7 +1,7 @@
 """Late-interaction retrievers, which turn texts into a vector for each token."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar, final
+from typing import TypeVar, final, overload
 
 import numpy as np
 import torch
@@ -82,6 +82,16 @@ class LateRetriever:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {described_model(self.model)}, vectors of {self.dim}>"
 
+    @overload
+    def encode_queries(  # pyright: ignore[reportOverlappingOverload] (a text is an iterable of texts, too)
+        self, queries: str | Query, *, token_budget: int | None = None, advance: TextsDone | None = None
+    ) -> Float[np.ndarray, "tokens dim"]: ...
+
+    @overload
+    def encode_queries(
+        self, queries: Iterable[str | Query], *, token_budget: int | None = None, advance: TextsDone | None = None
+    ) -> TokenVectors: ...
+
     def encode_queries(
         self,
         queries: str | Query | Iterable[str | Query],
@@ -102,6 +112,16 @@ class LateRetriever:
         vectors = embed_tokens(self.model, self.inputs.query_ids, as_queries(queries), token_budget, advance)
         return vectors.values if is_one(queries) else vectors
 
+    @overload
+    def encode_documents(  # pyright: ignore[reportOverlappingOverload]
+        self, documents: str | Document, *, token_budget: int | None = None, advance: TextsDone | None = None
+    ) -> Float[np.ndarray, "tokens dim"]: ...
+
+    @overload
+    def encode_documents(
+        self, documents: Iterable[str | Document], *, token_budget: int | None = None, advance: TextsDone | None = None
+    ) -> TokenVectors: ...
+
     def encode_documents(
         self,
         documents: str | Document | Iterable[str | Document],
@@ -120,6 +140,14 @@ class LateRetriever:
         """
         vectors = embed_tokens(self.model, self.inputs.document_ids, as_documents(documents), token_budget, advance)
         return vectors.values if is_one(documents) else vectors
+
+    @overload
+    def score(  # pyright: ignore[reportOverlappingOverload]
+        self, query: str | Query, documents: str | Document
+    ) -> float: ...
+
+    @overload
+    def score(self, query: str | Query, documents: Iterable[str | Document]) -> Float[np.ndarray, " docs"]: ...
 
     def score(
         self, query: str | Query, documents: str | Document | Iterable[str | Document]

@@ -20,11 +20,12 @@ from shortlist.models.files import write_base
 from shortlist.models.folder import CONTRACT
 from shortlist.models.kinds import KINDS
 from shortlist.models.language import LanguageModel
+from shortlist.models.late import LateModel
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import Model
 
 if TYPE_CHECKING:
-    Trainable = DenseModel | PointwiseModel | LanguageModel | AnsweringModel
+    Trainable = DenseModel | LateModel | PointwiseModel | LanguageModel | AnsweringModel
 else:
     Trainable = Model
 """A model that can be trained and saved; kinds defined outside the package have the same attributes."""

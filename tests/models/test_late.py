@@ -124,6 +124,21 @@ def test_a_document_without_a_vector_scores_lowest(tmp_path: Path):
     assert scores[0] == -np.inf < scores[1]
 
 
+@pytest.mark.parametrize("filled", [None, {"strategy": "fixed", "length": 4}])
+def test_a_query_of_nothing_at_all_has_no_vectors_but_those_that_fill_it_up(tmp_path: Path, filled: Any):
+    settings = {"query_expansion": filled} if filled else {}
+    retriever = LateRetriever.load(
+        str(write_encoder(tmp_path / "model", write_decoder(tmp_path / "llama"), prompts={}, **settings))
+    )
+    together = retriever.encode_queries(["", "lamp"])
+    assert together.counts[0] == (4 if filled else 0)
+    assert np.isfinite(together.values).all()
+    np.testing.assert_allclose(retriever.encode_queries(""), next(iter(together)), atol=1e-6)
+    if not filled:
+        assert retriever.score("", ["lamp", "which"]).tolist() == [0, 0]
+        assert retriever.score("lamp", [""]).tolist() == [-np.inf]
+
+
 def test_markers_of_jina_are_known_by_the_vocabulary(tmp_path: Path):
     folder = write_stanford(tmp_path / "model", attend_to_mask_tokens=False)
     tokenizer = open_folder(str(folder)).tokenizer

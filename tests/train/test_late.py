@@ -1,7 +1,7 @@
 """Training of late interaction: its objective, its settings, and whole runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -226,6 +226,6 @@ def test_losses_and_gradients_are_those_of_sentence_transformers(tmp_path: Path,
     expected.backward()
     assert outcome.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     own = dict(ours.backbone.named_parameters())
-    for name, parameter in theirs[0].auto_model.named_parameters():
+    for name, parameter in cast(Any, theirs[0]).auto_model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(own[name].grad, parameter.grad, atol=5e-6, rtol=1e-4)
