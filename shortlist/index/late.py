@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.stores.tokens import TokenBlock, TokenReader, TokenRows
+from shortlist.data.stores.tokens import TokenBlock, TokenReader
 from shortlist.errors import UserError
 from shortlist.index.flat import CANDIDATES_BYTES, Best, free_bytes
 from shortlist.index.leaders import Leaders
@@ -223,8 +223,7 @@ def score_candidates(
 
 def part_of(block: TokenBlock, start: int, stop: int) -> TokenBlock:
     """Return some tokens of a block, whose counts and positions stay as they are."""
-    rows = TokenRows(*(None if column is None else column[start:stop] for column in block.stored()))
-    return block._replace(**rows._asdict())
+    return block._replace(**block.stored().changed(lambda rows: rows[start:stop])._asdict())
 
 
 def _units(block: TokenBlock) -> list[TokenBlock]:

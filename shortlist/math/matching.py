@@ -21,6 +21,8 @@ CACHE_LINE = 16
 """Numbers of a line of the cache."""
 PIECE_TOKENS = 8192
 """The most tokens of documents that are multiplied together."""
+FEWEST_COLUMNS = 64
+"""Tokens of queries from which documents of different lengths are better searched for the best one by one."""
 LEAST_ROWS = 16
 """Rows of both sides are padded to a multiple of this, or to at least it. With fewer, other code computes the product,
 and the same pair of tokens would get other last digits."""
@@ -130,16 +132,33 @@ def scan_integers(
     """
     scores = [np.full((len(counts), len(tile.starts)), -np.inf, dtype=np.float32) for tile in tiles]
     space = Space()
-    for first, last, start, stop in token_parts(counts, _piece_tokens(tiles)):
+    for first, last, start, stop in token_parts(counts, 2 * _piece_tokens(tiles)):
         if stop == start:
             continue
         there = np.flatnonzero(counts[first:last])
         for tile, found in zip(tiles, scores, strict=True):
-            out = space("integers", len(tile.integers), stop - start, torch.int32)
-            products = int8_product(tile.integers, integers[start:stop], out).numpy()[: tile.num_tokens]
-            best = best_matches(products, counts[first:last][there]) * (scale * tile.scales[:, None])
-            found[first:last][there] = np.add.reduceat(best, tile.starts, axis=0).T
+            best = _integer_matches(tile, integers[start:stop], counts[first:last][there], space)
+            found[first:last][there] = np.add.reduceat(best * (scale * tile.scales[:, None]), tile.starts, axis=0).T
     return scores
+
+
+def _integer_matches(
+    tile: QueryTile, integers: Int8[Tensor, "found dim"], counts: Int[np.ndarray, " docs"], space: "Space"
+) -> Int32[np.ndarray, "tokens docs"]:
+    """Compute `best_matches` of a tile's integers with those of documents."""
+    length, queries = int(counts[0]), tile.integers
+    same = bool((counts == length).all())
+    if not same and len(queries) < FEWEST_COLUMNS:
+        out = space("integers", len(queries), len(integers), torch.int32)
+        return best_matches(int8_product(queries, integers, out).numpy()[: tile.num_tokens], counts)
+    products = int8_product(integers, queries, space("integers", len(integers), len(queries), torch.int32))
+    if same:
+        best = products.view(len(counts), length, len(queries)).amax(1).numpy()
+    else:
+        best, ends, rows = np.empty((len(counts), len(queries)), np.int32), np.cumsum(counts), products.numpy()
+        for number, (start, end) in enumerate(zip(ends - counts, ends, strict=True)):
+            np.maximum.reduce(rows[start:end], axis=0, out=best[number])
+    return best[:, : tile.num_tokens].T
 
 
 def best_matches(
