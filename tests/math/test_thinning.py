@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from shortlist.math.maxsim import TokenVectors
-from shortlist.math.thinning import centrality, kept_tokens, pooled_tokens, thinned
+from shortlist.math.thinning import kept_tokens, likeness, pooled_tokens, thinned
 
 
 def unit(*rows: tuple[float, ...]) -> np.ndarray:
@@ -49,8 +49,9 @@ def test_equal_importance_keeps_what_differs():
     assert kept_tokens(vectors, np.ones(3, dtype=np.float32), 2).tolist() == [0, 2]
 
 
-def test_a_vector_in_the_middle_says_most_of_the_whole():
-    assert centrality(unit((1, 0), (1, 1), (0, 1))).argmax() == 1
+def test_importance_is_likeness_to_the_first_vector():
+    np.testing.assert_allclose(likeness(unit((1, 0), (3, 4), (0, 1))), [1, 0.6, 0], atol=1e-6)
+    assert thinned(TokenVectors(RANDOM, np.array([23])), budget=1).values.tolist() == RANDOM[:1].tolist()
 
 
 def test_every_document_is_reduced_by_itself():
