@@ -1,4 +1,4 @@
-"""Late interaction: a document's score is the sum of each query token's best match among its tokens."""
+"""Late interaction: scores from the best match of each of a query's tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 @final
 @dataclass(frozen=True)
 class TokenVectors:
-    """The vectors of several texts' tokens; those of a text are next to one another.
+    """The vectors of several texts' tokens, one text after another.
 
     Iterating yields the vectors of one text after another.
     """

@@ -99,7 +99,7 @@ def refuse_latent(reading: Reading, name: str) -> None:
         UserError: the reading names one.
     """
     if reading.pooling in (LATENT, PER_TOKEN):
-        raise UserError(f"{name}: the pooling {reading.pooling} is a retriever's; choose last, cls, mean or weighted.")
+        raise UserError(f"{name}: a {reading.pooling} pooling is a retriever's; choose last, cls, mean or weighted.")
 
 
 def refuse_tokens(reading: Reading, name: str) -> None:

@@ -40,7 +40,11 @@ def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
             transformers' model.
     """
     kind = KINDS[model.kind]
+    once = {
+        name for name, _ in (*model.named_parameters(), *model.named_buffers())
+    }  # without tied weights' other names
     names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
+    names = [name for name in names if name in once]
     inside = {name: name.removeprefix("backbone.") for name in names if name.startswith("backbone.")}
     below = kind.as_classifier or (kind.as_causal and (adapter or getattr(model, "output", None) is not None))
     prefix = f"{model.backbone.base_model_prefix}." if below else ""  # the backbone is a part of transformers' model
@@ -89,7 +93,7 @@ def save_model(
 
 
 def has_more_layers(model: Any) -> bool:
-    """Whether a model has layers behind its backbone that a folder of ours has no place for."""
+    """Whether a model has layers that a folder of ours has no place for."""
     layers = getattr(model, "layers", ())
     return bool(len(getattr(model, "dense", ()))) or len(layers) > 1 or any(not layer.is_plain for layer in layers)
 

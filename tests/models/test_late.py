@@ -1,5 +1,6 @@
 """Late-interaction models give the numbers of sentence-transformers in every layout that it reads."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from late import DIM, TEXTS, write_bert, write_decoder, write_encoder, write_pylate, write_stanford, write_t5
+from late import (
+    DIM,
+    TEXTS,
+    bert_tokenizer,
+    write_bert,
+    write_decoder,
+    write_encoder,
+    write_pylate,
+    write_stanford,
+    write_t5,
+)
 from safetensors.torch import load_file, save_file
+from samples import FAMILIES, small
 
 from shortlist import LateRetriever, Retriever
 from shortlist.errors import UserError
 from shortlist.math.maxsim import maxsim
+from shortlist.models.dense import DenseLayer
 from shortlist.models.folder import open_folder
+from shortlist.models.late import LateModel
+from shortlist.models.outputs import split
 from shortlist.records import Document, Query
-from shortlist.text.contract import named_contract
+from shortlist.text.batching import pad
+from shortlist.text.contract import Reading, named_contract
+from shortlist.text.inputs import Inputs
 from shortlist.text.marks import NO_VECTOR, TOKEN_ID, UNREAD
 
 ON_BERT = {"document_length": 9, "query_expansion": {"strategy": "fixed", "length": 10}}
@@ -38,9 +55,17 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "encoder, min": lambda path: write_encoder(path / "model", write_bert(path / "bert"), mask=SKIPS, **AT_LEAST),
     "decoder": lambda path: write_encoder(path / "model", write_decoder(path / "llama"), document_length=20),
     "decoder, filled": lambda path: write_encoder(path / "model", write_decoder(path / "llama"), mask=SIGNS, **FILLED),
-    "xtr": lambda path: write_encoder(path / "model", write_t5(path / "t5"), prompts={}, do_lower_case=True),
+    "xtr": lambda path: write_xtr(path),
 }
 """Folders of other tools, by what is special about them."""
+
+
+def write_xtr(path: Path) -> Path:
+    """T5's encoder whose settings say that texts are lower-cased, and whose tokenizer does not do so."""
+    folder = write_encoder(path / "model", write_t5(path / "t5"), prompts={})
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings | {"do_lower_case": True}))
+    return folder
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -189,3 +214,24 @@ def test_dims_cut_the_vectors(stanford: Path):
     np.testing.assert_allclose(
         cut.encode_queries("lamp"), first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_every_family_padding_changes_nothing_and_what_is_not_read_no_other_token(
+    family: str, attention: str | None
+):
+    inputs = Inputs(named_contract("colbert").form, bert_tokenizer())
+    backbone = small(family, attn_implementation=attention)
+    model = LateModel(backbone, inputs, Reading(pooling="tokens"), [DenseLayer(torch.randn(6, 64))]).eval()
+    text, longer = [5, 9, 17, 23 | NO_VECTOR, 7], [5, 8, 9, 11, 12, 13, 14, 15]
+    filled = [*text, *[4 | UNREAD] * 8]  # more than windows are wide
+    with torch.no_grad():
+        alone, together, unread = (
+            split(model(*pad(rows, 0)))[0] for rows in ([text], [text, longer], [filled, [*longer, 31]])
+        )
+    assert len(alone) == 4
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    assert len(unread) == 12
+    assert unread.isfinite().all()
+    torch.testing.assert_close(unread[:4], alone, atol=1e-5, rtol=0)

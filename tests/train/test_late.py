@@ -1,5 +1,6 @@
 """Training of late interaction: its objective, its settings, and whole runs."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from late import write_bert as write_marked_bert
-from late import write_stanford
+from late import write_stanford, write_t5
 from named import late_to_train
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
@@ -16,7 +17,7 @@ from shortlist import LateRetriever, train
 from shortlist.errors import UserError
 from shortlist.math.losses import LOSSES
 from shortlist.models.outputs import Rows, split
-from shortlist.models.save import save_model
+from shortlist.models.save import save_model, saved_weights
 from shortlist.settings.train import check
 from shortlist.text.contract import named_contract
 from shortlist.train.examples import Batch
@@ -158,6 +159,13 @@ def test_the_contract_of_a_new_model_follows_from_the_backbone(tiny: Tiny, tmp_p
     assert late_to_train(str(tiny.retriever), named_contract("bert")).reading.pooling == "tokens"
 
 
+def test_weights_that_are_tied_are_saved_once(tmp_path: Path):
+    save_model(late_to_train(str(write_t5(tmp_path / "t5")), dim=8), tmp_path / "model")
+    keys = {key for key, _ in saved_weights(tmp_path / "model")}
+    assert "linear.weight" in keys
+    assert len({"shared.weight", "encoder.embed_tokens.weight"} & keys) == 1
+
+
 def test_training_goes_on_from_a_model_of_stanfords(tmp_path: Path):
     folder = write_stanford(tmp_path / "model")
     before = LateRetriever.load(str(folder))
@@ -166,6 +174,7 @@ def test_training_goes_on_from_a_model_of_stanfords(tmp_path: Path):
     save_model(model, tmp_path / "ours")
     after = LateRetriever.load(str(tmp_path / "ours"))
     np.testing.assert_array_equal(after.encode_queries("lamp"), before.encode_queries("lamp"))
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == ["BertModel"]
     with pytest.raises(UserError, match=r"--dim is 8, and .* has vectors of 12"):
         late_to_train(str(folder), dim=8)
 
