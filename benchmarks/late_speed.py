@@ -1,6 +1,7 @@
 """How fast late interaction is beside a bare product, sentence-transformers' maxsim, fast-plaid and xtr-warp-rs.
 
-    python benchmarks/late_speed.py --out benchmarks/late_speed.md --peers fast-plaid=ENV/bin/python xtr-warp-rs=ENV/bin/python
+    python benchmarks/late_speed.py --out benchmarks/late_speed.md \\
+        --peers fast-plaid=ENV/bin/python xtr-warp-rs=ENV/bin/python
 
 Made-up token vectors of length 1: every query has 20 documents that share 32 to 13 of its tokens, with noise as long as
 the token. Or real ones: `--real STORE MODEL COLLECTION`, a token store with the queries of a collection. All sides find
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,11 +221,10 @@ def section(name: str, queries: TokenVectors, documents: TokenVectors, config: C
             seconds[called].append(sides[called]()[0])
     medians = {called: statistics.median(times) for called, times in seconds.items()}
     bare, ours = medians["bare product and maximum"], medians["exact float32"]
-    rows = [
-        [called, f"{1000 * time_ / len(queries):.2f}", f"{bare / time_:.2f}", f"{ours / time_:.2f}", f"{recalls[called]:.3f}",
-         notes.get(called.removesuffix(", one by one"), "")]
-        for called, time_ in medians.items()
-    ]  # fmt: skip
+    rows = []
+    for called, taken in medians.items():
+        numbers = [f"{1000 * taken / len(queries):.2f}", f"{bare / taken:.2f}", f"{ours / taken:.2f}"]
+        rows.append([called, *numbers, f"{recalls[called]:.3f}", notes.get(called.removesuffix(", one by one"), "")])
     columns = ("search", "ms per query", "times bare", "times exact float32", "recall@10", "built in")
     say(f"{name}: done")
     return f"## {name}\n\n" + table(columns, rows)

@@ -26,7 +26,7 @@ from shortlist.math.maxsim import TokenVectors
 from shortlist.math.residual import count_centroids, nearest, spherical_kmeans
 from shortlist.progress import Advance
 
-DEFAULTS = {"probes": 32, "effort": 256, "refine": 4}
+CENTROID_DEFAULTS = {"probes": 32, "effort": 256, "refine": 4}
 """Centroids that a query's token looks at; the candidates of a query, at least and in multiples of k."""
 PER_CENTROID = 32
 """Sampled tokens for each centroid."""
@@ -105,7 +105,7 @@ def build_centroids(tokens: TokenReader, folder: Path, *, advance: Advance, **ch
         UserError: a parameter is not possible.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = DEFAULTS | chosen
+    parameters = CENTROID_DEFAULTS | chosen
     check_positive(parameters)
     centroids, read = _centroids(tokens, folder, chosen.get("centroids")), 0
     for number, made_from in enumerate(tokens.shard_hashes):
@@ -148,7 +148,10 @@ def _centroids(tokens: TokenReader, folder: Path, wanted: int | None) -> Float[t
 def _assign(
     tokens: TokenReader, number: int, centroids: Float[torch.Tensor, "centroids dim"]
 ) -> Int[np.ndarray, "2 pairs"]:
-    """Find the centroids of the documents of a shard, as pairs of row within the shard and centroid."""
+    """Find the centroids of a shard's documents, as pairs of row and centroid.
+
+    Rows are counted from the shard's first.
+    """
     pairs = []
     for block in tokens.blocks(ASSIGNED_TOGETHER, shards=[number], release=True):
         numbers, _ = nearest(block.float32(), centroids)
@@ -200,6 +203,6 @@ def centroids_footprint(tokens: TokenReader, **chosen: int) -> Footprint:
     """Compute the size of the centroids and lists of a token store."""
     count = chosen.get("centroids") or count_centroids(tokens.num_tokens, tokens.num_tokens)
     centroids, lists = 4 * count * tokens.dim, 4 * tokens.num_tokens
-    words = ", ".join(f"{name}={value}" for name, value in (DEFAULTS | {"centroids": count} | chosen).items())
+    words = ", ".join(f"{name}={value}" for name, value in (CENTROID_DEFAULTS | {"centroids": count} | chosen).items())
     building = centroids + 4 * PER_CENTROID * count * tokens.dim
     return Footprint(centroids + lists, centroids + 3 * lists, building, words)

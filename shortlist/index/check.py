@@ -37,7 +37,7 @@ QUERY_TOKENS = 32
 """Tokens, the first ones, of a document that serves as a query over token vectors."""
 
 Queries = Float[np.ndarray, "queries dim"] | TokenVectors
-Part = Callable[[Any, int, int], Any]
+PickQueries = Callable[[Any, int, int], Any]
 """Takes the queries from the first to the one before the last."""
 
 
@@ -70,7 +70,7 @@ def compare_with_exact(
     queries: Queries,
     *,
     k: int,
-    part: Part = rows,
+    part: PickQueries = rows,
 ) -> Findings:
     """Search the same queries with an index and exactly.
 
@@ -109,7 +109,7 @@ def _timed(index: Any, queries: Queries, k: int) -> tuple[list[list[Hit]], float
     return index.find(queries, k), time.perf_counter() - start
 
 
-def _alone(index: Any, queries: Queries, k: int, part: Part) -> float:
+def _alone(index: Any, queries: Queries, k: int, part: PickQueries) -> float:
     asked = [part(queries, number, number + 1) for number in range(min(ONE_BY_ONE, len(queries)))]
     return 1000 * median(_timed(index, query, k)[1] for query in asked)
 

@@ -27,7 +27,7 @@ from shortlist.math.maxsim import TokenVectors
 from shortlist.math.quantize import to_int8
 from shortlist.progress import Advance
 
-DEFAULTS = {"repetitions": 4, "bits": 2, "width": 128, "effort": 256, "refine": 4}
+ENCODING_DEFAULTS = {"repetitions": 4, "bits": 2, "width": 128, "effort": 256, "refine": 4}
 """Parameters of the encodings, as in `math.fde.make_encoding`; the candidates of a query, at least and in multiples of
 k. For real and for random token vectors, few buckets of whole tokens found more than many of shortened ones."""
 ENCODED_TOGETHER = 1 << 14
@@ -62,7 +62,7 @@ def build_encodings(tokens: TokenReader, folder: Path, *, advance: Advance, **ch
     Raises:
         UserError: a parameter is not possible.
     """
-    parameters = DEFAULTS | chosen
+    parameters = ENCODING_DEFAULTS | chosen
     encoding = _encoding(tokens.dim, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     writer = VectorWriter(folder, encoding.size, "int8")
@@ -137,6 +137,6 @@ def open_encodings(folder: Path, built: Mapping[str, Any], how: Opening) -> Prun
 
 def encodings_footprint(tokens: TokenReader, **chosen: int) -> Footprint:
     """Compute the size of the encodings of a token store."""
-    size = tokens.num_rows * (_encoding(tokens.dim, DEFAULTS | chosen).size + 4)
-    words = ", ".join(f"{name}={value}" for name, value in (DEFAULTS | chosen).items())
+    size = tokens.num_rows * (_encoding(tokens.dim, ENCODING_DEFAULTS | chosen).size + 4)
+    words = ", ".join(f"{name}={value}" for name, value in (ENCODING_DEFAULTS | chosen).items())
     return Footprint(size, size, parameters=words)

@@ -145,7 +145,7 @@ def scan_integers(
 def _integer_matches(
     tile: QueryTile, integers: Int8[Tensor, "found dim"], counts: Int[np.ndarray, " docs"], space: "Space"
 ) -> Int32[np.ndarray, "tokens docs"]:
-    """Compute `best_matches` of a tile's integers with those of documents."""
+    """Compute `best_matches` of a tile's integers with the integers of documents."""
     length, queries = int(counts[0]), tile.integers
     same = bool((counts == length).all())
     if not same and len(queries) < FEWEST_COLUMNS:

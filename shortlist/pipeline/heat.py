@@ -1,4 +1,4 @@
-"""How well each word of a shown passage matches a query, by late interaction."""
+"""The words of a shown passage with their similarity to a query, by late interaction."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _WORD = re.compile(r"\w+")
 
 
 class WarmPiece(NamedTuple):
-    """A word of a passage with its best similarity to a token of the query, or what lies between two words."""
+    """A word with its best similarity to the query's tokens, or what lies between words."""
 
     text: str
     similarity: float | None = None
@@ -32,7 +32,7 @@ class PassageTokens(NamedTuple):
 
 
 def passage_tokens(inputs: Inputs, text: str) -> PassageTokens | None:
-    """Find the tokens of a passage, or of its beginning, in the model's input of it.
+    """Find the tokens of a passage, or its beginning, in the model's input.
 
     The result is None if they are not there as they are alone.
     """
@@ -77,7 +77,7 @@ def warm_pieces(
 def _best_of_words(
     words: Sequence[tuple[int, int]], tokens: PassageTokens, best: Float[np.ndarray, " tokens"]
 ) -> list[float | None]:
-    """Return each word's best similarity, of the tokens that lie in it; None without such tokens."""
+    """Return each word's best similarity; None where no token lies in it."""
     found: list[float | None] = [None] * len(words)
     place = 0
     for (start, stop), row in zip(tokens.spans, tokens.rows, strict=True):

@@ -81,7 +81,7 @@ class Sources:
     memory_gib: SpeedOnly[float | None] = None
     """Most GiB of memory for vectors at a time (None: half of the free memory); vectors may be many times larger."""
     effort: int | None = None
-    """Effort of approximate search per query: candidates for hnsw and late, lists for ivf (None: the index's setting)."""
+    """Effort of approximate search per query: lists for ivf, candidates for other kinds (None: the index's setting)."""
     refine: int | None = None
     """Candidates to score exactly, in multiples of --k (None: the index's setting)."""
     fusion: str = "rrf"

@@ -444,7 +444,7 @@ def _add_passages(answer: schema.SearchAnswer) -> None:
 async def _add_warmth(
     service: Service, ticket: Ticket, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer
 ) -> None:
-    """Add how well each passage's words match the query, if a step has searched by late interaction."""
+    """Add how well each passage's words match, if late interaction has searched."""
     steps = [step for step in pipeline.steps if step.name in found.milliseconds]
     models = list(service.readers("late", steps).values())
     if not models or not answer.results:

@@ -111,7 +111,7 @@ class TextPiece(BaseModel):
 
 
 class WarmTextPiece(BaseModel):
-    """A word of a passage with its best similarity to a token of the query, or what lies between two."""
+    """A word with its best similarity to the query's tokens, or what lies between words."""
 
     text: str
     similarity: float | None = None

@@ -372,7 +372,10 @@ class Service:
         return await self.in_thread(find)
 
     async def warm(self, ticket: Ticket, model: BatchedLate, query: str, texts: Sequence[str]) -> list[list[WarmPiece]]:
-        """Split passages into words with their similarities to a query; a list is empty where that cannot be."""
+        """Split passages into words with their similarities to a query.
+
+        A list is empty where the model reads the passage otherwise.
+        """
 
         def find() -> list[list[WarmPiece]]:
             passages = [passage_tokens(model.inputs, text) for text in texts]
