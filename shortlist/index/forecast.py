@@ -81,7 +81,7 @@ def _measure(kind: IndexKind, vectors: Store, settings: Mapping[str, Any]) -> Me
     part = np.linspace(0, vectors.num_docs - 1, min(vectors.num_docs, PART_DOCS)).astype(np.int64)
     with tempfile.TemporaryDirectory() as name:
         sample, folder = Path(name) / "vectors", Path(name) / "index"
-        writer = (TokenWriter if isinstance(vectors, TokenReader) else VectorWriter)(sample, vectors.dim)
+        writer: Any = (TokenWriter if isinstance(vectors, TokenReader) else VectorWriter)(sample, vectors.dim)
         writer.write_shard(0, [str(position) for position in part], vectors.take(part))
         start = time.perf_counter()
         build_index(kind, sample, folder, settings)

@@ -130,6 +130,7 @@ def test_a_late_search_is_a_first_stage(store):
     assert [len(run[name]) for name in "0123"] == [3, 3, 0, 3]
     assert isinstance(run["0"][0], Hit)
     assert run["0"] == index.find(QUERIES, 3)[0]
+    assert search.doc_ids is not None
     assert len(search.doc_ids) == 100
 
 

@@ -49,8 +49,8 @@ def recall(found, expected) -> float:
 @pytest.mark.parametrize("name", LATE)
 def test_a_pruned_search_finds_most_of_the_best_with_exact_scores(tmp_path, store, name):
     index = build(name, store, tmp_path / "index", effort=40)
-    assert isinstance(index, TokenIndex)
     scores, positions = index.search_tokens(QUERIES, 8)
+    assert isinstance(index, TokenIndex)
     expected = LateIndex(store).search_tokens(QUERIES, 300)
     assert recall(positions, expected[1][:, :8]) > 0.85
     for row in range(len(QUERIES)):

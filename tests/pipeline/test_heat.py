@@ -1,5 +1,6 @@
 import re
 from inspect import unwrap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ def model(tmp_path_factory) -> LateRetriever:
 
 @pytest.mark.parametrize("text", TEXTS[:2])
 def test_every_word_gets_the_similarity_of_its_vector(model, text):
-    tokens = passage_tokens(model.inputs, text)
+    tokens: Any = passage_tokens(model.inputs, text)
     query, passage = model.encode_queries("which boat"), model.encode_documents(text)
     pieces = warm_pieces(text, tokens, query, passage)
     assert "".join(piece.text for piece in pieces) == text
-    warm = [piece for piece in pieces if piece.similarity is not None]
+    warm: Any = [piece for piece in pieces if piece.similarity is not None]
     assert [piece.text for piece in warm] == re.findall(r"\w+", text)
     inside = (passage @ query.T).max(1)[2 : 2 + len(warm)]  # behind [CLS] and the marker; signs have no vectors
     np.testing.assert_allclose([piece.similarity for piece in warm], inside, atol=1e-6)
@@ -35,7 +36,7 @@ def test_a_word_gets_the_best_of_its_tokens():
 
 
 def test_a_passage_that_is_cut_is_warm_at_its_beginning(model):
-    tokens = passage_tokens(model.inputs, "apple " * 40)
+    tokens: Any = passage_tokens(model.inputs, "apple " * 40)
     assert 0 < len(tokens.rows) < 14
     assert tokens.spans[0] == (0, 5)
 

@@ -46,11 +46,9 @@ def ids(run: Any, query_id: str) -> list[str]:
 
 @pytest.mark.parametrize("where", ["tokens", "late", "narrow"])
 def test_search_finds_the_best_by_flags(tiny, made, best, tmp_path, where):
-    where = {"vectors": made / where} if where == "tokens" else {"index": (made / where,)}
-    config = search.Config(
-        model=str(made / "model"), collection=str(tiny.collection), out=tmp_path / "run", k=3, **where
-    )
-    search.run(config)
+    found: dict[str, Any] = {"vectors": made / where} if where == "tokens" else {"index": (made / where,)}
+    how = {"model": str(made / "model"), "collection": str(tiny.collection)}
+    search.run(search.Config(out=tmp_path / "run", k=3, **how, **found))
     run = read_run(tmp_path / "run")
     assert {query_id: ids(run, query_id) for query_id in best} == {name: found[:3] for name, found in best.items()}
 
@@ -142,7 +140,8 @@ def test_models_and_vectors_that_do_not_go_together_are_refused(tiny, made, buil
 
 @pytest.mark.parametrize("queries", ["documents", "encoded"])
 def test_an_index_is_compared_with_exact_search(tiny, made, capsys, queries):
-    how = {"model": str(made / "model"), "collection": str(tiny.collection)} if queries == "encoded" else {}
+    encoded: dict[str, Any] = {"model": str(made / "model"), "collection": str(tiny.collection)}
+    how = encoded if queries == "encoded" else {}
     index.run(index.Config(kind="late", vectors=made / "tokens", out=made / "late", check=True, **how))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("late over")
