@@ -9,9 +9,12 @@ from tiny import Tiny
 
 from shortlist import LateRetriever, Pipeline, ask, encode, index, rerank, search
 from shortlist.data.collections import open_collection
+from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
 from shortlist.data.stores.tokens import TokenReader
 from shortlist.errors import UserError
+from shortlist.index.late import LateSearch
+from shortlist.index.opening import open_tokens
 from shortlist.math.maxsim import maxsim
 from shortlist.rerankers.kinds import load_reranker
 from shortlist.settings.encode import Config as EncodeConfig
@@ -164,3 +167,27 @@ def test_dims_are_of_one_vector(tiny, made, tmp_path):
     how = {"model": str(made / "model"), "collection": str(tiny.collection), "vectors": made / "tokens"}
     with pytest.raises(UserError, match="--dims is for one vector of each document"):
         search.run(search.Config(out=tmp_path / "run", dims=4, **how))
+
+
+@pytest.mark.parametrize("kind", ["late", "late-centroids"])
+def test_the_same_command_brings_an_index_up_to_date(made, tmp_path, kind):
+    def write(texts: list[str]) -> None:
+        lines = [{"_id": str(number), "text": text} for number, text in enumerate(texts)]
+        (tmp_path / "c").mkdir(exist_ok=True)
+        (tmp_path / "c/corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    how: Any = {"model": str(made / "model"), "collection": str(tmp_path / "c"), "out": tmp_path / "tokens"}
+    config = index.Config(kind=kind, vectors=tmp_path / "tokens", out=tmp_path / "index")
+    write(["which boat", "the apple", "zebra"])
+    encode.run(EncodeConfig(**how))
+    index.run(config)
+    write(["which boat", "the apple has a colour", "zebra", "the fern"])
+    encode.run(EncodeConfig(**how, update=True))
+    older: Any = open_tokens(tmp_path / "index")
+    assert older.missing == 2
+    index.run(config)
+    results = (read_manifest(tmp_path / "index") or {})["results"]
+    assert (results["read"], results["num_docs"]) == (2, 4)
+    found = LateSearch(LateRetriever.load(str(made / "model")), open_tokens(tmp_path / "index")).search(["the fern"], 4)
+    assert {hit.doc_id for hit in found["0"]} == {"0", "1", "2", "3"}
+    assert index.is_current(config)
