@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shortlist.evaluation.measure import per_query
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
+    from shortlist.index.late import LateIndex
     from shortlist.math.fusion import rrf
     from shortlist.math.maxsim import TokenVectors
     from shortlist.models.late_retriever import LateRetriever
@@ -60,6 +61,7 @@ HOMES = {
     "evaluation.measure": "per_query",
     "index.bm25": "BM25Index",
     "index.flat": "FlatIndex",
+    "index.late": "LateIndex",
     "math.fusion": "rrf",
     "math.maxsim": "TokenVectors",
     "models.late_retriever": "LateRetriever",

@@ -7,9 +7,9 @@ from typing import Any
 from shortlist.data.collections import open_collection
 from shortlist.data.keyed import KeyedCorpus
 from shortlist.data.manifest import read_manifest
-from shortlist.errors import unknown
+from shortlist.errors import UserError, unknown
 from shortlist.index.kinds import IndexKind
-from shortlist.index.opening import holds_segments, kept_dims
+from shortlist.index.opening import holds_segments, holds_tokens, kept_dims
 from shortlist.progress import progress, track
 
 
@@ -53,16 +53,38 @@ def renew_index(
 
 
 def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from shortlist.data.stores.vectors import VectorReader  # loads torch, which only an index over vectors needs
-
-    vectors = VectorReader(Path(source))
+    vectors = fitting_store(kind, Path(source))
     made = read_manifest(vectors.folder) or {}
     with progress("indexing", vectors.num_docs, "documents") as advance:
         results = kind.build(vectors, folder, advance=advance, **settings)
     model = made.get("made_from", {}).get("model")
+    tokens = {"num_tokens": vectors.num_tokens} if holds_tokens(vectors.folder) else {}
     segments = {"segments": True} if holds_segments(vectors.folder) else {}
     kept = {"dims": dims} if (dims := kept_dims(vectors.folder)) is not None else {}
-    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **segments, **kept, **results}
+    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **tokens, **segments, **kept, **results}
+
+
+def fitting_store(kind: IndexKind, folder: Path) -> Any:
+    """Open the vectors that an index is built from, token vectors too.
+
+    Raises:
+        UserError: there are none, or none of a kind that such an index is built from.
+    """
+    from shortlist.data.stores.tokens import TokenReader
+    from shortlist.data.stores.vectors import VectorReader  # loads torch, which only an index over vectors needs
+
+    tokens = holds_tokens(folder)
+    if tokens and "tokens" not in kind.over:
+        raise UserError(
+            f"{folder}: holds token vectors, many for each document, and this kind of index one for each; choose "
+            "--kind late, or --kind narrow."
+        )
+    if not tokens and "vectors" not in kind.over:
+        raise UserError(
+            f"{folder}: holds one vector for each document, and this kind of index is built over token vectors; encode "
+            "with a late-interaction model, or choose another --kind."
+        )
+    return TokenReader(folder) if tokens else VectorReader(folder)
 
 
 def check_parameters_are_known(name: str, kind: IndexKind, parameters: Mapping[str, int]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,12 +14,15 @@ from jaxtyping import Float
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
 from shortlist.data.manifest import same_identity
+from shortlist.data.stores.tokens import TokenReader
 from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.flat import exact_index
 from shortlist.index.kinds import find_kind
-from shortlist.index.opening import kept_dims, kind_of, made_by, open_index
-from shortlist.index.protocols import VectorIndex
+from shortlist.index.late import LateIndex, some_queries
+from shortlist.index.opening import holds_tokens, kept_dims, kind_of, made_by, open_index
+from shortlist.index.protocols import TokenIndex, VectorIndex
+from shortlist.math.maxsim import TokenVectors
 from shortlist.models.folder import open_folder
 from shortlist.models.retriever import Retriever
 from shortlist.progress import resident_bytes, size
@@ -29,6 +33,12 @@ QUERIES = 200
 """The number of queries, or documents used as queries, that are searched together."""
 ONE_BY_ONE = 20
 """The number of queries that are searched one at a time."""
+QUERY_TOKENS = 32
+"""Tokens, the first ones, of a document that serves as a query over token vectors."""
+
+Queries = Float[np.ndarray, "queries dim"] | TokenVectors
+PickQueries = Callable[[Any, int, int], Any]
+"""Takes the queries from the first to the one before the last."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +59,37 @@ class Findings:
     """Bytes of the index, or 0 if it does not know them."""
 
 
+def rows(queries: Any, first: int, last: int) -> Any:
+    """Take some rows of an array."""
+    return queries[first:last]
+
+
 def compare_with_exact(
-    open_it: Callable[[], VectorIndex], exact: VectorIndex, queries: Float[np.ndarray, "queries dim"], *, k: int
+    open_it: Callable[[], VectorIndex | TokenIndex],
+    exact: VectorIndex | TokenIndex,
+    queries: Queries,
+    *,
+    k: int,
+    part: PickQueries = rows,
 ) -> Findings:
     """Search the same queries with an index and exactly.
 
     Args:
         open_it: opens the index, since the memory for that counts.
         k: how many documents to find for each query.
+        part: takes some of the queries.
     """
     before = resident_bytes()
-    index = open_it()
-    index.find(queries[:1], 1)  # loads and compiles what the first use needs, before timing
+    index: Any = open_it()
+    index.find(part(queries, 0, 1), 1)  # loads and compiles what the first use needs, before timing
     found, seconds = _timed(index, queries, k)
-    alone = _alone(index, queries, k)
+    alone = _alone(index, queries, k, part)
     memory, disk = resident_bytes() - before, getattr(index, "disk_bytes", 0)
-    exact.find(queries[:1], 1)
+    _timed(exact, part(queries, 0, 1), 1)
     wanted, exact_seconds = _timed(exact, queries, k)
     recalls = {depth: hit_overlap(found, wanted, depth) for depth in DEPTHS if depth <= k}
     per_second, exact_per_second = len(queries) / seconds, len(queries) / exact_seconds
-    return Findings(recalls, per_second, exact_per_second, alone, _alone(exact, queries, k), memory, disk)
+    return Findings(recalls, per_second, exact_per_second, alone, _alone(exact, queries, k, part), memory, disk)
 
 
 def hit_overlap(found: Sequence[Sequence[Hit]], wanted: Sequence[Sequence[Hit]], depth: int) -> float:
@@ -83,13 +104,14 @@ def hit_overlap(found: Sequence[Sequence[Hit]], wanted: Sequence[Sequence[Hit]],
     return sum(shares) / max(1, len(shares))
 
 
-def _timed(index: VectorIndex, queries: np.ndarray, k: int) -> tuple[list[list[Hit]], float]:
+def _timed(index: Any, queries: Queries, k: int) -> tuple[list[list[Hit]], float]:
     start = time.perf_counter()
     return index.find(queries, k), time.perf_counter() - start
 
 
-def _alone(index: VectorIndex, queries: np.ndarray, k: int) -> float:
-    return 1000 * median(_timed(index, query[None], k)[1] for query in queries[:ONE_BY_ONE])
+def _alone(index: Any, queries: Queries, k: int, part: PickQueries) -> float:
+    asked = [part(queries, number, number + 1) for number in range(min(ONE_BY_ONE, len(queries)))]
+    return 1000 * median(_timed(index, query, k)[1] for query in asked)
 
 
 def check_index(folder: Path, store: Path, model: str | None, collection: str | None, split: str) -> str:
@@ -108,13 +130,11 @@ def check_index(folder: Path, store: Path, model: str | None, collection: str | 
     Raises:
         UserError: the model has no collection, or is not the model that made the vectors.
     """
-    vectors, name = VectorReader(store), kind_of(folder)
-    queries = _embedded(vectors, model, collection, split) if model else _documents(vectors)
-    found = compare_with_exact(
-        partial(open_index, folder), exact_index(store), queries, k=min(DEPTHS[-1], vectors.num_docs)
+    found, num_docs, num_queries = (_check_tokens if holds_tokens(store) else _check_vectors)(
+        folder, store, partial(_encoded, store, model, collection, split) if model else None
     )
-    whose = f"queries of {collection}" if model else "documents as queries"
-    lines = [f"{name} over {vectors.num_docs:,} documents, {len(queries)} {whose}"]
+    name, whose = kind_of(folder), f"queries of {collection}" if model else "documents as queries"
+    lines = [f"{name} over {num_docs:,} documents, {num_queries} {whose}"]
     lines += [f"recall@{depth:<5} {share:.4f}" for depth, share in found.recalls.items()]
     lines += [
         f"queries/s    {found.per_second:,.1f} (exact search {found.exact_per_second:,.1f})",
@@ -125,17 +145,41 @@ def check_index(folder: Path, store: Path, model: str | None, collection: str | 
     return "\n".join(lines)
 
 
+def _check_vectors(folder: Path, store: Path, encode: Callable[[Any], Any] | None) -> tuple[Findings, int, int]:
+    """Compare an index over one vector of each document."""
+    vectors = VectorReader(store)
+    queries = encode(Retriever) if encode else _documents(vectors)
+    exact, k = exact_index(store), min(DEPTHS[-1], vectors.num_docs)
+    return compare_with_exact(partial(open_index, folder), exact, queries, k=k), vectors.num_docs, len(queries)
+
+
+def _check_tokens(folder: Path, store: Path, encode: Callable[[Any], Any] | None) -> tuple[Findings, int, int]:
+    """Compare an index over token vectors."""
+    from shortlist.models.late_retriever import LateRetriever
+
+    tokens = TokenReader(store)
+    queries = encode(LateRetriever) if encode else _documents_by_token(tokens)
+    exact, k = LateIndex(tokens), min(DEPTHS[-1], tokens.num_docs)
+    found = compare_with_exact(partial(open_index, folder), exact, queries, k=k, part=some_queries)
+    return found, tokens.num_docs, len(queries)
+
+
 def _documents(vectors: VectorReader) -> Float[np.ndarray, "queries dim"]:
     return vectors.take(np.linspace(0, vectors.num_docs - 1, min(QUERIES, vectors.num_docs)).astype(np.int64))
 
 
-def _embedded(
-    vectors: VectorReader, model: str, collection: str | None, split: str
-) -> Float[np.ndarray, "queries dim"]:
+def _documents_by_token(tokens: TokenReader) -> TokenVectors:
+    places = np.linspace(0, tokens.num_docs - 1, min(QUERIES, tokens.num_docs)).astype(np.int64)
+    texts = [text[:QUERY_TOKENS] for text in tokens.take(places)]
+    return TokenVectors(np.concatenate(texts), np.array([len(text) for text in texts]))
+
+
+def _encoded(store: Path, model: str, collection: str | None, split: str, load_as: Any) -> Queries:
+    """Encode the queries of a collection with the model that made the vectors."""
     if collection is None:
         raise UserError("--model without --collection: --check embeds the queries of a collection with the model.")
     found = open_folder(model)
-    if (made := made_by(vectors.folder)) is not None and not same_identity(made, found.identity):
-        raise UserError(f"--model {model}: is not what made {vectors.folder}; name the model that did.")
+    if (made := made_by(store)) is not None and not same_identity(made, found.identity):
+        raise UserError(f"--model {model}: is not what made {store}; name the model that did.")
     queries = open_collection(collection).queries(split)[:QUERIES]
-    return Retriever.load(found, dims=kept_dims(vectors.folder)).encode_queries(queries)
+    return load_as.load(found, dims=kept_dims(store)).encode_queries(queries)

@@ -2,13 +2,9 @@
 
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 from weakref import WeakKeyDictionary
@@ -23,7 +19,8 @@ from shortlist.data.allowed import Allowed
 from shortlist.data.stores.vectors import DTYPES, Block, VectorReader, refuse_not_finite
 from shortlist.errors import UserError
 from shortlist.index.leaders import Leaders
-from shortlist.math.products import SharedSetting, float_product, full_precision
+from shortlist.index.threads import product_threads, work_in_threads
+from shortlist.math.products import float_product, full_precision
 from shortlist.math.quantize import int8_product, to_int8
 from shortlist.math.scoring import best_of, contenders, from_keys, top_k
 from shortlist.records import Hit
@@ -67,9 +64,6 @@ FEWEST_RESCORED = 128
 
 REFINE = 2
 """The number of candidates of a narrow scan, in multiples of k."""
-
-THREADS = 4
-"""The most threads that multiply different pieces; they share the cores. More would wait for each other."""
 
 BLOCK_PIECES = 4
 """The number of pieces in a block that is read at once."""
@@ -160,7 +154,7 @@ class FlatIndex:
         self.vectors, self.scan, self.refine = vectors, scan, refine
         self.device = device or torch.device("cpu")
         self.scanned = scan or vectors
-        allowed = _free_bytes() / 2 if memory_gib is None else memory_gib * 2**30
+        allowed = free_bytes() / 2 if memory_gib is None else memory_gib * 2**30
         self.release = self.scanned.num_bytes > allowed
         self._resident: list[Block] = []
         self._copies: WeakKeyDictionary[Allowed, Block] = WeakKeyDictionary()
@@ -363,7 +357,8 @@ class FlatIndex:
             for block in blocks:
                 offer(block)
             return
-        _in_threads(offer, blocks, rows, ahead=0 if self.release else 2)
+        pieces = (_pieces(block, rows) for block in blocks)
+        work_in_threads(offer, pieces, ahead=0 if self.release else 2)
 
     @cached_property
     def _sample_size(self) -> int:
@@ -481,7 +476,7 @@ class FlatIndex:
             refuse_not_finite(self.vectors, positions[places], scores.isfinite())
             exact[places] = scores
 
-        with _threads() as pool:
+        with product_threads() as pool:
             for _ in pool.map(score, order.split(max(1, RESCORED_BYTES // (4 * self.vectors.dim)))):
                 pass
 
@@ -490,41 +485,6 @@ def _pieces(block: Block, rows: int) -> list[Block]:
     scales = [None] * len(block.rows) if block.scales is None else block.scales.split(rows)
     parts = zip(block.rows.split(rows), block.positions.split(rows), block.vectors.split(rows), scales, strict=False)
     return [Block(*part) for part in parts]
-
-
-def _in_threads(work: Callable[[Block], None], blocks: Iterable[Block], rows: int, *, ahead: int) -> None:
-    """Run the work on the pieces of each block in threads.
-
-    At most `ahead` blocks are unfinished when the next one is read.
-    """
-    under_way: deque[list[Future[None]]] = deque()
-    with _threads() as pool:
-        for block in blocks:
-            under_way.append([pool.submit(work, piece) for piece in _pieces(block, rows)])
-            while len(under_way) > ahead:
-                for piece in under_way.popleft():
-                    piece.result()
-        for piece in chain(*under_way):
-            piece.result()
-
-
-@contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads that each compute whole products.
-
-    Threads that share a small product mostly wait for each other.
-    """
-    with _THREADS.changed() as cores:  # during another search, this thread might count fewer
-        threads = min(cores, THREADS)
-        torch.set_num_threads(cores // threads)  # in this thread too: its OpenMP threads would wait by spinning
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
-                yield pool
-        finally:
-            torch.set_num_threads(cores)  # otherwise threads that start later would use the lower number
-
-
-_THREADS = SharedSetting(torch.get_num_threads, torch.set_num_threads)
 
 
 def _sample_rank(k: int, size: int, num_docs: int) -> int | None:
@@ -610,7 +570,7 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Return the free memory, or all memory if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()

@@ -14,8 +14,10 @@ import numpy as np
 
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.stores.vectors import VectorReader, VectorWriter
-from shortlist.index.building import build_index
+from shortlist.data.stores.kinds import Store
+from shortlist.data.stores.tokens import TokenReader, TokenWriter
+from shortlist.data.stores.vectors import VectorWriter
+from shortlist.index.building import build_index, fitting_store
 from shortlist.index.kinds import IndexKind
 from shortlist.index.parameters import Footprint
 from shortlist.progress import duration, peak_bytes, size
@@ -58,7 +60,7 @@ def _over_corpus(kind: IndexKind, source: str | Path, settings: Mapping[str, Any
 
 
 def _over_vectors(kind: IndexKind, source: str | Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    vectors = VectorReader(Path(source))
+    vectors = fitting_store(kind, Path(source))
     foretold = kind.footprint(vectors, **settings) if kind.footprint else None
     if kind.outside:
         part = Measured(0, 0.0, 0)
@@ -74,12 +76,12 @@ def _over_vectors(kind: IndexKind, source: str | Path, settings: Mapping[str, An
     return lines
 
 
-def _measure(kind: IndexKind, vectors: VectorReader, settings: Mapping[str, Any]) -> Measured:
+def _measure(kind: IndexKind, vectors: Store, settings: Mapping[str, Any]) -> Measured:
     """Build an index over vectors spread over the store, with automatic parameters."""
     part = np.linspace(0, vectors.num_docs - 1, min(vectors.num_docs, PART_DOCS)).astype(np.int64)
     with tempfile.TemporaryDirectory() as name:
         sample, folder = Path(name) / "vectors", Path(name) / "index"
-        writer = VectorWriter(sample, vectors.dim)
+        writer: Any = (TokenWriter if isinstance(vectors, TokenReader) else VectorWriter)(sample, vectors.dim)
         writer.write_shard(0, [str(position) for position in part], vectors.take(part))
         start = time.perf_counter()
         build_index(kind, sample, folder, settings)

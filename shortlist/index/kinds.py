@@ -37,6 +37,8 @@ class IndexKind(NamedTuple):
 
     For a kind that reads vectors, `how.vectors` is where they are now.
     """
+    over: tuple[str, ...] = ("vectors",)
+    """The kinds of store that `--vectors` may be: one vector for each document, or `tokens`."""
     settings: tuple[str, ...] = ()
     """Fields of `index.Config` that are passed to `build`."""
     parameters: tuple[str, ...] = ()
@@ -93,6 +95,7 @@ INDEXES: dict[str, IndexKind] = {
     ),
     "narrow": IndexKind(
         reads="vectors",
+        over=("vectors", "tokens"),
         build=late("index.narrow", "build_narrow"),
         open=late("index.narrow", "open_narrow"),
         settings=("dtype",),
@@ -100,6 +103,29 @@ INDEXES: dict[str, IndexKind] = {
         needs_model=True,
         footprint=late("index.narrow", "narrow_footprint"),
         exact=True,
+    ),
+    "late": IndexKind(
+        reads="vectors",
+        over=("tokens",),
+        build=late("index.encodings", "build_encodings"),
+        open=late("index.encodings", "open_encodings"),
+        parameters=("repetitions", "bits", "width", "effort", "refine"),
+        writes=("shard-*", "index.json"),
+        needs_model=True,
+        footprint=late("index.encodings", "encodings_footprint"),
+        updates=True,
+    ),
+    "late-centroids": IndexKind(
+        reads="vectors",
+        over=("tokens",),
+        build=late("index.centroids", "build_centroids"),
+        open=late("index.centroids", "open_centroids"),
+        parameters=("centroids", "probes", "effort", "refine"),
+        writes=("assigned-*.npy", "centroids.safetensors", "postings.npy", "starts.npy", "index.json"),
+        needs_model=True,
+        footprint=late("index.centroids", "centroids_footprint"),
+        growth=late("index.parameters", "ann_growth", kind="ivf"),
+        updates=True,
     ),
     "hnsw": _approximate("hnsw", "links construction bits"),
     "ivf-flat": _approximate("ivf-flat", "lists"),

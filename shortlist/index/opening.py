@@ -9,7 +9,7 @@ from shortlist.data.manifest import described, identity, read_manifest, same_ide
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.kinds import find_kind
-from shortlist.index.protocols import Opening, VectorIndex
+from shortlist.index.protocols import Opening, TokenIndex, VectorIndex
 from shortlist.progress import say
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engi
     path = index or how.vectors
     if path is None:
         raise ValueError("neither an index nor vectors to open")
+    if holds_tokens(path):
+        raise UserError(
+            f"{path}: holds token vectors, which a late-interaction model searches; open them with open_tokens, or in "
+            "a pipeline with `find: late`."
+        )
     opened = (
         open_index(path, how) if index else exact_index(path, memory_gib=how.memory_gib, dims=how.dims, unit=how.unit)
     )
@@ -120,14 +125,36 @@ def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engi
     return SegmentIndex(opened) if holds_segments(path) else opened
 
 
+def open_tokens(index: Path | None, how: Opening | None = None) -> TokenIndex:
+    """Open token vectors for exact search, or an index over token vectors.
+
+    Args:
+        index: an index over token vectors (None: exact search over `how.vectors`).
+        how: the effort of a pruned search, the memory it may take, and where the vectors are now.
+
+    Raises:
+        UserError: the same as for `open_index`, or there is one vector for each document.
+    """
+    from shortlist.data.stores.tokens import TokenReader
+    from shortlist.index.late import LateIndex
+
+    how = how or Opening()
+    path = index or how.vectors
+    if path is None:
+        raise ValueError("neither an index nor vectors to open")
+    if not holds_tokens(path):
+        raise UserError(f"{path}: holds one vector for each document, not token vectors; search it with `find: dense`.")
+    return open_index(path, how) if index else LateIndex(TokenReader(path), memory_gib=how.memory_gib)
+
+
 def open_index(folder: Path, how: Opening | None = None) -> Any:
     """Open a finished index of any kind.
 
     If the vectors have changed since it was built, this prints a message.
 
     Returns:
-        A VectorIndex, which searches by a model's output for the queries, if the kind needs a model; otherwise a
-        FirstStage.
+        A VectorIndex or, over token vectors, a TokenIndex, which searches by a model's output for the queries, if the
+        kind needs a model; otherwise a FirstStage.
 
     Raises:
         UserError: the index is not finished, its vectors are missing, or they are not the vectors that it was built
@@ -214,6 +241,16 @@ def dims_to_search(folder: Path, wanted: int | None) -> tuple[int | None, int | 
             f"{'encode again' if wanted > stored else 'index vectors encoded'} with --dims {wanted}."
         )
     return wanted, wanted
+
+
+def holds_tokens(folder: Path) -> bool:
+    """Whether a store or an index is of token vectors, many for each document."""
+    manifest = read_manifest(folder) or {}
+    if manifest.get("stage") == "index":
+        return "num_tokens" in manifest.get("results", {})
+    from shortlist.data.stores.shards import finished_shards, store_kind
+
+    return bool(finished_shards(folder)) and store_kind(folder) == "tokens"
 
 
 def holds_segments(folder: Path) -> bool:

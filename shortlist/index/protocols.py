@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.data.allowed import Allowed
+from shortlist.math.maxsim import TokenVectors
 from shortlist.records import Hit, Query, Run
 
 
@@ -68,6 +69,21 @@ class VectorIndex(Protocol):
         self, queries: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
     ) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.
+
+        They are sorted best first, equal ones in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all).
+        """
+        ...
+
+
+@runtime_checkable
+class TokenIndex(Protocol):
+    """An index that finds the documents whose token vectors match the queries' best."""
+
+    def find(self, queries: TokenVectors, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
+        """Find the at most k documents that score highest for each query by late interaction.
 
         They are sorted best first, equal ones in corpus order.
 

@@ -29,15 +29,20 @@ def from_int8(rows: Int8[Tensor, "rows dim"], scales: Float[Tensor, " rows"]) ->
     return rows.float() * scales[:, None]
 
 
-def int8_product(x: Int8[Tensor, "rows dim"], weight: Int8[Tensor, "out dim"]) -> Int32[Tensor, "rows out"]:
+def int8_product(
+    x: Int8[Tensor, "rows dim"], weight: Int8[Tensor, "columns dim"], out: Int32[Tensor, "rows columns"] | None = None
+) -> Int32[Tensor, "rows columns"]:
     """Compute x W^T exactly.
 
     This uses the processor's integer product, or a slow one where it has none for these shapes.
+
+    Args:
+        out: memory for the result, which is used on a CPU (None: new memory).
     """
     if not _has_int8_product(x.device.type):
         return _slow_product(x, weight)
     if not x.is_cuda:
-        return torch.ops.aten._int_mm(x, weight.T)
+        return torch._int_mm(x, weight.T) if out is None else torch._int_mm(x, weight.T, out=out)
     if x.shape[1] % CUDA_STEP:
         return _slow_product(x, weight)
     rows, out = max(CUDA_ROWS - len(x), 0), -len(weight) % CUDA_STEP

@@ -92,6 +92,7 @@ class Trace(NamedTuple):
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
     from shortlist.rerankers import Ranker
 
@@ -195,7 +196,7 @@ class Pipeline:
         cls,
         texts: Iterable[str | Document],
         *,
-        retriever: "Retriever | str | None" = None,
+        retriever: "Retriever | LateRetriever | str | None" = None,
         reranker: "Ranker | str | None" = None,
         bm25: bool = True,
         language: str = "english",
@@ -207,7 +208,7 @@ class Pipeline:
 
         Args:
             texts: texts, which get their positions as ids, or documents.
-            retriever: model that embeds them, or its name (None: no vectors).
+            retriever: model that embeds them, of late interaction too, or its name (None: no vectors).
             reranker: model that orders the first `depth` documents, or its name.
             bm25: whether to search by words.
             language: how BM25 splits text into words, as for `shortlist index`.
@@ -230,7 +231,7 @@ class Pipeline:
         title: str | None = None,
         doc_id: str | None = None,
         url: str | None = None,
-        retriever: "Retriever | str | None" = None,
+        retriever: "Retriever | LateRetriever | str | None" = None,
         reranker: "Ranker | str | None" = None,
         bm25: bool = True,
         language: str = "english",

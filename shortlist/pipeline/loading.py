@@ -9,12 +9,22 @@ from shortlist.config import keyword_types
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
-from shortlist.index.opening import check_vectors, dims_to_search, kind_of, needs_model, open_index, open_vectors
+from shortlist.index.opening import (
+    check_vectors,
+    dims_to_search,
+    holds_tokens,
+    kind_of,
+    needs_model,
+    open_index,
+    open_tokens,
+    open_vectors,
+)
 from shortlist.index.protocols import FirstStage, Opening
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
     from shortlist.rerankers.prepared import Prepared
+    from shortlist.text.contract import InputContract
 
 T = TypeVar("T")
 
@@ -86,12 +96,33 @@ class Opener:
         def load() -> Any:
             from shortlist.models.retriever import Retriever
 
-            folder = self.folder(name)
-            form = folder.contract("document", contract).with_lengths(query=query_length)
-            form = form.with_prompt("query", prompt).with_dims(dims)
-            return Retriever.load(folder, contract=form, packed=self.packed)
+            form = self._form(name, contract, query_length, prompt).with_dims(dims)
+            return Retriever.load(self.folder(name), contract=form, packed=self.packed)
 
         return self.model("retriever", name, load, contract, query_length, prompt, dims)
+
+    def late_retriever(
+        self,
+        name: str,
+        *,
+        contract: str | None = None,
+        query_length: int | None = None,
+        prompt: str | None = None,
+        dims: int | None = None,
+    ) -> Any:
+        """Load a late-interaction model, ready to encode queries."""
+
+        def load() -> Any:
+            from shortlist.models.late_retriever import LateRetriever
+
+            form = self._form(name, contract, query_length, prompt).with_dims(dims)
+            return LateRetriever.load(self.folder(name), contract=form, packed=self.packed)
+
+        return self.model("late", name, load, contract, query_length, prompt, dims)
+
+    def _form(self, name: str, contract: str | None, query_length: int | None, prompt: str | None) -> "InputContract":
+        form = self.folder(name).contract("document", contract).with_lengths(query=query_length)
+        return form.with_prompt("query", prompt)
 
     def prepared(self, method: Callable[..., "Prepared"], settings: Mapping[str, Any]) -> "Prepared":
         """Prepare a reranker by a method in `rerankers.kinds.RERANKERS`, looking its model up once."""
@@ -133,7 +164,8 @@ def open_any(opener: Opener, *, index: Path) -> FirstStage:
     """Open an index of any kind that needs no model."""
     if needs_model(index):
         raise UserError(
-            f"{index}: an index of kind {kind_of(index)}, which needs a model; search it with `find: dense`."
+            f"{index}: an index of kind {kind_of(index)}, which needs a model; search it with `find: "
+            f"{'late' if holds_tokens(index) else 'dense'}`."
         )
     return opener.index(index, "search", lambda: open_index(index))
 
@@ -163,6 +195,8 @@ def open_dense(
         raise UserError("neither vectors nor index is there; `find: dense` searches one of them.")
     if index and not needs_model(index):
         raise UserError(f"{index}: an index of kind {kind_of(index)}, which needs no model.")
+    if holds_tokens(where):
+        raise UserError(f"{where}: holds token vectors of a late-interaction model; search them with `find: late`.")
     check_vectors(where, opener.folder(model), contract)
     kept, cut = dims_to_search(where, dims)
     unit = cut is None or opener.folder(model).contract("document", contract).reading.normalize
@@ -172,7 +206,53 @@ def open_dense(
     return DenseSearch(retriever, found)
 
 
-FINDERS: dict[str, Callable[..., FirstStage]] = {"bm25": open_words, "dense": open_dense, "index": open_any}
+def open_late(
+    opener: Opener,
+    *,
+    model: str,
+    vectors: Path | None = None,
+    index: Path | None = None,
+    contract: str | None = None,
+    query_length: int | None = None,
+    prompt: str | None = None,
+    memory_gib: float | None = None,
+    effort: int | None = None,
+    refine: int | None = None,
+) -> FirstStage:
+    """Open token vectors of a late-interaction model for exact search, or an index over them.
+
+    Raises:
+        UserError: neither vectors nor an index is named, there is one vector for each document, or another model made
+            them.
+    """
+    from shortlist.index.late import LateSearch
+    from shortlist.text.contract import PER_TOKEN
+
+    where = index or vectors
+    if where is None:
+        raise UserError("neither vectors nor index is there; `find: late` searches one of them.")
+    if not holds_tokens(where):
+        raise UserError(
+            f"{where}: holds one vector for each document, not token vectors; search it with `find: dense`."
+        )
+    if opener.folder(model).contract("document", contract).reading.pooling != PER_TOKEN:
+        raise UserError(
+            f"--model {model}: gives one vector for each text, and {where} holds token vectors; name the "
+            "late-interaction model that made them."
+        )
+    check_vectors(where, opener.folder(model), contract)
+    kept, _ = dims_to_search(where, None)
+    how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
+    retriever = opener.late_retriever(model, contract=contract, query_length=query_length, prompt=prompt, dims=kept)
+    return LateSearch(retriever, opener.index((index, how), "find", lambda: open_tokens(index, how)))
+
+
+FINDERS: dict[str, Callable[..., FirstStage]] = {
+    "bm25": open_words,
+    "dense": open_dense,
+    "late": open_late,
+    "index": open_any,
+}
 """First stages by name; the keyword arguments of a function are its settings."""
 
 

@@ -1,6 +1,6 @@
 """Collections and steps over documents in memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +13,13 @@ from shortlist.index.dense import DenseSearch
 from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.records import Document, Qrels, Query
+from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from shortlist.index.late import LateSearch
+    from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
     from shortlist.rerankers import Ranker
 
@@ -97,7 +100,7 @@ def documents_of_frame(
 def memory_steps(
     collection: MemoryCollection,
     *,
-    retriever: "Retriever | str | None",
+    retriever: "Retriever | LateRetriever | str | None",
     reranker: "Ranker | str | None",
     bm25: bool,
     language: str,
@@ -115,7 +118,9 @@ def memory_steps(
     if bm25:
         steps.append(Step("bm25", STEPS["find"], BM25Index.build(collection.corpus(), analyser=language)))
     if retriever is not None:
-        steps.append(Step("dense", STEPS["find"], _dense(collection, retriever)))
+        opened = _opened(retriever)
+        sort = "late" if opened.contract.reading.pooling == PER_TOKEN else "dense"
+        steps.append(Step(sort, STEPS["find"], IN_MEMORY[sort](collection, opened)))
     if len(steps) > 1:
         steps.append(Step("hybrid", STEPS["fuse"], FUSIONS["rrf"], tuple(step.name for step in steps)))
     if reranker is not None and steps:
@@ -127,18 +132,48 @@ def memory_steps(
     return steps
 
 
-def _dense(collection: MemoryCollection, retriever: "Retriever | str") -> DenseSearch:
-    from shortlist.data.stores.vectors import VectorReader, VectorWriter
-    from shortlist.index.flat import FlatIndex
+def _opened(retriever: "Retriever | LateRetriever | str") -> "Retriever | LateRetriever":
+    """Load a retriever that is given by name."""
+    if not isinstance(retriever, str):
+        return retriever
+    from shortlist.models.folder import open_folder
+    from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
 
-    if isinstance(retriever, str):
-        retriever = Retriever.load(retriever)
-    folder: Any = TemporaryDirectory(prefix="shortlist-vectors-")
-    writer, documents = VectorWriter(Path(folder.name), retriever.dim), list(collection.corpus())
-    for number, start in enumerate(range(0, len(documents), VECTORS_AT_ONCE)):
-        part = documents[start : start + VECTORS_AT_ONCE]
-        writer.write_shard(number, [document.doc_id for document in part], retriever.encode_documents(part))
+    folder = open_folder(retriever, wanted="retriever")
+    late = folder.contract("document").reading.pooling == PER_TOKEN
+    return (LateRetriever if late else Retriever).load(folder)
+
+
+def _dense(collection: MemoryCollection, retriever: "Retriever") -> DenseSearch:
+    from shortlist.data.stores.vectors import VectorReader, VectorWriter
+    from shortlist.index.flat import FlatIndex
+
+    folder = _encoded(collection, retriever, VectorWriter)
     search = DenseSearch(retriever, FlatIndex(VectorReader(Path(folder.name))))
     search.temporary = folder  # deleted together with the search
     return search
+
+
+def _late(collection: MemoryCollection, retriever: "LateRetriever") -> "LateSearch":
+    from shortlist.data.stores.tokens import TokenReader, TokenWriter
+    from shortlist.index.late import LateIndex, LateSearch
+
+    folder = _encoded(collection, retriever, TokenWriter)
+    search = LateSearch(retriever, LateIndex(TokenReader(Path(folder.name))))
+    search.temporary = folder
+    return search
+
+
+def _encoded(collection: MemoryCollection, retriever: Any, writer_of: Any) -> Any:
+    """Write the vectors of all documents into a temporary folder."""
+    folder: Any = TemporaryDirectory(prefix="shortlist-vectors-")
+    writer, documents = writer_of(Path(folder.name), retriever.dim), list(collection.corpus())
+    for number, start in enumerate(range(0, len(documents), VECTORS_AT_ONCE)):
+        part = documents[start : start + VECTORS_AT_ONCE]
+        writer.write_shard(number, [document.doc_id for document in part], retriever.encode_documents(part))
+    return folder
+
+
+IN_MEMORY: dict[str, Callable[[MemoryCollection, Any], Any]] = {"dense": _dense, "late": _late}
+"""By the name of a step: encodes a collection, and makes the first stage that searches it."""

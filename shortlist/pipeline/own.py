@@ -85,7 +85,11 @@ def _own_vectors(collection: str, settings: Mapping[str, Any]) -> dict[str, Any]
     return {**settings, "vectors": _brought_up_to_date(collection, folder, described, are_current, encode.run)}
 
 
-OWN_INDEXES: dict[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]] = {"bm25": _own_words, "dense": _own_vectors}
+OWN_INDEXES: dict[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]] = {
+    "bm25": _own_words,
+    "dense": _own_vectors,
+    "late": _own_vectors,
+}
 """By the method of a step: makes the settings with the index named, given the collection and the settings."""
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from shortlist.config import SpeedOnly, flag_of, keyword_types, load_yaml
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
-from shortlist.index.opening import kind_of, needs_model
+from shortlist.index.opening import holds_tokens, kind_of, needs_model
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
@@ -81,7 +81,7 @@ class Sources:
     memory_gib: SpeedOnly[float | None] = None
     """Most GiB of memory for vectors at a time (None: half of the free memory); vectors may be many times larger."""
     effort: int | None = None
-    """Effort of approximate search per query: candidates for hnsw, lists for ivf (None: the index's setting)."""
+    """Effort of approximate search per query: lists for ivf, candidates for other kinds (None: the index's setting)."""
     refine: int | None = None
     """Candidates to score exactly, in multiples of --k (None: the index's setting)."""
     fusion: str = "rrf"
@@ -186,7 +186,19 @@ def _own_first_stages(sources: Sources) -> list[Part]:
     """Describe the search of a collection's own words and, with a model, vectors."""
     settings = {} if sources.language is None else {"language": sources.language}
     words = OWN_WORDS._replace(settings=settings)
-    return [words, Part("dense", "find", "dense", _dense(sources, None))] if sources.model else [words]
+    if not sources.model:
+        return [words]
+    sort = "late" if _is_late(sources.model, sources.contract) else "dense"
+    return [words, Part(sort, "find", sort, _over_vectors(sort, sources, None))]
+
+
+def _is_late(model: str, contract: str | None) -> bool:
+    """Whether a model gives a vector for each token."""
+    from shortlist.models.folder import open_folder
+    from shortlist.text.contract import PER_TOKEN
+
+    folder = open_folder(model, wanted="retriever", weights=False)
+    return folder.contract("document", contract).reading.pooling == PER_TOKEN
 
 
 def _named_first_stages(sources: Sources) -> list[Part]:
@@ -200,9 +212,10 @@ def _named_first_stages(sources: Sources) -> list[Part]:
     paths = list(dict.fromkeys([*sources.index, *over_vectors]))
     if not paths:
         raise UserError("nothing to search with: give --collection, or --index, or --model and --vectors.")
-    sorts = ["dense" if path in over_vectors else kind_of(path) for path in paths]
+    late_or_dense = {path: "late" if holds_tokens(path) else "dense" for path in over_vectors}
+    sorts = [late_or_dense.get(path) or kind_of(path) for path in paths]
     return [
-        Part(name, "find", "dense", _dense(sources, path))
+        Part(name, "find", sort, _over_vectors(sort, sources, path))
         if path in over_vectors
         else Part(name, "find", "bm25" if sort == "bm25" else "index", {"index": path})
         for name, sort, path in zip(_names(sorts, paths), sorts, paths, strict=True)
@@ -243,7 +256,11 @@ def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
     raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
 
 
-def _dense(sources: Sources, path: Path | None) -> dict[str, Any]:
+def _over_vectors(sort: str, sources: Sources, path: Path | None) -> dict[str, Any]:
+    """Collect the settings of a search over vectors, or over token vectors (`late`)."""
+    if sort == "late" and (sources.dims is not None or sources.engine != "local"):
+        flag = "--dims" if sources.dims is not None else "--engine"
+        raise UserError(f"{flag} is for one vector of each document; leave it out for token vectors.")
     names = ("model", "vectors", "contract", "query_length", "prompt", "dims", "memory_gib", "effort", "refine")
     settings = {name: value for name in names if (value := getattr(sources, name)) is not None}
     settings |= {"engine": sources.engine} if sources.engine != "local" else {}

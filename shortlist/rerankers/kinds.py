@@ -8,6 +8,7 @@ from shortlist.errors import UserError, in_python, unknown
 from shortlist.rerankers import Ranker
 from shortlist.rerankers.exclusion import exclusion
 from shortlist.rerankers.groupwise import graded_singly, groupwise
+from shortlist.rerankers.late import late_interaction
 from shortlist.rerankers.listwise import listwise
 from shortlist.rerankers.pairwise import pairwise
 from shortlist.rerankers.pointwise import pointwise
@@ -17,6 +18,7 @@ from shortlist.rerankers.tournament import tournament
 
 RERANKERS: dict[str, Callable[..., Prepared]] = {
     "pointwise": pointwise,
+    "late": late_interaction,
     "listwise": listwise,
     "pairwise": pairwise,
     "setwise": setwise,

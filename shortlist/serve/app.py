@@ -393,6 +393,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
             for answer, pipeline_answer in zip(answers, found, strict=True):
                 await _add_truncation(service, pipeline, answer, pipeline_answer)
                 await service.in_thread(partial(_add_passages, answer))
+                await _add_warmth(service, _ticket(request), pipeline, answer, pipeline_answer)
         took = 1000 * (time.perf_counter() - start) if asked.explain else None
         return _json(schema.SearchResponse(answers=answers, milliseconds=took))
 
@@ -440,10 +441,23 @@ def _add_passages(answer: schema.SearchAnswer) -> None:
         result.passage = [schema.TextPiece(**piece._asdict()) for piece in find_passage(result.text, stems)]
 
 
+async def _add_warmth(
+    service: Service, ticket: Ticket, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer
+) -> None:
+    """Add how well each passage's words match, if late interaction has searched."""
+    steps = [step for step in pipeline.steps if step.name in found.milliseconds]
+    models = list(service.readers("late", steps).values())
+    if not models or not answer.results:
+        return
+    texts = ["".join(piece.text for piece in result.passage or []) for result in answer.results]
+    for result, pieces in zip(answer.results, await service.warm(ticket, models[-1], answer.query, texts), strict=True):
+        result.warmth = [schema.WarmTextPiece(**piece._asdict()) for piece in pieces] or None
+
+
 async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer) -> None:
     """Mark the query and documents that the models have not read to the end."""
     steps = [step for step in pipeline.steps if step.name in found.milliseconds]
-    if retrievers := service.readers("retriever", steps):
+    if retrievers := service.readers("retriever", steps) | service.readers("late", steps):
         answer.truncated = any([await service.is_cut(model, answer.query) for model in retrievers.values()])
     cut = set[str]()
     rerankers = service.readers("reranker", steps)

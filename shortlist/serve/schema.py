@@ -110,6 +110,13 @@ class TextPiece(BaseModel):
     found: bool = False
 
 
+class WarmTextPiece(BaseModel):
+    """A word with its best similarity to the query's tokens, or what lies between words."""
+
+    text: str
+    similarity: float | None = None
+
+
 class SearchResult(BaseModel):
     """A document that was found."""
 
@@ -125,6 +132,9 @@ class SearchResult(BaseModel):
     truncated: bool | None = Field(None, description="A reranker has not read all of it; with `explain`.")
     heading: list[TextPiece] | None = Field(None, description="The title, or id, in pieces; with `explain`.")
     passage: list[TextPiece] | None = Field(None, description="The part of the text that matches; with `explain`.")
+    warmth: list[WarmTextPiece] | None = Field(
+        None, description="How well its words match, where late interaction searches; with `explain`."
+    )
 
 
 class SearchAnswer(BaseModel):

@@ -17,8 +17,10 @@ from jaxtyping import Float
 from shortlist.data.texts import Change
 from shortlist.errors import UserError
 from shortlist.math.combination import COMBINATIONS
+from shortlist.math.maxsim import TokenVectors
 from shortlist.models.run import TokenIds, compact_ids
 from shortlist.pipeline import Answer, Pipeline
+from shortlist.pipeline.heat import WarmPiece, passage_tokens, warm_pieces
 from shortlist.pipeline.live import LivePipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
@@ -92,6 +94,24 @@ class Batched:
 
 
 @final
+class BatchedLate:
+    """A late-interaction model that is run through the batcher, like `Batched`."""
+
+    def __init__(self, batcher: Batcher, name: str, title: str, model: Any) -> None:
+        self._batcher, self.name, self.title = batcher, name, title
+        self.inputs, self.contract, self.dim = model.inputs, model.contract, getattr(model, "dim", None)
+
+    def encode_queries(self, queries: Sequence[Query]) -> TokenVectors:
+        """Compute the token vectors of queries."""
+        return self.read(compact_ids(self.inputs.query_ids, queries))
+
+    def read(self, ids: Sequence[TokenIds]) -> TokenVectors:
+        """Compute the token vectors of inputs."""
+        rows = REQUEST.get().watch(self._batcher.submit(self.name, ids)).result()
+        return TokenVectors(rows.values.numpy(), rows.counts.numpy())
+
+
+@final
 class OneAtATime:
     """A reranker that the batcher cannot run; it scores one query after another."""
 
@@ -133,7 +153,7 @@ class Service:
             shortlist_queue_requests=lambda: self.gate.requests, shortlist_queue_tokens=lambda: self.gate.tokens
         )
         self.batcher = Batcher({}, token_budget=token_budget, finished=self._count_batch)
-        self._models: dict[str, list[Batched]] = {"retriever": [], "reranker": []}
+        self._models: dict[str, list[Any]] = {"retriever": [], "late": [], "reranker": []}
         opener = Opener(packed=PACKED, model=self._behind_batcher, index=_guarded)
         self.live = LivePipeline(description, opener, command="serve") if description else None
         retrievers, rerankers = self._models["retriever"], self._models["reranker"]
@@ -163,10 +183,11 @@ class Service:
         loaded = self._models[role]
         called = role if not loaded else f"{role}-{len(loaded) + 1}"
         self.batcher.add(called, model.model)
-        loaded.append(Batched(self.batcher, called, _short(name), model))
+        stands = BatchedLate if role == "late" else Batched
+        loaded.append(stands(self.batcher, called, _short(name), model))
         return loaded[-1]
 
-    def readers(self, role: Literal["retriever", "reranker"], steps: Iterable[Step]) -> dict[str, Batched]:
+    def readers(self, role: Literal["retriever", "late", "reranker"], steps: Iterable[Step]) -> dict[str, Any]:
         """Return the models of this role that the steps run through the batcher, by step."""
         models = {step.name: getattr(step.stage, "retriever", step.stage) for step in steps}
         return {name: model for name, model in models.items() if model in self._models[role]}
@@ -350,7 +371,25 @@ class Service:
 
         return await self.in_thread(find)
 
-    async def is_cut(self, retriever: Batched, query: str) -> bool:
+    async def warm(self, ticket: Ticket, model: BatchedLate, query: str, texts: Sequence[str]) -> list[list[WarmPiece]]:
+        """Split passages into words with their similarities to a query.
+
+        A list is empty where the model reads the passage otherwise.
+        """
+
+        def find() -> list[list[WarmPiece]]:
+            passages = [passage_tokens(model.inputs, text) for text in texts]
+            known = [one.ids for one in passages if one is not None]
+            [asked] = model.encode_queries([Query("", query)])
+            vectors = iter(model.read(known)) if known else iter(())
+            return [
+                [] if one is None else warm_pieces(text, one, asked, next(vectors))
+                for text, one in zip(texts, passages, strict=True)
+            ]
+
+        return await asyncio.get_running_loop().run_in_executor(self._searching, _for_request(ticket, find))
+
+    async def is_cut(self, retriever: Batched | BatchedLate, query: str) -> bool:
         """Whether a retriever cuts a query."""
         inputs, queries = retriever.inputs, [Query("", query)]
 

@@ -18,6 +18,7 @@ from shortlist.text.segments import Segments, unused_settings
 
 READING = (
     "model",
+    "vectors",
     "contract",
     "instruction",
     "max_length",
@@ -37,6 +38,8 @@ READING = (
     "seed",
 )
 """The fields of a Config that are settings of the method."""
+MODEL_READS = {"pointwise": "pair", "late": "document"}
+"""What the model of a method reads, for those that ask no language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,12 @@ class Config:
     """Reranker: folder or hub name. For a method that asks a language model: its folder or hub name, or the address of
     an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     method: str = "pointwise"
-    """Reranking method. pointwise: the model reads the query with one candidate at a time. The others ask a language
-    model: listwise, pairwise, setwise, tournament, exclusion, groupwise, graded."""
+    """Reranking method. pointwise: the model reads the query with one candidate at a time. late: a late-interaction
+    model, by the best match of each of the query's tokens. The others ask a language model: listwise, pairwise,
+    setwise, tournament, exclusion, groupwise, graded."""
+    vectors: Path | None = None
+    """late: token vectors of the documents from `shortlist encode` with the model; the documents that they lack are
+    encoded (None: all are)."""
     run: Path
     """Run file with the candidates."""
     collection: str
@@ -138,8 +145,10 @@ def check(config: Config) -> None:
         raise UserError(f"--max-malformed is {config.max_malformed:g}; expected a share from 0 to 1.")
     asking = {"max-calls": config.max_calls, "details": config.details, "dry-run": config.dry_run or None}
     for flag, value in asking.items():
-        if config.method == "pointwise" and value is not None:
-            raise UserError(f"--{flag} is for methods that ask a language model, not for pointwise; leave it out.")
+        if config.method in MODEL_READS and value is not None:
+            raise UserError(
+                f"--{flag} is for methods that ask a language model, not for {config.method}; leave it out."
+            )
     if config.max_calls is not None and (config.engine == "ray" or (config.workers or 1) > 1):
         raise UserError("--max-calls: calls are counted in one process; leave out --workers and --engine.")
 
@@ -154,8 +163,8 @@ def check_first(config: Config) -> None:
     check_collection(config.collection)
     if not config.run.is_file():
         raise UserError(f"--run {config.run}: no such file; expected a run, such as `shortlist search` writes.")
-    if config.method == "pointwise" and config.model:
-        check_model(config.model, "pair", config.contract)
+    if config.method in MODEL_READS and config.model:
+        check_model(config.model, MODEL_READS[config.method], config.contract)
 
 
 def method_settings(config: Config) -> dict[str, Any]:

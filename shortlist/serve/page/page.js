@@ -180,6 +180,7 @@ function listed([result, ...same]) {
   const text = element("p", "", { class: "text" });
   text.append(...marked(result.passage));
   item.append(title, text);
+  if (result.warmth) item.append(heat(result.warmth));
   if (placed(result).length) item.append(source(result));
   if (same.length) {
     const line = element("p", "The same text: ", { class: "same" });
@@ -189,6 +190,21 @@ function listed([result, ...same]) {
   if (result.passage.map((piece) => piece.text).join("") !== result.text) item.append(opened("all of it", wholeText(result)));
   item.append(opened("why", places(result)));
   return item;
+}
+
+function heat(pieces) {
+  const known = pieces.map((piece) => piece.similarity).filter((similarity) => typeof similarity === "number");
+  const [least, most] = [Math.min(...known), Math.max(...known)];
+  const line = element("p", "", { class: "heat", title: "How well each word matches the query" });
+  for (const { text, similarity } of pieces) {
+    if (typeof similarity !== "number") {
+      line.append(document.createTextNode(text));
+      continue;
+    }
+    const level = most > least ? Math.round((4 * (similarity - least)) / (most - least)) : 0;
+    line.append(element("span", text, { class: `heat-${level}`, title: similarity.toFixed(2) }));
+  }
+  return line;
 }
 
 function linked(result, shown) {

@@ -1,0 +1,51 @@
+import pytest
+from fastapi.testclient import TestClient
+from late import write_stanford
+
+from shortlist import Pipeline, encode
+from shortlist.pipeline.spec import parse_description
+from shortlist.serve.app import create_app
+from shortlist.serve.service import Service
+from shortlist.settings.encode import Config as EncodeConfig
+
+
+@pytest.fixture(scope="module")
+def steps(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("late")
+    model = write_stanford(folder / "model")
+    encode.run(EncodeConfig(model=str(model), collection=str(tiny.collection), out=folder / "tokens"))
+    tokens = {"find": "late", "model": str(model), "vectors": str(folder / "tokens")}
+    return {"tokens": tokens, "again": {"rank": "late", "model": str(model), "depth": 3}}
+
+
+@pytest.fixture(scope="module")
+def client(tiny, steps):
+    content = {"collection": str(tiny.collection), "steps": steps}
+    service = Service(parse_description(content, where="test"))
+    yield TestClient(create_app(service))
+    service.close()
+
+
+QUESTION = "which colour has the apple"
+
+
+def test_a_server_finds_what_a_pipeline_finds(tiny, steps, client):
+    expected = Pipeline.load(str(tiny.collection), pipeline={"steps": steps}).search(QUESTION, 4)
+    [answer] = client.post("/search", json={"query": QUESTION, "k": 4}).json()["answers"]
+    assert [result["doc_id"] for result in answer["results"]] == [each.document.doc_id for each in expected]
+    assert [result["score"] for result in answer["results"]] == pytest.approx([e.score for e in expected], abs=1e-5)
+    assert "warmth" not in answer["results"][0]
+
+
+def test_it_tells_how_well_each_word_of_a_passage_matches(client):
+    body = {"query": QUESTION, "k": 4, "explain": True}
+    [answer] = client.post("/search", json=body).json()["answers"]
+    assert answer["truncated"] is False
+    for result in answer["results"]:
+        pieces = result["warmth"]
+        assert "".join(piece["text"] for piece in pieces) == "".join(piece["text"] for piece in result["passage"])
+        assert any(-1 <= piece["similarity"] <= 1 for piece in pieces if "similarity" in piece)
+
+
+def test_a_late_model_gives_no_embeddings(client):
+    assert client.post("/v1/embeddings", json={"input": "text"}).status_code == 404
