@@ -3,7 +3,7 @@
     python benchmarks/late.py --backbone MINILM --work work/late --out benchmarks/late.md
 
 Both learn from SciFact's training queries and from functions of installed packages, each query with its positive and
-seven negatives of BM25 and of the backbone. They search SciFact, the passages that first stages returned for DL19, and
+seven negatives of BM25. They search SciFact, the passages that first stages returned for DL19, and
 functions of the standard library, none of whose queries they have seen. Differences are tested over queries (paired
 two-sided t-test, each query's nDCG averaged over seeds, Holm-corrected over the rows of a collection). What is done is
 not done again: an interrupted run goes on.
@@ -85,15 +85,13 @@ def prepare(config: Config) -> None:
     }
     sources = {"scifact": (str(config.data / "scifact"), "train", "english"), "functions": ("$train", "mined", "code")}
     for name, (collection, split, language) in sources.items():
-        search = {"stage": "search", "collection": collection, "split": split, "k": 200}
+        search = {"stage": "search", "collection": collection, "split": split, "k": 50}
         steps |= {
             f"{name}-words": {"stage": "index", "collection": collection, "language": language},
             f"{name}-words-run": {**search, "index": f"${name}-words"},
-            f"{name}-vectors": {"stage": "encode", "model": config.backbone, "collection": collection},
-            f"{name}-dense-run": {**search, "model": config.backbone, "vectors": f"${name}-vectors"},
             f"{name}-groups": {
                 "stage": "mine",
-                "runs": [f"${name}-words-run", f"${name}-dense-run"],
+                "runs": [f"${name}-words-run"],
                 "collection": collection,
                 "split": split,
                 "depth": 20,
