@@ -19,13 +19,13 @@ from shortlist.index.flat import Best
 from shortlist.index.late import (
     LateIndex,
     check_token_queries,
+    each_query,
     nothing_found,
     queries_at,
     score_candidates,
     some_queries,
     with_vectors,
 )
-from shortlist.index.threads import product_threads
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.scoring import best_of
 from shortlist.records import Hit
@@ -154,8 +154,7 @@ class PrunedIndex:
             scores, found = best_of(torch.from_numpy(exact)[None], torch.from_numpy(positions)[None], k)
             return scores.numpy(), found.numpy()
 
-        with product_threads() as pool:
-            scores, positions = zip(*pool.map(best, range(len(queries))), strict=True)
+        scores, positions = zip(*each_query(best, len(queries)), strict=True)
         return np.concatenate(scores), np.concatenate(positions)
 
     @cached_property
