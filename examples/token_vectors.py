@@ -4,6 +4,7 @@ import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -31,5 +32,6 @@ table = lancedb.connect(work / "lance").create_table("documents", pa.table({"doc
 
 retriever = LateRetriever.load(model)
 for query in open_collection(name).queries("test"):
-    hits = table.search(retriever.encode_queries(query), "vectors").distance_type("cosine").limit(3).to_list()
+    asked: Any = table.search(retriever.encode_queries(query), "vectors")
+    hits = asked.distance_type("cosine").limit(3).to_list()
     print(query.query_id, *(hit["doc_id"] for hit in hits), sep="  ")

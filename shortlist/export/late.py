@@ -12,6 +12,7 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.published_late import ENCODER_SETTINGS, MULTI_VECTOR, PYLATE
 from shortlist.models.save import save_model
 from shortlist.text.contract import Form
+from shortlist.text.inputs import find_id
 from shortlist.text.templates import token_name
 
 TOKENS_IN = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
@@ -45,7 +46,7 @@ def write_multi_vector_encoder(model: Any, folder: Path, *, source: ModelFolder)
     if model.reading.normalize:
         write_json(paths[-1] / "config.json", TOKENS_IN)
     tasks = ["document", "query"] if form.skipped_in_queries else ["document"]
-    mask = {"skiplist_words": list(form.skipped), "skiplist_tasks": tasks, "keep_only_token_ids": None}
+    mask = {"skiplist_words": _known(model), "skiplist_tasks": tasks, "keep_only_token_ids": None}
     write_json(paths[1 + len(behind)] / "config.json", mask)
     expansion = _expansion(form)
     lengths = {"document_length": form.document_length, "query_length": form.query_length, "query_expansion": expansion}
@@ -84,7 +85,7 @@ def write_pylate(model: Any, folder: Path, *, source: ModelFolder) -> None:
     known = {"model_type": PYLATE, "similarity_fn_name": "MaxSim", "prompts": {}, "default_prompt_name": None}
     known |= {"query_prefix": markers["query"], "document_prefix": markers["document"]}
     known |= {"query_length": form.query_length, "document_length": form.document_length}
-    known |= {"skiplist_words": list(form.skipped), "do_query_expansion": bool(form.expansion)}
+    known |= {"skiplist_words": _known(model), "do_query_expansion": bool(form.expansion)}
     write_json(folder / ENCODER_SETTINGS, known | {"attend_to_expansion_tokens": form.expansion_read})
 
 
@@ -115,6 +116,12 @@ def _write_files(model: Any, folder: Path, tokenizer: Any, types: list[str], kin
     for name in names:
         (folder / name).mkdir(exist_ok=True)
     return [folder / name for name in names]
+
+
+def _known(model: Any) -> list[str]:
+    """List the skipped tokens that the vocabulary has, as other tools take the others for the unknown token."""
+    form, tokenizer = model.inputs.form, model.inputs.tokenizer
+    return [name for name in form.skipped if find_id(tokenizer, name) is not None]
 
 
 def _expansion(form: Form) -> dict[str, Any] | None:

@@ -88,9 +88,10 @@ def kept_tokens(
 
 
 def likeness(vectors: Float[np.ndarray, "tokens dim"]) -> Float[np.ndarray, " tokens"]:
-    """Compute the cosine of each vector to the first, which stands for the whole text in an encoder.
+    """Compute the cosine of each vector to the first.
 
-    As importance it keeps more of what a search finds than the mean cosine to all, or an early place in the text.
+    In an encoder that one stands for the whole text. As importance it keeps more of what a search finds than the mean
+    cosine to all, or an early place in the text.
     """
     return vectors @ vectors[0]
 

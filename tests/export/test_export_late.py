@@ -85,6 +85,7 @@ def test_a_marker_of_its_own_row_in_the_vocabulary_stays_one_token(tmp_path: Pat
     known = json.loads((tmp_path / "out" / "config_sentence_transformers.json").read_text())
     assert (known["query_prefix"], known["document_prefix"]) == ("[unused0]", "[unused1]")
     assert known["model_type"] == "ColBERT"
+    assert set(known["skiplist_words"]) == {".", ",", "!", "?", "-"}  # the vocabulary has no others
 
 
 @pytest.mark.parametrize(

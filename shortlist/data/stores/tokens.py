@@ -214,6 +214,11 @@ class TokenWriter:
                 "--dtype, such as float16."
             )
         if not (self.folder / CODEBOOK).exists():
+            if not len(vectors):
+                raise UserError(
+                    f"{self.dtype} needs vectors to fit a codebook to, and the first {len(doc_ids):,} documents have "
+                    "none; choose another --dtype, such as float16."
+                )
             expected = round(len(vectors) / len(doc_ids) * (self._num_docs or len(doc_ids)))
             _write_codebook(self.folder, fit_codebook(vectors, bits=RESIDUALS[self.dtype], num_vectors=expected))
         return _read_codebook(self.folder)
@@ -346,7 +351,7 @@ class TokenReader:
         return self._gathered(self._open.rows_of(positions), positions)
 
     def _gathered(self, rows: Int[np.ndarray, " n"], positions: Int[np.ndarray, " n"]) -> TokenBlock:
-        """Collect documents; where they stand together on disk, they are read from there without a copy."""
+        """Collect documents, without a copy where they stand together on disk."""
         counts = self._row_counts[rows]
         steps = np.diff(rows)
         if len(rows) and (steps == 1).all() and not np.isin(rows[1:], self.starts).any():

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from shortlist.data.stores import tokens
 from shortlist.data.stores.shards import CODEBOOK, damage, finished_shards
 from shortlist.data.stores.snapshots import compact, document_keys, renew
-from shortlist.data.stores.tokens import RESIDUALS, TOKEN_DTYPES, TokenReader, TokenWriter
+from shortlist.data.stores.tokens import RESIDUALS, TOKEN_DTYPES, TOKEN_SHARDS, TokenReader, TokenWriter
 from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter
 from shortlist.errors import UserError
 from shortlist.math.maxsim import TokenVectors
+from shortlist.math.residual import fit_codebook
 from shortlist.records import Document
 
 DIM = 8
@@ -184,6 +186,10 @@ def test_what_residual_codes_cannot_hold_is_refused(tmp_path):
     broken[1, 1] = np.inf
     with pytest.raises(UserError, match=r"a token vector of document 'a' is not finite in residual1"):
         writer.write_shard(0, ["a"], TokenVectors(broken, np.array([2])))
+    with pytest.raises(
+        UserError, match=r"residual1 needs vectors to fit a codebook to, and the first 1 documents have"
+    ):
+        writer.write_shard(0, ["a"], TokenVectors(VALUES[:0], np.array([0])))
     assert not list(tmp_path.iterdir())
 
 
@@ -241,3 +247,28 @@ def test_what_does_not_fit_together_or_would_poison_a_search_is_refused(tmp_path
     with pytest.raises(UserError, match="holds a line end"):
         writer.write_shard(0, ["a\n"], TokenVectors(VALUES[:2], np.array([2])))
     assert finished_shards(tmp_path) == []
+
+
+def test_the_number_of_centroids_is_chosen_for_the_whole_store(tmp_path, monkeypatch):
+    expected = []
+
+    def fit(sample, *, bits, num_vectors):
+        expected.append((len(sample), bits, num_vectors))
+        return fit_codebook(sample, bits=bits, num_vectors=num_vectors)
+
+    monkeypatch.setattr(tokens, "fit_codebook", fit)
+    for name, num_docs in (("a", None), ("b", 100)):
+        writer = TokenWriter(tmp_path / name, DIM, "residual2", num_docs=num_docs)
+        writer.write_shard(0, DOC_IDS[:4], some(range(4)))
+    assert expected == [(10, 2, 10), (10, 2, 250)]
+
+
+def test_an_index_tells_shards_apart_by_all_that_says_what_vectors_are_whose(tmp_path):
+    def identity(folder: str, counts: list[int]) -> str:
+        TokenWriter(tmp_path / folder, DIM).write_shard(0, ["a", "b"], TokenVectors(VALUES[:3], np.array(counts)))
+        return TokenReader(tmp_path / folder).shard_hashes[0]
+
+    assert identity("a", [1, 2]) == identity("b", [1, 2]) != identity("c", [2, 1])
+    header = {"sha256": {"bin": "x", "counts": "y"}}
+    books = [TOKEN_SHARDS.identity({**header, "beside": {CODEBOOK: book}}) for book in ("one", "other")]
+    assert books[0] != books[1]
