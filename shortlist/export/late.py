@@ -119,7 +119,10 @@ def _write_files(model: Any, folder: Path, tokenizer: Any, types: list[str], kin
 
 
 def _known(model: Any) -> list[str]:
-    """List the skipped tokens that the vocabulary has, as other tools take the others for the unknown token."""
+    """List the skipped tokens that the vocabulary has.
+
+    Other tools take the others for the unknown token.
+    """
     form, tokenizer = model.inputs.form, model.inputs.tokenizer
     return [name for name in form.skipped if find_id(tokenizer, name) is not None]
 
