@@ -203,12 +203,12 @@ class LateIndex:
             known = torch.from_numpy(np.concatenate([exact, more]))[None]
             return best_of(known, torch.from_numpy(places[:count])[None], k)
 
-        rows = each_query(settle, len(queries))
+        rows = work_on_queries(settle, len(queries))
         return torch.cat([row[0] for row in rows]).numpy(), torch.cat([row[1] for row in rows]).numpy()
 
 
-def each_query(work: Callable[[int], T], num_queries: int) -> list[T]:
-    """Do the work of several queries in threads, and that of one in this thread.
+def work_on_queries(work: Callable[[int], T], num_queries: int) -> list[T]:
+    """Work on several queries in threads, and on one alone in this thread.
 
     A new thread would have to get memory for the candidates first.
     """

@@ -19,12 +19,12 @@ from shortlist.index.flat import Best
 from shortlist.index.late import (
     LateIndex,
     check_token_queries,
-    each_query,
     nothing_found,
     queries_at,
     score_candidates,
     some_queries,
     with_vectors,
+    work_on_queries,
 )
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.scoring import best_of
@@ -154,7 +154,7 @@ class PrunedIndex:
             scores, found = best_of(torch.from_numpy(exact)[None], torch.from_numpy(positions)[None], k)
             return scores.numpy(), found.numpy()
 
-        scores, positions = zip(*each_query(best, len(queries)), strict=True)
+        scores, positions = zip(*work_on_queries(best, len(queries)), strict=True)
         return np.concatenate(scores), np.concatenate(positions)
 
     @cached_property
