@@ -67,6 +67,7 @@ def test_flags_serve_late_interaction(tiny, steps):
     [answer] = TestClient(create_app(service)).post("/search", json={"query": QUESTION, "k": 2}).json()["answers"]
     service.close()
     assert len(answer["results"]) == 2
+    assert service.pipeline is not None
     assert service.pipeline.first_stages == ["late"]
 
 
