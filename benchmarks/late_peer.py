@@ -29,7 +29,7 @@ class FastPlaid:
         from fast_plaid import search  # pyright: ignore[reportMissingImports]
 
         shutil.rmtree(folder, ignore_errors=True)
-        self.folder, self.index = folder, search.FastPlaid(str(folder), device="cpu")
+        self.folder, self.index = folder, search.FastPlaid(str(folder), device="cpu", low_memory=False)
 
     def build(self, documents: list[torch.Tensor]) -> None:
         sample = min(len(documents), 2000)
@@ -37,7 +37,8 @@ class FastPlaid:
 
     def search(self, queries: torch.Tensor, setting: str) -> list[list[int]]:
         probes, full = (int(part.split()[1]) for part in setting.split(", "))
-        found = self.index.search(queries, top_k=K, n_ivf_probe=probes, n_full_scores=full)
+        how = {"n_ivf_probe": probes, "n_full_scores": full, "n_processes": 1}
+        found = self.index.search(queries, top_k=K, show_progress=False, **how)
         return [[int(place) for place, _ in hits] for hits in found]
 
 
@@ -54,11 +55,13 @@ class Warp:
 
     def build(self, documents: list[torch.Tensor]) -> None:
         sample = min(len(documents), 2000)
-        self.index.create(embeddings_source=documents, device="cpu", nbits=4, n_samples_kmeans=sample)
+        how = {"nbits": 4, "n_samples_kmeans": sample, "show_progress": False}
+        self.index.create(embeddings_source=documents, device="cpu", **how)
         self.index.load(device="cpu", dtype=torch.float32)
 
     def search(self, queries: torch.Tensor, setting: str) -> list[list[int]]:
-        found = self.index.search(queries, top_k=K, num_threads=1, nprobe=int(setting.split()[1]))
+        nprobe = int(setting.split()[1])
+        found = self.index.search(queries, top_k=K, num_threads=1, nprobe=nprobe, show_progress=False)
         return [[int(place) for place, _ in hits] for hits in found]
 
 

@@ -10,6 +10,7 @@ the 10 best for the same queries on one thread, in turns, each starting a round 
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -140,13 +141,12 @@ class Peer:
     def __init__(self, given: str, folder: Path, stack: ExitStack) -> None:
         self.name, _, python = given.partition("=")
         command = [python, str(Path(__file__).with_name("late_peer.py")), self.name, str(folder)]
-        pipe = subprocess.PIPE
-        self.process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+        alone = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process: Any = stack.enter_context(subprocess.Popen(command, env=os.environ | alone, **pipe))
 
     def ask(self, command: str) -> dict[str, Any]:
         """Have a command carried out, and return what it tells."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         print(command, file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 

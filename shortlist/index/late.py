@@ -1,7 +1,8 @@
 """Exact search by late interaction, over all tokens of every document."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, final, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,10 +22,14 @@ from shortlist.math.products import full_precision
 from shortlist.math.scoring import best_of, contenders, from_keys
 from shortlist.records import Hit, Query, Run, as_queries
 
+T = TypeVar("T")
+
 UNIT_TOKENS = 1 << 14
 """Tokens of documents that one thread compares with all queries, before the best are chosen."""
 BLOCK_UNITS = 4
 """The number of units in a block that is read at once."""
+CANDIDATE_TOKENS = 1 << 14
+"""Tokens of candidates that are copied from the store at a time."""
 NARROW_REFINE = 4
 """The number of candidates of a narrow scan, in multiples of k."""
 FEWEST_COMPARED = 32
@@ -163,7 +168,7 @@ class LateIndex:
             counts = unit.counts.numpy()
             with torch.no_grad(), full_precision():
                 if self.scan is None:
-                    found = score_documents(tiles, counts, lambda start, stop: part_of(unit, start, stop).float32())
+                    found = score_documents(tiles, counts, partial(_widened, unit))
                 else:
                     scale = float(unit.scales[0]) if unit.scales is not None and len(unit.scales) else 1.0
                     found = scan_integers(tiles, counts, unit.values, scale)
@@ -198,9 +203,19 @@ class LateIndex:
             known = torch.from_numpy(np.concatenate([exact, more]))[None]
             return best_of(known, torch.from_numpy(places[:count])[None], k)
 
-        with product_threads() as pool:
-            rows = list(pool.map(settle, range(len(queries))))
+        rows = work_on_queries(settle, len(queries))
         return torch.cat([row[0] for row in rows]).numpy(), torch.cat([row[1] for row in rows]).numpy()
+
+
+def work_on_queries(work: Callable[[int], T], num_queries: int) -> list[T]:
+    """Work on several queries in threads, and on one alone in this thread.
+
+    A new thread would have to get memory for the candidates first.
+    """
+    if num_queries == 1:
+        return [work(0)]
+    with product_threads() as pool:
+        return list(pool.map(work, range(num_queries)))
 
 
 def score_candidates(
@@ -209,16 +224,22 @@ def score_candidates(
     """Score some documents for one query exactly; they are read in their order on disk."""
     if not len(positions):
         return np.empty(0, dtype=np.float32)
-    order = np.argsort(positions)
-    block = tokens.pick(positions[order])
+    order, tiles = np.argsort(positions), query_tiles(query)
+    ascending, found = positions[order], np.empty(len(positions), dtype=np.float32)
     with torch.no_grad(), full_precision():
-        [found] = score_documents(
-            query_tiles(query), block.counts.numpy(), lambda start, stop: part_of(block, start, stop).float32()
-        )
+        for first, last, _, _ in token_parts(tokens.counts[ascending], CANDIDATE_TOKENS):
+            block = tokens.pick(ascending[first:last])
+            [part] = score_documents(tiles, block.counts.numpy(), partial(_widened, block))
+            found[first:last] = part[:, 0]
+    _refuse_not_finite(tokens, torch.from_numpy(ascending), found)
     scores = np.empty(len(positions), dtype=np.float32)
-    scores[order] = found[:, 0]
-    _refuse_not_finite(tokens, torch.from_numpy(positions[order]), found[:, 0])
+    scores[order] = found
     return scores
+
+
+def _widened(block: TokenBlock, start: int, stop: int) -> Float[Tensor, "_ dim"]:
+    """Return the vectors of some tokens of a block as float32."""
+    return part_of(block, start, stop).float32()
 
 
 def part_of(block: TokenBlock, start: int, stop: int) -> TokenBlock:

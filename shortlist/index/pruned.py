@@ -24,8 +24,8 @@ from shortlist.index.late import (
     score_candidates,
     some_queries,
     with_vectors,
+    work_on_queries,
 )
-from shortlist.index.threads import product_threads
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.scoring import best_of
 from shortlist.records import Hit
@@ -154,8 +154,7 @@ class PrunedIndex:
             scores, found = best_of(torch.from_numpy(exact)[None], torch.from_numpy(positions)[None], k)
             return scores.numpy(), found.numpy()
 
-        with product_threads() as pool:
-            scores, positions = zip(*pool.map(best, range(len(queries))), strict=True)
+        scores, positions = zip(*work_on_queries(best, len(queries)), strict=True)
         return np.concatenate(scores), np.concatenate(positions)
 
     @cached_property

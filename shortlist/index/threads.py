@@ -2,10 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar, final
 
 import torch
 
@@ -17,14 +17,27 @@ THREADS = 4
 T = TypeVar("T")
 
 
+@final
+class SameThread(Executor):
+    """Does each piece of work at once, in the thread that submits it."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
 @contextmanager
-def product_threads() -> Iterator[ThreadPoolExecutor]:
+def product_threads() -> Iterator[Executor]:
     """Yield a pool of threads that each compute whole products.
 
-    Threads that share a small product mostly wait for each other.
+    Threads that share a small product mostly wait for each other. One thread alone would only be waited for.
     """
     with _THREADS.changed() as cores:  # during another search, this thread might count fewer
         threads = min(cores, THREADS)
+        if threads == 1:
+            yield SameThread()
+            return
         torch.set_num_threads(cores // threads)  # in this thread too: its OpenMP threads would wait by spinning
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:

@@ -20,6 +20,7 @@ from shortlist.index.opening import (
     open_vectors,
 )
 from shortlist.index.protocols import FirstStage, Opening
+from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
@@ -100,6 +101,10 @@ class Opener:
             return Retriever.load(self.folder(name), contract=form, packed=self.packed)
 
         return self.model("retriever", name, load, contract, query_length, prompt, dims)
+
+    def is_late(self, name: str, contract: str | None = None) -> bool:
+        """Whether a retriever gives a vector for each token."""
+        return self.folder(name).contract("document", contract).reading.pooling == PER_TOKEN
 
     def late_retriever(
         self,
@@ -226,7 +231,6 @@ def open_late(
             them.
     """
     from shortlist.index.late import LateSearch
-    from shortlist.text.contract import PER_TOKEN
 
     where = index or vectors
     if where is None:
@@ -235,7 +239,7 @@ def open_late(
         raise UserError(
             f"{where}: holds one vector for each document, not token vectors; search it with `find: dense`."
         )
-    if opener.folder(model).contract("document", contract).reading.pooling != PER_TOKEN:
+    if not opener.is_late(model, contract):
         raise UserError(
             f"--model {model}: gives one vector for each text, and {where} holds token vectors; name the "
             "late-interaction model that made them."

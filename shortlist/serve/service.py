@@ -157,8 +157,15 @@ class Service:
         opener = Opener(packed=PACKED, model=self._behind_batcher, index=_guarded)
         self.live = LivePipeline(description, opener, command="serve") if description else None
         retrievers, rerankers = self._models["retriever"], self._models["reranker"]
-        if retriever:
-            self.retriever: Batched | None = opener.retriever(retriever)
+        if retriever and opener.is_late(retriever):
+            if not self._models["late"]:
+                raise UserError(
+                    f"--retriever {retriever}: gives a vector for each token, which no embedding request takes; give "
+                    "--collection, and --vectors if they are encoded, to search by late interaction."
+                )
+            self.retriever: Batched | None = None
+        elif retriever:
+            self.retriever = opener.retriever(retriever)
         else:
             self.retriever = retrievers[0] if retrievers else None
         if reranker:

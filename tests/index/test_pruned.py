@@ -12,6 +12,7 @@ from shortlist.index.building import build_index
 from shortlist.index.kinds import INDEXES
 from shortlist.index.late import LateIndex
 from shortlist.index.protocols import Opening, TokenIndex
+from shortlist.index.pruned import PrunedIndex
 from shortlist.math.maxsim import TokenVectors
 
 LATE = [name for name, kind in INDEXES.items() if kind.over == ("tokens",)]
@@ -164,3 +165,18 @@ def test_a_narrow_copy_finds_what_an_exact_search_finds(tmp_path, store, monkeyp
 def test_kinds_of_index_and_of_store_must_fit(tmp_path, store):
     with pytest.raises(UserError, match=r"holds token vectors, many for each document.*--kind late"):
         build_index(INDEXES["hnsw"], store.folder, tmp_path / "index", {})
+
+
+class ProposesFew:
+    def propose(self, queries, count, keep):
+        found = np.full((len(queries), count), -1, dtype=np.int64)
+        found[:, :2] = 7, 8
+        return found
+
+
+def test_where_too_few_are_proposed_all_are_scored(store):
+    description = {"shard_hashes": store.shard_hashes, "parameters": {"effort": 10, "refine": 1}}
+    index = PrunedIndex(store, ProposesFew(), description)
+    for one, other in zip(index.search_tokens(QUERIES, 5), LateIndex(store).search_tokens(QUERIES, 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sorted(index.search_tokens(QUERIES, 2)[1][0].tolist()) == [7, 8]

@@ -1,9 +1,16 @@
+import shutil
+from pathlib import Path
+
 import pytest
+from browser import chromium
 from fastapi.testclient import TestClient
 from late import write_stanford
+from serving import live
 
 from shortlist import Pipeline, encode
+from shortlist.errors import UserError
 from shortlist.pipeline.spec import parse_description
+from shortlist.serve import Config, open_service
 from shortlist.serve.app import create_app
 from shortlist.serve.service import Service
 from shortlist.settings.encode import Config as EncodeConfig
@@ -47,5 +54,34 @@ def test_it_tells_how_well_each_word_of_a_passage_matches(client):
         assert any(-1 <= piece["similarity"] <= 1 for piece in pieces if "similarity" in piece)
 
 
-def test_a_late_model_gives_no_embeddings(client):
+def test_a_late_model_gives_no_embeddings(tiny, steps, client):
     assert client.post("/v1/embeddings", json={"input": "text"}).status_code == 404
+    with pytest.raises(UserError, match="gives a vector for each token, which no embedding request takes"):
+        Service(retriever=steps["tokens"]["model"])
+
+
+def test_flags_serve_late_interaction(tiny, steps):
+    tokens = steps["tokens"]
+    config = Config(retriever=tokens["model"], vectors=Path(tokens["vectors"]), collection=str(tiny.collection))
+    service = open_service(config)
+    [answer] = TestClient(create_app(service)).post("/search", json={"query": QUESTION, "k": 2}).json()["answers"]
+    service.close()
+    assert len(answer["results"]) == 2
+    assert service.pipeline is not None
+    assert service.pipeline.first_stages == ["late"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_page_draws_how_well_words_match(tiny, steps, tmp_path):
+    tokens = steps["tokens"]
+    flags = {"retriever": tokens["model"], "vectors": tokens["vectors"], "collection": str(tiny.collection)}
+    with live(flags, tmp_path / "stderr") as server, chromium(tmp_path / "profile") as tab:
+        tab.open(f"{server.url}/?q=which+colour+has+the+apple&k=5")
+        tab.wait("document.querySelectorAll('#results li').length === 5")
+        warm = tab.run("document.querySelector('.heat').textContent")
+        assert warm == tab.run("document.querySelector('.text').textContent")
+        levels = tab.run("[...document.querySelector('.heat').querySelectorAll('span')].map((word) => word.className)")
+        assert "heat-4" in levels
+        assert "heat-0" in levels
+        assert tab.complaints == []
