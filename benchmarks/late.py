@@ -3,10 +3,10 @@
     python benchmarks/late.py --backbone MINILM --work work/late --out benchmarks/late.md
 
 Both learn from SciFact's training queries and from functions of installed packages, each query with its positive and
-seven negatives of BM25. They search SciFact, the passages that first stages returned for DL19, and
-functions of the standard library, none of whose queries they have seen. Differences are tested over queries (paired
-two-sided t-test, each query's nDCG averaged over seeds, Holm-corrected over the rows of a collection). What is done is
-not done again: an interrupted run goes on.
+negatives of BM25. They search SciFact, the passages that first stages returned for DL19, and functions of the standard
+library, none of whose queries they have seen. Differences are tested over queries (paired two-sided t-test, each
+query's nDCG averaged over seeds, Holm-corrected over the rows of a collection). What is done is not done again: an
+interrupted run goes on.
 """
 
 import time
@@ -47,6 +47,10 @@ class Config:
     """Trainings of each kind."""
     epochs: int = 1
     """Passes over the groups."""
+    functions: int = 600
+    """Queries of functions to learn from, beside SciFact's 809."""
+    negatives: int = 3
+    """Negatives of each query."""
     out: Path | None = None
     """Markdown file to write too."""
 
@@ -80,7 +84,7 @@ def prepare(config: Config) -> None:
             "apart_from": "$test",
             "max_pairs": 20000,
             "dev": 0,
-            "mined": 2000,
+            "mined": config.functions,
         },
     }
     sources = {"scifact": (str(config.data / "scifact"), "train", "english"), "functions": ("$train", "mined", "code")}
@@ -95,7 +99,7 @@ def prepare(config: Config) -> None:
                 "collection": collection,
                 "split": split,
                 "depth": 20,
-                "negatives": 7,
+                "negatives": config.negatives,
             },
         }
     run_recipe({"steps": steps}, config.work / "prepared", where="the preparation")
@@ -120,7 +124,7 @@ def train(config: Config, kind: str, seed: int) -> None:
             "kind": kind,
             "backbone": config.backbone,
             "sources": str(config.work / "sources.yaml"),
-            "max_length": 192,
+            "max_length": 160,
             "batch_size": 32,
             "warmup_steps": 5,
             "epochs": config.epochs,
