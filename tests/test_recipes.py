@@ -189,7 +189,7 @@ def test_the_language_models_recipe_runs_on_something_tiny(tiny: Tiny, tmp_path:
     for step in recipe["steps"].values():
         if "split" in step:
             step["split"] = "train"
-    for step in (recipe["steps"]["first-training"], recipe["steps"]["training"]):
+    for step in (recipe["steps"][f"{name}training"] for name in ("first-", "", "last-")):
         step |= {"steps": 4, "batch_size": 2}
         for source in step["sources"].values():
             source["split"] = "train"

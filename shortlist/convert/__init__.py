@@ -7,7 +7,6 @@ and training data and vectors can be written for other tools. Click logs become 
 from collections.abc import Callable
 from functools import partial
 
-from shortlist.convert.arrays import convert_store
 from shortlist.convert.clicks import convert_clicks
 from shortlist.convert.documents import convert_documents
 from shortlist.convert.settings import OF_CLICKS, OF_DOCUMENTS, Config, refuse_given
@@ -16,6 +15,7 @@ from shortlist.convert.vectors import convert_vectors
 from shortlist.data.clicks import parse_columns
 from shortlist.data.sources import CLICKS, COLLECTION, DOCUMENTS, PICKLED_VECTORS, STORE, common_layout
 from shortlist.errors import UserError
+from shortlist.late import late
 from shortlist.progress import say
 
 WAYS: dict[str, Callable[[Config], None]] = {
@@ -23,7 +23,7 @@ WAYS: dict[str, Callable[[Config], None]] = {
     COLLECTION: convert_collection,
     CLICKS: convert_clicks,
     PICKLED_VECTORS: convert_vectors,
-    STORE: convert_store,
+    STORE: late("convert.arrays", "convert_store"),  # loads PyTorch
 }
 """Ways to convert sources, by what they hold; all other layouts are of training data."""
 

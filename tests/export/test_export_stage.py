@@ -134,7 +134,7 @@ def test_a_published_retriever_with_dense_layers_is_exported_again(tmp_path: Pat
     SentenceTransformer(modules=layers, device="cpu").save(str(tmp_path / "theirs"))
     folder = exported(tmp_path / "theirs", "sentence-transformers", tmp_path / "ours")
     check_retriever(tmp_path / "theirs", folder)
-    with pytest.raises(UserError, match="has dense layers behind its pooling"):
+    with pytest.raises(UserError, match="has dense layers behind its backbone"):
         exported(tmp_path / "theirs", "merged", tmp_path / "merged")
 
 
