@@ -42,11 +42,12 @@ def int8_product(
     if not _has_int8_product(x.device.type):
         return _slow_product(x, weight)
     if not x.is_cuda:
-        return torch._int_mm(x, weight.T) if out is None else torch._int_mm(x, weight.T, out=out)
+        into = {} if out is None else {"out": out}
+        return torch.ops.aten._int_mm(x, weight.T, **into)
     if x.shape[1] % CUDA_STEP:
         return _slow_product(x, weight)
-    rows, out = max(CUDA_ROWS - len(x), 0), -len(weight) % CUDA_STEP
-    padded = torch.ops.aten._int_mm(F.pad(x, (0, 0, 0, rows)), F.pad(weight, (0, 0, 0, out)).T)
+    rows, columns = max(CUDA_ROWS - len(x), 0), -len(weight) % CUDA_STEP
+    padded = torch.ops.aten._int_mm(F.pad(x, (0, 0, 0, rows)), F.pad(weight, (0, 0, 0, columns)).T)
     return padded[: len(x), : len(weight)]
 
 

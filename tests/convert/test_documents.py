@@ -152,7 +152,7 @@ def test_several_processes_make_what_one_makes(tmp_path: Path, monkeypatch: pyte
     assert converted(tmp_path / "several", folder, workers=2, **settings) == alone
     several, one = (tmp_path / name / "skipped.txt" for name in ("several", "alone"))
     assert several.read_text() == one.read_text() != ""
-    with pytest.raises(UserError, match="broken.pdf"):
+    with pytest.raises(UserError, match=r"broken\.pdf"):
         converted(tmp_path / "refused", folder, workers=2)
 
 

@@ -108,3 +108,40 @@ def test_the_language_model_prefers_what_answers_and_writes_a_query():
     model, _ = open_language_model(prompt=named_prompt("queries"), reads="text", **how)
     [[(_, reply)]] = [list(part.items()) for part in model.replies([(Query("", ""), [config])])]
     assert {"load", "config", "file", "json"} & set(str(reply.answer).lower().split()), reply.answer
+
+
+def test_the_name_is_that_of_the_kind_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert open_folder(PAIR).path == folder("retriever")
+    assert open_folder(f"{PAIR}/reranker").path == folder("reranker")
+    assert shipped_name(PAIR, "reranker") == f"{PAIR}/reranker"
+    assert open_folder(PAIR, wanted="language-model").path == folder("language-model")
+    assert open_folder(PAIR).identity == open_folder(str(folder("retriever"))).identity
+    assert retriever_to_train(PAIR, empty=True).inputs.form.document
+    assert reranker_to_train(f"{PAIR}/reranker", seed=0, empty=True).inputs.form.pair
+    with pytest.raises(UserError):
+        open_folder(f"{PAIR}/neither")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / PAIR).mkdir()
+    assert open_folder(PAIR).path == Path(PAIR)  # a folder of that name is what its owner means
+    assert shipped_name(PAIR, "reranker") == PAIR
+
+
+@pytest.mark.skipif(not RECIPE.is_dir(), reason="needs the repository")
+def test_nothing_that_the_demo_searches_was_learnt_from():
+    seen = read_fingerprints(RECIPE / "fingerprints.npz")
+    functions, _ = collect_functions(standard_library(), "standard library")
+    texts = [text for function in functions for text in (normalized(function.summary), function.body)]
+    prints = [fingerprint(text) for text in texts if len(text.split()) > 3]  # "return self other": said, and done
+    assert len(seen) > 400_000
+    assert len(functions) > 4_000
+    shared = np.isin(np.array(prints, np.uint64), seen).sum()
+    # Another Python's library is not the one that the text was kept apart from; it has a few functions of packages.
+    assert shared <= (0 if platform.python_version_tuple()[:2] == ("3", "11") else 30)
+
+
+def test_fingerprints_find_what_was_learnt_from():
+    seen = read_fingerprints(RECIPE / "fingerprints.npz")
+    sources = (RECIPE / "sources.tsv").read_text().splitlines()
+    assert {line.split("\t")[0] for line in sources[1:]} == {pin.name for pin in read_pins(RECIPE / "packages.txt")}
+    assert all(line.split("\t")[2] for line in sources[1:])  # a licence
+    assert sum(int(line.split("\t")[4]) for line in sources[1:]) * 2 == pytest.approx(len(seen), rel=0.02)
