@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from shortlist.math.term_pooling import log_weights, strongest_logits, summed_weights
+from shortlist.models.lookups import LOOKUP_KEY
 from shortlist.text.contract import TERMS_SUM, Reading
 
 
@@ -73,15 +74,24 @@ class TokenHead(nn.Module):
     Args:
         logs: how often the logarithm is applied.
         summed: add up the weights of a term that a text has more than once, instead of taking the greatest.
+        keys: the names of parameters -> their keys in a folder.
 
     https://arxiv.org/abs/2106.14807
     """
 
     reads_states = True
 
-    def __init__(self, weight: Float[Tensor, " dim"], bias: Float[Tensor, "1"], *, logs: int, summed: bool) -> None:
+    def __init__(
+        self,
+        weight: Float[Tensor, " dim"],
+        bias: Float[Tensor, "1"],
+        *,
+        logs: int,
+        summed: bool,
+        keys: Mapping[str, str],
+    ) -> None:
         super().__init__()
-        self.logs, self.summed = logs, summed
+        self.logs, self.summed, self.keys = logs, summed, dict(keys)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(
@@ -104,6 +114,7 @@ class Lookup(nn.Module):
     """A list with the weight of each term, which a text has for each of its tokens."""
 
     reads_states = False
+    keys: ClassVar[Mapping[str, str]] = {"weight": LOOKUP_KEY}
 
     def __init__(self, weight: Float[Tensor, " vocabulary"]) -> None:
         super().__init__()
