@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
 from shortlist.math.terms import TermWeights
+from shortlist.models.folder import ModelFolder
 from shortlist.models.modules import MODULES, list_routes
 from shortlist.models.published_sparse import LOOKUP_FILE, STATIC
 from shortlist.text.marks import TOKEN_ID
@@ -20,21 +21,7 @@ LOOKUP_KEY = "query_terms.weight"
 """The key of the list in a folder's weights."""
 
 
-class Placed(Protocol):
-    """A model's folder."""
-
-    @property
-    def name(self) -> str:
-        """The name on the command line."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        ...
-
-
-def read_lookup(folder: Placed, tokenizer: Any, size: int) -> Float32[np.ndarray, " vocabulary"]:
+def read_lookup(folder: ModelFolder, tokenizer: Any, size: int) -> Float32[np.ndarray, " vocabulary"]:
     """Read the weights of queries' terms from a model's folder, without its model.
 
     Args:

@@ -164,6 +164,6 @@ def _strongest(
     """
     if not most or most >= weights.shape[1]:
         return weights
-    order = weights.argsort(1, descending=True, stable=True)[:, :most]
+    order = torch.argsort(weights, dim=1, descending=True, stable=True)[:, :most]
     kept = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, order, True) | ~these[:, None]
     return weights * kept

@@ -175,7 +175,9 @@ def masked_head(
         model = AutoModelForMaskedLM.from_config(backbone.config, trust_remote_code=False, dtype=torch.float32)
     place = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     tied: Mapping[str, str] = getattr(model, "_tied_weights_keys", None) or {}
-    weight_key, bias_key = f"{place}.weight", tied.get(f"{place}.bias", f"{place}.bias")
+    untied = not getattr(backbone.config, "tie_word_embeddings", True)  # which is said of the bias, too
+    weight_key, bias_key = f"{place}.weight", f"{place}.bias"
+    bias_key = bias_key if untied else tied.get(bias_key, bias_key)
     has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
     model.set_submodule(place, _Unchanged())
     setattr(model, model.base_model_prefix, _Given())
@@ -185,7 +187,6 @@ def masked_head(
     size, dim = cast(Tensor, backbone.get_input_embeddings().weight).shape
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     shapes |= {bias_key: torch.Size([size])} if has_bias else {}
-    untied = not getattr(backbone.config, "tie_word_embeddings", True)
     shapes |= {weight_key: torch.Size([size, dim])} if untied else {}
     lacking = sorted(shapes.keys() - stored.keys())
     other = [key for key in shapes.keys() & stored.keys() if stored[key].shape != shapes[key]]
