@@ -2,8 +2,9 @@
 
     python benchmarks/sparse_encode.py --model MODEL --collection scifact --docs 500 --rounds 2
 
-Each side encodes the same documents in a process of its own, one after the other, interleaved: documents a second of processor
-time, and the process's peak memory beyond what it had once the model was loaded. Then the weights of both are compared.
+Each side encodes the same documents in a process of its own, one after the other, interleaved: documents a second of
+processor time, and the process's peak memory beyond what it had once the model was loaded. Then both sides' weights are
+compared.
 """
 
 import argparse
@@ -102,9 +103,8 @@ def main() -> None:
     for side, runs in found.items():
         seconds = median(run["seconds"] for run in runs)
         memory = [median(run[name] for run in runs) / 2**20 for name in ("peak", "more")]
-        print(
-            f"{side:22}  {options.docs / seconds:7.1f} documents/s  peak {memory[0]:6.0f} MiB, {memory[1]:6.0f} of it encoding"
-        )
+        speed = f"{options.docs / seconds:7.1f} documents/s"
+        print(f"{side:22}  {speed}  peak {memory[0]:6.0f} MiB, {memory[1]:6.0f} of it encoding")
     ours, theirs = ({**np.load(options.out / f"{side}.npz")} for side in SIDES)
     tables = [np.zeros((options.docs, 1 + max(ours["terms"].max(), theirs["terms"].max())), np.float32) for _ in SIDES]
     for table, part in zip(tables, (ours, theirs), strict=True):

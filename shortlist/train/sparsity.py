@@ -74,11 +74,11 @@ class Sparsity:
         steering = {f"{side}_factor": factor for side, factor in self.factors.items() if self._sides[side].terms}
         return total, {name: round(value, 4) for name, value in (measured | steering).items()}
 
-    def steer(self, record: Mapping[str, float]) -> None:
+    def steer(self, record: Mapping[str, int | float]) -> None:
         """Change the factors after a step, by what it measured; not before the weights are fully grown."""
         for side, settings in self._sides.items():
             if settings.terms and record["step"] >= self._ramp(settings):
-                self.factors[side] = steered(self.factors[side], record[f"{side}_terms"], settings.terms)
+                self.factors[side] = steered(self.factors[side], float(record[f"{side}_terms"]), float(settings.terms))
 
     def texts(self) -> dict[str, str]:
         """Return the files of a checkpoint that hold the factors."""

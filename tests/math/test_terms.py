@@ -13,7 +13,7 @@ from shortlist.math.terms import TermWeights, dot
 def weights(*texts: dict[int, float]) -> TermWeights:
     terms = np.array([term for text in texts for term in sorted(text)], dtype=np.int32)
     values = np.array([text[term] for text in texts for term in sorted(text)], dtype=np.float32)
-    return TermWeights(terms, values, np.array([len(text) for text in texts]))
+    return TermWeights(terms, values, np.array([len(text) for text in texts], dtype=np.int64))
 
 
 def test_a_score_adds_up_the_terms_of_both():
@@ -71,5 +71,5 @@ def test_regularisers_have_the_values_of_their_formulas():
 def test_a_weight_grows_and_is_steered():
     assert [ramp(step, 4) for step in (0, 1, 3, 9)] == [1 / 16, 1 / 4, 1, 1]
     assert ramp(0, 0) == 1
-    assert steered(1.0, 200, 100) > 1 > steered(1.0, 50, 100)
-    assert steered(1e4, 200, 100) == 1e4
+    assert steered(1.0, 200.0, 100.0) > 1 > steered(1.0, 50.0, 100.0)
+    assert steered(1e4, 200.0, 100.0) == 1e4
