@@ -39,7 +39,7 @@ def load_sparse(folder: ModelFolder, contract: InputContract, *, dtype: torch.dt
     """
     contract = marked(contract)
     inputs, reading = proved_inputs(contract.form, folder.tokenizer), contract.reading
-    backbone = open_backbone(folder, reading, dtype=dtype, beside=BESIDE)
+    backbone = open_backbone(folder, reading, dtype=dtype, beside=_of_heads(folder))
     stored = _beside(folder, backbone)
     if reading.weighing == "tokens":
         head = _token_head(stored, TOKEN_KEYS, reading, folder.name, summed=reading.pooling == "terms-sum")
@@ -78,7 +78,7 @@ def sparse_to_train(
     """
     own = folder.own_contract("document")
     own = own if own and own.reading.pooling in SPARSE else None
-    backbone = open_backbone(folder, beside=BESIDE, empty=empty, **loading)
+    backbone = open_backbone(folder, beside=_of_heads(folder), empty=empty, **loading)
     contract = contract or own or named_contract("splade-decoder" if is_decoder(backbone) else "splade")
     inputs, reading = inputs_to_train(folder, backbone, contract, _sparsely(adjust))
     stored = {} if empty else _beside(folder, backbone)
@@ -204,6 +204,16 @@ def _token_head_to_train(
     return TokenHead(weight.to(device), torch.ones(1, device=device), logs=reading.logs, summed=summed, keys=keys)
 
 
+def _of_heads(folder: ModelFolder) -> list[str]:
+    """List the ends of the keys in adapters that belong to heads."""
+    keys, one = [], folder
+    while one is not None and is_adapter(one.backbone_path):
+        keys += adapter_weights(one.backbone_path)
+        one = one.base
+    bare = [key.removeprefix(PREFIX) for key in keys if key.startswith(PREFIX)]
+    return [*BESIDE, *(key for key in bare if key.startswith(HEADS))]
+
+
 def _beside(folder: ModelFolder, backbone: PreTrainedModel) -> dict[str, Tensor]:
     """Read the tensors of a folder that are not the backbone's, under today's names.
 
@@ -255,3 +265,6 @@ BESIDE = (
     OUTPUT_EMBEDDING,
 )
 """Ends of the keys in an adapter that do not belong to its backbone."""
+
+HEADS = ("cls.", "lm_head.", "vocab_", "generator_", "predictions.", "head.", "decoder.")
+"""Starts of the keys of heads in transformers' masked language models, which those of their backbones do not have."""
