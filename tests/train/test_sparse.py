@@ -166,9 +166,10 @@ STEER = Sparsity.steer
 def test_a_training_goes_on_with_the_factors_it_had(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     change = {"document_sparsity": "flops,terms=3,steps=1", "keep": 9, "checkpoint_steps": 2, "steps": 4}
     train.run(settings(tiny, tmp_path / "whole", **change))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Sparsity, "steer", stop)
+    monkeypatch.setattr(Sparsity, "steer", stop)
+    with pytest.raises(KeyboardInterrupt):
         train.run(settings(tiny, tmp_path / "parts", **change))
+    monkeypatch.setattr(Sparsity, "steer", STEER)
     train.run(settings(tiny, tmp_path / "parts", **change))
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
