@@ -127,7 +127,7 @@ SIMILARITY = {"retriever": _dot_product, "late": _best_matches, "sparse": _share
 
 
 def term_weights(model: Any, query: Query, document: Document) -> dict[str, dict[str, float]]:
-    """Compute the weight of each term by its name, for a query and a document, the greatest weights first."""
+    """Compute the weights of a query's and a document's terms, the greatest first."""
     from shortlist.models.sparse_retriever import SparseRetriever
 
     retriever, found = SparseRetriever(model), {}

@@ -76,7 +76,7 @@ def taught(groups: Iterable[Group], teacher: Run) -> list[Group]:
 
 
 def averaged(teachings: Sequence[Iterable[Group]]) -> list[Group]:
-    """Average several teachers' scores of the same groups, each scaled to [0, 1] over a group's documents.
+    """Average several teachers' scores of the same groups, each scaled to [0, 1].
 
     Groups that a teacher lacks are dropped. Equal scores of a group all become 0, as they teach no order.
 

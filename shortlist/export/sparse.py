@@ -13,13 +13,14 @@ from shortlist.export.tokenizer import for_single_texts
 from shortlist.export.tools import save_tokenizer, write_old_names
 from shortlist.models.backbone import is_decoder
 from shortlist.models.folder import CONTRACT, ModelFolder
-from shortlist.models.published_sparse import ENCODER_SETTINGS, LOGS, POOLING, POOLINGS, SPARSE_ENCODER, STATIC
+from shortlist.models.published_late import ENCODER_SETTINGS
+from shortlist.models.published_sparse import LOGS, POOLING, SPARSE_ENCODER, SPLADE_POOLINGS, STATIC
 from shortlist.models.save import save_model
 from shortlist.text.contract import is_token
 from shortlist.text.inputs import Inputs
 from shortlist.text.templates import literal, prompt
 
-TYPES = {
+SPARSE_TYPES = {
     "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
     "Router": "sentence_transformers.base.modules.router.Router",
     POOLING: "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling",
@@ -56,13 +57,13 @@ def write_sparse_encoder(model: Any, folder: Path, *, source: ModelFolder) -> No
     if looked_up:
         _write_lookup(model, folder / query)
         (folder / document / CONTRACT).rename(folder / CONTRACT)
-        routes = {query: TYPES[STATIC], document: TYPES["Transformer"], pooling: TYPES[POOLING]}
+        routes = {query: SPARSE_TYPES[STATIC], document: SPARSE_TYPES["Transformer"], pooling: SPARSE_TYPES[POOLING]}
         router: dict[str, Any] = {"types": routes, "structure": {"query": [query], "document": [document, pooling]}}
         known = {"default_route": "document", "allow_empty_key": True, "route_mappings": {}}
         write_json(folder / "router_config.json", router | {"parameters": known})
     kinds = {"": "Router"} if looked_up else {"": "Transformer", pooling: POOLING}
     listed = [
-        {"idx": place, "name": str(place), "path": path, "type": TYPES[kind]}
+        {"idx": place, "name": str(place), "path": path, "type": SPARSE_TYPES[kind]}
         for place, (path, kind) in enumerate(kinds.items())
     ]
     write_json(folder / "modules.json", listed)
@@ -79,7 +80,7 @@ def _write_document_modules(model: Any, folder: Path, tokenizer: Any, place: str
     task = {"transformer_task": "fill-mask", "modality_config": logits, "module_output_name": "token_embeddings"}
     write_json(folder / place / "sentence_bert_config.json", task)
     (folder / pooling).mkdir()
-    strategy = next(name for name, ours in POOLINGS.items() if ours == model.reading.pooling)
+    strategy = next(name for name, ours in SPLADE_POOLINGS.items() if ours == model.reading.pooling)
     activation = next(name for name, logs in LOGS.items() if logs == model.reading.logs)
     known = {"pooling_strategy": strategy, "activation_function": activation, "embedding_dimension": model.num_terms}
     write_json(folder / pooling / "config.json", known)

@@ -43,11 +43,11 @@ REGULARISERS: dict[str, Callable[..., Float[Tensor, ""]]] = {"flops": flops, "l1
 
 
 def denser_than(weights: Float[Tensor, "texts vocabulary"], terms: int) -> Float[Tensor, "texts vocabulary"]:
-    """Set to 0 the weights of texts that have at most so many terms, so that nothing makes them sparser."""
+    """Set to 0 the weights of texts that have at most so many terms."""
     return weights * ((weights > 0).sum(1, keepdim=True) > terms)
 
 
-def num_terms(weights: Float[Tensor, "texts vocabulary"]) -> float:
+def mean_terms(weights: Float[Tensor, "texts vocabulary"]) -> float:
     """Average the number of terms of a text."""
     return (weights > 0).sum(1).float().mean().item()
 

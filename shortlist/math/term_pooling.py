@@ -1,4 +1,4 @@
-"""Pooling of vocabulary logits over a text's tokens, with gradients, a part of the vocabulary at a time.
+"""Pooling of vocabulary logits over a text's tokens, in parts and with gradients.
 
 The logits of a batch are never in memory together, neither on the way forth nor on the way back, which computes again
 what it needs.

@@ -1,4 +1,4 @@
-"""Term weights: the sparse vectors of texts, each a weight for some terms of a vocabulary."""
+"""Term weights: sparse vectors of texts over the terms of a vocabulary."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

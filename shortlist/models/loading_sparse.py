@@ -1,4 +1,4 @@
-"""Loading of a learned sparse model from its folder, to run it or to train it."""
+"""Loading of a learned sparse model, to run it or to train it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -47,10 +47,10 @@ def load_sparse(folder: ModelFolder, contract: InputContract, *, dtype: torch.dt
         head = _vocabulary_head(folder, backbone, reading, stored)
     query_head = None
     if reading.queries == "lookup":
-        query_head = Lookup(torch.from_numpy(read_lookup(folder, inputs.tokenizer, num_terms(backbone))))
+        query_head = Lookup(torch.from_numpy(read_lookup(folder, inputs.tokenizer, vocabulary_size(backbone))))
     elif reading.queries == "tokens":
         query_head = _token_head(stored, QUERY_KEYS, reading, folder.name, summed=True)
-    return checked(SparseModel(backbone, inputs, reading, head, query_head), folder.name)
+    return known_terms(SparseModel(backbone, inputs, reading, head, query_head), folder.name)
 
 
 def sparse_to_train(
@@ -93,7 +93,7 @@ def sparse_to_train(
         head = found
     query_head = None
     if reading.queries == "lookup":
-        size = num_terms(backbone)
+        size = vocabulary_size(backbone)
         if empty:
             weights = torch.ones(size)
         else:
@@ -101,22 +101,22 @@ def sparse_to_train(
         query_head = Lookup(weights.to(device))
     elif reading.queries == "tokens":
         query_head = _token_head_to_train(backbone, stored, QUERY_KEYS, reading, seed=seed + 1, device=device)
-    return checked(SparseModel(backbone, inputs, reading, head, query_head), folder.name)
+    return known_terms(SparseModel(backbone, inputs, reading, head, query_head), folder.name)
 
 
 def marked(contract: InputContract) -> InputContract:
-    """Return the contract with queries marked if the model treats them in another way than documents."""
+    """Return the contract, with marks on queries that are treated otherwise than documents."""
     reading = contract.reading
     apart = bool(reading.queries or reading.keep_terms or reading.keep_query_terms)
     return replace(contract, form=replace(contract.form, queries_marked=apart))
 
 
-def num_terms(backbone: PreTrainedModel) -> int:
+def vocabulary_size(backbone: PreTrainedModel) -> int:
     """Return the number of terms that a backbone's vocabulary has."""
     return len(backbone.get_input_embeddings().weight)  # type: ignore[arg-type]
 
 
-def checked(model: SparseModel, name: str) -> SparseModel:
+def known_terms(model: SparseModel, name: str) -> SparseModel:
     """Return a model if its tokenizer's vocabulary is its head's.
 
     Raises:
@@ -195,7 +195,7 @@ def _token_head_to_train(
     seed: int,
     device: str,
 ) -> TokenHead:
-    """Load a linear layer that weighs tokens, or make one that gives all tokens about the weight log(2)."""
+    """Load a linear layer that weighs tokens, or make one that weighs all alike."""
     summed = keys is QUERY_KEYS or reading.pooling == "terms-sum"
     if all(key in stored for key in keys.values()):
         return _token_head(stored, keys, reading, "", summed=summed)
@@ -211,7 +211,7 @@ def _of_heads(folder: ModelFolder) -> list[str]:
         keys += adapter_weights(one.backbone_path)
         one = one.base
     bare = [key.removeprefix(PREFIX) for key in keys if key.startswith(PREFIX)]
-    return [*BESIDE, *(key for key in bare if key.startswith(HEADS))]
+    return [*HEAD_KEYS, *(key for key in bare if key.startswith(HEADS))]
 
 
 def _beside(folder: ModelFolder, backbone: PreTrainedModel) -> dict[str, Tensor]:
@@ -239,14 +239,14 @@ def _tensors_beside(path: Path, prefix: str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as weights:
             keys = [key for key in weights.keys() if not key.startswith(prefix)]  # noqa: SIM118 (not a dict)
             if len(keys) == len(list(weights.keys())):  # a backbone without a head, whose keys have no prefix
-                keys = [key for key in keys if key in BESIDE]
+                keys = [key for key in keys if key in HEAD_KEYS]
             return {_today(key): weights.get_tensor(key) for key in keys}
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None
 
 
 def _today(key: str) -> str:
-    """Return the name that a parameter has today; older files call those of norms gamma and beta."""
+    """Return today's name of a parameter; norms have older names, gamma and beta."""
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if key.endswith(old):
             return key.removesuffix(old) + new
@@ -258,7 +258,7 @@ def has_masked_head(config: Any) -> bool:
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-BESIDE = (
+HEAD_KEYS = (
     *TOKEN_KEYS.values(),
     *QUERY_KEYS.values(),
     LOOKUP_KEY,

@@ -1,4 +1,4 @@
-"""Lists of weights for the terms of queries, which need no model when they are used."""
+"""Lists of weights for the terms of queries, which need no model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -112,7 +112,7 @@ def looked_up(
 
 
 def _stored(path: Path, key: str) -> Float32[np.ndarray, " vocabulary"] | None:
-    """Read the list from a file of weights, of which nothing more is read; None if it is not there."""
+    """Read nothing but the list from a file of weights; None if it has none."""
     try:
         with safe_open(path, framework="np") as weights:
             keys = [one for one in weights.keys() if one == key or one.endswith(f".{key}")]  # noqa: SIM118

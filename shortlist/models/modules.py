@@ -65,7 +65,7 @@ def list_modules(folder: Path) -> list[tuple[str, Path]]:
 
 
 def list_routes(folder: Path, route: str) -> list[tuple[str, Path]]:
-    """List the kind and folder of each module that a Router runs for queries or for documents, in order.
+    """List the kind and folder of each module of a Router's route, in order.
 
     Args:
         route: `query` or `document`.

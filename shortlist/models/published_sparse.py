@@ -12,19 +12,19 @@ from typing import Any
 from shortlist.data.files import optional_json
 from shortlist.errors import UserError
 from shortlist.models.modules import MODULES, backbone_folder, list_modules, list_routes, longest_text
+from shortlist.models.published_late import ENCODER_SETTINGS
 from shortlist.text.contract import TERMS_MAX, TERMS_SUM, Form, InputContract, Reading, named_contract
 from shortlist.text.special_tokens import around_one
 from shortlist.text.templates import literal
 from shortlist.text.tokenizer import load_tokenizer
 
-ENCODER_SETTINGS = "config_sentence_transformers.json"
 SPARSE_ENCODER = "SparseEncoder"
 """The type of model in ENCODER_SETTINGS."""
 POOLING, STATIC = "SpladePooling", "SparseStaticEmbedding"
 """Modules of a SparseEncoder: weights of terms from logits, and a list of weights."""
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 """Names of the module with the backbone; the second is the older one."""
-POOLINGS = {"max": TERMS_MAX, "sum": TERMS_SUM}
+SPLADE_POOLINGS = {"max": TERMS_MAX, "sum": TERMS_SUM}
 LOGS = {"relu": 1, "log1p_relu": 2}
 """What SpladePooling calls its activations -> how often the logarithm is applied."""
 LOOKUP_FILE = "idf.json"
@@ -62,9 +62,9 @@ def _of_sparse_encoder(folder: Path) -> InputContract:
         _expected(folder, queries, ((STATIC,),), "queries")
     settings = optional_json(modules[1] / "config.json")
     strategy, activation = settings.get("pooling_strategy", "max"), settings.get("activation_function", "relu")
-    if strategy not in POOLINGS or activation not in LOGS:
+    if strategy not in SPLADE_POOLINGS or activation not in LOGS:
         raise UserError(
-            f"{modules[1]}: pools by {strategy!r} of {activation!r}; expected {' or '.join(POOLINGS)} of "
+            f"{modules[1]}: pools by {strategy!r} of {activation!r}; expected {' or '.join(SPLADE_POOLINGS)} of "
             f"{' or '.join(LOGS)}."
         )
     backbone = backbone_folder(folder)
@@ -82,7 +82,7 @@ def _of_sparse_encoder(folder: Path) -> InputContract:
         document_length=longest,
         queries_marked=routed,
     )
-    reading = Reading(pooling=POOLINGS[strategy], normalize=False, logs=LOGS[activation])
+    reading = Reading(pooling=SPLADE_POOLINGS[strategy], normalize=False, logs=LOGS[activation])
     return InputContract(form, replace(reading, queries="lookup") if routed else reading)
 
 

@@ -21,7 +21,7 @@ from shortlist.text.marks import NO_VECTOR, OF_QUERY, TOKEN_ID
 
 @final
 class SparseModel(nn.Module):
-    """A backbone with a head that gives each term of the vocabulary a weight (SPLADE and its kin).
+    """A backbone with a head that gives terms of the vocabulary weights (SPLADE).
 
     While it trains, its rows are as wide as the vocabulary, one for each text: losses, their gradients, the cached step
     and several processes then need nothing of their own. When it runs (`eval`), a row is a term's number and weight, as
@@ -132,7 +132,7 @@ class SparseModel(nn.Module):
 
 
 def entries(weights: Float[Tensor, "texts vocabulary"]) -> Rows:
-    """Turn weights of all terms into rows of a term's number and weight, for those above 0."""
+    """Turn weights of all terms into rows of number and weight, if above 0."""
     texts, terms = (weights > 0).nonzero(as_tuple=True)
     counts = torch.bincount(texts, minlength=len(weights))
     return Rows(torch.stack([terms.float(), weights[texts, terms]], 1), counts)
@@ -156,7 +156,7 @@ def _asked(token_ids: Int[Tensor, "batch tokens"]) -> Bool[Tensor, " batch"]:
 def _strongest(
     weights: Float[Tensor, "texts vocabulary"], most: int, these: Bool[Tensor, " texts"]
 ) -> Float[Tensor, "texts vocabulary"]:
-    """Keep the greatest weights of some texts; of equal ones those of the first terms.
+    """Keep the greatest weights of some texts; among equals the first terms.
 
     Args:
         most: how many are kept (0: all).

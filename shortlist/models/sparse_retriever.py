@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class QueryLookup:
-    """The part of an inference-free model that queries need: their inputs, and a weight for each term."""
+    """The part of a model that queries need where they are looked up."""
 
     inputs: Inputs
     contract: InputContract
@@ -93,7 +93,7 @@ class SparseRetriever:
 
     @cached_property
     def terms(self) -> list[str]:
-        """The names of the terms, by their numbers; empty for numbers behind the tokenizer's last token."""
+        """The names of the terms, by number; empty behind the tokenizer's last token."""
         tokenizer: Any = self.inputs.tokenizer
         known = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.num_terms))))
         return [name or "" for name in known] + [""] * (self.num_terms - len(known))
@@ -188,7 +188,7 @@ class SparseRetriever:
 def query_lookup(
     folder: ModelFolder, contract: str | InputContract | None = None, *, adjust: Adjust | None = None
 ) -> QueryLookup | None:
-    """Load what queries need of a model that looks them up; None if it encodes them with its backbone.
+    """Load what queries need of a model; None if it does not look them up.
 
     Raises:
         UserError: as for `models.kinds.load_model`.

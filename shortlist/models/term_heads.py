@@ -1,4 +1,4 @@
-"""What gives a text's terms their weights: a language model's head, a linear layer on each token, or a list."""
+"""Heads that weigh a text's terms: logits, a linear layer on tokens, or a list."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -69,7 +69,7 @@ class VocabularyHead(nn.Module):
 
 @final
 class TokenHead(nn.Module):
-    """A linear layer that gives each token of a text a weight for the term that it is.
+    """A linear layer that weighs each token of a text as a term.
 
     Args:
         logs: how often the logarithm is applied.
@@ -111,7 +111,7 @@ class TokenHead(nn.Module):
 
 @final
 class Lookup(nn.Module):
-    """A list with the weight of each term, which a text has for each of its tokens."""
+    """A list of weights, from which a text takes those for its tokens."""
 
     reads_states = False
     keys: ClassVar[Mapping[str, str]] = {"weight": LOOKUP_KEY}

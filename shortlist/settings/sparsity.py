@@ -6,9 +6,9 @@ from typing import NamedTuple
 from shortlist.config import read_options
 from shortlist.errors import UserError, unknown
 
-OPTIONS: dict[str, float | int] = {"weight": 0.001, "steps": 0, "exempt": 0, "terms": 0}
+REGULARISER_OPTIONS: dict[str, float | int] = {"weight": 0.001, "steps": 0, "exempt": 0, "terms": 0}
 """Options of a regulariser, and their defaults."""
-NAMES = ("flops", "l1", "idf-flops")
+REGULARISER_NAMES = ("flops", "l1", "idf-flops")
 NONE = "none"
 
 
@@ -34,9 +34,9 @@ def parse_regulariser(text: str, flag: str) -> Regulariser | None:
     name, _, rest = text.partition(",")
     if name == NONE and not rest:
         return None
-    if name not in NAMES:
-        raise UserError(f"{flag} {text}: {unknown('regulariser', name, [*NAMES, NONE])}")
-    options = OPTIONS | read_options(f"{flag} {text}", name, rest, OPTIONS)
+    if name not in REGULARISER_NAMES:
+        raise UserError(f"{flag} {text}: {unknown('regulariser', name, [*REGULARISER_NAMES, NONE])}")
+    options = REGULARISER_OPTIONS | read_options(f"{flag} {text}", name, rest, REGULARISER_OPTIONS)
     if not 0 < options["weight"] < math.inf:
         raise UserError(f"{flag} {text}: weight is {options['weight']}; expected more than 0.")
     for option in ("steps", "exempt", "terms"):

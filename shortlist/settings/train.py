@@ -21,7 +21,7 @@ RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
 LATE = ("dim", "scoring")
 """Settings of late interaction alone."""
-SPARSE = ("query_terms", "document_terms", "logs", "keep_terms", "document_sparsity", "query_sparsity")
+OF_SPARSE = ("query_terms", "document_terms", "logs", "keep_terms", "document_sparsity", "query_sparsity")
 """Settings of sparse models alone."""
 QUERY_TERMS = {"model": "", "tokens": "tokens", "binary": "lookup", "idf": "lookup"}
 """What --query-terms may name, besides a file, and what it is in a contract."""
@@ -284,7 +284,7 @@ def _check_kind(config: Config) -> None:
     if config.kind == "late":
         _check_late(config)
     if config.kind != "sparse":
-        for name in SPARSE:
+        for name in OF_SPARSE:
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"{flag_of(name)}: is for a sparse model, and says nothing about a {config.kind}.")
     if config.kind == "sparse":

@@ -139,7 +139,7 @@ class Inputs:
         return self._marked(self._ids(self._template("document"), rows, length, kind="documents"))
 
     def _marked(self, ids: list[list[int]], *, skipping: bool = True) -> list[list[int]]:
-        """Mark the tokens that give no vector, and put the copy in front of a text that is read twice."""
+        """Mark tokens that give no vector, and double texts that are read twice."""
         skipped = self._skipped if skipping else {}
         marked = [[skipped.get(token, token) for token in row] for row in ids] if skipped else ids
         if not self.form.echo:

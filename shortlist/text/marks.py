@@ -1,4 +1,4 @@
-"""Marks on token ids, for models that give a vector for each token or a weight for each term.
+"""Marks on token ids, for models whose tokens differ in what they do.
 
 A mark is a bit above those of every vocabulary. So what a token does travels with its id through batches, training
 steps and processes, and a model need not know whether it reads a query or a document.

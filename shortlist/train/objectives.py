@@ -188,7 +188,7 @@ def rank_terms(
     penalty: Callable[..., tuple[Float[Tensor, ""], Mapping[str, float]]] | None = None,
     **options: Any,
 ) -> Learn:
-    """Rank all documents of the batch by the terms that they share with a query, and keep the weights sparse.
+    """Rank all documents of the batch by weights of terms, and keep these sparse.
 
     Args:
         penalty: computes what keeps them sparse, and measures it, from the weights of queries and of documents.

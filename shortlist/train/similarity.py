@@ -11,7 +11,7 @@ from shortlist.math.interaction import maxsim_scores, xtr_scores
 from shortlist.models.outputs import Rows
 from shortlist.models.sparse import vocabulary_wide
 
-DOCUMENTS_AT_ONCE = 256
+WIDE_AT_ONCE = 256
 """Documents whose term weights are as wide as the vocabulary together."""
 
 Similarity = Callable[[Rows, Rows], Float[Tensor, "queries docs"]]
@@ -34,13 +34,13 @@ def by_xtr(queries: Rows, documents: Rows, *, k: int) -> Float[Tensor, "queries 
 
 
 def by_terms(queries: Rows, documents: Rows) -> Float[Tensor, "queries docs"]:
-    """Multiply the weights of terms that a query and a document share, a part of the documents at a time."""
+    """Multiply every query's weights of terms with every document's."""
     if documents.counts is None:
         return dot_products(queries, documents)
     numbers = [rows.values[:, 0] for rows in (queries, documents) if rows.counts is not None and len(rows.values)]
     size = int(max((part.max() for part in numbers), default=0)) + 1
     wide = vocabulary_wide(queries, size)
-    counts, values = documents.counts.split(DOCUMENTS_AT_ONCE), []
+    counts, values = documents.counts.split(WIDE_AT_ONCE), []
     for part, own in zip(counts, documents.values.split([int(part.sum()) for part in counts]), strict=True):
         values.append(wide @ vocabulary_wide(Rows(own, part), size).T)
     return torch.cat(values, 1)

@@ -1,4 +1,4 @@
-"""What keeps term weights sparse while a model trains, and what is logged of it."""
+"""Regularisers of term weights while a model trains, and measures for its log."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 from shortlist.data.collections import Collection
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
-from shortlist.math.sparsity import REGULARISERS, denser_than, expected_products, num_terms, ramp, steered
+from shortlist.math.sparsity import REGULARISERS, denser_than, expected_products, mean_terms, ramp, steered
 from shortlist.models.lookups import read_named_weights
 from shortlist.settings.sparsity import Regulariser
 from shortlist.text.inputs import Inputs
@@ -21,7 +21,7 @@ from shortlist.text.marks import TOKEN_ID
 
 SPARSITY = "sparsity.json"
 """The file of a checkpoint with the factors that the weights have been steered to."""
-TEXTS_AT_ONCE = 4096
+DOCUMENTS_COUNTED_AT_ONCE = 4096
 
 
 @final
@@ -69,13 +69,13 @@ class Sparsity:
             more = () if settings.name != "idf-flops" or self._idf is None else (self._idf.to(given.device),)
             share = settings.weight * ramp(step, self._ramp(settings)) * self.factors[side]
             total = total + share * REGULARISERS[settings.name](given, *more)
-        measured = {"query_terms": num_terms(queries), "document_terms": num_terms(documents)}
+        measured = {"query_terms": mean_terms(queries), "document_terms": mean_terms(documents)}
         measured["products"] = expected_products(queries, documents)
         steering = {f"{side}_factor": factor for side, factor in self.factors.items() if self._sides[side].terms}
         return total, {name: round(value, 4) for name, value in (measured | steering).items()}
 
     def steer(self, record: Mapping[str, int | float]) -> None:
-        """Change the factors after a step, by what it measured; not before the weights are fully grown."""
+        """Change the factors by what a step measured, once the weights are fully grown."""
         for side, settings in self._sides.items():
             if settings.terms and record["step"] >= self._ramp(settings):
                 self.factors[side] = steered(self.factors[side], float(record[f"{side}_terms"]), float(settings.terms))
@@ -109,7 +109,7 @@ def document_frequencies(collection: Collection, inputs: Inputs, size: int) -> F
     for document in collection.corpus():
         part.append(document)
         num_docs += 1
-        if len(part) == TEXTS_AT_ONCE:
+        if len(part) == DOCUMENTS_COUNTED_AT_ONCE:
             count()
             part.clear()
     if part:

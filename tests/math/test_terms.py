@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from shortlist.math import term_pooling
-from shortlist.math.sparsity import denser_than, expected_products, flops, idf_flops, l1, num_terms, ramp, steered
+from shortlist.math.sparsity import denser_than, expected_products, flops, idf_flops, l1, mean_terms, ramp, steered
 from shortlist.math.term_pooling import log_weights, strongest_logits, summed_weights
 from shortlist.math.terms import TermWeights, dot
 
@@ -63,7 +63,7 @@ def test_regularisers_have_the_values_of_their_formulas():
     assert l1(table).item() == 3.5
     assert idf_flops(table, torch.tensor([1.0, 3.0, 2.0])).item() == pytest.approx(4 + 4 / 9 + 2.25)
     assert idf_flops(table, torch.tensor([1.0, 3.0, 0.0])).item() == pytest.approx(4 + 4 / 9 + 2.25 * 4)
-    assert num_terms(table) == 2
+    assert mean_terms(table) == 2
     assert expected_products(table[:1], table) == pytest.approx(1 + 0.5)
     assert denser_than(torch.tensor([[1.0, 0.0], [1.0, 2.0]]), 1).tolist() == [[0, 0], [1, 2]]
 
