@@ -36,7 +36,7 @@ def forecast_encoding(config: Config, model: ModelFolder, collection: Collection
     embedding, dim = encoder.embedding, encoder.retriever.dim
     vector, shard_size = embedding.vector_bytes(dim, config.dtype), embedding.shard_size(config, encoder.contract)
     row = speed.vectors * vector + embedding.row_bytes + KEY_BYTES
-    in_flight = min(total, shard_size) * (speed.vectors * (4 * dim + vector) + speed.text_bytes)
+    in_flight = min(total, shard_size) * (speed.vectors * (embedding.held_bytes(dim) + vector) + speed.text_bytes)
     rows = "segments" if in_segments else "documents"
     lines = {
         rows: f"{total:,}, of {speed.tokens:,.0f} tokens on average",
