@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from shortlist.index.late import LateIndex
     from shortlist.math.fusion import rrf
     from shortlist.math.maxsim import TokenVectors
+    from shortlist.math.terms import TermWeights
     from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
+    from shortlist.models.sparse_retriever import SparseRetriever
     from shortlist.pipeline import Answer, Pipeline, Result
     from shortlist.records import Document, Group, Hit, Query
     from shortlist.rerankers.kinds import load_reranker
@@ -64,8 +66,10 @@ HOMES = {
     "index.late": "LateIndex",
     "math.fusion": "rrf",
     "math.maxsim": "TokenVectors",
+    "math.terms": "TermWeights",
     "models.late_retriever": "LateRetriever",
     "models.retriever": "Retriever",
+    "models.sparse_retriever": "SparseRetriever",
     "pipeline": "Answer Pipeline Result",
     "records": "Document Group Hit Query",
     "rerankers.kinds": "load_reranker",

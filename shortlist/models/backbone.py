@@ -31,7 +31,7 @@ from shortlist.math.pooling import POOLINGS, Pooling
 from shortlist.models.files import LATENT, POSITIONS, first_line, not_a_model
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.virtual import num_virtual
-from shortlist.text.contract import PER_TOKEN, Reading
+from shortlist.text.contract import PER_TOKEN, SPARSE, Reading
 
 
 def load_backbone(
@@ -268,7 +268,7 @@ def apply_reading(model: PreTrainedModel, reading: Reading) -> None:
     Raises:
         UserError: `reading` names an unknown pooling.
     """
-    known = [*POOLINGS, LATENT, PER_TOKEN]
+    known = [*POOLINGS, LATENT, PER_TOKEN, *SPARSE]
     if reading.pooling not in known:
         raise unknown("pooling", reading.pooling, known)
     if reading.bidirectional:

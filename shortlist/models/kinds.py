@@ -12,7 +12,7 @@ from shortlist.late import late
 from shortlist.models.files import HEAD, LATENT_KEYS, OUTPUT_EMBEDDING, PROJECTION, is_classifier
 from shortlist.models.folder import ModelFolder
 from shortlist.models.shipped import shipped_folder, warn_of_text
-from shortlist.text.contract import PER_TOKEN, Adjust, InputContract
+from shortlist.text.contract import PER_TOKEN, SPARSE, Adjust, InputContract
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +75,14 @@ KINDS: dict[str, ModelKind] = {
         saved={"layers.0.weight": PROJECTION},
         used_as="LateRetriever",
     ),
+    "sparse": ModelKind(
+        role="retriever",
+        reads="document",
+        load=late("models.loading_sparse", "load_sparse"),
+        to_train=late("models.loading_sparse", "sparse_to_train"),
+        is_in=lambda folder, contract: contract.reading.pooling in SPARSE,
+        used_as="SparseRetriever",
+    ),
     "reranker": ModelKind(
         role="reranker",
         reads="pair",
@@ -102,7 +110,11 @@ KINDS: dict[str, ModelKind] = {
 """The kinds by name, which is the name in `shortlist train` and the module's `kind`."""
 
 
-GIVES = {"Retriever": "one vector for each text", "LateRetriever": "a vector for each token (late interaction)"}
+GIVES = {
+    "Retriever": "one vector for each text",
+    "LateRetriever": "a vector for each token (late interaction)",
+    "SparseRetriever": "weights of terms (learned sparse retrieval)",
+}
 """What retrievers give, by the class of Python that they are used through."""
 
 

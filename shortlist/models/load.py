@@ -42,7 +42,7 @@ from shortlist.models.late import LateModel
 from shortlist.models.latent import LatentPooling
 from shortlist.models.modules import dense_layers
 from shortlist.models.pointwise import PointwiseModel, new_head
-from shortlist.text.contract import PER_TOKEN, Adjust, Form, InputContract, Reading, named_contract
+from shortlist.text.contract import PER_TOKEN, SPARSE, Adjust, Form, InputContract, Reading, named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.proof import proved_inputs
 
@@ -98,7 +98,7 @@ def refuse_latent(reading: Reading, name: str) -> None:
     Raises:
         UserError: the reading names one.
     """
-    if reading.pooling in (LATENT, PER_TOKEN):
+    if reading.pooling in (LATENT, PER_TOKEN, *SPARSE):
         raise UserError(f"{name}: a {reading.pooling} pooling is a retriever's; choose last, cls, mean or weighted.")
 
 
@@ -112,6 +112,8 @@ def refuse_tokens(reading: Reading, name: str) -> None:
         raise UserError(
             f"{name}: the pooling {PER_TOKEN} keeps a vector for each token, which is late interaction: train late."
         )
+    if reading.pooling in SPARSE:
+        raise UserError(f"{name}: the pooling {reading.pooling} gives weights of terms: train sparse.")
 
 
 def check_dims(model: Vectors, name: str) -> Vectors:

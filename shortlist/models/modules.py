@@ -37,7 +37,8 @@ def backbone_folder(folder: Path) -> Path:
     """
     if not (folder / MODULES).exists():
         return folder
-    return next((path for kind, path in list_modules(folder) if kind == "Transformer"), folder)
+    modules = (*list_routes(folder, "document"), *list_modules(folder))
+    return next((path for kind, path in modules if kind in ("Transformer", "MLMTransformer")), folder)
 
 
 def dense_layers(folder: Path) -> "list[DenseLayer | UnitLength]":
@@ -61,6 +62,24 @@ def list_modules(folder: Path) -> list[tuple[str, Path]]:
     return [
         (module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in read_json(folder / MODULES, list)
     ]
+
+
+def list_routes(folder: Path, route: str) -> list[tuple[str, Path]]:
+    """List the kind and folder of each module that a Router runs for queries or for documents, in order.
+
+    Args:
+        route: `query` or `document`.
+    """
+    if not (folder / MODULES).exists():
+        return []
+    router = next((path for kind, path in list_modules(folder) if kind == "Router"), None)
+    if router is None:
+        return []
+    known = read_json(router / "router_config.json")
+    kinds, routes = known.get("types") or {}, known.get("structure") or {}
+    names = {"query": ("query",), "document": ("document", "passage")}[route]
+    chosen = next((routes[name] for name in names if name in routes), [])
+    return [(kinds[place].rsplit(".", 1)[-1], router / place) for place in chosen]
 
 
 def _dense(folder: Path) -> "DenseLayer":

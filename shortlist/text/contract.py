@@ -29,6 +29,10 @@ SPECIAL = {f"<{name}>": f"{name}_token_id" for name in ("bos", "eos", "cls", "se
 PER_TOKEN = "tokens"
 """The pooling of late interaction, which keeps a vector for each token."""
 
+TERMS_MAX, TERMS_SUM = "terms-max", "terms-sum"
+"""The poolings of learned sparse retrieval: a term's weight is its greatest over the tokens, or their sum."""
+SPARSE = (TERMS_MAX, TERMS_SUM)
+
 TEMPLATES = ("query", "document", "pair")
 
 DOCUMENT_FIELDS = ("url", "title", "text")
@@ -77,10 +81,15 @@ class Form:
     expansion_read: bool = False
     """Whether a query's tokens attend to those that fill it up."""
     skipped: tuple[str, ...] = ()
-    """Late interaction: names of tokens that give no vector in documents, such as punctuation; names that the
-    vocabulary lacks change nothing."""
+    """Late interaction and sparse: names of tokens that give no vector, or no weights, in documents, such as
+    punctuation; names that the vocabulary lacks change nothing."""
     skipped_in_queries: bool = False
     """Whether these tokens give no vector in queries, either."""
+    queries_marked: bool = False
+    """Sparse: whether a query's ids are marked, for models that encode queries in another way than documents."""
+    echo: bool = False
+    """Sparse: whether texts are read twice, and only the second copy gives weights, so that a decoder's tokens have
+    seen the whole text; a length is that of both copies."""
 
     def with_lengths(self, *, query: int | None = None, document: int | None = None) -> "Form":
         """Return the same form with other lengths.
@@ -184,7 +193,7 @@ class Reading:
 
     pooling: str = "last"
     """Hidden state that represents the input: a name in math.pooling.POOLINGS; or all of them, for late interaction
-    (tokens)."""
+    (tokens); or how a term's weights at all tokens become one, for learned sparse retrieval (terms-max, terms-sum)."""
     normalize: bool = True
     """Whether vectors are scaled to length 1."""
     cut: int = 0
@@ -198,6 +207,22 @@ class Reading:
     minus the second's. Empty if the checkpoint has a head for scores."""
     token_types: bool = False
     """Whether a cross-encoder gets token types (1 for the document's tokens), if its model has them."""
+    weighing: str = "vocabulary"
+    """Sparse: what gets a weight from each token: all terms, by the logits of a language-model head (vocabulary), or
+    the token itself, by a linear layer (tokens)."""
+    queries: str = ""
+    """Sparse: how queries are encoded: as documents are (empty), by weights of their own tokens (tokens), or by a list
+    of weights, without a model (lookup)."""
+    logs: int = 1
+    """Sparse: how often log(1 + x) is applied to a logit above 0."""
+    logit_scale: float = 1.0
+    """Sparse: what multiplies the logits."""
+    keep_terms: int = 0
+    """Sparse: the number of terms of a document that are kept, those of the greatest weights (0: all)."""
+    keep_query_terms: int = 0
+    """Sparse: the number of terms of a query that are kept (0: all)."""
+    left_out: tuple[str, ...] = ()
+    """Sparse: names of terms that get no weight, such as special tokens."""
 
 
 ORDER = (
@@ -209,7 +234,10 @@ ORDER = (
 
 OF_QUERIES: dict[str, Any] = {"query": (), "query_length": 0, "prompts": ()}
 OF_QUERIES |= {"expansion": "", "expansion_length": 0, "expansion_read": False, "skipped_in_queries": False}
+OF_QUERIES |= {"queries_marked": False}
 """The settings of queries alone, with values that stand for none."""
+READING_OF_QUERIES: dict[str, Any] = {"queries": "", "keep_query_terms": 0}
+"""Those of a reading."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +329,8 @@ class InputContract:
 
         So a new setting leaves existing hashes unchanged.
         """
-        default, settings = InputContract()._settings(), replace(self, form=replace(self.form, **form))._settings()
+        asked = InputContract(replace(self.form, **form), replace(self.reading, **READING_OF_QUERIES))
+        default, settings = InputContract()._settings(), asked._settings()
         chosen = {name: value for name, value in sorted(settings.items()) if value != default[name]}
         return f"sha256:{sha256(repr(chosen).encode()).hexdigest()}"
 

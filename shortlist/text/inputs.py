@@ -8,7 +8,7 @@ from shortlist.errors import UserError
 from shortlist.records import Document, Query
 from shortlist.text.batching import batches_by_size
 from shortlist.text.contract import DOCUMENT_FIELDS, SPECIAL, TEMPLATES, Form, is_token
-from shortlist.text.marks import NO_VECTOR, UNREAD
+from shortlist.text.marks import NO_VECTOR, OF_QUERY, UNREAD
 from shortlist.text.templates import field_names, token_name, with_text, without
 
 TEXTS_A_CALL = 1024
@@ -117,29 +117,34 @@ class Inputs:
     def query_ids(self, queries: Sequence[Query], *, cut: bool = True) -> list[list[int]]:
         """Tokenise queries; without `cut`, ids may be of any length.
 
-        The ids of late interaction may have marks (`text.marks`).
+        The ids of late interaction and of sparse models may have marks (`text.marks`).
         """
         form, rows = self.form, [{"query": q.text} for q in queries]
-        ids = self._ids(self._template("query"), rows, form.query_length if cut else None, kind="queries")
+        length = (form.query_length // (1 + form.echo)) if cut else None
+        ids = self._ids(self._template("query"), rows, length, kind="queries")
         if form.expansion:
             filler = self._special[form.expansion] | (0 if form.expansion_read else UNREAD)
             length = min(form.expansion_length or form.query_length, form.query_length)
             ids = [row + [filler] * (length - len(row)) for row in ids]
-        return self._marked(ids) if form.skipped_in_queries else ids
+        ids = self._marked(ids, skipping=form.skipped_in_queries)
+        return [[token | OF_QUERY for token in row] for row in ids] if form.queries_marked else ids
 
     def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
         """Tokenise documents; without `cut`, ids may be of any length.
 
-        The ids of late interaction may have marks (`text.marks`).
+        The ids of late interaction and of sparse models may have marks (`text.marks`).
         """
         rows = [self._fields(d) for d in documents]
-        length = self.form.document_length if cut else None
+        length = (self.form.document_length // (1 + self.form.echo)) if cut else None
         return self._marked(self._ids(self._template("document"), rows, length, kind="documents"))
 
-    def _marked(self, ids: list[list[int]]) -> list[list[int]]:
-        """Mark the tokens that give no vector."""
-        skipped = self._skipped
-        return [[skipped.get(token, token) for token in row] for row in ids] if skipped else ids
+    def _marked(self, ids: list[list[int]], *, skipping: bool = True) -> list[list[int]]:
+        """Mark the tokens that give no vector, and put the copy in front of a text that is read twice."""
+        skipped = self._skipped if skipping else {}
+        marked = [[skipped.get(token, token) for token in row] for row in ids] if skipped else ids
+        if not self.form.echo:
+            return marked
+        return [[token | NO_VECTOR for token in row] + again for row, again in zip(ids, marked, strict=True)]
 
     def pair_ids(
         self, pairs: Sequence[tuple[Query, Document]], *, cut: bool = True, turned: bool = False
