@@ -30,6 +30,7 @@ from shortlist.models.kinds import kind_in
 from shortlist.models.late_retriever import LateRetriever
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import TextsDone
+from shortlist.models.sparse_retriever import SparseRetriever
 from shortlist.records import Document
 from shortlist.settings.encode import Config, contract_of
 from shortlist.text.batching import windows
@@ -139,6 +140,8 @@ class EmbeddingKind:
     """Counts the vectors of a shard."""
     vector_bytes: Callable[[int, str], float]
     """Computes the size on disk of a vector of some dimension in a dtype."""
+    dim: Callable[[Any], int] = lambda retriever: retriever.dim
+    """Returns the dimension of a retriever's vectors."""
     held_bytes: Callable[[int], int] = lambda dim: 4 * dim
     """Computes the size in memory of a vector of some dimension, as the model gives it."""
     row_bytes: int = 0
@@ -155,12 +158,6 @@ def _embed_whole(config: Config) -> Embed:
 
 def _embed_tokens(config: Config) -> Embed:
     return partial(token_vectors, factor=config.pool_tokens, budget=config.keep_tokens)
-
-
-def _load_sparse(name: str | ModelFolder, **options: Any) -> Any:
-    from shortlist.models.sparse_retriever import SparseRetriever
-
-    return SparseRetriever.load(name, **options)
 
 
 def _embed_terms(config: Config) -> Embed:
@@ -275,12 +272,13 @@ EMBEDDINGS: dict[str, EmbeddingKind] = {
         described=_describe_tokens,
     ),
     "SparseRetriever": EmbeddingKind(
-        load=_load_sparse,
+        load=SparseRetriever.load,
         embed=_embed_terms,
         write=_write_terms,
         agree=_agree_terms,
         count=lambda vectors: len(vectors.weights.terms),
         vector_bytes=_bytes_of_term,
+        dim=lambda retriever: retriever.num_terms,
         held_bytes=lambda dim: 8,
         row_bytes=8,
         reads_on="a larger --max-length",

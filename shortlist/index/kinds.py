@@ -38,7 +38,7 @@ class IndexKind(NamedTuple):
     For a kind that reads vectors, `how.vectors` is where they are now.
     """
     over: tuple[str, ...] = ("vectors",)
-    """The kinds of store that `--vectors` may be: one vector for each document, or `tokens`."""
+    """The kinds of store that `--vectors` may be: one vector for each document, `tokens` or `terms`."""
     settings: tuple[str, ...] = ()
     """Fields of `index.Config` that are passed to `build`."""
     parameters: tuple[str, ...] = ()
@@ -125,6 +125,17 @@ INDEXES: dict[str, IndexKind] = {
         needs_model=True,
         footprint=late("index.centroids", "centroids_footprint"),
         growth=late("index.parameters", "ann_growth", kind="ivf"),
+        updates=True,
+    ),
+    "sparse": IndexKind(
+        reads="vectors",
+        over=("terms",),
+        build=late("index.sparse", "build_sparse"),
+        open=late("index.sparse", "open_sparse"),
+        writes=("segment-*", "index.json"),
+        needs_model=True,
+        footprint=late("index.sparse", "sparse_footprint"),
+        exact=True,
         updates=True,
     ),
     "hnsw": _approximate("hnsw", "links construction bits"),

@@ -5,6 +5,14 @@ import numpy as np
 from shortlist.math.terms import TermWeights
 
 
+def some_texts(weights: TermWeights, first: int, last: int) -> TermWeights:
+    """Return the texts from the first to the one before the last."""
+    ends = np.concatenate([[0], np.cumsum(weights.counts)])
+    last = min(last, len(weights))
+    here = slice(int(ends[first]), int(ends[last]))
+    return TermWeights(weights.terms[here], weights.weights[here], weights.counts[first:last])
+
+
 def heaviest(weights: TermWeights, most: int | None) -> TermWeights:
     """Keep the heaviest terms of each text, at most so many.
 

@@ -37,6 +37,8 @@ class StoreKind(NamedTuple):
     """Opens a folder for reading; takes `compare`."""
     copier: Callable[[Any], Copy]
     """Makes the function that copies documents of an open store into new shards of its folder."""
+    like: Callable[[Any, Path], Any]
+    """Makes a writer into a folder of the float32 of what an open store holds."""
 
 
 def _vector_copier(store: VectorReader) -> Copy:
@@ -80,9 +82,11 @@ def _term_copier(store: TermReader) -> Copy:
 STORES: dict[str, StoreKind] = {
     kind.format.kind: kind
     for kind in (
-        StoreKind(VECTOR_SHARDS, map_vectors, VectorReader, _vector_copier),
-        StoreKind(TOKEN_SHARDS, map_tokens, TokenReader, _token_copier),
-        StoreKind(TERM_SHARDS, map_terms, TermReader, _term_copier),
+        StoreKind(
+            VECTOR_SHARDS, map_vectors, VectorReader, _vector_copier, lambda store, to: VectorWriter(to, store.dim)
+        ),
+        StoreKind(TOKEN_SHARDS, map_tokens, TokenReader, _token_copier, lambda store, to: TokenWriter(to, store.dim)),
+        StoreKind(TERM_SHARDS, map_terms, TermReader, _term_copier, lambda store, to: TermWriter(to, store.vocabulary)),
     )
 }
 """The kinds of stores, by their names in headers."""

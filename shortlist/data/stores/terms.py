@@ -175,8 +175,8 @@ class TermWriter:
         known = (weights.terms >= 0) & (weights.terms < self.num_terms)
         if not known.all():
             raise UserError(
-                f"document {doc_ids[_owner(weights.counts, known)]!r} has term {weights.terms[int(known.argmin())]}, and "
-                f"the vocabulary {self.num_terms:,} terms; expected a model and a tokenizer of one vocabulary."
+                f"document {doc_ids[_owner(weights.counts, known)]!r} has term "
+                f"{weights.terms[int(known.argmin())]}, and the vocabulary {self.num_terms:,} terms; expected a model and a tokenizer of one vocabulary."
             )
 
     def _write_vocabulary(self) -> None:
@@ -227,6 +227,7 @@ class TermReader:
         num_entries: number of their terms, each counted for every document that has it.
         num_rows: number of documents on disk, including those that are gone.
         counts: number of terms of each document, by position.
+        row_counts: the same by row.
         starts: the first row (document) of each shard, followed by the number of rows.
         shard_hashes: digest of each shard's contents, in row order, by which an index knows what it was built from.
 
@@ -244,8 +245,8 @@ class TermReader:
         self.num_terms: int = first["dim"]
         self.num_docs, self.num_rows = self._open.num_docs, self._open.num_rows
         self.starts, self.shard_hashes = self._open.starts, self._open.hashes
-        self._row_counts = np.concatenate([shard.entries.counts for shard in self._shards])
-        self.counts: Int[np.ndarray, " docs"] = self._row_counts[self._open.rows_of(np.arange(self.num_docs))]
+        self.row_counts: Int[np.ndarray, " rows"] = np.concatenate([shard.entries.counts for shard in self._shards])
+        self.counts: Int[np.ndarray, " docs"] = self.row_counts[self._open.rows_of(np.arange(self.num_docs))]
         self.num_entries = int(self.counts.sum())
 
     @property
@@ -297,7 +298,9 @@ class TermReader:
             return TermBlock(rows[wanted], positions[wanted], self._gathered(rows[wanted]))
         here = slice(int(shard.ends[first - 1]) if first else 0, int(shard.ends[last - 1]))
         counts, terms, weights, scales = shard.entries
-        some = TermEntries(counts[first:last], terms[here], weights[here], None if scales is None else scales[first:last])
+        some = TermEntries(
+            counts[first:last], terms[here], weights[here], None if scales is None else scales[first:last]
+        )
         return TermBlock(rows, positions, some)
 
     def rows(self, rows: Int[np.ndarray, " n"]) -> TermEntries:
@@ -315,7 +318,7 @@ class TermReader:
 
     def _gathered(self, rows: Int[np.ndarray, " n"]) -> TermEntries:
         """Copy the entries of rows."""
-        counts = self._row_counts[rows]
+        counts = self.row_counts[rows]
         places = np.searchsorted(self.starts, rows, side="right") - 1
         if len(rows) and (places == places[0]).all():
             return self._of_shard(int(places[0]), rows, counts)
@@ -329,7 +332,10 @@ class TermReader:
         if not parts:
             counted, terms, weights, scales = self._shards[0].entries
             return TermEntries(counted[:0], terms[:0], weights[:0], None if scales is None else scales[:0])
-        terms, weights = np.concatenate([part.terms for part in parts]), np.concatenate([part.weights for part in parts])
+        terms, weights = (
+            np.concatenate([part.terms for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+        )
         back = np.argsort(order, kind="stable")
         ends = np.cumsum(counts[order])
         where = spans(ends[back] - counts, counts)

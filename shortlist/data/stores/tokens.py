@@ -381,9 +381,9 @@ class TokenReader:
         for place in np.flatnonzero(np.diff(bounds)):
             shard, here = self._shards[place], slice(bounds[place], bounds[place + 1])
             before = int(ends[here.start - 1]) if here.start else 0
-            spans = spans(shard.ends[rows[here] - self.starts[place]] - counts[here], counts[here])
-            target = slice(before, before + len(spans))
-            shard.rows.copy(spans, found.changed(lambda part, target=target: part[target]))
+            found_at = spans(shard.ends[rows[here] - self.starts[place]] - counts[here], counts[here])
+            target = slice(before, before + len(found_at))
+            shard.rows.copy(found_at, found.changed(lambda part, target=target: part[target]))
         return found
 
     def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
