@@ -30,6 +30,7 @@ from shortlist.models.files import (
 from shortlist.models.modules import MODULES, backbone_folder
 from shortlist.models.published import check_layout, published_contract
 from shortlist.models.published_late import METADATA, is_stanford
+from shortlist.models.published_sparse import LOOKUP_FILE
 from shortlist.models.shipped import shipped_folder, shipped_name
 from shortlist.text.contract import TEMPLATES, InputContract, named_contract
 from shortlist.text.tokenizer import has_tokenizer, load_tokenizer
@@ -222,7 +223,7 @@ class ModelFolder:
             return self.own_contract(reads) is not None
         if reads == "pair":
             return is_classifier(self.path)
-        return (self.path / MODULES).exists() or is_stanford(self.path)
+        return (self.path / MODULES).exists() or (self.path / LOOKUP_FILE).exists() or is_stanford(self.path)
 
     def _mistaken(self, reads: str) -> UserError:
         """Make the error for a model that is not known to read this input."""

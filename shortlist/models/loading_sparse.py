@@ -1,6 +1,6 @@
 """Loading of a learned sparse model from its folder, to run it or to train it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from shortlist.models.lookups import LOOKUP_KEY, read_lookup
 from shortlist.models.sparse import SparseModel
 from shortlist.models.term_heads import Lookup, TokenHead, VocabularyHead, masked_head
 from shortlist.text.contract import SPARSE, Adjust, InputContract, Reading, named_contract
+from shortlist.text.inputs import Inputs
 from shortlist.text.proof import proved_inputs
 
 TOKEN_KEYS = {"weight": "term_weights.weight", "bias": "term_weights.bias"}
@@ -58,7 +59,7 @@ def sparse_to_train(
     *,
     seed: int = 0,
     adjust: Adjust | None = None,
-    lookup: Tensor | None = None,
+    lookup: Callable[[Inputs, int], Tensor] | None = None,
     empty: bool = False,
     **loading: Any,
 ) -> SparseModel:
@@ -71,7 +72,7 @@ def sparse_to_train(
         contract: the input contract (None: the folder's own if it is a sparse model's, or SPLADE's).
         seed: the seed of a new head.
         adjust: changes that contract before use, such as its lengths.
-        lookup: the weights of queries' terms, if queries are looked up (None: those of the folder).
+        lookup: makes the weights of queries' terms, if queries are looked up (None: those of the folder).
         empty: shapes without weights.
         loading: as for `load.dense_to_train`.
     """
@@ -93,9 +94,11 @@ def sparse_to_train(
     query_head = None
     if reading.queries == "lookup":
         size = num_terms(backbone)
-        if lookup is None:
-            lookup = torch.ones(size) if empty else torch.from_numpy(read_lookup(folder, inputs.tokenizer, size))
-        query_head = Lookup(lookup.to(device))
+        if empty:
+            weights = torch.ones(size)
+        else:
+            weights = lookup(inputs, size) if lookup else torch.from_numpy(read_lookup(folder, inputs.tokenizer, size))
+        query_head = Lookup(weights.to(device))
     elif reading.queries == "tokens":
         query_head = _token_head_to_train(backbone, stored, QUERY_KEYS, reading, seed=seed + 1, device=device)
     return checked(SparseModel(backbone, inputs, reading, head, query_head), folder.name)
@@ -180,7 +183,7 @@ def _token_head(
     if lacking := [key for key in keys.values() if key not in stored]:
         raise UserError(f"{name}: has no {lacking[0]!r}, which weighs the tokens of a text; train it.")
     weight, bias = (stored[keys[part]].float() for part in ("weight", "bias"))
-    return TokenHead(weight, bias, logs=reading.logs, summed=summed)
+    return TokenHead(weight, bias, logs=reading.logs, summed=summed, keys=keys)
 
 
 def _token_head_to_train(
@@ -198,7 +201,7 @@ def _token_head_to_train(
         return _token_head(stored, keys, reading, "", summed=summed)
     std = getattr(backbone.config, "initializer_range", 0.02)
     weight = torch.randn(backbone.config.hidden_size, generator=torch.Generator().manual_seed(seed)) * std
-    return TokenHead(weight.to(device), torch.ones(1, device=device), logs=reading.logs, summed=summed)
+    return TokenHead(weight.to(device), torch.ones(1, device=device), logs=reading.logs, summed=summed, keys=keys)
 
 
 def _beside(folder: ModelFolder, backbone: PreTrainedModel) -> dict[str, Tensor]:
@@ -225,6 +228,8 @@ def _tensors_beside(path: Path, prefix: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as weights:
             keys = [key for key in weights.keys() if not key.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            if len(keys) == len(list(weights.keys())):  # a backbone without a head, whose keys have no prefix
+                keys = [key for key in keys if key in BESIDE]
             return {_today(key): weights.get_tensor(key) for key in keys}
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,30 +12,16 @@ from safetensors import SafetensorError, safe_open
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
 from shortlist.math.terms import TermWeights
+from shortlist.models.folder import ModelFolder
 from shortlist.models.modules import MODULES, list_routes
+from shortlist.models.published_sparse import LOOKUP_FILE, STATIC
 from shortlist.text.marks import TOKEN_ID
 
 LOOKUP_KEY = "query_terms.weight"
 """The key of the list in a folder's weights."""
-JSON = "idf.json"
-"""The file that OpenSearch's models have it in: each term's weight, by the term's name."""
 
 
-class Placed(Protocol):
-    """A model's folder."""
-
-    @property
-    def name(self) -> str:
-        """The name on the command line."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        ...
-
-
-def read_lookup(folder: Placed, tokenizer: Any, size: int) -> Float32[np.ndarray, " vocabulary"]:
+def read_lookup(folder: ModelFolder, tokenizer: Any, size: int) -> Float32[np.ndarray, " vocabulary"]:
     """Read the weights of queries' terms from a model's folder, without its model.
 
     Args:
@@ -44,18 +30,18 @@ def read_lookup(folder: Placed, tokenizer: Any, size: int) -> Float32[np.ndarray
     Raises:
         UserError: there are none, there are others than the vocabulary's, or some are negative or not finite.
     """
-    routes = [path for kind, path in list_routes(folder.path, "query") if kind == "SparseStaticEmbedding"]
+    routes = [path for kind, path in list_routes(folder.path, "query") if kind == STATIC]
     for path in (*routes, folder.path):
         for file in sorted(path.glob("*.safetensors")):
             key = "weight" if path in routes else LOOKUP_KEY
             if (found := _stored(file, key)) is not None:
                 return _fitted(found, size, str(file))
         settings = read_json(path / "config.json") if path in routes and (path / "config.json").exists() else {}
-        file = path / str(settings.get("path") or JSON)
+        file = path / str(settings.get("path") or LOOKUP_FILE)
         if file.exists():
             return _fitted(read_named_weights(file, tokenizer, size), size, str(file))
     raise UserError(
-        f"{folder.name}: has no weights of queries' terms (no {LOOKUP_KEY!r} in its safetensors, no {JSON}, no "
+        f"{folder.name}: has no weights of queries' terms (no {LOOKUP_KEY!r} in its safetensors, no {LOOKUP_FILE}, no "
         f"SparseStaticEmbedding in {MODULES}), which its contract's lookup needs."
     )
 

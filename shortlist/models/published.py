@@ -14,6 +14,7 @@ from shortlist.errors import UserError
 from shortlist.models.files import is_adapter, is_classifier
 from shortlist.models.modules import MODULES, backbone_folder, list_modules, longest_text
 from shortlist.models.published_late import late_contract
+from shortlist.models.published_sparse import sparse_contract
 from shortlist.text.contract import Form, InputContract, Reading, named_contract
 from shortlist.text.special_tokens import around_one, around_two
 from shortlist.text.templates import literal
@@ -29,6 +30,7 @@ KNOWN = {
     r"mixedbread-ai/mxbai-rerank-(base|large)-v2": "mxbai-rerank-v2",
     r"BAAI/bge-reranker-v2-gemma": "bge-reranker-v2-gemma",
     r"google/xtr-base-(en|multilingual)": "xtr",
+    r"naver/splade[-_](cocondenser|v2|v3).*": "splade",
     r"intfloat/(multilingual-)?e5-(small|base|large)(-v2)?": "e5",
     r"BAAI/bge-(small|base|large)-en(-v1\.5)?": "bge",
 }
@@ -85,7 +87,7 @@ def published_contract(name: str, folder: Path, kind: str) -> InputContract | No
     for pattern, contract in KNOWN.items():
         if re.fullmatch(pattern, name) and getattr(named_contract(contract).form, kind):
             return named_contract(contract)
-    if kind == "document" and (found := late_contract(folder)):
+    if kind == "document" and (found := late_contract(folder) or sparse_contract(name, folder)):
         return found
     if kind == "document" and (folder / MODULES).exists():
         return _of_modules(folder)

@@ -9,7 +9,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from shortlist.data.files import write_json
 from shortlist.models.adapters import ADAPTER, PREFIX, PROMPT, QUANTIZATION, saved_key
@@ -23,12 +23,17 @@ from shortlist.models.language import LanguageModel
 from shortlist.models.late import LateModel
 from shortlist.models.pointwise import PointwiseModel
 from shortlist.models.run import Model
+from shortlist.models.sparse import SparseModel
 
 if TYPE_CHECKING:
-    Trainable = DenseModel | LateModel | PointwiseModel | LanguageModel | AnsweringModel
+    Trainable = DenseModel | LateModel | SparseModel | PointwiseModel | LanguageModel | AnsweringModel
 else:
     Trainable = Model
 """A model that can be trained and saved; kinds defined outside the package have the same attributes."""
+
+
+FIXED = ("query_head.weight",)
+"""Names of what belongs to an adapter though it is not trained: a list of weights."""
 
 
 def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
@@ -44,9 +49,13 @@ def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
         name for name, _ in (*model.named_parameters(), *model.named_buffers())
     }  # without tied weights' other names
     names = [name for name, p in model.named_parameters() if p.requires_grad] if adapter else list(model.state_dict())
+    names += [name for name in FIXED if adapter and name in once]
     names = [name for name in names if name in once]
+    with_head = getattr(model, "has_language_head", False)
+    names = [name for name in names if not (with_head and name.startswith("backbone.pooler."))]  # such models have none
     inside = {name: name.removeprefix("backbone.") for name in names if name.startswith("backbone.")}
     below = kind.as_classifier or (kind.as_causal and (adapter or getattr(model, "output", None) is not None))
+    below = below or (with_head and not adapter)
     prefix = f"{model.backbone.base_model_prefix}." if below else ""  # the backbone is a part of transformers' model
     if adapter:
         keys = {name: saved_key(key) for name, key in inside.items()}
@@ -55,7 +64,7 @@ def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
         keys = {name: key.replace(PREFIX, PREFIX + prefix, 1) for name, key in keys.items()}
     else:
         before, keys = "", {name: prefix + key for name, key in inside.items()}
-    keys |= {name: before + key for name, key in kind.saved.items()}
+    keys |= {name: before + key for name, key in (kind.saved | getattr(model, "saved", {})).items()}
     return {name: keys[name] for name in names if name in keys}  # the rest (a dense layer's) is saved elsewhere
 
 
@@ -119,6 +128,9 @@ def _save_weights(model: Trainable, folder: Path, state: dict[str, Tensor]) -> N
         config["pad_token_id"] = None if pad_id == model.inputs.tokenizer.eos_token_id else pad_id
     if KINDS[model.kind].as_causal and (name := MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(backbone.config.model_type)):
         config["architectures"] = [name]
+    if getattr(model, "has_language_head", False):
+        names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if is_decoder(backbone) else MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        config["architectures"] = [names[backbone.config.model_type]]
     write_json(folder / "config.json", config)
 
 

@@ -66,6 +66,22 @@ class SparseModel(nn.Module):
         return cast(Tensor, self.backbone.get_input_embeddings().weight).shape[0]
 
     @property
+    def output(self) -> nn.Parameter | None:
+        """The output embedding, if it is not the input embedding."""
+        return self.head.weight if self.has_language_head else None
+
+    @property
+    def has_language_head(self) -> bool:
+        """Whether the model is a complete language model, and is saved as one of transformers."""
+        return isinstance(self.head, VocabularyHead)
+
+    @property
+    def saved(self) -> dict[str, str]:
+        """The parameters beside the backbone: name -> key in the folder."""
+        heads = {"head": self.head, "query_head": self.query_head}
+        return {f"{at}.{name}": key for at, head in heads.items() if head for name, key in head.keys.items()}
+
+    @property
     def looked_up(self) -> Float[Tensor, " vocabulary"]:
         """The weights of queries' terms, where queries are looked up."""
         weights = cast(Tensor, cast(nn.Module, self.query_head).weight)
@@ -148,6 +164,6 @@ def _strongest(
     """
     if not most or most >= weights.shape[1]:
         return weights
-    order = weights.argsort(1, descending=True, stable=True)[:, :most]
+    order = torch.argsort(weights, dim=1, descending=True, stable=True)[:, :most]
     kept = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, order, True) | ~these[:, None]
     return weights * kept

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from shortlist.math.term_pooling import log_weights, strongest_logits, summed_weights
+from shortlist.models.lookups import LOOKUP_KEY
 from shortlist.text.contract import TERMS_SUM, Reading
 
 
@@ -73,15 +74,24 @@ class TokenHead(nn.Module):
     Args:
         logs: how often the logarithm is applied.
         summed: add up the weights of a term that a text has more than once, instead of taking the greatest.
+        keys: the names of parameters -> their keys in a folder.
 
     https://arxiv.org/abs/2106.14807
     """
 
     reads_states = True
 
-    def __init__(self, weight: Float[Tensor, " dim"], bias: Float[Tensor, "1"], *, logs: int, summed: bool) -> None:
+    def __init__(
+        self,
+        weight: Float[Tensor, " dim"],
+        bias: Float[Tensor, "1"],
+        *,
+        logs: int,
+        summed: bool,
+        keys: Mapping[str, str],
+    ) -> None:
         super().__init__()
-        self.logs, self.summed = logs, summed
+        self.logs, self.summed, self.keys = logs, summed, dict(keys)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(
@@ -104,6 +114,7 @@ class Lookup(nn.Module):
     """A list with the weight of each term, which a text has for each of its tokens."""
 
     reads_states = False
+    keys: ClassVar[Mapping[str, str]] = {"weight": LOOKUP_KEY}
 
     def __init__(self, weight: Float[Tensor, " vocabulary"]) -> None:
         super().__init__()
@@ -164,7 +175,9 @@ def masked_head(
         model = AutoModelForMaskedLM.from_config(backbone.config, trust_remote_code=False, dtype=torch.float32)
     place = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     tied: Mapping[str, str] = getattr(model, "_tied_weights_keys", None) or {}
-    weight_key, bias_key = f"{place}.weight", tied.get(f"{place}.bias", f"{place}.bias")
+    untied = not getattr(backbone.config, "tie_word_embeddings", True)  # which is said of the bias, too
+    weight_key, bias_key = f"{place}.weight", f"{place}.bias"
+    bias_key = bias_key if untied else tied.get(bias_key, bias_key)
     has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
     model.set_submodule(place, _Unchanged())
     setattr(model, model.base_model_prefix, _Given())
@@ -174,7 +187,6 @@ def masked_head(
     size, dim = cast(Tensor, backbone.get_input_embeddings().weight).shape
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     shapes |= {bias_key: torch.Size([size])} if has_bias else {}
-    untied = not getattr(backbone.config, "tie_word_embeddings", True)
     shapes |= {weight_key: torch.Size([size, dim])} if untied else {}
     lacking = sorted(shapes.keys() - stored.keys())
     other = [key for key in shapes.keys() & stored.keys() if stored[key].shape != shapes[key]]

@@ -12,13 +12,19 @@ from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options
 from shortlist.errors import UserError, unknown
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.kinds import named_kind
+from shortlist.settings.sparsity import parse_regulariser
 from shortlist.text.contract import PER_TOKEN, named_contract
+from shortlist.text.contract import SPARSE as SPARSE_POOLINGS
 from shortlist.text.prompts import Asks, named_prompt
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
 LATE = ("dim", "scoring")
 """Settings of late interaction alone."""
+SPARSE = ("query_terms", "document_terms", "logs", "keep_terms", "document_sparsity", "query_sparsity")
+"""Settings of sparse models alone."""
+QUERY_TERMS = {"model": "", "tokens": "tokens", "binary": "lookup", "idf": "lookup"}
+"""What --query-terms may name, besides a file, and what it is in a contract."""
 SCORING_OPTIONS: dict[str, dict[str, int]] = {"maxsim": {}, "xtr": {"k": 256}}
 """What --scoring may name, with its options and their defaults."""
 LANGUAGE_MODELS = ("attention_stop", "corruption", "prompt")
@@ -52,8 +58,9 @@ EVENTS = "tensorboard"
 @dataclass(frozen=True, kw_only=True)
 class Config:
     kind: tyro.conf.Positional[str]
-    """What to train: retriever, reranker, late or language-model. late is a retriever with a vector for each token; a
-    language model, trained on the texts of judged pairs, is a backbone for the others."""
+    """What to train: retriever, reranker, late, sparse or language-model. late is a retriever with a vector for each
+    token, sparse one with weights of terms (SPLADE); a language model, trained on the texts of judged pairs, is a
+    backbone for the others."""
     backbone: str
     """Model to start from: folder or hub name. A retriever may become a reranker; a reranker keeps its head."""
     collection: str | None = None
@@ -110,6 +117,23 @@ class Config:
     scoring: str = "maxsim"
     """Late interaction: how training scores a document: maxsim, or xtr, where only the k document tokens of the step
     that are nearest to a query's token count (xtr,k=256)."""
+    query_terms: str | None = None
+    """Sparse: what weighs a query's terms: model (as for documents), tokens (a linear layer, for its own tokens),
+    binary or idf (a list, so that search needs no model; idf counts the collection's documents), or a JSON file of
+    weights by term (None: as the contract says)."""
+    document_terms: Literal["vocabulary", "tokens"] | None = None
+    """Sparse: what weighs a document's terms: the language-model head, for all terms of the vocabulary, or a linear
+    layer, for its own tokens (None: as the contract says)."""
+    logs: int | None = None
+    """Sparse: how often log(1 + x) is applied to a logit above 0 (None: as the contract says, or once)."""
+    keep_terms: int | None = None
+    """Sparse: keep a document's terms of the greatest weights, this many (None: as the contract says, or all)."""
+    document_sparsity: str = "flops"
+    """Sparse: what keeps documents' weights sparse: flops, l1, idf-flops (where rare terms cost less) or none, with
+    options: weight=0.001; steps over which it grows (0: a third of all); exempt, the terms that a text may have at no
+    cost; terms, how many it is to have, to which the weight is steered (flops,weight=0.003,terms=150)."""
+    query_sparsity: str = "flops"
+    """Sparse: what keeps queries' weights sparse, likewise; nothing where they are looked up."""
     mix_negatives: int = 0
     """Synthetic negatives per query: mixtures of the vectors of two negatives of its group, others in each step."""
     views: Literal["crop", "drop", "mask"] | None = None
@@ -259,6 +283,12 @@ def _check_kind(config: Config) -> None:
                 raise UserError(f"{flag_of(name)}: is for late interaction, and says nothing about a {config.kind}.")
     if config.kind == "late":
         _check_late(config)
+    if config.kind != "sparse":
+        for name in SPARSE:
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"{flag_of(name)}: is for a sparse model, and says nothing about a {config.kind}.")
+    if config.kind == "sparse":
+        _check_sparse(config)
     if named_kind(config.kind).role != "language-model":
         for name in LANGUAGE_MODELS:
             if getattr(config, name) != getattr(Config, name):
@@ -281,6 +311,26 @@ def _check_late(config: Config) -> None:
     if config.dim is not None and config.dim < least:
         raise UserError(f"--dim is {config.dim}; expected at least {least}.")
     parse_scoring(config.scoring)
+
+
+def _check_sparse(config: Config) -> None:
+    """Refuse settings that do not go with weights of terms.
+
+    Raises:
+        UserError: a pooling of states, dimensions, a number out of range, or an unknown regulariser.
+    """
+    if config.pooling not in (None, *SPARSE_POOLINGS):
+        raise UserError(f"--pooling {config.pooling}: expected {' or '.join(SPARSE_POOLINGS)} for a sparse model.")
+    if config.dims:
+        raise UserError("--dims: cuts vectors, and a sparse model has weights of terms; use --keep-terms.")
+    for name in ("logs", "keep_terms"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{flag_of(name)} is {value}; expected at least 1.")
+    for name in ("document_sparsity", "query_sparsity"):
+        parse_regulariser(getattr(config, name), flag_of(name))
+    if config.query_terms not in (None, *QUERY_TERMS) and not Path(str(config.query_terms)).is_file():
+        raise UserError(f"--query-terms {config.query_terms}: expected {', '.join(QUERY_TERMS)} or a JSON file.")
 
 
 def parse_scoring(text: str) -> tuple[str, dict[str, int]]:

@@ -51,10 +51,12 @@ from shortlist.train.settings import (
     compares,
     losses,
     objective_options,
+    sparsity_of,
     text_options,
     view_losses,
     view_rng,
 )
+from shortlist.train.sparsity import Sparsity
 from shortlist.train.start import Start
 from shortlist.train.steps import Example, compute_outputs
 from shortlist.train.views import change_of, joined_examples, view_batches
@@ -154,6 +156,9 @@ def train(
         say(f"train: continuing after step {before.step}.")
         smaller = min(before.token_budget, state.token_budget)  # than either, if memory ran out in the meantime
         state = before._replace(token_budget=smaller, cached=before.cached or state.cached)
+    sparsity = sparsity_of(config, model, steps=steps)
+    if sparsity and state.step:
+        sparsity.restore(checkpoints(config.out)[-1])
     evaluation = _evaluation(config, mixture.parts, model)
     files: dict[str, Any] = {"adapter": adapter, "base": config.backbone}
     refresh, cut = _refresh(config), Cut(model.inputs.form)
@@ -163,6 +168,8 @@ def train(
 
     def after(state: State, record: Record) -> State:
         write(record)
+        if sparsity:
+            sparsity.steer(record)
         if evaluation and (state.step % config.heldout_steps == 0 or state.step == steps):
             model.eval()
             computing = {"token_budget": state.token_budget, "bf16": bf16, "world": world}
@@ -174,6 +181,7 @@ def train(
                 state = state._replace(best_step=state.step, best_score=score)
         if state.step == state.best_step or (state.step % config.checkpoint_steps == 0 and state.step < steps):
             texts = {NEGATIVES: renewed_json(renewed)} if renewed else {}
+            texts |= sparsity.texts() if sparsity else {}
             save_checkpoint(config.out, model, optimizer, state, keep=config.keep, texts=texts, world=world, **files)
         return state
 
@@ -185,7 +193,7 @@ def train(
                 renewed = renew_negatives(refresh, model, mixture, span, **computing)
             state = fit(
                 model,
-                _examples(config, mixture, model, span, renewed, cut, guide),
+                _examples(config, mixture, model, span, renewed, cut, guide, sparsity),
                 optimizer,
                 state,
                 steps=steps,
@@ -274,6 +282,7 @@ def _examples(
     renewed: Renewed,
     cut: Cut,
     guide: Guide | None = None,
+    sparsity: Sparsity | None = None,
 ) -> Iterator[Example]:
     """Make the examples of these steps."""
     terms, options = [losses(part.config) for part in mixture.parts], objective_options(config, model)
@@ -288,6 +297,8 @@ def _examples(
             yield asking_example(askings[number], batch, terms[number], rng=view_rng(config, step))
             continue
         texts = text_options(config, step)
+        if sparsity:
+            options["penalty"] = partial(sparsity.penalty, step=step)
         example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, **texts, **options)
         if views and config.views_weight:
             viewed_example = make_example(config.kind, inputs[number], next(views), view_losses(config), **options)

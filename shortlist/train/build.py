@@ -1,6 +1,7 @@
 """Starting point of a training run: groups with their queries, and the model to train."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,15 @@ from shortlist.settings.parts import (
     ranks_groups,
     source_parts,
 )
+from shortlist.settings.train import QUERY_TERMS
 from shortlist.text.contract import InputContract, named_contract
-from shortlist.text.inputs import with_stop
+from shortlist.text.inputs import Inputs, with_stop
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs, check_refresh
 from shortlist.train.negatives import check_negatives, with_negatives
 from shortlist.train.settings import Config, has_stop, losses
+from shortlist.train.sparsity import make_lookup
 
 
 def collect_parts(config: Config) -> list[OpenPart]:
@@ -132,6 +135,21 @@ def _check_room(name: str, model: Trainable, adapter: Any) -> None:
         )
 
 
+def _sparse_reading(config: Config) -> dict[str, Any]:
+    """Return what the settings change in a sparse model's reading."""
+    changes = {"weighing": config.document_terms, "logs": config.logs, "keep_terms": config.keep_terms}
+    if config.query_terms is not None:
+        changes["queries"] = QUERY_TERMS.get(config.query_terms, "lookup")
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def _lookup(config: Config, inputs: Inputs, size: int) -> torch.Tensor:
+    """Make the list of weights that `--query-terms` names, from the first source's documents."""
+    named = str(config.query_terms)
+    collection = open_collections(source_parts(config)[:1])[0] if named == "idf" else None
+    return make_lookup(named, collection, inputs, size)
+
+
 def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     contract = named_contract(config.contract) if config.contract else None
 
@@ -141,10 +159,13 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
         pooling = config.pooling or contract.reading.pooling
         reading = replace(contract.reading, bidirectional=both_ways, dims=config.dims, pooling=pooling)
         reading = replace(reading, cut=0) if config.dims else reading
+        reading = replace(reading, **_sparse_reading(config))
         form = replace(contract.form, pair=with_stop(contract.form.pair)) if has_stop(config) else contract.form
         return InputContract(form, reading)
 
     loading |= {} if config.dim is None else {"dim": config.dim}
+    if config.query_terms and QUERY_TERMS.get(config.query_terms, "lookup") == "lookup":
+        loading["lookup"] = partial(_lookup, config)
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
     model = to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)

@@ -20,7 +20,7 @@ from shortlist.models.outputs import Rows, pair_scores
 from shortlist.records import Document, Query
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import without_missing
-from shortlist.train.similarity import Similarity, apart, by_maxsim, dot_products
+from shortlist.train.similarity import Similarity, apart, by_maxsim, by_terms, dot_products
 
 CUTOFF = 10
 
@@ -139,6 +139,7 @@ def reranker_evaluation(inputs: Inputs, heldout: Heldout, *, candidates: int = C
 EVALUATIONS: dict[str, Callable[[Inputs, Heldout], Evaluation]] = {
     "retriever": retriever_evaluation,
     "late": partial(retriever_evaluation, similarity=by_maxsim),
+    "sparse": partial(retriever_evaluation, similarity=by_terms),
     "reranker": reranker_evaluation,
 }
 """The evaluation for each kind of model; a language model has none."""

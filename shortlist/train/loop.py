@@ -98,6 +98,7 @@ def fit(
                 "learning_rate": rate,
                 "tokens": num_tokens,
                 "tokens_per_second": round(num_tokens / (time.perf_counter() - begin)),
+                **outcome.measured,
             }
             advance(1, _words(record))
             state = after(state, record)
@@ -151,8 +152,11 @@ def _smaller(state: State, example: Example, *, processes: int, sharded: bool) -
 
 
 def _words(record: Record) -> str:
+    terms = ""
+    if "document_terms" in record:
+        terms = f"{record['query_terms']:.0f} and {record['document_terms']:.0f} terms, "
     return (
-        f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.2f}, gradient {record['gradient_norm']:.2f}, "
+        f"loss {record['loss']:.3f}, {terms}accuracy {record['accuracy']:.2f}, gradient {record['gradient_norm']:.2f}, "
         f"rate {record['learning_rate']:.1e}, {record['tokens_per_second']:,} tokens/s"
     )
 

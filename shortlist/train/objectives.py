@@ -25,7 +25,7 @@ from shortlist.text.views import masked
 from shortlist.train.examples import Batch
 from shortlist.train.guide import Guide
 from shortlist.train.losses import Term, needs, total_loss
-from shortlist.train.similarity import SIMILARITIES, Similarity, apart, by_maxsim, dot_products
+from shortlist.train.similarity import SIMILARITIES, Similarity, apart, by_maxsim, by_terms, dot_products
 from shortlist.train.steps import Example, Outcome
 
 Learn = Callable[..., Outcome]
@@ -180,6 +180,32 @@ def rank_batch(
     return learn
 
 
+def rank_terms(
+    batch: Batch,
+    token_ids: Sequence[list[int]],
+    terms: Sequence[Term],
+    *,
+    penalty: Callable[..., tuple[Float[Tensor, ""], Mapping[str, float]]] | None = None,
+    **options: Any,
+) -> Learn:
+    """Rank all documents of the batch by the terms that they share with a query, and keep the weights sparse.
+
+    Args:
+        penalty: computes what keeps them sparse, and measures it, from the weights of queries and of documents.
+        options: as for `rank_batch`.
+    """
+    ranked = rank_batch(batch, token_ids, terms, similarity=by_terms, **options)
+
+    def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
+        outcome = ranked(rows, start_rows=start_rows, guide_rows=guide_rows)
+        if penalty is None:
+            return outcome
+        more, measured = penalty(*(part.values for part in apart(rows, len(batch.queries))))
+        return outcome._replace(loss=outcome.loss + more, measured=measured)
+
+    return learn
+
+
 def rank_groups(
     batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term], guide: Guide | None = None
 ) -> Learn:
@@ -247,6 +273,7 @@ def foretell_tokens(
 OBJECTIVES: dict[str, Objective] = {
     "retriever": Objective(text_ids, rank_batch),
     "late": Objective(text_ids, partial(rank_batch, similarity=by_maxsim)),
+    "sparse": Objective(text_ids, rank_terms),
     "reranker": Objective(pair_ids, rank_groups),
     "language-model": Objective(both_orders_ids, foretell_tokens),
 }

@@ -9,11 +9,13 @@ import numpy as np
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.settings.parts import OpenPart, source_parts
+from shortlist.settings.sparsity import parse_regulariser
 from shortlist.settings.train import Config, check, parse_scoring
 from shortlist.train.layers import parse_sampling
 from shortlist.train.losses import TEMPERATURE, Term, needs, parse_losses
 from shortlist.train.optimizers import parse_optimizer
 from shortlist.train.similarity import SCORINGS
+from shortlist.train.sparsity import Sparsity
 
 
 def check_settings(config: Config) -> None:
@@ -41,6 +43,17 @@ def objective_options(config: Config, model: Any) -> dict[str, Any]:
         name, chosen = parse_scoring(config.scoring)
         options |= {"similarity": partial(SCORINGS[name], **chosen)}
     return options
+
+
+def sparsity_of(config: Config, model: Any, *, steps: int) -> Sparsity | None:
+    """Return what keeps a sparse model's weights sparse; None for other kinds."""
+    if config.kind != "sparse":
+        return None
+    looked_up = model.reading.queries == "lookup"
+    sides = {name: getattr(config, f"{name}_sparsity") for name in ("query", "document")}
+    parsed = {name: parse_regulariser(text, f"--{name}-sparsity") for name, text in sides.items()}
+    parsed |= {"query": None} if looked_up else {}
+    return Sparsity(parsed, steps=steps, idf=model.looked_up if looked_up else None)
 
 
 def text_options(config: Config, step: int) -> dict[str, Any]:

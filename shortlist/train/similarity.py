@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shortlist.math.interaction import maxsim_scores, xtr_scores
 from shortlist.models.outputs import Rows
+from shortlist.models.sparse import vocabulary_wide
+
+DOCUMENTS_AT_ONCE = 256
+"""Documents whose term weights are as wide as the vocabulary together."""
 
 Similarity = Callable[[Rows, Rows], Float[Tensor, "queries docs"]]
 """Scores every document's rows for every query's."""
@@ -28,7 +33,20 @@ def by_xtr(queries: Rows, documents: Rows, *, k: int) -> Float[Tensor, "queries 
     return xtr_scores(*_with_counts(queries), *_with_counts(documents), k=k)
 
 
-SIMILARITIES: dict[str, Similarity] = {"retriever": dot_products, "late": by_maxsim}
+def by_terms(queries: Rows, documents: Rows) -> Float[Tensor, "queries docs"]:
+    """Multiply the weights of terms that a query and a document share, a part of the documents at a time."""
+    if documents.counts is None:
+        return dot_products(queries, documents)
+    numbers = [rows.values[:, 0] for rows in (queries, documents) if rows.counts is not None and len(rows.values)]
+    size = int(max((part.max() for part in numbers), default=0)) + 1
+    wide = vocabulary_wide(queries, size)
+    counts, values = documents.counts.split(DOCUMENTS_AT_ONCE), []
+    for part, own in zip(counts, documents.values.split([int(part.sum()) for part in counts]), strict=True):
+        values.append(wide @ vocabulary_wide(Rows(own, part), size).T)
+    return torch.cat(values, 1)
+
+
+SIMILARITIES: dict[str, Similarity] = {"retriever": dot_products, "late": by_maxsim, "sparse": by_terms}
 """The scores by which a model searches, by kind or role."""
 
 SCORINGS: dict[str, Callable[..., Any]] = {"maxsim": by_maxsim, "xtr": by_xtr}

@@ -5,7 +5,8 @@ the activations of one micro-batch at a time (https://arxiv.org/abs/2101.06983).
 share of the micro-batches. The gradients are the same in all these cases.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ class Outcome(NamedTuple):
     accuracy: float
     """Share of queries whose positive scores highest among the documents that count; for a language model, share of
     tokens that it predicted as the likeliest."""
+    measured: Mapping[str, float] = MappingProxyType({})
+    """Further measurements for the log, by name."""
 
 
 class Example(NamedTuple):
@@ -160,7 +163,7 @@ def backward(
     assert gradients is not None  # set by backward, for the type checker
     within_memory(lambda: again(gradients.split(sizes)) if cached else rows.values.backward(gradients), together)
     sum_gradients(model, world)
-    return Outcome(outcome.loss.detach(), outcome.accuracy)
+    return outcome._replace(loss=outcome.loss.detach())
 
 
 def _together(model: Model, world: World) -> World:

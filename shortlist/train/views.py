@@ -68,7 +68,7 @@ def joined_examples(first: Example, second: Example, *, weight: float) -> Exampl
         here, there = torch.arange(count), torch.arange(count, total)
         one = first.objective(select(rows, here), **part(here, guide_rows))
         other = second.objective(select(rows, there), **part(there, None))
-        return Outcome(one.loss + weight * other.loss, one.accuracy)
+        return one._replace(loss=one.loss + weight * other.loss)
 
     return first._replace(
         token_ids=first.token_ids + second.token_ids, query_ids=first.query_ids + second.query_ids, objective=objective
