@@ -186,7 +186,7 @@ class SparseIndex:
         keep: Bool[np.ndarray, " rows"] | None,
     ) -> tuple[Float32[np.ndarray, " found"], Int[np.ndarray, " found"]]:
         """Search one query: a scan in float32 finds all that can be among the best, which are scored exactly."""
-        slack, least = 1 - error_bound(len(terms)), np.float32(0)
+        slack, least = 1 - error_bound(len(terms)), 0.0
         rows, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         for segment in self.segments:
             scanned = np.zeros(segment.last - segment.first, dtype=np.float32)
@@ -198,7 +198,7 @@ class SparseIndex:
             found = best_scores(scanned, k, least=least, slack=slack)
             rows, scores = np.concatenate([rows, found + segment.first]), np.concatenate([scores, scanned[found]])
             if len(scores) > k:
-                least = np.partition(scores, -k)[-k] * np.float32(slack)
+                least = float(np.partition(scores, -k)[-k]) * slack
                 near = scores >= least
                 rows, scores = rows[near], scores[near]
         return self._settle(terms, weights, rows, k)

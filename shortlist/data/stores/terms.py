@@ -176,7 +176,8 @@ class TermWriter:
         if not known.all():
             raise UserError(
                 f"document {doc_ids[_owner(weights.counts, known)]!r} has term "
-                f"{weights.terms[int(known.argmin())]}, and the vocabulary {self.num_terms:,} terms; expected a model and a tokenizer of one vocabulary."
+                f"{weights.terms[int(known.argmin())]}, and the vocabulary {self.num_terms:,} terms; expected a model "
+                "and a tokenizer of one vocabulary."
             )
 
     def _write_vocabulary(self) -> None:
