@@ -272,7 +272,7 @@ class Held(NamedTuple):
 HELD = {
     "vectors": Held("one vector for each document", "dense", "another kind"),
     "tokens": Held("token vectors, many for each document", "late", "--kind late, or --kind narrow"),
-    "terms": Held("term weights", "sparse", "--kind sparse"),
+    "terms": Held("term weights", "sparse", "--kind sparse, or --kind seismic"),
 }
 """What stores hold, by kind."""
 

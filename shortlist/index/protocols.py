@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -97,6 +97,9 @@ class TokenIndex(Protocol):
 @runtime_checkable
 class TermIndex(Protocol):
     """An index that finds the documents whose term weights match the queries' best."""
+
+    terms: Any
+    """The store of the documents' term weights, a TermReader."""
 
     def find(self, queries: TermWeights, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
         """Find the at most k documents with the greatest inner product with each query.

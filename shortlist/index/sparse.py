@@ -38,6 +38,8 @@ SMALL_SEGMENTS = 8
 """The most segments that updates may add before they are merged."""
 READ_AT_ONCE = 1 << 20
 """Entries of a store that are read at a time."""
+SCORED_AT_ONCE = 8192
+"""Rows that are scored exactly at a time."""
 DESCRIPTION = "index.json"
 COLUMNS = ("rows", "weights", "starts")
 
@@ -163,8 +165,7 @@ class SparseIndex:
         check_term_queries(queries, k, num_terms=self.num_terms)
         queries = heaviest(queries, self.query_terms)
         k = min(k, max(self.terms.num_docs, 1))
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        positions = np.full((len(queries), k), -1, dtype=np.int64)
+        scores, positions = no_scores(len(queries), k)
         keep = self._rows_to_find(allowed)
         for number, (terms, weights) in enumerate(queries):
             exact, found = self._search(terms, weights, k, keep)
@@ -211,23 +212,51 @@ class SparseIndex:
         k: int,
     ) -> tuple[Float32[np.ndarray, " k"], Int[np.ndarray, " k"]]:
         """Select the k best of some rows by exact scores, best first."""
-        positions, scores = self._positions[rows], self._score_rows(terms, weights, rows)
+        positions, scores = self._positions[rows], score_rows(self.terms, terms, weights, rows)
         best = np.lexsort((positions, -scores))[:k]
         return scores[best], positions[best]
 
     def score(self, query: TermWeights, positions: Int[np.ndarray, " docs"]) -> Float32[np.ndarray, " docs"]:
         """Score some documents for one query exactly."""
         [(terms, weights)] = query
-        return self._score_rows(terms, weights, self.terms.rows_of(positions))
+        return score_rows(self.terms, terms, weights, self.terms.rows_of(positions))
 
-    def _score_rows(
-        self, terms: Int32[np.ndarray, " terms"], weights: Float32[np.ndarray, " terms"], rows: Int[np.ndarray, " rows"]
-    ) -> Float32[np.ndarray, " rows"]:
-        entries, asked = self.terms.rows(rows).as_float32(), np.zeros(self.num_terms)
-        asked[terms] = weights
+    def matches(self, query: TermWeights, positions: Int[np.ndarray, " docs"]) -> list[dict[int, float]]:
+        """Return the weights, in some documents, of the terms that a query shares with them."""
+        return matching_terms(self.terms, query, positions)
+
+
+def matching_terms(
+    store: TermReader, query: TermWeights, positions: Int[np.ndarray, " docs"]
+) -> list[dict[int, float]]:
+    """Return the weights, in some documents, of the terms that a query shares with them."""
+    asked = set(query.terms.tolist())
+    return [
+        {term: weight for term, weight in zip(terms.tolist(), weights.tolist(), strict=True) if term in asked}
+        for terms, weights in store.take(positions)
+    ]
+
+
+def no_scores(num_queries: int, k: int) -> Best:
+    """Return the result of a search that found nothing, with room for k documents."""
+    return np.full((num_queries, k), -np.inf, dtype=np.float32), np.full((num_queries, k), -1, dtype=np.int64)
+
+
+def score_rows(
+    store: TermReader,
+    terms: Int32[np.ndarray, " terms"],
+    weights: Float32[np.ndarray, " terms"],
+    rows: Int[np.ndarray, " rows"],
+) -> Float32[np.ndarray, " rows"]:
+    """Score rows of a store for a query exactly."""
+    asked, scores = np.zeros(store.num_terms), np.empty(len(rows), dtype=np.float32)
+    asked[terms] = weights
+    for first in range(0, len(rows), SCORED_AT_ONCE):
+        entries = store.rows(rows[first : first + SCORED_AT_ONCE]).as_float32()
         products = asked[entries.terms] * entries.weights  # exact in float64
-        owners = np.repeat(np.arange(len(rows)), entries.counts)
-        return np.bincount(owners, products, minlength=len(rows)).astype(np.float32)
+        owners = np.repeat(np.arange(len(entries)), entries.counts)
+        scores[first : first + SCORED_AT_ONCE] = np.bincount(owners, products, minlength=len(entries))
+    return scores
 
 
 def check_term_queries(queries: TermWeights, k: int, *, num_terms: int) -> None:
@@ -356,6 +385,15 @@ class EncodesTerms(Protocol):
         ...
 
 
+class TermMatches(NamedTuple):
+    """A query's weighted terms, and those that documents share with it."""
+
+    query: WeightedTerms
+    """The heaviest first."""
+    matched: dict[str, WeightedTerms]
+    """By document: the terms that it shares with the query, in that order, with their weights in it."""
+
+
 @final
 class SparseSearch:
     """A first stage that searches an index by the term weights of a sparse retriever."""
@@ -390,6 +428,22 @@ class SparseSearch:
     def find_by_weights(self, queries: TermWeights, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
         """Find the k best documents for each query, given by its term weights."""
         return self.index.find(queries, k) if allowed is None else self.index.find(queries, k, allowed=allowed)
+
+    def explain(self, query: str | Query, doc_ids: Sequence[str]) -> "TermMatches":
+        """Return a query's weighted terms, and those of them that documents have, with their weights there."""
+        weights = self.query_weights([query])
+        names = self.retriever.terms
+        store: TermReader = self.index.terms
+        places = np.flatnonzero(Allowed(doc_ids).mask(store.doc_ids))
+        found = dict(zip(store.doc_ids.take(places), matching_terms(store, weights, places), strict=True))
+        [(terms, numbers)] = weights
+        order = terms[np.argsort(-numbers, kind="stable")].tolist()
+        matched = {
+            doc_id: [(names[term], found[doc_id][term]) for term in order if term in found[doc_id]]
+            for doc_id in doc_ids
+            if doc_id in found
+        }
+        return TermMatches(named_terms(names, terms, numbers), matched)
 
     def query_terms(self, queries: str | Query | Iterable[str | Query]) -> list[WeightedTerms]:
         """Return the terms that `search` uses for these queries, the heaviest first."""
