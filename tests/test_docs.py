@@ -20,6 +20,8 @@ from shortlist.commands import COMMANDS, GONE
 from shortlist.config import flag_of, parse
 from shortlist.data.collections import open_collection
 from shortlist.math.ranking import Ranking
+from shortlist.models.folder import open_folder
+from shortlist.models.loading_sparse import sparse_to_train
 from shortlist.models.save import save_model
 from shortlist.pipeline import spec
 from shortlist.recipe import plan
@@ -166,6 +168,7 @@ def test_the_blocks_about_python_run_one_after_the_other(tiny, tmp_path, monkeyp
     for folder in (tiny.collection, tiny.retriever, tiny.reranker):
         shutil.copytree(folder, {"collection": "my-data"}.get(folder.name, f"my-{folder.name}"))
     save_model(late_to_train(str(tiny.bert)), Path("my-late-model"))
+    save_model(sparse_to_train(open_folder(str(tiny.bert))), Path("my-sparse-model"))
     qrels = open_collection("my-data").qrels("test")
     candidates = {query_id: [document.doc_id for document in DOCUMENTS] for query_id in qrels}
     tasks = {"SciFact": None, "AskUbuntuDupQuestions": candidates}

@@ -32,6 +32,7 @@ WRITERS: dict[str, tuple[str | None, Callable[..., None]]] = {
 
 OF_KINDS: dict[tuple[str, str], Callable[..., None]] = {
     ("sentence-transformers", "late"): late("export.late", "write_multi_vector_encoder"),
+    ("sentence-transformers", "sparse"): late("export.sparse", "write_sparse_encoder"),
 }
 """The functions for a layout and a kind of model that has its own."""
 
@@ -41,9 +42,9 @@ class Config:
     model: tyro.conf.Positional[str]
     """Retriever or reranker: folder or hub name."""
     to: Target
-    """sentence-transformers: a retriever for SentenceTransformer, a late one for MultiVectorEncoder. pylate: a late one
-    for PyLate. cross-encoder: a reranker for CrossEncoder and transformers. peft: an adapter by itself. merged: whole
-    weights. onnx: for onnxruntime."""
+    """sentence-transformers: a retriever for SentenceTransformer, a late one for MultiVectorEncoder, a sparse one for
+    SparseEncoder. pylate: a late one for PyLate. cross-encoder: a reranker for CrossEncoder and transformers. peft: an
+    adapter by itself. merged: whole weights. onnx: for onnxruntime."""
     out: NotInJob[Path]
     """Folder to write."""
     contract: str | None = None

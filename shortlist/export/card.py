@@ -12,7 +12,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.models.files import base_name, is_adapter
 from shortlist.models.folder import ModelFolder
-from shortlist.text.contract import PER_TOKEN, TEMPLATES, Form, InputContract, Reading, is_token
+from shortlist.text.contract import PER_TOKEN, SPARSE, TEMPLATES, Form, InputContract, Reading, is_token
 
 CARD = "README.md"
 SETTINGS = (
@@ -69,6 +69,7 @@ def card(
     config, kind = manifest.get("config", {}), "reranker" if contract.form.pair else "retriever"
     kind = "language model" if config.get("kind") == "language-model" else kind
     kind = "late-interaction retriever" if contract.reading.pooling == PER_TOKEN else kind
+    kind = "sparse retriever" if contract.reading.pooling in SPARSE else kind
     base = config.get("backbone") or (base_name(model.path) if is_adapter(model.path) else None)
     front: dict[str, Any] = {"license": licence or _licence(base), "library_name": "shortlist"}
     front |= {
@@ -168,7 +169,8 @@ def _use(kind: str, prompt: str | None = None) -> str:
         )
         return f"## Use\n\n```python\nfrom shortlist import load_reranker\n\n{call}\n```"
     call = 'encode_queries(["..."])' if kind == "retriever" else 'score("query", ["document", "..."])'
-    name = "LateRetriever" if kind == "late-interaction retriever" else kind.capitalize()
+    names = {"late-interaction retriever": "LateRetriever", "sparse retriever": "SparseRetriever"}
+    name = names.get(kind, kind.capitalize())
     kind = kind.split()[-1]
     code = f"```python\nfrom shortlist import {name}\n\n{kind} = {name}.load(FOLDER)\n{kind}.{call}\n```"
     return f"## Use\n\n{code}"

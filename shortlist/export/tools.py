@@ -99,8 +99,9 @@ def write_peft(model: Any, folder: Path, *, source: ModelFolder) -> None:
         raise UserError(
             f"{source.name}: is an adapter on top of another adapter, {source.base.name}; export it as merged."
         )
-    if model.kind == "late":
-        raise UserError(f"{source.name}: PEFT has no place for its projection; export it to sentence-transformers.")
+    if model.kind in ("late", "sparse"):
+        what = {"late": "projection; export it to sentence-transformers", "sparse": "head; export it as merged"}
+        raise UserError(f"{source.name}: PEFT has no place for its {what[model.kind]}.")
     if KINDS[model.kind].role == "retriever":
         check_modules(model, source.name)
     folder.mkdir(parents=True, exist_ok=True)
