@@ -139,7 +139,7 @@ class ProposedIndex:
     ) -> None:
         self.terms, self.parameters, self.query_terms = terms, parameters, query_terms
         self.missing = terms.beyond(shard_hashes)
-        self._index, self._names = index, str(_seismic().get_seismic_string())
+        self.engine, self._names = index, str(_seismic().get_seismic_string())
         self._positions = terms.positions_of(np.arange(int(terms.starts[len(shard_hashes)])))
 
     def __repr__(self) -> str:
@@ -204,7 +204,7 @@ class ProposedIndex:
         self, terms: Int32[np.ndarray, " terms"], weights: Float32[np.ndarray, " terms"], count: int
     ) -> Int[np.ndarray, " rows"]:
         """Return the rows that Seismic finds."""
-        found = self._index.search(
+        found = self.engine.search(
             query_id="",
             query_components=terms.astype(self._names),
             query_values=weights,
