@@ -69,8 +69,8 @@ def build_seismic(terms: TermReader, folder: Path, *, advance: Advance, **chosen
         if len(entries.weights) and float(entries.weights.max()) > np.finfo(np.float16).max:
             raise UserError(f"{terms.folder}: has a weight of {entries.weights.max():g}, more than Seismic can hold.")
         offsets = np.concatenate([[0], np.cumsum(entries.counts)])
-        numbers = entries.terms.astype(np.uint32 if terms.num_terms > MOST_TERMS else np.uint16)
-        dataset.add_documents_by_id(list(map(str, block.rows.tolist())), numbers, entries.weights, offsets)
+        names, numbers = list(map(str, block.rows.tolist())), entries.terms.astype(np.int64)
+        dataset.add_documents_by_id(names, numbers, entries.weights, offsets.astype(np.int64))
         advance(len(block.rows))
     index = index_of.build_from_dataset(
         dataset,
@@ -90,7 +90,7 @@ def build_seismic(terms: TermReader, folder: Path, *, advance: Advance, **chosen
 def _checked(parameters: dict[str, int]) -> dict[str, int]:
     for name, value in parameters.items():
         if value < 1 or (value > 100 and name in ("clusters", "energy", "heap")):
-            raise UserError(f"{name} {value}: expected {'1 to 100' if value > 100 else 'at least 1'}.")
+            raise UserError(f"{name} {value}: expected {'at most 100' if value > 100 else 'at least 1'}.")
     return parameters
 
 

@@ -70,12 +70,12 @@ def test_search_equals_the_exhaustive_one_with_its_ties(tmp_path, small_segments
 
 @pytest.mark.slow
 def test_ten_thousand_random_queries_find_what_exhaustive_search_finds(tmp_path, small_segments):
-    documents = random_weights(400, 1, most=30)
+    documents = random_weights(200, 1, most=30)
     random = np.random.default_rng(5)
     near = (documents.weights * np.exp(random.normal(0, 1e-7, len(documents.weights)))).astype(np.float32)
     documents = TermWeights(documents.terms, near, documents.counts)
     index = SparseIndex(TermReader(write(tmp_path, documents)))
-    queries = random_weights(10_000, 6, most=40)
+    queries = random_weights(10_000, 6, most=8)
     assert found(index, queries, 10) == exhaustive(queries, documents, 10)
 
 
