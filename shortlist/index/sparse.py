@@ -375,10 +375,8 @@ def sparse_footprint(terms: TermReader) -> Footprint:
 class EncodesTerms(Protocol):
     """A sparse retriever, or any object that turns queries into term weights."""
 
-    @property
-    def terms(self) -> Sequence[str]:
-        """The names of the terms, by their numbers."""
-        ...
+    terms: Any
+    """The names of the terms, by their numbers."""
 
     def encode_queries(self, queries: Sequence[Query]) -> TermWeights:
         """Compute the weights of queries' terms."""
@@ -390,7 +388,7 @@ class TermMatches(NamedTuple):
 
     query: WeightedTerms
     """The heaviest first."""
-    matched: dict[str, WeightedTerms]
+    matched: Mapping[str, WeightedTerms]
     """By document: the terms that it shares with the query, in that order, with their weights in it."""
 
 
@@ -432,12 +430,12 @@ class SparseSearch:
     def explain(self, query: str | Query, doc_ids: Sequence[str]) -> "TermMatches":
         """Return a query's weighted terms, and those of them that documents have, with their weights there."""
         weights = self.query_weights([query])
-        names = self.retriever.terms
+        names: Sequence[str] = self.retriever.terms
         store: TermReader = self.index.terms
         places = np.flatnonzero(Allowed(doc_ids).mask(store.doc_ids))
         found = dict(zip(store.doc_ids.take(places), matching_terms(store, weights, places), strict=True))
         [(terms, numbers)] = weights
-        order = terms[np.argsort(-numbers, kind="stable")].tolist()
+        order: list[int] = terms[np.argsort(-numbers, kind="stable")].tolist()
         matched = {
             doc_id: [(names[term], found[doc_id][term]) for term in order if term in found[doc_id]]
             for doc_id in doc_ids
@@ -465,7 +463,8 @@ def named_terms(
 ) -> WeightedTerms:
     """Return the terms of a text by their names, the heaviest first."""
     order = np.argsort(-weights, kind="stable")
-    return [(names[term], weight) for term, weight in zip(terms[order].tolist(), weights[order].tolist(), strict=True)]
+    numbers: list[int] = terms[order].tolist()
+    return [(names[term], weight) for term, weight in zip(numbers, weights[order].tolist(), strict=True)]
 
 
 def numbered_terms(numbers: Mapping[str, int], texts: Sequence[WeightedTerms]) -> TermWeights:
