@@ -431,7 +431,7 @@ def _search_answer(query: str, found: Answer, explain: bool) -> schema.SearchAns
         for rank, result in enumerate(found.results, start=1)
     ]
     times = found.milliseconds if explain else None
-    return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
+    return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None, terms=None)
 
 
 def _add_passages(answer: schema.SearchAnswer) -> None:

@@ -87,7 +87,9 @@ class TermBlock(NamedTuple):
 def to_entries(weights: TermWeights, dtype: str) -> TermEntries:
     """Convert term weights to what a store of this dtype holds."""
     if dtype != "uint8":
-        return TermEntries(weights.counts, weights.terms, weights.weights.astype(TERM_DTYPES[dtype]))
+        with np.errstate(over="ignore"):  # the writer refuses what is not finite
+            stored = weights.weights.astype(TERM_DTYPES[dtype])
+        return TermEntries(weights.counts, weights.terms, stored)
     starts, there = np.cumsum(weights.counts) - weights.counts, weights.counts > 0
     scales = np.zeros(len(weights), dtype=np.float32)
     if there.any():
