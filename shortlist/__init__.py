@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shortlist.data.formats import read_qrels, write_corpus, write_qrels, write_queries
     from shortlist.data.groups import open_groups, write_groups
     from shortlist.data.runs import read_run, write_run
+    from shortlist.data.stores.terms import TermReader, TermWriter
     from shortlist.data.stores.tokens import TokenReader, TokenWriter
     from shortlist.data.stores.vectors import VectorReader, VectorWriter
     from shortlist.errors import UserError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex
     from shortlist.index.late import LateIndex
+    from shortlist.index.sparse import SparseIndex
     from shortlist.math.fusion import rrf
     from shortlist.math.maxsim import TokenVectors
     from shortlist.math.terms import TermWeights
@@ -57,6 +59,7 @@ HOMES = {
     "data.formats": "read_qrels write_corpus write_qrels write_queries",
     "data.groups": "open_groups write_groups",
     "data.runs": "read_run write_run",
+    "data.stores.terms": "TermReader TermWriter",
     "data.stores.tokens": "TokenReader TokenWriter",
     "data.stores.vectors": "VectorReader VectorWriter",
     "errors": "UserError",
@@ -64,6 +67,7 @@ HOMES = {
     "index.bm25": "BM25Index",
     "index.flat": "FlatIndex",
     "index.late": "LateIndex",
+    "index.sparse": "SparseIndex",
     "math.fusion": "rrf",
     "math.maxsim": "TokenVectors",
     "math.terms": "TermWeights",

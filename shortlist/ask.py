@@ -5,13 +5,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tyro.conf import Positional
 
 from shortlist.errors import UserError
+from shortlist.index.protocols import WeightedTerms
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
+from shortlist.pipeline.terms import explained
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import say
 
@@ -19,6 +22,8 @@ DEMO_FOLDER = Path("shortlist-demo")
 SNIPPET = 300
 """Most characters of a document to print."""
 LINES = 6
+TERMS = 30
+"""Most terms to print, the heaviest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,8 @@ class Config(Sources):
     """Filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (docs/guide.md)."""
     answer: AnswerUnit = "chunks"
     """`documents`: print whole documents, each with its best chunk, where the collection's entries are chunks (d#0)."""
+    explain: bool = False
+    """Print the question's weighted terms and those that each document has, where a sparse model searches."""
     json: bool = False
     """Print one JSON object: the results with their rank and score by step, and the milliseconds of each step."""
 
@@ -60,11 +67,18 @@ def run(config: Config) -> None:
     description = asked_pipeline(config)
     if description.collection is None:
         raise UserError("--collection is missing: it says where the documents are.")
-    [answer] = Pipeline.open(description).answer([config.question], config.k, where=config.where, answer=config.answer)
+    pipeline = Pipeline.open(description)
+    [answer] = pipeline.answer([config.question], config.k, where=config.where, answer=config.answer)
+    matches = explained(pipeline.steps, config.question, answer) if config.explain else None
+    if config.explain and matches is None:
+        say("ask: --explain shows the terms of sparse models, and none searches here.")
     if config.json:
-        print(json.dumps(as_json(config.question, answer), ensure_ascii=False))
+        terms = {} if matches is None else {"terms": dict(matches.query), "matched": matches.matched}
+        print(json.dumps({**as_json(config.question, answer), **terms}, ensure_ascii=False))
         return
-    show(answer)
+    if matches is not None:
+        print(f"terms: {weighted(matches.query)}")
+    show(answer, {} if matches is None else matches.matched)
     say("ask: " + ", ".join(f"{step} {milliseconds:.1f} ms" for step, milliseconds in answer.milliseconds.items()))
 
 
@@ -94,10 +108,18 @@ def demo_pipeline(folder: Path) -> Path:
     return path
 
 
-def show(answer: Answer) -> None:
+def weighted(terms: WeightedTerms) -> str:
+    """List terms with their weights."""
+    return ", ".join(f"{name} {weight:.2f}" for name, weight in terms[:TERMS]) or "none"
+
+
+def show(answer: Answer, matched: Mapping[str, WeightedTerms] = MappingProxyType({})) -> None:
     """Print the documents of an answer.
 
     Each has its rank, score, id, the beginning of its text, and its rank and score at each step.
+
+    Args:
+        matched: the terms that documents share with the question, with their weights.
     """
     for rank, result in enumerate(answer.results, start=1):
         document = result.document
@@ -105,6 +127,8 @@ def show(answer: Answer) -> None:
         snippet = words if len(words) <= SNIPPET else words[:SNIPPET].rstrip() + " ..."
         lines = snippet.splitlines()[:LINES]
         lines += place_lines(result)
+        if (terms := matched.get(result.chunk or document.doc_id)) is not None:
+            lines.append(f"has {weighted(terms)}")
         if len(answer.milliseconds.keys() - {"documents"}) > 1:
             lines.append("; ".join(placed(step, place) for step, place in result.places.items()))
         print(f"{rank:2}. {document.doc_id}  ({result.score:.4f})", *lines, sep="\n      ")

@@ -9,7 +9,7 @@ from functools import partial
 
 from shortlist.convert.clicks import convert_clicks
 from shortlist.convert.documents import convert_documents
-from shortlist.convert.settings import OF_CLICKS, OF_DOCUMENTS, Config, refuse_given
+from shortlist.convert.settings import OF_CLICKS, OF_DOCUMENTS, OF_STORES, Config, refuse_given
 from shortlist.convert.training import convert_collection, convert_records
 from shortlist.convert.vectors import convert_vectors
 from shortlist.data.clicks import parse_columns
@@ -42,8 +42,8 @@ def _layout(config: Config) -> str:
         if config.as_ is None:
             say(f"convert: {first}: read as documents to search in, by the names of its files; --as says what it is.")
         return layout
-    if config.to == "arrays" and layout != STORE:
-        raise UserError(f"{first}: holds {layout}; --to arrays takes vectors from `shortlist encode`.")
+    if config.to in OF_STORES and layout != STORE:
+        raise UserError(f"{first}: holds {layout}; --to {config.to} takes vectors from `shortlist encode`.")
     refuse_given(config, OF_DOCUMENTS, layout, "and documents alone take {}; leave it out, or add --as documents.")
     if layout != CLICKS:
         names = ("columns", *OF_CLICKS)

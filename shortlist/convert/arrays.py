@@ -1,42 +1,104 @@
-"""Vectors of a store become plain arrays, which any tool reads."""
+"""What a store holds becomes plain arrays or JSON lines, which other tools read."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
+from scipy.sparse import csr_array, save_npz
 
 from shortlist.convert.settings import Config
 from shortlist.data.files import atomic_write
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.stores.kinds import Store, open_store
+from shortlist.data.stores.terms import TermReader
 from shortlist.data.stores.tokens import TokenReader
+from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.progress import progress
 
+DOCUMENTS_AT_ONCE = 10_000
 NUMBERS_AT_ONCE = 1 << 26
 """Numbers of vectors that are in memory together."""
 
 
 def convert_store(config: Config) -> None:
-    """Write the vectors of one store as arrays."""
+    """Write the vectors of one store in another layout."""
     source, *others = config.sources
-    if config.to != "arrays" or others or config.collection or config.allow_pickle:
+    if config.to not in LAYOUTS or others or config.collection or config.allow_pickle:
         raise UserError(
-            f"{source}: holds vectors; expected this source alone and --to arrays, without --collection and "
-            "--allow-pickle."
+            f"{source}: holds vectors; expected this source alone and --to arrays (or impacts), without --collection "
+            "and --allow-pickle."
         )
+    if not config.factor > 0:
+        raise UserError(f"--factor is {config.factor:g}; expected more than 0.")
     spec = JobSpec("convert", {"sources": [identity(source)]}, as_if=replace(config, as_=None), folder=True)
     job = start_job(config, spec)
     if not job.done:
         with job.result() as folder:
-            counts = write_arrays(open_store(Path(source)), folder)
+            counts = LAYOUTS[config.to](open_store(Path(source)), folder, config)
         job.finish(counts)
 
 
-def write_arrays(store: Store, folder: Path) -> dict[str, Any]:
+def _arrays(store: Store, folder: Path, config: Config) -> dict[str, Any]:
+    del config
+    return write_term_arrays(store, folder) if isinstance(store, TermReader) else write_arrays(store, folder)
+
+
+def _impacts(store: Store, folder: Path, config: Config) -> dict[str, Any]:
+    if not isinstance(store, TermReader):
+        raise UserError(f"{store.folder}: holds no term weights, which --to impacts takes; write --to arrays.")
+    return write_impacts(store, folder, config.factor)
+
+
+LAYOUTS: dict[str, Callable[[Store, Path, Config], dict[str, Any]]] = {"arrays": _arrays, "impacts": _impacts}
+"""Functions that write a store in a layout."""
+
+
+def write_term_arrays(store: TermReader, folder: Path) -> dict[str, Any]:
+    """Write a store's term weights as a sparse matrix in SciPy's format, with its ids and terms beside it.
+
+    matrix.npz is for `scipy.sparse.load_npz`: a row for each document, in corpus order, and a column for each term.
+    """
+    weights = store.take(np.arange(store.num_docs))
+    ends = np.concatenate([[0], np.cumsum(weights.counts)])
+    matrix = csr_array((weights.weights, weights.terms, ends), shape=(store.num_docs, store.num_terms))
+    save_npz(folder / "matrix.npz", matrix)
+    _write_names(store, folder)
+    return {"num_docs": store.num_docs, "num_entries": store.num_entries, "num_terms": store.num_terms}
+
+
+def write_impacts(store: TermReader, folder: Path, factor: float) -> dict[str, Any]:
+    """Write a store's term weights as JSON lines that Anserini's JsonVectorCollection reads.
+
+    A weight becomes a whole number, at least 1, after multiplication. Whoever searches must multiply the weights of
+    queries too, by the same or another factor, and round them.
+    """
+    names = store.vocabulary
+    with atomic_write(folder / "vectors.jsonl") as file, progress("converting", store.num_docs, "documents") as advance:
+        for first in range(0, store.num_docs, DOCUMENTS_AT_ONCE):
+            places = np.arange(first, min(first + DOCUMENTS_AT_ONCE, store.num_docs))
+            for doc_id, (terms, weights) in zip(store.doc_ids.take(places), store.take(places), strict=True):
+                levels = np.rint(weights.astype(np.float64) * factor).clip(min=1).astype(np.int64)
+                vector = {names[term]: level for term, level in zip(terms.tolist(), levels.tolist(), strict=True)}
+                record = {"id": doc_id, "contents": "", "vector": vector}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            advance(len(places))
+    return {"num_docs": store.num_docs, "num_entries": store.num_entries, "factor": factor}
+
+
+def _write_names(store: TermReader, folder: Path) -> None:
+    with atomic_write(folder / "doc_ids.txt") as file:
+        file.writelines(f"{doc_id}\n" for doc_id in store.doc_ids)
+    with atomic_write(folder / "vocabulary.json") as file:
+        json.dump(store.vocabulary, file, ensure_ascii=False)
+
+
+def write_arrays(store: VectorReader | TokenReader, folder: Path) -> dict[str, Any]:
     """Write a store's vectors, in corpus order, and return what was counted.
 
     values.npy holds the vectors, in float16 if the store does and otherwise in float32; doc_ids.txt an id per line. For

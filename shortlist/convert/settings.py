@@ -15,6 +15,8 @@ OF_CLICKS = ("position_bias", "min_clicks", "min_rate", "skip_missing")
 OF_DOCUMENTS = ("chunks", "chunk_size", "overlap", "tokenizer", "skip_bad", "workers")
 OF_TRAINING = ("to", "collection", "split", "allow_pickle")
 """Settings that only click logs, only documents, and all but documents take."""
+OF_STORES = ("arrays", "impacts")
+"""Layouts that the stores of `shortlist encode` alone become."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,11 @@ class Config:
     as_: Annotated[Literal["documents", "training", "clicks"] | None, tyro.conf.arg(name="as")] = None
     """What the sources are: `documents` are files to search in, each of which becomes chunks; `training` is training
     data, a collection or vectors, `clicks` a click log (None: seen from names and contents)."""
-    to: Literal["shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding", "arrays"] = (
-        "shortlist"
-    )
+    to: Literal[
+        "shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding", "arrays", "impacts"
+    ] = "shortlist"
     """Layout to write; `tevatron` has ids, with a corpus beside them, and `tevatron-old` has passages. `arrays` is for
-    vectors from `encode`: plain NumPy files."""
+    vectors from `encode`: plain NumPy files; `impacts` for term weights: JSON lines that Anserini and Pyserini read."""
     collection: str | None = None
     """Collection with the documents (and queries) of the ids in the sources: folder, `irds:` or `hf:` name. Of sources
     with texts, those that are a document's text there become that document."""
@@ -65,6 +67,8 @@ class Config:
     """Leave out files and records that cannot be read, count them and list them in skipped.txt, instead of stopping."""
     workers: SpeedOnly[int | None] = None
     """Processes that read files of documents (None: one for each core, where there are many megabytes)."""
+    factor: float = 100.0
+    """What weights are multiplied by before they are rounded to whole numbers (impacts)."""
     allow_pickle: NotInJob[bool] = False
     """Read pickled vectors. A pickle can run any code; here it may only rebuild arrays, and is refused if it asks for
     more."""

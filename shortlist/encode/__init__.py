@@ -83,8 +83,8 @@ def fill(job: Job, config: Config, model: ModelFolder, collection: Collection, s
     if why := other_tokens(made_with, lambda: model.tokenizer):
         raise UserError(f"--out {job.out}: {why}; encode anew, with --overwrite or into another folder.")
     results: dict[str, Any] = {}
-    given = (config.precision, config.dtype, config.pool_tokens, config.keep_tokens)
-    if given != ("fp32", "float32", None, None):
+    given = (config.precision, config.dtype, config.pool_tokens, config.keep_tokens, config.keep_terms)
+    if given != ("fp32", "float32", None, None, None):
         sample = partial(vector_agreement, encoder, dtype=config.dtype)
         results["agreement"] = job.decide("agreement", lambda: sample(list(islice(usable(), SAMPLE))))
         say(f"encode: agreement with fp32 in float32 on {results['agreement']}.")

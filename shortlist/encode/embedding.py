@@ -14,12 +14,15 @@ from shortlist.data.collections import Collection
 from shortlist.data.lines import OnBad
 from shortlist.data.stores.shards import CODEBOOK
 from shortlist.data.stores.snapshots import document_keys
+from shortlist.data.stores.terms import TERM_DTYPES, TermReader, TermWriter, to_entries
 from shortlist.data.stores.tokens import RESIDUALS, TokenReader, TokenWriter, as_stored
 from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, to_rows
-from shortlist.math.agreement import NEIGHBOURS, Agreement, agreement, token_agreement
+from shortlist.math.agreement import NEIGHBOURS, Agreement, agreement, term_agreement, token_agreement
 from shortlist.math.combination import avgp
+from shortlist.math.heaviest import heaviest
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.quantize import from_int8
+from shortlist.math.terms import TermWeights
 from shortlist.math.thinning import POOLING, thinned
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder
@@ -27,6 +30,7 @@ from shortlist.models.kinds import kind_in
 from shortlist.models.late_retriever import LateRetriever
 from shortlist.models.retriever import Retriever
 from shortlist.models.run import TextsDone
+from shortlist.models.sparse_retriever import SparseRetriever
 from shortlist.records import Document
 from shortlist.settings.encode import Config, contract_of
 from shortlist.text.batching import windows
@@ -37,7 +41,15 @@ from shortlist.text.segments import document_segments, named_segments
 TOKENS_A_SHARD = 1 << 19
 """Most token vectors in a shard, which is in memory as a whole before it is written."""
 
-Vectors = Float[np.ndarray, "docs dim"] | TokenVectors
+
+class NamedTerms(NamedTuple):
+    """Term weights of documents with the vocabulary that their numbers are from."""
+
+    weights: TermWeights
+    vocabulary: list[str]
+
+
+Vectors = Float[np.ndarray, "docs dim"] | TokenVectors | NamedTerms
 Embed = Callable[..., Vectors]
 """Embeds documents with a retriever; options as in `run_model`."""
 
@@ -95,6 +107,13 @@ def token_vectors(
     return thinned(vectors, factor=factor, budget=budget)
 
 
+def term_weights(
+    retriever: Any, documents: Sequence[Document], *, most: int | None = None, **options: Any
+) -> NamedTerms:
+    """Embed each document as weights for terms; `most` as for `heaviest`."""
+    return NamedTerms(heaviest(retriever.encode_documents(documents, **options), most), list(retriever.terms))
+
+
 def encode(retriever: Any, part: ShardDocuments, *, embed: Embed = one_vector, **options: Any) -> Shard:
     """Embed one shard; options as in `run_model`."""
     doc_ids = [document.doc_id for document in part.documents]
@@ -121,6 +140,10 @@ class EmbeddingKind:
     """Counts the vectors of a shard."""
     vector_bytes: Callable[[int, str], float]
     """Computes the size on disk of a vector of some dimension in a dtype."""
+    dim: Callable[[Any], int] = lambda retriever: retriever.dim
+    """Returns the dimension of a retriever's vectors."""
+    held_bytes: Callable[[int], int] = lambda dim: 4 * dim
+    """Computes the size in memory of a vector of some dimension, as the model gives it."""
     row_bytes: int = 0
     """The size on disk of what is kept of a document besides vectors, id and key."""
     reads_on: str = "a larger --max-length or --segments maxp"
@@ -137,6 +160,10 @@ def _embed_tokens(config: Config) -> Embed:
     return partial(token_vectors, factor=config.pool_tokens, budget=config.keep_tokens)
 
 
+def _embed_terms(config: Config) -> Embed:
+    return partial(term_weights, most=config.keep_terms)
+
+
 def _write_vectors(folder: Path, shard: Shard, *, dtype: str, num_docs: int | None) -> None:
     del num_docs
     number, doc_ids, vectors, keys = shard
@@ -148,6 +175,13 @@ def _write_tokens(folder: Path, shard: Shard, *, dtype: str, num_docs: int | Non
     number, doc_ids, vectors, keys = shard
     assert isinstance(vectors, TokenVectors)
     TokenWriter(folder, vectors.values.shape[1], dtype, num_docs=num_docs).write_shard(number, doc_ids, vectors, keys)
+
+
+def _write_terms(folder: Path, shard: Shard, *, dtype: str, num_docs: int | None) -> None:
+    del num_docs
+    number, doc_ids, vectors, keys = shard
+    assert isinstance(vectors, NamedTerms)
+    TermWriter(folder, vectors.vocabulary, dtype).write_shard(number, doc_ids, vectors.weights, keys)
 
 
 def _arrange_tokens(folder: Path, dtype: str, shards: Iterator[Any]) -> Iterator[Any]:
@@ -178,12 +212,21 @@ def _agree_tokens(found: TokenVectors, exact: TokenVectors, dtype: str) -> Agree
     return token_agreement(as_stored(found, dtype), exact)
 
 
+def _agree_terms(found: NamedTerms, exact: TermWeights, dtype: str) -> Agreement:
+    return term_agreement(to_entries(found.weights, dtype).as_float32(), exact)
+
+
 def _bytes_of_vector(dim: int, dtype: str) -> float:
     return float(dim * DTYPES[dtype].itemsize + (4 if dtype == "int8" else 0))
 
 
 def _bytes_of_token(dim: int, dtype: str) -> float:
     return dim * RESIDUALS[dtype] / 8 + 2 if dtype in RESIDUALS else _bytes_of_vector(dim, dtype)
+
+
+def _bytes_of_term(dim: int, dtype: str) -> float:
+    del dim
+    return 4.0 + np.dtype(TERM_DTYPES[dtype]).itemsize
 
 
 def _describe_vectors(folder: Path, config: Config) -> dict[str, Any]:
@@ -197,6 +240,13 @@ def _describe_tokens(folder: Path, config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"num_docs": store.num_docs, "num_tokens": store.num_tokens, "dim": store.dim}
     pooling = {"token_pooling": POOLING} if config.pool_tokens is not None else {}
     return found | {"dtype": store.dtype} | pooling
+
+
+def _describe_terms(folder: Path, config: Config) -> dict[str, Any]:
+    del config
+    store = TermReader(folder, compare=False)
+    found = {"num_docs": store.num_docs, "num_entries": store.num_entries, "num_terms": store.num_terms}
+    return found | {"dtype": store.dtype}
 
 
 EMBEDDINGS: dict[str, EmbeddingKind] = {
@@ -220,6 +270,19 @@ EMBEDDINGS: dict[str, EmbeddingKind] = {
         row_bytes=4,
         reads_on="a larger --max-length",
         described=_describe_tokens,
+    ),
+    "SparseRetriever": EmbeddingKind(
+        load=SparseRetriever.load,
+        embed=_embed_terms,
+        write=_write_terms,
+        agree=_agree_terms,
+        count=lambda vectors: len(vectors.weights.terms),
+        vector_bytes=_bytes_of_term,
+        dim=lambda retriever: retriever.num_terms,
+        held_bytes=lambda dim: 8,
+        row_bytes=8,
+        reads_on="a larger --max-length",
+        described=_describe_terms,
     ),
 }
 """The ways to embed, by the class that a kind of model is used through (`ModelKind.used_as`)."""

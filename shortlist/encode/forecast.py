@@ -33,10 +33,11 @@ def forecast_encoding(config: Config, model: ModelFolder, collection: Collection
     )
     speed = measure_speed(encoder, documents, in_segments=in_segments)
     total = round(collection.num_docs() * speed.rows_per_document)
-    embedding, dim = encoder.embedding, encoder.retriever.dim
+    embedding = encoder.embedding
+    dim = embedding.dim(encoder.retriever)
     vector, shard_size = embedding.vector_bytes(dim, config.dtype), embedding.shard_size(config, encoder.contract)
     row = speed.vectors * vector + embedding.row_bytes + KEY_BYTES
-    in_flight = min(total, shard_size) * (speed.vectors * (4 * dim + vector) + speed.text_bytes)
+    in_flight = min(total, shard_size) * (speed.vectors * (embedding.held_bytes(dim) + vector) + speed.text_bytes)
     rows = "segments" if in_segments else "documents"
     lines = {
         rows: f"{total:,}, of {speed.tokens:,.0f} tokens on average",

@@ -26,7 +26,7 @@ class Config:
     kind: str = "bm25"
     """bm25: an index of words. Over vectors: narrow (exact, with fewer bytes); hnsw, ivf-flat and ivf-pq (approximate,
     with FAISS); pgvector (in PostgreSQL) and lance (in LanceDB). Over token vectors: narrow, late and late-centroids
-    (approximate)."""
+    (approximate). Over term weights: sparse (exact) and seismic (approximate)."""
     collection: str | None = None
     """Folder, `irds:` or `hf:` name of the corpus that BM25 reads; for other kinds, --check takes its queries."""
     vectors: Path | None = None
@@ -43,7 +43,8 @@ class Config:
     set: tuple[str, ...] = ()
     """Parameters that replace the automatic ones, as name=value. hnsw: links, construction, bits; ivf: lists,
     code_bytes; both: effort, refine, sample; late: repetitions, bits, width; late-centroids: centroids, probes; both:
-    effort, refine; pgvector: m, ef_construction; for lance see the guide."""
+    effort, refine; seismic: postings, clusters, energy, effort, heap, refine; pgvector: m, ef_construction; for lance
+    see the guide."""
     exact: bool = False
     """pgvector, lance: build no approximate index; every search compares all vectors."""
     dsn: str | None = None

@@ -1,6 +1,6 @@
 """Building an index of any kind from a corpus or from vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from shortlist.data.keyed import KeyedCorpus
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError, unknown
 from shortlist.index.kinds import IndexKind
-from shortlist.index.opening import holds_segments, holds_tokens, kept_dims
+from shortlist.index.opening import HELD, held, holds_segments, kept_dims
 from shortlist.progress import progress, track
 
 
@@ -58,33 +58,36 @@ def _over_vectors(kind: IndexKind, source: str | Path, folder: Path, settings: M
     with progress("indexing", vectors.num_docs, "documents") as advance:
         results = kind.build(vectors, folder, advance=advance, **settings)
     model = made.get("made_from", {}).get("model")
-    tokens = {"num_tokens": vectors.num_tokens} if holds_tokens(vectors.folder) else {}
+    size = COUNTED[held(vectors.folder)](vectors)
     segments = {"segments": True} if holds_segments(vectors.folder) else {}
     kept = {"dims": dims} if (dims := kept_dims(vectors.folder)) is not None else {}
-    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **tokens, **segments, **kept, **results}
+    return {"num_docs": vectors.num_docs, "dim": vectors.dim, "model": model, **size, **segments, **kept, **results}
 
 
 def fitting_store(kind: IndexKind, folder: Path) -> Any:
-    """Open the vectors that an index is built from, token vectors too.
+    """Open the vectors, token vectors or term weights that an index is built from.
 
     Raises:
         UserError: there are none, or none of a kind that such an index is built from.
     """
-    from shortlist.data.stores.tokens import TokenReader
-    from shortlist.data.stores.vectors import VectorReader  # loads torch, which only an index over vectors needs
+    from shortlist.data.stores.kinds import open_store  # loads torch, which only an index over vectors needs
 
-    tokens = holds_tokens(folder)
-    if tokens and "tokens" not in kind.over:
+    found = held(folder)
+    if found in HELD and found not in kind.over:
+        wanted = " or ".join(HELD[name].words for name in kind.over)
         raise UserError(
-            f"{folder}: holds token vectors, many for each document, and this kind of index one for each; choose "
-            "--kind late, or --kind narrow."
+            f"{folder}: holds {HELD[found].words}, and this kind of index is built over {wanted}; choose "
+            f"{HELD[found].index}."
         )
-    if not tokens and "vectors" not in kind.over:
-        raise UserError(
-            f"{folder}: holds one vector for each document, and this kind of index is built over token vectors; encode "
-            "with a late-interaction model, or choose another --kind."
-        )
-    return TokenReader(folder) if tokens else VectorReader(folder)
+    return open_store(folder)
+
+
+COUNTED: dict[str, Callable[[Any], dict[str, int]]] = {
+    "vectors": lambda store: {},
+    "tokens": lambda store: {"num_tokens": store.num_tokens},
+    "terms": lambda store: {"num_terms": store.num_terms},
+}
+"""What an index's manifest says of its store, by the kind of store; `held` reads it."""
 
 
 def check_parameters_are_known(name: str, kind: IndexKind, parameters: Mapping[str, int]) -> None:

@@ -14,15 +14,19 @@ from jaxtyping import Float
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
 from shortlist.data.manifest import same_identity
+from shortlist.data.stores.terms import TermReader
 from shortlist.data.stores.tokens import TokenReader
 from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.index.flat import exact_index
 from shortlist.index.kinds import find_kind
 from shortlist.index.late import LateIndex, some_queries
-from shortlist.index.opening import holds_tokens, kept_dims, kind_of, made_by, open_index
-from shortlist.index.protocols import TokenIndex, VectorIndex
+from shortlist.index.opening import held, kept_dims, kind_of, made_by, open_index
+from shortlist.index.protocols import TermIndex, TokenIndex, VectorIndex
+from shortlist.index.sparse import SparseIndex
+from shortlist.math.heaviest import heaviest, some_texts
 from shortlist.math.maxsim import TokenVectors
+from shortlist.math.terms import TermWeights
 from shortlist.models.folder import open_folder
 from shortlist.models.retriever import Retriever
 from shortlist.progress import resident_bytes, size
@@ -36,7 +40,10 @@ ONE_BY_ONE = 20
 QUERY_TOKENS = 32
 """Tokens, the first ones, of a document that serves as a query over token vectors."""
 
-Queries = Float[np.ndarray, "queries dim"] | TokenVectors
+QUERY_TERMS = 40
+"""Terms, the heaviest, of a document that serves as a query over term weights."""
+
+Queries = Float[np.ndarray, "queries dim"] | TokenVectors | TermWeights
 PickQueries = Callable[[Any, int, int], Any]
 """Takes the queries from the first to the one before the last."""
 
@@ -65,8 +72,8 @@ def rows(queries: Any, first: int, last: int) -> Any:
 
 
 def compare_with_exact(
-    open_it: Callable[[], VectorIndex | TokenIndex],
-    exact: VectorIndex | TokenIndex,
+    open_it: Callable[[], VectorIndex | TokenIndex | TermIndex],
+    exact: VectorIndex | TokenIndex | TermIndex,
     queries: Queries,
     *,
     k: int,
@@ -130,7 +137,7 @@ def check_index(folder: Path, store: Path, model: str | None, collection: str | 
     Raises:
         UserError: the model has no collection, or is not the model that made the vectors.
     """
-    found, num_docs, num_queries = (_check_tokens if holds_tokens(store) else _check_vectors)(
+    found, num_docs, num_queries = CHECKS[held(store)](
         folder, store, partial(_encoded, store, model, collection, split) if model else None
     )
     name, whose = kind_of(folder), f"queries of {collection}" if model else "documents as queries"
@@ -164,6 +171,25 @@ def _check_tokens(folder: Path, store: Path, encode: Callable[[Any], Any] | None
     return found, tokens.num_docs, len(queries)
 
 
+def _check_terms(folder: Path, store: Path, encode: Callable[[Any], Any] | None) -> tuple[Findings, int, int]:
+    """Compare an index over term weights."""
+    from shortlist.models.sparse_retriever import SparseRetriever
+
+    terms = TermReader(store)
+    queries = encode(SparseRetriever) if encode else _documents_by_terms(terms)
+    exact, k = SparseIndex(terms), min(DEPTHS[-1], terms.num_docs)
+    found = compare_with_exact(partial(open_index, folder), exact, queries, k=k, part=some_texts)
+    return found, terms.num_docs, len(queries)
+
+
+CHECKS: dict[str, Callable[..., tuple[Findings, int, int]]] = {
+    "vectors": _check_vectors,
+    "tokens": _check_tokens,
+    "terms": _check_terms,
+}
+"""Functions that compare an index with exact search, by the kind of its store."""
+
+
 def _documents(vectors: VectorReader) -> Float[np.ndarray, "queries dim"]:
     return vectors.take(np.linspace(0, vectors.num_docs - 1, min(QUERIES, vectors.num_docs)).astype(np.int64))
 
@@ -174,6 +200,11 @@ def _documents_by_token(tokens: TokenReader) -> TokenVectors:
     return TokenVectors(np.concatenate(texts), np.array([len(text) for text in texts]))
 
 
+def _documents_by_terms(terms: TermReader) -> TermWeights:
+    places = np.linspace(0, terms.num_docs - 1, min(QUERIES, terms.num_docs)).astype(np.int64)
+    return heaviest(terms.take(places), QUERY_TERMS)
+
+
 def _encoded(store: Path, model: str, collection: str | None, split: str, load_as: Any) -> Queries:
     """Encode the queries of a collection with the model that made the vectors."""
     if collection is None:
@@ -182,4 +213,5 @@ def _encoded(store: Path, model: str, collection: str | None, split: str, load_a
     if (made := made_by(store)) is not None and not same_identity(made, found.identity):
         raise UserError(f"--model {model}: is not what made {store}; name the model that did.")
     queries = open_collection(collection).queries(split)[:QUERIES]
-    return load_as.load(found, dims=kept_dims(store)).encode_queries(queries)
+    cut = {} if (dims := kept_dims(store)) is None else {"dims": dims}
+    return load_as.load(found, **cut).encode_queries(queries)

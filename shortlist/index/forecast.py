@@ -14,9 +14,7 @@ import numpy as np
 
 from shortlist.data.collections import open_collection
 from shortlist.data.files import folder_bytes
-from shortlist.data.stores.kinds import Store
-from shortlist.data.stores.tokens import TokenReader, TokenWriter
-from shortlist.data.stores.vectors import VectorWriter
+from shortlist.data.stores.kinds import Store, kind_of_store
 from shortlist.index.building import build_index, fitting_store
 from shortlist.index.kinds import IndexKind
 from shortlist.index.parameters import Footprint
@@ -81,7 +79,7 @@ def _measure(kind: IndexKind, vectors: Store, settings: Mapping[str, Any]) -> Me
     part = np.linspace(0, vectors.num_docs - 1, min(vectors.num_docs, PART_DOCS)).astype(np.int64)
     with tempfile.TemporaryDirectory() as name:
         sample, folder = Path(name) / "vectors", Path(name) / "index"
-        writer: Any = (TokenWriter if isinstance(vectors, TokenReader) else VectorWriter)(sample, vectors.dim)
+        writer = kind_of_store(vectors.folder).like(vectors, sample)
         writer.write_shard(0, [str(position) for position in part], vectors.take(part))
         start = time.perf_counter()
         build_index(kind, sample, folder, settings)

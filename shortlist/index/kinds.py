@@ -38,7 +38,7 @@ class IndexKind(NamedTuple):
     For a kind that reads vectors, `how.vectors` is where they are now.
     """
     over: tuple[str, ...] = ("vectors",)
-    """The kinds of store that `--vectors` may be: one vector for each document, or `tokens`."""
+    """The kinds of store that `--vectors` may be: one vector for each document, `tokens` or `terms`."""
     settings: tuple[str, ...] = ()
     """Fields of `index.Config` that are passed to `build`."""
     parameters: tuple[str, ...] = ()
@@ -126,6 +126,26 @@ INDEXES: dict[str, IndexKind] = {
         footprint=late("index.centroids", "centroids_footprint"),
         growth=late("index.parameters", "ann_growth", kind="ivf"),
         updates=True,
+    ),
+    "sparse": IndexKind(
+        reads="vectors",
+        over=("terms",),
+        build=late("index.sparse", "build_sparse"),
+        open=late("index.sparse", "open_sparse"),
+        writes=("segment-*", "index.json"),
+        needs_model=True,
+        footprint=late("index.sparse", "sparse_footprint"),
+        exact=True,
+        updates=True,
+    ),
+    "seismic": IndexKind(
+        reads="vectors",
+        over=("terms",),
+        build=late("index.seismic", "build_seismic"),
+        open=late("index.seismic", "open_seismic"),
+        parameters=("postings", "clusters", "energy", "effort", "heap", "refine"),
+        needs_model=True,
+        title="Seismic",
     ),
     "hnsw": _approximate("hnsw", "links construction bits"),
     "ivf-flat": _approximate("ivf-flat", "lists"),

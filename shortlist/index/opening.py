@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import described, identity, read_manifest, same_identity
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.kinds import find_kind
-from shortlist.index.protocols import Opening, TokenIndex, VectorIndex
+from shortlist.index.protocols import Opening, TermIndex, TokenIndex, VectorIndex
 from shortlist.progress import say
 
 if TYPE_CHECKING:
@@ -108,11 +108,7 @@ def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engi
     path = index or how.vectors
     if path is None:
         raise ValueError("neither an index nor vectors to open")
-    if holds_tokens(path):
-        raise UserError(
-            f"{path}: holds token vectors, which a late-interaction model searches; open them with open_tokens, or in "
-            "a pipeline with `find: late`."
-        )
+    check_held(path, "vectors")
     opened = (
         open_index(path, how) if index else exact_index(path, memory_gib=how.memory_gib, dims=how.dims, unit=how.unit)
     )
@@ -142,9 +138,29 @@ def open_tokens(index: Path | None, how: Opening | None = None) -> TokenIndex:
     path = index or how.vectors
     if path is None:
         raise ValueError("neither an index nor vectors to open")
-    if not holds_tokens(path):
-        raise UserError(f"{path}: holds one vector for each document, not token vectors; search it with `find: dense`.")
+    check_held(path, "tokens")
     return open_index(path, how) if index else LateIndex(TokenReader(path), memory_gib=how.memory_gib)
+
+
+def open_terms(index: Path | None, how: Opening | None = None) -> TermIndex:
+    """Open term weights for exact search, or an index over term weights.
+
+    Args:
+        index: an index over term weights (None: one that is made now in memory, of `how.vectors`).
+        how: the effort of an approximate search, the terms of a query to search by, and where the store is now.
+
+    Raises:
+        UserError: the same as for `open_index`, or the store holds no term weights.
+    """
+    from shortlist.data.stores.terms import TermReader
+    from shortlist.index.sparse import SparseIndex
+
+    how = how or Opening()
+    path = index or how.vectors
+    if path is None:
+        raise ValueError("neither an index nor term weights to open")
+    check_held(path, "terms")
+    return open_index(path, how) if index else SparseIndex(TermReader(path), query_terms=how.query_terms)
 
 
 def open_index(folder: Path, how: Opening | None = None) -> Any:
@@ -153,8 +169,8 @@ def open_index(folder: Path, how: Opening | None = None) -> Any:
     If the vectors have changed since it was built, this prints a message.
 
     Returns:
-        A VectorIndex or, over token vectors, a TokenIndex, which searches by a model's output for the queries, if the
-        kind needs a model; otherwise a FirstStage.
+        A VectorIndex or, over token vectors or term weights, a TokenIndex or TermIndex, which searches by a model's
+        output for the queries, if the kind needs a model; otherwise a FirstStage.
 
     Raises:
         UserError: the index is not finished, its vectors are missing, or they are not the vectors that it was built
@@ -243,14 +259,45 @@ def dims_to_search(folder: Path, wanted: int | None) -> tuple[int | None, int | 
     return wanted, wanted
 
 
-def holds_tokens(folder: Path) -> bool:
-    """Whether a store or an index is of token vectors, many for each document."""
+class Held(NamedTuple):
+    """A kind of store, in words, and the search for it."""
+
+    words: str
+    find: str
+    """The finder in a pipeline."""
+    index: str
+    """The kinds of index over it, in words."""
+
+
+HELD = {
+    "vectors": Held("one vector for each document", "dense", "another kind"),
+    "tokens": Held("token vectors, many for each document", "late", "--kind late, or --kind narrow"),
+    "terms": Held("term weights", "sparse", "--kind sparse, or --kind seismic"),
+}
+"""What stores hold, by kind."""
+
+
+def held(folder: Path) -> str:
+    """Return the kind of store that a folder is, or that an index is over: a key of HELD."""
     manifest = read_manifest(folder) or {}
     if manifest.get("stage") == "index":
-        return "num_tokens" in manifest.get("results", {})
+        results = manifest.get("results", {})
+        return "tokens" if "num_tokens" in results else "terms" if "num_terms" in results else "vectors"
     from shortlist.data.stores.shards import finished_shards, store_kind
 
-    return bool(finished_shards(folder)) and store_kind(folder) == "tokens"
+    return store_kind(folder) if finished_shards(folder) else "vectors"
+
+
+def check_held(folder: Path, wanted: str) -> None:
+    """Refuse a store, or an index over one, that does not hold what a search needs.
+
+    Raises:
+        UserError: it holds another kind.
+    """
+    if (found := held(folder)) != wanted and found in HELD:
+        raise UserError(
+            f"{folder}: holds {HELD[found].words}, not {HELD[wanted].words}; search it with `find: {HELD[found].find}`."
+        )
 
 
 def holds_segments(folder: Path) -> bool:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from shortlist.data.allowed import Allowed
 from shortlist.math.maxsim import TokenVectors
+from shortlist.math.terms import TermWeights
 from shortlist.records import Hit, Query, Run
 
 
@@ -93,6 +94,24 @@ class TokenIndex(Protocol):
         ...
 
 
+@runtime_checkable
+class TermIndex(Protocol):
+    """An index that finds the documents whose term weights match the queries' best."""
+
+    terms: Any
+    """The store of the documents' term weights, a TermReader."""
+
+    def find(self, queries: TermWeights, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
+        """Find the at most k documents with the greatest inner product with each query.
+
+        They are sorted best first, equal ones in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all).
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Opening:
     """Settings for searching an index.
@@ -110,5 +129,7 @@ class Opening:
     """The most memory for vectors at a time, in GiB."""
     dims: int | None = None
     """The numbers to keep of each vector, the first ones, in exact search over vectors (None: all)."""
+    query_terms: int | None = None
+    """Terms of a query to search by, the heaviest, in search by term weights."""
     unit: bool = True
     """Whether vectors that are cut get length 1."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.scoring import top_k
+from shortlist.math.terms import TermWeights
 
 NEIGHBOURS = 10
 QUERY_VECTORS = 16
@@ -58,6 +59,18 @@ def agreement(vectors: Float[Tensor, "docs dim"], exact: Float[Tensor, "docs dim
     k = min(NEIGHBOURS, len(exact) - 1)
     near, same = _nearest(vectors, k), _nearest(exact, k)
     return Agreement(cosines.mean().item(), cosines.min().item(), _shared(near, same))
+
+
+def term_agreement(weights: TermWeights, exact: TermWeights) -> Agreement:
+    """Compare term weights with exact ones, which may be of more terms."""
+    known, places = np.unique(np.concatenate([weights.terms, exact.terms]), return_inverse=True)
+    parts = (weights, places[: len(weights.terms)]), (exact, places[len(weights.terms) :])
+    matrices = []
+    for found, columns in parts:
+        matrix = torch.zeros(len(found), len(known))
+        matrix[np.repeat(np.arange(len(found)), found.counts), columns] = torch.from_numpy(found.weights)
+        matrices.append(matrix)
+    return agreement(*matrices)
 
 
 def _shared(near: Int[Tensor, "docs k"], same: Int[Tensor, "docs k"]) -> float:

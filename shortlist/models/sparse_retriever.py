@@ -15,6 +15,7 @@ from shortlist.math.terms import TermWeights, dot
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import kind_in, load_model
 from shortlist.models.lookups import check_weights, looked_up, read_lookup
+from shortlist.models.outputs import Rows
 from shortlist.models.run import Model, Precision, TextsDone, compact_ids, described_model, for_inference, run_model
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.text.contract import Adjust, InputContract
@@ -222,7 +223,11 @@ def embed_terms(
         texts: the queries or documents.
         token_budget: as in `models.run.run_model`, and so is `advance`.
     """
-    rows = run_model(model, compact_ids(tokenize, texts), token_budget=token_budget, advance=advance)
+    return as_term_weights(run_model(model, compact_ids(tokenize, texts), token_budget=token_budget, advance=advance))
+
+
+def as_term_weights(rows: Rows) -> TermWeights:
+    """Return a sparse model's output as term weights."""
     values, counts = rows.values.numpy(), rows.counts
     counts = np.zeros(0, dtype=np.int64) if counts is None else counts.numpy()
     return TermWeights(values[:, 0].astype(np.int32), np.ascontiguousarray(values[:, 1]), counts)

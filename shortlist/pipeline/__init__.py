@@ -94,6 +94,7 @@ if TYPE_CHECKING:
 
     from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
+    from shortlist.models.sparse_retriever import SparseRetriever
     from shortlist.rerankers import Ranker
 
 
@@ -196,7 +197,7 @@ class Pipeline:
         cls,
         texts: Iterable[str | Document],
         *,
-        retriever: "Retriever | LateRetriever | str | None" = None,
+        retriever: "Retriever | LateRetriever | SparseRetriever | str | None" = None,
         reranker: "Ranker | str | None" = None,
         bm25: bool = True,
         language: str = "english",
@@ -208,7 +209,7 @@ class Pipeline:
 
         Args:
             texts: texts, which get their positions as ids, or documents.
-            retriever: model that embeds them, of late interaction too, or its name (None: no vectors).
+            retriever: model that embeds them, of late interaction or sparse too, or its name (None: no vectors).
             reranker: model that orders the first `depth` documents, or its name.
             bm25: whether to search by words.
             language: how BM25 splits text into words, as for `shortlist index`.
@@ -231,7 +232,7 @@ class Pipeline:
         title: str | None = None,
         doc_id: str | None = None,
         url: str | None = None,
-        retriever: "Retriever | LateRetriever | str | None" = None,
+        retriever: "Retriever | LateRetriever | SparseRetriever | str | None" = None,
         reranker: "Ranker | str | None" = None,
         bm25: bool = True,
         language: str = "english",

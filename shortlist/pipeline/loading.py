@@ -10,12 +10,15 @@ from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
 from shortlist.index.opening import (
+    HELD,
+    check_held,
     check_vectors,
     dims_to_search,
-    holds_tokens,
+    held,
     kind_of,
     needs_model,
     open_index,
+    open_terms,
     open_tokens,
     open_vectors,
 )
@@ -125,6 +128,24 @@ class Opener:
 
         return self.model("late", name, load, contract, query_length, prompt, dims)
 
+    def sparse_retriever(
+        self,
+        name: str,
+        *,
+        contract: str | None = None,
+        query_length: int | None = None,
+        prompt: str | None = None,
+    ) -> Any:
+        """Load a sparse model, ready to encode queries."""
+
+        def load() -> Any:
+            from shortlist.models.sparse_retriever import SparseRetriever
+
+            form = self._form(name, contract, query_length, prompt)
+            return SparseRetriever.load(self.folder(name), contract=form, packed=self.packed, queries_only=True)
+
+        return self.model("sparse", name, load, contract, query_length, prompt)
+
     def _form(self, name: str, contract: str | None, query_length: int | None, prompt: str | None) -> "InputContract":
         form = self.folder(name).contract("document", contract).with_lengths(query=query_length)
         return form.with_prompt("query", prompt)
@@ -170,7 +191,7 @@ def open_any(opener: Opener, *, index: Path) -> FirstStage:
     if needs_model(index):
         raise UserError(
             f"{index}: an index of kind {kind_of(index)}, which needs a model; search it with `find: "
-            f"{'late' if holds_tokens(index) else 'dense'}`."
+            f"{HELD[held(index)].find}`."
         )
     return opener.index(index, "search", lambda: open_index(index))
 
@@ -200,8 +221,7 @@ def open_dense(
         raise UserError("neither vectors nor index is there; `find: dense` searches one of them.")
     if index and not needs_model(index):
         raise UserError(f"{index}: an index of kind {kind_of(index)}, which needs no model.")
-    if holds_tokens(where):
-        raise UserError(f"{where}: holds token vectors of a late-interaction model; search them with `find: late`.")
+    check_held(where, "vectors")
     check_vectors(where, opener.folder(model), contract)
     kept, cut = dims_to_search(where, dims)
     unit = cut is None or opener.folder(model).contract("document", contract).reading.normalize
@@ -235,10 +255,7 @@ def open_late(
     where = index or vectors
     if where is None:
         raise UserError("neither vectors nor index is there; `find: late` searches one of them.")
-    if not holds_tokens(where):
-        raise UserError(
-            f"{where}: holds one vector for each document, not token vectors; search it with `find: dense`."
-        )
+    check_held(where, "tokens")
     if not opener.is_late(model, contract):
         raise UserError(
             f"--model {model}: gives one vector for each text, and {where} holds token vectors; name the "
@@ -251,13 +268,56 @@ def open_late(
     return LateSearch(retriever, opener.index((index, how), "find", lambda: open_tokens(index, how)))
 
 
+def open_sparse(
+    opener: Opener,
+    *,
+    model: str,
+    vectors: Path | None = None,
+    index: Path | None = None,
+    contract: str | None = None,
+    query_length: int | None = None,
+    prompt: str | None = None,
+    query_terms: int | None = None,
+    effort: int | None = None,
+    refine: int | None = None,
+) -> FirstStage:
+    """Open term weights of a sparse model for exact search, or an index over them.
+
+    Raises:
+        UserError: neither vectors nor an index is named, they are no term weights, or another model made them.
+    """
+    from shortlist.index.sparse import SparseSearch
+    from shortlist.text.contract import SPARSE
+
+    where = index or vectors
+    if where is None:
+        raise UserError("neither vectors nor index is there; `find: sparse` searches one of them.")
+    check_held(where, "terms")
+    if opener.folder(model).contract("document", contract).reading.pooling not in SPARSE:
+        raise UserError(
+            f"--model {model}: gives no term weights, and {where} holds them; name the sparse model that made them."
+        )
+    check_vectors(where, opener.folder(model), contract)
+    how = Opening(vectors=vectors, effort=effort, refine=refine, query_terms=query_terms)
+    retriever = opener.sparse_retriever(model, contract=contract, query_length=query_length, prompt=prompt)
+    return SparseSearch(retriever, opener.index((index, how), "find", lambda: open_terms(index, how)))
+
+
 FINDERS: dict[str, Callable[..., FirstStage]] = {
     "bm25": open_words,
     "dense": open_dense,
     "late": open_late,
+    "sparse": open_sparse,
     "index": open_any,
 }
 """First stages by name; the keyword arguments of a function are its settings."""
+
+
+def finder_of(contract: "InputContract") -> str:
+    """Return the name of the first stage for what a model gives."""
+    from shortlist.text.contract import PER_TOKEN, SPARSE
+
+    return {PER_TOKEN: "late", **dict.fromkeys(SPARSE, "sparse")}.get(contract.reading.pooling, "dense")
 
 
 def rerankers() -> Mapping[str, Callable[..., "Prepared"]]:

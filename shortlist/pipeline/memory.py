@@ -11,16 +11,18 @@ from shortlist.errors import UserError, unknown
 from shortlist.index.bm25 import BM25Index
 from shortlist.index.dense import DenseSearch
 from shortlist.math.fusion import FUSIONS
+from shortlist.pipeline.loading import finder_of
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.records import Document, Qrels, Query
-from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from shortlist.index.late import LateSearch
+    from shortlist.index.sparse import SparseSearch
     from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
+    from shortlist.models.sparse_retriever import SparseRetriever
     from shortlist.rerankers import Ranker
 
 VECTORS_AT_ONCE = 20_000
@@ -100,7 +102,7 @@ def documents_of_frame(
 def memory_steps(
     collection: MemoryCollection,
     *,
-    retriever: "Retriever | LateRetriever | str | None",
+    retriever: "Retriever | LateRetriever | SparseRetriever | str | None",
     reranker: "Ranker | str | None",
     bm25: bool,
     language: str,
@@ -119,7 +121,7 @@ def memory_steps(
         steps.append(Step("bm25", STEPS["find"], BM25Index.build(collection.corpus(), analyser=language)))
     if retriever is not None:
         opened = _opened(retriever)
-        sort = "late" if opened.contract.reading.pooling == PER_TOKEN else "dense"
+        sort = finder_of(opened.contract)
         steps.append(Step(sort, STEPS["find"], IN_MEMORY[sort](collection, opened)))
     if len(steps) > 1:
         steps.append(Step("hybrid", STEPS["fuse"], FUSIONS["rrf"], tuple(step.name for step in steps)))
@@ -132,24 +134,27 @@ def memory_steps(
     return steps
 
 
-def _opened(retriever: "Retriever | LateRetriever | str") -> "Retriever | LateRetriever":
+def _opened(
+    retriever: "Retriever | LateRetriever | SparseRetriever | str",
+) -> "Retriever | LateRetriever | SparseRetriever":
     """Load a retriever that is given by name."""
     if not isinstance(retriever, str):
         return retriever
     from shortlist.models.folder import open_folder
     from shortlist.models.late_retriever import LateRetriever
     from shortlist.models.retriever import Retriever
+    from shortlist.models.sparse_retriever import SparseRetriever
 
     folder = open_folder(retriever, wanted="retriever")
-    late = folder.contract("document").reading.pooling == PER_TOKEN
-    return (LateRetriever if late else Retriever).load(folder)
+    classes = {"dense": Retriever, "late": LateRetriever, "sparse": SparseRetriever}
+    return classes[finder_of(folder.contract("document"))].load(folder)
 
 
 def _dense(collection: MemoryCollection, retriever: "Retriever") -> DenseSearch:
     from shortlist.data.stores.vectors import VectorReader, VectorWriter
     from shortlist.index.flat import FlatIndex
 
-    folder = _encoded(collection, retriever, VectorWriter)
+    folder = _encoded(collection, retriever, VectorWriter, retriever.dim)
     search = DenseSearch(retriever, FlatIndex(VectorReader(Path(folder.name))))
     search.temporary = folder  # deleted together with the search
     return search
@@ -159,21 +164,39 @@ def _late(collection: MemoryCollection, retriever: "LateRetriever") -> "LateSear
     from shortlist.data.stores.tokens import TokenReader, TokenWriter
     from shortlist.index.late import LateIndex, LateSearch
 
-    folder = _encoded(collection, retriever, TokenWriter)
+    folder = _encoded(collection, retriever, TokenWriter, retriever.dim)
     search = LateSearch(retriever, LateIndex(TokenReader(Path(folder.name))))
     search.temporary = folder
     return search
 
 
-def _encoded(collection: MemoryCollection, retriever: Any, writer_of: Any) -> Any:
-    """Write the vectors of all documents into a temporary folder."""
+def _sparse(collection: MemoryCollection, retriever: "SparseRetriever") -> "SparseSearch":
+    from shortlist.data.stores.terms import TermReader, TermWriter
+    from shortlist.index.sparse import SparseIndex, SparseSearch
+
+    folder = _encoded(collection, retriever, TermWriter, retriever.terms)
+    search = SparseSearch(retriever, SparseIndex(TermReader(Path(folder.name))))
+    search.temporary = folder
+    return search
+
+
+def _encoded(collection: MemoryCollection, retriever: Any, writer_of: Any, size: Any) -> Any:
+    """Write what a model gives for all documents into a temporary folder.
+
+    Args:
+        size: the dimension of vectors, or the terms.
+    """
     folder: Any = TemporaryDirectory(prefix="shortlist-vectors-")
-    writer, documents = writer_of(Path(folder.name), retriever.dim), list(collection.corpus())
+    writer, documents = writer_of(Path(folder.name), size), list(collection.corpus())
     for number, start in enumerate(range(0, len(documents), VECTORS_AT_ONCE)):
         part = documents[start : start + VECTORS_AT_ONCE]
         writer.write_shard(number, [document.doc_id for document in part], retriever.encode_documents(part))
     return folder
 
 
-IN_MEMORY: dict[str, Callable[[MemoryCollection, Any], Any]] = {"dense": _dense, "late": _late}
+IN_MEMORY: dict[str, Callable[[MemoryCollection, Any], Any]] = {
+    "dense": _dense,
+    "late": _late,
+    "sparse": _sparse,
+}
 """By the name of a step: encodes a collection, and makes the first stage that searches it."""

@@ -9,7 +9,7 @@ from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import STEPS, Step
 
-READS = {"dense": "document", "late": "document", "pointwise": "pair"}
+READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair"}
 """What the model of a method reads."""
 
 

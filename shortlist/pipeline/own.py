@@ -89,6 +89,7 @@ OWN_INDEXES: dict[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]] = {
     "bm25": _own_words,
     "dense": _own_vectors,
     "late": _own_vectors,
+    "sparse": _own_vectors,
 }
 """By the method of a step: makes the settings with the index named, given the collection and the settings."""
 

@@ -13,12 +13,20 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from shortlist.config import SpeedOnly, flag_of, keyword_types, load_yaml
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
-from shortlist.index.opening import holds_tokens, kind_of, needs_model
+from shortlist.index.opening import HELD, held, kind_of, needs_model
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
 OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float}
 """Options of a step, besides the settings of its method."""
+OF_FINDERS = {
+    "dims": "one vector of each document",
+    "memory_gib": "vectors",
+    "query_terms": "term weights",
+}
+"""Settings of some searches by a model, with the stores that they are for."""
+SPEED_ONLY = ("memory_gib",)
+"""Those of them that are left out in silence where they mean nothing."""
 FLAG_DEFAULTS = {"reranker_share": 1.0}
 FLAGS = {"depth": "--depth", "share": "--reranker-share", "weights": "--weights"}
 
@@ -84,6 +92,8 @@ class Sources:
     """Effort of approximate search per query: lists for ivf, candidates for other kinds (None: the index's setting)."""
     refine: int | None = None
     """Candidates to score exactly, in multiples of --k (None: the index's setting)."""
+    query_terms: int | None = None
+    """Terms of a query to search by, the heaviest, over term weights of a sparse model (None: all)."""
     fusion: str = "rrf"
     """Method to fuse several first stages: rrf, weighted or zscore, as in `shortlist fuse`."""
     weights: tuple[float, ...] | None = None
@@ -188,17 +198,17 @@ def _own_first_stages(sources: Sources) -> list[Part]:
     words = OWN_WORDS._replace(settings=settings)
     if not sources.model:
         return [words]
-    sort = "late" if _is_late(sources.model, sources.contract) else "dense"
+    sort = _sort_of(sources.model, sources.contract)
     return [words, Part(sort, "find", sort, _over_vectors(sort, sources, None))]
 
 
-def _is_late(model: str, contract: str | None) -> bool:
-    """Whether a model gives a vector for each token."""
+def _sort_of(model: str, contract: str | None) -> str:
+    """Return the finder for what a model gives."""
     from shortlist.models.folder import open_folder
-    from shortlist.text.contract import PER_TOKEN
+    from shortlist.pipeline.loading import finder_of
 
     folder = open_folder(model, wanted="retriever", weights=False)
-    return folder.contract("document", contract).reading.pooling == PER_TOKEN
+    return finder_of(folder.contract("document", contract))
 
 
 def _named_first_stages(sources: Sources) -> list[Part]:
@@ -212,8 +222,8 @@ def _named_first_stages(sources: Sources) -> list[Part]:
     paths = list(dict.fromkeys([*sources.index, *over_vectors]))
     if not paths:
         raise UserError("nothing to search with: give --collection, or --index, or --model and --vectors.")
-    late_or_dense = {path: "late" if holds_tokens(path) else "dense" for path in over_vectors}
-    sorts = [late_or_dense.get(path) or kind_of(path) for path in paths]
+    by_model = {path: HELD[held(path)].find for path in over_vectors}
+    sorts = [by_model.get(path) or kind_of(path) for path in paths]
     return [
         Part(name, "find", sort, _over_vectors(sort, sources, path))
         if path in over_vectors
@@ -257,13 +267,21 @@ def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
 
 
 def _over_vectors(sort: str, sources: Sources, path: Path | None) -> dict[str, Any]:
-    """Collect the settings of a search over vectors, or over token vectors (`late`)."""
-    if sort == "late" and (sources.dims is not None or sources.engine != "local"):
-        flag = "--dims" if sources.dims is not None else "--engine"
-        raise UserError(f"{flag} is for one vector of each document; leave it out for token vectors.")
-    names = ("model", "vectors", "contract", "query_length", "prompt", "dims", "memory_gib", "effort", "refine")
+    """Collect the settings of a search by a model, over vectors, token vectors or term weights."""
+    from shortlist.pipeline.loading import FINDERS
+
+    names = ("model", "vectors", "contract", "query_length", "prompt", *OF_FINDERS, "effort", "refine")
     settings = {name: value for name in names if (value := getattr(sources, name)) is not None}
     settings |= {"engine": sources.engine} if sources.engine != "local" else {}
+    known = keyword_types(FINDERS[sort])
+    for name in settings:
+        if name not in known:
+            if name in SPEED_ONLY:
+                continue
+            raise UserError(
+                f"{flag_of(name)} is for {OF_FINDERS.get(name, 'one vector of each document')}; leave it out."
+            )
+    settings = {name: value for name, value in settings.items() if name in known}
     return settings if path == sources.vectors else settings | {"index": path}
 
 

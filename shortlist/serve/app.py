@@ -394,6 +394,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
                 await _add_truncation(service, pipeline, answer, pipeline_answer)
                 await service.in_thread(partial(_add_passages, answer))
                 await _add_warmth(service, _ticket(request), pipeline, answer, pipeline_answer)
+                await _add_terms(service, _ticket(request), pipeline, answer, pipeline_answer)
         took = 1000 * (time.perf_counter() - start) if asked.explain else None
         return _json(schema.SearchResponse(answers=answers, milliseconds=took))
 
@@ -430,7 +431,7 @@ def _search_answer(query: str, found: Answer, explain: bool) -> schema.SearchAns
         for rank, result in enumerate(found.results, start=1)
     ]
     times = found.milliseconds if explain else None
-    return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None)
+    return schema.SearchAnswer(query=query, results=results, milliseconds=times, truncated=None, terms=None)
 
 
 def _add_passages(answer: schema.SearchAnswer) -> None:
@@ -454,10 +455,23 @@ async def _add_warmth(
         result.warmth = [schema.WarmTextPiece(**piece._asdict()) for piece in pieces] or None
 
 
+async def _add_terms(
+    service: Service, ticket: Ticket, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer
+) -> None:
+    """Add the query's weighted terms and those of each document, if a sparse model has searched."""
+    if not (matches := await service.explain_terms(ticket, pipeline.steps, answer.query, found)):
+        return
+    answer.terms = [schema.WeightedTerm(term=term, weight=weight) for term, weight in matches.query]
+    for result in answer.results:
+        terms = matches.matched.get(result.chunk or result.doc_id, ())
+        result.terms = [schema.WeightedTerm(term=term, weight=weight) for term, weight in terms]
+
+
 async def _add_truncation(service: Service, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer) -> None:
     """Mark the query and documents that the models have not read to the end."""
     steps = [step for step in pipeline.steps if step.name in found.milliseconds]
-    if retrievers := service.readers("retriever", steps) | service.readers("late", steps):
+    readers = [service.readers(role, steps) for role in ("retriever", "late", "sparse")]
+    if retrievers := {name: model for found_readers in readers for name, model in found_readers.items()}:
         answer.truncated = any([await service.is_cut(model, answer.query) for model in retrievers.values()])
     cut = set[str]()
     rerankers = service.readers("reranker", steps)

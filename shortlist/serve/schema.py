@@ -117,6 +117,13 @@ class WarmTextPiece(BaseModel):
     similarity: float | None = None
 
 
+class WeightedTerm(BaseModel):
+    """A term of a sparse model's vocabulary with its weight."""
+
+    term: str
+    weight: float
+
+
 class SearchResult(BaseModel):
     """A document that was found."""
 
@@ -135,6 +142,9 @@ class SearchResult(BaseModel):
     warmth: list[WarmTextPiece] | None = Field(
         None, description="How well its words match, where late interaction searches; with `explain`."
     )
+    terms: list[WeightedTerm] | None = Field(
+        None, description="The query's terms that it has, with their weights in it; with `explain`."
+    )
 
 
 class SearchAnswer(BaseModel):
@@ -144,6 +154,9 @@ class SearchAnswer(BaseModel):
     results: list[SearchResult]
     milliseconds: dict[str, float] | None = Field(None, description="By step; with `explain`.")
     truncated: bool | None = Field(None, description="A retriever has not read all of the query; with `explain`.")
+    terms: list[WeightedTerm] | None = Field(
+        None, description="The query's terms, the heaviest first, where a sparse model searches; with `explain`."
+    )
 
 
 class SearchResponse(BaseModel):

@@ -16,15 +16,19 @@ from jaxtyping import Float
 
 from shortlist.data.texts import Change
 from shortlist.errors import UserError
+from shortlist.index.sparse import TermMatches
 from shortlist.math.combination import COMBINATIONS
 from shortlist.math.maxsim import TokenVectors
+from shortlist.math.terms import TermWeights
 from shortlist.models.run import TokenIds, compact_ids
+from shortlist.models.sparse_retriever import as_term_weights
 from shortlist.pipeline import Answer, Pipeline
 from shortlist.pipeline.heat import WarmPiece, passage_tokens, warm_pieces
 from shortlist.pipeline.live import LivePipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
+from shortlist.pipeline.terms import explained
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Ranker
@@ -112,6 +116,20 @@ class BatchedLate:
 
 
 @final
+class BatchedSparse:
+    """A sparse model that is run through the batcher, like `Batched`."""
+
+    def __init__(self, batcher: Batcher, name: str, title: str, model: Any) -> None:
+        self._batcher, self.name, self.title = batcher, name, title
+        self.inputs, self.contract, self.terms = model.inputs, model.contract, model.terms
+
+    def encode_queries(self, queries: Sequence[Query]) -> TermWeights:
+        """Compute the weights of queries' terms."""
+        ids = compact_ids(self.inputs.query_ids, queries)
+        return as_term_weights(REQUEST.get().watch(self._batcher.submit(self.name, ids)).result())
+
+
+@final
 class OneAtATime:
     """A reranker that the batcher cannot run; it scores one query after another."""
 
@@ -153,7 +171,7 @@ class Service:
             shortlist_queue_requests=lambda: self.gate.requests, shortlist_queue_tokens=lambda: self.gate.tokens
         )
         self.batcher = Batcher({}, token_budget=token_budget, finished=self._count_batch)
-        self._models: dict[str, list[Any]] = {"retriever": [], "late": [], "reranker": []}
+        self._models: dict[str, list[Any]] = {"retriever": [], "late": [], "sparse": [], "reranker": []}
         opener = Opener(packed=PACKED, model=self._behind_batcher, index=_guarded)
         self.live = LivePipeline(description, opener, command="serve") if description else None
         retrievers, rerankers = self._models["retriever"], self._models["reranker"]
@@ -187,14 +205,18 @@ class Service:
         """
         if role == "reranker" and not (isinstance(model, Reranker) and model.segments not in COMBINATIONS):
             return OneAtATime(model)
+        if role == "sparse" and model.contract.reading.queries == "lookup":
+            return model  # no model has to run
         loaded = self._models[role]
         called = role if not loaded else f"{role}-{len(loaded) + 1}"
         self.batcher.add(called, model.model)
-        stands = BatchedLate if role == "late" else Batched
+        stands = {"late": BatchedLate, "sparse": BatchedSparse}.get(role, Batched)
         loaded.append(stands(self.batcher, called, _short(name), model))
         return loaded[-1]
 
-    def readers(self, role: Literal["retriever", "late", "reranker"], steps: Iterable[Step]) -> dict[str, Any]:
+    def readers(
+        self, role: Literal["retriever", "late", "sparse", "reranker"], steps: Iterable[Step]
+    ) -> dict[str, Any]:
         """Return the models of this role that the steps run through the batcher, by step."""
         models = {step.name: getattr(step.stage, "retriever", step.stage) for step in steps}
         return {name: model for name, model in models.items() if model in self._models[role]}
@@ -396,7 +418,14 @@ class Service:
 
         return await asyncio.get_running_loop().run_in_executor(self._searching, _for_request(ticket, find))
 
-    async def is_cut(self, retriever: Batched | BatchedLate, query: str) -> bool:
+    async def explain_terms(
+        self, ticket: Ticket, steps: Sequence[Step], query: str, found: Answer
+    ) -> TermMatches | None:
+        """Return a query's weighted terms and those of the found documents, where a sparse model has searched."""
+        find = partial(explained, steps, query, found)
+        return await asyncio.get_running_loop().run_in_executor(self._searching, _for_request(ticket, find))
+
+    async def is_cut(self, retriever: Batched | BatchedLate | BatchedSparse, query: str) -> bool:
         """Whether a retriever cuts a query."""
         inputs, queries = retriever.inputs, [Query("", query)]
 

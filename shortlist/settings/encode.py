@@ -1,11 +1,10 @@
 """Settings of the stage `encode`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from shortlist.config import NotInJob, SpeedOnly, at_defaults
+from shortlist.config import NotInJob, SpeedOnly, at_defaults, flag_of
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.jobs import JobSpec, is_done, is_finished
 from shortlist.engine import Engine
@@ -16,7 +15,7 @@ from shortlist.models.kinds import kind_in
 from shortlist.text.contract import InputContract
 from shortlist.text.segments import Segments, segment_contract, unused_settings
 
-STORE_FILES = ("shard-*", "order-*.bin", "snapshot.json", "codebook.safetensors")
+STORE_FILES = ("shard-*", "order-*.bin", "snapshot.json", "codebook.safetensors", "vocabulary.json")
 """Patterns of the files of a store."""
 SKIPPED = "skipped.txt"
 """The list of the records that were left out, in a store's folder."""
@@ -48,14 +47,17 @@ class Config:
     """Tokens from the beginning of a segment's text to the beginning of the next one's."""
     precision: Precision = "fp32"
     """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
-    dtype: Literal["float32", "float16", "bfloat16", "int8", "residual1", "residual2", "residual4"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "uint8", "residual1", "residual2", "residual4"] = "float32"
     """Number type of the vectors on disk; int8 has a scale for each vector. A late model's may be residual codes of 1,
-    2 or 4 bits for each dimension."""
+    2 or 4 bits for each dimension; a sparse model's term weights are float32, float16, or uint8 with a scale for each
+    document."""
     pool_tokens: float | None = None
     """Average a late model's vectors of so many similar tokens of a document into one (None: keep each)."""
     keep_tokens: int | None = None
     """Most vectors of a document to keep of a late model: those that are important and unlike one another (None:
     all)."""
+    keep_terms: int | None = None
+    """Most terms of a document to keep of a sparse model, the heaviest (None: all)."""
     token_budget: SpeedOnly[int | None] = None
     """Tokens per forward pass, padding included (None: 2,048 on a CPU, 16,384 on a GPU)."""
     shard_size: int = 20_000
@@ -90,6 +92,8 @@ def check(config: Config) -> None:
         raise UserError(f"--pool-tokens is {config.pool_tokens}; expected at least 1, the tokens for each vector.")
     if config.keep_tokens is not None and config.keep_tokens < 1:
         raise UserError(f"--keep-tokens is {config.keep_tokens}; expected at least 1, the vectors of each document.")
+    if config.keep_terms is not None and config.keep_terms < 1:
+        raise UserError(f"--keep-terms is {config.keep_terms}; expected at least 1, the terms of each document.")
 
 
 def check_first(config: Config) -> None:
@@ -110,33 +114,58 @@ def contract_of(config: Config, model: ModelFolder) -> InputContract:
         UserError: there is none, or a setting that its kind of model has no use for.
     """
     contract = model.contract("document", config.contract).with_prompt("document", config.prompt)
-    WITHOUT[kind_in(model, contract, "document").used_as](config, model.name)
+    _refuse_unused(config, model.name, kind_in(model, contract, "document").used_as)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
     return model.check_lengths(segment_contract(contract, config.segments, **lengths).with_dims(config.dims))
 
 
-def _refuse_token_settings(config: Config, name: str) -> None:
-    given = [
-        flag for flag, value in (("--pool-tokens", config.pool_tokens), ("--keep-tokens", config.keep_tokens)) if value
-    ]
-    given += [f"--dtype {config.dtype}"] if config.dtype.startswith("residual") else []
-    if given:
-        raise UserError(f"{given[0]} is for late models, and {name} gives one vector for each text; leave it out.")
+class Unused(NamedTuple):
+    """Settings that a kind of model has no use for."""
+
+    gives: str
+    """What it gives, in words."""
+    settings: tuple[str, ...]
+    """Fields of the Config that must be as they are by default."""
+    dtypes: tuple[str, ...]
+    """Number types that it is not stored in."""
+    segments: tuple[str, ...]
+    """Ways with segments that it does not know."""
 
 
-def _refuse_segments(config: Config, name: str) -> None:
-    if config.segments in ("maxp", "avgp"):
-        raise UserError(
-            f"--segments {config.segments} is for models with one vector for each text, and {name} gives a vector for "
-            "each token; leave it out, or say --segments firstp."
-        )
-
-
-WITHOUT: dict[str, Callable[[Config, str], None]] = {
-    "Retriever": _refuse_token_settings,
-    "LateRetriever": _refuse_segments,
+WITHOUT: dict[str, Unused] = {
+    "Retriever": Unused(
+        "one vector for each text",
+        ("pool_tokens", "keep_tokens", "keep_terms"),
+        ("uint8", "residual1", "residual2", "residual4"),
+        (),
+    ),
+    "LateRetriever": Unused("a vector for each token", ("keep_terms",), ("uint8",), ("maxp", "avgp")),
+    "SparseRetriever": Unused(
+        "weights for terms",
+        ("pool_tokens", "keep_tokens", "dims"),
+        ("bfloat16", "int8", "residual1", "residual2", "residual4"),
+        ("maxp", "avgp"),
+    ),
 }
-"""What refuses settings without use for a kind of model, by the class that it is used through; takes its name too."""
+"""What is without use for a kind of model, by the class that it is used through."""
+OF_KIND = {"uint8": "sparse", "bfloat16": "dense and late", "int8": "dense and late", "keep_terms": "sparse"}
+"""The kinds of models that a setting or number type is for, where that is not `late`."""
+
+
+def _refuse_unused(config: Config, name: str, used_as: str) -> None:
+    """Refuse settings without use for a kind of model."""
+    unused = WITHOUT[used_as]
+    given = [setting for setting in unused.settings if getattr(config, setting) is not None]
+    given += [config.dtype] if config.dtype in unused.dtypes else []
+    for setting in given:
+        flag = f"--dtype {setting}" if setting == config.dtype else flag_of(setting)
+        whose = OF_KIND.get(setting, "dense and late" if setting == "dims" else "late")
+        raise UserError(f"{flag} is for {whose} models, and {name} gives {unused.gives}; leave it out.")
+    if config.segments in unused.segments:
+        raise UserError(
+            f"--segments {config.segments} is for models with one vector for each text, and {name} gives "
+            f"{unused.gives}; leave it out, or say --segments firstp."
+        )
 
 
 def job_of(config: Config, model: ModelFolder, collection: Collection) -> JobSpec:

@@ -16,11 +16,12 @@ from shortlist.data.stores.shards import (
     read_header,
     store_kind,
 )
+from shortlist.data.stores.terms import TERM_SHARDS, TermReader, TermWriter, map_terms
 from shortlist.data.stores.tokens import TOKEN_SHARDS, TokenReader, TokenWriter, map_tokens
 from shortlist.data.stores.vectors import VECTOR_SHARDS, VectorReader, VectorWriter, map_vectors
 from shortlist.errors import UserError, unknown
 
-Store = VectorReader | TokenReader
+Store = VectorReader | TokenReader | TermReader
 """A store of any kind, opened for reading."""
 Copy = Callable[[Int[np.ndarray, " docs"], int, Callable[[Int[np.ndarray, " docs"]], bytes]], None]
 """Writes the documents at some positions as a new shard with this number; the function gives the keys of rows."""
@@ -36,6 +37,8 @@ class StoreKind(NamedTuple):
     """Opens a folder for reading; takes `compare`."""
     copier: Callable[[Any], Copy]
     """Makes the function that copies documents of an open store into new shards of its folder."""
+    like: Callable[[Any, Path], Any]
+    """Makes a writer into a folder of the float32 of what an open store holds."""
 
 
 def _vector_copier(store: VectorReader) -> Copy:
@@ -64,11 +67,26 @@ def _token_copier(store: TokenReader) -> Copy:
     return copy
 
 
+def _term_copier(store: TermReader) -> Copy:
+    writer = TermWriter(store.folder, store.vocabulary, store.dtype)
+
+    def copy(
+        positions: Int[np.ndarray, " docs"], number: int, keys: Callable[[Int[np.ndarray, " docs"]], bytes]
+    ) -> None:
+        block = store.pick(positions)
+        writer.write_entries(number, store.doc_ids.take(positions), block.entries, keys(block.rows))
+
+    return copy
+
+
 STORES: dict[str, StoreKind] = {
     kind.format.kind: kind
     for kind in (
-        StoreKind(VECTOR_SHARDS, map_vectors, VectorReader, _vector_copier),
-        StoreKind(TOKEN_SHARDS, map_tokens, TokenReader, _token_copier),
+        StoreKind(
+            VECTOR_SHARDS, map_vectors, VectorReader, _vector_copier, lambda store, to: VectorWriter(to, store.dim)
+        ),
+        StoreKind(TOKEN_SHARDS, map_tokens, TokenReader, _token_copier, lambda store, to: TokenWriter(to, store.dim)),
+        StoreKind(TERM_SHARDS, map_terms, TermReader, _term_copier, lambda store, to: TermWriter(to, store.vocabulary)),
     )
 }
 """The kinds of stores, by their names in headers."""

@@ -36,6 +36,8 @@ SNAPSHOT = "snapshot.json"
 HEADER = re.compile(r"shard-\d+\.json")
 CODEBOOK = "codebook.safetensors"
 """A file that all shards of a store may depend on; their headers have its digest under `beside`."""
+VOCABULARY = "vocabulary.json"
+"""The terms of a store of term weights, beside its shards like the codebook."""
 VECTORS = "vectors"
 """The kind of store whose headers name no kind."""
 DEAD = -1
@@ -82,12 +84,13 @@ def finished_shards(folder: Path) -> list[int]:
 
 
 def remove_shard(folder: Path, number: int) -> None:
-    """Delete a shard, its header first, and with the last one the codebook of all."""
+    """Delete a shard, its header first, and with the last one what all of them depend on."""
     shard_file(folder, number, "json").unlink(missing_ok=True)
     for path in folder.glob(f"shard-{number:05d}.*"):
         path.unlink(missing_ok=True)
     if not finished_shards(folder):
-        (folder / CODEBOOK).unlink(missing_ok=True)
+        for name in (CODEBOOK, VOCABULARY):
+            (folder / name).unlink(missing_ok=True)
 
 
 def count_rows(folder: Path) -> int:
@@ -392,7 +395,8 @@ def _check_alike(folder: Path, shards: Sequence[OpenShard]) -> None:
             )
         if header.get("beside") != first.get("beside"):
             raise UserError(
-                f"{shard_file(folder, number, 'json')}: was written with another {CODEBOOK} than the first shard; "
+                f"{shard_file(folder, number, 'json')}: was written with another "
+                f"{' or '.join(header.get('beside') or first['beside'])} than the first shard; "
                 "encode into an empty folder."
             )
 

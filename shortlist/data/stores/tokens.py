@@ -361,7 +361,7 @@ class TokenReader:
         else:
             order = np.argsort(rows, kind="stable")
             back, ends = np.argsort(order), np.cumsum(counts[order])
-            stored = self._copied(rows[order]).taken(_spans(ends[back] - counts, counts))
+            stored = self._copied(rows[order]).taken(spans(ends[back] - counts, counts))
         where = torch.from_numpy(rows), torch.from_numpy(positions)
         return TokenBlock(*where, torch.from_numpy(counts), *stored, self.codebook)
 
@@ -381,9 +381,9 @@ class TokenReader:
         for place in np.flatnonzero(np.diff(bounds)):
             shard, here = self._shards[place], slice(bounds[place], bounds[place + 1])
             before = int(ends[here.start - 1]) if here.start else 0
-            spans = _spans(shard.ends[rows[here] - self.starts[place]] - counts[here], counts[here])
-            target = slice(before, before + len(spans))
-            shard.rows.copy(spans, found.changed(lambda part, target=target: part[target]))
+            found_at = spans(shard.ends[rows[here] - self.starts[place]] - counts[here], counts[here])
+            target = slice(before, before + len(found_at))
+            shard.rows.copy(found_at, found.changed(lambda part, target=target: part[target]))
         return found
 
     def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -399,7 +399,7 @@ class TokenReader:
         return self._open.beyond(shard_hashes)
 
 
-def _spans(firsts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " tokens"]:
+def spans(firsts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " tokens"]:
     """Join ranges that begin at `firsts` and have so many numbers each."""
     ends = np.cumsum(counts)
     return np.repeat(firsts - ends + counts, counts) + np.arange(int(counts.sum()))

@@ -106,6 +106,7 @@ function show(answer, inServer, untilHere) {
   if (answer.truncated) at("status").textContent += "; the query is too long and was cut";
   showTimes(answer.milliseconds, inServer, untilHere);
   showFacets(answer.results);
+  if (answer.terms) at("times").append(weighted("terms:", answer.terms));
   at("results").append(...folded(answer.results).map(listed));
 }
 
@@ -181,6 +182,7 @@ function listed([result, ...same]) {
   text.append(...marked(result.passage));
   item.append(title, text);
   if (result.warmth) item.append(heat(result.warmth));
+  if (result.terms) item.append(weighted("has", result.terms));
   if (placed(result).length) item.append(source(result));
   if (same.length) {
     const line = element("p", "The same text: ", { class: "same" });
@@ -204,6 +206,13 @@ function heat(pieces) {
     const level = most > least ? Math.round((4 * (similarity - least)) / (most - least)) : 0;
     line.append(element("span", text, { class: `heat-${level}`, title: similarity.toFixed(2) }));
   }
+  return line;
+}
+
+function weighted(label, terms) {
+  const line = element("p", `${label} `, { class: "terms" });
+  const shown = terms.slice(0, 30).map(({ term, weight }) => element("span", `${term} ${weight.toFixed(2)}`));
+  line.append(...shown.flatMap((one, i) => [i ? ", " : "", one]));
   return line;
 }
 

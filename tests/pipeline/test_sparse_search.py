@@ -1,0 +1,165 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import load_npz
+from sparse import write_masked, write_opensearch
+from tiny import Tiny
+
+from shortlist import Pipeline, SparseRetriever, ask, convert, encode, index, search
+from shortlist.data.collections import open_collection
+from shortlist.data.manifest import read_manifest
+from shortlist.data.runs import read_run
+from shortlist.data.stores.terms import TermReader
+from shortlist.errors import UserError
+from shortlist.math.terms import dot
+from shortlist.settings.encode import Config as EncodeConfig
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sparse model, its term weights, and an index over them."""
+    folder = tmp_path_factory.mktemp("sparse")
+    write_masked(folder / "model")
+    how: dict[str, Any] = {"model": str(folder / "model"), "contract": "splade", "collection": str(tiny.collection)}
+    encode.run(EncodeConfig(out=folder / "terms", **how))
+    index.run(index.Config(kind="sparse", vectors=folder / "terms", out=folder / "sparse"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best(tiny: Tiny, made: Path) -> dict[str, list[str]]:
+    """Every query's documents, best first, by the definition."""
+    model, collection = (
+        SparseRetriever.load(str(made / "model"), contract="splade"),
+        open_collection(str(tiny.collection)),
+    )
+    queries, documents = collection.queries("test"), list(collection.corpus())
+    scores = dot(model.encode_queries(queries), model.encode_documents(documents))
+    order = np.argsort(-scores.round(4), axis=1, kind="stable")
+    return {
+        query.query_id: [documents[place].doc_id for place in row] for query, row in zip(queries, order, strict=True)
+    }
+
+
+def flags(tiny: Tiny, made: Path) -> dict[str, Any]:
+    return {"model": str(made / "model"), "contract": "splade", "collection": str(tiny.collection)}
+
+
+@pytest.mark.parametrize("where", ["terms", "sparse"])
+def test_search_finds_the_best_by_flags(tiny, made, best, tmp_path, where):
+    found: dict[str, Any] = {"vectors": made / where} if where == "terms" else {"index": (made / where,)}
+    search.run(search.Config(out=tmp_path / "run", k=3, **flags(tiny, made), **found))
+    run = read_run(tmp_path / "run")
+    assert {name: [hit.doc_id for hit in run[name]] for name in best} == {name: ids[:3] for name, ids in best.items()}
+
+
+def test_ask_explains_by_the_terms_that_match(tiny, made, capsys):
+    config = ask.Config(question="which apple", k=2, explain=True, index=(made / "sparse",), **flags(tiny, made))
+    ask.run(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("terms: ")
+    assert sum(line.strip().startswith("has ") for line in lines) == 2
+    ask.run(ask.Config(**{**vars(config), "json": True}))
+    said = json.loads(capsys.readouterr().out)
+    assert list(said["terms"].values()) == sorted(said["terms"].values(), reverse=True)
+    for result in said["results"]:
+        products = [said["terms"][term] * weight for term, weight in said["matched"][result["doc_id"]]]
+        assert sum(products) == pytest.approx(result["score"], rel=1e-5)
+
+
+def test_texts_in_memory_are_searched(made):
+    model = SparseRetriever.load(str(made / "model"), contract="splade")
+    texts = ["the apple has a colour.", "which boat, which desk!"]
+    found = Pipeline.from_texts(texts, retriever=model, bm25=False).answer(["which boat"], 2)[0].results
+    scores = dot(model.encode_queries(["which boat"]), model.encode_documents(texts))[0]
+    assert [int(result.document.doc_id) for result in found] == np.argsort(-scores).tolist()
+    assert [result.score for result in found] == pytest.approx(sorted(scores, reverse=True), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        ({"find": "dense", "vectors": "terms"}, "holds term weights, not one vector .* `find: sparse`"),
+        ({"find": "late", "index": "sparse"}, "holds term weights, not token vectors"),
+    ],
+)
+def test_a_search_of_another_kind_is_refused(tiny, made, step, why):
+    places = {name: str(made / step[name]) for name in ("vectors", "index") if name in step}
+    given = {**step, **places, "model": str(made / "model"), "contract": "splade"}
+    with pytest.raises(UserError, match=why):
+        Pipeline.load(str(tiny.collection), pipeline={"steps": {"one": given}})
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"dtype": "int8"}, "--dtype int8 is for dense and late models, and .* gives weights for terms"),
+        ({"keep_tokens": 3}, "--keep-tokens is for late models"),
+        ({"segments": "maxp"}, "--segments maxp is for models with one vector"),
+    ],
+)
+def test_settings_without_use_for_sparse_models_are_refused(tiny, made, tmp_path, setting, why):
+    with pytest.raises(UserError, match=why):
+        encode.run(EncodeConfig(out=tmp_path, **flags(tiny, made), **setting))
+
+
+def test_weights_are_pruned_and_narrowed_when_encoded(tiny, made, tmp_path):
+    encode.run(EncodeConfig(out=tmp_path / "few", keep_terms=3, dtype="uint8", **flags(tiny, made)))
+    whole, few = TermReader(made / "terms"), TermReader(tmp_path / "few")
+    assert few.counts.tolist() == np.minimum(whole.counts, 3).tolist()
+    for (terms, weights), (kept, heavy) in zip(whole.take(np.arange(9)), few.take(np.arange(9)), strict=True):
+        assert set(kept.tolist()) == set(terms[np.argsort(-weights, kind="stable")[:3]].tolist())
+        assert heavy == pytest.approx(np.sort(weights[np.isin(terms, kept)]) if len(kept) < 2 else heavy)
+    assert "agreement" in (read_manifest(tmp_path / "few") or {})["results"]
+
+
+def test_queries_that_are_looked_up_load_no_model(tiny, tmp_path):
+    model = write_opensearch(tmp_path / "model")
+    how: dict[str, Any] = {"model": str(model), "collection": str(tiny.collection)}
+    encode.run(EncodeConfig(out=tmp_path / "terms", **how))
+    pipeline = Pipeline.load(
+        str(tiny.collection),
+        pipeline={"steps": {"one": {"find": "sparse", "model": str(model), "vectors": str(tmp_path / "terms")}}},
+    )
+    assert "QueryLookup" in type(pipeline.steps[0].stage.retriever.model).__name__
+    assert pipeline.answer(["which apple"], 3)[0].results
+
+
+def test_term_weights_leave_as_a_matrix_and_as_impacts(made, tmp_path):
+    store = TermReader(made / "terms")
+    convert.run(convert.Config(sources=(str(made / "terms"),), out=tmp_path / "arrays", to="arrays"))
+    matrix: Any = load_npz(tmp_path / "arrays/matrix.npz")
+    assert matrix.shape == (store.num_docs, store.num_terms)
+    assert np.array_equal(matrix.data, store.take(np.arange(store.num_docs)).weights)
+    convert.run(convert.Config(sources=(str(made / "terms"),), out=tmp_path / "impacts", to="impacts", factor=10.0))
+    records = [json.loads(line) for line in (tmp_path / "impacts/vectors.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == list(store.doc_ids)
+    [(terms, weights)] = store.take(np.array([4]))
+    expected = {store.vocabulary[t]: max(1, round(float(w) * 10)) for t, w in zip(terms, weights, strict=True)}
+    assert records[4]["vector"] == expected
+
+
+def test_seismic_proposes_and_scores_are_exact(tiny, made, best, tmp_path, monkeypatch):
+    pytest.importorskip("seismic")
+    from shortlist.index import seismic
+
+    monkeypatch.setattr(seismic, "ALL_SCORED", 0)
+    index.run(index.Config(kind="seismic", vectors=made / "terms", out=tmp_path / "index", set=("effort=60",)))
+    search.run(search.Config(out=tmp_path / "run", k=3, index=(tmp_path / "index",), **flags(tiny, made)))
+    search.run(search.Config(out=tmp_path / "exact", k=3, index=(made / "sparse",), **flags(tiny, made)))
+    run, exact = read_run(tmp_path / "run"), read_run(tmp_path / "exact")
+    scores = {(name, hit.doc_id): hit.score for name, hits in exact.items() for hit in hits}
+    found = [(name, hit.doc_id, hit.score) for name, hits in run.items() for hit in hits]
+    same = [scores[name, doc_id] == score for name, doc_id, score in found if (name, doc_id) in scores]
+    assert all(same)
+    assert len(same) > 0.9 * len(scores)
+
+
+def test_seismic_is_said_to_be_missing(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "seismic", None)
+    with pytest.raises(UserError, match=r"needs pyseismic-lsr: pip install 'shortlist\[sparse\]'"):
+        index.run(index.Config(kind="seismic", vectors=made / "terms", out=tmp_path / "index"))
