@@ -40,16 +40,9 @@ def test_every_module_says_what_it_is_about():
 
 PUBLIC = (
     "Answer BM25Index CrossEncoder Document FlatIndex Group Hit InputContract LateIndex LateRetriever Pipeline Query "
-<<<<<<< HEAD
-    "Reranker Result Retriever SparseRetriever TermWeights TokenReader TokenVectors TokenWriter UserError "
-    "VectorReader VectorWriter load_reranker open_collection open_groups per_query read_qrels read_run rrf "
-    "write_corpus write_groups write_qrels write_queries write_run"
-=======
-    "Reranker Result Retriever SparseIndex SparseRetriever TermReader TermWeights TermWriter TokenReader TokenVectors "
-    "TokenWriter UserError VectorReader VectorWriter load_reranker "
-    "open_collection open_groups per_query read_qrels read_run rrf write_corpus write_groups write_qrels write_queries "
-    "write_run"
->>>>>>> sparse-search
+    "Reranker Result Retriever SparseIndex SparseRetriever TermReader TermWeights TermWriter TokenReader "
+    "TokenVectors TokenWriter UserError VectorReader VectorWriter load_reranker open_collection open_groups "
+    "per_query read_qrels read_run rrf write_corpus write_groups write_qrels write_queries write_run"
 )
 """What `import shortlist` gives."""
 
