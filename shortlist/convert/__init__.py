@@ -7,7 +7,7 @@ and training data and vectors can be written for other tools. Click logs become 
 from collections.abc import Callable
 from functools import partial
 
-from shortlist.convert.arrays import LAYOUTS, convert_store
+from shortlist.convert.arrays import STORE_LAYOUTS, convert_store
 from shortlist.convert.clicks import convert_clicks
 from shortlist.convert.documents import convert_documents
 from shortlist.convert.settings import OF_CLICKS, OF_DOCUMENTS, Config, refuse_given
@@ -42,7 +42,7 @@ def _layout(config: Config) -> str:
         if config.as_ is None:
             say(f"convert: {first}: read as documents to search in, by the names of its files; --as says what it is.")
         return layout
-    if config.to in LAYOUTS and layout != STORE:
+    if config.to in STORE_LAYOUTS and layout != STORE:
         raise UserError(f"{first}: holds {layout}; --to {config.to} takes vectors from `shortlist encode`.")
     refuse_given(config, OF_DOCUMENTS, layout, "and documents alone take {}; leave it out, or add --as documents.")
     if layout != CLICKS:
