@@ -21,7 +21,7 @@ from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.progress import progress
 
-WRITTEN_AT_ONCE = 10_000
+CONVERTED_AT_ONCE = 10_000
 NUMBERS_AT_ONCE = 1 << 26
 """Numbers of vectors that are in memory together."""
 
@@ -80,8 +80,8 @@ def write_impacts(store: TermReader, folder: Path, factor: float) -> dict[str, A
     """
     names = store.vocabulary
     with atomic_write(folder / "vectors.jsonl") as file, progress("converting", store.num_docs, "documents") as advance:
-        for first in range(0, store.num_docs, WRITTEN_AT_ONCE):
-            places = np.arange(first, min(first + WRITTEN_AT_ONCE, store.num_docs))
+        for first in range(0, store.num_docs, CONVERTED_AT_ONCE):
+            places = np.arange(first, min(first + CONVERTED_AT_ONCE, store.num_docs))
             for doc_id, (terms, weights) in zip(store.doc_ids.take(places), store.take(places), strict=True):
                 levels = np.rint(weights.astype(np.float64) * factor).clip(min=1).astype(np.int64)
                 vector = {names[term]: level for term, level in zip(terms.tolist(), levels.tolist(), strict=True)}
