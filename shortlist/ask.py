@@ -14,7 +14,7 @@ from shortlist.errors import UserError
 from shortlist.index.protocols import WeightedTerms
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
-from shortlist.pipeline.terms import explained
+from shortlist.pipeline.terms import term_matches
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import say
 
@@ -69,7 +69,7 @@ def run(config: Config) -> None:
         raise UserError("--collection is missing: it says where the documents are.")
     pipeline = Pipeline.open(description)
     [answer] = pipeline.answer([config.question], config.k, where=config.where, answer=config.answer)
-    matches = explained(pipeline.steps, config.question, answer) if config.explain else None
+    matches = term_matches(pipeline.steps, config.question, answer) if config.explain else None
     if config.explain and matches is None:
         say("ask: --explain shows the terms of sparse models, and none searches here.")
     if config.json:
@@ -77,7 +77,7 @@ def run(config: Config) -> None:
         print(json.dumps({**as_json(config.question, answer), **terms}, ensure_ascii=False))
         return
     if matches is not None:
-        print(f"terms: {weighted(matches.query)}")
+        print(f"terms: {listed_terms(matches.query)}")
     show(answer, {} if matches is None else matches.matched)
     say("ask: " + ", ".join(f"{step} {milliseconds:.1f} ms" for step, milliseconds in answer.milliseconds.items()))
 
@@ -108,7 +108,7 @@ def demo_pipeline(folder: Path) -> Path:
     return path
 
 
-def weighted(terms: WeightedTerms) -> str:
+def listed_terms(terms: WeightedTerms) -> str:
     """List terms with their weights."""
     return ", ".join(f"{name} {weight:.2f}" for name, weight in terms[:TERMS]) or "none"
 
@@ -128,7 +128,7 @@ def show(answer: Answer, matched: Mapping[str, WeightedTerms] = MappingProxyType
         lines = snippet.splitlines()[:LINES]
         lines += place_lines(result)
         if (terms := matched.get(result.chunk or document.doc_id)) is not None:
-            lines.append(f"has {weighted(terms)}")
+            lines.append(f"has {listed_terms(terms)}")
         if len(answer.milliseconds.keys() - {"documents"}) > 1:
             lines.append("; ".join(placed(step, place) for step, place in result.places.items()))
         print(f"{rank:2}. {document.doc_id}  ({result.score:.4f})", *lines, sep="\n      ")

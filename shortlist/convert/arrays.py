@@ -1,4 +1,4 @@
-"""What a store holds becomes plain arrays or JSON lines, which other tools read."""
+"""Stores become plain arrays or JSON lines, which other tools read."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.progress import progress
 
-DOCUMENTS_AT_ONCE = 10_000
+CONVERTED_AT_ONCE = 10_000
 NUMBERS_AT_ONCE = 1 << 26
 """Numbers of vectors that are in memory together."""
 
@@ -29,7 +29,7 @@ NUMBERS_AT_ONCE = 1 << 26
 def convert_store(config: Config) -> None:
     """Write the vectors of one store in another layout."""
     source, *others = config.sources
-    if config.to not in LAYOUTS or others or config.collection or config.allow_pickle:
+    if config.to not in STORE_LAYOUTS or others or config.collection or config.allow_pickle:
         raise UserError(
             f"{source}: holds vectors; expected this source alone and --to arrays (or impacts), without --collection "
             "and --allow-pickle."
@@ -40,7 +40,7 @@ def convert_store(config: Config) -> None:
     job = start_job(config, spec)
     if not job.done:
         with job.result() as folder:
-            counts = LAYOUTS[config.to](open_store(Path(source)), folder, config)
+            counts = STORE_LAYOUTS[config.to](open_store(Path(source)), folder, config)
         job.finish(counts)
 
 
@@ -55,12 +55,12 @@ def _impacts(store: Store, folder: Path, config: Config) -> dict[str, Any]:
     return write_impacts(store, folder, config.factor)
 
 
-LAYOUTS: dict[str, Callable[[Store, Path, Config], dict[str, Any]]] = {"arrays": _arrays, "impacts": _impacts}
+STORE_LAYOUTS: dict[str, Callable[[Store, Path, Config], dict[str, Any]]] = {"arrays": _arrays, "impacts": _impacts}
 """Functions that write a store in a layout."""
 
 
 def write_term_arrays(store: TermReader, folder: Path) -> dict[str, Any]:
-    """Write a store's term weights as a sparse matrix in SciPy's format, with its ids and terms beside it.
+    """Write a store's term weights as a sparse matrix of SciPy.
 
     matrix.npz is for `scipy.sparse.load_npz`: a row for each document, in corpus order, and a column for each term.
     """
@@ -80,8 +80,8 @@ def write_impacts(store: TermReader, folder: Path, factor: float) -> dict[str, A
     """
     names = store.vocabulary
     with atomic_write(folder / "vectors.jsonl") as file, progress("converting", store.num_docs, "documents") as advance:
-        for first in range(0, store.num_docs, DOCUMENTS_AT_ONCE):
-            places = np.arange(first, min(first + DOCUMENTS_AT_ONCE, store.num_docs))
+        for first in range(0, store.num_docs, CONVERTED_AT_ONCE):
+            places = np.arange(first, min(first + CONVERTED_AT_ONCE, store.num_docs))
             for doc_id, (terms, weights) in zip(store.doc_ids.take(places), store.take(places), strict=True):
                 levels = np.rint(weights.astype(np.float64) * factor).clip(min=1).astype(np.int64)
                 vector = {names[term]: level for term, level in zip(terms.tolist(), levels.tolist(), strict=True)}

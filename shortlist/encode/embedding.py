@@ -107,7 +107,7 @@ def token_vectors(
     return thinned(vectors, factor=factor, budget=budget)
 
 
-def term_weights(
+def named_weights(
     retriever: Any, documents: Sequence[Document], *, most: int | None = None, **options: Any
 ) -> NamedTerms:
     """Embed each document as weights for terms; `most` as for `heaviest`."""
@@ -161,7 +161,7 @@ def _embed_tokens(config: Config) -> Embed:
 
 
 def _embed_terms(config: Config) -> Embed:
-    return partial(term_weights, most=config.keep_terms)
+    return partial(named_weights, most=config.keep_terms)
 
 
 def _write_vectors(folder: Path, shard: Shard, *, dtype: str, num_docs: int | None) -> None:

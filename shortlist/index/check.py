@@ -40,7 +40,7 @@ ONE_BY_ONE = 20
 QUERY_TOKENS = 32
 """Tokens, the first ones, of a document that serves as a query over token vectors."""
 
-QUERY_TERMS = 40
+MOST_QUERY_TERMS = 40
 """Terms, the heaviest, of a document that serves as a query over term weights."""
 
 Queries = Float[np.ndarray, "queries dim"] | TokenVectors | TermWeights
@@ -202,7 +202,7 @@ def _documents_by_token(tokens: TokenReader) -> TokenVectors:
 
 def _documents_by_terms(terms: TermReader) -> TermWeights:
     places = np.linspace(0, terms.num_docs - 1, min(QUERIES, terms.num_docs)).astype(np.int64)
-    return heaviest(terms.take(places), QUERY_TERMS)
+    return heaviest(terms.take(places), MOST_QUERY_TERMS)
 
 
 def _encoded(store: Path, model: str, collection: str | None, split: str, load_as: Any) -> Queries:

@@ -278,7 +278,7 @@ HELD = {
 
 
 def held(folder: Path) -> str:
-    """Return the kind of store that a folder is, or that an index is over: a key of HELD."""
+    """Return the kind of a store, or of an index's store: a key of HELD."""
     manifest = read_manifest(folder) or {}
     if manifest.get("stage") == "index":
         results = manifest.get("results", {})
@@ -289,7 +289,7 @@ def held(folder: Path) -> str:
 
 
 def check_held(folder: Path, wanted: str) -> None:
-    """Refuse a store, or an index over one, that does not hold what a search needs.
+    """Refuse a store or an index that does not hold what a search needs.
 
     Raises:
         UserError: it holds another kind.

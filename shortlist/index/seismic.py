@@ -1,4 +1,4 @@
-"""The kind of index `seismic`: candidates of the Seismic engine, scored exactly from the term store.
+"""The kind of index `seismic`: candidates of the Seismic engine, scored exactly.
 
 Seismic knows documents by their rows and terms by their numbers, so that neither long ids nor names are cut. It keeps
 weights in float16 and looks at a query's heaviest terms only, which changes what it proposes but no score.
@@ -19,8 +19,9 @@ from shortlist.data.files import atomic_write
 from shortlist.data.stores.shards import DEAD
 from shortlist.data.stores.terms import TermReader
 from shortlist.errors import UserError
+from shortlist.index.flat import Best
 from shortlist.index.protocols import Opening
-from shortlist.index.sparse import Best, check_term_queries, no_scores, score_rows
+from shortlist.index.sparse import check_term_queries, no_scores, score_rows
 from shortlist.math.heaviest import heaviest
 from shortlist.math.terms import TermWeights
 from shortlist.progress import Advance
@@ -32,9 +33,9 @@ its summary; terms of a query that are looked at; percent of the k-th best score
 which is more exact where it is lower; candidates that are scored exactly, in multiples of k."""
 MOST_TERMS = 1 << 16
 """The size of a vocabulary from which Seismic needs wider numbers."""
-ALL_SCORED = 10_000
+FEW_ALLOWED = 10_000
 """Where at most this many documents may be found, all of them are scored."""
-READ_AT_ONCE = 1 << 22
+HANDED_AT_ONCE = 1 << 22
 """Entries that are handed over at a time."""
 DESCRIPTION, INDEX = "index.json", "index.seismic"
 
@@ -64,7 +65,7 @@ def build_seismic(terms: TermReader, folder: Path, *, advance: Advance, **chosen
     parameters = _checked(SEISMIC_DEFAULTS | chosen)
     dataset_of, index_of = _classes(terms.num_terms)
     dataset = dataset_of(dim=terms.num_terms)
-    for block in terms.blocks(READ_AT_ONCE):
+    for block in terms.blocks(HANDED_AT_ONCE):
         entries = block.entries.as_float32()
         if len(entries.weights) and float(entries.weights.max()) > np.finfo(np.float16).max:
             raise UserError(f"{terms.folder}: has a weight of {entries.weights.max():g}, more than Seismic can hold.")
@@ -190,7 +191,7 @@ class ProposedIndex:
     ) -> tuple[Float32[np.ndarray, " found"], Int[np.ndarray, " found"]]:
         count = min(-(-self.parameters["refine"] * k * len(keep) // num_docs), len(keep))
         rows = np.empty(0, dtype=np.int64)
-        if num_docs > ALL_SCORED:
+        if num_docs > FEW_ALLOWED:
             rows = self._proposed(terms, weights, count)
             rows = rows[keep[rows]]
         if len(rows) < k:  # too few are allowed, or too few have a term that was looked at

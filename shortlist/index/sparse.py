@@ -19,6 +19,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.stores.shards import DEAD
 from shortlist.data.stores.terms import TermReader
 from shortlist.errors import UserError
+from shortlist.index.flat import Best
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening, TermIndex, WeightedTerms
 from shortlist.math.heaviest import heaviest
@@ -27,21 +28,18 @@ from shortlist.math.terms import TermWeights
 from shortlist.progress import Advance
 from shortlist.records import Hit, Query, Run, as_queries
 
-Best = tuple[Float32[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]
-"""Scores and positions, best first; -inf and -1 where nothing more was found."""
-
 SEGMENT_ROWS = 1 << 18
 """The most rows of a segment, whose scores take a mebibyte."""
 SEGMENT_ENTRIES = 1 << 25
 """The most entries of a segment, which are in memory when it is built."""
 SMALL_SEGMENTS = 8
 """The most segments that updates may add before they are merged."""
-READ_AT_ONCE = 1 << 20
+INVERTED_AT_ONCE = 1 << 20
 """Entries of a store that are read at a time."""
 SCORED_AT_ONCE = 8192
 """Rows that are scored exactly at a time."""
-DESCRIPTION = "index.json"
-COLUMNS = ("rows", "weights", "starts")
+SEGMENTS_LISTED = "index.json"
+SEGMENT_COLUMNS = ("rows", "weights", "starts")
 
 
 class Segment(NamedTuple):
@@ -61,7 +59,7 @@ class Segment(NamedTuple):
 def make_segment(terms: TermReader, first: int, last: int) -> Segment:
     """Invert some rows of a store."""
     counts, numbers, weights = [], [], []
-    for start in range(first, last, (step := max(1, READ_AT_ONCE // 128))):
+    for start in range(first, last, (step := max(1, INVERTED_AT_ONCE // 128))):
         found = terms.rows(np.arange(start, min(start + step, last))).as_float32()
         counts.append(found.counts)
         numbers.append(found.terms)
@@ -73,7 +71,7 @@ def make_segment(terms: TermReader, first: int, last: int) -> Segment:
     return Segment(first, last, matrix.indices.astype(np.int32), matrix.data, matrix.indptr.astype(np.int64))
 
 
-def divide(ends: Int[np.ndarray, " rows"], first: int) -> list[tuple[int, int]]:
+def segment_parts(ends: Int[np.ndarray, " rows"], first: int) -> list[tuple[int, int]]:
     """Divide the rows from `first` on into parts for segments.
 
     Args:
@@ -112,7 +110,7 @@ class SparseIndex:
             raise UserError(f"query_terms is {query_terms}; expected at least 1.")
         self.terms, self.query_terms = terms, query_terms
         if segments is None:
-            segments = [make_segment(terms, *part) for part in divide(np.cumsum(terms.row_counts), 0)]
+            segments = [make_segment(terms, *part) for part in segment_parts(np.cumsum(terms.row_counts), 0)]
         self.segments = list(segments)
         inside = self.segments[-1].last if self.segments else 0
         self._positions = terms.positions_of(np.arange(inside))
@@ -186,7 +184,7 @@ class SparseIndex:
         k: int,
         keep: Bool[np.ndarray, " rows"] | None,
     ) -> tuple[Float32[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-        """Search one query: a scan in float32 finds all that can be among the best, which are scored exactly."""
+        """Search one query: scan in float32, then score exactly what can be best."""
         slack, least = 1 - error_bound(len(terms)), 0.0
         rows, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         for segment in self.segments:
@@ -287,7 +285,7 @@ def build_sparse(terms: TermReader, folder: Path, *, advance: Advance) -> dict[s
     folder.mkdir(parents=True, exist_ok=True)
     ends = np.cumsum(terms.row_counts)
     there = _still_good(folder, terms, ends)
-    parts = divide(ends, there[-1]["last"] if there else 0)
+    parts = segment_parts(ends, there[-1]["last"] if there else 0)
     advance(parts[0][0] if parts else terms.num_rows)
     number = max((part["number"] for part in there), default=-1) + 1
     for place, (first, last) in enumerate(parts):
@@ -295,9 +293,9 @@ def build_sparse(terms: TermReader, folder: Path, *, advance: Advance) -> dict[s
         advance(last - first)
     listed = there + [{"number": number + i, "first": a, "last": b} for i, (a, b) in enumerate(parts)]
     content = {"num_terms": terms.num_terms, "shard_hashes": terms.shard_hashes}
-    with atomic_write(folder / DESCRIPTION) as file:
+    with atomic_write(folder / SEGMENTS_LISTED) as file:
         json.dump(content | {"segments": listed}, file, indent=2)
-    known = {_segment_file(folder, part["number"], column) for part in listed for column in COLUMNS}
+    known = {_segment_file(folder, part["number"], column) for part in listed for column in SEGMENT_COLUMNS}
     for path in set(folder.glob("segment-*")) - known:
         path.unlink()
     return {"read": sum(last - first for first, last in parts), "num_entries": terms.num_entries}
@@ -311,9 +309,9 @@ def _still_good(folder: Path, terms: TermReader, ends: Int[np.ndarray, " rows"])
     except UserError:
         return []
     there: list[dict[str, int]] = description["segments"]
-    if any(not _segment_file(folder, part["number"], column).exists() for part in there for column in COLUMNS):
+    if any(not _segment_file(folder, part["number"], column).exists() for part in there for column in SEGMENT_COLUMNS):
         return []
-    whole = [tuple(part) for part in divide(ends, 0)]
+    whole = [tuple(part) for part in segment_parts(ends, 0)]
     full = next((i for i, part in enumerate(there) if (part["first"], part["last"]) not in whole), len(there))
     return there if len(there) - full < SMALL_SEGMENTS else there[:full]
 
@@ -323,25 +321,25 @@ def _segment_file(folder: Path, number: int, column: str) -> Path:
 
 
 def _write_segment(folder: Path, number: int, segment: Segment) -> None:
-    for column in COLUMNS:
+    for column in SEGMENT_COLUMNS:
         with atomic_write(_segment_file(folder, number, column), "wb") as file:
             np.save(file, getattr(segment, column))
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
     try:
-        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        description = json.loads((folder / SEGMENTS_LISTED).read_text("utf-8"))
         whole = {"num_terms", "shard_hashes", "segments"} <= description.keys()
     except (OSError, ValueError, AttributeError):
         whole, description = False, {}
     if not whole:
         raise UserError(
-            f"{folder}: holds no whole sparse index ({DESCRIPTION}); build it again with `shortlist index`."
+            f"{folder}: holds no whole sparse index ({SEGMENTS_LISTED}); build it again with `shortlist index`."
         )
     return description
 
 
-def open_sparse(folder: Path, built: Mapping[str, Any], how: Opening) -> SparseIndex:
+def open_segments(folder: Path, built: Mapping[str, Any], how: Opening) -> SparseIndex:
     """Open an index of the kind `sparse` over the term store at `how.vectors`.
 
     Raises:
@@ -356,7 +354,8 @@ def open_sparse(folder: Path, built: Mapping[str, Any], how: Opening) -> SparseI
         try:
             # np.memmap is slow to slice; an array over the same map is fast.
             columns = [
-                np.asarray(np.load(_segment_file(folder, part["number"], column), mmap_mode="r")) for column in COLUMNS
+                np.asarray(np.load(_segment_file(folder, part["number"], column), mmap_mode="r"))
+                for column in SEGMENT_COLUMNS
             ]
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: a segment is missing or broken ({error}); build the index again.") from None
@@ -367,7 +366,7 @@ def open_sparse(folder: Path, built: Mapping[str, Any], how: Opening) -> SparseI
 def sparse_footprint(terms: TermReader) -> Footprint:
     """Compute the size of the inverted indexes of a term store."""
     postings = 8 * int(terms.row_counts.sum())
-    starts = 8 * (terms.num_terms + 1) * len(divide(np.cumsum(terms.row_counts), 0))
+    starts = 8 * (terms.num_terms + 1) * len(segment_parts(np.cumsum(terms.row_counts), 0))
     return Footprint(postings + starts, postings + starts, building=2 * 8 * min(SEGMENT_ENTRIES, postings // 8))
 
 
@@ -428,7 +427,7 @@ class SparseSearch:
         return self.index.find(queries, k) if allowed is None else self.index.find(queries, k, allowed=allowed)
 
     def explain(self, query: str | Query, doc_ids: Sequence[str]) -> "TermMatches":
-        """Return a query's weighted terms, and those of them that documents have, with their weights there."""
+        """Return a query's weighted terms, and which of them documents have."""
         weights = self.query_weights([query])
         names: Sequence[str] = self.retriever.terms
         store: TermReader = self.index.terms
@@ -468,7 +467,7 @@ def named_terms(
 
 
 def numbered_terms(numbers: Mapping[str, int], texts: Sequence[WeightedTerms]) -> TermWeights:
-    """Return weighted terms by their numbers; the weights of one that occurs twice are added, unknown ones ignored."""
+    """Return weighted terms by their numbers, without unknown ones; repeated ones are added up."""
     parts = []
     for text in texts:
         found = [(numbers[name], weight) for name, weight in text if name in numbers]

@@ -21,7 +21,7 @@ def add_postings(
     factor: np.float32,
     scores: Float32[np.ndarray, " rows"],
 ) -> None:
-    """Add a term's weights, times its weight in the query, to the scores of its rows."""
+    """Add a term's weights, times a factor, to the scores of its rows."""
     if _multiply is None:
         np.add.at(scores, rows, weights * factor)
         return
@@ -30,7 +30,7 @@ def add_postings(
 
 
 def error_bound(num_terms: int) -> float:
-    """Return the share of a score by which two scores added up in float32 may seem to differ, or more.
+    """Bound the share of a score by which float32 sums may be wrong.
 
     All terms are positive, so each of the additions is wrong by at most 2**-24 of the score, and each product too.
     """
@@ -40,7 +40,7 @@ def error_bound(num_terms: int) -> float:
 def best_scores(
     scores: Float32[np.ndarray, " rows"], k: int, *, least: float = 0.0, slack: float = 1.0
 ) -> Int[np.ndarray, " found"]:
-    """Find the rows, in order, of the k highest positive scores, and of all that are nearly as high.
+    """Find the rows of the k highest positive scores, and of nearly as high ones.
 
     Args:
         least: scores below it are left out.

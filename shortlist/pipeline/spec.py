@@ -267,7 +267,7 @@ def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
 
 
 def _over_vectors(sort: str, sources: Sources, path: Path | None) -> dict[str, Any]:
-    """Collect the settings of a search by a model, over vectors, token vectors or term weights."""
+    """Collect the settings of a search by a model's output."""
     from shortlist.pipeline.loading import FINDERS
 
     names = ("model", "vectors", "contract", "query_length", "prompt", *OF_FINDERS, "effort", "refine")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from shortlist.pipeline import Answer
 
 
-def explained(steps: Iterable[Step], question: str, answer: "Answer") -> TermMatches | None:
+def term_matches(steps: Iterable[Step], question: str, answer: "Answer") -> TermMatches | None:
     """Return a question's weighted terms, and those that the found documents share with it.
 
     The last step that searches by term weights tells; the result is None where none does.

@@ -458,7 +458,7 @@ async def _add_warmth(
 async def _add_terms(
     service: Service, ticket: Ticket, pipeline: Pipeline, answer: schema.SearchAnswer, found: Answer
 ) -> None:
-    """Add the query's weighted terms and those of each document, if a sparse model has searched."""
+    """Add the weighted terms that match, if a sparse model has searched."""
     if not (matches := await service.explain_terms(ticket, pipeline.steps, answer.query, found)):
         return
     answer.terms = [schema.WeightedTerm(term=term, weight=weight) for term, weight in matches.query]

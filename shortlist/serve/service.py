@@ -28,7 +28,7 @@ from shortlist.pipeline.live import LivePipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
-from shortlist.pipeline.terms import explained
+from shortlist.pipeline.terms import term_matches
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Ranker
@@ -421,8 +421,8 @@ class Service:
     async def explain_terms(
         self, ticket: Ticket, steps: Sequence[Step], query: str, found: Answer
     ) -> TermMatches | None:
-        """Return a query's weighted terms and those of the found documents, where a sparse model has searched."""
-        find = partial(explained, steps, query, found)
+        """Return the weighted terms that match, where a sparse model has searched."""
+        find = partial(term_matches, steps, query, found)
         return await asyncio.get_running_loop().run_in_executor(self._searching, _for_request(ticket, find))
 
     async def is_cut(self, retriever: Batched | BatchedLate | BatchedSparse, query: str) -> bool:

@@ -6,7 +6,7 @@ from shortlist.data.stores.terms import TermReader, TermWriter
 from shortlist.errors import UserError
 from shortlist.index import sparse
 from shortlist.index.protocols import Opening
-from shortlist.index.sparse import SparseIndex, build_sparse, numbered_terms, open_sparse
+from shortlist.index.sparse import SparseIndex, build_sparse, numbered_terms, open_segments
 from shortlist.math import postings
 from shortlist.math.heaviest import heaviest
 from shortlist.math.terms import TermWeights
@@ -99,7 +99,7 @@ def test_an_index_is_brought_up_to_date_by_a_segment_for_new_rows(tmp_path, smal
     write(store, new, first=150)
     assert build_sparse(TermReader(store), tmp_path / "index", advance=lambda _: None)["read"] == 10
     assert (tmp_path / "index/segment-00000.rows.npy").stat().st_mtime_ns == kept
-    index = open_sparse(tmp_path / "index", {}, Opening(vectors=store))
+    index = open_segments(tmp_path / "index", {}, Opening(vectors=store))
     assert [(segment.first, segment.last) for segment in index.segments] == [(0, 100), (100, 150), (150, 160)]
     both = TermWeights(*(np.concatenate([a, b]) for a, b in zip(vars(old).values(), vars(new).values(), strict=True)))
     queries = random_weights(5, 3)
@@ -107,7 +107,7 @@ def test_an_index_is_brought_up_to_date_by_a_segment_for_new_rows(tmp_path, smal
     for more in range(8):
         write(store, random_weights(1, more), first=160 + more)
         build_sparse(TermReader(store), tmp_path / "index", advance=lambda _: None)
-    assert len(open_sparse(tmp_path / "index", {}, Opening(vectors=store)).segments) <= 8
+    assert len(open_segments(tmp_path / "index", {}, Opening(vectors=store)).segments) <= 8
     assert len(list((tmp_path / "index").glob("segment-*"))) <= 24
 
 

@@ -147,7 +147,7 @@ def test_seismic_proposes_and_scores_are_exact(tiny, made, best, tmp_path, monke
     pytest.importorskip("seismic")
     from shortlist.index import seismic
 
-    monkeypatch.setattr(seismic, "ALL_SCORED", 0)
+    monkeypatch.setattr(seismic, "FEW_ALLOWED", 0)
     index.run(index.Config(kind="seismic", vectors=made / "terms", out=tmp_path / "index", set=("effort=60",)))
     search.run(search.Config(out=tmp_path / "run", k=3, index=(tmp_path / "index",), **flags(tiny, made)))
     search.run(search.Config(out=tmp_path / "exact", k=3, index=(made / "sparse",), **flags(tiny, made)))

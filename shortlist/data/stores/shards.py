@@ -84,7 +84,7 @@ def finished_shards(folder: Path) -> list[int]:
 
 
 def remove_shard(folder: Path, number: int) -> None:
-    """Delete a shard, its header first, and with the last one what all of them depend on."""
+    """Delete a shard, its header first, and with the last one what all share."""
     shard_file(folder, number, "json").unlink(missing_ok=True)
     for path in folder.glob(f"shard-{number:05d}.*"):
         path.unlink(missing_ok=True)

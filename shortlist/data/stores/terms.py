@@ -38,12 +38,12 @@ TERM_DTYPES = {"float32": "<f4", "float16": "<f2", "uint8": "u1"}
 """The number types that weights may be stored in, as NumPy writes them."""
 HIGHEST = 255
 """The largest weight in uint8."""
-CONTENTS = ("bin", "terms", "counts", "scales")
+TERM_CONTENTS = ("bin", "terms", "counts", "scales")
 
 
 def _identity(header: Mapping[str, Any]) -> str:
     """Digest all that a shard says of its documents' terms."""
-    digests = [header["sha256"].get(suffix, "") for suffix in CONTENTS] + [*header.get("beside", {}).values()]
+    digests = [header["sha256"].get(suffix, "") for suffix in TERM_CONTENTS] + [*header.get("beside", {}).values()]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -51,7 +51,7 @@ TERM_SHARDS = ShardFormat(
     kind="terms",
     holds="term weights",
     dtypes=TERM_DTYPES,
-    suffixes=CONTENTS,
+    suffixes=TERM_CONTENTS,
     identity=_identity,
     instead="encode with a sparse model for these.",
 )
@@ -77,7 +77,7 @@ class TermEntries(NamedTuple):
 
 
 class TermBlock(NamedTuple):
-    """Some documents of a store with their terms, for reading only; they may lie on disk."""
+    """Some documents of a store with their terms, for reading only."""
 
     rows: Int[np.ndarray, " docs"]
     positions: Int[np.ndarray, " docs"]
@@ -192,7 +192,7 @@ class TermWriter:
 
 
 def _owner(counts: Int[np.ndarray, " docs"], fine: Bool[np.ndarray, " entries"]) -> int:
-    """Return the number of the document that the first entry that is not fine belongs to."""
+    """Return the number of the first document with an entry that is not fine."""
     return int(np.searchsorted(np.cumsum(counts), int(fine.argmin()), side="right"))
 
 
