@@ -77,7 +77,7 @@ def fitting_store(kind: IndexKind, folder: Path) -> Any:
         wanted = " or ".join(HELD[name].words for name in kind.over)
         raise UserError(
             f"{folder}: holds {HELD[found].words}, and this kind of index is built over {wanted}; choose "
-            f"{HELD[found].index}."
+            f"{HELD[found].kinds}."
         )
     return open_store(folder)
 

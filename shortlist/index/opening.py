@@ -265,7 +265,7 @@ class Held(NamedTuple):
     words: str
     find: str
     """The finder in a pipeline."""
-    index: str
+    kinds: str
     """The kinds of index over it, in words."""
 
 

@@ -111,7 +111,7 @@ class _Strongest(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_states = (_sparse(tokens, terms, values, shape) @ embedding.float()).view(states.shape).to(states.dtype)
         if ctx.needs_input_grad[1]:
-            to_embedding = (_sparse(terms, tokens, values, shape[::-1]) @ flat.float()).to(embedding.dtype)
+            to_embedding = (_sparse(terms, tokens, values, (shape[1], shape[0])) @ flat.float()).to(embedding.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = values.new_zeros(len(embedding)).index_add_(0, terms, values)
         return to_states, to_embedding, to_bias, None

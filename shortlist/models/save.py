@@ -64,7 +64,7 @@ def saved_names(model: Trainable, *, adapter: bool) -> dict[str, str]:
         keys = {name: key.replace(PREFIX, PREFIX + prefix, 1) for name, key in keys.items()}
     else:
         before, keys = "", {name: prefix + key for name, key in inside.items()}
-    keys |= {name: before + key for name, key in (kind.saved | getattr(model, "saved", {})).items()}
+    keys |= {name: before + key for name, key in {**kind.saved, **getattr(model, "saved", {})}.items()}
     return {name: keys[name] for name in names if name in keys}  # the rest (a dense layer's) is saved elsewhere
 
 
@@ -130,7 +130,7 @@ def _save_weights(model: Trainable, folder: Path, state: dict[str, Tensor]) -> N
         config["architectures"] = [name]
     if getattr(model, "has_language_head", False):
         names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if is_decoder(backbone) else MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        config["architectures"] = [names[backbone.config.model_type]]
+        config["architectures"] = [names.get(backbone.config.model_type)]
     write_json(folder / "config.json", config)
 
 

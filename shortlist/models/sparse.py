@@ -126,7 +126,8 @@ class SparseModel(nn.Module):
                 weights_of_queries if weights is None else torch.where(asked[:, None], weights_of_queries, weights)
             )
         assert weights is not None  # for the type checker
-        weights = weights.index_fill(1, self.left_out, 0.0) if len(cast(Tensor, self.left_out)) else weights
+        left_out = cast(Tensor, self.left_out)
+        weights = weights.index_fill(1, left_out, 0.0) if len(left_out) else weights
         weights = _strongest(weights, self.reading.keep_terms, ~asked)
         return _strongest(weights, self.reading.keep_query_terms, asked)
 
