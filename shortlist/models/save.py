@@ -129,8 +129,8 @@ def _save_weights(model: Trainable, folder: Path, state: dict[str, Tensor]) -> N
     if KINDS[model.kind].as_causal and (name := MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(backbone.config.model_type)):
         config["architectures"] = [name]
     if getattr(model, "has_language_head", False):
-        names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if is_decoder(backbone) else MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        config["architectures"] = [names.get(backbone.config.model_type)]
+        names: Any = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if is_decoder(backbone) else MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        config["architectures"] = [names[backbone.config.model_type]]
     write_json(folder / "config.json", config)
 
 
