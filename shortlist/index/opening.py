@@ -280,8 +280,8 @@ HELD = {
 def held(folder: Path) -> str:
     """Return the kind of a store, or of an index's store: a key of HELD."""
     manifest = read_manifest(folder) or {}
-    if manifest.get("stage") == "index":
-        results = manifest.get("results", {})
+    results = manifest.get("results", {})
+    if manifest.get("stage") == "index" or (manifest.get("stage") == "encode" and "dim" in results):
         return "tokens" if "num_tokens" in results else "terms" if "num_terms" in results else "vectors"
     from shortlist.data.stores.shards import finished_shards, store_kind
 

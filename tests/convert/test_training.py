@@ -12,6 +12,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from shortlist import convert
 from shortlist.cli import main
 from shortlist.convert import Config, training
+from shortlist.convert.settings import OF_STORES
 from shortlist.convert.writing import judgements
 from shortlist.data import pickles, sources
 from shortlist.data.collections import open_collection
@@ -287,7 +288,7 @@ def test_a_layout_that_does_not_exist_is_a_usage_error(tmp_path: Path, capsys: p
 
 
 def test_the_stage_offers_every_layout():
-    assert set(Config.__annotations__["to"].__args__) == {"shortlist", *LAYOUTS, "arrays"}
+    assert set(Config.__annotations__["to"].__args__) == {"shortlist", *LAYOUTS, *OF_STORES}
 
 
 def pickled(path: Path, vectors: np.ndarray, doc_ids: list[str]) -> Path:

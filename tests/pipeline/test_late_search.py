@@ -124,7 +124,7 @@ def test_a_collections_own_token_vectors_are_kept_up_to_date(made, tmp_path, cap
     [
         (
             {"find": "dense", "model": "model", "vectors": "tokens"},
-            "holds token vectors .* search it with `find: late`",
+            "holds token vectors, .* search it with `find: late`",
         ),
         (
             {"find": "late", "model": "tiny", "vectors": "tokens"},

@@ -7,7 +7,7 @@ import pytest
 
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
-from shortlist.text.contract import Form, InputContract, Reading, named_contract, presets
+from shortlist.text.contract import SPARSE, Form, InputContract, Reading, named_contract, presets
 from shortlist.text.inputs import Inputs, filled, turn
 from shortlist.text.proof import prove
 from shortlist.text.tokenizer import train_bpe
@@ -146,6 +146,11 @@ GOLDEN_HASHES = {
     "colbert-decoder": ("3335072b020b1455", "188f42c8074db31b", "89673760c2c85d35"),
     "jina-colbert-v2": ("acde690a86fb4ce6", "2abb6518fb787eaa", "8081a755bb3b198c"),
     "xtr": ("5ee0797bf0d82534", "c45128726a1d0757", "96e48a0d1fcf3d1a"),
+    "splade": ("0e651ab4b40cd087", "dff48ce7a08da049", "6517807e6e6c0957"),
+    "splade-decoder": ("bb48df4822a1290d", "e9fe1821aa0fca30", "cbbe84fd539b53f6"),
+    "splade-doc": ("7ac687ecb63e1ce9", "12df43a6a1eb81f5", "b8bec4600be4937e"),
+    "splade-echo": ("d158c9459cf16e7c", "da278b0587eb66e6", "86a87ff958e3d8b5"),
+    "splade-tokens": ("51f7567df48af481", "b96d3b8779dc1b13", "80795e7bf3854302"),
 }
 """Preset -> hash of its contract.json, `of_documents()`, `of_pairs()`: outputs are known by these."""
 
@@ -160,7 +165,8 @@ def test_every_preset_is_the_contract_that_it_always_was():
 
 def test_every_preset_has_golden_ids():
     below = {"qwen3-reranker", "mxbai-rerank-v2", "bge-reranker-v2-gemma"}
-    below |= {name for name in presets() if named_contract(name).reading.pooling == "tokens"}  # test_late_form.py
+    elsewhere = ("tokens", *SPARSE)  # test_late_form.py, models/test_sparse.py
+    below |= {name for name in presets() if named_contract(name).reading.pooling in elsewhere}
     assert GOLDEN_RETRIEVERS.keys() | GOLDEN_RERANKERS.keys() == presets().keys() - below
 
 
@@ -468,7 +474,12 @@ def test_every_setting_survives_json():
     lengths = {"query_length": 1, "document_length": 2, "pair_length": 3}
     reading = Reading(pooling="mean", normalize=False, bidirectional=True, answer=("yes",), token_types=True)
     form = replace(form, **lengths, prompts=(("sts", "sts: "),), lower_case=True, skipped=(".",))
-    form = replace(form, expansion="<mask>", expansion_length=9, expansion_read=True, skipped_in_queries=True)
+    form = replace(
+        form, expansion="<mask>", expansion_length=9, expansion_read=True, skipped_in_queries=True, echo=True
+    )
+    form = replace(form, queries_marked=True)
+    reading = replace(reading, logs=2, logit_scale=0.5, keep_terms=9, keep_query_terms=8, left_out=("<cls>",))
+    reading = replace(reading, weighing="tokens", queries="lookup")
     contract = InputContract(form, replace(reading, cut=8, dims=(16, 8)))
     default = asdict(Form()) | asdict(Reading())
     assert {name for name, value in default.items() if contract.to_dict().get(name, value) == value} == set()
