@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.data.allowed import Allowed
+from shortlist.index.encoded import find_encoded, search_encoded
 from shortlist.index.protocols import VectorIndex
 from shortlist.records import Hit, Query, Run, as_queries
 
@@ -43,9 +44,7 @@ class DenseSearch:
         Args:
             allowed: the only documents to find (None: all).
         """
-        queries = as_queries(queries)
-        found = self.find_by_vectors(self.query_vectors(queries), k, allowed=allowed)
-        return dict(zip([query.query_id for query in queries], found, strict=True))
+        return search_encoded(self.retriever, self.vectors, queries, k, allowed=allowed)
 
     def query_vectors(self, queries: str | Query | Iterable[str | Query]) -> Float[np.ndarray, "queries dim"]:
         """Compute the vectors that `search` uses for these queries."""
@@ -55,4 +54,4 @@ class DenseSearch:
         self, vectors: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
     ) -> list[list[Hit]]:
         """Find the k most similar documents for each vector, given as a query's vector."""
-        return self.vectors.find(vectors, k) if allowed is None else self.vectors.find(vectors, k, allowed=allowed)
+        return find_encoded(self.vectors, vectors, k, allowed=allowed)

@@ -12,13 +12,15 @@ from torch import Tensor
 from shortlist.data.allowed import Allowed
 from shortlist.data.stores.tokens import TokenBlock, TokenReader
 from shortlist.errors import UserError
+from shortlist.index.encoded import find_encoded, search_encoded
 from shortlist.index.flat import CANDIDATES_BYTES, Best, free_bytes
 from shortlist.index.leaders import Leaders
 from shortlist.index.protocols import TokenIndex
 from shortlist.index.threads import product_threads, work_in_threads
-from shortlist.math.matching import query_tiles, scan_integers, score_documents, token_parts
+from shortlist.math.matching import query_tiles, scan_integers, score_documents
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.products import full_precision
+from shortlist.math.ragged import text_parts
 from shortlist.math.scoring import best_of, contenders, from_keys
 from shortlist.records import Hit, Query, Run, as_queries
 
@@ -227,7 +229,7 @@ def score_candidates(
     order, tiles = np.argsort(positions), query_tiles(query)
     ascending, found = positions[order], np.empty(len(positions), dtype=np.float32)
     with torch.no_grad(), full_precision():
-        for first, last, _, _ in token_parts(tokens.counts[ascending], CANDIDATE_TOKENS):
+        for first, last, _, _ in text_parts(tokens.counts[ascending], CANDIDATE_TOKENS):
             block = tokens.pick(ascending[first:last])
             [part] = score_documents(tiles, block.counts.numpy(), partial(_widened, block))
             found[first:last] = part[:, 0]
@@ -252,7 +254,7 @@ def _units(block: TokenBlock) -> list[TokenBlock]:
         part_of(block, start, stop)._replace(
             rows=block.rows[first:last], positions=block.positions[first:last], counts=block.counts[first:last]
         )
-        for first, last, start, stop in token_parts(block.counts.numpy(), UNIT_TOKENS)
+        for first, last, start, stop in text_parts(block.counts.numpy(), UNIT_TOKENS)
     ]
 
 
@@ -324,9 +326,7 @@ class LateSearch:
         Args:
             allowed: the only documents to find (None: all).
         """
-        queries = as_queries(queries)
-        found = self.find_by_tokens(self.query_tokens(queries), k, allowed=allowed)
-        return dict(zip([query.query_id for query in queries], found, strict=True))
+        return search_encoded(self.retriever, self.index, queries, k, allowed=allowed)
 
     def query_tokens(self, queries: str | Query | Iterable[str | Query]) -> TokenVectors:
         """Compute the token vectors that `search` uses for these queries."""
@@ -334,4 +334,4 @@ class LateSearch:
 
     def find_by_tokens(self, queries: TokenVectors, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
         """Find the k best documents for each query, given by its token vectors."""
-        return self.index.find(queries, k) if allowed is None else self.index.find(queries, k, allowed=allowed)
+        return find_encoded(self.index, queries, k, allowed=allowed)

@@ -18,8 +18,8 @@ from shortlist.index.flat import REFINE, FlatIndex, exact_index
 from shortlist.index.late import NARROW_REFINE, LateIndex
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening
-from shortlist.math.matching import token_parts
 from shortlist.math.quantize import LARGEST
+from shortlist.math.ragged import text_parts
 from shortlist.progress import Advance
 
 NARROW_NUMBERS = 1 << 24
@@ -49,7 +49,7 @@ def narrow_tokens(tokens: TokenReader, folder: Path) -> None:
     """
     writer, size = TokenWriter(folder, tokens.dim, "int8"), max(NARROW_NUMBERS // tokens.dim, 1)
     done = {number for number in finished_shards(folder) if damage(folder, number) is None}
-    for number, (first, last, _, _) in enumerate(token_parts(tokens.counts, size)):
+    for number, (first, last, _, _) in enumerate(text_parts(tokens.counts, size)):
         if number not in done:
             positions = np.arange(first, last)
             vectors = tokens.pick(positions).float32()

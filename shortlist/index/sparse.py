@@ -19,6 +19,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.stores.shards import DEAD
 from shortlist.data.stores.terms import TermReader
 from shortlist.errors import UserError
+from shortlist.index.encoded import find_encoded, search_encoded
 from shortlist.index.flat import Best
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening, TermIndex, WeightedTerms
@@ -414,9 +415,7 @@ class SparseSearch:
         Args:
             allowed: the only documents to find (None: all).
         """
-        queries = as_queries(queries)
-        found = self.find_by_weights(self.query_weights(queries), k, allowed=allowed)
-        return dict(zip([query.query_id for query in queries], found, strict=True))
+        return search_encoded(self.retriever, self.index, queries, k, allowed=allowed)
 
     def query_weights(self, queries: str | Query | Iterable[str | Query]) -> TermWeights:
         """Compute the term weights that `search` uses for these queries."""
@@ -424,7 +423,7 @@ class SparseSearch:
 
     def find_by_weights(self, queries: TermWeights, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
         """Find the k best documents for each query, given by its term weights."""
-        return self.index.find(queries, k) if allowed is None else self.index.find(queries, k, allowed=allowed)
+        return find_encoded(self.index, queries, k, allowed=allowed)
 
     def explain(self, query: str | Query, doc_ids: Sequence[str]) -> "TermMatches":
         """Return a query's weighted terms, and which of them documents have."""

@@ -1,6 +1,6 @@
 """Late interaction of several queries with many documents, piece by piece."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.products import full_precision
 from shortlist.math.quantize import int8_product, to_int8
+from shortlist.math.ragged import text_parts
 
 TILE_TOKENS = 512
 """Tokens of queries that are multiplied together, with which products reach their highest rate."""
@@ -47,26 +48,12 @@ def query_tiles(queries: TokenVectors) -> list[QueryTile]:
     Every query must have tokens.
     """
     tiles, values = list[QueryTile](), torch.from_numpy(np.ascontiguousarray(queries.values, dtype=np.float32))
-    for first, last, start, stop in token_parts(queries.counts, TILE_TOKENS):
+    for first, last, start, stop in text_parts(queries.counts, TILE_TOKENS):
         counts, count = queries.counts[first:last], stop - start
         padded = F.pad(values[start:stop], (0, 0, 0, -count % LEAST_ROWS))
         integers, scales = to_int8(padded)
         tiles.append(QueryTile(padded, np.cumsum(counts) - counts, count, integers, scales[:count].numpy()))
     return tiles
-
-
-def token_parts(counts: Int[np.ndarray, " texts"], most: int) -> Iterator[tuple[int, int, int, int]]:
-    """Divide texts into parts of at most `most` tokens, but at least one text.
-
-    Yields:
-        The first text, the one behind the last, and the same of tokens.
-    """
-    ends, first, start = np.cumsum(counts), 0, 0
-    while first < len(counts):
-        last = max(first + 1, int(np.searchsorted(ends, start + most, side="right")))
-        stop = int(ends[last - 1])
-        yield first, last, start, stop
-        first, start = last, stop
 
 
 Widen = Callable[[int, int], Float[Tensor, "_ dim"]]
@@ -86,7 +73,7 @@ def score_documents(
     """
     scores = [np.full((len(counts), len(tile.starts)), -np.inf, dtype=np.float32) for tile in tiles]
     space = Space()
-    for first, last, start, stop in token_parts(counts, _piece_tokens(tiles)):
+    for first, last, start, stop in text_parts(counts, _piece_tokens(tiles)):
         if stop == start:
             continue
         there, vectors = np.flatnonzero(counts[first:last]), tokens(start, stop)
@@ -132,7 +119,7 @@ def scan_integers(
     """
     scores = [np.full((len(counts), len(tile.starts)), -np.inf, dtype=np.float32) for tile in tiles]
     space = Space()
-    for first, last, start, stop in token_parts(counts, 2 * _piece_tokens(tiles)):
+    for first, last, start, stop in text_parts(counts, 2 * _piece_tokens(tiles)):
         if stop == start:
             continue
         there = np.flatnonzero(counts[first:last])

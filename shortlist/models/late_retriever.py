@@ -1,17 +1,17 @@
 """Late-interaction retrievers, which turn texts into a vector for each token."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar, final, overload
+from collections.abc import Iterable
+from typing import Any, TypeVar, final, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from shortlist.errors import in_python
 from shortlist.math.maxsim import TokenVectors, maxsim
-from shortlist.models.folder import ModelFolder, open_folder
-from shortlist.models.kinds import load_model
-from shortlist.models.run import Model, Precision, TextsDone, compact_ids, described_model, for_inference, run_model
+from shortlist.models.folder import ModelFolder
+from shortlist.models.outputs import Rows
+from shortlist.models.ready import load_ready
+from shortlist.models.run import Model, Precision, TextsDone, described_model, run_texts
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.text.contract import Adjust, InputContract
 
@@ -59,15 +59,8 @@ class LateRetriever:
         Raises:
             UserError: there is no model, its input contract is unknown, or it gives one vector for a text.
         """
-
-        def adjusted(found: InputContract) -> InputContract:
-            return (adjust(found) if adjust else found).with_dims(dims)
-
-        with in_python():
-            folder = open_folder(name) if isinstance(name, str) else name
-            model = load_model(folder, "document", contract, adjust=adjusted, used_as=cls.__name__)
-        for_inference(model, device, precision=precision, packed=packed)
-        return cls(model)
+        running: dict[str, Any] = {"device": device, "precision": precision, "packed": packed}
+        return cls(load_ready(name, used_as=cls.__name__, contract=contract, adjust=adjust, dims=dims, **running))
 
     @property
     def contract(self) -> InputContract:
@@ -109,7 +102,8 @@ class LateRetriever:
         Raises:
             UserError: something is neither a text nor a query.
         """
-        vectors = embed_tokens(self.model, self.inputs.query_ids, as_queries(queries), token_budget, advance)
+        options: dict[str, Any] = {"token_budget": token_budget, "advance": advance}
+        vectors = as_token_vectors(run_texts(self.model, self.inputs.query_ids, as_queries(queries), **options))
         return vectors.values if is_one(queries) else vectors
 
     @overload
@@ -138,7 +132,8 @@ class LateRetriever:
         Raises:
             UserError: something is neither a text nor a document.
         """
-        vectors = embed_tokens(self.model, self.inputs.document_ids, as_documents(documents), token_budget, advance)
+        options: dict[str, Any] = {"token_budget": token_budget, "advance": advance}
+        vectors = as_token_vectors(run_texts(self.model, self.inputs.document_ids, as_documents(documents), **options))
         return vectors.values if is_one(documents) else vectors
 
     @overload
@@ -160,26 +155,13 @@ class LateRetriever:
         Raises:
             UserError: something is neither a text nor a query or document.
         """
-        asked = embed_tokens(self.model, self.inputs.query_ids, as_queries([query]))
-        scores = maxsim(asked, embed_tokens(self.model, self.inputs.document_ids, as_documents(documents)))[0]
+        asked = run_texts(self.model, self.inputs.query_ids, as_queries([query]))
+        found = run_texts(self.model, self.inputs.document_ids, as_documents(documents))
+        scores = maxsim(as_token_vectors(asked), as_token_vectors(found))[0]
         return float(scores[0]) if is_one(documents) else scores
 
 
-def embed_tokens(
-    model: Model,
-    tokenize: Callable[[Sequence[T]], list[list[int]]],
-    texts: Sequence[T],
-    token_budget: int | None = None,
-    advance: TextsDone | None = None,
-) -> TokenVectors:
-    """Compute a vector for each token of texts.
-
-    Args:
-        model: a late-interaction model that is ready to run.
-        tokenize: makes its inputs, such as `model.inputs.query_ids`.
-        texts: the queries or documents.
-        token_budget: as in `models.run.run_model`, and so is `advance`.
-    """
-    rows = run_model(model, compact_ids(tokenize, texts), token_budget=token_budget, advance=advance)
+def as_token_vectors(rows: Rows) -> TokenVectors:
+    """Return a late-interaction model's output as token vectors."""
     counts = np.zeros(0, dtype=np.int64) if rows.counts is None else rows.counts.numpy()
     return TokenVectors(rows.values.numpy(), counts)

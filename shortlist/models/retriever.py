@@ -1,15 +1,14 @@
 """Retrievers, which turn texts into vectors."""
 
 from collections.abc import Iterable
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from shortlist.errors import in_python
-from shortlist.models.folder import ModelFolder, open_folder
-from shortlist.models.kinds import load_model
+from shortlist.models.folder import ModelFolder
+from shortlist.models.ready import load_ready
 from shortlist.models.run import (
     Model,
     Precision,
@@ -17,7 +16,6 @@ from shortlist.models.run import (
     described_model,
     embed_documents,
     embed_queries,
-    for_inference,
 )
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.text.contract import Adjust, InputContract
@@ -63,15 +61,8 @@ class Retriever:
             UserError: there is no model, its input contract is unknown, its vectors have fewer dimensions, or it gives
                 a vector for each token.
         """
-
-        def adjusted(found: InputContract) -> InputContract:
-            return (adjust(found) if adjust else found).with_dims(dims)
-
-        with in_python():
-            folder = open_folder(name) if isinstance(name, str) else name
-            model = load_model(folder, "document", contract, adjust=adjusted, used_as=cls.__name__)
-        for_inference(model, device, precision=precision, packed=packed)
-        return cls(model)
+        running: dict[str, Any] = {"device": device, "precision": precision, "packed": packed}
+        return cls(load_ready(name, used_as=cls.__name__, contract=contract, adjust=adjust, dims=dims, **running))
 
     @property
     def contract(self) -> InputContract:

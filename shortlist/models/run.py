@@ -190,28 +190,45 @@ def run_model(
     return select(together, torch.from_numpy(np.concatenate(order)).argsort())
 
 
+def run_texts(
+    model: Model,
+    tokenize: Callable[[Sequence[T]], list[list[int]]],
+    texts: Sequence[T],
+    *,
+    token_budget: int | None = None,
+    advance: TextsDone | None = None,
+) -> Rows:
+    """Compute the model's rows for texts.
+
+    Args:
+        model: a model that is ready to run.
+        tokenize: makes its inputs, such as `model.inputs.query_ids`.
+        texts: queries, documents or pairs.
+        token_budget: as in `run_model`, and so is `advance`.
+    """
+    return run_model(model, compact_ids(tokenize, texts), token_budget=token_budget, advance=advance)
+
+
 def embed_queries(
     model: Model, queries: Sequence[Query], *, token_budget: int | None = None, advance: TextsDone | None = None
 ) -> Float[np.ndarray, "queries dim"]:
     """Embed queries; options as in `run_model`."""
-    ids = compact_ids(model.inputs.query_ids, queries)
-    return run_model(model, ids, token_budget=token_budget, advance=advance).values.numpy()
+    return run_texts(model, model.inputs.query_ids, queries, token_budget=token_budget, advance=advance).values.numpy()
 
 
 def embed_documents(
     model: Model, documents: Sequence[Document], *, token_budget: int | None = None, advance: TextsDone | None = None
 ) -> Float[np.ndarray, "docs dim"]:
     """Embed documents; options as in `run_model`."""
-    ids = compact_ids(model.inputs.document_ids, documents)
-    return run_model(model, ids, token_budget=token_budget, advance=advance).values.numpy()
+    rows = run_texts(model, model.inputs.document_ids, documents, token_budget=token_budget, advance=advance)
+    return rows.values.numpy()
 
 
 def score_pairs(
     model: Model, pairs: Sequence[Pair], *, token_budget: int | None = None, advance: TextsDone | None = None
 ) -> Float[np.ndarray, " pairs"]:
     """Score each document for its query; options as in `run_model`."""
-    ids = compact_ids(model.inputs.pair_ids, pairs)
-    return run_model(model, ids, token_budget=token_budget, advance=advance).values.numpy()
+    return run_texts(model, model.inputs.pair_ids, pairs, token_budget=token_budget, advance=advance).values.numpy()
 
 
 def compact_ids(

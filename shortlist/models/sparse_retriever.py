@@ -1,6 +1,6 @@
 """Learned sparse retrievers, which turn texts into weights of terms."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar, cast, final, overload
@@ -13,10 +13,11 @@ from shortlist.data.files import optional_json
 from shortlist.errors import UserError, in_python
 from shortlist.math.terms import TermWeights, dot
 from shortlist.models.folder import ModelFolder, open_folder
-from shortlist.models.kinds import kind_in, load_model
+from shortlist.models.kinds import kind_in
 from shortlist.models.lookups import check_weights, looked_up, read_lookup
 from shortlist.models.outputs import Rows
-from shortlist.models.run import Model, Precision, TextsDone, compact_ids, described_model, for_inference, run_model
+from shortlist.models.ready import load_ready
+from shortlist.models.run import Precision, TextsDone, described_model, run_texts
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.text.contract import Adjust, InputContract
 from shortlist.text.inputs import Inputs
@@ -83,9 +84,8 @@ class SparseRetriever:
             folder = open_folder(name) if isinstance(name, str) else name
             if queries_only and (part := query_lookup(folder, contract, adjust=adjust)) is not None:
                 return cls(part)
-            model = load_model(folder, "document", contract, adjust=adjust, used_as=cls.__name__)
-        for_inference(model, device, precision=precision, packed=packed)
-        return cls(model)
+        running: dict[str, Any] = {"device": device, "precision": precision, "packed": packed}
+        return cls(load_ready(folder, used_as=cls.__name__, contract=contract, adjust=adjust, **running))
 
     @property
     def contract(self) -> InputContract:
@@ -127,7 +127,8 @@ class SparseRetriever:
         """
         texts = as_queries(queries)
         if (weights := self._lookup) is None:
-            return embed_terms(self.model, self.inputs.query_ids, texts, token_budget, advance)
+            options: dict[str, Any] = {"token_budget": token_budget, "advance": advance}
+            return as_term_weights(run_texts(self.model, self.inputs.query_ids, texts, **options))
         ids = self.inputs.query_ids(texts)
         found = looked_up(ids, weights, most=self.contract.reading.keep_query_terms)
         if advance:
@@ -152,7 +153,8 @@ class SparseRetriever:
         """
         if isinstance(self.model, QueryLookup):
             raise UserError("The retriever was loaded for queries alone; load it without queries_only.")
-        return embed_terms(self.model, self.inputs.document_ids, as_documents(documents), token_budget, advance)
+        options: dict[str, Any] = {"token_budget": token_budget, "advance": advance}
+        return as_term_weights(run_texts(self.model, self.inputs.document_ids, as_documents(documents), **options))
 
     @overload
     def score(  # pyright: ignore[reportOverlappingOverload] (a text is an iterable of texts, too)
@@ -206,24 +208,6 @@ def query_lookup(
         weights[tokenizer.convert_tokens_to_ids(name) if name in tokenizer.get_vocab() else slice(0)] = 0
     check_weights(weights, folder.name)
     return QueryLookup(inputs, found, weights)
-
-
-def embed_terms(
-    model: Model,
-    tokenize: Callable[[Sequence[T]], list[list[int]]],
-    texts: Sequence[T],
-    token_budget: int | None = None,
-    advance: TextsDone | None = None,
-) -> TermWeights:
-    """Compute the weights of texts' terms.
-
-    Args:
-        model: a sparse model that is ready to run.
-        tokenize: makes its inputs, such as `model.inputs.query_ids`.
-        texts: the queries or documents.
-        token_budget: as in `models.run.run_model`, and so is `advance`.
-    """
-    return as_term_weights(run_model(model, compact_ids(tokenize, texts), token_budget=token_budget, advance=advance))
 
 
 def as_term_weights(rows: Rows) -> TermWeights:

@@ -23,6 +23,7 @@ from shortlist.index.opening import (
     open_vectors,
 )
 from shortlist.index.protocols import FirstStage, Opening
+from shortlist.late import late
 from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from shortlist.text.contract import InputContract
 
 T = TypeVar("T")
+
+
+RETRIEVERS: dict[str, Callable[..., Any]] = {
+    "retriever": late("models.retriever", "Retriever.load"),
+    "late": late("models.late_retriever", "LateRetriever.load"),
+    "sparse": late("models.sparse_retriever", "SparseRetriever.load", queries_only=True),
+}
+"""Functions that load retrievers for their queries, by kind of model."""
 
 
 @final
@@ -90,65 +99,28 @@ class Opener:
         self,
         name: str,
         *,
+        kind: str = "retriever",
         contract: str | None = None,
         query_length: int | None = None,
         prompt: str | None = None,
         dims: int | None = None,
     ) -> Any:
-        """Load a retriever, ready to embed queries."""
+        """Load a retriever of any kind, ready to encode queries.
+
+        Args:
+            kind: a key of RETRIEVERS.
+        """
 
         def load() -> Any:
-            from shortlist.models.retriever import Retriever
+            form = self.folder(name).contract("document", contract).with_lengths(query=query_length)
+            form = form.with_prompt("query", prompt).with_dims(dims)
+            return RETRIEVERS[kind](self.folder(name), contract=form, packed=self.packed)
 
-            form = self._form(name, contract, query_length, prompt).with_dims(dims)
-            return Retriever.load(self.folder(name), contract=form, packed=self.packed)
-
-        return self.model("retriever", name, load, contract, query_length, prompt, dims)
+        return self.model(kind, name, load, contract, query_length, prompt, dims)
 
     def is_late(self, name: str, contract: str | None = None) -> bool:
         """Whether a retriever gives a vector for each token."""
         return self.folder(name).contract("document", contract).reading.pooling == PER_TOKEN
-
-    def late_retriever(
-        self,
-        name: str,
-        *,
-        contract: str | None = None,
-        query_length: int | None = None,
-        prompt: str | None = None,
-        dims: int | None = None,
-    ) -> Any:
-        """Load a late-interaction model, ready to encode queries."""
-
-        def load() -> Any:
-            from shortlist.models.late_retriever import LateRetriever
-
-            form = self._form(name, contract, query_length, prompt).with_dims(dims)
-            return LateRetriever.load(self.folder(name), contract=form, packed=self.packed)
-
-        return self.model("late", name, load, contract, query_length, prompt, dims)
-
-    def sparse_retriever(
-        self,
-        name: str,
-        *,
-        contract: str | None = None,
-        query_length: int | None = None,
-        prompt: str | None = None,
-    ) -> Any:
-        """Load a sparse model, ready to encode queries."""
-
-        def load() -> Any:
-            from shortlist.models.sparse_retriever import SparseRetriever
-
-            form = self._form(name, contract, query_length, prompt)
-            return SparseRetriever.load(self.folder(name), contract=form, packed=self.packed, queries_only=True)
-
-        return self.model("sparse", name, load, contract, query_length, prompt)
-
-    def _form(self, name: str, contract: str | None, query_length: int | None, prompt: str | None) -> "InputContract":
-        form = self.folder(name).contract("document", contract).with_lengths(query=query_length)
-        return form.with_prompt("query", prompt)
 
     def prepared(self, method: Callable[..., "Prepared"], settings: Mapping[str, Any]) -> "Prepared":
         """Prepare a reranker by a method in `rerankers.kinds.RERANKERS`, looking its model up once."""
@@ -264,7 +236,9 @@ def open_late(
     check_vectors(where, opener.folder(model), contract)
     kept, _ = dims_to_search(where, None)
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
-    retriever = opener.late_retriever(model, contract=contract, query_length=query_length, prompt=prompt, dims=kept)
+    retriever = opener.retriever(
+        model, kind="late", contract=contract, query_length=query_length, prompt=prompt, dims=kept
+    )
     return LateSearch(retriever, opener.index((index, how), "find", lambda: open_tokens(index, how)))
 
 
@@ -299,7 +273,7 @@ def open_sparse(
         )
     check_vectors(where, opener.folder(model), contract)
     how = Opening(vectors=vectors, effort=effort, refine=refine, query_terms=query_terms)
-    retriever = opener.sparse_retriever(model, contract=contract, query_length=query_length, prompt=prompt)
+    retriever = opener.retriever(model, kind="sparse", contract=contract, query_length=query_length, prompt=prompt)
     return SparseSearch(retriever, opener.index((index, how), "find", lambda: open_terms(index, how)))
 
 

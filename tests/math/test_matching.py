@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from shortlist.math import matching
-from shortlist.math.matching import query_tiles, scan_integers, score_documents, token_parts
+from shortlist.math.matching import query_tiles, scan_integers, score_documents
 from shortlist.math.maxsim import TokenVectors, maxsim
+from shortlist.math.ragged import text_parts
 
 RAGGED = [0, 3, 1, 0, 20, 7, 0, 40, 2, 16, 0]
 
@@ -55,4 +56,4 @@ def test_integers_find_nearly_the_same_scores():
 
 
 def test_parts_hold_whole_texts():
-    assert list(token_parts(np.array([3, 0, 2, 9, 1]), 5)) == [(0, 3, 0, 5), (3, 4, 5, 14), (4, 5, 14, 15)]
+    assert list(text_parts(np.array([3, 0, 2, 9, 1]), 5)) == [(0, 3, 0, 5), (3, 4, 5, 14), (4, 5, 14, 15)]

@@ -1,6 +1,6 @@
 """Shards, the numbered sets of files that every store of documents is made of.
 
-OpenShard 7 is a few files: shard-00007.ids (one document id per line, in row order), shard-00007.keys (16 bytes per
+Shard 7 is a few files: shard-00007.ids (one document id per line, in row order), shard-00007.keys (16 bytes per
 document that say what its text was; see snapshots.py), those with the contents, and shard-00007.json (what the contents
 are, the number of documents, SHA-256 of the other files). The header, the .json file, is written last: a shard that has
 one is whole.
@@ -73,6 +73,16 @@ class ShardFormat(NamedTuple):
     """What to do with a store of another kind, for a message."""
 
 
+def contents_identity(suffixes: Sequence[str]) -> Callable[[Mapping[str, Any]], str]:
+    """Make a function that digests all that a header says of a shard's contents."""
+
+    def identity(header: Mapping[str, Any]) -> str:
+        digests = [header["sha256"].get(suffix, "") for suffix in suffixes] + [*header.get("beside", {}).values()]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    return identity
+
+
 def shard_file(folder: Path, number: int, suffix: str) -> Path:
     """Return the path of one of the files of a shard."""
     return folder / f"shard-{number:05d}.{suffix}"
@@ -91,6 +101,11 @@ def remove_shard(folder: Path, number: int) -> None:
     if not finished_shards(folder):
         for name in (CODEBOOK, VOCABULARY):
             (folder / name).unlink(missing_ok=True)
+
+
+def owner_of(counts: Int[np.ndarray, " docs"], fine: Bool[np.ndarray, " entries"]) -> int:
+    """Return the number of the document with the first entry that is not fine."""
+    return int(np.searchsorted(np.cumsum(counts), int(fine.argmin()), side="right"))
 
 
 def count_rows(folder: Path) -> int:

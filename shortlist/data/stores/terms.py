@@ -8,11 +8,10 @@ are multiplied by). Its header says the dtype, the size of the vocabulary (dim) 
 The terms of the vocabulary are in vocabulary.json, which all shards depend on.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Num
@@ -26,12 +25,14 @@ from shortlist.data.stores.shards import (
     OpenShard,
     OpenShards,
     ShardFormat,
+    contents_identity,
     map_file,
+    owner_of,
     shard_file,
     write_shard_files,
 )
-from shortlist.data.stores.tokens import spans
 from shortlist.errors import UserError, unknown
+from shortlist.math.ragged import spans, text_parts
 from shortlist.math.terms import TermWeights
 
 TERM_DTYPES = {"float32": "<f4", "float16": "<f2", "uint8": "u1"}
@@ -41,18 +42,12 @@ HIGHEST = 255
 TERM_CONTENTS = ("bin", "terms", "counts", "scales")
 
 
-def _identity(header: Mapping[str, Any]) -> str:
-    """Digest all that a shard says of its documents' terms."""
-    digests = [header["sha256"].get(suffix, "") for suffix in TERM_CONTENTS] + [*header.get("beside", {}).values()]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
 TERM_SHARDS = ShardFormat(
     kind="terms",
     holds="term weights",
     dtypes=TERM_DTYPES,
     suffixes=TERM_CONTENTS,
-    identity=_identity,
+    identity=contents_identity(TERM_CONTENTS),
     instead="encode with a sparse model for these.",
 )
 
@@ -152,7 +147,7 @@ class TermWriter:
         """
         if self.dtype != "uint8" and not (finite := np.isfinite(entries.weights)).all():
             raise UserError(
-                f"a weight of document {doc_ids[_owner(entries.counts, finite)]!r} is not finite in {self.dtype}; "
+                f"a weight of document {doc_ids[owner_of(entries.counts, finite)]!r} is not finite in {self.dtype}; "
                 "choose a wider --dtype."
             )
         self._write_vocabulary()
@@ -171,13 +166,13 @@ class TermWriter:
         if not usable.all():
             found = weights.weights[int(usable.argmin())]
             raise UserError(
-                f"a weight of document {doc_ids[_owner(weights.counts, usable)]!r} is {found:g}; expected finite "
+                f"a weight of document {doc_ids[owner_of(weights.counts, usable)]!r} is {found:g}; expected finite "
                 "numbers above 0: the model overflows on it, or is no sparse model."
             )
         known = (weights.terms >= 0) & (weights.terms < self.num_terms)
         if not known.all():
             raise UserError(
-                f"document {doc_ids[_owner(weights.counts, known)]!r} has term "
+                f"document {doc_ids[owner_of(weights.counts, known)]!r} has term "
                 f"{weights.terms[int(known.argmin())]}, and the vocabulary {self.num_terms:,} terms; expected a model "
                 "and a tokenizer of one vocabulary."
             )
@@ -189,11 +184,6 @@ class TermWriter:
                 json.dump(self._vocabulary, file, ensure_ascii=False)
         elif read_vocabulary(self.folder) != self._vocabulary:
             raise UserError(f"{path}: is another vocabulary than the model's; encode into an empty folder.")
-
-
-def _owner(counts: Int[np.ndarray, " docs"], fine: Bool[np.ndarray, " entries"]) -> int:
-    """Return the number of the first document with an entry that is not fine."""
-    return int(np.searchsorted(np.cumsum(counts), int(fine.argmin()), side="right"))
 
 
 def read_vocabulary(folder: Path) -> list[str]:
@@ -284,14 +274,10 @@ class TermReader:
                 out.
         """
         for place in range(len(self._shards)) if shards is None else shards:
-            ends, first = self._shards[place].ends, 0
-            while first < len(ends):
-                before = int(ends[first - 1]) if first else 0
-                last = max(first + 1, int(np.searchsorted(ends, before + entries, side="right")))
+            for first, last, _, _ in text_parts(self._shards[place].entries.counts, entries):
                 block = self._block(place, first, last, keep)
                 if len(block.rows):
                     yield block
-                first = last
 
     def _block(self, place: int, first: int, last: int, keep: Bool[np.ndarray, " docs"] | None) -> TermBlock:
         start, shard = int(self.starts[place]), self._shards[place]

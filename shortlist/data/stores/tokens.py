@@ -8,11 +8,10 @@ Its header says the dtype, the dim and the number of vectors.
 Residual codes are restored with codebook.safetensors, which the first shard is the sample for and which never changes.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -31,7 +30,9 @@ from shortlist.data.stores.shards import (
     OpenShards,
     ShardFormat,
     bytewise,
+    contents_identity,
     map_file,
+    owner_of,
     release_pages,
     shard_file,
     to_bytes,
@@ -41,6 +42,7 @@ from shortlist.data.stores.vectors import DTYPES, to_rows
 from shortlist.errors import UserError, unknown
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.quantize import from_int8
+from shortlist.math.ragged import spans, text_parts
 from shortlist.math.residual import BITS, Codebook, ResidualCodes, fit_codebook, from_residual, to_residual
 
 RESIDUALS = {f"residual{bits}": bits for bits in BITS}
@@ -52,18 +54,12 @@ UNIT = 0.01
 """How far from 1 the length of a vector in residual codes may be, which do not keep lengths."""
 
 
-def _identity(header: Mapping[str, Any]) -> str:
-    """Digest all that a shard says of its documents' vectors."""
-    digests = [header["sha256"].get(suffix, "") for suffix in CONTENTS] + [*header.get("beside", {}).values()]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
 TOKEN_SHARDS = ShardFormat(
     kind="tokens",
     holds="token vectors",
     dtypes=TOKEN_DTYPES,
     suffixes=CONTENTS,
-    identity=_identity,
+    identity=contents_identity(CONTENTS),
     instead="encode with a late model for these.",
 )
 
@@ -247,9 +243,8 @@ class TokenWriter:
     def _check_finite(self, doc_ids: Sequence[str], counts: Int[np.ndarray, " docs"], rows: Tensor) -> None:
         finite = rows.isfinite().all(1).numpy()
         if not finite.all():
-            first = int(np.searchsorted(np.cumsum(counts), int(finite.argmin()), side="right"))
             raise UserError(
-                f"a token vector of document {doc_ids[first]!r} is not finite in {self.dtype} "
+                f"a token vector of document {doc_ids[owner_of(counts, finite)]!r} is not finite in {self.dtype} "
                 f"({int((~finite).sum()):,} such in its shard): the model overflows on it; try a wider --dtype or "
                 "--precision."
             )
@@ -322,16 +317,13 @@ class TokenReader:
                 copied, and a block without a wanted one is left out.
         """
         for place in range(len(self._shards)) if shards is None else shards:
-            shard, first = self._shards[place], 0
-            while first < len(shard.ends):
-                before = int(shard.ends[first - 1]) if first else 0
-                end = max(first + 1, int(np.searchsorted(shard.ends, before + tokens, side="right")))
-                block = self._block(place, first, end, keep)
+            shard = self._shards[place]
+            for first, last, start, stop in text_parts(np.diff(shard.ends, prepend=0), tokens):
+                block = self._block(place, first, last, keep)
                 if len(block.rows):
                     yield block
                 if release:
-                    release_pages(shard.rows.values[before : int(shard.ends[end - 1])])
-                first = end
+                    release_pages(shard.rows.values[start:stop])
 
     def _block(self, place: int, first: int, end: int, keep: Bool[np.ndarray, " docs"] | None) -> TokenBlock:
         start = int(self.starts[place])
@@ -397,12 +389,6 @@ class TokenReader:
             UserError: the store no longer begins with these shards.
         """
         return self._open.beyond(shard_hashes)
-
-
-def spans(firsts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " tokens"]:
-    """Join ranges that begin at `firsts` and have so many numbers each."""
-    ends = np.cumsum(counts)
-    return np.repeat(firsts - ends + counts, counts) + np.arange(int(counts.sum()))
 
 
 def _copy_rows(part: Tensor, places: Int[np.ndarray, " n"], out: Tensor) -> None:
