@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from operator import attrgetter
 from typing import Any
 
 
@@ -12,11 +11,10 @@ def late(module: str, function: str, **settings: Any) -> Callable[..., Any]:
 
     Args:
         module: dotted name below `shortlist`.
-        function: its name there, or that of a class method, such as `Retriever.load`.
         settings: arguments that are passed to it in every call.
     """
     return partial(_call, f"shortlist.{module}", function, **settings)
 
 
 def _call(module: str, function: str, /, *arguments: Any, **settings: Any) -> Any:
-    return attrgetter(function)(import_module(module))(*arguments, **settings)
+    return getattr(import_module(module), function)(*arguments, **settings)

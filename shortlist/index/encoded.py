@@ -1,4 +1,4 @@
-"""Search of an index by what a retriever makes of queries, for first stages of every kind of model."""
+"""Search of an index by encoded queries, for retrievers of every kind."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,5 +23,8 @@ def search_encoded(
 
 
 def find_encoded(index: Any, queries: Any, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
-    """Find the k best documents for each encoded query; an index without filters is asked only without one."""
+    """Find the k best documents for each encoded query.
+
+    An index that knows no filters is only asked without one.
+    """
     return index.find(queries, k) if allowed is None else index.find(queries, k, allowed=allowed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping
 from copy import copy
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -23,7 +24,6 @@ from shortlist.index.opening import (
     open_vectors,
 )
 from shortlist.index.protocols import FirstStage, Opening
-from shortlist.late import late
 from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-RETRIEVERS: dict[str, Callable[..., Any]] = {
-    "retriever": late("models.retriever", "Retriever.load"),
-    "late": late("models.late_retriever", "LateRetriever.load"),
-    "sparse": late("models.sparse_retriever", "SparseRetriever.load", queries_only=True),
+QUERY_ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "retriever": ("models.retriever", "Retriever", {}),
+    "late": ("models.late_retriever", "LateRetriever", {}),
+    "sparse": ("models.sparse_retriever", "SparseRetriever", {"queries_only": True}),
 }
-"""Functions that load retrievers for their queries, by kind of model."""
+"""The module and class that encode queries, by kind of model, and how the class is to load."""
 
 
 @final
@@ -108,13 +108,15 @@ class Opener:
         """Load a retriever of any kind, ready to encode queries.
 
         Args:
-            kind: a key of RETRIEVERS.
+            kind: a key of QUERY_ENCODERS.
         """
 
         def load() -> Any:
             form = self.folder(name).contract("document", contract).with_lengths(query=query_length)
             form = form.with_prompt("query", prompt).with_dims(dims)
-            return RETRIEVERS[kind](self.folder(name), contract=form, packed=self.packed)
+            module, encoder, more = QUERY_ENCODERS[kind]
+            load_encoder = getattr(import_module(f"shortlist.{module}"), encoder).load  # late, as it loads PyTorch
+            return load_encoder(self.folder(name), contract=form, packed=self.packed, **more)
 
         return self.model(kind, name, load, contract, query_length, prompt, dims)
 
