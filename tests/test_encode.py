@@ -23,7 +23,7 @@ from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.encode import embedding
 from shortlist.errors import UserError
 from shortlist.index.opening import check_vectors
-from shortlist.models import retriever as retriever_module
+from shortlist.models import ready
 from shortlist.models.dense import DenseModel
 from shortlist.models.folder import open_folder
 from shortlist.models.retriever import Retriever
@@ -274,9 +274,7 @@ def test_processes_write_the_store_that_one_would(config: encode.Config, retriev
 
 def test_going_on_packs_linears_as_at_the_start(config: encode.Config, monkeypatch: pytest.MonkeyPatch):
     asked: list[bool | None] = []
-    monkeypatch.setattr(
-        retriever_module, "for_inference", lambda model, device, precision, packed: asked.append(packed)
-    )
+    monkeypatch.setattr(ready, "for_inference", lambda model, device, precision, packed: asked.append(packed))
     monkeypatch.setattr(encode, "packing_pays", lambda: True)
     encode.run(replace(config, shard_size=5))
     verify.reopen(config.out, updating=False)
