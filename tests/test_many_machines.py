@@ -35,7 +35,10 @@ from shortlist.records import Document
 
 pytestmark = pytest.mark.slow
 
-TEXTS = [Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}") for i in range(400)]
+TEXTS = [
+    Document(f"x{i}", f"{DOCUMENTS[i % 12].text} {DOCUMENTS[i % 7].text}", metadata={"year": 2010 + i % 10})
+    for i in range(400)
+]
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +108,15 @@ def test_a_cluster_finds_to_the_last_bit_what_one_machine_does(
     assert ScatteredIndex(alone).find(queries, 30) == alone.find(queries, 30)
 
 
-def test_the_search_stage_scans_on_a_cluster(config: encode.Config, cluster: Any, tmp_path: Path):
+@pytest.mark.parametrize("where", [None, "year >= 2017"])
+def test_the_search_stage_scans_on_a_cluster(config: encode.Config, cluster: Any, tmp_path: Path, where: str | None):
     asked = search.Config(
         collection=config.collection,
         model=config.model,
         vectors=config.out,
         split="all",
         k=20,
+        where=where,
         out=tmp_path / "run.trec",
     )
     runs = {}
@@ -119,6 +124,9 @@ def test_the_search_stage_scans_on_a_cluster(config: encode.Config, cluster: Any
         runs[engine] = tmp_path / f"{engine}.trec"
         search.run(replace(asked, engine=engine, out=runs[engine]))
     assert runs["ray"].read_text() == runs["local"].read_text()
+    found = [line.split()[2] for line in runs["ray"].read_text().splitlines()]
+    assert len(found) == 20
+    assert where is None or all(int(doc_id[1:]) % 10 >= 7 for doc_id in found)
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from typing import Any, Literal, TypedDict
 
 from shortlist.errors import UserError
 from shortlist.late import late
-from shortlist.math.permutation import Plan
+from shortlist.math.permutation import Plan, in_both_orders
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.rerankers.prepared import Prepared
 from shortlist.text.prompts import Asks, Prompt, named_prompt
 
+Orders = Literal[1, 2]
+"""In how many orders documents are shown together: in one, or turned round too."""
 Answers = Literal["text", "logits"]
 """How an answer is had: generated and parsed, or read from the labels' logits at one position."""
 
@@ -35,6 +37,11 @@ class LanguageModelSettings(TypedDict, total=False):
     """Most tokens in one forward pass, padding included (None: chosen for the device)."""
     packed: bool | None
     device: Any
+
+
+def in_orders(plan: Callable[[int], Plan], orders: Orders) -> Callable[[int], Plan]:
+    """Return a plan of lists that shows documents in as many orders."""
+    return plan if orders == 1 else partial(in_both_orders, plan)
 
 
 LONGEST_PROMPT = 4096

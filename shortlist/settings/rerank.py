@@ -34,6 +34,7 @@ READING = (
     "sort",
     "top",
     "passes",
+    "orders",
     "repeats",
     "seed",
 )
@@ -96,6 +97,9 @@ class Config:
     """Candidates that a sort places (None: 10); the others follow in their old order."""
     passes: int | None = None
     """Passes over the list (None: one for listwise, ten for pairwise sliding)."""
+    orders: Literal[1, 2] | None = None
+    """In how many orders listwise and setwise show the same documents (None: one); with two, the second is turned round
+    and the mean of both answers counts, so that a model's liking for a place cancels, at twice the calls."""
     repeats: int | None = None
     """Tournaments, or times that groups are graded (None: two tournaments, one grading)."""
     seed: int = 0

@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,6 +20,7 @@ from shortlist.math.permutation import (
     exclusion,
     groups,
     halving_rounds,
+    in_both_orders,
     listwise,
     pair_bubblesort,
     pair_heapsort,
@@ -113,6 +115,38 @@ def order(scores: np.ndarray) -> list[int]:
 
 def ideal(labels: Sequence[float]) -> list[int]:
     return sorted(range(len(labels)), key=lambda document: -labels[document])
+
+
+# ---- both orders
+
+
+def test_shown_in_both_orders_a_liking_for_a_place_cancels():
+    labels = [3, 9, 1, 7, 5, 8]
+
+    def likes_the_first(questions: list[Question]) -> list[Verdict]:
+        return [[labels[doc] + 5.0 * (place == 0) for place, doc in enumerate(question)] for question in questions]
+
+    def plan(num_docs: int) -> Plan:
+        return set_heapsort(num_docs, k=6, children=1)
+
+    assert order(run_plan(plan(6), likes_the_first)) != ideal(labels)
+    assert order(run_plan(in_both_orders(plan, 6), likes_the_first)) == ideal(labels)
+    one, both = count_questions(plan(6)), count_questions(in_both_orders(plan, 6))
+    assert both == Count(2 * one.questions, one.rounds, 2 * one.documents)
+
+
+def test_in_both_orders_each_document_has_the_mean_of_its_scores():
+    told: list[list[Verdict]] = []
+
+    def one_question(num_docs: int) -> Plan:
+        told.append((yield [(0, 1, 2)]))
+        return np.arange(num_docs, dtype=float)
+
+    answers: dict[Question, Verdict] = {(0, 1, 2): [1.0, NAN, NAN], (2, 1, 0): [NAN, 4.0, 2.0]}
+    run_plan(in_both_orders(one_question, 3), lambda questions: [answers[question] for question in questions])
+    [[scores]] = told
+    assert scores[:2] == [1.5, 4.0]
+    assert math.isnan(scores[2])
 
 
 # ---- sorts

@@ -15,6 +15,7 @@ So a plan that is told nothing leaves the first stage's order as it is.
 
 from collections.abc import Callable
 
+from shortlist.math.permutation.answers import in_both_orders
 from shortlist.math.permutation.heaps import pair_heapsort, set_heapsort, set_insertion
 from shortlist.math.permutation.lists import listwise, pair_bubblesort, set_bubblesort, sliding_pairs
 from shortlist.math.permutation.points import Round, all_pairs, exclusion, groups, halving_rounds, tournaments
@@ -43,6 +44,7 @@ __all__ = [
     "exclusion",
     "groups",
     "halving_rounds",
+    "in_both_orders",
     "listwise",
     "pair_bubblesort",
     "pair_heapsort",

@@ -1,13 +1,13 @@
 """Orders, preferences and scores that plans make of answers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
 import numpy as np
 from jaxtyping import Float64
 
-from shortlist.math.permutation.running import PlanPart, Question
+from shortlist.math.permutation.running import Plan, PlanPart, Question, Verdict
 
 
 def put_best_first(told: Iterable[tuple[int, float]]) -> list[int]:
@@ -32,6 +32,26 @@ def prefer(pairs: list[tuple[int, int]]) -> PlanPart[list[int | None]]:
         one if a > b and d > c else other if a < b and d < c else None
         for (one, other), (a, b), (c, d) in zip(pairs, known[::2], known[1::2], strict=True)
     ]
+
+
+def in_both_orders(make_plan: Callable[[int], Plan], num_docs: int) -> Plan:
+    """Ask each question of a plan of this many documents twice, the second time with its documents turned round.
+
+    The plan is told the mean of both answers, so that a liking for a place in the prompt cancels. What one answer says
+    nothing of has the other's score.
+    """
+    plan, answers = make_plan(num_docs), None
+    while True:
+        try:
+            questions = next(plan) if answers is None else plan.send(answers)
+        except StopIteration as end:
+            return end.value
+        told = yield [order for question in questions for order in (question, question[::-1])]
+        answers = [_mean(one, other[::-1]) for one, other in zip(told[::2], told[1::2], strict=True)]
+
+
+def _mean(one: Verdict, other: Verdict) -> Verdict:
+    return [b if math.isnan(a) else a if math.isnan(b) else (a + b) / 2 for a, b in zip(one, other, strict=True)]
 
 
 def scores_by_place(order: Sequence[int], num_docs: int) -> Float64[np.ndarray, " docs"]:
