@@ -35,10 +35,10 @@ def prefer(pairs: list[tuple[int, int]]) -> PlanPart[list[int | None]]:
 
 
 def in_both_orders(make_plan: Callable[[int], Plan], num_docs: int) -> Plan:
-    """Ask each question of a plan of this many documents twice, the second time with its documents turned round.
+    """Ask each question of a plan twice, the second time with its documents turned round.
 
-    The plan is told the mean of both answers, so that a liking for a place in the prompt cancels. What one answer says
-    nothing of has the other's score.
+    The plan, made for this many documents, is told the mean of both answers, so that a liking for a place in the prompt
+    cancels. What one answer says nothing of has the other's score.
     """
     plan, answers = make_plan(num_docs), None
     while True:
