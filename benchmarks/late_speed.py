@@ -9,10 +9,7 @@ the 10 best for the same queries on one thread, in turns, each starting a round 
 `amax` over [docs, tokens, dim], for one query after another. Recall is against exact search.
 """
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from measuring import conditions, publish, table, turns
+from measuring import Peer, conditions, publish, table, turns
 from sentence_transformers.util.similarity import maxsim
 
 from shortlist.data.collections import open_collection
@@ -135,22 +132,6 @@ class Padded:
         return best(maxsim([torch.from_numpy(query) for query in queries], self.vectors))
 
 
-class Peer:
-    """A tool in its own environment."""
-
-    def __init__(self, given: str, folder: Path, stack: ExitStack) -> None:
-        self.name, _, python = given.partition("=")
-        command = [python, str(Path(__file__).with_name("late_peer.py")), self.name, str(folder)]
-        alone = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process: Any = stack.enter_context(subprocess.Popen(command, env=os.environ | alone, **pipe))
-
-    def ask(self, command: str) -> dict[str, Any]:
-        """Have a command carried out, and return what it tells."""
-        print(command, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
     """The share of the 10 best that are found."""
     return float(
@@ -200,10 +181,11 @@ def section(name: str, queries: TokenVectors, documents: TokenVectors, config: C
         np.save(folder / f"{name_}.npy", array)
     np.save(folder / "query_tokens.npy", queries.counts)
     for given in config.peers:
-        peer = Peer(given, folder, stack)
+        tool, _, python = given.partition("=")
+        peer = stack.enter_context(Peer(python, "late_peer.py", tool, folder))
         told = peer.ask("build")
         for setting in told["settings"]:
-            called = f"{peer.name}, {setting}"
+            called = f"{tool}, {setting}"
             notes[called] = f"{told['seconds']:.1f} s, {told['bytes'] / 2**20:,.0f} MiB"
 
             def run(peer: Peer = peer, setting: str = setting) -> tuple[float, np.ndarray]:

@@ -1,6 +1,7 @@
 """Time several ways of doing the same work in one process, interleaved; check that they agree; write the table."""
 
 import gc
+import json
 import os
 import shlex
 import statistics
@@ -16,7 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 import torch
@@ -106,6 +107,34 @@ def matrix_peak(rounds: int = 10) -> float:
         seconds = min(_seconds(partial(product, x)) for _ in range(rounds) for product in products)
         fastest = max(fastest, 2 * rows * width * width / seconds)
     return fastest
+
+
+class Peer:
+    """A tool that runs in an environment of its own, on one thread, and answers a line with a line of JSON.
+
+    Args:
+        python: the environment's Python.
+        script: a script beside this file.
+        arguments: what it is called with.
+    """
+
+    def __init__(self, python: str, script: str, *arguments: str | Path) -> None:
+        command = [python, str(Path(__file__).with_name(script)), *map(str, arguments)]
+        alone = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process: Any = subprocess.Popen(command, env=os.environ | alone, **pipe)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Have a command carried out, and return what it tells."""
+        print(command, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def conditions(tevatron: Path | None, *, grad_cache: Path | None = None, packages: Sequence[str] = PACKAGES) -> str:

@@ -1,4 +1,4 @@
-"""How fast search by term weights is beside a loop in NumPy and Seismic.
+"""How fast search by term weights is beside a loop in NumPy, Seismic and PISA.
 
     python benchmarks/sparse_speed.py --store work/terms --model work/splade --contract splade \\
         --collection my-data --out benchmarks/sparse_speed.md
@@ -7,20 +7,23 @@ Documents are resampled from the real ones of a term store: each is a real docum
 which so many are kept at random, each weight times exp(N(0, 0.1)); their order is random. Queries are the collection's,
 by their 40 heaviest terms. All sides find the 10 best for the same queries, one query after another on one thread, in
 turns. `numpy` adds each term's postings to an array of all scores and takes the best by `argpartition`. Recall is
-against exact search; the scores of `shortlist seismic` are exact, those of `seismic` are its own.
+against exact search; the scores of `shortlist seismic` are exact, those of `seismic` are its own. PISA, in an
+environment of its own (`--pisa ENV/bin/python`), is exact over whole numbers up to 255, and is given all queries at once.
 """
 
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from measuring import conditions, publish, table, turns
+from measuring import Peer, conditions, publish, table, turns
 from scipy.sparse import csr_array
 
 from shortlist.data.collections import open_collection
@@ -62,6 +65,8 @@ class Config:
     seed: int = 0
     seismic: tuple[str, ...] = ()
     """Settings of Seismic to measure, as EFFORT-HEAP, such as 10-90 20-80; without any it is not built."""
+    pisa: str | None = None
+    """Python of an environment that has pyterrier-pisa, which is measured too."""
     out: Path | None = None
     """Markdown file to write too."""
 
@@ -131,6 +136,21 @@ def of_seismic(index: Any, effort: int, heap: int) -> Find:
     return find
 
 
+def recall(found: list[list[int]], exact: list[list[int]]) -> float:
+    """The share of the 10 best that are found."""
+    return statistics.mean(len({*some} & {*best}) / K for some, best in zip(found, exact, strict=True))
+
+
+def open_pisa(python: str, folder: Path, documents: TermWeights, queries: TermWeights) -> Peer:
+    """Start PISA in its own environment, with the documents and queries."""
+    arrays = {"terms": documents.terms, "weights": documents.weights, "counts": documents.counts}
+    arrays |= {"query_terms": queries.terms.reshape(len(queries), -1)}
+    arrays |= {"query_weights": queries.weights.reshape(len(queries), -1)}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return Peer(python, "sparse_peer.py", folder)
+
+
 def measure(config: Config, store: TermReader, queries: TermWeights, num_docs: int, work: Path) -> str:
     """Build and time all sides over so many documents."""
     documents = resampled(store, num_docs, config.terms, config.seed)
@@ -154,17 +174,25 @@ def measure(config: Config, store: TermReader, queries: TermWeights, num_docs: i
         sides[f"seismic {setting}"] = of_seismic(ours.engine, effort, heap)
     asked = [some_texts(queries, number, number + 1) for number in range(len(queries))]
     exact = [sides["shortlist sparse"](query) for query in asked]
-    recalls = {
-        name: statistics.mean(len({*find(query)} & {*best}) / K for query, best in zip(asked, exact, strict=True))
-        for name, find in sides.items()
-    }
+    recalls = {name: recall([find(query) for query in asked], exact) for name, find in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for order in turns(list(sides), config.rounds):
-        for query in asked:
-            for name in order:
-                start = time.perf_counter()
-                sides[name](query)
-                times[name].append(time.perf_counter() - start)
+    with ExitStack() as stack:
+        together: dict[str, Callable[[], Any]] = {}
+        if config.pisa:
+            pisa = stack.enter_context(open_pisa(config.pisa, work, documents, queries))
+            told = pisa.ask("build")
+            built["PISA"] = told["cpu"], told["bytes"]
+            together = {f"PISA {name}": partial(pisa.ask, f"search {name}") for name in told["settings"]}
+        for order in turns(list(sides), config.rounds):
+            for query in asked:
+                for name in order:
+                    start = time.perf_counter()
+                    sides[name](query)
+                    times[name].append(time.perf_counter() - start)
+            for name, ask in together.items():
+                answer = ask()
+                times.setdefault(name, []).append(answer["seconds"] / len(asked))
+                recalls[name] = recall(answer["found"], exact)
     medians = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
     rows = [
         [name, f"{median:.2f}", f"{medians['numpy'] / median:.2f}", f"{recalls[name]:.4f}"]
