@@ -8,7 +8,8 @@ which so many are kept at random, each weight times exp(N(0, 0.1)); their order 
 by their 40 heaviest terms. All sides find the 10 best for the same queries, one query after another on one thread, in
 turns. `numpy` adds each term's postings to an array of all scores and takes the best by `argpartition`. Recall is
 against exact search; the scores of `shortlist seismic` are exact, those of `seismic` are its own. PISA, in an
-environment of its own (`--pisa ENV/bin/python`), is exact over whole numbers up to 255, and is given all queries at once.
+environment of its own (`--pisa ENV/bin/python`), is exact over whole numbers up to 255, and
+is given all queries at once.
 """
 
 import statistics
