@@ -9,6 +9,7 @@ on one thread.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -68,8 +69,8 @@ class Pisa:
 
 def main(folder: Path) -> None:
     """Answer commands until there are no more."""
-    out = sys.stdout
-    sys.stdout = sys.stderr  # for whatever the tool prints
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # for whatever the tool prints, also from its compiled parts
     peer = Pisa(folder)
     for line in sys.stdin:
         command, _, algorithm = line.strip().partition(" ")
