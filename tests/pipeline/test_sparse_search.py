@@ -2,19 +2,21 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from scipy.sparse import load_npz
 from sparse import write_masked, write_opensearch
-from tiny import Tiny
+from tiny import QUERIES, Tiny
 
 from shortlist import Pipeline, SparseRetriever, ask, convert, encode, index, search
 from shortlist.data.collections import open_collection
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
-from shortlist.data.stores.terms import TermReader
+from shortlist.data.stores.terms import TermReader, TermWriter
 from shortlist.errors import UserError
+from shortlist.index.sparse import SparseIndex, SparseSearch
 from shortlist.math.terms import dot
 from shortlist.settings.encode import Config as EncodeConfig
 
@@ -127,6 +129,65 @@ def test_queries_that_are_looked_up_load_no_model(tiny, tmp_path):
     )
     assert "QueryLookup" in type(pipeline.steps[0].stage.retriever.model).__name__
     assert pipeline.answer(["which apple"], 3)[0].results
+
+
+@pytest.fixture(scope="module")
+def without(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """An index that is searched by a lookup, in which no word of the first query weighs anything."""
+    folder = tmp_path_factory.mktemp("lookup")
+    model = write_opensearch(folder / "model", **dict.fromkeys(QUERIES[0].text.split(), 0.0))
+    how: dict[str, Any] = {"model": str(model), "collection": str(tiny.collection)}
+    encode.run(EncodeConfig(out=folder / "terms", **how))
+    index.run(index.Config(kind="sparse", vectors=folder / "terms", out=folder / "index"))
+    index.run(index.Config(collection=str(tiny.collection), out=folder / "words"))
+    return {**how, "index": (folder / "index",)}
+
+
+def test_a_query_without_terms_finds_nothing_and_is_counted(without, tmp_path, capsys):
+    search.run(search.Config(out=tmp_path / "run", k=3, **without))
+    run = read_run(tmp_path / "run")
+    assert run.keys() == {query.query_id for query in QUERIES[1:12]}
+    message = "search: 1 of 12 queries have no term that sparse could search by, such as q0; it found nothing for them."
+    assert message in capsys.readouterr().err
+    search.run(search.Config(out=tmp_path / "one", k=3, split="train", query_terms=1, **without))
+    assert "search: 1 of 8 queries have no term" in capsys.readouterr().err
+    both = {**without, "index": (without["index"][0].parent / "words", *without["index"])}
+    search.run(search.Config(out=tmp_path / "both", k=3, **both))
+    assert len(read_run(tmp_path / "both")) == 12
+    assert "search: 1 of 12 queries have no term that sparse could search by, such as q0;" in capsys.readouterr().err
+
+
+def test_a_question_without_terms_finds_nothing_and_is_told(without, capsys):
+    ask.run(ask.Config(question=QUERIES[0].text, **without))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "ask: the question has no term that sparse could search by, so it found nothing.\n" in err
+    assert "nothing found\n" in err
+    ask.run(ask.Config(question=QUERIES[0].text, json=True, explain=True, **without))
+    said = json.loads(capsys.readouterr().out)
+    assert (said["terms"], said["matched"], said["results"]) == ({}, {}, [])
+    ask.run(ask.Config(question=QUERIES[1].text, **without))
+    assert "no term" not in capsys.readouterr().err
+
+
+def test_terms_of_another_vocabulary_are_refused(made):
+    model, store = SparseRetriever.load(str(made / "model"), contract="splade"), TermReader(made / "terms")
+    other = Mock(terms=[*model.terms[:9], "else", *model.terms[10:]])
+    with pytest.raises(UserError, match=r"terms: its vocabulary is not that .* term 9 is 'has' and 'else'\); search"):
+        SparseSearch(other, SparseIndex(store))
+    longer = Mock(terms=[*model.terms, "more"])
+    with pytest.raises(UserError, match=r"\(\d+ and \d+ terms; term \d+ is '' and 'more'\)"):
+        SparseSearch(longer, SparseIndex(store))
+
+
+def test_a_store_without_a_record_of_its_model_must_have_the_models_vocabulary(tiny, made, tmp_path):
+    store = TermReader(made / "terms")
+    names = [name.upper() for name in store.vocabulary]
+    TermWriter(tmp_path / "terms", names).write_shard(0, list(store.doc_ids), store.take(np.arange(store.num_docs)))
+    with pytest.raises(UserError, match=r"its vocabulary is not that of the model") as error:
+        search.run(search.Config(out=tmp_path / "run", vectors=tmp_path / "terms", **flags(tiny, made)))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_term_weights_leave_as_a_matrix_and_as_impacts(made, tmp_path):
