@@ -150,6 +150,21 @@ def test_every_form_is_saved_and_runs_as_it_trains(name: str, tmp_path: Path):
             alone.encode_documents("lamp")
 
 
+def test_opensearchs_third_version_applies_the_logarithm_twice(tmp_path: Path):
+    folder = write_opensearch(tmp_path / "opensearch-neural-sparse-encoding-doc-v3-distill")
+    retriever, tokenizer = SparseRetriever.load(str(folder)), bert_tokenizer()
+    once = plain_weights(masked_bert(), TEXTS)
+    expected = np.log1p(once)
+    expected[:, tokenizer.all_special_ids] = 0  # as its contract leaves them out
+    found = wide(retriever.encode_documents(TEXTS), retriever.num_terms)
+    found[:, tokenizer.all_special_ids] = 0
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+    assert retriever.contract.reading.logs == 2
+    (tmp_path / "opensearch-neural-sparse-encoding-doc-v2").mkdir()
+    second = write_opensearch(tmp_path / "opensearch-neural-sparse-encoding-doc-v2")
+    assert SparseRetriever.load(str(second), queries_only=True).contract.reading.logs == 1
+
+
 def test_queries_that_are_looked_up_load_no_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_opensearch(tmp_path / "model")
     whole = SparseRetriever.load(str(folder))
