@@ -14,9 +14,10 @@ from shortlist.errors import UserError
 from shortlist.index.protocols import WeightedTerms
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
-from shortlist.pipeline.terms import term_matches
+from shortlist.pipeline.terms import term_matches, without_terms
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import say
+from shortlist.records import Query
 
 DEMO_FOLDER = Path("shortlist-demo")
 SNIPPET = 300
@@ -69,6 +70,10 @@ def run(config: Config) -> None:
         raise UserError("--collection is missing: it says where the documents are.")
     pipeline = Pipeline.open(description)
     [answer] = pipeline.answer([config.question], config.k, where=config.where, answer=config.answer)
+    silent = [step for step in pipeline.steps if not any(step.name in result.places for result in answer.results)]
+    for step in silent:
+        if without_terms(step, [Query("", config.question)]):
+            say(f"ask: the question has no term that {step.name} could search by, so it found nothing.")
     matches = term_matches(pipeline.steps, config.question, answer) if config.explain else None
     if config.explain and matches is None:
         say("ask: --explain shows the terms of sparse models, and none searches here.")

@@ -83,7 +83,14 @@ def _late_head(model: Any) -> str | None:
     return f"{layers} for each token, to vectors of {model.row_shape[0]}"
 
 
+def _sparse_head(model: Any) -> str | None:
+    weighs = {"vocabulary": "the language model's, for each term", "tokens": "a layer that weighs each token"}
+    queries = {"": "", "lookup": "; queries are looked up", "tokens": "; a layer that weighs each token of queries"}
+    return weighs[model.reading.weighing] + queries[model.reading.queries]
+
+
 SHOWN = {
+    "sparse": Shown(_sparse_head, lambda model: "the products of the weights of shared terms, added up"),
     "late": Shown(_late_head, lambda model: "the best similarity to a document's token, added up over the query's"),
     "retriever": Shown(_dense_head, _similarity),
     "reranker": Shown(_pointwise_head, _pointwise_meaning),

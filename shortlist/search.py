@@ -20,12 +20,13 @@ from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.math.exclusion import count_own, without_own
-from shortlist.pipeline import Pipeline
+from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
+from shortlist.pipeline.terms import without_terms
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
@@ -73,6 +74,8 @@ class FoundPart(NamedTuple):
     """Time by step, as in `pipeline.Trace`."""
     seconds: float
     """Time of all steps together."""
+    without_terms: dict[str, list[str]]
+    """By step: the ids of queries without a term that it could search by, for which it found nothing."""
 
 
 def search(
@@ -101,8 +104,19 @@ def search(
             start, batch = time.perf_counter(), queries[first : first + at_once]
             trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
-            yield FoundPart(found, trace.milliseconds, time.perf_counter() - start)
+            yield FoundPart(found, trace.milliseconds, time.perf_counter() - start, _silent(pipeline, batch, trace))
             advance(len(batch))
+
+
+def _silent(pipeline: Pipeline, queries: list[Query], trace: Trace) -> dict[str, list[str]]:
+    """List the queries that steps found nothing for because they have no terms."""
+    ids = {}
+    for step in pipeline.steps:
+        run = trace.found[step.name].run if step.name in trace.found else None
+        nothing = [query for query in queries if run is not None and not run.get(query.query_id)]
+        if silent := without_terms(step, nothing):
+            ids[step.name] = [query.query_id for query in silent]
+    return ids
 
 
 def _first(run: Run, k: int) -> Run:
@@ -143,6 +157,7 @@ def run(config: Config) -> None:
         queries[:1], 1, where=config.where
     )  # compiling and loading on first use is not part of a query's time
     num_own, seconds, milliseconds = 0, 0.0, dict[str, float]()
+    silent = dict[str, list[str]]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, seconds
@@ -151,6 +166,8 @@ def run(config: Config) -> None:
             num_own, seconds = num_own + count_own(part.run), seconds + part.seconds
             for name, ms in part.milliseconds.items():
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
+            for name, ids in part.without_terms.items():
+                silent[name] = silent.get(name, []) + ids
             yield from part.run.items()
 
     write_run(job.out, found(), tag="shortlist")
@@ -158,6 +175,11 @@ def run(config: Config) -> None:
         say(
             f"search: {num_own} of {len(queries)} queries found the document of their own id "
             "(--exclude-self True: not)."
+        )
+    for name, ids in silent.items():
+        say(
+            f"search: {len(ids):,} of {len(queries):,} queries have no term that {name} could search by, such as "
+            f"{ids[0]}; it found nothing for them."
         )
     per_query = {name: ms / max(1, len(queries)) for name, ms in milliseconds.items()}
     total = 1000 * seconds / max(1, len(queries))

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 from late import write_stanford
+from sparse import write_masked
 
-from shortlist import LateRetriever, Reranker, Retriever
+from shortlist import LateRetriever, Reranker, Retriever, SparseRetriever
 from shortlist.cli import main
 
 WORDS = ["--query", "which colour has the apple", "--document", "the apple has a colour"]
@@ -72,6 +73,28 @@ def test_a_late_model_shows_what_each_token_does(tmp_path: Path, capsys: pytest.
     assert "filled up  queries, with <mask> to 10 tokens, which no other token reads" in page
     assert "no vector  ! , - . ? in documents" in page
     assert "<token:[unused0]>" in page
+
+
+def test_a_sparse_model_shows_the_weights_of_terms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = str(write_masked(tmp_path / "model"))
+    words = (folder, "--contract", "splade", "--query", "which boat", "--document", "the boat.")
+    shown = found(capsys, *words)
+    model = SparseRetriever.load(folder, contract="splade")
+    for kind, weights in (
+        ("query", model.encode_queries("which boat")),
+        ("document", model.encode_documents("the boat.")),
+    ):
+        terms = shown["terms"][kind]
+        assert list(terms.values()) == sorted(terms.values(), reverse=True)
+        assert terms == pytest.approx(
+            dict(zip([model.terms[t] for t in weights.terms], weights.weights.tolist(), strict=True))
+        )
+    assert shown["score"] == pytest.approx(model.score("which boat", "the boat."), rel=1e-5)
+    assert main(["inspect", *words]) == 0
+    page = capsys.readouterr().out
+    assert "head       the language model's, for each term" in page
+    assert f"weights of {len(shown['terms']['query'])} terms, the greatest first:" in page
+    assert page.rstrip().endswith("(the products of the weights of shared terms, added up)")
 
 
 def test_a_form_that_is_not_known_has_to_be_named(tiny, capsys: pytest.CaptureFixture[str]):

@@ -159,6 +159,24 @@ def test_a_teacher_changes_nothing_of_what_is_drawn(config: mine.Config, tmp_pat
     assert all(len(group.scores) == len(group.positives + group.negatives) for group in taught.values())
 
 
+def test_several_teachers_are_scaled_and_averaged(config: mine.Config, tmp_path: Path):
+    """By hand: 2, 6 and 10 become 0, 0.5 and 1; a document that a teacher lacks has the lowest of its scores."""
+    write_run(
+        tmp_path / "pairs.trec",
+        {"q2": [Hit("title_only", 10.0), Hit("d9", 6.0), Hit("d8", 2.0)], "q1": [Hit("d3", 1.0)]},
+    )
+    write_run(tmp_path / "dense.trec", {"q2": [Hit("d9", 0.75), Hit("d8", 0.5)]})
+    teachers = {"teacher": tmp_path / "pairs.trec", "co_teachers": (tmp_path / "dense.trec",)}
+    groups = mined(changed(config, **teachers))
+    assert groups.keys() == {"q2"}  # the other teacher lacks q1
+    group = groups["q2"]
+    scores = dict(zip(group.positives + group.negatives, group.scores, strict=True))
+    assert scores == {"title_only": 0.5, "d9": 0.75, "d8": 0.0}
+    assert (read_manifest(config.out) or {})["results"]["without_teacher"] == 1
+    with pytest.raises(UserError, match="--co-teachers: are beside --teacher, which is missing"):
+        mine.run(changed(config, co_teachers=config.runs, out=tmp_path / "other.jsonl"))
+
+
 def test_queries_that_the_teacher_lacks_get_no_group_and_are_counted(
     config: mine.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -1,4 +1,4 @@
-"""Stores become plain arrays or JSON lines, which other tools read."""
+"""Stores become plain arrays, or what other tools load."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from scipy.sparse import csr_array, save_npz
 
+from shortlist.convert.engines import write_ciff, write_impacts, write_sparsevec
 from shortlist.convert.settings import Config
 from shortlist.data.files import atomic_write
 from shortlist.data.jobs import JobSpec, start_job
@@ -21,7 +22,6 @@ from shortlist.data.stores.vectors import VectorReader
 from shortlist.errors import UserError
 from shortlist.progress import progress
 
-CONVERTED_AT_ONCE = 10_000
 NUMBERS_AT_ONCE = 1 << 26
 """Numbers of vectors that are in memory together."""
 
@@ -31,8 +31,8 @@ def convert_store(config: Config) -> None:
     source, *others = config.sources
     if config.to not in STORE_LAYOUTS or others or config.collection or config.allow_pickle:
         raise UserError(
-            f"{source}: holds vectors; expected this source alone and --to arrays (or impacts), without --collection "
-            "and --allow-pickle."
+            f"{source}: holds vectors; expected this source alone and --to {' or '.join(STORE_LAYOUTS)}, without "
+            "--collection and --allow-pickle."
         )
     if not config.factor > 0:
         raise UserError(f"--factor is {config.factor:g}; expected more than 0.")
@@ -49,13 +49,18 @@ def _arrays(store: Store, folder: Path, config: Config) -> dict[str, Any]:
     return write_term_arrays(store, folder) if isinstance(store, TermReader) else write_arrays(store, folder)
 
 
-def _impacts(store: Store, folder: Path, config: Config) -> dict[str, Any]:
+def _terms(store: Store, config: Config) -> TermReader:
     if not isinstance(store, TermReader):
-        raise UserError(f"{store.folder}: holds no term weights, which --to impacts takes; write --to arrays.")
-    return write_impacts(store, folder, config.factor)
+        raise UserError(f"{store.folder}: holds no term weights, which --to {config.to} takes; write --to arrays.")
+    return store
 
 
-STORE_LAYOUTS: dict[str, Callable[[Store, Path, Config], dict[str, Any]]] = {"arrays": _arrays, "impacts": _impacts}
+STORE_LAYOUTS: dict[str, Callable[[Store, Path, Config], dict[str, Any]]] = {
+    "arrays": _arrays,
+    "impacts": lambda store, folder, config: write_impacts(_terms(store, config), folder, config.factor),
+    "ciff": lambda store, folder, config: write_ciff(_terms(store, config), folder, config.factor),
+    "sparsevec": lambda store, folder, config: write_sparsevec(_terms(store, config), folder),
+}
 """Functions that write a store in a layout."""
 
 
@@ -70,25 +75,6 @@ def write_term_arrays(store: TermReader, folder: Path) -> dict[str, Any]:
     save_npz(folder / "matrix.npz", matrix)
     _write_names(store, folder)
     return {"num_docs": store.num_docs, "num_entries": store.num_entries, "num_terms": store.num_terms}
-
-
-def write_impacts(store: TermReader, folder: Path, factor: float) -> dict[str, Any]:
-    """Write a store's term weights as JSON lines that Anserini's JsonVectorCollection reads.
-
-    A weight becomes a whole number, at least 1, after multiplication. Whoever searches must multiply the weights of
-    queries too, by the same or another factor, and round them.
-    """
-    names = store.vocabulary
-    with atomic_write(folder / "vectors.jsonl") as file, progress("converting", store.num_docs, "documents") as advance:
-        for first in range(0, store.num_docs, CONVERTED_AT_ONCE):
-            places = np.arange(first, min(first + CONVERTED_AT_ONCE, store.num_docs))
-            for doc_id, (terms, weights) in zip(store.doc_ids.take(places), store.take(places), strict=True):
-                levels = np.rint(weights.astype(np.float64) * factor).clip(min=1).astype(np.int64)
-                vector = {names[term]: level for term, level in zip(terms.tolist(), levels.tolist(), strict=True)}
-                record = {"id": doc_id, "contents": "", "vector": vector}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            advance(len(places))
-    return {"num_docs": store.num_docs, "num_entries": store.num_entries, "factor": factor}
 
 
 def _write_names(store: TermReader, folder: Path) -> None:

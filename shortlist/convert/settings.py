@@ -15,7 +15,7 @@ OF_CLICKS = ("position_bias", "min_clicks", "min_rate", "skip_missing")
 OF_DOCUMENTS = ("chunks", "chunk_size", "overlap", "tokenizer", "skip_bad", "workers")
 OF_TRAINING = ("to", "collection", "split", "allow_pickle")
 """Settings that only click logs, only documents, and all but documents take."""
-OF_STORES = ("arrays", "impacts")
+OF_STORES = ("arrays", "impacts", "ciff", "sparsevec")
 """Layouts that the stores of `shortlist encode` alone become."""
 
 
@@ -31,10 +31,19 @@ class Config:
     """What the sources are: `documents` are files to search in, each of which becomes chunks; `training` is training
     data, a collection or vectors, `clicks` a click log (None: seen from names and contents)."""
     to: Literal[
-        "shortlist", "tevatron", "tevatron-old", "sentence-transformers", "flagembedding", "arrays", "impacts"
+        "shortlist",
+        "tevatron",
+        "tevatron-old",
+        "sentence-transformers",
+        "flagembedding",
+        "arrays",
+        "impacts",
+        "ciff",
+        "sparsevec",
     ] = "shortlist"
     """Layout to write; `tevatron` has ids, with a corpus beside them, and `tevatron-old` has passages. `arrays` is for
-    vectors from `encode`: plain NumPy files; `impacts` for term weights: JSON lines that Anserini and Pyserini read."""
+    vectors from `encode`: plain NumPy files. For term weights: `impacts`, JSON lines that Anserini and Pyserini read;
+    `ciff`, an inverted index that PISA and others read; `sparsevec`, which pgvector loads."""
     collection: str | None = None
     """Collection with the documents (and queries) of the ids in the sources: folder, `irds:` or `hf:` name. Of sources
     with texts, those that are a document's text there become that document."""
@@ -68,7 +77,7 @@ class Config:
     workers: SpeedOnly[int | None] = None
     """Processes that read files of documents (None: one for each core, where there are many megabytes)."""
     factor: float = 100.0
-    """What weights are multiplied by before they are rounded to whole numbers (impacts)."""
+    """What weights are multiplied by before they are rounded to whole numbers (impacts, ciff)."""
     allow_pickle: NotInJob[bool] = False
     """Read pickled vectors. A pickle can run any code; here it may only rebuild arrays, and is refused if it asks for
     more."""

@@ -7,6 +7,7 @@ is small enough that the scores of its rows stay in the processor's cache. An up
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
@@ -258,6 +259,28 @@ def score_rows(
     return scores
 
 
+def check_vocabulary(store: TermReader, terms: Sequence[str]) -> None:
+    """Refuse queries whose terms are not those of the documents.
+
+    Args:
+        store: the documents' term weights.
+        terms: the names of the queries' terms, by their numbers.
+
+    Raises:
+        UserError: the vocabularies differ, in a name or in size.
+    """
+    there = store.vocabulary
+    if there == list(terms):
+        return
+    pairs = enumerate(zip_longest(there, terms, fillvalue=""))
+    number, (theirs, ours) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    raise UserError(
+        f"{store.folder}: its vocabulary is not that of the model of the queries ({len(there):,} and {len(terms):,} "
+        f"terms; term {number} is {theirs!r} and {ours!r}); search with the model that encoded the documents, or "
+        "encode them again."
+    )
+
+
 def check_term_queries(queries: TermWeights, k: int, *, num_terms: int) -> None:
     """Raise UserError if the queries or k do not suit an index over `num_terms` terms."""
     if not isinstance(queries, TermWeights):
@@ -394,9 +417,14 @@ class TermMatches(NamedTuple):
 
 @final
 class SparseSearch:
-    """A first stage that searches an index by the term weights of a sparse retriever."""
+    """A first stage that searches an index by the term weights of a sparse retriever.
+
+    Raises:
+        UserError: the terms of the documents and those of the retriever are not the same.
+    """
 
     def __init__(self, retriever: EncodesTerms, index: TermIndex) -> None:
+        check_vocabulary(index.terms, retriever.terms)
         self.retriever, self.index = retriever, index
         self.temporary: Any = None
         """Whatever must live as long as this does, such as a temporary folder of the vectors."""

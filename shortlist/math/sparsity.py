@@ -25,8 +25,11 @@ def l1(weights: Float[Tensor, "texts vocabulary"]) -> Float[Tensor, ""]:
 def idf_flops(weights: Float[Tensor, "texts vocabulary"], idf: Float[Tensor, " vocabulary"]) -> Float[Tensor, ""]:
     """Add up the squares of the terms' mean weights, where rare terms cost less.
 
-    A term's mean weight is divided by its inverse document frequency, in units of the mean of these. Terms that weigh
-    nothing in queries cost as the commonest of the others do.
+    The sum over terms of (mean weight * mean idf / idf)^2; the mean idf is taken over the terms whose idf is above 0.
+    Those of idf 0 cost as the commonest of the others do. For equal idf it is `flops`.
+
+    The form is ours. The paper's first version names such a loss; its second version and the published code have plain
+    `flops`, with the idf in queries alone, which `--query-terms idf` with `flops` gives.
 
     Args:
         idf: the weight that a query has for each term.

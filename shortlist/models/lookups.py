@@ -35,11 +35,11 @@ def read_lookup(folder: ModelFolder, tokenizer: Any, size: int) -> Float32[np.nd
         for file in sorted(path.glob("*.safetensors")):
             key = "weight" if path in routes else LOOKUP_KEY
             if (found := _stored(file, key)) is not None:
-                return _fitted(found, size, str(file))
+                return _fitted(found, tokenizer, size, str(file))
         settings = read_json(path / "config.json") if path in routes and (path / "config.json").exists() else {}
         file = path / str(settings.get("path") or LOOKUP_FILE)
         if file.exists():
-            return _fitted(read_named_weights(file, tokenizer, size), size, str(file))
+            return read_named_weights(file, tokenizer, size)
     raise UserError(
         f"{folder.name}: has no weights of queries' terms (no {LOOKUP_KEY!r} in its safetensors, no {LOOKUP_FILE}, no "
         f"SparseStaticEmbedding in {MODULES}), which its contract's lookup needs."
@@ -121,16 +121,27 @@ def _stored(path: Path, key: str) -> Float32[np.ndarray, " vocabulary"] | None:
         raise UserError(f"{path}: damaged ({error}); copy or make the model again.") from None
 
 
-def _fitted(weights: Float32[np.ndarray, " terms"], size: int, where: str) -> Float32[np.ndarray, " vocabulary"]:
+def _fitted(
+    weights: Float32[np.ndarray, " terms"], tokenizer: Any, size: int, where: str
+) -> Float32[np.ndarray, " vocabulary"]:
     """Return weights with zeros for terms behind the tokenizer's last, which padded vocabularies have.
 
+    Special tokens behind the last weight weigh 0, too.
+
     Raises:
-        UserError: there are more than the vocabulary has, or bad ones.
+        UserError: there are more than the vocabulary has, or fewer, or bad ones.
     """
     if len(weights) > size:
         raise UserError(
             f"{where}: has weights for {len(weights):,} terms, and the model's vocabulary has {size:,}; expected the "
             "list that the model was trained with."
+        )
+    special = set(tokenizer.all_special_tokens)
+    names = sorted(name for name, number in tokenizer.get_vocab().items() if number >= len(weights))
+    if lacking := [name for name in names if name not in special]:
+        raise UserError(
+            f"{where}: has weights for {len(weights):,} terms, and {len(lacking):,} of the vocabulary's come behind "
+            f"them, such as {lacking[0]!r}; expected the list that the model was trained with."
         )
     check_weights(weights, where)
     return np.pad(weights, (0, size - len(weights)))

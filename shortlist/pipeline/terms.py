@@ -1,9 +1,11 @@
-"""The terms by which a sparse model has found documents."""
+"""The terms by which steps search, and by which a sparse model has found documents."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from shortlist.index.protocols import SearchesTerms
 from shortlist.pipeline.steps import Step
+from shortlist.records import Query
 
 if TYPE_CHECKING:
     from shortlist.index.sparse import TermMatches
@@ -22,3 +24,14 @@ def term_matches(steps: Iterable[Step], question: str, answer: "Answer") -> "Ter
     if not sparse:
         return None
     return sparse[-1].explain(question, [result.chunk or result.document.doc_id for result in answer.results])
+
+
+def without_terms(step: Step, queries: Sequence[Query]) -> list[Query]:
+    """List the queries in which a step finds no term to search by, so that it finds no document.
+
+    These are queries of stop words alone, or those whose terms a sparse model all gives weight 0. Steps that search by
+    vectors have none.
+    """
+    if not queries or not isinstance(step.stage, SearchesTerms):
+        return []
+    return [query for query, terms in zip(queries, step.stage.query_terms(queries), strict=True) if not terms]

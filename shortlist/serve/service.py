@@ -25,7 +25,7 @@ from shortlist.models.sparse_retriever import as_term_weights
 from shortlist.pipeline import Answer, Pipeline
 from shortlist.pipeline.heat import WarmPiece, passage_tokens, warm_pieces
 from shortlist.pipeline.live import LivePipeline
-from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.loading import Opener, finder_of
 from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import Step
 from shortlist.pipeline.terms import term_matches
@@ -49,6 +49,8 @@ WATCH_SECONDS = 0.5
 PACKED = False
 """Whether linear layers are packed for oneDNN. They are not, as oneDNN keeps memory for every shape of batch and a
 server meets new shapes all the time."""
+NO_EMBEDDINGS = {"late": "a vector for each token", "sparse": "weights of terms"}
+"""What models give that search but do not embed, by the name of their search."""
 REQUEST: ContextVar[Ticket] = ContextVar("REQUEST")
 """The request that a thread works for, so that its work can be cancelled when nobody waits any more."""
 
@@ -175,11 +177,12 @@ class Service:
         opener = Opener(packed=PACKED, model=self._behind_batcher, index=_guarded)
         self.live = LivePipeline(description, opener, command="serve") if description else None
         retrievers, rerankers = self._models["retriever"], self._models["reranker"]
-        if retriever and opener.is_late(retriever):
-            if not self._models["late"]:
+        finder = finder_of(opener.folder(retriever).contract("document")) if retriever else None
+        if finder in NO_EMBEDDINGS:
+            if finder not in {part.method for part in (description.steps if description else ())}:
                 raise UserError(
-                    f"--retriever {retriever}: gives a vector for each token, which no embedding request takes; give "
-                    "--collection, and --vectors if they are encoded, to search by late interaction."
+                    f"--retriever {retriever}: gives {NO_EMBEDDINGS[finder]}, which no embedding request takes; give "
+                    "--collection, and --vectors if they are encoded, to search with it."
                 )
             self.retriever: Batched | None = None
         elif retriever:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from late import bert_tokenizer
+from safetensors.torch import save_file
 from samples import DECODERS, FAMILIES, small
 from sparse import TEXTS, masked_bert, write_encoder, write_masked, write_opensearch
 from tiny import Tiny
@@ -20,7 +21,7 @@ from shortlist.math.terms import dot
 from shortlist.models.backbone import apply_reading, is_decoder
 from shortlist.models.folder import open_folder
 from shortlist.models.loading_sparse import sparse_to_train
-from shortlist.models.lookups import read_named_weights
+from shortlist.models.lookups import LOOKUP_KEY, read_named_weights
 from shortlist.models.save import save_model
 from shortlist.models.sparse import SparseModel, entries, vocabulary_wide
 from shortlist.models.term_heads import VocabularyHead, masked_head
@@ -149,6 +150,21 @@ def test_every_form_is_saved_and_runs_as_it_trains(name: str, tmp_path: Path):
             alone.encode_documents("lamp")
 
 
+def test_opensearchs_third_version_applies_the_logarithm_twice(tmp_path: Path):
+    folder = write_opensearch(tmp_path / "opensearch-neural-sparse-encoding-doc-v3-distill")
+    retriever, tokenizer = SparseRetriever.load(str(folder)), bert_tokenizer()
+    once = plain_weights(masked_bert(), TEXTS)
+    expected = np.log1p(once)
+    expected[:, tokenizer.all_special_ids] = 0  # as its contract leaves them out
+    found = wide(retriever.encode_documents(TEXTS), retriever.num_terms)
+    found[:, tokenizer.all_special_ids] = 0
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+    assert retriever.contract.reading.logs == 2
+    (tmp_path / "opensearch-neural-sparse-encoding-doc-v2").mkdir()
+    second = write_opensearch(tmp_path / "opensearch-neural-sparse-encoding-doc-v2")
+    assert SparseRetriever.load(str(second), queries_only=True).contract.reading.logs == 1
+
+
 def test_queries_that_are_looked_up_load_no_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_opensearch(tmp_path / "model")
     whole = SparseRetriever.load(str(folder))
@@ -211,6 +227,25 @@ def test_a_lookup_that_lacks_terms_is_refused(tmp_path: Path):
     path.write_text(json.dumps({"lamp": 1.0}))
     with pytest.raises(UserError, match=r"has no weight for \d+ of the vocabulary's \d+ terms, such as '!'"):
         read_named_weights(path, bert_tokenizer(), 100)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, -2.0], r"1 weights of queries' terms are negative or not finite, such as that of term 1, -2.0"),
+        ([1.0, 1.0, float("inf")], r"such as that of term 2, inf; expected numbers of at least 0"),
+        ([], r"has weights for 9 terms, and \d+ of the vocabulary's come behind them, such as '!'; expected the list"),
+        ([1.0] * 200, r"has weights for 200 terms, and the model's vocabulary has \d+"),
+    ],
+)
+def test_a_stored_list_of_weights_that_does_not_fit_is_refused(weights: list[float], message: str, tmp_path: Path):
+    folder = write_opensearch(tmp_path / "model")
+    size = len(bert_tokenizer()) if weights else 9
+    save_file({LOOKUP_KEY: torch.tensor(weights + [1.0] * (size - len(weights)))}, folder / "lookup.safetensors")
+    for queries_only in (True, False):
+        with pytest.raises(UserError, match=message) as error:
+            SparseRetriever.load(str(folder), queries_only=queries_only)
+        assert "\n" not in str(error.value)
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path):

@@ -13,6 +13,7 @@ from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 
 from shortlist import SparseRetriever, train
+from shortlist.cli import main
 from shortlist.errors import UserError
 from shortlist.math.losses import LOSSES
 from shortlist.models.folder import open_folder
@@ -119,6 +120,7 @@ def settings(tiny: Tiny, out: Path, **change: Any) -> train.Config:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "held out": {"heldout_split": "test"},
+    "narrow": {"precision": "bf16", "document_sparsity": "l1,weight=0.01"},
     "idf": {"query_terms": "idf", "document_sparsity": "idf-flops,terms=5,steps=1"},
     "own tokens": {"document_terms": "tokens", "query_terms": "tokens", "query_sparsity": "none"},
     "adapter": {"adapter": "r=2,alpha=4,dropout=0,targets=q_proj", "backbone": "llama"},
@@ -151,6 +153,24 @@ def test_a_trained_model_is_saved_and_loads(tiny: Tiny, tmp_path: Path, name: st
         np.testing.assert_array_equal(alone.encode_queries(QUERIES).weights, retriever.encode_queries(QUERIES).weights)
     records = [json.loads(line) for line in (tmp_path / "model/log.jsonl").read_text().splitlines()]
     assert all("document_terms" in record for record in records if "loss" in record)
+
+
+def test_a_forecast_trains_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.run(settings(tiny, tmp_path / "model", dry_run=True))
+    assert "memory" in capsys.readouterr().out
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(tiny: Tiny, tmp_path: Path):
+    words = ["train", "sparse", "--backbone", str(tiny.llama), "--collection", str(tiny.collection), "--steps", "2"]
+    words += ["--batch-size", "4", "--warmup-steps", "0", "--document-sparsity", "flops,weight=0.1,steps=1,terms=5"]
+    for processes in (1, 2):
+        assert main([*words, "--out", str(tmp_path / f"in-{processes}"), "--processes", str(processes)]) == 0
+    logs = [(tmp_path / f"in-{processes}/log.jsonl").read_text().splitlines() for processes in (1, 2)]
+    for name in ("loss", "document_terms"):
+        alone, both = ([json.loads(line)[name] for line in log] for log in logs)
+        assert both == pytest.approx(alone, rel=1e-3)
 
 
 def stop(self: Sparsity, record: Any) -> None:
