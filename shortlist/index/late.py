@@ -69,8 +69,8 @@ class LateIndex:
         tokens: the store that scores are computed from, in float32 whatever its dtype.
         scan: an int8 copy of the same documents from `narrow`, to be scanned instead. Its best candidates are then
             scored from `tokens`.
-        memory_gib: the largest scanned store that stays in memory, in GiB (None: half of the memory that is free now).
-            A larger store is read again for every search.
+        memory_gib: the largest store that stays in memory, in GiB (None: half of the memory that is free now). A larger
+            one is read again for every search.
         refine: the number of candidates of the narrow scan, in multiples of k. Those that can be among the best are
             rescored.
 
@@ -93,8 +93,8 @@ class LateIndex:
             )
         self.tokens, self.scan, self.refine = tokens, scan, refine
         self.scanned = scan or tokens
-        allowed = free_bytes() / 2 if memory_gib is None else memory_gib * 2**30
-        self.release = self.scanned.num_bytes > allowed
+        self.release = is_too_large(self.scanned, memory_gib)
+        self._release_candidates = is_too_large(tokens, memory_gib)
 
     def __repr__(self) -> str:
         return f"<LateIndex of {self.tokens.num_docs:,} documents, {self.tokens.num_tokens:,} vectors of {self.dim}>"
@@ -214,10 +214,10 @@ class LateIndex:
         def settle(row: int) -> tuple[Float[Tensor, "1 _"], Int[Tensor, "1 _"]]:
             query, places = queries_at(queries, row), positions[row]
             first = min(max(k, FEWEST_COMPARED), len(places))
-            exact = score_candidates(self.tokens, query, places[:first])
+            exact = score_candidates(self.tokens, query, places[:first], release=self._release_candidates)
             near = torch.from_numpy(scores[row])[None]
             count = int(contenders(near, torch.from_numpy(exact)[None], k)[0])
-            more = score_candidates(self.tokens, query, places[first:count])
+            more = score_candidates(self.tokens, query, places[first:count], release=self._release_candidates)
             known = torch.from_numpy(np.concatenate([exact, more]))[None]
             return best_of(known, torch.from_numpy(places[:count])[None], k)
 
@@ -265,10 +265,19 @@ def work_on_queries(work: Callable[[int], T], num_queries: int) -> list[T]:
         return list(pool.map(work, range(num_queries)))
 
 
+def is_too_large(tokens: TokenReader, memory_gib: float | None) -> bool:
+    """Whether a store is larger than what may stay in memory (None: half of the memory that is free now)."""
+    return tokens.num_bytes > (free_bytes() / 2 if memory_gib is None else memory_gib * 2**30)
+
+
 def score_candidates(
-    tokens: TokenReader, query: TokenVectors, positions: Int[np.ndarray, " docs"]
+    tokens: TokenReader, query: TokenVectors, positions: Int[np.ndarray, " docs"], *, release: bool = False
 ) -> Float[np.ndarray, " docs"]:
-    """Score some documents for one query exactly; they are read in their order on disk."""
+    """Score some documents for one query exactly; they are read in their order on disk.
+
+    Args:
+        release: give the memory of what was read back.
+    """
     if not len(positions):
         return np.empty(0, dtype=np.float32)
     order, tiles = np.argsort(positions), query_tiles(query)
@@ -278,6 +287,8 @@ def score_candidates(
             block = tokens.pick(ascending[first:last])
             [part] = score_documents(tiles, block.counts.numpy(), partial(_widened, block))
             found[first:last] = part[:, 0]
+    if release:
+        tokens.release()
     _refuse_not_finite(tokens, torch.from_numpy(ascending), found)
     scores = np.empty(len(positions), dtype=np.float32)
     scores[order] = found

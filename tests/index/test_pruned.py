@@ -61,6 +61,8 @@ def test_a_pruned_search_finds_most_of_the_best_with_exact_scores(tmp_path, stor
     for row in range(len(QUERIES)):
         known = dict(zip(expected[1][row].tolist(), expected[0][row].tolist(), strict=True))
         assert [known[place] for place in positions[row].tolist()] == scores[row].tolist()
+    tight = INDEXES[name].open(tmp_path / "index", {}, Opening(vectors=store.folder, memory_gib=0.0))
+    np.testing.assert_array_equal(tight.search_tokens(QUERIES, 8)[1], positions)
 
 
 @pytest.mark.parametrize("name", LATE)
