@@ -4,8 +4,8 @@
 
 Made-up token vectors of length 1 in float32. Every search opens the store in a process of its own with `memory_gib`,
 looks for the 10 best of all queries, and does so again. Peak is the most that the process has held (VmHWM), with the
-pages of the store's files that it had mapped at that time; what of it is no file is given too (RssAnon). The system's own
-cache of files is not the process's.
+pages of the store's files that it had mapped at that time; what of it is no file is given too (RssAnon). The system's
+own cache of files is not the process's.
 """
 
 import tempfile
@@ -102,7 +102,9 @@ def search(kind: str | None, store: Path, folder: Path, config: Config) -> Peak:
     """Search twice, and return what the process has held."""
     torch.set_num_threads(1)
     how, queries = Opening(vectors=store, memory_gib=config.memory_gib), units(1, config.queries * 32, DIM)
-    index: Any = INDEXES[kind].open(folder, {}, how) if kind else LateIndex(TokenReader(store), memory_gib=how.memory_gib)
+    index: Any = (
+        INDEXES[kind].open(folder, {}, how) if kind else LateIndex(TokenReader(store), memory_gib=how.memory_gib)
+    )
     asked, opened = TokenVectors(queries, np.full(config.queries, 32)), peak_gib()
 
     def twice() -> None:

@@ -76,7 +76,9 @@ def test_a_cluster_encodes_what_one_process_does_though_a_node_is_killed(
     cluster.wait_for_nodes()  # until all know of the death, or later tests are given work for a dead node
 
 
-def test_a_cluster_encodes_and_searches_token_vectors_as_one_process_does(config: encode.Config, cluster: Any, tmp_path: Path):
+def test_a_cluster_encodes_and_searches_token_vectors_as_one_process_does(
+    config: encode.Config, cluster: Any, tmp_path: Path
+):
     write_corpus(tmp_path / "c" / "corpus.jsonl", TEXTS[:60])
     (tmp_path / "c" / "queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
     model = str(write_stanford(tmp_path / "model"))
