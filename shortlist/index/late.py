@@ -171,7 +171,9 @@ class LateIndex:
         keep: Bool[np.ndarray, " docs"] | None,
         shards: Sequence[int] | None = None,
     ) -> Best:
-        """Find the k best documents of each query in the scanned store, by the scores of its vectors.
+        """Find the k best documents of each query in the scanned store.
+
+        Their scores are those of its vectors.
 
         Args:
             queries: queries that have vectors.
@@ -266,7 +268,11 @@ def work_on_queries(work: Callable[[int], T], num_queries: int) -> list[T]:
 
 
 def is_too_large(tokens: TokenReader, memory_gib: float | None) -> bool:
-    """Whether a store is larger than what may stay in memory (None: half of the memory that is free now)."""
+    """Whether a store is larger than what may stay in memory.
+
+    Args:
+        memory_gib: how much may (None: half of the memory that is free now).
+    """
     return tokens.num_bytes > (free_bytes() / 2 if memory_gib is None else memory_gib * 2**30)
 
 

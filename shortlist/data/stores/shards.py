@@ -129,7 +129,7 @@ def _written(folder: Path, number: int, header: Mapping[str, Any]) -> dict[str, 
 
 
 def written_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of the whole shards, by name, as it was when the file was written."""
+    """Return the SHA-256 of the files of whole shards, by name, known from writing them."""
     headers = ((number, read_header(folder, number)) for number in finished_shards(folder))
     return {name: digest for number, header in headers for name, digest in _written(folder, number, header).items()}
 

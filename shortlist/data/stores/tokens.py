@@ -379,7 +379,10 @@ class TokenReader:
         return found
 
     def release(self) -> None:
-        """Give the memory of vectors that were read back to the system; they are read again if needed."""
+        """Give the memory of vectors that were read back.
+
+        They are read again if needed.
+        """
         for shard in self._shards:
             release_pages(shard.rows.values)
 
