@@ -79,7 +79,9 @@ def test_a_cluster_encodes_what_one_process_does_though_a_node_is_killed(
     cluster.wait_for_nodes()  # until all know of the death, or later tests are given work for a dead node
 
 
-def test_a_cluster_encodes_token_vectors_as_one_process_does(config: encode.Config, cluster: Any, tmp_path: Path):
+def test_a_cluster_encodes_and_searches_token_vectors_as_one_process_does(
+    config: encode.Config, cluster: Any, tmp_path: Path
+):
     write_corpus(tmp_path / "c" / "corpus.jsonl", TEXTS[:60])
     (tmp_path / "c" / "queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
     model = str(write_stanford(tmp_path / "model"))
@@ -93,6 +95,14 @@ def test_a_cluster_encodes_token_vectors_as_one_process_does(config: encode.Conf
     assert (list(many.doc_ids), many.counts.tolist()) == (list(one.doc_ids), one.counts.tolist())
     found, exact = (store.take(np.arange(60)).values for store in stores)
     assert (found * exact).sum(1).mean() > 0.99
+    asked = search.Config(
+        model=model, vectors=one.folder, collection=late.collection, split="all", k=20, out=tmp_path / "run"
+    )
+    runs = []
+    for engine in ("ray", "local"):
+        search.run(replace(asked, engine=engine, out=tmp_path / f"{engine}.trec"))
+        runs.append((tmp_path / f"{engine}.trec").read_text())
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("dtype", [None, "int8"])

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from shortlist.data.files import atomic_write
-from shortlist.data.stores.shards import finished_shards, remove_shard, shard_file
+from shortlist.data.stores.shards import finished_shards, remove_shard, shard_file, written_digests
 from shortlist.data.stores.tokens import TokenBlock, TokenReader
 from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.errors import UserError
@@ -81,8 +81,9 @@ def build_encodings(tokens: TokenReader, folder: Path, *, advance: Advance, **ch
                 file.write(made_from)
             read += count
         advance(count)
-    write_late(folder, tokens, parameters, encodings=VectorReader(folder).shard_hashes)
-    return {"read": read}
+    encodings = VectorReader(folder, compare=False)  # whoever searches compares
+    write_late(folder, tokens, parameters, encodings=encodings.shard_hashes)
+    return {"read": read, "digests": written_digests(folder)}
 
 
 def _encode_shard(

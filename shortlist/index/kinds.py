@@ -26,7 +26,8 @@ class IndexKind(NamedTuple):
     reads: Literal["corpus", "vectors"]
     """The input it is built from: the documents of `--collection`, or `--vectors` from `shortlist encode`."""
     build: Callable[..., Mapping[str, Any]]
-    """Writes an index into a folder and returns results for its manifest, besides the ones that every kind has.
+    """Writes an index into a folder and returns results for its manifest, besides the ones that every kind has; and as
+    `digests` the SHA-256 of files that are known from writing them.
 
     From a corpus: `build(documents, folder, **settings)`, whose results include `num_docs`; with `renew` also `keys`, a
     function that returns the documents' keys (`data.keyed`) once they are read. From vectors:

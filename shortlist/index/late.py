@@ -1,12 +1,14 @@
 """Exact search by late interaction, over all tokens of every document."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from shortlist.data.allowed import Allowed
@@ -67,8 +69,8 @@ class LateIndex:
         tokens: the store that scores are computed from, in float32 whatever its dtype.
         scan: an int8 copy of the same documents from `narrow`, to be scanned instead. Its best candidates are then
             scored from `tokens`.
-        memory_gib: the largest scanned store that stays in memory, in GiB (None: half of the memory that is free now).
-            A larger store is read again for every search.
+        memory_gib: the largest store that stays in memory, in GiB (None: half of the memory that is free now). A larger
+            one is read again for every search.
         refine: the number of candidates of the narrow scan, in multiples of k. Those that can be among the best are
             rescored.
 
@@ -91,8 +93,8 @@ class LateIndex:
             )
         self.tokens, self.scan, self.refine = tokens, scan, refine
         self.scanned = scan or tokens
-        allowed = free_bytes() / 2 if memory_gib is None else memory_gib * 2**30
-        self.release = self.scanned.num_bytes > allowed
+        self.release = is_too_large(self.scanned, memory_gib)
+        self._release_candidates = is_too_large(tokens, memory_gib)
 
     def __repr__(self) -> str:
         return f"<LateIndex of {self.tokens.num_docs:,} documents, {self.tokens.num_tokens:,} vectors of {self.dim}>"
@@ -134,11 +136,19 @@ class LateIndex:
         """
         return self.search_some(queries, k, None if allowed is None else allowed.mask(self.tokens.doc_ids))
 
-    def search_some(self, queries: TokenVectors, k: int, keep: Bool[np.ndarray, " docs"] | None) -> Best:
+    def search_some(
+        self,
+        queries: TokenVectors,
+        k: int,
+        keep: Bool[np.ndarray, " docs"] | None,
+        *,
+        candidates: Callable[[TokenVectors, int, Bool[np.ndarray, " docs"] | None], Best] | None = None,
+    ) -> Best:
         """Search like `search_tokens` among some documents.
 
         Args:
             keep: whether the document at each position may be found (None: all).
+            candidates: replaces the method of this name, to scan the store elsewhere.
         """
         check_token_queries(queries, k, dim=self.dim)
         there = self.tokens.counts > 0 if keep is None else (self.tokens.counts > 0) & keep
@@ -146,22 +156,30 @@ class LateIndex:
         found = nothing_found(len(queries), k)
         asked, some = with_vectors(queries)
         if k and len(asked):
-            scores, positions = self._search(some, k, keep)
-            found[0][asked], found[1][asked] = scores, positions
+            count = k if self.scan is None else min(max(self.refine * k, FEWEST_COMPARED), self.scan.num_docs)
+            at_once = max(CANDIDATES_BYTES // (8 * Leaders.capacity(count)), 1)
+            for first in range(0, len(some), at_once):
+                part, places = some_queries(some, first, first + at_once), asked[first : first + at_once]
+                best = (candidates or self.candidates)(part, count, keep)
+                found[0][places], found[1][places] = best if self.scan is None else self._settle(part, *best, k)
         return found
 
-    def _search(self, queries: TokenVectors, k: int, keep: Bool[np.ndarray, " docs"] | None) -> Best:
-        count = k if self.scan is None else min(max(self.refine * k, FEWEST_COMPARED), self.scan.num_docs)
-        at_once = max(CANDIDATES_BYTES // (8 * Leaders.capacity(count)), 1)
-        parts = []
-        for first in range(0, len(queries), at_once):
-            some = some_queries(queries, first, first + at_once)
-            scores, positions = self._scan(some, count, keep)
-            parts.append((scores, positions) if self.scan is None else self._settle(some, scores, positions, k))
-        scores, positions = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return scores, positions
+    def candidates(
+        self,
+        queries: TokenVectors,
+        k: int,
+        keep: Bool[np.ndarray, " docs"] | None,
+        shards: Sequence[int] | None = None,
+    ) -> Best:
+        """Find the k best documents of each query in the scanned store.
 
-    def _scan(self, queries: TokenVectors, k: int, keep: Bool[np.ndarray, " docs"] | None) -> Best:
+        Their scores are those of its vectors.
+
+        Args:
+            queries: queries that have vectors.
+            keep: whether the document at each position may be found (None: all).
+            shards: the shards to scan, by their index in the scanned store's `shard_hashes` (None: all).
+        """
         """Scan the store and return the best k documents of each query."""
         tiles = query_tiles(queries)
         leaders = [Leaders(len(tile.starts), k) for tile in tiles]
@@ -181,7 +199,7 @@ class LateIndex:
                     _refuse_not_finite(self.scanned, positions, scores[there, 0])
                 best.offer(torch.from_numpy(scores[there]), positions)
 
-        blocks = self.scanned.blocks(UNIT_TOKENS * BLOCK_UNITS, release=self.release, keep=keep)
+        blocks = self.scanned.blocks(UNIT_TOKENS * BLOCK_UNITS, shards=shards, release=self.release, keep=keep)
         work_in_threads(offer, map(_units, blocks), ahead=0 if self.release else 2)
         scores, positions = from_keys(torch.cat([best.best() for best in leaders]))
         return scores.numpy(), positions.numpy()
@@ -198,15 +216,44 @@ class LateIndex:
         def settle(row: int) -> tuple[Float[Tensor, "1 _"], Int[Tensor, "1 _"]]:
             query, places = queries_at(queries, row), positions[row]
             first = min(max(k, FEWEST_COMPARED), len(places))
-            exact = score_candidates(self.tokens, query, places[:first])
+            exact = score_candidates(self.tokens, query, places[:first], release=self._release_candidates)
             near = torch.from_numpy(scores[row])[None]
             count = int(contenders(near, torch.from_numpy(exact)[None], k)[0])
-            more = score_candidates(self.tokens, query, places[first:count])
+            more = score_candidates(self.tokens, query, places[first:count], release=self._release_candidates)
             known = torch.from_numpy(np.concatenate([exact, more]))[None]
             return best_of(known, torch.from_numpy(places[:count])[None], k)
 
         rows = work_on_queries(settle, len(queries))
         return torch.cat([row[0] for row in rows]).numpy(), torch.cat([row[1] for row in rows]).numpy()
+
+
+@dataclass(kw_only=True)
+class ScanTokens:
+    """A task that searches some shards of a token store, in any process.
+
+    It opens the store when it is first called.
+    """
+
+    queries: TokenVectors
+    k: int
+    tokens: Path
+    """The store that is scanned."""
+    keep: UInt8[np.ndarray, " bytes"] | None = None
+    """Whether the document at each position may be found, as bits (None: all)."""
+    narrow: bool = False
+    """Whether it is a copy in int8, to be scanned as integers."""
+
+    @cached_property
+    def index(self) -> LateIndex:
+        """The index over the store, opened in the process where this runs."""
+        tokens = TokenReader(self.tokens, compare=False)  # whoever sends this has compared
+        return LateIndex(tokens, scan=tokens if self.narrow else None)
+
+    def __call__(self, shards: Sequence[int]) -> Best:
+        """Find the candidates in these shards."""
+        count = self.index.tokens.num_docs
+        keep = None if self.keep is None else np.unpackbits(self.keep, count=count).astype(bool)
+        return self.index.candidates(self.queries, self.k, keep, shards)
 
 
 def work_on_queries(work: Callable[[int], T], num_queries: int) -> list[T]:
@@ -220,10 +267,23 @@ def work_on_queries(work: Callable[[int], T], num_queries: int) -> list[T]:
         return list(pool.map(work, range(num_queries)))
 
 
+def is_too_large(tokens: TokenReader, memory_gib: float | None) -> bool:
+    """Whether a store is larger than what may stay in memory.
+
+    Args:
+        memory_gib: how much may (None: half of the memory that is free now).
+    """
+    return tokens.num_bytes > (free_bytes() / 2 if memory_gib is None else memory_gib * 2**30)
+
+
 def score_candidates(
-    tokens: TokenReader, query: TokenVectors, positions: Int[np.ndarray, " docs"]
+    tokens: TokenReader, query: TokenVectors, positions: Int[np.ndarray, " docs"], *, release: bool = False
 ) -> Float[np.ndarray, " docs"]:
-    """Score some documents for one query exactly; they are read in their order on disk."""
+    """Score some documents for one query exactly; they are read in their order on disk.
+
+    Args:
+        release: give the memory of what was read back.
+    """
     if not len(positions):
         return np.empty(0, dtype=np.float32)
     order, tiles = np.argsort(positions), query_tiles(query)
@@ -233,6 +293,8 @@ def score_candidates(
             block = tokens.pick(ascending[first:last])
             [part] = score_documents(tiles, block.counts.numpy(), partial(_widened, block))
             found[first:last] = part[:, 0]
+    if release:
+        tokens.release()
     _refuse_not_finite(tokens, torch.from_numpy(ascending), found)
     scores = np.empty(len(positions), dtype=np.float32)
     scores[order] = found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shortlist.data.stores.shards import damage, finished_shards, store_kind
+from shortlist.data.stores.shards import damage, finished_shards, store_kind, written_digests
 from shortlist.data.stores.tokens import TokenReader, TokenRows, TokenWriter
 from shortlist.data.stores.vectors import DTYPES, VectorReader, VectorWriter, to_rows
 from shortlist.errors import UserError
@@ -72,7 +72,7 @@ def build_narrow(vectors: VectorReader | TokenReader, folder: Path, *, dtype: st
         narrow_tokens(vectors, folder)
     else:
         raise UserError(f"--dtype {dtype}: token vectors are scanned in int8 only.")
-    return {}
+    return {"digests": written_digests(folder)}
 
 
 def open_narrow(folder: Path, built: Mapping[str, Any], how: Opening) -> FlatIndex | LateIndex:

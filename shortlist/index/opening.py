@@ -121,25 +121,33 @@ def open_vectors(index: Path | None, how: Opening | None = None, *, engine: Engi
     return SegmentIndex(opened) if holds_segments(path) else opened
 
 
-def open_tokens(index: Path | None, how: Opening | None = None) -> TokenIndex:
+def open_tokens(index: Path | None, how: Opening | None = None, *, engine: Engine = "local") -> TokenIndex:
     """Open token vectors for exact search, or an index over token vectors.
 
     Args:
         index: an index over token vectors (None: exact search over `how.vectors`).
         how: the effort of a pruned search, the memory it may take, and where the vectors are now.
+        engine: `ray` scans the vectors on a cluster, for exact search only.
 
     Raises:
-        UserError: the same as for `open_index`, or there is one vector for each document.
+        UserError: the same as for `open_index`, there is one vector for each document, or the engine cannot search an
+            index of this kind.
     """
     from shortlist.data.stores.tokens import TokenReader
     from shortlist.index.late import LateIndex
+    from shortlist.index.scattered import ScatteredTokens
 
     how = how or Opening()
     path = index or how.vectors
     if path is None:
         raise ValueError("neither an index nor vectors to open")
     check_held(path, "tokens")
-    return open_index(path, how) if index else LateIndex(TokenReader(path), memory_gib=how.memory_gib)
+    opened = open_index(path, how) if index else LateIndex(TokenReader(path), memory_gib=how.memory_gib)
+    if engine == "local":
+        return opened
+    if not isinstance(opened, LateIndex):
+        raise UserError(f"--engine ray searches token vectors exactly; {path} is an index of another kind.")
+    return ScatteredTokens(opened, engine=engine)
 
 
 def open_terms(index: Path | None, how: Opening | None = None) -> TermIndex:

@@ -19,6 +19,7 @@ from shortlist.index.flat import Best
 from shortlist.index.late import (
     LateIndex,
     check_token_queries,
+    is_too_large,
     nothing_found,
     queries_at,
     score_candidates,
@@ -79,6 +80,7 @@ class PrunedIndex:
     ) -> None:
         asked = {name: value for name, value in (("effort", effort), ("refine", refine)) if value is not None}
         self.tokens, self.proposer, self._memory_gib = tokens, proposer, memory_gib
+        self._release = is_too_large(tokens, memory_gib)
         self.parameters: dict[str, int] = description["parameters"] | asked
         check_positive(self.parameters)
         self.missing = tokens.beyond(description["shard_hashes"])
@@ -150,7 +152,7 @@ class PrunedIndex:
             if len(proposed) < k:
                 return self._exact.search_some(query, k, keep)
             positions = self._positions[proposed]
-            exact = score_candidates(self.tokens, query, positions)
+            exact = score_candidates(self.tokens, query, positions, release=self._release)
             scores, found = best_of(torch.from_numpy(exact)[None], torch.from_numpy(positions)[None], k)
             return scores.numpy(), found.numpy()
 

@@ -1,14 +1,18 @@
 """Exact search on many machines that each scan some shards of a store."""
 
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from shortlist.data.allowed import Allowed
 from shortlist.engine import Engine, spread
 from shortlist.index.flat import Best, FlatIndex, ScanShards
+from shortlist.index.late import LateIndex, ScanTokens
+from shortlist.math.maxsim import TokenVectors
 from shortlist.math.scoring import best_of
 from shortlist.records import Hit
 
@@ -52,12 +56,58 @@ class ScatteredIndex:
             keep=None if allowed is None else np.packbits(allowed.mask(vectors.doc_ids)),
         )
         depth = k if scan is None else k * self.index.refine
-        num_shards = len((scan or vectors).shard_hashes)
-        pieces = [piece.tolist() for piece in np.array_split(np.arange(num_shards), min(num_shards, PIECES))]
-        best: Best | None = None
-        for part in spread(task, pieces, engine=self.engine):
-            best = part if best is None else _merge(best, part, depth)
-        return vectors.doc_ids.hits(*self.index.settle(queries, [best], k)) if best else [[] for _ in queries]
+        best = _scatter(task, len((scan or vectors).shard_hashes), depth, engine=self.engine)
+        return vectors.doc_ids.hits(*self.index.settle(queries, [best], k))
+
+
+@final
+class ScatteredTokens:
+    """An index that scans the token store of a LateIndex on other machines.
+
+    Its results are the same to the last bit.
+
+    Args:
+        index: opened on this machine, which merges the results at the end. All machines must see its folders at the
+            same paths.
+        engine: what runs the scans.
+    """
+
+    def __init__(self, index: LateIndex, *, engine: Engine = "ray") -> None:
+        self.index = index
+        self.engine: Engine = engine
+
+    @property
+    def doc_ids(self) -> Sequence[str]:
+        """The ids of the documents, in corpus order."""
+        return self.index.doc_ids
+
+    def find(self, queries: TokenVectors, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
+        """Find the at most k documents that score highest for each query.
+
+        They are sorted best first, equal ones in corpus order.
+
+        Args:
+            allowed: the only documents to find (None: all).
+        """
+        keep = None if allowed is None else allowed.mask(self.doc_ids)
+        found = self.index.search_some(queries, k, keep, candidates=self._candidates)
+        return self.index.tokens.doc_ids.hits(*found)
+
+    def _candidates(self, queries: TokenVectors, k: int, keep: Bool[np.ndarray, " docs"] | None) -> Best:
+        task = ScanTokens(
+            queries=queries,
+            k=k,
+            tokens=self.index.scanned.folder.resolve(),
+            keep=None if keep is None else np.packbits(keep),
+            narrow=self.index.scan is not None,
+        )
+        return _scatter(task, len(self.index.scanned.shard_hashes), k, engine=self.engine)
+
+
+def _scatter(task: Callable[[Sequence[int]], Best], num_shards: int, k: int, *, engine: Engine) -> Best:
+    """Find the k best candidates of all shards by a task that searches some."""
+    pieces = [piece.tolist() for piece in np.array_split(np.arange(num_shards), min(num_shards, PIECES))]
+    return reduce(partial(_merge, k=k), spread(task, pieces, engine=engine))
 
 
 def _merge(one: Best, other: Best, k: int) -> Best:

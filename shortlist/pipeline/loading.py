@@ -217,6 +217,7 @@ def open_late(
     memory_gib: float | None = None,
     effort: int | None = None,
     refine: int | None = None,
+    engine: Engine = "local",
 ) -> FirstStage:
     """Open token vectors of a late-interaction model for exact search, or an index over them.
 
@@ -241,7 +242,8 @@ def open_late(
     retriever = opener.retriever(
         model, kind="late", contract=contract, query_length=query_length, prompt=prompt, dims=kept
     )
-    return LateSearch(retriever, opener.index((index, how), "find", lambda: open_tokens(index, how)))
+    found = opener.index((index, how, engine), "find", lambda: open_tokens(index, how, engine=engine))
+    return LateSearch(retriever, found)
 
 
 def open_sparse(

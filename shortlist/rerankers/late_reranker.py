@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,18 @@ DOCS_AT_ONCE = 512
 """Documents whose vectors are held together."""
 
 
+class EncodesTexts(Protocol):
+    """A late retriever, or any object that turns queries and documents into token vectors."""
+
+    def encode_queries(self, queries: Sequence[Query], *, token_budget: int | None = None) -> TokenVectors:
+        """Compute the token vectors of queries."""
+        ...
+
+    def encode_documents(self, documents: Sequence[Document], *, token_budget: int | None = None) -> TokenVectors:
+        """Compute the token vectors of documents."""
+        ...
+
+
 @final
 class LateReranker:
     """Scores documents by late interaction: texts in, arrays out.
@@ -34,7 +46,7 @@ class LateReranker:
     """
 
     def __init__(
-        self, retriever: LateRetriever, *, stored: TokenReader | None = None, token_budget: int | None = None
+        self, retriever: EncodesTexts, *, stored: TokenReader | None = None, token_budget: int | None = None
     ) -> None:
         self.retriever, self.stored, self.token_budget = retriever, stored, token_budget
 
@@ -72,8 +84,7 @@ class LateReranker:
             yield from self._score_part(part, start)
 
     def _score_part(self, lists: Sequence[Candidates], start: int) -> Iterator[Scored]:
-        encode = self.retriever.encode_queries
-        queries = cast(TokenVectors, encode([query for query, _ in lists], token_budget=self.token_budget))
+        queries = self.retriever.encode_queries([query for query, _ in lists], token_budget=self.token_budget)
         known = self._vectors({document.doc_id: document for _, documents in lists for document in documents})
         for query, (_, documents) in zip(queries, lists, strict=True):
             vectors = [known[document.doc_id] for document in documents]
@@ -96,7 +107,7 @@ class LateReranker:
             known = dict(zip(order, self.stored.take(np.array([places[i] for i in order], np.int64)), strict=True))
         new = [document for doc_id, document in documents.items() if doc_id not in known]
         if new:
-            encoded = cast(TokenVectors, self.retriever.encode_documents(new, token_budget=self.token_budget))
+            encoded = self.retriever.encode_documents(new, token_budget=self.token_budget)
             known |= zip([document.doc_id for document in new], encoded, strict=True)
         return known
 

@@ -32,6 +32,7 @@ from shortlist.pipeline.terms import term_matches
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Ranker
+from shortlist.rerankers.late_reranker import LateReranker
 from shortlist.rerankers.pointwise import pointwise
 from shortlist.rerankers.reranker import Reranker
 from shortlist.serve.batcher import Batcher
@@ -101,15 +102,22 @@ class Batched:
 
 @final
 class BatchedLate:
-    """A late-interaction model that is run through the batcher, like `Batched`."""
+    """A late-interaction model that is run through the batcher, like `Batched`.
+
+    The batcher chooses how many tokens it runs at a time, whatever `token_budget` says.
+    """
 
     def __init__(self, batcher: Batcher, name: str, title: str, model: Any) -> None:
         self._batcher, self.name, self.title = batcher, name, title
         self.inputs, self.contract, self.dim = model.inputs, model.contract, getattr(model, "dim", None)
 
-    def encode_queries(self, queries: Sequence[Query]) -> TokenVectors:
+    def encode_queries(self, queries: Sequence[Query], *, token_budget: int | None = None) -> TokenVectors:
         """Compute the token vectors of queries."""
         return self.read(compact_ids(self.inputs.query_ids, queries))
+
+    def encode_documents(self, documents: Sequence[Document], *, token_budget: int | None = None) -> TokenVectors:
+        """Compute the token vectors of documents."""
+        return self.read(compact_ids(self.inputs.document_ids, documents))
 
     def read(self, ids: Sequence[TokenIds]) -> TokenVectors:
         """Compute the token vectors of inputs."""
@@ -206,10 +214,15 @@ class Service:
         A reranker that is more than its model, such as one that reads segments, runs by itself, one query after
         another.
         """
+        if isinstance(model, LateReranker):
+            return LateReranker(self._batched("late", name, model.retriever), stored=model.stored)
         if role == "reranker" and not (isinstance(model, Reranker) and model.segments not in COMBINATIONS):
             return OneAtATime(model)
         if role == "sparse" and model.contract.reading.queries == "lookup":
             return model  # no model has to run
+        return self._batched(role, name, model)
+
+    def _batched(self, role: str, name: str, model: Any) -> Any:
         loaded = self._models[role]
         called = role if not loaded else f"{role}-{len(loaded) + 1}"
         self.batcher.add(called, model.model)

@@ -9,7 +9,9 @@ from shortlist.data.stores.tokens import TOKEN_DTYPES, TokenReader, TokenWriter
 from shortlist.errors import UserError
 from shortlist.index import late
 from shortlist.index.late import LateIndex, LateSearch, check_token_queries, score_candidates
+from shortlist.index.narrow import narrow_tokens
 from shortlist.index.protocols import FirstStage, TokenIndex
+from shortlist.index.scattered import ScatteredTokens
 from shortlist.math.maxsim import TokenVectors, maxsim
 from shortlist.records import Hit
 
@@ -100,6 +102,21 @@ def test_memory_changes_nothing(store):
     assert not whole.release
     for one, other in zip(whole.search_tokens(QUERIES, 20), released.search_tokens(QUERIES, 20), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["exact", "narrow"])
+def test_processes_that_search_some_shards_find_what_one_search_finds(store, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr("shortlist.index.narrow.NARROW_NUMBERS", 60 * 16)
+    if scan:
+        narrow_tokens(store, tmp_path / "narrow")
+    alone = LateIndex(store, scan=TokenReader(tmp_path / "narrow") if scan else None, refine=2)
+    assert len(alone.scanned.shard_hashes) >= 3
+    scattered = ScatteredTokens(alone, engine="local")
+    some = Allowed([f"d{place}" for place in range(3, 100, 7)])
+    for k, allowed in ((1, None), (9, None), (1000, None), (9, some), (1000, some), (3, Allowed(["d1"]))):
+        expected = alone.find(QUERIES, k, allowed=allowed)
+        assert scattered.find(QUERIES, k, allowed=allowed) == expected
+    assert list(scattered.doc_ids) == list(store.doc_ids)
 
 
 def test_how_many_queries_are_asked_changes_nothing(store, monkeypatch):

@@ -1,7 +1,11 @@
 import json
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import Started, shortlist
 from test_late_index import by_the_book, token_vectors, write_tokens
 
 from shortlist.data.allowed import Allowed
@@ -57,6 +61,8 @@ def test_a_pruned_search_finds_most_of_the_best_with_exact_scores(tmp_path, stor
     for row in range(len(QUERIES)):
         known = dict(zip(expected[1][row].tolist(), expected[0][row].tolist(), strict=True))
         assert [known[place] for place in positions[row].tolist()] == scores[row].tolist()
+    tight = INDEXES[name].open(tmp_path / "index", {}, Opening(vectors=store.folder, memory_gib=0.0))
+    np.testing.assert_array_equal(tight.search_tokens(QUERIES, 8)[1], positions)
 
 
 @pytest.mark.parametrize("name", LATE)
@@ -111,6 +117,46 @@ def test_only_new_documents_are_read_again(tmp_path, store, name):
     for one, other in zip(now.search_tokens(QUERIES, 4), again.search_tokens(QUERIES, 4), strict=True):
         np.testing.assert_array_equal(one, other)  # the best, as centroids found anew are others
     assert index.find(QUERIES, 3) == now.find(QUERIES, 3)
+
+
+def killed_before_file(number, *command):
+    """Run a command that is killed just before a file that it has written gets its name."""
+    written, replace = 0, Path.replace
+
+    def counted(self, target):
+        nonlocal written
+        written += 1
+        if written == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = counted
+    return shortlist(*command)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix not in (".yaml", ".partial")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LATE)
+def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, store, name):
+    (store.folder / "manifest.json").write_text('{"stage": "encode", "job": "a", "complete": true, "config": {}}')
+    command = ("index", "--kind", name, "--vectors", str(store.folder), "--out")
+    for _ in range(2):  # a build, and an update
+        assert shortlist(*command, str(tmp_path / "whole")) == 0
+        kills, code = 0, -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            kills += 1
+            code = Started(killed_before_file, kills, *command, str(tmp_path / "broken")).wait()
+        assert (code, kills > 4) == (0, True)
+        whole, broken = contents(tmp_path / "whole"), contents(tmp_path / "broken")
+        for found in (whole, broken):
+            assert json.loads(found.pop("manifest.json"))["complete"]
+        assert broken == whole
+        assert not list((tmp_path / "broken").glob("*.partial"))
+        extended(store)
+        (store.folder / "manifest.json").write_text('{"stage": "encode", "job": "b", "complete": true, "config": {}}')
 
 
 @pytest.mark.parametrize("name", LATE)

@@ -9,14 +9,17 @@ from tiny import Tiny
 
 from shortlist import LateRetriever, Pipeline, ask, encode, index, rerank, search
 from shortlist.data.collections import open_collection
+from shortlist.data.contents import find_damage
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
-from shortlist.data.stores.tokens import TokenReader
+from shortlist.data.stores.tokens import TokenReader, TokenWriter
 from shortlist.errors import UserError
-from shortlist.index.late import LateSearch
+from shortlist.index.late import LateIndex, LateSearch
 from shortlist.index.opening import open_tokens
-from shortlist.math.maxsim import maxsim
+from shortlist.math.maxsim import TokenVectors, maxsim
+from shortlist.records import Document
 from shortlist.rerankers.kinds import load_reranker
+from shortlist.rerankers.late_reranker import LateReranker
 from shortlist.settings.encode import Config as EncodeConfig
 
 
@@ -158,6 +161,43 @@ def test_an_index_is_forecast(made, capsys):
     assert not (made / "none").exists()
 
 
+def test_documents_and_queries_without_words_are_found_by_their_markers(made, tmp_path):
+    """The documented rule: markers have vectors."""
+    lines = [{"_id": str(number), "text": text} for number, text in enumerate(["which boat", ".", "zebra"])]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pipeline = Pipeline.load(str(tmp_path / "c"), retriever=str(made / "model"))
+    found = pipeline.search(".", 3, first_stage="late")
+    assert {result.document.doc_id for result in found} == {"0", "1", "2"}
+    assert all(np.isfinite(result.score) for result in found)
+
+
+class Encoder:
+    """Gives every query the same two vectors."""
+
+    def encode_queries(self, queries, *, token_budget=None):
+        return TokenVectors(np.tile(np.eye(2, 4, dtype=np.float32), (len(queries), 1)), np.full(len(queries), 2))
+
+
+def test_a_document_without_vectors_is_ranked_last_and_never_found(tmp_path):
+    TokenWriter(tmp_path, 4).write_shard(
+        0, ["near", "none", "far"], TokenVectors(np.eye(2, 4, dtype=np.float32) * [[1], [-1]], np.array([1, 0, 1]))
+    )
+    stored = TokenReader(tmp_path)
+    reranker = LateReranker(Encoder(), stored=stored)  # pyright: ignore[reportArgumentType]
+    documents = [Document(doc_id, "") for doc_id in stored.doc_ids]
+    assert reranker.score("q", documents).tolist() == [1.0, -2.0, -1.0]
+    found = LateSearch(Encoder(), LateIndex(stored)).search("q", 3)["0"]
+    assert [(hit.doc_id, hit.score) for hit in found] == [("near", 1.0), ("far", -1.0)]
+
+
+def test_a_query_of_another_dimension_than_the_index_is_refused(made):
+    four = TokenVectors(np.eye(2, 4, dtype=np.float32), np.array([2]))
+    for opened in (open_tokens(made / "late"), open_tokens(made / "narrow")):
+        with pytest.raises(UserError, match="the queries' tokens have 4 dimensions, those of the documents"):
+            opened.find(four, 3)
+
+
 def test_one_vector_models_do_not_rerank_late(tiny):
     with pytest.raises(UserError, match="gives one vector for each text, and method late takes"):
         load_reranker("late", model=str(tiny.retriever))
@@ -186,8 +226,9 @@ def test_the_same_command_brings_an_index_up_to_date(made, tmp_path, kind):
     older: Any = open_tokens(tmp_path / "index")
     assert older.missing == 2
     index.run(config)
-    results = (read_manifest(tmp_path / "index") or {})["results"]
-    assert (results["read"], results["num_docs"]) == (2, 4)
+    manifest: Any = read_manifest(tmp_path / "index")
+    assert (manifest["results"]["read"], manifest["results"]["num_docs"]) == (2, 4)
+    assert not list(find_damage(tmp_path / "index", manifest["files"], again=True))  # it lists what is there
     found = LateSearch(LateRetriever.load(str(made / "model")), open_tokens(tmp_path / "index")).search(["the fern"], 4)
     assert {hit.doc_id for hit in found["0"]} == {"0", "1", "2", "3"}
     assert index.is_current(config)

@@ -54,6 +54,22 @@ def test_it_tells_how_well_each_word_of_a_passage_matches(client):
         assert any(-1 <= piece["similarity"] <= 1 for piece in pieces if "similarity" in piece)
 
 
+def test_late_interaction_that_only_reranks_tells_it_too(tiny, steps):
+    content = {"collection": str(tiny.collection), "steps": {"words": {"find": "bm25"}, "again": steps["again"]}}
+    service = Service(parse_description(content, where="test"))
+    alone = Pipeline.load(str(tiny.collection), pipeline={"steps": content["steps"]}).search(QUESTION, 4)
+    with TestClient(create_app(service)) as client:
+        body = {"query": QUESTION, "k": 4, "explain": True}
+        [answer] = client.post("/search", json=body).json()["answers"]
+        [first] = client.post("/search", json=body | {"rerank": False}).json()["answers"]
+    service.close()
+    assert [result["doc_id"] for result in answer["results"]] == [each.document.doc_id for each in alone]
+    assert [result["score"] for result in answer["results"]] == pytest.approx([e.score for e in alone], abs=1e-5)
+    assert answer["truncated"] is False
+    assert all("similarity" in str(result["warmth"]) for result in answer["results"])
+    assert "warmth" not in first["results"][0]  # no late model has looked at these
+
+
 def test_a_late_model_gives_no_embeddings(tiny, steps, client):
     assert client.post("/v1/embeddings", json={"input": "text"}).status_code == 404
     with pytest.raises(UserError, match="gives a vector for each token, which no embedding request takes"):

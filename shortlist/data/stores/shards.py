@@ -128,6 +128,12 @@ def _written(folder: Path, number: int, header: Mapping[str, Any]) -> dict[str, 
     return own | header.get("beside", {})
 
 
+def written_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files of whole shards, by name, known from writing them."""
+    headers = ((number, read_header(folder, number)) for number in finished_shards(folder))
+    return {name: digest for number, header in headers for name, digest in _written(folder, number, header).items()}
+
+
 def store_kind(folder: Path) -> str:
     """Read the kind of store from the header of its first whole shard.
 

@@ -378,6 +378,14 @@ class TokenReader:
             shard.rows.copy(found_at, found.changed(lambda part, target=target: part[target]))
         return found
 
+    def release(self) -> None:
+        """Give the memory of vectors that were read back.
+
+        They are read again if needed.
+        """
+        for shard in self._shards:
+            release_pages(shard.rows.values)
+
     def positions_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Return the position of each row, DEAD where its document is gone."""
         return self._open.positions_of(rows)

@@ -1,4 +1,6 @@
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +64,24 @@ def test_token_vectors_are_read_back_bit_for_bit(store):
     same(reader.take(np.arange(7)), range(7))
     same(reader.take(np.array([5, 0, 6, 5, 1])), [5, 0, 6, 5, 1])
     same(reader.take(np.array([], dtype=int)), [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a process as Linux does")
+def test_released_vectors_take_no_memory_and_are_read_again(tmp_path):
+    values = np.ones((1 << 14, 128), dtype=np.float32)  # 8 MiB
+    TokenWriter(tmp_path, dim=128).write_shard(0, ["a", "b"], TokenVectors(values, np.array([1, len(values) - 1])))
+    reader = TokenReader(tmp_path)
+
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    before = mapped()
+    assert reader.pick(np.array([1])).values.sum() == values[1:].sum()
+    assert mapped() - before > 7 * 1024
+    reader.release()
+    assert mapped() - before < 1024
+    assert reader.take(np.array([0])).values.tolist() == values[:1].tolist()
 
 
 @pytest.mark.parametrize(
