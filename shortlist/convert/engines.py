@@ -71,10 +71,10 @@ def write_sparsevec(store: TermReader, folder: Path) -> dict[str, Any]:
 
 
 def write_ciff(store: TermReader, folder: Path, factor: float) -> dict[str, Any]:
-    """Write a store's term weights as an inverted index in the Common Index File Format, which PISA and others read.
+    """Write a store's term weights as an inverted index in CIFF.
 
-    Impacts, as `write_impacts` makes them, stand where term frequencies are expected; a document's length is their sum.
-    Terms are in the order of their bytes.
+    PISA and others read this, the Common Index File Format. Impacts, as `write_impacts` makes them, stand where term
+    frequencies are expected; a document's length is their sum. Terms are in the order of their bytes.
 
     Raises:
         UserError: ciff-toolkit is not installed, or two terms have one name.

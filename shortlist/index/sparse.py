@@ -260,7 +260,7 @@ def score_rows(
 
 
 def check_vocabulary(store: TermReader, terms: Sequence[str]) -> None:
-    """Refuse queries whose terms are not those of the documents.
+    """Refuse queries that have other terms than the documents.
 
     Args:
         store: the documents' term weights.

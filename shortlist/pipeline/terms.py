@@ -27,7 +27,7 @@ def term_matches(steps: Iterable[Step], question: str, answer: "Answer") -> "Ter
 
 
 def without_terms(step: Step, queries: Sequence[Query]) -> list[Query]:
-    """List the queries in which a step finds no term to search by, so that it finds no document.
+    """List the queries in which a step finds no term to search by.
 
     These are queries of stop words alone, or those whose terms a sparse model all gives weight 0. Steps that search by
     vectors have none.

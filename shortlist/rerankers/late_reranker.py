@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,7 @@ DOCS_AT_ONCE = 512
 """Documents whose vectors are held together."""
 
 
+@runtime_checkable
 class EncodesTexts(Protocol):
     """A late retriever, or any object that turns queries and documents into token vectors."""
 

@@ -178,13 +178,16 @@ class Encoder:
     def encode_queries(self, queries, *, token_budget=None):
         return TokenVectors(np.tile(np.eye(2, 4, dtype=np.float32), (len(queries), 1)), np.full(len(queries), 2))
 
+    def encode_documents(self, documents, *, token_budget=None):
+        raise AssertionError("all documents are stored")
+
 
 def test_a_document_without_vectors_is_ranked_last_and_never_found(tmp_path):
     TokenWriter(tmp_path, 4).write_shard(
         0, ["near", "none", "far"], TokenVectors(np.eye(2, 4, dtype=np.float32) * [[1], [-1]], np.array([1, 0, 1]))
     )
     stored = TokenReader(tmp_path)
-    reranker = LateReranker(Encoder(), stored=stored)  # pyright: ignore[reportArgumentType]
+    reranker = LateReranker(Encoder(), stored=stored)
     documents = [Document(doc_id, "") for doc_id in stored.doc_ids]
     assert reranker.score("q", documents).tolist() == [1.0, -2.0, -1.0]
     found = LateSearch(Encoder(), LateIndex(stored)).search("q", 3)["0"]

@@ -72,7 +72,7 @@ def test_a_server_finds_what_a_pipeline_and_ask_find(
     assert [result["doc_id"] for result in answer["results"]] == [each.document.doc_id for each in expected]
     assert [result["score"] for result in answer["results"]] == pytest.approx([e.score for e in expected], abs=1e-5)
     assert "terms" not in answer
-    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(description))
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     ask.run(ask.Config(question=QUESTION, k=4, pipeline=tmp_path / "pipeline.yaml", json=True))
     said = json.loads(capsys.readouterr().out)["results"]
     assert [each["doc_id"] for each in said] == [result["doc_id"] for result in answer["results"]]
