@@ -15,7 +15,7 @@ from importlib import import_module
 from traceback import format_exc
 
 from shortlist.commands import COMMANDS, GONE, GROUPS, carry_out, gone_settings
-from shortlist.cores import wait_briefly
+from shortlist.cores import keep_few_shapes, wait_briefly
 from shortlist.data.contents import NO_VERIFY
 from shortlist.errors import UserError, unknown
 from shortlist.together import Failure, join_in, shared_folder, tell
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     The code is 0 when done, 1 for an error that the user can fix, 2 for wrong usage, and 130 when interrupted.
     """
     wait_briefly()
+    keep_few_shapes()
     if shared_folder():
         join_in()
     try:

@@ -15,7 +15,7 @@ from threading import Thread
 from traceback import format_exc
 from typing import Any, Literal, Protocol, TypeVar, final
 
-from shortlist.cores import may_have_gpu, num_cores, wait_briefly
+from shortlist.cores import keep_few_shapes, may_have_gpu, num_cores, wait_briefly
 from shortlist.errors import UserError
 from shortlist.progress import say
 
@@ -102,6 +102,7 @@ class _Server:
     def task(self) -> Callable[[Any], Any]:
         os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(self.threads)
         wait_briefly()
+        keep_few_shapes()
         task = pickle.loads(self.pickled)
         if torch := sys.modules.get("torch"):  # it may have been imported before the environment was set
             torch.set_num_threads(self.threads)

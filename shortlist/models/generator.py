@@ -21,11 +21,14 @@ from shortlist.models.heads import OutputHead
 from shortlist.models.kernels.beginnings import SharedBeginnings, splitting_is_right
 from shortlist.models.kernels.fused import FusedLayer
 from shortlist.models.kernels.last_token import last_mlp_only_at
+from shortlist.models.memory import give_back_memory
 from shortlist.models.outputs import Rows
 from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
 from shortlist.models.run import default_token_budget
 from shortlist.text.batching import pad, token_batches
 
+PARTS = 32
+"""Parts of prompts after which free memory is given back."""
 CACHE_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Most bytes of keys and values of prompts that are continued together, by device. On a CPU a step reads them all, so
 that more prompts at once gain nothing: with 2**30 each took a quarter longer."""
@@ -151,7 +154,9 @@ class Generator:
             names = [(number, sample) for number in numbers for sample in range(samples)]
             said = [choice.forced(name, []) for name in names]
             whole = [[*prompts[number], *ids] for (number, _), ids in zip(names, said, strict=True)]
-            return list(self._continue(whole, names, said, choice, until))
+            answered = list(self._continue(whole, names, said, choice, until))
+            give_back_memory()
+            return answered
 
         answers: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
         together = self._continued_together([len(prompt) for prompt in prompts], most, samples)
@@ -270,8 +275,11 @@ class Generator:
             return [(read.numbers, use(read)) for read in self._compute(prompts, kept, groups)]
 
         together = self._work(prompts, kept)
-        for parts in on_cores_of_their_own(work, together) if runs_apart(self) else map(work, together):
+        done = on_cores_of_their_own(work, together) if runs_apart(self) else map(work, together)
+        for number, parts in enumerate(done, 1):
             yield from parts
+            if number % PARTS == 0:
+                give_back_memory()
 
     def _work(self, prompts: Sequence[PromptIds], kept: Sequence[int]) -> list[list[Alike]]:
         """Part prompts into groups; the groups of a part are computed one after another."""

@@ -3,7 +3,6 @@
 A batch may hold texts of several requests.
 """
 
-import ctypes
 import threading
 import time
 from bisect import insort
@@ -16,6 +15,7 @@ from typing import NamedTuple, final
 import torch
 
 from shortlist.models.apart import runs_apart
+from shortlist.models.memory import give_back_memory
 from shortlist.models.outputs import Rows, join, select
 from shortlist.models.run import Model, TokenIds, default_token_budget, run_model
 from shortlist.text.batching import token_batches
@@ -207,12 +207,11 @@ class Batcher:
             thread.join()
 
     def _work(self) -> None:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps memory for every shape of batch
         for number in count(1):
             if not (batch := self._next()):
                 return
-            if trim and number % TRIMMED == 0:
-                trim(0)
+            if number % TRIMMED == 0:
+                give_back_memory()
             try:
                 self._run(batch)
             except Exception as error:  # only this batch fails; the next one may succeed

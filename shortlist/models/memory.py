@@ -1,0 +1,11 @@
+"""Memory of the process between pieces of work."""
+
+import ctypes
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def give_back_memory() -> None:
+    """Give memory that is free back to the system; glibc keeps some for every shape of batch."""
+    if _trim:
+        _trim(0)
