@@ -13,6 +13,7 @@ from transformers import Cache, PreTrainedModel
 
 from shortlist.errors import UserError
 from shortlist.models.apart import on_cores_of_their_own, runs_apart
+from shortlist.models.attention import AttentionReader
 from shortlist.models.backbone import is_causal, own_rotations, transformer_layers
 from shortlist.models.cache import RoomyCache, is_plain, joined_caches, slides
 from shortlist.models.choice import AllowedIds, Choice
@@ -23,6 +24,7 @@ from shortlist.models.kernels.fused import FusedLayer
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.outputs import Rows
 from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
+from shortlist.models.reading import Head
 from shortlist.models.run import default_token_budget
 from shortlist.text.batching import pad, token_batches
 
@@ -116,6 +118,21 @@ class Generator:
             return [states.float().cpu()[place] for states, place in zip(read.states, places, strict=True)]
 
         return self._rows(there, prompts, [len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)])
+
+    def attention(
+        self,
+        prompts: Sequence[PromptIds],
+        asking: Sequence[slice],
+        *,
+        heads: Sequence[Head] | None = None,
+        signal: str = "mass",
+    ) -> list[Float[Tensor, "heads tokens"]]:
+        """Read the attention that each token gets from asking ones; as for `models.attention.AttentionReader`."""
+        return self.reader()(prompts, asking, heads=heads, signal=signal)
+
+    def reader(self) -> AttentionReader:
+        """Make a reader of this model's attention."""
+        return AttentionReader(self.backbone, token_budget=self.token_budget, share=self.share, splits=self._splits())
 
     def generate(
         self,
