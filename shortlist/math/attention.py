@@ -1,9 +1,8 @@
-"""Documents' scores from the attention that they get from the tokens of a query."""
+"""Attention of some rows, and documents' scores from the attention that they get."""
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -101,20 +100,3 @@ def _without_low(values: Float[Tensor, "*_ tokens"]) -> Float[Tensor, "*_ tokens
         return values
     lowest = values.mean(-1, keepdim=True) - TOO_LOW * values.std(-1, keepdim=True)
     return values.masked_fill(values < lowest, 0)
-
-
-def share_of_positive(
-    scores: Float[Tensor, "heads docs"], relevant: Bool[Tensor, " docs"], *, temperature: float
-) -> Float[Tensor, " heads"]:
-    """Compute the softmax over documents, and of it what relevant documents get.
-
-    Of several relevant documents the mean counts, each beside those that are not relevant.
-
-    https://arxiv.org/abs/2510.02219
-    """
-    others = scores[:, ~relevant]
-    shares = [
-        F.softmax(torch.cat([positive[:, None], others], 1) / temperature, 1)[:, 0]
-        for positive in scores[:, relevant].unbind(1)
-    ]
-    return torch.stack(shares).mean(0)

@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from shortlist.data.heads import Head
 from shortlist.errors import UserError, unknown
 from shortlist.models.backbone import own_rotations
 from shortlist.models.cache import RoomyCache
 from shortlist.models.kernels.beginnings import SharedBeginnings
 from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
-from shortlist.models.reading import SIGNALS, Head, Reading, all_heads, by_layer, make_readable, until_read
+from shortlist.models.reading import SIGNALS, Reading, all_heads, by_layer, make_readable, until_read
 from shortlist.text.batching import pad, token_batches
 
 

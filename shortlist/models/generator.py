@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from shortlist.data.heads import Head
 from shortlist.errors import UserError
 from shortlist.models.apart import on_cores_of_their_own, runs_apart
 from shortlist.models.attention import AttentionReader
@@ -24,7 +25,6 @@ from shortlist.models.kernels.fused import FusedLayer
 from shortlist.models.kernels.last_token import last_mlp_only_at
 from shortlist.models.outputs import Rows
 from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
-from shortlist.models.reading import Head
 from shortlist.models.run import default_token_budget
 from shortlist.text.batching import pad, token_batches
 

@@ -7,7 +7,7 @@ computed beside them. A model of transformers hands its attention over by name; 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from shortlist.data.heads import Head
 from shortlist.errors import UserError
 from shortlist.math.attention import attention_mass, last_logits
 from shortlist.models.backbone import transformer_layers
@@ -29,18 +30,6 @@ LARGEST_ERROR = 1e-3
 """The largest error of what is read, in the check of a model."""
 
 Heads = Float[Tensor, "rows _ _ size"]
-
-
-class Head(NamedTuple):
-    """An attention head of a model."""
-
-    layer: int
-    """The number of its layer, from 0."""
-    number: int
-    """Its number in the layer, from 0."""
-
-    def __str__(self) -> str:
-        return f"{self.layer}-{self.number}"
 
 
 class EnoughReadError(Exception):

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 from shortlist.config import flag_of, keyword_types
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.rerankers import Ranker
+from shortlist.rerankers.attention import attention
 from shortlist.rerankers.exclusion import exclusion
 from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.late import late_interaction
@@ -19,6 +20,7 @@ from shortlist.rerankers.tournament import tournament
 RERANKERS: dict[str, Callable[..., Prepared]] = {
     "pointwise": pointwise,
     "late": late_interaction,
+    "attention": attention,
     "listwise": listwise,
     "pairwise": pairwise,
     "setwise": setwise,

@@ -104,6 +104,8 @@ ASKED = {
     "grade": "a grade",
     "states": "hidden states",
     "queries": "queries",
+    "attention": "nothing but attention",
+    "blocks": "the relevant documents, each in a block of its own",
 }
 
 

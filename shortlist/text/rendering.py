@@ -48,6 +48,8 @@ class Rendered:
     """The most tokens of the answer."""
     marks: list[int] = field(default_factory=list)
     """Positions of the tokens whose hidden states are read: one for each document, then the query's."""
+    asking: slice = slice(0, 0)
+    """The tokens whose attention is read, where a prompt wants nothing else."""
     inputs: list[slice] = field(default_factory=list)
     """For an encoder that reads documents apart, the ids of each input; otherwise empty."""
     decoder_ids: list[int] = field(default_factory=list)
@@ -210,12 +212,21 @@ class Renderer:
         """Tokenise conversations, and find the places of documents, queries, marks and labels."""
         begins = "" if self.prompt.encoder else self.prompt.begins
         texts = [laid._replace(text=laid.text + begins) for laid in whole]
+        if self.prompt.asks == "attention":
+            texts = [laid._replace(queries=[*laid.queries, _behind_documents(laid)]) for laid in texts]
         rendered = []
         for laid, found, (_, documents) in zip(texts, self._tokenised(texts), questions, strict=True):
             one = Rendered(found.ids, laid.text, found.documents, found.queries)
+            if self.prompt.asks == "attention":
+                one.asking = self._asking(one, one.query_spans.pop())
             self._end(one, len(documents))
             rendered.append(one)
         return rendered
+
+    def _asking(self, one: Rendered, behind: slice) -> slice:
+        """Find the tokens whose attention is read; `behind` are all those behind the documents."""
+        end = len(one.ids) if self.prompt.asking == "end" else min(one.query_spans[-1].stop + 1, len(one.ids))
+        return slice(behind.start, end)
 
     def _end(self, one: Rendered, count: int) -> None:
         """Let the ids end where the answer begins, and say how it begins."""
@@ -251,7 +262,7 @@ class Renderer:
         return [*kept, *known.add]
 
     def _answer_tokens(self, count: int) -> int:
-        if self.reads == "logits" or self.prompt.asks == "states":
+        if self.reads == "logits" or self.prompt.asks in ("states", "attention"):
             return 0
         if isinstance(self.prompt.most_tokens, int):
             return min(self.prompt.most_tokens, (self.most_tokens or 10**9) // 2)
@@ -301,3 +312,9 @@ class Renderer:
         one.decoder_ids = [self.tokenizer.pad_token_id]
         one.answer_tokens = self._answer_tokens(len(documents))
         return one
+
+
+def _behind_documents(laid: Laid) -> tuple[int, int]:
+    """Find the text behind the documents, without the white space it begins with."""
+    end = laid.documents[-1][1]
+    return len(laid.text) - len(laid.text[end:].lstrip()), len(laid.text)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_generator import generator_of, some_prompts, whole_model
 
+from shortlist.data.heads import Head
 from shortlist.errors import UserError
-from shortlist.models.reading import Head, all_heads, make_readable
+from shortlist.models.reading import all_heads, make_readable
 from shortlist.models.run import prepare_backbone
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
