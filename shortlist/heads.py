@@ -36,8 +36,8 @@ class Config:
     """Split with the judgements; it should not be the one to evaluate on."""
     method: Literal["qr", "qr-mass", "core", "qk"] = "qr"
     """How heads are compared. qr: nDCG@10 of the order by calibrated attention (QRHead's code); qr-mass: attention to
-    relevant candidates (QRHead's paper); core: what relevant ones get of a softmax over candidates (CoRe); qk: how often
-    the product with the best candidate's last key is a relevant one's (select-and-copy heads)."""
+    relevant candidates (QRHead's paper); core: what relevant ones get of a softmax over candidates (CoRe); qk: how
+    often the greatest product with a candidate's last key is a relevant one's (select-and-copy heads)."""
     count: int | None = None
     """Heads to choose (None: as published, 8 for core and 16 for the others)."""
     temperature: float = 0.1

@@ -56,7 +56,7 @@ class Reading:
         heads: the numbers of the heads to read, by layer.
         asking: for each row of the pass, the places of the tokens whose attention is read, in the pass.
         last: the layer in whose attention the pass ends (None: it does not end early).
-        over: the keys among which attention is shared (None: all that a token sees).
+        over: for each row, the keys among which attention is shared (empty: all that a token sees).
         signal: a key of SIGNALS.
         found: what was read, by layer: for each row heads x tokens.
     """
@@ -64,7 +64,7 @@ class Reading:
     heads: Mapping[int, Int[Tensor, " heads"]] = field(default_factory=dict)
     asking: Sequence[slice] = ()
     last: int | None = None
-    over: slice | None = None
+    over: Sequence[slice] = ()
     signal: str = "mass"
     found: dict[int, list[Float[Tensor, "heads tokens"]]] = field(default_factory=dict)
 
@@ -105,17 +105,18 @@ class Reading:
         asking = self.asking[row]
         keys = key[row] if before is None else torch.cat([before(row), key[row]], 1)
         seen = _seen(row, asking, query.shape[2], key.shape[2], mask, query.device)
-        if seen is not None and keys.shape[1] > key.shape[2]:
+        if keys.shape[1] > key.shape[2]:
             seen = torch.nn.functional.pad(seen, (keys.shape[1] - key.shape[2], 0), value=True)
-        if self.over is not None:
-            keys, seen = keys[:, self.over], None if seen is None else seen[..., self.over]
+        if self.over:
+            keys, seen = keys[:, self.over[row]], seen[..., self.over[row]]
         groups = query.shape[1] // keys.shape[0]
-        return SIGNALS[self.signal](query[row, heads, asking], keys[heads // groups], scale=scale, seen=seen)
+        with torch.autocast(query.device.type, enabled=False):
+            return SIGNALS[self.signal](query[row, heads, asking], keys[heads // groups], scale=scale, seen=seen)
 
 
 def _seen(
     row: int, asking: slice, num_queries: int, num_keys: int, mask: Tensor | None, device: torch.device
-) -> Bool[Tensor, "rows tokens"] | None:
+) -> Bool[Tensor, "rows tokens"]:
     """Say which keys the asking tokens of a row see."""
     if mask is None:
         places = torch.arange(num_keys, device=device)
@@ -163,6 +164,8 @@ def _reads_right(model: PreTrainedModel) -> bool:
     """Whether what is read of a few tokens is what the model's plain attention says."""
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     device = next(model.parameters()).device
+    if device.type == "meta":  # the same model is looked at when it has weights
+        return True
     ids = torch.arange(7, device=device)[None] % model.config.vocab_size
     reading = Reading({layer: torch.arange(heads, device=device) for layer in range(layers)}, [slice(0, 7)])
     try:

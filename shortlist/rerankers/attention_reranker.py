@@ -82,7 +82,8 @@ class ReadDocuments:
         fit = int((np.cumsum(sizes[::-1]) <= room).sum())  # the longest ones, so that any that many fit
         raise UserError(
             f"query {query.query_id!r}: {len(spans)} documents take {len(longest.ids):,} tokens with the prompt "
-            f"{self.renderer.prompt.name!r}, and the model reads {self.most_tokens:,}; {fit} of them fit (--depth {fit})."
+            f"{self.renderer.prompt.name!r}, and the model reads {self.most_tokens:,}; {fit} of them fit (--depth "
+            f"{fit})."
         )
 
 

@@ -7,6 +7,7 @@ from shortlist.config import flag_of, keyword_types
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.rerankers import Ranker
 from shortlist.rerankers.attention import attention
+from shortlist.rerankers.block import block
 from shortlist.rerankers.exclusion import exclusion
 from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.late import late_interaction
@@ -21,6 +22,7 @@ RERANKERS: dict[str, Callable[..., Prepared]] = {
     "pointwise": pointwise,
     "late": late_interaction,
     "attention": attention,
+    "block": block,
     "listwise": listwise,
     "pairwise": pairwise,
     "setwise": setwise,

@@ -39,11 +39,13 @@ READING = (
     "heads",
     "signal",
     "calibrated",
+    "layer",
+    "offset",
 )
 """The fields of a Config that are settings of the method."""
 MODEL_READS = {"pointwise": "pair", "late": "document"}
 """What the model of a method reads, for those that ask no language model."""
-UNASKED = (*MODEL_READS, "attention")
+UNASKED = (*MODEL_READS, "attention", "block")
 """Methods that have no answers written, so that none are kept or counted."""
 
 
@@ -55,8 +57,8 @@ class Config:
     method: str = "pointwise"
     """Reranking method. pointwise: the model reads the query with one candidate at a time. late: a late-interaction
     model, by the best match of each of the query's tokens. attention: the attention that a language model's query pays
-    to each candidate. The others ask a language model: listwise, pairwise, setwise, tournament, exclusion, groupwise,
-    graded."""
+    to each candidate. block: the same in a model trained on candidates that do not see one another. The others ask a
+    language model: listwise, pairwise, setwise, tournament, exclusion, groupwise, graded."""
     vectors: Path | None = None
     """late: token vectors of the documents from `shortlist encode` with the model; the documents that they lack are
     encoded (None: all are)."""
@@ -113,6 +115,10 @@ class Config:
     its last token (for select-and-copy heads)."""
     calibrated: bool = True
     """attention: take away what a query without content gives, and tokens far below their candidate's mean."""
+    layer: int | None = None
+    """block: layer whose attention scores candidates, from 0 (None: five eighths of all, 20 of 32)."""
+    offset: Literal["paper", "code", "near"] = "code"
+    """block: position of what follows the candidates: 8192, 16384 or right behind the longest one."""
     precision: Precision = "fp32"
     """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
     token_budget: SpeedOnly[int | None] = None

@@ -127,6 +127,22 @@ class Renderer:
         turns = self._turns(query, documents, self.prompt.limit, most)
         return [{"role": role, "content": content.text} for role, content in turns]
 
+    def block_texts(self, query: Query, documents: Sequence[Document], labels: Sequence[str]) -> list[str]:
+        """Return the text before the documents, that of each document's piece, and that behind them.
+
+        Args:
+            labels: the label of each document.
+        """
+        self._excerpts.prepare([(query, documents)])
+        whole = self._whole(query, documents, self.prompt.limit, None, labels)
+        last = self._piece(
+            self._values(query, labels, None), labels[-1], self._excerpts.document(documents[-1], self.prompt.limit)
+        )
+        starts = [start for start, _ in whole.documents]
+        edges = [0, *starts, starts[-1] + len(last.text), len(whole.text)]
+        *texts, behind = [whole.text[start:end] for start, end in pairwise(edges)]
+        return [*texts, behind + self.prompt.begins]
+
     def label_ids(self, rendered: Rendered, count: int) -> list[int]:
         """Return the one id of each label.
 
@@ -147,20 +163,30 @@ class Renderer:
 
     # The conversation
 
+    def _values(self, query: Query, labels: Sequence[str], most: int | None) -> dict[str, str]:
+        """Return the values of the fields of turns."""
+        prompt = self.prompt
+        return {
+            "query": self._excerpts.query(query),
+            "num": str(len(labels)),
+            "labels": prompt.answers_between.join(prompt.answer.format(label=label) for label in labels),
+            "most": str(prompt.most_to_choose(len(labels), most)),
+            "instruction": prompt.instruction,
+        }
+
     def _turns(
-        self, query: Query, documents: Sequence[Document], limit: Limit | None, most: int | None
+        self,
+        query: Query,
+        documents: Sequence[Document],
+        limit: Limit | None,
+        most: int | None,
+        labels: Sequence[str] | None = None,
     ) -> list[tuple[str, Laid]]:
         """Fill the turns of the conversation."""
         prompt = self.prompt
         texts = [self._excerpts.document(document, limit) for document in documents]
-        labels = list(map(prompt.label, range(len(documents))))
-        values = {
-            "query": self._excerpts.query(query),
-            "num": str(len(documents)),
-            "labels": prompt.answers_between.join(prompt.answer.format(label=label) for label in labels),
-            "most": str(prompt.most_to_choose(len(documents), most)),
-            "instruction": prompt.instruction,
-        }
+        labels = labels or list(map(prompt.label, range(len(documents))))
+        values = self._values(query, labels, most)
         pieces = join_laid([self._piece(values, *shown) for shown in zip(labels, texts, strict=True)], prompt.between)
         repeated = [turn for turn in prompt.turns if turn.each]
         turns: list[tuple[str, Laid]] = []
@@ -179,9 +205,16 @@ class Renderer:
         """Fill the piece of one document."""
         return laid_out(self.prompt.document, values | {"label": label, "document": text}, NO_DOCUMENTS)
 
-    def _whole(self, query: Query, documents: Sequence[Document], limit: Limit | None, most: int | None) -> Laid:
+    def _whole(
+        self,
+        query: Query,
+        documents: Sequence[Document],
+        limit: Limit | None,
+        most: int | None,
+        labels: Sequence[str] | None = None,
+    ) -> Laid:
         """Put the whole conversation together, up to where the answer begins."""
-        turns = self._turns(query, documents, limit, most)
+        turns = self._turns(query, documents, limit, most, labels)
         roles = tuple(role for role, _ in turns)
         first = roles not in self._frames
         if first:
