@@ -14,7 +14,7 @@ from shortlist.models.backbone import own_rotations
 from shortlist.models.cache import RoomyCache
 from shortlist.models.kernels.beginnings import SharedBeginnings
 from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
-from shortlist.models.reading import SIGNALS, Reading, all_heads, by_layer, make_readable, until_read
+from shortlist.models.reading import SIGNALS, Probe, all_heads, by_layer, make_readable, until_read
 from shortlist.text.batching import pad, token_batches
 
 
@@ -77,8 +77,8 @@ class AttentionReader:
         groups = shared_prefixes(prompts, kept) if self.share else [Alike(0, list(range(len(prompts))))]
         found: list[Tensor] = [torch.empty(0)] * len(prompts)
         for group in groups:
-            for numbers, reading in self._read(group, prompts, asking, by_layer(chosen, self.device), signal):
-                layers = [reading.found[layer] for layer in sorted(reading.found)]
+            for numbers, probe in self._read(group, prompts, asking, by_layer(chosen, self.device), signal):
+                layers = [probe.found[layer] for layer in sorted(probe.found)]
                 for row, number in enumerate(numbers):
                     values = torch.cat([layer[row] for layer in layers])[:, : len(prompts[number])]
                     found[number] = values[order].cpu()
@@ -102,7 +102,7 @@ class AttentionReader:
 
     def _read(
         self, group: Alike, prompts: Sequence[PromptIds], asking: Sequence[slice], heads: Any, signal: str
-    ) -> Iterator[tuple[list[int], Reading]]:
+    ) -> Iterator[tuple[list[int], Probe]]:
         """Yield numbers of prompts, and what was read of them."""
         before = self.begin(prompts[group.members[0]][: group.length], last=max(heads)) if group.length else None
         rests = [len(prompts[number]) - group.length for number in group.members]
@@ -110,21 +110,21 @@ class AttentionReader:
             numbers = [group.members[place] for place in batch]
             spans = [asking[n] for n in numbers]
             spans = [slice(span.start - group.length, span.stop - group.length) for span in spans]
-            reading = Reading(heads, spans, max(heads), signal=signal)
-            self.read_behind(before, [prompts[n][group.length :] for n in numbers], reading)
-            yield numbers, reading
+            probe = Probe(heads, spans, max(heads), signal=signal)
+            self.read_behind(before, [prompts[n][group.length :] for n in numbers], probe)
+            yield numbers, probe
 
     def begin(self, ids: PromptIds, *, last: int | None) -> RoomyCache:
         """Compute the keys and values of a beginning, up to the keys of a layer."""
         cache = RoomyCache(self.backbone.config)
-        self.run([ids], Reading(last=last), cache=cache)
+        self.run([ids], Probe(last=last), cache=cache)
         return cache
 
     def read_behind(
         self,
         before: RoomyCache | None,
         rows: Sequence[PromptIds],
-        reading: Reading,
+        probe: Probe,
         *,
         start: int | None = None,
         keeps: bool = False,
@@ -134,7 +134,7 @@ class AttentionReader:
         Args:
             before: the beginning (None: there is none).
             rows: the rows' token ids.
-            reading: what is read, and where the pass ends.
+            probe: what is read, and where the pass ends.
             start: the position of each row's first token (None: behind the beginning).
             keeps: whether keys and values of the rows are kept.
 
@@ -144,7 +144,7 @@ class AttentionReader:
         """
         if before is None:
             cache: Any = RoomyCache(self.backbone.config) if keeps else None
-            self.run(rows, reading, cache=cache)
+            self.run(rows, probe, cache=cache)
             return cache
         layers = [(layer.keys, layer.values) for layer in before.layers if layer.is_initialized]
         length = layers[0][0].shape[2]
@@ -154,13 +154,13 @@ class AttentionReader:
         else:
             cache = before.rows([0] * len(rows), last=length, extra=max(map(len, rows)))
             attended = length
-        self.run(rows, reading, cache=cache, start=start, before=attended)
+        self.run(rows, probe, cache=cache, start=start, before=attended)
         return cache if keeps else None
 
     def run(
         self,
         rows: Sequence[PromptIds],
-        reading: Reading,
+        probe: Probe,
         *,
         cache: Cache | None = None,
         start: int = 0,
@@ -176,7 +176,7 @@ class AttentionReader:
             The states of the last layer; None if the pass has ended earlier.
         """
         ids, lengths = pad(rows, 0)
-        options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None, "reading": reading}
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None, "probe": probe}
         options["position_ids"] = (start + torch.arange(ids.shape[1])[None]).to(self.device)
         if before is not None:
             real = torch.arange(ids.shape[1]) < lengths[:, None]

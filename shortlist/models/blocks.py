@@ -15,7 +15,7 @@ from shortlist.models.cache import RoomyCache, slides
 from shortlist.models.heads import OutputHead
 from shortlist.models.kernels.beginnings import SharedBeginnings
 from shortlist.models.prefixes import PromptIds
-from shortlist.models.reading import Reading
+from shortlist.models.reading import Probe
 from shortlist.text.batching import token_batches
 
 ROWS_AT_ONCE = 1024
@@ -78,9 +78,9 @@ def score_blocks(
     spans = block_spans(blocks.lengths)
     over = slice(spans[1].start, spans[-2].stop)
     heads = {layer: torch.arange(num_heads, device=reader.device)}
-    reading = Reading(heads, [blocks.asking], last, over=[over])
-    reader.read_behind(whole, [blocks.last], reading, start=start)
-    [mass] = reading.found[layer]
+    probe = Probe(heads, [blocks.asking], last, over=[over])
+    reader.read_behind(whole, [blocks.last], probe, start=start)
+    [mass] = probe.found[layer]
     moved = [slice(span.start - over.start, span.stop - over.start) for span in spans[1:-1]]
     return span_sums(mass.mean(0), moved).cpu()
 
@@ -102,7 +102,7 @@ def answer_blocks(
     said: list[int] = []
     ids = list(blocks.last)
     while len(said) < most and not (said and said[-1] in stop):
-        states = reader.run([ids], Reading(), cache=cache, start=start)
+        states = reader.run([ids], Probe(), cache=cache, start=start)
         assert states is not None  # such a pass does not end early
         start += len(ids)
         with torch.inference_mode():
@@ -124,7 +124,7 @@ def _documents(reader: AttentionReader, blocks: Blocks, *, last: int | None) -> 
     budget = min(reader.token_budget, ROWS_AT_ONCE) if reader.splits else reader.token_budget
     for batch in token_batches(lengths, budget) if lengths else []:
         rows = [blocks.documents[place] for place in batch]
-        cache = reader.read_behind(first, rows, Reading(last=last), keeps=True)
+        cache = reader.read_behind(first, rows, Probe(last=last), keeps=True)
         places = torch.cat([torch.arange(spans[1 + n].start, spans[1 + n].stop) for n in batch]).to(reader.device)
         own = torch.tensor([len(ids) for ids in rows], device=reader.device)
         for buffer, states in zip(buffers, _own(cache, len(blocks.first)), strict=True):

@@ -13,7 +13,7 @@ from shortlist.math.attention import span_sums
 from shortlist.math.blocks import block_mask, block_positions, block_spans
 from shortlist.models.backbone import real_tokens
 from shortlist.models.outputs import Rows
-from shortlist.models.reading import Reading
+from shortlist.models.reading import Probe
 from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
 
@@ -118,15 +118,15 @@ class LanguageModel(nn.Module):
         """Compute the numbers of each text that is asked something."""
         device = token_ids.device
         layouts = [one.layout for one in asked if one.layout is not None]
-        reading = read_layouts(layouts, self.backbone) if layouts else None
-        options = {} if reading is None else {"reading": reading, **laid_out(layouts, token_ids)}
+        probe = read_layouts(layouts, self.backbone) if layouts else None
+        options = {} if probe is None else {"probe": probe, **laid_out(layouts, token_ids)}
         states = self.backbone(input_ids=token_ids, use_cache=False, **options).last_hidden_state
         rows = torch.tensor([row for row, one in enumerate(asked) for _ in range(one.start, one.end)], device=device)
         places = torch.tensor([place for one in asked for place in range(one.start, one.end)], device=device)
         rows, places = rows.long(), places.long()  # without any they would be of floats
         sums = self._sums(states[rows, places - 1], token_ids[rows, places], rows, len(asked))
-        if reading is not None:
-            return _with_documents(sums, reading, layouts)
+        if probe is not None:
+            return _with_documents(sums, probe, layouts)
         ends = torch.tensor([one.position for one in asked], device=device)
         chosen = states[torch.arange(len(asked), device=device), ends]
         counts = [len(one.labels) for one in asked]
@@ -164,18 +164,18 @@ def laid_out(layouts: Sequence[Layout], token_ids: Int[Tensor, "batch tokens"]) 
     return {"position_ids": positions.to(device), "attention_mask": seen[:, None].to(device)}
 
 
-def read_layouts(layouts: Sequence[Layout], backbone: PreTrainedModel) -> Reading:
-    """Prepare the reading of the attention that documents get, in the one layer of all layouts."""
+def read_layouts(layouts: Sequence[Layout], backbone: PreTrainedModel) -> Probe:
+    """Prepare to read the the attention that documents get, in the one layer of all layouts."""
     heads = torch.arange(backbone.config.num_attention_heads, device=next(backbone.parameters()).device)
     spans = [block_spans(layout.lengths) for layout in layouts]
     over = [slice(each[1].start, each[-2].stop) for each in spans]
-    return Reading({layouts[0].layer: heads}, [layout.asking for layout in layouts], over=over)
+    return Probe({layouts[0].layer: heads}, [layout.asking for layout in layouts], over=over)
 
 
-def _with_documents(sums: Float[Tensor, "texts 2"], reading: Reading, layouts: Sequence[Layout]) -> Rows:
+def _with_documents(sums: Float[Tensor, "texts 2"], probe: Probe, layouts: Sequence[Layout]) -> Rows:
     """Put the attention of each text's documents behind its sums."""
     parts: list[Tensor] = []
-    for each, mass, layout in zip(sums, reading.found[layouts[0].layer], layouts, strict=True):
+    for each, mass, layout in zip(sums, probe.found[layouts[0].layer], layouts, strict=True):
         spans = block_spans(layout.lengths)[1:-1]
         moved = [slice(span.start - spans[0].start, span.stop - spans[0].start) for span in spans]
         parts += [each, span_sums(mass.mean(0), moved)]

@@ -23,7 +23,7 @@ from shortlist.models.backbone import transformer_layers
 from shortlist.models.kernels.fused import FusedLayer
 
 READABLE = "sdpa_that_is_read"
-"""The attention's name in transformers: sdpa, with queries and keys shown to a `Reading`."""
+"""The attention's name in transformers: sdpa, with queries and keys shown to a `Probe`."""
 FAMILIES = "LLaMA, Mistral, Qwen2, Qwen3, Gemma, Granite and others like them"
 """Models whose attention can be read, for errors."""
 LARGEST_ERROR = 1e-3
@@ -49,7 +49,7 @@ SIGNALS: dict[str, Signal] = {"mass": attention_mass, "qk": last_logits}
 
 
 @dataclass
-class Reading:
+class Probe:
     """What is read in one forward pass.
 
     Attributes:
@@ -128,11 +128,11 @@ def _seen(
 def _attend(
     module: torch.nn.Module, query: Heads, key: Heads, value: Heads, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Compute attention as sdpa does, and show queries and keys to the pass's reading if it has one."""
-    reading: Reading | None = options.pop("reading", None)
-    if reading is not None:
+    """Compute attention as sdpa does, and show queries and keys to the pass's probe if it has one."""
+    probe: Probe | None = options.pop("probe", None)
+    if probe is not None:
         number: Any = module.layer_idx
-        reading.see(number, query, key, mask=attention_mask, scale=options["scaling"])
+        probe.see(number, query, key, mask=attention_mask, scale=options["scaling"])
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -167,20 +167,20 @@ def _reads_right(model: PreTrainedModel) -> bool:
     if device.type == "meta":  # the same model is looked at when it has weights
         return True
     ids = torch.arange(7, device=device)[None] % model.config.vocab_size
-    reading = Reading({layer: torch.arange(heads, device=device) for layer in range(layers)}, [slice(0, 7)])
+    probe = Probe({layer: torch.arange(heads, device=device) for layer in range(layers)}, [slice(0, 7)])
     try:
         with torch.no_grad():
             model.set_attn_implementation("eager")
             plain = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
             model.set_attn_implementation(READABLE)
-            model(input_ids=ids, use_cache=False, reading=reading)
+            model(input_ids=ids, use_cache=False, probe=probe)
     except (TypeError, ValueError, AttributeError, KeyError):
         return False
-    if not plain or len(reading.found) != layers:
+    if not plain or len(probe.found) != layers:
         return False
     most = LARGEST_ERROR if next(model.parameters()).dtype == torch.float32 else 0.05
     return all(
-        float((weights[0].float().mean(1) - reading.found[layer][0]).abs().max()) < most
+        float((weights[0].float().mean(1) - probe.found[layer][0]).abs().max()) < most
         for layer, weights in enumerate(plain)
     )
 

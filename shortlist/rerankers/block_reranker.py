@@ -114,8 +114,8 @@ class BlockReranker:
         if len(blocks.first) + longest > start:
             raise UserError(
                 f"query {query.query_id!r}: the instruction takes {len(blocks.first)} tokens and the longest document "
-                f"{longest}, and what follows begins at position {start:,}; lower --max-length. Any number of documents "
-                "fits."
+                f"{longest}, and what follows begins at position {start:,}; lower --max-length. Any number of "
+                "documents fits."
             )
         if end > self.most_positions:
             raise UserError(
