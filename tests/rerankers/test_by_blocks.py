@@ -93,8 +93,8 @@ def test_empty_lists_and_documents_have_scores(speaker: Path):
 def test_contexts_beyond_the_positions_are_refused(speaker: Path):
     with pytest.raises(UserError, match=r"ends at position 16,\d+, and the model has 2,048; use --offset near"):
         opened(speaker, offset="code").score(QUERIES[0], DOCUMENTS[:2])
+    long = opened(speaker, offset="paper", max_length=9000)
     with pytest.raises(UserError, match=r"the longest document 9000, and what follows begins at position 8,192"):
-        long = opened(speaker, offset="paper", max_length=9000)
         long.score(QUERIES[0], [Document("a", "goat " * 9000)])
     with pytest.raises(UserError, match="--layer is 5; the model has layers 0 to 1"):
         opened(speaker, layer=5)
