@@ -1,4 +1,4 @@
-"""Stage `heads`: choose the attention heads of a language model that find relevant documents, on judged queries."""
+"""Stage `heads`: choose the attention heads that find relevant documents."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,7 +141,7 @@ def _score_of(config: Config) -> "Callable[[Tensor, Tensor, Tensor], Tensor]":
 
 
 def judged_lists(config: Config, collection: Collection) -> list[Judged]:
-    """Collect judged queries with their candidates, some of which are relevant and some not.
+    """Collect judged queries with candidates, relevant ones and others.
 
     Where no candidate is relevant, a relevant document takes the place of the last one.
 

@@ -20,7 +20,7 @@ def attention_logits(
     scale: float,
     seen: Bool[Tensor, "*_ rows tokens"] | None = None,
 ) -> Float[Tensor, "heads rows tokens"]:
-    """Compute the scaled products of queries and keys in float32; -inf for tokens that are not seen."""
+    """Compute scaled products of queries and keys in float32; -inf where nothing is seen."""
     logits = (query.float() * scale) @ key.float().transpose(-1, -2)
     return logits if seen is None else logits.masked_fill(~seen, -torch.inf)
 
@@ -74,7 +74,7 @@ def span_ends(values: Float[Tensor, "*_ tokens"], spans: Sequence[slice]) -> Flo
 
 
 def filtered_sums(values: Float[Tensor, "*_ tokens"], spans: Sequence[slice]) -> Float[Tensor, "*_ spans"]:
-    """Add up the values of each span's tokens, without those that are far below the span's mean.
+    """Add up the values of each span's tokens, except those far below the mean.
 
     A token does not count if its value is more than two standard deviations below. A span of one token, or of equal
     values, keeps all of them, and an empty one has 0.

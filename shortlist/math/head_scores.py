@@ -1,11 +1,11 @@
-"""How well each attention head tells relevant documents from others."""
+"""Scores of attention heads that tell relevant documents from others."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-CUTOFF = 10
+NDCG_CUTOFF = 10
 """The rank down to which nDCG counts."""
 
 
@@ -23,10 +23,10 @@ def ndcg_of_heads(
 
     https://arxiv.org/abs/2506.09944
     """
-    discounts = 1 / torch.log2(torch.arange(2, CUTOFF + 2, dtype=torch.float64))
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :CUTOFF]
+    discounts = 1 / torch.log2(torch.arange(2, NDCG_CUTOFF + 2, dtype=torch.float64))
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :NDCG_CUTOFF]
     found = grades.double()[order] @ discounts[: order.shape[1]]
-    best = judged.double().sort(descending=True).values[:CUTOFF]
+    best = judged.double().sort(descending=True).values[:NDCG_CUTOFF]
     return (found / (best @ discounts[: len(best)]).clamp(min=1e-12)).float()
 
 
@@ -52,7 +52,7 @@ def best_is_relevant(
 def share_of_positive(
     scores: Float[Tensor, "heads docs"], relevant: Bool[Tensor, " docs"], *, temperature: float
 ) -> Float[Tensor, " heads"]:
-    """Compute what a relevant document gets of a softmax over it and all that are not relevant: the score of CoRe.
+    """Compute a relevant document's part of a softmax over it and all others: CoRe's score.
 
     Of several relevant documents the mean counts.
 

@@ -1,4 +1,4 @@
-"""The attention that tokens of prompts get from others, read in the middle of fast passes."""
+"""The attention that tokens of prompts get from others, read within fast passes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, final

@@ -1,4 +1,4 @@
-"""Contexts of blocks: documents as rows behind a shared beginning, and a question that sees all of them."""
+"""Contexts of blocks: documents behind a shared beginning, and a question that sees them all."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from shortlist.models.prefixes import PromptIds
 from shortlist.models.reading import Probe
 from shortlist.text.batching import token_batches
 
-ROWS_AT_ONCE = 1024
+TOKENS_A_PASS = 1024
 """Most tokens of documents in one pass on a CPU behind the shared beginning, as in `models.generator`."""
 
 
@@ -112,7 +112,7 @@ def answer_blocks(
 
 
 def _documents(reader: AttentionReader, blocks: Blocks, *, last: int | None) -> RoomyCache:
-    """Compute keys and values of the first block and all documents, one behind another, as one row."""
+    """Compute keys and values of the first block and all documents, as one row."""
     first = reader.begin(blocks.first, last=last)
     spans = block_spans(blocks.lengths)
     buffers: list[tuple[Tensor, Tensor]] = []
@@ -121,7 +121,7 @@ def _documents(reader: AttentionReader, blocks: Blocks, *, last: int | None) -> 
             both = tuple(_with_room(states, spans[-1].start) for states in (layer.keys, layer.values))
             buffers.append(both)  # pyright: ignore[reportArgumentType]
     lengths = [len(ids) for ids in blocks.documents]
-    budget = min(reader.token_budget, ROWS_AT_ONCE) if reader.splits else reader.token_budget
+    budget = min(reader.token_budget, TOKENS_A_PASS) if reader.splits else reader.token_budget
     for batch in token_batches(lengths, budget) if lengths else []:
         rows = [blocks.documents[place] for place in batch]
         cache = reader.read_behind(first, rows, Probe(last=last), keeps=True)

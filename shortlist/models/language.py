@@ -32,11 +32,11 @@ class Wanted(NamedTuple):
     """The place of the token behind which labels are told apart."""
     labels: tuple[int, ...] = ()
     """The id of each label, whose logit is wanted there."""
-    layout: "Layout | None" = None
+    layout: "BlockLayout | None" = None
     """Where the input is in blocks, how; documents' attention is then wanted instead of labels' logits."""
 
 
-class Layout(NamedTuple):
+class BlockLayout(NamedTuple):
     """The blocks of an input."""
 
     lengths: tuple[int, ...]
@@ -119,7 +119,7 @@ class LanguageModel(nn.Module):
         device = token_ids.device
         layouts = [one.layout for one in asked if one.layout is not None]
         probe = read_layouts(layouts, self.backbone) if layouts else None
-        options = {} if probe is None else {"probe": probe, **laid_out(layouts, token_ids)}
+        options = {} if probe is None else {"probe": probe, **in_blocks(layouts, token_ids)}
         states = self.backbone(input_ids=token_ids, use_cache=False, **options).last_hidden_state
         rows = torch.tensor([row for row, one in enumerate(asked) for _ in range(one.start, one.end)], device=device)
         places = torch.tensor([place for one in asked for place in range(one.start, one.end)], device=device)
@@ -152,8 +152,11 @@ class LanguageModel(nn.Module):
         return sums.index_add(0, rows, next_tokens(states, self.embedding, targets))
 
 
-def laid_out(layouts: Sequence[Layout], token_ids: Int[Tensor, "batch tokens"]) -> dict[str, Tensor]:
-    """Return positions and mask of right-padded inputs in blocks; padding sees itself and what is before it."""
+def in_blocks(layouts: Sequence[BlockLayout], token_ids: Int[Tensor, "batch tokens"]) -> dict[str, Tensor]:
+    """Return positions and mask of right-padded inputs in blocks.
+
+    Padding sees itself and what is before it.
+    """
     size, device = token_ids.shape[1], token_ids.device
     positions = torch.zeros(len(layouts), size, dtype=torch.long)
     seen = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(layouts), 1, 1)
@@ -164,15 +167,15 @@ def laid_out(layouts: Sequence[Layout], token_ids: Int[Tensor, "batch tokens"]) 
     return {"position_ids": positions.to(device), "attention_mask": seen[:, None].to(device)}
 
 
-def read_layouts(layouts: Sequence[Layout], backbone: PreTrainedModel) -> Probe:
-    """Prepare to read the the attention that documents get, in the one layer of all layouts."""
+def read_layouts(layouts: Sequence[BlockLayout], backbone: PreTrainedModel) -> Probe:
+    """Prepare to read the attention of documents in the one layer of all layouts."""
     heads = torch.arange(backbone.config.num_attention_heads, device=next(backbone.parameters()).device)
     spans = [block_spans(layout.lengths) for layout in layouts]
     over = [slice(each[1].start, each[-2].stop) for each in spans]
     return Probe({layouts[0].layer: heads}, [layout.asking for layout in layouts], over=over)
 
 
-def _with_documents(sums: Float[Tensor, "texts 2"], probe: Probe, layouts: Sequence[Layout]) -> Rows:
+def _with_documents(sums: Float[Tensor, "texts 2"], probe: Probe, layouts: Sequence[BlockLayout]) -> Rows:
     """Put the attention of each text's documents behind its sums."""
     parts: list[Tensor] = []
     for each, mass, layout in zip(sums, probe.found[layouts[0].layer], layouts, strict=True):

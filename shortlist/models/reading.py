@@ -22,18 +22,18 @@ from shortlist.math.attention import attention_mass, last_logits
 from shortlist.models.backbone import transformer_layers
 from shortlist.models.kernels.fused import FusedLayer
 
-READABLE = "sdpa_that_is_read"
+WITH_PROBE = "sdpa_that_is_read"
 """The attention's name in transformers: sdpa, with queries and keys shown to a `Probe`."""
 FAMILIES = "LLaMA, Mistral, Qwen2, Qwen3, Gemma, Granite and others like them"
 """Models whose attention can be read, for errors."""
-LARGEST_ERROR = 1e-3
+PLAIN_ERROR = 1e-3
 """The largest error of what is read, in the check of a model."""
 
-Heads = Float[Tensor, "rows _ _ size"]
+States = Float[Tensor, "rows _ _ size"]
 
 
 class EnoughReadError(Exception):
-    """All that was wanted of a pass has been read, so that the rest need not be computed."""
+    """All that was wanted of a pass has been read; the rest need not be computed."""
 
 
 class Signal(Protocol):
@@ -50,7 +50,7 @@ SIGNALS: dict[str, Signal] = {"mass": attention_mass, "qk": last_logits}
 
 @dataclass
 class Probe:
-    """What is read in one forward pass.
+    """The attention to read in one forward pass.
 
     Attributes:
         heads: the numbers of the heads to read, by layer.
@@ -71,8 +71,8 @@ class Probe:
     def see(
         self,
         number: int,
-        query: Heads,
-        key: Heads,
+        query: States,
+        key: States,
         *,
         mask: Tensor | None,
         scale: float,
@@ -100,7 +100,7 @@ class Probe:
             raise EnoughReadError
 
     def _of_row(
-        self, row: int, heads: Tensor, query: Heads, key: Heads, mask: Tensor | None, scale: float, before: Any
+        self, row: int, heads: Tensor, query: States, key: States, mask: Tensor | None, scale: float, before: Any
     ) -> Float[Tensor, "heads tokens"]:
         asking = self.asking[row]
         keys = key[row] if before is None else torch.cat([before(row), key[row]], 1)
@@ -126,9 +126,9 @@ def _seen(
 
 
 def _attend(
-    module: torch.nn.Module, query: Heads, key: Heads, value: Heads, attention_mask: Tensor | None, **options: Any
+    module: torch.nn.Module, query: States, key: States, value: States, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Compute attention as sdpa does, and show queries and keys to the pass's probe if it has one."""
+    """Compute attention as sdpa does, and show queries and keys to the probe."""
     probe: Probe | None = options.pop("probe", None)
     if probe is not None:
         number: Any = module.layer_idx
@@ -142,10 +142,10 @@ def make_readable(model: PreTrainedModel) -> None:
     Raises:
         UserError: this model's attention is computed in another way than sdpa's.
     """
-    if _is_fused(model) or model.config._attn_implementation == READABLE:
+    if _is_fused(model) or model.config._attn_implementation == WITH_PROBE:
         return
-    AttentionInterface.register(READABLE, _attend)
-    AttentionMaskInterface.register(READABLE, sdpa_mask)
+    AttentionInterface.register(WITH_PROBE, _attend)
+    AttentionMaskInterface.register(WITH_PROBE, sdpa_mask)
     before = model.config._attn_implementation
     if not model._supports_sdpa or not _reads_right(model):
         model.set_attn_implementation(before)
@@ -153,7 +153,7 @@ def make_readable(model: PreTrainedModel) -> None:
             f"{type(model).__name__}: its attention cannot be read here; take a model whose attention is a softmax of "
             f"products of queries and keys, such as {FAMILIES}, or another --method."
         )
-    model.set_attn_implementation(READABLE)
+    model.set_attn_implementation(WITH_PROBE)
 
 
 def _is_fused(model: PreTrainedModel) -> bool:
@@ -172,13 +172,13 @@ def _reads_right(model: PreTrainedModel) -> bool:
         with torch.no_grad():
             model.set_attn_implementation("eager")
             plain = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
-            model.set_attn_implementation(READABLE)
+            model.set_attn_implementation(WITH_PROBE)
             model(input_ids=ids, use_cache=False, probe=probe)
     except (TypeError, ValueError, AttributeError, KeyError):
         return False
     if not plain or len(probe.found) != layers:
         return False
-    most = LARGEST_ERROR if next(model.parameters()).dtype == torch.float32 else 0.05
+    most = PLAIN_ERROR if next(model.parameters()).dtype == torch.float32 else 0.05
     return all(
         float((weights[0].float().mean(1) - probe.found[layer][0]).abs().max()) < most
         for layer, weights in enumerate(plain)

@@ -1,4 +1,4 @@
-"""Reranking by attention: the documents that a query's tokens attend to, read in one pass over all of them."""
+"""Reranking by attention, read in one pass over all candidates."""
 
 from functools import partial
 from typing import Any, Literal
@@ -12,16 +12,16 @@ from shortlist.rerankers.language import ASKED, is_server
 from shortlist.rerankers.prepared import Prepared
 from shortlist.text.prompts import Asks, Prompt, named_prompt
 
-Signal = Literal["mass", "qk"]
+Reads = Literal["mass", "qk"]
 """What is read of attention: shares of attention, or the product of the last query with a document's last key."""
 
 
-def attention(
+def by_attention(
     *,
     model: str | ModelFolder | None = None,
     prompt: str | None = None,
     heads: str | None = None,
-    signal: Signal = "mass",
+    signal: Reads = "mass",
     calibrated: bool = True,
     max_length: int | None = None,
     precision: Precision = "fp32",

@@ -138,7 +138,7 @@ def open_reader(
     max_length: int | None,
     running: Mapping[str, Any],
 ) -> ReadDocuments:
-    """Load a language model ready to read attention; arguments as for `rerankers.attention.attention`."""
+    """Load a language model ready to read attention; arguments as for `rerankers.attention.by_attention`."""
     generator = open_generator(folder, readable=True, **running)
     renderer = Renderer(prompt, folder.tokenizer)
     most = min(max_length or longest_input(generator), longest_input(generator))

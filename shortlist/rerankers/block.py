@@ -1,4 +1,4 @@
-"""Reranking in blocks: candidates that do not see one another, and a question that attends to all of them."""
+"""Reranking in blocks: candidates that do not see one another."""
 
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +14,7 @@ Offset = Literal["paper", "code", "near"]
 """A name in `math.blocks.OFFSETS`."""
 
 
-def block(
+def in_own_blocks(
     *,
     model: str | ModelFolder | None = None,
     prompt: str | None = None,

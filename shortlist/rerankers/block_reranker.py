@@ -51,7 +51,7 @@ class BlockReranker:
         check_blocks(self.reader, layer)
 
     def score(self, query: str | Query, documents: Iterable[str | Document]) -> Float[np.ndarray, " docs"]:
-        """Score the documents of one query; their order is of no importance, unless answers are generated.
+        """Score the documents of one query, whose order matters only to generated answers.
 
         Documents that a generated answer does not name keep their order, behind those that it does.
         """
@@ -82,8 +82,9 @@ class BlockReranker:
         return scores, sum(blocks.lengths)
 
     def labelled(self, documents: Sequence[Document]) -> list[int]:
-        """Return the places of documents in the order of their labels, which does not depend on the given order.
+        """Return the places of documents in the order of their labels.
 
+        It does not depend on the given order.
         Documents of one list with the same id and text are told apart by their places.
         """
         order = sorted(range(len(documents)), key=lambda place: (documents[place].doc_id, documents[place].text))
@@ -136,7 +137,7 @@ def open_block(
     seed: int,
     running: Mapping[str, Any],
 ) -> BlockReranker:
-    """Load a reranker in blocks; arguments as for `rerankers.block.block`."""
+    """Load a reranker in blocks; arguments as for `rerankers.block.in_own_blocks`."""
     generator = open_generator(folder, readable=True, **running)
     chosen = usual_layer(generator.backbone.config.num_hidden_layers) if layer is None else layer
     renderer = BlockRenderer(prompt, folder.tokenizer, block_length=max_length or BLOCK_LENGTH)

@@ -128,7 +128,7 @@ class Renderer:
         return [{"role": role, "content": content.text} for role, content in turns]
 
     def block_texts(self, query: Query, documents: Sequence[Document], labels: Sequence[str]) -> list[str]:
-        """Return the text before the documents, that of each document's piece, and that behind them.
+        """Return the texts before the documents, of each document's piece, and behind them.
 
         Args:
             labels: the label of each document.

@@ -8,7 +8,7 @@ import numpy as np
 
 from shortlist.errors import UserError
 from shortlist.math.blocks import OFFSETS, block_spans
-from shortlist.models.language import Layout, Wanted
+from shortlist.models.language import BlockLayout, Wanted
 from shortlist.records import Document, Query
 from shortlist.text.blocks import BlockRenderer
 from shortlist.text.conversations import end_of_answer
@@ -80,7 +80,7 @@ class BlockAsking:
         """Return what is asked of so many inputs of this length, with all documents."""
         size = tokens // (self.num_docs + 2)
         lengths = (size,) * (self.num_docs + 1)
-        layout = Layout((*lengths, tokens - sum(lengths)), 0, slice(max(0, tokens - 2), tokens), self.layer)
+        layout = BlockLayout((*lengths, tokens - sum(lengths)), 0, slice(max(0, tokens - 2), tokens), self.layer)
         return [Wanted(max(1, tokens - 1), tokens, layout=layout)] * rows
 
     def _written(
@@ -108,5 +108,7 @@ class BlockAsking:
         begun = block_spans(lengths)[-1].start
         asking = slice(begun + rendered.asking.start, begun + rendered.asking.stop)
         end = sum(lengths)
-        wanted = Wanted(asking.stop - 1 if self.writes else end, end, layout=Layout(lengths, start, asking, self.layer))
+        wanted = Wanted(
+            asking.stop - 1 if self.writes else end, end, layout=BlockLayout(lengths, start, asking, self.layer)
+        )
         return [*rendered.first, *(i for ids in rendered.documents for i in ids), *last], wanted

@@ -11,7 +11,7 @@ from test_generator import generator_of, whole_model
 from shortlist.errors import UserError
 from shortlist.models.attention import AttentionReader
 from shortlist.models.blocks import Blocks, answer_blocks, check_blocks, score_blocks
-from shortlist.models.language import LanguageModel, Layout, Wanted
+from shortlist.models.language import LanguageModel, BlockLayout, Wanted
 from shortlist.models.outputs import split
 from shortlist.models.reading import make_readable
 from shortlist.models.run import prepare_backbone
@@ -131,7 +131,7 @@ def test_training_reads_the_same_attention_and_its_gradient_reaches_the_layers_b
     for blocks in every:
         begun = sum(blocks.lengths) - len(blocks.last)
         asking = slice(begun + blocks.asking.start, begun + blocks.asking.stop)
-        layout = Layout(tuple(blocks.lengths), START, asking, 1)
+        layout = BlockLayout(tuple(blocks.lengths), START, asking, 1)
         ids.append(dense(blocks)["input_ids"][0])
         wanted.append(Wanted(begun + 6, begun + 7, layout=layout))
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
