@@ -77,7 +77,7 @@ class AttentionReader:
         groups = shared_prefixes(prompts, kept) if self.share else [Alike(0, list(range(len(prompts))))]
         found: list[Tensor] = [torch.empty(0)] * len(prompts)
         for group in groups:
-            for numbers, probe in self._read(group, prompts, asking, by_layer(chosen, self.device), signal):
+            for numbers, probe in self._read(group, prompts, asking, by_layer(places, self.device), signal):
                 layers = [probe.found[layer] for layer in sorted(probe.found)]
                 for row, number in enumerate(numbers):
                     values = torch.cat([layer[row] for layer in layers])[:, : len(prompts[number])]
@@ -177,7 +177,8 @@ class AttentionReader:
         """
         ids, lengths = pad(rows, 0)
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None, "probe": probe}
-        options["position_ids"] = (start + torch.arange(ids.shape[1])[None]).to(self.device)
+        if cache is not None:
+            options["position_ids"] = (start + torch.arange(ids.shape[1])[None]).to(self.device)
         if before is not None:
             real = torch.arange(ids.shape[1]) < lengths[:, None]
             options["attention_mask"] = torch.cat([real.new_ones(len(rows), before), real], 1).to(self.device)

@@ -84,8 +84,7 @@ class BlockReranker:
     def labelled(self, documents: Sequence[Document]) -> list[int]:
         """Return the places of documents in the order of their labels.
 
-        It does not depend on the given order.
-        Documents of one list with the same id and text are told apart by their places.
+        It does not depend on the given order, except among documents with the same id and text.
         """
         order = sorted(range(len(documents)), key=lambda place: (documents[place].doc_id, documents[place].text))
         random.Random(self.seed).shuffle(order)

@@ -48,7 +48,7 @@ class Rendered:
     """The most tokens of the answer."""
     marks: list[int] = field(default_factory=list)
     """Positions of the tokens whose hidden states are read: one for each document, then the query's."""
-    asking: slice = slice(0, 0)
+    asking: slice = field(default_factory=lambda: slice(0, 0))
     """The tokens whose attention is read, where a prompt wants nothing else."""
     inputs: list[slice] = field(default_factory=list)
     """For an encoder that reads documents apart, the ids of each input; otherwise empty."""

@@ -11,7 +11,7 @@ from test_generator import generator_of, whole_model
 from shortlist.errors import UserError
 from shortlist.models.attention import AttentionReader
 from shortlist.models.blocks import Blocks, answer_blocks, check_blocks, score_blocks
-from shortlist.models.language import LanguageModel, BlockLayout, Wanted
+from shortlist.models.language import BlockLayout, LanguageModel, Wanted
 from shortlist.models.outputs import split
 from shortlist.models.reading import make_readable
 from shortlist.models.run import prepare_backbone
