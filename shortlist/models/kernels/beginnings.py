@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-Heads = Float[Tensor, "rows heads tokens size"]
+Heads = Float[Tensor, "rows _ _ size"]  # keys have fewer heads than queries, and another number of tokens
 LARGEST_ERROR = 1e-4
 """The largest error of the split attention in the check below."""
 
