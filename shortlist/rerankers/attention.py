@@ -22,7 +22,7 @@ def by_attention(
     prompt: str | None = None,
     heads: str | None = None,
     signal: Reads = "mass",
-    calibrated: bool = True,
+    uncalibrated: bool = False,
     max_length: int | None = None,
     precision: Precision = "fp32",
     token_budget: int | None = None,
@@ -39,7 +39,8 @@ def by_attention(
         prompt: name of a prompt whose attention is read (None: icr).
         heads: file of chosen heads from `shortlist heads`, or their names such as 13-18,14-31 (None: all heads).
         signal: mass, or qk for select-and-copy heads.
-        calibrated: whether what the query `N/A` gives is taken away, and tokens far below their document's mean too.
+        uncalibrated: whether neither what the query `N/A` gives is taken away, nor tokens far below their document's
+            mean are left out.
         max_length: most tokens of a prompt (None: the model's limit, or 4,096 if it has none).
         precision: as for `models.run.for_inference`, and so are `packed` and `device`.
         token_budget: most tokens in one forward pass behind the documents (None: chosen for the device).
@@ -50,7 +51,7 @@ def by_attention(
     folder, asked = open_readable(model, "attention"), readable_prompt(prompt or "icr", "attention")
     chosen = None if heads is None else read_heads(heads, folder.identity)
     named = {} if chosen is None else {"heads": ",".join(map(str, chosen))}
-    shared = {"prompt": asked.digest(), "signal": signal, "calibrated": calibrated, "max_length": max_length}
+    shared = {"prompt": asked.digest(), "signal": signal, "uncalibrated": uncalibrated, "max_length": max_length}
     return Prepared(
         open=partial(
             late("rerankers.attention_reranker", "open_attention"),
@@ -58,7 +59,7 @@ def by_attention(
             prompt=asked,
             heads=chosen,
             signal=signal,
-            calibrated=calibrated,
+            calibrated=not uncalibrated,
             max_length=max_length,
             running={"device": device, "precision": precision, "packed": packed, "token_budget": token_budget},
         ),

@@ -38,7 +38,7 @@ READING = (
     "seed",
     "heads",
     "signal",
-    "calibrated",
+    "uncalibrated",
     "layer",
     "offset",
 )
@@ -113,8 +113,9 @@ class Config:
     signal: Literal["mass", "qk"] = "mass"
     """attention: the share of attention that a candidate's tokens get, or the product of the last query with the key of
     its last token (for select-and-copy heads)."""
-    calibrated: bool = True
-    """attention: take away what a query without content gives, and tokens far below their candidate's mean."""
+    uncalibrated: bool = False
+    """attention: do not take away what a query without content gives, and count tokens far below their candidate's
+    mean too."""
     layer: int | None = None
     """block: layer whose attention scores candidates, from 0 (None: five eighths of all, 20 of 32)."""
     offset: Literal["paper", "code", "near"] = "code"

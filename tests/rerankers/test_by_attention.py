@@ -96,7 +96,7 @@ def test_a_file_of_heads_has_to_be_of_the_model(speaker: Path, tmp_path: Path):
 
 
 def test_products_are_those_with_the_last_token_of_each_document(speaker: Path):
-    reranker = opened(speaker, signal="qk", calibrated=False, heads="0-1")
+    reranker = opened(speaker, signal="qk", uncalibrated=True, heads="0-1")
     rendered, weights = weights_of(speaker, reranker, QUERIES[2], DOCUMENTS[4::-1])
     logs = weights[1, -1].log()  # of the softmax, which is the same for all tokens but for a constant
     ends = np.array([float(logs[span.stop - 1]) for span in rendered.spans[::-1]])
@@ -111,7 +111,7 @@ def test_documents_of_one_token_equal_ones_and_empty_ones_get_a_score(speaker: P
         Document("c", DOCUMENTS[0].text),
         Document("d", DOCUMENTS[0].text),
     ]
-    for settings in ({}, {"calibrated": False}, {"signal": "qk"}):
+    for settings in ({}, {"uncalibrated": True}, {"signal": "qk"}):
         scores = opened(speaker, **settings).score(QUERIES[0], documents)
         assert np.isfinite(scores).all()
         assert scores[2] != scores[3]  # each is read where it stands
