@@ -78,7 +78,7 @@ def test_what_cannot_be_judged_is_refused(
 ):
     paths = ["heads", "--model", str(speaker), "--collection", str(tiny.collection), "--split", "test"]
     paths += ["--out", str(tmp_path / "heads.json")]
-    write_run(tmp_path / "run.trec", {"q0": []})
+    write_run(tmp_path / "run.trec", {"q0": [Hit("d0", 1.0)]})
     assert main([*paths, "--run", str(tmp_path / "run.trec")]) == 1
     assert "has candidates that are relevant and others that are not" in capsys.readouterr().err
     assert main([*paths, "--depth", "1"]) == 1

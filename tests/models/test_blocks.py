@@ -121,7 +121,10 @@ def trained(causal: Any) -> LanguageModel:
     """The same model as it is trained."""
     backbone = deepcopy(causal).base_model
     make_readable(backbone)
-    return LanguageModel(backbone, None, None, causal.lm_head.weight.detach().clone())  # type: ignore[arg-type]
+    model = LanguageModel.__new__(LanguageModel)  # texts, and how they are read, are of no importance here
+    torch.nn.Module.__init__(model)
+    model.backbone, model.output = backbone, torch.nn.Parameter(causal.lm_head.weight.detach().clone())
+    return model
 
 
 def test_training_reads_the_same_attention_and_its_gradient_reaches_the_layers_below():

@@ -96,9 +96,9 @@ def test_contexts_beyond_the_positions_are_refused(speaker: Path):
     long = opened(speaker, offset="paper", max_length=9000)
     with pytest.raises(UserError, match=r"the longest document 9000, and what follows begins at position 8,192"):
         long.score(QUERIES[0], [Document("a", "goat " * 9000)])
-    with pytest.raises(UserError, match="--layer is 5; the model has layers 0 to 1"):
+    with pytest.raises(UserError, match="layer is 5; the model has layers 0 to 1"):
         opened(speaker, layer=5)
-    with pytest.raises(UserError, match="--answers logits: --method block reads attention"):
+    with pytest.raises(UserError, match="answers logits: .*method block reads attention"):
         opened(speaker, answers="logits")
     with pytest.raises(UserError, match="this method needs the relevant documents, each in a block of its own"):
         opened(speaker, prompt="first")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import DOCUMENTS, QUERIES, Tiny
+from tiny import DOCUMENTS, QUERIES, Tiny, write_speaker
 
 from shortlist.cli import main
 from shortlist.errors import UserError
@@ -64,8 +64,9 @@ def test_the_loss_is_that_of_the_answers_and_a_tenth_of_that_of_attention(tokeni
     given = Rows(torch.tensor([number for row in rows for number in row]), torch.tensor(list(map(len, rows))))
     loss = learn_answers(BATCH, written, parse_losses(LOSSES, temperature=None))(given).loss
     num_tokens = sum(one.asked.end - one.asked.start for one in written)
-    shares = [torch.softmax(torch.tensor(row) / 0.05, 0) for row in attention]
-    contrast = -(shares[0][0].log() + shares[1][0].log()) / 2  # a group has one positive: the first
+    counted = [[0.4, 0.1, 0.3], attention[1]]  # a group's other relevant documents do not count
+    shares = [torch.softmax(torch.tensor(row) / 0.05, 0) for row in counted]
+    contrast = -(shares[0][0].log() + shares[1][0].log()) / 2
     assert loss.item() == pytest.approx(6 / num_tokens + 0.1 * float(contrast), abs=1e-5)
 
 
@@ -97,17 +98,18 @@ def test_a_trained_model_gives_the_relevant_document_the_most_attention(tiny: Ti
         "random",
     ]
     flags += ["--loss", *LOSSES, "--steps", "30", "--batch-size", "8", "--learning-rate", "0.01", "--warmup-steps", "2"]
-    paths = ["--backbone", str(tiny.speaker), "--collection", str(tiny.collection), "--out", str(tmp_path / "model")]
+    start = write_speaker(tmp_path / "start", num_hidden_layers=2)
+    paths = ["--backbone", str(start), "--collection", str(tiny.collection), "--out", str(tmp_path / "model")]
     assert main(["train", "language-model", *paths, *flags, "--epochs", "30"]) == 0
     log = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"] / 2
 
     def found(folder: Path) -> float:
-        reranker: Any = load_reranker("block", model=str(folder), offset="near", layer=0)
+        reranker: Any = load_reranker("block", model=str(folder), offset="near", layer=1)
         lists = [[DOCUMENTS[i], *(DOCUMENTS[(i + j) % 8] for j in (1, 2, 3))] for i in range(8)]
         return float(np.mean([reranker.score(QUERIES[i], shown).argmax() == 0 for i, shown in enumerate(lists)]))
 
-    assert found(tmp_path / "model") > found(tiny.speaker)
+    assert found(tmp_path / "model") > found(start)
     assert "sdpa_that_is_read" not in (tmp_path / "model" / "config.json").read_text()
 
 
