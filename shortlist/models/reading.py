@@ -33,7 +33,7 @@ States = Float[Tensor, "rows _ _ size"]
 
 
 class EnoughReadError(Exception):
-    """All that was wanted of a pass has been read; the rest need not be computed."""
+    """Enough of a pass has been read; the rest need not be computed."""
 
 
 class Signal(Protocol):

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any, Literal
 
-from shortlist.errors import UserError
 from shortlist.late import late
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder
@@ -48,8 +47,6 @@ def in_own_blocks(
     Raises:
         UserError: there is no such model or prompt, or they do not fit together.
     """
-    if answers not in (None, "text"):
-        raise UserError("--answers logits: --method block reads attention, or has answers generated: text.")
     folder, asked = open_readable(model, "block"), readable_prompt(prompt or "blockrank", "blocks")
     how = {"layer": layer, "offset": offset, "answers": answers, "max_length": max_length, "seed": seed}
     running = {"device": device, "precision": precision, "packed": packed, "token_budget": token_budget}

@@ -148,7 +148,8 @@ def test_training_reads_the_same_attention_and_its_gradient_reaches_the_layers_b
     first, second = (layer.self_attn.q_proj.weight.grad for layer in model.backbone.layers)
     assert first.abs().max() > 0
     assert second.abs().max() > 0
-    assert model.backbone.layers[1].mlp.down_proj.weight.grad is None  # attention comes before
+    after = model.backbone.layers[1].mlp.down_proj.weight.grad
+    assert after is None or not after.any()  # attention comes before
 
 
 def test_a_layer_that_is_not_there_and_windows_are_refused():

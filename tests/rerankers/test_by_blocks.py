@@ -98,7 +98,7 @@ def test_contexts_beyond_the_positions_are_refused(speaker: Path):
         long.score(QUERIES[0], [Document("a", "goat " * 9000)])
     with pytest.raises(UserError, match="layer is 5; the model has layers 0 to 1"):
         opened(speaker, layer=5)
-    with pytest.raises(UserError, match="answers logits: .*method block reads attention"):
+    with pytest.raises(UserError, match="unknown answers of the method 'block' 'logits': known: text"):
         opened(speaker, answers="logits")
     with pytest.raises(UserError, match="this method needs the relevant documents, each in a block of its own"):
         opened(speaker, prompt="first")
