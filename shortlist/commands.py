@@ -93,6 +93,11 @@ COMMANDS = {
         "--model work/reranker --run work/bm25.trec --collection my-data --out work/reranked.trec",
         "settings.rerank",
     ),
+    "heads": Command(
+        "heads",
+        "choose a language model's attention heads for reranking",
+        "--model Qwen/Qwen3-4B --collection my-data --split train --method core --out work/heads.json",
+    ),
     "fuse": Command("fuse", "make one run of several", "--runs work/bm25.trec work/dense.trec --out work/hybrid.trec"),
     "evaluate": Command(
         "evaluation.evaluate",
@@ -130,7 +135,7 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
     "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
-    "Search and rerank": ("encode", "rerank", "fuse", "serve", "mcp", "verify"),
+    "Search and rerank": ("encode", "rerank", "heads", "fuse", "serve", "mcp", "verify"),
     "Measure": ("diagnose", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }

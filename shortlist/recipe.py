@@ -35,6 +35,7 @@ OUTPUTS = {
     "encode": "",
     "search": "run.trec",
     "rerank": "run.trec",
+    "heads": "heads.json",
     "fuse": "run.trec",
     "mine": "groups.jsonl",
     "convert": "",

@@ -17,6 +17,7 @@ def test_the_command_line_lets_threads_that_wait_sleep():
     assert main(["--version"]) == 0
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 10_000
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == 128
 
 
 @pytest.mark.parametrize("name", WAITING)

@@ -21,7 +21,8 @@ LAYERS = [
     {"settings"},
     {"encode"},
     {"pipeline"},
-    {"ask", "average", "convert", "export", "fuse", "init", "inspect", "mine", "queries", "rerank", "search", "train"},
+    {"ask", "average", "convert", "export", "fuse", "heads", "init", "inspect", "mine", "queries", "rerank", "search"}
+    | {"train"},
     {"foresight"},
     {"recipe", "verify"},
     {"demo", "integrations", "serve"},

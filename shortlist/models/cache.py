@@ -87,6 +87,8 @@ class RoomyCache(Cache):
         """
         copy, index = RoomyCache(self.config), torch.tensor(chosen, device=self.layers[0].keys.device)
         for layer, ours in zip(copy.layers, self.layers, strict=True):
+            if not ours.is_initialized:  # a pass that ended before this layer
+                continue
             start = ours.keys.shape[2] - last
             layer.fill(ours.keys[index, :, start:], ours.values[index, :, start:], extra=extra)
         return copy

@@ -11,8 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from shortlist.data.heads import Head
 from shortlist.errors import UserError
 from shortlist.models.apart import on_cores_of_their_own, runs_apart
+from shortlist.models.attention import AttentionReader
 from shortlist.models.backbone import is_causal, own_rotations, transformer_layers
 from shortlist.models.cache import RoomyCache, is_plain, joined_caches, slides
 from shortlist.models.choice import AllowedIds, Choice
@@ -119,6 +121,21 @@ class Generator:
             return [states.float().cpu()[place] for states, place in zip(read.states, places, strict=True)]
 
         return self._rows(there, prompts, [len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)])
+
+    def attention(
+        self,
+        prompts: Sequence[PromptIds],
+        asking: Sequence[slice],
+        *,
+        heads: Sequence[Head] | None = None,
+        signal: str = "mass",
+    ) -> list[Float[Tensor, "heads tokens"]]:
+        """Read the attention that each token gets from asking ones; as for `models.attention.AttentionReader`."""
+        return self.reader()(prompts, asking, heads=heads, signal=signal)
+
+    def reader(self) -> AttentionReader:
+        """Make a reader of this model's attention."""
+        return AttentionReader(self.backbone, token_budget=self.token_budget, share=self.share, splits=self._splits())
 
     def generate(
         self,

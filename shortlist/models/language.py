@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from shortlist.math.attention import span_sums
+from shortlist.math.blocks import block_mask, block_positions, block_spans
 from shortlist.models.backbone import real_tokens
 from shortlist.models.outputs import Rows
+from shortlist.models.reading import Probe
 from shortlist.text.contract import InputContract, Reading
 from shortlist.text.inputs import Inputs
 
@@ -29,6 +32,21 @@ class Wanted(NamedTuple):
     """The place of the token behind which labels are told apart."""
     labels: tuple[int, ...] = ()
     """The id of each label, whose logit is wanted there."""
+    layout: "BlockLayout | None" = None
+    """Where the input is in blocks, how; documents' attention is then wanted instead of labels' logits."""
+
+
+class BlockLayout(NamedTuple):
+    """The blocks of an input."""
+
+    lengths: tuple[int, ...]
+    """The number of tokens of each block: the instruction, documents, and the question with its answer."""
+    start: int
+    """The position of the last block's first token."""
+    asking: slice
+    """The tokens of the input whose attention is read."""
+    layer: int
+    """The layer in which it is read."""
 
 
 @final
@@ -99,11 +117,16 @@ class LanguageModel(nn.Module):
     def _answers(self, token_ids: Int[Tensor, "batch tokens"], asked: Sequence[Wanted]) -> Rows:
         """Compute the numbers of each text that is asked something."""
         device = token_ids.device
-        states = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state
+        layouts = [one.layout for one in asked if one.layout is not None]
+        probe = read_layouts(layouts, self.backbone) if layouts else None
+        options = {} if probe is None else {"probe": probe, **in_blocks(layouts, token_ids)}
+        states = self.backbone(input_ids=token_ids, use_cache=False, **options).last_hidden_state
         rows = torch.tensor([row for row, one in enumerate(asked) for _ in range(one.start, one.end)], device=device)
         places = torch.tensor([place for one in asked for place in range(one.start, one.end)], device=device)
         rows, places = rows.long(), places.long()  # without any they would be of floats
         sums = self._sums(states[rows, places - 1], token_ids[rows, places], rows, len(asked))
+        if probe is not None:
+            return _with_documents(sums, probe, layouts)
         ends = torch.tensor([one.position for one in asked], device=device)
         chosen = states[torch.arange(len(asked), device=device), ends]
         counts = [len(one.labels) for one in asked]
@@ -127,6 +150,39 @@ class LanguageModel(nn.Module):
         """Add up losses and correct predictions of tokens by their texts."""
         sums = states.new_zeros(num_texts, 2, dtype=torch.float32)
         return sums.index_add(0, rows, next_tokens(states, self.embedding, targets))
+
+
+def in_blocks(layouts: Sequence[BlockLayout], token_ids: Int[Tensor, "batch tokens"]) -> dict[str, Tensor]:
+    """Return positions and mask of right-padded inputs in blocks.
+
+    Padding sees itself and what is before it.
+    """
+    size, device = token_ids.shape[1], token_ids.device
+    positions = torch.zeros(len(layouts), size, dtype=torch.long)
+    seen = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(layouts), 1, 1)
+    for row, layout in enumerate(layouts):
+        length = sum(layout.lengths)
+        positions[row, :length] = block_positions(layout.lengths, layout.start)
+        seen[row, :length, :length] = block_mask(layout.lengths)
+    return {"position_ids": positions.to(device), "attention_mask": seen[:, None].to(device)}
+
+
+def read_layouts(layouts: Sequence[BlockLayout], backbone: PreTrainedModel) -> Probe:
+    """Prepare to read the attention of documents in the one layer of all layouts."""
+    heads = torch.arange(backbone.config.num_attention_heads, device=next(backbone.parameters()).device)
+    spans = [block_spans(layout.lengths) for layout in layouts]
+    over = [slice(each[1].start, each[-2].stop) for each in spans]
+    return Probe({layouts[0].layer: heads}, [layout.asking for layout in layouts], over=over)
+
+
+def _with_documents(sums: Float[Tensor, "texts 2"], probe: Probe, layouts: Sequence[BlockLayout]) -> Rows:
+    """Put the attention of each text's documents behind its sums."""
+    parts: list[Tensor] = []
+    for each, mass, layout in zip(sums, probe.found[layouts[0].layer], layouts, strict=True):
+        spans = block_spans(layout.lengths)[1:-1]
+        moved = [slice(span.start - spans[0].start, span.stop - spans[0].start) for span in spans]
+        parts += [each, span_sums(mass.mean(0), moved)]
+    return Rows(torch.cat(parts), torch.tensor([len(layout.lengths) for layout in layouts]))
 
 
 def output_embedding(model: Any) -> Float[Tensor, "vocabulary dim"]:

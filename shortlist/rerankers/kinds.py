@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 from shortlist.config import flag_of, keyword_types
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.rerankers import Ranker
+from shortlist.rerankers.attention import by_attention
+from shortlist.rerankers.block import in_own_blocks
 from shortlist.rerankers.exclusion import exclusion
 from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.late import late_interaction
@@ -19,6 +21,8 @@ from shortlist.rerankers.tournament import tournament
 RERANKERS: dict[str, Callable[..., Prepared]] = {
     "pointwise": pointwise,
     "late": late_interaction,
+    "attention": by_attention,
+    "block": in_own_blocks,
     "listwise": listwise,
     "pairwise": pairwise,
     "setwise": setwise,

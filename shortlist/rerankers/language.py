@@ -111,6 +111,8 @@ ASKED = {
     "grade": "a grade",
     "states": "hidden states",
     "queries": "queries",
+    "attention": "nothing but attention",
+    "blocks": "the relevant documents, each in a block of its own",
 }
 
 

@@ -13,6 +13,7 @@ from shortlist.models.encoder_decoder import EncoderDecoder, load_encoder_decode
 from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.models.load import load_generator
+from shortlist.models.reading import make_readable
 from shortlist.models.remote import Remote
 from shortlist.models.run import pick_device, prepare_backbone
 from shortlist.models.shipped import shipped_folder, warn_of_text
@@ -89,13 +90,23 @@ def open_generator(
     precision: Any = "fp32",
     packed: bool | None = None,
     token_budget: int | None = None,
+    readable: bool = False,
 ) -> Generator:
-    """Load a language model ready to answer; settings as for `models.run.for_inference`."""
+    """Load a language model ready to answer; settings as for `models.run.for_inference`.
+
+    Args:
+        readable: whether its attention is to be read.
+
+    Raises:
+        UserError: its attention is to be read and cannot.
+    """
     if shipped_folder(folder.name):
         warn_of_text()
     place = torch.device(device) if device else pick_device()
     backbone, head = load_generator(folder)
     backbone.eval().requires_grad_(False).to(place)  # pyright: ignore[reportArgumentType]
+    if readable:  # before layers are fused, which cannot be compared with plain attention
+        make_readable(backbone)
     prepare_backbone(backbone, place, precision=precision, packed=packed)
     if precision == "bf16":
         head.to(torch.bfloat16)

@@ -37,10 +37,17 @@ READING = (
     "orders",
     "repeats",
     "seed",
+    "heads",
+    "signal",
+    "uncalibrated",
+    "layer",
+    "offset",
 )
 """The fields of a Config that are settings of the method."""
 MODEL_READS = {"pointwise": "pair", "late": "document"}
 """What the model of a method reads, for those that ask no language model."""
+UNASKED = (*MODEL_READS, "attention", "block")
+"""Methods that have no answers written, so that none are kept or counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +57,9 @@ class Config:
     an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     method: str = "pointwise"
     """Reranking method. pointwise: the model reads the query with one candidate at a time. late: a late-interaction
-    model, by the best match of each of the query's tokens. The others ask a language model: listwise, pairwise,
-    setwise, tournament, exclusion, groupwise, graded."""
+    model, by the best match of each of the query's tokens. attention: the attention that a language model's query pays
+    to each candidate. block: the same in a model trained on candidates that do not see one another. The others ask a
+    language model: listwise, pairwise, setwise, tournament, exclusion, groupwise, graded."""
     vectors: Path | None = None
     """late: token vectors of the documents from `shortlist encode` with the model; the documents that they lack are
     encoded (None: all are)."""
@@ -104,6 +112,18 @@ class Config:
     """Tournaments, or times that groups are graded (None: two tournaments, one grading)."""
     seed: int = 0
     """Seed of the order in which tournaments and groups show candidates."""
+    heads: str | None = None
+    """attention: file of heads from `shortlist heads`, or heads as LAYER-HEAD, such as 13-18,14-31 (None: all)."""
+    signal: Literal["mass", "qk"] = "mass"
+    """attention: the share of attention that a candidate's tokens get, or the product of the last query with the key of
+    its last token (for select-and-copy heads)."""
+    uncalibrated: bool = False
+    """attention: do not take away what a query without content gives, and count tokens far below their candidate's
+    mean too."""
+    layer: int | None = None
+    """block: layer whose attention scores candidates, from 0 (None: five eighths of all, 20 of 32)."""
+    offset: Literal["paper", "code", "near"] = "code"
+    """block: position of what follows the candidates: 8192, 16384 or right behind the longest one."""
     precision: Precision = "fp32"
     """Number type that the model computes in; for bf16 and int8, the agreement with fp32 on a sample is printed."""
     token_budget: SpeedOnly[int | None] = None
@@ -149,7 +169,7 @@ def check(config: Config) -> None:
         raise UserError(f"--max-malformed is {config.max_malformed:g}; expected a share from 0 to 1.")
     asking = {"max-calls": config.max_calls, "details": config.details, "dry-run": config.dry_run or None}
     for flag, value in asking.items():
-        if config.method in MODEL_READS and value is not None:
+        if config.method in UNASKED and value is not None:
             raise UserError(
                 f"--{flag} is for methods that ask a language model, not for {config.method}; leave it out."
             )

@@ -27,7 +27,7 @@ QUERY_TERMS = {"model": "", "tokens": "tokens", "binary": "lookup", "idf": "look
 """What --query-terms may name, besides a file, and what it is in a contract."""
 SCORING_OPTIONS: dict[str, dict[str, int]] = {"maxsim": {}, "xtr": {"k": 256}}
 """What --scoring may name, with its options and their defaults."""
-LANGUAGE_MODELS = ("attention_stop", "corruption", "prompt")
+LANGUAGE_MODELS = ("attention_stop", "corruption", "prompt", "layer", "offset")
 """Settings of language models alone."""
 
 RANKERS = (
@@ -44,6 +44,7 @@ TRAINABLE: dict[Asks, str] = {
     "worst": "the worst one",
     "pair": "the better of two",
     "queries": "the group's query",
+    "blocks": "the relevant ones",
 }
 """What prompts may ask for whose right answers follow from groups."""
 
@@ -152,6 +153,12 @@ class Config:
     """Language model: ask about each group's documents with this prompt, such as first or rank-zephyr, and learn the
     right answer (--loss lm, the default) or to rank the documents by their labels' logits (all other losses). Right is
     the order of the teacher's scores, else of the grades, else positives first. A prompt shows --negatives + 1."""
+    layer: int | None = None
+    """Language model, with --prompt blockrank: layer whose attention ranks the documents, from 0, for losses of
+    rankings (None: five eighths of all, 20 of 32)."""
+    offset: Literal["paper", "code", "near"] = "code"
+    """Language model, with --prompt blockrank: position of what follows the documents: 8192, 16384, or right behind the
+    longest one."""
     negatives: int | None = None
     """Negatives per query and step, another slice each epoch (None: all of the group)."""
     batch_size: int = 128
@@ -248,7 +255,9 @@ def _check_ranges(config: Config) -> None:
     at_least = dict.fromkeys(("batch_size", "epochs", "steps", "checkpoint_steps", "token_budget", "keep"), 1)
     at_least |= dict.fromkeys(("processes",), 1)
     at_least |= dict.fromkeys(("heldout_steps", "heldout_queries", "heldout_docs", "query_length", "max_length"), 1)
-    at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed"), 0) | {"positives_from": 1}
+    at_least |= dict.fromkeys(("negatives", "mix_negatives", "warmup_steps", "seed", "layer"), 0) | {
+        "positives_from": 1
+    }
     at_least |= dict.fromkeys(("refresh_steps", "refresh_depth", "refresh_docs"), 1)
     for name, least in at_least.items():
         value = getattr(config, name)
@@ -355,6 +364,9 @@ def check_prompt(config: Config) -> None:
         UserError: there is no such prompt, or it does not fit.
     """
     if config.prompt is None:
+        for name in ("layer", "offset"):
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"{flag_of(name)}: is for a prompt in blocks, such as blockrank; leave it out.")
         return
     prompt, count = named_prompt(config.prompt), None if config.negatives is None else config.negatives + 1
     if prompt.asks not in TRAINABLE:
@@ -365,11 +377,14 @@ def check_prompt(config: Config) -> None:
     for name in ("attention_stop", "corruption"):
         if getattr(config, name) != getattr(Config, name):
             raise UserError(f"{flag_of(name)}: says nothing about prompts; leave out one of the two.")
+    for name in ("layer", "offset"):
+        if getattr(config, name) != getattr(Config, name) and prompt.asks != "blocks":
+            raise UserError(f"{flag_of(name)}: is for a prompt in blocks, such as blockrank; leave it out.")
     if count is not None and count > (most := prompt.most_documents() or count):
         raise UserError(f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {most} documents.")
     shown = prompt.shown_at_once()
     if (
-        prompt.asks != "queries"
+        prompt.asks not in ("queries", "blocks")
         and prompt.parsed(
             prompt.begins + prompt.right_answer(range(shown)), shown, prompt.most_to_choose(shown)
         ).malformed

@@ -23,16 +23,16 @@ from shortlist.errors import UserError, unknown
 from shortlist.text.answers import PARSES, Choices, Parsed
 from shortlist.text.templates import field_names
 
-Asks = Literal["order", "top", "best", "worst", "pair", "grades", "grade", "states", "queries"]
+Asks = Literal["order", "top", "best", "worst", "pair", "grades", "grade", "states", "queries", "attention", "blocks"]
 """What is wanted of the documents: all of them in order, the best few in order, the best one, the worst one, the
-better one of two, a grade for each, a grade for the only one, nothing but hidden states at marked tokens, or queries
-that the only one answers."""
+better one of two, a grade for each, a grade for the only one, nothing but hidden states at marked tokens, queries
+that the only one answers, nothing but attention, or the relevant ones of documents that do not see one another."""
 
 UNITS = ("words", "tokens", "characters")
 
 ONLY = {"pair": 2, "grade": 1, "queries": 1}
 """The only number of documents that these prompts can show."""
-UNPARSED = ("states", "queries")
+UNPARSED = ("states", "queries", "attention")
 """What needs no function to read scores from an answer."""
 
 TURN_FIELDS = {"query", "documents", "num", "labels", "most", "instruction"}
@@ -118,6 +118,9 @@ class Prompt:
     """Whether the answer is generated and parsed, or read from the labels' logits, if nobody says otherwise."""
     marks: tuple[str, ...] = ()
     """Tokens whose hidden states are read: that of each document, then that of the query."""
+    asking: Literal["end", "query"] = "end"
+    """The tokens whose attention is read begin behind the documents, and end with the prompt, or with the token behind
+    the query."""
     encoder: bool = False
     """Whether an encoder reads the prompt, and a decoder, which gets `begins`, writes the answer."""
     apart: bool = False

@@ -48,6 +48,8 @@ class Rendered:
     """The most tokens of the answer."""
     marks: list[int] = field(default_factory=list)
     """Positions of the tokens whose hidden states are read: one for each document, then the query's."""
+    asking: slice = field(default_factory=lambda: slice(0, 0))
+    """The tokens whose attention is read, where a prompt wants nothing else."""
     inputs: list[slice] = field(default_factory=list)
     """For an encoder that reads documents apart, the ids of each input; otherwise empty."""
     decoder_ids: list[int] = field(default_factory=list)
@@ -125,6 +127,22 @@ class Renderer:
         turns = self._turns(query, documents, self.prompt.limit, most)
         return [{"role": role, "content": content.text} for role, content in turns]
 
+    def block_texts(self, query: Query, documents: Sequence[Document], labels: Sequence[str]) -> list[str]:
+        """Return the texts before the documents, of each document's piece, and behind them.
+
+        Args:
+            labels: the label of each document.
+        """
+        self._excerpts.prepare([(query, documents)])
+        whole = self._whole(query, documents, self.prompt.limit, None, labels)
+        last = self._piece(
+            self._values(query, labels, None), labels[-1], self._excerpts.document(documents[-1], self.prompt.limit)
+        )
+        starts = [start for start, _ in whole.documents]
+        edges = [0, *starts, starts[-1] + len(last.text), len(whole.text)]
+        *texts, behind = [whole.text[start:end] for start, end in pairwise(edges)]
+        return [*texts, behind + self.prompt.begins]
+
     def label_ids(self, rendered: Rendered, count: int) -> list[int]:
         """Return the one id of each label.
 
@@ -145,20 +163,30 @@ class Renderer:
 
     # The conversation
 
+    def _values(self, query: Query, labels: Sequence[str], most: int | None) -> dict[str, str]:
+        """Return the values of the fields of turns."""
+        prompt = self.prompt
+        return {
+            "query": self._excerpts.query(query),
+            "num": str(len(labels)),
+            "labels": prompt.answers_between.join(prompt.answer.format(label=label) for label in labels),
+            "most": str(prompt.most_to_choose(len(labels), most)),
+            "instruction": prompt.instruction,
+        }
+
     def _turns(
-        self, query: Query, documents: Sequence[Document], limit: Limit | None, most: int | None
+        self,
+        query: Query,
+        documents: Sequence[Document],
+        limit: Limit | None,
+        most: int | None,
+        labels: Sequence[str] | None = None,
     ) -> list[tuple[str, Laid]]:
         """Fill the turns of the conversation."""
         prompt = self.prompt
         texts = [self._excerpts.document(document, limit) for document in documents]
-        labels = list(map(prompt.label, range(len(documents))))
-        values = {
-            "query": self._excerpts.query(query),
-            "num": str(len(documents)),
-            "labels": prompt.answers_between.join(prompt.answer.format(label=label) for label in labels),
-            "most": str(prompt.most_to_choose(len(documents), most)),
-            "instruction": prompt.instruction,
-        }
+        labels = labels or list(map(prompt.label, range(len(documents))))
+        values = self._values(query, labels, most)
         pieces = join_laid([self._piece(values, *shown) for shown in zip(labels, texts, strict=True)], prompt.between)
         repeated = [turn for turn in prompt.turns if turn.each]
         turns: list[tuple[str, Laid]] = []
@@ -177,9 +205,16 @@ class Renderer:
         """Fill the piece of one document."""
         return laid_out(self.prompt.document, values | {"label": label, "document": text}, NO_DOCUMENTS)
 
-    def _whole(self, query: Query, documents: Sequence[Document], limit: Limit | None, most: int | None) -> Laid:
+    def _whole(
+        self,
+        query: Query,
+        documents: Sequence[Document],
+        limit: Limit | None,
+        most: int | None,
+        labels: Sequence[str] | None = None,
+    ) -> Laid:
         """Put the whole conversation together, up to where the answer begins."""
-        turns = self._turns(query, documents, limit, most)
+        turns = self._turns(query, documents, limit, most, labels)
         roles = tuple(role for role, _ in turns)
         first = roles not in self._frames
         if first:
@@ -210,12 +245,21 @@ class Renderer:
         """Tokenise conversations, and find the places of documents, queries, marks and labels."""
         begins = "" if self.prompt.encoder else self.prompt.begins
         texts = [laid._replace(text=laid.text + begins) for laid in whole]
+        if self.prompt.asks == "attention":
+            texts = [laid._replace(queries=[*laid.queries, _behind_documents(laid)]) for laid in texts]
         rendered = []
         for laid, found, (_, documents) in zip(texts, self._tokenised(texts), questions, strict=True):
             one = Rendered(found.ids, laid.text, found.documents, found.queries)
+            if self.prompt.asks == "attention":
+                one.asking = self._asking(one, one.query_spans.pop())
             self._end(one, len(documents))
             rendered.append(one)
         return rendered
+
+    def _asking(self, one: Rendered, behind: slice) -> slice:
+        """Find the tokens whose attention is read; `behind` are all those behind the documents."""
+        end = len(one.ids) if self.prompt.asking == "end" else min(one.query_spans[-1].stop + 1, len(one.ids))
+        return slice(behind.start, end)
 
     def _end(self, one: Rendered, count: int) -> None:
         """Let the ids end where the answer begins, and say how it begins."""
@@ -251,7 +295,7 @@ class Renderer:
         return [*kept, *known.add]
 
     def _answer_tokens(self, count: int) -> int:
-        if self.reads == "logits" or self.prompt.asks == "states":
+        if self.reads == "logits" or self.prompt.asks in ("states", "attention"):
             return 0
         if isinstance(self.prompt.most_tokens, int):
             return min(self.prompt.most_tokens, (self.most_tokens or 10**9) // 2)
@@ -301,3 +345,9 @@ class Renderer:
         one.decoder_ids = [self.tokenizer.pad_token_id]
         one.answer_tokens = self._answer_tokens(len(documents))
         return one
+
+
+def _behind_documents(laid: Laid) -> tuple[int, int]:
+    """Find the text behind the documents, without the white space it begins with."""
+    end = laid.documents[-1][1]
+    return len(laid.text) - len(laid.text[end:].lstrip()), len(laid.text)

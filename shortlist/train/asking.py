@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.data.groups import negative_counts
 from shortlist.errors import UserError
+from shortlist.math.blocks import BLOCK_LENGTH, usual_layer
 from shortlist.math.losses.answers import Likelihoods
 from shortlist.models.language import Wanted
 from shortlist.models.outputs import Rows, split
@@ -24,20 +25,13 @@ from shortlist.settings.train import Config
 from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt, named_prompt
 from shortlist.text.rendering import QueryAndShown, Rendered, Renderer
+from shortlist.train.block_asking import BlockAsking
 from shortlist.train.examples import Batch
 from shortlist.train.losses import Term, needs, total_loss
 from shortlist.train.objectives import Learn, accuracy, known_groups
 from shortlist.train.settings import losses
 from shortlist.train.steps import Example, Outcome
-
-
-class Written(NamedTuple):
-    """A prompt about a group's documents, with its answer if that is learned."""
-
-    token_ids: list[int]
-    asked: Wanted
-    shown: list[int]
-    """Which of the group's documents stands at each place."""
+from shortlist.train.written import Written, worth_of
 
 
 @final
@@ -158,18 +152,7 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
     return max_length or getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT
 
 
-def worth_of(batch: Batch, number: int) -> list[float]:
-    """Return numbers by which the documents of a group belong in descending order.
-
-    A number is the teacher's score, or without a teacher the grade, or without grades whether it is relevant.
-    """
-    for known in (batch.scores, batch.grades):
-        if known and known[number]:
-            return [float(worth) for worth in known[number]]
-    return [float(document.doc_id in batch.positives[number]) for document in batch.documents[number]]
-
-
-def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) -> list[Asking]:
+def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) -> list[Asking | BlockAsking]:
     """Prepare the prompt for each source of a training; empty without a prompt.
 
     Raises:
@@ -182,16 +165,36 @@ def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) ->
             if getattr(part.settings, name):
                 raise UserError(f"source {part.name!r}: {name} says nothing about --prompt; leave out one of the two.")
     prompts = [named_prompt(part.config.prompt or config.prompt) for part in parts]
-    longest = longest_prompt(model.backbone.config, config.max_length)
     largest = [int(negative_counts(part.source.groups).max()) for part in parts]
     counts = [1 + min(part.config.negatives or 0, most) for part, most in zip(parts, largest, strict=True)]
     return [
-        Asking(prompt, model.inputs.tokenizer, losses(part.config), num_docs=count, longest=longest)
-        for part, prompt, count in zip(parts, prompts, counts, strict=True)
+        _asking(part.config, prompt, model, count) for part, prompt, count in zip(parts, prompts, counts, strict=True)
     ]
 
 
-def asking_example(asking: Asking, batch: Batch, terms: Sequence[Term], *, rng: np.random.Generator) -> Example:
+def _asking(config: Config, prompt: Prompt, model: Trainable, num_docs: int) -> Asking | BlockAsking:
+    tokenizer, known = model.inputs.tokenizer, model.backbone.config
+    if prompt.asks != "blocks":
+        longest = longest_prompt(known, config.max_length)
+        return Asking(prompt, tokenizer, losses(config), num_docs=num_docs, longest=longest)
+    layers = known.num_hidden_layers
+    if config.layer is not None and config.layer >= layers:
+        raise UserError(f"--layer is {config.layer}; the model has layers 0 to {layers - 1}.")
+    return BlockAsking(
+        prompt,
+        tokenizer,
+        losses(config),
+        num_docs=num_docs,
+        block_length=config.max_length or BLOCK_LENGTH,
+        layer=usual_layer(layers) if config.layer is None else config.layer,
+        offset=config.offset,
+        positions=longest_prompt(known, None),
+    )
+
+
+def asking_example(
+    asking: Asking | BlockAsking, batch: Batch, terms: Sequence[Term], *, rng: np.random.Generator
+) -> Example:
     """Prepare a batch of questions for a training step.
 
     Args:

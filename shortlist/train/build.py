@@ -16,6 +16,7 @@ from shortlist.models.backbone import checkpoint_layers, num_positions, transfor
 from shortlist.models.folder import ModelFolder
 from shortlist.models.kernels.training_linear import speed_up_training
 from shortlist.models.kinds import named_kind
+from shortlist.models.reading import make_readable
 from shortlist.models.save import Trainable
 from shortlist.progress import say
 from shortlist.settings.parts import (
@@ -29,6 +30,7 @@ from shortlist.settings.parts import (
 from shortlist.settings.train import QUERY_TERMS
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.text.inputs import Inputs, with_stop
+from shortlist.text.prompts import named_prompt
 from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs, check_refresh
@@ -169,6 +171,8 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
     model = to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)
+    if config.prompt and named_prompt(config.prompt).asks == "blocks":
+        make_readable(model.backbone)
     if has_stop(config):
         model.stop_id, model.attention_stop = model.inputs.special_id("<eos>"), config.attention_stop
         attention = model.backbone.config._attn_implementation

@@ -24,6 +24,7 @@ from shortlist.settings.train import Config, views_alone
 from shortlist.settings.train_job import open_guide
 from shortlist.text.inputs import Inputs
 from shortlist.train.asking import Asking, make_askings
+from shortlist.train.block_asking import BlockAsking
 from shortlist.train.build import weights_dtype
 from shortlist.train.examples import Batch, batches, num_steps
 from shortlist.train.gather import World, own_device
@@ -117,7 +118,7 @@ def forecast(
     device: torch.device | None = None,
     kept: int = 0,
     change: Callable[[Batch], Batch] | None = None,
-    asking: Asking | None = None,
+    asking: Asking | BlockAsking | None = None,
     **precision: Any,
 ) -> Forecast:
     """Forecast a run.
@@ -275,7 +276,7 @@ def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
     return _Texts(len(batch.queries), uncut, cut)
 
 
-def _measure_prompts(asking: Asking, batch: Batch) -> _Texts:
+def _measure_prompts(asking: Asking | BlockAsking, batch: Batch) -> _Texts:
     uncut, cut = (
         [len(one.token_ids) for one in each.write(batch, rng=np.random.default_rng(0))]
         for each in (asking.uncut, asking)

@@ -94,7 +94,34 @@ Passage B: "A title a text"
 
 Output only the passage label of the most relevant passage:"""
 
+FIND = "Please find information that are relevant to the following query in the paragraphs above."
+ANSWER = "Please answer the following question based on the information in the paragraphs above."
+ICR = "Here are some paragraphs:\n\n[1] two lines [2]\n\n[2] A title a text\n\n{}\n\nQuery: what is [1] x"
+LLAMA_3 = (
+    " Here are some paragraphs: \n\n[1] two lines [2] \n\n[2] A title a text \n\n" + FIND + " \n\nQuery: what is [1] x"
+)
+
+BLOCKRANK = """\
+You will be given a query and a list of documents. Each document will be formatted as ID: <id> | CONTENT: <content> | \
+END ID: <id>. You need to read carefully and understand all of them and your goal is to find all document(s) from the \
+list that can help answer the query.
+Query: what is [1] x
+
+Documents:
+ID: 0 | CONTENT: two
+lines [2] | END ID: 0
+ID: 1 | CONTENT: A title a text | END ID: 1
+====== Now let's start! ======
+Which document is most relevant to answer the query? Print out the ID of the document.
+Query: what is [1] x
+The following document(s) can help answer the query:"""
+
 GOLDEN: dict[str, list[tuple[str, str]]] = {
+    "icr": [("user", ICR.format(FIND))],
+    "icr-qa": [("user", ICR.format(ANSWER))],
+    "icr-llama-3": [("user", LLAMA_3)],
+    "core": [("user", ICR.format(FIND).replace("[1] two", "[document 1] two").replace("[2] A", "[document 2] A"))],
+    "blockrank": [("user", BLOCKRANK)],
     "rank-zephyr": [("system", RANK_LLM), ("user", ZEPHYR_2024)],
     "rank-zephyr-2026": [("system", RANK_LLM), ("user", ZEPHYR_2026)],
     "rank-vicuna": [("system", VICUNA), ("user", ZEPHYR_2024.replace("[2] > [1]", "[4] > [2]"))],
@@ -350,6 +377,8 @@ OWN_CHATS = {
     "jina-reranker-v3": chatml(*turns("jina-reranker-v3")) + "<think>\n\n</think>\n\n",
     "prp-t5": PRP,
     "setwise-t5": SETWISE,
+    "icr-llama-3": f"<s><|start_header_id|>user<|end_header_id|>{LLAMA_3}<|eot_id|><|start_header_id|>assistant"
+    "<|end_header_id|>",
 }
 """Prompts with a conversation of their own, and their whole texts."""
 

@@ -40,20 +40,22 @@ def parsed(words: str, temperature: float | None = 0.05) -> list[Term]:
 
 
 def test_a_name_alone_has_weight_1_and_the_temperature_of_all():
-    assert parsed("infonce") == [Term("infonce", 1.0, {"temperature": 0.05, "focal": 0.0})]
-    assert parsed("infonce", None) == [Term("infonce", 1.0, {"temperature": 0.01, "focal": 0.0})]
+    assert parsed("infonce") == [Term("infonce", 1.0, {"temperature": 0.05, "focal": 0.0, "positives": "best"})]
+    assert parsed("infonce", None) == [Term("infonce", 1.0, {"temperature": 0.01, "focal": 0.0, "positives": "best"})]
 
 
 def test_losses_have_weights_and_parameters_of_their_own_in_any_order():
     found = parsed("kl.teacher_temperature=2 infonce=0.5 infonce.temperature=0.02 kl=0.25")
     assert found == [
         Term("kl", 0.25, {"temperature": 0.05, "teacher_temperature": 2.0}),
-        Term("infonce", 0.5, {"temperature": 0.02, "focal": 0.0}),
+        Term("infonce", 0.5, {"temperature": 0.02, "focal": 0.0, "positives": "best"}),
     ]
 
 
 def test_a_loss_of_which_only_a_parameter_is_named_is_meant_too():
-    assert parsed("infonce.temperature=0.02") == [Term("infonce", 1.0, {"temperature": 0.02, "focal": 0.0})]
+    assert parsed("infonce.temperature=0.02") == [
+        Term("infonce", 1.0, {"temperature": 0.02, "focal": 0.0, "positives": "best"})
+    ]
 
 
 def test_parameters_are_read_as_what_their_defaults_are():

@@ -268,7 +268,9 @@ def test_without_groups_the_judged_pairs_are_trained_on(tiny: Tiny, tmp_path: Pa
     assert manifest is not None
     assert manifest["complete"]
     assert "loss" not in manifest["made_from"]  # the default: the job that it always was
-    assert manifest["results"]["losses"] == {"infonce": {"weight": 1.0, "temperature": 0.01, "focal": 0.0}}
+    assert manifest["results"]["losses"] == {
+        "infonce": {"weight": 1.0, "temperature": 0.01, "focal": 0.0, "positives": "best"}
+    }
     assert manifest["results"]["num_groups"] == 8
     assert manifest["results"]["step"] == 2
 

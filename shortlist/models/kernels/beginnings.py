@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-Heads = Float[Tensor, "rows heads tokens size"]
+Heads = Float[Tensor, "rows _ _ size"]  # keys have fewer heads than queries, and another number of tokens
 LARGEST_ERROR = 1e-4
 """The largest error of the split attention in the check below."""
 
@@ -27,13 +27,34 @@ class SharedBeginnings(Cache):
         before: keys and values of the beginnings, right-aligned, by layer.
         lengths: the length of each beginning.
         counts: the number of consecutive rows that begin with each of them, by its number, in order.
+        keeps: whether the rows' own keys and values are kept, too.
+
+    Attributes:
+        own: the rows' own keys and values by layer, if they are kept.
     """
 
     def __init__(
-        self, before: Sequence[tuple[Heads, Heads]], lengths: Sequence[int], counts: Mapping[int, int]
+        self,
+        before: Sequence[tuple[Heads, Heads]],
+        lengths: Sequence[int],
+        counts: Mapping[int, int],
+        *,
+        keeps: bool = False,
     ) -> None:
         super().__init__(layers=[DynamicLayer() for _ in before])
-        self.before, self.lengths, self.counts = before, lengths, counts
+        self.before, self.lengths, self.counts, self.keeps = before, lengths, counts, keeps
+        self.own: dict[int, tuple[Heads, Heads]] = {}
+
+    def keep(self, key: Heads, value: Heads, number: int) -> None:
+        """Keep the rows' own keys and values of a layer, if that is wanted."""
+        if self.keeps:
+            self.own[number] = key, value
+
+    def keys_before(self, number: int, row: int) -> Float[Tensor, "heads tokens size"]:
+        """Return a layer's keys of the beginning of a row."""
+        places = [place for place, count in self.counts.items() for _ in range(count)]
+        keys = self.before[number][0][places[row]]
+        return keys[:, keys.shape[1] - self.lengths[places[row]] :]
 
     def attend(
         self, query: Heads, key: Heads, value: Heads, number: int, *, mask: Tensor | None, scale: float

@@ -50,6 +50,7 @@ class FusedLayer(nn.Module):
         past_key_values: Any = None,
         use_cache: bool | None = False,
         only_at: Int[Tensor, " batch"] | None = None,
+        probe: Any = None,
     ) -> Float[Tensor, "batch _ dim"]:
         """Compute the layer's output states.
 
@@ -58,6 +59,7 @@ class FusedLayer(nn.Module):
             position_embeddings: cosines and sines of the positions; position_ids and cache_position are not needed.
             past_key_values: a cache of earlier tokens' keys and values, to which these tokens are added.
             only_at: compute everything except keys and values only for this token of each row.
+            probe: a `models.reading.Probe` that sees queries and keys, and may end the pass.
 
         Raises:
             RuntimeError: a cache is wanted and none is given.
@@ -74,16 +76,24 @@ class FusedLayer(nn.Module):
         query, key, value = (
             heads.transpose(1, 2) for heads in (_rotated(self._heads(self.query(x)), rotation), key, value)
         )
-        attended = self._attend(query, key, value, past_key_values, attention_mask)
+        attended = self._attend(query, key, value, past_key_values, attention_mask, probe)
         states = self.out(attended.transpose(1, 2).flatten(2), add=hidden_states)
         x = self.mlp_norm(states)
         return self.down(self.up(x, times=self.gate(x)), add=states)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, earlier: Any, mask: Tensor | None) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, earlier: Any, mask: Tensor | None, probe: Any
+    ) -> Tensor:
         if isinstance(earlier, SharedBeginnings):
+            earlier.keep(key, value, self.number)
+            if probe is not None:
+                before = partial(earlier.keys_before, self.number)
+                probe.see(self.number, query, key, mask=mask, scale=self.scaling, before=before)
             return earlier.attend(query, key, value, self.number, mask=mask, scale=self.scaling)
         if earlier is not None:
             key, value = earlier.update(key, value, self.number)
+        if probe is not None:
+            probe.see(self.number, query, key, mask=mask, scale=self.scaling)
         return F.scaled_dot_product_attention(
             query,
             key,

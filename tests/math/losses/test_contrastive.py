@@ -68,3 +68,17 @@ def test_focal_counts_hard_queries_more_and_0_switches_it_off():
         assert least < share.item() <= most
     whole = ranking(random_scores())
     assert infonce(whole, focal=0.0) == infonce(whole)
+
+
+def test_picking_any_relevant_document_adds_up_their_probabilities():
+    given = graded([2.0, 1.0, 0.0], [1, 2, 0])
+    shares = torch.softmax(torch.tensor([2.0, 1.0, 0.0]), 0)
+    found = infonce(given, temperature=1.0, positives="all")
+    assert found.item() == pytest.approx(-float((shares[0] + shares[1]).log()), abs=1e-5)
+    assert slope(found, given)[:2] == pytest.approx(
+        [-float(shares[2] * shares[i] / (1 - shares[2])) for i in (0, 1)], abs=1e-5
+    )
+    one, none = graded([2.0, 1.0, 0.0], [0, 1, 0]), graded([2.0, 1.0, 0.0], [0, 0, 0])
+    torch.testing.assert_close(infonce(one, positives="all"), infonce(one))
+    assert infonce(none, positives="all").item() == 0
+    assert slope(infonce(none, positives="all"), none) == [0, 0, 0]
