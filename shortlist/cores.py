@@ -24,10 +24,10 @@ def wait_briefly() -> None:
 
 
 def keep_few_shapes() -> None:
-    """Let oneDNN keep what it made for the last 128 shapes of batches, unless the user has said otherwise.
+    """Let oneDNN keep what it made for the last 128 shapes of batches.
 
-    It keeps 1,024 by default, and with texts of any length memory grows by up to a gigabyte until there are so many.
-    oneDNN reads its environment once, so call this before PyTorch is loaded.
+    Unless the user has said otherwise. It keeps 1,024 by default, and with texts of any length memory grows by up to a
+    gigabyte until there are so many. oneDNN reads its environment once, so call this before PyTorch is loaded.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 

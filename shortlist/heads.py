@@ -68,7 +68,7 @@ class Method(NamedTuple):
     prompt: str
     signal: str
     calibrated: bool
-    count: int
+    num_heads: int
     """Heads to choose, if nobody says another number."""
 
 
@@ -217,7 +217,7 @@ def run(config: Config) -> None:
     values = compare_heads(lists, read, _score_of(config)).tolist()
     heads = all_heads(read.read.backbone)
     scores = {str(head): round(value, 6) for head, value in zip(heads, values, strict=True)}
-    chosen = best_heads(scores, config.count or method.count)
+    chosen = best_heads(scores, config.count or method.num_heads)
     known = {"model": folder.identity, "method": config.method, "signal": method.signal, "prompt": prompt.name}
     write_heads(job.out, chosen, **known, queries=len(lists), scores=scores)
     say(f"heads: {', '.join(f'{head} {scores[str(head)]:.4f}' for head in chosen[:8])}" + ", ..." * (len(chosen) > 8))

@@ -29,7 +29,7 @@ from shortlist.models.prefixes import Alike, PromptIds, shared_prefixes
 from shortlist.models.run import default_token_budget
 from shortlist.text.batching import pad, token_batches
 
-PARTS = 32
+PARTS_COMPUTED = 32
 """Parts of prompts after which free memory is given back."""
 CACHE_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Most bytes of keys and values of prompts that are continued together, by device. On a CPU a step reads them all, so
@@ -295,7 +295,7 @@ class Generator:
         done = on_cores_of_their_own(work, together) if runs_apart(self) else map(work, together)
         for number, parts in enumerate(done, 1):
             yield from parts
-            if number % PARTS == 0:
+            if number % PARTS_COMPUTED == 0:
                 give_back_memory()
 
     def _work(self, prompts: Sequence[PromptIds], kept: Sequence[int]) -> list[list[Alike]]:

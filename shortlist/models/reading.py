@@ -146,7 +146,7 @@ def make_readable(model: PreTrainedModel) -> None:
         return
     AttentionInterface.register(WITH_PROBE, _attend)
     AttentionMaskInterface.register(WITH_PROBE, sdpa_mask)
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "sdpa"
     if not model._supports_sdpa or not _reads_right(model):
         model.set_attn_implementation(before)
         raise UserError(
