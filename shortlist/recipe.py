@@ -41,6 +41,8 @@ OUTPUTS = {
     "queries": "",
     "evaluate": "results.json",
     "table": "",
+    "agree": "agreement.json",
+    "pool": "pool.tsv",
     "diagnose": "diagnosis.json",
     "lengths": "",
     "export": "",
