@@ -1,4 +1,4 @@
-"""Stage `cut`: keep of each ranked list as much as a promised recall takes, and no more."""
+"""Stage `cut`: keep as much of each list as a promised recall takes."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from shortlist.data.rules import Rule, kept, looseness, read_rule, stages_and_mo
 from shortlist.data.runs import RunColumns, read_run_columns, write_run
 from shortlist.errors import UserError, not_given
 from shortlist.evaluation.measure import judged_ranks
-from shortlist.math.risk import Needs, control, mean_loss, of_first, of_recall, spread
+from shortlist.math.risk import Needs, control, mean_loss, of_first, of_recall, recalibrate
 from shortlist.progress import say
 from shortlist.records import Hit, Qrels
 
@@ -89,10 +89,10 @@ def _calibrate(config: Config) -> None:
         columns = read_run_columns(config.run, ties=config.ties)
         needs = needs_of(columns, judgements.read(), config.by, level=config.relevance_level, where=str(config.run))
         needs = needs if config.at_least_one is None else of_first(needs)
-        rule = {"made_by": stages_and_models(stages(config.run))}
+        rule: dict[str, Any] = {"made_by": stages_and_models(stages(config.run))}
         rule |= calibrate(needs, config.by, wanted, flag=flag, resamples=config.resamples)
         write_json(job.out, rule)
-        job.finish(**{name: value for name, value in rule.items() if name != "made_by"})
+        job.finish({name: value for name, value in rule.items() if name != "made_by"})
     rule = read_json(config.out)
     print(json.dumps(rule, ensure_ascii=False) if config.json else _in_words(rule))
 
@@ -101,7 +101,7 @@ def needs_of(run: RunColumns, qrels: Qrels, by: str, *, level: int, where: str) 
     """Find out what keeps each relevant document of a run.
 
     Args:
-        by: one of `data.rules.CUTS`.
+        by: one of `data.rules.CUT_BY`.
         level: lowest grade that counts as relevant. Queries without a relevant document are left out; those that the
             run lacks count as found nothing.
         where: name of the run, for errors.
@@ -136,7 +136,7 @@ def calibrate(needs: Needs, by: str, wanted: float, *, flag: str = "--recall", r
     """Make the rule that keeps least and still keeps the promise.
 
     Args:
-        by: one of `data.rules.CUTS`.
+        by: one of `data.rules.CUT_BY`.
         wanted: the promise, between 0 and 1.
         flag: the setting that states it, for errors.
         resamples: number of calibrations on queries drawn again.
@@ -156,7 +156,7 @@ def calibrate(needs: Needs, by: str, wanted: float, *, flag: str = "--recall", r
             f"{flag} {wanted:g}: cannot be promised from {why}; the most is {_down(1 - done.reachable)}. Ask for less, "
             "or bring more judged queries or a deeper run."
         )
-    again = spread(needs, 1 - wanted, resamples=resamples)
+    again = recalibrate(needs, 1 - wanted, resamples=resamples)
     sure = again[np.isfinite(again)]
     found = [1 - mean_loss(needs, cut) for cut in sure]
     sign = 1 if by == "rank" else -1
@@ -222,7 +222,7 @@ def _apply(config: Config) -> None:
         refuse_others(rule, config.run, where=str(config.rule))
         columns, sizes = read_run_columns(config.run, ties=config.ties), list[int]()
         start = time.perf_counter()
-        write_run(job.out, cut(columns, rule, sizes, where=str(config.run)), tag="shortlist")
+        write_run(job.out, shortened(columns, rule, sizes, where=str(config.run)), tag="shortlist")
         ms = 1000 * (time.perf_counter() - start) / max(1, len(sizes))
         cost = [*stages(config.run), {"stage": "cut", "ms": round(ms, 3)}]
         results = {"num_queries": len(sizes), "mean_kept": round(float(np.mean(sizes)), 3)}
@@ -230,7 +230,7 @@ def _apply(config: Config) -> None:
         job.finish(**results, ms_per_query=round(ms + ms_per_query(config.run), 3), stages=cost)
     results = (read_manifest(config.out) or {})["results"]
     if config.json:
-        print(json.dumps({"by": rule.by, "at": rule.at, **{name: results[name] for name in SHOWN}}))
+        print(json.dumps({"by": rule.by, "at": rule.at, **{name: results[name] for name in REPORTED}}))
         return
     print(
         f"kept {results['mean_kept']:.1f} documents a query on average (middle {results['median_kept']:g}), of "
@@ -239,7 +239,7 @@ def _apply(config: Config) -> None:
     )
 
 
-SHOWN = ("num_queries", "found", "mean_kept", "median_kept", "empty")
+REPORTED = ("num_queries", "found", "mean_kept", "median_kept", "empty")
 
 
 def refuse_others(rule: Rule, run: Path, *, where: str) -> None:
@@ -265,7 +265,7 @@ def _stages(made_by: Any) -> str:
     return ", ".join(named)
 
 
-def cut(run: RunColumns, rule: Rule, sizes: list[int], *, where: str) -> Iterator[tuple[str, list[Hit]]]:
+def shortened(run: RunColumns, rule: Rule, sizes: list[int], *, where: str) -> Iterator[tuple[str, list[Hit]]]:
     """Yield the hits of each query that a rule keeps.
 
     Args:

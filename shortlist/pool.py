@@ -75,7 +75,7 @@ def pool(runs: Iterable[Run], *, depth: int, judged: Qrels | None = None) -> dic
     }
 
 
-def summarise(pooled: dict[str, dict[str, Pooled]], names: Sequence[str]) -> dict[str, Any]:
+def count_pool(pooled: dict[str, dict[str, Pooled]], names: Sequence[str]) -> dict[str, Any]:
     """Count the pairs, and those that each run alone has brought."""
     alone = dict.fromkeys(range(len(names)), 0)
     for documents in pooled.values():
@@ -105,7 +105,7 @@ def run(config: Config) -> None:
             file.write("query-id\tcorpus-id\truns\trank\n")
             for query_id, documents in pooled.items():
                 file.writelines(f"{query_id}\t{d}\t{at.num_runs}\t{at.rank}\n" for d, at in documents.items())
-        job.finish(**summarise(pooled, names))
+        job.finish(**count_pool(pooled, names))
     found = (read_manifest(config.out) or {})["results"]
     found = {name: found[name] for name in ("pairs", "queries", "unique")}
     if config.json:

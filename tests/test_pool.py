@@ -25,7 +25,7 @@ def test_the_first_documents_of_all_runs_are_pooled_what_most_have_first():
         "q3": ["y"],
     }
     assert pooled["q1"]["b"] == (2, 1, 0)
-    assert pool.summarise(pooled, ["one", "two"])["unique"] == [{"run": "one", "pairs": 2}, {"run": "two", "pairs": 2}]
+    assert pool.count_pool(pooled, ["one", "two"])["unique"] == [{"run": "one", "pairs": 2}, {"run": "two", "pairs": 2}]
 
 
 def test_what_is_judged_is_left_out_and_the_file_has_the_rest(tmp_path: Path, capsys):

@@ -11,7 +11,7 @@ from shortlist.data.files import read_json
 from shortlist.errors import UserError
 from shortlist.records import Hit
 
-CUTS = ("rank", "ratio", "score")
+CUT_BY = ("rank", "ratio", "score")
 """What a rule looks at: the rank, the score as a share of the best score of the query, or the score."""
 
 
@@ -19,7 +19,7 @@ class Rule(NamedTuple):
     """A rule, and what it was calibrated on."""
 
     by: str
-    """One of CUTS."""
+    """One of CUT_BY."""
     at: float
     """The last rank, or the lowest share or score, that is kept."""
     made_by: Sequence[Mapping[str, Any]] | None = None
@@ -35,23 +35,26 @@ def read_rule(path: Path) -> Rule:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a rule that `shortlist cut calibrate` wrote.")
     found = read_json(path)
-    fits = isinstance(found, dict) and found.get("by") in CUTS and isinstance(found.get("at"), int | float)
+    fits = found.get("by") in CUT_BY and isinstance(found.get("at"), int | float)
     if not fits or not np.isfinite(found["at"]):
         raise UserError(f"{path}: is no rule; expected one that `shortlist cut calibrate` wrote.")
     return Rule(found["by"], found["at"], found.get("made_by"))
 
 
 def stages_and_models(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """Return what a rule depends on: stage and model of each stage of a run; None where nothing is known."""
+    """Return what a rule depends on: stage and model of each stage of a run.
+
+    None where nothing is known.
+    """
     return [
         {"stage": stage["stage"], "model": stage.get("model")} for stage in stages if stage["stage"] != "cut"
     ] or None
 
 
 def looseness(by: str, scores: Float[np.ndarray, " hits"], *, where: str) -> Float[np.ndarray, " hits"]:
-    """Return for each hit of a query, best first, how loose a cut must be to keep it.
+    """Return how loose a cut must be to keep each hit of a query.
 
-    A hit is kept by a rule if the number is at most that of the rule (`loosest`).
+    Hits are best first. A hit is kept by a rule if the number is at most that of the rule (`loosest`).
 
     Raises:
         UserError: the best score is not above 0, so that there are no shares of it.

@@ -1,4 +1,4 @@
-"""Stage `agree`: how far sets of judgements agree, and whether they find the same runs better."""
+"""Stage `agree`: how far sets of judgements agree, and whether on the same runs."""
 
 import json
 import sys
@@ -17,16 +17,16 @@ from shortlist.data.judgements import run_names
 from shortlist.data.manifest import identity
 from shortlist.data.runs import read_run_columns
 from shortlist.errors import UserError
+from shortlist.evaluation.formats import SIGNIFICANT
 from shortlist.evaluation.measure import parse_measures, per_query
-from shortlist.math.all_pairs import Values, pairs_of, randomisation_tests, randomised_tukey, t_tests, tukey_hsd
+from shortlist.math.all_pairs import SystemValues, pairs_of, randomisation_tests, randomised_tukey, t_tests, tukey_hsd
 from shortlist.math.concordance import kendall_tau, rank_moves, tau_ap, top_tau
 from shortlist.math.judges import confusion, in_two, kappa, ordinal_alpha
 from shortlist.math.significance import holm
 from shortlist.progress import say
 from shortlist.records import Qrels
 
-SIGNIFICANT = 0.05
-TESTS = {
+SYSTEM_TESTS = {
     "t_test": "paired t-test",
     "t_test_holm": "paired t-test, Holm-corrected",
     "randomisation": "randomisation test",
@@ -35,7 +35,7 @@ TESTS = {
 }
 """The tests of pairs of runs, with their names as printed. A randomisation test has no line with Holm's correction: its
 p-values end at 1 in `resamples`, which times hundreds of pairs is above any level."""
-CELLS = ("both", "missed", "false", "neither", "opposite")
+PAIR_CELLS = ("both", "missed", "false", "neither", "opposite")
 """What becomes of a pair of runs: real under both sets of judgements with the same run ahead, under the reference
 alone, under the other alone, under neither, or under both with another run ahead."""
 
@@ -178,8 +178,11 @@ def _known(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _values(config: Config, sets: Sequence[Qrels]) -> list[tuple[Values, Values]]:
-    """Measure all runs by the reference and by each other set, over the queries that both judge."""
+def _values(config: Config, sets: Sequence[Qrels]) -> list[tuple[SystemValues, SystemValues]]:
+    """Measure all runs by the reference and by each other set.
+
+    The queries are those that both judge.
+    """
     shared = [
         [{query_id: judged[query_id] for query_id in sets[0] if query_id in other} for judged in (sets[0], other)]
         for other in sets[1:]
@@ -200,7 +203,7 @@ def _values(config: Config, sets: Sequence[Qrels]) -> list[tuple[Values, Values]
 
 
 def compare_runs(
-    reference: Values, other: Values, names: Sequence[str], *, top: int = 10, resamples: int = 10_000
+    reference: SystemValues, other: SystemValues, names: Sequence[str], *, top: int = 10, resamples: int = 10_000
 ) -> dict[str, Any]:
     """Compare the order and the significant differences of runs under two sets of judgements.
 
@@ -213,7 +216,7 @@ def compare_runs(
 
     Returns:
         `tau`, `tau_ap` and `tau_top` of the orders; `moves` with the means and ranks of each run, largest move first;
-        `significance`: for each test in TESTS, the number of pairs in each of CELLS.
+        `significance`: for each test in SYSTEM_TESTS, the number of pairs in each of PAIR_CELLS.
     """
     means = reference.mean(1), other.mean(1)
     ranks = rank_moves(*means)
@@ -230,26 +233,30 @@ def compare_runs(
     }
 
 
-def significance_cells(reference: Values, other: Values, *, resamples: int = 10_000) -> dict[str, dict[str, int]]:
-    """Count the pairs of runs that differ significantly under both, one or neither set of judgements, by each test."""
+def significance_cells(
+    reference: SystemValues, other: SystemValues, *, resamples: int = 10_000
+) -> dict[str, dict[str, int]]:
+    """Count the pairs of runs that differ significantly under both sets, one or neither."""
     first, second = pairs_of(len(reference))
     ahead = [np.sign(values.mean(1)[first] - values.mean(1)[second]) for values in (reference, other)]
     p_values = [_p_values(values, resamples) for values in (reference, other)]
     cells = {}
-    for test in TESTS:
+    for test in SYSTEM_TESTS:
         real, told = (p[test] < SIGNIFICANT for p in p_values)
         same = ahead[0] == ahead[1]
         masks = (real & told & same, real & ~told, ~real & told, ~real & ~told, real & told & ~same)
-        cells[test] = {cell: int(mask.sum()) for cell, mask in zip(CELLS, masks, strict=True)}
+        cells[test] = {cell: int(mask.sum()) for cell, mask in zip(PAIR_CELLS, masks, strict=True)}
     return cells
 
 
-def _p_values(values: Values, resamples: int) -> dict[str, np.ndarray]:
+def _p_values(values: SystemValues, resamples: int) -> dict[str, np.ndarray]:
     if values.shape[1] < 2:
         raise UserError("--runs with 1 judged query: a test of significance needs two or more.")
     by_chance = [test(values, resamples=resamples) for test in (randomisation_tests, randomised_tukey)]
     t = t_tests(values)
-    return dict(zip(TESTS, (t, np.array(holm(t)), by_chance[0], tukey_hsd(values), by_chance[1]), strict=True))
+    return dict(
+        zip(SYSTEM_TESTS, (t, np.array(holm(t.tolist())), by_chance[0], tukey_hsd(values), by_chance[1]), strict=True)
+    )
 
 
 def print_agreement(found: Mapping[str, Any], *, details: bool) -> None:
@@ -312,10 +319,10 @@ def _significance_table(row: Mapping[str, Any]) -> Any:
         caption_justify="left",
     )
     table.add_column("test")
-    for cell in CELLS:
+    for cell in PAIR_CELLS:
         table.add_column(cell, justify="right")
     for test, cells in row["runs"]["significance"].items():
-        table.add_row(TESTS[test], *(f"{cells[cell]:,}" for cell in CELLS))
+        table.add_row(SYSTEM_TESTS[test], *(f"{cells[cell]:,}" for cell in PAIR_CELLS))
     return table
 
 

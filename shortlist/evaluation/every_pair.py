@@ -7,10 +7,11 @@ import numpy as np
 
 from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
+from shortlist.evaluation.formats import SIGNIFICANT
 from shortlist.evaluation.measure import ByQuery, is_sum
 from shortlist.math.all_pairs import (
     PValues,
-    Values,
+    SystemValues,
     pairs_of,
     randomisation_tests,
     randomised_tukey,
@@ -20,14 +21,13 @@ from shortlist.math.all_pairs import (
 from shortlist.math.concordance import rank_biased_overlap
 from shortlist.math.significance import holm
 
-SIGNIFICANT = 0.05
 PAIR_TESTS: dict[str, tuple[str, Callable[..., PValues]]] = {
     "tukey": ("Tukey's HSD", lambda values, resamples: tukey_hsd(values)),
     "randomised-tukey": ("Tukey's HSD, by randomisation", randomised_tukey),
-    "t-test": ("paired t-test, Holm-corrected", lambda values, resamples: np.array(holm(t_tests(values)))),
+    "t-test": ("paired t-test, Holm-corrected", lambda values, resamples: np.array(holm(t_tests(values).tolist()))),
     "randomisation": (
         "randomisation test, Holm-corrected",
-        lambda values, resamples: np.array(holm(randomisation_tests(values, resamples=resamples))),
+        lambda values, resamples: np.array(holm(randomisation_tests(values, resamples=resamples).tolist())),
     ),
 }
 """The tests of all pairs: the name as printed, and the function of values and resamples. All are corrected for the
@@ -66,7 +66,7 @@ def compare_pairs(
     return found
 
 
-def _table(by_run: Sequence[ByQuery]) -> Values:
+def _table(by_run: Sequence[ByQuery]) -> SystemValues:
     shared = [query_id for query_id in by_run[0] if all(query_id in values for values in by_run)]
     if len(shared) < 2:
         raise UserError(f"--pairs: all runs have {len(shared)} judged query in common; expected two or more.")
@@ -74,7 +74,7 @@ def _table(by_run: Sequence[ByQuery]) -> Values:
 
 
 def better_and_worse(pairs: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Count for each run the others that it is significantly better than, worse than, and neither."""
+    """Count the other runs that each run is better than, worse than, and neither."""
     counts: dict[str, list[int]] = {}
     for pair in pairs:
         one, two = pair["runs"]
@@ -85,7 +85,9 @@ def better_and_worse(pairs: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]
 
 
 def mean_overlap(original: RunColumns, run: RunColumns) -> float:
-    """Compute the mean rank-biased overlap (persistence 0.9) with another run, over the queries that both have.
+    """Compute the mean rank-biased overlap of two runs over the queries that both have.
+
+    The persistence is 0.9.
 
     Raises:
         UserError: the runs have no query in common.
@@ -118,7 +120,7 @@ def _rmse(original: ByQuery, values: ByQuery) -> float | None:
 
 
 def pair_tables(results: Mapping[str, Any]) -> list[Any]:
-    """Make a table for each measure: how many other runs each run is better and worse than."""
+    """Make a table for each measure, with what `better_and_worse` counts."""
     if "pairs" not in results:
         return []
     from rich.table import Table

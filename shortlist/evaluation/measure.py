@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from shortlist.data.runs import RunColumns, run_columns
 from shortlist.errors import UserError, unknown
-from shortlist.math.measures import COUNTS, MEASURES, UNCUT, JudgedHits, condensed
+from shortlist.math.measures import COUNTS, MEASURES, WITHOUT_CUTOFF, JudgedHits, condensed
 from shortlist.records import Qrels, Run
 
 ByQuery = dict[str, float]
@@ -41,7 +41,7 @@ SPELLINGS = {
 }
 """Other names that measures have, in lower case, with ir_measures' own."""
 
-OWN = MEASURES | UNCUT | COUNTS
+OWN = MEASURES | WITHOUT_CUTOFF | COUNTS
 """The measures that are computed here, by name."""
 OWN_PARAMETERS = {"cutoff", "rel", "dcg"}
 """Parameters of our own formulas; a measure with another parameter is computed by ir_measures."""

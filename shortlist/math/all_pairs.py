@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-Values = Float[np.ndarray, "systems queries"]
+from shortlist.math.significance import BATCH
+
+SystemValues = Float[np.ndarray, "systems queries"]
 """A value of each system for each query."""
 PValues = Float[np.ndarray, " pairs"]
 """The p-value of each pair, in the order of `pairs_of`; 1 for two systems with equal values."""
-BATCH = 1 << 22
-"""How many numbers are made at once."""
 EQUAL = 1e-12
 """Relative difference of sums that rounding may cause."""
 WITHIN, BETWEEN = 128, 48
@@ -22,12 +22,12 @@ WITHIN, BETWEEN = 128, 48
 
 
 def pairs_of(num_systems: int) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
-    """Return the numbers of both systems of each pair: 0 1, 0 2, ... 1 2, ..."""
+    """Return the numbers of both systems of each pair, in order."""
     first, second = np.triu_indices(num_systems, 1)
     return first, second
 
 
-def t_tests(values: Values) -> PValues:
+def t_tests(values: SystemValues) -> PValues:
     """Compute the p-values of paired two-sided t-tests, each as `significance.paired_t_test` does."""
     from scipy.special import stdtr
 
@@ -40,7 +40,7 @@ def t_tests(values: Values) -> PValues:
     return np.where(constant, np.where(differences[:, 0] == 0, 1.0, 0.0), p)
 
 
-def randomisation_tests(values: Values, *, resamples: int = 10_000, seed: int = 0) -> PValues:
+def randomisation_tests(values: SystemValues, *, resamples: int = 10_000, seed: int = 0) -> PValues:
     """Compute the p-values of two-sided randomisation tests.
 
     Each query's two values are assigned to the two systems at random, the same way for all pairs. The p-value is the
@@ -62,7 +62,7 @@ def randomisation_tests(values: Values, *, resamples: int = 10_000, seed: int = 
 
 
 def _signs(num_queries: int, resamples: int, seed: int, at_once: int) -> Iterator[Float[np.ndarray, "some queries"]]:
-    """Yield rows of signs, -1 or 1: every row there is, or random ones if those would be too many."""
+    """Yield rows of signs: all there are, or random ones if those are too many."""
     if 2**num_queries <= resamples:
         yield np.array(list(itertools.product((-1.0, 1.0), repeat=num_queries)))
         return
@@ -72,7 +72,7 @@ def _signs(num_queries: int, resamples: int, seed: int, at_once: int) -> Iterato
         yield rng.integers(0, 2, shape, dtype=np.int8) * 2.0 - 1.0
 
 
-def tukey_hsd(values: Values) -> PValues:
+def tukey_hsd(values: SystemValues) -> PValues:
     """Compute the p-values of Tukey's honestly significant differences, after an analysis of variance.
 
     The variance that neither system nor query explains is the noise. If values below 0.05 are called real, at most one
@@ -122,12 +122,12 @@ def _range_below(ranges: Float[np.ndarray, "some points"], num_systems: int) -> 
 
 
 def _points(number: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points and weights of Gauss and Legendre for an integral from low to high."""
+    """Return the points and weights of Gauss and Legendre for an integral."""
     points, weights = np.polynomial.legendre.leggauss(number)
     return (points + 1) / 2 * (high - low) + low, weights * (high - low) / 2
 
 
-def randomised_tukey(values: Values, *, resamples: int = 10_000, seed: int = 0) -> PValues:
+def randomised_tukey(values: SystemValues, *, resamples: int = 10_000, seed: int = 0) -> PValues:
     """Compute the p-values of Tukey's test by randomisation, which assumes no normal distribution.
 
     The values of each query are assigned to the systems at random. The p-value of a pair is the share of assignments in

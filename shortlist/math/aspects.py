@@ -1,4 +1,4 @@
-"""Measures of variety: how many aspects of a query the first documents cover, and how soon.
+"""Measures of variety: which aspects of a query the first documents cover.
 
 A list of one query is an array that says which document is about which aspect.
 """
@@ -15,14 +15,19 @@ ALPHA = 0.5
 """Share of an aspect's worth that each earlier document about it takes away, as in ndeval."""
 
 
-def gains(about: About, *, alpha: float = ALPHA) -> Float[np.ndarray, " docs"]:
-    """Compute what each document adds: 1 for a new aspect, less by `alpha` for every document about it above."""
+def novelty(about: About, *, alpha: float = ALPHA) -> Float[np.ndarray, " docs"]:
+    """Compute what each document adds to the ones above it.
+
+    A new aspect is worth 1, and every document about it above takes the share `alpha` away.
+    """
     above = np.cumsum(about, axis=0) - about
     return (about * (1 - alpha) ** above).sum(1)
 
 
 def alpha_ndcg(about: About, judged: About, *, cutoff: int, alpha: float = ALPHA) -> float:
-    """Compute alpha-nDCG: discounted gains as a share of those of the best list, found greedily.
+    """Compute alpha-nDCG: the discounted gains as a share of the best list's.
+
+    The best list is found greedily.
 
     Args:
         about: the documents that were found, best first.
@@ -30,8 +35,8 @@ def alpha_ndcg(about: About, judged: About, *, cutoff: int, alpha: float = ALPHA
 
     https://doi.org/10.1145/1390334.1390446
     """
-    best = _dcg(gains(_greedy(judged, cutoff, alpha), alpha=alpha))
-    return float(_dcg(gains(about[:cutoff], alpha=alpha)) / best) if best else 0.0
+    best = _dcg(novelty(_greedy(judged, cutoff, alpha), alpha=alpha))
+    return float(_dcg(novelty(about[:cutoff], alpha=alpha)) / best) if best else 0.0
 
 
 def _dcg(worth: Float[np.ndarray, " docs"]) -> float:
@@ -57,7 +62,7 @@ def err_ia(about: About, judged: About, *, cutoff: int, alpha: float = ALPHA) ->
     """
     places = np.arange(1, cutoff + 1)
     most = ((1 - alpha) ** (places - 1) / places).sum() * judged.any(0).sum()
-    worth = gains(about[:cutoff], alpha=alpha)
+    worth = novelty(about[:cutoff], alpha=alpha)
     return float((worth / places[: len(worth)]).sum() / most) if most else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Concordance of two orders of the same things: systems by their values, documents by their ranks."""
+"""Concordance of two orders, of systems by value or of documents by rank."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -38,7 +38,10 @@ def tau_ap(reference: Float[np.ndarray, " items"], other: Float[np.ndarray, " it
 
 
 def top_tau(reference: Float[np.ndarray, " items"], other: Float[np.ndarray, " items"], k: int) -> float:
-    """Compute Kendall's tau over the k best items of the reference; equal ones are taken in their order."""
+    """Compute Kendall's tau over the k best items of the reference.
+
+    Equal ones are taken in their order.
+    """
     best = np.argsort(-reference, kind="stable")[:k]
     return kendall_tau(reference[best], other[best])
 
@@ -46,7 +49,10 @@ def top_tau(reference: Float[np.ndarray, " items"], other: Float[np.ndarray, " i
 def rank_moves(
     reference: Float[np.ndarray, " items"], other: Float[np.ndarray, " items"]
 ) -> tuple[Int[np.ndarray, " items"], Int[np.ndarray, " items"]]:
-    """Return the rank of every item in both orders, counted from 1; equal scores share the better rank."""
+    """Return the rank of every item in both orders, counted from 1.
+
+    Equal scores share the better rank.
+    """
     ranks = [(scores[None] > scores[:, None]).sum(1) + 1 for scores in (reference, other)]
     return ranks[0], ranks[1]
 

@@ -1,11 +1,13 @@
-"""How hard a query looks to the system that answers it, without any judgement."""
+"""Difficulty of a query, as it looks without any judgement."""
 
 import numpy as np
 from jaxtyping import Float
 
 
 def score_spread(scores: Float[np.ndarray, " hits"], *, of_mean: bool) -> float:
-    """Compute the standard deviation of a query's best scores: small where the system cannot tell documents apart.
+    """Compute the standard deviation of a query's best scores.
+
+    It is small where the system cannot tell documents apart.
 
     Args:
         of_mean: divide it by the mean of the scores, which must be above 0, as longer queries score higher.

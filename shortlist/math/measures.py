@@ -123,7 +123,7 @@ def success(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1) -> Val
 
 
 def binary_preference(hits: JudgedHits, *, rel: int = 1) -> Values:
-    """Compute bpref: how seldom a judged document that is not relevant stands above a relevant one.
+    """Compute bpref: how seldom documents judged not relevant stand above relevant ones.
 
     Documents without judgement, or with a grade below 0, are looked past. Of those that are not relevant, as many count
     as there are relevant ones.
@@ -142,7 +142,7 @@ def binary_preference(hits: JudgedHits, *, rel: int = 1) -> Values:
 
 
 def inferred_average_precision(hits: JudgedHits, *, rel: int = 1) -> Values:
-    """Compute infAP: the average precision to be expected where only a sample of a pool was judged.
+    """Compute infAP: the average precision to expect where a pool was judged in part.
 
     Documents of the pool that nobody judged have grade -1. The judged documents above a relevant one say how many of
     the unjudged ones there are relevant; documents outside of the pool count as not relevant.
@@ -205,7 +205,7 @@ def _places(queries: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:
 
 
 def _so_far(queries: Int[np.ndarray, " hits"], mask: Bool[np.ndarray, " hits"]) -> Int[np.ndarray, " hits"]:
-    """Count the hits of the mask in each query up to and with each hit; hits are grouped by query."""
+    """Count the hits of the mask in a query up to and with each hit."""
     total = np.cumsum(mask)
     starts = np.flatnonzero(np.diff(queries, prepend=-1))
     return total - np.repeat(total[starts] - mask[starts], np.diff(starts, append=len(queries)))
@@ -240,7 +240,7 @@ MEASURES: dict[str, Measure] = {
 }
 """The measures, by their names in ir_measures."""
 
-UNCUT: dict[str, Measure] = {"Bpref": binary_preference, "infAP": inferred_average_precision}
+WITHOUT_CUTOFF: dict[str, Measure] = {"Bpref": binary_preference, "infAP": inferred_average_precision}
 """The measures without a cutoff, for judgements with holes."""
 
 COUNTS: dict[str, Measure] = {"NumRet": num_retrieved, "NumRel": num_relevant, "NumQ": num_queries}

@@ -1,4 +1,4 @@
-"""Conformal risk control: the shortest cut of ranked lists whose expected loss stays below a level.
+"""Conformal risk control: the tightest cut of lists whose expected loss is bounded.
 
 The promise holds for any new query of the same sort, whatever the scores mean. It is about the mean over calibrations:
 a single one, above all of few queries, may lose more or less.
@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-ROUNDING = 1e-12
+SLACK = 1e-12
 """Least excess over a level that is not taken for an error of rounding."""
 
 
 class Needs(NamedTuple):
-    """What keeps each relevant document that was found, and what keeping it is worth."""
+    """The cut that keeps each relevant document, and what keeping it is worth."""
 
     queries: Int[np.ndarray, " documents"]
     """The query of each document, from 0."""
@@ -63,18 +63,18 @@ def mean_loss(needs: Needs, cut: float) -> float:
 
 
 def control(needs: Needs, level: float) -> Control:
-    """Find the tightest cut with n / (n + 1) * mean loss + 1 / (n + 1) <= level, of n queries.
+    """Find the tightest cut that is expected to lose at most `level`.
 
-    The expected loss of a new query is then at most `level`.
+    The expectation is about a new query. Of n queries, n / (n + 1) * mean loss + 1 / (n + 1) must be at most `level`.
 
     https://arxiv.org/abs/2208.02814
     """
     cuts, bounds = _bounds(needs, np.ones((1, needs.num_queries)))
-    good = np.flatnonzero(bounds[0] <= level + ROUNDING)
+    good = np.flatnonzero(bounds[0] <= level + SLACK)
     return Control(float(cuts[good[0]]) if len(good) else None, float(bounds[0].min(initial=1.0)))
 
 
-def spread(needs: Needs, level: float, *, resamples: int = 200, seed: int = 0) -> Float[np.ndarray, " resamples"]:
+def recalibrate(needs: Needs, level: float, *, resamples: int = 200, seed: int = 0) -> Float[np.ndarray, " resamples"]:
     """Calibrate on queries drawn with replacement, again and again.
 
     Returns:
@@ -83,7 +83,7 @@ def spread(needs: Needs, level: float, *, resamples: int = 200, seed: int = 0) -
     n = needs.num_queries
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
     cuts, bounds = _bounds(needs, drawn)
-    good = bounds <= level + ROUNDING
+    good = bounds <= level + SLACK
     looser = np.append(cuts, np.inf)
     return looser[np.where(good.any(1), good.argmax(1), len(cuts))] if len(cuts) else np.full(resamples, np.inf)
 

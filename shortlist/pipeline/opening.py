@@ -51,7 +51,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
 
 
 def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener) -> None:
-    """Refuse a rule that was calibrated on a run of other models than those before the step.
+    """Refuse a rule that was calibrated on a run of other models.
 
     Raises:
         UserError: the models differ.

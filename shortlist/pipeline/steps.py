@@ -132,7 +132,9 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
     return Found(run, num_placed)
 
 
-def cut(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
+def shorten(
+    step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
+) -> Found:
     """Keep the first hits of each query, as many as a rule says."""
     [before] = runs.values()
     where = f"step {step.name!r}"
@@ -199,5 +201,5 @@ STEPS: dict[str, StepKind] = {
     "find": StepKind(find, lambda: FINDERS, open_finder, is_first_stage=True, num_read=0),
     "fuse": StepKind(fuse, lambda: FUSIONS, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
     "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
-    "cut": StepKind(cut, lambda: CUTTERS, open_cut),
+    "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
 }

@@ -36,7 +36,7 @@ def test_what_is_no_rule_is_refused(tmp_path: Path):
     path = tmp_path / "rule.json"
     with pytest.raises(UserError, match="no such file; expected a rule"):
         read_rule(path)
-    for content in ([], {"by": "rang", "at": 3}, {"by": "rank", "at": "3"}):
+    for content in ({}, {"by": "rang", "at": 3}, {"by": "rank", "at": "3"}):
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"rule.json: is no rule"):
             read_rule(path)

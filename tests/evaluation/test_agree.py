@@ -67,7 +67,7 @@ def test_runs_are_ordered_by_both_sets_and_counted_in_four_cells():
     other = rng.normal(0, 0.02, (4, 30)) + np.array([[0.3], [0.4], [0.2], [0.1]])
     cells = agree.significance_cells(reference, other, resamples=100)
     expected = {"both": 4, "missed": 0, "false": 1, "neither": 0, "opposite": 1}
-    assert cells == dict.fromkeys(agree.TESTS, expected)
+    assert cells == dict.fromkeys(agree.SYSTEM_TESTS, expected)
     back = agree.significance_cells(other, reference, resamples=100)["t_test"]
     assert back == expected | {"missed": 1, "false": 0}
     row = agree.compare_runs(reference, other, list("abcd"), top=2, resamples=100)

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from shortlist.math.aspects import alpha_ndcg, err_ia, gains, subtopic_recall
+from shortlist.math.aspects import alpha_ndcg, err_ia, novelty, subtopic_recall
 
 JUDGED = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]], dtype=bool)  # A: a; B: b; C: c; D: b
 FOUND = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=bool)  # A, D, E, B
 
 
 def test_a_list_worked_out_by_hand_has_the_values_of_ndeval():
-    assert gains(FOUND).tolist() == [1, 1, 0, 0.5]
+    assert novelty(FOUND).tolist() == [1, 1, 0, 0.5]
     assert err_ia(FOUND, JUDGED, cutoff=5) == pytest.approx(0.3933, abs=5e-5)
     assert alpha_ndcg(FOUND, JUDGED, cutoff=5) == pytest.approx(1.846268 / 2.346268, abs=1e-6)
     assert alpha_ndcg(FOUND, JUDGED, cutoff=5) == pytest.approx(0.7868, abs=1e-4)

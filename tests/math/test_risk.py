@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from shortlist.math.risk import Needs, control, mean_loss, of_first, of_recall, spread
+from shortlist.math.risk import Needs, control, mean_loss, of_first, of_recall, recalibrate
 
 THREE = of_recall(
     np.array([0, 0, 1, 2, 2]), np.array([1.0, 4.0, 2.0, 3.0, np.inf]), np.array([2, 1, 2])
@@ -32,7 +32,7 @@ def test_too_few_queries_or_too_shallow_a_run_promise_nothing():
     assert control(perfect, 0.09).cut is None
     nothing = of_recall(np.zeros(1, dtype=int), np.array([np.inf]), np.array([1]))
     assert control(nothing, 0.9) == (None, 1.0)
-    assert np.isinf(spread(nothing, 0.9, resamples=3)).all()
+    assert np.isinf(recalibrate(nothing, 0.9, resamples=3)).all()
 
 
 def test_the_order_of_documents_changes_nothing():
@@ -54,7 +54,7 @@ def test_the_promise_is_kept_on_average_over_calibrations():
 
 def test_other_draws_are_calibrations_of_those_queries():
     needs = Needs(np.arange(30), np.arange(1.0, 31), np.ones(30), 30)
-    found = spread(needs, 0.2, resamples=50)
+    found = recalibrate(needs, 0.2, resamples=50)
     assert len(found) == 50
     assert found.min() < control(needs, 0.2).cut < found.max()
     drawn = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), 50)[0]

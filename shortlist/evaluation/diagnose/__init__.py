@@ -1,4 +1,4 @@
-"""Stage `diagnose`: where relevant documents are lost, which queries are won and lost, which look hard."""
+"""Stage `diagnose`: where relevant documents are lost, and which queries are won, lost, or hard."""
 
 import json
 from collections import Counter
