@@ -222,7 +222,7 @@ def _apply(config: Config) -> None:
         refuse_others(rule, config.run, where=str(config.rule))
         columns, sizes = read_run_columns(config.run, ties=config.ties), list[int]()
         start = time.perf_counter()
-        write_run(job.out, shortened(columns, rule, sizes, where=str(config.run)), tag="shortlist")
+        write_run(job.out, cut_hits(columns, rule, sizes, where=str(config.run)), tag="shortlist")
         ms = 1000 * (time.perf_counter() - start) / max(1, len(sizes))
         cost = [*stages(config.run), {"stage": "cut", "ms": round(ms, 3)}]
         results = {"num_queries": len(sizes), "mean_kept": round(float(np.mean(sizes)), 3)}
@@ -265,7 +265,7 @@ def _stages(made_by: Any) -> str:
     return ", ".join(named)
 
 
-def shortened(run: RunColumns, rule: Rule, sizes: list[int], *, where: str) -> Iterator[tuple[str, list[Hit]]]:
+def cut_hits(run: RunColumns, rule: Rule, sizes: list[int], *, where: str) -> Iterator[tuple[str, list[Hit]]]:
     """Yield the hits of each query that a rule keeps.
 
     Args:

@@ -36,8 +36,8 @@ def in_two(counts: Confusion, level: int) -> Int[np.ndarray, "*more 2 2"]:
 def kappa(counts: Confusion) -> Float[np.ndarray, "*more"]:
     """Compute Cohen's kappa: the agreement of two judges beyond chance.
 
-    It is 1 for full agreement and 0 for judges who give each grade as often, at random. Every disagreement counts alike,
-    whatever the grades. NaN where there is no pair, or both judges gave the same grade to all.
+    It is 1 for full agreement and 0 for judges who give each grade as often, at random. Every disagreement counts
+    alike, whatever the grades. NaN where there is no pair, or both judges gave the same grade to all.
 
     https://doi.org/10.1177/001316446002000104
     """
