@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ask,
         average,
         convert,
+        cut,
         encode,
         export,
         fuse,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         inspect,
         mcp,
         mine,
+        pool,
         rerank,
         search,
         serve,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from shortlist.data.stores.tokens import TokenReader, TokenWriter
     from shortlist.data.stores.vectors import VectorReader, VectorWriter
     from shortlist.errors import UserError
-    from shortlist.evaluation import diagnose, evaluate, lengths, report, table
+    from shortlist.evaluation import agree, diagnose, evaluate, lengths, report, table
     from shortlist.evaluation.measure import per_query
     from shortlist.index.bm25 import BM25Index
     from shortlist.index.flat import FlatIndex

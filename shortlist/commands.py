@@ -99,10 +99,25 @@ COMMANDS = {
         "--model Qwen/Qwen3-4B --collection my-data --split train --method core --out work/heads.json",
     ),
     "fuse": Command("fuse", "make one run of several", "--runs work/bm25.trec work/dense.trec --out work/hybrid.trec"),
+    "cut": Command(
+        "cut",
+        "keep of each list as much as a promised recall takes",
+        "calibrate --run work/train.trec --collection my-data --recall 0.9 --out work/rule.json",
+    ),
+    "pool": Command(
+        "pool",
+        "list the documents of several runs that wait to be judged",
+        "--runs work/bm25.trec work/dense.trec --depth 20 --out work/pool.tsv",
+    ),
     "evaluate": Command(
         "evaluation.evaluate",
         "compare the quality and the cost of runs",
         "--runs work/bm25.trec work/hybrid.trec --collection my-data",
+    ),
+    "agree": Command(
+        "evaluation.agree",
+        "compare sets of judgements, and the order of runs by each",
+        "--judgements my-data/qrels/test.tsv work/machine.tsv --runs work/bm25.trec work/dense.trec",
     ),
     "diagnose": Command(
         "evaluation.diagnose",
@@ -135,8 +150,8 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
     "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
-    "Search and rerank": ("encode", "rerank", "heads", "fuse", "serve", "mcp", "verify"),
-    "Measure": ("diagnose", "lengths", "table", "report"),
+    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "serve", "mcp", "verify"),
+    "Measure": ("diagnose", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }
 """The commands as help lists them."""

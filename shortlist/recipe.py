@@ -42,6 +42,8 @@ OUTPUTS = {
     "queries": "",
     "evaluate": "results.json",
     "table": "",
+    "agree": "agreement.json",
+    "pool": "pool.tsv",
     "diagnose": "diagnosis.json",
     "lengths": "",
     "export": "",

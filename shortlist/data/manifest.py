@@ -21,6 +21,7 @@ WRITES = {
     "search": ("the run", ""),
     "rerank": ("the run", ""),
     "fuse": ("the run", ""),
+    "cut": ("the rule or the run", ""),
     "mine": ("the groups", ", which --groups names"),
     "convert": ("the collection", ", which --collection names"),
     "functions": ("the collection", ", which --collection names"),

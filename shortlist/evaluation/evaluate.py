@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +18,25 @@ from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
-from shortlist.evaluation.costs import COSTS, cost_cells, cost_columns, cost_headings, costs, draw_pareto
+from shortlist.evaluation.aspects import Aspects, by_aspect, is_of_aspects, read_aspects, without_aspects
+from shortlist.evaluation.costs import COSTS, costs, draw_pareto
+from shortlist.evaluation.every_pair import (
+    compare_pairs,
+    distances,
+    mean_overlap,
+)
 from shortlist.evaluation.formats import as_csv, as_latex, one_way_to_print
-from shortlist.evaluation.measure import ByQuery, is_sum, judged_hits, of_run, parse_measures, per_query
+from shortlist.evaluation.measure import (
+    ByQuery,
+    is_sum,
+    judged_hits,
+    of_run,
+    parse_measures,
+    per_query,
+    with_condensed,
+)
+from shortlist.evaluation.printing import print_results
+from shortlist.math.aspects import ASPECT_MEASURES
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
 from shortlist.progress import say
@@ -59,11 +74,24 @@ class Config:
     per_query: NotInJob[Path | None] = None
     """File for the value of every query: JSON if the name ends in .json, otherwise tab-separated columns run, measure,
     query_id, value."""
+    condensed: bool = False
+    """Also print each measure over judged documents alone, beside the plain one, which is to be believed where
+    judged@10 is high: condensed lists favour runs that find what nobody judged."""
+    pairs: Literal["none", "tukey", "randomised-tukey", "t-test", "randomisation"] = "none"
+    """Compare all pairs of runs, and not only each with the first. Tukey's test of honestly significant differences
+    takes all pairs together, by the normal distribution or by randomisation; the other two tests are Holm-corrected."""
+    reproductions: bool = False
+    """The other runs reproduce the first: also print the rank-biased overlap with it, and how far the values of
+    queries are from its (root of the mean square)."""
+    aspects: Path | None = None
+    """Judgements with an aspect of the query in their second column, as TREC's diversity tasks have them, for the
+    measures alpha_nDCG@10, ERR_IA@10 and StRecall@10. With neither --qrels nor --collection, a document counts for all
+    other measures with its highest grade."""
     names: tuple[str, ...] | None = None
     """Names of the runs, one per run; their paths by default. `{weights}` in a name stands for the weights that
     `shortlist fuse` chose for the run."""
     json: NotInJob[bool] = False
-    """Print one JSON object per run instead of a table."""
+    """Print one JSON object per run instead of a table, and with --pairs one more."""
     csv: NotInJob[bool] = False
     """Print CSV instead of a table."""
     latex: NotInJob[bool] = False
@@ -74,16 +102,16 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-MACHINE_MADE = "queries and judgements were made by a machine"
-
-
 def run(config: Config) -> None:
     """Print the measurements, and write them where --out and --per-query say."""
     names = [
         _with_weights(name, path) for name, path in zip(run_names(config.names, config.runs), config.runs, strict=True)
     ]
-    if config.per_query is not None and len(set(names)) < len(names):
-        raise UserError("--per-query: two runs have the same name; tell them apart with --names.")
+    by_name = {"per-query": config.per_query, "pairs": config.pairs != "none", "reproductions": config.reproductions}
+    if any(by_name.values()) and len(set(names)) < len(names):
+        flag = next(flag for flag, given in by_name.items() if given)
+        raise UserError(f"--{flag}: two runs have the same name; tell them apart with --names.")
+    _check_aspects(config)
     if not config.runs or not config.measures:
         raise UserError("--runs and --measures each need at least one value.")
     if config.resamples < 100 or config.judged_at < 1:
@@ -94,7 +122,8 @@ def run(config: Config) -> None:
         raise UserError(f"--out {config.out}: is for the results as JSON; --costs writes .csv and .svg beside it.")
     one_way_to_print(json=config.json, csv=config.csv, latex=config.latex)
     judgements = Judgements(config.qrels, config.collection, config.split)
-    judgements.check()
+    if config.aspects is None or config.qrels is not None or config.collection is not None:
+        judgements.check()
     if config.out is None:
         results = _results(config, names, judgements)
     else:
@@ -102,6 +131,8 @@ def run(config: Config) -> None:
     if config.json:
         for row in results["rows"]:
             print(json.dumps({"run": row["run"]} | row, ensure_ascii=False))
+        if "pairs" in results:
+            print(json.dumps({"pairs": results["pairs"]}, ensure_ascii=False))
     elif config.csv or config.latex:
         print((as_csv if config.csv else as_latex)(results), end="")
     else:
@@ -119,9 +150,21 @@ def _with_weights(name: str, run: Path) -> str:
     return name.replace("{weights}", " : ".join(f"{weight:g}" for weight in weights))
 
 
+def _check_aspects(config: Config) -> None:
+    """Refuse measures of aspects without judgements by aspect, and these without such measures."""
+    wanted = [name for name in config.measures if is_of_aspects(name)]
+    if bool(wanted) == (config.aspects is not None):
+        return
+    if wanted:
+        raise UserError(f"measure {wanted[0]!r} needs judgements by aspect; name their file with --aspects.")
+    raise UserError(f"--aspects without a measure that reads them; name one of {', '.join(ASPECT_MEASURES)} with @10.")
+
+
 def _results_once(config: Config, names: Sequence[str], judgements: Judgements, out: Path) -> dict[str, Any]:
     """Evaluate into a file, or read the file if that is done already."""
-    inputs = {"runs": [identity(path) for path in config.runs], **judgements.identity()}
+    inputs = {"runs": [identity(path) for path in config.runs]}
+    inputs |= {} if judgements == Judgements(None, None, config.split) else judgements.identity()
+    inputs |= {} if config.aspects is None else {"aspects": identity(config.aspects)}
     inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
     job = start_job(config, JobSpec("evaluate", inputs))
     if job.done and config.per_query is None:
@@ -137,34 +180,53 @@ def _results_once(config: Config, names: Sequence[str], judgements: Judgements, 
 
 
 def _results(config: Config, names: Sequence[str], judgements: Judgements) -> dict[str, Any]:
-    parse_measures(config.measures)  # before big files are read
-    qrels = judgements.read()
+    plain = [name for name in config.measures if not is_of_aspects(name)]
+    parse_measures(plain)  # before big files are read
+    aspects = None if config.aspects is None else read_aspects(config.aspects)
+    if aspects is not None and judgements == Judgements(None, None, config.split):
+        qrels, where = without_aspects(aspects), str(config.aspects)
+    else:
+        qrels, where = judgements.read(), judgements.where
     if config.relevance_level == 1:
-        _hint_at_grades(qrels, config.measures)
+        _hint_at_grades(qrels, plain)
+    measures = list(config.measures)
+    if config.condensed:
+        measures = [m for name in measures for m in ([name] if is_of_aspects(name) else with_condensed([name]))]
+    reproduced: list[dict[str, Any]] = []
 
     def runs() -> Iterator[tuple[str, RunColumns, JudgedHits]]:
+        first = None
         for name, path in zip(names, config.runs, strict=True):
             run = read_run_columns(path, ties=config.ties)
-            yield name, run, _common(run, qrels, path, judgements.where, complete=config.complete)
+            hits = _common(run, qrels, path, where, complete=config.complete)
+            if config.reproductions and first is not None:
+                reproduced.append({"rbo": mean_overlap(first, run)})
+            first = run if first is None and config.reproductions else first
+            yield name, run, hits
 
     rows, values = evaluate(
         runs(),
         qrels,
-        config.measures,
+        measures,
         relevance_level=config.relevance_level,
         complete=config.complete,
         judged_at=config.judged_at,
         resamples=config.resamples,
+        aspects=aspects,
     )
     if config.per_query is not None:
         write_values(config.per_query, values)
+    for row, found in zip(rows[1:], reproduced, strict=False):
+        row["reproduction"] = found | {"rmse": distances(values[rows[0]["name"]], values[row["name"]])}
+    pairs = {} if config.pairs == "none" else compare_pairs(values, config.pairs, resamples=config.resamples)
     return {
-        "measures": list(config.measures),
+        "measures": measures,
         "relevance_level": config.relevance_level,
         "ties": config.ties,
         "judged_at": config.judged_at,
         "queries": len(qrels),
         **({"machine_made": made_by} if (made_by := judgements.made_by()) else {}),
+        **({"pairs": {"test": config.pairs, "by_measure": pairs}} if pairs else {}),
         "rows": [
             {"name": row["name"], "run": str(path)} | row | _cost(path, by_stage=config.costs)
             for row, path in zip(rows, config.runs, strict=True)
@@ -192,6 +254,7 @@ def evaluate(
     complete: bool = False,
     judged_at: int = 10,
     resamples: int = 10_000,
+    aspects: Aspects | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, ByQuery]]]:
     """Measure runs, given by name with their judged hits; one is held at a time.
 
@@ -199,6 +262,7 @@ def evaluate(
         relevance_level: as for `per_query`, like `measures` and `complete`.
         judged_at: number of top ranks in which documents without judgement are counted.
         resamples: random samples of the randomisation test; the bootstrap interval takes a tenth as many.
+        aspects: judgements by aspect, for the measures that need them.
 
     Returns:
         One row per run: means (sums of measures such as NumRet), intervals, and for all but the first run the
@@ -208,7 +272,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     first = None
     for name, run, hits in runs:
-        found = per_query(run, qrels, measures, relevance_level=relevance_level, complete=complete)
+        found = _per_query(run, qrels, aspects, measures, relevance_level=relevance_level, complete=complete)
         values[name] = found
         first = first or found
         row: dict[str, Any] = {"name": name}
@@ -222,6 +286,17 @@ def evaluate(
         rows.append(row)
     _correct(rows, measures)
     return rows, values
+
+
+def _per_query(
+    run: RunColumns, qrels: Qrels, aspects: Aspects | None, measures: Sequence[str], **options: Any
+) -> dict[str, ByQuery]:
+    """Measure a run's queries, by documents or by aspects as each measure wants it."""
+    plain, varied = ([name for name in measures if is_of_aspects(name) == kind] for kind in (False, True))
+    found = per_query(run, qrels, plain, **options) if plain else {}
+    if varied and aspects is not None:
+        found |= by_aspect(run, aspects, varied, **options)
+    return {name: found[name] for name in measures}
 
 
 def difference(values: ByQuery, baseline: ByQuery, *, resamples: int = 10_000, summed: bool = False) -> dict[str, Any]:
@@ -346,79 +421,3 @@ def _holes(hits: JudgedHits, depth: int) -> dict[str, Any]:
     """
     num_holes = np.minimum(hits.lengths, depth).sum() - (hits.ranks <= depth).sum()
     return {"judged": float(judged(hits, cutoff=depth).mean()), "holes": int(num_holes)}
-
-
-def print_results(results: Mapping[str, Any], *, details: bool) -> None:
-    """Print a table of the results.
-
-    Args:
-        details: also print intervals, differences and tests, as a second table.
-    """
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200 if _costly(results) else 160)
-    console.print(_table(results))
-    if details:
-        console.print(_details(results))
-
-
-def _costly(results: Mapping[str, Any]) -> bool:
-    return any("stages" in row for row in results["rows"])
-
-
-def _table(results: Mapping[str, Any]) -> Any:
-    from rich.table import Table
-
-    measures, rows = results["measures"], results["rows"]
-    costly, columns = _costly(results), cost_columns(rows)
-    timed = not costly and any("ms_per_query" in row for row in rows)
-    caption = f"relevant: grade {results['relevance_level']} and above, where a measure knows no grades"
-    if len(rows) > 1:
-        caption += "; p: paired two-sided t-test against the first row, Holm-corrected over the rows"
-    if "machine_made" in results:
-        caption += f"; {MACHINE_MADE}"
-    table = Table(caption=caption, caption_justify="left")
-    table.add_column("run", overflow="fold")
-    headings = ["ms/query"] if timed else cost_headings(columns) if costly else []
-    for heading in [*measures, "queries", f"judged@{results['judged_at']}", *headings]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        values = [_cell(row[measure], row.get("difference", {}).get(measure)) for measure in measures]
-        cells = [f"{row['ms_per_query']:.1f}" if "ms_per_query" in row else "-"] if timed else []
-        cells += cost_cells(row, columns) if costly else []
-        table.add_row(row["name"], *values, str(row["queries"]), f"{row['judged']:.0%}", *cells)
-    return table
-
-
-def _details(results: Mapping[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table(caption="intervals: 95%, by bootstrap; p: two-sided, (Holm-corrected)", caption_justify="left")
-    for heading in ("run", "measure", "mean", "interval", "minus first", "interval", "p t-test", "p randomisation"):
-        table.add_column(heading, justify="left" if heading in ("run", "measure") else "right", no_wrap=True)
-    for row in results["rows"]:
-        for measure in results["measures"]:
-            mean = [f"{row[measure]:.4f}", _span(row["interval"][measure])]
-            table.add_row(row["name"], measure, *mean, *_compared(row.get("difference", {}).get(measure)))
-    return table
-
-
-def _compared(comparison: Mapping[str, Any] | None) -> list[str]:
-    if comparison is None or comparison["mean"] is None:
-        return ["-"] * 4
-    tests = [
-        f"{comparison[test]:.4f} ({comparison[f'{test}_holm']:.4f})" if comparison[test] is not None else "-"
-        for test in ("t_test", "randomisation")
-    ]
-    return [f"{comparison['mean']:+.4f}", _span(comparison["interval"]), *tests]
-
-
-def _span(interval: Sequence[float]) -> str:
-    return f"{interval[0]:.4f} to {interval[1]:.4f}"
-
-
-def _cell(value: float, compared: Mapping[str, Any] | None) -> str:
-    p = (compared or {}).get("t_test_holm")
-    if p is None:
-        return f"{value:.4f}"
-    return f"{value:.4f} ({f'p={p:.3f}' if p >= 0.001 else 'p<0.001'})"

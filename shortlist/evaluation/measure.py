@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from shortlist.data.runs import RunColumns, run_columns
 from shortlist.errors import UserError, unknown
-from shortlist.math.measures import COUNTS, MEASURES, JudgedHits
+from shortlist.math.measures import COUNTS, MEASURES, WITHOUT_CUTOFF, JudgedHits, condensed
 from shortlist.records import Qrels, Run
 
 ByQuery = dict[str, float]
@@ -41,10 +41,12 @@ SPELLINGS = {
 }
 """Other names that measures have, in lower case, with ir_measures' own."""
 
-OWN = MEASURES | COUNTS
+OWN = MEASURES | WITHOUT_CUTOFF | COUNTS
 """The measures that are computed here, by name."""
 OWN_PARAMETERS = {"cutoff", "rel", "dcg"}
 """Parameters of our own formulas; a measure with another parameter is computed by ir_measures."""
+JUDGED_ONLY = "judged_only"
+"""The parameter that drops documents without judgement before anything is counted."""
 
 
 def parse_measures(names: str | Sequence[str], *, relevance_level: int = 1) -> dict[str, ir_measures.Measure]:
@@ -99,7 +101,7 @@ def _unknown_measure(name: str) -> UserError:
 
 def is_sum(name: str) -> bool:
     """Whether a run's measure is the sum of its queries' values; others are their mean."""
-    return isinstance(_parse_measure(name.strip(), 1).aggregator(), SumAgg)
+    return isinstance(ir_measures.parse_measure(name.strip()).aggregator(), SumAgg)
 
 
 def of_run(name: str, values: ByQuery) -> float:
@@ -108,7 +110,20 @@ def of_run(name: str, values: ByQuery) -> float:
 
 
 def _is_own(measure: ir_measures.Measure) -> bool:
-    return measure.NAME in OWN and measure.params.keys() <= OWN_PARAMETERS
+    return measure.NAME in OWN and measure.params.keys() <= OWN_PARAMETERS | {JUDGED_ONLY}
+
+
+def with_condensed(names: Sequence[str]) -> list[str]:
+    """Add, after each measure that has one, the same over documents with a judgement alone."""
+    both = []
+    for name in names:
+        measure = _parse_measure(name.strip(), 1)
+        both.append(name)
+        if JUDGED_ONLY in measure.SUPPORTED_PARAMS and not measure.params.get(JUDGED_ONLY):
+            start, at, cutoff = name.strip().partition("@")
+            head = f"{start[:-1]}, " if start.endswith(")") else f"{start}("
+            both.append(f"{head}{JUDGED_ONLY}=True){at}{cutoff}")
+    return both
 
 
 def per_query(
@@ -140,11 +155,14 @@ def per_query(
     found = set(run.query_ids)
     judged = {query_id: judgements for query_id, judgements in qrels.items() if complete or query_id in found}
     hits = judged_hits(run, judged)
+    of_judged = condensed(hits)
     others = [measure for measure in parsed.values() if not _is_own(measure)]
     values = _by_ir_measures(others, run, judged) if others and judged else {measure: {} for measure in others}
     for measure in parsed.values():
         if _is_own(measure):
-            query_values = OWN[str(measure.NAME)](hits, **measure.params)
+            params = {name: value for name, value in measure.params.items() if name != JUDGED_ONLY}
+            counted = of_judged if measure.params.get(JUDGED_ONLY) else hits
+            query_values = OWN[str(measure.NAME)](counted, **params)
             values[measure] = dict(zip(judged, query_values.tolist(), strict=True))
     return {name: values[measure] for name, measure in parsed.items()}
 

@@ -78,19 +78,6 @@ def _shared(near: Int[Tensor, "docs k"], same: Int[Tensor, "docs k"]) -> float:
     return (near[:, :, None] == same[:, None, :]).any(2).float().mean().item() if near.shape[1] else 1.0
 
 
-def kendall_tau(one: Float[np.ndarray, " items"], other: Float[np.ndarray, " items"]) -> float:
-    """Compute Kendall's tau-b, the agreement of two lists of scores on the order.
-
-    The value is 1 for the same order and -1 for the opposite one; ties count half. It is 1 if all scores of a list are
-    equal. Every pair of items is compared, so this is meant for a few hundred items.
-
-    https://doi.org/10.1093/biomet/33.3.239
-    """
-    first, second = (np.sign(scores[:, None] - scores[None]) for scores in (one, other))
-    ordered = np.sqrt((first * first).sum() * (second * second).sum())
-    return float((first * second).sum() / ordered) if ordered else 1.0
-
-
 def _nearest(vectors: Float[Tensor, "docs dim"], k: int) -> Tensor:
     scores = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
     return top_k(scores, k)[1]

@@ -33,9 +33,22 @@ class JudgedHits(NamedTuple):
 Values = Float[np.ndarray, " queries"]
 HIGHEST_GRADE = 4
 """The highest grade in expected reciprocal rank; higher grades count as this one."""
+SMALL = 0.00001
+"""Added to counts in inferred average precision, as in trec_eval."""
 Measure = Callable[..., Values]
 """A function of JudgedHits. Its keywords are `cutoff`, the number of ranks to look at (None: all), and for some
 measures `rel`, the lowest grade that counts as relevant."""
+
+
+def condensed(hits: JudgedHits) -> JudgedHits:
+    """Drop the documents without judgement, so that those below them move up.
+
+    Any measure of the result is the measure of condensed lists.
+
+    https://doi.org/10.1145/1277741.1277756
+    """
+    lengths = np.bincount(hits.queries, minlength=len(hits.lengths))
+    return hits._replace(ranks=_places(hits.queries), lengths=lengths)
 
 
 def ndcg(hits: JudgedHits, *, cutoff: int | None = None, dcg: str = "log2") -> Values:
@@ -109,6 +122,43 @@ def success(hits: JudgedHits, *, cutoff: int | None = None, rel: int = 1) -> Val
     return (_count(hits, cutoff, rel) > 0).astype(float)
 
 
+def binary_preference(hits: JudgedHits, *, rel: int = 1) -> Values:
+    """Compute bpref: how seldom documents judged not relevant stand above relevant ones.
+
+    Documents without judgement, or with a grade below 0, are looked past. Of those that are not relevant, as many count
+    as there are relevant ones.
+
+    https://doi.org/10.1145/1008992.1009000
+    """
+    relevant, other = hits.grades >= rel, (hits.grades >= 0) & (hits.grades < rel)
+    num_relevant = _num_relevant(hits, rel)
+    none = (hits.judged_grades >= 0) & (hits.judged_grades < rel)
+    num_other = np.bincount(hits.judged_queries[none], minlength=len(hits.lengths))
+    queries = hits.queries[relevant]
+    above = np.minimum(_so_far(hits.queries, other)[relevant], num_relevant[queries])
+    worst = np.minimum(num_relevant, num_other)[queries]
+    values = 1 - np.divide(above, worst, out=np.zeros(len(queries)), where=above > 0)
+    return _ratio(np.bincount(queries, values, len(hits.lengths)), num_relevant)
+
+
+def inferred_average_precision(hits: JudgedHits, *, rel: int = 1) -> Values:
+    """Compute infAP: the average precision to expect where a pool was judged in part.
+
+    Documents of the pool that nobody judged have grade -1. The judged documents above a relevant one say how many of
+    the unjudged ones there are relevant; documents outside of the pool count as not relevant.
+
+    https://doi.org/10.1145/1183614.1183633
+    """
+    relevant, other, unjudged = hits.grades >= rel, (hits.grades >= 0) & (hits.grades < rel), hits.grades < 0
+    kept = hits.queries[relevant]
+    good, bad, pool = (_so_far(hits.queries, mask)[relevant] for mask in (relevant, other, unjudged))
+    good, above = good - 1, hits.ranks[relevant] - 1
+    in_pool = np.divide(good + bad + pool, above, out=np.zeros(len(kept)), where=above > 0)
+    expected = (good + SMALL) / (good + bad + 2 * SMALL)
+    values = (1 + above * in_pool * expected) / (above + 1)
+    return _ratio(np.bincount(kept, values, len(hits.lengths)), _num_relevant(hits, rel))
+
+
 def judged(hits: JudgedHits, *, cutoff: int | None = None) -> Values:
     """Compute the share of hits up to the cutoff with a judgement of any grade."""
     within = _within(hits.ranks, cutoff)
@@ -154,6 +204,13 @@ def _places(queries: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:
     return places - np.repeat(starts, np.diff(starts, append=len(queries))) + 1
 
 
+def _so_far(queries: Int[np.ndarray, " hits"], mask: Bool[np.ndarray, " hits"]) -> Int[np.ndarray, " hits"]:
+    """Count the hits of the mask in a query up to and with each hit."""
+    total = np.cumsum(mask)
+    starts = np.flatnonzero(np.diff(queries, prepend=-1))
+    return total - np.repeat(total[starts] - mask[starts], np.diff(starts, append=len(queries)))
+
+
 def _gain(
     queries: Int[np.ndarray, " items"],
     ranks: Int[np.ndarray, " items"],
@@ -182,6 +239,9 @@ MEASURES: dict[str, Measure] = {
     "Judged": judged,
 }
 """The measures, by their names in ir_measures."""
+
+WITHOUT_CUTOFF: dict[str, Measure] = {"Bpref": binary_preference, "infAP": inferred_average_precision}
+"""The measures without a cutoff, for judgements with holes."""
 
 COUNTS: dict[str, Measure] = {"NumRet": num_retrieved, "NumRel": num_relevant, "NumQ": num_queries}
 """The measures without a cutoff that count, and are added up over queries."""

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from shortlist.data.rules import Rule
 from shortlist.errors import UserError
 from shortlist.index.opening import say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.spec import Description
+from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, Step
 
 READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair"}
@@ -25,7 +26,7 @@ def check_steps(description: Description, *, hub: bool = True) -> None:
     for part in description.steps:
         for path in part.settings.values():
             if isinstance(path, Path) and not path.exists():
-                raise UserError(f"{path}: no such file or folder; step {part.name!r} searches it.")
+                raise UserError(f"{path}: no such file or folder; step {part.name!r} reads it.")
         model, reads = part.settings.get("model"), READS.get(part.method)
         if isinstance(model, str) and reads and (hub or Path(model).exists()):
             check_model(model, reads, part.settings.get("contract"))
@@ -43,8 +44,48 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
     for part in description.steps:
         kind = STEPS[part.kind]
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
+        if part.kind == "cut":
+            _check_rule(part, stage, description, opener)
         steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share))
     return steps
+
+
+def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener) -> None:
+    """Refuse a rule that was calibrated on a run of other models.
+
+    Raises:
+        UserError: the models differ.
+    """
+    if rule.made_by is None:
+        return
+    calibrated = {stage["model"] for stage in rule.made_by if stage["model"] is not None}
+    found = {model for step in _before(part, description) if (model := _model_of(step, opener)) is not None}
+    if found != calibrated:
+        raise UserError(
+            f"step {part.name!r}: {part.settings['rule']} was calibrated on a run of {_called(calibrated)}, and the "
+            f"steps before it have {_called(found)}; calibrate it on a run that these steps made."
+        )
+
+
+def _called(models: set[str]) -> str:
+    return " and ".join(f"model {model[:20]}" for model in sorted(models)) or "no model"
+
+
+def _before(part: Part, description: Description) -> list[Part]:
+    """Return the steps that a step builds on."""
+    named, needed = {step.name: step for step in description.steps}, list(part.of)
+    for name in needed:
+        needed += [other for other in named[name].of if other not in needed]
+    return [named[name] for name in needed]
+
+
+def _model_of(part: Part, opener: Opener) -> str | None:
+    """Return the identity of a step's model, as manifests of runs have it."""
+    if part.kind == "rank":
+        prepared = opener.prepared(STEPS["rank"].methods()[part.method], part.settings)
+        return prepared.identities().get("model")
+    name = part.settings.get("model")
+    return opener.folder(name).identity if isinstance(name, str) else None
 
 
 def say_what_is_older(description: Description, collection: str) -> None:

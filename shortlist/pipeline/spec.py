@@ -329,7 +329,7 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
 def _options(kind: StepKind) -> list[str]:
     """List the options of this kind of step, besides the settings of its method."""
     reads = [] if kind.num_read == 0 else ["of"]
-    return [*reads, "depth"] if kind.is_first_stage else [*reads, "depth", "share"]
+    return [*reads, "depth", *(["share"] if kind.mixes else [])]
 
 
 def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:

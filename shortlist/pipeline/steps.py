@@ -6,11 +6,13 @@ A kind is a plain function from runs and documents to runs and documents, and a 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from shortlist.data.allowed import Allowed
+from shortlist.data.rules import Rule, kept, read_rule
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.pipeline.loading import FINDERS, Opener, rerankers
@@ -42,7 +44,7 @@ class Step(NamedTuple):
     name: str
     kind: "StepKind"
     stage: Any = None
-    """A FirstStage, a function that fuses runs, or a Ranker."""
+    """A FirstStage, a function that fuses runs, a Ranker, or a Rule."""
     of: tuple[str, ...] = ()
     """Names of the earlier steps whose runs it reads."""
     depth: int | None = None
@@ -89,6 +91,8 @@ class StepKind(NamedTuple):
     """Least number of hits per query that it reads."""
     depth: int | None = None
     """Default depth of a step of this kind."""
+    mixes: bool = False
+    """Whether it mixes its scores with the earlier ones, by a share."""
 
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
@@ -128,6 +132,16 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
     return Found(run, num_placed)
 
 
+def shorten(
+    step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
+) -> Found:
+    """Keep the first hits of each query, as many as a rule says."""
+    [before] = runs.values()
+    where = f"step {step.name!r}"
+    run = {query.query_id: before.get(query.query_id, [])[: step.depth] for query in queries}
+    return Found({query_id: kept(step.stage, hits, where=where) for query_id, hits in run.items()})
+
+
 def open_finder(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
     """Open the first stage of a method in FINDERS."""
     return method(opener, **settings)
@@ -143,8 +157,49 @@ def open_ranker(method: Callable[..., Any], opener: Opener, settings: Mapping[st
     return opener.reranker(method, settings)
 
 
+def open_cut(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
+    """Make or read the rule of a method in CUTTERS."""
+    return method(**settings)
+
+
+def by_rank(*, at: int) -> Rule:
+    """Keep the first `at` documents of each query.
+
+    Raises:
+        UserError: `at` is below 1.
+    """
+    if at < 1:
+        raise UserError(f"`cut: rank` with at {at}; expected 1 or more documents.")
+    return Rule("rank", at)
+
+
+def by_ratio(*, at: float) -> Rule:
+    """Keep documents with at least this share of the query's best score.
+
+    Raises:
+        UserError: `at` is no share.
+    """
+    if not 0 <= at <= 1:
+        raise UserError(f"`cut: ratio` with at {at:g}; expected a share from 0 to 1.")
+    return Rule("ratio", at)
+
+
+def by_score(*, at: float) -> Rule:
+    """Keep documents with at least this score."""
+    return Rule("score", at)
+
+
+def by_rule(*, rule: Path) -> Rule:
+    """Read a rule of `shortlist cut calibrate`."""
+    return read_rule(rule)
+
+
+CUTTERS: dict[str, Callable[..., Rule]] = {"rule": by_rule, "rank": by_rank, "ratio": by_ratio, "score": by_score}
+"""The ways to say where to cut."""
+
 STEPS: dict[str, StepKind] = {
     "find": StepKind(find, lambda: FINDERS, open_finder, is_first_stage=True, num_read=0),
     "fuse": StepKind(fuse, lambda: FUSIONS, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
-    "rank": StepKind(rank, rerankers, open_ranker, depth=100),
+    "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
+    "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
 }

@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import per_query
-from shortlist.math.agreement import kendall_tau
+from shortlist.math.concordance import kendall_tau
 from shortlist.records import Hit, Qrels, Run
 from shortlist.rerank.candidates import CandidateReader, Chunk
 from shortlist.rerank.scoring import Scorer

@@ -166,3 +166,18 @@ def test_a_run_of_other_queries_is_refused(settings: dict, tmp_path: Path):
     write_run(tmp_path / "other.trec", run_of(z="ab"))
     with pytest.raises(UserError, match=r"'z'.*'q1'"):
         diagnose.run(diagnose.Config(**(settings | {"run": tmp_path / "other.trec"})))
+
+
+def test_queries_look_hard_where_scores_hardly_differ(settings: dict, capsys):
+    far = {"q1": [Hit("b", 9.0), Hit("a", 1.0)], "q2": [Hit("d", 5.0), Hit("c", 4.9)], "q3": [Hit("a", 3.0)]}
+    write_run(settings["run"], far)
+    told = found(capsys, **{name: value for name, value in settings.items() if name != "reranked"})["difficulty"]
+    assert told["predictor"] == "deviation of the first 100 scores over their mean"
+    assert [each["query_id"] for each in told["hardest"]] == ["q3", "q2", "q1"]
+    assert told["hardest"][2]["spread"] == pytest.approx(4 / 5)
+    assert told["hardest"][0]["value"] == 1.0
+    assert told["tau"] == pytest.approx(-1 / 3)  # q3 is the best, and q1 is better than q2
+
+
+def test_scores_below_0_are_not_divided_by_their_mean(settings: dict, capsys):
+    assert found(capsys, **settings)["difficulty"]["predictor"] == "deviation of the first 100 scores"

@@ -11,6 +11,8 @@ from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
 from shortlist.evaluation import evaluate
 from shortlist.evaluation.evaluate import difference
+from shortlist.evaluation.every_pair import PAIR_TESTS, better_and_worse
+from shortlist.math.concordance import rank_biased_overlap
 from shortlist.math.significance import randomisation_test
 from shortlist.records import Hit
 
@@ -237,3 +239,93 @@ def test_runs_of_any_form_have_the_same_values(shared_data: Path, tmp_path: Path
     paths = (folder / "runs" / "bm25-100.trec", *(tmp_path / name for name in forms))
     rows = printed(capsys, runs=paths, qrels=folder / "qrels" / "dl19.tsv", measures=("nDCG@10", "AP"))
     assert len({(row["nDCG@10"], row["AP"], row["holes"]) for row in rows}) == 1
+
+
+def test_condensed_lists_stand_beside_the_plain_measure(files: dict, capsys):
+    _, worse = printed(capsys, **files, measures=("RR@10",), condensed=True)
+    assert worse["RR@10"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert worse["RR(judged_only=True)@10"] == pytest.approx((1 / 2 + 1) / 2)  # x of q1 and b of q2 are dropped
+    evaluate.run(evaluate.Config(**files, measures=("RR@10",), condensed=True))
+    assert "RR(judged_only=True)@10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("test", PAIR_TESTS)
+def test_all_pairs_of_runs_are_compared(files: dict, capsys, test: str):
+    runs, names = (*files["runs"], files["runs"][0]), ("one", "worse", "same")
+    settings = {"runs": runs, "names": names, "qrels": files["qrels"], "measures": ("RR@10",), "pairs": test}
+    *rows, told = printed(capsys, **settings, resamples=200)
+    assert len(rows) == 3
+    [first, same, last] = told["pairs"]["by_measure"]["RR@10"]
+    assert (first["runs"], same["runs"], last["runs"]) == (["one", "worse"], ["one", "same"], ["worse", "same"])
+    assert first["difference"] == pytest.approx(0.75 - (1 / 3 + 1 / 2) / 2)
+    assert (same["p"], first["p"]) == (1.0, pytest.approx(last["p"]))
+    assert first["p"] < 1.0 or test == "randomisation"  # 2 queries, and Holm's correction of 3 pairs
+    evaluate.run(evaluate.Config(**settings, resamples=200))
+    assert "0 of 3 pairs differ" in capsys.readouterr().out
+
+
+def test_runs_are_counted_as_better_worse_and_neither():
+    pairs = [
+        {"runs": ["a", "b"], "difference": 0.2, "p": 0.01},
+        {"runs": ["a", "c"], "difference": -0.3, "p": 0.04},
+        {"runs": ["b", "c"], "difference": -0.1, "p": 0.05},
+    ]
+    assert better_and_worse(pairs) == {"a": [1, 1, 0], "b": [0, 1, 1], "c": [1, 0, 1]}
+
+
+def test_a_reproduction_is_compared_hit_by_hit_and_query_by_query(files: dict, capsys):
+    first, worse = printed(capsys, **files, measures=("RR@10",), reproductions=True)
+    assert "reproduction" not in first
+    squares = (1 / 2 - 1 / 3) ** 2, (1 - 1 / 2) ** 2
+    assert worse["reproduction"]["rmse"]["RR@10"] == pytest.approx((sum(squares) / 2) ** 0.5)
+    overlaps = [rank_biased_overlap(np.array(a), np.array(b)) for a, b in (([0, 1, 2], [0, 3, 2]), ([1], [2, 1]))]
+    assert worse["reproduction"]["rbo"] == pytest.approx(np.mean(overlaps))
+    same = printed(capsys, **files | {"runs": files["runs"][:1] * 2, "names": ("a", "b")}, reproductions=True)[1]
+    assert same["reproduction"]["rbo"] == pytest.approx(1.0)
+    evaluate.run(evaluate.Config(**files, measures=("RR@10",), reproductions=True))
+    assert "as reproductions of" in capsys.readouterr().out
+
+
+def test_aspects_are_measured_by_judgements_with_aspects(files: dict, tmp_path: Path, capsys):
+    (tmp_path / "aspects.txt").write_text("q a A 1\nq b B 1\nq c C 1\nq b D 1\nq a B 0\n")
+    write_run(tmp_path / "run.trec", {"q": [Hit(doc_id, -float(rank)) for rank, doc_id in enumerate("ADEB")]})
+    settings = {"runs": (tmp_path / "run.trec",), "aspects": tmp_path / "aspects.txt"}
+    names = ("alpha_nDCG@5", "ERR_IA@5", "StRecall@5", "P@4", "alpha_nDCG(alpha=0)@5")
+    [row] = printed(capsys, **settings, measures=names)
+    assert [row[name] for name in names[:3]] == pytest.approx([0.7869, 0.3933, 2 / 3], abs=5e-5)
+    assert row["P@4"] == 3 / 4
+    assert row[names[4]] == pytest.approx(
+        (1 + 1 / np.log2(3) + 1 / np.log2(5)) / (1 + 1 / np.log2(3) + 1 / 2 + 1 / np.log2(5))
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("q 0 A 1", "its second column names no aspect"),
+        ("q a A", "aspects.txt:1: expected 4 columns"),
+        ("q a A 1\nq a A 0", "aspects.txt:2: document 'A' is judged twice for aspect 'a'"),
+    ],
+)
+def test_judgements_without_aspects_are_refused(files: dict, tmp_path: Path, lines: str, words: str):
+    (tmp_path / "aspects.txt").write_text(lines + "\n")
+    with pytest.raises(UserError, match=words):
+        evaluate.run(evaluate.Config(**files, aspects=tmp_path / "aspects.txt", measures=("ERR_IA@10",)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"measures": ("ERR_IA@10",)}, "needs judgements by aspect; name their file with --aspects"),
+        ({"aspects": Path("aspects.txt")}, "--aspects without a measure that reads them"),
+        ({"pairs": "tukey", "names": ("a", "a")}, "--pairs: two runs have the same name"),
+    ],
+)
+def test_settings_that_lack_another_are_refused(files: dict, settings: dict, words: str):
+    with pytest.raises(UserError, match=words):
+        evaluate.run(evaluate.Config(**files | settings))
+
+
+def test_all_pairs_of_one_run_are_refused(files: dict):
+    with pytest.raises(UserError, match="--pairs with 1 run"):
+        evaluate.run(evaluate.Config(**files | {"runs": files["runs"][:1]}, pairs="tukey"))

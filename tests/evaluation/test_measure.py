@@ -6,9 +6,10 @@ import ir_measures
 import pytest
 import pytrec_eval
 
-from shortlist.data.runs import read_run, run_columns
+from shortlist.data.formats import read_qrels
+from shortlist.data.runs import read_run, read_run_columns, run_columns
 from shortlist.errors import UserError
-from shortlist.evaluation.measure import is_sum, judged_hits, of_run, parse_measures, per_query
+from shortlist.evaluation.measure import is_sum, judged_hits, of_run, parse_measures, per_query, with_condensed
 from shortlist.records import Hit, Qrels, Run
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"a": 1}, "q3": {"b": 1}}
@@ -154,3 +155,34 @@ def test_all_that_was_retrieved_is_counted_whatever_level_is_relevant():
     values = per_query(run, qrels, ["NumRet", "NumRelRet", "NumRet(rel=2)"], relevance_level=2)
     assert values["NumRet"] == {"q0": 100.0}
     assert values["NumRelRet"] == values["NumRet(rel=2)"] != values["NumRet"]
+
+
+def test_measures_of_judged_documents_alone_are_those_of_ir_measures():
+    run, qrels = random_example()
+    names = ["nDCG(judged_only=True)@5", "P(judged_only=True, rel=2)@5", "AP(judged_only=True)", "RR(judged_only=True)"]
+    ours = per_query(run, qrels, names)
+    scored = {query_id: {hit.doc_id: -float(rank) for rank, hit in enumerate(hits)} for query_id, hits in run.items()}
+    for name in names:
+        for each in ir_measures.iter_calc([ir_measures.parse_measure(name)], qrels, scored):
+            if each.query_id in ours[name]:
+                assert ours[name][each.query_id] == pytest.approx(each.value, abs=1e-12), name
+    assert ours[names[0]] != per_query(run, qrels, "nDCG@5")["nDCG@5"]
+
+
+def test_condensed_measures_stand_beside_the_plain_ones_that_have_one():
+    names = ["nDCG@10", "R(rel=2)@100", "AP", "Judged@10", "AP(judged_only=True)"]
+    expected = ["nDCG@10", "nDCG(judged_only=True)@10", "R(rel=2)@100", "R(rel=2, judged_only=True)@100"]
+    assert with_condensed(names) == [*expected, "AP", "AP(judged_only=True)", *names[3:]]
+    assert parse_measures(with_condensed(names))
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [("idst_bert_p1", 0.7645), ("p_exp_rm3_bert", 0.7422), ("bm25base_p", 0.5058), ("UNH_exDL_bm25", 0.0817)],
+)
+def test_runs_of_dl19_have_their_published_values(shared_data: Path, run: str, expected: float):
+    columns = read_run_columns(shared_data / f"dl19-judges/runs/{run}.gz")
+    qrels = read_qrels(shared_data / "trec-dl/qrels/qrels.dl19-passage.txt")
+    values = per_query(columns, qrels, "nDCG@10")["nDCG@10"]
+    assert len(values) == 43
+    assert sum(values.values()) / 43 == pytest.approx(expected, abs=5e-5)

@@ -8,7 +8,7 @@ import pytrec_eval
 
 from shortlist.data.runs import run_columns
 from shortlist.evaluation.measure import judged_hits, per_query
-from shortlist.math.measures import COUNTS, MEASURES, JudgedHits
+from shortlist.math.measures import COUNTS, MEASURES, WITHOUT_CUTOFF, JudgedHits, condensed
 from shortlist.records import Hit, Qrels, Run
 
 HITS = JudgedHits(  # query 0: grades 0 2 - 1, one relevant document not found; query 1: nothing judged found
@@ -65,6 +65,43 @@ def test_counts_are_those_worked_out_by_hand():
     }
     assert COUNTS["NumRet"](HITS, rel=2).tolist() == [1.0, 0.0]
     assert COUNTS["NumRel"](HITS, rel=2).tolist() == [1.0, 0.0]
+
+
+def test_measures_for_holes_have_the_values_worked_out_by_hand():
+    # grade 2 has one document above it, of one that is not relevant; so has grade 1; one was not found
+    assert WITHOUT_CUTOFF["Bpref"](HITS).tolist() == [0.0, 0.0]
+    assert WITHOUT_CUTOFF["Bpref"](HITS, rel=2).tolist() == [0.0, 0.0]
+    pool = HITS._replace(grades=np.array([-1, 2, 1]), judged_grades=np.array([2, 1, 1, -1, 1]))
+    assert WITHOUT_CUTOFF["Bpref"](pool).tolist() == pytest.approx([2 / 3, 0.0])
+    # at rank 2 one of the pool is above, of which nothing is known: half; at rank 4 one relevant, one unknown, one not
+    first, second = (1 + 1 * 0.5) / 2, (1 + 3 * (2 / 3) * 1) / 4
+    assert WITHOUT_CUTOFF["infAP"](pool).tolist() == pytest.approx([(first + second) / 3, 0.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("rel", [1, 2, 3])
+@pytest.mark.parametrize(("name", "known"), [("Bpref", "bpref"), ("infAP", "infAP")])
+def test_measures_for_holes_are_those_of_trec_eval(name: str, known: str, rel: int):
+    for seed in range(5):
+        run, qrels = example(seed)
+        scored = {query_id: {hit.doc_id: hit.score for hit in hits} for query_id, hits in run.items()}
+        expected = pytrec_eval.RelevanceEvaluator(qrels, {known}, relevance_level=rel).evaluate(scored)
+        ours = dict(
+            zip(qrels, WITHOUT_CUTOFF[name](judged_hits(run_columns(run), qrels), rel=rel).tolist(), strict=True)
+        )
+        for query_id, found in expected.items():
+            assert ours[query_id] == pytest.approx(found[known], abs=1e-12), (seed, query_id)
+
+
+def test_condensed_lists_are_runs_without_what_nobody_judged():
+    for seed in range(3):
+        run, qrels = example(seed)
+        shown = {query_id: [hit for hit in hits if hit.doc_id in qrels[query_id]] for query_id, hits in run.items()}
+        ours, expected = (
+            condensed(judged_hits(run_columns(run), qrels)),
+            judged_hits(run_columns(shown), qrels),
+        )
+        for one, other in zip(ours, expected, strict=True):
+            assert one.tolist() == other.tolist()
 
 
 @pytest.mark.parametrize("rel", [1, 2, 3])

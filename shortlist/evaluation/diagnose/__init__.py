@@ -1,4 +1,4 @@
-"""Stage `diagnose`: where relevant documents are lost, and which queries are won and lost."""
+"""Stage `diagnose`: where relevant documents are lost, and which queries are won, lost, or hard."""
 
 import json
 from collections import Counter
@@ -15,6 +15,7 @@ from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
+from shortlist.evaluation.diagnose.hard import find_hard
 from shortlist.evaluation.diagnose.printing import print_diagnosis
 from shortlist.evaluation.measure import judged_ranks, of_run, parse_measures, per_query
 from shortlist.math.outcomes import OUTCOMES, outcomes
@@ -119,7 +120,7 @@ def run(config: Config) -> None:
     if config.out is None:
         found = diagnose(_task(config))
     else:
-        job = start_job(config, JobSpec("diagnose", _inputs(config)))
+        job = start_job(config, JobSpec("diagnose", _inputs(config), version=2))
         if not job.done:
             write_json(job.out, diagnose(_task(config)))
             job.finish()
@@ -172,7 +173,9 @@ def _task(config: Config) -> Task:
 
 
 def diagnose(task: Task) -> dict[str, Any]:
-    """Return the whole diagnosis: `fates`, `duplicates`, `unjudged` and `queries`."""
+    """Return the whole diagnosis: `fates`, `duplicates`, `unjudged`, `queries` and `difficulty`."""
+    settings: dict[str, Any] = {"relevance_level": task.relevance_level}
+    values = per_query(task.run, task.qrels, [task.measure], **settings)[task.measure]
     return {
         "num_queries": len(task.qrels),
         "depth": task.depth,
@@ -183,6 +186,7 @@ def diagnose(task: Task) -> dict[str, Any]:
         "duplicates": find_duplicates(task),
         "unjudged": find_unjudged(task),
         "queries": compare_queries(task),
+        "difficulty": find_hard(task.run, task.queries, values, examples=task.examples) | {"measure": task.measure},
     }
 
 

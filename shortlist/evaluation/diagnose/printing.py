@@ -28,6 +28,7 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
         console.print(f"  {example['query']} ({example['query_id']})", markup=False)
         console.print(f"    rank {example['rank']}: {example['doc_id']} {example['text']}", markup=False)
     _print_queries(console, queries)
+    _print_hardest(console, found["difficulty"])
 
 
 def _outcome_table(found: Mapping[str, Any]) -> Any:
@@ -79,3 +80,12 @@ def _print_queries(console: Any, queries: Mapping[str, Any]) -> None:
                         f"  {side}: {at['value']:.4f}, {place}; first {at['first']['doc_id']} {at['first']['text']}",
                         markup=False,
                     )
+
+
+def _print_hardest(console: Any, difficulty: Mapping[str, Any]) -> None:
+    measure = difficulty["measure"]
+    tau = "" if difficulty["tau"] is None else f"; tau with {measure}: {difficulty['tau']:.2f}"
+    console.print(f"hard by the scores alone ({difficulty['predictor']}{tau}):")
+    for query in difficulty["hardest"]:
+        value = "not judged" if query["value"] is None else f"{measure} {query['value']:.4f}"
+        console.print(f"  {query['query']} ({query['query_id']}): {query['spread']:.4f}, {value}", markup=False)

@@ -15,7 +15,7 @@ from shortlist.data.files import atomic_write, read_json
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import cost_cells, cost_columns, cost_headings
-from shortlist.evaluation.evaluate import MACHINE_MADE
+from shortlist.evaluation.printing import MACHINE_MADE
 from shortlist.evaluation.report.html import BEGINNING, drawing, folded, heading, page, paragraph, table
 from shortlist.evaluation.report.summary import in_short, probability
 from shortlist.math.outcomes import OUTCOMES

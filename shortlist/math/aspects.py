@@ -1,0 +1,83 @@
+"""Measures of variety: which aspects of a query the first documents cover.
+
+A list of one query is an array that says which document is about which aspect.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+About = Bool[np.ndarray, "docs aspects"]
+"""Whether a document, best first, is relevant to each aspect of the query."""
+
+ALPHA = 0.5
+"""Share of an aspect's worth that each earlier document about it takes away, as in ndeval."""
+
+
+def novelty(about: About, *, alpha: float = ALPHA) -> Float[np.ndarray, " docs"]:
+    """Compute what each document adds to the ones above it.
+
+    A new aspect is worth 1, and every document about it above takes the share `alpha` away.
+    """
+    above = np.cumsum(about, axis=0) - about
+    return (about * (1 - alpha) ** above).sum(1)
+
+
+def alpha_ndcg(about: About, judged: About, *, cutoff: int, alpha: float = ALPHA) -> float:
+    """Compute alpha-nDCG: the discounted gains as a share of the best list's.
+
+    The best list is found greedily.
+
+    Args:
+        about: the documents that were found, best first.
+        judged: all documents with a judgement, in any order.
+
+    https://doi.org/10.1145/1390334.1390446
+    """
+    best = _dcg(novelty(_greedy(judged, cutoff, alpha), alpha=alpha))
+    return float(_dcg(novelty(about[:cutoff], alpha=alpha)) / best) if best else 0.0
+
+
+def _dcg(worth: Float[np.ndarray, " docs"]) -> float:
+    return (worth / np.log2(np.arange(len(worth)) + 2)).sum()
+
+
+def _greedy(judged: About, cutoff: int, alpha: float) -> About:
+    """Order documents so that each next one adds most."""
+    left, seen, order = list(range(len(judged))), np.zeros(judged.shape[1]), list[int]()
+    while left and len(order) < cutoff:
+        worth = (judged[left] * (1 - alpha) ** seen).sum(1)
+        order.append(left.pop(int(worth.argmax())))
+        seen += judged[order[-1]]
+    return judged[order]
+
+
+def err_ia(about: About, judged: About, *, cutoff: int, alpha: float = ALPHA) -> float:
+    """Compute the intent-aware expected reciprocal rank, averaged over the aspects.
+
+    As in ndeval, it is divided by the value of a list in which every document is about every aspect.
+
+    https://doi.org/10.1145/1645953.1646033
+    """
+    places = np.arange(1, cutoff + 1)
+    most = ((1 - alpha) ** (places - 1) / places).sum() * judged.any(0).sum()
+    worth = novelty(about[:cutoff], alpha=alpha)
+    return float((worth / places[: len(worth)]).sum() / most) if most else 0.0
+
+
+def subtopic_recall(about: About, judged: About, *, cutoff: int) -> float:
+    """Compute the share of the aspects that some document up to the cutoff is about.
+
+    https://doi.org/10.1145/860435.860440
+    """
+    known = judged.any(0)
+    return float(about[:cutoff].any(0)[known].mean()) if known.any() else 0.0
+
+
+ASPECT_MEASURES: dict[str, Callable[..., float]] = {
+    "alpha_nDCG": alpha_ndcg,
+    "ERR_IA": err_ia,
+    "StRecall": subtopic_recall,
+}
+"""The measures, by their names in ir_measures."""
