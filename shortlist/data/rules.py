@@ -72,7 +72,7 @@ def looseness(by: str, scores: Float[np.ndarray, " hits"], *, where: str) -> Flo
 
 def loosest(rule: Rule) -> float:
     """Return the number of `looseness` up to which a rule keeps hits."""
-    return rule.at if rule.by == "rank" else -rule.at
+    return float(rule.at if rule.by == "rank" else -rule.at)
 
 
 def kept(rule: Rule, hits: Sequence[Hit], *, where: str) -> list[Hit]:

@@ -99,7 +99,7 @@ def range_tail(ranges: Float[np.ndarray, " some"], num_systems: int, freedom: in
     """
     from scipy.stats import chi2
 
-    low, high = (np.sqrt(chi2.ppf(share, freedom) / freedom) for share in (1e-15, 1 - 1e-15))
+    low, high = (float(np.sqrt(chi2.ppf(share, freedom) / freedom)) for share in (1e-15, 1 - 1e-15))
     deviations, weights = _points(BETWEEN, low, high)
     density = chi2.pdf(freedom * deviations**2, freedom) * 2 * freedom * deviations
     weights = weights * density

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 
-About = Bool[np.ndarray, "docs aspects"]
+About = Bool[np.ndarray, "_ aspects"]
 """Whether a document, best first, is relevant to each aspect of the query."""
 
 ALPHA = 0.5
@@ -72,7 +72,7 @@ def subtopic_recall(about: About, judged: About, *, cutoff: int) -> float:
     https://doi.org/10.1145/860435.860440
     """
     known = judged.any(0)
-    return float(about[:cutoff].any(0)[known].mean()) if known.any() else 0.0
+    return float(np.any(about[:cutoff], axis=0)[known].mean()) if known.any() else 0.0
 
 
 ASPECT_MEASURES: dict[str, Callable[..., float]] = {

@@ -45,7 +45,7 @@ def kappa(counts: Confusion) -> Float[np.ndarray, "*more"]:
     with np.errstate(divide="ignore", invalid="ignore"):
         same = np.trace(counts, axis1=-2, axis2=-1) / total
         chance = (counts.sum(-1) * counts.sum(-2)).sum(-1) / total**2
-        return (same - chance) / (1 - chance)
+        return np.asarray((same - chance) / (1 - chance))
 
 
 def ordinal_alpha(counts: Int[np.ndarray, "grades grades"]) -> float:

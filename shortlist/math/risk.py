@@ -82,7 +82,7 @@ def recalibrate(needs: Needs, level: float, *, resamples: int = 200, seed: int =
     """
     n = needs.num_queries
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
-    cuts, bounds = _bounds(needs, drawn)
+    cuts, bounds = _bounds(needs, drawn.astype(float))
     good = bounds <= level + SLACK
     looser = np.append(cuts, np.inf)
     return looser[np.where(good.any(1), good.argmax(1), len(cuts))] if len(cuts) else np.full(resamples, np.inf)

@@ -6,6 +6,6 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back_memory() -> None:
-    """Give free memory back to the system, of which glibc keeps some for every shape."""
+    """Give free memory back to the system; glibc keeps some for every shape."""
     if _trim:
         _trim(0)

@@ -53,7 +53,7 @@ def test_equal_scores_share_the_better_rank():
 
 
 def overlap(one: list[int], other: list[int], persistence: float = 0.5) -> float:
-    return rank_biased_overlap(np.array(one), np.array(other), persistence=persistence)
+    return rank_biased_overlap(np.array(one, dtype=int), np.array(other, dtype=int), persistence=persistence)
 
 
 def test_rank_biased_overlap_equals_the_values_worked_out_by_hand():

@@ -9,7 +9,7 @@ THREE = of_recall(
 
 
 def test_three_queries_by_hand():
-    assert [mean_loss(THREE, cut) for cut in range(5)] == pytest.approx([1, 5 / 6, 1 / 2, 1 / 3, 1 / 6])
+    assert [mean_loss(THREE, float(cut)) for cut in range(5)] == pytest.approx([1, 5 / 6, 1 / 2, 1 / 3, 1 / 6])
     for level, cut in ((0.5, 3), (0.625, 2), (0.375, 4)):  # 3/4 of the loss and 1/4 more
         assert control(THREE, level) == (cut, pytest.approx(0.375))
         assert control(THREE, level - 0.001).cut != cut
