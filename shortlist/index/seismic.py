@@ -142,6 +142,8 @@ class ProposedIndex:
         self.missing = terms.beyond(shard_hashes)
         self.engine, self._names = index, str(_seismic().get_seismic_string())
         self._positions = terms.positions_of(np.arange(int(terms.starts[len(shard_hashes)])))
+        self._living = self._positions != DEAD
+        self._num_living = int(np.count_nonzero(self._living))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
@@ -169,10 +171,10 @@ class ProposedIndex:
         """
         check_term_queries(queries, k, num_terms=self.terms.num_terms)
         queries = heaviest(queries, self.query_terms)
-        keep = self._positions != DEAD
+        keep, num_docs = self._living, self._num_living
         if allowed is not None:
-            keep &= allowed.mask(self.terms.doc_ids)[self._positions]
-        num_docs = int(np.count_nonzero(keep))
+            keep = keep & allowed.mask(self.terms.doc_ids)[self._positions]
+            num_docs = int(np.count_nonzero(keep))
         k = min(k, max(num_docs, 1))
         scores, positions = no_scores(len(queries), k)
         for number, (terms, weights) in enumerate(queries):

@@ -25,13 +25,13 @@ from shortlist.index.flat import Best
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import Opening, TermIndex, WeightedTerms
 from shortlist.math.heaviest import heaviest
-from shortlist.math.postings import add_postings, best_scores, error_bound
+from shortlist.math.postings import add_postings, best_scores, error_bound, left_out
 from shortlist.math.terms import TermWeights
 from shortlist.progress import Advance
 from shortlist.records import Hit, Query, Run, as_queries
 
-SEGMENT_ROWS = 1 << 18
-"""The most rows of a segment, whose scores take a mebibyte."""
+SEGMENT_ROWS = 1 << 17
+"""The most rows of a segment, whose scores take half a mebibyte."""
 SEGMENT_ENTRIES = 1 << 25
 """The most entries of a segment, which are in memory when it is built."""
 SMALL_SEGMENTS = 8
@@ -40,8 +40,14 @@ INVERTED_AT_ONCE = 1 << 20
 """Entries of a store that are read at a time."""
 SCORED_AT_ONCE = 8192
 """Rows that are scored exactly at a time."""
+HEAVY = 1.25
+"""A term's weight is heavy above so many times its mean in a segment."""
+LEFT_OUT = 0.2
+"""The share of the k-th best score that the postings which are left out may add."""
+EXACT_COST = 512
+"""Postings that are added in the time in which a row is scored exactly."""
 SEGMENTS_LISTED = "index.json"
-SEGMENT_COLUMNS = ("rows", "weights", "starts")
+SEGMENT_COLUMNS = ("rows", "weights", "starts", "tops")
 
 
 class Segment(NamedTuple):
@@ -52,10 +58,13 @@ class Segment(NamedTuple):
     last: int
     """The row behind the last one."""
     rows: Int32[np.ndarray, " postings"]
-    """The rows of each term, one term after another, counted from `first`."""
+    """The rows of each term, one term after another, counted from `first`: where its weight is heavy, then where it is
+    light."""
     weights: Float32[np.ndarray, " postings"]
     starts: Int64[np.ndarray, " _"]
-    """Where each term's postings begin, and where the last one's end."""
+    """Where the heavy postings of each term begin and where its light ones do, and where the last ones end."""
+    tops: Float32[np.ndarray, "terms 2"]
+    """Each term's largest weight and its largest light one, 0 where there is none."""
 
 
 def make_segment(terms: TermReader, first: int, last: int) -> Segment:
@@ -66,11 +75,17 @@ def make_segment(terms: TermReader, first: int, last: int) -> Segment:
         counts.append(found.counts)
         numbers.append(found.terms)
         weights.append(found.weights)
-    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    shape = (last - first, terms.num_terms)
-    matrix: Any = sparse.csr_array((np.concatenate(weights), np.concatenate(numbers), ends), shape=shape)
-    matrix = matrix.tocsc()
-    return Segment(first, last, matrix.indices.astype(np.int32), matrix.data, matrix.indptr.astype(np.int64))
+    ends, kinds, heights = np.cumsum(np.concatenate(counts)), np.concatenate(numbers), np.concatenate(weights)
+    means = np.bincount(kinds, heights, terms.num_terms) / np.maximum(np.bincount(kinds, minlength=terms.num_terms), 1)
+    lists = 2 * kinds + (heights <= (HEAVY * means).astype(np.float32)[kinds])
+    shape = (last - first, 2 * terms.num_terms)
+    matrix: Any = sparse.csr_array((heights, lists, np.concatenate([[0], ends])), shape=shape).tocsc()
+    used, tops = np.flatnonzero(np.diff(matrix.indptr)), np.zeros(2 * terms.num_terms, dtype=np.float32)
+    if len(used):
+        tops[used] = np.maximum.reduceat(matrix.data, matrix.indptr[used])
+    tops[0::2] = np.maximum(tops[0::2], tops[1::2])
+    starts = matrix.indptr.astype(np.int64)
+    return Segment(first, last, matrix.indices.astype(np.int32), matrix.data, starts, tops.reshape(-1, 2))
 
 
 def segment_parts(ends: Int[np.ndarray, " rows"], first: int) -> list[tuple[int, int]]:
@@ -114,6 +129,10 @@ class SparseIndex:
         if segments is None:
             segments = [make_segment(terms, *part) for part in segment_parts(np.cumsum(terms.row_counts), 0)]
         self.segments = list(segments)
+        self._tops, self._lengths = np.zeros((terms.num_terms, 2)), np.zeros((terms.num_terms, 2), dtype=np.int64)
+        for segment in self.segments:
+            self._tops = np.maximum(self._tops, segment.tops)
+            self._lengths += np.diff(segment.starts).reshape(-1, 2)
         inside = self.segments[-1].last if self.segments else 0
         self._positions = terms.positions_of(np.arange(inside))
         self.missing = terms.num_docs - int((self._positions != DEAD).sum())
@@ -186,22 +205,38 @@ class SparseIndex:
         k: int,
         keep: Bool[np.ndarray, " rows"] | None,
     ) -> tuple[Float32[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-        """Search one query: scan in float32, then score exactly what can be best."""
-        slack, least = 1 - error_bound(len(terms)), 0.0
-        rows, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        """Search one query: scan in float32, then score exactly what can be best.
+
+        The first segment is scanned whole. Then some postings are left out which are many and can add little to a
+        score; the most that they can add together is the margin.
+        """
+        slack, least, margin = 1 - error_bound(len(terms)), 0.0, 0.0
+        kept = np.full(len(terms), 2)
+        rows, lows, highs = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32)
+        scratch = np.empty(max((segment.last - segment.first for segment in self.segments), default=0), np.float32)
         for segment in self.segments:
-            scanned = np.zeros(segment.last - segment.first, dtype=np.float32)
-            for term, weight in zip(terms.tolist(), weights, strict=True):
-                here = slice(segment.starts[term], segment.starts[term + 1])
-                add_postings(segment.rows[here], segment.weights[here], weight, scanned)
+            scanned, more = scratch[: segment.last - segment.first], margin
+            scanned.fill(0)
+            starts, stops, ends = (segment.starts[2 * terms + places] for places in (0, kept, 2))
+            add_postings(segment.rows, segment.weights, starts, stops, weights, scanned)
             if keep is not None:
                 scanned *= keep[segment.first : segment.last]
-            found = best_scores(scanned, k, least=least, slack=slack)
-            rows, scores = np.concatenate([rows, found + segment.first]), np.concatenate([scores, scanned[found]])
-            if len(scores) > k:
-                least = float(np.partition(scores, -k)[-k]) * slack
-                near = scores >= least
-                rows, scores = rows[near], scores[near]
+            found = np.flatnonzero(scanned >= least - margin) if margin else best_scores(scanned, k, slack=slack)
+            if len(found) * EXACT_COST > int((ends - stops).sum()) > 0:
+                add_postings(segment.rows, segment.weights, stops, ends, weights, scanned)
+                if keep is not None:
+                    scanned *= keep[segment.first : segment.last]
+                found, more = np.flatnonzero(scanned >= least), 0.0
+            rows = np.concatenate([rows, found + segment.first])
+            lows, highs = np.concatenate([lows, scanned[found]]), np.concatenate([highs, scanned[found] + more])
+            if len(rows) > k:
+                least = float(np.partition(lows, -k)[-k]) * slack
+                near = highs >= least
+                rows, lows, highs = rows[near], lows[near], highs[near]
+                if not margin:
+                    bounds = self._tops[terms] * weights[:, None]
+                    kept, margin = left_out(bounds, self._lengths[terms], LEFT_OUT * least)
+                    margin /= slack
         return self._settle(terms, weights, rows, k)
 
     def _settle(
@@ -390,7 +425,7 @@ def open_segments(folder: Path, built: Mapping[str, Any], how: Opening) -> Spars
 def sparse_footprint(terms: TermReader) -> Footprint:
     """Compute the size of the inverted indexes of a term store."""
     postings = 8 * int(terms.row_counts.sum())
-    starts = 8 * (terms.num_terms + 1) * len(segment_parts(np.cumsum(terms.row_counts), 0))
+    starts = (8 * (2 * terms.num_terms + 1) + 8 * terms.num_terms) * len(segment_parts(np.cumsum(terms.row_counts), 0))
     return Footprint(postings + starts, postings + starts, building=2 * 8 * min(SEGMENT_ENTRIES, postings // 8))
 
 

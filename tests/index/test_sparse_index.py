@@ -9,6 +9,7 @@ from shortlist.index.protocols import Opening
 from shortlist.index.sparse import SparseIndex, build_sparse, numbered_terms, open_segments
 from shortlist.math import postings
 from shortlist.math.heaviest import heaviest
+from shortlist.math.postings import left_out
 from shortlist.math.terms import TermWeights
 
 VOCABULARY = [f"t{i}" for i in range(60)]
@@ -79,6 +80,71 @@ def test_ten_thousand_random_queries_find_what_exhaustive_search_finds(tmp_path,
     assert found(index, queries, 10) == exhaustive(queries, documents, 10)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cost", [0, 1, 512])
+def test_search_that_leaves_postings_out_equals_the_exhaustive_one_with_its_ties(tmp_path, monkeypatch, cost):
+    """Some terms are frequent and light, so that leaving them out pays; most weights are round, so that many tie."""
+    monkeypatch.setattr(sparse, "SEGMENT_ROWS", 16)
+    monkeypatch.setattr(sparse, "LEFT_OUT", 0.7)
+    monkeypatch.setattr(sparse, "EXACT_COST", cost)
+    chosen = []
+
+    def counted(*args):
+        chosen.append(left_out(*args))
+        return chosen[-1]
+
+    monkeypatch.setattr(sparse, "left_out", counted)
+    random = np.random.default_rng(cost)
+    for case in range(5):
+        documents, queries = random_weights(150, case, most=25), random_weights(10, 100 + case, most=12)
+        light = np.where(documents.terms < 30, np.float32(1 / 8), np.float32(1))
+        documents = TermWeights(documents.terms, documents.weights * light, documents.counts)
+        index = SparseIndex(TermReader(write(tmp_path / str(case), documents)))
+        keep = random.random(150) < 0.5
+        allowed = Allowed([f"d{i}" for i in np.flatnonzero(keep)])
+        for k in (1, 5):
+            assert found(index, queries, k) == exhaustive(queries, documents, k)
+            assert found(index, queries, k, allowed=allowed) == exhaustive(queries, documents, k, keep)
+    kept = np.concatenate([lists for lists, _ in chosen])
+    assert {0, 1, 2} == set(kept.tolist())
+
+
+def test_postings_that_are_left_out_save_most_for_their_bound_and_fit_the_budget():
+    bounds, lengths = np.array([[4.0, 1.0], [2.0, 1.0], [9.0, 0.0]]), np.array([[10, 100], [1, 2], [50, 0]])
+    assert [
+        (kept.tolist(), total)
+        for kept, total in (left_out(bounds, lengths, b) for b in (0.5, 1.0, 2.0, 4.0, 5.0, 15.0))
+    ] == [
+        ([2, 2, 1], 0),
+        ([1, 2, 1], 1),
+        ([1, 1, 1], 2),
+        ([0, 2, 1], 4),
+        ([0, 1, 1], 5),
+        ([0, 0, 0], 15),
+    ]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_postings_of_some_terms_are_added_up(monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(postings, "_multiply", None)
+    rows, weights = np.array([0, 1, 0, 2, 1, 2], np.int32), np.array([1, 2, 4, 8, 16, 32], np.float32)
+    for starts, ends, scores in (([0, 4], [2, 6], [1, 82, 160]), ([2, 3], [3, 3], [4, 0, 0]), ([], [], [0, 0, 0])):
+        added, factors = np.zeros(3, np.float32), np.array([1, 5], np.float32)[: len(starts)]
+        postings.add_postings(rows, weights, np.array(starts, np.int64), np.array(ends, np.int64), factors, added)
+        assert added.tolist() == scores
+
+
+def test_an_index_without_the_file_of_largest_weights_is_refused_and_built_anew(tmp_path):
+    store = write(tmp_path / "store", random_weights(20, 1))
+    build_sparse(TermReader(store), tmp_path / "index", advance=lambda _: None)
+    (tmp_path / "index/segment-00000.tops.npy").unlink()
+    with pytest.raises(UserError, match="build the index again"):
+        open_segments(tmp_path / "index", {}, Opening(vectors=store))
+    assert build_sparse(TermReader(store), tmp_path / "index", advance=lambda _: None)["read"] == 20
+    open_segments(tmp_path / "index", {}, Opening(vectors=store))
+
+
 def test_scores_that_float32_sums_would_mix_up_are_in_their_exact_order(tmp_path):
     """Each document's weights add up to nearly the same, in another order."""
     random = np.random.default_rng(0)
@@ -108,7 +174,7 @@ def test_an_index_is_brought_up_to_date_by_a_segment_for_new_rows(tmp_path, smal
         write(store, random_weights(1, more), first=160 + more)
         build_sparse(TermReader(store), tmp_path / "index", advance=lambda _: None)
     assert len(open_segments(tmp_path / "index", {}, Opening(vectors=store)).segments) <= 8
-    assert len(list((tmp_path / "index").glob("segment-*"))) <= 24
+    assert len(list((tmp_path / "index").glob("segment-*"))) <= 32
 
 
 def test_documents_that_are_gone_are_not_found(tmp_path):
