@@ -45,6 +45,8 @@ steps:
   functions: {{stage: functions, sources: {data}/packages.txt, cache: {data}/../wheels}}
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
   diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
+  pool: {{stage: pool, runs: [$bm25, $dense], collection: $data, depth: 3}}
+  agreement: {{stage: agree, judgements: [{data}/qrels/test.tsv, {data}/qrels/train.tsv]}}
   table: {{stage: table, published: lengths, results: [$results], sets: ["512"], rows: [BM25]}}
   compared: {{stage: evaluate, costs: true, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
 """

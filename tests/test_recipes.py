@@ -29,7 +29,7 @@ from shortlist.rerankers.models import RawAnswer
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
-PAIRS = ("shortlist-mini", "library", "comparison", "language-model")
+PAIRS = ("shortlist-mini", "library", "comparison", "language-model", "asking")
 """Those of the pair that comes with the package, which have tests of their own."""
 WRITTEN = ("own-collection", "own-documents")
 """Those that have queries written, which a tiny language model cannot."""
@@ -245,6 +245,17 @@ def test_the_shipped_pair_is_measured_on_a_library(tmp_path: Path, monkeypatch: 
         rows = json.loads((tmp_path / "out" / step / "results.json").read_text())["rows"]
         assert [len(recipe["steps"][step]["names"]), 2] == [len(rows), rows[0]["queries"]]
         assert re.search(r"[\d.]+ : [\d.]+$", rows[-1]["name"])
+
+
+@pytest.mark.slow
+def test_the_shipped_language_model_is_asked_about_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shortlist.demo.functions, "build_test", small_library)
+    recipe = yaml.safe_load(RECIPES["recipes/shortlist-mini/asking.yaml"].read_text("utf-8"))
+    recipe["settings"]["precision"] = "fp32"
+    run_recipe(recipe, tmp_path / "out", where="here")
+    rows = json.loads((tmp_path / "out" / "results" / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == recipe["steps"]["results"]["names"]
+    assert all(row["calls"] > 0 for row in rows[1:])
 
 
 def small_library(out: Path, **options: int) -> dict[str, int]:

@@ -42,7 +42,7 @@ SCORED_AT_ONCE = 8192
 """Rows that are scored exactly at a time."""
 HEAVY = 1.25
 """A term's weight is heavy above so many times its mean in a segment."""
-LEFT_OUT = 0.2
+SHARE_LEFT_OUT = 0.2
 """The share of the k-th best score that the postings which are left out may add."""
 EXACT_COST = 512
 """Postings that are added in the time in which a row is scored exactly."""
@@ -235,7 +235,7 @@ class SparseIndex:
                 rows, lows, highs = rows[near], lows[near], highs[near]
                 if not margin:
                     bounds = self._tops[terms] * weights[:, None]
-                    kept, margin = left_out(bounds, self._lengths[terms], LEFT_OUT * least)
+                    kept, margin = left_out(bounds, self._lengths[terms], SHARE_LEFT_OUT * least)
                     margin /= slack
         return self._settle(terms, weights, rows, k)
 

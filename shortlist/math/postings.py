@@ -22,7 +22,7 @@ def add_postings(
     factors: Float32[np.ndarray, " terms"],
     scores: Float32[np.ndarray, " rows"],
 ) -> None:
-    """Add the weights of some terms, each times its term's factor, to the scores of their rows.
+    """Add the weights of some terms, times their factors, to their rows' scores.
 
     Args:
         rows: those of each term of an inverted index, one term after another.

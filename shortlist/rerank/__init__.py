@@ -73,8 +73,8 @@ def run(config: Config) -> None:
         return
     if prepared.model is not None:
         settings["model"] = prepared.model  # its name is looked up once
-    if takes(config.method, "packed"):
-        settings["packed"] = job.decide("packed", packing_pays)
+        if takes(config.method, "packed"):
+            settings["packed"] = job.decide("packed", packing_pays)
     prepared = prepare(config.method, settings)
     method = {} if config.method == "pointwise" else {"method": config.method}
     made_from = {**scored_from(prepared, collection), **prepared.settings, **method}

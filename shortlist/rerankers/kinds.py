@@ -47,11 +47,12 @@ def prepare(method: str, settings: Mapping[str, Any]) -> Prepared:
         if name not in known:
             raise unknown(f"setting of the method {method!r}", name, known)
         if value is not None and (choices := _choices(known[name][0])) and value not in choices:
-            raise UserError(f"{flag_of(name)}: {unknown(f'{name} of the method {method!r}', str(value), choices)}")
+            known_values = list(map(str, choices))
+            raise UserError(f"{flag_of(name)}: {unknown(f'{name} of the method {method!r}', str(value), known_values)}")
     return RERANKERS[method](**settings)
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
+def _choices(hint: Any) -> tuple[Any, ...]:
     """List the values that a setting may have; none where any is fine."""
     if get_origin(hint) is Literal:
         return get_args(hint)

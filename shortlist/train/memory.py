@@ -171,7 +171,9 @@ class _Alive(TorchDispatchMode):
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._seen:
+            if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+                continue  # what a sparse one holds are tensors of their own
+            if tensor.untyped_storage()._cdata not in self._seen:
                 self._add(tensor.untyped_storage())
         return out
 

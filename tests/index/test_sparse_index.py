@@ -85,7 +85,7 @@ def test_ten_thousand_random_queries_find_what_exhaustive_search_finds(tmp_path,
 def test_search_that_leaves_postings_out_equals_the_exhaustive_one_with_its_ties(tmp_path, monkeypatch, cost):
     """Some terms are frequent and light, so that leaving them out pays; most weights are round, so that many tie."""
     monkeypatch.setattr(sparse, "SEGMENT_ROWS", 16)
-    monkeypatch.setattr(sparse, "LEFT_OUT", 0.7)
+    monkeypatch.setattr(sparse, "SHARE_LEFT_OUT", 0.7)
     monkeypatch.setattr(sparse, "EXACT_COST", cost)
     chosen = []
 
