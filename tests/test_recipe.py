@@ -162,7 +162,7 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 20
+    assert err.count("already done") == 22
     assert "[20/20] compared" in err
 
 
@@ -182,7 +182,7 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    assert again(done) == {"results", "diagnosis", "table", "compared"}
+    assert again(done) == {"results", "diagnosis", "table", "compared", "pool", "agreement"}
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)
     assert {"retriever", "groups", "reranker", "results"} <= redone

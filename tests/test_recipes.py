@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -258,7 +259,7 @@ def test_the_shipped_language_model_is_asked_about_a_library(tmp_path: Path, mon
     assert all(row["calls"] > 0 for row in rows[1:])
 
 
-def small_library(out: Path, **options: int) -> dict[str, int]:
+def small_library(out: Path, **options: Any) -> dict[str, int]:
     return build_test(out, **options | {"num_queries": 2, "sources": find_sources(write_module(out.parent / "std"))})
 
 
