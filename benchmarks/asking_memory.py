@@ -15,6 +15,7 @@ from typing import Any
 from asking_speed import Work, load_lists, make_model
 from measuring import conditions, in_a_process, peak_gib, publish, quiet, table
 
+from shortlist.cores import keep_few_shapes
 from shortlist.rerankers import Candidates
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, nargs="+", default=[10, 1000])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    keep_few_shapes()  # as the commands do
     quiet()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
