@@ -185,6 +185,8 @@ def in_context(size: Size, generator: Generator, plain: LlamaForCausalLM, config
     def scored(found: Sequence[torch.Tensor]) -> torch.Tensor:
         return filtered_sums((found[0][:, : len(before)] - found[1][:, : len(before)]).sum(0), spans)
 
+    plain.set_attn_implementation("eager")
+
     def eager() -> torch.Tensor:
         found = []
         with torch.no_grad():
