@@ -24,7 +24,7 @@ PIECES = 64
 class ScatteredIndex:
     """An index that scans the store of a FlatIndex on other machines.
 
-    Its results are the same to the last bit.
+    Its results are the same to the last bit; with `allowed`, up to rounding, as other pieces are multiplied.
 
     Args:
         index: opened on this machine, which merges the results at the end. All machines must see its folders at the

@@ -14,6 +14,7 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.rerankers import Candidates, Scored
+from shortlist.rerankers.lists import score_each
 from shortlist.rerankers.opening import longest_input, open_generator
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import Rendered, Renderer
@@ -106,16 +107,12 @@ class AttentionReranker:
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
         """Yield the scores of each list."""
-        start = 0
-        for query, documents in lists:
-            numbers = start + np.arange(len(documents))
-            if documents:
-                values, spans, num_tokens = self.read(query, documents)
-                scores = document_scores(values, spans, signal=self.read.signal, calibrated=self.read.calibrated)
-                yield Scored(numbers, scores.numpy().astype(np.float32), num_tokens)
-            else:
-                yield Scored(numbers, np.empty(0, np.float32), 0)
-            start += len(documents)
+        return score_each(self._score, lists)
+
+    def _score(self, query: Query, documents: Sequence[Document]) -> tuple[Float[np.ndarray, " docs"], int]:
+        values, spans, num_tokens = self.read(query, documents)
+        scores = document_scores(values, spans, signal=self.read.signal, calibrated=self.read.calibrated)
+        return scores.numpy().astype(np.float32), num_tokens
 
 
 def document_scores(

@@ -14,6 +14,7 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.generator import Generator
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.rerankers import Candidates, Scored
+from shortlist.rerankers.lists import score_each
 from shortlist.rerankers.opening import longest_input, open_generator, stop_ids
 from shortlist.text.blocks import BlockRenderer
 from shortlist.text.prompts import Prompt
@@ -61,11 +62,7 @@ class BlockReranker:
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
         """Yield the scores of each list."""
-        start = 0
-        for query, documents in lists:
-            scores, num_tokens = self._score(query, documents) if documents else (np.empty(0, np.float32), 0)
-            yield Scored(start + np.arange(len(documents)), scores, num_tokens)
-            start += len(documents)
+        return score_each(self._score, lists)
 
     def _score(self, query: Query, documents: Sequence[Document]) -> tuple[Float[np.ndarray, " docs"], int]:
         order = self.labelled(documents)

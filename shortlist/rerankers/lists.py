@@ -1,9 +1,11 @@
 """Scoring of many queries' candidates with any reranker."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
+from shortlist.records import Document, Query
 from shortlist.rerankers import Candidates, ListsRanker, Ranker, Scored
 
 
@@ -15,7 +17,19 @@ def score_lists(ranker: Ranker, lists: Iterable[Candidates]) -> Iterator[Scored]
     if isinstance(ranker, ListsRanker):
         yield from ranker.score_lists(lists)
         return
+    yield from score_each(lambda query, documents: (ranker.score(query, documents), 0), lists)
+
+
+def score_each(
+    score: Callable[[Query, Sequence[Document]], tuple[Float[np.ndarray, " docs"], int]], lists: Iterable[Candidates]
+) -> Iterator[Scored]:
+    """Yield the scores of lists that are scored one after another.
+
+    Args:
+        score: scores the documents of a query, at least one, and counts the tokens that it read.
+    """
     start = 0
     for query, documents in lists:
-        yield Scored(start + np.arange(len(documents)), ranker.score(query, documents), 0)
+        scores, num_tokens = score(query, documents) if documents else (np.empty(0, np.float32), 0)
+        yield Scored(start + np.arange(len(documents)), scores, num_tokens)
         start += len(documents)
