@@ -10,7 +10,6 @@ tokens take too much memory for more. Leave the machine alone meanwhile.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from measuring import conditions, publish, quiet, table, turns
+from measuring import conditions, publish, quiet, rounds_of, table
 from peers import SIZES, Size
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -32,7 +31,6 @@ from shortlist.models.generator import Generator
 from shortlist.models.heads import OutputHead
 from shortlist.models.reading import Probe, by_layer, make_readable
 from shortlist.models.run import prepare_backbone
-from shortlist.progress import say
 
 FIRST, LENGTH, LAST, START = 60, 100, 40, 16384
 NUM_HEADS = 8
@@ -92,20 +90,6 @@ def operations(size: Size, blocks: Blocks, *, sparse: bool) -> float:
     return shape["num_hidden_layers"] * (total * (4 * dim**2 + 3 * dim * shape["intermediate_size"]) + 2 * dim * pairs)
 
 
-def medians(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round of each side, interleaved."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()
-    for number, turn in enumerate(turns(list(sides), rounds)):
-        for name in turn:
-            start = time.perf_counter()
-            sides[name]()
-            seconds[name].append(time.perf_counter() - start)
-        say(f"round {number + 1}/{rounds}: " + ", ".join(f"{name} {own[-1]:.2f} s" for name, own in seconds.items()))
-    return seconds
-
-
 def rows_of(seconds: dict[str, list[float]], beside: str) -> list[list[str]]:
     base = statistics.median(seconds[beside])
     return [
@@ -131,7 +115,7 @@ def in_blocks(size: Size, generator: Generator, config: Config) -> str:
         f"in blocks, until layer {layer}": partial(score, blocks),
         longest: partial(score, longer, early=False),
     }
-    seconds = medians(sides, config.rounds)
+    seconds = rounds_of(sides, config.rounds)
     rows = rows_of(seconds, "full attention")
     wanted = operations(size, blocks, sparse=False) / operations(size, blocks, sparse=True)
     measured, growth = (
@@ -165,7 +149,7 @@ def by_heads(size: Size, generator: Generator, config: Config) -> str:
         f"with {len(heads)} heads read": read(NUM_HEADS),
         "with all heads read": read(None),
     }
-    seconds = medians(sides, config.rounds)
+    seconds = rounds_of(sides, config.rounds)
     more = (
         statistics.median(seconds[f"with {len(heads)} heads read"]) / statistics.median(seconds["the pass alone"]) - 1
     )
@@ -199,7 +183,7 @@ def in_context(size: Size, generator: Generator, plain: LlamaForCausalLM, config
         return scored(generator.attention(prompts, asking))
 
     difference = float((eager() - ours()).abs().max())
-    seconds = medians({"transformers, eager": eager, "shortlist": ours}, config.rounds)
+    seconds = rounds_of({"transformers, eager": eager, "shortlist": ours}, config.rounds)
     heading = f"## Model {size}, in-context re-ranking of {config.eager_docs} documents by all heads: ms a list"
     rows = rows_of(seconds, "transformers, eager")
     said = f"Scores differ by at most {difference:.0e}."

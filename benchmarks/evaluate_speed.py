@@ -21,7 +21,7 @@ import ir_measures
 import numpy as np
 import pytrec_eval
 import tyro
-from measuring import conditions, publish, table, turns
+from measuring import conditions, publish, rounds_of, table
 
 from shortlist.data.formats import read_qrels, write_qrels
 from shortlist.data.runs import read_run_columns
@@ -96,15 +96,7 @@ def measure(config: Config, run: Path, qrels: Qrels) -> list[str]:
 
 
 def _compare(sides: dict[str, Callable[[], object]], rounds: int) -> str:
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()
-    for number, turn in enumerate(turns(list(sides), rounds)):
-        for name in turn:
-            start = time.perf_counter()
-            sides[name]()
-            times[name].append(time.perf_counter() - start)
-        say(f"round {number + 1}/{rounds}: " + ", ".join(f"{name} {each[-1]:.2f} s" for name, each in times.items()))
+    times = rounds_of(sides, rounds)
     peer = next(iter(sides))
     medians = {name: statistics.median(each) for name, each in times.items()}
     rows = [

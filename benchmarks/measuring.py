@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -80,6 +80,20 @@ def turns(sides: Sequence[T], rounds: int) -> Iterator[list[T]]:
     for number in range(rounds):
         shift = number % len(sides)
         yield [*sides[shift:], *sides[:shift]]
+
+
+def rounds_of(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round of each side, interleaved, after one run of each to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side()
+    for number, turn in enumerate(turns(list(sides), rounds)):
+        for name in turn:
+            start = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - start)
+        say(f"round {number + 1}/{rounds}: " + ", ".join(f"{name} {own[-1]:.2f} s" for name, own in seconds.items()))
+    return seconds
 
 
 def in_a_process(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
