@@ -22,6 +22,12 @@ CQADUPSTACK = (
     *("programmers", "stats", "tex", "unix", "webmasters", "wordpress"),
 )
 
+BRIGHT = (
+    *("biology", "earth_science", "economics", "psychology", "robotics", "stackoverflow", "sustainable_living"),
+    *("leetcode", "pony", "aops", "theoremqa_questions", "theoremqa_theorems"),
+)
+"""The tasks of BRIGHT, collections that are averaged: https://arxiv.org/abs/2407.12883."""
+
 SETS = {
     known.name: known
     for known in (
@@ -73,16 +79,25 @@ def shares_ids(collection: str) -> bool:
     return known is not None and known.shares_ids
 
 
+JOINT = {
+    "irds:beir/cqadupstack": ("/", CQADUPSTACK),
+    "hf:mteb/cqadupstack": ("-", CQADUPSTACK),
+    "hf:xlangai/BRIGHT": ("/", BRIGHT),
+    "hf:xlang-ai/BRIGHT": ("/", BRIGHT),
+}
+"""Names of several collections: what joins such a name and that of a part, and the parts."""
+
+
 def parts_of(collection: str) -> list[str]:
     """List the names of the collections that this one consists of.
 
-    CQADupStack has twelve parts; any other collection consists of itself alone. CQADupStack is `irds:beir/cqadupstack`,
+    CQADupStack and BRIGHT have twelve; any other collection consists of itself alone. CQADupStack is `irds:beir/cqadupstack`,
     `hf:mteb/cqadupstack`, or a folder without a corpus that is called `cqadupstack` or holds folders of all twelve.
     """
     kind = collection.partition(":")[0]
     if kind in ("irds", "hf"):
-        joint = {"irds:beir/cqadupstack": "/", "hf:mteb/cqadupstack": "-"}.get(collection)
-        return [f"{collection}{joint}{part}" for part in CQADUPSTACK] if joint else [collection]
+        joint, parts = JOINT.get(collection, ("", (collection,)))
+        return [f"{collection}{joint}{part}" if joint else part for part in parts]
     folder = Path(collection)
     if not folder.is_dir() or any((folder / f"corpus.jsonl{gz}").exists() for gz in ("", ".gz")):
         return [collection]

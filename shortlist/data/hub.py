@@ -12,7 +12,8 @@ from typing import Any, final
 
 from shortlist.data.beir import is_whole
 from shortlist.data.checks import ALL, check_split, judged_queries, no_qrels, pick, split_of
-from shortlist.data.formats import add_judgement, to_document, to_judgement, to_query
+from shortlist.data.formats import to_document, to_query
+from shortlist.data.hub_layouts import layout_of, named, records_of, rows_of
 from shortlist.data.lines import OnBad, ignore, parse_records
 from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
@@ -134,48 +135,42 @@ def irds_query(record: Any) -> Query:
 
 
 @final
+class HubTables:
+    """The tables of a data set of the Hugging Face hub, or of a local folder that `datasets.load_dataset` reads."""
+
+    def __init__(self, dataset_id: str, name: str):
+        self.name = name
+        self._module, self._id = _hub("datasets"), dataset_id
+        with _reached(self._module, dataset_id):
+            self.configs: list[str] = self._module.get_dataset_config_names(dataset_id)
+
+    def load(self, config: str | None) -> Mapping[str, Any]:
+        return _load_tables(self._module, self._id, config)
+
+    def load_beside(self, suffix: str) -> Mapping[str, Any]:
+        return _load_tables(self._module, f"{self._id}{suffix}", None)
+
+
+@final
 class HubCollection:
     """A data set of the Hugging Face hub, or a local folder that `datasets.load_dataset` reads.
 
-    It is either BEIR on the hub, with configs `corpus` and `queries`, and judgements by split in the config `qrels` or
-    `default` or in the data set of the same name followed by `-qrels`; or a Tevatron corpus (`docid`, `title`, `text`)
-    without queries.
+    Its layout is BEIR's, Tevatron's corpus, LitSearch's or BRIGHT's (see hub_layouts.py); of BRIGHT a task is named, as
+    in `hf:xlangai/BRIGHT/biology` or `hf:xlangai/BRIGHT/biology/long`.
     """
 
     def __init__(self, dataset_id: str):
         self.name = f"hf:{dataset_id}"
-        self._module, self._id = _hub("datasets"), dataset_id
-        with _reached(self._module, dataset_id):
-            self._configs: list[str] = self._module.get_dataset_config_names(dataset_id)
-
-    def _load(self, dataset_id: str, config: str | None = None) -> dict[str, Any]:
-        return _load_tables(self._module, dataset_id, config)
-
-    def _table(self, part: str) -> Any:
-        """Return the rows of the config `part` (`corpus`, `queries`), or of the only config.
-
-        The split is the one named `part` or `train`, or the only one, whatever its name.
-        """
-        tables = self._load(self._id, part if part in self._configs else None)
-        table = tables.get(part, tables.get("train", next(iter(tables.values())) if len(tables) == 1 else None))
-        if table is None:
-            raise unknown(f"{part} split of {self.name}", part, tables)
-        return table
+        asked = named(dataset_id)
+        self._layout = layout_of(HubTables(asked.dataset_id, self.name), asked)
 
     @cached_property
     def _corpus(self) -> Any:
-        return self._table("corpus")
-
-    @cached_property
-    def _queries(self) -> list[Query]:
-        return self._read_queries(None)
-
-    def _read_queries(self, on_bad: OnBad | None) -> list[Query]:
-        return list(parse_records(self.name, _rows(self._table("queries")), to_query, on_bad))
+        return self._layout.corpus()
 
     def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
-        parse = checked(to_document, allow_empty=allow_empty)
-        yield from _documents(self.name, parse_records(self.name, _rows(self._corpus), parse, on_bad))
+        parse = checked(self._layout.document, allow_empty=allow_empty)
+        yield from _documents(self.name, parse_records(self.name, rows_of(self._corpus), parse, on_bad))
 
     def num_docs(self) -> int:
         return len(self._corpus)
@@ -184,7 +179,7 @@ class HubCollection:
         wanted = list(dict.fromkeys(doc_ids))
         numbers = pick(self.name, "document", wanted, self._numbers)
         columns = self._corpus[list(numbers.values())]
-        return dict(zip(wanted, map(to_document, _records(columns)), strict=True))
+        return dict(zip(wanted, map(self._layout.document, records_of(columns)), strict=True))
 
     def missing(self, doc_ids: Iterable[str]) -> list[str]:
         return [doc_id for doc_id in doc_ids if doc_id not in self._numbers]
@@ -193,29 +188,22 @@ class HubCollection:
     def _numbers(self) -> dict[str, int]:
         return {document.doc_id: number for number, document in enumerate(self.corpus())}
 
-    @cached_property
-    def _qrels(self) -> dict[str, Any]:
-        if "queries" not in self._configs:
-            return {}
-        config = next((name for name in ("qrels", "default") if name in self._configs), None)
-        return self._load(self._id, config) if config else self._load(f"{self._id}-qrels")
-
     def splits(self) -> list[str]:
-        return sorted(self._qrels)
+        return self._layout.splits()
 
     def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
         judgements = self.qrels(split)  # first, so that a collection without queries says that it has no such split
-        queries = self._queries if on_bad is None else self._read_queries(ignore)
+        queries = self._layout.queries(split, None if on_bad is None else ignore)
         return judged_queries(self.name, queries, judgements, on_bad)
 
     def qrels(self, split: str) -> Qrels:
         check_split(self.name, split, self.splits())
-        qrels: Qrels = {}
-        for _ in parse_records(
-            self.name, _rows(self._qrels[split]), lambda row: add_judgement(qrels, *to_judgement(row))
-        ):
-            pass
-        return qrels
+        return self._layout.qrels(split)
+
+    def excluded(self, split: str) -> dict[str, list[str]]:
+        """Return the documents that each query must not find; queries without any are left out."""
+        check_split(self.name, split, self.splits())
+        return self._layout.excluded(split)
 
     def identity(self, *parts: str) -> str:
         digest = hashlib.sha256()
@@ -226,8 +214,10 @@ class HubCollection:
 
     def _records(self, part: str) -> Iterable[Any]:
         # Hash the records themselves: a data set's own fingerprint changes with the cache it was read from.
-        if part in ("corpus", "queries"):
-            return self.corpus(on_bad=lambda _: None) if part == "corpus" else self._queries
+        if part == "corpus":
+            return self.corpus(on_bad=lambda _: None)
+        if part == "queries":
+            return dict.fromkeys(query for split in self.splits() for query in self._layout.queries(split))
         return self.qrels(split_of(part)).items()
 
 
@@ -244,7 +234,7 @@ def hub_rows(dataset_id: str) -> Iterator[dict[str, Any]]:
     split = "train" if len(tables) > 1 else next(iter(tables))
     if split not in tables:
         raise unknown(f"split of hf:{dataset_id}", split, tables)
-    return _rows(tables[split])
+    return rows_of(tables[split])
 
 
 def _load_tables(module: ModuleType, dataset_id: str, config: str | None) -> dict[str, Any]:
@@ -259,15 +249,6 @@ def _load_tables(module: ModuleType, dataset_id: str, config: str | None) -> dic
                 raise
             # A data set published as a program is never run; for most of them the hub keeps the resulting tables.
             return module.load_dataset(dataset_id, config, revision="refs/convert/parquet")
-
-
-def _rows(table: Any) -> Iterator[dict[str, Any]]:
-    for columns in table.iter(batch_size=1000):
-        yield from _records(columns)
-
-
-def _records(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def _hub(module: str) -> ModuleType:
