@@ -85,7 +85,7 @@ def to_query(record: Mapping[str, Any]) -> Query:
     """Read a query from a BEIR (`_id`, `text`) or Tevatron (`query_id`, `query`) record."""
     return _query(
         _column(record, "query", "_id", "query_id", "qid", "id"),
-        _column(record, "query", "text", "query"),
+        _column(record, "query", "text", "query", "query_text"),
     )
 
 
@@ -277,9 +277,14 @@ def located_judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]
             raise UserError(f"{path}:{number}: {error}") from None
 
 
+def to_judged(line: str) -> tuple[str, str, int]:
+    """Read the query id, the document id and the relevance of a line of judgements."""
+    return _judgement(_judgement_columns(line))
+
+
 def to_relevant(line: str) -> tuple[str, str]:
     """Read the query id and the document id of a line of judgements."""
-    return _judgement(_judgement_columns(line))[:2]
+    return to_judged(line)[:2]
 
 
 def add_judgement(qrels: Qrels, query_id: str, doc_id: str, relevance: int) -> None:

@@ -1,8 +1,9 @@
 """Collections that other libraries fetch: ir_datasets and Hugging Face datasets (the extra `hub`)."""
 
+import csv
 import hashlib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
 from itertools import pairwise
@@ -21,6 +22,8 @@ from shortlist.records import Document, Qrels, Query
 
 TIMEOUT_SECONDS = 10
 """Time that the hub may take to answer."""
+PLAIN_FILES = ("abdoelsayed/FutureQueryEval",)
+"""Data sets on the hub that consist of files of different kinds, without a configuration for each."""
 RECORDS_AT_ONCE = 1000
 """Number of records held at the same time while ids are looked up."""
 
@@ -144,6 +147,14 @@ class HubTables:
         with _reached(self._module, dataset_id):
             self.configs: list[str] = self._module.get_dataset_config_names(dataset_id)
 
+    def has_files(self, files: Sequence[str]) -> bool:
+        folder = Path(self._id)
+        return all((folder / name).is_file() for name in files) if folder.is_dir() else self._id in PLAIN_FILES
+
+    def load_file(self, file: str) -> Any:
+        columns = {"sep": "\t", "quoting": csv.QUOTE_NONE} if file.endswith(".tsv") else {}
+        return _load_tables(self._module, self._id, None, data_files={"rows": file}, **columns)["rows"]
+
     def load(self, config: str | None) -> Mapping[str, Any]:
         return _load_tables(self._module, self._id, config)
 
@@ -237,10 +248,10 @@ def hub_rows(dataset_id: str) -> Iterator[dict[str, Any]]:
     return rows_of(tables[split])
 
 
-def _load_tables(module: ModuleType, dataset_id: str, config: str | None) -> dict[str, Any]:
+def _load_tables(module: ModuleType, dataset_id: str, config: str | None, **how: Any) -> dict[str, Any]:
     # datasets 5.2 keeps serving its cached copy of a local folder after the files have changed: build it anew.
     fresh = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
-    options: dict[str, Any] = fresh if Path(dataset_id).is_dir() else {}
+    options: dict[str, Any] = how | (fresh if Path(dataset_id).is_dir() else {})
     with _reached(module, dataset_id):
         try:
             return module.load_dataset(dataset_id, config, **options)

@@ -1,16 +1,16 @@
 """Layouts of data sets on the Hugging Face hub: which configuration holds documents, queries and judgements.
 
-LitSearch (https://arxiv.org/abs/2407.18940) and BRIGHT (https://arxiv.org/abs/2407.12883) have layouts of their own;
-all others are read as BEIR's.
+LitSearch (https://arxiv.org/abs/2407.18940), BRIGHT (https://arxiv.org/abs/2407.12883) and FutureQueryEval have layouts
+of their own; all others are read as BEIR's.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from shortlist.data.beir import BRIGHT
-from shortlist.data.formats import add_judgement, to_document, to_judgement, to_query
+from shortlist.data.formats import add_judgement, to_document, to_judged, to_judgement, to_query
 from shortlist.data.lines import MalformedError, OnBad, ignore, parse_records
 from shortlist.errors import UserError, unknown
 from shortlist.progress import say
@@ -31,8 +31,16 @@ class Tables(Protocol):
     name: str
     configs: Sequence[str]
 
+    def has_files(self, files: Sequence[str]) -> bool:
+        """Whether the data set consists of these files, each of which is read alone."""
+        ...
+
     def load(self, config: str | None) -> Mapping[str, Any]:
         """Return the tables of a configuration by split."""
+        ...
+
+    def load_file(self, file: str) -> Any:
+        """Return the rows of a file: a table with a header, or lines under the name `text`."""
         ...
 
     def load_beside(self, suffix: str) -> Mapping[str, Any]:
@@ -131,6 +139,65 @@ class BeirLayout:
     def excluded(self, split: str) -> dict[str, list[str]]:
         del split
         return {}
+
+
+@final
+class FilesLayout:
+    """FutureQueryEval's files: corpus.tsv and queries.tsv with a header, qrels.txt as TREC writes judgements.
+
+    Queries have a category each, which is a split too: `category-Sports`. https://arxiv.org/abs/2508.16757
+    """
+
+    FILES = ("corpus.tsv", "queries.tsv", "qrels.txt")
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def corpus(self) -> Any:
+        return self._tables.load_file("corpus.tsv")
+
+    def document(self, row: Mapping[str, Any]) -> Document:
+        return to_document({name: value for name, value in _texts(row).items() if value is not None})
+
+    @cached_property
+    def _asked(self) -> list[tuple[Query, str]]:
+        rows = map(_texts, rows_of(self._tables.load_file("queries.tsv")))
+        asked = parse_records(self._tables.name, rows, lambda row: (to_query(row), row.get("category") or ""), None)
+        return list(asked)
+
+    def splits(self) -> list[str]:
+        return sorted({"test", *(f"category-{category}" for _, category in self._asked if category)})
+
+    def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
+        del on_bad
+        return [query for query, category in self._asked if split in ("test", f"category-{category}")]
+
+    @cached_property
+    def _qrels(self) -> Qrels:
+        qrels: Qrels = {}
+        rows = rows_of(self._tables.load_file("qrels.txt"))
+        add = partial(_add_line, qrels)
+        for _ in parse_records(self._tables.name, (row["text"] for row in rows), add):
+            pass
+        return qrels
+
+    def qrels(self, split: str) -> Qrels:
+        asked = {query.query_id for query in self.queries(split)}
+        return {query_id: judged for query_id, judged in self._qrels.items() if query_id in asked}
+
+    def excluded(self, split: str) -> dict[str, list[str]]:
+        del split
+        return {}
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return a row of a table as texts: ids such as 12 are read as numbers."""
+    return {name: None if value is None else str(value) for name, value in row.items()}
+
+
+def _add_line(qrels: Qrels, line: str) -> None:
+    """Add a line of judgements."""
+    add_judgement(qrels, *to_judged(line))
 
 
 class Asked(NamedTuple):
@@ -312,5 +379,7 @@ def layout_of(tables: Tables, asked: Named) -> Layout:
             f"{tables.name}: has no configurations examples and documents, as BRIGHT has; found "
             f"{', '.join(sorted(configs))}."
         )
+    if tables.has_files(FilesLayout.FILES):
+        return FilesLayout(tables)
     known: Callable[[Tables], Layout] = LitSearchLayout if {"query", "corpus_clean"} <= configs else BeirLayout
     return known(tables)

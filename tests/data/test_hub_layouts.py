@@ -133,3 +133,24 @@ def test_a_benchmark_that_cannot_be_read_is_one_line(hub, litsearch):
         open_collection(name)
     with pytest.raises(UserError, match="'gold_ids' of the query is a str; expected a list of document ids"):
         open_collection(f"{name}/biology").queries("test")
+
+
+def future_queries(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "corpus.tsv").write_text('doc_id\ttitle\ttext\turl\n1\tA "title\tone text\thttps://a\n2\t\tother text\t\n')
+    (folder / "queries.tsv").write_text("query_id\tquery_text\tcategory\n5\twho won?\tSports\n6\twhich law?\tPolitics\n")
+    (folder / "queries.csv").write_text("query_id,query_text\n5,other columns\n")
+    (folder / "qrels.txt").write_text("5 0 1 2\n5 0 2 0\n6 0 2 1\n")
+    return f"hf:{folder}"
+
+
+def test_future_query_eval_is_read_from_its_files(hub):
+    collection = open_collection(future_queries(hub))
+    assert list(collection.corpus()) == [Document("1", "one text", 'A "title', "https://a"), Document("2", "other text")]
+    assert collection.splits() == ["category-Politics", "category-Sports", "test"]
+    assert collection.queries("category-Sports") == [Query("5", "who won?")]
+    assert collection.qrels("test") == {"5": {"1": 2, "2": 0}, "6": {"2": 1}}
+    assert collection.qrels("category-Politics") == {"6": {"2": 1}}
+    (hub / "qrels.txt").write_text("5 0 1 x\n")
+    with pytest.raises(UserError, match=r"record 1: relevance is 'x'"):
+        open_collection(f"hf:{hub}").qrels("test")
