@@ -27,9 +27,10 @@ class Config:
     `encode`. Kind and layout are recognized by names and contents; several sources are read as one."""
     out: NotInJob[Path]
     """Folder to write: a collection with groups.jsonl, train.jsonl for another tool, vectors, or arrays of them."""
-    as_: Annotated[Literal["documents", "training", "clicks"] | None, tyro.conf.arg(name="as")] = None
+    as_: Annotated[Literal["documents", "training", "clicks", "feedback"] | None, tyro.conf.arg(name="as")] = None
     """What the sources are: `documents` are files to search in, each of which becomes chunks; `training` is training
-    data, a collection or vectors, `clicks` a click log (None: seen from names and contents)."""
+    data, a collection or vectors, `clicks` a click log, `feedback` lists that people copied from or disliked (None: seen
+    from names and contents)."""
     to: Literal[
         "shortlist",
         "tevatron",
@@ -62,7 +63,7 @@ class Config:
     min_rate: float = 0.0
     """Fewest clicks per impression that make a document relevant to a query. Needs a column of impressions."""
     skip_missing: NotInJob[bool] = False
-    """Leave out and count clicked documents that the collection lacks, instead of refusing."""
+    """Leave out and count clicked or copied documents that the collection lacks, instead of refusing."""
     chunks: By = "headings"
     """Where documents are divided: sections under `headings` are packed together, and cut between paragraphs or
     sentences where they are too long; between `sentences`; after any number of `tokens`; or not at all (`none`)."""

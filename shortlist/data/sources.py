@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from shortlist.data.clicks import may_be_clicks
 from shortlist.data.collections import open_collection
+from shortlist.data.feedback import may_be_feedback
 from shortlist.data.pickles import is_pickle
 from shortlist.data.reading.finding import are_documents
 from shortlist.data.triplets import is_header, layout_of, may_be_training, read_rows
@@ -15,6 +16,7 @@ COLLECTION = "a collection"
 PICKLED_VECTORS = "pickled vectors"
 STORE = "a store of vectors"
 CLICKS = "a click log"
+FEEDBACK = "feedback on lists"
 DOCUMENTS = "documents"
 """Contents that a source may have, besides training data in one of its layouts."""
 
@@ -36,6 +38,7 @@ SOURCE_KINDS = {
     "clicks": SourceKind(
         lambda record, given: isinstance(record, dict) and may_be_clicks(record, given), lambda _: CLICKS
     ),
+    "feedback": SourceKind(lambda record, _: may_be_feedback(record), lambda _: FEEDBACK),
 }
 
 

@@ -27,7 +27,7 @@ from shortlist.math.terms import TermWeights
 from shortlist.progress import Advance
 from shortlist.records import Hit
 
-SEISMIC_DEFAULTS = {"postings": 3500, "clusters": 10, "energy": 40, "effort": 20, "heap": 80, "refine": 2}
+SEISMIC_DEFAULTS = {"postings": 3500, "clusters": 10, "energy": 40, "effort": 20, "heap": 80, "refine": 1}
 """Parameters: postings of a term that are kept; percent of them that become clusters; percent of a cluster's weight in
 its summary; terms of a query that are looked at; percent of the k-th best score that a cluster's summary must promise,
 which is more exact where it is lower; candidates that are scored exactly, in multiples of k."""
