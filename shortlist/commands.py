@@ -104,6 +104,11 @@ COMMANDS = {
         "keep of each list as much as a promised recall takes",
         "calibrate --run work/train.trec --collection my-data --recall 0.9 --out work/rule.json",
     ),
+    "follow": Command(
+        "follow",
+        "add the documents that found ones name, such as citations",
+        "--run work/bm25.trec --collection my-data --field citations --out work/followed.trec",
+    ),
     "pool": Command(
         "pool",
         "list the documents of several runs that wait to be judged",
@@ -150,7 +155,7 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
     "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
-    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "serve", "mcp", "verify"),
+    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "follow", "serve", "mcp", "verify"),
     "Measure": ("diagnose", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }

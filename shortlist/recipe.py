@@ -37,6 +37,7 @@ OUTPUTS = {
     "rerank": "run.trec",
     "heads": "heads.json",
     "fuse": "run.trec",
+    "follow": "run.trec",
     "mine": "groups.jsonl",
     "convert": "",
     "queries": "",

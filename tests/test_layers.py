@@ -32,6 +32,7 @@ LAYERS = [
         "init",
         "inspect",
         "mine",
+        "follow",
         "pool",
         "queries",
         "rerank",

@@ -92,7 +92,8 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
         "queries",
         "heads",
         "report",
-    }  # two need a language model, the other writes its page anew each time
+        "follow",
+    }  # two need a language model, one writes its page anew each time, one needs metadata
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
         assert (once / "out" / name / OUTPUTS[step["stage"]]).exists()

@@ -5,7 +5,7 @@ from itertools import chain
 from shortlist.convert.settings import Config
 from shortlist.convert.writing import Training, judge_first_split, write_training_data
 from shortlist.data.collections import open_collection
-from shortlist.data.feedback import collect, read_feedback
+from shortlist.data.feedback import to_groups, read_feedback
 from shortlist.data.groups import contents
 from shortlist.data.manifest import identity
 from shortlist.data.matching import by_id_or_text
@@ -19,7 +19,7 @@ def convert_feedback(config: Config) -> None:
 
 
 def _read_feedback(config: Config) -> Training:
-    """Read lists that were shown; say how many there are of each kind, and what was left out."""
+    """Read lists that were shown; count each kind, and what was left out."""
     sources = ", ".join(config.sources)
     if not config.collection:
         raise UserError(f"{config.sources[0]}: is feedback; name the collection that was shown with --collection.")
@@ -37,7 +37,7 @@ def _read_feedback(config: Config) -> Training:
             f"{gone[0]!r:.80}; expected ids or texts of its documents. Name the collection that was shown, or leave "
             "them out with --skip-missing."
         )
-    made = collect(lists, doc_ids)
+    made = to_groups(lists, doc_ids)
     counts = ", ".join(f"{count:,} {signal}" for signal, count in made.lists.items())
     say(
         f"convert: {len(lists):,} lists ({counts or 'none'}); {len(made.groups):,} queries have a copied document; "

@@ -29,8 +29,8 @@ class Config:
     """Folder to write: a collection with groups.jsonl, train.jsonl for another tool, vectors, or arrays of them."""
     as_: Annotated[Literal["documents", "training", "clicks", "feedback"] | None, tyro.conf.arg(name="as")] = None
     """What the sources are: `documents` are files to search in, each of which becomes chunks; `training` is training
-    data, a collection or vectors, `clicks` a click log, `feedback` lists that people copied from or disliked (None: seen
-    from names and contents)."""
+    data, a collection or vectors, `clicks` a click log, `feedback` lists that people copied from or disliked (None:
+    seen from names and contents)."""
     to: Literal[
         "shortlist",
         "tevatron",

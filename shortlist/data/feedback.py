@@ -1,4 +1,4 @@
-"""Feedback on whole lists: what a person did with the answer that a list of documents led to.
+"""Feedback on whole lists: what a person did with the answer that they led to.
 
 Pistis-RAG: https://arxiv.org/abs/2407.00072
 """
@@ -13,30 +13,30 @@ from shortlist.data.triplets import read_rows, text_id
 from shortlist.records import Group, Query
 
 COPY, REGENERATE, DISLIKE = "copy", "regenerate", "dislike"
-SIGNALS = (COPY, REGENERATE, DISLIKE)
-FIELDS = ("query", "shown", "signal")
+ON_LISTS = (COPY, REGENERATE, DISLIKE)
+NEEDED_FIELDS = ("query", "shown", "signal")
 """Fields that every record has."""
 
 
-class Shown(NamedTuple):
-    """A list of documents that was shown for a query, and what was done with it."""
+class ShownList(NamedTuple):
+    """A list of documents shown for a query, and what was done with it."""
 
     query: str
     documents: tuple[str, ...]
     """Ids or texts, best first."""
     signal: str
-    """One of `SIGNALS`."""
+    """One of `ON_LISTS`."""
     copied: tuple[str, ...] = ()
     """Those that were copied, for the signal `copy`: all that was shown where the record does not say."""
 
 
 @dataclass(slots=True)
 class Reactions:
-    """What happened to the documents shown for one query."""
+    """Reactions to the documents shown for one query."""
 
     copies: Counter[str] = field(default_factory=Counter)
     passed: dict[str, None] = field(default_factory=dict)
-    """Shown beside copied documents, or in a list that was disliked."""
+    """ShownList beside copied documents, or in a list that was disliked."""
     disliked: set[str] = field(default_factory=set)
 
 
@@ -53,30 +53,30 @@ class FeedbackPairs(NamedTuple):
 
 def may_be_feedback(record: Any) -> bool:
     """Whether a record has the fields of feedback."""
-    return isinstance(record, dict) and set(FIELDS) <= set(record)
+    return isinstance(record, dict) and set(NEEDED_FIELDS) <= set(record)
 
 
-def to_shown(record: Any) -> Shown:
-    """Read a record: `query`, `shown` (a list of ids or texts), `signal` and, for copies, `copied`.
+def to_shown(record: Any) -> ShownList:
+    """Read a record with `query`, `shown` (ids or texts), `signal` and, for copies, `copied`.
 
     Raises:
         MalformedError: a field is missing or of another form, or what was copied was not shown.
     """
     if not may_be_feedback(record):
         found = ", ".join(sorted(map(str, record))) if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise MalformedError(f"found {found}; expected an object with {', '.join(FIELDS)}.")
+        raise MalformedError(f"found {found}; expected an object with {', '.join(NEEDED_FIELDS)}.")
     query = " ".join(to_text(record["query"], "query").split())
     documents, signal = _names(record, "shown"), record["signal"]
     if not query or not documents:
         raise MalformedError(f"the {'list shown' if query else 'query'} is empty; name one, or remove the record.")
-    if signal not in SIGNALS:
-        raise MalformedError(f"signal is {signal!r}; expected {', '.join(SIGNALS)}.")
+    if signal not in ON_LISTS:
+        raise MalformedError(f"signal is {signal!r}; expected {', '.join(ON_LISTS)}.")
     copied = _names(record, "copied") if record.get("copied") is not None else ()
     if copied and signal != COPY:
         raise MalformedError(f"documents are copied, but the signal is {signal!r}; expected {COPY!r}.")
     if unseen := [name for name in copied if name not in documents]:
         raise MalformedError(f"document {unseen[0]!r:.80} is copied and not shown; expected one that was shown.")
-    return Shown(query, documents, signal, (copied or documents) if signal == COPY else ())
+    return ShownList(query, documents, signal, (copied or documents) if signal == COPY else ())
 
 
 def _names(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def _names(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(str(item) if type(item) is int else to_text(item, name).strip() for item in value)
 
 
-def read_feedback(name: str) -> Iterator[Shown]:
+def read_feedback(name: str) -> Iterator[ShownList]:
     """Yield the lists of a file (JSONL, a JSON array or Parquet) or of `hf:ID`.
 
     Raises:
@@ -95,7 +95,7 @@ def read_feedback(name: str) -> Iterator[Shown]:
     return read_rows(name, to_shown)
 
 
-def collect(lists: Iterable[Shown], doc_ids: Mapping[str, str]) -> FeedbackPairs:
+def to_groups(lists: Iterable[ShownList], doc_ids: Mapping[str, str]) -> FeedbackPairs:
     """Make a group of each query for which something was copied and not disliked.
 
     Positives come by falling number of copies. Negatives are the documents that were shown beside copied ones, or in a

@@ -14,7 +14,7 @@ from typing import Any, final
 from shortlist.data.beir import is_whole
 from shortlist.data.checks import ALL, check_split, judged_queries, no_qrels, pick, split_of
 from shortlist.data.formats import to_document, to_query
-from shortlist.data.hub_layouts import layout_of, named, records_of, rows_of
+from shortlist.data.hub_layouts import divide_name, hub_layout, records_of, rows_of
 from shortlist.data.lines import OnBad, ignore, parse_records
 from shortlist.data.seen import checked
 from shortlist.errors import UserError, unknown
@@ -139,7 +139,7 @@ def irds_query(record: Any) -> Query:
 
 @final
 class HubTables:
-    """The tables of a data set of the Hugging Face hub, or of a local folder that `datasets.load_dataset` reads."""
+    """The tables of a data set of the hub, or of a local folder like one."""
 
     def __init__(self, dataset_id: str, name: str):
         self.name = name
@@ -172,8 +172,8 @@ class HubCollection:
 
     def __init__(self, dataset_id: str):
         self.name = f"hf:{dataset_id}"
-        asked = named(dataset_id)
-        self._layout = layout_of(HubTables(asked.dataset_id, self.name), asked)
+        asked = divide_name(dataset_id)
+        self._layout = hub_layout(HubTables(asked.dataset_id, self.name), asked)
 
     @cached_property
     def _corpus(self) -> Any:

@@ -1,4 +1,4 @@
-"""Layouts of data sets on the Hugging Face hub: which configuration holds documents, queries and judgements.
+"""Layouts of data sets on the hub: where documents, queries and judgements are.
 
 LitSearch (https://arxiv.org/abs/2407.18940), BRIGHT (https://arxiv.org/abs/2407.12883) and FutureQueryEval have layouts
 of their own; all others are read as BEIR's.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from shortlist.data.beir import BRIGHT
 from shortlist.data.formats import add_judgement, to_document, to_judged, to_judgement, to_query
-from shortlist.data.lines import MalformedError, OnBad, ignore, parse_records
+from shortlist.data.lines import MalformedError, OnBad, parse_records
 from shortlist.errors import UserError, unknown
 from shortlist.progress import say
 from shortlist.records import Document, Qrels, Query
@@ -32,7 +32,7 @@ class Tables(Protocol):
     configs: Sequence[str]
 
     def has_files(self, files: Sequence[str]) -> bool:
-        """Whether the data set consists of these files, each of which is read alone."""
+        """Whether the data set consists of these files, to be read one by one."""
         ...
 
     def load(self, config: str | None) -> Mapping[str, Any]:
@@ -40,7 +40,7 @@ class Tables(Protocol):
         ...
 
     def load_file(self, file: str) -> Any:
-        """Return the rows of a file: a table with a header, or lines under the name `text`."""
+        """Return the rows of a table with a header, or lines named `text`."""
         ...
 
     def load_beside(self, suffix: str) -> Mapping[str, Any]:
@@ -49,7 +49,7 @@ class Tables(Protocol):
 
 
 @runtime_checkable
-class Layout(Protocol):
+class HubLayout(Protocol):
     """Reads the parts of a collection from the tables of a data set."""
 
     def corpus(self) -> Any:
@@ -78,7 +78,7 @@ class Layout(Protocol):
 
 
 def rows_of(table: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table, a thousand of which are read at a time."""
+    """Yield the rows of a table, a thousand read at a time."""
     for columns in table.iter(batch_size=1000):
         yield from records_of(columns)
 
@@ -191,7 +191,7 @@ class FilesLayout:
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return a row of a table as texts: ids such as 12 are read as numbers."""
+    """Return a row of a table as texts, its numbers too."""
     return {name: None if value is None else str(value) for name, value in row.items()}
 
 
@@ -200,7 +200,7 @@ def _add_line(qrels: Qrels, line: str) -> None:
     add_judgement(qrels, *to_judged(line))
 
 
-class Asked(NamedTuple):
+class JudgedQuery(NamedTuple):
     """A query of a benchmark, with its relevant documents and what its row says besides."""
 
     query: Query
@@ -239,7 +239,7 @@ class LitSearchLayout:
         return to_document({"_id": row.get("corpusid"), "title": row.get("title"), "text": text, "metadata": cited})
 
     @cached_property
-    def _asked(self) -> list[Asked]:
+    def _asked(self) -> list[JudgedQuery]:
         table = _the_only(self._tables.load("query"), "full", self._tables.name)
         numbered = ({**row, "_id": number} for number, row in enumerate(rows_of(table)))
         return list(parse_records(self._tables.name, numbered, lambda row: _asked(row, "corpusids"), None))
@@ -248,7 +248,7 @@ class LitSearchLayout:
         parts = {f"{field}-{asked.row[field]}" for asked in self._asked for field in self.FIELDS if field in asked.row}
         return sorted({"test", *parts})
 
-    def _of(self, split: str) -> list[Asked]:
+    def _of(self, split: str) -> list[JudgedQuery]:
         if split == "test":
             return self._asked
         field, _, value = split.partition("-")
@@ -292,7 +292,7 @@ class BrightLayout:
         return sorted(["test", *rewritten])
 
     @cached_property
-    def _asked(self) -> dict[str, Asked]:
+    def _asked(self) -> dict[str, JudgedQuery]:
         field = "gold_ids_long" if self._long else "gold_ids"
         rows = rows_of(self._tables.load("examples")[self._task])
         asked = parse_records(self._tables.name, rows, lambda row: _asked(row, field), None)
@@ -330,10 +330,10 @@ def which_judgements(task: str, count: int) -> str:
     )
 
 
-def _asked(row: Mapping[str, Any], field: str) -> Asked:
+def _asked(row: Mapping[str, Any], field: str) -> JudgedQuery:
     """Read a query, and the field with its relevant documents."""
     query = to_query({"_id": row.get("_id", row.get("id")), "text": row.get("query")})
-    return Asked(query, _ids(row, field), row)
+    return JudgedQuery(query, _ids(row, field), row)
 
 
 def _ids(row: Mapping[str, Any], field: str) -> list[str]:
@@ -355,7 +355,7 @@ class Named(NamedTuple):
 _TASK = re.compile(rf"(.+)/({'|'.join(BRIGHT)})(/long)?")
 
 
-def named(name: str) -> Named:
+def divide_name(name: str) -> Named:
     """Divide a name such as `xlang-ai/BRIGHT/biology/long` into data set, task and setting."""
     match = _TASK.fullmatch(name)
     if match is None or match[1].strip("./").count("/") < 1:
@@ -363,7 +363,7 @@ def named(name: str) -> Named:
     return Named(match[1], match[2], match[3] is not None)
 
 
-def layout_of(tables: Tables, asked: Named) -> Layout:
+def hub_layout(tables: Tables, asked: Named) -> HubLayout:
     """Choose the layout of a data set by its configurations.
 
     Raises:
@@ -381,5 +381,5 @@ def layout_of(tables: Tables, asked: Named) -> Layout:
         )
     if tables.has_files(FilesLayout.FILES):
         return FilesLayout(tables)
-    known: Callable[[Tables], Layout] = LitSearchLayout if {"query", "corpus_clean"} <= configs else BeirLayout
+    known: Callable[[Tables], HubLayout] = LitSearchLayout if {"query", "corpus_clean"} <= configs else BeirLayout
     return known(tables)

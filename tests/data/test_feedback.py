@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import shortlist.convert
-from shortlist.data.feedback import Shown, collect, read_feedback, to_shown
+from shortlist.data.feedback import ShownList, read_feedback, to_shown
 from shortlist.data.formats import read_qrels, write_corpus
 from shortlist.data.groups import read_groups
 from shortlist.data.lines import MalformedError
@@ -14,28 +14,28 @@ from shortlist.errors import UserError
 from shortlist.records import Document, Group
 
 LISTS = [
-    Shown("otter", ("d1", "d2", "d3"), "copy", ("d2",)),
-    Shown("otter", ("d2", "d1"), "copy", ("d2", "d1")),
-    Shown("otter", ("d1", "d4"), "dislike"),
-    Shown("otter", ("d5",), "regenerate"),
-    Shown("beaver", ("d1",), "regenerate"),
+    ShownList("otter", ("d1", "d2", "d3"), "copy", ("d2",)),
+    ShownList("otter", ("d2", "d1"), "copy", ("d2", "d1")),
+    ShownList("otter", ("d1", "d4"), "dislike"),
+    ShownList("otter", ("d5",), "regenerate"),
+    ShownList("beaver", ("d1",), "regenerate"),
 ]
 DOC_IDS = {name: name for name in ("d1", "d2", "d3", "d4", "d5")}
 
 
 def test_what_was_copied_is_positive_unless_a_list_with_it_was_disliked():
-    made = collect(LISTS, DOC_IDS)
+    made = to_groups(LISTS, DOC_IDS)
     assert made.groups == [Group(text_id("otter"), ("d2",), ("d3", "d4"))]
     assert (made.lists, made.withdrawn) == (Counter(copy=2, dislike=1, regenerate=2), 1)
 
 
 def test_documents_without_an_id_are_left_out():
-    assert collect(LISTS[:1], {"d2": "x", "d3": "y"}).groups == [Group(text_id("otter"), ("x",), ("y",))]
+    assert to_groups(LISTS[:1], {"d2": "x", "d3": "y"}).groups == [Group(text_id("otter"), ("x",), ("y",))]
 
 
 def test_a_copied_list_without_details_is_positive_as_a_whole():
     record = {"query": " a  b ", "shown": ["d1", 7], "signal": "copy"}
-    assert to_shown(record) == Shown("a b", ("d1", "7"), "copy", ("d1", "7"))
+    assert to_shown(record) == ShownList("a b", ("d1", "7"), "copy", ("d1", "7"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_records_that_are_no_feedback_are_refused(changed, message):
         to_shown({"query": "q", "shown": ["d1"], "signal": "copy"} | changed)
 
 
-def write_log(path: Path, lists: list[Shown]) -> Path:
+def write_log(path: Path, lists: list[ShownList]) -> Path:
     records = [
         {"query": query, "shown": documents, "signal": signal, "copied": copied or None}
         for query, documents, signal, copied in lists
@@ -72,7 +72,9 @@ def test_feedback_becomes_a_collection_with_groups(tmp_path, capsys):
     assert read_groups(tmp_path / "out" / "groups.jsonl") == [Group(text_id("otter"), ("d2",), ("d3", "d4"))]
     assert read_qrels(tmp_path / "out" / "qrels" / "train.tsv") == {text_id("otter"): {"d2": 1}}
     said = capsys.readouterr().err
-    assert "5 lists (2 copy, 1 dislike, 2 regenerate); 1 queries have a copied document; 1 copied documents were" in said
+    assert (
+        "5 lists (2 copy, 1 dislike, 2 regenerate); 1 queries have a copied document; 1 copied documents were" in said
+    )
 
 
 def test_feedback_that_gives_nothing_is_refused(tmp_path):
@@ -87,4 +89,4 @@ def test_feedback_that_gives_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="lacks 1 of 2 copied documents, the first 'd2'"):
         shortlist.convert.run(shortlist.convert.Config(collection=str(collection), **of))
     with pytest.raises(UserError, match="holds feedback on lists, and click logs alone take --min-clicks"):
-        shortlist.convert.run(shortlist.convert.Config(collection=str(collection), min_clicks=2, **of))
+        shortlist.convert.run(shortlist.convert.Config(collection=str(collection), min_clicks=2.0, **of))

@@ -7,7 +7,7 @@ import pytest
 
 from shortlist.data.beir import BRIGHT, parts_of
 from shortlist.data.collections import open_collection
-from shortlist.data.hub_layouts import CORRECTED, ORIGINAL, Named, named, which_judgements
+from shortlist.data.hub_layouts import CORRECTED, ORIGINAL, Named, divide_name, which_judgements
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 
@@ -27,7 +27,13 @@ def hub_files(folder: Path, configs: dict[str, dict[str, list[dict]]]) -> str:
 
 
 PAPERS = [
-    {"corpusid": 11, "title": "Sparse terms", "abstract": "Words with weights.", "citations": [12], "full_paper": "..."},
+    {
+        "corpusid": 11,
+        "title": "Sparse terms",
+        "abstract": "Words with weights.",
+        "citations": [12],
+        "full_paper": "...",
+    },
     {"corpusid": 12, "title": "Dense vectors", "abstract": None, "citations": [], "full_paper": "..."},
     {"corpusid": 13, "title": "Trees", "abstract": "A tree.", "citations": [11, 12], "full_paper": "..."},
 ]
@@ -39,7 +45,9 @@ ASKED = [
 
 @pytest.fixture
 def litsearch(hub: Path) -> str:
-    return hub_files(hub, {"query": {"full": ASKED}, "corpus_clean": {"full": PAPERS}, "corpus_s2orc": {"full": PAPERS}})
+    return hub_files(
+        hub, {"query": {"full": ASKED}, "corpus_clean": {"full": PAPERS}, "corpus_s2orc": {"full": PAPERS}}
+    )
 
 
 def test_litsearch_gives_titles_abstracts_and_citations(litsearch):
@@ -108,7 +116,10 @@ def test_the_long_setting_of_bright_has_documents_and_judgements_of_its_own(hub)
 def test_bright_says_which_judgements_it_has(hub, capsys):
     collection = open_collection(f"{bright(hub)}/biology")
     collection.qrels("test")
-    assert "3 judgements, neither of its two sets (372 were published first, 393 after correction)" in capsys.readouterr().err
+    assert (
+        "3 judgements, neither of its two sets (372 were published first, 393 after correction)"
+        in capsys.readouterr().err
+    )
     collection.qrels("test")
     assert not capsys.readouterr().err
     assert "372 judgements, the original ones" in which_judgements("biology", 372)
@@ -117,9 +128,9 @@ def test_bright_says_which_judgements_it_has(hub, capsys):
 
 
 def test_names_of_benchmarks_are_divided():
-    assert named("xlangai/BRIGHT/biology/long") == Named("xlangai/BRIGHT", "biology", long=True)
-    assert named("/data/BRIGHT/pony") == Named("/data/BRIGHT", "pony")
-    assert named("somebody/biology") == Named("somebody/biology")
+    assert divide_name("xlangai/BRIGHT/biology/long") == Named("xlangai/BRIGHT", "biology", long=True)
+    assert divide_name("/data/BRIGHT/pony") == Named("/data/BRIGHT", "pony")
+    assert divide_name("somebody/biology") == Named("somebody/biology")
     assert parts_of("hf:xlangai/BRIGHT")[:2] == ["hf:xlangai/BRIGHT/biology", "hf:xlangai/BRIGHT/earth_science"]
     with pytest.raises(UserError, match="is 12 collections, and its score is the mean of theirs"):
         open_collection("hf:xlangai/BRIGHT")
@@ -137,8 +148,12 @@ def test_a_benchmark_that_cannot_be_read_is_one_line(hub, litsearch):
 
 def future_queries(folder: Path) -> str:
     folder.mkdir()
-    (folder / "corpus.tsv").write_text('doc_id\ttitle\ttext\turl\n1\tA "title\tone text\thttps://a\n2\t\tother text\t\n')
-    (folder / "queries.tsv").write_text("query_id\tquery_text\tcategory\n5\twho won?\tSports\n6\twhich law?\tPolitics\n")
+    (folder / "corpus.tsv").write_text(
+        'doc_id\ttitle\ttext\turl\n1\tA "title\tone text\thttps://a\n2\t\tother text\t\n'
+    )
+    (folder / "queries.tsv").write_text(
+        "query_id\tquery_text\tcategory\n5\twho won?\tSports\n6\twhich law?\tPolitics\n"
+    )
     (folder / "queries.csv").write_text("query_id,query_text\n5,other columns\n")
     (folder / "qrels.txt").write_text("5 0 1 2\n5 0 2 0\n6 0 2 1\n")
     return f"hf:{folder}"
@@ -146,7 +161,10 @@ def future_queries(folder: Path) -> str:
 
 def test_future_query_eval_is_read_from_its_files(hub):
     collection = open_collection(future_queries(hub))
-    assert list(collection.corpus()) == [Document("1", "one text", 'A "title', "https://a"), Document("2", "other text")]
+    assert list(collection.corpus()) == [
+        Document("1", "one text", 'A "title', "https://a"),
+        Document("2", "other text"),
+    ]
     assert collection.splits() == ["category-Politics", "category-Sports", "test"]
     assert collection.queries("category-Sports") == [Query("5", "who won?")]
     assert collection.qrels("test") == {"5": {"1": 2, "2": 0}, "6": {"2": 1}}

@@ -27,8 +27,8 @@ Cells = list[float | None]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     published: str
-    """Published table: passage, beir, document, full-or-lora or lengths (of the RepLLaMA paper), cqadupstack,
-    rerankers, or a YAML file."""
+    """Published table: passage, beir, document, full-or-lora or lengths (of the RepLLaMA paper), cqadupstack, bright,
+    litsearch, rerankers, or a YAML file."""
     results: tuple[Path, ...]
     """Results from `shortlist evaluate`, one file for each of the table's sets that was run."""
     sets: tuple[str, ...]
