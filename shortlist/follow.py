@@ -96,9 +96,9 @@ def run(config: Config) -> None:
     write_run(job.out, followed)
     added = sum(map(len, followed.values())) - sum(map(len, firsts.values()))
     say(f"follow: {added / max(1, len(followed)):.1f} documents added to each of {len(followed):,} queries.")
-    cost = {"ms_per_query": round(ms + ms_per_query(config.run), 3)}
-    costs: list[dict[str, object]] = [*stages(config.run), {"stage": "follow", "ms": ms}]
-    job.finish(added=added, queries=len(followed), stages=costs, **cost)
+    costs = [*stages(config.run), {"stage": "follow", "ms": ms}]
+    spent = round(ms + ms_per_query(config.run), 3)
+    job.finish(added=added, queries=len(followed), stages=costs, ms_per_query=spent)
 
 
 def _named(collection: Collection, firsts: Mapping[str, Sequence[Hit]], config: Config) -> dict[str, list[str]]:

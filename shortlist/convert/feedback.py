@@ -5,7 +5,7 @@ from itertools import chain
 from shortlist.convert.settings import Config
 from shortlist.convert.writing import Training, judge_first_split, write_training_data
 from shortlist.data.collections import open_collection
-from shortlist.data.feedback import to_groups, read_feedback
+from shortlist.data.feedback import read_feedback, to_groups
 from shortlist.data.groups import contents
 from shortlist.data.manifest import identity
 from shortlist.data.matching import by_id_or_text

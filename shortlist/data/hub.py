@@ -139,13 +139,13 @@ def irds_query(record: Any) -> Query:
 
 @final
 class HubTables:
-    """The tables of a data set of the hub, or of a local folder like one."""
+    """The tables of a data set of the hub, or of a local copy."""
 
     def __init__(self, dataset_id: str, name: str):
         self.name = name
         self._module, self._id = _hub("datasets"), dataset_id
         with _reached(self._module, dataset_id):
-            self.configs: list[str] = self._module.get_dataset_config_names(dataset_id)
+            self.configs: Sequence[str] = self._module.get_dataset_config_names(dataset_id)
 
     def has_files(self, files: Sequence[str]) -> bool:
         folder = Path(self._id)

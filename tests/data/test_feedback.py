@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import shortlist.convert
-from shortlist.data.feedback import ShownList, read_feedback, to_shown
+from shortlist.data.feedback import ShownList, read_feedback, to_groups, to_shown
 from shortlist.data.formats import read_qrels, write_corpus
 from shortlist.data.groups import read_groups
 from shortlist.data.lines import MalformedError
