@@ -92,7 +92,8 @@ def parts_of(collection: str) -> list[str]:
     """List the names of the collections that this one consists of.
 
     CQADupStack and BRIGHT have twelve; any other collection consists of itself alone. CQADupStack is
-    `irds:beir/cqadupstack`, `hf:mteb/cqadupstack`, or a folder without a corpus that is called `cqadupstack` or holds folders of all twelve.
+    `irds:beir/cqadupstack`, `hf:mteb/cqadupstack`, or a folder without a corpus that is called `cqadupstack` or holds
+    folders of all twelve.
     """
     kind = collection.partition(":")[0]
     if kind in ("irds", "hf"):
