@@ -99,6 +99,16 @@ def test_the_readme_and_the_guide_show_commands():
     assert any(path.name == "README.md" for path, _ in SHOWN)
 
 
+def test_what_the_list_of_papers_names_is_there():
+    rows = [line.split("|") for line in (ROOT / "docs/papers.md").read_text().splitlines() if re.match(r"\| \d", line)]
+    assert [int(row[1]) for row in rows] == list(range(1, 54))
+    for number, _, run, code, tested in (row[1:6] for row in rows):
+        for folder, named in (("shortlist", code), ("tests", tested)):
+            paths = re.findall(r"`([^`]+)`", named)
+            assert [path for path in paths if not (ROOT / folder / path).is_file()] == [], f"paper {number}"
+        assert re.search(r"nothing|check list", run) or (code.strip() and tested.strip()), f"paper {number}"
+
+
 def test_every_flag_in_the_text_belongs_to_some_command():
     known = {flag_of(field)[2:] for name in COMMANDS for field in stage(name).Config.__dataclass_fields__}
     known |= {"help", "version", "config", "completion", "no-verify", "no-deps"}
