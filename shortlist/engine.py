@@ -252,7 +252,7 @@ class _Process:
 
 def _serve(pipe: Connection, device: str | None, pickled: bytes, threads: int) -> None:
     """Answer items in a process of this machine, until it is ended."""
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     server = _Server(pickled, threads)
@@ -345,7 +345,7 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when its parent is gone, even if the parent was killed."""
     if parent := parent_process():
         parent.join()

@@ -20,11 +20,13 @@ from contextlib import closing
 from functools import lru_cache
 from io import BytesIO, TextIOWrapper
 from pathlib import Path, PurePath
+from threading import Thread
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from shortlist.data.formats import read_corpus, read_queries, write_corpus, write_qrels, write_queries
 from shortlist.demo.functions.overlap import Overlap, body_words, normalized, quiet_parse
+from shortlist.engine import end_with_parent
 from shortlist.errors import UserError
 from shortlist.progress import track
 from shortlist.records import Document, Query
@@ -245,10 +247,15 @@ def _read_all(sources: Sequence[Source]) -> Generator[list[Function] | None, Non
     if processes < 2:
         yield from map(read_functions, sources)
         return
-    # A fork would copy the locks of threads that run here already; Ctrl-C is handled here, not by each reader.
-    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(processes, spawn, signal.signal, ignore) as pool:
+    # A fork would copy the locks of threads that run here already.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin_reading) as pool:
         yield from pool.map(read_functions, sources, chunksize=FILES_AT_ONCE)
+
+
+def begin_reading() -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=end_with_parent, daemon=True).start()
 
 
 def unambiguous(functions: Sequence[Function]) -> list[int]:

@@ -1,9 +1,12 @@
 import ast
 import json
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+from test_engine import end
 
 from shortlist.data.formats import read_corpus, read_qrels, read_queries
 from shortlist.demo.functions import sources
@@ -422,3 +425,29 @@ def test_no_summary_or_near_body_of_the_standard_library_is_in_real_training_pai
 def test_the_two_lists_of_sources_do_not_meet(installed):
     assert not {source.path for source in standard_library()} & {source.path for source in installed}
     assert not [s for s in installed if s.module.split(".")[0] in {"shortlist", "pip", "setuptools"}]
+
+
+PROGRAM = """
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from shortlist.demo.functions.sources import begin_reading
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), begin_reading) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_reader_ends_with_a_program_that_is_killed(tmp_path: Path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    program = subprocess.Popen([sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    reader = int(program.stdout.readline())
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    assert end([reader])
