@@ -109,6 +109,11 @@ COMMANDS = {
         "list the documents of several runs that wait to be judged",
         "--runs work/bm25.trec work/dense.trec --depth 20 --out work/pool.tsv",
     ),
+    "judge": Command(
+        "judge",
+        "have a language model grade the documents that nobody has judged",
+        "--model Qwen/Qwen3-8B --runs work/bm25.trec --collection my-data --out work/machine.tsv",
+    ),
     "evaluate": Command(
         "evaluation.evaluate",
         "compare the quality and the cost of runs",
@@ -151,7 +156,7 @@ GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
     "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
     "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "serve", "mcp", "verify"),
-    "Measure": ("diagnose", "agree", "pool", "lengths", "table", "report"),
+    "Measure": ("diagnose", "judge", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }
 """The commands as help lists them."""

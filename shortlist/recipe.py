@@ -44,6 +44,7 @@ OUTPUTS = {
     "table": "",
     "agree": "agreement.json",
     "pool": "pool.tsv",
+    "judge": "judgements.tsv",
     "diagnose": "diagnosis.json",
     "lengths": "",
     "export": "",

@@ -31,6 +31,7 @@ LAYERS = [
         "heads",
         "init",
         "inspect",
+        "judge",
         "mine",
         "pool",
         "queries",

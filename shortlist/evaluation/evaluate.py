@@ -35,7 +35,7 @@ from shortlist.evaluation.measure import (
     per_query,
     with_condensed,
 )
-from shortlist.evaluation.printing import print_results
+from shortlist.evaluation.printing import machine_note, print_results
 from shortlist.math.aspects import ASPECT_MEASURES
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
@@ -128,9 +128,12 @@ def run(config: Config) -> None:
         results = _results(config, names, judgements)
     else:
         results = _results_once(config, names, judgements, config.out)
+    if (config.json or config.csv or config.latex) and (note := machine_note(results)):
+        say(f"evaluate: {note} ({results['machine_made']}).")
     if config.json:
+        marked = {name: results[name] for name in ("machine_made", "machine_part") if name in results}
         for row in results["rows"]:
-            print(json.dumps({"run": row["run"]} | row, ensure_ascii=False))
+            print(json.dumps({"run": row["run"]} | row | marked, ensure_ascii=False))
         if "pairs" in results:
             print(json.dumps({"pairs": results["pairs"]}, ensure_ascii=False))
     elif config.csv or config.latex:
@@ -218,6 +221,7 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         write_values(config.per_query, values)
     for row, found in zip(rows[1:], reproduced, strict=False):
         row["reproduction"] = found | {"rmse": distances(values[rows[0]["name"]], values[row["name"]])}
+    made_by = judgements.made_by()
     pairs = {} if config.pairs == "none" else compare_pairs(values, config.pairs, resamples=config.resamples)
     return {
         "measures": measures,
@@ -225,7 +229,7 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         "ties": config.ties,
         "judged_at": config.judged_at,
         "queries": len(qrels),
-        **({"machine_made": made_by} if (made_by := judgements.made_by()) else {}),
+        **({"machine_made": made_by, "machine_part": judgements.made_part()} if made_by else {}),
         **({"pairs": {"test": config.pairs, "by_measure": pairs}} if pairs else {}),
         "rows": [
             {"name": row["name"], "run": str(path)} | row | _cost(path, by_stage=config.costs)
