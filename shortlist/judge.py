@@ -32,7 +32,7 @@ from shortlist.text.answers import MALFORMED
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
 
-ANSWERS = ".answers"
+LOG_ENDS = ".answers"
 """End of the name of the file with the language model's answers, beside the output."""
 LEAST_CHANCE = 0.5
 """Chance that a server's model begins its answer with a grade; below it, no grade is taken from it."""
@@ -88,7 +88,7 @@ class Config:
 
 
 class Graded(NamedTuple):
-    """What an answer says about a document."""
+    """Grade that an answer gives to a document, if it can be read."""
 
     grade: int | None
     """None: no grade could be read."""
@@ -107,14 +107,14 @@ class Judgement(NamedTuple):
     expected: float | None
 
 
-Pair = tuple[Query, list[Document]]
+QueryAndDocument = tuple[Query, list[Document]]
 """A query and the one document to judge."""
 
 
-class Asked(NamedTuple):
-    """Pairs to ask about, and the number of those that cannot be asked about, by reason."""
+class Askable(NamedTuple):
+    """Pairs to ask about, and the number of other pairs by reason."""
 
-    pairs: list[Pair]
+    pairs: list[QueryAndDocument]
     left_out: dict[str, int]
 
 
@@ -142,7 +142,7 @@ def read_grade(answer: str | list[float], prompt: Prompt, *, is_of_server: bool 
 
 
 def holes(runs: Iterable[Mapping[str, Sequence[str]]], known: Qrels) -> dict[str, list[str]]:
-    """Collect the documents of each query that have no judgement, in the order of the runs.
+    """Collect each query's documents without a judgement, in the order of the runs.
 
     Args:
         runs: document ids of each query, best first, as deep as they are to be judged.
@@ -201,7 +201,7 @@ def _model(config: Config) -> LanguageModelSettings:
 
 
 def _known(config: Config, collection: Collection) -> tuple[Qrels, str]:
-    """Return the judgements that are there, and their identity; both are empty if there are none."""
+    """Return the judgements that are there, and their identity; both may be empty."""
     if config.qrels is not None:
         return read_qrels(config.qrels), identity(config.qrels)
     try:
@@ -223,13 +223,14 @@ def _judge(
             f"--runs: none of its {sum(map(len, wanted.values())):,} pairs has a query and a text in "
             f"{config.collection} ({config.split}); check --collection and --split."
         )
-    log, start = AnswerLog(job.out.with_name(job.out.name + ANSWERS)), time.perf_counter()
+    log, start = AnswerLog(job.out.with_name(job.out.name + LOG_ENDS)), time.perf_counter()
     judgements, counts = _grades(config, prompt, how, asked, log)
     counts = {name: count for name, count in (asked.left_out | counts).items() if count}
     written = _written(judgements, known if config.join else {})
     if judgements:
         write_qrels(job.out, written)
-    made_by = model_identity(how)["model"]
+    identified = model_identity(how)["model"]
+    made_by = identified if how.get("folder") is None else f"{config.model} {identified}"
     if config.details is not None:
         _write_details(config.details, judgements, made_by, prompt)
     prompt_tokens, answer_tokens = log.num_tokens()
@@ -264,7 +265,7 @@ def _first(config: Config, path: Path) -> dict[str, list[str]]:
     }
 
 
-def _asked(wanted: Mapping[str, Sequence[str]], queries: Mapping[str, Query], collection: Collection) -> Asked:
+def _asked(wanted: Mapping[str, Sequence[str]], queries: Mapping[str, Query], collection: Collection) -> Askable:
     """Fetch the texts of pairs, and count those that lack one."""
     left_out = Counter(no_query=sum(len(doc_ids) for query_id, doc_ids in wanted.items() if query_id not in queries))
     wanted = {query_id: doc_ids for query_id, doc_ids in wanted.items() if query_id in queries}
@@ -279,11 +280,11 @@ def _asked(wanted: Mapping[str, Sequence[str]], queries: Mapping[str, Query], co
                 left_out["no_text"] += 1
                 continue
             pairs.append((queries[query_id], [document]))
-    return Asked(pairs, dict(left_out))
+    return Askable(pairs, dict(left_out))
 
 
 def _grades(
-    config: Config, prompt: Prompt, how: Mapping[str, Any], asked: Asked, log: AnswerLog
+    config: Config, prompt: Prompt, how: Mapping[str, Any], asked: Askable, log: AnswerLog
 ) -> tuple[list[Judgement], dict[str, int]]:
     """Ask about the pairs; the model is loaded here and gone afterwards.
 
@@ -320,7 +321,7 @@ def _grades(
     return judgements, dict(counts)
 
 
-def _whole(model: ReadsDocuments, pairs: Sequence[Pair]) -> list[Pair]:
+def _whole(model: ReadsDocuments, pairs: Sequence[QueryAndDocument]) -> list[QueryAndDocument]:
     """Return the pairs whose document the model reads whole."""
     return [pair for pair, cut in zip(pairs, model.cut(pairs), strict=True) if not cut]
 
@@ -379,7 +380,11 @@ def _report(config: Config) -> None:
         print(json.dumps({name: found[name] for name in names}, ensure_ascii=False))
         return
     grades = ", ".join(f"{count:,} of grade {grade}" for grade, count in found["grades"].items())
-    print(f"{found['machine_pairs']:,} judgements by {found['machine_made'][:60]}: {grades or 'none'}")
+    print(
+        f"{found['machine_pairs']:,} judgements by {found['machine_made'].partition(' sha256:')[0]}: {grades or 'none'}"
+    )
+    if len(found["grades"]) == 1 and found["machine_pairs"] > 1:
+        print("all have the same grade, which tells nothing; compare with people's by `shortlist agree`")
     if found["num_pairs"] > found["machine_pairs"]:
         print(f"written with {found['num_pairs'] - found['machine_pairs']:,} that were there")
     if found["left_out"]:

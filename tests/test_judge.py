@@ -193,14 +193,14 @@ def test_a_server_that_answers_nonsense_writes_nothing(tmp_path: Path, monkeypat
         server.answer = lambda body: chat("bananas")
         settings = config(tmp_path, model=server.url, model_name="m", answers="text")
         with pytest.raises(
-            UserError, match="no grade can be read from 6 of 6 answers .6x nothing could be read.*--max-m"
+            UserError, match=r"no grade can be read from 6 of 6 answers \(6x nothing could be read.*--max-m"
         ):
             judge.run(settings)
         assert not (tmp_path / "machine.tsv").exists()
         with pytest.raises(UserError, match="6 of 6 answers"):  # asked again, as there was nothing to keep
             judge.run(settings)
         assert len(server.bodies) == 12
-        with pytest.raises(UserError, match="no document got a grade .6: no grade could be read"):
+        with pytest.raises(UserError, match=r"no document got a grade \(6: no grade could be read"):
             judge.run(judge.Config(**vars(settings) | {"max_malformed": 1.0}))
         server.answer = lambda body: chat("<answer>3</answer>")
         judge.run(judge.Config(**vars(settings) | {"prompt": "judge-steps", "answers": None}))

@@ -50,7 +50,7 @@ class Judgements(NamedTuple):
         return "judgements" if made == num_pairs else f"{made:,} of {num_pairs:,} judgements"
 
     def _said(self) -> dict[str, Any]:
-        """Return the results in the manifest of the file, or else of the collection that it is in."""
+        """Return the results in the manifest of the file, or of its collection."""
         folder = Path(str(self.collection))
         files = [self.qrels] if self.qrels is not None else sorted((folder / "qrels").glob(f"{self.split}.*"))
         folder = folder if self.qrels is None else self.qrels.parent.parent

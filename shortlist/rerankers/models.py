@@ -41,7 +41,7 @@ class AnswersQuestions(Protocol):
 
 @runtime_checkable
 class ReadsDocuments(AnswersQuestions, Protocol):
-    """A model that answers questions about documents, and knows which of them it does not read whole."""
+    """A model that answers questions, and knows which documents it would cut."""
 
     def cut(self, asked: Sequence[QueryAndShown]) -> list[bool]:
         """Say for each question whether one of its documents is cut."""
@@ -78,7 +78,7 @@ class LocalModel:
             yield {places[number]: reply for number, reply in replies.items()}
 
     def cut(self, asked: Sequence[QueryAndShown]) -> list[bool]:
-        """Say for each question whether one of its documents is cut, by the prompt or to fit the model."""
+        """Say for each question whether one of its documents is cut."""
         rendered = self._rendered(asked)
         pairs = zip(rendered, asked, strict=True)
         return [one.is_shortened or self.renderer.cuts(documents) for one, (_, documents) in pairs]
