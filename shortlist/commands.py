@@ -104,6 +104,11 @@ COMMANDS = {
         "keep of each list as much as a promised recall takes",
         "calibrate --run work/train.trec --collection my-data --recall 0.9 --out work/rule.json",
     ),
+    "diversify": Command(
+        "diversify",
+        "choose first documents that differ or cover a query's aspects",
+        "--run work/dense.trec --vectors work/vectors --lambda 0.7 --out work/varied.trec",
+    ),
     "pool": Command(
         "pool",
         "list the documents of several runs that wait to be judged",
@@ -155,7 +160,7 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
     "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
-    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "serve", "mcp", "verify"),
+    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "diversify", "serve", "mcp", "verify"),
     "Measure": ("diagnose", "judge", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }

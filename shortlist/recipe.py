@@ -37,6 +37,8 @@ OUTPUTS = {
     "rerank": "run.trec",
     "heads": "heads.json",
     "fuse": "run.trec",
+    "cut": "run.trec",
+    "diversify": "run.trec",
     "mine": "groups.jsonl",
     "convert": "",
     "queries": "",
@@ -51,6 +53,9 @@ OUTPUTS = {
     "report": "report.html",
 }
 """The stages that a recipe may name, and the file that each stage writes in its step's folder (empty: the folder)."""
+
+OF_ACTIONS = {("cut", "calibrate"): "rule.json"}
+"""The files of stages that write another one for some action."""
 
 COPY = "recipe.yaml"
 """The file in --out that keeps the recipe as it was run."""
@@ -133,7 +138,8 @@ def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str
         raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
     if "out" in settings:
         raise UserError(f"{at}: `out` cannot be set; a step writes into the folder of its name in --out.")
-    settings = {"overwrite": True} | settings | {"out": str(folder / OUTPUTS[stage])}
+    file = OF_ACTIONS.get((stage, str(settings.get("action"))), OUTPUTS[stage])
+    settings = {"overwrite": True} | settings | {"out": str(folder / file)}
     config = import_module(COMMANDS[stage].light).Config
     return Stage(name, stage, from_settings(config, settings, where=at, gone=gone_settings(stage)))
 

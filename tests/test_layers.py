@@ -26,6 +26,7 @@ LAYERS = [
         "average",
         "convert",
         "cut",
+        "diversify",
         "export",
         "fuse",
         "heads",

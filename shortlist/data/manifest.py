@@ -22,6 +22,7 @@ WRITES = {
     "rerank": ("the run", ""),
     "fuse": ("the run", ""),
     "cut": ("the rule or the run", ""),
+    "diversify": ("the run", ""),
     "judge": ("the judgements", ", which --qrels names"),
     "mine": ("the groups", ", which --groups names"),
     "convert": ("the collection", ", which --collection names"),

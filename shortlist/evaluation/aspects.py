@@ -10,7 +10,7 @@ from shortlist.data.lines import parse_lines
 from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import ByQuery
-from shortlist.math.aspects import ASPECT_MEASURES
+from shortlist.math.aspects import ASPECT_MEASURES, NEED_NO_CUTOFF, WITHOUT_ALPHA
 from shortlist.records import Qrels
 
 Aspects = dict[str, dict[str, dict[str, int]]]
@@ -52,7 +52,7 @@ def by_aspect(
     """Measure how many aspects of each query a run covers.
 
     Args:
-        measures: names such as alpha_nDCG@10, ERR_IA@10 or StRecall@10.
+        measures: names such as alpha_nDCG@10, ERR_IA@10, StRecall@10, AP_IA or NRBP.
         relevance_level: lowest grade that counts as relevant.
         complete: include judged queries that the run lacks, at 0.
 
@@ -65,7 +65,8 @@ def by_aspect(
     parsed = {name: _parameters(name) for name in measures}
     numbers = {query_id: number for number, query_id in enumerate(run.query_ids)}
     values: dict[str, ByQuery] = {name: {} for name in measures}
-    deepest = max(parameters["cutoff"] for _, parameters in parsed.values())
+    cutoffs = [parameters["cutoff"] for _, parameters in parsed.values()]
+    deepest = None if None in cutoffs else max(cutoffs)
     for query_id, judged in aspects.items():
         if query_id not in numbers and not complete:
             continue
@@ -88,8 +89,10 @@ def _parameters(name: str) -> tuple[str, dict]:
             settings["alpha"] = float(value)
         except ValueError:
             word = ""
-        if word.strip() != "alpha" or formula == "StRecall" or not 0 <= settings["alpha"] <= 1:
+        if word.strip() != "alpha" or formula in WITHOUT_ALPHA or not 0 <= settings["alpha"] <= 1:
             raise UserError(f"measure {name!r}: expected a form such as {formula}@10 or alpha_nDCG(alpha=0.5)@10.")
+    if formula in NEED_NO_CUTOFF and "@" not in name:
+        return formula, settings | {"cutoff": None}
     if not is_integer(cutoff) or int(cutoff) < 1:
         raise UserError(f"measure {name!r}: has no cutoff; expected a form such as {formula}@10.")
     return formula, settings | {"cutoff": int(cutoff)}

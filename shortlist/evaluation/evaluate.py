@@ -85,8 +85,8 @@ class Config:
     queries are from its (root of the mean square)."""
     aspects: Path | None = None
     """Judgements with an aspect of the query in their second column, as TREC's diversity tasks have them, for the
-    measures alpha_nDCG@10, ERR_IA@10 and StRecall@10. With neither --qrels nor --collection, a document counts for all
-    other measures with its highest grade."""
+    measures alpha_nDCG@10, ERR_IA@10, StRecall@10, AP_IA and NRBP. With neither --qrels nor --collection, a document
+    counts for all other measures with its highest grade."""
     names: tuple[str, ...] | None = None
     """Names of the runs, one per run; their paths by default. `{weights}` in a name stands for the weights that
     `shortlist fuse` chose for the run."""
