@@ -1,4 +1,4 @@
-"""Stage `diversify`: the first documents of each list, chosen so that they differ or cover a query's aspects."""
+"""Stage `diversify`: first documents that differ, or cover a query's aspects."""
 
 import json
 import time
@@ -67,7 +67,11 @@ def diversify(run: RunColumns, choose: Choose, *, depth: int, seconds: list[floa
 def run(config: Config) -> None:
     """Choose documents and write the run."""
     _check(config)
-    inputs = {name: identity(path) for name in ("run", *READ_BY_CHOOSERS.values()) if (path := getattr(config, name)) is not None}
+    inputs = {
+        name: identity(path)
+        for name in ("run", *READ_BY_CHOOSERS.values())
+        if (path := getattr(config, name)) is not None
+    }
     job = start_job(config, JobSpec("diversify", inputs))
     if not job.done:
         columns, seconds = read_run_columns(config.run, ties=config.ties), list[float]()

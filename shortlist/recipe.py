@@ -138,10 +138,14 @@ def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str
         raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
     if "out" in settings:
         raise UserError(f"{at}: `out` cannot be set; a step writes into the folder of its name in --out.")
-    file = OF_ACTIONS.get((stage, str(settings.get("action"))), OUTPUTS[stage])
-    settings = {"overwrite": True} | settings | {"out": str(folder / file)}
+    settings = {"overwrite": True} | settings | {"out": str(folder / written_by(stage, settings))}
     config = import_module(COMMANDS[stage].light).Config
     return Stage(name, stage, from_settings(config, settings, where=at, gone=gone_settings(stage)))
+
+
+def written_by(stage: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of the file that a step writes in its folder; empty: the folder itself."""
+    return OF_ACTIONS.get((stage, str(settings.get("action"))), OUTPUTS[stage])
 
 
 def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path, within: tuple[Path, ...]) -> list[Stage]:

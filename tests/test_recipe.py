@@ -13,7 +13,7 @@ from shortlist.data.formats import write_qrels
 from shortlist.data.manifest import read_manifest, stages
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
-from shortlist.recipe import OUTPUTS, plan, run_recipe
+from shortlist.recipe import OUTPUTS, plan, run_recipe, written_by
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +100,7 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
     }  # two need a language model, the other writes its page anew each time
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
-        assert (once / "out" / name / OUTPUTS[step["stage"]]).exists()
+        assert (once / "out" / name / written_by(step["stage"], step)).exists()
     assert len(read_run(once / "out" / "reranked" / "run.trec")) == 12
     results = yaml.safe_load((once / "out" / "results" / "results.json").read_text())
     assert results["rows"][0]["MRR@10"] == 1.0

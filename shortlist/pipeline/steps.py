@@ -144,7 +144,7 @@ def shorten(
 
 
 def vary(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
-    """Choose varied documents among the first hits of each query; the others follow in their old order."""
+    """Choose varied documents among each query's first hits; the others follow unchanged."""
     [before] = runs.values()
     run, num_placed = {}, {}
     for query in queries:

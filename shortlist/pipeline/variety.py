@@ -1,4 +1,4 @@
-"""Varied lists of hits: the choices of `math.diversity` over stored vectors, or over runs of sub-queries."""
+"""Varied lists of hits, over stored vectors or runs of sub-queries."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -56,7 +56,7 @@ class StoredVectors:
         return unit_rows(self._reader.take(np.array([self._positions[doc_id] for doc_id in doc_ids], dtype=np.int64)))
 
     def check(self, doc_ids: Sequence[str], *, where: str) -> None:
-        """Refuse documents of which none has a vector.
+        """Refuse documents if none has a vector.
 
         Raises:
             UserError: the vectors seem to be of another collection.
