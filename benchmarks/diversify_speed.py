@@ -131,7 +131,8 @@ def run(config: Config) -> None:
         "lists alike",
         "largest loss",
     ]
-    about = f"{config.queries:,} queries, {config.candidates:,} candidates each, {config.dim} dimensions; {config.k} chosen."
+    about = f"{config.queries:,} queries, {config.candidates:,} candidates each, of {config.dim} dimensions; "
+    about += f"{config.k} chosen. Both sides fetch the candidates' vectors."
     publish("Making lists varied (MMR)", under, [about, table(columns, rows)], config.out)
 
 

@@ -10,7 +10,7 @@ from shortlist.math.aspects import ALPHA
 
 Relevance = Float[np.ndarray, " docs"]
 """Relevance of each candidate to the query, on the scale of what it is weighed against."""
-HOT = 64
+HOT = 128
 """Candidates that are compared with each choice at once; the others wait until they may be chosen."""
 SELDOM = 8
 """Choices between two comparisons of all candidates, below which twice as many are compared at once from then on."""
@@ -54,14 +54,12 @@ def mmr(
     k, num_hot = min(k, num_docs), HOT
     if not k:
         return np.zeros(0, dtype=np.int64)
-    terms = np.empty((num_docs, dim + 1), dtype=np.float32)  # its product with (a chosen vector, 1) is the value
-    np.multiply(vectors, share - 1, out=terms[:, :dim], casting="same_kind")
-    terms[:, dim] = share * relevance
-    values, picked = np.full(num_docs, np.inf, dtype=np.float32), np.ones((k, dim + 1), dtype=np.float32)
+    vectors, weighed = vectors.astype(np.float32, copy=False), (share * relevance).astype(np.float32)
+    values, against = np.full(num_docs, np.inf, dtype=np.float32), np.empty((k, dim), dtype=np.float32)
     chosen, compared = [int(relevance.argmax())], 0
-    picked[0, :dim] = vectors[chosen[0]]
+    against[0] = (share - 1) * vectors[chosen[0]]  # its products with candidates are what they lose by it
     hot, bound = np.zeros(0, dtype=np.int64), np.inf
-    rows, hot_values = terms[:0], values[:0]
+    rows, hot_values, hot_weighed = vectors[:0], values[:0], weighed[:0]
     while len(chosen) < k:
         at = int(hot_values.argmax()) if len(hot) else -1
         if at >= 0 and hot_values[at] > bound:
@@ -70,14 +68,14 @@ def mmr(
         else:
             if len(hot) and len(chosen) - compared < SELDOM:
                 num_hot *= 2
-            np.minimum(values, (terms @ picked[compared : len(chosen)].T).min(1), out=values)
+            np.minimum(values, weighed + (against[compared : len(chosen)] @ vectors.T).min(0), out=values)
             values[chosen], compared = -np.inf, len(chosen)
             place = int(values.argmax())
             values[place] = -np.inf
             hot, bound = _best(values, num_hot)
-            rows, hot_values = terms[hot], values[hot]
-        picked[len(chosen), :dim] = vectors[place]
-        np.minimum(hot_values, rows @ picked[len(chosen)], out=hot_values)
+            rows, hot_values, hot_weighed = vectors[hot], values[hot], weighed[hot]
+        np.multiply(vectors[place], share - 1, out=against[len(chosen)])
+        np.minimum(hot_values, rows @ against[len(chosen)] + hot_weighed, out=hot_values)
         chosen.append(place)
     return np.array(chosen, dtype=np.int64)
 
