@@ -55,10 +55,11 @@ def mmr(
     if not k:
         return np.zeros(0, dtype=np.int64)
     vectors, weighed = vectors.astype(np.float32, copy=False), (share * relevance).astype(np.float32)
-    values, against = np.full(num_docs, np.inf, dtype=np.float32), np.empty((k, dim), dtype=np.float32)
-    chosen, compared = [int(relevance.argmax())], 0
-    against[0] = (share - 1) * vectors[chosen[0]]  # its products with candidates are what they lose by it
-    hot, bound = np.zeros(0, dtype=np.int64), np.inf
+    values, compared = np.full(num_docs, np.inf, dtype=np.float32), np.zeros(num_docs, dtype=np.int64)
+    against = np.empty((k, dim), dtype=np.float32)  # its products with candidates are what they lose by a choice
+    chosen = [int(relevance.argmax())]
+    against[0], values[chosen[0]] = (share - 1) * vectors[chosen[0]], -np.inf
+    hot, bound, last = np.zeros(0, dtype=np.int64), np.inf, 0
     rows, hot_values, hot_weighed = vectors[:0], values[:0], weighed[:0]
     while len(chosen) < k:
         at = int(hot_values.argmax()) if len(hot) else -1
@@ -66,26 +67,32 @@ def mmr(
             place = int(hot[at])
             hot_values[at] = -np.inf
         else:
-            if len(hot) and len(chosen) - compared < SELDOM:
+            if len(hot) and len(chosen) - last < SELDOM:
                 num_hot *= 2
-            np.minimum(values, weighed + (against[compared : len(chosen)] @ vectors.T).min(0), out=values)
-            values[chosen], compared = -np.inf, len(chosen)
+            values[hot], compared[hot], last = hot_values, len(chosen), len(chosen)
+            above = int((values >= (hot_values[at] if len(hot) else -np.inf)).sum())  # no other can be the best one
+            some = _best(values, max(above, num_hot))
+            new = against[compared[some].min() : last]
+            read = vectors if len(some) == num_docs else vectors[some]
+            values[some] = np.minimum(values[some], weighed[some] + (new @ read.T).min(0, initial=np.inf))
+            compared[some] = last
             place = int(values.argmax())
             values[place] = -np.inf
-            hot, bound = _best(values, num_hot)
-            rows, hot_values, hot_weighed = vectors[hot], values[hot], weighed[hot]
+            hot = some[_best(values[some], num_hot)]
+            hot_values, rows, hot_weighed = values[hot], vectors[hot], weighed[hot]
+            values[hot] = -np.inf
+            bound = values.max()
         np.multiply(vectors[place], share - 1, out=against[len(chosen)])
         np.minimum(hot_values, rows @ against[len(chosen)] + hot_weighed, out=hot_values)
         chosen.append(place)
     return np.array(chosen, dtype=np.int64)
 
 
-def _best(values: Float[np.ndarray, " docs"], count: int) -> tuple[Int[np.ndarray, " best"], float]:
-    """Return the places of the highest values, ascending, and the highest of the others."""
+def _best(values: Float[np.ndarray, " docs"], count: int) -> Int[np.ndarray, " best"]:
+    """Return the places of the highest values, ascending."""
     if count >= len(values):
-        return np.arange(len(values)), -np.inf
-    order = np.argpartition(-values, count)
-    return np.sort(order[:count]), float(values[order[count]])
+        return np.arange(len(values))
+    return np.sort(np.argpartition(values, -count)[-count:])
 
 
 def cover(
