@@ -136,3 +136,12 @@ def test_dev_runs_of_queries_that_nobody_judged_are_refused(judged: fuse.Config,
         fuse.run(replace(judged, dev_runs=(other, other)))
     with pytest.raises(UserError, match="measure"):
         fuse.run(replace(judged, measure="MRRR@10"))
+
+
+def test_excluded_documents_are_left_out_before_fusing(
+    runs: tuple[Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "list.tsv").write_text("q1 a\nq1 d\nq9 c\n")
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", exclude=tmp_path / "list.tsv"))
+    assert fused(tmp_path / "out.trec") == {"q1": ["c", "b"], "q2": ["a"]}
+    assert "left out 2 hits" in capsys.readouterr().err

@@ -11,6 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from shortlist.config import NotInJob
+from shortlist.data.exclusions import (
+    NO_EXCLUSIONS,
+    columns_without,
+    exclusions_file,
+    qrels_without,
+    read_exclusions,
+)
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
 from shortlist.data.jobs import JobSpec, start_job
@@ -18,7 +25,14 @@ from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
-from shortlist.evaluation.aspects import Aspects, by_aspect, is_of_aspects, read_aspects, without_aspects
+from shortlist.evaluation.aspects import (
+    Aspects,
+    aspects_without,
+    by_aspect,
+    is_of_aspects,
+    read_aspects,
+    without_aspects,
+)
 from shortlist.evaluation.costs import COSTS, costs, draw_pareto
 from shortlist.evaluation.every_pair import (
     compare_pairs,
@@ -87,6 +101,9 @@ class Config:
     """Judgements with an aspect of the query in their second column, as TREC's diversity tasks have them, for the
     measures alpha_nDCG@10, ERR_IA@10, StRecall@10, AP_IA and NRBP. With neither --qrels nor --collection, a document
     counts for all other measures with its highest grade."""
+    exclude: Path | None = None
+    """Documents that do not count for a query, neither in runs nor in judgements: lines `query document`, or JSON lines
+    with `id` and `excluded_ids` as in BRIGHT (None: the collection's exclude/SPLIT.tsv or .jsonl, if it has one)."""
     names: tuple[str, ...] | None = None
     """Names of the runs, one per run; their paths by default. `{weights}` in a name stands for the weights that
     `shortlist fuse` chose for the run."""
@@ -168,6 +185,8 @@ def _results_once(config: Config, names: Sequence[str], judgements: Judgements, 
     inputs = {"runs": [identity(path) for path in config.runs]}
     inputs |= {} if judgements == Judgements(None, None, config.split) else judgements.identity()
     inputs |= {} if config.aspects is None else {"aspects": identity(config.aspects)}
+    if excluded := exclusions_file(config.exclude, config.collection, config.split):
+        inputs["exclude"] = identity(excluded)
     inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
     job = start_job(config, JobSpec("evaluate", inputs))
     if job.done and config.per_query is None:
@@ -190,6 +209,11 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         qrels, where = without_aspects(aspects), str(config.aspects)
     else:
         qrels, where = judgements.read(), judgements.where
+    excluded = exclusions_file(config.exclude, config.collection, config.split)
+    exclude = read_exclusions(excluded) if excluded else NO_EXCLUSIONS
+    qrels = qrels_without(qrels, exclude)
+    if aspects is not None:
+        aspects = aspects_without(aspects, exclude)
     if config.relevance_level == 1:
         _hint_at_grades(qrels, plain)
     measures = list(config.measures)
@@ -200,7 +224,9 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
     def runs() -> Iterator[tuple[str, RunColumns, JudgedHits]]:
         first = None
         for name, path in zip(names, config.runs, strict=True):
-            run = read_run_columns(path, ties=config.ties)
+            run, num_excluded = columns_without(read_run_columns(path, ties=config.ties), exclude)
+            if num_excluded:
+                say(f"{path}: {num_excluded:,} hits do not count, as {excluded} excludes them for their queries.")
             hits = _common(run, qrels, path, where, complete=config.complete)
             if config.reproductions and first is not None:
                 reproduced.append({"rbo": mean_overlap(first, run)})
