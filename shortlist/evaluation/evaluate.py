@@ -33,7 +33,7 @@ from shortlist.evaluation.aspects import (
     read_aspects,
     without_aspects,
 )
-from shortlist.evaluation.costs import COSTS, costs, draw_pareto
+from shortlist.evaluation.costs import COSTS, costs, draw_pareto, quality_per_token
 from shortlist.evaluation.every_pair import (
     compare_pairs,
     distances,
@@ -258,21 +258,22 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         **({"machine_made": made_by, "machine_part": judgements.made_part()} if made_by else {}),
         **({"pairs": {"test": config.pairs, "by_measure": pairs}} if pairs else {}),
         "rows": [
-            {"name": row["name"], "run": str(path)} | row | _cost(path, by_stage=config.costs)
+            {"name": row["name"], "run": str(path)} | row | _cost(path, row[measures[0]], by_stage=config.costs)
             for row, path in zip(rows, config.runs, strict=True)
         ],
     }
 
 
-def _cost(run: Path, *, by_stage: bool) -> dict[str, Any]:
-    """Return the cost of a run, from the manifest beside it."""
+def _cost(run: Path, value: float, *, by_stage: bool) -> dict[str, Any]:
+    """Return the cost of a run, from the manifest beside it, and what its value of the first measure cost."""
     known: dict[str, Any] = {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(run)) else {}
     if not by_stage:
         return known
     made_by = stages(run)
     if not made_by:
         say(f"{run}: no manifest beside it says what it cost.")
-    return known | costs(made_by) | {"stages": made_by}
+    found = costs(made_by)
+    return known | found | quality_per_token(value, found) | {"stages": made_by}
 
 
 def evaluate(

@@ -118,9 +118,12 @@ def run(config: Config) -> None:
     results["num_pairs"] = int(np.isfinite(known.scores).sum())
     results["not_reached"] = int((~known.done[readable]).sum())
     if pace is not None:
-        milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, results["num_queries"])
+        pairs_per_query = results["num_pairs"] / max(1, results["num_queries"])
+        milliseconds = 1000 * pace.seconds * pairs_per_query
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
-        results["stages"] = [*stages(config.run), cost(prepared, made_from.get("model"), milliseconds, pace) | asking]
+        tokens = {"tokens_per_query": round(pace.tokens * pairs_per_query, 1)} if pace.tokens else {}
+        cost_here = cost(prepared, made_from.get("model"), milliseconds, pace) | tokens | asking
+        results["stages"] = [*stages(config.run), cost_here]
     if not results["not_reached"]:
         job.finish(**results)
         return
