@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from shortlist.config import NotInJob, flag_of
+from shortlist.data.headers import header_of
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
 from shortlist.data.runs import RunColumns, open_run, read_run_columns, write_run
@@ -47,6 +48,8 @@ class Config:
     """Order of a run's hits, as in `shortlist evaluate`."""
     json: NotInJob[bool] = False
     """Print JSON instead of sentences."""
+    header: NotInJob[bool] = False
+    """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -76,9 +79,11 @@ def run(config: Config) -> None:
     if not job.done:
         columns, seconds = read_run_columns(config.run, ties=config.ties), list[float]()
         choose, counts = CHOOSERS[config.method](config, columns)
-        write_run(job.out, diversify(columns, choose, depth=config.depth, seconds=seconds), tag="shortlist")
+        made_by, varied = stages(config.run), diversify(columns, choose, depth=config.depth, seconds=seconds)
+        header = header_of(job.manifest, tag="shortlist", made_by=made_by) if config.header else None
+        write_run(job.out, varied, tag="shortlist", header=header)
         ms = 1000 * sum(seconds) / max(1, len(seconds))
-        cost = [*stages(config.run), {"stage": "diversify", "ms": round(ms, 3)}]
+        cost = [*made_by, {"stage": "diversify", "ms": round(ms, 3)}]
         job.finish(
             {"num_queries": len(seconds), **counts}, ms_per_query=round(ms + ms_per_query(config.run), 3), stages=cost
         )

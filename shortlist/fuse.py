@@ -14,6 +14,7 @@ import numpy as np
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import columns_without, read_exclusions
+from shortlist.data.headers import header_of
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity, ms_per_query, stages
 from shortlist.data.runs import StoredRun, open_run, read_run, write_run
@@ -57,6 +58,8 @@ class Config:
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
     """Order of a run's hits: by score and id as in trec_eval, or by the run's rank column."""
+    header: NotInJob[bool] = False
+    """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -172,10 +175,12 @@ def run(config: Config) -> None:
         say(f"fuse: left out {num_excluded:,} hits that {config.exclude} excludes for their queries.")
     seconds: list[float] = []
     fused = one_by_one(fuse, runs, weights=weights, seconds=seconds)
-    write_run(job.out, ((query_id, hits[: config.k]) for query_id, hits in fused), tag=config.method)
+    made_by = list(chain.from_iterable(map(stages, config.runs)))
+    header = header_of(job.manifest, tag=config.method, made_by=made_by) if config.header else None
+    write_run(job.out, ((query_id, hits[: config.k]) for query_id, hits in fused), tag=config.method, header=header)
     fuse_ms = 1000 * sum(seconds) / max(1, len(seconds))
     cost: dict[str, Any] = {"ms_per_query": round(fuse_ms + sum(map(ms_per_query, config.runs)), 3)}
-    cost["stages"] = [*chain.from_iterable(map(stages, config.runs)), {"stage": "fuse", "ms": round(fuse_ms, 3)}]
+    cost["stages"] = [*made_by, {"stage": "fuse", "ms": round(fuse_ms, 3)}]
     num_queries, in_all = len(seconds), len(set.intersection(*map(set, runs)))
     if in_all < num_queries:
         say(f"fuse: {num_queries - in_all} of {num_queries} queries are missing from at least one run.")

@@ -16,6 +16,7 @@ from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, exclusions_file, read_exclusions
 from shortlist.data.files import folder_bytes
+from shortlist.data.headers import header_of
 from shortlist.data.jobs import JobSpec, is_done, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
@@ -66,6 +67,8 @@ class Config(Sources):
     BRIGHT (None: the collection's exclude/SPLIT.tsv or .jsonl, if it has one)."""
     skip_missing: NotInJob[bool] = False
     """Leave out judged queries whose text is missing or blank, and count them, instead of stopping."""
+    header: NotInJob[bool] = False
+    """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -183,7 +186,8 @@ def run(config: Config) -> None:
                 silent[name] = silent.get(name, []) + ids
             yield from part.run.items()
 
-    write_run(job.out, found(), tag="shortlist")
+    header = header_of(job.manifest, tag="shortlist") if config.header else None
+    write_run(job.out, found(), tag="shortlist", header=header)
     if excluded:
         say(f"search: left out {num_excluded:,} hits that {excluded} excludes for their queries.")
     if num_own:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shortlist import fuse
+from shortlist.data.headers import read_header
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS
@@ -145,3 +146,12 @@ def test_excluded_documents_are_left_out_before_fusing(
     fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", exclude=tmp_path / "list.tsv"))
     assert fused(tmp_path / "out.trec") == {"q1": ["c", "b"], "q2": ["a"]}
     assert "left out 2 hits" in capsys.readouterr().err
+
+
+def test_a_header_says_what_the_run_was_made_from(runs: tuple[Path, ...], tmp_path: Path):
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "plain.trec"))
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", header=True))
+    header = read_header(tmp_path / "out.trec")
+    assert header is not None
+    assert (header["tag"], header["method"]["retrieval"]) == ("rrf", [{"name": "fuse"}])
+    assert read_run(tmp_path / "out.trec") == read_run(tmp_path / "plain.trec")

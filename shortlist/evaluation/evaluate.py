@@ -20,6 +20,7 @@ from shortlist.data.exclusions import (
 )
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
+from shortlist.data.headers import read_header
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
@@ -258,10 +259,18 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         **({"machine_made": made_by, "machine_part": judgements.made_part()} if made_by else {}),
         **({"pairs": {"test": config.pairs, "by_measure": pairs}} if pairs else {}),
         "rows": [
-            {"name": row["name"], "run": str(path)} | row | _cost(path, row[measures[0]], by_stage=config.costs)
+            {"name": row["name"], "run": str(path)}
+            | row
+            | _header(path)
+            | _cost(path, row[measures[0]], by_stage=config.costs)
             for row, path in zip(rows, config.runs, strict=True)
         ],
     }
+
+
+def _header(run: Path) -> dict[str, Any]:
+    """Return what the header of a run file says."""
+    return {"ir_metadata": found} if (found := read_header(run)) else {}
 
 
 def _cost(run: Path, value: float, *, by_stage: bool) -> dict[str, Any]:
