@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from shortlist.config import NotInJob, flag_of
 from shortlist.data.headers import header_of
@@ -35,7 +37,7 @@ class Config:
     aspects: Path | None = None
     """coverage: run of sub-queries, whose ids are QUERY#ASPECT: the id of a query, and any name. Any search or reranker
     may have made it."""
-    lambda_: float = 0.7
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.7
     """Weight of relevance against variety, 0 to 1. With 1 nothing changes."""
     alpha: float = ALPHA
     """coverage: share of a sub-query's worth that a document which answers it fully takes away from later ones; 1 is
@@ -89,15 +91,15 @@ def run(config: Config) -> None:
         )
     results = (read_manifest(config.out) or {})["results"]
     if config.json:
-        print(json.dumps({name: value for name, value in results.items() if name in ("num_queries", *COUNTED)}))
+        print(json.dumps({name: value for name, value in results.items() if name in ("num_queries", *NOT_CHOSEN)}))
         return
-    told = "".join(f"; {results[name]:,} {words}" for name, words in COUNTED.items() if results.get(name))
+    told = "".join(f"; {results[name]:,} {words}" for name, words in NOT_CHOSEN.items() if results.get(name))
     print(f"chose {config.k} of the first {config.depth} documents of {results['num_queries']:,} queries{told}")
 
 
 READ_BY_CHOOSERS = {"mmr": "vectors", "coverage": "aspects"}
 """The setting that names what a method reads."""
-COUNTED = {
+NOT_CHOSEN = {
     "without_vector": "documents have no vector and were not chosen",
     "without_aspects": "queries have no sub-query and stay as they were",
 }

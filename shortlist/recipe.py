@@ -144,7 +144,7 @@ def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str
 
 
 def written_by(stage: str, settings: Mapping[str, Any]) -> str:
-    """Return the name of the file that a step writes in its folder; empty: the folder itself."""
+    """Return the name of the file that a step writes; empty: its folder."""
     return OF_ACTIONS.get((stage, str(settings.get("action"))), OUTPUTS[stage])
 
 

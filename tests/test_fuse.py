@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shortlist import fuse
-from shortlist.data.headers import read_header
+from shortlist.data.headers import read_run_header
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS
@@ -151,7 +151,7 @@ def test_excluded_documents_are_left_out_before_fusing(
 def test_a_header_says_what_the_run_was_made_from(runs: tuple[Path, ...], tmp_path: Path):
     fuse.run(fuse.Config(runs=runs, out=tmp_path / "plain.trec"))
     fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", header=True))
-    header = read_header(tmp_path / "out.trec")
+    header = read_run_header(tmp_path / "out.trec")
     assert header is not None
     assert (header["tag"], header["method"]["retrieval"]) == ("rrf", [{"name": "fuse"}])
     assert read_run(tmp_path / "out.trec") == read_run(tmp_path / "plain.trec")

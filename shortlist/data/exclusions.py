@@ -16,7 +16,7 @@ from shortlist.records import Hit, Qrels
 Exclusions = Mapping[str, frozenset[str]]
 """query_id -> ids of documents that never appear and never count."""
 NO_EXCLUSIONS: Exclusions = {}
-NOTHING = "N/A"
+NOT_AVAILABLE = "N/A"
 """What BRIGHT has in place of an id where there is nothing to leave out."""
 EXCLUDE = "exclude"
 """Folder of a collection with such lists, one file for each split."""
@@ -34,7 +34,7 @@ def read_exclusions(path: Path) -> dict[str, frozenset[str]]:
     for number, _, (query_id, doc_ids) in parse_lines(path, _parsed):
         if (number, query_id, doc_ids) != (1, "query-id", ["corpus-id"]):
             found.setdefault(query_id, set()).update(doc_ids)
-    kept = {query_id: frozenset(doc_ids - {NOTHING}) for query_id, doc_ids in found.items()}
+    kept = {query_id: frozenset(doc_ids - {NOT_AVAILABLE}) for query_id, doc_ids in found.items()}
     return {query_id: doc_ids for query_id, doc_ids in kept.items() if doc_ids}
 
 
@@ -58,7 +58,7 @@ def _of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def exclusions_file(path: Path | None, collection: str | None, split: str) -> Path | None:
-    """Find the file to read: the one that is named, or the collection's own for a split.
+    """Find the file to read: the named one, or the collection's own.
 
     A collection's own is `exclude/SPLIT.tsv` or `exclude/SPLIT.jsonl` in its folder.
     """
@@ -90,7 +90,7 @@ def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns
 
 
 def qrels_without(qrels: Qrels, exclusions: Exclusions) -> Qrels:
-    """Leave out judgements of excluded documents; a query with no other judgement is left out too."""
+    """Leave out judgements of excluded documents, and queries without any other."""
     found = {
         query_id: {doc_id: grade for doc_id, grade in judged.items() if doc_id not in exclusions.get(query_id, ())}
         for query_id, judged in qrels.items()

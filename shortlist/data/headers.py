@@ -1,4 +1,4 @@
-"""Headers of run files in the form of ir_metadata: YAML in comments before the first line.
+"""Headers of run files in the form of ir_metadata, YAML in comments.
 
 https://www.ir-metadata.org
 """
@@ -22,7 +22,10 @@ MOST_LINES = 10_000
 
 
 def comment_lines(path: Path) -> list[str]:
-    """Return the comments with which a file begins; a query's id may begin with # but is not # alone."""
+    """Return the comments with which a file begins.
+
+    A query's id may begin with #, but is not # alone.
+    """
     found: list[str] = []
     for _, _, line in numbered_lines(path):
         if not (line == "#" or line.startswith(("# ", "#\t"))) or len(found) == MOST_LINES:
@@ -31,7 +34,7 @@ def comment_lines(path: Path) -> list[str]:
     return found
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
+def read_run_header(path: Path) -> dict[str, Any] | None:
     """Read the ir_metadata of a run file; None if it has none.
 
     Raises:
@@ -97,5 +100,5 @@ def _model(stage: Mapping[str, Any]) -> dict[str, str]:
 
 
 def after_header(path: Path) -> Iterator[tuple[int, int, str]]:
-    """Iterate over (line number, start byte, line) of a file behind the comments that it begins with."""
+    """Iterate over (line number, start byte, line) behind a file's first comments."""
     return islice(numbered_lines(path), len(comment_lines(path)), None)

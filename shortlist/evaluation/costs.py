@@ -27,7 +27,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """Costs that a manifest may state: the heading of the column, and the function that formats a value."""
 ASKING = ("calls", "prompt_tokens", "answer_tokens", "malformed")
 """Those of them that have a column only where a language model was asked."""
-READING = ("tokens_per_query", "quality_per_token")
+OF_RERANKERS = ("tokens_per_query", "quality_per_token")
 """Those that have a column only where a reranker said how much it read."""
 
 
@@ -57,11 +57,11 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def cost_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Choose the costs that have a column in a table of these rows."""
-    return [name for name in COSTS if name not in (*ASKING, *READING) or any(name in row for row in rows)]
+    return [name for name in COSTS if name not in (*ASKING, *OF_RERANKERS) or any(name in row for row in rows)]
 
 
 def quality_per_token(value: float, costs: Mapping[str, Any]) -> dict[str, float]:
-    """Return the value of a measure for every 1,000 tokens that rerankers read for a query, if they say how many."""
+    """Return a measure's value for every 1,000 tokens that rerankers read, where known."""
     tokens = costs.get("tokens_per_query")
     return {"quality_per_token": round(1000 * value / tokens, 6)} if tokens else {}
 

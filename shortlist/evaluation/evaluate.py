@@ -20,7 +20,7 @@ from shortlist.data.exclusions import (
 )
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
-from shortlist.data.headers import read_header
+from shortlist.data.headers import read_run_header
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
@@ -270,11 +270,11 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
 
 def _header(run: Path) -> dict[str, Any]:
     """Return what the header of a run file says."""
-    return {"ir_metadata": found} if (found := read_header(run)) else {}
+    return {"ir_metadata": found} if (found := read_run_header(run)) else {}
 
 
 def _cost(run: Path, value: float, *, by_stage: bool) -> dict[str, Any]:
-    """Return the cost of a run, from the manifest beside it, and what its value of the first measure cost."""
+    """Return the cost of a run, and of its value of the first measure."""
     known: dict[str, Any] = {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(run)) else {}
     if not by_stage:
         return known

@@ -1,4 +1,4 @@
-"""Extracts of long documents: the sentences that hold most of a query's words, in the document's order."""
+"""Extracts of long documents: the sentences that hold most of a query's words."""
 
 import math
 import re
@@ -14,7 +14,7 @@ DECAY = 0.5
 """Factor for the weight of a query's word each time that a chosen sentence holds it."""
 ENDS = re.compile(rf"{SENTENCE.pattern}|\s[.!?]\s+")
 """Ends of sentences, also in texts that were split into words and lower-cased."""
-WORD = re.compile(r"\w+")
+A_WORD = re.compile(r"\w+")
 
 Span = tuple[int, int]
 """Beginning and end of a piece of a text, in characters or in tokens."""
@@ -22,13 +22,13 @@ Span = tuple[int, int]
 
 def words_of(text: str) -> set[str]:
     """Return the words of a text in lower case, without a plural's s."""
-    return {word.removesuffix("s") if len(word) > 3 else word for word in WORD.findall(text.lower())}
+    return {word.removesuffix("s") if len(word) > 3 else word for word in A_WORD.findall(text.lower())}
 
 
 def word_weights(query: str, documents: Sequence[str]) -> dict[str, float]:
-    """Weigh a query's words by how few of its candidates hold them: ln(1 + (N - n + 0.5) / (n + 0.5)).
+    """Weigh a query's words by how few of its candidates hold them.
 
-    A word that no candidate holds has no weight.
+    Of N candidates, a word that n hold has ln(1 + (N - n + 0.5) / (n + 0.5)), and a word that none holds no weight.
     """
     wanted = words_of(query)
     counts = Counter(word for document in documents for word in words_of(document) & wanted)
@@ -38,7 +38,7 @@ def word_weights(query: str, documents: Sequence[str]) -> dict[str, float]:
 def choose_pieces(
     pieces: Sequence[set[str]], lengths: Sequence[int], weights: Mapping[str, float], *, room: int, decay: float = DECAY
 ) -> dict[int, int]:
-    """Choose the pieces of a text that hold most of a query's words and fit together.
+    """Choose the pieces of a text that hold most of a query's words.
 
     The piece with the highest sum of weights comes first, then the weights of its words are multiplied by `decay`. The
     last one is cut to the room that is left. Of equally good pieces the first is chosen, so room that is left over goes

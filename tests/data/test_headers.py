@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from shortlist.data.headers import header_of, read_header
+from shortlist.data.headers import header_of, read_run_header
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
 from shortlist.records import Hit
@@ -22,10 +22,10 @@ def test_a_header_is_read_as_it_was_written_and_the_run_too(tmp_path: Path):
     assert lines[0] == "# ir_metadata.start"
     assert lines[1] == "# schema-version: '0.1'"
     assert lines.index("# ir_metadata.end") == len(lines) - 4
-    assert read_header(tmp_path / "run.trec") == HEADER
+    assert read_run_header(tmp_path / "run.trec") == HEADER
     assert read_run(tmp_path / "run.trec") == RUN
     write_run(tmp_path / "plain.trec", RUN)
-    assert read_header(tmp_path / "plain.trec") is None
+    assert read_run_header(tmp_path / "plain.trec") is None
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_header_is_read_as_it_was_written_and_the_run_too(tmp_path: Path):
 def test_runs_of_all_forms_may_begin_with_comments(tmp_path: Path, text: str):
     (tmp_path / "run").write_text(text)
     assert read_run(tmp_path / "run") == RUN
-    assert read_header(tmp_path / "run") is None
+    assert read_run_header(tmp_path / "run") is None
 
 
 def test_a_query_may_be_called_like_a_comment(tmp_path: Path):
@@ -58,7 +58,7 @@ def test_a_query_may_be_called_like_a_comment(tmp_path: Path):
 def test_what_is_no_header_is_refused(tmp_path: Path, text: str, words: str):
     (tmp_path / "run").write_text(text)
     with pytest.raises(UserError, match=words):
-        read_header(tmp_path / "run")
+        read_run_header(tmp_path / "run")
 
 
 def test_a_manifest_becomes_a_header_of_primad_fields():
