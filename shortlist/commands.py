@@ -109,10 +109,20 @@ COMMANDS = {
         "add the documents that found ones name, such as citations",
         "--run work/bm25.trec --collection my-data --field citations --out work/followed.trec",
     ),
+    "diversify": Command(
+        "diversify",
+        "choose first documents that differ or cover a query's aspects",
+        "--run work/dense.trec --vectors work/vectors --lambda 0.7 --out work/varied.trec",
+    ),
     "pool": Command(
         "pool",
         "list the documents of several runs that wait to be judged",
         "--runs work/bm25.trec work/dense.trec --depth 20 --out work/pool.tsv",
+    ),
+    "judge": Command(
+        "judge",
+        "have a language model grade the documents that nobody has judged",
+        "--model Qwen/Qwen3-8B --runs work/bm25.trec --collection my-data --out work/machine.tsv",
     ),
     "evaluate": Command(
         "evaluation.evaluate",
@@ -155,8 +165,8 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
     "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
-    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "follow", "serve", "mcp", "verify"),
-    "Measure": ("diagnose", "agree", "pool", "lengths", "table", "report"),
+    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "diversify", "follow", "serve", "mcp", "verify"),
+    "Measure": ("diagnose", "judge", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }
 """The commands as help lists them."""

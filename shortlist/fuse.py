@@ -13,9 +13,11 @@ import numpy as np
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
+from shortlist.data.exclusions import columns_without, read_exclusions
+from shortlist.data.headers import header_of
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity, ms_per_query, stages
-from shortlist.data.runs import open_run, read_run, write_run
+from shortlist.data.runs import StoredRun, open_run, read_run, write_run
 from shortlist.errors import UserError, unknown
 from shortlist.evaluation.measure import parse_measures, per_query
 from shortlist.math.fusion import FUSIONS, reorder, weight_grid
@@ -49,10 +51,15 @@ class Config:
     depth: int | None = None
     """Fuse only the first --depth documents of each run; the first run's other documents follow in their order. So a
     reranked run and its first-stage run are mixed only where the reranker has read."""
+    exclude: Path | None = None
+    """Documents that a query may not find, which are left out before fusing: lines `query document`, or JSON lines with
+    `id` and `excluded_ids` as in BRIGHT."""
     k: int = 1000
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
     """Order of a run's hits: by score and id as in trec_eval, or by the run's rank column."""
+    header: NotInJob[bool] = False
+    """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -142,6 +149,8 @@ def run(config: Config) -> None:
     qrels = _dev_qrels(config) if config.dev_runs else {}
     if config.dev_runs:
         inputs["dev_runs"] = [*(identity(path) for path in config.dev_runs), sha256(repr(qrels).encode()).hexdigest()]
+    if config.exclude:
+        inputs["exclude"] = [identity(config.exclude)]
     as_if = config if config.dev_runs else at_defaults(config, ("collection", "split", "measure"))
     job = start_job(config, JobSpec("fuse", inputs, as_if=as_if))
     if job.done:
@@ -158,16 +167,29 @@ def run(config: Config) -> None:
         chosen = {"weights": weights, "dev_value": round(value, 6)}
         say(f"fuse: weights {', '.join(f'{w:g}' for w in weights)}, with {config.measure} {value:.4f} on the dev runs.")
     runs = [open_run(path, ties=config.ties) for path in config.runs]
+    if config.exclude:
+        exclude = read_exclusions(config.exclude)
+        pairs = [columns_without(run.columns, exclude) for run in runs]
+        runs, num_excluded = [StoredRun(columns) for columns, _ in pairs], sum(count for _, count in pairs)
+        chosen["excluded"] = num_excluded
+        say(f"fuse: left out {num_excluded:,} hits that {config.exclude} excludes for their queries.")
     seconds: list[float] = []
     fused = one_by_one(fuse, runs, weights=weights, seconds=seconds)
-    write_run(job.out, ((query_id, hits[: config.k]) for query_id, hits in fused), tag=config.method)
+    made_by = list(chain.from_iterable(map(stages, config.runs)))
+    header = header_of(job.manifest, tag=config.method, made_by=made_by) if config.header else None
+    write_run(job.out, ((query_id, hits[: config.k]) for query_id, hits in fused), tag=config.method, header=header)
     fuse_ms = 1000 * sum(seconds) / max(1, len(seconds))
     cost: dict[str, Any] = {"ms_per_query": round(fuse_ms + sum(map(ms_per_query, config.runs)), 3)}
-    cost["stages"] = [*chain.from_iterable(map(stages, config.runs)), {"stage": "fuse", "ms": round(fuse_ms, 3)}]
+    cost["stages"] = [*made_by, {"stage": "fuse", "ms": round(fuse_ms, 3)}]
     num_queries, in_all = len(seconds), len(set.intersection(*map(set, runs)))
     if in_all < num_queries:
         say(f"fuse: {num_queries - in_all} of {num_queries} queries are missing from at least one run.")
-    job.finish(num_queries=num_queries, in_all_runs=in_all, **chosen, **cost)
+    job.finish(
+        num_queries=num_queries,
+        in_all_runs=in_all,
+        **chosen,
+        **cost,
+    )
 
 
 def _dev_qrels(config: Config) -> Qrels:

@@ -5,7 +5,6 @@ A query is kept if a search finds the document that it was written for, so what 
 
 import hashlib
 import heapq
-import math
 import os
 import shutil
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
-from shortlist.data.answers import AnswerLog, answer_keys
+from shortlist.data.answers import AnswerLog
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.formats import full_text, write_corpus, write_qrels, write_queries
 from shortlist.data.jobs import JobSpec, start_job
@@ -29,8 +28,9 @@ from shortlist.pipeline.spec import Sources, from_file_or_flags
 from shortlist.pipeline.wholes import document_of
 from shortlist.progress import progress, say
 from shortlist.records import Document, Qrels, Query, Run
+from shortlist.rerankers.asking import ask_each
 from shortlist.rerankers.language import LanguageModelSettings, how_to_open, model_identity
-from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions
+from shortlist.rerankers.models import AnswersQuestions
 from shortlist.text.answers import queries_in
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
@@ -133,22 +133,9 @@ def ask_for_queries(
         max_calls: most prompts to send; documents that it does not reach are left out.
         advance: told how many documents were answered.
     """
-    left = math.inf if max_calls is None else max_calls
-    for some in windows(documents, CALLS_AT_ONCE):
-        asked = [(QUESTION, [document]) for document in some]
-        keys = answer_keys(shared, model.keys(asked))
-        known = log.find(keys)
-        wanted = [place for place, key in enumerate(keys) if key not in known]
-        wanted = wanted[: int(min(left, len(wanted)))]
-        left -= len(wanted)
-        advance(len(some) - len(wanted))
-        for replies in model.replies([asked[place] for place in wanted]):
-            answers = {keys[wanted[number]]: reply.answer for number, reply in replies.items()}
-            tokens = {keys[wanted[number]]: (r.prompt_tokens, r.answer_tokens) for number, r in replies.items()}
-            log.add(answers, tokens)
-            known |= answers
-            advance(len(replies))
-        yield from ((document, known[key]) for document, key in zip(some, keys, strict=True) if key in known)
+    asked = [(QUESTION, [document]) for document in documents]
+    for place, answer in ask_each(model, asked, log, shared=shared, max_calls=max_calls, advance=advance):
+        yield documents[place], answer
 
 
 def keep_queries(

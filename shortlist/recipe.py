@@ -38,6 +38,8 @@ OUTPUTS = {
     "heads": "heads.json",
     "fuse": "run.trec",
     "follow": "run.trec",
+    "cut": "run.trec",
+    "diversify": "run.trec",
     "mine": "groups.jsonl",
     "convert": "",
     "queries": "",
@@ -45,12 +47,16 @@ OUTPUTS = {
     "table": "",
     "agree": "agreement.json",
     "pool": "pool.tsv",
+    "judge": "judgements.tsv",
     "diagnose": "diagnosis.json",
     "lengths": "",
     "export": "",
     "report": "report.html",
 }
 """The stages that a recipe may name, and the file that each stage writes in its step's folder (empty: the folder)."""
+
+OF_ACTIONS = {("cut", "calibrate"): "rule.json"}
+"""The files of stages that write another one for some action."""
 
 COPY = "recipe.yaml"
 """The file in --out that keeps the recipe as it was run."""
@@ -133,9 +139,14 @@ def _step(name: str, stage: str, settings: dict[str, Any], folder: Path, at: str
         raise UserError(f"{at}: {unknown('stage', stage, OUTPUTS)}")
     if "out" in settings:
         raise UserError(f"{at}: `out` cannot be set; a step writes into the folder of its name in --out.")
-    settings = {"overwrite": True} | settings | {"out": str(folder / OUTPUTS[stage])}
+    settings = {"overwrite": True} | settings | {"out": str(folder / written_by(stage, settings))}
     config = import_module(COMMANDS[stage].light).Config
     return Stage(name, stage, from_settings(config, settings, where=at, gone=gone_settings(stage)))
+
+
+def written_by(stage: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of the file that a step writes; empty: its folder."""
+    return OF_ACTIONS.get((stage, str(settings.get("action"))), OUTPUTS[stage])
 
 
 def _inside(name: str, path: Path, settings: Mapping[str, Any], folder: Path, within: tuple[Path, ...]) -> list[Stage]:

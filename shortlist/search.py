@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shortlist.config import NotInJob, markers
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
+from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, exclusions_file, read_exclusions
 from shortlist.data.files import folder_bytes
+from shortlist.data.headers import header_of
 from shortlist.data.jobs import JobSpec, is_done, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
@@ -60,8 +62,13 @@ class Config(Sources):
     exclude_self: bool | None = None
     """Leave out the document with the query's id (None: only where queries are also documents, as in ArguAna and
     Quora)."""
+    exclude: Path | None = None
+    """Documents that a query may not find: lines `query document`, or JSON lines with `id` and `excluded_ids` as in
+    BRIGHT (None: the collection's exclude/SPLIT.tsv or .jsonl, if it has one)."""
     skip_missing: NotInJob[bool] = False
     """Leave out judged queries whose text is missing or blank, and count them, instead of stopping."""
+    header: NotInJob[bool] = False
+    """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 
@@ -76,6 +83,8 @@ class FoundPart(NamedTuple):
     """Time of all steps together."""
     without_terms: dict[str, list[str]]
     """By step: the ids of queries without a term that it could search by, for which it found nothing."""
+    num_excluded: int
+    """Number of hits that were left out because their queries exclude them."""
 
 
 def search(
@@ -86,6 +95,7 @@ def search(
     exclude_self: bool = False,
     where: str | None = None,
     answer: AnswerUnit = "chunks",
+    exclude: Exclusions = NO_EXCLUSIONS,
 ) -> Iterator[FoundPart]:
     """Search the queries in parts, and yield their hits.
 
@@ -95,6 +105,7 @@ def search(
         exclude_self: leave out the document with the query's id.
         where: filter over the documents' metadata (None: all documents).
         answer: `documents` finds whole documents, each for its best chunk.
+        exclude: ids of documents that a query may not find.
     """
     at_once = max(1, HITS_AT_ONCE // k)
     if pipeline.rerankers:
@@ -102,9 +113,10 @@ def search(
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):
             start, batch = time.perf_counter(), queries[first : first + at_once]
-            trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer)
+            trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer, exclude=exclude)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
-            yield FoundPart(found, trace.milliseconds, time.perf_counter() - start, _silent(pipeline, batch, trace))
+            seconds, silent = time.perf_counter() - start, _silent(pipeline, batch, trace)
+            yield FoundPart(found, trace.milliseconds, seconds, silent, trace.num_excluded)
             advance(len(batch))
 
 
@@ -142,7 +154,10 @@ def run(config: Config) -> None:
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(name))
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    spec = JobSpec("search", _inputs(config, description, queries, opener), as_if=as_if)
+    excluded = exclusions_file(config.exclude, name, config.split)
+    inputs = _inputs(config, description, queries, opener) | ({"exclude": identity(excluded)} if excluded else {})
+    exclude = read_exclusions(excluded) if excluded else NO_EXCLUSIONS
+    spec = JobSpec("search", inputs, as_if=as_if)
     if is_done(config, spec):
         say_what_is_older(description, name)
         return
@@ -156,21 +171,25 @@ def run(config: Config) -> None:
     pipeline.trace(
         queries[:1], 1, where=config.where
     )  # compiling and loading on first use is not part of a query's time
-    num_own, seconds, milliseconds = 0, 0.0, dict[str, float]()
+    num_own, num_excluded, seconds, milliseconds = 0, 0, 0.0, dict[str, float]()
     silent = dict[str, list[str]]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
-        nonlocal num_own, seconds
-        only: Any = {"where": config.where, "answer": config.answer}
+        nonlocal num_own, num_excluded, seconds
+        only: Any = {"where": config.where, "answer": config.answer, "exclude": exclude}
         for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self), **only):
             num_own, seconds = num_own + count_own(part.run), seconds + part.seconds
+            num_excluded += part.num_excluded
             for name, ms in part.milliseconds.items():
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
             for name, ids in part.without_terms.items():
                 silent[name] = silent.get(name, []) + ids
             yield from part.run.items()
 
-    write_run(job.out, found(), tag="shortlist")
+    header = header_of(job.manifest, tag="shortlist") if config.header else None
+    write_run(job.out, found(), tag="shortlist", header=header)
+    if excluded:
+        say(f"search: left out {num_excluded:,} hits that {excluded} excludes for their queries.")
     if num_own:
         say(
             f"search: {num_own} of {len(queries)} queries found the document of their own id "
@@ -185,7 +204,8 @@ def run(config: Config) -> None:
     total = 1000 * seconds / max(1, len(queries))
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
     costs = _costs(description, total, reranking, opener)
-    job.finish(num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
+    told = {"excluded": num_excluded} if excluded else {}
+    job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
 
 def _costs(

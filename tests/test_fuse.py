@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shortlist import fuse
+from shortlist.data.headers import read_run_header
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS
@@ -136,3 +137,21 @@ def test_dev_runs_of_queries_that_nobody_judged_are_refused(judged: fuse.Config,
         fuse.run(replace(judged, dev_runs=(other, other)))
     with pytest.raises(UserError, match="measure"):
         fuse.run(replace(judged, measure="MRRR@10"))
+
+
+def test_excluded_documents_are_left_out_before_fusing(
+    runs: tuple[Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "list.tsv").write_text("q1 a\nq1 d\nq9 c\n")
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", exclude=tmp_path / "list.tsv"))
+    assert fused(tmp_path / "out.trec") == {"q1": ["c", "b"], "q2": ["a"]}
+    assert "left out 2 hits" in capsys.readouterr().err
+
+
+def test_a_header_says_what_the_run_was_made_from(runs: tuple[Path, ...], tmp_path: Path):
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "plain.trec"))
+    fuse.run(fuse.Config(runs=runs, out=tmp_path / "out.trec", header=True))
+    header = read_run_header(tmp_path / "out.trec")
+    assert header is not None
+    assert (header["tag"], header["method"]["retrieval"]) == ("rrf", [{"name": "fuse"}])
+    assert read_run(tmp_path / "out.trec") == read_run(tmp_path / "plain.trec")

@@ -286,3 +286,11 @@ def test_judged_documents_that_the_corpus_lacks_are_left_out_and_counted_if_aske
     assert groups["q1"].positives == ("d0", "d1")
     assert set(groups) == {"q1"}
     assert "2 of 5 relevant documents are not in the corpus, the first 'gone': left out" in capsys.readouterr().err
+
+
+def test_excluded_documents_are_neither_positives_nor_negatives(config: mine.Config, tmp_path: Path):
+    (tmp_path / "list.tsv").write_text("q1\td0\nq1\td3\nq1\td4\n")
+    group = mined(changed(config, exclude=tmp_path / "list.tsv", negatives=40, random_share=0.5))["q1"]
+    assert group.positives == ("d1",)
+    assert not {"d0", "d3", "d4"} & set(group.negatives)
+    assert (read_manifest(config.out) or {})["results"]["excluded_by_list"] == 3

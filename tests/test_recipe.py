@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import write_collection
+from tiny import write_collection, write_speaker
 from wheel import module, pin, write_wheel
 
 import shortlist.recipe
@@ -13,7 +13,7 @@ from shortlist.data.formats import write_qrels
 from shortlist.data.manifest import read_manifest, stages
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
-from shortlist.recipe import OUTPUTS, plan, run_recipe
+from shortlist.recipe import OUTPUTS, plan, run_recipe, written_by
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +34,7 @@ steps:
   averaged: {{stage: average, models: [$retriever, $exported]}}
   dense: {{stage: search, model: $retriever, vectors: $vectors, collection: $data, k: 12}}
   hybrid: {{stage: fuse, runs: [$bm25, $dense], k: $keep}}
+  varied: {{stage: diversify, run: $dense, vectors: $vectors, k: 3}}
   for-mining: {{stage: search, index: $index, collection: $data, split: train, k: 12}}
   groups: {{stage: mine, runs: [$for-mining], collection: $data, depth: 12, negatives: 2, random_share: 0.5}}
   passages: {{stage: convert, sources: [$groups], collection: $data, to: tevatron-old}}
@@ -46,6 +47,9 @@ steps:
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
   diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
   pool: {{stage: pool, runs: [$bm25, $dense], collection: $data, depth: 3}}
+  rule: {{stage: cut, action: calibrate, run: $for-mining, collection: $data, recall: 0.5}}
+  short: {{stage: cut, run: $bm25, rule: $rule}}
+  judged: {{stage: judge, model: {data}/../speaker, runs: [$bm25], collection: $data, depth: 2}}
   agreement: {{stage: agree, judgements: [{data}/qrels/test.tsv, {data}/qrels/train.tsv]}}
   table: {{stage: table, published: lengths, results: [$results], sets: ["512"], rows: [BM25]}}
   compared: {{stage: evaluate, costs: true, runs: [$bm25, $hybrid, $reranked], collection: $data, measures: [MRR@10]}}
@@ -57,6 +61,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a collection, a recipe and everything that it makes."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_collection(folder / "collection")
+    write_speaker(folder / "speaker")
     (folder / "collection" / "packages.txt").write_text(
         pin(write_wheel(folder / "wheels" / "folds-1.0", "folds", folds=module("fold", 4)))
     )
@@ -96,7 +101,7 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
     }  # two need a language model, one writes its page anew each time, one needs metadata
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
-        assert (once / "out" / name / OUTPUTS[step["stage"]]).exists()
+        assert (once / "out" / name / written_by(step["stage"], step)).exists()
     assert len(read_run(once / "out" / "reranked" / "run.trec")) == 12
     results = yaml.safe_load((once / "out" / "results" / "results.json").read_text())
     assert results["rows"][0]["MRR@10"] == 1.0
@@ -163,8 +168,8 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 22
-    assert "[22/22] compared" in err
+    assert err.count("already done") == 26
+    assert "[26/26] compared" in err
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    assert again(done) == {"results", "diagnosis", "table", "compared", "pool", "agreement"}
+    assert again(done) == {"results", "diagnosis", "table", "compared", "pool", "judged", "agreement"}
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)
     assert {"retriever", "groups", "reranker", "results"} <= redone

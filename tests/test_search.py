@@ -286,3 +286,23 @@ def test_judged_queries_without_a_text_are_left_out_and_counted_if_asked(
     write_qrels(folder / "qrels" / "test.tsv", {"gone": {"d1": 1}})
     with pytest.raises(UserError, match="no query of split 'test' is left to search with"):
         search.run(replace(config, skip_missing=True, overwrite=True))
+
+
+def test_excluded_documents_leave_before_the_cut_and_before_later_steps(made: Path, tiny: Tiny, tmp_path: Path, capsys):
+    shutil.copytree(tiny.collection, tmp_path / "c")
+    how = {"collection": str(tmp_path / "c"), "index": (made / "index",), "k": 3}
+    search.run(search.Config(**how, out=tmp_path / "all.trec"))
+    found = {query_id: [hit.doc_id for hit in hits] for query_id, hits in read_run(tmp_path / "all.trec").items()}
+    (tmp_path / "list.tsv").write_text(f"q0\t{found['q0'][0]}\nq0\t{found['q0'][1]}\nq1\tunknown\n")
+    search.run(search.Config(**how, out=tmp_path / "some.trec", exclude=tmp_path / "list.tsv"))
+    left = {query_id: [hit.doc_id for hit in hits] for query_id, hits in read_run(tmp_path / "some.trec").items()}
+    assert left["q0"][0] == found["q0"][2]
+    assert len(left["q0"]) == 3  # others have moved up
+    assert {query_id: ids for query_id, ids in left.items() if query_id != "q0"} == {
+        query_id: ids for query_id, ids in found.items() if query_id != "q0"
+    }
+    assert "search: left out 2 hits that" in capsys.readouterr().err
+    (tmp_path / "c" / "exclude").mkdir()
+    (tmp_path / "list.tsv").rename(tmp_path / "c" / "exclude" / "test.tsv")
+    search.run(search.Config(**how, out=tmp_path / "own.trec"))  # the collection's own list
+    assert (tmp_path / "own.trec").read_bytes() == (tmp_path / "some.trec").read_bytes()

@@ -55,9 +55,13 @@ def check_split(name: str, split: str, known: Iterable[str]) -> None:
         raise unknown(f"split of {name}", split, known)
 
 
-def no_qrels(name: str, split: str) -> UserError:
+class NoJudgementsError(UserError):
+    """A split has no judgements."""
+
+
+def no_qrels(name: str, split: str) -> NoJudgementsError:
     """Return the error for a split without judgements."""
-    return UserError(f"{name}: split {split!r} has no judgements (qrels); add them or choose another split.")
+    return NoJudgementsError(f"{name}: split {split!r} has no judgements (qrels); add them or choose another split.")
 
 
 def split_of(part: str) -> str:

@@ -1,7 +1,7 @@
 """The judgements given to a stage: a file, or a split of a collection."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shortlist.data.collections import open_collection
 from shortlist.data.formats import read_qrels
@@ -38,10 +38,27 @@ class Judgements(NamedTuple):
         return open_collection(str(self.collection)).qrels(self.split)
 
     def made_by(self) -> str | None:
-        """Return the machine that made the judgements; None if nothing says that one did."""
-        folder = Path(str(self.collection)) if self.qrels is None else self.qrels.parent.parent
-        manifest = (read_manifest(folder) if folder.is_dir() else None) or {}
-        return manifest.get("results", {}).get("machine_made")
+        """Return the machine that made judgements among these; None if nothing says that one did."""
+        return self._said().get("machine_made")
+
+    def made_part(self) -> str:
+        """Say in words what the machine made: judgements, or the queries too."""
+        found = self._said()
+        if "machine_pairs" not in found:
+            return "queries and judgements"
+        made, num_pairs = found["machine_pairs"], found["num_pairs"]
+        return "judgements" if made == num_pairs else f"{made:,} of {num_pairs:,} judgements"
+
+    def _said(self) -> dict[str, Any]:
+        """Return the results in the manifest of the file, or of its collection."""
+        folder = Path(str(self.collection))
+        files = [self.qrels] if self.qrels is not None else sorted((folder / "qrels").glob(f"{self.split}.*"))
+        folder = folder if self.qrels is None else self.qrels.parent.parent
+        for path in [*files, folder]:
+            results = ((read_manifest(path) if path.exists() else None) or {}).get("results", {})
+            if "machine_made" in results:
+                return results
+        return {}
 
     def identity(self) -> dict[str, str]:
         """Hash the judgements, under the name of the setting that gives their source."""

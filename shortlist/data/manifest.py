@@ -22,6 +22,8 @@ WRITES = {
     "rerank": ("the run", ""),
     "fuse": ("the run", ""),
     "cut": ("the rule or the run", ""),
+    "diversify": ("the run", ""),
+    "judge": ("the judgements", ", which --qrels names"),
     "mine": ("the groups", ", which --groups names"),
     "convert": ("the collection", ", which --collection names"),
     "functions": ("the collection", ", which --collection names"),
@@ -101,8 +103,8 @@ def stages(run: Path) -> list[dict[str, Any]]:
 
     Returns:
         For each stage its name, `stage`, and the known ones of `ms` (of this stage alone, per query),
-        `tokens_per_second`, `index_bytes`, `peak_bytes`, `model` (its identity), `num_parameters`, `training_seconds`
-        and `training_bytes`. Empty where the manifest of the run does not say.
+        `tokens_per_second`, `tokens_per_query`, `index_bytes`, `peak_bytes`, `model` (its identity), `num_parameters`,
+        `training_seconds` and `training_bytes`. Empty where the manifest of the run does not say.
     """
     manifest = read_manifest(run)
     return manifest.get("results", {}).get("stages", []) if manifest else []

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions
 from shortlist.data.groups import graded
 from shortlist.errors import UserError
 from shortlist.math.sampling import draw_negatives, highest_allowed, interleave
@@ -31,6 +32,7 @@ def mine(
     max_score_ratio: float | None = None,
     max_score_margin: float | None = None,
     every: int = 1,
+    exclude: Exclusions = NO_EXCLUSIONS,
 ) -> tuple[list[Group], Counter[str]]:
     """Draw negatives for every query that has a relevant document.
 
@@ -53,6 +55,7 @@ def mine(
         max_score_ratio: leave out candidates above this share of the positive's score, as in `highest_allowed`.
         max_score_margin: leave out candidates that score less than this below the positive.
         every: draw from every n-th of the candidates that are left, in the order of their ranks.
+        exclude: ids of documents that are never drawn for a query.
 
     Returns:
         The groups, in the order of the qrels, and counts of queries and documents left out.
@@ -70,6 +73,9 @@ def mine(
                 raise UserError(f"query {query_id!r}: document {doc_id!r} of the runs is not in the collection.")
         excluded = {doc_id for positive in positives for doc_id in same_text[positive]}
         blocked = {*excluded, query_id} if exclude_self else excluded
+        if unwanted := exclude.get(query_id):
+            counts["excluded_by_list"] += len(unwanted.difference(blocked).intersection(candidates))
+            blocked = blocked | unwanted
         if scores is not None and (max_score_ratio is not None or max_score_margin is not None):
             known_scores = {hit.doc_id: hit.score for hit in scores.get(query_id, [])}
             above = too_near(positives, known_scores, ratio=max_score_ratio, margin=max_score_margin)

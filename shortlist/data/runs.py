@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,8 @@ from pyarrow import csv
 
 from shortlist.data.files import atomic_write
 from shortlist.data.formats import SPACE, is_integer, is_number, split_columns
-from shortlist.data.lines import MalformedError, numbered_lines, parse_lines
+from shortlist.data.headers import after_header, write_header
+from shortlist.data.lines import MalformedError, parse_lines
 from shortlist.data.manifest import check_output
 from shortlist.errors import UserError
 from shortlist.math.ordering import strictly_decreasing
@@ -258,6 +259,8 @@ class _Form(NamedTuple):
     delimiter: str
     header: str | None
     """The first line, if it names the columns (BEIR)."""
+    first_line: int
+    """Number of the file's first line that is no comment."""
 
     @property
     def used(self) -> list[str]:
@@ -265,10 +268,10 @@ class _Form(NamedTuple):
 
 
 def _form(path: Path) -> _Form:
-    first = next(numbered_lines(path), (0, 0, ""))[2]
+    number, _, first = next(after_header(path), (1, 0, ""))
     columns = split_columns(first)
     header = first if len(columns) == len(SHORT) and not is_number(columns[-1]) else None
-    return _Form(FORMS.get(len(columns), TREC), "\t" if "\t" in first else " ", header)
+    return _Form(FORMS.get(len(columns), TREC), "\t" if "\t" in first else " ", header, number)
 
 
 def _run_table(path: Path) -> pa.Table | None:
@@ -277,7 +280,9 @@ def _run_table(path: Path) -> pa.Table | None:
     The result is None if a line is not simple enough for this.
     """
     form = _form(path)
-    read = csv.ReadOptions(column_names=list(form.columns), skip_rows=int(form.header is not None))
+    read = csv.ReadOptions(
+        column_names=list(form.columns), skip_rows=form.first_line - 1 + int(form.header is not None)
+    )
     parse = csv.ParseOptions(delimiter=form.delimiter, quote_char=False)
     convert = csv.ConvertOptions(column_types=form.columns, null_values=[], include_columns=form.used)
     try:
@@ -306,12 +311,12 @@ def _run_table_by_line(path: Path) -> pa.Table:
 def _rows(path: Path, form: _Form) -> Iterator[tuple[int, tuple]]:
     """Yield (line number, the values in use) of each line."""
     for number, _, row in parse_lines(path, partial(_run_row, form)):
-        if row is not None:
+        if row is not None and number >= form.first_line:
             yield number, row
 
 
 def _run_row(form: _Form, line: str) -> tuple | None:
-    if line == form.header:
+    if line == form.header or (line[:1] == "#" and line[1:2] in ("", " ", "\t")):
         return None
     columns = split_columns(line)
     if len(columns) != len(form.columns):
@@ -341,18 +346,29 @@ def _refuse_duplicate(path: Path) -> None:
         seen.add((query_id, doc_id))
 
 
-def write_run(path: Path, run: Run | Iterator[tuple[str, list[Hit]]], tag: str = "shortlist") -> None:
+def write_run(
+    path: Path,
+    run: Run | Iterator[tuple[str, list[Hit]]],
+    tag: str = "shortlist",
+    *,
+    header: Mapping[str, Any] | None = None,
+) -> None:
     """Write a TREC run whose order every reader agrees on.
 
     The run is given whole or query by query. Scores are written as 32-bit floats, each the nearest to the given one
     that lies below the score before it: trec_eval ignores the rank column, keeps 32 bits and would break ties by
     document id.
 
+    Args:
+        header: ir_metadata to write as comments before the first line.
+
     Raises:
         UserError: an id with white space.
         ValueError: hits that are not best first, or a score that is not finite.
     """
     with atomic_write(path) as file:
+        if header is not None:
+            write_header(file, header)
         parts = run.items() if isinstance(run, Mapping) else run
         for query_id, hits in parts:
             _refuse_space([query_id, tag, *(hit.doc_id for hit in hits)])

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from shortlist.data.exclusions import Exclusions
 from shortlist.data.formats import is_integer, split_columns
 from shortlist.data.lines import parse_lines
 from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import ByQuery
-from shortlist.math.aspects import ASPECT_MEASURES
+from shortlist.math.aspects import ASPECT_MEASURES, NEED_NO_CUTOFF, WITHOUT_ALPHA
 from shortlist.records import Qrels
 
 Aspects = dict[str, dict[str, dict[str, int]]]
@@ -41,6 +42,15 @@ def without_aspects(aspects: Aspects) -> Qrels:
     return {query: {doc: max(grades.values()) for doc, grades in docs.items()} for query, docs in aspects.items()}
 
 
+def aspects_without(aspects: Aspects, exclusions: Exclusions) -> Aspects:
+    """Leave out judgements of documents that queries exclude."""
+    found = {
+        query_id: {doc_id: grades for doc_id, grades in docs.items() if doc_id not in exclusions.get(query_id, ())}
+        for query_id, docs in aspects.items()
+    }
+    return {query_id: docs for query_id, docs in found.items() if docs}
+
+
 def is_of_aspects(name: str) -> bool:
     """Whether a measure needs judgements by aspect."""
     return name.strip().partition("@")[0].partition("(")[0] in ASPECT_MEASURES
@@ -52,7 +62,7 @@ def by_aspect(
     """Measure how many aspects of each query a run covers.
 
     Args:
-        measures: names such as alpha_nDCG@10, ERR_IA@10 or StRecall@10.
+        measures: names such as alpha_nDCG@10, ERR_IA@10, StRecall@10, AP_IA or NRBP.
         relevance_level: lowest grade that counts as relevant.
         complete: include judged queries that the run lacks, at 0.
 
@@ -65,7 +75,8 @@ def by_aspect(
     parsed = {name: _parameters(name) for name in measures}
     numbers = {query_id: number for number, query_id in enumerate(run.query_ids)}
     values: dict[str, ByQuery] = {name: {} for name in measures}
-    deepest = max(parameters["cutoff"] for _, parameters in parsed.values())
+    cutoffs = [parameters["cutoff"] for _, parameters in parsed.values()]
+    deepest = None if None in cutoffs else max(cutoffs)
     for query_id, judged in aspects.items():
         if query_id not in numbers and not complete:
             continue
@@ -88,8 +99,10 @@ def _parameters(name: str) -> tuple[str, dict]:
             settings["alpha"] = float(value)
         except ValueError:
             word = ""
-        if word.strip() != "alpha" or formula == "StRecall" or not 0 <= settings["alpha"] <= 1:
+        if word.strip() != "alpha" or formula in WITHOUT_ALPHA or not 0 <= settings["alpha"] <= 1:
             raise UserError(f"measure {name!r}: expected a form such as {formula}@10 or alpha_nDCG(alpha=0.5)@10.")
+    if formula in NEED_NO_CUTOFF and "@" not in name:
+        return formula, settings | {"cutoff": None}
     if not is_integer(cutoff) or int(cutoff) < 1:
         raise UserError(f"measure {name!r}: has no cutoff; expected a form such as {formula}@10.")
     return formula, settings | {"cutoff": int(cutoff)}

@@ -12,6 +12,8 @@ from shortlist.progress import duration, size
 COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ms_per_query": ("ms/query", lambda value: f"{value:,.1f}"),
     "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
+    "tokens_per_query": ("tokens/query", lambda value: f"{value:,.0f}"),
+    "quality_per_token": ("per 1,000 tokens", lambda value: f"{value:.4f}"),
     "index_bytes": ("index", size),
     "peak_bytes": ("peak memory", size),
     "num_parameters": ("model", lambda value: f"{value / 1e6:,.1f}M"),
@@ -25,6 +27,8 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """Costs that a manifest may state: the heading of the column, and the function that formats a value."""
 ASKING = ("calls", "prompt_tokens", "answer_tokens", "malformed")
 """Those of them that have a column only where a language model was asked."""
+OF_RERANKERS = ("tokens_per_query", "quality_per_token")
+"""Those that have a column only where a reranker said how much it read."""
 
 
 def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -40,6 +44,7 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {
         "ms_per_query": round(sum(stage["ms"] for stage in made_by), 3),
         "tokens_per_second": speeds[-1] if speeds else None,
+        "tokens_per_query": round(sum(stage.get("tokens_per_query", 0) for stage in made_by), 1),
         "index_bytes": sum(stage.get("index_bytes", 0) for stage in made_by),
         "peak_bytes": max((stage.get("peak_bytes", 0) for stage in made_by), default=0),
         "num_parameters": sum(model.get("num_parameters", 0) for model in models),
@@ -52,7 +57,13 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def cost_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Choose the costs that have a column in a table of these rows."""
-    return [name for name in COSTS if name not in ASKING or any(name in row for row in rows)]
+    return [name for name in COSTS if name not in (*ASKING, *OF_RERANKERS) or any(name in row for row in rows)]
+
+
+def quality_per_token(value: float, costs: Mapping[str, Any]) -> dict[str, float]:
+    """Return a measure's value for every 1,000 tokens that rerankers read, where known."""
+    tokens = costs.get("tokens_per_query")
+    return {"quality_per_token": round(1000 * value / tokens, 6)} if tokens else {}
 
 
 def cost_headings(columns: Sequence[str]) -> list[str]:

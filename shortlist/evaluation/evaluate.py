@@ -11,15 +11,30 @@ from typing import Any, Literal
 import numpy as np
 
 from shortlist.config import NotInJob
+from shortlist.data.exclusions import (
+    NO_EXCLUSIONS,
+    columns_without,
+    exclusions_file,
+    qrels_without,
+    read_exclusions,
+)
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
+from shortlist.data.headers import read_run_header
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
 from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
-from shortlist.evaluation.aspects import Aspects, by_aspect, is_of_aspects, read_aspects, without_aspects
-from shortlist.evaluation.costs import COSTS, costs, draw_pareto
+from shortlist.evaluation.aspects import (
+    Aspects,
+    aspects_without,
+    by_aspect,
+    is_of_aspects,
+    read_aspects,
+    without_aspects,
+)
+from shortlist.evaluation.costs import COSTS, costs, draw_pareto, quality_per_token
 from shortlist.evaluation.every_pair import (
     compare_pairs,
     distances,
@@ -35,7 +50,7 @@ from shortlist.evaluation.measure import (
     per_query,
     with_condensed,
 )
-from shortlist.evaluation.printing import print_results
+from shortlist.evaluation.printing import machine_note, print_results
 from shortlist.math.aspects import ASPECT_MEASURES
 from shortlist.math.measures import JudgedHits, judged
 from shortlist.math.significance import bootstrap_interval, holm, paired_t_test, randomisation_test
@@ -85,8 +100,11 @@ class Config:
     queries are from its (root of the mean square)."""
     aspects: Path | None = None
     """Judgements with an aspect of the query in their second column, as TREC's diversity tasks have them, for the
-    measures alpha_nDCG@10, ERR_IA@10 and StRecall@10. With neither --qrels nor --collection, a document counts for all
-    other measures with its highest grade."""
+    measures alpha_nDCG@10, ERR_IA@10, StRecall@10, AP_IA and NRBP. With neither --qrels nor --collection, a document
+    counts for all other measures with its highest grade."""
+    exclude: Path | None = None
+    """Documents that do not count for a query, neither in runs nor in judgements: lines `query document`, or JSON lines
+    with `id` and `excluded_ids` as in BRIGHT (None: the collection's exclude/SPLIT.tsv or .jsonl, if it has one)."""
     names: tuple[str, ...] | None = None
     """Names of the runs, one per run; their paths by default. `{weights}` in a name stands for the weights that
     `shortlist fuse` chose for the run."""
@@ -128,9 +146,12 @@ def run(config: Config) -> None:
         results = _results(config, names, judgements)
     else:
         results = _results_once(config, names, judgements, config.out)
+    if (config.json or config.csv or config.latex) and (note := machine_note(results)):
+        say(f"evaluate: {note} ({results['machine_made']}).")
     if config.json:
+        marked = {name: results[name] for name in ("machine_made", "machine_part") if name in results}
         for row in results["rows"]:
-            print(json.dumps({"run": row["run"]} | row, ensure_ascii=False))
+            print(json.dumps({"run": row["run"]} | row | marked, ensure_ascii=False))
         if "pairs" in results:
             print(json.dumps({"pairs": results["pairs"]}, ensure_ascii=False))
     elif config.csv or config.latex:
@@ -165,6 +186,8 @@ def _results_once(config: Config, names: Sequence[str], judgements: Judgements, 
     inputs = {"runs": [identity(path) for path in config.runs]}
     inputs |= {} if judgements == Judgements(None, None, config.split) else judgements.identity()
     inputs |= {} if config.aspects is None else {"aspects": identity(config.aspects)}
+    if excluded := exclusions_file(config.exclude, config.collection, config.split):
+        inputs["exclude"] = identity(excluded)
     inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
     job = start_job(config, JobSpec("evaluate", inputs))
     if job.done and config.per_query is None:
@@ -187,6 +210,11 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         qrels, where = without_aspects(aspects), str(config.aspects)
     else:
         qrels, where = judgements.read(), judgements.where
+    excluded = exclusions_file(config.exclude, config.collection, config.split)
+    exclude = read_exclusions(excluded) if excluded else NO_EXCLUSIONS
+    qrels = qrels_without(qrels, exclude)
+    if aspects is not None:
+        aspects = aspects_without(aspects, exclude)
     if config.relevance_level == 1:
         _hint_at_grades(qrels, plain)
     measures = list(config.measures)
@@ -197,7 +225,9 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
     def runs() -> Iterator[tuple[str, RunColumns, JudgedHits]]:
         first = None
         for name, path in zip(names, config.runs, strict=True):
-            run = read_run_columns(path, ties=config.ties)
+            run, num_excluded = columns_without(read_run_columns(path, ties=config.ties), exclude)
+            if num_excluded:
+                say(f"{path}: {num_excluded:,} hits do not count, as {excluded} excludes them for their queries.")
             hits = _common(run, qrels, path, where, complete=config.complete)
             if config.reproductions and first is not None:
                 reproduced.append({"rbo": mean_overlap(first, run)})
@@ -218,6 +248,7 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         write_values(config.per_query, values)
     for row, found in zip(rows[1:], reproduced, strict=False):
         row["reproduction"] = found | {"rmse": distances(values[rows[0]["name"]], values[row["name"]])}
+    made_by = judgements.made_by()
     pairs = {} if config.pairs == "none" else compare_pairs(values, config.pairs, resamples=config.resamples)
     return {
         "measures": measures,
@@ -225,24 +256,33 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         "ties": config.ties,
         "judged_at": config.judged_at,
         "queries": len(qrels),
-        **({"machine_made": made_by} if (made_by := judgements.made_by()) else {}),
+        **({"machine_made": made_by, "machine_part": judgements.made_part()} if made_by else {}),
         **({"pairs": {"test": config.pairs, "by_measure": pairs}} if pairs else {}),
         "rows": [
-            {"name": row["name"], "run": str(path)} | row | _cost(path, by_stage=config.costs)
+            {"name": row["name"], "run": str(path)}
+            | row
+            | _header(path)
+            | _cost(path, row[measures[0]], by_stage=config.costs)
             for row, path in zip(rows, config.runs, strict=True)
         ],
     }
 
 
-def _cost(run: Path, *, by_stage: bool) -> dict[str, Any]:
-    """Return the cost of a run, from the manifest beside it."""
+def _header(run: Path) -> dict[str, Any]:
+    """Return what the header of a run file says."""
+    return {"ir_metadata": found} if (found := read_run_header(run)) else {}
+
+
+def _cost(run: Path, value: float, *, by_stage: bool) -> dict[str, Any]:
+    """Return the cost of a run, and of its value of the first measure."""
     known: dict[str, Any] = {"ms_per_query": milliseconds} if (milliseconds := ms_per_query(run)) else {}
     if not by_stage:
         return known
     made_by = stages(run)
     if not made_by:
         say(f"{run}: no manifest beside it says what it cost.")
-    return known | costs(made_by) | {"stages": made_by}
+    found = costs(made_by)
+    return known | found | quality_per_token(value, found) | {"stages": made_by}
 
 
 def evaluate(

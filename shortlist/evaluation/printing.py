@@ -7,7 +7,12 @@ from typing import Any
 from shortlist.evaluation.costs import cost_cells, cost_columns, cost_headings
 from shortlist.evaluation.every_pair import pair_tables, reproduction_tables
 
-MACHINE_MADE = "queries and judgements were made by a machine"
+
+def machine_note(results: Mapping[str, Any]) -> str:
+    """Say what of the judgements a machine made; empty if nothing says that one did."""
+    if "machine_made" not in results:
+        return ""
+    return f"{results.get('machine_part', 'queries and judgements')} were made by a machine"
 
 
 def print_results(results: Mapping[str, Any], *, details: bool) -> None:
@@ -39,8 +44,8 @@ def _table(results: Mapping[str, Any]) -> Any:
     caption = f"relevant: grade {results['relevance_level']} and above, where a measure knows no grades"
     if len(rows) > 1:
         caption += "; p: paired two-sided t-test against the first row, Holm-corrected over the rows"
-    if "machine_made" in results:
-        caption += f"; {MACHINE_MADE}"
+    if note := machine_note(results):
+        caption += f"; {note}"
     table = Table(caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold")
     headings = ["ms/query"] if timed else cost_headings(columns) if costly else []

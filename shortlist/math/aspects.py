@@ -13,6 +13,11 @@ About = Bool[np.ndarray, "_ aspects"]
 
 ALPHA = 0.5
 """Share of an aspect's worth that each earlier document about it takes away, as in ndeval."""
+GOES_ON = 0.5
+"""Probability that NRBP's reader looks at the next document, as in ndeval."""
+NEED_NO_CUTOFF = ("AP_IA", "NRBP")
+"""Measures that need no cutoff."""
+WITHOUT_ALPHA = ("StRecall", "AP_IA")
 
 
 def novelty(about: About, *, alpha: float = ALPHA) -> Float[np.ndarray, " docs"]:
@@ -75,9 +80,39 @@ def subtopic_recall(about: About, judged: About, *, cutoff: int) -> float:
     return float(np.any(about[:cutoff], axis=0)[known].mean()) if known.any() else 0.0
 
 
+def map_ia(about: About, judged: About, *, cutoff: int | None = None) -> float:
+    """Compute the intent-aware average precision: the mean over the aspects.
+
+    Args:
+        about: the documents that were found, best first.
+        judged: all documents with a judgement, in any order.
+        cutoff: number of documents to look at (None: all).
+
+    https://doi.org/10.1145/1498759.1498766
+    """
+    relevant = judged.sum(0)
+    known, seen = relevant > 0, about[:cutoff]
+    precision = np.cumsum(seen, axis=0) / np.arange(1, len(seen) + 1)[:, None]
+    return float(((precision * seen).sum(0)[known] / relevant[known]).mean()) if known.any() else 0.0
+
+
+def nrbp(about: About, judged: About, *, cutoff: int | None = None, alpha: float = ALPHA) -> float:
+    """Compute the novelty- and rank-biased precision of a reader who goes on with probability 1/2.
+
+    As in ndeval, it is divided by the value of an endless list in which every document is about every aspect.
+
+    https://doi.org/10.1007/978-3-642-04417-5_17
+    """
+    worth = novelty(about[:cutoff], alpha=alpha)
+    most = judged.any(0).sum() / (1 - (1 - alpha) * GOES_ON)
+    return float((worth * GOES_ON ** np.arange(len(worth))).sum() / most) if most else 0.0
+
+
 ASPECT_MEASURES: dict[str, Callable[..., float]] = {
     "alpha_nDCG": alpha_ndcg,
     "ERR_IA": err_ia,
     "StRecall": subtopic_recall,
+    "AP_IA": map_ia,
+    "NRBP": nrbp,
 }
 """The measures, by their names in ir_measures."""

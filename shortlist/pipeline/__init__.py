@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final, get_args
 
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions
 from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
@@ -17,7 +18,7 @@ from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
-from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks
+from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks, document_of
 from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one
 
 BY_DOCUMENT = "by document"
@@ -82,6 +83,8 @@ class Trace(NamedTuple):
     """Results by step, in the order of the steps; the last step's result is the answer."""
     milliseconds: dict[str, float]
     """Time by step, and `documents` for fetching texts."""
+    num_excluded: int = 0
+    """Number of hits that were left out because their queries exclude them."""
 
     @property
     def last(self) -> Found:
@@ -357,6 +360,7 @@ class Pipeline:
         rerank: bool | None = None,
         where: str | None = None,
         answer: AnswerUnit = "chunks",
+        exclude: Exclusions = NO_EXCLUSIONS,
     ) -> Trace:
         """Search several queries together and return the results of all steps.
 
@@ -369,6 +373,8 @@ class Pipeline:
             where: filter over the documents' metadata, such as "year >= 2020 and lang = 'de'" (None: all documents).
             answer: `documents` gives whole documents, each for its best chunk; chunk 3 of document d has the id `d#3`.
                 The trace then ends with one more result, by document.
+            exclude: ids of documents that a query may not find, chunks of them too. No step after the first stages
+                sees them.
 
         Raises:
             UserError: a step is asked for that does not exist, or k or depth is below 1.
@@ -378,32 +384,52 @@ class Pipeline:
         steps = self.chosen(depth, first_stage, rerank, where)
         asked, texts = as_queries(queries), _Texts(self.collection)
         if _checked(answer) == "chunks":
-            return self._trace(asked, k, texts, steps)
-        trace = self._deep_trace(asked, k, texts, steps)
+            return self._trace(asked, k, texts, steps, exclude)
+        trace = self._deep_trace(asked, k, texts, steps, exclude)
         run = {name: [Hit(doc_id, hit.score) for doc_id, hit in best_chunks(hits, k).items()]
                for name, hits in trace.last.run.items()}  # fmt: skip
         return trace._replace(found=trace.found | {BY_DOCUMENT: Found(run)})
 
-    def _deep_trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
+    def _deep_trace(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        texts: "_Texts",
+        steps: Sequence[Step],
+        exclude: Exclusions = NO_EXCLUSIONS,
+    ) -> Trace:
         """Search so deep that chunks of k documents are found for each query."""
-        depth, found, short = AT_FIRST * k, dict[str, Found](), list(queries)
+        depth, found, short, num_excluded = AT_FIRST * k, dict[str, Found](), list(queries), 0
         while short:
-            trace = self._trace(short, depth, texts, steps)
+            trace = self._trace(short, depth, texts, steps, exclude)
+            num_excluded += trace.num_excluded
             found = {name: _together(found.get(name), given) for name, given in trace.found.items()}
             runs = {query.query_id: trace.last.run.get(query.query_id, []) for query in short}
             short = [query for query in short if _needs_more(runs[query.query_id], k, depth)]
             depth *= MORE
-        return Trace(found, texts.milliseconds)
+        return Trace(found, texts.milliseconds, num_excluded)
 
-    def _trace(self, queries: Sequence[Query], k: int, texts: "_Texts", steps: Sequence[Step]) -> Trace:
-        wanted, found = _wanted(steps, k), dict[str, Found]()
+    def _trace(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        texts: "_Texts",
+        steps: Sequence[Step],
+        exclude: Exclusions = NO_EXCLUSIONS,
+    ) -> Trace:
+        wanted, found, num_excluded = _wanted(steps, k), dict[str, Found](), 0
+        more = max((len(exclude.get(query.query_id, ())) for query in queries), default=0)
         for step in steps:
             runs = {name: found[name].run for name in step.of}
             with texts.timed(step.name):
-                given = step.kind.run(step, queries, runs, texts, wanted[step.name])
+                finds = step.kind.num_read == 0
+                given = step.kind.run(step, queries, runs, texts, wanted[step.name] + more * finds)
+            if finds and more:
+                given, gone = _without(given, exclude, wanted[step.name])
+                num_excluded += gone
             found[step.name] = given
             texts.changed |= given.documents
-        return Trace(found, texts.milliseconds)
+        return Trace(found, texts.milliseconds, num_excluded)
 
     def _answer(self, query: Query, k: int, steps: Sequence[Step], answer: AnswerUnit) -> Answer:
         texts, whole = _Texts(self.collection), answer == "documents"
@@ -473,6 +499,17 @@ def _together(before: Found | None, now: Found) -> Found:
         return now
     num_placed = None if now.num_placed is None else {**(before.num_placed or {}), **now.num_placed}
     return Found({**before.run, **now.run}, num_placed, {**before.documents, **now.documents})
+
+
+def _without(found: Found, exclude: Exclusions, most: int) -> tuple[Found, int]:
+    """Leave out what queries exclude, and count it; keep the first `most` of the others."""
+    run, gone = {}, 0
+    for query_id, hits in found.run.items():
+        excluded = exclude.get(query_id, frozenset())
+        left = [hit for hit in hits if not {hit.doc_id, document_of(hit.doc_id)} & excluded] if excluded else hits
+        gone += len(hits) - len(left)
+        run[query_id] = left[:most]
+    return found._replace(run=run), gone
 
 
 def _check_k(k: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from shortlist.data.rules import Rule, kept, read_rule
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.pipeline.loading import FINDERS, Opener, rerankers
-from shortlist.records import Document, Query, Run
+from shortlist.pipeline.variety import StoredVectors, by_mmr, chosen_first
+from shortlist.records import Document, Hit, Query, Run
 from shortlist.rerankers import Candidates
 from shortlist.rerankers.lists import score_lists
 
@@ -44,7 +45,7 @@ class Step(NamedTuple):
     name: str
     kind: "StepKind"
     stage: Any = None
-    """A FirstStage, a function that fuses runs, a Ranker, or a Rule."""
+    """A FirstStage, a function that fuses runs, a Ranker, a Rule, or a function that chooses hits."""
     of: tuple[str, ...] = ()
     """Names of the earlier steps whose runs it reads."""
     depth: int | None = None
@@ -142,8 +143,19 @@ def shorten(
     return Found({query_id: kept(step.stage, hits, where=where) for query_id, hits in run.items()})
 
 
+def vary(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
+    """Choose varied documents among each query's first hits; the others follow unchanged."""
+    [before] = runs.values()
+    run, num_placed = {}, {}
+    for query in queries:
+        hits = before.get(query.query_id, [])
+        places = step.stage(hits[: step.depth], most)
+        run[query.query_id], num_placed[query.query_id] = chosen_first(hits, places), len(places)
+    return Found(run, num_placed)
+
+
 def open_finder(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """Open the first stage of a method in FINDERS."""
+    """Open the method of a kind in FINDERS or DIVERSIFIERS."""
     return method(opener, **settings)
 
 
@@ -194,6 +206,38 @@ def by_rule(*, rule: Path) -> Rule:
     return read_rule(rule)
 
 
+MmrSettings = TypedDict("MmrSettings", {"lambda": float}, total=False)
+"""The weight of relevance, whose name is a word of Python."""
+
+
+def varied_by_mmr(opener: Opener, *, vectors: Path, k: int | None = None, **more: Unpack[MmrSettings]) -> Any:
+    """Choose documents by maximal marginal relevance, over stored vectors.
+
+    Args:
+        vectors: vectors of the documents from `shortlist encode`.
+        k: documents to choose (None: as many as are wanted).
+        more: `lambda`, the weight of relevance, 0 to 1; 0.7 without it.
+
+    Raises:
+        UserError: a number is out of range, or there are no such vectors.
+    """
+    share = more.get("lambda", 0.7)
+    if not 0 <= share <= 1 or (k is not None and k < 1):
+        raise UserError(
+            f"`diversify: mmr` with lambda {share:g} and k {k}; expected 0 to 1, and 1 or more documents, or no k."
+        )
+    stored = opener.once(("vectors by id", vectors), lambda: StoredVectors(vectors))
+
+    def choose(hits: Sequence[Hit], most: int) -> list[int]:
+        stored.check([hit.doc_id for hit in hits], where="the step before `diversify: mmr`")
+        return by_mmr(hits, stored, k=k or most, share=share)
+
+    return choose
+
+
+DIVERSIFIERS: dict[str, Callable[..., Any]] = {"mmr": varied_by_mmr}
+"""The ways to choose varied documents."""
+
 CUTTERS: dict[str, Callable[..., Rule]] = {"rule": by_rule, "rank": by_rank, "ratio": by_ratio, "score": by_score}
 """The ways to say where to cut."""
 
@@ -202,4 +246,5 @@ STEPS: dict[str, StepKind] = {
     "fuse": StepKind(fuse, lambda: FUSIONS, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
     "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
     "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
+    "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100),
 }

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.headers import header_of
 from shortlist.data.jobs import start_job
 from shortlist.data.lines import ignore
 from shortlist.data.manifest import ms_per_query, stages
@@ -114,13 +115,18 @@ def run(config: Config) -> None:
             except MalformedAnswersError:  # the answers are kept, and judged again by the same command
                 log.clear()
                 raise
-    write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist")
+    made_by = stages(config.run)
+    header = header_of(job.manifest, tag="shortlist", made_by=made_by) if config.header else None
+    write_run(job.out, rerank(candidates.run, known.scores), tag="shortlist", header=header)
     results["num_pairs"] = int(np.isfinite(known.scores).sum())
     results["not_reached"] = int((~known.done[readable]).sum())
     if pace is not None:
-        milliseconds = 1000 * pace.seconds * results["num_pairs"] / max(1, results["num_queries"])
+        pairs_per_query = results["num_pairs"] / max(1, results["num_queries"])
+        milliseconds = 1000 * pace.seconds * pairs_per_query
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
-        results["stages"] = [*stages(config.run), cost(prepared, made_from.get("model"), milliseconds, pace) | asking]
+        tokens = {"tokens_per_query": round(pace.tokens * pairs_per_query, 1)} if pace.tokens else {}
+        cost_here = cost(prepared, made_from.get("model"), milliseconds, pace) | tokens | asking
+        results["stages"] = [*made_by, cost_here]
     if not results["not_reached"]:
         job.finish(**results)
         return

@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -191,6 +191,40 @@ class Questions:
     def close(self) -> None:
         """Close the log."""
         self.log.close()
+
+
+def ask_each(
+    model: AnswersQuestions,
+    asked: Sequence[QueryAndShown],
+    log: AnswerLog,
+    *,
+    shared: Any,
+    max_calls: int | None = None,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each question and its answer, which the log knows or keeps.
+
+    Args:
+        shared: what all answers depend on, such as the model's identity.
+        max_calls: most prompts to send; questions that it does not reach are left out.
+        advance: told how many questions were answered.
+    """
+    left = math.inf if max_calls is None else max_calls
+    for start in range(0, len(asked), CALLS_AT_ONCE):
+        some = asked[start : start + CALLS_AT_ONCE]
+        keys = answer_keys(shared, model.keys(some))
+        known = log.find(keys)
+        wanted = list({key: place for place, key in enumerate(keys) if key not in known}.values())
+        wanted = wanted[: int(min(left, len(wanted)))]
+        left -= len(wanted)
+        advance(len(some) - len(wanted))
+        for replies in model.replies([some[place] for place in wanted]):
+            answers = {keys[wanted[number]]: reply.answer for number, reply in replies.items()}
+            tokens = {keys[wanted[number]]: (r.prompt_tokens, r.answer_tokens) for number, r in replies.items()}
+            log.add(answers, tokens)
+            known |= answers
+            advance(len(replies))
+        yield from ((start + place, known[key]) for place, key in enumerate(keys) if key in known)
 
 
 class Details:

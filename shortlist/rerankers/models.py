@@ -39,6 +39,15 @@ class AnswersQuestions(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsDocuments(AnswersQuestions, Protocol):
+    """A model that answers questions, and knows which documents it would cut."""
+
+    def cut(self, asked: Sequence[QueryAndShown]) -> list[bool]:
+        """Say for each question whether one of its documents is cut."""
+        ...
+
+
 @final
 class LocalModel:
     """A language model in this process.
@@ -67,6 +76,12 @@ class LocalModel:
         for places in batches_by_size(range(len(asked)), sizes, most=TOKENS_AT_ONCE, count=CALLS_AT_ONCE):
             replies = answer([asked[place] for place in places], [rendered[place] for place in places])
             yield {places[number]: reply for number, reply in replies.items()}
+
+    def cut(self, asked: Sequence[QueryAndShown]) -> list[bool]:
+        """Say for each question whether one of its documents is cut."""
+        rendered = self._rendered(asked)
+        pairs = zip(rendered, asked, strict=True)
+        return [one.is_shortened or self.renderer.cuts(documents) for one, (_, documents) in pairs]
 
     def _rendered(self, asked: Sequence[QueryAndShown]) -> list[Rendered]:
         """Return the prompts whose keys were asked for last, or render them."""
@@ -135,6 +150,10 @@ class RemoteModel:
             now = (self.remote.num_prompt_tokens, self.remote.num_answer_tokens)
             yield {place: RawAnswer(answer, now[0] - used[0], now[1] - used[1])}
             used = now
+
+    def cut(self, asked: Sequence[QueryAndShown]) -> list[bool]:
+        """Say for each question whether the prompt cuts one of its documents."""
+        return [self.renderer.cuts(documents) for _, documents in asked]
 
     def _stream(self, messages: list[Any], asked: Sequence[QueryAndShown]) -> Iterator[tuple[int, str | list[float]]]:
         for count in sorted({len(documents) for _, documents in asked}):

@@ -12,7 +12,7 @@ from shortlist.records import Query
 from shortlist.rerankers.prepared import Prepared, any_query
 from shortlist.text.contract import Adjust, InputContract
 from shortlist.text.inputs import Inputs
-from shortlist.text.segments import Segments, segment_contract, unused_settings
+from shortlist.text.segments import PairSegments, segment_contract, unused_settings
 
 LongQueries = Literal["refuse", "cut"]
 """What to do with a query that leaves no room for a document: refuse it, or cut it to half of a pair."""
@@ -24,7 +24,7 @@ def pointwise(
     contract: str | InputContract | None = None,
     instruction: str | None = None,
     max_length: int | None = None,
-    segments: Segments = "whole",
+    segments: PairSegments = "whole",
     window: int = 512,
     stride: int = 256,
     precision: Precision = "fp32",
@@ -41,7 +41,7 @@ def pointwise(
         contract: input contract or its name, for a folder without one.
         instruction: instruction for the model, if its contract has a field for one.
         max_length: most tokens of a pair (None: the model's limit).
-        segments: part of a document to read: `text.segments.Segments`.
+        segments: part of a document to read: `text.segments.PairSegments`.
         window: tokens of a segment, query and prompt included.
         stride: tokens from the beginning of a segment's text to the beginning of the next one's.
         precision: as for `models.run.for_inference`, and so are `packed` and `device`.
@@ -79,6 +79,7 @@ def pointwise(
         settings={name: value for name, value in reading.items() if name not in unused},
         check=partial(_check, folder, read_by) if long_queries == "refuse" else any_query,
         costs=partial(getattr, folder, "costs"),
+        whole_lists=segments == "extract",  # a query's words are counted in all of its candidates
     )
 
 

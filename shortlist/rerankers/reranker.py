@@ -15,9 +15,11 @@ from shortlist.models.kinds import load_model
 from shortlist.models.run import Model, Pair, compact_ids, described_model, for_inference, run_batches
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.rerankers import Candidates, Scored
+from shortlist.rerankers.lists import score_each
 from shortlist.rerankers.pointwise import LongQueries, pointwise
 from shortlist.text.contract import Adjust, InputContract
-from shortlist.text.segments import Segments, pair_segments
+from shortlist.text.extracts import pair_extracts
+from shortlist.text.segments import PairSegments, pair_segments
 
 
 class Reranker:
@@ -27,7 +29,8 @@ class Reranker:
         model: model ready to run, whose contract limits the length of an input.
         token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
         segments: part of a document that its score is made of. `maxp` and `avgp` read all of it, in segments of the
-            model's input length; the others read only the beginning that fits the input length.
+            model's input length; `extract` reads the sentences with most of the query's words that fit the input
+            length, and the others the beginning that fits.
         stride: tokens between the beginnings of two segments.
         long_queries: whether a query that leaves no room for a document is refused or cut.
     """
@@ -37,7 +40,7 @@ class Reranker:
         model: Model,
         *,
         token_budget: int | None = None,
-        segments: Segments = "whole",
+        segments: PairSegments = "whole",
         stride: int = 256,
         long_queries: LongQueries = "refuse",
     ) -> None:
@@ -59,7 +62,7 @@ class Reranker:
         adjust: Adjust | None = None,
         instruction: str | None = None,
         max_length: int | None = None,
-        segments: Segments = "whole",
+        segments: PairSegments = "whole",
         window: int = 512,
         stride: int = 256,
         token_budget: int | None = None,
@@ -113,17 +116,26 @@ class Reranker:
             UserError: something is neither a text nor a record.
         """
         [query] = as_queries([query])
-        pairs = [(query, document) for document in as_documents(documents)]
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for numbers, batch_scores, _ in self._stream(pairs, token_budget or self.token_budget):
-            scores[numbers] = batch_scores
+        scores, _ = self._scored(query, as_documents(documents), token_budget or self.token_budget)
         return scores[0, ...] if is_one(documents) else scores
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
         """Yield scores as they become known, with the pairs of all lists sorted by length."""
+        if self.segments == "extract":  # whose words are counted in a query's own candidates
+            own = (Candidates(as_queries([query])[0], as_documents(documents)) for query, documents in lists)
+            return score_each(lambda query, documents: self._scored(query, documents, self.token_budget), own)
         texts = ((as_queries([query])[0], as_documents(documents)) for query, documents in lists)
         pairs = [(query, document) for query, documents in texts for document in documents]
         return map(Scored._make, self._stream(pairs, self.token_budget))
+
+    def _scored(
+        self, query: Query, documents: Sequence[Document], token_budget: int | None
+    ) -> tuple[Float[np.ndarray, " docs"], int]:
+        """Score the documents of one query, and count the tokens that were read."""
+        scores, num_tokens = np.empty(len(documents), dtype=np.float32), 0
+        for numbers, part, tokens in self._stream([(query, document) for document in documents], token_budget):
+            scores[numbers], num_tokens = part, num_tokens + tokens
+        return scores, num_tokens
 
     def _stream(
         self, pairs: Sequence[Pair], token_budget: int | None
@@ -131,6 +143,9 @@ class Reranker:
         if self.long_queries == "cut":
             shorter = self.inputs.cut_queries(dict.fromkeys(query for query, _ in pairs))
             pairs = [(shorter.get(query, query), document) for query, document in pairs]
+        if self.segments == "extract" and pairs:
+            query = pairs[0][0]
+            pairs = [(query, shorter) for shorter in pair_extracts(self.inputs, query, [one for _, one in pairs])]
         combine = COMBINATIONS.get(self.segments)
         if combine is None:
             token_ids = compact_ids(self.inputs.pair_ids, pairs)

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from shortlist.data.texts import Change
 from shortlist.errors import UserError
 from shortlist.index.sparse import TermMatches
-from shortlist.math.combination import COMBINATIONS
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.terms import TermWeights
 from shortlist.models.run import TokenIds, compact_ids
@@ -216,7 +215,7 @@ class Service:
         """
         if isinstance(model, LateReranker):
             return LateReranker(self._batched("late", name, model.retriever), stored=model.stored)
-        if role == "reranker" and not (isinstance(model, Reranker) and model.segments not in COMBINATIONS):
+        if role == "reranker" and not (isinstance(model, Reranker) and model.segments in ("whole", "firstp")):
             return OneAtATime(model)
         if role == "sparse" and model.contract.reading.queries == "lookup":
             return model  # no model has to run

@@ -14,7 +14,7 @@ from shortlist.models.files import Precision
 from shortlist.models.folder import check_model
 from shortlist.rerankers.kinds import prepare
 from shortlist.rerankers.prepared import Prepared
-from shortlist.text.segments import Segments, unused_settings
+from shortlist.text.segments import PairSegments, unused_settings
 
 READING = (
     "model",
@@ -82,9 +82,10 @@ class Config:
     """Instruction for the model, if its contract has a field for one (None: the contract's instruction)."""
     max_length: int | None = None
     """Most tokens of a pair (None: the model's limit)."""
-    segments: Segments = "whole"
+    segments: PairSegments = "whole"
     """whole: read each document from its beginning to --max-length. Otherwise read it in segments of --window tokens,
-    and use the score of the first (firstp), the best (maxp) or the mean of all (avgp)."""
+    and use the score of the first (firstp), the best (maxp) or the mean of all (avgp); or read --window tokens of
+    sentences that hold most of the query's words, beside the title (extract)."""
     window: int | None = None
     """Tokens of a segment, query and prompt included (None: 512). For a language model, the documents shown at once
     (None: as the prompt says)."""
@@ -151,6 +152,8 @@ class Config:
     """File to list malformed answers in, as JSON lines."""
     dry_run: NotInJob[bool] = False
     """Only print how many calls and tokens a language model would take, and how long, from a sample."""
+    header: NotInJob[bool] = False
+    """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
 

@@ -49,6 +49,10 @@ class Excerpts:
         """Return a document's text, cut to a limit."""
         return self._short(self.whole(document), limit)
 
+    def cuts(self, document: Document, limit: Limit | None) -> bool:
+        """Whether a limit takes more than white space from a document."""
+        return "".join(self.document(document, limit).split()) != "".join(self.whole(document).split())
+
     def query(self, query: Query) -> str:
         """Return a query's text, cut to the prompt's limit."""
         return self._short(self._plain(query.text, self.prompt.replace_query), self.prompt.query_limit)

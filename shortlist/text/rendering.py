@@ -54,6 +54,8 @@ class Rendered:
     """For an encoder that reads documents apart, the ids of each input; otherwise empty."""
     decoder_ids: list[int] = field(default_factory=list)
     """For an encoder, the ids with which the decoder begins."""
+    is_shortened: bool = False
+    """Whether documents were shortened so that the prompt fits the model."""
 
 
 class Renderer:
@@ -119,7 +121,12 @@ class Renderer:
         for place, (query, documents) in enumerate(questions):
             if self._excess(rendered[place]) > 0:
                 rendered[place] = self._shortened(query, documents, most, rendered[place])
+                rendered[place].is_shortened = True
         return rendered
+
+    def cuts(self, documents: Sequence[Document]) -> bool:
+        """Whether the prompt's own limit cuts one of these documents."""
+        return any(self._excerpts.cuts(document, self.prompt.limit) for document in documents)
 
     def messages(self, query: Query, documents: Sequence[Document], *, most: int | None = None) -> list[dict[str, str]]:
         """Return the turns of the conversation, for a server that knows its model's chat."""

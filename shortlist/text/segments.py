@@ -13,6 +13,9 @@ Segments = Literal["whole", "firstp", "maxp", "avgp"]
 """Part of a document to read, and the source of its score: the whole document in one input; its first segment alone;
 every segment, with the best or the mean of their scores."""
 
+PairSegments = Literal["whole", "firstp", "maxp", "avgp", "extract"]
+"""The same beside a query; also an extract, the sentences that hold most of the query's words."""
+
 T = TypeVar("T")
 
 DOCUMENTS_AT_ONCE = 1000
@@ -22,7 +25,7 @@ FEWEST_TOKENS = 8
 
 
 def segment_contract(
-    contract: InputContract, segments: Segments, *, window: int, stride: int, max_length: int | None
+    contract: InputContract, segments: PairSegments, *, window: int, stride: int, max_length: int | None
 ) -> InputContract:
     """Adjust a contract's lengths to whole documents or to segments.
 
@@ -35,6 +38,8 @@ def segment_contract(
         return contract.with_lengths(document=max_length)
     if max_length is not None:
         raise UserError(f"--max-length is of whole documents; with --segments {segments} say --window.")
+    if segments == "extract":
+        stride = min(max(1, stride), window)  # it has none
     if not 1 <= stride <= window:
         raise UserError(f"--window is {window} and --stride {stride}; expected 1 <= stride <= window.")
     return contract.with_lengths(document=window)
@@ -47,9 +52,9 @@ def segment_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config.get(name, default) for name, default in defaults.items()}
 
 
-def unused_settings(segments: Segments) -> tuple[str, ...]:
+def unused_settings(segments: PairSegments) -> tuple[str, ...]:
     """List the settings, among `segments`, `window` and `stride`, that change nothing."""
-    return {"whole": ("segments", "window", "stride"), "firstp": ("stride",)}.get(segments, ())
+    return {"whole": ("segments", "window", "stride"), "firstp": ("stride",), "extract": ("stride",)}.get(segments, ())
 
 
 def document_segments(inputs: Inputs, documents: Sequence[Document], *, stride: int) -> list[list[Document]]:

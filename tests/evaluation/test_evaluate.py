@@ -329,3 +329,23 @@ def test_settings_that_lack_another_are_refused(files: dict, settings: dict, wor
 def test_all_pairs_of_one_run_are_refused(files: dict):
     with pytest.raises(UserError, match="--pairs with 1 run"):
         evaluate.run(evaluate.Config(**files | {"runs": files["runs"][:1]}, pairs="tukey"))
+
+
+def test_excluded_documents_do_not_count_in_runs_or_judgements(tmp_path: Path, capsys):
+    write_qrels(tmp_path / "qrels.tsv", {"q1": {"a": 1, "b": 1}, "q2": {"a": 1}})
+    run = {query_id: [Hit(doc_id, -float(rank)) for rank, doc_id in enumerate("xab")] for query_id in ("q1", "q2")}
+    write_run(tmp_path / "run.trec", run)
+    (tmp_path / "list.jsonl").write_text(
+        '{"id": "q1", "excluded_ids": ["x", "b"]}\n{"id": "q2", "excluded_ids": ["N/A"]}\n'
+    )
+    how = {
+        "runs": (tmp_path / "run.trec",),
+        "qrels": tmp_path / "qrels.tsv",
+        "measures": ("RR@10", "R@10"),
+        "details": True,
+    }
+    values = tmp_path / "values.json"
+    evaluate.run(evaluate.Config(**how, exclude=tmp_path / "list.jsonl", per_query=values))
+    [found] = json.loads(values.read_text()).values()
+    assert found == {"RR@10": {"q1": 1.0, "q2": 0.5}, "R@10": {"q1": 1.0, "q2": 1.0}}
+    assert "2 hits do not count" in capsys.readouterr().err

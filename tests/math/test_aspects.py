@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from shortlist.math.aspects import alpha_ndcg, err_ia, novelty, subtopic_recall
+from shortlist.math.aspects import alpha_ndcg, err_ia, map_ia, novelty, nrbp, subtopic_recall
 
 JUDGED = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]], dtype=bool)  # A: a; B: b; C: c; D: b
 FOUND = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=bool)  # A, D, E, B
@@ -14,11 +14,14 @@ def test_a_list_worked_out_by_hand_has_the_values_of_ndeval():
     assert alpha_ndcg(FOUND, JUDGED, cutoff=5) == pytest.approx(0.7868, abs=1e-4)
     assert subtopic_recall(FOUND, JUDGED, cutoff=5) == pytest.approx(2 / 3)
     assert subtopic_recall(FOUND, JUDGED, cutoff=1) == pytest.approx(1 / 3)
+    assert map_ia(FOUND, JUDGED) == pytest.approx((1 + (1 / 2 + 2 / 4) / 2 + 0) / 3)
+    assert map_ia(FOUND, JUDGED, cutoff=2) == pytest.approx((1 + (1 / 2) / 2 + 0) / 3)
+    assert nrbp(FOUND, JUDGED) == pytest.approx(0.3906, abs=5e-5)
 
 
 def test_the_order_of_judgements_and_of_aspects_changes_nothing():
     for order, aspects in (([3, 1, 0, 2], [2, 0, 1]), ([2, 3, 1, 0], [1, 2, 0])):
-        for measure in (alpha_ndcg, err_ia, subtopic_recall):
+        for measure in (alpha_ndcg, err_ia, subtopic_recall, map_ia, nrbp):
             shuffled = measure(FOUND[:, aspects], JUDGED[order][:, aspects], cutoff=3)
             assert shuffled == pytest.approx(measure(FOUND, JUDGED, cutoff=3))
 
@@ -33,6 +36,6 @@ def test_the_best_list_has_1_and_repetition_costs():
 
 def test_nothing_found_and_nothing_judged_is_0():
     none = np.zeros((0, 3), dtype=bool)
-    for measure in (alpha_ndcg, err_ia, subtopic_recall):
+    for measure in (alpha_ndcg, err_ia, subtopic_recall, map_ia, nrbp):
         assert measure(none, JUDGED, cutoff=5) == 0.0
         assert measure(FOUND, np.zeros((2, 3), dtype=bool), cutoff=5) == 0.0

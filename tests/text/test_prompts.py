@@ -116,6 +116,13 @@ Which document is most relevant to answer the query? Print out the ID of the doc
 Query: what is [1] x
 The following document(s) can help answer the query:"""
 
+GRADES = (
+    "3: the passage is devoted to the query and holds the exact answer.\n"
+    "2: the passage holds some answer, but it is unclear, or hidden among other things.\n"
+    "1: the passage is about the subject of the query, but does not answer it.\n"
+    "0: the passage has nothing to do with the query."
+)
+
 GOLDEN: dict[str, list[tuple[str, str]]] = {
     "icr": [("user", ICR.format(FIND))],
     "icr-qa": [("user", ICR.format(ANSWER))],
@@ -324,6 +331,27 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
             "Query: what is [1] x\n\n"
             "Passage: two lines [2]\n\n"
             "Reply with the grade alone, one digit.",
+        )
+    ],
+    "judge": [
+        (
+            "user",
+            "You assess search results. Decide how much of an answer to the query the passage holds. First think of "
+            "what the person who typed the query wants to know. Then look at how well the passage meets that need, and "
+            "at how far it can be trusted. Give one grade:\n"
+            + GRADES
+            + "\n\nQuery: what is [1] x\n\nPassage: two\nlines [2]\n\nReply with the grade alone, one digit.",
+        )
+    ],
+    "judge-steps": [
+        (
+            "user",
+            "You assess search results. Decide how much of an answer to the query the passage holds. The grades are:\n"
+            + GRADES
+            + "\n\nQuery: what is [1] x\n\nPassage: two\nlines [2]\n\nGo step by step. Say in one sentence what the "
+            "person who typed the query wants to know. Say in one sentence how well the passage meets that need. Say "
+            "in one sentence how far the passage can be trusted. Then end with the grade alone, one digit, between "
+            "<answer> and </answer>.",
         )
     ],
     "queries": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],

@@ -15,7 +15,7 @@ from shortlist.data.files import atomic_write, read_json
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import cost_cells, cost_columns, cost_headings
-from shortlist.evaluation.printing import MACHINE_MADE
+from shortlist.evaluation.printing import machine_note
 from shortlist.evaluation.report.html import BEGINNING, drawing, folded, heading, page, paragraph, table
 from shortlist.evaluation.report.summary import in_short, probability
 from shortlist.math.outcomes import OUTCOMES
@@ -133,8 +133,8 @@ def show_results(output: Output) -> str:
         f"Relevant: grade {results['relevance_level']} and above, where a measure knows no grades. "
         f"Ties: {results['ties']}."
     )
-    if "machine_made" in results:
-        caption += f" Note: {MACHINE_MADE} ({results['machine_made']})."
+    if note := machine_note(results):
+        caption += f" Note: {note} ({results['machine_made']})."
     headings = ["run", *results["measures"], "queries", f"judged@{results['judged_at']}"]
     headings += cost_headings(columns) if costly else []
     figure = output.path.with_suffix(".svg").name

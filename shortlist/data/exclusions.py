@@ -1,0 +1,98 @@
+"""Lists of documents that a query may not find, such as BRIGHT's `excluded_ids`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shortlist.data.formats import is_integer, split_columns
+from shortlist.data.lines import MalformedError, parse_json, parse_lines
+from shortlist.data.runs import RunColumns
+from shortlist.errors import UserError
+from shortlist.records import Hit, Qrels
+
+Exclusions = Mapping[str, frozenset[str]]
+"""query_id -> ids of documents that never appear and never count."""
+NO_EXCLUSIONS: Exclusions = {}
+NOT_AVAILABLE = "N/A"
+"""What BRIGHT has in place of an id where there is nothing to leave out."""
+EXCLUDE = "exclude"
+"""Folder of a collection with such lists, one file for each split."""
+
+
+def read_exclusions(path: Path) -> dict[str, frozenset[str]]:
+    """Read lines `query document`, or JSON lines with the query's `id` and its `excluded_ids`.
+
+    Raises:
+        UserError: there is no such file, or a malformed line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected lines `query document`, or BRIGHT's examples as JSON lines.")
+    found: dict[str, set[str]] = {}
+    for number, _, (query_id, doc_ids) in parse_lines(path, _parsed):
+        if (number, query_id, doc_ids) != (1, "query-id", ["corpus-id"]):
+            found.setdefault(query_id, set()).update(doc_ids)
+    kept = {query_id: frozenset(doc_ids - {NOT_AVAILABLE}) for query_id, doc_ids in found.items()}
+    return {query_id: doc_ids for query_id, doc_ids in kept.items() if doc_ids}
+
+
+def _parsed(line: str) -> tuple[str, list[str]]:
+    if line.lstrip().startswith("{"):
+        return _of_record(parse_json(line))
+    columns = split_columns(line)
+    if len(columns) == 4 and is_integer(columns[3]):
+        raise MalformedError("found judgements (query 0 document relevance); expected 2 columns, query and document.")
+    if len(columns) != 2:
+        raise MalformedError(f"found {len(columns)} columns; expected 2, query and document.")
+    return columns[0], columns[1:]
+
+
+def _of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
+    query_id = next((record[name] for name in ("_id", "id", "query-id", "query_id") if name in record), None)
+    doc_ids = record.get("excluded_ids")
+    if query_id is None or not isinstance(doc_ids, list) or not all(isinstance(doc_id, str) for doc_id in doc_ids):
+        raise MalformedError(f"has {', '.join(sorted(record))}; expected an id, and excluded_ids: a list of texts.")
+    return str(query_id), doc_ids
+
+
+def exclusions_file(path: Path | None, collection: str | None, split: str) -> Path | None:
+    """Find the file to read: the named one, or the collection's own.
+
+    A collection's own is `exclude/SPLIT.tsv` or `exclude/SPLIT.jsonl` in its folder.
+    """
+    if path is not None or collection is None:
+        return path
+    names = (Path(collection) / EXCLUDE / f"{split}.{ending}" for ending in ("tsv", "jsonl"))
+    return next((name for name in names if name.is_file()), None)
+
+
+def without_excluded(hits: list[Hit], excluded: frozenset[str]) -> list[Hit]:
+    """Leave out a query's excluded documents."""
+    return [hit for hit in hits if hit.doc_id not in excluded] if excluded else hits
+
+
+def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns, int]:
+    """Leave excluded documents out of a run, and count them."""
+    keep = np.ones(len(run.doc_ids), dtype=bool)
+    for number, query_id in enumerate(run.query_ids):
+        if excluded := exclusions.get(query_id):
+            start, end = run.starts[number], run.starts[number + 1]
+            keep[start:end] = [doc_id not in excluded for doc_id in run.doc_ids[start:end].to_pylist()]
+    gone = np.concatenate([[0], np.cumsum(~keep)])
+    if not gone[-1]:
+        return run, 0
+    left = RunColumns(
+        run.query_ids, run.starts - gone[run.starts], run.doc_ids.filter(pa.array(keep)), run.scores[keep]
+    )
+    return left, int(gone[-1])
+
+
+def qrels_without(qrels: Qrels, exclusions: Exclusions) -> Qrels:
+    """Leave out judgements of excluded documents, and queries without any other."""
+    found = {
+        query_id: {doc_id: grade for doc_id, grade in judged.items() if doc_id not in exclusions.get(query_id, ())}
+        for query_id, judged in qrels.items()
+    }
+    return {query_id: judged for query_id, judged in found.items() if judged}

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from shortlist.data.exclusions import columns_without, exclusions_file, qrels_without, read_exclusions, without_excluded
+from shortlist.data.runs import run_columns
+from shortlist.errors import UserError
+from shortlist.records import Hit
+
+
+def test_lines_and_records_of_bright_say_the_same(tmp_path: Path):
+    expected = {"q1": frozenset({"a", "b"}), "q 2": frozenset({"c"})}
+    (tmp_path / "list.tsv").write_text("query-id\tcorpus-id\nq1\ta\nq1 b\n\n")
+    assert read_exclusions(tmp_path / "list.tsv") == {"q1": expected["q1"]}
+    lines = ['{"id": "q1", "excluded_ids": ["a", "b"]}', '{"_id": "q 2", "excluded_ids": ["c", "N/A"]}']
+    (tmp_path / "list.jsonl").write_text("\n".join([*lines, '{"id": "q3", "excluded_ids": ["N/A"]}']))
+    assert read_exclusions(tmp_path / "list.jsonl") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("q1\n", "list:1: found 1 columns; expected 2, query and document"),
+        ("q1 a\nq1 0 a 1\n", "list:2: found judgements"),
+        ('{"id": "q1"}\n', "list:1: has id; expected an id, and excluded_ids"),
+        ('{"id": "q1", "excluded_ids": "a"}\n', "expected an id, and excluded_ids: a list"),
+    ],
+)
+def test_what_is_no_such_list_is_refused(tmp_path: Path, text: str, words: str):
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_exclusions(tmp_path / "list")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no such file; expected lines"):
+        read_exclusions(tmp_path / "list")
+
+
+def test_a_collection_may_have_lists_of_its_own(tmp_path: Path):
+    assert exclusions_file(None, str(tmp_path), "test") is None
+    (tmp_path / "exclude").mkdir()
+    (tmp_path / "exclude" / "test.jsonl").touch()
+    assert exclusions_file(None, str(tmp_path), "test") == tmp_path / "exclude" / "test.jsonl"
+    assert exclusions_file(None, str(tmp_path), "dev") is None
+    assert exclusions_file(None, "irds:x", "test") is None
+    assert exclusions_file(Path("named"), str(tmp_path), "test") == Path("named")
+
+
+def test_documents_leave_runs_and_judgements():
+    hits = [Hit("a", 3.0), Hit("b", 2.0), Hit("c", 1.0)]
+    excluded = {"q2": frozenset({"a", "c"}), "q3": frozenset({"a", "b", "c"}), "q9": frozenset({"a"})}
+    run, count = columns_without(run_columns({"q1": hits, "q2": hits, "q3": hits, "q4": hits[:1]}), excluded)
+    assert count == 5
+    assert [[hit.doc_id for hit in run.hits(number)] for number in range(4)] == [["a", "b", "c"], ["b"], [], ["a"]]
+    assert run.hits(1) == without_excluded(hits, excluded["q2"]) == [Hit("b", 2.0)]
+    assert columns_without(run, {})[0] is run
+    assert qrels_without({"q1": {"a": 1}, "q2": {"a": 1, "b": 0}, "q3": {"a": 1}}, excluded) == {
+        "q1": {"a": 1},
+        "q2": {"b": 0},
+    }
