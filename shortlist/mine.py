@@ -9,7 +9,7 @@ from pathlib import Path
 from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
-from shortlist.data.exclusions import NO_EXCLUSIONS, exclusions_file, qrels_without, read_exclusions
+from shortlist.data.exclusions import find_excluded, qrels_without
 from shortlist.data.groups import write_groups
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
@@ -58,7 +58,7 @@ class Config:
     Quora)."""
     exclude: Path | None = None
     """Documents that are neither positives nor negatives of a query: lines `query document`, or JSON lines with `id`
-    and `excluded_ids` as in BRIGHT (None: the collection's exclude/SPLIT.tsv or .jsonl, if it has one)."""
+    and `excluded_ids` as in BRIGHT (None: what the collection says, in exclude/SPLIT.tsv or .jsonl)."""
     skip_missing: NotInJob[bool] = False
     """Leave out judged documents that the collection lacks, and count them, instead of stopping."""
     overwrite: NotInJob[bool] = False
@@ -118,15 +118,14 @@ def run(config: Config) -> None:
         inputs["teacher"] = identity(config.teacher)
     if config.co_teachers:
         inputs["co_teachers"] = [identity(path) for path in config.co_teachers]
-    if excluded := exclusions_file(config.exclude, config.collection, config.split):
-        inputs["exclude"] = identity(excluded)
+    excluded = find_excluded(config.exclude, config.collection, config.split)
+    inputs |= excluded.inputs
     as_if = replace(config, exclude_self=config.exclude_self or None)
     job = start_job(config, JobSpec("mine", inputs, as_if=as_if))
     if job.done:
         return
     start = time.perf_counter()
-    exclude = read_exclusions(excluded) if excluded else NO_EXCLUSIONS
-    qrels = qrels_without(collection.qrels(config.split), exclude)
+    qrels = qrels_without(collection.qrels(config.split), excluded.by_query)
     least = config.positives_from
     relevant = {doc_id for judged in qrels.values() for doc_id, relevance in judged.items() if relevance >= least}
     texts = track(collection.corpus(), "reading texts", unit="documents")
@@ -150,7 +149,7 @@ def run(config: Config) -> None:
         max_score_ratio=config.max_score_ratio,
         max_score_margin=config.max_score_margin,
         every=config.every,
-        exclude=exclude,
+        exclude=excluded.by_query,
     )
     if teacher is not None:
         num_groups = len(groups)

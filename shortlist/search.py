@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shortlist.config import NotInJob, markers
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
-from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, exclusions_file, read_exclusions
+from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, find_excluded
 from shortlist.data.files import folder_bytes
 from shortlist.data.headers import header_of
 from shortlist.data.jobs import JobSpec, is_done, start_job
@@ -64,7 +64,7 @@ class Config(Sources):
     Quora)."""
     exclude: Path | None = None
     """Documents that a query may not find: lines `query document`, or JSON lines with `id` and `excluded_ids` as in
-    BRIGHT (None: the collection's exclude/SPLIT.tsv or .jsonl, if it has one)."""
+    BRIGHT (None: what the collection says, in exclude/SPLIT.tsv or .jsonl)."""
     skip_missing: NotInJob[bool] = False
     """Leave out judged queries whose text is missing or blank, and count them, instead of stopping."""
     header: NotInJob[bool] = False
@@ -154,9 +154,8 @@ def run(config: Config) -> None:
     if config.exclude_self is None:
         config = replace(config, exclude_self=shares_ids(name))
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    excluded = exclusions_file(config.exclude, name, config.split)
-    inputs = _inputs(config, description, queries, opener) | ({"exclude": identity(excluded)} if excluded else {})
-    exclude = read_exclusions(excluded) if excluded else NO_EXCLUSIONS
+    excluded = find_excluded(config.exclude, name, config.split)
+    inputs = _inputs(config, description, queries, opener) | excluded.inputs
     spec = JobSpec("search", inputs, as_if=as_if)
     if is_done(config, spec):
         say_what_is_older(description, name)
@@ -176,7 +175,7 @@ def run(config: Config) -> None:
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, num_excluded, seconds
-        only: Any = {"where": config.where, "answer": config.answer, "exclude": exclude}
+        only: Any = {"where": config.where, "answer": config.answer, "exclude": excluded.by_query}
         for part in search(pipeline, queries, config.k, exclude_self=bool(config.exclude_self), **only):
             num_own, seconds = num_own + count_own(part.run), seconds + part.seconds
             num_excluded += part.num_excluded
@@ -188,8 +187,8 @@ def run(config: Config) -> None:
 
     header = header_of(job.manifest, tag="shortlist") if config.header else None
     write_run(job.out, found(), tag="shortlist", header=header)
-    if excluded:
-        say(f"search: left out {num_excluded:,} hits that {excluded} excludes for their queries.")
+    if excluded.source:
+        say(f"search: left out {num_excluded:,} hits that {excluded.source} excludes for their queries.")
     if num_own:
         say(
             f"search: {num_own} of {len(queries)} queries found the document of their own id "
@@ -204,7 +203,7 @@ def run(config: Config) -> None:
     total = 1000 * seconds / max(1, len(queries))
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
     costs = _costs(description, total, reranking, opener)
-    told = {"excluded": num_excluded} if excluded else {}
+    told = {"excluded": num_excluded} if excluded.source else {}
     job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
 

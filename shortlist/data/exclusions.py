@@ -1,14 +1,18 @@
 """Lists of documents that a query may not find, such as BRIGHT's `excluded_ids`."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from shortlist.data.formats import is_integer, split_columns
+from shortlist.data.hub import HubCollection
+from shortlist.data.hub_layouts import EXCLUDES_NONE, divide_name
 from shortlist.data.lines import MalformedError, parse_json, parse_lines
+from shortlist.data.manifest import identity
 from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
 from shortlist.records import Hit, Qrels
@@ -16,8 +20,6 @@ from shortlist.records import Hit, Qrels
 Exclusions = Mapping[str, frozenset[str]]
 """query_id -> ids of documents that never appear and never count."""
 NO_EXCLUSIONS: Exclusions = {}
-NOT_AVAILABLE = "N/A"
-"""What BRIGHT has in place of an id where there is nothing to leave out."""
 EXCLUDE = "exclude"
 """Folder of a collection with such lists, one file for each split."""
 
@@ -34,7 +36,7 @@ def read_exclusions(path: Path) -> dict[str, frozenset[str]]:
     for number, _, (query_id, doc_ids) in parse_lines(path, _parsed):
         if (number, query_id, doc_ids) != (1, "query-id", ["corpus-id"]):
             found.setdefault(query_id, set()).update(doc_ids)
-    kept = {query_id: frozenset(doc_ids - {NOT_AVAILABLE}) for query_id, doc_ids in found.items()}
+    kept = {query_id: frozenset(doc_ids - {EXCLUDES_NONE}) for query_id, doc_ids in found.items()}
     return {query_id: doc_ids for query_id, doc_ids in kept.items() if doc_ids}
 
 
@@ -57,15 +59,44 @@ def _of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     return str(query_id), doc_ids
 
 
-def exclusions_file(path: Path | None, collection: str | None, split: str) -> Path | None:
-    """Find the file to read: the named one, or the collection's own.
+class Excluded(NamedTuple):
+    """Documents that queries may not find, and where that is written."""
 
-    A collection's own is `exclude/SPLIT.tsv` or `exclude/SPLIT.jsonl` in its folder.
+    by_query: Exclusions = NO_EXCLUSIONS
+    source: str = ""
+    """The file or collection that says so, empty where none does."""
+    identity: str = ""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a job that reads it is known by."""
+        return {"exclude": self.identity} if self.source else {}
+
+
+def find_excluded(path: Path | None, collection: str | None, split: str) -> Excluded:
+    """Read the named file, or what the collection says itself.
+
+    A folder may hold `exclude/SPLIT.tsv` or `exclude/SPLIT.jsonl`; BRIGHT's tasks on the hub have such lists.
+
+    Raises:
+        UserError: as for `read_exclusions`, or a task of BRIGHT that cannot be read.
     """
-    if path is not None or collection is None:
-        return path
-    names = (Path(collection) / EXCLUDE / f"{split}.{ending}" for ending in ("tsv", "jsonl"))
-    return next((name for name in names if name.is_file()), None)
+    if path is None and collection is not None:
+        if (name := collection.removeprefix("hf:")) != collection:
+            return _of_task(name, split) if divide_name(name).task else Excluded()
+        names = (Path(collection) / EXCLUDE / f"{split}.{ending}" for ending in ("tsv", "jsonl"))
+        path = next((name for name in names if name.is_file()), None)
+    return Excluded() if path is None else Excluded(read_exclusions(path), str(path), identity(path))
+
+
+def _of_task(name: str, split: str) -> Excluded:
+    listed = HubCollection(name).excluded(split)
+    by_query = {query_id: frozenset(doc_ids) for query_id, doc_ids in listed.items()}
+    return (
+        Excluded(by_query, f"hf:{name}", sha256(repr(sorted(listed.items())).encode()).hexdigest())
+        if listed
+        else Excluded()
+    )
 
 
 def without_excluded(hits: list[Hit], excluded: frozenset[str]) -> list[Hit]:

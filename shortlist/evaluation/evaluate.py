@@ -11,13 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shortlist.config import NotInJob
-from shortlist.data.exclusions import (
-    NO_EXCLUSIONS,
-    columns_without,
-    exclusions_file,
-    qrels_without,
-    read_exclusions,
-)
+from shortlist.data.exclusions import columns_without, find_excluded, qrels_without
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
 from shortlist.data.headers import read_run_header
@@ -104,7 +98,7 @@ class Config:
     counts for all other measures with its highest grade."""
     exclude: Path | None = None
     """Documents that do not count for a query, neither in runs nor in judgements: lines `query document`, or JSON lines
-    with `id` and `excluded_ids` as in BRIGHT (None: the collection's exclude/SPLIT.tsv or .jsonl, if it has one)."""
+    with `id` and `excluded_ids` as in BRIGHT (None: what the collection says, in exclude/SPLIT.tsv or .jsonl)."""
     names: tuple[str, ...] | None = None
     """Names of the runs, one per run; their paths by default. `{weights}` in a name stands for the weights that
     `shortlist fuse` chose for the run."""
@@ -186,8 +180,7 @@ def _results_once(config: Config, names: Sequence[str], judgements: Judgements, 
     inputs = {"runs": [identity(path) for path in config.runs]}
     inputs |= {} if judgements == Judgements(None, None, config.split) else judgements.identity()
     inputs |= {} if config.aspects is None else {"aspects": identity(config.aspects)}
-    if excluded := exclusions_file(config.exclude, config.collection, config.split):
-        inputs["exclude"] = identity(excluded)
+    inputs |= find_excluded(config.exclude, config.collection, config.split).inputs
     inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
     job = start_job(config, JobSpec("evaluate", inputs))
     if job.done and config.per_query is None:
@@ -210,11 +203,10 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         qrels, where = without_aspects(aspects), str(config.aspects)
     else:
         qrels, where = judgements.read(), judgements.where
-    excluded = exclusions_file(config.exclude, config.collection, config.split)
-    exclude = read_exclusions(excluded) if excluded else NO_EXCLUSIONS
-    qrels = qrels_without(qrels, exclude)
+    excluded = find_excluded(config.exclude, config.collection, config.split)
+    qrels = qrels_without(qrels, excluded.by_query)
     if aspects is not None:
-        aspects = aspects_without(aspects, exclude)
+        aspects = aspects_without(aspects, excluded.by_query)
     if config.relevance_level == 1:
         _hint_at_grades(qrels, plain)
     measures = list(config.measures)
@@ -225,9 +217,11 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
     def runs() -> Iterator[tuple[str, RunColumns, JudgedHits]]:
         first = None
         for name, path in zip(names, config.runs, strict=True):
-            run, num_excluded = columns_without(read_run_columns(path, ties=config.ties), exclude)
+            run, num_excluded = columns_without(read_run_columns(path, ties=config.ties), excluded.by_query)
             if num_excluded:
-                say(f"{path}: {num_excluded:,} hits do not count, as {excluded} excludes them for their queries.")
+                say(
+                    f"{path}: {num_excluded:,} hits do not count, as {excluded.source} excludes them for their queries."
+                )
             hits = _common(run, qrels, path, where, complete=config.complete)
             if config.reproductions and first is not None:
                 reproduced.append({"rbo": mean_overlap(first, run)})

@@ -1,8 +1,16 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from shortlist.data.exclusions import columns_without, exclusions_file, qrels_without, read_exclusions, without_excluded
+from shortlist.data.exclusions import (
+    Excluded,
+    columns_without,
+    find_excluded,
+    qrels_without,
+    read_exclusions,
+    without_excluded,
+)
 from shortlist.data.runs import run_columns
 from shortlist.errors import UserError
 from shortlist.records import Hit
@@ -38,13 +46,32 @@ def test_a_missing_file_is_refused(tmp_path: Path):
 
 
 def test_a_collection_may_have_lists_of_its_own(tmp_path: Path):
-    assert exclusions_file(None, str(tmp_path), "test") is None
+    assert find_excluded(None, str(tmp_path), "test").inputs == {}
     (tmp_path / "exclude").mkdir()
-    (tmp_path / "exclude" / "test.jsonl").touch()
-    assert exclusions_file(None, str(tmp_path), "test") == tmp_path / "exclude" / "test.jsonl"
-    assert exclusions_file(None, str(tmp_path), "dev") is None
-    assert exclusions_file(None, "irds:x", "test") is None
-    assert exclusions_file(Path("named"), str(tmp_path), "test") == Path("named")
+    (tmp_path / "exclude" / "test.tsv").write_text("q1 a\n")
+    own = find_excluded(None, str(tmp_path), "test")
+    assert (own.by_query, own.source) == ({"q1": frozenset("a")}, str(tmp_path / "exclude" / "test.tsv"))
+    assert own.inputs == {"exclude": own.identity}
+    assert find_excluded(None, str(tmp_path), "dev") == find_excluded(None, "irds:x", "test") == Excluded()
+    (tmp_path / "named.tsv").write_text("q1 b\n")
+    assert find_excluded(tmp_path / "named.tsv", str(tmp_path), "test").by_query == {"q1": frozenset("b")}
+
+
+def test_a_task_of_bright_has_lists(hub: Path):
+    example = {"query": "why?", "id": "7", "gold_ids": ["a"]}
+    for name, rows in {
+        "examples": [example | {"excluded_ids": ["b", "c"]}, example | {"id": "8", "excluded_ids": ["N/A"]}],
+        "documents": [{"id": name, "content": "text"} for name in "abc"],
+    }.items():
+        (hub / name).mkdir(parents=True)
+        (hub / name / "pony.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configs = [
+        f"- config_name: {name}\n  data_files:\n  - {{split: pony, path: {name}/pony.jsonl}}"
+        for name in ("examples", "documents")
+    ]
+    (hub / "README.md").write_text("\n".join(["---", "configs:", *configs, "---", ""]))
+    found = find_excluded(None, f"hf:{hub}/pony", "test")
+    assert (found.by_query, found.source) == ({"7": frozenset("bc")}, f"hf:{hub}/pony")
 
 
 def test_documents_leave_runs_and_judgements():
