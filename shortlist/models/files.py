@@ -17,6 +17,8 @@ HEAD = "score.weight"
 OUTPUT_EMBEDDING = "lm_head.weight"
 """The key of a language model's output embedding."""
 
+PROJECTOR = ("projector.0.weight", "projector.2.weight")
+"""Keys of a projector's weights, between which negative numbers become 0 (jina-reranker-v3)."""
 PROJECTION = "linear.weight"
 """The key of a late-interaction model's projection, as in Stanford's ColBERT."""
 

@@ -29,6 +29,8 @@ KNOWN = {
     r"Qwen/Qwen3-Reranker-.*": "qwen3-reranker",
     r"mixedbread-ai/mxbai-rerank-(base|large)-v2": "mxbai-rerank-v2",
     r"BAAI/bge-reranker-v2-gemma": "bge-reranker-v2-gemma",
+    r"BAAI/bge-reranker-v2-minicpm-layerwise": "bge-reranker-v2-minicpm-layerwise",
+    r"Alibaba-NLP/E2Rank-.*": "e2rank",
     r"google/xtr-base-(en|multilingual)": "xtr",
     r"naver/splade[-_](cocondenser|v2|v3).*": "splade",
     r"intfloat/(multilingual-)?e5-(small|base|large)(-v2)?": "e5",
