@@ -5,7 +5,10 @@ from jaxtyping import Float
 
 
 def cosines(query: Float[np.ndarray, " dim"], documents: Float[np.ndarray, "docs dim"]) -> Float[np.ndarray, " docs"]:
-    """Compute the cosine of the query's vector with each document's; 0 where one has no direction."""
+    """Compute the cosine of the query's vector with each document's.
+
+    It is 0 where one of the two has no direction.
+    """
     sizes = np.linalg.norm(documents, axis=1) * np.linalg.norm(query)
     products = documents @ query
     return np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0)

@@ -35,9 +35,9 @@ def by_embedding(
 ) -> Prepared:
     """Prepare a reranker by vectors of a query that has read documents.
 
-    A retriever reads the query with the first documents, and its vector is compared with those of all documents (E2Rank,
-    https://arxiv.org/abs/2510.22733). A model with a projector reads all documents with the query, and its states behind
-    each are compared with that behind the query (jina-reranker-v3, https://arxiv.org/abs/2509.25085).
+    A retriever reads the query with the first documents, and its vector is compared with those of all documents
+    (E2Rank, https://arxiv.org/abs/2510.22733). A model with a projector reads all documents with the query, and its
+    states behind each are compared with that behind the query (jina-reranker-v3, https://arxiv.org/abs/2509.25085).
 
     Args:
         model: folder or hub name of a retriever or of a model with a projector.

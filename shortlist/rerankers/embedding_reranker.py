@@ -17,20 +17,17 @@ from shortlist.models.run import run_model
 from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.rerankers import Candidates, Scored
 from shortlist.rerankers.language import LONGEST_PROMPT
-from shortlist.rerankers.lists import score_parts
+from shortlist.rerankers.lists import DOCS_AT_ONCE, score_parts
 from shortlist.text.contract import InputContract
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import Renderer
 
-DOCS_AT_ONCE = 512
-"""Documents whose vectors are held together."""
-
 
 @final
 class EmbeddingReranker:
-    """Scores documents by the cosine of their vectors with that of a query that has read the first of them.
+    """Scores documents by their vectors and a query's that has read the first ones.
 
-    Documents behind the first `window` are in no prompt, and scored like the others.
+    A score is the cosine of the two. Documents behind the first `window` are in no prompt, and scored like the others.
 
     Args:
         retriever: encodes prompts, and documents that are not stored.

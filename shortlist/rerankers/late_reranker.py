@@ -15,11 +15,8 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.late_retriever import LateRetriever
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.rerankers import Candidates, Scored
-from shortlist.rerankers.lists import score_parts
+from shortlist.rerankers.lists import DOCS_AT_ONCE, score_parts
 from shortlist.text.contract import InputContract
-
-DOCS_AT_ONCE = 512
-"""Documents whose vectors are held together."""
 
 
 @runtime_checkable

@@ -8,6 +8,9 @@ from jaxtyping import Float
 from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Candidates, ListsRanker, Ranker, Scored
 
+DOCS_AT_ONCE = 512
+"""Documents whose vectors are held together."""
+
 
 def score_lists(ranker: Ranker, lists: Iterable[Candidates]) -> Iterator[Scored]:
     """Yield the scores of every list.

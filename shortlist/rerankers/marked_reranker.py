@@ -1,4 +1,4 @@
-"""The reranker by states at marked tokens of all documents and the query, ready to score."""
+"""The reranker by states at the marks of documents and query, ready to score."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, final
@@ -28,10 +28,11 @@ class ReadBlock(NamedTuple):
 
 @final
 class MarkedReranker:
-    """Scores documents by the cosine of their vectors with the query's, all read in one context.
+    """Scores documents by vectors of theirs and the query's from one context.
 
-    Documents that do not fit into one context make several. The query then has a vector in each, and the mean of these,
-    in which contexts with a better document count more, is compared with all documents.
+    A score is the cosine of the two. Documents that do not fit into one context make several. The query then has a
+    vector in each, and the mean of these, in which contexts with a better document count more, is compared with all
+    documents.
 
     Args:
         generator: the model.
@@ -74,7 +75,7 @@ class MarkedReranker:
         return ReadBlock(vectors[-1], vectors[:-1])
 
     def blocks(self, query: Query, documents: Sequence[Document]) -> list[Rendered]:
-        """Render a list as prompts that fit, with as many documents each as may stand in it.
+        """Render a list as prompts that fit the model.
 
         A block ends where the list's longest document would no longer fit behind it.
 
@@ -99,7 +100,7 @@ class MarkedReranker:
 
 
 def sizes_of(one: Rendered) -> list[int]:
-    """Count the tokens of each document's piece, with what stands between it and the next one."""
+    """Count the tokens from each document's piece to the next one."""
     starts = [span.start for span in one.spans]
     between = starts[1] - one.marks[0] if len(starts) > 1 else 1
     ends = [*starts[1:], one.marks[len(starts) - 1] + between]

@@ -41,6 +41,7 @@ READING = (
     "signal",
     "uncalibrated",
     "layer",
+    "layers",
     "offset",
 )
 """The fields of a Config that are settings of the method."""
@@ -59,7 +60,8 @@ class Config:
     """Reranking method. pointwise: the model reads the query with one candidate at a time. late: a late-interaction
     model, by the best match of each of the query's tokens. attention: the attention that a language model's query pays
     to each candidate. block: the same in a model trained on candidates that do not see one another. embedding: vectors,
-    of which the query's has read candidates too. The others ask a language model: listwise, pairwise, setwise, tournament, exclusion, groupwise, graded."""
+    of which the query's has read candidates too. The others ask a language model: listwise, pairwise, setwise,
+    tournament, exclusion, groupwise, graded."""
     vectors: Path | None = None
     """late, embedding: vectors of the documents from `shortlist encode` with the model; the documents that they lack
     are encoded (None: all are)."""
@@ -122,6 +124,9 @@ class Config:
     mean too."""
     layer: int | None = None
     """block: layer whose attention scores candidates, from 0 (None: five eighths of all, 20 of 32)."""
+    layers: int | None = None
+    """pointwise, for a model with heads behind several layers: the layers to compute, from 1, the last of which scores
+    (None: all)."""
     offset: Literal["paper", "code", "near"] = "code"
     """block: position of what follows the candidates: 8192, 16384 or right behind the longest one."""
     precision: Precision = "fp32"

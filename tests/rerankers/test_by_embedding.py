@@ -135,7 +135,7 @@ def test_settings_that_fit_no_model_are_refused(retriever: Path, tiny: Tiny):
         load_reranker("embedding", model="http://127.0.0.1:1/v1")
     with pytest.raises(UserError, match="'first' asks for all documents in order; this method needs hidden states"):
         opened(retriever, prompt="first")
-    with pytest.raises(UserError, match="has no projector .* 'jina-reranker-v3' needs one; take prompt e2rank"):
+    with pytest.raises(UserError, match=r"has no projector .* 'jina-reranker-v3' needs one; take prompt e2rank"):
         opened(retriever, prompt="jina-reranker-v3")
     with pytest.raises(UserError, match="window is 0; expected at least 1"):
         opened(retriever, window=0)
@@ -231,7 +231,7 @@ def test_a_document_that_never_fits_is_cut_and_the_marks_stay(projecting: Path):
 def test_settings_of_retrievers_and_damaged_projectors_are_refused(projecting: Path, tmp_path: Path):
     with pytest.raises(UserError, match="vectors: is for a retriever, and this model's vectors depend on the query"):
         marked(projecting, vectors=tmp_path)
-    with pytest.raises(UserError, match="has a projector .* 'e2rank' needs none; take prompt jina-reranker-v3"):
+    with pytest.raises(UserError, match=r"has a projector .* 'e2rank' needs none; take prompt jina-reranker-v3"):
         marked(projecting, prompt="e2rank")
     with pytest.raises(UserError, match="window is 126; expected 1 to 125"):
         marked(projecting, window=126)
