@@ -124,6 +124,7 @@ def open_embedding(
     """
     retriever = Retriever.load(folder, contract=contract, **running)
     longest = getattr(retriever.model.backbone.config, "max_position_embeddings", None) or LONGEST_PROMPT
+    prompt = prompt.cut_at(contract.form.document_length)
     renderer = Renderer(prompt, retriever.inputs.tokenizer, most_tokens=min(max_length or longest, longest))
     stored = VectorReader(vectors) if vectors else None
     return EmbeddingReranker(retriever, renderer, window=window, stored=stored, token_budget=token_budget)

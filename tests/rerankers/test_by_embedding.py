@@ -114,7 +114,8 @@ def test_long_documents_are_cut_each_by_itself_and_the_end_token_stays(retriever
     decode = reranker.renderer.tokenizer.decode
     shown = [decode(rendered.ids[span]) for span in rendered.spans]
     assert [text.split()[1] for text in shown] == ["apple", "boat", "cello"]
-    assert len({len(text.split()) for text in shown}) == 1
+    lengths = [len(text.split()) for text in shown]
+    assert 100 < min(lengths) <= max(lengths) <= min(lengths) + 2
     assert decode(rendered.ids).endswith(f"Search Query: {QUERIES[0].text}</s>")
     assert reranker.retriever.inputs.document_ids([long[0]])[0][-1] == 2
     assert np.isfinite(reranker.score(QUERIES[0], long)).all()

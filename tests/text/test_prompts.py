@@ -350,7 +350,7 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "e2rank": [("user", f"{E2RANK}[1] two lines [2]\n[2] A title a text\nSearch Query: what is [1] x")],
-    "e2rank-plain": [("user", f"{E2RANK}[1] two lines [2]\n[2] A title a text\nSearch Query: what is [1] x")],
+    "e2rank-plain": [("user", f"{E2RANK}[1] two\nlines [2]\n[2] A title a text\nSearch Query: what is [1] x")],
     "e2rank-training": [("user", f"{E2RANK}[1] two\nlines [2]\n[2] A title a text\nQuery: what is [1] x<|endoftext|>")],
     "e2rank-readme": [
         (
