@@ -1,7 +1,6 @@
 """The command `heads`: heads that find relevant documents, on judged queries."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from tiny import DOCUMENTS, QUERIES, Tiny, write_speaker
 
 from shortlist.cli import main
-from shortlist.data.heads import best_heads
 from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run, write_run
 from shortlist.heads import METHODS, Judged, compare_heads
@@ -87,19 +85,3 @@ def test_what_cannot_be_judged_is_refused(
     assert "--depth is 1; expected at least 2" in capsys.readouterr().err
     assert main([*paths, "--temperature", "0"]) == 1
     assert "--temperature is 0; expected more than 0" in capsys.readouterr().err
-
-
-PUBLISHED = {
-    "llama/core_temp0.1_prune0.0.json": "13-18,13-1,14-13,13-21,14-31,13-13,8-11,14-20",
-    "mistral/core_temp0.001_prune0.0.json": "15-21,15-1,16-12,15-7,9-26,12-11,12-7,18-0",
-}
-"""The heads that CoRe's paper lists, by the file of all heads' scores in its repository."""
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_heads_chosen_from_published_scores_are_the_published_ones(name: str):
-    folder = Path(os.environ.get("CORE_HEAD_DATA", Path(__file__).parents[2] / "shared/data/core-heads"))
-    if not (folder / name).exists():
-        pytest.skip(f"needs CoRe's head_data/ as {folder} (or CORE_HEAD_DATA)")
-    scores = json.loads((folder / name).read_text("utf-8"))
-    assert ",".join(map(str, best_heads(scores, 8))) == PUBLISHED[name]

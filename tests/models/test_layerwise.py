@@ -3,14 +3,13 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny import DOCUMENTS, QUERIES, Tiny, write_llama
+from tiny import DOCUMENTS, QUERIES, Tiny, write_layerwise
 from torch import Tensor
 
 from shortlist import Reranker
@@ -24,23 +23,7 @@ from shortlist.records import Hit
 from shortlist.rerankers.kinds import load_reranker
 
 LAYERS, START = 4, 2
-SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
 CONTRACT = "bge-reranker-v2-minicpm-layerwise"
-
-
-def write_layerwise(folder: Path, kind: str, **changed: Any) -> Path:
-    """A random decoder with a head behind each of the layers 2 to 4, laid out as the published one is."""
-    write_llama(folder, seed=3, num_hidden_layers=LAYERS, num_key_value_heads=1)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": kind, "start_layer": START, "head_multi": True, "head_type": "simple"}
-    config |= {"rope_theta": 10000.0, "auto_map": {"AutoModel": "modeling.Some"}}
-    config |= SCALES if kind == "minicpm" else {}
-    (folder / "config.json").write_text(json.dumps(config | changed))
-    weights = {f"model.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
-    for number in range(LAYERS - START + 1):
-        weights[f"lm_head.{number}.linear_head.weight"] = torch.randn(1, 32)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.fixture(scope="module", params=["minicpm", "llama"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from named import retriever_to_train
 from safetensors.torch import load_file, save_file
-from tiny import DOCUMENTS, QUERIES, Tiny, write_llama, write_speaker
-from transformers import AutoTokenizer, LlamaForCausalLM, LlamaModel
+from tiny import DOCUMENTS, QUERIES, Tiny, write_llama, write_projecting, write_speaker
+from transformers import AutoTokenizer, LlamaModel
 
 from shortlist.cli import main
 from shortlist.data.runs import read_run, write_run
@@ -146,19 +146,7 @@ def test_settings_that_fit_no_model_are_refused(retriever: Path, tiny: Tiny):
 
 @pytest.fixture(scope="module")
 def projecting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder with both marks and a projector, as jina-reranker-v3 is laid out."""
-    folder = write_speaker(tmp_path_factory.mktemp("projecting") / "model", max_position_embeddings=900)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|embed_token|>", "<|rerank_token|>"]})
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(1)
-    model = LlamaForCausalLM.from_pretrained(folder)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    weights |= {"projector.0.weight": torch.randn(16, 32), "projector.2.weight": torch.randn(8, 16)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return write_projecting(tmp_path_factory.mktemp("projecting") / "model")
 
 
 def marked(folder: Path, **settings: Any) -> MarkedReranker:
