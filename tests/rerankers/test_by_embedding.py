@@ -118,6 +118,9 @@ def test_long_documents_are_cut_each_by_itself_and_the_end_token_stays(retriever
     assert 100 < min(lengths) <= max(lengths) <= min(lengths) + 2
     assert decode(rendered.ids).endswith(f"Search Query: {QUERIES[0].text}</s>")
     assert reranker.retriever.inputs.document_ids([long[0]])[0][-1] == 2
+    alone = reranker.renderer.render(QUERIES[0], [Document("0", "apple " * 300)])  # which would fit into 600 tokens
+    [span] = alone.spans
+    assert 150 < span.stop - span.start < 210  # 196 and the label
     assert np.isfinite(reranker.score(QUERIES[0], long)).all()
 
 
