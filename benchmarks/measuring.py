@@ -154,10 +154,10 @@ class Peer:
 def conditions(tevatron: Path | None, *, grad_cache: Path | None = None, packages: Sequence[str] = PACKAGES) -> str:
     """Date, commit, machine, versions and command; ask before measuring, while the code is what was loaded."""
     versions = [f"{name} {version(name)}" for name in packages]
-    versions += [f"{name} {_commit(at)}" for name, at in (("Tevatron", tevatron), ("GradCache", grad_cache)) if at]
+    versions += [f"{name} {commit_of(at)}" for name, at in (("Tevatron", tevatron), ("GradCache", grad_cache)) if at]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return (
-        f"- {date.today()}, commit {_commit(ROOT)}\n"
+        f"- {date.today()}, commit {commit_of(ROOT)}\n"
         f"- {_processor()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads\n"
         f"- {', '.join(versions)}\n"
         f"- `{command}`"
@@ -222,7 +222,7 @@ def _table(timings: Sequence[Timing], *, num_texts: int, num_tokens: int, peak_s
     return table(columns, rows)
 
 
-def _commit(checkout: Path) -> str:
+def commit_of(checkout: Path) -> str:
     """The commit of a checkout, with `-dirty` behind it if files of it are changed."""
     git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

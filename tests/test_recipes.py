@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from named import load_reranker, load_retriever
-from tiny import DOCUMENTS, QUERIES, Tiny
+from tiny import DOCUMENTS, QUERIES, Tiny, write_embedder, write_layerwise, write_projecting
 from wheel import module, pin, write_wheel
 
 import shortlist.demo.functions
@@ -30,7 +30,7 @@ from shortlist.rerankers.models import RawAnswer
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
-PAIRS = ("shortlist-mini", "library", "comparison", "language-model", "asking")
+PAIRS = ("shortlist-mini", "library", "comparison", "language-model", "asking", "blocks", "listwise")
 """Those of the pair that comes with the package, which have tests of their own."""
 WRITTEN = ("own-collection", "own-documents")
 """Those that have queries written, which a tiny language model cannot."""
@@ -111,11 +111,16 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     groups = write_groups(folder / "groups.jsonl.gz")
     given = {"dev": "test", "dl19": "test", "dl20": "test", "wikiqa-split": "test", "steps": "2"}
     given |= {"dims": "[32, 8]", "dims_weights": "[1, 0.5]", "short": "8", "lists": "train", "margin": "0"}
+    given |= {"few": "2", "many": "3", "train": "train"}
     given |= {"max_malformed": "1", "negatives": "2", "depth": "3", "top": "2", "offset": "near"}
     smaller = {"irds:": tiny.collection, "meta-llama/": tiny.llama, "Qwen/": tiny.llama, "hf:": groups}
     smaller |= {"data/": tiny.collection, "sentence-transformers/": tiny.retriever, "BAAI/": tiny.retriever}
     smaller |= {"google-bert/": tiny.bert}
     smaller |= {"HuggingFaceH4/": tiny.speaker, "Qwen/Qwen3": tiny.speaker, "cross-encoder/": tiny.reranker}
+    embedder = write_embedder(folder / "embedder")
+    smaller |= {"Qwen/Qwen3-Embedding": embedder, "Alibaba-NLP/": embedder}
+    smaller |= {"jinaai/jina-reranker": write_projecting(folder / "projecting")}
+    smaller |= {"BAAI/bge-reranker-v2-minicpm": write_layerwise(folder / "layerwise")}
 
     @cache
     def run(name: str) -> Path:
@@ -257,6 +262,23 @@ def test_the_shipped_language_model_is_asked_about_a_library(tmp_path: Path, mon
     rows = json.loads((tmp_path / "out" / "results" / "results.json").read_text())["rows"]
     assert [row["name"] for row in rows] == recipe["steps"]["results"]["names"]
     assert all(row["calls"] > 0 for row in rows[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["blocks", "listwise"])
+def test_the_shipped_pair_learns_to_rerank(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(shortlist.demo.functions, "build_test", small_library)
+    wheels = [write_wheel(tmp_path / "index", f"{verb}s", core=module(verb, 12)) for verb in ("fold", "wrap")]
+    (tmp_path / "packages.txt").write_text("".join(map(pin, wheels)))
+    recipe = yaml.safe_load(RECIPES[f"recipes/shortlist-mini/{name}.yaml"].read_text("utf-8"))
+    recipe["steps"]["text"]["sources"] = str(tmp_path / "packages.txt")
+    recipe["settings"]["steps"] = 2
+    run_recipe(recipe, tmp_path / "out", where="here")
+    rows = json.loads((tmp_path / "out" / "results" / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == recipe["steps"]["results"]["names"]
 
 
 def small_library(out: Path, **options: Any) -> dict[str, int]:

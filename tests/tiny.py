@@ -1,12 +1,22 @@
 """A collection and models so small that a test can train them."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from named import reranker_to_train, retriever_to_train
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
 
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.models.save import save_model
@@ -91,6 +101,49 @@ def write_speaker(folder: Path, *, tied: bool = True, chat: str | None = ZEPHYR_
     LlamaForCausalLM(LlamaConfig(**SHAPE | shape | settings)).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def write_layerwise(folder: Path, kind: str = "minicpm", **changed: Any) -> Path:
+    """A decoder with a head behind each of the layers 2 to 4, laid out as bge-reranker-v2-minicpm-layerwise is."""
+    write_llama(folder, seed=3, num_hidden_layers=4, num_key_value_heads=1)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": kind, "start_layer": 2, "head_multi": True, "head_type": "simple"}
+    config |= {"rope_theta": 10000.0, "auto_map": {"AutoModel": "modeling.Some"}}
+    config |= {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16} if kind == "minicpm" else {}
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    weights = {f"model.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    for number in range(3):
+        weights[f"lm_head.{number}.linear_head.weight"] = torch.randn(1, 32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_embedder(folder: Path) -> Path:
+    """A decoder with a chat and the end token of E2Rank's texts."""
+    write_speaker(folder)
+    _with_tokens(folder, "<|endoftext|>")
+    return folder
+
+
+def write_projecting(folder: Path) -> Path:
+    """A decoder with both marks and a projector, laid out as jina-reranker-v3 is."""
+    write_speaker(folder, max_position_embeddings=900)
+    _with_tokens(folder, "<|embed_token|>", "<|rerank_token|>")
+    weights = load_file(folder / "model.safetensors")
+    weights |= {"projector.0.weight": torch.randn(16, 32), "projector.2.weight": torch.randn(8, 16)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _with_tokens(folder: Path, *tokens: str) -> None:
+    """Give a language model more special tokens."""
+    fast = AutoTokenizer.from_pretrained(folder)
+    fast.add_special_tokens({"additional_special_tokens": list(tokens)})
+    fast.save_pretrained(folder)
+    torch.manual_seed(1)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(fast), mean_resizing=False)
+    model.save_pretrained(folder)
 
 
 def write_bert(folder: Path, **settings: int) -> Path:

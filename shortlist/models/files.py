@@ -17,8 +17,16 @@ HEAD = "score.weight"
 OUTPUT_EMBEDDING = "lm_head.weight"
 """The key of a language model's output embedding."""
 
+PROJECTOR = ("projector.0.weight", "projector.2.weight")
+"""Keys of a projector's weights, between which negative numbers become 0 (jina-reranker-v3)."""
+
 PROJECTION = "linear.weight"
 """The key of a late-interaction model's projection, as in Stanford's ColBERT."""
+
+LAYER_HEAD = "lm_head.{number}.linear_head.weight"
+"""The keys of heads behind several layers (bge-reranker-v2-minicpm-layerwise)."""
+MINICPM = "minicpm"
+"""The kind of such a model that transformers has not, and that is computed here as a LLaMA."""
 
 LATENT = "latent"
 """The name of the pooling that has weights."""
@@ -67,6 +75,17 @@ def write_base(folder: Path, name: str | None) -> str | None:
     base = Path(name).resolve()
     write_json(folder / BASE, {"name": str(base), "path": relpath(base, final_place(folder.resolve()))})
     return str(base)
+
+
+def layer_heads(folder: Path) -> range | None:
+    """Return the layers behind which a reranker has heads.
+
+    They are counted from 1. Any other model has None.
+    """
+    config = optional_json(folder / "config.json")
+    if not config.get("head_multi") or not isinstance(config.get("start_layer"), int):
+        return None
+    return range(config["start_layer"], config["num_hidden_layers"] + 1)
 
 
 def is_classifier(folder: Path) -> bool:

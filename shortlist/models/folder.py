@@ -120,6 +120,11 @@ class ModelFolder:
         """The files of the model's weights; for an adapter, the files of its base."""
         return sorted(self.whole.backbone_path.glob("*.safetensors"))
 
+    def has_tensor(self, name: str) -> bool:
+        """Whether the model's files have a tensor with this name, after any prefix."""
+        keys = (key for path in self.weight_files for key in _keys(path))
+        return any(key == name or key.endswith(f".{name}") for key in keys)
+
     @cached_property
     def num_parameters(self) -> int:
         """The number of parameters, read from the headers of the weight files."""

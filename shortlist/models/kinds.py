@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shortlist.errors import UserError, unknown
 from shortlist.late import late
-from shortlist.models.files import HEAD, LATENT_KEYS, OUTPUT_EMBEDDING, PROJECTION, is_classifier
+from shortlist.models.files import HEAD, LATENT_KEYS, OUTPUT_EMBEDDING, PROJECTION, is_classifier, layer_heads
 from shortlist.models.folder import ModelFolder
 from shortlist.models.shipped import shipped_folder, warn_of_text
 from shortlist.text.contract import PER_TOKEN, SPARSE, Adjust, InputContract
@@ -98,6 +98,12 @@ KINDS: dict[str, ModelKind] = {
         is_in=lambda folder, contract: not contract.reading.answer and is_headless_classifier(folder),
         saves_itself=True,
     ),
+    "layerwise": ModelKind(
+        role="reranker",
+        reads="pair",
+        load=late("models.layerwise", "load_layerwise"),
+        is_in=lambda folder, contract: layer_heads(folder.whole.backbone_path) is not None,
+    ),
     "answering": ModelKind(role="reranker", reads="pair", saved={"output": OUTPUT_EMBEDDING}, as_causal=True),
     "language-model": ModelKind(
         role="language-model",
@@ -138,6 +144,7 @@ def load_model(
     adjust: Adjust | None = None,
     dtype: "torch.dtype | None" = None,
     used_as: str | None = None,
+    layers: int | None = None,
 ) -> Any:
     """Load the model that a folder holds, whatever its kind.
 
@@ -148,6 +155,7 @@ def load_model(
         adjust: changes that contract before use, such as its lengths.
         dtype: dtype of the weights (None: float32).
         used_as: the class that the caller is, as in `ModelKind.used_as` (None: any).
+        layers: the layers to compute of a model with heads behind several (None: all).
 
     Raises:
         UserError: its input contract is unknown, or it is another kind of model.
@@ -161,7 +169,8 @@ def load_model(
     if shipped_folder(folder.name):
         warn_of_text()
     assert load is not None  # `kind_in` ensures it; this tells the type checker
-    return load(folder, found) if dtype is None else load(folder, found, dtype=dtype)
+    options = {"dtype": dtype, "layers": layers}
+    return load(folder, found, **{name: value for name, value in options.items() if value is not None})
 
 
 def named_kind(name: str) -> ModelKind:

@@ -273,13 +273,20 @@ def language_model_to_train(
     return LanguageModel(backbone, inputs, reading, output)
 
 
-def load_generator(folder: ModelFolder, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, OutputHead]:
+def load_generator(
+    folder: ModelFolder, *, dtype: torch.dtype = torch.float32, headless: bool = False
+) -> tuple[PreTrainedModel, OutputHead]:
     """Load a causal language model from a folder: its backbone, adapters merged, and its head.
+
+    Args:
+        headless: take the input embedding for the head, whatever the folder has, where only states are read.
 
     Raises:
         UserError: there is no model, or it has no language-model head.
     """
     backbone = open_backbone(folder, dtype=dtype)
+    if headless:
+        return backbone, OutputHead(backbone.get_input_embeddings().weight.detach())  # pyright: ignore
     return backbone, output_head(backbone, folder.whole.backbone_path)
 
 

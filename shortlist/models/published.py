@@ -11,7 +11,7 @@ from typing import Any
 
 from shortlist.data.files import optional_json, read_json
 from shortlist.errors import UserError
-from shortlist.models.files import is_adapter, is_classifier
+from shortlist.models.files import MINICPM, is_adapter, is_classifier, layer_heads
 from shortlist.models.modules import MODULES, backbone_folder, list_modules, longest_text
 from shortlist.models.published_late import late_contract
 from shortlist.models.published_sparse import sparse_contract
@@ -29,6 +29,8 @@ KNOWN = {
     r"Qwen/Qwen3-Reranker-.*": "qwen3-reranker",
     r"mixedbread-ai/mxbai-rerank-(base|large)-v2": "mxbai-rerank-v2",
     r"BAAI/bge-reranker-v2-gemma": "bge-reranker-v2-gemma",
+    r"BAAI/bge-reranker-v2-minicpm-layerwise": "bge-reranker-v2-minicpm-layerwise",
+    r"Alibaba-NLP/E2Rank-.*": "e2rank",
     r"google/xtr-base-(en|multilingual)": "xtr",
     r"naver/splade[-_](cocondenser|v2|v3).*": "splade",
     r"intfloat/(multilingual-)?e5-(small|base|large)(-v2)?": "e5",
@@ -63,7 +65,8 @@ def check_layout(name: str, folder: Path) -> None:
     from transformers import CONFIG_MAPPING
 
     kind = optional_json(config).get("model_type")
-    if kind not in CONFIG_MAPPING:
+    computed_here = kind == MINICPM and layer_heads(backbone_folder(folder))
+    if kind not in CONFIG_MAPPING and not computed_here:
         raise UserError(
             f"{name}: is of the kind {kind!r}, which transformers has not; it brings code of its own, which other "
             "tools run with trust_remote_code. That is never done here; choose a model of a kind that transformers has."

@@ -8,6 +8,7 @@ from shortlist.errors import UserError, in_python, unknown
 from shortlist.rerankers import Ranker
 from shortlist.rerankers.attention import by_attention
 from shortlist.rerankers.block import in_own_blocks
+from shortlist.rerankers.embedding import by_embedding
 from shortlist.rerankers.exclusion import exclusion
 from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.late import late_interaction
@@ -23,6 +24,7 @@ RERANKERS: dict[str, Callable[..., Prepared]] = {
     "late": late_interaction,
     "attention": by_attention,
     "block": in_own_blocks,
+    "embedding": by_embedding,
     "listwise": listwise,
     "pairwise": pairwise,
     "setwise": setwise,

@@ -48,7 +48,7 @@ def late_interaction(
             "search with this one, and name a reranker's --method, such as pointwise."
         )
     if vectors is not None:
-        _check_made_by(folder, vectors)
+        check_made_by(folder, vectors)
     running = {"device": device, "precision": precision, "packed": packed}
     stored = {} if vectors is None else {"vectors": identity(vectors)}
     return Prepared(
@@ -60,15 +60,19 @@ def late_interaction(
             token_budget=token_budget,
             running=running,
         ),
-        identities=lambda: {"model": folder.identity, "contract": _digest(read_by), **stored},
+        identities=lambda: {"model": folder.identity, "contract": contract_digest(read_by), **stored},
         settings={} if precision == "fp32" else {"precision": precision},
         costs=partial(getattr, folder, "costs"),
         model=folder,
     )
 
 
-def _check_made_by(folder: ModelFolder, vectors: Path) -> None:
-    """Raise UserError if another model made the vectors, as far as that is recorded."""
+def check_made_by(folder: ModelFolder, vectors: Path) -> None:
+    """Refuse vectors of another model, as far as that is recorded.
+
+    Raises:
+        UserError: another model made them.
+    """
     manifest = read_manifest(vectors) or {}
     made = manifest.get("made_from", {}).get("model")
     if manifest.get("stage") == "encode" and made is not None and not same_identity(made, folder.identity):
@@ -78,5 +82,6 @@ def _check_made_by(folder: ModelFolder, vectors: Path) -> None:
         )
 
 
-def _digest(contract: InputContract) -> str:
+def contract_digest(contract: InputContract) -> str:
+    """Hash an input contract."""
     return hashlib.sha256(json.dumps(contract.to_dict(), sort_keys=True).encode()).hexdigest()

@@ -15,10 +15,8 @@ from shortlist.models.folder import ModelFolder
 from shortlist.models.late_retriever import LateRetriever
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.rerankers import Candidates, Scored
+from shortlist.rerankers.lists import DOCS_AT_ONCE, score_parts
 from shortlist.text.contract import InputContract
-
-DOCS_AT_ONCE = 512
-"""Documents whose vectors are held together."""
 
 
 @runtime_checkable
@@ -73,16 +71,7 @@ class LateReranker:
 
     def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
         """Yield the scores of each list; documents of several lists are encoded once."""
-        part: list[Candidates] = []
-        start = held = 0
-        for candidates in lists:
-            if part and held + len(candidates.documents) > DOCS_AT_ONCE:
-                yield from self._score_part(part, start)
-                start, part, held = start + held, [], 0
-            part.append(Candidates(candidates.query, as_documents(candidates.documents)))
-            held += len(candidates.documents)
-        if part:
-            yield from self._score_part(part, start)
+        return score_parts(self._score_part, lists, most=DOCS_AT_ONCE)
 
     def _score_part(self, lists: Sequence[Candidates], start: int) -> Iterator[Scored]:
         queries = self.retriever.encode_queries([query for query, _ in lists], token_budget=self.token_budget)

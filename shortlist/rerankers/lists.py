@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from shortlist.records import Document, Query
+from shortlist.records import Document, Query, as_documents
 from shortlist.rerankers import Candidates, ListsRanker, Ranker, Scored
+
+DOCS_AT_ONCE = 512
+"""Documents whose vectors are held together."""
 
 
 def score_lists(ranker: Ranker, lists: Iterable[Candidates]) -> Iterator[Scored]:
@@ -33,3 +36,24 @@ def score_each(
         scores, num_tokens = score(query, documents) if documents else (np.empty(0, np.float32), 0)
         yield Scored(start + np.arange(len(documents)), scores, num_tokens)
         start += len(documents)
+
+
+def score_parts(
+    score: Callable[[Sequence[Candidates], int], Iterable[Scored]], lists: Iterable[Candidates], *, most: int
+) -> Iterator[Scored]:
+    """Yield the scores of lists that are scored together, in parts of bounded size.
+
+    Args:
+        score: scores some lists; its second argument is the number of their first document.
+        most: most documents of a part, unless a single list has more.
+    """
+    part: list[Candidates] = []
+    start = held = 0
+    for candidates in lists:
+        if part and held + len(candidates.documents) > most:
+            yield from score(part, start)
+            start, part, held = start + held, [], 0
+        part.append(Candidates(candidates.query, as_documents(candidates.documents)))
+        held += len(candidates.documents)
+    if part:
+        yield from score(part, start)

@@ -91,11 +91,13 @@ def open_generator(
     packed: bool | None = None,
     token_budget: int | None = None,
     readable: bool = False,
+    headless: bool = False,
 ) -> Generator:
     """Load a language model ready to answer; settings as for `models.run.for_inference`.
 
     Args:
         readable: whether its attention is to be read.
+        headless: whether its states alone are to be read, so that it needs no head.
 
     Raises:
         UserError: its attention is to be read and cannot.
@@ -103,7 +105,7 @@ def open_generator(
     if shipped_folder(folder.name):
         warn_of_text()
     place = torch.device(device) if device else pick_device()
-    backbone, head = load_generator(folder)
+    backbone, head = load_generator(folder, headless=headless)
     backbone.eval().requires_grad_(False).to(place)  # pyright: ignore[reportArgumentType]
     if readable:  # before layers are fused, which cannot be compared with plain attention
         make_readable(backbone)

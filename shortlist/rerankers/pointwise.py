@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
+from shortlist.data.files import optional_json
 from shortlist.errors import UserError
 from shortlist.late import late
-from shortlist.models.files import Precision
+from shortlist.models.files import Precision, layer_heads
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.records import Query
 from shortlist.rerankers.prepared import Prepared, any_query
@@ -24,6 +25,7 @@ def pointwise(
     contract: str | InputContract | None = None,
     instruction: str | None = None,
     max_length: int | None = None,
+    layers: int | None = None,
     segments: PairSegments = "whole",
     window: int = 512,
     stride: int = 256,
@@ -41,6 +43,8 @@ def pointwise(
         contract: input contract or its name, for a folder without one.
         instruction: instruction for the model, if its contract has a field for one.
         max_length: most tokens of a pair (None: the model's limit).
+        layers: of a model with heads behind several layers, the one whose score is read; those above are not computed
+            (None: the last).
         segments: part of a document to read: `text.segments.PairSegments`.
         window: tokens of a segment, query and prompt included.
         stride: tokens from the beginning of a segment's text to the beginning of the next one's.
@@ -50,11 +54,12 @@ def pointwise(
         adjust: changes the contract before the other settings do.
 
     Raises:
-        UserError: there is no such model, or the lengths do not fit together.
+        UserError: there is no such model, it has no head behind that layer, or the lengths do not fit together.
     """
     if model is None:
         raise UserError("--method pointwise needs a --model: a reranker's folder or hub name.")
     folder = open_folder(model, wanted="reranker") if isinstance(model, str) else model
+    _check_layers(folder, layers)
     read_by = folder.contract("pair", contract)
     read_by = (adjust(read_by) if adjust else read_by).with_instruction(instruction)
     lengths = {"window": window, "stride": stride, "max_length": max_length}
@@ -73,14 +78,33 @@ def pointwise(
                 "long_queries": long_queries,
             },
             running={"device": device, "precision": precision, "packed": packed},
+            layers=layers,
         ),
         model=folder,
         identities=partial(_identities, folder, read_by),
-        settings={name: value for name, value in reading.items() if name not in unused},
+        settings={name: value for name, value in reading.items() if name not in unused}
+        | ({} if layers is None else {"layers": layers}),
         check=partial(_check, folder, read_by) if long_queries == "refuse" else any_query,
         costs=partial(getattr, folder, "costs"),
         whole_lists=segments == "extract",  # a query's words are counted in all of its candidates
     )
+
+
+def _check_layers(folder: ModelFolder, layers: int | None) -> None:
+    """Refuse a layer behind which a model has no head.
+
+    Raises:
+        UserError: it has none there.
+    """
+    heads = layer_heads(folder.whole.backbone_path)
+    if layers is None or (heads is not None and layers in heads):
+        return
+    if heads is not None:
+        raise UserError(
+            f"--layers is {layers}; {folder.name} has heads behind its layers {heads.start} to {heads.stop - 1}."
+        )
+    count = optional_json(folder.whole.backbone_path / "config.json").get("num_hidden_layers", "its")
+    raise UserError(f"--layers {layers}: {folder.name} has one head, behind the last of {count} layers; leave it out.")
 
 
 def _identities(folder: ModelFolder, contract: InputContract) -> dict[str, str]:

@@ -62,6 +62,7 @@ class Reranker:
         adjust: Adjust | None = None,
         instruction: str | None = None,
         max_length: int | None = None,
+        layers: int | None = None,
         segments: PairSegments = "whole",
         window: int = 512,
         stride: int = 256,
@@ -86,6 +87,7 @@ class Reranker:
                 adjust=adjust,
                 instruction=instruction,
                 max_length=max_length,
+                layers=layers,
                 segments=segments,
                 window=window,
                 stride=stride,
@@ -175,14 +177,20 @@ CLASSES: dict[str, type[Reranker]] = {"classifier": CrossEncoder}
 
 
 def open_reranker(
-    folder: ModelFolder, contract: InputContract, *, reading: dict[str, Any], running: dict[str, Any]
+    folder: ModelFolder,
+    contract: InputContract,
+    *,
+    reading: dict[str, Any],
+    running: dict[str, Any],
+    layers: int | None = None,
 ) -> Reranker:
     """Load a reranker that is read by this contract.
 
     Args:
         reading: settings of `Reranker`.
         running: settings of `models.run.for_inference`.
+        layers: as for `rerankers.pointwise.pointwise`.
     """
-    model = load_model(folder, "pair", contract)
+    model = load_model(folder, "pair", contract, layers=layers)
     for_inference(model, **running)
     return CLASSES.get(model.kind, Reranker)(model, **reading)

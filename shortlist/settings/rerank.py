@@ -41,12 +41,13 @@ READING = (
     "signal",
     "uncalibrated",
     "layer",
+    "layers",
     "offset",
 )
 """The fields of a Config that are settings of the method."""
 MODEL_READS = {"pointwise": "pair", "late": "document"}
 """What the model of a method reads, for those that ask no language model."""
-UNASKED = (*MODEL_READS, "attention", "block")
+UNASKED = (*MODEL_READS, "attention", "block", "embedding")
 """Methods that have no answers written, so that none are kept or counted."""
 
 
@@ -58,11 +59,12 @@ class Config:
     method: str = "pointwise"
     """Reranking method. pointwise: the model reads the query with one candidate at a time. late: a late-interaction
     model, by the best match of each of the query's tokens. attention: the attention that a language model's query pays
-    to each candidate. block: the same in a model trained on candidates that do not see one another. The others ask a
-    language model: listwise, pairwise, setwise, tournament, exclusion, groupwise, graded."""
+    to each candidate. block: the same in a model trained on candidates that do not see one another. embedding: vectors,
+    of which the query's has read candidates too. The others ask a language model: listwise, pairwise, setwise,
+    tournament, exclusion, groupwise, graded."""
     vectors: Path | None = None
-    """late: token vectors of the documents from `shortlist encode` with the model; the documents that they lack are
-    encoded (None: all are)."""
+    """late, embedding: vectors of the documents from `shortlist encode` with the model; the documents that they lack
+    are encoded (None: all are)."""
     run: Path
     """Run file with the candidates."""
     collection: str
@@ -88,7 +90,7 @@ class Config:
     sentences that hold most of the query's words, beside the title (extract)."""
     window: int | None = None
     """Tokens of a segment, query and prompt included (None: 512). For a language model, the documents shown at once
-    (None: as the prompt says)."""
+    (None: as the prompt says); embedding: the first candidates, which the query is read with."""
     stride: int | None = None
     """Tokens from the beginning of a segment's text to the beginning of the next one's (None: 256). For listwise, the
     documents from one window to the next (None: as the prompt says)."""
@@ -123,6 +125,9 @@ class Config:
     mean too."""
     layer: int | None = None
     """block: layer whose attention scores candidates, from 0 (None: five eighths of all, 20 of 32)."""
+    layers: int | None = None
+    """pointwise, for a model with heads behind several layers: the layers to compute, from 1, the last of which scores
+    (None: all)."""
     offset: Literal["paper", "code", "near"] = "code"
     """block: position of what follows the candidates: 8192, 16384 or right behind the longest one."""
     precision: Precision = "fp32"

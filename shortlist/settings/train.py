@@ -15,7 +15,7 @@ from shortlist.models.kinds import named_kind
 from shortlist.settings.sparsity import parse_regulariser
 from shortlist.text.contract import PER_TOKEN, named_contract
 from shortlist.text.contract import SPARSE as SPARSE_POOLINGS
-from shortlist.text.prompts import Asks, named_prompt
+from shortlist.text.prompts import Asks, Prompt, named_prompt
 
 RETRIEVERS = ("dims", "dims_weights", "mix_negatives", "views", "views_weight")
 """Settings of retrievers alone."""
@@ -27,7 +27,7 @@ QUERY_TERMS = {"model": "", "tokens": "tokens", "binary": "lookup", "idf": "look
 """What --query-terms may name, besides a file, and what it is in a contract."""
 SCORING_OPTIONS: dict[str, dict[str, int]] = {"maxsim": {}, "xtr": {"k": 256}}
 """What --scoring may name, with its options and their defaults."""
-LANGUAGE_MODELS = ("attention_stop", "corruption", "prompt", "layer", "offset")
+LANGUAGE_MODELS = ("attention_stop", "corruption", "layer", "offset")
 """Settings of language models alone."""
 
 RANKERS = (
@@ -152,7 +152,12 @@ class Config:
     prompt: str | None = None
     """Language model: ask about each group's documents with this prompt, such as first or rank-zephyr, and learn the
     right answer (--loss lm, the default) or to rank the documents by their labels' logits (all other losses). Right is
-    the order of the teacher's scores, else of the grades, else positives first. A prompt shows --negatives + 1."""
+    the order of the teacher's scores, else of the grades, else positives first. A prompt shows --negatives + 1.
+    Retriever: also read the query with its group's documents by this prompt, such as e2rank, and rank them by their
+    vectors beside the prompt's (--prompt-loss)."""
+    prompt_loss: tuple[str, ...] = ("ranknet=2", "ranknet.temperature=0.1")
+    """Retriever, with --prompt: losses of the documents' order by the prompt's vector, as for --loss and added to it;
+    ranknet.order=teacher follows a teacher (E2Rank)."""
     layer: int | None = None
     """Language model, with --prompt blockrank: layer whose attention ranks the documents, from 0, for losses of
     rankings (None: five eighths of all, 20 of 32)."""
@@ -298,6 +303,11 @@ def _check_kind(config: Config) -> None:
                 raise UserError(f"{flag_of(name)}: is for a sparse model, and says nothing about a {config.kind}.")
     if config.kind == "sparse":
         _check_sparse(config)
+    if config.kind != "retriever":
+        for name in ("prompt_loss",) if named_kind(config.kind).role == "language-model" else ("prompt", "prompt_loss"):
+            if getattr(config, name) != getattr(Config, name):
+                expected = "a retriever" if name == "prompt_loss" else "a language model or a retriever"
+                raise UserError(f"{flag_of(name)}: is for {expected}, and says nothing about a {config.kind}.")
     if named_kind(config.kind).role != "language-model":
         for name in LANGUAGE_MODELS:
             if getattr(config, name) != getattr(Config, name):
@@ -364,11 +374,16 @@ def check_prompt(config: Config) -> None:
         UserError: there is no such prompt, or it does not fit.
     """
     if config.prompt is None:
+        if config.prompt_loss != Config.prompt_loss:
+            raise UserError("--prompt-loss: there is no prompt whose vector ranks documents; add --prompt.")
         for name in ("layer", "offset"):
             if getattr(config, name) != getattr(Config, name):
                 raise UserError(f"{flag_of(name)}: is for a prompt in blocks, such as blockrank; leave it out.")
         return
     prompt, count = named_prompt(config.prompt), None if config.negatives is None else config.negatives + 1
+    if config.kind == "retriever":
+        _check_prompt_of_retriever(config, prompt)
+        return
     if prompt.asks not in TRAINABLE:
         expected = "; ".join(TRAINABLE.values())
         raise UserError(f"--prompt {prompt.name}: what it asks for does not follow from groups; expected: {expected}.")
@@ -393,6 +408,25 @@ def check_prompt(config: Config) -> None:
             f"--prompt {prompt.name}: its answers hold more than labels, such as thoughts, which groups do not have; "
             "take another, such as first or rank-zephyr."
         )
+
+
+def _check_prompt_of_retriever(config: Config, prompt: Prompt) -> None:
+    """Refuse a prompt that gives a retriever no vector, or nothing to rank.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    if prompt.asks != "states" or prompt.marks:
+        raise UserError(
+            f"--prompt {prompt.name}: a retriever learns from a prompt whose last state is a vector; take e2rank or "
+            "another of its forms."
+        )
+    if config.negatives == 0:
+        raise UserError("--negatives 0: a prompt's vector ranks a positive and its negatives; expected at least 1.")
+    if views_alone(config):
+        raise UserError("--prompt: ranks the documents of groups, which --views alone does not have; leave out one.")
+    if config.pooling not in (None, "last"):
+        raise UserError(f"--pooling {config.pooling}: a prompt's vector is its last token's state; leave out one.")
 
 
 def _check_mixed(config: Config) -> None:

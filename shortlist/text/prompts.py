@@ -10,7 +10,7 @@ under `each`, which are repeated for every document, have {document} and {label}
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -183,6 +183,10 @@ class Prompt:
     def shown_at_once(self) -> int:
         """Return the number of documents to show at once, if nobody says another one."""
         return min(self.window, self.most_documents() or self.window)
+
+    def cut_at(self, tokens: int) -> "Prompt":
+        """Return the prompt with documents cut at this many tokens."""
+        return replace(self, limit=Limit(tokens, "tokens"))
 
     def digest(self) -> str:
         """Hash all settings but the name; equal prompts have equal digests."""

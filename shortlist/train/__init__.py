@@ -36,6 +36,7 @@ from shortlist.train.loop import TOKENS, fit
 from shortlist.train.mixture import Mixture, Renewed, inputs_of
 from shortlist.train.objectives import make_example
 from shortlist.train.optimizers import check_available, new_optimizer, parse_optimizer
+from shortlist.train.prompted import make_prompted
 from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew_negatives, renewed_json
 from shortlist.train.resume import (
     State,
@@ -80,6 +81,7 @@ def run(config: Config) -> None:
             config, backbone, steps=mixture.steps, empty=True, attention=config.attention
         )  # refuses what does not fit together
         make_askings(config, parts, empty)
+        make_prompted(config, parts, empty)
         if config.layers_sampled:
             hold_back(empty, parse_sampling(config.layers_sampled))
         if config.heldout_split and not views_alone(config):
@@ -286,7 +288,7 @@ def _examples(
 ) -> Iterator[Example]:
     """Make the examples of these steps."""
     terms, options = [losses(part.config) for part in mixture.parts], objective_options(config, model)
-    askings = make_askings(config, mixture.parts, model)
+    askings, prompted = make_askings(config, mixture.parts, model), make_prompted(config, mixture.parts, model)
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
         own.on_cut = cut.count
@@ -300,6 +302,8 @@ def _examples(
         if sparsity:
             options["penalty"] = partial(sparsity.penalty, step=step)
         example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, **texts, **options)
+        if prompted:
+            example = prompted[number].beside(example, batch, rng=view_rng(config, step))
         if views and config.views_weight:
             viewed_example = make_example(config.kind, inputs[number], next(views), view_losses(config), **options)
             example = joined_examples(example, viewed_example, weight=config.views_weight)

@@ -153,12 +153,12 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
 
 
 def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) -> list[Asking | BlockAsking]:
-    """Prepare the prompt for each source of a training; empty without a prompt.
+    """Prepare the prompt for each source of a language model's training; empty without a prompt.
 
     Raises:
         UserError: as for `Asking`, or a source has texts of its own for another kind of input.
     """
-    if config.prompt is None:
+    if config.prompt is None or config.kind == "retriever":
         return []
     for part in parts:
         for name in ("queries_prompt", "documents_prompt", "instruction"):

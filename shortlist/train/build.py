@@ -35,7 +35,7 @@ from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs, check_refresh
 from shortlist.train.negatives import check_negatives, with_negatives
-from shortlist.train.settings import Config, has_stop, losses
+from shortlist.train.settings import Config, has_stop, losses, prompt_losses
 from shortlist.train.sparsity import make_lookup
 
 
@@ -52,7 +52,7 @@ def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
     settings then say.
     """
     where, role = part.where, named_kind(part.config.kind).role
-    role = "reranker" if ranks_groups(part.config) else role
+    role = "reranker" if ranks_groups(part.config) and role != "retriever" else role
     opened = open_part(part, collection)
     config, source = opened.config, opened.source
     if config.skip_missing:
@@ -64,10 +64,11 @@ def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
             qrels = collection.qrels(config.split)
             source = source._replace(groups=[graded(group, qrels[group.query_id]) for group in source.groups])
     check_needs(losses(config), source.groups, where=where, role=role)
+    check_needs(prompt_losses(config), source.groups, where=where, role="reranker")
     if config.mix_negatives and all(len(group.negatives) < 2 for group in source.groups):
         raise UserError(f"--mix-negatives: no group of {where} has two negatives to mix; mine some, or leave it out.")
     if config.refresh_steps and source.groups[0].positives:
-        check_refresh(losses(config), where=where)
+        check_refresh(losses(config) + prompt_losses(config), where=where)
     check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
     if short := shortfall(negative_counts(source.groups), config.negatives):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")

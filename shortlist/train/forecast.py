@@ -33,6 +33,7 @@ from shortlist.train.memory import Memory, Pass, step_memory
 from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import OBJECTIVES
 from shortlist.train.optimizers import parse_optimizer
+from shortlist.train.prompted import Prompted, make_prompted
 from shortlist.train.settings import compares
 from shortlist.train.steps import deal
 from shortlist.train.views import change_of
@@ -119,6 +120,7 @@ def forecast(
     kept: int = 0,
     change: Callable[[Batch], Batch] | None = None,
     asking: Asking | BlockAsking | None = None,
+    prompted: Prompted | None = None,
     **precision: Any,
 ) -> Forecast:
     """Forecast a run.
@@ -133,6 +135,7 @@ def forecast(
         kept: bytes of weights beside the model's, such as a guide's.
         change: what becomes of each batch before it is trained on (None: nothing).
         asking: asks about groups with a prompt (None: the inputs are those of the kind of model).
+        prompted: writes each group's query with its documents, beside a retriever's inputs.
         precision: `bf16`, `dtype`, `four_bit` and `optimizer` of `step_memory`.
 
     Raises:
@@ -140,7 +143,7 @@ def forecast(
     """
     options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
     drawn = _sample(groups, queries, collection, **options)
-    measure = partial(_measure_prompts, asking) if asking else partial(_measure, kind, model)
+    measure = partial(_measure_prompts, asking) if asking else partial(_measure, kind, model, prompted)
     sample = [measure(change(batch) if change else batch) for batch in drawn]
     shares = [_passes(texts, token_budget, processes) for texts in sample]
     first = [by_process[0] for by_process in shares]  # the first process has the largest passes
@@ -182,9 +185,11 @@ def forecast(
 def foresee_training(config: Config, model: Trainable, mixture: Mixture, world: World) -> None:
     """Print what training would take, source by source; the model needs no weights."""
     device, inputs = own_device(world), model.inputs
-    askings = make_askings(config, mixture.parts, model) or [None] * len(mixture.parts)
-    by_source = zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), askings, strict=True)
-    for part, steps, asking in by_source:
+    none = [None] * len(mixture.parts)
+    askings = make_askings(config, mixture.parts, model) or none
+    prompted = make_prompted(config, mixture.parts, model) or none
+    by_source = zip(mixture.parts, mixture.steps_of_each(range(mixture.steps)), askings, prompted, strict=True)
+    for part, steps, asking, beside in by_source:
         if part.name:
             print(f"source {part.name}: {len(steps):,} of {mixture.steps:,} steps")
         model.inputs = inputs_of(part, inputs)
@@ -211,6 +216,7 @@ def foresee_training(config: Config, model: Trainable, mixture: Mixture, world: 
             optimizer=parse_optimizer(config.optimizer),
             change=change_of(config, 0) if views_alone(config) else None,
             asking=asking,
+            prompted=beside,
         )
         print("\n".join(expected.lines()))
 
@@ -267,12 +273,15 @@ def _sample(
     return batches(chosen, queries, collection, first_step=0, steps=num_steps(len(chosen), batch_size, 1), **options)
 
 
-def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
+def _measure(kind: str, model: Trainable, prompted: Prompted | None, batch: Batch) -> _Texts:
     form = model.inputs.form.uncut()
     uncut, cut = (
         {part: list(map(len, ids)) for part, ids in for_kind(OBJECTIVES, kind).token_ids(inputs, batch).items()}
         for inputs in (Inputs(form, model.inputs.tokenizer), model.inputs)
     )
+    if prompted:
+        for lengths, each in ((uncut, prompted.uncut), (cut, prompted)):
+            lengths["prompts"] = [len(ids) for ids in each.write(batch, rng=np.random.default_rng(0))]
     return _Texts(len(batch.queries), uncut, cut)
 
 

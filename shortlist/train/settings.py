@@ -28,7 +28,7 @@ def check_settings(config: Config) -> None:
     parse_optimizer(config.optimizer, sharded=config.sharded)
     if config.layers_sampled:
         parse_sampling(config.layers_sampled)
-    terms = [term for part in source_parts(config) for term in losses(part.config)]
+    terms = [term for part in source_parts(config) for term in losses(part.config)] + prompt_losses(config)
     if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
         raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
 
@@ -91,9 +91,27 @@ def losses(config: Config) -> list[Term]:
     return terms
 
 
+def prompt_losses(config: Config) -> list[Term]:
+    """Return the losses of rankings by the vector of a retriever's prompt, if any.
+
+    Raises:
+        UserError: `--prompt-loss` does not fit.
+    """
+    if not config.prompt or config.kind != "retriever":
+        return []
+    try:
+        terms = parse_losses(config.prompt_loss, temperature=_temperature(config))
+    except UserError as error:
+        raise UserError(str(error).replace("--loss", "--prompt-loss")) from None
+    if written := [term.name for term in terms if term.is_of_answers]:
+        raise UserError(f"--prompt-loss {written[0]}: is for answers, and a retriever writes none.")
+    return terms
+
+
 def compares(parts: Sequence[OpenPart]) -> bool:
     """Whether a loss compares with the model as it was before training."""
-    return any("start" in needs(term) for part in parts for term in losses(part.config))
+    terms = [term for part in parts for term in losses(part.config) + prompt_losses(part.config)]
+    return any("start" in needs(term) for term in terms)
 
 
 def view_losses(config: Config) -> list[Term]:

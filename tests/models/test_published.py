@@ -299,6 +299,8 @@ def test_a_cross_encoder_with_a_prompt_is_refused(bert: Path, tmp_path: Path):
         ("Qwen/Qwen3-Reranker-0.6B", "pair", "qwen3-reranker"),
         ("mixedbread-ai/mxbai-rerank-base-v2", "pair", "mxbai-rerank-v2"),
         ("BAAI/bge-reranker-v2-gemma", "pair", "bge-reranker-v2-gemma"),
+        ("BAAI/bge-reranker-v2-minicpm-layerwise", "pair", "bge-reranker-v2-minicpm-layerwise"),
+        ("Alibaba-NLP/E2Rank-0.6B", "document", "e2rank"),
     ],
 )
 def test_the_form_of_a_known_hub_model_needs_no_name(name: str, kind: str, contract: str, tmp_path: Path):

@@ -11,7 +11,7 @@ from shortlist.math.permutation import count_questions
 from shortlist.rerankers.kinds import RERANKERS, load_reranker, prepare
 
 SERVER = {"model": "http://127.0.0.1:1/v1", "model_name": "oracle"}
-ASKING = [name for name in RERANKERS if name not in ("pointwise", "late", "attention", "block")]
+ASKING = [name for name in RERANKERS if name not in ("pointwise", "late", "attention", "block", "embedding")]
 
 
 def refusal(method: str, **settings: Any) -> str:

@@ -151,6 +151,8 @@ GOLDEN_HASHES = {
     "splade-doc": ("7ac687ecb63e1ce9", "12df43a6a1eb81f5", "b8bec4600be4937e"),
     "splade-echo": ("d158c9459cf16e7c", "da278b0587eb66e6", "86a87ff958e3d8b5"),
     "splade-tokens": ("51f7567df48af481", "b96d3b8779dc1b13", "80795e7bf3854302"),
+    "bge-reranker-v2-minicpm-layerwise": ("e92222aa4d8f7370", "25ce957c57942e31", "ab4d8fdd05af42ff"),
+    "e2rank": ("b1a85cd1fcc071fd", "196c00707abe2b08", "7fb44b13ce77b44b"),
 }
 """Preset -> hash of its contract.json, `of_documents()`, `of_pairs()`: outputs are known by these."""
 
@@ -164,7 +166,13 @@ def test_every_preset_is_the_contract_that_it_always_was():
 
 
 def test_every_preset_has_golden_ids():
-    below = {"qwen3-reranker", "mxbai-rerank-v2", "bge-reranker-v2-gemma"}
+    below = {
+        "qwen3-reranker",
+        "mxbai-rerank-v2",
+        "bge-reranker-v2-gemma",
+        "bge-reranker-v2-minicpm-layerwise",
+        "e2rank",
+    }
     elsewhere = ("tokens", *SPARSE)  # test_late_form.py, models/test_sparse.py
     below |= {name for name in presets() if named_contract(name).reading.pooling in elsewhere}
     assert GOLDEN_RETRIEVERS.keys() | GOLDEN_RERANKERS.keys() == presets().keys() - below
@@ -236,15 +244,16 @@ GEMMA_TASK = [
 ]
 
 
-def test_the_pieces_of_bge_reranker_gemma_are_tokenised_apart(llama: Any):
-    made = Inputs(named_contract("bge-reranker-v2-gemma").form, llama)
+@pytest.mark.parametrize("name", ["bge-reranker-v2-gemma", "bge-reranker-v2-minicpm-layerwise"])
+def test_the_pieces_of_bge_rerankers_are_tokenised_apart(llama: Any, name: str):
+    made = Inputs(named_contract(name).form, llama)
     prove(made)
     before = [BOS, 319, 29901, 825, 338, 921, 29871, 13]
     behind = [29871, 13, *GEMMA_TASK]
     full, bare = made.pair_ids([(WHAT_IS_X, FULL), (WHAT_IS_X, BARE)])
     assert full == [*before, 350, 29901, *TITLE, *TEXT, *behind]
     assert bare == [*before, 350, 29901, *TEXT, *behind]
-    cut = Inputs(named_contract("bge-reranker-v2-gemma").form.with_lengths(document=len(full) - 1), llama)
+    cut = Inputs(named_contract(name).form.with_lengths(document=len(full) - 1), llama)
     assert cut.pair_ids([(WHAT_IS_X, FULL)]) == [[*before, 350, 29901, *TITLE, *TEXT[:-1], *behind]]
 
 
@@ -604,3 +613,15 @@ def test_a_named_prompt_takes_the_place_of_the_templates_own():
     assert contract.with_prompt("document", "sts").of_documents() != contract.of_documents()
     with pytest.raises(UserError, match="unknown prompt of the input contract 'stss': perhaps 'sts'"):
         contract.with_prompt("query", "stss")
+
+
+def test_e2rank_puts_its_end_token_behind_every_text_and_never_loses_it():
+    tokenizer, form = chat_tokenizer(), named_contract("e2rank").form
+    tokenizer.add_special_tokens({"pad_token": "<|endoftext|>"})
+    made, [end] = Inputs(form, tokenizer), tokenizer.convert_tokens_to_ids(["<|endoftext|>"])
+    task = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:what is x"
+    assert made.query_ids([WHAT_IS_X]) == [[*tokenizer.encode(task, add_special_tokens=False), end]]
+    text = tokenizer.encode("A-b c some text", add_special_tokens=False)
+    [whole, cut] = made.document_ids([FULL, Document("long", "some text " * 2000)])
+    assert whole == [*text, end]
+    assert (len(cut), cut[-1]) == (1024, end)

@@ -74,6 +74,10 @@ Scoring Scale (0-10):
 - 0: Not helpful at all, cannot assist with answering the query
 """
 
+E2RANK = (
+    "Given a web search query and some relevant documents, rerank the documents that answer the query:\nDocuments:\n"
+)
+
 PRP = """\
 Given a query "what is [1] x", which of the following two passages is more relevant to the query?
 
@@ -373,6 +377,15 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
             "<query>\nwhat is [1] x<|rerank_token|>\n</query>",
         ),
     ],
+    "e2rank": [("user", f"{E2RANK}[1] two lines [2]\n[2] A title a text\nSearch Query: what is [1] x")],
+    "e2rank-plain": [("user", f"{E2RANK}[1] two\nlines [2]\n[2] A title a text\nSearch Query: what is [1] x")],
+    "e2rank-training": [("user", f"{E2RANK}[1] two\nlines [2]\n[2] A title a text\nQuery: what is [1] x<|endoftext|>")],
+    "e2rank-readme": [
+        (
+            "user",
+            f"{E2RANK}[1] two\nlines [2]<|endoftext|>\n[2] A title a text<|endoftext|>Search Query:what is [1] x",
+        )
+    ],
 }
 """Prompt -> its messages about two documents or, for a grade, the first, as the models' authors send them."""
 
@@ -403,6 +416,7 @@ OWN_CHATS = {
     "rank-vicuna": "<s>{} USER: {} ASSISTANT:".format(*turns("rank-vicuna")),
     "iranker": chatml(*turns("iranker")) + "Let me solve this step by step.\n<think>",
     "jina-reranker-v3": chatml(*turns("jina-reranker-v3")) + "<think>\n\n</think>\n\n",
+    "e2rank-plain": "<s>{}</s>".format(*(text for _, text in GOLDEN["e2rank-plain"])),
     "prp-t5": PRP,
     "setwise-t5": SETWISE,
     "icr-llama-3": f"<s><|start_header_id|>user<|end_header_id|>{LLAMA_3}<|eot_id|><|start_header_id|>assistant"
