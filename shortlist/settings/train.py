@@ -37,6 +37,8 @@ RANKERS = (
 """Settings that say nothing about a language model."""
 WITH_PROMPT = ("loss", "temperature", "negatives")
 """Those of them that do where it is asked with a prompt."""
+HELDOUT = ("heldout_split", "heldout_collection")
+"""Those of them that do where its answers are rewarded."""
 TRAINABLE: dict[Asks, str] = {
     "order": "all documents in order",
     "top": "the best few",
@@ -153,6 +155,14 @@ class Config:
     """Language model: ask about each group's documents with this prompt, such as first or rank-zephyr, and learn the
     right answer (--loss lm, the default) or to rank the documents by their labels' logits (all other losses). Right is
     the order of the teacher's scores, else of the grades, else positives first. A prompt shows --negatives + 1."""
+    reward: str | None = None
+    """Learn from the rewards of what the model itself samples in each step, and not from --loss: a name and options, such
+    as ndcg,samples=8. ndcg, mrr and recall reward a reranker's rankings (Neural PG-RANK) or, with --prompt, answers;
+    label (Rank-R1), list (ERank), group (GroupRank), exclusion (IRanker) and binary (ProRank) the answers of a language
+    model, each to a prompt of its own unless --prompt names one. A --loss beside it, such as anchor=0.1, is added."""
+    policy: str | None = None
+    """What rewards are learned by: a name and options, such as grpo,kl=0.01,updates=2. Names: pg, grpo, dr-grpo, dapo,
+    dpo (None: pg for rankings, grpo for answers)."""
     layer: int | None = None
     """Language model, with --prompt blockrank: layer whose attention ranks the documents, from 0, for losses of
     rankings (None: five eighths of all, 20 of 32)."""
@@ -279,8 +289,9 @@ def _check_kind(config: Config) -> None:
         UserError: a setting that the kind does not have, or a corruption that is no probability.
     """
     if named_kind(config.kind).role == "language-model":
+        known = (*(WITH_PROMPT if config.prompt else ()), *(HELDOUT if config.reward else ()))
         for name in RANKERS:
-            if getattr(config, name) != getattr(Config, name) and not (config.prompt and name in WITH_PROMPT):
+            if getattr(config, name) != getattr(Config, name) and name not in known:
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
     if named_kind(config.kind).role != "retriever":
         for name in RETRIEVERS:
@@ -369,7 +380,7 @@ def check_prompt(config: Config) -> None:
                 raise UserError(f"{flag_of(name)}: is for a prompt in blocks, such as blockrank; leave it out.")
         return
     prompt, count = named_prompt(config.prompt), None if config.negatives is None else config.negatives + 1
-    if prompt.asks not in TRAINABLE:
+    if config.reward is None and prompt.asks not in TRAINABLE:
         expected = "; ".join(TRAINABLE.values())
         raise UserError(f"--prompt {prompt.name}: what it asks for does not follow from groups; expected: {expected}.")
     if prompt.encoder:
@@ -380,6 +391,8 @@ def check_prompt(config: Config) -> None:
     for name in ("layer", "offset"):
         if getattr(config, name) != getattr(Config, name) and prompt.asks != "blocks":
             raise UserError(f"{flag_of(name)}: is for a prompt in blocks, such as blockrank; leave it out.")
+    if config.reward:
+        return  # `settings.reward` looks at the rest
     if count is not None and count > (most := prompt.most_documents() or count):
         raise UserError(f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {most} documents.")
     shown = prompt.shown_at_once()

@@ -33,6 +33,7 @@ from shortlist.train.memory import Memory, Pass, step_memory
 from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import OBJECTIVES
 from shortlist.train.optimizers import parse_optimizer
+from shortlist.train.rollout import Sampler
 from shortlist.train.settings import compares
 from shortlist.train.steps import deal
 from shortlist.train.views import change_of
@@ -118,7 +119,7 @@ def forecast(
     device: torch.device | None = None,
     kept: int = 0,
     change: Callable[[Batch], Batch] | None = None,
-    asking: Asking | BlockAsking | None = None,
+    asking: Asking | BlockAsking | Sampler | None = None,
     **precision: Any,
 ) -> Forecast:
     """Forecast a run.
@@ -276,7 +277,7 @@ def _measure(kind: str, model: Trainable, batch: Batch) -> _Texts:
     return _Texts(len(batch.queries), uncut, cut)
 
 
-def _measure_prompts(asking: Asking | BlockAsking, batch: Batch) -> _Texts:
+def _measure_prompts(asking: Asking | BlockAsking | Sampler, batch: Batch) -> _Texts:
     uncut, cut = (
         [len(one.token_ids) for one in each.write(batch, rng=np.random.default_rng(0))]
         for each in (asking.uncut, asking)
