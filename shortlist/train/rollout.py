@@ -154,17 +154,19 @@ class Sampler:
             **how,
         )
         said = self.said(questions, rendered, ids)
-        objective = AnswerRollout(self, rewards_of(self, questions, said), ids, said, most=max(map(_most, rendered)))
-        tokens, asked = [], []
-        for one, samples in zip(rendered, ids, strict=True):
+        rewards, most = rewards_of(self, questions, said), max(one.answer_tokens for one in rendered)
+        different: dict[tuple[int, ...], int] = {}  # each prompt with each of its answers is read once
+        tokens, asked, places = [], [], []
+        for number, (one, samples) in enumerate(zip(rendered, ids, strict=True)):
             for answer in samples:
-                tokens.append([*one.ids, *answer])
-                asked.append(Wanted(len(one.ids), len(tokens[-1]), temperature=self.rewarded.temperature))
-        names = [query.query_id for query in batch.queries]
+                places.append(different.setdefault((number, *answer), len(tokens)))
+                if places[-1] == len(tokens):
+                    tokens.append([*one.ids, *answer])
+                    asked.append(Wanted(len(one.ids), len(tokens[-1]), temperature=self.rewarded.temperature))
         return Example(
             tokens,
-            names,
-            objective,
+            [query.query_id for query in batch.queries],
+            AnswerRollout(self.rewarded, rewards, places, said, most=most),
             self.rewarded.reads_start,
             asked=asked,
             updates=self.rewarded.updates,
@@ -229,49 +231,47 @@ class AnswerRollout:
     """Learns from answers that were sampled; later updates of the step learn from them too.
 
     Args:
-        sampler: has sampled them.
+        rewarded: the reward and the loss.
         rewards: what each answer earned.
-        ids: the ids of each sample of each question.
+        places: which of the different answers each sample of each question is.
         said: what was read from each.
         most: the most tokens of an answer.
     """
 
     def __init__(
         self,
-        sampler: Sampler,
+        rewarded: Rewarded,
         rewards: Float[Tensor, "questions samples"],
-        ids: Sequence[Sequence[Sequence[int]]],
+        places: Sequence[int],
         said: Sequence[Sequence[Said]],
         *,
         most: int,
     ) -> None:
-        self.rewarded, self.rewards, self.most = sampler.rewarded, rewards, most
-        self.lengths = torch.tensor([[len(answer) for answer in samples] for samples in ids])
+        self.rewarded, self.rewards, self.most = rewarded, rewards, most
+        self.places = torch.tensor(places).view(rewards.shape)
         self.malformed = float(np.mean([not one.well_formed for samples in said for one in samples]))
         self._before: Tensor | None = None
 
     def __call__(self, rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
         """Compute the loss from the log-probability of each token of each answer."""
+        assert rows.counts is not None  # for the type checker
         log_probs = self._laid_out(rows)
         self._before = log_probs.detach() if self._before is None else self._before
         device = log_probs.device
-        keep = torch.arange(log_probs.shape[2], device=device) < self.lengths.to(device)[:, :, None]
+        lengths = rows.counts.to(device)[self.places.to(device)]
+        keep = torch.arange(log_probs.shape[2], device=device) < lengths[:, :, None]
         start = None if start_rows is None else self._laid_out(start_rows)
         rollout = Rollout(log_probs, self._before, self.rewards.to(device), keep, self.most, start)
         loss, measured = learned(rollout, self.rewarded)
         measured |= {
-            "answer_length": round(self.lengths.float().mean().item(), 2),
+            "answer_length": round(lengths.float().mean().item(), 2),
             "malformed": round(self.malformed, 4),
         }
         return Outcome(loss, None, measured)
 
     def _laid_out(self, rows: Rows) -> Float[Tensor, "questions samples steps"]:
         padded = pad_sequence(split(rows), batch_first=True)
-        return padded.view(*self.lengths.shape, -1)
-
-
-def _most(one: Rendered) -> int:
-    return one.answer_tokens
+        return padded[self.places.to(padded.device)]
 
 
 def _not_drawn(*rows: Rows, **beside: Rows) -> Outcome:
