@@ -25,7 +25,6 @@ from shortlist.train.log import read_log
 ROWS: dict[str, dict[str, Any]] = {
     "InfoNCE": {"loss": ["infonce"]},
     "nDCG@10, PG-RANK": {"reward": "ndcg,samples=16"},
-    "nDCG@10, GRPO": {"reward": "ndcg,samples=16", "policy": "grpo"},
     "nDCG@10, DPO with an anchor (HyPO)": {"reward": "ndcg,samples=16", "policy": "dpo", "loss": ["anchor=0.1"]},
 }
 """What each training of the reranker adds to the same settings."""
@@ -51,7 +50,7 @@ class Config:
 def questions(collection: str) -> dict[str, Any]:
     """Train the reranker for WikiQA in several ways, and measure all on the other split."""
     common = {"stage": "train", "kind": "reranker", "backbone": "shortlist-mini", "collection": collection}
-    common |= {"groups": "$groups", "max_length": 128, "negatives": 7, "batch_size": 16, "epochs": 2}
+    common |= {"groups": "$groups", "max_length": 128, "negatives": 7, "batch_size": 16, "epochs": 1}
     common |= {"learning_rate": 0.0003, "warmup_steps": 5, "processes": 1}
     searched = {"stage": "search", "index": "$bm25", "collection": collection}
     reranked = {"stage": "rerank", "run": "$words", "collection": collection, "split": "dev", "depth": 20}
@@ -74,7 +73,7 @@ def labels(config: Config) -> dict[str, Any]:
     """Train the language model to name the best of three functions, and measure it on the other split."""
     collection, index = str(config.library), str(config.bm25)
     training = {"stage": "train", "kind": "reranker", "backbone": "shortlist-mini", "collection": collection}
-    training |= {"split": "dev", "reward": "label", "prompt": "setwise", "negatives": 2, "batch_size": 16}
+    training |= {"split": "dev", "reward": "label", "prompt": "setwise", "negatives": 2, "batch_size": 8}
     training |= {"steps": config.labels, "learning_rate": 0.0001, "warmup_steps": 5, "processes": 1}
     asked = {"stage": "rerank", "method": "setwise", "window": 3, "depth": 10, "top": 5, "run": "$words"}
     asked |= {"collection": collection, "split": "test"}
@@ -100,7 +99,7 @@ def section(title: str, folder: Path, trained: dict[str, str]) -> str:
     results = json.loads((folder / "results" / "results.json").read_text("utf-8"))
     rows = []
     for row in results["rows"]:
-        p = f"{row['difference']['nDCG@10']['p']:.3f}" if row.get("difference") else ""
+        p = f"{row['difference']['nDCG@10']['t_test_holm']:.3f}" if row.get("difference") else ""
         log = read_log(folder / trained[row["name"]]) if row["name"] in trained else []
         rows.append([row["name"], f"{row['nDCG@10']:.4f}", f"{row['MRR@10']:.4f}", p, str(len(log) or "")])
     return f"## {title}\n\n{results['queries']} queries.\n\n{table(['', 'nDCG@10', 'MRR@10', 'p', 'steps'], rows)}"

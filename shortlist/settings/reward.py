@@ -183,7 +183,8 @@ def check_rewarded_prompt(config: Config, prompt: Prompt) -> None:
     count = None if config.negatives is None else config.negatives + 1
     if count and prompt.asks != "grade" and count > (prompt.most_documents() or count):
         raise UserError(
-            f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {prompt.most_documents()} documents."
+            f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {prompt.most_documents()} "
+            "documents."
         )
 
 

@@ -156,10 +156,10 @@ class Config:
     right answer (--loss lm, the default) or to rank the documents by their labels' logits (all other losses). Right is
     the order of the teacher's scores, else of the grades, else positives first. A prompt shows --negatives + 1."""
     reward: str | None = None
-    """Learn from the rewards of what the model itself samples in each step, and not from --loss: a name and options, such
-    as ndcg,samples=8. ndcg, mrr and recall reward a reranker's rankings (Neural PG-RANK) or, with --prompt, answers;
-    label (Rank-R1), list (ERank), group (GroupRank), exclusion (IRanker) and binary (ProRank) the answers of a language
-    model, each to a prompt of its own unless --prompt names one. A --loss beside it, such as anchor=0.1, is added."""
+    """Learn from rewards of what the model samples in each step, and not from --loss: a name and options, such as
+    ndcg,samples=8. ndcg, mrr and recall reward a reranker's rankings (Neural PG-RANK) or, with --prompt, answers; label
+    (Rank-R1), list (ERank), group (GroupRank), exclusion (IRanker) and binary (ProRank) the answers of a language
+    model, to a prompt of their own if --prompt names none. A --loss beside rankings, such as anchor=0.1, is added."""
     policy: str | None = None
     """What rewards are learned by: a name and options, such as grpo,kl=0.01,updates=2. Names: pg, grpo, dr-grpo, dapo,
     dpo (None: pg for rankings, grpo for answers)."""

@@ -15,7 +15,9 @@ from shortlist.data.groups import negative_counts
 from shortlist.errors import UserError
 from shortlist.math.blocks import BLOCK_LENGTH, usual_layer
 from shortlist.math.losses.answers import Likelihoods
-from shortlist.models.language import Wanted
+from shortlist.models.generator import Generator
+from shortlist.models.heads import OutputHead
+from shortlist.models.language import Wanted, output_embedding
 from shortlist.models.outputs import Rows, split
 from shortlist.models.save import Trainable
 from shortlist.records import Document, Query
@@ -177,6 +179,7 @@ def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) ->
 def _asking(config: Config, prompt: Prompt, model: Trainable, num_docs: int) -> Asking | BlockAsking | Sampler:
     tokenizer, known = model.inputs.tokenizer, model.backbone.config
     if rewarded := parse_rewarded(config):
+        Generator(model.backbone, OutputHead(output_embedding(model).detach()), token_budget=1)  # refuses what cannot
         num_docs, longest = 1 if prompt.asks == "grade" else num_docs, longest_prompt(known, config.max_length)
         return Sampler(prompt, tokenizer, rewarded, num_docs=num_docs, longest=longest)
     if prompt.asks != "blocks":

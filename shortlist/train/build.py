@@ -172,6 +172,7 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     loading |= {} if config.dim is None else {"dim": config.dim}
     if config.query_terms and QUERY_TERMS.get(config.query_terms, "lookup") == "lookup":
         loading["lookup"] = partial(_lookup, config)
+    loading |= {"generates": True} if config.reward and config.prompt else {}
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
     model = to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)

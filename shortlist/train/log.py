@@ -15,7 +15,7 @@ from shortlist.math.smoothing import running_mean
 from shortlist.settings.train import DRAWING, EVENTS, LOG
 
 MEASURE, REWARD = "mrr@10", "heldout_reward"
-"""Keys of the measurement in held-out records; all other records hold a `loss`. Answers are measured by their reward."""
+"""Keys of the measurement in held-out records: rewards for answers that are rewarded. Other records hold a `loss`."""
 
 Record = dict[str, int | float]
 """The measurements of a step, by name; `step` counts from 1."""

@@ -46,7 +46,7 @@ PARTS = ("think", "reason", "answer")
 
 @final
 class RankingRollout:
-    """Samples rankings from a step's scores and learns from their rewards; later updates of the step learn from them too.
+    """Samples rankings from a step's scores and learns from their rewards, in later updates of the step too.
 
     Args:
         rewarded: the reward and the loss.
@@ -122,7 +122,7 @@ class Sampler:
         self.renderer.render_many([self.sample])
 
     def questions(self, batch: Batch, *, rng: np.random.Generator) -> list[Question]:
-        """Ask about each group of a batch: about all its documents in an order that `rng` draws, or about each alone."""
+        """Ask about all documents of each group, in an order that `rng` draws, or about each alone."""
         found = []
         for number, (query, group) in enumerate(zip(batch.queries, batch.documents, strict=True)):
             grades = grades_of(batch, number)
