@@ -35,12 +35,12 @@ MEASURED = ("reward", "kl", "entropy", "answer_length", "malformed")
 class Config:
     wikiqa: Path
     """WikiQA as a collection."""
-    library: Path
-    """The standard library's functions, from recipes/shortlist-mini/asking.yaml."""
-    bm25: Path
-    """Their index, from the same recipe."""
     work: Path
     """Folder for everything that is made."""
+    library: Path | None = None
+    """The standard library's functions, from recipes/shortlist-mini/asking.yaml (None: WikiQA alone)."""
+    bm25: Path | None = None
+    """Their index, from the same recipe."""
     labels: int = 80
     """Steps of the language model."""
     out: Path | None = None
@@ -121,20 +121,20 @@ def main(config: Config) -> None:
     quiet()
     under, start = conditions(None), time.process_time()
     run_recipe(questions(str(config.wikiqa)), config.work / "wikiqa", where="wikiqa")
-    run_recipe(labels(config), config.work / "labels", where="labels")
+    if config.library:
+        run_recipe(labels(config), config.work / "labels", where="labels")
     minutes = (time.process_time() - start) / 60
     trained = {name: f"trained-{number}" for number, name in enumerate(ROWS)}
     sections = [
         section("WikiQA: the shipped reranker", config.work / "wikiqa", trained),
         course("PG-RANK", config.work / "wikiqa" / "trained-1"),
-        section(
-            "The standard library: the shipped language model, sets of three",
-            config.work / "labels",
-            {"exact label, GRPO": "trained"},
-        ),
-        course("The exact label", config.work / "labels" / "trained"),
         f"{minutes:.1f} minutes of one core, with what was done before not counted.",
     ]
+    if config.library:
+        named = {"exact label, GRPO": "trained"}
+        title = "The standard library: the shipped language model, sets of three"
+        sections[2:2] = [section(title, config.work / "labels", named)]
+        sections[3:3] = [course("The exact label", config.work / "labels" / "trained")]
     publish("Training by reward, against the model it starts from", under, sections, config.out)
 
 

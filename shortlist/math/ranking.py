@@ -1,4 +1,4 @@
-"""The inputs of losses: queries with scores of their documents, and what was sampled for questions."""
+"""The inputs of losses: queries with scores of their documents, and samples with rewards."""
 
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class Ranking(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Samples of a policy and what they earned, the only input of every loss of policies.
+    """Samples of a policy with their rewards, the only input of its losses.
 
     A sample is an answer, whose steps are its tokens, or a ranking, whose steps are its places. What is said of steps
     that `keep` leaves out may be anything that is finite.

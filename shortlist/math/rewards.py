@@ -1,4 +1,4 @@
-"""Rewards of answers about a query's documents, as pure functions of what they said and of grades."""
+"""Rewards of answers about documents, as pure functions of answers and grades."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Said(NamedTuple):
-    """What an answer said of the documents that it was shown."""
+    """Scores and faults of an answer about documents."""
 
     scores: Sequence[float]
     """A score for each document, higher is better; NaN for one of which nothing was said."""
@@ -29,27 +29,28 @@ Grades = Sequence[float]
 """The grade of each document that was shown, 0 for one that is not relevant."""
 
 
-def ndcg(said: Said, grades: Grades, *, k: int = 10) -> float:
-    """Compute nDCG@k of the documents in the order of their scores; 0 for a malformed answer.
+def order_ndcg(said: Said, grades: Grades, *, k: int = 10) -> float:
+    """Compute nDCG@k of the documents in the order of their scores.
 
-    Grades count as they are. Documents of which nothing was said come last, and equal ones stay as they were shown.
+    It is 0 for a malformed answer. Grades count as they are. Documents of which nothing was said come last, and equal
+    ones stay as they were shown.
     """
     return _ndcg(said, grades, k) if said.well_formed else 0.0
 
 
-def mrr(said: Said, grades: Grades, *, k: int = 10) -> float:
-    """Compute the reciprocal rank of the first relevant document of k; 0 for a malformed answer."""
+def order_mrr(said: Said, grades: Grades, *, k: int = 10) -> float:
+    """Compute the reciprocal rank of the first relevant document; 0 if malformed."""
     found = [rank for rank, place in enumerate(_order(said)[:k], 1) if grades[place] > 0]
     return 1 / found[0] if found and said.well_formed else 0.0
 
 
-def recall(said: Said, grades: Grades, *, k: int = 10) -> float:
-    """Compute the share of the relevant documents among the first k; 0 for a malformed answer."""
+def order_recall(said: Said, grades: Grades, *, k: int = 10) -> float:
+    """Compute the share of the relevant documents among the first k; 0 if malformed."""
     return _recall(said, grades, k) if said.well_formed else 0.0
 
 
-def label(said: Said, grades: Grades) -> float:
-    """Give 1 to a well-formed answer that names a document of the highest grade, and 0 to any other (Rank-R1).
+def exact_label(said: Said, grades: Grades) -> float:
+    """Give 1 to a well-formed answer that names a best document, otherwise 0 (Rank-R1).
 
     https://arxiv.org/abs/2503.06034
     """
@@ -90,7 +91,9 @@ def exclusion(
 
 
 def binary(said: Said, grades: Grades, *, form: float = 1.0) -> float:
-    """Reward the form of a yes or no about one document, and add 1 if it is right (ProRank's warm-up).
+    """Reward a yes or no about one document for form and truth (ProRank's warm-up).
+
+    One that is right gets 1 beside what its form earns.
 
     Args:
         form: the reward for the form.
@@ -112,7 +115,7 @@ def group(
     unread: float = -0.1,
     form: float = -0.5,
 ) -> float:
-    """Reward grades for a group by the order that they make, and by their likeness to the true ones (GroupRank).
+    """Reward grades for a group by their order and their likeness to true ones (GroupRank).
 
     It is nDCG@k, plus recall@k and 1 less the Jensen-Shannon divergence of the shares that grades have in their sum.
 
@@ -176,7 +179,7 @@ def list_ranks(
 
 
 def jensen_shannon(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
-    """Compute the Jensen-Shannon divergence of two distributions, in bits: from 0, where they are equal, to 1."""
+    """Compute the Jensen-Shannon divergence of two distributions, in bits, from 0 to 1."""
     p, q = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     middle = (p + q) / 2
     return sum(float((x[x > 0] * np.log2(x[x > 0] / middle[x > 0])).sum()) / 2 for x in (p, q))
@@ -189,7 +192,7 @@ def _shares(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _order(said: Said) -> list[int]:
-    """Return the places of documents from the highest score to the lowest, equal ones as they were shown."""
+    """Return documents' places from the highest score down, equal ones as they were shown."""
     return sorted(range(len(said.scores)), key=lambda place: -_or_last(said.scores[place]))
 
 
@@ -213,10 +216,10 @@ def _recall(said: Said, grades: Grades, k: int) -> float:
 
 
 ANSWER_REWARDS: dict[str, Callable[..., float]] = {
-    "ndcg": ndcg,
-    "mrr": mrr,
-    "recall": recall,
-    "label": label,
+    "ndcg": order_ndcg,
+    "mrr": order_mrr,
+    "recall": order_recall,
+    "label": exact_label,
     "exclusion": exclusion,
     "binary": binary,
     "group": group,

@@ -27,7 +27,7 @@ class RewardKind(NamedTuple):
 
 _LISTS: tuple[Asks, ...] = ("order", "top", "grades")
 
-REWARDS: dict[str, RewardKind] = {
+REWARD_KINDS: dict[str, RewardKind] = {
     "ndcg": RewardKind(_LISTS),
     "mrr": RewardKind(_LISTS),
     "recall": RewardKind(_LISTS),
@@ -39,13 +39,13 @@ REWARDS: dict[str, RewardKind] = {
 }
 """Rewards by the names that `--reward` takes."""
 
-RANKINGS: dict[str, Any] = {"samples": 8, "temperature": 1.0, "k": 10}
+RANKING_OPTIONS: dict[str, Any] = {"samples": 8, "temperature": 1.0, "k": 10}
 """Options of sampled rankings: how many for each query, what divides the scores, and the places that count."""
-ANSWERS: dict[str, Any] = {"samples": 8, "temperature": 1.0, "tokens": 0}
+ANSWER_OPTIONS: dict[str, Any] = {"samples": 8, "temperature": 1.0, "tokens": 0}
 """Options of sampled answers: how many for each question, what divides the logits, and the most tokens of an answer
 (0: as the prompt says)."""
 
-POLICIES: dict[str, dict[str, Any]] = {
+POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "pg": {},
     "grpo": {"clip": 0.2, "kl": 0.001, "updates": 1},
     "dr-grpo": {"clip": 0.2, "kl": 0.0, "updates": 1},
@@ -79,13 +79,13 @@ class Rewarded(NamedTuple):
 
 
 def with_reward(config: Config) -> Config:
-    """Complete a training by the reward of answers: a language model writes them, to the reward's prompt.
+    """Complete a training by rewards of answers to the reward's prompt.
 
-    So a reranker that answers is trained as the language model that it is.
+    A language model writes them. So a reranker that answers is trained as the language model that it is.
     """
     if config.reward is None or named_kind(config.kind).role == "retriever":
         return config
-    kind = REWARDS.get(config.reward.partition(",")[0])
+    kind = REWARD_KINDS.get(config.reward.partition(",")[0])
     prompt = config.prompt or (kind.prompt if kind else None)
     return replace(config, kind="language-model", prompt=prompt) if prompt else config
 
@@ -100,17 +100,17 @@ def parse_rewarded(config: Config) -> Rewarded | None:
         return None
     name, _, rest = config.reward.partition(",")
     where = f"--reward {config.reward}"
-    if name not in REWARDS:
-        raise UserError(f"{where}: {unknown('reward', name, REWARDS)}")
-    defaults = ANSWERS | own_options(name) if config.prompt else RANKINGS
+    if name not in REWARD_KINDS:
+        raise UserError(f"{where}: {unknown('reward', name, REWARD_KINDS)}")
+    defaults = ANSWER_OPTIONS | own_options(name) if config.prompt else RANKING_OPTIONS
     options = defaults | read_options(where, name, rest, defaults)
     _check(where, options)
     policy, _, rest = (config.policy or ("grpo" if config.prompt else "pg")).partition(",")
     said = f"--policy {config.policy}"
-    if policy not in POLICIES:
-        raise UserError(f"{said}: {unknown('policy', policy, POLICIES)}")
-    given = read_options(said, policy, rest, POLICIES[policy])
-    chosen = POLICIES[policy] | given
+    if policy not in POLICY_OPTIONS:
+        raise UserError(f"{said}: {unknown('policy', policy, POLICY_OPTIONS)}")
+    given = read_options(said, policy, rest, POLICY_OPTIONS[policy])
+    chosen = POLICY_OPTIONS[policy] | given
     _check(said, chosen)
     updates = chosen.pop("updates", 1)
     if updates == 1 and (clip := next((option for option in given if option.startswith("clip")), None)):
@@ -120,7 +120,9 @@ def parse_rewarded(config: Config) -> Rewarded | None:
 
 
 def own_options(name: str) -> dict[str, Any]:
-    """Return the options of a reward of answers, with their defaults; the prompt says what the highest grade is."""
+    """Return the options of a reward of answers, with their defaults.
+
+    The prompt says what the highest grade is."""
     found = inspect.signature((ANSWER_REWARDS | LIST_REWARDS)[name]).parameters.values()
     return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY and one.name != "highest"}
 
@@ -172,7 +174,7 @@ def check_rewarded_prompt(config: Config, prompt: Prompt) -> None:
         UserError: it asks for something else, or shows fewer documents.
     """
     name = str(config.reward).partition(",")[0]
-    kind = REWARDS.get(name)
+    kind = REWARD_KINDS.get(name)
     if kind is None:
         return  # `check_reward` says so
     if prompt.asks not in kind.asks or prompt.encoder:

@@ -144,7 +144,9 @@ def top(answer: str, choices: Choices) -> Parsed:
 
 
 def bad_tags(answer: str, names: Sequence[str]) -> int:
-    """Count the tags that are missing, repeated, out of order, or not right behind the tag that ends the part before.
+    """Count the tags that are missing, repeated or out of place.
+
+    Between two parts there may be nothing but space.
 
     Args:
         names: the parts that an answer has, in order, such as `think` and `answer`.

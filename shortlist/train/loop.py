@@ -109,7 +109,7 @@ def fit(
 def _update(
     model: Trainable, example: Example, optimizer: Optimizer, adapter: Any, state: State, **computing: Any
 ) -> tuple[Outcome, float, State]:
-    """Take a step of the optimizer, and return its outcome with the norm of the gradient."""
+    """Take a step of the optimizer; return its outcome and the gradient's norm."""
     outcome, state = _within_memory(model, example, state, **computing)
     add_regulariser(adapter)
     trained = [p for p in model.parameters() if p.requires_grad]

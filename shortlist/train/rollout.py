@@ -1,4 +1,4 @@
-"""Rollouts: what a model samples in a step with its weights of that step, and what that earns.
+"""Rollouts: samples of a model with the weights of the step, and their rewards.
 
 A reranker's rankings are sampled from its scores, which a step computes anyway. A language model's answers are
 generated before the step's forward passes, never ahead of the step.
@@ -27,7 +27,7 @@ from shortlist.models.language import Wanted, output_embedding
 from shortlist.models.outputs import Rows, split
 from shortlist.models.save import Trainable
 from shortlist.records import Document, Group, Query
-from shortlist.settings.reward import REWARDS, Rewarded
+from shortlist.settings.reward import REWARD_KINDS, Rewarded
 from shortlist.text.answers import bad_tags
 from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt
@@ -40,13 +40,15 @@ from shortlist.train.objectives import accuracy
 from shortlist.train.steps import Example, Outcome
 from shortlist.train.written import Written
 
-PARTS = ("think", "reason", "answer")
+TAGS = ("think", "reason", "answer")
 """Parts of an answer that prompts ask for in tags, in order."""
 
 
 @final
 class RankingRollout:
-    """Samples rankings from a step's scores and learns from their rewards, in later updates of the step too.
+    """Samples rankings from a step's scores and learns from their rewards.
+
+    Later updates of the step learn from the same samples.
 
     Args:
         rewarded: the reward and the loss.
@@ -84,7 +86,7 @@ def learned(rollout: Rollout, rewarded: Rewarded) -> tuple[Float[Tensor, ""], di
     return loss, {name: round(value, 6) for name, value in values.items()}
 
 
-class Question(NamedTuple):
+class Prompted(NamedTuple):
     """A prompt about documents of a group."""
 
     group: int
@@ -117,12 +119,12 @@ class Sampler:
         if not self.stop:
             raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no token that ends an answer; set eos_token.")
         whole = " ".join(turn.text for turn in prompt.turns)
-        self.tags = [name for name in PARTS if f"<{name}>" in whole]
+        self.tags = [name for name in TAGS if f"<{name}>" in whole]
         self.sample: QueryAndShown = (Query("", "a"), [Document(str(i), "a") for i in range(num_docs)])
         self.renderer.render_many([self.sample])
 
-    def questions(self, batch: Batch, *, rng: np.random.Generator) -> list[Question]:
-        """Ask about all documents of each group, in an order that `rng` draws, or about each alone."""
+    def questions(self, batch: Batch, *, rng: np.random.Generator) -> list[Prompted]:
+        """Ask about each group's documents, in an order that `rng` draws, or one by one."""
         found = []
         for number, (query, group) in enumerate(zip(batch.queries, batch.documents, strict=True)):
             grades = grades_of(batch, number)
@@ -130,20 +132,20 @@ class Sampler:
             parts = [[place] for place in order] if self.prompt.asks == "grade" else [order]
             for places in parts:
                 shown = [group[place] for place in places]
-                found.append(Question(number, (query, shown), [grades[place] for place in places]))
+                found.append(Prompted(number, (query, shown), [grades[place] for place in places]))
         return found
 
     def example(self, batch: Batch, *, rng: np.random.Generator) -> Example:
-        """Prepare a batch of questions; their answers are drawn in the step that learns from them."""
+        """Prepare a batch of questions; the step that learns from answers draws them."""
         questions = self.questions(batch, rng=rng)
         rendered = self._rendered(questions)
         draw = partial(self._drawn, batch=batch, questions=questions, rendered=rendered)
         return Example([], [query.query_id for query in batch.queries], _not_drawn, draw=draw)
 
     def _drawn(
-        self, model: Trainable, *, batch: Batch, questions: Sequence[Question], rendered: Sequence[Rendered], **how: Any
+        self, model: Trainable, *, batch: Batch, questions: Sequence[Prompted], rendered: Sequence[Rendered], **how: Any
     ) -> Example:
-        """Generate answers with the model as it is now, and prepare to learn from their rewards."""
+        """Generate answers with the model as it is now, and reward them."""
         ids = answers_of(
             model,
             [one.ids for one in rendered],
@@ -173,7 +175,7 @@ class Sampler:
         )
 
     def said(
-        self, questions: Sequence[Question], rendered: Sequence[Rendered], ids: Sequence[Sequence[Sequence[int]]]
+        self, questions: Sequence[Prompted], rendered: Sequence[Rendered], ids: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[Said]]:
         """Read all samples of all questions."""
         return [
@@ -190,14 +192,16 @@ class Sampler:
         return Said(scores, not faults and not bad, bad, "out of range" in faults)
 
     def mean_reward(self, model: Trainable, *, batch: Batch, seed: int, **how: Any) -> float:
-        """Compute the mean reward of the likeliest answers, documents in an order that the seed draws."""
+        """Compute the mean reward of the likeliest answers.
+
+        Documents are shown in an order that the seed draws."""
         questions = self.questions(batch, rng=np.random.default_rng(seed))
         rendered = self._rendered(questions)
         most = [one.answer_tokens for one in rendered]
         ids = answers_of(model, [one.ids for one in rendered], most=most, stop=self.stop, **how)
         return rewards_of(self, questions, self.said(questions, rendered, ids)).mean().item()
 
-    def _rendered(self, questions: Sequence[Question]) -> list[Rendered]:
+    def _rendered(self, questions: Sequence[Prompted]) -> list[Rendered]:
         try:
             return self.renderer.render_many([question.asked for question in questions])
         except UserError as error:
@@ -212,7 +216,7 @@ class Sampler:
         return Sampler(prompt, self.tokenizer, self.rewarded, num_docs=self.num_docs, longest=10**9)
 
     def largest(self, rows: int, tokens: int) -> list[Wanted]:
-        """Return what is asked of so many inputs of this length, whose answers are as long as they may be."""
+        """Return what is asked of so many inputs of this length, with the longest answers."""
         [one] = self.renderer.render_many([self.sample])
         return [Wanted(max(1, tokens - one.answer_tokens), tokens, temperature=self.rewarded.temperature)] * rows
 
@@ -330,7 +334,7 @@ def grades_of(batch: Batch, number: int) -> list[float]:
 
 
 def rewards_of(
-    sampler: Sampler, questions: Sequence[Question], said: Sequence[Sequence[Said]]
+    sampler: Sampler, questions: Sequence[Prompted], said: Sequence[Sequence[Said]]
 ) -> Float[Tensor, "questions samples"]:
     """Reward each sample of each question."""
     name, options = sampler.rewarded.reward, sampler.rewarded.options
@@ -347,7 +351,7 @@ def rewards_of(
 
 
 def heldout_batch(heldout: Heldout, *, negatives: int | None) -> Batch:
-    """Make a group of each held-out query: a relevant document, and BM25's best of the others.
+    """Make a group of each held-out query: a relevant document, and BM25's best others.
 
     Args:
         negatives: how many of the others (None: as many as a reranker orders).
@@ -375,7 +379,7 @@ def check_rewards(rewarded: Rewarded, groups: Sequence[Group], *, where: str) ->
             f"--reward {rewarded.reward}: {without:,} of {len(groups):,} groups of {where} have no relevant document, "
             "so nothing is rewarded; leave them out."
         )
-    if REWARDS[rewarded.reward].needs_grades and not any(group.grades for group in groups):
+    if REWARD_KINDS[rewarded.reward].needs_grades and not any(group.grades for group in groups):
         raise UserError(
             f"--reward {rewarded.reward}: none of the {len(groups):,} groups of {where} has grades other than relevant "
             "or not; use graded judgements, or another reward, such as ndcg."

@@ -7,14 +7,14 @@ from shortlist.math.rewards import (
     ANSWER_REWARDS,
     Said,
     binary,
+    exact_label,
     exclusion,
     group,
     jensen_shannon,
-    label,
     list_ranks,
-    mrr,
-    ndcg,
-    recall,
+    order_mrr,
+    order_ndcg,
+    order_recall,
 )
 
 NAN = math.nan
@@ -24,35 +24,35 @@ ORDER = Said([2.0, 3.0, 1.0])  # the best, then nothing relevant, then the other
 
 
 def test_the_order_of_an_answer_is_rewarded_as_a_ranking():
-    assert ndcg(ORDER, GRADES) == pytest.approx(2.5 / 2.6309298)
-    assert ndcg(ORDER, GRADES, k=2) == pytest.approx(2 / 2.6309298)
-    assert mrr(Said([3.0, 1.0, 2.0]), GRADES) == 0.5
-    assert mrr(Said([3.0, 1.0, 2.0]), GRADES, k=1) == 0
-    assert recall(ORDER, GRADES, k=2) == 0.5
-    assert recall(ORDER, GRADES) == 1
+    assert order_ndcg(ORDER, GRADES) == pytest.approx(2.5 / 2.6309298)
+    assert order_ndcg(ORDER, GRADES, k=2) == pytest.approx(2 / 2.6309298)
+    assert order_mrr(Said([3.0, 1.0, 2.0]), GRADES) == 0.5
+    assert order_mrr(Said([3.0, 1.0, 2.0]), GRADES, k=1) == 0
+    assert order_recall(ORDER, GRADES, k=2) == 0.5
+    assert order_recall(ORDER, GRADES) == 1
 
 
-@pytest.mark.parametrize("reward", [ndcg, mrr, recall, label])
+@pytest.mark.parametrize("reward", [order_ndcg, order_mrr, order_recall, exact_label])
 def test_a_malformed_answer_earns_nothing_however_right(reward):
     assert reward(ORDER, GRADES) > 0
     assert reward(ORDER._replace(well_formed=False), GRADES) == 0
 
 
-@pytest.mark.parametrize("reward", [ndcg, mrr, recall, label])
+@pytest.mark.parametrize("reward", [order_ndcg, order_mrr, order_recall, exact_label])
 def test_without_a_relevant_document_no_order_earns_anything(reward):
     assert reward(ORDER, [0.0, 0.0, 0.0]) == 0
 
 
 def test_what_was_not_named_comes_last_and_equal_ones_stay():
-    assert mrr(Said([NAN, NAN, 1.0]), [0.0, 1.0, 0.0]) == pytest.approx(1 / 3)
-    assert mrr(Said([1.0, 1.0]), [0.0, 1.0]) == 0.5
+    assert order_mrr(Said([NAN, NAN, 1.0]), [0.0, 1.0, 0.0]) == pytest.approx(1 / 3)
+    assert order_mrr(Said([1.0, 1.0]), [0.0, 1.0]) == 0.5
 
 
 @pytest.mark.parametrize(
     ("scores", "expected"), [([NAN, 1.0, NAN], 1), ([0.0, 0.0, 1.0], 0), ([1.0, 0.0, 0.0], 0), ([NAN, NAN, NAN], 0)]
 )
 def test_only_a_label_of_the_highest_grade_earns_anything(scores: list[float], expected: float):
-    assert label(Said(scores), GRADES) == expected
+    assert exact_label(Said(scores), GRADES) == expected
 
 
 @pytest.mark.parametrize(

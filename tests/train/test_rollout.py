@@ -26,7 +26,7 @@ from shortlist.models.heads import OutputHead
 from shortlist.models.language import LanguageModel, Wanted, output_embedding
 from shortlist.models.load import load_generator
 from shortlist.records import Group
-from shortlist.settings.reward import POLICIES, REWARDS, parse_rewarded, with_reward
+from shortlist.settings.reward import POLICY_OPTIONS, REWARD_KINDS, parse_rewarded, with_reward
 from shortlist.settings.train_job import check_first
 from shortlist.text.batching import pad
 from shortlist.text.contract import named_contract
@@ -79,16 +79,16 @@ def graded(scores: list[float], grades: list[float]) -> Ranking:
 # Settings
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", POLICY_OPTIONS)
 def test_a_policys_options_are_those_of_its_loss(name: str):
     found = inspect.signature(LOSSES[name]).parameters.values()
     options = {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
-    assert {key: value for key, value in POLICIES[name].items() if key != "updates"} == options
+    assert {key: value for key, value in POLICY_OPTIONS[name].items() if key != "updates"} == options
 
 
 def test_every_reward_has_a_function_and_its_prompt_fits():
-    assert set(REWARDS) == {*ANSWER_REWARDS, *LIST_REWARDS} > set(RANKING_REWARDS)
-    for name, kind in REWARDS.items():
+    assert set(REWARD_KINDS) == {*ANSWER_REWARDS, *LIST_REWARDS} > set(RANKING_REWARDS)
+    for name, kind in REWARD_KINDS.items():
         assert (kind.prompt is None) == (name in RANKING_REWARDS)
         assert kind.prompt is None or named_prompt(kind.prompt).asks in kind.asks
 

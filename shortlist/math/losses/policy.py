@@ -45,7 +45,7 @@ def policy(
 
 
 def pg(rollout: Rollout) -> Float[Tensor, ""]:
-    """Weigh the log-probability of each sample by its reward above the mean of the others (REINFORCE).
+    """Weigh each sample's log-probability by its reward above the others' mean (REINFORCE).
 
     The others are those of the same question. The value of the loss is minus the mean reward.
 
@@ -75,10 +75,10 @@ def grpo(rollout: Rollout, *, clip: float = 0.2, kl: float = 0.001) -> Float[Ten
 
 
 def dr_grpo(rollout: Rollout, *, clip: float = 0.2, kl: float = 0.0) -> Float[Tensor, ""]:
-    """Follow rewards as GRPO, without its two divisions, which favour easy questions and long wrong answers.
+    """Follow rewards as GRPO, without its two divisions.
 
-    An advantage is not divided by the standard deviation, and a sample's steps are divided by the most that a sample
-    may have instead of by their number.
+    These favour easy questions and long wrong answers. An advantage is not divided by the standard deviation, and a
+    sample's steps are divided by the most that a sample may have instead of by their number.
 
     Args:
         clip: as for `grpo`, like `kl`.
@@ -91,9 +91,9 @@ def dr_grpo(rollout: Rollout, *, clip: float = 0.2, kl: float = 0.0) -> Float[Te
 
 
 def dapo(rollout: Rollout, *, clip: float = 0.2, clip_above: float = 0.28) -> Float[Tensor, ""]:
-    """Follow rewards as GRPO, with all steps alike, more room above, and no pull to the start model.
+    """Follow rewards as GRPO, with all steps alike and more room above.
 
-    Questions whose samples have equal rewards do not count.
+    Nothing pulls to the start model. Questions whose samples have equal rewards do not count.
 
     Args:
         clip: how far below 1 the ratio of probabilities still counts.
@@ -129,9 +129,10 @@ def dpo(rollout: Rollout, *, beta: float = 0.1) -> Float[Tensor, ""]:
 def k3(
     log_probs: Float[Tensor, "questions samples steps"], start: Float[Tensor, "questions samples steps"]
 ) -> Float[Tensor, "questions samples steps"]:
-    """Estimate the divergence KL(model, start) from a sampled step: r - log r - 1, with r = p(start) / p(model).
+    """Estimate the divergence KL(model, start) from sampled steps.
 
-    It is never below 0, and varies less than -log r, whose mean is the same.
+    It is r - log r - 1, with r = p(start) / p(model), which is never below 0, and varies less than -log r, whose mean
+    is the same.
 
     http://joschu.net/blog/kl-approx.html
     """
@@ -140,7 +141,7 @@ def k3(
 
 
 def group_advantages(rewards: Float[Tensor, "questions samples"]) -> Float[Tensor, "questions samples"]:
-    """Normalise rewards within each question: less their mean, over their standard deviation; 0 where all are equal."""
+    """Normalise rewards within each question: less their mean, over their standard deviation."""
     deviations = rewards.std(1, keepdim=True)
     return (rewards - rewards.mean(1, keepdim=True)) / (deviations + 1e-6)
 
@@ -148,7 +149,7 @@ def group_advantages(rewards: Float[Tensor, "questions samples"]) -> Float[Tenso
 def _clipped(
     rollout: Rollout, advantages: Float[Tensor, "questions samples"], low: float, high: float
 ) -> Float[Tensor, "questions samples steps"]:
-    """Compute the loss of each step: minus its advantage, times a ratio that is no use to move out of the clip."""
+    """Compute minus the advantage of each step, times the ratio of probabilities within the clip."""
     ratios = (rollout.log_probs - rollout.before).exp()
     each = advantages[:, :, None]
     return -torch.minimum(ratios * each, ratios.clamp(low, high) * each)
@@ -183,9 +184,9 @@ POLICIES: dict[str, Callable[..., Float[Tensor, ""]]] = {
 def draw_rankings(
     ranking: Ranking, *, samples: int, k: int, temperature: float = 1.0
 ) -> Int[Tensor, "queries samples k"]:
-    """Draw the first k places of rankings from the scores (Plackett-Luce): the columns of documents, best first.
+    """Draw the first k places of rankings from the scores (Plackett-Luce).
 
-    The highest scores after adding Gumbel noise are such a sample.
+    They are columns of documents, best first. The highest scores after adding Gumbel noise are such a sample.
     """
     return _sample(_masked(ranking.scores, ranking.keep, temperature).detach(), samples, k)
 
