@@ -79,7 +79,6 @@ def names(folder: Path) -> list[str]:
         ({"kind": "language-model", "prompt": "first", "loss": ("lm", "ranknet=10")}, 3),
         ({"kind": "language-model", "prompt": "setwise", "adapter": "r=4,targets=q_proj", "grad_cache": True}, 4),
         ({"kind": "reranker", "reward": "ndcg,samples=4", "policy": "dpo", "loss": ("anchor=0.1",)}, 3),
-        ({"kind": "reranker", "reward": "binary", "prompt": "prorank", "negatives": 2}, 3),
     ],
 )
 def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_does(

@@ -33,7 +33,7 @@ from shortlist.text.contract import named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.prompts import named_prompt
 from shortlist.text.rendering import Renderer
-from shortlist.train import rollout
+from shortlist.train import loop, rollout
 from shortlist.train.examples import Batch
 from shortlist.train.heldout import Heldout
 from shortlist.train.log import read_log
@@ -327,6 +327,41 @@ def test_a_reward_that_can_be_had_is_learned(tiny: Tiny, tmp_path: Path, monkeyp
     train.run(replace(config, steps=25, batch_size=4, learning_rate=0.01))
     rewards = [record["reward"] for record in read_log(tmp_path / "out")]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.5
+
+
+@pytest.mark.parametrize("after", [2, 3])  # between two steps, and between two updates of a step
+def test_an_interrupted_training_by_answers_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    def said(self: Sampler, questions: Any, rendered: Any, ids: Any) -> list[list[rollout.Said]]:
+        return [[rollout.Said([float(answer[0] % 2)]) for answer in samples] for samples in ids]
+
+    monkeypatch.setattr(Sampler, "said", said)  # so that samples earn different rewards
+    change: dict[str, Any] = {"reward": "binary,samples=4", "policy": "grpo,updates=2", "negatives": 2}
+    whole, broken = (
+        settings(tiny, tmp_path / name, checkpoint_steps=1, adapter="lora,r=4", **change)
+        for name in ("whole", "broken")
+    )
+    train.run(whole)
+    torch.manual_seed(99)
+    backward, calls = loop.backward, []
+
+    def until_interrupted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return backward(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "backward", until_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(broken)
+    train.run(broken)
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (whole.out, broken.out)]
+    assert weights[0] == weights[1]
+    logs = [[(r["loss"], r["reward"], r["kl"]) for r in read_log(config.out)] for config in (whole, broken)]
+    assert logs[0] == logs[1]
+    assert logs[0][-1][-1] > 0  # it has moved
 
 
 def test_all_processes_get_all_answers(model: LanguageModel, monkeypatch: pytest.MonkeyPatch):
