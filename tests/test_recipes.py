@@ -112,7 +112,7 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     given = {"dev": "test", "dl19": "test", "dl20": "test", "wikiqa-split": "test", "steps": "2"}
     given |= {"dims": "[32, 8]", "dims_weights": "[1, 0.5]", "short": "8", "lists": "train", "margin": "0"}
     given |= {"few": "2", "many": "3", "train": "train"}
-    given |= {"max_malformed": "1", "negatives": "2", "depth": "3", "top": "2", "offset": "near"}
+    given |= {"max_malformed": "1", "negatives": "2", "depth": "3", "max_length": "1000", "top": "2", "offset": "near"}
     smaller = {"irds:": tiny.collection, "meta-llama/": tiny.llama, "Qwen/": tiny.llama, "hf:": groups}
     smaller |= {"data/": tiny.collection, "sentence-transformers/": tiny.retriever, "BAAI/": tiny.retriever}
     smaller |= {"google-bert/": tiny.bert}
@@ -121,6 +121,7 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     smaller |= {"Qwen/Qwen3-Embedding": embedder, "Alibaba-NLP/": embedder}
     smaller |= {"jinaai/jina-reranker": write_projecting(folder / "projecting")}
     smaller |= {"BAAI/bge-reranker-v2-minicpm": write_layerwise(folder / "layerwise")}
+    smaller |= {"Qwen/Qwen2.5": tiny.speaker}
 
     @cache
     def run(name: str) -> Path:
@@ -129,6 +130,8 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         changes = {setting: value for setting, value in given.items() if setting in settings_of(name)}
         for start, small in smaller.items():
             changes |= {setting: small for setting, value in settings_of(name).items() if str(value).startswith(start)}
+        if "reward" in settings_of(name):  # of answers, which are shorter here
+            changes["reward"] = re.sub(r",tokens=\d+|$", ",tokens=4", settings_of(name)["reward"], count=1)
         words = [f"{setting}={value}" for setting, value in changes.items()]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""The input of a loss over scores: queries, their documents, and data about each pair."""
+"""The inputs of losses: queries with scores of their documents, and samples with rewards."""
 
 from typing import NamedTuple
 
@@ -40,3 +40,24 @@ class Ranking(NamedTuple):
     yes: Float[Tensor, "queries docs"] | None = None
     """The logits of "yes" alone, where scores are those of "yes" less those of "no"; None where scores are no such
     differences."""
+
+
+class Rollout(NamedTuple):
+    """Samples of a policy with their rewards, the only input of its losses.
+
+    A sample is an answer, whose steps are its tokens, or a ranking, whose steps are its places. What is said of steps
+    that `keep` leaves out may be anything that is finite.
+    """
+
+    log_probs: Float[Tensor, "questions samples steps"]
+    """The log-probability of each step; nothing but this is trained."""
+    before: Float[Tensor, "questions samples steps"]
+    """What it was when the sample was drawn; equal to `log_probs` at the first update after that."""
+    rewards: Float[Tensor, "questions samples"]
+    """What each sample earned; higher is better."""
+    keep: Bool[Tensor, "questions samples steps"]
+    """False behind a sample's last step."""
+    most: int
+    """The most steps that a sample may have."""
+    start: Float[Tensor, "questions samples steps"] | None = None
+    """The log-probability of each step by the model as it was before training; None if nothing needs it."""

@@ -62,12 +62,8 @@ def output_head(backbone: PreTrainedModel, folder: Path) -> OutputHead:
         UserError: the folder has no head, and the model does not use its input embedding for one.
     """
     config = backbone.config
+    check_head(backbone, folder)
     weight = find_tensor(folder, OUTPUT_EMBEDDING)
-    if weight is None and not getattr(config, "tie_word_embeddings", False):
-        raise UserError(
-            f"{folder}: has no language-model head (no {OUTPUT_EMBEDDING!r}, and its embeddings are not tied), so it "
-            "generates nothing; name a causal language model."
-        )
     if weight is None:
         weight = cast(Tensor, backbone.get_input_embeddings().weight)
     bias = find_tensor(folder, OUTPUT_BIAS)
@@ -134,6 +130,19 @@ def answer_ids(tokenizer: Any, answer: Sequence[str], folder: Path) -> list[int]
                 "choose another --contract."
             )
     return token_ids
+
+
+def check_head(backbone: PreTrainedModel, folder: Path) -> None:
+    """Refuse a backbone without a language-model head, which generates nothing.
+
+    Raises:
+        UserError: the folder has none, and the model does not use its input embedding for one.
+    """
+    if not getattr(backbone.config, "tie_word_embeddings", False) and not any(_tensors(folder, OUTPUT_EMBEDDING)):
+        raise UserError(
+            f"{folder}: has no language-model head (no {OUTPUT_EMBEDDING!r}, and its embeddings are not tied), so it "
+            "generates nothing; name a causal language model."
+        )
 
 
 def own_output(

@@ -32,6 +32,9 @@ class Wanted(NamedTuple):
     """The place of the token behind which labels are told apart."""
     labels: tuple[int, ...] = ()
     """The id of each label, whose logit is wanted there."""
+    temperature: float | None = None
+    """Where it is given, the log-probability of each of the answer's tokens is wanted alone, with logits divided by
+    it."""
     layout: "BlockLayout | None" = None
     """Where the input is in blocks, how; documents' attention is then wanted instead of labels' logits."""
 
@@ -98,7 +101,7 @@ class LanguageModel(nn.Module):
 
         Args:
             asked: what is wanted of each text instead. A text's rows are then numbers: loss and correct predictions of
-                the tokens of its answer, and the logit of each label.
+                the tokens of its answer, and the logit of each label; or the log-probability of each of these tokens.
         """
         if asked is not None:
             return self._answers(token_ids, asked)
@@ -124,6 +127,10 @@ class LanguageModel(nn.Module):
         rows = torch.tensor([row for row, one in enumerate(asked) for _ in range(one.start, one.end)], device=device)
         places = torch.tensor([place for one in asked for place in range(one.start, one.end)], device=device)
         rows, places = rows.long(), places.long()  # without any they would be of floats
+        if asked[0].temperature is not None:
+            divided = states[rows, places - 1] / asked[0].temperature
+            losses = next_tokens(divided, self.embedding, token_ids[rows, places])[:, 0]
+            return Rows(-losses, torch.tensor([one.end - one.start for one in asked]))
         sums = self._sums(states[rows, places - 1], token_ids[rows, places], rows, len(asked))
         if probe is not None:
             return _with_documents(sums, probe, layouts)

@@ -31,6 +31,7 @@ from shortlist.models.heads import (
     OutputHead,
     answer_head,
     answer_ids,
+    check_head,
     find_head,
     find_tensor,
     one_label,
@@ -251,6 +252,7 @@ def language_model_to_train(
     *,
     seed: int = 0,
     adjust: Adjust | None = None,
+    generates: bool = False,
     **loading: Any,
 ) -> LanguageModel:
     """Load a language model to start training from.
@@ -258,12 +260,15 @@ def language_model_to_train(
     Its texts are the pairs of a reranker.
 
     Args:
+        generates: whether it must have a head already, as it is to generate answers.
         contract: as for `dense_to_train`, like the other arguments.
 
     Raises:
         UserError: the backbone is not a causal decoder, or its logits are more than states times an embedding.
     """
     backbone = open_backbone(folder, **loading)
+    if generates and not loading.get("empty", False):
+        check_head(backbone, folder.whole.backbone_path)
     output = own_output(backbone, folder.whole.backbone_path, empty=loading.get("empty", False))
     contract = contract or folder.own_contract("pair") or named_contract("rankllama")
     inputs, reading = inputs_to_train(folder, backbone, contract, adjust)

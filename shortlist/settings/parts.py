@@ -13,6 +13,7 @@ from shortlist.data.stored import StoredGroups
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.records import Group, Query
+from shortlist.settings.reward import check_rewarded_prompt, shows_one
 from shortlist.settings.sources import OVERRIDES, SourceSettings, parse_sources
 from shortlist.settings.train import Config, check_prompt, views_alone
 from shortlist.text.prompts import named_prompt
@@ -66,6 +67,8 @@ def source_parts(config: Config) -> list[SourcePart]:
             raise UserError(f"source {name!r}: has a prompt, and the others have none; add --prompt.")
         own = replace(config, **place, **given)
         check_prompt(own)
+        if own.reward and own.prompt:
+            check_rewarded_prompt(own, named_prompt(own.prompt))
         parts.append(SourcePart(name, own, settings))
     return parts
 
@@ -101,7 +104,7 @@ def open_part(part: SourcePart, collection: Collection) -> OpenPart:
     say, if each is ranked by itself, as a reranker does.
     """
     config, run = part.config, part.settings.run
-    if config.prompt and config.negatives is None:
+    if config.prompt and config.negatives is None and not shows_one(config):
         config = replace(config, negatives=named_prompt(config.prompt).shown_at_once() - 1)
     if views_alone(config):
         return OpenPart(part.name, config, part.settings, collection, documents_source(collection))

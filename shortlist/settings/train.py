@@ -37,6 +37,8 @@ RANKERS = (
 """Settings that say nothing about a language model."""
 WITH_PROMPT = ("loss", "temperature", "negatives")
 """Those of them that do where it is asked with a prompt."""
+HELDOUT = ("heldout_split", "heldout_collection")
+"""Those of them that do where its answers are rewarded."""
 TRAINABLE: dict[Asks, str] = {
     "order": "all documents in order",
     "top": "the best few",
@@ -158,6 +160,14 @@ class Config:
     prompt_loss: tuple[str, ...] = ("ranknet=2", "ranknet.temperature=0.1")
     """Retriever, with --prompt: losses of the documents' order by the prompt's vector, as for --loss and added to it;
     ranknet.order=teacher follows a teacher (E2Rank)."""
+    reward: str | None = None
+    """Learn from rewards of what the model samples in each step, and not from --loss: a name and options, such as
+    ndcg,samples=8. ndcg, mrr and recall reward a reranker's rankings (Neural PG-RANK) or, with --prompt, answers; label
+    (Rank-R1), list (ERank), group (GroupRank), exclusion (IRanker) and binary (ProRank) the answers of a language
+    model, to a prompt of their own if --prompt names none. A --loss beside rankings, such as anchor=0.1, is added."""
+    policy: str | None = None
+    """What rewards are learned by: a name and options, such as grpo,kl=0.01,updates=2. Names: pg, grpo, dr-grpo, dapo,
+    dpo (None: pg for rankings, grpo for answers)."""
     layer: int | None = None
     """Language model, with --prompt blockrank: layer whose attention ranks the documents, from 0, for losses of
     rankings (None: five eighths of all, 20 of 32)."""
@@ -284,8 +294,9 @@ def _check_kind(config: Config) -> None:
         UserError: a setting that the kind does not have, or a corruption that is no probability.
     """
     if named_kind(config.kind).role == "language-model":
+        known = (*(WITH_PROMPT if config.prompt else ()), *(HELDOUT if config.reward else ()))
         for name in RANKERS:
-            if getattr(config, name) != getattr(Config, name) and not (config.prompt and name in WITH_PROMPT):
+            if getattr(config, name) != getattr(Config, name) and name not in known:
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
     if named_kind(config.kind).role != "retriever":
         for name in RETRIEVERS:
@@ -384,7 +395,7 @@ def check_prompt(config: Config) -> None:
     if config.kind == "retriever":
         _check_prompt_of_retriever(config, prompt)
         return
-    if prompt.asks not in TRAINABLE:
+    if config.reward is None and prompt.asks not in TRAINABLE:
         expected = "; ".join(TRAINABLE.values())
         raise UserError(f"--prompt {prompt.name}: what it asks for does not follow from groups; expected: {expected}.")
     if prompt.encoder:
@@ -395,6 +406,8 @@ def check_prompt(config: Config) -> None:
     for name in ("layer", "offset"):
         if getattr(config, name) != getattr(Config, name) and prompt.asks != "blocks":
             raise UserError(f"{flag_of(name)}: is for a prompt in blocks, such as blockrank; leave it out.")
+    if config.reward:
+        return  # `settings.reward` looks at the rest
     if count is not None and count > (most := prompt.most_documents() or count):
         raise UserError(f"--negatives {config.negatives}: the prompt {prompt.name} shows at most {most} documents.")
     shown = prompt.shown_at_once()

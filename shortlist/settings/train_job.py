@@ -14,6 +14,7 @@ from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
 from shortlist.settings.parts import OpenPart, open_parts, settled, source_parts
 from shortlist.settings.processes import num_processes
+from shortlist.settings.reward import check_reward, with_reward
 from shortlist.settings.sources import decided
 from shortlist.settings.train import CHECKPOINTS, DRAWING, EVENTS, LOG, Config, check, views_alone
 from shortlist.text.prompts import named_prompt
@@ -26,7 +27,9 @@ def check_first(config: Config) -> None:
     Raises:
         UserError: as for `check`, or the collection, the groups or the backbone are missing.
     """
+    config = with_reward(config)
     check(config)
+    check_reward(config)
     for part in source_parts(config):
         check_collection(part.settings.collection)
         groups = str(part.config.groups or "")
@@ -100,6 +103,7 @@ def has_run(config: Config) -> bool:
     left = config.keep == 1 and any((config.out / CHECKPOINTS).glob("step-*"))
     if config.dry_run or left or "RANK" in os.environ:
         return False
+    config = with_reward(config)
     parts = open_parts(config)
     config = settled(config, parts)
     backbone = open_folder(config.backbone, wanted=named_kind(config.kind).role, weights=False)
@@ -113,6 +117,7 @@ def starts(config: Config) -> bool:
     Raises:
         UserError: a process fails.
     """
+    config = with_reward(config)
     if config.dry_run or "RANK" in os.environ or (processes := num_processes(config)) == 1:
         return False
     settings = settings_of(config) | {"processes": processes}

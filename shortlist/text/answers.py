@@ -143,6 +143,26 @@ def top(answer: str, choices: Choices) -> Parsed:
     return _ordered([str(int(label)) for label in found], choices, answer)
 
 
+def bad_tags(answer: str, names: Sequence[str]) -> int:
+    """Count the tags that are missing, repeated or out of place.
+
+    Between two parts there may be nothing but space.
+
+    Args:
+        names: the parts that an answer has, in order, such as `think` and `answer`.
+    """
+    text, bad, end = answer.lower(), 0, None
+    for name in names:
+        for tag in (f"<{name}>", f"</{name}>"):
+            place = text.find(tag, end or 0)
+            apart = end is not None and tag[1] != "/" and text[end:place].strip()
+            if text.count(tag) != 1 or place < 0 or apart:
+                bad += 1
+            if place >= 0:
+                end = place + len(tag)
+    return bad
+
+
 def _one(named: Sequence[str], choices: Choices, answer: str, score: float, *kinds: str) -> Parsed:
     """Score the only document that is named; several different ones say nothing."""
     different = list(dict.fromkeys(named))

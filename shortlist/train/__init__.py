@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
@@ -21,6 +21,7 @@ from shortlist.models.kinds import for_kind, named_kind
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.settings.parts import OpenPart, settled
+from shortlist.settings.reward import parse_rewarded, with_reward
 from shortlist.settings.train import Config, views_alone
 from shortlist.settings.train_job import job_of, with_names
 from shortlist.text.contract import Form
@@ -29,9 +30,9 @@ from shortlist.train.build import adapted_model, build_model, collect_parts
 from shortlist.train.forecast import foresee_training
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.guide import Guide, guide_of
-from shortlist.train.heldout import EVALUATIONS, Evaluation, draw_heldout
+from shortlist.train.heldout import EVALUATIONS, draw_heldout
 from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
-from shortlist.train.log import MEASURE, Record, TrainingLog, draw_loss, read_log
+from shortlist.train.log import MEASURE, REWARD, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit
 from shortlist.train.mixture import Mixture, Renewed, inputs_of
 from shortlist.train.objectives import make_example
@@ -47,6 +48,7 @@ from shortlist.train.resume import (
     save_checkpoint,
     whole_weights,
 )
+from shortlist.train.rollout import RankingRollout, Sampler, heldout_batch
 from shortlist.train.settings import (
     check_settings,
     compares,
@@ -68,6 +70,7 @@ def run(config: Config) -> None:
 
     The processes that the command line or torchrun has started train together; others are not started here.
     """
+    config = with_reward(config)
     check_settings(config)
     start = time.perf_counter()
     with meet() as world:
@@ -175,10 +178,10 @@ def train(
         if evaluation and (state.step % config.heldout_steps == 0 or state.step == steps):
             model.eval()
             computing = {"token_budget": state.token_budget, "bf16": bf16, "world": world}
-            score = evaluation.mrr(compute_outputs(model, evaluation.token_ids, **computing))
+            score = evaluation.score(model, **computing)
             model.train()
-            write({"step": state.step, MEASURE: round(score, 6)})
-            say(f"step {state.step}: held-out MRR@10 {score:.4f}")
+            write({"step": state.step, evaluation.key: round(score, 6)})
+            say(f"step {state.step}: held-out {evaluation.name} {score:.4f}")
             if score > state.best_score:
                 state = state._replace(best_step=state.step, best_score=score)
         if state.step == state.best_step or (state.step % config.checkpoint_steps == 0 and state.step < steps):
@@ -242,6 +245,8 @@ def _counts(mixture: Mixture) -> dict[str, Any]:
     parts = mixture.parts
     short = [shortfall(negative_counts(part.source.groups), part.config.negatives) for part in parts]
     terms = {part.name: {t.name: {"weight": t.weight, **t.parameters} for t in losses(part.config)} for part in parts}
+    if rewarded := parse_rewarded(parts[0].config):
+        terms = {name: found | {"reward": rewarded._asdict()} for name, found in terms.items()}
     each = {name: found | {"losses": terms[name]} for name, found in mixture.results().items()}
     return {
         "num_groups": sum(len(part.source.groups) for part in parts),
@@ -288,6 +293,7 @@ def _examples(
 ) -> Iterator[Example]:
     """Make the examples of these steps."""
     terms, options = [losses(part.config) for part in mixture.parts], objective_options(config, model)
+    rewarded = parse_rewarded(config)
     askings, prompted = make_askings(config, mixture.parts, model), make_prompted(config, mixture.parts, model)
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
@@ -301,12 +307,18 @@ def _examples(
         texts = text_options(config, step)
         if sparsity:
             options["penalty"] = partial(sparsity.penalty, step=step)
+        if rewarded:
+            options["outcome"] = RankingRollout(rewarded, terms[number])
         example = make_example(config.kind, inputs[number], batch, terms[number], guide=guide, **texts, **options)
         if prompted:
             example = prompted[number].beside(example, batch, rng=view_rng(config, step))
         if views and config.views_weight:
             viewed_example = make_example(config.kind, inputs[number], next(views), view_losses(config), **options)
             example = joined_examples(example, viewed_example, weight=config.views_weight)
+        if rewarded:
+            example = example._replace(
+                reads_start=example.reads_start or rewarded.reads_start, updates=rewarded.updates
+            )
         yield example
 
 
@@ -315,7 +327,17 @@ def heldout_collection(config: Config, parts: Sequence[OpenPart]) -> Collection:
     return open_collection(config.heldout_collection) if config.heldout_collection else parts[0].collection
 
 
-def _evaluation(config: Config, parts: Sequence[OpenPart], model: Trainable) -> Evaluation | None:
+class Measuring(NamedTuple):
+    """The held-out measure of a training."""
+
+    key: str
+    """Its key in the log."""
+    name: str
+    score: Callable[..., float]
+    """Computes it: `score(model, token_budget=..., bf16=..., world=...)`."""
+
+
+def _evaluation(config: Config, parts: Sequence[OpenPart], model: Trainable) -> Measuring | None:
     """Prepare the held-out measure, with the prompts of the source whose collection it is on."""
     if config.heldout_split is None:
         return None
@@ -325,7 +347,18 @@ def _evaluation(config: Config, parts: Sequence[OpenPart], model: Trainable) -> 
         collection, config.heldout_split, **sizes, seed=config.seed, skip_missing=config.skip_missing
     )
     own = next((part for part in parts if part.collection.name == collection.name), None)
-    return for_kind(EVALUATIONS, config.kind)(inputs_of(own, model.inputs) if own else model.inputs, heldout)
+    if config.prompt:
+        number = parts.index(own) if own else 0
+        sampler = make_askings(config, parts, model)[number]
+        batch = heldout_batch(heldout, negatives=parts[number].config.negatives)
+        assert isinstance(sampler, Sampler)  # only answers that are rewarded are measured; for the type checker
+        return Measuring(REWARD, "reward", partial(sampler.mean_reward, batch=batch, seed=config.seed))
+    evaluation = for_kind(EVALUATIONS, config.kind)(inputs_of(own, model.inputs) if own else model.inputs, heldout)
+
+    def mrr(model: Trainable, **computing: Any) -> float:
+        return evaluation.mrr(compute_outputs(model, evaluation.token_ids, **computing))
+
+    return Measuring(MEASURE, "MRR@10", mrr)
 
 
 @contextmanager
@@ -341,7 +374,7 @@ def _log(config: Config, state: State, world: World) -> Iterator[Callable[[Recor
 def _results(out: Path) -> Record:
     """Read the last step's measurements and the best held-out one from the log."""
     records = read_log(out)
-    training = [record for record in records if MEASURE not in record]
-    measured = [record for record in records if MEASURE in record]
-    best: Record = max(measured, key=lambda record: record[MEASURE], default={})
-    return {**training[-1], **({"best_step": best["step"], MEASURE: best[MEASURE]} if best else {})}
+    training = [record for record in records if "loss" in record]
+    key = REWARD if any(REWARD in record for record in records) else MEASURE
+    best: Record = max((r for r in records if key in r), key=lambda record: record[key], default={})
+    return {**training[-1], **({"best_step": best["step"], key: best[key]} if best else {})}

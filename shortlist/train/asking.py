@@ -15,12 +15,15 @@ from shortlist.data.groups import negative_counts
 from shortlist.errors import UserError
 from shortlist.math.blocks import BLOCK_LENGTH, usual_layer
 from shortlist.math.losses.answers import Likelihoods
-from shortlist.models.language import Wanted
+from shortlist.models.generator import Generator
+from shortlist.models.heads import OutputHead
+from shortlist.models.language import Wanted, output_embedding
 from shortlist.models.outputs import Rows, split
 from shortlist.models.save import Trainable
 from shortlist.records import Document, Query
 from shortlist.rerankers.language import LONGEST_PROMPT
 from shortlist.settings.parts import OpenPart
+from shortlist.settings.reward import parse_rewarded
 from shortlist.settings.train import Config
 from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt, named_prompt
@@ -29,6 +32,7 @@ from shortlist.train.block_asking import BlockAsking
 from shortlist.train.examples import Batch
 from shortlist.train.losses import Term, needs, total_loss
 from shortlist.train.objectives import Learn, accuracy, known_groups
+from shortlist.train.rollout import Sampler
 from shortlist.train.settings import losses
 from shortlist.train.steps import Example, Outcome
 from shortlist.train.written import Written, worth_of
@@ -152,7 +156,7 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
     return max_length or getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT
 
 
-def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) -> list[Asking | BlockAsking]:
+def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) -> list[Asking | BlockAsking | Sampler]:
     """Prepare the prompt for each source of a language model's training; empty without a prompt.
 
     Raises:
@@ -172,8 +176,12 @@ def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) ->
     ]
 
 
-def _asking(config: Config, prompt: Prompt, model: Trainable, num_docs: int) -> Asking | BlockAsking:
+def _asking(config: Config, prompt: Prompt, model: Trainable, num_docs: int) -> Asking | BlockAsking | Sampler:
     tokenizer, known = model.inputs.tokenizer, model.backbone.config
+    if rewarded := parse_rewarded(config):
+        Generator(model.backbone, OutputHead(output_embedding(model).detach()), token_budget=1)  # refuses what cannot
+        num_docs, longest = 1 if prompt.asks == "grade" else num_docs, longest_prompt(known, config.max_length)
+        return Sampler(prompt, tokenizer, rewarded, num_docs=num_docs, longest=longest)
     if prompt.asks != "blocks":
         longest = longest_prompt(known, config.max_length)
         return Asking(prompt, tokenizer, losses(config), num_docs=num_docs, longest=longest)
@@ -193,13 +201,15 @@ def _asking(config: Config, prompt: Prompt, model: Trainable, num_docs: int) -> 
 
 
 def asking_example(
-    asking: Asking | BlockAsking, batch: Batch, terms: Sequence[Term], *, rng: np.random.Generator
+    asking: Asking | BlockAsking | Sampler, batch: Batch, terms: Sequence[Term], *, rng: np.random.Generator
 ) -> Example:
     """Prepare a batch of questions for a training step.
 
     Args:
         rng: draws the order in which documents are shown.
     """
+    if isinstance(asking, Sampler):
+        return asking.example(batch, rng=rng)
     written = asking.write(batch, rng=rng)
     return Example(
         [one.token_ids for one in written],

@@ -27,6 +27,7 @@ from shortlist.settings.parts import (
     ranks_groups,
     source_parts,
 )
+from shortlist.settings.reward import parse_rewarded
 from shortlist.settings.train import QUERY_TERMS
 from shortlist.text.contract import InputContract, named_contract
 from shortlist.text.inputs import Inputs, with_stop
@@ -35,6 +36,7 @@ from shortlist.train.examples import check_groups, without_missing
 from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs, check_refresh
 from shortlist.train.negatives import check_negatives, with_negatives
+from shortlist.train.rollout import check_rewards
 from shortlist.train.settings import Config, has_stop, losses, prompt_losses
 from shortlist.train.sparsity import make_lookup
 
@@ -65,6 +67,8 @@ def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
             source = source._replace(groups=[graded(group, qrels[group.query_id]) for group in source.groups])
     check_needs(losses(config), source.groups, where=where, role=role)
     check_needs(prompt_losses(config), source.groups, where=where, role="reranker")
+    if rewarded := parse_rewarded(config):
+        check_rewards(rewarded, source.groups, where=where)
     if config.mix_negatives and all(len(group.negatives) < 2 for group in source.groups):
         raise UserError(f"--mix-negatives: no group of {where} has two negatives to mix; mine some, or leave it out.")
     if config.refresh_steps and source.groups[0].positives:
@@ -169,6 +173,7 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     loading |= {} if config.dim is None else {"dim": config.dim}
     if config.query_terms and QUERY_TERMS.get(config.query_terms, "lookup") == "lookup":
         loading["lookup"] = partial(_lookup, config)
+    loading |= {"generates": True} if config.reward and config.prompt else {}
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
     model = to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)

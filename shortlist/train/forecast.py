@@ -34,6 +34,7 @@ from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import OBJECTIVES
 from shortlist.train.optimizers import parse_optimizer
 from shortlist.train.prompted import Prompted, make_prompted
+from shortlist.train.rollout import Sampler
 from shortlist.train.settings import compares
 from shortlist.train.steps import deal
 from shortlist.train.views import change_of
@@ -119,7 +120,7 @@ def forecast(
     device: torch.device | None = None,
     kept: int = 0,
     change: Callable[[Batch], Batch] | None = None,
-    asking: Asking | BlockAsking | None = None,
+    asking: Asking | BlockAsking | Sampler | None = None,
     prompted: Prompted | None = None,
     **precision: Any,
 ) -> Forecast:
@@ -285,7 +286,7 @@ def _measure(kind: str, model: Trainable, prompted: Prompted | None, batch: Batc
     return _Texts(len(batch.queries), uncut, cut)
 
 
-def _measure_prompts(asking: Asking | BlockAsking, batch: Batch) -> _Texts:
+def _measure_prompts(asking: Asking | BlockAsking | Sampler, batch: Batch) -> _Texts:
     uncut, cut = (
         [len(one.token_ids) for one in each.write(batch, rng=np.random.default_rng(0))]
         for each in (asking.uncut, asking)

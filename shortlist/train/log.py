@@ -14,8 +14,8 @@ from shortlist.errors import UserError
 from shortlist.math.smoothing import running_mean
 from shortlist.settings.train import DRAWING, EVENTS, LOG
 
-MEASURE = "mrr@10"
-"""Key of the measurement in held-out records; all other records hold a `loss`."""
+MEASURE, REWARD = "mrr@10", "heldout_reward"
+"""Keys of the measurement in held-out records: rewards for answers that are rewarded. Other records hold a `loss`."""
 
 Record = dict[str, int | float]
 """The measurements of a step, by name; `step` counts from 1."""
@@ -89,7 +89,7 @@ def _record(path: Path, number: int, line: str) -> Record:
 def draw_loss(folder: Path) -> Path:
     """Draw the training log of a folder into its `loss.svg`.
 
-    The drawing has the loss of every step, its running mean, and the held-out MRR@10.
+    The drawing has the loss of every step, its running mean, and the held-out MRR@10 or reward.
     """
     records = read_log(folder)
     write_svg(folder / DRAWING, partial(draw_records, records))
@@ -98,7 +98,7 @@ def draw_loss(folder: Path) -> Path:
 
 def draw_records(records: list[Record], figure: Any) -> None:
     """Draw a run's records on a figure."""
-    training, heldout = [r for r in records if "loss" in r], [r for r in records if MEASURE in r]
+    training, heldout = [r for r in records if "loss" in r], [r for r in records if "loss" not in r]
     steps = np.array([record["step"] for record in training])
     losses = np.array([record["loss"] for record in training], dtype=float)
     axes = figure.add_subplot(xlabel="step", ylabel="training loss")
@@ -113,9 +113,10 @@ def draw_records(records: list[Record], figure: Any) -> None:
     if heldout:
         right = axes.twinx()
         right.spines["right"].set_visible(True)
-        right.set(ylabel="held-out MRR@10", ylim=(0, 1))
-        points = [record["step"] for record in heldout], [record[MEASURE] for record in heldout]
-        lines += right.plot(*points, color="#d94801", marker="o", markersize=3, label="held-out MRR@10")
+        key, name = (MEASURE, "held-out MRR@10") if MEASURE in heldout[0] else (REWARD, "held-out reward")
+        right.set(ylabel=name, **({"ylim": (0, 1)} if key == MEASURE else {}))
+        points = [record["step"] for record in heldout], [record[key] for record in heldout]
+        lines += right.plot(*points, color="#d94801", marker="o", markersize=3, label=name)
     figure.legend(handles=lines, loc="outside upper center", ncols=2, frameon=False)
 
 

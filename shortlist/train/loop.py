@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,20 +81,19 @@ def fit(
                 group["lr"] = rate
             if sampling is not None:
                 sampling.choose(state.step, optimizer)
-            outcome, state = _within_memory(model, example, state, bf16=bf16, seed=seed, world=world, **beside)
-            add_regulariser(adapter)
-            trained = [p for p in model.parameters() if p.requires_grad]
-            norm = whole(torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)).item()
-            _stop_if_not_finite(outcome.loss.item(), norm, state.step, example)
-            optimizer.step()
-            after_step(adapter, state.step + 1)
-            optimizer.zero_grad(set_to_none=True)
+            if example.draw is not None:
+                own_seed = seed + (state.step << 20)
+                example = example.draw(model, seed=own_seed, token_budget=state.token_budget, bf16=bf16, world=world)
+            update = partial(_update, model, example, optimizer, adapter, bf16=bf16, seed=seed, world=world, **beside)
+            for _ in range(example.updates - 1):
+                *_, state = update(state)
+            outcome, norm, state = update(state)
             state = state._replace(step=state.step + 1)
             num_tokens = sum(map(len, example.token_ids))
             record: Record = {
                 "step": state.step,
                 "loss": round(outcome.loss.item(), 6),
-                "accuracy": round(outcome.accuracy, 4),
+                **({} if outcome.accuracy is None else {"accuracy": round(outcome.accuracy, 4)}),
                 "gradient_norm": round(norm, 4),
                 "learning_rate": rate,
                 "tokens": num_tokens,
@@ -104,6 +104,21 @@ def fit(
             state = after(state, record)
             begin = time.perf_counter()
     return state
+
+
+def _update(
+    model: Trainable, example: Example, optimizer: Optimizer, adapter: Any, state: State, **computing: Any
+) -> tuple[Outcome, float, State]:
+    """Take a step of the optimizer; return its outcome and the gradient's norm."""
+    outcome, state = _within_memory(model, example, state, **computing)
+    add_regulariser(adapter)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norm = whole(torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)).item()
+    _stop_if_not_finite(outcome.loss.item(), norm, state.step, example)
+    optimizer.step()
+    after_step(adapter, state.step + 1)
+    optimizer.zero_grad(set_to_none=True)
+    return outcome, norm, state
 
 
 def _within_memory(
@@ -155,8 +170,9 @@ def _words(record: Record) -> str:
     terms = ""
     if "document_terms" in record:
         terms = f"{record['query_terms']:.0f} and {record['document_terms']:.0f} terms, "
+    words = [f"{name} {record[name]:.2f}" for name in ("reward", "accuracy") if name in record]
     return (
-        f"loss {record['loss']:.3f}, {terms}accuracy {record['accuracy']:.2f}, gradient {record['gradient_norm']:.2f}, "
+        f"loss {record['loss']:.3f}, {terms}{', '.join(words)}, gradient {record['gradient_norm']:.2f}, "
         f"rate {record['learning_rate']:.1e}, {record['tokens_per_second']:,} tokens/s"
     )
 

@@ -207,11 +207,19 @@ def rank_terms(
 
 
 def rank_groups(
-    batch: Batch, token_ids: Sequence[list[int]], terms: Sequence[Term], guide: Guide | None = None
+    batch: Batch,
+    token_ids: Sequence[list[int]],
+    terms: Sequence[Term],
+    guide: Guide | None = None,
+    *,
+    outcome: Callable[[Ranking], Outcome] | None = None,
 ) -> Learn:
     """Rank the documents of each query's group by the scores of its pairs.
 
     Groups with fewer documents than others stay as they are. Documents with the text of a positive do not count.
+
+    Args:
+        outcome: what a ranking comes to (None: the sum of all losses).
     """
     sizes, known = [len(group) for group in batch.documents], known_groups(batch)
 
@@ -226,7 +234,8 @@ def rank_groups(
         ranking = known.beside(lists(pair_scores(rows)), start=lists(pair_scores(start_rows)) if start_rows else None)
         ranking = ranking._replace(yes=lists(rows.values[:, 0]) if rows.values.ndim > 1 else None)
         seen = similarities(guide, guide_rows) if guide and guide_rows else None
-        return _outcome(_guided(ranking, guide, seen), terms)
+        ranking = _guided(ranking, guide, seen)
+        return outcome(ranking) if outcome else _outcome(ranking, terms)
 
     return learn
 

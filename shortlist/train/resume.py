@@ -50,7 +50,7 @@ class State(NamedTuple):
     cached: bool = False
     best_step: int = 0
     """Step of the best held-out score so far; 0 if nothing has been measured."""
-    best_score: float = -1.0
+    best_score: float = -1e9
 
 
 def save_checkpoint(

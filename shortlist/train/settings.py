@@ -9,6 +9,7 @@ import numpy as np
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
 from shortlist.settings.parts import OpenPart, source_parts
+from shortlist.settings.reward import check_reward, parse_rewarded
 from shortlist.settings.sparsity import parse_regulariser
 from shortlist.settings.train import Config, check, parse_scoring
 from shortlist.train.layers import parse_sampling
@@ -25,6 +26,7 @@ def check_settings(config: Config) -> None:
         UserError: a setting is out of range, names something unknown, or contradicts another.
     """
     check(config)
+    check_reward(config)
     parse_optimizer(config.optimizer, sharded=config.sharded)
     if config.layers_sampled:
         parse_sampling(config.layers_sampled)
@@ -78,9 +80,13 @@ def losses(config: Config) -> list[Term]:
 
     A language model without a prompt has none, as it ranks nothing; with one, the default is to learn its answers.
 
+    With a reward there are none unless some are named.
+
     Raises:
         UserError: `--loss` does not fit.
     """
+    if config.reward and config.loss == Config.loss:
+        return []
     asked = named_kind(config.kind).role == "language-model"
     if asked and not config.prompt:
         return []
@@ -110,6 +116,8 @@ def prompt_losses(config: Config) -> list[Term]:
 
 def compares(parts: Sequence[OpenPart]) -> bool:
     """Whether a loss compares with the model as it was before training."""
+    if any(rewarded.reads_start for part in parts if (rewarded := parse_rewarded(part.config))):
+        return True
     terms = [term for part in parts for term in losses(part.config) + prompt_losses(part.config)]
     return any("start" in needs(term) for term in terms)
 

@@ -26,9 +26,9 @@ class Outcome(NamedTuple):
     """Loss and accuracy of a batch's outputs."""
 
     loss: Float[Tensor, ""]
-    accuracy: float
+    accuracy: float | None
     """Share of queries whose positive scores highest among the documents that count; for a language model, share of
-    tokens that it predicted as the likeliest."""
+    tokens that it predicted as the likeliest (None: where it is rewarded for what it says)."""
     measured: Mapping[str, float] = MappingProxyType({})
     """Further measurements for the log, by name."""
 
@@ -46,6 +46,11 @@ class Example(NamedTuple):
     """A guide's inputs: every query, then every document; empty without a guide."""
     asked: Sequence[Wanted] = ()
     """What a language model is asked about each input; empty for models that read whole inputs."""
+    updates: int = 1
+    """How many steps the optimizer takes on it, one after another."""
+    draw: "Callable[..., Example] | None" = None
+    """Makes the example to train on with the model as it is now: `draw(model, seed=..., token_budget=..., bf16=...,
+    world=...)` (None: it is one)."""
 
 
 class Micro(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.text.answers import MALFORMED, PARSES, Choices, plain_digits
+from shortlist.text.answers import MALFORMED, PARSES, Choices, bad_tags, plain_digits
 from shortlist.text.prompts import named_prompt, prompts
 
 NAN = math.nan
@@ -243,3 +243,25 @@ def test_a_full_answer_is_read_as_it_was_meant(name: str):
 
 def test_digits_of_other_scripts_are_digits():
     assert plain_digits("²③１٣ ½") == "2313 ½"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("<think>so</think> <answer>[1]</answer>", 0),
+        ("<THINK>so</THINK>\n<Answer>[1]</Answer> and more", 0),
+        ("so</think><answer>[1]</answer>", 1),
+        ("<think>so</think> then <answer>[1]</answer>", 1),  # more than space between the parts
+        ("<think>so</think><answer>[1]", 1),
+        ("<think>so <answer>[1]</answer>", 2),  # no end, and the answer begins inside
+        ("<answer>[1]</answer><think>so</think>", 2),
+        ("<think><think>so</think></think><answer>[1]</answer>", 3),
+        ("[1]", 4),
+    ],
+)
+def test_tags_that_are_missing_repeated_or_out_of_order_are_counted(answer: str, expected: int):
+    assert bad_tags(answer, ("think", "answer")) == expected
+
+
+def test_without_tags_that_are_asked_for_none_is_bad():
+    assert bad_tags("<x>[1]", ()) == 0

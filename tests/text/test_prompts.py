@@ -300,6 +300,16 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
             "Your output:",
         )
     ],
+    "prorank": [
+        ("system", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+        (
+            "user",
+            "query: what is [1] x\ndocument: two\nlines [2]\nYou are a search relevance expert who evaluates how well "
+            "documents match search queries. For each query-document pair, carefully analyze the semantic relationship "
+            "between them, then provide your binary relevance judgment (0 for not relevant, 1 for relevant).\n"
+            "Relevance:",
+        ),
+    ],
     "grouprank": [
         ("system", GROUPRANK),
         (
@@ -415,6 +425,7 @@ def turns(name: str) -> tuple[str, str]:
 OWN_CHATS = {
     "rank-vicuna": "<s>{} USER: {} ASSISTANT:".format(*turns("rank-vicuna")),
     "iranker": chatml(*turns("iranker")) + "Let me solve this step by step.\n<think>",
+    "prorank": chatml(*turns("prorank")),
     "jina-reranker-v3": chatml(*turns("jina-reranker-v3")) + "<think>\n\n</think>\n\n",
     "e2rank-plain": "<s>{}</s>".format(*(text for _, text in GOLDEN["e2rank-plain"])),
     "prp-t5": PRP,
@@ -438,7 +449,8 @@ def marked_tokenizer() -> Any:
 
 @pytest.mark.parametrize("name", OWN_CHATS)
 def test_a_prompt_with_a_chat_of_its_own_has_the_golden_text(name: str):
-    rendered = Renderer(named_prompt(name), marked_tokenizer()).render(QUERY, DOCUMENTS)
+    prompt = named_prompt(name)
+    rendered = Renderer(prompt, marked_tokenizer()).render(QUERY, DOCUMENTS[: prompt.most_documents()])
     assert rendered.text == OWN_CHATS[name]
 
 

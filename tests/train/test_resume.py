@@ -78,6 +78,7 @@ def names(folder: Path) -> list[str]:
         ({"gradient_checkpointing": True}, 3),
         ({"kind": "language-model", "prompt": "first", "loss": ("lm", "ranknet=10")}, 3),
         ({"kind": "language-model", "prompt": "setwise", "adapter": "r=4,targets=q_proj", "grad_cache": True}, 4),
+        ({"kind": "reranker", "reward": "ndcg,samples=4", "policy": "dpo", "loss": ("anchor=0.1",)}, 3),
     ],
 )
 def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_does(
@@ -106,6 +107,7 @@ CHANGES = [
     {"adapter": "connected,r=4,aside=2"},
     {"adapter": "lora,r=4,bias=all"},
     {"kind": "late", "scoring": "xtr,k=4", "adapter": "lora,r=4"},
+    {"kind": "reranker", "reward": "ndcg,samples=4", "policy": "grpo,updates=2"},  # stopped between two updates
     {"layers_sampled": "1,every=2", "optimizer": "gradnorm,rank=4,gap=3"},
 ]
 
