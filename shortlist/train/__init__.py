@@ -347,7 +347,7 @@ def _evaluation(config: Config, parts: Sequence[OpenPart], model: Trainable) -> 
         collection, config.heldout_split, **sizes, seed=config.seed, skip_missing=config.skip_missing
     )
     own = next((part for part in parts if part.collection.name == collection.name), None)
-    if config.prompt:
+    if config.prompt and config.reward:
         number = parts.index(own) if own else 0
         sampler = make_askings(config, parts, model)[number]
         batch = heldout_batch(heldout, negatives=parts[number].config.negatives)

@@ -143,7 +143,7 @@ def settings(backbone: Path, tiny: Tiny, out: Path, groups: Path, **change: Any)
 
 
 def test_a_retriever_trains_and_reranks_with_what_it_learned(backbone: Path, tiny: Tiny, tmp_path: Path, groups: Path):
-    train.run(settings(backbone, tiny, tmp_path / "m", groups))
+    train.run(settings(backbone, tiny, tmp_path / "m", groups, heldout_split="test", heldout_steps=2))
     log = [record for record in read_log(tmp_path / "m") if "prompt_accuracy" in record]
     first, last = (np.mean([record["loss"] for record in part]) for part in (log[:3], log[-3:]))
     assert last < 0.7 * first

@@ -254,8 +254,8 @@ def test_the_best_model_is_saved_though_it_was_not_the_last(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     scores = iter([0.7, 0.1, 0.3])
-    evaluation = SimpleNamespace(token_ids=[[1, 2]], mrr=lambda outputs: next(scores))
-    monkeypatch.setattr(train, "_evaluation", lambda *args: evaluation)
+    measuring = train.Measuring("mrr@10", "MRR@10", lambda model, **computing: next(scores))
+    monkeypatch.setattr(train, "_evaluation", lambda *args: measuring)
     change = {"heldout_split": "test", "heldout_steps": 2, "checkpoint_steps": 1, "keep": 2}
     out = tmp_path / "model"
     train.run(settings(tiny, out, **change))
