@@ -45,6 +45,11 @@ COMMANDS = {
         "have a language model write queries for documents",
         "--collection my-data --writer shortlist-mini/language-model --out work/made",
     ),
+    "aspects": Command(
+        "aspects",
+        "have a language model divide queries into sub-queries",
+        "--collection my-data --writer Qwen/Qwen3-4B --out work/aspects",
+    ),
     "train": Command(
         "train",
         "fine-tune a retriever or a reranker",
@@ -164,7 +169,7 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
-    "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
+    "Train": ("train", "average", "mine", "queries", "aspects", "functions", "init", "convert"),
     "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "diversify", "follow", "serve", "mcp", "verify"),
     "Measure": ("diagnose", "judge", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),

@@ -26,7 +26,7 @@ from shortlist.models.files import Precision
 from shortlist.progress import progress
 from shortlist.records import Document, Qrels, Query
 from shortlist.rerankers.asking import FEWEST, ask_each
-from shortlist.rerankers.language import LanguageModelSettings, how_to_open, model_identity
+from shortlist.rerankers.language import LanguageModelSettings, how_to_open, language_model, model_identity
 from shortlist.rerankers.models import CALLS_AT_ONCE, ReadsDocuments
 from shortlist.text.answers import MALFORMED
 from shortlist.text.batching import windows
@@ -189,15 +189,13 @@ def _prompt(name: str) -> Prompt:
 
 
 def _model(config: Config) -> LanguageModelSettings:
-    given: LanguageModelSettings = {
-        "model": config.model,
-        "model_name": config.model_name,
-        "max_length": config.max_length,
-        "token_budget": config.token_budget,
-    }
-    if config.precision != Config.precision:  # a server refuses to be told one
-        given["precision"] = config.precision
-    return given
+    return language_model(
+        config.model,
+        model_name=config.model_name,
+        max_length=config.max_length,
+        token_budget=config.token_budget,
+        precision=config.precision,
+    )
 
 
 def _known(config: Config, collection: Collection) -> tuple[Qrels, str]:

@@ -5,8 +5,6 @@ A query is kept if a search finds the document that it was written for, so what 
 
 import hashlib
 import heapq
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
-from shortlist.data.answers import AnswerLog
-from shortlist.data.collections import Collection, open_collection
-from shortlist.data.formats import full_text, write_corpus, write_qrels, write_queries
+from shortlist.data.answers import ANSWERS, AnswerLog
+from shortlist.data.collections import Collection, copy_documents, open_collection
+from shortlist.data.formats import full_text, write_qrels, write_queries
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.shares import parse_shares, split_by_text
@@ -28,20 +26,16 @@ from shortlist.pipeline.spec import Sources, from_file_or_flags
 from shortlist.pipeline.wholes import document_of
 from shortlist.progress import progress, say
 from shortlist.records import Document, Qrels, Query, Run
-from shortlist.rerankers.asking import ask_each
-from shortlist.rerankers.language import LanguageModelSettings, how_to_open, model_identity
+from shortlist.rerankers.asking import QUESTION, ask_each
+from shortlist.rerankers.language import LanguageModelSettings, how_to_open, language_model, model_identity
 from shortlist.rerankers.models import AnswersQuestions
 from shortlist.text.answers import queries_in
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
 
-ANSWERS = "answers.sqlite"
-"""The file with the language model's answers, in the output."""
 FOUND_AT_ONCE = 256
 LONGEST_QUERY = 32
 """Most words of a query; small models go on and on."""
-QUESTION = Query("", "")
-"""The query that a prompt for queries is rendered with; it shows none."""
 
 Search = Callable[[list[Query], int], Run]
 """Finds so many documents for each query."""
@@ -219,7 +213,7 @@ def run(config: Config) -> None:
             "more (--top), or leave the split out."
         )
     with job.result() as folder:
-        _write_documents(collection, folder / "corpus.jsonl")
+        copy_documents(collection, folder / "corpus.jsonl")
         write_queries(folder / "queries.jsonl", [query for query, _ in kept.queries])
         (folder / "qrels").mkdir()
         for split, qrels in judged.items():
@@ -237,15 +231,13 @@ def run(config: Config) -> None:
 
 
 def _model(config: Config) -> LanguageModelSettings:
-    given: LanguageModelSettings = {
-        "model": config.writer,
-        "model_name": config.writer_name,
-        "max_length": config.max_length,
-        "token_budget": config.token_budget,
-    }
-    if config.precision != Config.precision:  # a server refuses to be told one
-        given["precision"] = config.precision
-    return given
+    return language_model(
+        config.writer,
+        model_name=config.writer_name,
+        max_length=config.max_length,
+        token_budget=config.token_budget,
+        precision=config.precision,
+    )
 
 
 def _spec(config: Config, how: Mapping[str, Any], collection: Collection) -> JobSpec:
@@ -279,18 +271,6 @@ def _search(config: Config) -> Search | None:
         return None
     pipeline = Pipeline.open(from_file_or_flags(config.pipeline, config, collection=config.collection))
     return lambda queries, k: pipeline.trace(queries, k).last.run
-
-
-def _write_documents(collection: Collection, path: Path) -> None:
-    """Write the documents, or link to the file that has them."""
-    file = Path(collection.name) / "corpus.jsonl"
-    if not file.is_file():
-        write_corpus(path, collection.corpus())
-        return
-    try:
-        os.link(file, path)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(file, path)
 
 
 def _say_what_is_kept(config: Config, counts: Mapping[str, int], kept: Sequence[WrittenQuery]) -> None:

@@ -43,6 +43,7 @@ OUTPUTS = {
     "mine": "groups.jsonl",
     "convert": "",
     "queries": "",
+    "aspects": "",
     "evaluate": "results.json",
     "table": "",
     "agree": "agreement.json",

@@ -23,6 +23,7 @@ LAYERS = [
     {"pipeline"},
     {
         "ask",
+        "aspects",
         "average",
         "convert",
         "cut",

@@ -95,10 +95,11 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
     steps = yaml.safe_load((once / "recipe.yaml").read_text())["steps"]
     tested_elsewhere = {
         "queries",
+        "aspects",
         "heads",
         "report",
         "follow",
-    }  # two need a language model, one writes its page anew each time, one needs metadata
+    }  # three need a language model, one writes its page anew each time, one needs metadata
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
         assert (once / "out" / name / written_by(step["stage"], step)).exists()

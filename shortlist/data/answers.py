@@ -20,6 +20,9 @@ NO_TOKENS: Mapping[str, tuple[int, int]] = MappingProxyType({})
 MOST_IN_MEMORY = 10_000
 """Answers that are kept without a file, as where a model is asked for weeks."""
 
+ANSWERS = "answers.sqlite"
+"""The file with a language model's answers, in the output of a stage that is a folder."""
+
 
 @final
 class AnswerLog:

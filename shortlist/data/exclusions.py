@@ -69,7 +69,7 @@ class Excluded(NamedTuple):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What a job that reads it is known by."""
+        """The inputs of a job that reads it."""
         return {"exclude": self.identity} if self.source else {}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from shortlist.data.answers import AnswerLog, answer_keys
 from shortlist.math.permutation import Verdict
 from shortlist.progress import say
+from shortlist.records import Query
 from shortlist.rerankers.limits import CallLimits, LimitReachedError, MalformedAnswersError
 from shortlist.rerankers.models import CALLS_AT_ONCE, AnswersQuestions, QueryAndShown, RawAnswer
 from shortlist.text.answers import MALFORMED
@@ -21,6 +22,8 @@ from shortlist.text.prompts import Prompt
 
 FEWEST = 20
 """Answers before the share of malformed ones is looked at, while more are to come."""
+QUESTION = Query("", "")
+"""The query of a prompt that shows none."""
 TIMED = (8, 64)
 """The fewest and the most calls between two looks at the clock, where time is limited."""
 

@@ -134,6 +134,21 @@ def check_plan(plan: Callable[[int], Plan], prompt: Prompt) -> None:
         raise UserError(f"--window: shows {shown} documents at once; the prompt {prompt.name!r} has {most} labels.")
 
 
+def language_model(
+    model: str, *, model_name: str | None, max_length: int | None, token_budget: int | None, precision: Precision
+) -> LanguageModelSettings:
+    """Return the settings of a model that is asked by a stage of its own."""
+    settings: LanguageModelSettings = {
+        "model": model,
+        "model_name": model_name,
+        "max_length": max_length,
+        "token_budget": token_budget,
+    }
+    if precision != "fp32":  # a server refuses to be told one
+        settings["precision"] = precision
+    return settings
+
+
 def how_to_open(model: LanguageModelSettings) -> dict[str, Any]:
     """Resolve a language model's name: the arguments of `open_language_model` that name it.
 

@@ -368,6 +368,12 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
             "<answer> and </answer>.",
         )
     ],
+    "aspects": [
+        (
+            "user",
+            "Write 1 search queries, one per line. Each asks about another aspect of this question.\n\ntwo lines [2]",
+        )
+    ],
     "queries": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],
     "jina-reranker-v3": [
         (
