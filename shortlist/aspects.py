@@ -53,7 +53,7 @@ class Config:
 
 
 def sub_queries(query: Query, answer: str, *, most: int) -> list[Query]:
-    """Return a query as `QUERY#0`, and the sub-queries in an answer as `QUERY#1` and so on.
+    """Return a query as `QUERY#0`, and an answer's sub-queries as `QUERY#1` and on.
 
     Equal texts come once, whatever their case.
     """

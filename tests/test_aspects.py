@@ -62,7 +62,7 @@ def test_the_output_is_a_collection_to_search(tmp_path: Path, writer: Writer, ca
     assert list(made.corpus()) == [Document("d1", "text")]
     assert "2 sub-queries of 2 queries; 1 have none, and stand for themselves" in capsys.readouterr().err
     results = read_manifest(tmp_path / "out")["results"]
-    assert (results["aspects"], results["machine_made"]) == (2, "m")
+    assert (results["aspects"], results["machine_made"]) == (2, "u m")
 
 
 def test_an_interrupted_division_asks_only_what_is_left(tmp_path: Path, writer: Writer, capsys):
