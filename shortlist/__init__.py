@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         pool,
         rerank,
         search,
+        select,
         serve,
         train,
         verify,

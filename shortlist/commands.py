@@ -45,6 +45,11 @@ COMMANDS = {
         "have a language model write queries for documents",
         "--collection my-data --writer shortlist-mini/language-model --out work/made",
     ),
+    "select": Command(
+        "select",
+        "keep of a pool the texts that look like yours",
+        "--pool irds:msmarco-passage --like my-data --size 100000 --out work/selected",
+    ),
     "train": Command(
         "train",
         "fine-tune a retriever or a reranker",
@@ -149,7 +154,7 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
-    "Train": ("train", "average", "mine", "queries", "functions", "init", "convert"),
+    "Train": ("train", "average", "mine", "queries", "select", "functions", "init", "convert"),
     "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "serve", "mcp", "verify"),
     "Measure": ("diagnose", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),

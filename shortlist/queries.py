@@ -6,8 +6,6 @@ A query is kept if a search finds the document that it was written for, so what 
 import hashlib
 import heapq
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +14,8 @@ from typing import Any, NamedTuple
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.data.answers import AnswerLog, answer_keys
-from shortlist.data.collections import Collection, open_collection
-from shortlist.data.formats import full_text, write_corpus, write_qrels, write_queries
+from shortlist.data.collections import Collection, copy_corpus, open_collection
+from shortlist.data.formats import full_text, write_qrels, write_queries
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.shares import parse_shares, split_by_text
@@ -232,7 +230,7 @@ def run(config: Config) -> None:
             "more (--top), or leave the split out."
         )
     with job.result() as folder:
-        _write_documents(collection, folder / "corpus.jsonl")
+        copy_corpus(collection, folder / "corpus.jsonl")
         write_queries(folder / "queries.jsonl", [query for query, _ in kept.queries])
         (folder / "qrels").mkdir()
         for split, qrels in judged.items():
@@ -292,18 +290,6 @@ def _search(config: Config) -> Search | None:
         return None
     pipeline = Pipeline.open(from_file_or_flags(config.pipeline, config, collection=config.collection))
     return lambda queries, k: pipeline.trace(queries, k).last.run
-
-
-def _write_documents(collection: Collection, path: Path) -> None:
-    """Write the documents, or link to the file that has them."""
-    file = Path(collection.name) / "corpus.jsonl"
-    if not file.is_file():
-        write_corpus(path, collection.corpus())
-        return
-    try:
-        os.link(file, path)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(file, path)
 
 
 def _say_what_is_kept(config: Config, counts: Mapping[str, int], kept: Sequence[WrittenQuery]) -> None:

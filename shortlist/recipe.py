@@ -40,6 +40,7 @@ OUTPUTS = {
     "mine": "groups.jsonl",
     "convert": "",
     "queries": "",
+    "select": "",
     "evaluate": "results.json",
     "table": "",
     "agree": "agreement.json",

@@ -36,6 +36,7 @@ LAYERS = [
         "queries",
         "rerank",
         "search",
+        "select",
         "train",
     },
     {"foresight"},

@@ -43,6 +43,7 @@ steps:
   reranked: {{stage: rerank, model: $reranker, run: $hybrid, collection: $data, depth: $depth}}
   results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
   functions: {{stage: functions, sources: {data}/packages.txt, cache: {data}/../wheels}}
+  selected: {{stage: select, pool: $data, like: $data, size: 3}}
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
   diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
   pool: {{stage: pool, runs: [$bm25, $dense], collection: $data, depth: 3}}
@@ -163,7 +164,7 @@ def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Pat
     assert again(done) == set()
     err = capsys.readouterr().err
     assert err.count("already done") == 22
-    assert "[22/22] compared" in err
+    assert "[23/23] compared" in err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ ir_datasets reads `irds:` names, Hugging Face datasets reads `hf:` names. A coll
 documents by id, and holds queries and judgements by split.
 """
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
@@ -12,7 +14,7 @@ from shortlist.data.beir import parts_of
 from shortlist.data.checks import check_split, judged_queries, no_qrels, split_of
 from shortlist.data.contents import digest
 from shortlist.data.files import sha256
-from shortlist.data.formats import read_corpus, read_qrels, read_queries
+from shortlist.data.formats import read_corpus, read_qrels, read_queries, write_corpus
 from shortlist.data.hub import HubCollection, IrdsCollection
 from shortlist.data.layouts import find_files, the_one
 from shortlist.data.lines import OnBad, count_lines, ignore
@@ -120,6 +122,18 @@ def check_collection(name: str) -> None:
     """
     if not name.startswith(("irds:", "hf:")):
         open_collection(name)
+
+
+def copy_corpus(collection: Collection, path: Path) -> None:
+    """Write the documents, or link to the file that has them."""
+    file = Path(collection.name) / "corpus.jsonl"
+    if not file.is_file():
+        write_corpus(path, collection.corpus())
+        return
+    try:
+        os.link(file, path)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, path)
 
 
 @final
