@@ -41,6 +41,8 @@ OUTPUTS = {
     "convert": "",
     "queries": "",
     "select": "",
+    "prune": "groups.jsonl",
+    "mix": "sources.yaml",
     "evaluate": "results.json",
     "table": "",
     "agree": "agreement.json",

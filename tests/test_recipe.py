@@ -44,6 +44,8 @@ steps:
   results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
   functions: {{stage: functions, sources: {data}/packages.txt, cache: {data}/../wheels}}
   selected: {{stage: select, pool: $data, like: $data, size: 3}}
+  fewer: {{stage: prune, groups: $groups, collection: $data, model: $retriever, size: 2}}
+  mixed: {{stage: mix, sources: {data}/sources.yaml, collection: $data, split: test, model: $retriever}}
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
   diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
   pool: {{stage: pool, runs: [$bm25, $dense], collection: $data, depth: 3}}
@@ -58,6 +60,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a collection, a recipe and everything that it makes."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_collection(folder / "collection")
+    (folder / "collection" / "sources.yaml").write_text(f"own: {{collection: {folder / 'collection'}}}\n")
     (folder / "collection" / "packages.txt").write_text(
         pin(write_wheel(folder / "wheels" / "folds-1.0", "folds", folds=module("fold", 4)))
     )
@@ -164,7 +167,7 @@ def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Pat
     assert again(done) == set()
     err = capsys.readouterr().err
     assert err.count("already done") == 22
-    assert "[23/23] compared" in err
+    assert "[25/25] compared" in err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from shortlist.errors import UserError
 from shortlist.math.importance import best_numbers, divergence
 from shortlist.records import Document, Group, Query
 
-SHARED = Path(__file__).parents[2] / "shared/data"
 FRUIT = ["ripe apple and pear", "a pear tree", "green apple"]
 BOATS = ["the sail of a boat", "boat and harbour", "a mast"]
 
@@ -115,12 +114,10 @@ def test_a_target_without_words_and_groups_of_other_queries_are_refused(pool: Pa
 
 
 @pytest.fixture(scope="module")
-def abstracts_and_passages() -> tuple[list[str], np.ndarray, list[str]]:
+def abstracts_and_passages(shared_data: Path) -> tuple[list[str], np.ndarray, list[str]]:
     """A pool of 2,000 SciFact abstracts and 2,000 MS MARCO passages, and 500 other abstracts."""
-    if not (SHARED / "scifact").exists() or not (SHARED / "msmarco-dl19").exists():
-        pytest.skip(f"needs {SHARED}/scifact and msmarco-dl19")
-    abstracts = [f"{document.title} {document.text}" for document in open_collection(SHARED / "scifact").corpus()]
-    passages = [document.text for document in open_collection(SHARED / "msmarco-dl19").corpus()]
+    abstracts = [f"{document.title} {document.text}" for document in open_collection(shared_data / "scifact").corpus()]
+    passages = [document.text for document in open_collection(shared_data / "msmarco-dl19").corpus()]
     return abstracts[:2000] + passages[:2000], np.arange(4000) < 2000, abstracts[3000:3500]
 
 

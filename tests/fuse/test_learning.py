@@ -20,7 +20,6 @@ from shortlist.fuse.learning import (
 from shortlist.math.fusion import FUSIONS
 from shortlist.records import Hit, Qrels, Run
 
-ROBUST = Path(__file__).parents[2].parent / "shared/data/robust03"
 SIX = ["THUIRr0301", "pircRBa1", "uwmtCR0", "aplrob03a", "VTcdhgp1", "fub03IeOLKe3"]
 
 
@@ -102,10 +101,9 @@ def test_queries_that_nobody_judged_or_that_find_nothing_are_refused():
 
 
 @pytest.fixture(scope="module")
-def robust() -> tuple[list[Run], Qrels]:
-    if not ROBUST.exists():
-        pytest.skip(f"needs {ROBUST}")
-    return [read_run(ROBUST / "runs" / f"{name}.gz") for name in SIX], read_qrels(ROBUST / "qrels.gz")
+def robust(shared_data: Path) -> tuple[list[Run], Qrels]:
+    folder = shared_data / "robust03"
+    return [read_run(folder / "runs" / f"{name}.gz") for name in SIX], read_qrels(folder / "qrels.gz")
 
 
 def test_robust_2003_gives_the_known_values(robust: tuple[list[Run], Qrels]):
