@@ -4,7 +4,9 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from shortlist.config import NotInJob, flag_of
 from shortlist.data.collections import open_collection
@@ -36,7 +38,7 @@ CHAT = (
 class Config:
     collection: str | None = None
     """Collection whose documents and queries the tokenizer is trained on."""
-    from_: str | None = None
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Model to take weights and tokenizer from, in place of a collection: folder or hub name. It keeps its first
     --layers layers and, as a retriever of one vector a text, its input contract."""
     out: NotInJob[Path]
@@ -196,4 +198,4 @@ def _is_backbone_alone(folder: "ModelFolder") -> bool:
     from shortlist.text.contract import PER_TOKEN, SPARSE
 
     contract = folder.own_contract("document") if (folder.path / CONTRACT).exists() else None
-    return contract is not None and contract.reading.pooling not in (PER_TOKEN, SPARSE)
+    return contract is not None and contract.reading.pooling not in (PER_TOKEN, *SPARSE)
