@@ -53,6 +53,10 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
+_NOISE = 0.98
+"""Error above which a mixture is no better than chance: a real blend of two sources was missed at .994."""
+
+
 class Mixed(NamedTuple):
     """Shares of the sources in a mixture for a target."""
 
@@ -127,6 +131,11 @@ def run(config: Config) -> None:
         ]
         mixed = mix([gradients for gradients, _ in read], target)
         sizes = [size for _, size in read]
+        if (error := min(step["error"] for step in mixed.path)) > _NOISE:
+            say(
+                f"mix: the sources say {1 - error:.1%} of what half of the target does: hardly more than noise. Bring "
+                "more groups (--most), a model nearer to the texts, or other sources."
+            )
         _write(config, mixed, list(sources), sizes)
         shares = dict(zip(sources, mixed.shares.tolist(), strict=True))
         seconds = round(time.perf_counter() - start, 3)

@@ -43,6 +43,15 @@ def test_a_target_that_is_a_blend_of_two_of_five_sources_has_these_two():
     assert sum(mixed.path[0]["weights"]) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_mixture_that_is_noise_says_so(
+    config: mix.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    found = mix.Mixed(np.array([0.5, 0.5]), [{"penalty": 0.0, "weights": [1.0, 1.0], "error": 0.99}])
+    monkeypatch.setattr(mix, "mix", lambda *_: found)
+    mix.run(config)
+    assert "the sources say 1.0% of what half of the target does" in capsys.readouterr().err
+
+
 def test_sources_that_point_away_from_the_target_have_no_share():
     source = gradients(0)
     away = GroupGradients(-source.queries, source.pulls, source.losses)
