@@ -112,7 +112,8 @@ def run(config: Config) -> None:
     folder = open_folder(config.model, wanted="retriever")
     inputs: dict[str, Any] = {"sources": [identity(config.sources), *map(_identity, sources.values())]}
     inputs |= {"model": folder.identity}
-    inputs |= {"collection": open_collection(config.collection).identity("corpus", "queries")}
+    judged = (f"qrels/{config.split}",) if config.groups is None else ()
+    inputs |= {"collection": open_collection(config.collection).identity("corpus", "queries", *judged)}
     if config.groups is not None:
         inputs["groups"] = identity(config.groups)
     job = start_job(config, JobSpec("mix", inputs))
@@ -147,7 +148,10 @@ def run(config: Config) -> None:
 
 
 def _identity(source: SourceSettings) -> str:
-    return identity(source.groups) if source.groups else open_collection(source.collection).identity("corpus")
+    collection = open_collection(source.collection)
+    if source.groups:
+        return f"{collection.identity('corpus', 'queries')} {identity(source.groups)}"
+    return collection.identity("corpus", "queries", f"qrels/{source.split or 'train'}")
 
 
 def _gradients(

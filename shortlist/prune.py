@@ -76,9 +76,10 @@ def run(config: Config) -> None:
 
     collection = open_collection(config.collection)
     folder = open_folder(config.model, wanted="retriever")
+    judged = (f"qrels/{config.dev_split}",) if config.dev_split and config.dev_groups is None else ()
     inputs = {
         "groups": identity(config.groups),
-        "collection": collection.identity("corpus", "queries"),
+        "collection": collection.identity("corpus", "queries", *judged),
         "model": folder.identity,
     }
     if config.dev_groups is not None:
