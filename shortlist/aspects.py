@@ -10,7 +10,7 @@ from typing import Any
 
 from shortlist.config import NotInJob, SpeedOnly
 from shortlist.data.answers import ANSWERS, AnswerLog
-from shortlist.data.collections import copy_documents, open_collection
+from shortlist.data.collections import copy_corpus, open_collection
 from shortlist.data.formats import write_queries
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError
@@ -88,7 +88,7 @@ def run(config: Config) -> None:
         return
     divided = [sub_queries(query, answers[number], most=config.per_query) for number, query in enumerate(queries)]
     with job.result() as folder:
-        copy_documents(collection, folder / "corpus.jsonl")
+        copy_corpus(collection, folder / "corpus.jsonl")
         write_queries(folder / "queries.jsonl", [one for parts in divided for one in parts])
     alone, written = sum(len(parts) == 1 for parts in divided), sum(map(len, divided)) - len(queries)
     say(f"aspects: {written:,} sub-queries of {len(queries):,} queries; {alone:,} have none, and stand for themselves.")

@@ -50,6 +50,21 @@ COMMANDS = {
         "have a language model divide queries into sub-queries",
         "--collection my-data --writer Qwen/Qwen3-4B --out work/aspects",
     ),
+    "select": Command(
+        "select",
+        "keep of a pool the texts that look like yours",
+        "--pool irds:msmarco-passage --like my-data --size 100000 --out work/selected",
+    ),
+    "prune": Command(
+        "prune",
+        "keep the training groups that are worth their cost",
+        "--groups work/groups.jsonl --collection my-data --model shortlist-mini --size 1000 --out work/fewer.jsonl",
+    ),
+    "mix": Command(
+        "mix",
+        "find out how much of each source to train on for a target",
+        "--sources sources.yaml --model shortlist-mini --collection my-data --split dev --out work/mixed.yaml",
+    ),
     "train": Command(
         "train",
         "fine-tune a retriever or a reranker",
@@ -169,8 +184,20 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
-    "Train": ("train", "average", "mine", "queries", "aspects", "functions", "init", "convert"),
-    "Search and rerank": ("encode", "rerank", "heads", "fuse", "cut", "diversify", "follow", "serve", "mcp", "verify"),
+    "Train": ("train", "average", "mine", "queries", "select", "prune", "mix", "functions", "init", "convert"),
+    "Search and rerank": (
+        "encode",
+        "rerank",
+        "heads",
+        "fuse",
+        "cut",
+        "aspects",
+        "diversify",
+        "follow",
+        "serve",
+        "mcp",
+        "verify",
+    ),
     "Measure": ("diagnose", "judge", "agree", "pool", "lengths", "table", "report"),
     "Models and recipes": ("inspect", "export", "push", "run"),
 }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.data.answers import ANSWERS, AnswerLog
-from shortlist.data.collections import Collection, copy_documents, open_collection
+from shortlist.data.collections import Collection, copy_corpus, open_collection
 from shortlist.data.formats import full_text, write_qrels, write_queries
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
@@ -213,7 +213,7 @@ def run(config: Config) -> None:
             "more (--top), or leave the split out."
         )
     with job.result() as folder:
-        copy_documents(collection, folder / "corpus.jsonl")
+        copy_corpus(collection, folder / "corpus.jsonl")
         write_queries(folder / "queries.jsonl", [query for query, _ in kept.queries])
         (folder / "qrels").mkdir()
         for split, qrels in judged.items():

@@ -80,6 +80,12 @@ def test_the_stage_offers_every_fusion(runs: tuple[Path, ...], tmp_path: Path, m
         ({"dev_runs": (Path("a"), Path("b")), "weights": (1.0, 1.0)}, "no --weights"),
         ({"dev_runs": (Path("a"), Path("b"))}, "without --collection"),
         ({"runs": (Path("absent.trec"), Path("absent.trec"))}, "no such file"),
+        ({"method": "learned"}, "either --dev-runs with --collection"),
+        ({"method": "learned", "weights": (1.0, 1.0)}, "--weights is for other methods"),
+        ({"method": "learned", "fuser": Path("absent.json"), "learner": "trees"}, "learned already"),
+        ({"method": "learned", "fuser": Path("absent.json")}, "no such file"),
+        ({"fuser": Path("absent.json")}, "--fuser is for --method learned"),
+        ({"learner": "trees"}, "--learner is for --method learned"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(runs: tuple[Path, ...], tmp_path: Path, change: dict, message: str):
@@ -155,3 +161,40 @@ def test_a_header_says_what_the_run_was_made_from(runs: tuple[Path, ...], tmp_pa
     assert header is not None
     assert (header["tag"], header["method"]["retrieval"]) == ("rrf", [{"name": "fuse"}])
     assert read_run(tmp_path / "out.trec") == read_run(tmp_path / "plain.trec")
+
+
+def test_what_was_learned_fuses_other_runs_of_the_same_searchers(
+    judged: fuse.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fuse.run(replace(judged, method="learned"))
+    told = capsys.readouterr()
+    assert "over 4 queries, each fused by what others taught (best run 0.8750, rrf " in told.out
+    assert "4 of 4 queries are among the judged ones it learned from" in told.err
+    saved = fuse.fuser_path(judged.out)
+    again = tmp_path / "again.trec"
+    fuse.run(fuse.Config(runs=judged.runs, out=again, method="learned", fuser=saved))
+    assert again.read_text() == judged.out.read_text()
+    assert fused(again)["q1"] == ["right", "wrong"]
+    with pytest.raises(UserError, match="names 3 files; --fuser was learned from 2 runs"):
+        fuse.run(fuse.Config(runs=(*judged.runs, again), out=tmp_path / "x.trec", method="learned", fuser=saved))
+
+
+def test_runs_of_other_searchers_than_it_learned_from_are_refused(judged: fuse.Config, tmp_path: Path):
+    fuse.run(replace(judged, method="learned"))
+    saved = fuse.fuser_path(judged.out)
+    content = json.loads(saved.read_text())
+    content["runs"][0]["made_by"] = [{"stage": "search", "model": "another"}]
+    saved.write_text(json.dumps(content))
+    both = tmp_path / "both.trec"
+    fuse.run(fuse.Config(runs=judged.runs, out=both))
+    with pytest.raises(UserError, match=r"both\.trec: was not made as run 1 that"):
+        fuse.run(fuse.Config(runs=(both, both), out=tmp_path / "x.trec", method="learned", fuser=saved))
+
+
+def test_a_learned_fusion_says_so_where_none_is_better(judged: fuse.Config, capsys: pytest.CaptureFixture[str]):
+    fuse.run(replace(judged, method="learned"))
+    measured = json.loads(fuse.fuser_path(judged.out).read_text())["measured"]
+    worse = measured["learned"] < max(measured["rrf"], measured["zscore"])
+    assert worse == ("bring more judged queries" in capsys.readouterr().err)
+    fuse.run(replace(judged, method="learned"))
+    assert capsys.readouterr().out.startswith("MRR@10")

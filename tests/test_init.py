@@ -2,13 +2,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import DOCUMENTS, QUERIES, write_collection
+import torch
+from tiny import DOCUMENTS, QUERIES, Tiny, write_collection, write_llama
 
 from shortlist import init
 from shortlist.data.formats import write_queries
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.models.backbone import load_backbone
+from shortlist.models.retriever import Retriever
 from shortlist.records import Query
 from shortlist.text.prompts import named_prompt
 from shortlist.text.rendering import Renderer
@@ -89,3 +91,57 @@ def test_a_new_tokenizer_has_a_chat_for_prompts(config: init.Config):
     assert renderer.render(QUERIES[0], DOCUMENTS[:2]).text.endswith(
         "Output Passage A or Passage B:</s>\nassistant: Passage:"
     )
+
+
+def shorter(tiny: Tiny, tmp_path: Path, **change) -> init.Config:
+    deep = write_llama(tmp_path / "deep", num_hidden_layers=3)
+    return init.Config(**({"from_": str(deep), "layers": 2, "out": tmp_path / "short"} | change))
+
+
+def test_a_model_keeps_its_first_layers(tiny: Tiny, tmp_path: Path):
+    init.run(shorter(tiny, tmp_path))
+    deep, short = load_backbone(str(tmp_path / "deep")), load_backbone(str(tmp_path / "short"))
+    assert short.config.num_hidden_layers == len(short.layers) == 2
+    kept = short.state_dict()
+    assert {name for name in deep.state_dict() if not name.startswith("layers.2.")} == kept.keys()
+    assert all(torch.equal(value, deep.state_dict()[name]) for name, value in kept.items())
+    with torch.inference_mode():
+        states = deep(torch.tensor([[1, 5, 9]]), output_hidden_states=True).hidden_states[2]
+        torch.testing.assert_close(short(torch.tensor([[1, 5, 9]])).last_hidden_state, short.norm(states))
+    assert load_tokenizer(tmp_path / "short").get_vocab() == load_tokenizer(tmp_path / "deep").get_vocab()
+
+
+def test_without_a_number_of_layers_all_are_kept(tiny: Tiny, tmp_path: Path):
+    init.run(shorter(tiny, tmp_path, layers=None))
+    assert len(load_backbone(str(tmp_path / "short")).layers) == 3
+
+
+def test_a_retriever_of_fewer_layers_is_one_still(tiny: Tiny, tmp_path: Path):
+    init.run(init.Config(from_=str(tiny.retriever), layers=1, out=tmp_path / "same"))
+    whole, same = Retriever.load(str(tiny.retriever)), Retriever.load(str(tmp_path / "same"))
+    assert same.encode_queries("which colour has the apple") == pytest.approx(
+        whole.encode_queries("which colour has the apple")
+    )
+
+
+def test_a_reranker_leaves_its_head_and_contract_behind(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    init.run(init.Config(from_=str(tiny.reranker), layers=1, out=tmp_path / "same"))
+    assert "above its backbone is left out" in capsys.readouterr().err
+    assert not (tmp_path / "same" / "contract.json").exists()
+    assert len(load_backbone(str(tmp_path / "same")).layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 4}, "--layers is 4; expected 1 to 3"),
+        ({"layers": 0}, "--layers is 0"),
+        ({"hidden": 64}, "--hidden is for a new backbone"),
+        ({"collection": "x"}, "--collection is for a new backbone"),
+        ({"from_": None}, "--collection is missing"),
+        ({"from_": "nowhere/at-all"}, "nowhere/at-all"),
+    ],
+)
+def test_what_cannot_be_made_from_a_model_is_refused(tiny: Tiny, tmp_path: Path, change: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        init.run(shorter(tiny, tmp_path, **change))

@@ -44,6 +44,8 @@ steps:
   reranked: {{stage: rerank, model: $reranker, run: $hybrid, collection: $data, depth: $depth}}
   results: {{stage: evaluate, runs: [$bm25, $reranked], collection: $data, measures: [MRR@10]}}
   functions: {{stage: functions, sources: {data}/packages.txt, cache: {data}/../wheels}}
+  selected: {{stage: select, pool: $data, like: $data, size: 3}}
+  fewer: {{stage: prune, groups: $groups, collection: $data, model: $retriever, size: 2}}
   lengths: {{stage: lengths, collection: $data, model: $backbone}}
   diagnosis: {{stage: diagnose, run: $hybrid, reranked: $reranked, collection: $data}}
   pool: {{stage: pool, runs: [$bm25, $dense], collection: $data, depth: 3}}
@@ -99,7 +101,8 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
         "heads",
         "report",
         "follow",
-    }  # three need a language model, one writes its page anew each time, one needs metadata
+        "mix",
+    }  # three need a language model, one writes its page anew each time, one needs metadata, one absolute paths
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
         assert (once / "out" / name / written_by(step["stage"], step)).exists()
@@ -169,8 +172,8 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 26
-    assert "[26/26] compared" in err
+    assert err.count("already done") == 28
+    assert "[28/28] compared" in err
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,8 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    assert again(done) == {"results", "diagnosis", "table", "compared", "pool", "judged", "agreement"}
+    read = {"results", "diagnosis", "table", "compared", "pool", "judged", "agreement", "selected"}
+    assert again(done) == read
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)
     assert {"retriever", "groups", "reranker", "results"} <= redone

@@ -124,6 +124,18 @@ def check_collection(name: str) -> None:
         open_collection(name)
 
 
+def copy_corpus(collection: Collection, path: Path) -> None:
+    """Write the documents, or link to the file that has them."""
+    file = Path(collection.name) / "corpus.jsonl"
+    if not file.is_file():
+        write_corpus(path, collection.corpus())
+        return
+    try:
+        os.link(file, path)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, path)
+
+
 @final
 class FolderCollection:
     """A folder in BEIR or MS MARCO layout; any file may be gzipped.
@@ -211,15 +223,3 @@ class FolderCollection:
         if part == "queries":
             return sorted({path for paths in self._queries.values() for path in paths})
         return [self._qrels_file(split_of(part))]
-
-
-def copy_documents(collection: Collection, path: Path) -> None:
-    """Write a collection's documents to a file, or link to the file that has them."""
-    file = Path(collection.name) / "corpus.jsonl"
-    if not file.is_file():
-        write_corpus(path, collection.corpus())
-        return
-    try:
-        os.link(file, path)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(file, path)

@@ -16,7 +16,9 @@ from shortlist.errors import UserError, not_given
 from shortlist.index.building import build_index, check_parameters_are_known, renew_index
 from shortlist.index.kinds import IndexKind, find_kind
 from shortlist.index.languages import language_name
-from shortlist.progress import say
+from shortlist.progress import duration, say
+
+_NEIGHBOURS = "neighbours"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,11 @@ class Config:
     """BM25's saturation of term frequency; the higher, the more repeated words count (0: not at all)."""
     b: float = 0.4
     """BM25's normalisation of length, 0 (none) to 1 (full)."""
+    expand: str | None = None
+    """bm25: append to each document words that it lacks: `neighbours`, the strongest phrases of similar documents, or
+    queries that a language model wrote for it, by the folder of `shortlist queries`."""
+    phrases: int = 20
+    """Most phrases, or queries, that --expand appends to a document."""
     dtype: Literal["int8", "bfloat16"] = "int8"
     """Number type that a narrow index scans."""
     set: tuple[str, ...] = ()
@@ -76,6 +83,10 @@ def run(config: Config) -> None:
         why = "is exact" if kind.exact else "is not over vectors"
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
     source = _source(config, kind, title)
+    if config.expand is not None or config.phrases != Config.phrases:
+        from shortlist.index.expansion import check_expansion
+
+        check_expansion(config.expand, config.phrases, over_words=config.kind == "bm25", dry_run=config.dry_run)
     if config.dry_run:
         from shortlist.index.forecast import forecast_index
 
@@ -90,10 +101,12 @@ def run(config: Config) -> None:
         start = time.perf_counter()
         if job.updating:
             job.keep_names()
-        results = renew_index(kind, source, job.out, settings) if job.updating else None
+        renews = job.updating and config.expand is None  # new documents are new neighbours of the old ones
+        results = renew_index(kind, source, job.out, settings) if renews else None
         if results is None:
             with nullcontext(job.out) if kind.writes else job.result() as folder:
-                results = build_index(kind, source, folder, settings)
+                expand = {} if config.expand is None else {"expand": (config.expand, config.phrases)}
+                results = build_index(kind, source, folder, settings, **expand)
         _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     elif "changing" in job.manifest:  # an update was interrupted, and what it was for is as before
@@ -118,7 +131,10 @@ def _job_of(kept: Config, kind: IndexKind, source: str | Path) -> JobSpec:
     as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
     update = ("collection",) if kind.renew else ("vectors",) if kind.updates else ()
     writes = (*kind.writes, *kind.renewed)
-    return JobSpec("index", _inputs(kind, source), as_if=as_if, folder=True, update=update, writes=writes)
+    inputs = _inputs(kind, source)
+    if kept.expand not in (None, _NEIGHBOURS):
+        inputs["expand"] = identity(Path(str(kept.expand)))
+    return JobSpec("index", inputs, as_if=as_if, folder=True, update=update, writes=writes)
 
 
 def _outdated(out: Path, kind: IndexKind) -> str | None:
@@ -134,6 +150,12 @@ def _say_what_was_read(kind: IndexKind, source: str | Path, results: Mapping[str
         words = f", {results['num_words']:,} words" if "num_words" in results else ""
         words = f", of which {results['read']:,} are new or changed" if "read" in results else words
         say(f"index: {results['num_docs']:,} documents{words}.")
+    if "appended_words" in results:
+        each, seconds = results["appended_words"] / results["num_docs"], results["expansion_seconds"]
+        say(
+            f"index: appended {each:.1f} words to a document, {results['appended_words'] / results['num_words']:.0%} "
+            f"of all, in {duration(seconds)}, {1000 * seconds / results['num_docs']:.1f} ms a document."
+        )
     encoded = (read_manifest(Path(source)) or {}).get("results", {}) if kind.reads == "vectors" else {}
     if encoded.get("cut"):
         say(f"index: of {encoded['embedded']:,} documents {encoded['cut']:,} were cut when they were encoded.")

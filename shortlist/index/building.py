@@ -1,5 +1,6 @@
 """Building an index of any kind from a corpus or from vectors."""
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,51 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError, unknown
 from shortlist.index.kinds import IndexKind
 from shortlist.index.opening import HELD, held, holds_segments, kept_dims
-from shortlist.progress import progress, track
+from shortlist.progress import progress, say, track
 
 
-def build_index(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def build_index(
+    kind: IndexKind,
+    source: str | Path,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    expand: tuple[str, int] | None = None,
+) -> dict[str, Any]:
     """Build an index and return the results for its manifest.
 
     Args:
         source: the collection's name, or the folder of the vectors, whichever the kind reads.
         settings: values for the names in the kind's `settings` and `parameters`.
+        expand: what is appended to documents, and how much, as for `index.expansion.open_expansion`.
 
     Raises:
         UserError: the kind refuses the source or the settings.
     """
-    over = _over_corpus if kind.reads == "corpus" else _over_vectors
-    return over(kind, source, folder, settings)
+    if kind.reads == "corpus":
+        return _over_corpus(kind, source, folder, settings, expand)
+    return _over_vectors(kind, source, folder, settings)
 
 
-def _over_corpus(kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _over_corpus(
+    kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any], expand: tuple[str, int] | None
+) -> dict[str, Any]:
     collection = open_collection(str(source))
     corpus, given = KeyedCorpus(collection), dict(settings)
     if kind.renew is not None:
         given["keys"] = lambda: bytes(corpus.keys)
     documents = track(corpus, "indexing", collection.num_docs(), "documents")
-    return dict(kind.build(documents, folder, **given))
+    if expand is None:
+        return dict(kind.build(documents, folder, **given))
+    from shortlist.index.expansion import Expanded, open_expansion
+
+    start = time.perf_counter()
+    append = open_expansion(expand[0], collection, language=settings["language"], count=expand[1])
+    expanded = Expanded(documents, append, seconds=time.perf_counter() - start)
+    results = dict(kind.build(expanded, folder, **given))
+    for doc_id, appended in expanded.examples.items():
+        say(f"index: for example {doc_id}: {'; '.join(appended[:10])}")
+    return results | expanded.costs
 
 
 def renew_index(

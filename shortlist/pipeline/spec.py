@@ -14,6 +14,7 @@ from shortlist.config import SpeedOnly, flag_of, keyword_types, load_yaml
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
 from shortlist.index.opening import HELD, held, kind_of, needs_model
+from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
@@ -177,8 +178,8 @@ def from_flags(
     _check_ranges(last, FLAGS.__getitem__)
     if not reranker and (depth is not None or reranker_share != 1):
         raise UserError("--depth and --reranker-share are a reranker's; name one with --reranker.")
-    if sources.fusion not in STEPS["fuse"].methods():
-        raise UserError(f"--fusion: {unknown('fusion', sources.fusion, STEPS['fuse'].methods())}")
+    if sources.fusion not in FUSIONS:
+        raise UserError(f"--fusion: {unknown('fusion', sources.fusion, FUSIONS)}")
     own = collection is not None and not sources.index and not sources.vectors
     parts = _own_first_stages(sources) if own else _named_first_stages(sources)
     if len(parts) > 1:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 import numpy as np
 
 from shortlist.data.allowed import Allowed
+from shortlist.data.fusers import Fuser, read_fuser
 from shortlist.data.rules import Rule, kept, read_rule
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
@@ -160,8 +161,13 @@ def open_finder(method: Callable[..., Any], opener: Opener, settings: Mapping[st
 
 
 def open_fusion(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """Bind the settings to a function that fuses runs."""
-    return partial(method, **settings)
+    """Bind the settings to a function that fuses runs, or open what was learned."""
+    return method(**settings) if method in FROM_FILES.values() else partial(method, **settings)
+
+
+def by_fuser(*, fuser: Path) -> Fuser:
+    """Read what `shortlist fuse --method learned` has learned."""
+    return read_fuser(fuser)
 
 
 def open_ranker(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
@@ -241,9 +247,14 @@ DIVERSIFIERS: dict[str, Callable[..., Any]] = {"mmr": varied_by_mmr}
 CUTTERS: dict[str, Callable[..., Rule]] = {"rule": by_rule, "rank": by_rank, "ratio": by_ratio, "score": by_score}
 """The ways to say where to cut."""
 
+FROM_FILES: dict[str, Callable[..., Fuser]] = {"learned": by_fuser}
+"""Fusions that are opened from a file."""
+
 STEPS: dict[str, StepKind] = {
     "find": StepKind(find, lambda: FINDERS, open_finder, is_first_stage=True, num_read=0),
-    "fuse": StepKind(fuse, lambda: FUSIONS, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH),
+    "fuse": StepKind(
+        fuse, lambda: {**FUSIONS, **FROM_FILES}, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH
+    ),
     "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
     "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
     "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100),
