@@ -200,7 +200,7 @@ def _add_line(qrels: Qrels, line: str) -> None:
     add_judgement(qrels, *to_judged(line))
 
 
-class JudgedQuery(NamedTuple):
+class BenchmarkQuery(NamedTuple):
     """A query of a benchmark, with its relevant documents and what its row says besides."""
 
     query: Query
@@ -239,7 +239,7 @@ class LitSearchLayout:
         return to_document({"_id": row.get("corpusid"), "title": row.get("title"), "text": text, "metadata": cited})
 
     @cached_property
-    def _asked(self) -> list[JudgedQuery]:
+    def _asked(self) -> list[BenchmarkQuery]:
         table = _the_only(self._tables.load("query"), "full", self._tables.name)
         numbered = ({**row, "_id": number} for number, row in enumerate(rows_of(table)))
         return list(parse_records(self._tables.name, numbered, lambda row: _asked(row, "corpusids"), None))
@@ -248,7 +248,7 @@ class LitSearchLayout:
         parts = {f"{field}-{asked.row[field]}" for asked in self._asked for field in self.FIELDS if field in asked.row}
         return sorted({"test", *parts})
 
-    def _of(self, split: str) -> list[JudgedQuery]:
+    def _of(self, split: str) -> list[BenchmarkQuery]:
         if split == "test":
             return self._asked
         field, _, value = split.partition("-")
@@ -292,7 +292,7 @@ class BrightLayout:
         return sorted(["test", *rewritten])
 
     @cached_property
-    def _asked(self) -> dict[str, JudgedQuery]:
+    def _asked(self) -> dict[str, BenchmarkQuery]:
         field = "gold_ids_long" if self._long else "gold_ids"
         rows = rows_of(self._tables.load("examples")[self._task])
         asked = parse_records(self._tables.name, rows, lambda row: _asked(row, field), None)
@@ -330,10 +330,10 @@ def which_judgements(task: str, count: int) -> str:
     )
 
 
-def _asked(row: Mapping[str, Any], field: str) -> JudgedQuery:
+def _asked(row: Mapping[str, Any], field: str) -> BenchmarkQuery:
     """Read a query, and the field with its relevant documents."""
     query = to_query({"_id": row.get("_id", row.get("id")), "text": row.get("query")})
-    return JudgedQuery(query, _ids(row, field), row)
+    return BenchmarkQuery(query, _ids(row, field), row)
 
 
 def _ids(row: Mapping[str, Any], field: str) -> list[str]:
