@@ -3,7 +3,7 @@
     python benchmarks/objectives.py functions --work work/functions --out benchmarks/objectives_functions.md
     python benchmarks/objectives.py scifact --data ../shared/data/scifact --backbone MINILM --work work/scifact
 
-Each training starts from the same retriever and sees the same training queries, with their positive and seven hard
+Each training starts from the same retriever and sees the same training queries, with their positive and hard
 negatives of BM25 and of that retriever. The teacher whose scores some losses follow is the shipped reranker for
 functions, and for SciFact, for whose texts there is no reranker here, both first stages together by z-scores.
 `functions` is the demo's collection: functions of the standard library are searched, those of the packages installed
@@ -54,7 +54,7 @@ TASKS: dict[str, dict[str, Any]] = {
                 "stage": "functions",
                 "sources": "installed",
                 "apart_from": "$test",
-                "max_pairs": 20000,
+                "max_pairs": 6000,
                 "dev": 0,
                 "mined": 2000,
             },
@@ -69,7 +69,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "split": "train",
         "teacher": {},
         "analyser": {},
-        "training": {"max_length": 192, "learning_rate": 0.00003},
+        "training": {"max_length": 128, "learning_rate": 0.00003},
     },
 }
 """What makes the collections, the split to learn from, and how to train, for each task."""
@@ -87,6 +87,12 @@ class Config:
     """Retriever to start from."""
     seeds: int = 3
     """Trainings of each row."""
+    batch_size: int = 32
+    """Queries of a step."""
+    negatives: int = 7
+    """Hard negatives of a query, at most the seven that are mined."""
+    learning_rate: float | None = None
+    """Learning rate (None: the task's)."""
     steps: int | None = None
     """Steps of each training (None: one pass over the groups)."""
     rows: tuple[str, ...] = tuple(LOSSES)
@@ -135,13 +141,15 @@ def train(config: Config, row: str, seed: int) -> None:
             "collection": str(learned),
             "split": task["split"],
             "groups": str(prepared / "groups" / "groups.jsonl"),
-            "batch_size": 32,
+            "batch_size": config.batch_size,
+            "negatives": config.negatives,
             "warmup_steps": 5,
             "temperature": None if row == "margin-MSE" else 0.05,
             "loss": LOSSES[row],
             "seed": seed,
             "steps": config.steps,
             **task["training"],
+            **({} if config.learning_rate is None else {"learning_rate": config.learning_rate}),
         },
         "vectors": {"stage": "encode", "model": "$model", "collection": str(test)},
         "run": {"stage": "search", "model": "$model", "vectors": "$vectors", "collection": str(test), "k": 100},

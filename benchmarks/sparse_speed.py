@@ -185,8 +185,8 @@ def measure(config: Config, store: TermReader, queries: TermWeights, num_docs: i
             built["PISA"] = told["cpu"], told["bytes"]
             together = {f"PISA {name}": partial(pisa.ask, f"search {name}") for name in told["settings"]}
         for order in turns(list(sides), config.rounds):
-            for query in asked:
-                for name in order:
+            for name in order:  # all queries of a side together, as a server has them: caches hold what it needs
+                for query in asked:
                     start = time.perf_counter()
                     sides[name](query)
                     times[name].append(time.perf_counter() - start)
