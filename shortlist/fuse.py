@@ -58,7 +58,7 @@ class Config:
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
     """Order of a run's hits: by score and id as in trec_eval, or by the run's rank column."""
-    header: NotInJob[bool] = False
+    header: bool = False
     """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""

@@ -41,7 +41,7 @@ def test_a_near_copy_moves_down_and_nothing_is_lost(files: dict, tmp_path: Path,
     assert order(files, tmp_path, k=1, lambda_=0.5, **how) == "a twin b c d"
     assert order(files, tmp_path, k=5, lambda_=1.0, **how) == "a twin b c d"
     assert order(files, tmp_path, k=5, depth=3, lambda_=0.5, **how) == "a b twin c d"
-    assert "chose 5 of the first 3 documents of 2 queries" in capsys.readouterr().out
+    assert "chose 3 of the first 3 documents of 2 queries" in capsys.readouterr().out
 
 
 def test_coverage_answers_each_sub_query_first(files: dict, tmp_path: Path, capsys):

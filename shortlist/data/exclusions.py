@@ -1,9 +1,9 @@
 """Lists of documents that a query may not find, such as BRIGHT's `excluded_ids`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,16 @@ from shortlist.data.lines import MalformedError, parse_json, parse_lines
 from shortlist.data.manifest import identity
 from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
-from shortlist.records import Hit, Qrels
+from shortlist.records import Hit
+from shortlist.text.segments import document_of
+
+T = TypeVar("T")
 
 Exclusions = Mapping[str, frozenset[str]]
 """query_id -> ids of documents that never appear and never count."""
 NO_EXCLUSIONS: Exclusions = {}
+NONE: frozenset[str] = frozenset()
+"""What a query excludes that no list names."""
 EXCLUDE = "exclude"
 """Folder of a collection with such lists, one file for each split."""
 
@@ -99,9 +104,14 @@ def _of_task(name: str, split: str) -> Excluded:
     )
 
 
+def is_excluded(doc_id: str, excluded: frozenset[str]) -> bool:
+    """Whether a document, or the one that it is a chunk of, is among the excluded ones."""
+    return doc_id in excluded or document_of(doc_id) in excluded
+
+
 def without_excluded(hits: list[Hit], excluded: frozenset[str]) -> list[Hit]:
     """Leave out a query's excluded documents."""
-    return [hit for hit in hits if hit.doc_id not in excluded] if excluded else hits
+    return [hit for hit in hits if not is_excluded(hit.doc_id, excluded)] if excluded else hits
 
 
 def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns, int]:
@@ -110,7 +120,7 @@ def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns
     for number, query_id in enumerate(run.query_ids):
         if excluded := exclusions.get(query_id):
             start, end = run.starts[number], run.starts[number + 1]
-            keep[start:end] = [doc_id not in excluded for doc_id in run.doc_ids[start:end].to_pylist()]
+            keep[start:end] = [not is_excluded(doc_id, excluded) for doc_id in run.doc_ids[start:end].to_pylist()]
     gone = np.concatenate([[0], np.cumsum(~keep)])
     if not gone[-1]:
         return run, 0
@@ -120,10 +130,34 @@ def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns
     return left, int(gone[-1])
 
 
-def qrels_without(qrels: Qrels, exclusions: Exclusions) -> Qrels:
-    """Leave out judgements of excluded documents, and queries without any other."""
+def judged_without(judged: Mapping[str, Mapping[str, T]], exclusions: Exclusions) -> dict[str, dict[str, T]]:
+    """Leave out judgements of excluded documents, and queries without any other.
+
+    Args:
+        judged: grades, or whatever is known of documents, by query and document.
+    """
     found = {
-        query_id: {doc_id: grade for doc_id, grade in judged.items() if doc_id not in exclusions.get(query_id, ())}
-        for query_id, judged in qrels.items()
+        query_id: {
+            doc_id: value for doc_id, value in docs.items() if not is_excluded(doc_id, exclusions.get(query_id, NONE))
+        }
+        for query_id, docs in judged.items()
     }
-    return {query_id: judged for query_id, judged in found.items() if judged}
+    return {query_id: docs for query_id, docs in found.items() if docs}
+
+
+def with_chunks(exclusions: Exclusions, doc_ids: Iterable[str]) -> Exclusions:
+    """Name the chunks of excluded documents too.
+
+    Args:
+        doc_ids: ids of the whole collection; not looked at where nothing is excluded.
+    """
+    if not exclusions:
+        return exclusions
+    chunks: dict[str, list[str]] = {}
+    for doc_id in doc_ids:
+        if (whole := document_of(doc_id)) != doc_id:
+            chunks.setdefault(whole, []).append(doc_id)
+    return {
+        query_id: excluded.union(*(chunks.get(doc_id, ()) for doc_id in excluded))
+        for query_id, excluded in exclusions.items()
+    }

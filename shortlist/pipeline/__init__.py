@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final, get_args
 
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions
+from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, without_excluded
 from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
@@ -18,7 +18,7 @@ from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
-from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks, document_of
+from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks
 from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one
 
 BY_DOCUMENT = "by document"
@@ -505,8 +505,7 @@ def _without(found: Found, exclude: Exclusions, most: int) -> tuple[Found, int]:
     """Leave out what queries exclude, and count it; keep the first `most` of the others."""
     run, gone = {}, 0
     for query_id, hits in found.run.items():
-        excluded = exclude.get(query_id, frozenset())
-        left = [hit for hit in hits if not {hit.doc_id, document_of(hit.doc_id)} & excluded] if excluded else hits
+        left = without_excluded(hits, exclude.get(query_id, frozenset()))
         gone += len(hits) - len(left)
         run[query_id] = left[:most]
     return found._replace(run=run), gone

@@ -17,8 +17,9 @@ from shortlist.errors import UserError
 from shortlist.pipeline import BY_DOCUMENT
 from shortlist.pipeline.memory import MemoryCollection
 from shortlist.pipeline.steps import STEPS, Step
-from shortlist.pipeline.wholes import best_chunks, document_of
+from shortlist.pipeline.wholes import best_chunks
 from shortlist.records import Document, Hit, Query
+from shortlist.text.segments import document_of
 
 QUESTION = "which colour has the apple"
 DATED = [d._replace(metadata={"year": 2010 + i, "lang": "de" if i % 2 else "en"}) for i, d in enumerate(DOCUMENTS)]
@@ -165,15 +166,7 @@ def test_a_deeper_search_asks_again_only_for_the_queries_that_need_it():
     assert asked == [(["many", "few"], 6), (["many"], 24)]
 
 
-def test_ids_of_documents_and_of_chunks_are_told_apart():
-    assert [document_of(name) for name in ("d#3", "d#3#12", "d", "C#", "#3", "d#x")] == [
-        "d",
-        "d#3",
-        "d",
-        "C#",
-        "#3",
-        "d#x",
-    ]
+def test_the_first_chunk_of_a_document_is_its_best():
     assert best_chunks([Hit("a#1", 3.0), Hit("a#0", 2.0), Hit("b", 1.0)], 1) == {"a": Hit("a#1", 3.0)}
     with pytest.raises(UserError, match=r"unknown answer 'document'.*perhaps 'documents'"):
         unwrap(Pipeline.trace)(Pipeline.from_texts(CHUNKS), ["apple"], 2, answer="document")
