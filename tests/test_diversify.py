@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from shortlist import diversify
+from shortlist.data.headers import read_run_header
 from shortlist.data.manifest import read_manifest, stages
 from shortlist.data.runs import read_run, write_run
 from shortlist.data.stores.vectors import VectorWriter
@@ -97,3 +98,12 @@ def test_what_cannot_be_done_is_refused_in_one_line(files: dict, tmp_path: Path,
     settings = {name: tmp_path / value if name in ("vectors", "aspects") else value for name, value in settings.items()}
     with pytest.raises(UserError, match=message):
         diversify.run(diversify.Config(**files, **settings))
+
+
+def test_a_finished_run_without_a_header_is_not_taken_for_one_with(files: dict, tmp_path: Path):
+    how = {**files, "vectors": tmp_path / "vectors"}
+    diversify.run(diversify.Config(**how))
+    with pytest.raises(UserError, match="holds another job .header: False there, True now"):
+        diversify.run(diversify.Config(**how, header=True))
+    diversify.run(diversify.Config(**how, header=True, overwrite=True))
+    assert read_run_header(tmp_path / "varied.trec") is not None
