@@ -1,5 +1,6 @@
 """Lists of documents that a query may not find, such as BRIGHT's `excluded_ids`."""
 
+import json
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from shortlist.data.files import atomic_write
 from shortlist.data.formats import is_integer, split_columns
 from shortlist.data.hub import HubCollection
 from shortlist.data.hub_layouts import EXCLUDES_NONE, divide_name
@@ -62,6 +64,13 @@ def _of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     if query_id is None or not isinstance(doc_ids, list) or not all(isinstance(doc_id, str) for doc_id in doc_ids):
         raise MalformedError(f"has {', '.join(sorted(record))}; expected an id, and excluded_ids: a list of texts.")
     return str(query_id), doc_ids
+
+
+def write_exclusions(path: Path, exclusions: Exclusions) -> None:
+    """Write JSON lines that `read_exclusions` reads."""
+    with atomic_write(path) as file:
+        for query_id, doc_ids in exclusions.items():
+            file.write(json.dumps({"id": query_id, "excluded_ids": sorted(doc_ids)}, ensure_ascii=False) + "\n")
 
 
 class Excluded(NamedTuple):
