@@ -13,7 +13,15 @@ import numpy as np
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.exclusions import columns_without, read_exclusions
+from shortlist.data.exclusions import (
+    NO_EXCLUSIONS,
+    NONE,
+    Exclusions,
+    columns_without,
+    judged_without,
+    read_exclusions,
+    without_excluded,
+)
 from shortlist.data.headers import header_of
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity, ms_per_query, stages
@@ -156,9 +164,10 @@ def run(config: Config) -> None:
     if job.done:
         return
     fuse = partial(fuse_first, FUSIONS[config.method], depth=config.depth)
-    weights = config.weights
+    weights, exclude = config.weights, read_exclusions(config.exclude) if config.exclude else NO_EXCLUSIONS
     if config.dev_runs:
-        dev_runs = [read_run(path, ties=config.ties) for path in config.dev_runs]
+        dev_runs = [_without(read_run(path, ties=config.ties), exclude) for path in config.dev_runs]
+        qrels = judged_without(qrels, exclude)
         if not any(qrels.keys() & run.keys() for run in dev_runs):
             raise UserError(
                 f"--dev-runs: none of their queries is judged in {config.collection}, split {config.split!r}."
@@ -168,7 +177,6 @@ def run(config: Config) -> None:
         say(f"fuse: weights {', '.join(f'{w:g}' for w in weights)}, with {config.measure} {value:.4f} on the dev runs.")
     runs = [open_run(path, ties=config.ties) for path in config.runs]
     if config.exclude:
-        exclude = read_exclusions(config.exclude)
         pairs = [columns_without(run.columns, exclude) for run in runs]
         runs, num_excluded = [StoredRun(columns) for columns, _ in pairs], sum(count for _, count in pairs)
         chosen["excluded"] = num_excluded
@@ -190,6 +198,10 @@ def run(config: Config) -> None:
         **chosen,
         **cost,
     )
+
+
+def _without(run: Run, exclude: Exclusions) -> Run:
+    return {query_id: without_excluded(hits, exclude.get(query_id, NONE)) for query_id, hits in run.items()}
 
 
 def _dev_qrels(config: Config) -> Qrels:
