@@ -15,7 +15,6 @@ from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import (
     NO_EXCLUSIONS,
-    NONE,
     Exclusions,
     columns_without,
     judged_without,
@@ -201,7 +200,7 @@ def run(config: Config) -> None:
 
 
 def _without(run: Run, exclude: Exclusions) -> Run:
-    return {query_id: without_excluded(hits, exclude.get(query_id, NONE)) for query_id, hits in run.items()}
+    return {query_id: without_excluded(hits, exclude.get(query_id, frozenset())) for query_id, hits in run.items()}
 
 
 def _dev_qrels(config: Config) -> Qrels:

@@ -25,8 +25,6 @@ T = TypeVar("T")
 Exclusions = Mapping[str, frozenset[str]]
 """query_id -> ids of documents that never appear and never count."""
 NO_EXCLUSIONS: Exclusions = {}
-NONE: frozenset[str] = frozenset()
-"""What a query excludes that no list names."""
 EXCLUDE = "exclude"
 """Folder of a collection with such lists, one file for each split."""
 
@@ -146,10 +144,9 @@ def judged_without(judged: Mapping[str, Mapping[str, T]], exclusions: Exclusions
         judged: grades, or whatever is known of documents, by query and document.
     """
     found = {
-        query_id: {
-            doc_id: value for doc_id, value in docs.items() if not is_excluded(doc_id, exclusions.get(query_id, NONE))
-        }
+        query_id: {doc_id: value for doc_id, value in docs.items() if not is_excluded(doc_id, excluded)}
         for query_id, docs in judged.items()
+        for excluded in [exclusions.get(query_id, frozenset())]
     }
     return {query_id: docs for query_id, docs in found.items() if docs}
 
