@@ -94,7 +94,8 @@ def run(config: Config) -> None:
         print(json.dumps({name: value for name, value in results.items() if name in ("num_queries", *NOT_CHOSEN)}))
         return
     told = "".join(f"; {results[name]:,} {words}" for name, words in NOT_CHOSEN.items() if results.get(name))
-    print(f"chose {min(config.k, config.depth)} of the first {config.depth} documents of {results['num_queries']:,} queries{told}")
+    most = min(config.k, config.depth)
+    print(f"chose {most} of the first {config.depth} documents of {results['num_queries']:,} queries{told}")
 
 
 READ_BY_CHOOSERS = {"mmr": "vectors", "coverage": "aspects"}

@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(files: dict, tmp_path: Path,
 def test_a_finished_run_without_a_header_is_not_taken_for_one_with(files: dict, tmp_path: Path):
     how = {**files, "vectors": tmp_path / "vectors"}
     diversify.run(diversify.Config(**how))
-    with pytest.raises(UserError, match="holds another job .header: False there, True now"):
+    with pytest.raises(UserError, match=r"holds another job .header: False there, True now"):
         diversify.run(diversify.Config(**how, header=True))
     diversify.run(diversify.Config(**how, header=True, overwrite=True))
     assert read_run_header(tmp_path / "varied.trec") is not None

@@ -81,7 +81,7 @@ class Excluded(NamedTuple):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What a job that reads it is known by."""
+        """Identity of the list under its setting's name, for jobs that read it."""
         return {"exclude": self.identity} if self.source else {}
 
 
@@ -112,7 +112,7 @@ def _of_task(name: str, split: str) -> Excluded:
 
 
 def is_excluded(doc_id: str, excluded: frozenset[str]) -> bool:
-    """Whether a document, or the one that it is a chunk of, is among the excluded ones."""
+    """Whether a document, or the document of a chunk, is excluded."""
     return doc_id in excluded or document_of(doc_id) in excluded
 
 

@@ -397,7 +397,7 @@ def _read_by(kind: StepKind, of: Sequence[str] | None, earlier: Sequence[Part], 
 
 
 def _checked(description: Description, where: str) -> Description:
-    """Check that all numbers are in range, that scores mean something, and that all steps lead to the last one."""
+    """Check numbers and cuts, and that all steps lead to the last one."""
     for part in description.steps:
         _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
         _check_cut(part, description.steps, f"{where}: steps.{part.name}")

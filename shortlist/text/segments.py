@@ -112,7 +112,7 @@ def whole_id(segment_id: str) -> str:
 
 
 def document_of(doc_id: str) -> str:
-    """Return the id of the document that an entry belongs to, which may be a chunk such as `d#3`."""
+    """Return the id of the document that a chunk such as `d#3` belongs to."""
     found = _CHUNK.fullmatch(doc_id)
     return doc_id if found is None else found[1]
 

@@ -86,7 +86,7 @@ def learned(rollout: Rollout, rewarded: Rewarded) -> tuple[Float[Tensor, ""], di
     return loss, {name: round(value, 6) for name, value in values.items()}
 
 
-class Question(NamedTuple):
+class GroupQuestion(NamedTuple):
     """A question about documents of a group."""
 
     group: int
@@ -123,7 +123,7 @@ class Sampler:
         self.sample: QueryAndShown = (Query("", "a"), [Document(str(i), "a") for i in range(num_docs)])
         self.renderer.render_many([self.sample])
 
-    def questions(self, batch: Batch, *, rng: np.random.Generator) -> list[Question]:
+    def questions(self, batch: Batch, *, rng: np.random.Generator) -> list[GroupQuestion]:
         """Ask about each group's documents, in an order that `rng` draws, or one by one."""
         found = []
         for number, (query, group) in enumerate(zip(batch.queries, batch.documents, strict=True)):
@@ -132,7 +132,7 @@ class Sampler:
             parts = [[place] for place in order] if self.prompt.asks == "grade" else [order]
             for places in parts:
                 shown = [group[place] for place in places]
-                found.append(Question(number, (query, shown), [grades[place] for place in places]))
+                found.append(GroupQuestion(number, (query, shown), [grades[place] for place in places]))
         return found
 
     def example(self, batch: Batch, *, rng: np.random.Generator) -> Example:
@@ -143,7 +143,13 @@ class Sampler:
         return Example([], [query.query_id for query in batch.queries], _not_drawn, draw=draw)
 
     def _drawn(
-        self, model: Trainable, *, batch: Batch, questions: Sequence[Question], rendered: Sequence[Rendered], **how: Any
+        self,
+        model: Trainable,
+        *,
+        batch: Batch,
+        questions: Sequence[GroupQuestion],
+        rendered: Sequence[Rendered],
+        **how: Any,
     ) -> Example:
         """Generate answers with the model as it is now, and reward them."""
         ids = answers_of(
@@ -175,7 +181,7 @@ class Sampler:
         )
 
     def said(
-        self, questions: Sequence[Question], rendered: Sequence[Rendered], ids: Sequence[Sequence[Sequence[int]]]
+        self, questions: Sequence[GroupQuestion], rendered: Sequence[Rendered], ids: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[Said]]:
         """Read all samples of all questions."""
         return [
@@ -201,7 +207,7 @@ class Sampler:
         ids = answers_of(model, [one.ids for one in rendered], most=most, stop=self.stop, **how)
         return rewards_of(self, questions, self.said(questions, rendered, ids)).mean().item()
 
-    def _rendered(self, questions: Sequence[Question]) -> list[Rendered]:
+    def _rendered(self, questions: Sequence[GroupQuestion]) -> list[Rendered]:
         try:
             return self.renderer.render_many([question.asked for question in questions])
         except UserError as error:
@@ -334,7 +340,7 @@ def grades_of(batch: Batch, number: int) -> list[float]:
 
 
 def rewards_of(
-    sampler: Sampler, questions: Sequence[Question], said: Sequence[Sequence[Said]]
+    sampler: Sampler, questions: Sequence[GroupQuestion], said: Sequence[Sequence[Said]]
 ) -> Float[Tensor, "questions samples"]:
     """Reward each sample of each question."""
     name, options = sampler.rewarded.reward, sampler.rewarded.options

@@ -59,7 +59,7 @@ def test_a_converted_collection_excludes_what_its_source_does(tiny: Tiny, tmp_pa
     assert not (plain / "exclude").exists()
     (tmp_path / "c" / "exclude").mkdir()
     (tmp_path / "c" / "exclude" / "train.tsv").write_text("q1\td4\nq1\td5\nq2\td9\n")
-    with pytest.raises(UserError, match="holds another job .exclude"):
+    with pytest.raises(UserError, match=r"holds another job .exclude"):
         converted(plain, tmp_path / "c")
     out = str(converted(tmp_path / "out", tmp_path / "c"))
     expected = {"q1": frozenset({"d4", "d5"}), "q2": frozenset({"d9"})}
