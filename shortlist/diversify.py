@@ -50,7 +50,7 @@ class Config:
     """Order of a run's hits, as in `shortlist evaluate`."""
     json: NotInJob[bool] = False
     """Print JSON instead of sentences."""
-    header: NotInJob[bool] = False
+    header: bool = False
     """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
@@ -94,7 +94,8 @@ def run(config: Config) -> None:
         print(json.dumps({name: value for name, value in results.items() if name in ("num_queries", *NOT_CHOSEN)}))
         return
     told = "".join(f"; {results[name]:,} {words}" for name, words in NOT_CHOSEN.items() if results.get(name))
-    print(f"chose {config.k} of the first {config.depth} documents of {results['num_queries']:,} queries{told}")
+    most = min(config.k, config.depth)
+    print(f"chose {most} of the first {config.depth} documents of {results['num_queries']:,} queries{told}")
 
 
 READ_BY_CHOOSERS = {"mmr": "vectors", "coverage": "aspects"}

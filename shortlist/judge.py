@@ -165,7 +165,7 @@ def run(config: Config) -> None:
     inputs |= {"runs": [identity(path) for path in config.runs], "qrels": known_from}
     inputs["collection"] = collection.identity("corpus", "queries")
     job = start_job(config, JobSpec("judge", inputs))
-    if not job.done:
+    if not job.done or config.details is not None:  # its answers are kept, so that nothing is asked again
         _judge(config, job, prompt, how, collection, known)
     _report(config)
 
@@ -224,7 +224,9 @@ def _judge(
     log, start = AnswerLog(job.out.with_name(job.out.name + LOG_ENDS)), time.perf_counter()
     judgements, counts = _grades(config, prompt, how, asked, log)
     counts = {name: count for name, count in (asked.left_out | counts).items() if count}
-    written = _written(judgements, known if config.join else {})
+    before = known if config.join else {}
+    written = _written(judgements, before)
+    new = [one for one in judgements if one.doc_id not in before.get(one.query_id, {})]
     if judgements:
         write_qrels(job.out, written)
     identified = model_identity(how)["model"]
@@ -232,15 +234,14 @@ def _judge(
     if config.details is not None:
         _write_details(config.details, judgements, made_by, prompt)
     prompt_tokens, answer_tokens = log.num_tokens()
-    num_pairs = sum(map(len, written.values()))
     log.close()
     results: dict[str, Any] = {
         "machine_made": made_by,
-        "machine_pairs": num_pairs - (sum(map(len, known.values())) if config.join else 0),
-        "num_pairs": num_pairs,
+        "machine_pairs": len(new),
+        "num_pairs": sum(map(len, written.values())),
         "prompt": prompt.name,
         "prompt_digest": prompt.digest(),
-        "grades": {str(g): n for g, n in sorted(Counter(one.grade for one in judgements).items())},
+        "grades": {str(g): n for g, n in sorted(Counter(one.grade for one in new).items())},
         "left_out": counts,
         "prompt_tokens": prompt_tokens,
         "answer_tokens": answer_tokens,

@@ -9,7 +9,7 @@ from pathlib import Path
 from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
-from shortlist.data.exclusions import find_excluded, qrels_without
+from shortlist.data.exclusions import find_excluded, judged_without, with_chunks
 from shortlist.data.groups import write_groups
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
@@ -125,7 +125,7 @@ def run(config: Config) -> None:
     if job.done:
         return
     start = time.perf_counter()
-    qrels = qrels_without(collection.qrels(config.split), excluded.by_query)
+    qrels = judged_without(collection.qrels(config.split), excluded.by_query)
     least = config.positives_from
     relevant = {doc_id for judged in qrels.values() for doc_id, relevance in judged.items() if relevance >= least}
     texts = track(collection.corpus(), "reading texts", unit="documents")
@@ -149,7 +149,7 @@ def run(config: Config) -> None:
         max_score_ratio=config.max_score_ratio,
         max_score_margin=config.max_score_margin,
         every=config.every,
-        exclude=excluded.by_query,
+        exclude=with_chunks(excluded.by_query, corpus),
     )
     if teacher is not None:
         num_groups = len(groups)

@@ -23,7 +23,6 @@ from shortlist.index.analysis import ANALYSERS
 from shortlist.models.files import Precision
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.spec import Sources, from_file_or_flags
-from shortlist.pipeline.wholes import document_of
 from shortlist.progress import progress, say
 from shortlist.records import Document, Qrels, Query, Run
 from shortlist.rerankers.asking import QUESTION, ask_each
@@ -32,6 +31,7 @@ from shortlist.rerankers.models import AnswersQuestions
 from shortlist.text.answers import queries_in
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
+from shortlist.text.segments import document_of
 
 FOUND_AT_ONCE = 256
 LONGEST_QUERY = 32

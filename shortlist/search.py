@@ -67,7 +67,7 @@ class Config(Sources):
     BRIGHT (None: what the collection says, in exclude/SPLIT.tsv or .jsonl)."""
     skip_missing: NotInJob[bool] = False
     """Leave out judged queries whose text is missing or blank, and count them, instead of stopping."""
-    header: NotInJob[bool] = False
+    header: bool = False
     """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""

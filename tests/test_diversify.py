@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from shortlist import diversify
+from shortlist.data.headers import read_run_header
 from shortlist.data.manifest import read_manifest, stages
 from shortlist.data.runs import read_run, write_run
 from shortlist.data.stores.vectors import VectorWriter
@@ -41,7 +42,7 @@ def test_a_near_copy_moves_down_and_nothing_is_lost(files: dict, tmp_path: Path,
     assert order(files, tmp_path, k=1, lambda_=0.5, **how) == "a twin b c d"
     assert order(files, tmp_path, k=5, lambda_=1.0, **how) == "a twin b c d"
     assert order(files, tmp_path, k=5, depth=3, lambda_=0.5, **how) == "a b twin c d"
-    assert "chose 5 of the first 3 documents of 2 queries" in capsys.readouterr().out
+    assert "chose 3 of the first 3 documents of 2 queries" in capsys.readouterr().out
 
 
 def test_coverage_answers_each_sub_query_first(files: dict, tmp_path: Path, capsys):
@@ -97,3 +98,12 @@ def test_what_cannot_be_done_is_refused_in_one_line(files: dict, tmp_path: Path,
     settings = {name: tmp_path / value if name in ("vectors", "aspects") else value for name, value in settings.items()}
     with pytest.raises(UserError, match=message):
         diversify.run(diversify.Config(**files, **settings))
+
+
+def test_a_finished_run_without_a_header_is_not_taken_for_one_with(files: dict, tmp_path: Path):
+    how = {**files, "vectors": tmp_path / "vectors"}
+    diversify.run(diversify.Config(**how))
+    with pytest.raises(UserError, match=r"holds another job .header: False there, True now"):
+        diversify.run(diversify.Config(**how, header=True))
+    diversify.run(diversify.Config(**how, header=True, overwrite=True))
+    assert read_run_header(tmp_path / "varied.trec") is not None

@@ -136,6 +136,13 @@ def test_weights_are_those_that_are_best_on_the_dev_runs(
     assert "with MRR@10 0.8750 on the dev runs" in capsys.readouterr().err
 
 
+def test_weights_are_chosen_without_excluded_documents(judged: fuse.Config, tmp_path: Path):
+    (tmp_path / "list.tsv").write_text("q1 wrong\nq2 wrong\nq3 wrong\n")
+    fuse.run(replace(judged, exclude=tmp_path / "list.tsv"))
+    results = json.loads((tmp_path / "out.trec.manifest.json").read_text())["results"]
+    assert (results["dev_value"], results["excluded"]) == (1, 6)
+
+
 def test_dev_runs_of_queries_that_nobody_judged_are_refused(judged: fuse.Config, tmp_path: Path):
     other = tmp_path / "other.trec"
     other.write_text("x1 Q0 right 1 2 x\n")

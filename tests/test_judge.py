@@ -157,6 +157,20 @@ def test_an_interrupted_command_goes_on_and_asks_nothing_twice(tmp_path: Path, m
     assert "already done" in capsys.readouterr().err
 
 
+def test_details_are_written_of_finished_judgements_too(tmp_path: Path, machine: Judge):
+    judge.run(config(tmp_path))
+    asked = machine.asked
+    judge.run(config(tmp_path, details=tmp_path / "details.jsonl"))
+    assert len((tmp_path / "details.jsonl").read_text().splitlines()) == results(tmp_path)["machine_pairs"]
+    assert machine.asked == asked
+
+
+def test_grades_that_give_way_to_a_persons_are_not_counted(tmp_path: Path, machine: Judge):
+    judge.run(config(tmp_path, again=True, join=True))
+    found = results(tmp_path)
+    assert found["machine_pairs"] == sum(found["grades"].values()) == found["num_pairs"] - 12
+
+
 def test_a_collection_without_judgements_has_holes_everywhere(tmp_path: Path, machine: Judge):
     config(tmp_path)
     write_corpus(tmp_path / "bare" / "corpus.jsonl", DOCUMENTS)

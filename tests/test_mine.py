@@ -294,3 +294,15 @@ def test_excluded_documents_are_neither_positives_nor_negatives(config: mine.Con
     assert group.positives == ("d1",)
     assert not {"d0", "d3", "d4"} & set(group.negatives)
     assert (read_manifest(config.out) or {})["results"]["excluded_by_list"] == 3
+
+
+def test_chunks_of_an_excluded_document_are_not_drawn(config: mine.Config, tmp_path: Path):
+    folder, run = Path(config.collection), tmp_path / "chunks.trec"
+    ids = ["d0", *(f"long#{i}" for i in range(6)), "other#0"]
+    write_corpus(folder / "corpus.jsonl", [Document(doc_id, f"text of {doc_id}") for doc_id in ids])
+    write_qrels(folder / "qrels" / "train.tsv", {"q1": {"d0": 1}})
+    write_run(run, as_run({"q1": ids}))
+    (tmp_path / "list.tsv").write_text("q1\tlong\n")
+    config = changed(config, runs=(run,), exclude=tmp_path / "list.tsv", negatives=7, random_share=0.5)
+    assert mined(config)["q1"].negatives == ("other#0",)
+    assert (read_manifest(config.out) or {})["results"]["excluded_by_list"] == 6

@@ -7,6 +7,7 @@ from itertools import chain
 from shortlist.convert.settings import Config
 from shortlist.convert.writing import Training, judge_first_split, write_training_data
 from shortlist.data.collections import open_collection
+from shortlist.data.exclusions import find_excluded
 from shortlist.data.groups import contents, groups_from_qrels, open_groups, read_passages
 from shortlist.data.manifest import identity
 from shortlist.data.matching import by_text
@@ -46,8 +47,11 @@ def _read_collection(config: Config) -> Training:
     collection, split = open_collection(source), _one_split(config)
     qrels = collection.qrels(split)
     queries = {query.query_id: query for query in collection.queries(split)}
+    excluded = find_excluded(None, source, split)
     inputs: dict[str, str | list[str]] = {"sources": collection.identity("corpus", "queries", f"qrels/{split}")}
-    return Training(groups_from_qrels(qrels), queries, {split: qrels}, collection.corpus, collection, inputs)
+    inputs |= excluded.inputs
+    groups = groups_from_qrels(qrels)
+    return Training(groups, queries, {split: qrels}, collection.corpus, collection, inputs, excluded.by_query)
 
 
 def _read_records(config: Config, layout: str) -> Training:

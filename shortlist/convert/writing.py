@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from shortlist.convert.settings import Config
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.exclusions import EXCLUDE, NO_EXCLUSIONS, Exclusions, write_exclusions
 from shortlist.data.export import LAYOUTS, write_tevatron_corpus, write_training
 from shortlist.data.files import temporary_folder
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
@@ -33,6 +34,8 @@ class Training(NamedTuple):
     """Collection of the documents, if the texts come from one."""
     inputs: dict[str, str | list[str]]
     """Identities of everything that was read, by the names of the settings."""
+    exclude: Exclusions = NO_EXCLUSIONS
+    """Documents that queries may not find, where the source says so."""
 
 
 def write_training_data(config: Config, read: Callable[[Config], Training], *, kind: str | None = None) -> None:
@@ -101,6 +104,8 @@ def _write_ours(config: Config, training: Training, out: Path) -> dict[str, int]
     write_queries(out / "queries.jsonl", training.queries.values())
     for split, qrels in training.qrels.items():
         write_qrels(out / "qrels" / f"{split.replace('/', '-')}.tsv", qrels)
+        if training.exclude:
+            write_exclusions(out / EXCLUDE / f"{split.replace('/', '-')}.jsonl", training.exclude)
     write_groups(out / "groups.jsonl", training.groups)
     return {"groups": len(training.groups), "queries": len(training.queries)}
 

@@ -1,13 +1,15 @@
 """Lists of documents that a query may not find, such as BRIGHT's `excluded_ids`."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from shortlist.data.files import atomic_write
 from shortlist.data.formats import is_integer, split_columns
 from shortlist.data.hub import HubCollection
 from shortlist.data.hub_layouts import EXCLUDES_NONE, divide_name
@@ -15,7 +17,10 @@ from shortlist.data.lines import MalformedError, parse_json, parse_lines
 from shortlist.data.manifest import identity
 from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
-from shortlist.records import Hit, Qrels
+from shortlist.records import Hit
+from shortlist.text.segments import document_of
+
+T = TypeVar("T")
 
 Exclusions = Mapping[str, frozenset[str]]
 """query_id -> ids of documents that never appear and never count."""
@@ -59,6 +64,13 @@ def _of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     return str(query_id), doc_ids
 
 
+def write_exclusions(path: Path, exclusions: Exclusions) -> None:
+    """Write JSON lines that `read_exclusions` reads."""
+    with atomic_write(path) as file:
+        for query_id, doc_ids in exclusions.items():
+            file.write(json.dumps({"id": query_id, "excluded_ids": sorted(doc_ids)}, ensure_ascii=False) + "\n")
+
+
 class Excluded(NamedTuple):
     """Documents that queries may not find, and where that is written."""
 
@@ -69,7 +81,7 @@ class Excluded(NamedTuple):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The inputs of a job that reads it."""
+        """Identity of the list under its setting's name, for jobs that read it."""
         return {"exclude": self.identity} if self.source else {}
 
 
@@ -99,9 +111,14 @@ def _of_task(name: str, split: str) -> Excluded:
     )
 
 
+def is_excluded(doc_id: str, excluded: frozenset[str]) -> bool:
+    """Whether a document, or the document of a chunk, is excluded."""
+    return doc_id in excluded or document_of(doc_id) in excluded
+
+
 def without_excluded(hits: list[Hit], excluded: frozenset[str]) -> list[Hit]:
     """Leave out a query's excluded documents."""
-    return [hit for hit in hits if hit.doc_id not in excluded] if excluded else hits
+    return [hit for hit in hits if not is_excluded(hit.doc_id, excluded)] if excluded else hits
 
 
 def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns, int]:
@@ -110,7 +127,7 @@ def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns
     for number, query_id in enumerate(run.query_ids):
         if excluded := exclusions.get(query_id):
             start, end = run.starts[number], run.starts[number + 1]
-            keep[start:end] = [doc_id not in excluded for doc_id in run.doc_ids[start:end].to_pylist()]
+            keep[start:end] = [not is_excluded(doc_id, excluded) for doc_id in run.doc_ids[start:end].to_pylist()]
     gone = np.concatenate([[0], np.cumsum(~keep)])
     if not gone[-1]:
         return run, 0
@@ -120,10 +137,33 @@ def columns_without(run: RunColumns, exclusions: Exclusions) -> tuple[RunColumns
     return left, int(gone[-1])
 
 
-def qrels_without(qrels: Qrels, exclusions: Exclusions) -> Qrels:
-    """Leave out judgements of excluded documents, and queries without any other."""
+def judged_without(judged: Mapping[str, Mapping[str, T]], exclusions: Exclusions) -> dict[str, dict[str, T]]:
+    """Leave out judgements of excluded documents, and queries without any other.
+
+    Args:
+        judged: grades, or whatever is known of documents, by query and document.
+    """
     found = {
-        query_id: {doc_id: grade for doc_id, grade in judged.items() if doc_id not in exclusions.get(query_id, ())}
-        for query_id, judged in qrels.items()
+        query_id: {doc_id: value for doc_id, value in docs.items() if not is_excluded(doc_id, excluded)}
+        for query_id, docs in judged.items()
+        for excluded in [exclusions.get(query_id, frozenset())]
     }
-    return {query_id: judged for query_id, judged in found.items() if judged}
+    return {query_id: docs for query_id, docs in found.items() if docs}
+
+
+def with_chunks(exclusions: Exclusions, doc_ids: Iterable[str]) -> Exclusions:
+    """Name the chunks of excluded documents too.
+
+    Args:
+        doc_ids: ids of the whole collection; not looked at where nothing is excluded.
+    """
+    if not exclusions:
+        return exclusions
+    chunks: dict[str, list[str]] = {}
+    for doc_id in doc_ids:
+        if (whole := document_of(doc_id)) != doc_id:
+            chunks.setdefault(whole, []).append(doc_id)
+    return {
+        query_id: excluded.union(*(chunks.get(doc_id, ()) for doc_id in excluded))
+        for query_id, excluded in exclusions.items()
+    }

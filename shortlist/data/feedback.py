@@ -36,7 +36,7 @@ class Reactions:
 
     copies: Counter[str] = field(default_factory=Counter)
     passed: dict[str, None] = field(default_factory=dict)
-    """ShownList beside copied documents, or in a list that was disliked."""
+    """Those shown beside copied documents, or in a list that was disliked."""
     disliked: set[str] = field(default_factory=set)
 
 

@@ -4,6 +4,7 @@ https://www.ir-metadata.org
 """
 
 import platform
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -81,7 +82,7 @@ def header_of(manifest: Mapping[str, Any], *, tag: str, made_by: Sequence[Mappin
             "software": {"libraries": {"python": [f"shortlist {manifest['version']}", platform.python_version()]}},
         },
         "implementation": {
-            "executable": {"cmd": " ".join(["shortlist", *sys.argv[1:]])},
+            "executable": {"cmd": shlex.join(["shortlist", *sys.argv[1:]])},
             "source": {"lang": ["python"], **({"commit": manifest["commit"]} if manifest.get("commit") else {})},
         },
         "method": {

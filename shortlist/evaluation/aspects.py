@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from shortlist.data.exclusions import Exclusions
 from shortlist.data.formats import is_integer, split_columns
 from shortlist.data.lines import parse_lines
 from shortlist.data.runs import RunColumns
@@ -40,15 +39,6 @@ def read_aspects(path: Path) -> Aspects:
 def without_aspects(aspects: Aspects) -> Qrels:
     """Return the highest grade of each document over all aspects."""
     return {query: {doc: max(grades.values()) for doc, grades in docs.items()} for query, docs in aspects.items()}
-
-
-def aspects_without(aspects: Aspects, exclusions: Exclusions) -> Aspects:
-    """Leave out judgements of documents that queries exclude."""
-    found = {
-        query_id: {doc_id: grades for doc_id, grades in docs.items() if doc_id not in exclusions.get(query_id, ())}
-        for query_id, docs in aspects.items()
-    }
-    return {query_id: docs for query_id, docs in found.items() if docs}
 
 
 def is_of_aspects(name: str) -> bool:

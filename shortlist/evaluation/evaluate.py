@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shortlist.config import NotInJob
-from shortlist.data.exclusions import columns_without, find_excluded, qrels_without
+from shortlist.data.exclusions import columns_without, find_excluded, judged_without
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
 from shortlist.data.headers import read_run_header
@@ -22,7 +22,6 @@ from shortlist.data.runs import RunColumns, read_run_columns
 from shortlist.errors import UserError
 from shortlist.evaluation.aspects import (
     Aspects,
-    aspects_without,
     by_aspect,
     is_of_aspects,
     read_aspects,
@@ -204,9 +203,9 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
     else:
         qrels, where = judgements.read(), judgements.where
     excluded = find_excluded(config.exclude, config.collection, config.split)
-    qrels = qrels_without(qrels, excluded.by_query)
+    qrels = judged_without(qrels, excluded.by_query)
     if aspects is not None:
-        aspects = aspects_without(aspects, excluded.by_query)
+        aspects = judged_without(aspects, excluded.by_query)
     if config.relevance_level == 1:
         _hint_at_grades(qrels, plain)
     measures = list(config.measures)

@@ -13,7 +13,14 @@ import numpy as np
 
 from shortlist.config import NotInJob, at_defaults
 from shortlist.data.collections import open_collection
-from shortlist.data.exclusions import columns_without, read_exclusions
+from shortlist.data.exclusions import (
+    NO_EXCLUSIONS,
+    Exclusions,
+    columns_without,
+    judged_without,
+    read_exclusions,
+    without_excluded,
+)
 from shortlist.data.files import read_json, write_json
 from shortlist.data.fusers import Fuser, column_names, open_fuser, read_fuser
 from shortlist.data.headers import header_of
@@ -68,7 +75,7 @@ class Config:
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
     """Order of a run's hits: by score and id as in trec_eval, or by the run's rank column."""
-    header: NotInJob[bool] = False
+    header: bool = False
     """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""
@@ -170,21 +177,22 @@ def run(config: Config) -> None:
         if config.method == LEARNED and config.dev_runs:
             print(in_words(_read_again(fuser_path(job.out))))
         return
+    exclude = read_exclusions(config.exclude) if config.exclude else NO_EXCLUSIONS
+    qrels = judged_without(qrels, exclude)
     if config.method == LEARNED:
-        fuser = read_fuser(config.fuser) if config.fuser else _learn(config, qrels)
+        fuser = read_fuser(config.fuser) if config.fuser else _learn(config, qrels, exclude)
         _refuse_others(fuser, config)
         fuse = partial(fuse_first, lambda runs, weights: fuser(runs), depth=config.depth)
     else:
         fuse = partial(fuse_first, FUSIONS[config.method], depth=config.depth)
     weights = config.weights
     if config.dev_runs and config.method != LEARNED:
-        dev_runs = _judged_runs(config, qrels)
+        dev_runs = _judged_runs(config, qrels, exclude)
         weights, value = choose_weights(dev_runs, qrels, fuse, config.measure)
         chosen = {"weights": weights, "dev_value": round(value, 6)}
         say(f"fuse: weights {', '.join(f'{w:g}' for w in weights)}, with {config.measure} {value:.4f} on the dev runs.")
     runs = [open_run(path, ties=config.ties) for path in config.runs]
     if config.exclude:
-        exclude = read_exclusions(config.exclude)
         pairs = [columns_without(run.columns, exclude) for run in runs]
         runs, num_excluded = [StoredRun(columns) for columns, _ in pairs], sum(count for _, count in pairs)
         chosen["excluded"] = num_excluded
@@ -205,6 +213,10 @@ def run(config: Config) -> None:
     job.finish(num_queries=num_queries, in_all_runs=in_all, **chosen, **cost)
 
 
+def _without(run: Run, exclude: Exclusions) -> Run:
+    return {query_id: without_excluded(hits, exclude.get(query_id, frozenset())) for query_id, hits in run.items()}
+
+
 def _dev_qrels(config: Config) -> Qrels:
     if config.collection is None:
         raise UserError("--dev-runs without --collection: name what has the judgements of their queries.")
@@ -212,8 +224,8 @@ def _dev_qrels(config: Config) -> Qrels:
     return open_collection(config.collection).qrels(config.split)
 
 
-def _judged_runs(config: Config, qrels: Qrels) -> list[dict[str, list[Hit]]]:
-    dev_runs = [read_run(path, ties=config.ties) for path in config.dev_runs]
+def _judged_runs(config: Config, qrels: Qrels, exclude: Exclusions) -> list[Run]:
+    dev_runs = [_without(read_run(path, ties=config.ties), exclude) for path in config.dev_runs]
     if not any(qrels.keys() & run.keys() for run in dev_runs):
         raise UserError(f"--dev-runs: none of their queries is judged in {config.collection}, split {config.split!r}.")
     return dev_runs
@@ -247,9 +259,9 @@ def _read_again(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _learn(config: Config, qrels: Qrels) -> Fuser:
+def _learn(config: Config, qrels: Qrels, exclude: Exclusions) -> Fuser:
     """Learn from the dev runs, write the fusion beside the run, and print its worth."""
-    runs = _judged_runs(config, qrels)
+    runs = _judged_runs(config, qrels, exclude)
     runs = [{name: hits[: config.depth] for name, hits in run.items()} for run in runs]
     content = learn(runs, qrels, config.learner, config.measure)
     content["runs"] = [

@@ -1,14 +1,14 @@
 """A search pipeline over one collection, for programs, servers and the stage `search`."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final, get_args
 
 from shortlist.data.collections import Collection, open_collection
-from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions
+from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, without_excluded
 from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
@@ -18,7 +18,7 @@ from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.steps import Found, Step
-from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks, document_of
+from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks
 from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one
 
 BY_DOCUMENT = "by document"
@@ -421,12 +421,13 @@ class Pipeline:
         more = max((len(exclude.get(query.query_id, ())) for query in queries), default=0)
         for step in steps:
             runs = {name: found[name].run for name in step.of}
+            run = partial(step.kind.run, step, queries, runs, texts)
             with texts.timed(step.name):
-                finds = step.kind.num_read == 0
-                given = step.kind.run(step, queries, runs, texts, wanted[step.name] + more * finds)
-            if finds and more:
-                given, gone = _without(given, exclude, wanted[step.name])
-                num_excluded += gone
+                if more and step.kind.num_read == 0:
+                    given, gone = _allowed(run, exclude, wanted[step.name], more)
+                    num_excluded += gone
+                else:
+                    given = run(wanted[step.name])
             found[step.name] = given
             texts.changed |= given.documents
         return Trace(found, texts.milliseconds, num_excluded)
@@ -501,12 +502,28 @@ def _together(before: Found | None, now: Found) -> Found:
     return Found({**before.run, **now.run}, num_placed, {**before.documents, **now.documents})
 
 
+def _allowed(find: Callable[[int], Found], exclude: Exclusions, most: int, more: int) -> tuple[Found, int]:
+    """Find what queries do not exclude, and count the rest.
+
+    Args:
+        find: finds as many hits for each query as it is told.
+        most: hits wanted for each query.
+        more: hits to find beyond these at first; a document may have many chunks.
+    """
+    while True:
+        found = find(most + more)
+        left, gone = _without(found, exclude, most)
+        short = (query_id for query_id, hits in left.run.items() if len(hits) < most)
+        if not any(len(found.run[query_id]) >= most + more for query_id in short):
+            return left, gone
+        more *= MORE
+
+
 def _without(found: Found, exclude: Exclusions, most: int) -> tuple[Found, int]:
     """Leave out what queries exclude, and count it; keep the first `most` of the others."""
     run, gone = {}, 0
     for query_id, hits in found.run.items():
-        excluded = exclude.get(query_id, frozenset())
-        left = [hit for hit in hits if not {hit.doc_id, document_of(hit.doc_id)} & excluded] if excluded else hits
+        left = without_excluded(hits, exclude.get(query_id, frozenset()))
         gone += len(hits) - len(left)
         run[query_id] = left[:most]
     return found._replace(run=run), gone

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from shortlist.config import SpeedOnly, flag_of, keyword_types, load_yaml
+from shortlist.data.rules import read_rule
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
 from shortlist.index.opening import HELD, held, kind_of, needs_model
@@ -397,14 +398,32 @@ def _read_by(kind: StepKind, of: Sequence[str] | None, earlier: Sequence[Part], 
 
 
 def _checked(description: Description, where: str) -> Description:
-    """Check that all numbers are in range and all steps lead to the last one."""
+    """Check numbers and cuts, and that all steps lead to the last one."""
     for part in description.steps:
         _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
+        _check_cut(part, description.steps, f"{where}: steps.{part.name}")
     read = {name for part in description.steps for name in part.of}
     for part in description.steps[:-1]:
         if part.name not in read:
             raise UserError(f"{where}: steps.{part.name} is read by no later step; fuse it, or leave it out.")
     return description
+
+
+def _check_cut(part: Part, steps: Sequence[Part], where: str) -> None:
+    """Refuse a cut by scores that only count down."""
+    before = part
+    while before.kind == "cut":
+        before = next(step for step in steps if step.name == before.of[0])
+    if before != part and STEPS[before.kind].counts_down and _cuts_by(part) != "rank":
+        raise UserError(
+            f"{where}: `cut: {part.method}` looks at scores, and those of {before.name} (`{before.kind}`) only count "
+            "down; cut before that step, or by rank."
+        )
+
+
+def _cuts_by(part: Part) -> str:
+    """Return what a cut looks at, one of `data.rules.CUT_BY`."""
+    return part.method if part.method != "rule" else read_rule(part.settings["rule"]).by
 
 
 def _check_ranges(part: Part, called: Callable[[str], str]) -> None:

@@ -95,6 +95,8 @@ class StepKind(NamedTuple):
     """Default depth of a step of this kind."""
     mixes: bool = False
     """Whether it mixes its scores with the earlier ones, by a share."""
+    counts_down: bool = False
+    """Whether its scores only count down, so that no later step may cut by them."""
 
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
@@ -257,5 +259,5 @@ STEPS: dict[str, StepKind] = {
     ),
     "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
     "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
-    "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100),
+    "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100, counts_down=True),
 }

@@ -157,7 +157,7 @@ class Config:
     """File to list malformed answers in, as JSON lines."""
     dry_run: NotInJob[bool] = False
     """Only print how many calls and tokens a language model would take, and how long, from a sample."""
-    header: NotInJob[bool] = False
+    header: bool = False
     """Write what the run was made from before its first line, as comments in the form of ir_metadata."""
     overwrite: NotInJob[bool] = False
     """Replace an output of another job instead of refusing."""

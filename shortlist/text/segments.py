@@ -1,5 +1,6 @@
 """Long documents as overlapping segments, which are documents themselves."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,8 @@ PairSegments = Literal["whole", "firstp", "maxp", "avgp", "extract"]
 T = TypeVar("T")
 
 DOCUMENTS_AT_ONCE = 1000
+
+_CHUNK = re.compile(r"(.+)#[0-9]+", re.DOTALL)
 
 FEWEST_TOKENS = 8
 """Least room for text in a segment. With less, next to a long title or query, a document is not split."""
@@ -106,6 +109,12 @@ def named_segments(inputs: Inputs, documents: Iterable[Document], *, stride: int
 def whole_id(segment_id: str) -> str:
     """Return the id of the document that a segment of `named_segments` belongs to."""
     return segment_id.rpartition("#")[0]
+
+
+def document_of(doc_id: str) -> str:
+    """Return the id of the document that a chunk such as `d#3` belongs to."""
+    found = _CHUNK.fullmatch(doc_id)
+    return doc_id if found is None else found[1]
 
 
 def _segmented(

@@ -37,7 +37,7 @@ from shortlist.train.gather import World, shard
 from shortlist.train.losses import check_needs, check_refresh
 from shortlist.train.negatives import check_negatives, with_negatives
 from shortlist.train.rollout import check_rewards
-from shortlist.train.settings import Config, has_stop, losses, prompt_losses
+from shortlist.train.settings import Config, has_stop, losses, prompt_losses, said_of_prompt_loss
 from shortlist.train.sparsity import make_lookup
 
 
@@ -66,13 +66,16 @@ def collect_part(part: SourcePart, collection: Collection) -> OpenPart:
             qrels = collection.qrels(config.split)
             source = source._replace(groups=[graded(group, qrels[group.query_id]) for group in source.groups])
     check_needs(losses(config), source.groups, where=where, role=role)
-    check_needs(prompt_losses(config), source.groups, where=where, role="reranker")
+    with said_of_prompt_loss():
+        check_needs(prompt_losses(config), source.groups, where=where, role="reranker")
     if rewarded := parse_rewarded(config):
         check_rewards(rewarded, source.groups, where=where)
     if config.mix_negatives and all(len(group.negatives) < 2 for group in source.groups):
         raise UserError(f"--mix-negatives: no group of {where} has two negatives to mix; mine some, or leave it out.")
     if config.refresh_steps and source.groups[0].positives:
-        check_refresh(losses(config) + prompt_losses(config), where=where)
+        check_refresh(losses(config), where=where)
+        with said_of_prompt_loss():
+            check_refresh(prompt_losses(config), where=where)
     check_negatives(role, source.groups, negatives=config.negatives, batch_size=config.batch_size, where=where)
     if short := shortfall(negative_counts(source.groups), config.negatives):
         say(f"train: {short:,} of {len(source.groups):,} groups have fewer than {config.negatives} negatives.")

@@ -86,8 +86,8 @@ def learned(rollout: Rollout, rewarded: Rewarded) -> tuple[Float[Tensor, ""], di
     return loss, {name: round(value, 6) for name, value in values.items()}
 
 
-class PromptedGroup(NamedTuple):
-    """A prompt about documents of a group."""
+class GroupQuestion(NamedTuple):
+    """A question about documents of a group."""
 
     group: int
     """The number of the group in its batch."""
@@ -123,7 +123,7 @@ class Sampler:
         self.sample: QueryAndShown = (Query("", "a"), [Document(str(i), "a") for i in range(num_docs)])
         self.renderer.render_many([self.sample])
 
-    def questions(self, batch: Batch, *, rng: np.random.Generator) -> list[PromptedGroup]:
+    def questions(self, batch: Batch, *, rng: np.random.Generator) -> list[GroupQuestion]:
         """Ask about each group's documents, in an order that `rng` draws, or one by one."""
         found = []
         for number, (query, group) in enumerate(zip(batch.queries, batch.documents, strict=True)):
@@ -132,7 +132,7 @@ class Sampler:
             parts = [[place] for place in order] if self.prompt.asks == "grade" else [order]
             for places in parts:
                 shown = [group[place] for place in places]
-                found.append(PromptedGroup(number, (query, shown), [grades[place] for place in places]))
+                found.append(GroupQuestion(number, (query, shown), [grades[place] for place in places]))
         return found
 
     def example(self, batch: Batch, *, rng: np.random.Generator) -> Example:
@@ -147,7 +147,7 @@ class Sampler:
         model: Trainable,
         *,
         batch: Batch,
-        questions: Sequence[PromptedGroup],
+        questions: Sequence[GroupQuestion],
         rendered: Sequence[Rendered],
         **how: Any,
     ) -> Example:
@@ -181,7 +181,7 @@ class Sampler:
         )
 
     def said(
-        self, questions: Sequence[PromptedGroup], rendered: Sequence[Rendered], ids: Sequence[Sequence[Sequence[int]]]
+        self, questions: Sequence[GroupQuestion], rendered: Sequence[Rendered], ids: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[Said]]:
         """Read all samples of all questions."""
         return [
@@ -207,7 +207,7 @@ class Sampler:
         ids = answers_of(model, [one.ids for one in rendered], most=most, stop=self.stop, **how)
         return rewards_of(self, questions, self.said(questions, rendered, ids)).mean().item()
 
-    def _rendered(self, questions: Sequence[PromptedGroup]) -> list[Rendered]:
+    def _rendered(self, questions: Sequence[GroupQuestion]) -> list[Rendered]:
         try:
             return self.renderer.render_many([question.asked for question in questions])
         except UserError as error:
@@ -340,7 +340,7 @@ def grades_of(batch: Batch, number: int) -> list[float]:
 
 
 def rewards_of(
-    sampler: Sampler, questions: Sequence[PromptedGroup], said: Sequence[Sequence[Said]]
+    sampler: Sampler, questions: Sequence[GroupQuestion], said: Sequence[Sequence[Said]]
 ) -> Float[Tensor, "questions samples"]:
     """Reward each sample of each question."""
     name, options = sampler.rewarded.reward, sampler.rewarded.options

@@ -1,6 +1,7 @@
 """Settings of a training run, with its losses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,15 @@ def losses(config: Config) -> list[Term]:
     return terms
 
 
+@contextmanager
+def said_of_prompt_loss() -> Iterator[None]:
+    """Let errors about losses name `--prompt-loss`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("--loss", "--prompt-loss")) from None
+
+
 def prompt_losses(config: Config) -> list[Term]:
     """Return the losses of rankings by the vector of a retriever's prompt, if any.
 
@@ -105,10 +115,8 @@ def prompt_losses(config: Config) -> list[Term]:
     """
     if not config.prompt or config.kind != "retriever":
         return []
-    try:
+    with said_of_prompt_loss():
         terms = parse_losses(config.prompt_loss, temperature=_temperature(config))
-    except UserError as error:
-        raise UserError(str(error).replace("--loss", "--prompt-loss")) from None
     if written := [term.name for term in terms if term.is_of_answers]:
         raise UserError(f"--prompt-loss {written[0]}: is for answers, and a retriever writes none.")
     return terms

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from shortlist.convert.settings import OF_STORES
 from shortlist.convert.writing import judgements
 from shortlist.data import pickles, sources
 from shortlist.data.collections import open_collection
+from shortlist.data.exclusions import find_excluded
 from shortlist.data.export import LAYOUTS
 from shortlist.data.formats import read_corpus, read_qrels, read_queries, write_qrels
 from shortlist.data.groups import open_groups, read_groups, write_groups
@@ -49,6 +51,19 @@ def converted(out: Path, *sources: object, **settings) -> Path:
 
 def texts(doc_ids: tuple[str, ...]) -> list[str]:
     return [TEXTS[int(doc_id[1:])] for doc_id in doc_ids]
+
+
+def test_a_converted_collection_excludes_what_its_source_does(tiny: Tiny, tmp_path: Path):
+    shutil.copytree(tiny.collection, tmp_path / "c")
+    plain = converted(tmp_path / "plain", tmp_path / "c")
+    assert not (plain / "exclude").exists()
+    (tmp_path / "c" / "exclude").mkdir()
+    (tmp_path / "c" / "exclude" / "train.tsv").write_text("q1\td4\nq1\td5\nq2\td9\n")
+    with pytest.raises(UserError, match=r"holds another job .exclude"):
+        converted(plain, tmp_path / "c")
+    out = str(converted(tmp_path / "out", tmp_path / "c"))
+    expected = {"q1": frozenset({"d4", "d5"}), "q2": frozenset({"d9"})}
+    assert find_excluded(None, out, "train").by_query == expected
 
 
 def triplets(path: Path) -> Path:

@@ -7,8 +7,9 @@ from shortlist.data.exclusions import (
     Excluded,
     columns_without,
     find_excluded,
-    qrels_without,
+    judged_without,
     read_exclusions,
+    with_chunks,
     without_excluded,
 )
 from shortlist.data.runs import run_columns
@@ -74,6 +75,16 @@ def test_a_task_of_bright_has_lists(hub: Path):
     assert (found.by_query, found.source) == ({"7": frozenset("bc")}, f"hf:{hub}/pony")
 
 
+def test_chunks_of_an_excluded_document_are_excluded_with_it():
+    hits, excluded = [Hit("d#0", 3.0), Hit("d#1", 2.0), Hit("d", 1.5), Hit("e#0", 1.0)], {"q": frozenset({"d", "e#1"})}
+    run, count = columns_without(run_columns({"q": hits}), excluded)
+    assert (run.hits(0), count) == ([Hit("e#0", 1.0)], 3)
+    assert judged_without({"q": {"d#2": 1, "e#0": 1, "e#1": 1}}, excluded) == {"q": {"e#0": 1}}
+    assert judged_without({"q": {"d#2": {"a": 1}}}, excluded) == {}
+    assert with_chunks(excluded, ["d#0", "d#1", "e#0", "f"]) == {"q": {"d", "d#0", "d#1", "e#1"}}
+    assert with_chunks({}, ["d#0"]) == {}
+
+
 def test_documents_leave_runs_and_judgements():
     hits = [Hit("a", 3.0), Hit("b", 2.0), Hit("c", 1.0)]
     excluded = {"q2": frozenset({"a", "c"}), "q3": frozenset({"a", "b", "c"}), "q9": frozenset({"a"})}
@@ -82,7 +93,7 @@ def test_documents_leave_runs_and_judgements():
     assert [[hit.doc_id for hit in run.hits(number)] for number in range(4)] == [["a", "b", "c"], ["b"], [], ["a"]]
     assert run.hits(1) == without_excluded(hits, excluded["q2"]) == [Hit("b", 2.0)]
     assert columns_without(run, {})[0] is run
-    assert qrels_without({"q1": {"a": 1}, "q2": {"a": 1, "b": 0}, "q3": {"a": 1}}, excluded) == {
+    assert judged_without({"q1": {"a": 1}, "q2": {"a": 1, "b": 0}, "q3": {"a": 1}}, excluded) == {
         "q1": {"a": 1},
         "q2": {"b": 0},
     }

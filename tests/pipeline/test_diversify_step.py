@@ -48,6 +48,21 @@ def test_the_step_chooses_as_many_as_are_wanted(vectors: Path):
     assert order(found(4, **how | {"lambda": 1})) == "a twin b c"
 
 
+@pytest.mark.parametrize("cut", [{"cut": "ratio", "at": 0.5}, {"cut": "score", "at": 2}, {"cut": "rule"}])
+def test_what_only_counts_down_is_cut_by_rank_alone(cut: dict, vectors: Path, tmp_path: Path):
+    (tmp_path / "rule.json").write_text('{"by": "ratio", "at": 0.5}')
+    cut = cut | ({"rule": str(tmp_path / "rule.json")} if cut["cut"] == "rule" else {})
+    words, varied = {"find": "index", "index": "index"}, {"diversify": "mmr", "vectors": str(vectors)}
+    few = {"cut": "rank", "at": 9}
+    with pytest.raises(UserError, match=rf"steps.short: `cut: {cut['cut']}` looks at scores.* of varied .*only count"):
+        parse_description({"steps": {"words": words, "varied": varied, "few": few, "short": cut}}, where="here")
+    for steps in ({"varied": varied, "few": few}, {"short": cut, "varied": varied}):
+        parse_description({"steps": {"words": words} | steps}, where="here")
+    (tmp_path / "rule.json").write_text('{"by": "rank", "at": 5}')
+    by_rank = {"cut": "rule", "rule": str(tmp_path / "rule.json")}
+    parse_description({"steps": {"words": words, "varied": varied, "short": by_rank}}, where="here")
+
+
 def test_a_description_is_written_as_it_was_read(vectors: Path):
     one = described(diversify="mmr", vectors=str(vectors), k=5, **{"lambda": 0.3})
     assert parse_description(written(one), where="here") == one

@@ -17,8 +17,9 @@ from shortlist.errors import UserError
 from shortlist.pipeline import BY_DOCUMENT
 from shortlist.pipeline.memory import MemoryCollection
 from shortlist.pipeline.steps import STEPS, Step
-from shortlist.pipeline.wholes import best_chunks, document_of
+from shortlist.pipeline.wholes import best_chunks
 from shortlist.records import Document, Hit, Query
+from shortlist.text.segments import document_of
 
 QUESTION = "which colour has the apple"
 DATED = [d._replace(metadata={"year": 2010 + i, "lang": "de" if i % 2 else "en"}) for i, d in enumerate(DOCUMENTS)]
@@ -165,15 +166,16 @@ def test_a_deeper_search_asks_again_only_for_the_queries_that_need_it():
     assert asked == [(["many", "few"], 6), (["many"], 24)]
 
 
-def test_ids_of_documents_and_of_chunks_are_told_apart():
-    assert [document_of(name) for name in ("d#3", "d#3#12", "d", "C#", "#3", "d#x")] == [
-        "d",
-        "d#3",
-        "d",
-        "C#",
-        "#3",
-        "d#x",
-    ]
+def test_a_document_of_many_chunks_is_excluded_and_others_take_its_places():
+    chunks = [Document(f"long#{i}", "an apple") for i in range(9)] + [Document(f"d{i}#0", "a red apple") for i in "ab"]
+    pipeline = Pipeline.from_texts([*chunks, Document("last", "one apple of many apples")])
+    trace = pipeline.trace([Query("q", "apple"), Query("r", "apple")], 3, exclude={"q": frozenset({"long"})})
+    assert {hit.doc_id for hit in trace.last.run["q"]} == {"da#0", "db#0", "last"}
+    assert [hit.doc_id for hit in trace.last.run["r"]] == ["last", "long#0", "long#1"]
+    assert trace.num_excluded == 9
+
+
+def test_the_first_chunk_of_a_document_is_its_best():
     assert best_chunks([Hit("a#1", 3.0), Hit("a#0", 2.0), Hit("b", 1.0)], 1) == {"a": Hit("a#1", 3.0)}
     with pytest.raises(UserError, match=r"unknown answer 'document'.*perhaps 'documents'"):
         unwrap(Pipeline.trace)(Pipeline.from_texts(CHUNKS), ["apple"], 2, answer="document")

@@ -14,6 +14,7 @@ from shortlist.text.contract import named_contract
 from shortlist.text.inputs import Inputs
 from shortlist.text.segments import (
     cut,
+    document_of,
     document_segments,
     named_segments,
     pair_segments,
@@ -162,3 +163,14 @@ def test_long_texts_are_tokenized_few_at_a_time_with_the_same_result(monkeypatch
     monkeypatch.setattr(segments_module, "CHARACTERS_A_CALL", 250)
     assert results() == whole
     assert most == 1
+
+
+def test_ids_of_documents_and_of_chunks_are_told_apart():
+    assert [document_of(name) for name in ("d#3", "d#3#12", "d", "C#", "#3", "d#x")] == [
+        "d",
+        "d#3",
+        "d",
+        "C#",
+        "#3",
+        "d#x",
+    ]

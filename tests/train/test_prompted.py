@@ -182,7 +182,7 @@ def test_the_forecast_counts_prompts(
         ({"pooling": "mean"}, "--pooling mean: a prompt's vector is its last token's state"),
         ({"prompt_loss": ("ranknte",)}, "--prompt-loss ranknte: unknown loss 'ranknte'"),
         ({"prompt_loss": ("lm",)}, "--prompt-loss lm: is for answers"),
-        ({"prompt_loss": ("bands",)}, "--loss bands: none of the 8 groups of .* has grades"),
+        ({"prompt_loss": ("bands",)}, "--prompt-loss bands: none of the 8 groups of .* has grades"),
         ({"kind": "late"}, "--prompt: is for a language model or a retriever, and says nothing about a late"),
         ({"kind": "language-model", "prompt": "first"}, "--prompt-loss: is for a retriever"),
         ({"prompt": "e2rank"}, "has no chat template, which the prompt 'e2rank' needs"),
