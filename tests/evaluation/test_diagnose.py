@@ -58,6 +58,16 @@ def test_relevant_documents_are_counted_by_their_outcomes(settings: dict, capsys
     assert (told["relevant"], told["not_in_the_collection"]) == (5, 1)
 
 
+def test_documents_that_a_query_excludes_do_not_count(settings: dict, capsys):
+    folder = Path(settings["collection"]) / "exclude"
+    folder.mkdir()
+    (folder / "test.tsv").write_text("q1 a\nq1 gone\nq2 e\n")
+    told = found(capsys, **settings)["fates"]
+    # What stands behind an excluded document moves up: q1 c is within the depth, q2 c stays second.
+    assert told["all"]["all"] == {"not lifted into the top": 1, "kept in the top": 1}
+    assert (told["relevant"], told["not_in_the_collection"]) == (2, 0)
+
+
 def test_the_groups_of_a_kind_add_up_to_the_documents_that_can_be_read(settings: dict, capsys):
     told = found(capsys, **settings)["fates"]
     for kind in ("query length", "document length"):

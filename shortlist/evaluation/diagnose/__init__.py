@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from shortlist.config import NotInJob
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.exclusions import columns_without, find_excluded, judged_without
 from shortlist.data.files import read_json, write_json
 from shortlist.data.formats import read_qrels
 from shortlist.data.jobs import JobSpec, start_job
@@ -133,7 +134,7 @@ def run(config: Config) -> None:
 
 def _inputs(config: Config) -> dict[str, str]:
     collection = open_collection(config.collection)
-    inputs = {"run": identity(config.run)}
+    inputs = {"run": identity(config.run)} | find_excluded(None, config.collection, config.split).inputs
     inputs |= {"reranked": identity(config.reranked)} if config.reranked else {}
     if config.qrels is not None:
         return inputs | {"qrels": identity(config.qrels), "collection": collection.identity("corpus", "queries")}
@@ -142,9 +143,13 @@ def _inputs(config: Config) -> dict[str, str]:
 
 def _task(config: Config) -> Task:
     collection = open_collection(config.collection)
-    run = read_run_columns(config.run, ties=config.ties)
-    reranked = read_run_columns(config.reranked, ties=config.ties) if config.reranked else None
-    qrels = read_qrels(config.qrels) if config.qrels else collection.qrels(config.split)
+    excluded = find_excluded(None, config.collection, config.split).by_query
+
+    def read(path: Path) -> RunColumns:
+        return columns_without(read_run_columns(path, ties=config.ties), excluded)[0]
+
+    run, reranked = read(config.run), read(config.reranked) if config.reranked else None
+    qrels = judged_without(read_qrels(config.qrels) if config.qrels else collection.qrels(config.split), excluded)
     queries = {query.query_id: query for query in collection.queries(config.split)}
     shared = set(run.query_ids) & queries.keys() & (set(reranked.query_ids) if reranked else queries.keys())
     judged = {query_id: judgements for query_id, judgements in qrels.items() if query_id in shared}
