@@ -52,6 +52,14 @@ def flags(tiny: Tiny, made: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", ["terms", "sparse"])
+@pytest.mark.parametrize("name", ["effort", "refine"])
+def test_an_effort_that_changes_nothing_is_refused(tiny, made, where, name):
+    found: dict[str, Any] = {"vectors": made / where} if where == "terms" else {"index": made / where}
+    with pytest.raises(UserError, match=rf"{name}: .*cannot be searched with more or less of it; leave it out"):
+        Pipeline.load(**{name: 3, "retriever": str(made / "model"), "contract": "splade"}, **found)
+
+
+@pytest.mark.parametrize("where", ["terms", "sparse"])
 def test_search_finds_the_best_by_flags(tiny, made, best, tmp_path, where):
     found: dict[str, Any] = {"vectors": made / where} if where == "terms" else {"index": (made / where,)}
     search.run(search.Config(out=tmp_path / "run", k=3, **flags(tiny, made), **found))
