@@ -53,10 +53,11 @@ def flags(tiny: Tiny, made: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("where", ["terms", "sparse"])
 @pytest.mark.parametrize("name", ["effort", "refine"])
-def test_an_effort_that_changes_nothing_is_refused(tiny, made, where, name):
-    found: dict[str, Any] = {"vectors": made / where} if where == "terms" else {"index": made / where}
-    with pytest.raises(UserError, match=rf"{name}: .*cannot be searched with more or less of it; leave it out"):
-        Pipeline.load(**{name: 3, "retriever": str(made / "model"), "contract": "splade"}, **found)
+def test_an_effort_that_changes_nothing_is_refused(tiny, made, tmp_path, where, name):
+    found: dict[str, Any] = {"vectors": made / where} if where == "terms" else {"index": (made / where,)}
+    found[name] = 3
+    with pytest.raises(UserError, match=rf"--{name}: .*cannot be searched with more or less of it; leave it out"):
+        search.run(search.Config(out=tmp_path / "run", **flags(tiny, made), **found))
 
 
 @pytest.mark.parametrize("where", ["terms", "sparse"])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_flags_that_make_no_sense_are_refused(options: dict[str, Any], message: 
 
 @pytest.mark.parametrize("name", ["effort", "refine", "query_terms", "dims", "query_length", "contract", "prompt"])
 def test_flags_of_a_search_with_a_model_are_refused_without_one(name: str):
-    given = {name: "bert" if name in ("contract", "prompt") else 3}
+    given: dict[str, Any] = {name: "bert" if name in ("contract", "prompt") else 3}
     with pytest.raises(
         UserError, match=f"--{name.replace('_', '-')} is for a search with a --model, and there is none"
     ):
@@ -119,4 +120,4 @@ def test_flags_of_a_search_with_a_model_are_refused_without_one(name: str):
 @pytest.mark.parametrize(("name", "value"), [("fusion", "zscore"), ("weights", (0.5,))])
 def test_a_fusion_of_one_first_stage_is_refused(name: str, value: Any):
     with pytest.raises(UserError, match=f"--{name} is for several first stages, and there is one"):
-        from_flags(Sources(**{name: value}), collection="any")
+        from_flags(replace(Sources(), **{name: value}), collection="any")

@@ -117,7 +117,7 @@ def test_flags_serve_a_sparse_model_and_it_gives_no_embeddings(tiny: Tiny, steps
 def test_a_folder_without_a_contract_is_served_with_one(tiny: Tiny, tmp_path: Path):
     model = str(write_masked(tmp_path / "bert"))
     config = Config(retriever=model, collection=str(tiny.collection), retriever_contract="splade")
-    encode.run(EncodeConfig(model=model, contract="splade", collection=config.collection, out=tmp_path / "terms"))
+    encode.run(EncodeConfig(model=model, contract="splade", collection=str(tiny.collection), out=tmp_path / "terms"))
     with pytest.raises(UserError, match=r"name one with --contract \(--retriever-contract in serve\)"):
         check_there(replace(config, retriever_contract=None, vectors=tmp_path / "terms"))
     config = replace(config, vectors=tmp_path / "terms")
