@@ -229,8 +229,9 @@ def test_an_index_over_vectors_finds_what_exact_search_does(
 ):
     index_stage.run(index_stage.Config(kind=kind, vectors=made / "vectors", out=tmp_path / "index"))
     exact = found(dense)
-    over = replace(dense, vectors=None, index=(tmp_path / "index",), out=tmp_path / "over.trec", effort=12, refine=8)
-    run = found(replace(over, effort=None if kind == "narrow" else 12))
+    over = replace(dense, vectors=None, index=(tmp_path / "index",), out=tmp_path / "over.trec", refine=8)
+    over = replace(over, effort=None if kind == "narrow" else 12)
+    run = found(over)
     assert ids(run) == ids(exact)
     assert [h.score for h in run["q3"]] == pytest.approx([h.score for h in exact["q3"]], abs=1e-6)
     hybrid = replace(over, index=(*both.index, tmp_path / "index"), overwrite=True)

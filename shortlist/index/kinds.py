@@ -44,6 +44,8 @@ class IndexKind(NamedTuple):
     """Fields of `index.Config` that are passed to `build`."""
     parameters: tuple[str, ...] = ()
     """Names of whole numbers that `--set` can pass to `build`."""
+    searching: tuple[str, ...] = ()
+    """The settings `effort` and `refine` of `Opening`, as far as a search has them."""
     needs_model: bool = False
     """Whether the opened index is a VectorIndex, searched by a model's output for the queries instead of their text."""
     footprint: Callable[..., Any] | None = None
@@ -76,6 +78,7 @@ def _approximate(kind: str, parameters: str) -> IndexKind:
         build=late("index.ann", "build_ann", kind=kind),
         open=late("index.ann", "open_ann"),
         parameters=("effort", "refine", "sample", *parameters.split()),
+        searching=("effort", "refine"),
         needs_model=True,
         footprint=late("index.parameters", "ann_footprint", kind=kind),
         growth=late("index.parameters", "ann_growth", kind=kind),
@@ -103,6 +106,7 @@ INDEXES: dict[str, IndexKind] = {
         writes=("shard-*",),
         needs_model=True,
         footprint=late("index.narrow", "narrow_footprint"),
+        searching=("refine",),
         exact=True,
     ),
     "late": IndexKind(
@@ -111,6 +115,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.encodings", "build_encodings"),
         open=late("index.encodings", "open_encodings"),
         parameters=("repetitions", "bits", "width", "effort", "refine"),
+        searching=("effort", "refine"),
         writes=("shard-*", "index.json"),
         needs_model=True,
         footprint=late("index.encodings", "encodings_footprint"),
@@ -122,6 +127,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.centroids", "build_centroids"),
         open=late("index.centroids", "open_centroids"),
         parameters=("centroids", "probes", "effort", "refine"),
+        searching=("effort", "refine"),
         writes=("assigned-*.npy", "centroids.safetensors", "postings.npy", "starts.npy", "index.json"),
         needs_model=True,
         footprint=late("index.centroids", "centroids_footprint"),
@@ -145,6 +151,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.seismic", "build_seismic"),
         open=late("index.seismic", "open_seismic"),
         parameters=("postings", "clusters", "energy", "effort", "heap", "refine"),
+        searching=("effort", "refine"),
         needs_model=True,
         title="Seismic",
     ),
@@ -157,6 +164,7 @@ INDEXES: dict[str, IndexKind] = {
         open=late("index.databases.pgvector", "open_pgvector"),
         settings=("dsn", "table", "exact"),
         parameters=("m", "ef_construction"),
+        searching=("effort",),
         needs_model=True,
         footprint=late("index.parameters", "rows_footprint"),
         updates=True,
@@ -168,6 +176,7 @@ INDEXES: dict[str, IndexKind] = {
         open=late("index.databases.lance", "open_lance"),
         settings=("uri", "table", "exact"),
         parameters=("partitions", "sub_vectors"),
+        searching=("effort", "refine"),
         needs_model=True,
         footprint=late("index.parameters", "rows_footprint"),
         updates=True,

@@ -171,6 +171,29 @@ def open_terms(index: Path | None, how: Opening | None = None) -> TermIndex:
     return open_index(path, how) if index else SparseIndex(TermReader(path), query_terms=how.query_terms)
 
 
+def searching(index: Path | None) -> tuple[str, ...]:
+    """Return which of `effort` and `refine` a search of an index has.
+
+    Args:
+        index: a finished index (None: exact search over vectors, which has neither).
+    """
+    if index is None or (read_manifest(index) or {}).get("config", {}).get("exact"):
+        return ()
+    return find_kind(kind_of(index)).searching
+
+
+def check_searching(index: Path | None, how: Opening) -> None:
+    """Refuse an effort or refinement that would change nothing.
+
+    Raises:
+        UserError: the search of this index, or the exact search without one, has no such setting.
+    """
+    for name in ("effort", "refine"):
+        if getattr(how, name) is not None and name not in searching(index):
+            found = "vectors without an index" if index is None else f"{index}, an index of kind {kind_of(index)},"
+            raise UserError(f"--{name}: {found} cannot be searched with more or less of it; leave it out.")
+
+
 def open_index(folder: Path, how: Opening | None = None) -> Any:
     """Open a finished index of any kind.
 
@@ -191,7 +214,8 @@ def open_index(folder: Path, how: Opening | None = None) -> Any:
     store = how.vectors or Path(manifest["config"]["vectors"])
     older = store.exists() and identity(store) != manifest["made_from"]["vectors"]
     if older and kind.exact:
-        raise UserError(f"{folder}: is older than {store}, whose documents it must hold exactly; build it again.")
+        way = "run the same `shortlist index`" if kind.updates else "build it with `shortlist index --overwrite`"
+        raise UserError(f"{folder}: is older than {store}, whose documents it must hold exactly; {way} again.")
     index = kind.open(folder, manifest["config"], replace(how, vectors=store))
     if older:
         missing = getattr(index, "missing", None)

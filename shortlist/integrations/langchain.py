@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, final
 
+from shortlist.errors import UserError
 from shortlist.integrations import Passage, best_first, metadata_of, not_installed
 from shortlist.models.retriever import Retriever
 from shortlist.pipeline import Pipeline
@@ -47,10 +48,19 @@ class PipelineRetriever(BaseRetriever):
 
 @final
 class RetrieverEmbeddings(Embeddings):
-    """A retriever as LangChain embeddings; vector stores should compare by dot product."""
+    """A retriever as LangChain embeddings; vector stores should compare by dot product.
 
-    def __init__(self, retriever: Retriever) -> None:
-        self.retriever = retriever
+    Raises:
+        UserError: it gives no single vector for each text.
+    """
+
+    def __init__(self, retriever: Retriever | Any) -> None:
+        if not isinstance(retriever, Retriever):
+            raise UserError(
+                f"retriever is a {type(retriever).__name__}; embeddings take a Retriever, with one vector a text, "
+                "and PipelineRetriever searches with any."
+            )
+        self.retriever: Retriever = retriever
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return self.retriever.encode_documents(as_documents(texts)).tolist()

@@ -236,7 +236,8 @@ class ModelFolder:
             kind = (read_manifest(self.path) or {}).get("config", {}).get("kind")
             found = "language model" if kind == "language-model" else ROLES[OTHER[reads]]
             return UserError(f"{self.name}: is a {found}; a {ROLES[reads]} is wanted.")
-        flags = "--contract" if reads == "document" else "--contract (--reranker-contract beside a retriever)"
+        elsewhere = "--retriever-contract in serve" if reads == "document" else "--reranker-contract beside a retriever"
+        flags = f"--contract ({elsewhere})"
         return UserError(f"{self.name}: has no contract.json that says how its input looks; name one with {flags}.")
 
     def any_contract(self, given: str | None = None) -> InputContract:

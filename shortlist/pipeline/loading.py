@@ -13,6 +13,7 @@ from shortlist.index.dense import DenseSearch
 from shortlist.index.opening import (
     HELD,
     check_held,
+    check_searching,
     check_vectors,
     dims_to_search,
     held,
@@ -200,6 +201,7 @@ def open_dense(
     kept, cut = dims_to_search(where, dims)
     unit = cut is None or opener.folder(model).contract("document", contract).reading.normalize
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib, dims=cut, unit=unit)
+    check_searching(index, how)
     retriever = opener.retriever(model, contract=contract, query_length=query_length, prompt=prompt, dims=kept)
     found = opener.index((index, how, engine), "find", lambda: open_vectors(index, how, engine=engine))
     return DenseSearch(retriever, found)
@@ -239,6 +241,7 @@ def open_late(
     check_vectors(where, opener.folder(model), contract)
     kept, _ = dims_to_search(where, None)
     how = Opening(vectors=vectors, effort=effort, refine=refine, memory_gib=memory_gib)
+    check_searching(index, how)
     retriever = opener.retriever(
         model, kind="late", contract=contract, query_length=query_length, prompt=prompt, dims=kept
     )
@@ -277,6 +280,7 @@ def open_sparse(
         )
     check_vectors(where, opener.folder(model), contract)
     how = Opening(vectors=vectors, effort=effort, refine=refine, query_terms=query_terms)
+    check_searching(index, how)
     retriever = opener.retriever(model, kind="sparse", contract=contract, query_length=query_length, prompt=prompt)
     return SparseSearch(retriever, opener.index((index, how), "find", lambda: open_terms(index, how)))
 

@@ -14,7 +14,7 @@ from shortlist.config import SpeedOnly, flag_of, keyword_types, load_yaml
 from shortlist.data.rules import read_rule
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
-from shortlist.index.opening import HELD, held, kind_of, needs_model
+from shortlist.index.opening import HELD, held, kind_of, needs_model, searching
 from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.steps import STEPS, StepKind
 
@@ -27,8 +27,10 @@ OF_FINDERS = {
     "query_terms": "term weights",
 }
 """Settings of some searches by a model, with the stores that they are for."""
+OF_A_MODEL = ("contract", "query_length", "prompt", "dims", "effort", "refine", "query_terms")
+"""Flags that say how a model's output is searched."""
 SPEED_ONLY = ("memory_gib",)
-"""Those of them that are left out in silence where they mean nothing."""
+"""Settings that are left out in silence where they mean nothing."""
 FLAG_DEFAULTS = {"reranker_share": 1.0}
 FLAGS = {"depth": "--depth", "share": "--reranker-share", "weights": "--weights"}
 
@@ -179,10 +181,13 @@ def from_flags(
     _check_ranges(last, FLAGS.__getitem__)
     if not reranker and (depth is not None or reranker_share != 1):
         raise UserError("--depth and --reranker-share are a reranker's; name one with --reranker.")
+    if not reranker and reranker_contract is not None:
+        raise UserError("--reranker-contract is a reranker's; name one with --reranker.")
     if sources.fusion not in FUSIONS:
         raise UserError(f"--fusion: {unknown('fusion', sources.fusion, FUSIONS)}")
     own = collection is not None and not sources.index and not sources.vectors
     parts = _own_first_stages(sources) if own else _named_first_stages(sources)
+    _refuse_idle(sources, parts)
     if len(parts) > 1:
         weights = {} if sources.weights is None else {"weights": sources.weights}
         parts.append(Part("hybrid", "fuse", sources.fusion, weights, tuple(part.name for part in parts)))
@@ -227,7 +232,7 @@ def _named_first_stages(sources: Sources) -> list[Part]:
     by_model = {path: HELD[held(path)].find for path in over_vectors}
     sorts = [by_model.get(path) or kind_of(path) for path in paths]
     return [
-        Part(name, "find", sort, _over_vectors(sort, sources, path))
+        Part(name, "find", sort, _over_vectors(sort, sources, path, over_vectors))
         if path in over_vectors
         else Part(name, "find", "bm25" if sort == "bm25" else "index", {"index": path})
         for name, sort, path in zip(_names(sorts, paths), sorts, paths, strict=True)
@@ -268,11 +273,28 @@ def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
     raise UserError(f"{given} without {wanted}: searching vectors takes the model that made them.")
 
 
-def _over_vectors(sort: str, sources: Sources, path: Path | None) -> dict[str, Any]:
-    """Collect the settings of a search by a model's output."""
+def _refuse_idle(sources: Sources, parts: Sequence[Part]) -> None:
+    """Refuse flags that would change nothing in these first stages."""
+    for name in OF_A_MODEL:
+        if not sources.model and getattr(sources, name) is not None:
+            raise UserError(f"{flag_of(name)} is for a search with a --model, and there is none; leave it out.")
+    for name in ("fusion", "weights"):
+        if len(parts) == 1 and getattr(sources, name) != getattr(Sources, name):
+            raise UserError(f"{flag_of(name)} is for several first stages, and there is one; leave it out.")
+
+
+def _over_vectors(sort: str, sources: Sources, path: Path | None, others: Sequence[Path] = ()) -> dict[str, Any]:
+    """Collect the settings of a search by a model's output.
+
+    Args:
+        others: all that is searched so; what is a setting of one of them is passed to no search that lacks it.
+    """
     from shortlist.pipeline.loading import FINDERS
 
-    names = ("model", "vectors", "contract", "query_length", "prompt", *OF_FINDERS, "effort", "refine")
+    index = None if path == sources.vectors else path
+    elsewhere = {name for other in others if other != path for name in searching(other)}
+    approximate = [name for name in ("effort", "refine") if name not in elsewhere or name in searching(index)]
+    names = ("model", "vectors", "contract", "query_length", "prompt", *OF_FINDERS, *approximate)
     settings = {name: value for name in names if (value := getattr(sources, name)) is not None}
     settings |= {"engine": sources.engine} if sources.engine != "local" else {}
     known = keyword_types(FINDERS[sort])
@@ -284,7 +306,7 @@ def _over_vectors(sort: str, sources: Sources, path: Path | None) -> dict[str, A
                 f"{flag_of(name)} is for {OF_FINDERS.get(name, 'one vector of each document')}; leave it out."
             )
     settings = {name: value for name, value in settings.items() if name in known}
-    return settings if path == sources.vectors else settings | {"index": path}
+    return settings if index is None else settings | {"index": index}
 
 
 def _names(sorts: Sequence[str], paths: Sequence[Path]) -> list[str]:

@@ -26,6 +26,8 @@ its turn at every operation."""
 class Config:
     retriever: str | None = None
     """Retriever to embed with, and to search with if there are vectors: folder or hub name."""
+    retriever_contract: str | None = None
+    """Input contract of the retriever by name, for a folder without one."""
     vectors: Path | None = None
     """Vectors made by the retriever, from `shortlist encode`."""
     index: Path | None = None
@@ -115,6 +117,9 @@ def check_servable(config: Config) -> None:
         raise UserError("--collection is missing: it holds the texts of the documents that are found.")
     if (config.vectors or config.index) and not config.retriever:
         raise UserError("--vectors without --retriever: searching vectors takes the model that made them.")
+    for role in ("retriever", "reranker"):
+        if getattr(config, f"{role}_contract") and not getattr(config, role):
+            raise UserError(f"--{role}-contract without --{role}: a contract says how that model reads; name it.")
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
         if getattr(config, name) <= 0:
             raise UserError(f"{flag_of(name)} is {getattr(config, name)}; expected more than 0.")
@@ -135,7 +140,7 @@ def check_there(config: Config) -> None:
         check_collection(described.collection or "")
         check_steps(described)
     if config.retriever:
-        check_model(config.retriever, "document")
+        check_model(config.retriever, "document", config.retriever_contract)
     if config.reranker:
         check_model(config.reranker, "pair", config.reranker_contract)
 
@@ -177,6 +182,7 @@ def served_pipeline(config: Config) -> "Description | None":
         index=tuple(path for path in (config.bm25, config.index) if path),
         model=config.retriever if dense else None,
         vectors=config.vectors,
+        contract=config.retriever_contract if dense else None,
         language=config.language,
     )
     second = {"reranker_contract": config.reranker_contract, "reranker_share": config.reranker_share}
@@ -195,6 +201,7 @@ def open_service(config: Config) -> "Service":
     service = Service(
         served_pipeline(config),
         retriever=config.retriever,
+        retriever_contract=config.retriever_contract,
         reranker=config.reranker,
         reranker_contract=config.reranker_contract,
         limits=Limits(config.queue_requests, config.queue_tokens, config.timeout_seconds),

@@ -170,6 +170,7 @@ class Service:
         description: Description | None = None,
         *,
         retriever: str | None = None,
+        retriever_contract: str | None = None,
         reranker: str | None = None,
         reranker_contract: str | None = None,
         limits: Limits | None = None,
@@ -184,7 +185,7 @@ class Service:
         opener = Opener(packed=PACKED, model=self._behind_batcher, index=_guarded)
         self.live = LivePipeline(description, opener, command="serve") if description else None
         retrievers, rerankers = self._models["retriever"], self._models["reranker"]
-        finder = finder_of(opener.folder(retriever).contract("document")) if retriever else None
+        finder = finder_of(opener.folder(retriever).contract("document", retriever_contract)) if retriever else None
         if finder in NO_EMBEDDINGS:
             if finder not in {part.method for part in (description.steps if description else ())}:
                 raise UserError(
@@ -193,7 +194,7 @@ class Service:
                 )
             self.retriever: Batched | None = None
         elif retriever:
-            self.retriever = opener.retriever(retriever)
+            self.retriever = opener.retriever(retriever, contract=retriever_contract)
         else:
             self.retriever = retrievers[0] if retrievers else None
         if reranker:

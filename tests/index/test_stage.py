@@ -109,7 +109,7 @@ def test_an_index_says_that_its_vectors_are_newer_and_finds_what_both_hold(
 def test_a_narrow_index_of_older_vectors_is_refused(store: Path, tmp_path: Path):
     index.run(index.Config(kind="narrow", vectors=store, out=tmp_path / "index"))
     update(store, DOCUMENTS[200:1200])
-    with pytest.raises(UserError, match=r"is older than .*; build it again"):
+    with pytest.raises(UserError, match=r"is older than .*; build it with `shortlist index --overwrite` again"):
         open_index(tmp_path / "index")
 
 

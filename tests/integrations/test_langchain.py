@@ -6,9 +6,11 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.documents import Document as Found
 from langchain_core.vectorstores import InMemoryVectorStore
+from sparse import write_masked
 from tiny import DOCUMENTS, QUERIES
 
-from shortlist import Document, Pipeline, Reranker, Retriever
+from shortlist import Document, Pipeline, Reranker, Retriever, SparseRetriever
+from shortlist.errors import UserError
 from shortlist.integrations.langchain import PipelineRetriever, RerankerCompressor, RetrieverEmbeddings
 
 QUESTION = "which colour has the apple"
@@ -37,6 +39,12 @@ def test_a_retriever_embeds_for_a_vector_store(tiny):
     best = products.argsort()[::-1][:2]
     assert [each.id for each, _ in found] == [f"d{place}" for place in best]
     assert [score for _, score in found] == pytest.approx(products[best].tolist(), abs=1e-5)
+
+
+def test_a_model_that_gives_no_vector_for_each_text_is_refused(tmp_path):
+    sparse = SparseRetriever.load(str(write_masked(tmp_path / "model")), contract="splade")
+    with pytest.raises(UserError, match="retriever is a SparseRetriever; embeddings take a Retriever"):
+        RetrieverEmbeddings(sparse)
 
 
 def test_a_reranker_compresses_documents(tiny):

@@ -52,6 +52,15 @@ def flags(tiny: Tiny, made: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", ["terms", "sparse"])
+@pytest.mark.parametrize("name", ["effort", "refine"])
+def test_an_effort_that_changes_nothing_is_refused(tiny, made, tmp_path, where, name):
+    found: dict[str, Any] = {"vectors": made / where} if where == "terms" else {"index": (made / where,)}
+    found[name] = 3
+    with pytest.raises(UserError, match=rf"--{name}: .*cannot be searched with more or less of it; leave it out"):
+        search.run(search.Config(out=tmp_path / "run", **flags(tiny, made), **found))
+
+
+@pytest.mark.parametrize("where", ["terms", "sparse"])
 def test_search_finds_the_best_by_flags(tiny, made, best, tmp_path, where):
     found: dict[str, Any] = {"vectors": made / where} if where == "terms" else {"index": (made / where,)}
     search.run(search.Config(out=tmp_path / "run", k=3, **flags(tiny, made), **found))

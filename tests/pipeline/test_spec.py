@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,25 @@ def test_other_fields_than_collection_and_steps_are_refused():
         ({"depth": 0, "reranker": "m"}, "--depth is 0; expected 1 or more"),
         ({"reranker_share": 1.5}, "--reranker-share is 1.5; expected 0 to 1"),
         ({"reranker_share": 0.5}, "are a reranker's; name one with --reranker"),
+        ({"reranker_contract": "bert"}, "--reranker-contract is a reranker's; name one with --reranker"),
         ({}, "nothing to search with"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         from_flags(Sources(), **options)
+
+
+@pytest.mark.parametrize("name", ["effort", "refine", "query_terms", "dims", "query_length", "contract", "prompt"])
+def test_flags_of_a_search_with_a_model_are_refused_without_one(name: str):
+    given: dict[str, Any] = {name: "bert" if name in ("contract", "prompt") else 3}
+    with pytest.raises(
+        UserError, match=f"--{name.replace('_', '-')} is for a search with a --model, and there is none"
+    ):
+        from_flags(Sources(**given), collection="any")
+
+
+@pytest.mark.parametrize(("name", "value"), [("fusion", "zscore"), ("weights", (0.5,))])
+def test_a_fusion_of_one_first_stage_is_refused(name: str, value: Any):
+    with pytest.raises(UserError, match=f"--{name} is for several first stages, and there is one"):
+        from_flags(replace(Sources(), **{name: value}), collection="any")

@@ -26,6 +26,8 @@ WORDS: dict[str, Any] = {"collection": "any", "bm25": Path("any")}
             "--pipeline says what is searched; leave out --vectors, --index and --bm25",
         ),
         ({"pipeline": Path("any.yaml")}, "any.yaml: no such file"),
+        (WORDS | {"retriever_contract": "bert"}, "--retriever-contract without --retriever"),
+        (WORDS | {"reranker_contract": "bert"}, "--reranker-contract without --reranker"),
         (WORDS | {"reranker_share": 1.5}, "--reranker-share is 1.5; expected 0 to 1"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from shortlist.models.folder import open_folder
 from shortlist.models.loading_sparse import sparse_to_train
 from shortlist.models.save import save_model
 from shortlist.pipeline.spec import parse_description
-from shortlist.serve import Config, open_service
+from shortlist.serve import Config, check_there, open_service
 from shortlist.serve.app import create_app
 from shortlist.serve.service import BatchedSparse, Service
 from shortlist.settings.encode import Config as EncodeConfig
@@ -111,6 +112,19 @@ def test_flags_serve_a_sparse_model_and_it_gives_no_embeddings(tiny: Tiny, steps
     assert service.pipeline.first_stages == ["sparse"]
     with pytest.raises(UserError, match="gives weights of terms, which no embedding request takes; give --collection"):
         Service(retriever=model)
+
+
+def test_a_folder_without_a_contract_is_served_with_one(tiny: Tiny, tmp_path: Path):
+    model = str(write_masked(tmp_path / "bert"))
+    config = Config(retriever=model, collection=str(tiny.collection), retriever_contract="splade")
+    encode.run(EncodeConfig(model=model, contract="splade", collection=str(tiny.collection), out=tmp_path / "terms"))
+    with pytest.raises(UserError, match=r"name one with --contract \(--retriever-contract in serve\)"):
+        check_there(replace(config, retriever_contract=None, vectors=tmp_path / "terms"))
+    config = replace(config, vectors=tmp_path / "terms")
+    check_there(config)
+    with TestClient(create_app(open_service(config))) as client:
+        [answer] = client.post("/search", json={"query": QUESTION, "k": 2}).json()["answers"]
+    assert len(answer["results"]) == 2
 
 
 @pytest.mark.slow
