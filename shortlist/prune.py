@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from shortlist.data.manifest import identity, read_manifest
 from shortlist.errors import UserError
 from shortlist.math.projection import GroupGradients, along, gradient_norms, mean_gradient
 from shortlist.math.strata import take_from_strata, to_unit
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
