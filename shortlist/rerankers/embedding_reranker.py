@@ -1,7 +1,6 @@
 """The reranker by a query's vector that has read the first documents, ready to score."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -18,6 +17,7 @@ from shortlist.records import Document, Query, as_documents, as_queries
 from shortlist.rerankers import Candidates, Scored
 from shortlist.rerankers.language import LONGEST_PROMPT
 from shortlist.rerankers.lists import DOCS_AT_ONCE, score_parts
+from shortlist.rerankers.stored import CandidateVectors
 from shortlist.text.contract import InputContract
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import Renderer
@@ -53,11 +53,15 @@ class EmbeddingReranker:
     ) -> None:
         self.retriever, self.renderer, self.window = retriever, renderer, window
         self.stored, self.token_budget = stored, token_budget
+        self._vectors = CandidateVectors(stored, self._encoded)
         if stored is not None and stored.dim != retriever.dim:
             raise UserError(
                 f"{stored.folder}: holds vectors of {stored.dim} dimensions, and the model's have {retriever.dim}; "
                 "encode again, without --dims."
             )
+
+    def _encoded(self, documents: list[Document]) -> Float[np.ndarray, "docs dim"]:
+        return self.retriever.encode_documents(documents, token_budget=self.token_budget)
 
     def __repr__(self) -> str:
         where = "" if self.stored is None else f", with {self.stored.num_docs:,} stored documents"
@@ -86,24 +90,6 @@ class EmbeddingReranker:
             vectors = np.stack([known[document.doc_id] for document in documents])
             yield Scored(start + np.arange(len(documents)), cosines(next(queries), vectors), next(sizes))
             start += len(documents)
-
-    def _vectors(self, documents: Mapping[str, Document]) -> dict[str, Float[np.ndarray, " dim"]]:
-        """Read the vectors of documents, or compute them where none are stored."""
-        known: dict[str, Any] = {}
-        if self.stored is not None:
-            there = [doc_id for doc_id in documents if doc_id in self._positions]
-            taken = self.stored.take(np.array([self._positions[doc_id] for doc_id in there], np.int64))
-            known = dict(zip(there, taken, strict=True))
-        new = [document for doc_id, document in documents.items() if doc_id not in known]
-        if new:
-            encoded = self.retriever.encode_documents(new, token_budget=self.token_budget)
-            known |= zip([document.doc_id for document in new], encoded, strict=True)
-        return known
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        assert self.stored is not None
-        return {doc_id: position for position, doc_id in enumerate(self.stored.doc_ids)}
 
 
 def open_embedding(

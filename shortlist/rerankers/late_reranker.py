@@ -1,7 +1,6 @@
 """The reranker by late interaction, ready to score."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -16,6 +15,7 @@ from shortlist.models.late_retriever import LateRetriever
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.rerankers import Candidates, Scored
 from shortlist.rerankers.lists import DOCS_AT_ONCE, score_parts
+from shortlist.rerankers.stored import CandidateVectors
 from shortlist.text.contract import InputContract
 
 
@@ -48,6 +48,10 @@ class LateReranker:
         self, retriever: EncodesTexts, *, stored: TokenReader | None = None, token_budget: int | None = None
     ) -> None:
         self.retriever, self.stored, self.token_budget = retriever, stored, token_budget
+        self._vectors = CandidateVectors(stored, self._encoded)
+
+    def _encoded(self, documents: list[Document]) -> TokenVectors:
+        return self.retriever.encode_documents(documents, token_budget=self.token_budget)
 
     def __repr__(self) -> str:
         where = "" if self.stored is None else f", with {self.stored.num_docs:,} stored documents"
@@ -87,24 +91,6 @@ class LateReranker:
                 scores[counts > 0] = found[counts > 0]
             yield Scored(start + np.arange(len(documents)), scores, int(counts.sum()))
             start += len(documents)
-
-    def _vectors(self, documents: Mapping[str, Document]) -> dict[str, Float[np.ndarray, "tokens dim"]]:
-        """Read the vectors of documents, or compute them where none are stored."""
-        known: dict[str, Any] = {}
-        if self.stored is not None:
-            places = {doc_id: self._positions[doc_id] for doc_id in documents if doc_id in self._positions}
-            order = sorted(places, key=places.__getitem__)  # their order on disk
-            known = dict(zip(order, self.stored.take(np.array([places[i] for i in order], np.int64)), strict=True))
-        new = [document for doc_id, document in documents.items() if doc_id not in known]
-        if new:
-            encoded = self.retriever.encode_documents(new, token_budget=self.token_budget)
-            known |= zip([document.doc_id for document in new], encoded, strict=True)
-        return known
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        assert self.stored is not None
-        return {doc_id: position for position, doc_id in enumerate(self.stored.doc_ids)}
 
 
 def open_late_reranker(

@@ -1,0 +1,41 @@
+"""Vectors of candidates: read from a store, or computed where none are stored."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+
+from shortlist.data.stores.tokens import TokenReader
+from shortlist.data.stores.vectors import VectorReader
+from shortlist.records import Document
+
+
+@final
+class CandidateVectors:
+    """Gives the vectors of documents by id.
+
+    Args:
+        stored: the store to read (None: all documents are encoded).
+        encode: computes those of documents that are not stored, in their order.
+    """
+
+    def __init__(self, stored: VectorReader | TokenReader | None, encode: Callable[[list[Document]], Any]) -> None:
+        self._stored, self._encode = stored, encode
+
+    def __call__(self, documents: Mapping[str, Document]) -> dict[str, Any]:
+        """Read or compute the vectors of documents, whose ids are given."""
+        known: dict[str, Any] = {}
+        if self._stored is not None:
+            places = {doc_id: self._positions[doc_id] for doc_id in documents if doc_id in self._positions}
+            order = sorted(places, key=places.__getitem__)  # their order on disk
+            known = dict(zip(order, self._stored.take(np.array([places[i] for i in order], np.int64)), strict=True))
+        new = [document for doc_id, document in documents.items() if doc_id not in known]
+        if new:
+            known |= zip([document.doc_id for document in new], self._encode(new), strict=True)
+        return known
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        assert self._stored is not None
+        return {doc_id: position for position, doc_id in enumerate(self._stored.doc_ids)}
