@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -185,7 +185,7 @@ def _prompt(name: str) -> Prompt:
     prompt = named_prompt(name)
     if prompt.asks != "grade":
         raise UserError(f"--prompt: {name!r} does not ask for a grade; the prompts `judge` and `judge-steps` do.")
-    return prompt
+    return replace(prompt, certain=False)  # a judgement is a whole grade
 
 
 def _model(config: Config) -> LanguageModelSettings:

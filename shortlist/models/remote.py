@@ -137,6 +137,7 @@ class Remote:
         temperature: float = 0.0,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        log_probs: bool = False,
     ) -> Iterator[tuple[int, list[ServerAnswer]]]:
         """Yield the number of a prompt and its answers, as they come.
 
@@ -148,6 +149,7 @@ class Remote:
             temperature: 0 for the likeliest answer.
             stop: texts before which an answer ends; OpenAI takes at most 4.
             seed: makes sampling repeatable where the server supports it; None: its choice.
+            log_probs: ask for the log-probability of each token of an answer, too.
 
         Raises:
             UserError: the server refuses a request, or gives no usable answer.
@@ -157,6 +159,8 @@ class Remote:
         settings: dict[str, Any] = {"temperature": temperature}
         if stop:
             settings["stop"] = list(stop)
+        if log_probs:
+            settings["logprobs"] = True if self.mode == "chat" else 1
         bodies = [self._body(prompt, most) | settings for prompt in prompts]
         return in_threads(
             len(bodies), lambda index, stopped: self._sample(bodies[index], samples, seed, stopped), self.at_once

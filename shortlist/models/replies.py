@@ -23,6 +23,8 @@ class ServerAnswer(NamedTuple):
     text: str
     ended: str
     """The server's reason: `stop`, `length`, `content_filter`, ...; empty if it gives none."""
+    tokens: tuple[tuple[str, float], ...] = ()
+    """Its tokens with their log-probabilities, where they were asked for."""
 
     @property
     def is_cut(self) -> bool:
@@ -61,7 +63,22 @@ def _read_answer(choice: Mapping[str, Any], find_text: Callable[[Mapping[str, An
     if text is not None and not isinstance(text, str):
         raise ValueError(f"a {type(text).__name__} where an answer's text belongs")
     whole = (text or "").encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # half a pair cannot be stored
-    return ServerAnswer(whole, ended if isinstance(ended, str) else "")
+    return ServerAnswer(whole, ended if isinstance(ended, str) else "", _token_log_probs(choice))
+
+
+def _token_log_probs(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Return an answer's tokens with their log-probabilities, in the shape of a chat or of legacy completions."""
+    found = choice.get("logprobs")
+    if not isinstance(found, dict):
+        return ()
+    content, tokens, values = found.get("content"), found.get("tokens"), found.get("token_logprobs")
+    if isinstance(content, list):
+        pairs = [(one.get("token"), one.get("logprob")) for one in content if isinstance(one, dict)]
+    elif isinstance(tokens, list) and isinstance(values, list):
+        pairs = list(zip(tokens, values, strict=False))
+    else:
+        return ()
+    return tuple((token, float(value)) for token, value in pairs if isinstance(token, str) and _is_number(value))
 
 
 def _chat_text(choice: Mapping[str, Any]) -> object:

@@ -133,10 +133,15 @@ class Questions:
         counts = {"calls": len(self.log), "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
         return counts | {"malformed": self.tally.malformed}
 
-    def _verdict(self, key: str, answer: str | list[float], asked: QueryAndShown) -> Verdict:
+    def _verdict(self, key: str, answer: Any, asked: QueryAndShown) -> Verdict:
         query, documents = asked
+        probability = 1.0
+        if isinstance(answer, dict):
+            answer, probability = answer["text"], answer["probability"]
         if isinstance(answer, str):
             scores, faults = self.prompt.parsed(answer, len(documents))
+            scores = [score * probability for score in scores]
+            faults = faults or ("none",) * math.isnan(probability)
         else:
             scores, faults = self._from_numbers(answer)
         if faults:

@@ -1,5 +1,7 @@
 """Language models as rerankers ask them: questions about documents in, raw answers out."""
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
@@ -7,7 +9,9 @@ from shortlist.errors import UserError
 from shortlist.models.encoder_decoder import EncoderDecoder
 from shortlist.models.generator import Generator
 from shortlist.models.remote import Remote
+from shortlist.models.replies import ServerAnswer
 from shortlist.records import Document, Query
+from shortlist.text.answers import grade_place
 from shortlist.text.batching import batches_by_size
 from shortlist.text.rendering import QueryAndShown, Rendered, Renderer
 
@@ -20,8 +24,9 @@ TOKENS_AT_ONCE = 2**18
 class RawAnswer(NamedTuple):
     """A model's answer to one prompt."""
 
-    answer: str | list[float]
-    """Text, or a number for each label: its logit or log-probability, NaN if it is not known."""
+    answer: str | list[float] | dict[str, Any]
+    """Text, or a number for each label: its logit or log-probability, NaN if it is not known; or, where a prompt is
+    `certain`, the `text` and the `probability` of its grade."""
     prompt_tokens: int
     answer_tokens: int
 
@@ -113,11 +118,36 @@ class LocalModel:
             ]
         else:
             answers = self.generator.generate([one.ids for one in rendered], most=most, stop=self.stop)
-        decode = self.renderer.tokenizer.decode
+        texts: list[Any] = [one.begins + self._decoded(ids) for one, [ids] in zip(rendered, answers, strict=True)]
+        if self.renderer.prompt.certain:
+            texts = self._with_probabilities(texts, rendered, [ids for [ids] in answers])
         return {
-            place: RawAnswer(one.begins + decode(ids, skip_special_tokens=True), len(one.ids), len(ids))
-            for place, (one, [ids]) in enumerate(zip(rendered, answers, strict=True))
+            place: RawAnswer(text, len(one.ids), len(ids))
+            for place, (text, one, [ids]) in enumerate(zip(texts, rendered, answers, strict=True))
         }
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.renderer.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _with_probabilities(
+        self, texts: Sequence[str], rendered: Sequence[Rendered], answers: Sequence[Sequence[int]]
+    ) -> list[dict[str, Any]]:
+        """Add to each answer the probability of the tokens that its grade is in."""
+        asked: list[tuple[list[int], list[int]]] = []
+        for text, one, ids in zip(texts, rendered, answers, strict=True):
+            place = grade_place(text) or slice(0, 0)
+            start, stop = place.start - len(one.begins), place.stop - len(one.begins)
+            ends = range(1, len(ids) + 1)  # of its first tokens, whose texts grow
+            first = bisect_right(ends, start, key=lambda end, ids=ids: len(self._decoded(ids[:end])))
+            last = 1 + bisect_left(ends, stop, key=lambda end, ids=ids: len(self._decoded(ids[:end])))
+            asked.append(([*one.ids, *ids[:first]], [*ids[first:last]] if stop > start else []))
+        assert isinstance(
+            self.generator, Generator
+        )  # prompts of encoder-decoders are not certain; for the type checker
+        logs = self.generator.log_probs(*zip(*asked, strict=True))
+        assert logs.counts is not None
+        sums = [part.sum().item() for part in logs.values.split(logs.counts.tolist())]
+        return [{"text": text, "probability": math.exp(total)} for text, total in zip(texts, sums, strict=True)]
 
 
 def encoder_inputs(rendered: Sequence[Rendered]) -> list[list[list[int]]]:
@@ -155,7 +185,7 @@ class RemoteModel:
         """Say for each question whether the prompt cuts one of its documents."""
         return [self.renderer.cuts(documents) for _, documents in asked]
 
-    def _stream(self, messages: list[Any], asked: Sequence[QueryAndShown]) -> Iterator[tuple[int, str | list[float]]]:
+    def _stream(self, messages: list[Any], asked: Sequence[QueryAndShown]) -> Iterator[tuple[int, Any]]:
         for count in sorted({len(documents) for _, documents in asked}):
             places = [place for place, (_, documents) in enumerate(asked) if len(documents) == count]
             some = [messages[place] for place in places]
@@ -164,8 +194,9 @@ class RemoteModel:
                 for number, row in self.remote.label_log_probs_stream(some, labels):
                     yield places[number], row.tolist()
             else:
-                for number, [answer] in self.remote.generate_stream(some, most=self.most(count)):
-                    yield places[number], answer.text
+                certain = self.renderer.prompt.certain
+                for number, [answer] in self.remote.generate_stream(some, most=self.most(count), log_probs=certain):
+                    yield places[number], _with_probability(answer) if certain else answer.text
 
     def check(self) -> None:
         """Refuse to read log-probabilities from a server that gives none.
@@ -173,8 +204,22 @@ class RemoteModel:
         Raises:
             UserError: it gives none.
         """
-        if self.renderer.reads == "logits" and not self.remote.gives_log_probs:
-            raise UserError(
-                f"{self.remote.url}: the server gives no log-probabilities, from which the prompt "
-                f"{self.renderer.prompt.name!r} is read; have the answers generated with --answers text."
-            )
+        prompt = self.renderer.prompt
+        if (self.renderer.reads == "text" and not prompt.certain) or self.remote.gives_log_probs:
+            return
+        found = f"{self.remote.url}: the server gives no log-probabilities, from which the prompt {prompt.name!r}"
+        if self.renderer.reads == "logits":
+            raise UserError(f"{found} is read; have the answers generated with --answers text.")
+        raise UserError(
+            f"{found} learns how sure a grade is; choose another prompt, such as graded, or another server."
+        )
+
+
+def _with_probability(answer: ServerAnswer) -> dict[str, Any]:
+    """Return an answer's text and the probability of the tokens that its grade is in."""
+    place = grade_place("".join(token for token, _ in answer.tokens)) or slice(0, 0)
+    end, total = 0, 0.0
+    for token, log_prob in answer.tokens:
+        start, end = end, end + len(token)
+        total += log_prob if start < place.stop and end > place.start else 0.0
+    return {"text": answer.text, "probability": math.exp(total) if answer.tokens else math.nan}

@@ -211,6 +211,15 @@ def excluded(answer: str, choices: Choices) -> Parsed:
     return _one([f"{name}{int(number)}" for number in found], choices, answer, -1.0, *kinds, "form")
 
 
+def grade_place(answer: str) -> slice | None:
+    """Find the characters of the grade that `grade` reads; None if there is no number."""
+    text = said(answer)
+    content = _in_tags(text) or text
+    start = answer.rfind(content)
+    found = re.search(r"\d+", plain_digits(answer[start : start + len(content)]))
+    return None if found is None else slice(start + found.start(), start + found.end())
+
+
 def grade(answer: str, choices: Choices) -> Parsed:
     """Read one whole grade, from `<answer>` tags if there are any."""
     text = said(answer)

@@ -114,6 +114,8 @@ class Prompt:
     """The grades that may be given, from low to high."""
     most_tokens: int | Literal["full"] = "full"
     """The most tokens of an answer; "full": as many as an answer with all labels has."""
+    certain: bool = False
+    """Whether a generated grade is multiplied by its probability: that of its tokens, after what was written before."""
     reads: Literal["text", "logits"] = "text"
     """Whether the answer is generated and parsed, or read from the labels' logits, if nobody says otherwise."""
     marks: tuple[str, ...] = ()
@@ -278,6 +280,8 @@ def _check(prompt: Prompt, where: str) -> None:
             raise UserError(f"{where}: {unknown('field', name, known)}")
     if prompt.asks in ("grade", "grades") and not prompt.grades:
         raise UserError(f"{where}: asks for grades and names none; list them from low to high: `grades: [0, 1, 2, 3]`.")
+    if prompt.certain and (prompt.asks, prompt.parse, prompt.encoder) != ("grade", "grade", False):
+        raise UserError(f"{where}: `certain` is for one grade of a decoder, read by `parse: grade`; leave it out.")
     shown = [turn for turn in prompt.turns if field_names(turn.text) & {"documents", "document"}]
     if len(shown) != 1:
         raise UserError(f"{where}: documents are shown in {len(shown)} turns; expected one, with {{documents}}.")

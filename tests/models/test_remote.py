@@ -607,6 +607,27 @@ def test_log_probs_are_read_in_the_shapes_of_the_servers_that_give_them(
     assert local.bodies[-1] == local.bodies[-1] | wanted | {"max_tokens": 1, "temperature": 0.0}
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {
+            "content": [
+                {"token": token, "logprob": value} for token, value in [("<answer>", 0.0), ("1", -0.5), ("0", -0.25)]
+            ]
+        },
+        {"tokens": ["<answer>", "1", "0"], "token_logprobs": [None, -0.5, -0.25]},
+        None,
+    ],
+)
+def test_tokens_of_answers_come_with_their_log_probs(local: Local, remote: Remote, shape: Any) -> None:
+    reply = chat("<answer>10")
+    reply["choices"][0]["logprobs"] = shape
+    local.says(reply)
+    [(_, [answer])] = remote.generate_stream(["x"], most=5, log_probs=True)
+    assert local.bodies[-1]["logprobs"] is True
+    assert answer.tokens[-2:] == ((("1", -0.5), ("0", -0.25)) if shape else ())
+
+
 @pytest.mark.parametrize("most", [19, 5, 1])
 def test_fewer_log_probs_are_asked_for_where_twenty_are_refused(local: Local, remote: Remote, most: int) -> None:
     def answer(body: dict[str, Any]) -> Said | dict[str, Any]:

@@ -1,10 +1,12 @@
 """Settings of methods that ask a language model: fit together, or refused in one line before anything is loaded."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Tiny
+from replying import chat, serving
+from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist.errors import UserError
 from shortlist.math.permutation import count_questions
@@ -92,3 +94,21 @@ def test_the_identity_of_a_server_is_its_address_and_the_name_of_the_model():
 def test_windows_overlap_whatever_their_size(window: int | None, stride: int | None, calls: int):
     prepared = prepare("listwise", SERVER | {"window": window, "stride": stride})
     assert count_questions(prepared.open.keywords["plan"](100)).questions == calls  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("gives", [True, False])
+def test_a_certain_grade_of_a_server_takes_its_log_probabilities(gives: bool):
+    tokens = [("<answer>", 0.0), ("1", -0.5), ("0", -0.25), ("</answer>", -3.0)]
+    top = [{"token": "1", "logprob": -0.5}]
+    content = [{"token": token, "logprob": value, "top_logprobs": top} for token, value in tokens]
+    reply = chat("".join(token for token, _ in tokens))
+    reply["choices"][0]["logprobs"] = {"content": content} if gives else None
+    with serving() as server:
+        server.says(reply)
+        settings = {"model": server.url, "model_name": "any", "prompt": "erank"}
+        if not gives:
+            with pytest.raises(UserError, match="gives no log-probabilities, from which the prompt 'erank' learns"):
+                load_reranker("graded", **settings)
+            return
+        scores = load_reranker("graded", **settings).score(QUERIES[0], DOCUMENTS[:1])
+    assert scores == pytest.approx([10 * math.exp(-0.75)])

@@ -77,6 +77,36 @@ def test_answers_are_the_same_in_parts_of_any_size(language_model: Path, method:
         assert one == (other if isinstance(other, str) else pytest.approx(other, abs=1e-5))
 
 
+def test_a_certain_grade_counts_by_its_probability(language_model: Path, monkeypatch: pytest.MonkeyPatch):
+    ranker = opened("graded", language_model, prompt="erank")
+    model = ranker.questions.model
+    assert isinstance(model, LocalModel)
+    asked: list[QueryAndShown] = [
+        (QUERIES[0], DOCUMENTS[:1]),
+        (QUERIES[1], DOCUMENTS[1:2]),
+        (QUERIES[2], DOCUMENTS[2:3]),
+    ]
+    said = ["<think>3 of 10</think><answer>10</answer>", "<answer>0</answer>", "no grade"]
+    ids = [model.renderer.tokenizer.encode(text, add_special_tokens=False) for text in said]
+    monkeypatch.setattr(
+        model.generator, "generate", lambda prompts, **_: [[ids[place]] for place in range(len(prompts))]
+    )
+    scores = [score for verdict in ranker.questions(asked) for score in verdict]
+    plain = AutoModelForCausalLM.from_pretrained(language_model).eval()
+    prompt, answer = model.renderer.render(*asked[0]).ids, ids[0]
+    pieces = [model.renderer.tokenizer.decode(answer[:end]) for end in range(len(answer) + 1)]
+    first = max(end for end, piece in enumerate(pieces) if len(piece) <= said[0].rindex("10"))
+    last = min(end for end, piece in enumerate(pieces) if len(piece) >= said[0].rindex("10") + 2)
+    with torch.inference_mode():
+        logs = plain(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+    expected = sum(logs[len(prompt) + place - 1, answer[place]].item() for place in range(first, last))
+    assert last > first
+    assert scores[0] == pytest.approx(10 * np.exp(expected), rel=1e-4)
+    assert scores[1] == 0
+    assert np.isnan(scores[2])
+    assert ranker.questions.tally.malformed == 1
+
+
 def test_a_key_is_what_the_model_reads(language_model: Path):
     model = local("setwise", language_model)
     keys = model.keys(PAIRS)

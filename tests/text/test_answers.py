@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.text.answers import MALFORMED, PARSES, Choices, bad_tags, plain_digits
+from shortlist.text.answers import MALFORMED, PARSES, Choices, bad_tags, grade_place, plain_digits
 from shortlist.text.prompts import named_prompt, prompts
 
 NAN = math.nan
@@ -179,6 +179,16 @@ def test_one_grade_is_read_and_never_made_up(answer: str, score: float, malforme
     parsed = PARSES["grade"](answer, Choices(tuple(map(str, grades)), grades))
     assert same(parsed.scores, [score])
     assert parsed.malformed == malformed
+    if not math.isnan(score):
+        place = grade_place(answer)
+        assert place is not None
+        assert float(answer[place]) == score
+
+
+def test_the_grade_is_found_behind_other_numbers():
+    answer = "<think>10 of 3</think><answer> 3 </answer>"
+    assert grade_place(answer) == slice(31, 32)
+    assert grade_place("<think>7") is None
 
 
 @pytest.mark.parametrize(
