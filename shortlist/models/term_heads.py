@@ -14,6 +14,12 @@ from shortlist.math.term_pooling import log_weights, strongest_logits, summed_we
 from shortlist.models.lookups import LOOKUP_KEY
 from shortlist.text.contract import TERMS_SUM, Reading
 
+SHIFT = 8.0
+"""What a new head adds to states before GELU, which then leaves them as they are (to 1e-14 where they are above -2)."""
+FAR = 4.0
+"""How many standard deviations above the mean a new head's logit has to be to count. The norm before it gives states a
+variance of 1, so that the logits of states without a direction have the norm of a term's embedding as their own."""
+
 
 @final
 class VocabularyHead(nn.Module):
@@ -194,7 +200,9 @@ def masked_head(
         return None, lacking + other
     model.to_empty(device="meta" if empty else "cpu")
     if not empty:
-        values = _new_weights(shapes, getattr(backbone.config, "initializer_range", 0.02), seed) if lacking else stored
+        embedding = cast(Tensor, backbone.get_input_embeddings().weight).detach().float()
+        std = getattr(backbone.config, "initializer_range", 0.02)
+        values = _new_weights(shapes, embedding, weight_key, bias_key, std=std, seed=seed) if lacking else stored
         model.load_state_dict({name: values[name].float() for name, _ in model.named_parameters()})
     else:
         values = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
@@ -207,12 +215,33 @@ def masked_head(
     return VocabularyHead(reading, model.eval(), weight, bias, keys), lacking
 
 
-def _new_weights(shapes: Mapping[str, torch.Size], std: float, seed: int | None) -> dict[str, Tensor]:
-    """Draw small random matrices, with norms that change nothing and without biases."""
+def _new_weights(
+    shapes: Mapping[str, torch.Size],
+    embedding: Float[Tensor, "vocabulary dim"],
+    weight_key: str,
+    bias_key: str,
+    *,
+    std: float,
+    seed: int | None,
+) -> dict[str, Tensor]:
+    """Make a head that compares states with the embeddings of terms, and leaves out terms that are not near.
+
+    A random layer would know nothing of them, and give every text nearly all terms. A square one starts as the
+    identity: states moved by SHIFT pass GELU nearly unchanged, and the norm behind it takes the move away.
+    """
     generator = torch.Generator().manual_seed(seed or 0)
-    return {
+    values = {
         key: torch.randn(shape, generator=generator) * std
         if len(shape) > 1
         else torch.full(shape, float(key.endswith("weight")))
         for key, shape in shapes.items()
     }
+    dim = embedding.shape[1]
+    for key, shape in shapes.items():
+        shift_key = f"{key.removesuffix('weight')}bias"
+        if shape == (dim, dim) and key != weight_key:
+            values[key] = torch.eye(dim)
+            if shift_key in values:
+                values[shift_key] += SHIFT
+    given = {weight_key: embedding.clone(), bias_key: -FAR * embedding.norm(dim=1)}
+    return values | {key: value for key, value in given.items() if key in shapes}

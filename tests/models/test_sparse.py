@@ -186,6 +186,8 @@ def test_in_every_family_padding_changes_no_weight(family: str):
     apply_reading(backbone, reading)
     head = VocabularyHead(reading) if is_decoder(backbone) else masked_head(backbone, reading, {}, seed=0)[0]
     assert head is not None
+    if head.bias is not None:
+        head.bias.data.zero_()  # or no term would be near to these random states
     model = SparseModel(backbone, inputs, reading, head).eval()
     text, longer = [5, 9, 17, 23, 7], [5, 8, 9, 11, 12, 13, 14, 15]
     with torch.no_grad():
@@ -196,6 +198,25 @@ def test_in_every_family_padding_changes_no_weight(family: str):
     assert 0 < (alone > 0).sum() < 100
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     assert not marked.any()
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_new_head_starts_with_the_terms_whose_embeddings_are_near(family: str):
+    backbone = small(family)
+    embedding = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
+    backbone.config.hidden_size = 64
+    backbone.set_input_embeddings(torch.nn.Embedding(100, 64, _weight=embedding))
+    head, lacking = masked_head(backbone, named_contract("splade").reading, {}, seed=0)
+    assert head is not None
+    assert lacking
+    states, wanted = embedding[None, [7, 20, 31]], torch.ones(1, 3, dtype=torch.bool)
+    weights = head(states, wanted, torch.tensor([[7, 20, 31]]), embedding)[0]
+    assert set(weights.topk(3).indices.tolist()) == {7, 20, 31}
+    assert 3 <= (weights > 0).sum() < 10
+    if family == "bert":
+        normal = torch.nn.functional.layer_norm(states[0], (64,))
+        logits = normal @ embedding.T - 4 * embedding.norm(dim=1)
+        torch.testing.assert_close(weights, logits.amax(0).relu().log1p(), atol=1e-5, rtol=1e-5)
 
 
 def test_weights_of_all_terms_are_told_from_those_above_0():

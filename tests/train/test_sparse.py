@@ -193,7 +193,7 @@ def test_a_training_goes_on_with_the_factors_it_had(tiny: Tiny, tmp_path: Path, 
     train.run(settings(tiny, tmp_path / "parts", **change))
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
-    assert json.loads((tmp_path / "parts/checkpoints/step-000002/sparsity.json").read_text())["document"] > 1
+    assert json.loads((tmp_path / "parts/checkpoints/step-000002/sparsity.json").read_text())["document"] != 1
 
 
 @pytest.mark.parametrize(
