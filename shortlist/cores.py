@@ -9,6 +9,12 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SPINS = "500"
 """Turns that a thread of GNU's OpenMP waits for the next piece of work before it sleeps."""
 
+SHAPES_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Environment variables that say how many shapes oneDNN keeps, and how many each thread of PyTorch keeps above it."""
+
+NUM_SHAPES = "32"
+"""Enough for all layers of a batch, with room for batches of a few lengths in turn."""
+
 GPUS = ("nvidiactl", "nvidia0", "kfd", "dxg")
 """Devices in /dev of machines with a GPU that PyTorch may use."""
 
@@ -24,12 +30,14 @@ def wait_briefly() -> None:
 
 
 def keep_few_shapes() -> None:
-    """Let oneDNN keep what it made for the last 128 shapes of batches.
+    """Let oneDNN and PyTorch keep what they made for the last shapes of batches only.
 
-    Unless the user has said otherwise. It keeps 1,024 by default, and with texts of any length memory grows by up to a
-    gigabyte until there are so many. oneDNN reads its environment once, so call this before PyTorch is loaded.
+    Unless the user has said otherwise. oneDNN keeps 1,024 by default, and above it PyTorch keeps 1,024 more in every
+    thread, a quarter of a megabyte each with AVX-512: with texts of any length memory grows until there are so many.
+    Both read their environment once, so call this before PyTorch is loaded.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    for name in SHAPES_KEPT:
+        os.environ.setdefault(name, NUM_SHAPES)
 
 
 def num_cores() -> int:
