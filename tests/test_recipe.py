@@ -102,7 +102,8 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
         "report",
         "follow",
         "mix",
-    }  # three need a language model, one writes its page anew each time, one needs metadata, one absolute paths
+        "tune",
+    }  # three need a language model, one writes its page anew each time, one needs metadata, two absolute paths
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
         assert (once / "out" / name / written_by(step["stage"], step)).exists()

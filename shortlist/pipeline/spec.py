@@ -64,6 +64,10 @@ class Description(NamedTuple):
     """The steps in order; they may read earlier steps, and the last step's run is the answer."""
     collection: str | None = None
     """Folder, `irds:` or `hf:` name."""
+    budget_ms: float | None = None
+    """Most milliseconds that a query is expected to take (None: as the steps are described)."""
+    costs: Path | None = None
+    """With a budget: costs.json of `shortlist tune`, which says what can be had for how much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +138,25 @@ def parse_description(content: Mapping[str, Any], *, where: str, collection: str
     found, steps = content.get("collection"), content.get("steps")
     if not isinstance(found, str | None):
         raise UserError(f"{where}: collection is {found!r}; expected a folder, `irds:` or `hf:` name.")
+    budget = _budget(content, where)
     if "steps" not in content and (collection or found):
-        return Description((OWN_WORDS,), collection or found)
+        return Description((OWN_WORDS,), collection or found, *budget)
     if not isinstance(steps, Mapping) or not steps:
         raise UserError(f"{where}: steps is {steps!r}; expected names with a step each, see docs/pipelines.md.")
     parts: list[Part] = []
     for name, given in steps.items():
         parts.append(_part(str(name), given, parts, f"{where}: steps.{name}"))
-    return _checked(Description(tuple(parts), collection or found), where)
+    return _checked(Description(tuple(parts), collection or found, *budget), where)
+
+
+def _budget(content: Mapping[str, Any], where: str) -> tuple[float | None, Path | None]:
+    """Read the budget and the file of costs that go with it."""
+    wanted = {"budget_ms": float, "costs": Path}
+    budget, costs = (
+        None if content.get(name) is None else convert(content[name], wanted[name], f"{where}: {name}")
+        for name in wanted
+    )
+    return budget, costs
 
 
 def written(description: Description) -> dict[str, Any]:
@@ -153,7 +168,8 @@ def written(description: Description) -> dict[str, Any]:
         said |= {"of": list(part.of)} if part.of else {}
         said |= {"depth": part.depth} if part.depth is not None else {}
         steps[part.name] = said | ({"share": part.share} if part.share != 1 else {})
-    return ({"collection": description.collection} if description.collection else {}) | {"steps": steps}
+    said = {name: _plain(getattr(description, name)) for name in ("collection", "budget_ms", "costs")}
+    return {name: value for name, value in said.items() if value is not None} | {"steps": steps}
 
 
 def from_flags(

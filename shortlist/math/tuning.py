@@ -1,0 +1,77 @@
+"""Choice of settings on judged queries, and what a choice is worth on queries that it was not made on."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+class Line(NamedTuple):
+    """A cost that grows with the number of documents read."""
+
+    fixed: float
+    """Cost without any document."""
+    each: float
+    """Cost of one more document."""
+
+
+def best_setting(
+    values: Float[np.ndarray, "settings queries"],
+    costs: Float[np.ndarray, " settings"],
+    *,
+    allowed: Bool[np.ndarray, " settings"] | None = None,
+) -> int:
+    """Find the setting with the highest mean over queries; of equal ones the cheapest, then the first.
+
+    Args:
+        allowed: the settings to choose from, at least one (None: all).
+    """
+    means = values.mean(axis=1).round(12)  # sums of the same numbers in another order are equal
+    if allowed is not None:
+        means = np.where(allowed, means, -np.inf)
+    return int(np.lexsort((costs, -means))[0])
+
+
+def held_out(
+    values: Float[np.ndarray, "settings queries"],
+    costs: Float[np.ndarray, " settings"],
+    folds: Int[np.ndarray, " queries"],
+    *,
+    allowed: Bool[np.ndarray, " settings"] | None = None,
+) -> Float[np.ndarray, " queries"]:
+    """Give each query the value of the setting that all other folds choose.
+
+    The best of many settings looks better on the queries that it was chosen on than it is. These values do not, as no
+    query has a part in the choice of its own setting.
+
+    Args:
+        folds: fold of each query.
+        allowed: as for `best_setting`.
+
+    https://jmlr.org/papers/v11/cawley10a.html
+    """
+    found = np.empty(values.shape[1])
+    for fold in np.unique(folds):
+        chosen = best_setting(values[:, folds != fold], costs, allowed=allowed)
+        found[folds == fold] = values[chosen, folds == fold]
+    return found
+
+
+def deal_folds(num_queries: int, num_folds: int, *, seed: int = 0) -> Int[np.ndarray, " queries"]:
+    """Draw a fold for each query, all about as large."""
+    return np.random.default_rng(seed).permutation(num_queries) % min(num_folds, num_queries)
+
+
+def cost_line(counts: Float[np.ndarray, " times"], costs: Float[np.ndarray, " times"]) -> Line:
+    """Fit a line to measured costs by least squares, neither part of which is below 0.
+
+    Args:
+        counts: number of documents read each time.
+    """
+    spread = counts - counts.mean()
+    variance = float((spread**2).sum())
+    each = max(0.0, float((spread * costs).sum()) / variance) if variance else 0.0
+    fixed = float(costs.mean() - each * counts.mean())
+    if fixed < 0:  # the best line through 0
+        return Line(0.0, float((counts * costs).sum() / (counts**2).sum()))
+    return Line(fixed, each)
