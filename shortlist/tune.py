@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
@@ -120,9 +120,7 @@ class Tried(NamedTuple):
     """Forecast milliseconds per query."""
 
 
-def try_settings(
-    simulation: Simulation, judged: Judged, settings: Sequence[Numbers], costs: StepCosts
-) -> Tried:
+def try_settings(simulation: Simulation, judged: Judged, settings: Sequence[Numbers], costs: StepCosts) -> Tried:
     """Measure the pipeline with each of these numbers."""
     values, pairs = [], []
     with progress("trying", len(settings), "settings") as advance:
@@ -175,7 +173,7 @@ def time_steps(simulation: Simulation, queries: Sequence[Query], k: int, numbers
                 read["documents"] = max(k, *read.values()) if read else k
                 for name, ms in trace.milliseconds.items():
                     times.setdefault(name, [[], []])[level].append(ms)
-                    counts.setdefault(name, [[], []])[level].append(read.get(name, 0))
+                    counts.setdefault(name, [[], []])[level].append(float(read.get(name, 0)))
                 if level == 0:
                     whole.append(sum(trace.milliseconds.values()))
             advance()
@@ -392,8 +390,8 @@ def in_words(costs: Mapping[str, Any]) -> str:
         )
     chance = "" if chosen["p"] is None else f", p = {chosen['p']:.3g}"
     lines += [
-        f"the column {measure} is of queries that had no part in the choice ({costs['folds']} folds); `chosen on` is of "
-        "those that had",
+        f"the column {measure} is of queries that had no part in the choice ({costs['folds']} folds); `chosen on` is "
+        "of those that had",
         f"chosen: {_in_words(chosen['numbers']) or 'as described'}, {chosen['ms']:.2f} ms",
         f"{measure} {chosen['held_out']:.4f}, {chosen['difference']:+.4f} over the pipeline as described{chance}; "
         f"{chosen['better']:,} queries are better, {chosen['worse']:,} worse",

@@ -97,6 +97,10 @@ def read_costs(path: Path) -> Mapping[str, Any]:
     costs = read_json(path)
     points = costs.get("front") if isinstance(costs, Mapping) else None
     fields = {"numbers", "ms", "held_out"}
-    if not points or not {"varied", "of", "measure"} <= costs.keys() or not all(fields <= point.keys() for point in points):
+    if (
+        not points
+        or not {"varied", "of", "measure"} <= costs.keys()
+        or not all(fields <= point.keys() for point in points)
+    ):
         raise UserError(f"{path}: holds no costs; expected the costs.json of `shortlist tune`.")
     return costs

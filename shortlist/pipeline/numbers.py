@@ -50,7 +50,7 @@ def with_numbers(description: Description, numbers: Numbers, *, where: str = "nu
         kind = next(part.kind for part in description.steps if part.name == step)
         if field not in FREE.get(kind, ()):
             known = [f"{step}.{free}" for free in FREE.get(kind, ())]
-            raise UserError(f"{where}: {unknown('number', name, known)}. Only these leave every score as it is.")
+            raise UserError(f"{where}: {unknown('number', name, known)} Others would change the scores themselves.")
         steps[step][field] = list(value) if isinstance(value, tuple) else value
     for part in description.steps:
         if part.kind == "rank" and steps[part.name].get("depth") == 0:
@@ -61,7 +61,9 @@ def with_numbers(description: Description, numbers: Numbers, *, where: str = "nu
 def _leave_out(part: Part, steps: dict[str, dict[str, Any]], where: str) -> None:
     """Remove a reranker; who read it reads what it read."""
     if any("cut" in step and part.name in step["of"] for step in steps.values()):
-        raise UserError(f"{where}: {part.name}.depth is 0, and a cut looks at the scores of {part.name}; expected 1 on.")
+        raise UserError(
+            f"{where}: {part.name}.depth is 0, and a cut looks at the scores of {part.name}; expected 1 on."
+        )
     [before] = steps.pop(part.name)["of"]
     for step in steps.values():
         if "of" in step:

@@ -140,6 +140,7 @@ class Simulation:
         resolved = with_own_indexes(description)
         self.pipeline = Pipeline.open(resolved, opener)
         self._stages: dict[Any, Any] = {}
+        self._kinds: dict[str, StepKind] = {}
         self.finders: dict[str, KnownHits] = {}
         self.rankers: dict[str, KnownScores] = {}
         by_stage: dict[int, KnownScores] = {}  # steps with the same model know the same scores
@@ -191,7 +192,9 @@ class Simulation:
 
     def _step(self, part: Part) -> Step:
         stage = self.finders.get(part.name) or self.rankers.get(part.name) or self._opened(part)
-        return _step_of(part, STEPS[part.kind]._replace(run=self._remembering(STEPS[part.kind])), stage)
+        if part.kind not in self._kinds:
+            self._kinds[part.kind] = STEPS[part.kind]._replace(run=self._remembering(STEPS[part.kind]))
+        return _step_of(part, self._kinds[part.kind], stage)
 
     def _opened(self, part: Part) -> Any:
         """Open a fusion, a cut or another step without a model, once for each of its settings."""
@@ -242,4 +245,3 @@ def _is_exact(part: Part) -> bool:
 def reads_whole_lists(part: Part, opener: Opener) -> bool:
     """Whether the scores of a reranking step depend on the whole list."""
     return prepared_of(part, opener).whole_lists
-

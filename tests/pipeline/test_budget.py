@@ -38,8 +38,8 @@ def test_a_forecast_adds_the_fixed_parts_and_those_for_each_document():
         "near": {"fixed_ms": 2.0, "ms_per_document": 0.5},
         "documents": {"fixed_ms": 1.0, "ms_per_document": 0.1},
     }
-    assert forecast_ms(costs, {"near": 40}, 10) == pytest.approx(3 + 2 + 20 + 1 + 4)
-    assert forecast_ms(costs, {"near": 4}, 10) == pytest.approx(3 + 2 + 2 + 1 + 1)
+    assert forecast_ms(costs, {"near": 40.0}, 10) == pytest.approx(3 + 2 + 20 + 1 + 4)
+    assert forecast_ms(costs, {"near": 4.0}, 10) == pytest.approx(3 + 2 + 2 + 1 + 1)
     assert forecast_ms(costs, {}, 10) == pytest.approx(3 + 1 + 1)  # the reranker is left out
 
 
@@ -75,7 +75,9 @@ def test_what_cannot_be_had_is_refused(costs: Path):
         within_budget(with_budget(other, 50.0, costs))
 
 
-@pytest.mark.parametrize("content", [None, "[]", "{}", '{"front": [{"ms": 1}], "varied": [], "of": {}, "measure": "P@1"}'])
+@pytest.mark.parametrize(
+    "content", [None, "[]", "{}", '{"front": [{"ms": 1}], "varied": [], "of": {}, "measure": "P@1"}']
+)
 def test_what_is_no_file_of_costs_is_refused(tmp_path: Path, content: str | None):
     if content is not None:
         (tmp_path / "costs.json").write_text(content)

@@ -58,7 +58,7 @@ def test_choices_are_read():
         "a.share": [0.5, 1],
     }
     for wrong in ("a.depth", "depth=3", "a.depth=", "a.depth=many"):
-        with pytest.raises(UserError, match="expected STEP.FIELD=VALUES"):
+        with pytest.raises(UserError, match=r"expected STEP\.FIELD=VALUES"):
             parse_choices([wrong])
 
 

@@ -1,6 +1,6 @@
 """A simulated setting finds what the pipeline with that setting finds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,11 @@ class Stub:
 
 
 @pytest.fixture
-def stubs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two more rerankers, which count what they score."""
     COUNTED.clear()
     monkeypatch.setitem(RERANKERS, "letters", lambda: Prepared(open=lambda: Stub(whole=False)))
     monkeypatch.setitem(RERANKERS, "lists", lambda: Prepared(open=lambda: Stub(whole=True), whole_lists=True))
-    yield
 
 
 def described(cascade: dict[str, Any], **steps: dict[str, Any]) -> Description:
