@@ -34,6 +34,7 @@ from shortlist.pipeline.numbers import Numbers, draw_settings, parse_choices, us
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.simulation import Simulation, reads_whole_lists
 from shortlist.pipeline.spec import Description, read_description, written
+from shortlist.pipeline.steps import num_read
 from shortlist.progress import progress, say
 from shortlist.records import Qrels, Query
 
@@ -166,7 +167,7 @@ def time_steps(simulation: Simulation, queries: Sequence[Query], k: int, numbers
             for level, pipeline in enumerate(pipelines):
                 trace = pipeline.trace([query], k)
                 read = {
-                    step.name: min(step.depth or 0, len(trace.found[step.of[0]].run.get(query.query_id, ())))
+                    step.name: num_read(step, trace.found[step.of[0]].run.get(query.query_id, ()))
                     for step in pipeline.steps
                     if step.name in rankers
                 }

@@ -34,6 +34,7 @@ steps:
   averaged: {{stage: average, models: [$retriever, $exported]}}
   dense: {{stage: search, model: $retriever, vectors: $vectors, collection: $data, k: 12}}
   hybrid: {{stage: fuse, runs: [$bm25, $dense], k: $keep}}
+  tuned: {{stage: tune, pipeline: {data}/pipeline.yaml, collection: $data, split: test, folds: 2, timed_queries: 1}}
   varied: {{stage: diversify, run: $dense, vectors: $vectors, k: 3}}
   for-mining: {{stage: search, index: $index, collection: $data, split: train, k: 12}}
   groups: {{stage: mine, runs: [$for-mining], collection: $data, depth: 12, negatives: 2, random_share: 0.5}}
@@ -67,6 +68,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "collection" / "packages.txt").write_text(
         pin(write_wheel(folder / "wheels" / "folds-1.0", "folds", folds=module("fold", 4)))
     )
+    near = "steps: {words: {find: bm25}, near: {rank: pointwise, model: shortlist-mini/reranker, depth: 3}}"
+    (folder / "collection" / "pipeline.yaml").write_text(near)
     (folder / "recipe.yaml").write_text(RECIPE.format(data=folder / "collection"))
     shortlist.recipe.run(shortlist.recipe.Config(recipe=folder / "recipe.yaml", out=folder / "out"))
     return folder
@@ -102,8 +105,7 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
         "report",
         "follow",
         "mix",
-        "tune",
-    }  # three need a language model, one writes its page anew each time, one needs metadata, two absolute paths
+    }  # three need a language model, one writes its page anew each time, one needs metadata, one absolute paths
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
         assert (once / "out" / name / written_by(step["stage"], step)).exists()
@@ -173,8 +175,8 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 28
-    assert "[28/28] compared" in err
+    assert err.count("already done") == 29
+    assert "[29/29] compared" in err
 
 
 @pytest.mark.parametrize(

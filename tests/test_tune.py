@@ -52,7 +52,7 @@ def test_the_front_is_written_with_what_each_step_costs(tuned: Path):
     costs = costs_of(tuned)
     assert costs["steps"].keys() == {"words", "near", "documents"}
     assert costs["steps"]["near"]["fixed_ms"] + costs["steps"]["near"]["ms_per_document"] > 0
-    assert costs["settings"] == 1 + 1 + 2 * 5  # as described, without the reranker, and depths 5 and 8 by five shares
+    assert costs["settings"] == 1 + 1 + 2 * 5 * 3  # as described, without the reranker; depths 5, 8, shares, drops
     assert costs["pairs_scored"] == costs["queries"] * 8 < costs["pairs_asked"]
     assert costs["front"][0]["numbers"] == {"near.depth": 0}
     assert (costs["front"][0]["pairs"], costs["front"][-1]["pairs"]) == (0, 8)

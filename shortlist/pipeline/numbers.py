@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ Numbers = Mapping[str, Any]
 FREE = {
     "find": ("depth",),
     "fuse": ("depth", "weights", "k"),
-    "rank": ("depth", "share"),
+    "rank": ("depth", "share", "drop"),
     "cut": ("depth", "at"),
     "diversify": ("depth", "lambda"),
 }
@@ -25,9 +24,13 @@ FREE = {
 DEPTHS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Depths of rerankers to try, up to that in the description."""
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+DROPS = (0.6, 0.8, 1.0)
+"""Drops to try, of the first reranker."""
 WEIGHT_STEPS = {2: 10, 3: 5, 4: 4}
 """Steps from 0 to 1 in the grid of weights, by the number of runs."""
 FEWEST_STEPS = 3
+LISTED = 100_000
+"""Most combinations that are listed before some are drawn."""
 RANK_DEPTH = 100
 """Depth of a reranker whose description has none."""
 
@@ -112,6 +115,8 @@ def usual_choices(description: Description, whole_lists: Callable[[Part], bool])
             steps = WEIGHT_STEPS.get(len(part.of), FEWEST_STEPS)
             choices[f"{part.name}.weights"] = list(weight_grid(len(part.of), steps))
         if part.kind == "rank" and not listwise:
+            if not any(name.endswith(".drop") for name in choices):
+                choices[f"{part.name}.drop"] = sorted({*DROPS, part.drop})
             choices[f"{part.name}.depth"] = _depths(part, description)
         if part.kind == "rank" and place >= max(listwise, default=0):
             choices[f"{part.name}.share"] = sorted({*SHARES, part.share})
@@ -135,47 +140,31 @@ def draw_settings(
     Args:
         most: most settings, 2 or more.
     """
-    names, values = list(choices), list(choices.values())
-    number = math.prod(map(len, values))
-    if not names:
+    if not choices:
         return [{}]
-    if number <= 20 * most:
-        found = [dict(zip(names, some, strict=True)) for some in product(*values)]
-        found = _distinct([numbers for numbers in found if _narrows(description, numbers)])
-        if len(found) > most - 1:
-            drawn = np.random.default_rng(seed).choice(len(found), most - 1, replace=False)
-            found = [found[place] for place in sorted(drawn.tolist())]
-        return [{}, *found]
-    return [{}, *_drawn(description, names, values, most=most - 1, seed=seed)]
-
-
-def _drawn(
-    description: Description, names: Sequence[str], values: Sequence[Sequence[Any]], *, most: int, seed: int
-) -> list[Numbers]:
-    """Draw combinations of a product that is too large to list, in its order."""
-    random, found = np.random.default_rng(seed), set[tuple[int, ...]]()
-    for _ in range(50 * most):
-        places = tuple(int(random.integers(len(some))) for some in values)
-        numbers = {name: some[place] for name, some, place in zip(names, values, places, strict=True)}
+    values, random = list(choices.values()), np.random.default_rng(seed)
+    number = math.prod(map(len, values))
+    if number <= LISTED:
+        places = map(tuple, random.permutation(list(np.ndindex(*map(len, values)))).tolist())
+    else:
+        places = (tuple(int(random.integers(len(some))) for some in values) for _ in range(50 * most))
+    found: dict[Any, tuple[int, ...]] = {}
+    for place in places:
+        numbers = _numbers_at(choices, place)
         if _narrows(description, numbers):
-            found.add(places)
-        if len(found) == most:
+            found.setdefault(tuple(numbers.items()), place)
+        if len(found) == most - 1:
             break
-    return _distinct(
-        [{name: some[place] for name, some, place in zip(names, values, places, strict=True)}
-         for places in sorted(found)]
-    )  # fmt: skip
+    return [{}, *(_numbers_at(choices, place) for place in sorted(found.values()))]
 
 
-def _distinct(settings: Sequence[Numbers]) -> list[Numbers]:
-    """Return settings without the numbers of rerankers that are left out, each once."""
-    found: dict[Any, Numbers] = {}
-    for numbers in settings:
-        gone = {name.rpartition(".")[0] for name, value in numbers.items() if name.endswith(".depth") and value == 0}
-        left = {name: value for name, value in numbers.items()
-                if name.endswith(".depth") or name.rpartition(".")[0] not in gone}  # fmt: skip
-        found.setdefault(tuple(left.items()), left)
-    return list(found.values())
+def _numbers_at(choices: Mapping[str, Sequence[Any]], places: Sequence[int]) -> Numbers:
+    """Pick one value of each choice, without other numbers of rerankers that are left out."""
+    numbers = {name: values[place] for (name, values), place in zip(choices.items(), places, strict=True)}
+    gone = {name.rpartition(".")[0] for name, value in numbers.items() if name.endswith(".depth") and value == 0}
+    return {
+        name: value for name, value in numbers.items() if name.endswith(".depth") or name.rpartition(".")[0] not in gone
+    }
 
 
 def _narrows(description: Description, numbers: Numbers) -> bool:

@@ -13,7 +13,7 @@ from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import Numbers, with_numbers
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part
-from shortlist.pipeline.steps import STEPS, FetchDocuments, Found, Step, StepKind
+from shortlist.pipeline.steps import STEPS, FetchDocuments, Found, Step, StepKind, num_read
 from shortlist.progress import progress
 from shortlist.records import Document, Query, Run
 from shortlist.rerankers import Candidates, Ranker, Scored
@@ -177,9 +177,11 @@ class Simulation:
 
     def _pairs(self, trace: Trace, steps: Sequence[Step]) -> dict[str, int]:
         """Count the pairs that each reranker reads."""
-        read = {step.name: trace.found[step.of[0]].run.values() for step in steps if step.name in self.rankers}
-        depths = {step.name: step.depth or 0 for step in steps}
-        return {name: sum(min(len(hits), depths[name]) for hits in lists) for name, lists in read.items()}
+        return {
+            step.name: sum(num_read(step, hits) for hits in trace.found[step.of[0]].run.values())
+            for step in steps
+            if step.name in self.rankers
+        }
 
     def real(self, numbers: Numbers) -> Pipeline:
         """Return the pipeline with these numbers itself, which remembers nothing."""
@@ -211,7 +213,7 @@ class Simulation:
             step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
         ) -> Found:
             read = list(runs.values())
-            key = (step.depth, step.share, id(step.stage), most, *map(id, read))
+            key = (step.depth, step.share, step.drop, id(step.stage), most, *map(id, read))
             last = self._last.get(step.name)
             if last is None or last.key != key:
                 found = kind.run(step, queries, runs, self._reading(documents), most)
@@ -234,7 +236,7 @@ class Simulation:
 
 
 def _step_of(part: Part, kind: StepKind, stage: Any) -> Step:
-    return Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share)
+    return Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop)
 
 
 def _is_exact(part: Part) -> bool:

@@ -19,7 +19,7 @@ from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
-OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float}
+OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float, "drop": float}
 """Options of a step, besides the settings of its method."""
 OF_FINDERS = {
     "dims": "one vector of each document",
@@ -48,6 +48,7 @@ class Part(NamedTuple):
     of: tuple[str, ...] = ()
     depth: int | None = None
     share: float = 1.0
+    drop: float = 1.0
 
 
 OWN_WORDS = Part("bm25", "find", "bm25")
@@ -167,7 +168,8 @@ def written(description: Description) -> dict[str, Any]:
         said |= {name: _plain(value) for name, value in part.settings.items()}
         said |= {"of": list(part.of)} if part.of else {}
         said |= {"depth": part.depth} if part.depth is not None else {}
-        steps[part.name] = said | ({"share": part.share} if part.share != 1 else {})
+        said |= {name: value for name in ("share", "drop") if (value := getattr(part, name)) != 1}
+        steps[part.name] = said
     said = {name: _plain(getattr(description, name)) for name in ("collection", "budget_ms", "costs")}
     return {name: value for name, value in said.items() if value is not None} | {"steps": steps}
 
@@ -369,7 +371,7 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
 def _options(kind: StepKind) -> list[str]:
     """List the options of this kind of step, besides the settings of its method."""
     reads = [] if kind.num_read == 0 else ["of"]
-    return [*reads, "depth", *(["share"] if kind.mixes else [])]
+    return [*reads, "depth", *(["share", "drop"] if kind.mixes else [])]
 
 
 def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
@@ -469,8 +471,9 @@ def _check_ranges(part: Part, called: Callable[[str], str]) -> None:
     weights: Any = part.settings.get("weights")
     if part.depth is not None and part.depth < 1:
         raise UserError(f"{called('depth')} is {part.depth}; expected 1 or more.")
-    if not 0 <= part.share <= 1:
-        raise UserError(f"{called('share')} is {part.share}; expected 0 to 1.")
+    for field in ("share", "drop"):
+        if not 0 <= getattr(part, field) <= 1:
+            raise UserError(f"{called(field)} is {getattr(part, field)}; expected 0 to 1.")
     if weights is None:
         return
     if len(weights) != len(part.of):

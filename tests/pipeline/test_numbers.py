@@ -88,7 +88,7 @@ def test_settings_narrow_from_step_to_step(most: int):
 
 
 def test_a_product_too_large_to_list_is_drawn_from():
-    choices = {f"both.{name}": list(range(1000)) for name in ("k", "depth")}
+    choices = {f"both.{name}": list(range(1000)) for name in ("k", "depth")}  # a million combinations
     settings = draw_settings(steps(), choices, most=50)
     assert len(settings) == 50
     assert settings == draw_settings(steps(), choices, most=50)

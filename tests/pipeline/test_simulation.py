@@ -61,11 +61,12 @@ def test_every_setting_finds_what_the_real_pipeline_finds(tiny: Tiny, cascade: d
         "both.weights": [(0.3, 0.7), (1.0, 0.0)],
         "first.depth": [0, 3, 7],
         "first.share": [0.5, 1.0],
+        "first.drop": [0.5, 1.0],
         "second.depth": [0, 2, 3],
     }
     settings = draw_settings(description, choices, most=60)
     assert len(settings) > 30
-    for numbers in settings[::3]:
+    for numbers in settings[::5]:
         found = simulation.run(queries, 5, numbers).run
         real = Pipeline.open(with_numbers(description, numbers), simulation._opener).trace(queries, 5).last.run
         assert {q: [hit.doc_id for hit in hits] for q, hits in found.items()} == {
