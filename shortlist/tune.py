@@ -75,6 +75,8 @@ class Config:
     """Parts of the queries: quality is told of each part, with what the others choose."""
     timed_queries: int = 20
     """Queries to time, one after another."""
+    errors: float = 1.0
+    """Choose the cheapest setting whose quality lies at most so many standard errors below the best (0: the best)."""
     budget_ms: float | None = None
     """Choose the best pipeline that is forecast to take no more milliseconds per query (None: the best of all)."""
     exclude_self: bool | None = None
@@ -196,14 +198,19 @@ def _line(counts: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -
     )
 
 
-def report(tried: Tried, *, folds: int, budget_ms: float | None = None, seed: int = 0) -> dict[str, Any]:
+def report(
+    tried: Tried, *, folds: int, budget_ms: float | None = None, errors: float = 0.0, seed: int = 0
+) -> dict[str, Any]:
     """Choose a setting, and say what each budget is worth.
+
+    Args:
+        errors: as for `best_setting`.
 
     Returns:
         `chosen`: the best numbers, what they cost and are worth, and the comparison with the pipeline as it was, over
         queries that had no part in the choice; `plain`: the pipeline as it was; `front`: the settings that none
         beats in both quality and cost, the cheapest first, each with `value`, its quality on all queries, and
-        `held_out`, that of choosing within its cost.
+        `held_out`, that of choosing the best within its cost.
 
     Raises:
         UserError: no setting is within the budget.
@@ -215,8 +222,8 @@ def report(tried: Tried, *, folds: int, budget_ms: float | None = None, seed: in
             f"--budget-ms {budget_ms:g}: no setting takes so little; the least that is reachable is "
             f"{_up(float(tried.ms.min()))} ms."
         )
-    best = best_setting(tried.values, tried.ms, allowed=allowed)
-    held = held_out(tried.values, tried.ms, parts, allowed=allowed)
+    best = best_setting(tried.values, tried.ms, allowed=allowed, errors=errors)
+    held = held_out(tried.values, tried.ms, parts, allowed=allowed, errors=errors)
     gains = held - tried.values[0]
     chosen = _point(tried, best, held) | {
         "difference": float(gains.mean()),
@@ -293,6 +300,8 @@ def _checked_k(config: Config) -> int:
     for flag, least in {"settings": 2, "most_queries": 2, "folds": 2, "timed_queries": 1}.items():
         if getattr(config, flag) < least:
             raise UserError(f"--{flag.replace('_', '-')} is {getattr(config, flag)}; expected {least} or more.")
+    if config.errors < 0:
+        raise UserError(f"--errors is {config.errors:g}; expected 0 or more.")
     if config.k is not None and config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
     if config.budget_ms is not None and config.budget_ms <= 0:
@@ -371,7 +380,7 @@ def _tune(
         **timed,
         "varied": varied,
         "of": steps_without(description, varied),
-        **report(tried, folds=config.folds, budget_ms=config.budget_ms, seed=config.seed),
+        **report(tried, folds=config.folds, budget_ms=config.budget_ms, errors=config.errors, seed=config.seed),
     }
 
 

@@ -195,7 +195,7 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    read = {"results", "diagnosis", "table", "compared", "pool", "judged", "agreement", "selected"}
+    read = {"results", "diagnosis", "table", "compared", "pool", "judged", "agreement", "selected", "tuned"}
     assert again(done) == read
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)

@@ -146,6 +146,7 @@ def test_the_greatest_depths_come_first():
     ("settings", "words"),
     [
         ({"folds": 1}, "--folds is 1; expected 2 or more"),
+        ({"errors": -1.0}, "--errors is -1; expected 0 or more"),
         ({"settings": 1}, "--settings is 1; expected 2 or more"),
         ({"k": 5}, "--measure nDCG@10 reads 10 documents, and --k is 5"),
         ({"measure": "nDCG@ten"}, "unknown measure|measure 'nDCG@ten'"),

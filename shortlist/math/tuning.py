@@ -5,6 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+ROUNDING = 1e-12
+"""Difference of means that is not one."""
+
 
 class Line(NamedTuple):
     """A cost that grows with the number of documents read."""
@@ -20,16 +23,27 @@ def best_setting(
     costs: Float[np.ndarray, " settings"],
     *,
     allowed: Bool[np.ndarray, " settings"] | None = None,
+    errors: float = 0.0,
 ) -> int:
-    """Find the setting with the highest mean over queries; of equal ones the cheapest, then the first.
+    """Find the cheapest setting that is about as good as the best one.
+
+    Of equally cheap ones it is the one with the highest mean over queries, then the first.
 
     Args:
         allowed: the settings to choose from, at least one (None: all).
+        errors: how far the mean may lie below the highest one, in standard errors of that difference; with 0 only equal
+            means are as good.
+
+    https://doi.org/10.1201/9781315139470
     """
     means = values.mean(axis=1).round(12)  # sums of the same numbers in another order are equal
     if allowed is not None:
         means = np.where(allowed, means, -np.inf)
-    return int(np.lexsort((costs, -means))[0])
+    best = int(np.lexsort((costs, -means))[0])
+    lost = values[best] - values
+    error = lost.std(axis=1, ddof=1) / np.sqrt(lost.shape[1]) if lost.shape[1] > 1 else np.zeros(len(lost))
+    good = means[best] - means <= errors * error + ROUNDING
+    return int(np.lexsort((-means, np.where(good, costs, np.inf), ~good))[0])
 
 
 def held_out(
@@ -38,6 +52,7 @@ def held_out(
     folds: Int[np.ndarray, " queries"],
     *,
     allowed: Bool[np.ndarray, " settings"] | None = None,
+    errors: float = 0.0,
 ) -> Float[np.ndarray, " queries"]:
     """Give each query the value of the setting that all other folds choose.
 
@@ -46,13 +61,13 @@ def held_out(
 
     Args:
         folds: fold of each query.
-        allowed: as for `best_setting`.
+        allowed: as for `best_setting`, and so is `errors`.
 
     https://jmlr.org/papers/v11/cawley10a.html
     """
     found = np.empty(values.shape[1])
     for fold in np.unique(folds):
-        chosen = best_setting(values[:, folds != fold], costs, allowed=allowed)
+        chosen = best_setting(values[:, folds != fold], costs, allowed=allowed, errors=errors)
         found[folds == fold] = values[chosen, folds == fold]
     return found
 

@@ -78,7 +78,7 @@ def within_budget(description: Description) -> Description:
             f"--budget-ms {budget:g}: no setting in {path} takes so little; the least that is reachable is "
             f"{costs['front'][0]['ms']:g} ms."
         )
-    best = points[-1]
+    best = max(points, key=lambda point: point["held_out"])  # the first, and so the cheapest, of equal ones
     say(
         f"budget: {best['ms']:.4g} of {budget:g} ms expected, {costs['measure']} {best['held_out']:.4f}: "
         + (", ".join(f"{name} {value}" for name, value in best["numbers"].items()) or "as described")

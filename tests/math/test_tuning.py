@@ -13,6 +13,15 @@ def test_the_best_setting_has_the_highest_mean_and_of_equal_ones_the_lowest_cost
     assert best_setting(VALUES, COSTS, allowed=COSTS < 2) == 2
 
 
+def test_what_is_about_as_good_as_the_best_is_chosen_if_it_is_cheaper():
+    values = np.array([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.8, 0.4], [1.0, 1.0, 1.0, 0.9]])
+    # the second setting lies 0.425 below the third; differences 0.1, 0.9, 0.2, 0.5: deviation 0.359, error 0.180
+    costs = np.array([1.0, 2.0, 3.0])
+    assert [best_setting(values, costs, errors=errors) for errors in (0, 2.3, 2.4, 18.9, 19.1)] == [2, 2, 1, 1, 0]
+    # the first lies 0.475 below it; differences 0.5, 0.5, 0.5, 0.4: deviation 0.05, error 0.025
+    assert best_setting(values, costs, allowed=costs < 3, errors=0) == 1
+
+
 def test_a_query_has_no_part_in_the_choice_of_its_own_setting():
     folds = np.array([0, 0, 1, 1])
     # queries 0 and 1 are given what 2 and 3 choose: settings 0, 1 and 3 are equal there, and 1 is the cheapest;

@@ -85,6 +85,13 @@ def test_what_is_no_file_of_costs_is_refused(tmp_path: Path, content: str | None
         within_budget(with_budget(described(), 5.0, tmp_path / "costs.json"))
 
 
+def test_a_dearer_setting_that_is_worse_on_queries_not_seen_is_not_taken(costs: Path):
+    content = json.loads(costs.read_text())
+    content["front"][2]["held_out"] = 0.55
+    costs.write_text(json.dumps(content))
+    assert within_budget(with_budget(described(), 1000.0, costs)).steps[1].depth == 10
+
+
 def test_other_numbers_are_the_same_pipeline(costs: Path):
     fewer = described(steps={**STEPS, "near": STEPS["near"] | {"depth": 5, "share": 0.1}})
     assert within_budget(with_budget(fewer, 62.0, costs)).steps[1].depth == 60

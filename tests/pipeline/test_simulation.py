@@ -103,6 +103,7 @@ def test_pairs_are_counted_where_lists_are_short(tiny: Tiny, cascade: dict[str, 
     assert simulation.run(queries, 5, {}).pairs == {"near": 3 * len(queries)}
     assert simulation.run(queries, 5, {"few.at": 2}).pairs == {"near": 2 * len(queries)}
     assert simulation.run(queries, 5, {"near.depth": 1}).pairs == {"near": len(queries)}
+    assert len(queries) <= simulation.run(queries, 5, {"near.drop": 0.1}).pairs["near"] < 3 * len(queries)
 
 
 class Finder:
