@@ -1,4 +1,4 @@
-"""Stage `tune`: choose a pipeline's depths, shares and weights on judged queries, by quality and cost."""
+"""Stage `tune`: choose a pipeline's numbers on judged queries, by quality and cost."""
 
 import json
 import time
@@ -26,8 +26,8 @@ from shortlist.evaluation.measure import parse_measures, per_query
 from shortlist.math.exclusion import without_own
 from shortlist.math.pareto import frontier
 from shortlist.math.significance import randomisation_test
-from shortlist.math.tuning import Line, best_setting, cost_line, deal_folds, held_out
-from shortlist.pipeline.budget import COSTS, StepCosts, forecast_ms, steps_without
+from shortlist.math.tuning import CostLine, best_setting, cost_line, deal_folds, held_out
+from shortlist.pipeline.budget import COSTS_FILE, StepCosts, forecast_ms, steps_without
 from shortlist.pipeline.contents import known_by_contents
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import Numbers, draw_settings, parse_choices, usual_choices, with_numbers
@@ -89,7 +89,7 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-class Judged(NamedTuple):
+class JudgedQueries(NamedTuple):
     """Judged queries, and how their hits are measured."""
 
     queries: Sequence[Query]
@@ -123,7 +123,7 @@ class Tried(NamedTuple):
     """Forecast milliseconds per query."""
 
 
-def try_settings(simulation: Simulation, judged: Judged, settings: Sequence[Numbers], costs: StepCosts) -> Tried:
+def try_settings(simulation: Simulation, judged: JudgedQueries, settings: Sequence[Numbers], costs: StepCosts) -> Tried:
     """Measure the pipeline with each of these numbers."""
     values, pairs = [], []
     with progress("trying", len(settings), "settings") as advance:
@@ -190,8 +190,8 @@ def time_steps(simulation: Simulation, queries: Sequence[Query], k: int, numbers
     }
 
 
-def _line(counts: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> Line:
-    """Fit a line through the middles of both depths, which one slow query does not move."""
+def _line(counts: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> CostLine:
+    """Fit a line through the middles of both depths, which outliers do not move."""
     return cost_line(
         np.array([np.median(some) for some in counts if some], dtype=float),
         np.array([np.median(some) for some in times if some], dtype=float),
@@ -284,15 +284,15 @@ def run(config: Config) -> None:
         start = time.perf_counter()
         costs = _tune(config, description, opener, judged, settings)
         with job.result() as folder:
-            write_json(folder / COSTS, costs)
+            write_json(folder / COSTS_FILE, costs)
             with atomic_write(folder / PIPELINE) as file:
                 best = with_numbers(description, costs["chosen"]["numbers"])
                 yaml.safe_dump(written(best), file, sort_keys=False)
         seconds = round(time.perf_counter() - start, 3)
         counts = {name: costs[name] for name in ("queries", "settings", "pairs_scored", "pairs_asked", "chosen")}
         job.finish(counts, seconds=seconds)
-    costs = read_json(job.out / COSTS)
-    print(json.dumps(costs) if config.json else in_words(costs))
+    costs = read_json(job.out / COSTS_FILE)
+    print(json.dumps(costs) if config.json else _front_in_words(costs))
 
 
 def _checked_k(config: Config) -> int:
@@ -313,7 +313,7 @@ def _checked_k(config: Config) -> int:
     return config.k or (cutoff if isinstance(cutoff, int) else ALL_HITS)
 
 
-def _judged(config: Config, name: str, k: int) -> Judged:
+def _judged(config: Config, name: str, k: int) -> JudgedQueries:
     """Read the judged queries, and draw some if there are too many."""
     collection = open_collection(name)
     qrels = collection.qrels(config.split) if config.qrels is None else read_qrels(config.qrels)
@@ -326,7 +326,7 @@ def _judged(config: Config, name: str, k: int) -> Judged:
         )
     drawn = np.random.default_rng(config.seed).permutation(len(queries))[: config.most_queries]
     queries = [queries[place] for place in sorted(drawn.tolist())]
-    return Judged(
+    return JudgedQueries(
         queries,
         {query.query_id: qrels[query.query_id] for query in queries},
         config.measure,
@@ -360,7 +360,7 @@ def _settings(config: Config, description: Description, opener: Opener) -> list[
 
 
 def _tune(
-    config: Config, description: Description, opener: Opener, judged: Judged, settings: Sequence[Numbers]
+    config: Config, description: Description, opener: Opener, judged: JudgedQueries, settings: Sequence[Numbers]
 ) -> dict[str, Any]:
     """Time the steps, try the settings, and choose."""
     simulation = Simulation(description, opener)
@@ -384,7 +384,7 @@ def _tune(
     }
 
 
-def in_words(costs: Mapping[str, Any]) -> str:
+def _front_in_words(costs: Mapping[str, Any]) -> str:
     """Write the front as a table, and what the chosen pipeline is worth."""
     measure, chosen, plain = costs["measure"], costs["chosen"], costs["plain"]
     lines = [

@@ -1,14 +1,15 @@
-"""How many of a list's first documents are near its best one."""
+"""Number of a list's first documents that are near its best one."""
 
 import numpy as np
 from jaxtyping import Float
 
 
 def num_near_top(scores: Float[np.ndarray, " hits"], drop: float) -> int:
-    """Count the first hits whose scores fall by at most a share of the fall from the first to the last.
+    """Count the first hits whose scores have fallen little.
 
-    Where scores fall steeply at first, few are near the top; where they fall evenly, the share itself. Adding to all
-    scores, or multiplying them by a number above 0, changes nothing.
+    They have fallen by at most a share of the fall from the first score to the last. Where scores fall steeply at
+    first, few are near the top; where they fall evenly, the share itself. Adding to all scores, or multiplying them by
+    a number above 0, changes nothing.
 
     Args:
         scores: scores of a query's hits, best first.

@@ -1,15 +1,15 @@
-"""Choice of settings on judged queries, and what a choice is worth on queries that it was not made on."""
+"""Choice of settings on judged queries, and its worth on other queries."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-ROUNDING = 1e-12
+MEAN_ROUNDING = 1e-12
 """Difference of means that is not one."""
 
 
-class Line(NamedTuple):
+class CostLine(NamedTuple):
     """A cost that grows with the number of documents read."""
 
     fixed: float
@@ -42,7 +42,7 @@ def best_setting(
     best = int(np.lexsort((costs, -means))[0])
     lost = values[best] - values
     error = lost.std(axis=1, ddof=1) / np.sqrt(lost.shape[1]) if lost.shape[1] > 1 else np.zeros(len(lost))
-    good = means[best] - means <= errors * error + ROUNDING
+    good = means[best] - means <= errors * error + MEAN_ROUNDING
     return int(np.lexsort((-means, np.where(good, costs, np.inf), ~good))[0])
 
 
@@ -77,8 +77,10 @@ def deal_folds(num_queries: int, num_folds: int, *, seed: int = 0) -> Int[np.nda
     return np.random.default_rng(seed).permutation(num_queries) % min(num_folds, num_queries)
 
 
-def cost_line(counts: Float[np.ndarray, " times"], costs: Float[np.ndarray, " times"]) -> Line:
-    """Fit a line to measured costs by least squares, neither part of which is below 0.
+def cost_line(counts: Float[np.ndarray, " times"], costs: Float[np.ndarray, " times"]) -> CostLine:
+    """Fit a line to measured costs by least squares.
+
+    Neither part of it is below 0.
 
     Args:
         counts: number of documents read each time.
@@ -88,5 +90,5 @@ def cost_line(counts: Float[np.ndarray, " times"], costs: Float[np.ndarray, " ti
     each = max(0.0, float((spread * costs).sum()) / variance) if variance else 0.0
     fixed = float(costs.mean() - each * counts.mean())
     if fixed < 0:  # the best line through 0
-        return Line(0.0, float((counts * costs).sum() / (counts**2).sum()))
-    return Line(fixed, each)
+        return CostLine(0.0, float((counts * costs).sum() / (counts**2).sum()))
+    return CostLine(fixed, each)

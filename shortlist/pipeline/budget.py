@@ -1,4 +1,4 @@
-"""Budgets: the numbers of a pipeline that give the best quality within a time per query.
+"""Budgets: the best numbers of a pipeline within a time per query.
 
 `shortlist tune` measures both, and writes them as costs.json.
 """
@@ -13,7 +13,7 @@ from shortlist.pipeline.numbers import with_numbers
 from shortlist.pipeline.spec import Description, written
 from shortlist.progress import say
 
-COSTS = "costs.json"
+COSTS_FILE = "costs.json"
 """The file of `shortlist tune` with costs and the front."""
 
 StepCosts = Mapping[str, Mapping[str, float]]
@@ -53,7 +53,9 @@ def with_budget(description: Description, budget_ms: float | None, costs: Path |
 
 
 def within_budget(description: Description) -> Description:
-    """Give a pipeline the best numbers within its budget; one without a budget stays as it is.
+    """Give a pipeline the best numbers within its budget.
+
+    One without a budget stays as it is.
 
     Raises:
         UserError: there are no costs, they are of another pipeline, or the budget is less than any setting takes.

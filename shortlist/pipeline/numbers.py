@@ -1,4 +1,4 @@
-"""Free numbers of a pipeline: those that change which scores are used and how, and no score itself."""
+"""Free numbers of a pipeline: they decide which scores are used and how."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ FREE = {
     "diversify": ("depth", "lambda"),
 }
 """The fields of each kind of step that may vary."""
-DEPTHS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
+RANK_DEPTHS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Depths of rerankers to try, up to that in the description."""
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 DROPS = (0.6, 0.8, 1.0)
 """Drops to try, of the first reranker."""
-WEIGHT_STEPS = {2: 10, 3: 5, 4: 4}
+STEPS_OF_WEIGHTS = {2: 10, 3: 5, 4: 4}
 """Steps from 0 to 1 in the grid of weights, by the number of runs."""
 FEWEST_STEPS = 3
 LISTED = 100_000
@@ -112,7 +112,7 @@ def usual_choices(description: Description, whole_lists: Callable[[Part], bool])
     choices: dict[str, list[Any]] = {}
     for place, part in enumerate(description.steps):
         if part.kind == "fuse" and part.method in FUSIONS and not listwise:
-            steps = WEIGHT_STEPS.get(len(part.of), FEWEST_STEPS)
+            steps = STEPS_OF_WEIGHTS.get(len(part.of), FEWEST_STEPS)
             choices[f"{part.name}.weights"] = list(weight_grid(len(part.of), steps))
         if part.kind == "rank" and not listwise:
             if not any(name.endswith(".drop") for name in choices):
@@ -126,7 +126,7 @@ def usual_choices(description: Description, whole_lists: Callable[[Part], bool])
 def _depths(part: Part, description: Description) -> list[int]:
     most = part.depth or RANK_DEPTH
     is_cut = any(other.kind == "cut" and part.name in other.of for other in description.steps)
-    return [depth for depth in DEPTHS if depth < most and (depth or not is_cut)] + [most]
+    return [depth for depth in RANK_DEPTHS if depth < most and (depth or not is_cut)] + [most]
 
 
 def draw_settings(

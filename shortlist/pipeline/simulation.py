@@ -1,4 +1,4 @@
-"""Simulation of a pipeline with other numbers: every search is made once, and every pair is scored once."""
+"""Simulation of a pipeline with other numbers, which scores every pair once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
@@ -22,7 +22,7 @@ from shortlist.rerankers.lists import score_lists
 
 @final
 class KnownHits:
-    """A first stage that searches once, as deep as it is asked, and gives the beginnings of what it found.
+    """A first stage that searches once, and gives the beginnings of what it found.
 
     Args:
         stage: the first stage.
@@ -47,7 +47,7 @@ class KnownHits:
 
 
 @final
-class KnownScores:
+class PairScores:
     """A reranker that scores each pair, or each list, once.
 
     Args:
@@ -107,7 +107,7 @@ class KnownScores:
 
 
 class LastRun(NamedTuple):
-    """What a step found last, and from what."""
+    """Last result of a step, and the runs that it read."""
 
     key: tuple[Any, ...]
     runs: list[Run]
@@ -116,7 +116,7 @@ class LastRun(NamedTuple):
 
 
 class Simulated(NamedTuple):
-    """What a pipeline finds, and what its rerankers read for it."""
+    """Result of a pipeline, and the number of pairs that its rerankers read."""
 
     run: Run
     pairs: dict[str, int]
@@ -142,14 +142,14 @@ class Simulation:
         self._stages: dict[Any, Any] = {}
         self._kinds: dict[str, StepKind] = {}
         self.finders: dict[str, KnownHits] = {}
-        self.rankers: dict[str, KnownScores] = {}
-        by_stage: dict[int, KnownScores] = {}  # steps with the same model know the same scores
+        self.rankers: dict[str, PairScores] = {}
+        by_stage: dict[int, PairScores] = {}  # steps with the same model know the same scores
         for part, step in zip(resolved.steps, self.pipeline.steps, strict=True):
             if part.kind == "find":
                 self.finders[part.name] = KnownHits(step.stage, exact=_is_exact(part))
             elif part.kind == "rank":
                 whole = reads_whole_lists(part, opener)
-                known = by_stage.setdefault(id(step.stage), KnownScores(step.stage, whole_lists=whole))
+                known = by_stage.setdefault(id(step.stage), PairScores(step.stage, whole_lists=whole))
                 self.rankers[part.name] = known
         self._opener = opener
         self._last: dict[str, LastRun] = {}
@@ -199,7 +199,7 @@ class Simulation:
         return _step_of(part, self._kinds[part.kind], stage)
 
     def _opened(self, part: Part) -> Any:
-        """Open a fusion, a cut or another step without a model, once for each of its settings."""
+        """Open a step without a model once for each of its settings."""
         key = (part.name, repr(sorted(part.settings.items())))
         if key not in self._stages:
             kind = STEPS[part.kind]
@@ -207,7 +207,7 @@ class Simulation:
         return self._stages[key]
 
     def _remembering(self, kind: StepKind) -> Callable[..., Found]:
-        """Return the function of a kind of step, run again only where it reads something new."""
+        """Return a kind's function, which runs again only where it reads something new."""
 
         def run(
             step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from shortlist.math.tuning import Line, best_setting, cost_line, deal_folds, held_out
+from shortlist.math.tuning import CostLine, best_setting, cost_line, deal_folds, held_out
 
 VALUES = np.array([[1.0, 0.0, 0.5, 0.5], [0.0, 1.0, 0.5, 0.5], [0.9, 0.9, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0]])
 COSTS = np.array([3.0, 2.0, 1.0, 2.0])
@@ -17,9 +17,9 @@ def test_what_is_about_as_good_as_the_best_is_chosen_if_it_is_cheaper():
     values = np.array([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.8, 0.4], [1.0, 1.0, 1.0, 0.9]])
     # the second setting lies 0.425 below the third; differences 0.1, 0.9, 0.2, 0.5: deviation 0.359, error 0.180
     costs = np.array([1.0, 2.0, 3.0])
-    assert [best_setting(values, costs, errors=errors) for errors in (0, 2.3, 2.4, 18.9, 19.1)] == [2, 2, 1, 1, 0]
+    assert [best_setting(values, costs, errors=errors) for errors in (0.0, 2.3, 2.4, 18.9, 19.1)] == [2, 2, 1, 1, 0]
     # the first lies 0.475 below it; differences 0.5, 0.5, 0.5, 0.4: deviation 0.05, error 0.025
-    assert best_setting(values, costs, allowed=costs < 3, errors=0) == 1
+    assert best_setting(values, costs, allowed=costs < 3) == 1
 
 
 def test_a_query_has_no_part_in_the_choice_of_its_own_setting():
@@ -50,8 +50,8 @@ def test_folds_are_about_as_large(num_queries: int):
 
 def test_a_cost_is_a_fixed_part_and_a_part_for_each_document():
     assert cost_line(np.array([10.0, 40.0]), np.array([25.0, 85.0])) == pytest.approx((5, 2))
-    assert cost_line(np.array([0.0, 0.0]), np.array([3.0, 5.0])) == Line(4.0, 0.0)
-    assert cost_line(np.array([1.0, 3.0]), np.array([5.0, 3.0])) == Line(4.0, 0.0)  # noise: more takes no less
+    assert cost_line(np.array([0.0, 0.0]), np.array([3.0, 5.0])) == CostLine(4.0, 0.0)
+    assert cost_line(np.array([1.0, 3.0]), np.array([5.0, 3.0])) == CostLine(4.0, 0.0)  # noise: more takes no less
 
 
 def test_no_part_of_a_cost_is_below_zero():

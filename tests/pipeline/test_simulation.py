@@ -13,7 +13,7 @@ from shortlist.data.collections import open_collection
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import draw_settings, usual_choices, with_numbers
-from shortlist.pipeline.simulation import KnownHits, KnownScores, Simulation
+from shortlist.pipeline.simulation import KnownHits, PairScores, Simulation
 from shortlist.pipeline.spec import Description, parse_description
 from shortlist.records import Document, Hit, Query
 from shortlist.rerankers import Candidates, Scored
@@ -125,7 +125,7 @@ def test_a_search_is_made_again_only_where_a_shorter_one_differs(exact: bool, as
 
 
 def test_scores_come_in_the_order_of_the_lists_whatever_is_known():
-    known = KnownScores(Stub(whole=False), whole_lists=False)
+    known = PairScores(Stub(whole=False), whole_lists=False)
     documents = [Document(f"d{place}", "abc"[place]) for place in range(3)]
     first = known.score(Query("q", "x"), documents[1:])
     [both] = known.score_lists([Candidates(Query("r", "y"), documents), Candidates(Query("q", "x"), documents[::-1])])
@@ -135,7 +135,7 @@ def test_scores_come_in_the_order_of_the_lists_whatever_is_known():
 
 
 def test_a_changed_text_is_another_pair():
-    known = KnownScores(Stub(whole=False), whole_lists=False)
+    known = PairScores(Stub(whole=False), whole_lists=False)
     known.score(Query("q", "x"), [Document("d", "abc")])
     known.score(Query("q", "x"), [Document("d", "abd")])
     assert known.num_scored == 2
