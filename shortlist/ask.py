@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from shortlist.errors import UserError
 from shortlist.index.protocols import WeightedTerms
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
+from shortlist.pipeline.budget import with_budget
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.terms import term_matches, without_terms
 from shortlist.pipeline.wholes import AnswerUnit
@@ -47,6 +48,11 @@ class Config(Sources):
     """With --reranker: number of documents it reads (None: 100)."""
     reranker_share: float = 1.0
     """With --reranker: weight of its scores, 0 to 1; the first stage's scores have the rest."""
+    budget_ms: float | None = None
+    """With --costs: most milliseconds that the search is expected to take; the pipeline gets the best numbers
+    within."""
+    costs: Path | None = None
+    """With --budget-ms: costs.json of `shortlist tune` for this pipeline."""
     k: int = 10
     """Documents to print."""
     where: str | None = None
@@ -98,7 +104,8 @@ def asked_pipeline(config: Config) -> Description:
     pipeline = demo_pipeline(config.demo_folder) if config.demo else config.pipeline
     names = ("reranker", "reranker_contract", "depth", "reranker_share")
     second = {name: getattr(config, name) for name in names}
-    return from_file_or_flags(pipeline, config, collection=config.collection, **second)
+    description = from_file_or_flags(pipeline, config, collection=config.collection, **second)
+    return with_budget(description, config.budget_ms, config.costs)
 
 
 def demo_pipeline(folder: Path) -> Path:

@@ -124,6 +124,11 @@ COMMANDS = {
         "keep of each list as much as a promised recall takes",
         "calibrate --run work/train.trec --collection my-data --recall 0.9 --out work/rule.json",
     ),
+    "tune": Command(
+        "tune",
+        "choose a pipeline's depths, shares and weights on judged queries",
+        "--pipeline pipeline.yaml --split train --out work/tuned",
+    ),
     "follow": Command(
         "follow",
         "add the documents that found ones name, such as citations",
@@ -191,6 +196,7 @@ GROUPS = {
         "heads",
         "fuse",
         "cut",
+        "tune",
         "aspects",
         "diversify",
         "follow",

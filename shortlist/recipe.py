@@ -40,6 +40,7 @@ OUTPUTS = {
     "follow": "run.trec",
     "cut": "run.trec",
     "diversify": "run.trec",
+    "tune": "",
     "mine": "groups.jsonl",
     "convert": "",
     "queries": "",

@@ -3,7 +3,6 @@
 The pipeline may use BM25, vectors, both fused, or steps described in a file.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shortlist.config import NotInJob, markers
+from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, find_excluded
@@ -23,11 +22,12 @@ from shortlist.data.runs import write_run
 from shortlist.errors import UserError
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
+from shortlist.pipeline.budget import with_budget, within_budget
+from shortlist.pipeline.contents import known_by_contents, prepared_of
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
-from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
-from shortlist.pipeline.steps import STEPS
+from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags
 from shortlist.pipeline.terms import without_terms
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import peak_bytes, progress, say
@@ -35,7 +35,6 @@ from shortlist.records import Hit, Query, Run
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
-    from shortlist.rerankers.prepared import Prepared
 
 HITS_AT_ONCE = 8_000_000
 """Most hits in memory. A hit takes 170 bytes, and the queries of a training split find a hundred million hits."""
@@ -51,6 +50,10 @@ class Config(Sources):
     """Collection with the queries: folder, `irds:` or `hf:` name."""
     pipeline: Path | None = None
     """YAML file that describes all steps, rerankers included, in place of flags (docs/pipelines.md)."""
+    budget_ms: NotInJob[float | None] = None
+    """With --costs: most milliseconds that a query is expected to take; the pipeline gets the best numbers within."""
+    costs: NotInJob[Path | None] = None
+    """With --budget-ms: costs.json of `shortlist tune` for this pipeline."""
     split: str = "test"
     """Split of the collection that has the queries."""
     k: int = 1000
@@ -143,7 +146,7 @@ def run(config: Config) -> None:
     description = from_file_or_flags(config.pipeline, config, collection=config.collection)
     if (name := description.collection) is None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
-    description = with_own_indexes(description)
+    description = with_own_indexes(within_budget(with_budget(description, config.budget_ms, config.costs)))
     opener = Opener()
     bad: list[str] = []
     queries = open_collection(name).queries(config.split, bad.append if config.skip_missing else None)
@@ -231,11 +234,6 @@ def _costs(
     return [stage_cost | {"peak_bytes": peak_bytes()} for stage_cost in costs]
 
 
-def _prepared(part: Part, opener: Opener) -> "Prepared":
-    """Prepare the reranker of a step."""
-    return opener.prepared(STEPS[part.kind].methods()[part.method], part.settings)
-
-
 def _size_of(model: "ModelFolder") -> dict[str, Any]:
     """Return a model's identity and size, for a manifest."""
     return {"model": model.identity} | model.costs
@@ -245,7 +243,7 @@ def _reranker_size(part: Part, opener: Opener) -> dict[str, Any]:
     """Return the identity and size of a reranking step's model, if it has one."""
     if part.kind != "rank":
         return {}
-    prepared = _prepared(part, opener)
+    prepared = prepared_of(part, opener)
     return {name: value for name, value in prepared.identities().items() if name == "model"} | prepared.costs()
 
 
@@ -261,7 +259,7 @@ def _inputs(
         inputs |= {"vectors": identity(vectors)} if vectors else {}
         inputs |= {"model": opener.folder(config.model).identity} if config.model else {}
     else:
-        inputs["pipeline"] = _digest(_known_by_contents(description, opener))
+        inputs["pipeline"] = _digest(known_by_contents(description, opener))
     if config.where is not None:
         inputs["metadata"] = open_collection(str(description.collection)).identity("corpus")
     return inputs | {"collection": _digest(queries)}  # not the qrels: there may be none
@@ -269,25 +267,3 @@ def _inputs(
 
 def _digest(value: Any) -> str:
     return f"sha256:{sha256(repr(value).encode()).hexdigest()}"
-
-
-def _known_by_contents(description: Description, opener: Opener) -> str:
-    """Write a description's steps, with contents in place of names, for its identity.
-
-    Settings that change only the speed are left out.
-    """
-
-    def known(part: Part, name: str, value: Any) -> Any:
-        if isinstance(value, Path):
-            return identity(value)
-        if name != "model":
-            return value
-        if part.kind == "rank":
-            return _prepared(part, opener).identities().get(name, value)
-        return opener.folder(value).identity
-
-    steps = {
-        part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}
-        for part in description.steps
-    }
-    return json.dumps([written(description)["steps"] | steps, steps])

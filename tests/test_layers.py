@@ -44,6 +44,7 @@ LAYERS = [
         "search",
         "select",
         "train",
+        "tune",
     },
     {"foresight"},
     {"recipe", "verify"},

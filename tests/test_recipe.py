@@ -34,6 +34,7 @@ steps:
   averaged: {{stage: average, models: [$retriever, $exported]}}
   dense: {{stage: search, model: $retriever, vectors: $vectors, collection: $data, k: 12}}
   hybrid: {{stage: fuse, runs: [$bm25, $dense], k: $keep}}
+  tuned: {{stage: tune, pipeline: {data}/pipeline.yaml, collection: $data, split: test, folds: 2, timed_queries: 1}}
   varied: {{stage: diversify, run: $dense, vectors: $vectors, k: 3}}
   for-mining: {{stage: search, index: $index, collection: $data, split: train, k: 12}}
   groups: {{stage: mine, runs: [$for-mining], collection: $data, depth: 12, negatives: 2, random_share: 0.5}}
@@ -67,6 +68,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "collection" / "packages.txt").write_text(
         pin(write_wheel(folder / "wheels" / "folds-1.0", "folds", folds=module("fold", 4)))
     )
+    near = "steps: {words: {find: bm25}, near: {rank: pointwise, model: shortlist-mini/reranker, depth: 3}}"
+    (folder / "collection" / "pipeline.yaml").write_text(near)
     (folder / "recipe.yaml").write_text(RECIPE.format(data=folder / "collection"))
     shortlist.recipe.run(shortlist.recipe.Config(recipe=folder / "recipe.yaml", out=folder / "out"))
     return folder
@@ -172,8 +175,8 @@ def test_every_run_says_what_each_of_its_stages_cost(once: Path):
 def test_a_second_time_nothing_is_done_even_where_the_folder_was_moved(done: Path, capsys: pytest.CaptureFixture[str]):
     assert again(done) == set()
     err = capsys.readouterr().err
-    assert err.count("already done") == 28
-    assert "[28/28] compared" in err
+    assert err.count("already done") == 29
+    assert "[29/29] compared" in err
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_a_changed_setting_redoes_what_it_touches_and_nothing_else(done: Path, s
 
 def test_changed_judgements_redo_what_read_them(done: Path):
     write_qrels(done / "collection" / "qrels" / "test.tsv", {f"q{i}": {"d0": 1} for i in range(12)})
-    read = {"results", "diagnosis", "table", "compared", "pool", "judged", "agreement", "selected"}
+    read = {"results", "diagnosis", "table", "compared", "pool", "judged", "agreement", "selected", "tuned"}
     assert again(done) == read
     write_qrels(done / "collection" / "qrels" / "train.tsv", {f"q{i}": {f"d{7 - i}": 1} for i in range(8)})
     redone = again(done)

@@ -12,6 +12,7 @@ from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, without_exclude
 from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
+from shortlist.pipeline.budget import within_budget
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memory_steps
 from shortlist.pipeline.opening import open_steps, say_what_is_older
@@ -271,7 +272,7 @@ class Pipeline:
         name = description.collection
         if name is None:
             raise UserError("collection is missing: it says where the documents are.")
-        opener, description = opener or Opener(), with_own_indexes(description)
+        opener, description = opener or Opener(), with_own_indexes(within_budget(description))
         collection = opener.index(name, "documents", lambda: open_collection(name))
         steps = open_steps(description, opener)
         say_what_is_older(description, name)

@@ -46,7 +46,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
-        steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share))
+        steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop))
     return steps
 
 

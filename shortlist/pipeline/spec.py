@@ -19,7 +19,7 @@ from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
-OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float}
+OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float, "drop": float}
 """Options of a step, besides the settings of its method."""
 OF_FINDERS = {
     "dims": "one vector of each document",
@@ -48,6 +48,7 @@ class Part(NamedTuple):
     of: tuple[str, ...] = ()
     depth: int | None = None
     share: float = 1.0
+    drop: float = 1.0
 
 
 OWN_WORDS = Part("bm25", "find", "bm25")
@@ -64,6 +65,10 @@ class Description(NamedTuple):
     """The steps in order; they may read earlier steps, and the last step's run is the answer."""
     collection: str | None = None
     """Folder, `irds:` or `hf:` name."""
+    budget_ms: float | None = None
+    """Most milliseconds that a query is expected to take (None: as the steps are described)."""
+    costs: Path | None = None
+    """With a budget: costs.json of `shortlist tune`, which says what can be had for how much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +139,25 @@ def parse_description(content: Mapping[str, Any], *, where: str, collection: str
     found, steps = content.get("collection"), content.get("steps")
     if not isinstance(found, str | None):
         raise UserError(f"{where}: collection is {found!r}; expected a folder, `irds:` or `hf:` name.")
+    budget = _budget(content, where)
     if "steps" not in content and (collection or found):
-        return Description((OWN_WORDS,), collection or found)
+        return Description((OWN_WORDS,), collection or found, *budget)
     if not isinstance(steps, Mapping) or not steps:
         raise UserError(f"{where}: steps is {steps!r}; expected names with a step each, see docs/pipelines.md.")
     parts: list[Part] = []
     for name, given in steps.items():
         parts.append(_part(str(name), given, parts, f"{where}: steps.{name}"))
-    return _checked(Description(tuple(parts), collection or found), where)
+    return _checked(Description(tuple(parts), collection or found, *budget), where)
+
+
+def _budget(content: Mapping[str, Any], where: str) -> tuple[float | None, Path | None]:
+    """Read the budget and the file of costs that go with it."""
+    wanted = {"budget_ms": float, "costs": Path}
+    budget, costs = (
+        None if content.get(name) is None else convert(content[name], wanted[name], f"{where}: {name}")
+        for name in wanted
+    )
+    return budget, costs
 
 
 def written(description: Description) -> dict[str, Any]:
@@ -152,8 +168,10 @@ def written(description: Description) -> dict[str, Any]:
         said |= {name: _plain(value) for name, value in part.settings.items()}
         said |= {"of": list(part.of)} if part.of else {}
         said |= {"depth": part.depth} if part.depth is not None else {}
-        steps[part.name] = said | ({"share": part.share} if part.share != 1 else {})
-    return ({"collection": description.collection} if description.collection else {}) | {"steps": steps}
+        said |= {name: value for name in ("share", "drop") if (value := getattr(part, name)) != 1}
+        steps[part.name] = said
+    said = {name: _plain(getattr(description, name)) for name in ("collection", "budget_ms", "costs")}
+    return {name: value for name, value in said.items() if value is not None} | {"steps": steps}
 
 
 def from_flags(
@@ -353,7 +371,7 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
 def _options(kind: StepKind) -> list[str]:
     """List the options of this kind of step, besides the settings of its method."""
     reads = [] if kind.num_read == 0 else ["of"]
-    return [*reads, "depth", *(["share"] if kind.mixes else [])]
+    return [*reads, "depth", *(["share", "drop"] if kind.mixes else [])]
 
 
 def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
@@ -453,8 +471,9 @@ def _check_ranges(part: Part, called: Callable[[str], str]) -> None:
     weights: Any = part.settings.get("weights")
     if part.depth is not None and part.depth < 1:
         raise UserError(f"{called('depth')} is {part.depth}; expected 1 or more.")
-    if not 0 <= part.share <= 1:
-        raise UserError(f"{called('share')} is {part.share}; expected 0 to 1.")
+    for field in ("share", "drop"):
+        if not 0 <= getattr(part, field) <= 1:
+            raise UserError(f"{called(field)} is {getattr(part, field)}; expected 0 to 1.")
     if weights is None:
         return
     if len(weights) != len(part.of):

@@ -16,6 +16,7 @@ from shortlist.data.fusers import Fuser, read_fuser
 from shortlist.data.rules import Rule, kept, read_rule
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
+from shortlist.math.narrowing import num_near_top
 from shortlist.pipeline.loading import FINDERS, Opener, rerankers
 from shortlist.pipeline.variety import StoredVectors, by_mmr, chosen_first
 from shortlist.records import Document, Hit, Query, Run
@@ -53,6 +54,9 @@ class Step(NamedTuple):
     """Number of documents that a first stage finds (None: as many as later steps read), or that a later step reads."""
     share: float = 1.0
     """Weight of a reranker's scores, 0 to 1; the earlier scores have the rest (`math.fusion.interpolate`)."""
+    drop: float = 1.0
+    """Share of the fall of scores, from the first of `depth` candidates to the last, that a reranker's candidates may
+    have fallen (`math.narrowing.num_near_top`)."""
     allowed: Allowed | None = None
     """The only documents that a first stage may find in this search (None: all)."""
 
@@ -94,7 +98,7 @@ class StepKind(NamedTuple):
     depth: int | None = None
     """Default depth of a step of this kind."""
     mixes: bool = False
-    """Whether it mixes its scores with the earlier ones, by a share."""
+    """Whether it mixes its scores with the earlier ones, by a share, and may read fewer where those drop."""
     counts_down: bool = False
     """Whether its scores only count down, so that no later step may cut by them."""
 
@@ -118,7 +122,8 @@ def fuse(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
 def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Rerank the first hits of each query; the others follow in their old order."""
     [before] = runs.values()
-    heads = [[hit.doc_id for hit in before.get(query.query_id, [])[: step.depth]] for query in queries]
+    read = [before.get(query.query_id, []) for query in queries]
+    heads = [[hit.doc_id for hit in hits[: num_read(step, hits)]] for hits in read]
     texts = documents(list(dict.fromkeys(doc_id for head in heads for doc_id in head)))
     lists = [
         Candidates(query, [texts[doc_id] for doc_id in head])
@@ -134,6 +139,11 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
         run[query.query_id] = reorder(hits, interpolate(hits, query_scores.tolist(), step.share))
         num_placed[query.query_id] = int((~np.isnan(query_scores)).sum())
     return Found(run, num_placed)
+
+
+def num_read(step: Step, hits: Sequence[Hit]) -> int:
+    """Count the hits of a query that a reranking step reads."""
+    return num_near_top(np.array([hit.score for hit in hits[: step.depth]], dtype=float), step.drop)
 
 
 def shorten(

@@ -41,6 +41,10 @@ class Config:
     """Language of the words of the collection's own index (None: as it is, at first english)."""
     pipeline: Path | None = None
     """YAML file that describes all steps of a search, in place of --vectors, --index and --bm25 (docs/pipelines.md)."""
+    budget_ms: float | None = None
+    """With --costs: most milliseconds that a search is expected to take; the pipeline gets the best numbers within."""
+    costs: Path | None = None
+    """With --budget-ms: costs.json of `shortlist tune` for this pipeline."""
     reranker: str | None = None
     """Reranker to score with, and to rerank search results with: folder or hub name."""
     reranker_contract: str | None = None
@@ -171,10 +175,12 @@ def served_pipeline(config: Config) -> "Description | None":
     Raises:
         UserError: the flags or the file do not describe a pipeline.
     """
+    from shortlist.pipeline.budget import with_budget
     from shortlist.pipeline.spec import Sources, from_flags, read_description
 
     if config.pipeline:
-        return read_description(config.pipeline, collection=config.collection)
+        description = read_description(config.pipeline, collection=config.collection)
+        return with_budget(description, config.budget_ms, config.costs)
     if not config.collection:
         return None
     dense = config.vectors or config.index or not config.bm25
@@ -186,7 +192,8 @@ def served_pipeline(config: Config) -> "Description | None":
         language=config.language,
     )
     second = {"reranker_contract": config.reranker_contract, "reranker_share": config.reranker_share}
-    return from_flags(sources, collection=config.collection, reranker=config.reranker, **second)
+    description = from_flags(sources, collection=config.collection, reranker=config.reranker, **second)
+    return with_budget(description, config.budget_ms, config.costs)
 
 
 def open_service(config: Config) -> "Service":
