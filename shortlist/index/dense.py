@@ -10,7 +10,7 @@ from shortlist.data.allowed import Allowed
 from shortlist.errors import UserError
 from shortlist.index.encoded import find_encoded, search_encoded
 from shortlist.index.protocols import VectorIndex
-from shortlist.records import Hit, Query, Run, as_queries
+from shortlist.records import Document, Hit, Query, Run, as_queries
 
 
 @runtime_checkable
@@ -56,6 +56,11 @@ class DenseSearch:
     ) -> list[list[Hit]]:
         """Find the k most similar documents for each vector, given as a query's vector."""
         return find_encoded(self.vectors, vectors, k, allowed=allowed)
+
+    def embed_documents(self, documents: Sequence[Document]) -> Float[np.ndarray, "docs dim"]:
+        """Compute the vectors of texts, as if they were documents of the collection."""
+        encoder: Any = self.retriever
+        return encoder.encode_documents(documents)
 
     def document_vectors(self, doc_ids: Sequence[str]) -> Float[np.ndarray, "docs dim"]:
         """Return the vectors of documents as they are stored, read in one go.

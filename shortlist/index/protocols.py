@@ -99,6 +99,15 @@ class GivesVectors(SearchesVectors, Protocol):
 
 
 @runtime_checkable
+class EmbedsDocuments(SearchesVectors, Protocol):
+    """A first stage that searches by vectors, and computes vectors of new texts."""
+
+    def embed_documents(self, documents: Sequence[Document]) -> Float[np.ndarray, "docs dim"]:
+        """Compute the vectors of texts, as if they were documents of the collection."""
+        ...
+
+
+@runtime_checkable
 class VectorIndex(Protocol):
     """An index that finds the documents whose vectors are nearest to the queries' vectors."""
 

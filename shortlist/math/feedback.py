@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 TermVector = Float[np.ndarray, " terms"]
+Vector = Float[np.ndarray, " dim"]
 DocTerms = Float[np.ndarray, "docs terms"]
 """How often each document holds each term, or the weight that a sparse model gives it."""
 
@@ -117,7 +118,7 @@ def _up_to_one(values: TermVector) -> TermVector:
     return values / top if top > 0 else values
 
 
-def averaged(query: Float[np.ndarray, " dim"], documents: Float[np.ndarray, "docs dim"]) -> Float[np.ndarray, " dim"]:
+def vector_average(query: Vector, documents: Float[np.ndarray, "docs dim"]) -> Vector:
     """Return the mean of a query's vector and its documents' vectors.
 
     It is not scaled to length 1.
@@ -127,9 +128,7 @@ def averaged(query: Float[np.ndarray, " dim"], documents: Float[np.ndarray, "doc
     return (query + documents.sum(0)) / (1 + len(documents))
 
 
-def rocchio(
-    query: Float[np.ndarray, " dim"], documents: Float[np.ndarray, "docs dim"], *, alpha: float, beta: float
-) -> Float[np.ndarray, " dim"]:
+def rocchio(query: Vector, documents: Float[np.ndarray, "docs dim"], *, alpha: float, beta: float) -> Vector:
     """Return alpha times a query's vector plus beta times the mean of documents.
 
     It is not scaled to length 1.

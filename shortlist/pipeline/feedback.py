@@ -18,7 +18,17 @@ from shortlist.index.protocols import (
     TermTotals,
     WeightedTerms,
 )
-from shortlist.math.feedback import bo1, distilled, equal_shares, averaged, rm3, rocchio, score_chances, score_shares
+from shortlist.math.feedback import (
+    bo1,
+    distilled,
+    equal_shares,
+    rm3,
+    rocchio,
+    score_chances,
+    score_shares,
+    vector_average,
+)
+from shortlist.pipeline.loading import Opener
 from shortlist.progress import say
 from shortlist.records import Hit, Query
 
@@ -155,7 +165,7 @@ def check_searched(where: str, searched: SearchedAgain, protocol: Any, expected:
 
 
 def rm3_again(
-    opener: Any, *, docs: int = 10, terms: int = 20, weight: float = 0.5, scores: ScoreWeights | None = None
+    opener: Opener, *, docs: int = 10, terms: int = 20, weight: float = 0.5, scores: ScoreWeights | None = None
 ) -> Feedback:
     """Revise queries by the relevance model of their documents.
 
@@ -174,7 +184,7 @@ def rm3_again(
     return Feedback("rm3", docs, ByTerms(lambda revision: _by_rm3(revision, terms, weight, scores)))
 
 
-def bo1_again(opener: Any, *, docs: int = 3, terms: int = 10, weight: float = 0.5) -> Feedback:
+def bo1_again(opener: Opener, *, docs: int = 3, terms: int = 10, weight: float = 0.5) -> Feedback:
     """Revise queries by terms that are more frequent in their documents than by chance.
 
     Args:
@@ -189,17 +199,17 @@ def bo1_again(opener: Any, *, docs: int = 3, terms: int = 10, weight: float = 0.
     return Feedback("bo1", docs, ByTerms(lambda revision: _by_bo1(revision, terms, weight)))
 
 
-def average_again(opener: Any, *, docs: int = 3) -> Feedback:
+def average_again(opener: Opener, *, docs: int = 3) -> Feedback:
     """Replace queries' vectors by the means of these and of their documents' vectors.
 
     Raises:
         UserError: `docs` is below 1.
     """
     _check("average", docs=docs)
-    return Feedback("average", docs, ByVectors(lambda revision: _each_vector(revision, averaged)))
+    return Feedback("average", docs, ByVectors(lambda revision: _each_vector(revision, vector_average)))
 
 
-def rocchio_again(opener: Any, *, docs: int = 5, alpha: float = 0.4, beta: float = 0.6) -> Feedback:
+def rocchio_again(opener: Opener, *, docs: int = 5, alpha: float = 0.4, beta: float = 0.6) -> Feedback:
     """Add the mean of their documents' vectors to queries' vectors.
 
     Args:
@@ -221,7 +231,7 @@ def rocchio_again(opener: Any, *, docs: int = 5, alpha: float = 0.4, beta: float
 
 
 def distilled_again(
-    opener: Any, *, docs: int = 100, steps: int = 10, rate: float = 0.005, temperature: float = 0.05
+    opener: Opener, *, docs: int = 100, steps: int = 10, rate: float = 0.005, temperature: float = 0.05
 ) -> Feedback:
     """Move queries' vectors so that they order documents as a reranker did.
 

@@ -9,6 +9,7 @@ from shortlist.index.opening import say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, Step
 
@@ -102,6 +103,8 @@ def _model_of(part: Part, opener: Opener) -> str | None:
         prepared = opener.prepared(STEPS["rank"].methods()[part.method], part.settings)
         return prepared.identities().get("model")
     name = part.settings.get("model")
+    if part.kind == "rewrite":
+        return writer_identity(part.settings)
     return opener.folder(name).identity if isinstance(name, str) else None
 
 

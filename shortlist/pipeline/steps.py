@@ -18,6 +18,7 @@ from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.pipeline.feedback import FEEDBACKS, Revision, SearchedAgain
 from shortlist.pipeline.loading import FINDERS, Opener, rerankers
+from shortlist.pipeline.rewriting import REWRITINGS
 from shortlist.pipeline.variety import StoredVectors, by_mmr, chosen_first
 from shortlist.records import Document, Hit, Query, Run
 from shortlist.rerankers import Candidates
@@ -183,8 +184,18 @@ def search_again(
     return Found({name: before[:most] for name, before in hits.items()} | dict(found))
 
 
+def search_rewritten(
+    step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
+) -> Found:
+    """Search a first stage with what a language model writes about the queries."""
+    assert step.searched is not None
+    revision = Revision(step.name, step.searched, queries, [], documents)
+    found = step.stage(revision, most, step.allowed) if queries else []
+    return Found(dict(zip([query.query_id for query in queries], found, strict=True)))
+
+
 def open_finder(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """Open the method of a kind in FINDERS, DIVERSIFIERS or FEEDBACKS."""
+    """Open the method of a kind in FINDERS, DIVERSIFIERS, FEEDBACKS or REWRITINGS."""
     return method(opener, **settings)
 
 
@@ -286,5 +297,8 @@ STEPS: dict[str, StepKind] = {
     "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
     "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
     "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100, counts_down=True),
+    "rewrite": StepKind(
+        search_rewritten, lambda: REWRITINGS, open_finder, is_first_stage=True, num_read=0, searches=True
+    ),
     "feedback": StepKind(search_again, lambda: FEEDBACKS, open_finder, is_first_stage=True, searches=True),
 }

@@ -8,12 +8,12 @@ from shortlist.math.feedback import (
     distillation_gradient,
     distilled,
     highest,
-    averaged,
     rm1,
     rm3,
     rocchio,
     score_chances,
     score_shares,
+    vector_average,
 )
 
 RNG = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_of_equal_values_the_first_are_kept():
 
 def test_vectors_worked_out_by_hand_keep_their_lengths():
     query, documents = np.array([3.0, 0.0]), np.array([[0.0, 3.0], [0.0, 6.0]])
-    assert averaged(query, documents).tolist() == [1, 3]
+    assert vector_average(query, documents).tolist() == [1, 3]
     assert rocchio(query, documents, alpha=0.4, beta=0.6) == pytest.approx([1.2, 2.7])
 
 
@@ -83,7 +83,7 @@ def test_average_and_rocchio_are_those_of_a_loop_over_30_documents():
     query, documents = RNG.normal(size=5), RNG.normal(size=(30, 5))
     for k in (1, 3, 30):
         found = [sum([query[i], *(documents[d, i] for d in range(k))]) / (k + 1) for i in range(5)]
-        np.testing.assert_allclose(averaged(query, documents[:k]), found)
+        np.testing.assert_allclose(vector_average(query, documents[:k]), found)
         found = [0.4 * query[i] + 0.6 * sum(documents[d, i] for d in range(k)) / k for i in range(5)]
         np.testing.assert_allclose(rocchio(query, documents[:k], alpha=0.4, beta=0.6), found)
 
