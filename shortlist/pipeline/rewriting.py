@@ -137,7 +137,7 @@ def hyde(
     precision: Precision = "fp32",
     token_budget: int | None = None,
 ) -> Rewriting:
-    """Search by the mean of a query's vector and the vector of a passage that answers it.
+    """Search by the mean of a query's vector and a passage's.
 
     Args:
         model: the language model: folder or hub name, or the address of an OpenAI-compatible server.
