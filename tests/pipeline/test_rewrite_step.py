@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shortlist.pipeline.rewriting import REWRITINGS
 from shortlist.pipeline.spec import parse_description, written
 from shortlist.records import Document
 from shortlist.rerankers.models import RawAnswer
+from shortlist.text.prompts import named_prompt
 
 
 class Speaker:
@@ -84,7 +86,15 @@ def test_query2doc_repeats_the_query_before_words_and_joins_it_for_models(tiny, 
     assert list(found(dense, texts).values()) == [[*map(tuple, hits)] for hits in expected.values()]
 
 
-def test_a_model_here_writes_and_runs_say_which(tiny, built, tmp_path):
+def test_a_model_here_writes(tiny, built, monkeypatch):
+    short = replace(named_prompt("passage"), most_tokens=4)
+    monkeypatch.setattr("shortlist.pipeline.rewriting.named_prompt", lambda name: short)
+    pipeline = Pipeline.load(pipeline=steps(tiny, built, "query2doc", "words"))
+    assert pipeline.steps[1].stage.write(QUERIES[:1])[0]
+    assert pipeline.trace(QUERIES[:1], 3).last.run["q0"]
+
+
+def test_runs_say_which_model_wrote(tiny, built, speaker, tmp_path):
     description = tmp_path / "pipeline.yaml"
     description.write_text(yaml.safe_dump(steps(tiny, built, "query2doc", "words"), sort_keys=False))
     config = search.Config(pipeline=description, out=tmp_path / "run", k=3)
