@@ -27,11 +27,13 @@ from shortlist.pipeline.contents import known_by_contents, prepared_of
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
+from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags
 from shortlist.pipeline.terms import without_terms
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
+from shortlist.rerankers.language import is_server
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
@@ -221,11 +223,14 @@ def _costs(
         total: milliseconds per query.
         reranking: the part of `total` in each step after the first stages.
     """
-    first = [part.settings for part in description.steps if part.name not in reranking]
-    folders = {path for settings in first for name in ("index", "vectors") if (path := settings.get(name))}
+    found = [part for part in description.steps if part.name not in reranking]
+    folders = {path for part in found for name in ("index", "vectors") if (path := part.settings.get(name))}
     cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
-    retrievers = list(dict.fromkeys(settings["model"] for settings in first if "model" in settings))
-    sizes = [_size_of(opener.folder(name)) for name in retrievers]
+    models = {part.settings["model"]: part.settings for part in found if "model" in part.settings}
+    sizes = [
+        {"model": writer_identity(settings)} if is_server(name) else _size_of(opener.folder(name))
+        for name, settings in models.items()
+    ]
     costs = [{"stage": "search"} | cost | (sizes[0] if sizes else {})]
     costs += [{"stage": "search", "ms": 0.0} | size for size in sizes[1:]]
     later = {part.name: part for part in description.steps}

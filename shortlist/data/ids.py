@@ -4,9 +4,11 @@ A million ids cost no Python objects.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from importlib import import_module
 from itertools import accumulate
-from typing import TYPE_CHECKING, final, overload
+from typing import TYPE_CHECKING, Any, final, overload
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -96,6 +98,19 @@ class DocIds(Sequence[str]):
             texts.append(pa.Array.from_buffers(pa.large_string(), len(ends), buffers))
         found = pa.concat_arrays(texts)
         return found if self._lines is None else found.take(pa.array(self._lines))
+
+    def places_of(self, doc_ids: Iterable[str]) -> dict[str, int]:
+        """Find the positions of some documents; those that are not there are left out."""
+        import pyarrow as pa
+
+        pc: Any = import_module("pyarrow.compute")  # whose functions no type checker knows
+        there = pc.is_in(self._arrow, pa.array(list(doc_ids), pa.large_string()))
+        positions = np.flatnonzero(there.to_numpy(zero_copy_only=False))
+        return dict(zip(self.take(positions), positions.tolist(), strict=True)) if len(positions) else {}
+
+    @cached_property
+    def _arrow(self) -> "pa.Array":
+        return self.to_arrow()
 
     def hits(self, scores: Float[np.ndarray, "queries k"], positions: Int[np.ndarray, "queries k"]) -> list[list[Hit]]:
         """Turn the scores and positions of a search into hits; negative positions are skipped."""

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
@@ -32,7 +34,7 @@ from shortlist.index.inverted import (
 )
 from shortlist.index.languages import language_name
 from shortlist.index.postings import Postings, PostingsSorter
-from shortlist.index.protocols import Opening, WeightedTerms
+from shortlist.index.protocols import DocumentTexts, Opening, TermTotals, WeightedTerms
 from shortlist.index.updates import (
     Layers,
     TermCounts,
@@ -196,6 +198,39 @@ class BM25Index:
         numbers = self._vocabulary
         known = [[(numbers[word], weight) for word, weight in terms if word in numbers] for terms in queries]
         return self._index.find(known, k, allowed=allowed)
+
+    def document_terms(self, doc_ids: Sequence[str], texts: DocumentTexts) -> list[WeightedTerms]:
+        """Count the known words of documents, whose texts are split as the corpus was."""
+        found = texts(doc_ids)
+        words = [self._analyse(f"{found[doc_id].title} {found[doc_id].text}") for doc_id in doc_ids]
+        return [
+            [(word, float(count)) for word, count in Counter(some).items() if word in self._vocabulary]
+            for some in words
+        ]
+
+    def term_totals(self, terms: Sequence[str]) -> TermTotals:
+        """Count how often words occur in the corpus.
+
+        Raises:
+            UserError: the index has no counts, as another tool's.
+        """
+        numbers = [self._vocabulary.get(term) for term in terms]
+        totals = [0.0 if number is None else self._occurrences(number) for number in numbers]
+        return TermTotals(np.array(totals), len(self))
+
+    @cached_property
+    def _occurrences(self) -> Callable[[int], float]:
+        """Counts the occurrences of a word by its number."""
+        try:
+            counts, update = _open_counts(self._folder), optional_json(self._folder / "index.json").get("update")
+            if update is None:
+                return lambda number: float(counts.of_terms(number, number + 1)[1].sum())
+            lengths, size = np.load(self._folder / LENGTHS), len(self._vocabulary)
+            layers = Layers(counts, read_update(self._folder / update), lengths, num_terms=size)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self._folder}: has no counts of words ({reason}); build it again.") from None
+        return lambda number: float(layers.counted(number, number + 1).values.sum())
 
 
 def build_bm25(

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.data.allowed import Allowed
+from shortlist.errors import UserError
 from shortlist.index.encoded import find_encoded, search_encoded
 from shortlist.index.protocols import VectorIndex
-from shortlist.records import Hit, Query, Run, as_queries
+from shortlist.records import Document, Hit, Query, Run, as_queries
 
 
 @runtime_checkable
@@ -55,3 +56,28 @@ class DenseSearch:
     ) -> list[list[Hit]]:
         """Find the k most similar documents for each vector, given as a query's vector."""
         return find_encoded(self.vectors, vectors, k, allowed=allowed)
+
+    def embed_documents(self, documents: Sequence[Document]) -> Float[np.ndarray, "docs dim"]:
+        """Compute the vectors of texts, as if they were documents of the collection."""
+        encoder: Any = self.retriever
+        return encoder.encode_documents(documents)
+
+    def document_vectors(self, doc_ids: Sequence[str]) -> Float[np.ndarray, "docs dim"]:
+        """Return the vectors of documents as they are stored, read in one go.
+
+        Raises:
+            UserError: the index knows no store of vectors, or one of the documents has none.
+        """
+        store: Any = getattr(self.vectors, "vectors", None)
+        if not hasattr(store, "take"):
+            raise UserError(
+                f"{self.vectors!r} gives no vectors of documents; search vectors of `shortlist encode` here, or an "
+                "index over them, without an engine."
+            )
+        places = store.doc_ids.places_of(doc_ids)
+        if lacking := [doc_id for doc_id in doc_ids if doc_id not in places]:
+            raise UserError(
+                f"{store.folder}: has no vector of {len(lacking):,} of {len(doc_ids):,} documents, such as "
+                f"{lacking[0]!r}; encode the collection again."
+            )
+        return store.take(np.array([places[doc_id] for doc_id in doc_ids], dtype=np.int64))

@@ -1,9 +1,9 @@
 """Protocols of first stages, which take queries, and vector indexes, which take vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from shortlist.data.allowed import Allowed
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.terms import TermWeights
-from shortlist.records import Hit, Query, Run
+from shortlist.records import Document, Hit, Query, Run
 
 
 @runtime_checkable
@@ -28,6 +28,8 @@ class FirstStage(Protocol):
         ...
 
 
+DocumentTexts = Callable[[Sequence[str]], Mapping[str, Document]]
+"""Fetches documents by id."""
 WeightedTerms = Sequence[tuple[str, float]]
 """Words or other terms with their weights in a query; a term that occurs twice counts twice."""
 
@@ -59,6 +61,49 @@ class SearchesVectors(FirstStage, Protocol):
         self, vectors: Float[np.ndarray, "queries dim"], k: int, *, allowed: Allowed | None = None
     ) -> list[list[Hit]]:
         """Find the at most k best documents for each vector, best first."""
+        ...
+
+
+class TermTotals(NamedTuple):
+    """The numbers of times that terms occur in a collection."""
+
+    totals: Float[np.ndarray, " terms"]
+    """Occurrences of each term in all documents together, or the sum of its weights."""
+    num_docs: int
+
+
+@runtime_checkable
+class GivesTerms(SearchesTerms, Protocol):
+    """A first stage that searches by terms, and returns its documents' terms."""
+
+    def document_terms(self, doc_ids: Sequence[str], texts: DocumentTexts) -> list[WeightedTerms]:
+        """Return the terms of documents, each once, with their counts or weights.
+
+        Args:
+            texts: fetches documents, for a first stage that stores no terms of each.
+        """
+        ...
+
+    def term_totals(self, terms: Sequence[str]) -> TermTotals:
+        """Return how often terms occur in the collection."""
+        ...
+
+
+@runtime_checkable
+class GivesVectors(SearchesVectors, Protocol):
+    """A first stage that searches by vectors, and returns its documents' vectors."""
+
+    def document_vectors(self, doc_ids: Sequence[str]) -> Float[np.ndarray, "docs dim"]:
+        """Return the vectors of documents, as float32 and as they are stored."""
+        ...
+
+
+@runtime_checkable
+class EmbedsDocuments(SearchesVectors, Protocol):
+    """A first stage that searches by vectors, and computes vectors of new texts."""
+
+    def embed_documents(self, documents: Sequence[Document]) -> Float[np.ndarray, "docs dim"]:
+        """Compute the vectors of texts, as if they were documents of the collection."""
         ...
 
 

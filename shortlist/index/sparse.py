@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from scipy import sparse
 
 from shortlist.data.allowed import Allowed
@@ -23,7 +23,7 @@ from shortlist.errors import UserError
 from shortlist.index.encoded import find_encoded, search_encoded
 from shortlist.index.flat import Best
 from shortlist.index.parameters import Footprint
-from shortlist.index.protocols import Opening, TermIndex, WeightedTerms
+from shortlist.index.protocols import DocumentTexts, Opening, TermIndex, TermTotals, WeightedTerms
 from shortlist.math.heaviest import heaviest
 from shortlist.math.postings import add_postings, best_scores, error_bound, left_out
 from shortlist.math.terms import TermWeights
@@ -493,8 +493,8 @@ class SparseSearch:
         weights = self.query_weights([query])
         names: Sequence[str] = self.retriever.terms
         store: TermReader = self.index.terms
-        places = np.flatnonzero(Allowed(doc_ids).mask(store.doc_ids))
-        found = dict(zip(store.doc_ids.take(places), matching_terms(store, weights, places), strict=True))
+        places = store.doc_ids.places_of(doc_ids)
+        found = dict(zip(places, matching_terms(store, weights, np.array([*places.values()], np.int64)), strict=True))
         [(terms, numbers)] = weights
         order: list[int] = terms[np.argsort(-numbers, kind="stable")].tolist()
         matched = {
@@ -513,6 +513,37 @@ class SparseSearch:
     ) -> list[list[Hit]]:
         """Find the k best documents for each query of weighted terms; unknown terms are ignored."""
         return self.find_by_weights(numbered_terms(self._numbers, queries), k, allowed=allowed)
+
+    def document_terms(self, doc_ids: Sequence[str], texts: DocumentTexts) -> list[WeightedTerms]:
+        """Return the stored terms of documents, the heaviest first.
+
+        Raises:
+            UserError: one of them has none stored.
+        """
+        store: TermReader = self.index.terms
+        places = store.doc_ids.places_of(doc_ids)
+        if lacking := [doc_id for doc_id in doc_ids if doc_id not in places]:
+            raise UserError(
+                f"{store.folder}: has no term weights of {len(lacking):,} of {len(doc_ids):,} documents, such as "
+                f"{lacking[0]!r}; encode the collection again."
+            )
+        found = store.take(np.array([places[doc_id] for doc_id in doc_ids], dtype=np.int64))
+        return [named_terms(self.retriever.terms, *document) for document in found]
+
+    def term_totals(self, terms: Sequence[str]) -> TermTotals:
+        """Return the sums of terms' weights over the store, which is read once."""
+        numbers = self._numbers
+        totals = [self._totals[numbers[term]] if term in numbers else 0.0 for term in terms]
+        return TermTotals(np.array(totals), self.index.terms.num_docs)
+
+    @cached_property
+    def _totals(self) -> Float[np.ndarray, " terms"]:
+        store: TermReader = self.index.terms
+        totals = np.zeros(store.num_terms)
+        for block in store.blocks(INVERTED_AT_ONCE):
+            entries = block.entries.as_float32()
+            totals += np.bincount(entries.terms, entries.weights, store.num_terms)
+        return totals
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-NEVER, BELOW, WITHIN, FOUND, NOT_LIFTED, PUSHED_DOWN, LIFTED, KEPT = range(8)
+NEVER, BELOW, WITHIN, FOUND, NOT_LIFTED, PUSHED_DOWN, LIFTED, KEPT, BROUGHT_IN = range(9)
 OUTCOMES = (
     "never retrieved",
     "retrieved below the depth",
@@ -13,8 +13,13 @@ OUTCOMES = (
     "pushed down by the reranker",
     "lifted by the reranker",
     "kept in the top",
+    "brought in by a second search",
 )
-"""The outcomes in words. The first two come before any reranker, the next two apply without one, the rest with one."""
+"""The outcomes in words.
+
+The first two come before any reranker, the next two apply without one, the rest with one; the last has a document in
+the top that no reranker could have put there.
+"""
 
 
 def outcomes(
@@ -33,9 +38,10 @@ def outcomes(
         k: the number of ranks that the reader sees, called the top.
     """
     top = (before > 0) & (before <= k)
+    lost = np.where(before == 0, NEVER, BELOW)
+    inside = (before > 0) & (before <= depth)
     if after is None:
-        within = np.where(top, FOUND, WITHIN)
-    else:
-        top_after = (after > 0) & (after <= k)
-        within = np.where(top, np.where(top_after, KEPT, PUSHED_DOWN), np.where(top_after, LIFTED, NOT_LIFTED))
-    return np.where(before == 0, NEVER, np.where(before > depth, BELOW, within))
+        return np.where(inside, np.where(top, FOUND, WITHIN), lost)
+    top_after = (after > 0) & (after <= k)
+    within = np.where(top, np.where(top_after, KEPT, PUSHED_DOWN), np.where(top_after, LIFTED, NOT_LIFTED))
+    return np.where(inside, within, np.where(top_after, BROUGHT_IN, lost))

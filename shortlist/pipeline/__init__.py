@@ -18,7 +18,7 @@ from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memo
 from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
-from shortlist.pipeline.steps import Found, Step
+from shortlist.pipeline.steps import STEPS, Found, Step
 from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks
 from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one
 
@@ -422,9 +422,11 @@ class Pipeline:
         more = max((len(exclude.get(query.query_id, ())) for query in queries), default=0)
         for step in steps:
             runs = {name: found[name].run for name in step.of}
+            if step.kind.searches and step.of:
+                step = step._replace(num_placed=_num_placed(step.of[0], steps, found))
             run = partial(step.kind.run, step, queries, runs, texts)
             with texts.timed(step.name):
-                if more and step.kind.num_read == 0:
+                if more and (step.kind.num_read == 0 or step.kind.searches):
                     given, gone = _allowed(run, exclude, wanted[step.name], more)
                     num_excluded += gone
                 else:
@@ -471,7 +473,7 @@ class Pipeline:
             raise UserError(f"depth is {depth}; expected at least 1.")
         if depth is not None and later:
             steps = [step._replace(depth=depth if step.name == later[0] else min(depth, step.depth or depth))
-                     if step.name in later else step for step in steps]  # fmt: skip
+                     if step.name in later and not step.kind.searches else step for step in steps]  # fmt: skip
         if where is not None:
             steps = [step._replace(allowed=self.metadata.allowed(where)) for step in steps]
         last = first_stage if first_stage and not (later and rerank is not False) else steps[-1].name
@@ -556,8 +558,20 @@ def _wanted(steps: Sequence[Step], k: int) -> dict[str, int]:
         if step.kind.is_first_stage and step.depth is not None:
             wanted[step.name] = step.depth
         for name in step.of:
-            wanted[name] = max(wanted[name], wanted[step.name], step.depth or 0, step.kind.fewest)
+            docs = step.stage.docs if step.kind.searches else 0
+            wanted[name] = max(wanted[name], wanted[step.name], step.depth or 0, step.kind.fewest, docs)
     return wanted
+
+
+def _num_placed(name: str, steps: Sequence[Step], found: Mapping[str, Found]) -> Mapping[str, int] | None:
+    """Return how many of each query's first hits a step ranked itself.
+
+    A cut has as many as the step that it reads.
+    """
+    named = {step.name: step for step in steps}
+    while named[name].kind is STEPS["cut"]:
+        [name] = named[name].of
+    return found[name].num_placed
 
 
 def _places(query_id: str, steps: Sequence[Step], found: Mapping[str, Found]) -> dict[str, dict[str, Ranked]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shortlist.config import markers
 from shortlist.data.manifest import identity
 from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, Sources, written
 from shortlist.pipeline.steps import STEPS
 
@@ -32,7 +33,7 @@ def known_by_contents(description: Description, opener: Opener) -> str:
             return value
         if part.kind == "rank":
             return prepared_of(part, opener).identities().get(name, value)
-        return opener.folder(value).identity
+        return writer_identity(part.settings) if part.kind == "rewrite" else opener.folder(value).identity
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

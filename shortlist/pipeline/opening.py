@@ -1,12 +1,15 @@
 """Opening of a description's steps, with every index and model loaded once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shortlist.data.rules import Rule
 from shortlist.errors import UserError
 from shortlist.index.opening import say_if_older
 from shortlist.models.folder import check_model
+from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, Step
 
@@ -40,14 +43,28 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
     """
     opener = opener or Opener()
     check_steps(description, hub=False)  # a name on the hub is looked up once, when it is loaded
-    steps = []
+    steps: list[Step] = []
     for part in description.steps:
         kind = STEPS[part.kind]
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
-        steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop))
+        step = Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop)
+        if part.search is not None:
+            step = step._replace(searched=_searched(part, description, steps))
+            stage.check(part.name, step.searched)
+        steps.append(step)
     return steps
+
+
+def _searched(part: Part, description: Description, steps: Sequence[Step]) -> SearchedAgain:
+    """Return the first stage that a step searches again."""
+    named = {step.name: step for step in description.steps}
+    [stage] = [step.stage for step in steps if step.name == part.search]
+    first = part.of[0] if part.of else None
+    while first is not None and named[first].kind == "cut":
+        [first] = named[first].of
+    return SearchedAgain(str(part.search), stage, own_scores=first == part.search)
 
 
 def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener) -> None:
@@ -75,7 +92,8 @@ def _before(part: Part, description: Description) -> list[Part]:
     """Return the steps that a step builds on."""
     named, needed = {step.name: step for step in description.steps}, list(part.of)
     for name in needed:
-        needed += [other for other in named[name].of if other not in needed]
+        step = named[name]
+        needed += [other for other in (*step.of, step.search) if other is not None and other not in needed]
     return [named[name] for name in needed]
 
 
@@ -85,6 +103,8 @@ def _model_of(part: Part, opener: Opener) -> str | None:
         prepared = opener.prepared(STEPS["rank"].methods()[part.method], part.settings)
         return prepared.identities().get("model")
     name = part.settings.get("model")
+    if part.kind == "rewrite":
+        return writer_identity(part.settings)
     return opener.folder(name).identity if isinstance(name, str) else None
 
 

@@ -19,7 +19,7 @@ from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
-OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float, "drop": float}
+OPTIONS = {"of": tuple[str, ...], "depth": int, "share": float, "drop": float, "search": str}
 """Options of a step, besides the settings of its method."""
 OF_FINDERS = {
     "dims": "one vector of each document",
@@ -49,6 +49,8 @@ class Part(NamedTuple):
     depth: int | None = None
     share: float = 1.0
     drop: float = 1.0
+    search: str | None = None
+    """The first stage that the step searches again."""
 
 
 OWN_WORDS = Part("bm25", "find", "bm25")
@@ -167,6 +169,7 @@ def written(description: Description) -> dict[str, Any]:
         said: dict[str, Any] = {part.kind: part.method}
         said |= {name: _plain(value) for name, value in part.settings.items()}
         said |= {"of": list(part.of)} if part.of else {}
+        said |= {"search": part.search} if part.search else {}
         said |= {"depth": part.depth} if part.depth is not None else {}
         said |= {name: value for name in ("share", "drop") if (value := getattr(part, name)) != 1}
         steps[part.name] = said
@@ -365,13 +368,15 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
             raise UserError(f"{where}: {field} is missing; `{what}` takes it.")
     chosen = {option: values.pop(option) for option in options if option in values}
     chosen["of"] = _read_by(kind, chosen.get("of"), earlier, where)
+    if kind.searches:
+        chosen["search"] = _searched_by(chosen.get("search"), chosen["of"], earlier, where)
     return Part(name, kinds[0], method, values, **chosen)
 
 
 def _options(kind: StepKind) -> list[str]:
     """List the options of this kind of step, besides the settings of its method."""
     reads = [] if kind.num_read == 0 else ["of"]
-    return [*reads, "depth", *(["share", "drop"] if kind.mixes else [])]
+    return [*reads, "depth", *(["share", "drop"] if kind.mixes else []), *(["search"] if kind.searches else [])]
 
 
 def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
@@ -437,12 +442,45 @@ def _read_by(kind: StepKind, of: Sequence[str] | None, earlier: Sequence[Part], 
     return tuple(of)
 
 
+def _searched_by(search: str | None, of: Sequence[str], earlier: Sequence[Part], where: str) -> str:
+    """Find the first stage that a step searches again.
+
+    It is the one named, or the only one that the step's run came from. A step that reads no run
+    searches the first stage before it.
+    """
+    names = [part.name for part in earlier if _can_be_searched(part)]
+    if search is not None:
+        if search not in names:
+            raise UserError(f"{where}: search: {unknown('earlier step that finds documents', search, names)}")
+        return search
+    found = sources_of(of, earlier) if of else names[-1:]
+    if len(found) != 1:
+        raise UserError(
+            f"{where}: search is missing: its documents come from {' and '.join(found) or 'no step'}; say which first "
+            f"stage to search again ({', '.join(names) or 'there is none'})."
+        )
+    return found[0]
+
+
+def sources_of(names: Sequence[str], steps: Sequence[Part]) -> list[str]:
+    """List the first stages that the runs of some steps came from."""
+    named, queue = {part.name: part for part in steps}, list(names)
+    for name in queue:
+        part = named[name]
+        queue += [other for other in ([part.search] if part.search else part.of) if other not in queue]
+    return [name for name in queue if _can_be_searched(named[name])]
+
+
+def _can_be_searched(part: Part) -> bool:
+    return STEPS[part.kind].num_read == 0 and not STEPS[part.kind].searches
+
+
 def _checked(description: Description, where: str) -> Description:
     """Check numbers and cuts, and that all steps lead to the last one."""
     for part in description.steps:
         _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
         _check_cut(part, description.steps, f"{where}: steps.{part.name}")
-    read = {name for part in description.steps for name in part.of}
+    read = {name for part in description.steps for name in (*part.of, part.search)}
     for part in description.steps[:-1]:
         if part.name not in read:
             raise UserError(f"{where}: steps.{part.name} is read by no later step; fuse it, or leave it out.")

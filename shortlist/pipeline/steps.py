@@ -17,7 +17,9 @@ from shortlist.data.rules import Rule, kept, read_rule
 from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.math.narrowing import num_near_top
+from shortlist.pipeline.feedback import FEEDBACKS, Revision, SearchedAgain
 from shortlist.pipeline.loading import FINDERS, Opener, rerankers
+from shortlist.pipeline.rewriting import REWRITINGS
 from shortlist.pipeline.variety import StoredVectors, by_mmr, chosen_first
 from shortlist.records import Document, Hit, Query, Run
 from shortlist.rerankers import Candidates
@@ -59,6 +61,10 @@ class Step(NamedTuple):
     have fallen (`math.narrowing.num_near_top`)."""
     allowed: Allowed | None = None
     """The only documents that a first stage may find in this search (None: all)."""
+    searched: SearchedAgain | None = None
+    """The first stage that a step searches again, with other queries."""
+    num_placed: Mapping[str, int] | None = None
+    """Number of each query's first hits that the step before has ranked itself, in this search (None: all)."""
 
 
 class StepFunction(Protocol):
@@ -101,6 +107,8 @@ class StepKind(NamedTuple):
     """Whether it mixes its scores with the earlier ones, by a share, and may read fewer where those drop."""
     counts_down: bool = False
     """Whether its scores only count down, so that no later step may cut by them."""
+    searches: bool = False
+    """Whether it searches an earlier first stage again, which the option `search` names."""
 
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
@@ -167,8 +175,37 @@ def vary(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
     return Found(run, num_placed)
 
 
+def search_again(
+    step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
+) -> Found:
+    """Search a first stage again, with queries revised by what the step before ranked first.
+
+    A query for which that has ranked nothing keeps its hits.
+    """
+    [before] = runs.values()
+    assert step.searched is not None
+    hits = {query.query_id: before.get(query.query_id, []) for query in queries}
+    heads = {name: found[: step.stage.docs] for name, found in hits.items()}
+    if step.num_placed is not None:
+        heads = {name: head[: step.num_placed.get(name, 0)] for name, head in heads.items()}
+    some = [query for query in queries if heads[query.query_id]]
+    revision = Revision(step.name, step.searched, some, [heads[query.query_id] for query in some], documents)
+    found = zip([query.query_id for query in some], step.stage(revision, most, step.allowed), strict=True)
+    return Found({name: before[:most] for name, before in hits.items()} | dict(found))
+
+
+def search_rewritten(
+    step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
+) -> Found:
+    """Search a first stage with what a language model writes about the queries."""
+    assert step.searched is not None
+    revision = Revision(step.name, step.searched, queries, [], documents)
+    found = step.stage(revision, most, step.allowed) if queries else []
+    return Found(dict(zip([query.query_id for query in queries], found, strict=True)))
+
+
 def open_finder(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
-    """Open the method of a kind in FINDERS or DIVERSIFIERS."""
+    """Open the method of a kind in FINDERS, DIVERSIFIERS, FEEDBACKS or REWRITINGS."""
     return method(opener, **settings)
 
 
@@ -270,4 +307,8 @@ STEPS: dict[str, StepKind] = {
     "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
     "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
     "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100, counts_down=True),
+    "rewrite": StepKind(
+        search_rewritten, lambda: REWRITINGS, open_finder, is_first_stage=True, num_read=0, searches=True
+    ),
+    "feedback": StepKind(search_again, lambda: FEEDBACKS, open_finder, is_first_stage=True, searches=True),
 }

@@ -111,6 +111,7 @@ ASKED = {
     "grade": "a grade",
     "states": "hidden states",
     "queries": "queries",
+    "passage": "a passage",
     "attention": "nothing but attention",
     "blocks": "the relevant documents, each in a block of its own",
 }

@@ -91,6 +91,10 @@ class Batched:
         """Compute vectors of queries."""
         return self._read(compact_ids(self.inputs.query_ids, queries))
 
+    def encode_documents(self, documents: Sequence[Document]) -> Float[np.ndarray, "docs dim"]:
+        """Compute vectors of documents."""
+        return self._read(compact_ids(self.inputs.document_ids, documents))
+
     def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
         """Score documents for a query."""
         return self._read(compact_ids(self.inputs.pair_ids, [(query, document) for document in documents]))

@@ -3,6 +3,7 @@ import pytest
 
 from shortlist.math.outcomes import (
     BELOW,
+    BROUGHT_IN,
     FOUND,
     KEPT,
     LIFTED,
@@ -32,11 +33,21 @@ def test_a_document_that_the_reranked_run_lacks_is_not_in_its_top():
     assert outcomes(np.array([3, 30]), np.array([0, 0]), depth=100, k=10).tolist() == [PUSHED_DOWN, NOT_LIFTED]
 
 
+def test_a_second_search_brings_documents_into_the_top_that_no_reranker_could():
+    assert outcomes(np.array([0, 0, 101]), np.array([10, 11, 1]), depth=100, k=10).tolist() == [
+        BROUGHT_IN,
+        NEVER,
+        BROUGHT_IN,
+    ]
+
+
 @pytest.mark.parametrize("reranked", [True, False])
 def test_what_is_lost_before_the_reranker_is_lost_with_it_too(reranked: bool):
     rng = np.random.default_rng(0)
     before, after = rng.integers(0, 200, 500), rng.integers(0, 200, 500)
     found = outcomes(before, after if reranked else None, depth=100, k=10)
     assert set(found) <= set(range(len(OUTCOMES)))
-    assert ((found == NEVER) == (before == 0)).all()
-    assert ((found == BELOW) == (before > 100)).all()
+    brought_in = reranked & (after > 0) & (after <= 10)
+    assert ((found == NEVER) == ((before == 0) & ~brought_in)).all()
+    assert ((found == BELOW) == ((before > 100) & ~brought_in)).all()
+    assert ((found == BROUGHT_IN) == (((before == 0) | (before > 100)) & brought_in)).all()

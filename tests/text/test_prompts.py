@@ -374,6 +374,13 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
             "Write 1 search queries, one per line. Each asks about another aspect of this question.\n\ntwo lines [2]",
         )
     ],
+    "passage": [
+        (
+            "user",
+            "Write a short passage, of about 60 words, that answers this question.\n\nQuestion: two lines [2]\n\n"
+            "Passage:",
+        )
+    ],
     "queries": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],
     "jina-reranker-v3": [
         (

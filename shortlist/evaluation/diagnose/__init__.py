@@ -35,7 +35,7 @@ class Config:
     run: Path
     """Run of the first stage."""
     reranked: Path | None = None
-    """The same run after reranking."""
+    """The same queries' run after reranking, or after another search, such as that of a step `feedback`."""
     collection: str
     """Collection with the texts and judgements: folder, `irds:` or `hf:` name."""
     split: str = "test"
@@ -121,7 +121,7 @@ def run(config: Config) -> None:
     if config.out is None:
         found = diagnose(_task(config))
     else:
-        job = start_job(config, JobSpec("diagnose", _inputs(config), version=2))
+        job = start_job(config, JobSpec("diagnose", _inputs(config), version=3))
         if not job.done:
             write_json(job.out, diagnose(_task(config)))
             job.finish()

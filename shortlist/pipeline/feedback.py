@@ -1,0 +1,374 @@
+"""Searches again, with queries that are revised by the documents that were found for them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+from jaxtyping import Float
+
+from shortlist.data.allowed import Allowed
+from shortlist.errors import UserError
+from shortlist.index.protocols import (
+    DocumentTexts,
+    GivesTerms,
+    GivesVectors,
+    SearchesTerms,
+    SearchesVectors,
+    TermTotals,
+    WeightedTerms,
+)
+from shortlist.math.feedback import (
+    bo1,
+    distilled,
+    equal_shares,
+    rm3,
+    rocchio,
+    score_chances,
+    score_shares,
+    vector_average,
+)
+from shortlist.pipeline.loading import Opener
+from shortlist.progress import say
+from shortlist.records import Hit, Query
+
+DISTILLED_AT_ONCE = 256
+"""Queries whose documents' vectors are in one array."""
+ScoreWeights = Literal["shares", "softmax", "equal"]
+"""How scores weigh feedback documents."""
+SCORE_WEIGHTS: dict[str, Callable[..., Any]] = {
+    "shares": score_shares,
+    "softmax": score_chances,
+    "equal": equal_shares,
+}
+
+
+class SearchedAgain(NamedTuple):
+    """The first stage that a step searches again."""
+
+    name: str
+    stage: Any
+    own_scores: bool = False
+    """Whether the scores that the step reads are this first stage's."""
+
+
+class Revision(NamedTuple):
+    """Queries to revise, each with the documents that it is revised by."""
+
+    step: str
+    searched: SearchedAgain
+    queries: Sequence[Query]
+    heads: Sequence[Sequence[Hit]]
+    """The feedback documents of each query, one at least."""
+    texts: DocumentTexts
+
+    @property
+    def doc_ids(self) -> list[str]:
+        """The ids of all feedback documents, each once."""
+        return list(dict.fromkeys(hit.doc_id for head in self.heads for hit in head))
+
+    def scores(self, place: int) -> Float[np.ndarray, " docs"]:
+        """Return the scores of a query's feedback documents."""
+        return np.array([hit.score for hit in self.heads[place]], dtype=np.float64)
+
+
+@final
+class ByTerms:
+    """Revises queries of weighted terms, and searches by them."""
+
+    gives, asks, expected = GivesTerms, SearchesTerms, "terms, as `find: bm25` and `find: sparse` do"
+
+    def __init__(self, revise: Callable[[Revision], list[WeightedTerms]]) -> None:
+        self._revise = revise
+
+    def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
+        """Find the k best documents for each query."""
+        queries, stage = self._revise(revision), revision.searched.stage
+        return stage.find_by_terms(queries, k) if allowed is None else stage.find_by_terms(queries, k, allowed=allowed)
+
+
+@final
+class ByVectors:
+    """Revises queries' vectors, and searches by them."""
+
+    gives, asks, expected = GivesVectors, SearchesVectors, "one vector of each document, as `find: dense` does"
+
+    def __init__(self, revise: Callable[[Revision], Float[np.ndarray, "queries dim"]]) -> None:
+        self._revise = revise
+
+    def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
+        """Find the k best documents for each query."""
+        queries, stage = self._revise(revision), revision.searched.stage
+        if allowed is None:
+            return stage.find_by_vectors(queries, k)
+        return stage.find_by_vectors(queries, k, allowed=allowed)
+
+
+@final
+class Feedback:
+    """A way to revise queries by the first documents of a run.
+
+    Args:
+        method: its name, for messages.
+        docs: feedback documents of a query.
+        search: revises queries and searches by them.
+    """
+
+    def __init__(self, method: str, docs: int, search: ByTerms | ByVectors) -> None:
+        self.method, self.docs, self._search = method, docs, search
+        self._has_warned = False
+
+    def check(self, step: str, searched: SearchedAgain) -> None:
+        """Refuse a first stage that this cannot search again.
+
+        Raises:
+            UserError: it searches by something of another kind, or gives nothing of its documents.
+        """
+        check_searched(f"step {step!r}: `feedback: {self.method}`", searched, self._search.gives, self._search.expected)
+        if isinstance(self._search, ByVectors):
+            try:
+                searched.stage.document_vectors([])
+            except UserError as error:
+                raise UserError(f"step {step!r}: {error}") from None
+
+    def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
+        """Find the k best documents for each revised query.
+
+        The first time that queries have fewer documents than wanted, this says so.
+        """
+        if not revision.queries:
+            return []
+        few = sum(len(head) < self.docs for head in revision.heads)
+        if few and not self._has_warned:
+            self._has_warned = True
+            say(
+                f"step {revision.step!r}: {few:,} of {len(revision.queries):,} queries have fewer than {self.docs} "
+                "feedback documents (said once); they are revised by those they have."
+            )
+        try:
+            return self._search(revision, k, allowed)
+        except UserError as error:
+            raise UserError(f"step {revision.step!r}: {error}") from None
+
+
+def check_searched(where: str, searched: SearchedAgain, protocol: Any, expected: str) -> None:
+    """Refuse a first stage that lacks what a protocol asks for.
+
+    Raises:
+        UserError: it lacks something.
+    """
+    if not isinstance(searched.stage, protocol):
+        raise UserError(
+            f"{where} needs a first stage that searches by {expected}; {searched.name!r} does not. Name another one in "
+            "`search`, or choose another method."
+        )
+
+
+def rm3_again(
+    opener: Opener, *, docs: int = 10, terms: int = 20, weight: float = 0.5, scores: ScoreWeights | None = None
+) -> Feedback:
+    """Revise queries by the relevance model of their documents.
+
+    Args:
+        docs: feedback documents of a query.
+        terms: terms of the relevance model to keep.
+        weight: share of the query's own terms.
+        scores: how documents are weighed: by their shares of the sum of scores, which suits a search by terms, by the
+            softmax of scores, or equally (None: shares if the scores are those of the first stage itself, otherwise
+            softmax).
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    _check("rm3", docs=docs, terms=terms, weight=weight)
+    return Feedback("rm3", docs, ByTerms(lambda revision: _by_rm3(revision, terms, weight, scores)))
+
+
+def bo1_again(opener: Opener, *, docs: int = 3, terms: int = 10, weight: float = 0.5) -> Feedback:
+    """Revise queries by terms that are more frequent in their documents than by chance.
+
+    Args:
+        docs: feedback documents of a query.
+        terms: terms of these to keep.
+        weight: share of the query's own terms.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    _check("bo1", docs=docs, terms=terms, weight=weight)
+    return Feedback("bo1", docs, ByTerms(lambda revision: _by_bo1(revision, terms, weight)))
+
+
+def average_again(opener: Opener, *, docs: int = 3) -> Feedback:
+    """Replace queries' vectors by the means of these and of their documents' vectors.
+
+    Raises:
+        UserError: `docs` is below 1.
+    """
+    _check("average", docs=docs)
+    return Feedback("average", docs, ByVectors(lambda revision: _each_vector(revision, vector_average)))
+
+
+def rocchio_again(opener: Opener, *, docs: int = 5, alpha: float = 0.4, beta: float = 0.6) -> Feedback:
+    """Add the mean of their documents' vectors to queries' vectors.
+
+    Args:
+        docs: feedback documents of a query.
+        alpha: factor of the query's vector.
+        beta: factor of the mean.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    _check("rocchio", docs=docs)
+    if not (math.isfinite(alpha) and math.isfinite(beta) and min(alpha, beta) >= 0 < max(alpha, beta)):
+        raise UserError(
+            f"`feedback: rocchio` with alpha {alpha:g} and beta {beta:g}; expected finite numbers of 0 "
+            "or more, one of them above."
+        )
+    how = {"alpha": alpha, "beta": beta}
+    return Feedback("rocchio", docs, ByVectors(lambda revision: _each_vector(revision, rocchio, **how)))
+
+
+def distilled_again(
+    opener: Opener, *, docs: int = 100, steps: int = 10, rate: float = 0.005, temperature: float = 0.05
+) -> Feedback:
+    """Move queries' vectors so that they order documents as a reranker did.
+
+    Args:
+        docs: documents of a query to learn from, of those that the reranker has read.
+        steps: steps down the gradient.
+        rate: what the gradient is multiplied by at each step.
+        temperature: divides the products of queries and documents.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    _check("distill", docs=docs, steps=steps)
+    if not (0 < rate < math.inf and 0 < temperature < math.inf):
+        raise UserError(
+            f"`feedback: distill` with rate {rate:g} and temperature {temperature:g}; expected finite numbers above 0."
+        )
+    how = {"steps": steps, "rate": rate, "temperature": temperature}
+    return Feedback("distill", docs, ByVectors(lambda revision: _by_distillation(revision, how)))
+
+
+FEEDBACKS: dict[str, Callable[..., Feedback]] = {
+    "rm3": rm3_again,
+    "bo1": bo1_again,
+    "average": average_again,
+    "rocchio": rocchio_again,
+    "distill": distilled_again,
+}
+"""The ways to revise queries by documents."""
+
+
+def _check(method: str, *, weight: float = 0.0, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"`feedback: {method}` with {name} {count}; expected 1 or more.")
+    if not 0 <= weight <= 1:
+        raise UserError(f"`feedback: {method}` with weight {weight:g}; expected the query's share, 0 to 1.")
+
+
+class _QueryTerms(NamedTuple):
+    """A query and its feedback documents over the same terms."""
+
+    names: list[str]
+    query: Float[np.ndarray, " terms"]
+    documents: Float[np.ndarray, "docs terms"]
+
+    def named(self, weights: Float[np.ndarray, " terms"]) -> WeightedTerms:
+        """Return the terms that have weight, by name."""
+        used = np.flatnonzero(weights)
+        return [
+            (self.names[place], weight) for place, weight in zip(used.tolist(), weights[used].tolist(), strict=True)
+        ]
+
+
+def _query_terms(revision: Revision) -> list[_QueryTerms]:
+    """Look up the terms of queries, and of their documents, each document once."""
+    stage: GivesTerms = revision.searched.stage
+    doc_ids = revision.doc_ids
+    known = dict(zip(doc_ids, stage.document_terms(doc_ids, revision.texts), strict=True))
+    pairs = zip(stage.query_terms(revision.queries), revision.heads, strict=True)
+    return [_in_columns([terms, *(known[hit.doc_id] for hit in head)]) for terms, head in pairs]
+
+
+def _in_columns(rows: Sequence[WeightedTerms]) -> _QueryTerms:
+    """Put the terms of a query and of its documents into the same columns."""
+    columns: dict[str, int] = {}
+    places = [[columns.setdefault(name, len(columns)) for name, _ in row] for row in rows]
+    weights = [[weight for _, weight in row] for row in rows]
+    found = [np.bincount(np.array(at, np.int64), row, len(columns)) for at, row in zip(places, weights, strict=True)]
+    return _QueryTerms(list(columns), found[0].astype(np.float64), np.array(found[1:], np.float64))
+
+
+def _by_rm3(revision: Revision, terms: int, weight: float, scores: ScoreWeights | None) -> list[WeightedTerms]:
+    how = scores or ("shares" if revision.searched.own_scores else "softmax")
+    queries = []
+    for place, one in enumerate(_query_terms(revision)):
+        found = revision.scores(place)
+        if how == "shares" and found.min() <= 0:
+            raise UserError(
+                f"query {revision.queries[place].query_id!r} has a document with score {found.min():g}, and `scores: "
+                "shares` takes scores above 0; say `scores: softmax` or `equal`."
+            )
+        weights = SCORE_WEIGHTS[how](found)
+        queries.append(one.named(rm3(one.query, one.documents, weights, terms=terms, weight=weight)))
+    return queries
+
+
+def _by_bo1(revision: Revision, terms: int, weight: float) -> list[WeightedTerms]:
+    found = _query_terms(revision)
+    names = list(dict.fromkeys(name for one in found for name in one.names))
+    known: TermTotals = revision.searched.stage.term_totals(names)
+    totals = dict(zip(names, known.totals.tolist(), strict=True))
+    queries = []
+    for one in found:
+        own = np.array([totals[name] for name in one.names], dtype=np.float64)
+        how: dict[str, Any] = {"num_docs": known.num_docs, "terms": terms, "weight": weight}
+        queries.append(one.named(bo1(one.query, one.documents, own, **how)))
+    return queries
+
+
+class _Vectors(NamedTuple):
+    """The vectors of queries, and of all their documents, each once."""
+
+    queries: Float[np.ndarray, "queries dim"]
+    documents: Float[np.ndarray, "docs dim"]
+    rows: Mapping[str, int]
+
+    def of_hits(self, hits: Sequence[Hit]) -> Float[np.ndarray, "hits dim"]:
+        """Return the vectors of some documents."""
+        return self.documents[[self.rows[hit.doc_id] for hit in hits]]
+
+
+def _vectors(revision: Revision) -> _Vectors:
+    stage: GivesVectors = revision.searched.stage
+    doc_ids = revision.doc_ids
+    queries = np.asarray(stage.query_vectors(revision.queries), dtype=np.float32)
+    rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
+    return _Vectors(queries, stage.document_vectors(doc_ids), rows)
+
+
+def _each_vector(
+    revision: Revision, revise: Callable[..., Float[np.ndarray, " dim"]], **how: float
+) -> Float[np.ndarray, "queries dim"]:
+    found = _vectors(revision)
+    pairs = zip(found.queries, revision.heads, strict=True)
+    return np.stack([revise(query, found.of_hits(head), **how) for query, head in pairs])
+
+
+def _by_distillation(revision: Revision, how: Mapping[str, Any]) -> Float[np.ndarray, "queries dim"]:
+    parts = []
+    for first in range(0, len(revision.queries), DISTILLED_AT_ONCE):
+        here = slice(first, first + DISTILLED_AT_ONCE)
+        some = revision._replace(queries=revision.queries[here], heads=revision.heads[here])
+        found, most = _vectors(some), max(map(len, some.heads))
+        documents = np.zeros((len(some.heads), most, found.queries.shape[1]), dtype=np.float32)
+        scores = np.full((len(some.heads), most), np.nan)
+        for place, head in enumerate(some.heads):
+            documents[place, : len(head)], scores[place, : len(head)] = found.of_hits(head), some.scores(place)
+        parts.append(distilled(found.queries, documents, scores, **how))
+    return np.concatenate(parts)

@@ -1,0 +1,213 @@
+"""Searches with queries that a language model's passages make longer or stand for."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from shortlist.data.allowed import Allowed
+from shortlist.data.answers import AnswerLog
+from shortlist.errors import UserError
+from shortlist.index.protocols import EmbedsDocuments, FirstStage
+from shortlist.math.feedback import vector_average
+from shortlist.models.files import Precision
+from shortlist.pipeline.feedback import Revision, SearchedAgain, check_searched
+from shortlist.pipeline.loading import Opener
+from shortlist.records import Document, Hit, Query
+from shortlist.text.answers import said
+from shortlist.text.prompts import named_prompt
+
+REPEATED = 5
+"""Times that a query is repeated before a passage, where words are counted."""
+
+Write = Callable[[Sequence[Query]], list[str]]
+"""Writes a passage that would answer each query."""
+SearchWritten = Callable[[Revision, Sequence[str], int, Allowed | None], list[list[Hit]]]
+"""Searches by queries and their passages, given how many documents to find, and among which."""
+
+
+@final
+class Writer:
+    """Has a language model write a passage for each query.
+
+    What it has written is not asked for again.
+
+    Args:
+        open_model: loads the model when it is first asked, and returns what its answers depend on besides.
+    """
+
+    def __init__(self, open_model: Callable[[], tuple[Any, Any]]) -> None:
+        self._open, self._lock, self._log = open_model, threading.Lock(), AnswerLog(None)
+        self._model: tuple[Any, Any] | None = None
+
+    def __call__(self, queries: Sequence[Query]) -> list[str]:
+        """Write a passage for each query; it is empty where the model says nothing."""
+        from shortlist.rerankers.asking import QUESTION, ask_each
+
+        with self._lock:  # the model answers one caller at a time
+            model, shared = self._model = self._model or self._open()
+            asked = [(QUESTION, [Document("", query.text)]) for query in queries]
+            answers = dict(ask_each(model, asked, self._log, shared=shared))
+        return [" ".join(said(answers[place]).split()) for place in range(len(queries))]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Rewriting:
+    """A way to search by what a language model writes about queries."""
+
+    method: str
+    write: Write
+    search: SearchWritten
+    needs: Any
+    """Protocol of the first stages that it can search."""
+    expected: str
+    """What these search by, in words."""
+    docs: int = 0
+    """Feedback documents that it reads."""
+
+    def check(self, step: str, searched: SearchedAgain) -> None:
+        """Refuse a first stage that this cannot search.
+
+        Raises:
+            UserError: it searches by something of another kind.
+        """
+        check_searched(f"step {step!r}: `rewrite: {self.method}`", searched, self.needs, self.expected)
+
+    def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
+        """Find the k best documents for each query."""
+        return self.search(revision, self.write(revision.queries), k, allowed)
+
+
+def by_passage_vectors(revision: Revision, passages: Sequence[str], k: int, allowed: Allowed | None) -> list[list[Hit]]:
+    """Search by the mean of each query's vector and its passage's, read as a document.
+
+    A query without a passage is searched as it is.
+
+    https://arxiv.org/abs/2212.10496
+    """
+    stage: EmbedsDocuments = revision.searched.stage
+    queries = np.array(stage.query_vectors(revision.queries), dtype=np.float32)
+    written = [place for place, passage in enumerate(passages) if passage]
+    found = stage.embed_documents([Document("", passages[place]) for place in written]) if written else []
+    for place, vector in zip(written, found, strict=True):
+        queries[place] = vector_average(queries[place], np.asarray(vector)[None])
+    return _found(stage.find_by_vectors, queries, k, allowed)
+
+
+def by_longer_texts(revision: Revision, passages: Sequence[str], k: int, allowed: Allowed | None) -> list[list[Hit]]:
+    """Search by each query's text with its passage.
+
+    A search by words gets the query five times before the passage, so that it still counts; a model reads the query,
+    its separator and the passage.
+
+    https://arxiv.org/abs/2303.07678
+    """
+    stage = revision.searched.stage
+    join = _joined(getattr(stage, "retriever", None))
+    queries = [
+        Query(query.query_id, join(query.text, passage) if passage else query.text)
+        for query, passage in zip(revision.queries, passages, strict=True)
+    ]
+    run = _found(stage.search, queries, k, allowed)
+    return [run.get(query.query_id, []) for query in queries]
+
+
+def _joined(model: Any) -> Callable[[str, str], str]:
+    """Return how a query and a passage are joined, for a model or for words."""
+    if model is None:
+        return lambda query, passage: " ".join([query] * REPEATED + [passage])
+    separator = getattr(getattr(getattr(model, "inputs", None), "tokenizer", None), "sep_token", None)
+    return lambda query, passage: f"{query} {separator} {passage}" if separator else f"{query} {passage}"
+
+
+def _found(search: Callable[..., Any], queries: Any, k: int, allowed: Allowed | None) -> Any:
+    return search(queries, k) if allowed is None else search(queries, k, allowed=allowed)
+
+
+def hyde(
+    opener: Opener,
+    *,
+    model: str,
+    model_name: str | None = None,
+    prompt: str = "passage",
+    max_length: int | None = None,
+    precision: Precision = "fp32",
+    token_budget: int | None = None,
+) -> Rewriting:
+    """Search by the mean of a query's vector and a passage's.
+
+    Args:
+        model: the language model: folder or hub name, or the address of an OpenAI-compatible server.
+        model_name: the server's name of the model.
+        prompt: name of the prompt, which asks for a passage.
+        max_length: most tokens of a prompt with its answer.
+        precision: number format of the model, and so is `token_budget` as for `rank: listwise`.
+
+    Raises:
+        UserError: there is no such model or prompt.
+    """
+    how: dict[str, Any] = {"max_length": max_length, "token_budget": token_budget, "precision": precision}
+    write = _writer(opener, prompt, model, model_name, how)
+    how = {"needs": EmbedsDocuments, "expected": "one vector of each document, as `find: dense` does"}
+    return Rewriting(method="hyde", write=write, search=by_passage_vectors, **how)
+
+
+def query2doc(
+    opener: Opener,
+    *,
+    model: str,
+    model_name: str | None = None,
+    prompt: str = "passage",
+    max_length: int | None = None,
+    precision: Precision = "fp32",
+    token_budget: int | None = None,
+) -> Rewriting:
+    """Search by a query's text with a passage written to answer it.
+
+    Args:
+        model: the language model and how it runs, as for `hyde`.
+
+    Raises:
+        UserError: there is no such model or prompt.
+    """
+    how: dict[str, Any] = {"max_length": max_length, "token_budget": token_budget, "precision": precision}
+    write = _writer(opener, prompt, model, model_name, how)
+    how = {"needs": FirstStage, "expected": "queries"}
+    return Rewriting(method="query2doc", write=write, search=by_longer_texts, **how)
+
+
+REWRITINGS: dict[str, Callable[..., Rewriting]] = {"hyde": hyde, "query2doc": query2doc}
+"""The ways to search by what a language model writes about a query."""
+
+
+def writer_identity(settings: Mapping[str, Any]) -> str:
+    """Return the identity of the language model that a step's settings name."""
+    from shortlist.rerankers.language import how_to_open, model_identity
+
+    return model_identity(how_to_open({"model": settings["model"], "model_name": settings.get("model_name")}))["model"]
+
+
+def _writer(opener: Opener, prompt: str, model: str, model_name: str | None, how: Mapping[str, Any]) -> Writer:
+    """Make the writer of these settings, once for all steps that have them.
+
+    The model's name is looked up now, and the model is loaded when it is first asked.
+    """
+    from shortlist.rerankers.language import how_to_open, is_server, language_model
+
+    asks = named_prompt(prompt)
+    if asks.asks != "passage":
+        raise UserError(f"prompt: {prompt!r} does not ask for a passage; the prompt `passage` does.")
+    settings = language_model(model, model_name=model_name, **how)
+    if not is_server(model):
+        settings["packed"] = opener.packed
+    opened = how_to_open(settings)
+
+    def open_model() -> tuple[Any, Any]:
+        from shortlist.rerankers.opening import open_language_model
+
+        return open_language_model(prompt=asks, reads="text", **opened)
+
+    return opener.once(("writer", prompt, *sorted(settings.items())), lambda: Writer(open_model))
