@@ -67,7 +67,10 @@ def _read_answer(choice: Mapping[str, Any], find_text: Callable[[Mapping[str, An
 
 
 def _token_log_probs(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """Return an answer's tokens with their log-probabilities, in the shape of a chat or of legacy completions."""
+    """Return an answer's tokens with their log-probabilities.
+
+    Reads the shapes of a chat and of legacy completions.
+    """
     found = choice.get("logprobs")
     if not isinstance(found, dict):
         return ()

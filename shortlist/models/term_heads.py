@@ -224,7 +224,7 @@ def _new_weights(
     std: float,
     seed: int | None,
 ) -> dict[str, Tensor]:
-    """Make a head that compares states with the embeddings of terms, and leaves out terms that are not near.
+    """Make a head that weighs the terms whose embeddings are near to a state.
 
     A random layer would know nothing of them, and give every text nearly all terms. A square one starts as the
     identity: states moved by SHIFT pass GELU nearly unchanged, and the norm behind it takes the move away.
