@@ -1,4 +1,4 @@
-"""Retrieval in a context: a language model reads all candidates at once, and names the relevant ones."""
+"""Reranking in one context: a language model reads all candidates at once."""
 
 from typing import Unpack
 

@@ -101,8 +101,8 @@ class Config:
     prompt: str | None = None
     """Prompt for a language model by name (None: the method's own); `inspect MODEL --prompt NAME` shows it."""
     answers: Literal["text", "logits", "likelihood"] | None = None
-    """Have a language model's answers generated, or read them from the logits of the labels at one position, or from the
-    log-probabilities of labels of several tokens (None: as the prompt says)."""
+    """Have a language model's answers generated, or read them from the logits of the labels at one position, or from
+    the log-probabilities of labels of several tokens (None: as the prompt says)."""
     likelihood: Literal["mean", "sum"] = "mean"
     """likelihood: the mean or the sum of the log-probabilities of the query's tokens; both order a query's candidates
     alike, and means compare across queries."""

@@ -279,7 +279,7 @@ class Renderer:
 
     @property
     def _reads_labels(self) -> bool:
-        """Whether the labels' ids are read; a query that is one has its ids put in later."""
+        """Whether labels are read here; a query in place of one is put behind later."""
         return self.reads != "text" and self.prompt.asks != "likelihood"
 
     def _asking(self, one: Rendered, behind: slice) -> slice:

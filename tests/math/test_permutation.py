@@ -15,6 +15,7 @@ from shortlist.math.permutation import (
     Question,
     Round,
     Verdict,
+    all_at_once,
     all_pairs,
     count_questions,
     exclusion,
@@ -31,7 +32,6 @@ from shortlist.math.permutation import (
     set_insertion,
     sliding_pairs,
     tournaments,
-    all_at_once,
 )
 
 Answers = Callable[[list[Question]], list[Verdict]]

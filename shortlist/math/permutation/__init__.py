@@ -20,12 +20,12 @@ from shortlist.math.permutation.heaps import pair_heapsort, set_heapsort, set_in
 from shortlist.math.permutation.lists import listwise, pair_bubblesort, set_bubblesort, sliding_pairs
 from shortlist.math.permutation.points import (
     Round,
+    all_at_once,
     all_pairs,
     exclusion,
     groups,
     halving_rounds,
     tournaments,
-    all_at_once,
 )
 from shortlist.math.permutation.running import (
     Count,
