@@ -79,6 +79,8 @@ class FoundPart(NamedTuple):
     run: Run
     milliseconds: dict[str, float]
     """Time by step, as in `pipeline.Trace`."""
+    num_tokens: dict[str, int]
+    """Tokens that rerankers have read, by step."""
     seconds: float
     """Time of all steps together."""
     without_terms: dict[str, list[str]]
@@ -116,7 +118,8 @@ def search(
             trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer, exclude=exclude)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
             seconds, silent = time.perf_counter() - start, _silent(pipeline, batch, trace)
-            yield FoundPart(found, trace.milliseconds, seconds, silent, trace.num_excluded)
+            read = {name: given.num_tokens for name, given in trace.found.items() if given.num_tokens}
+            yield FoundPart(found, trace.milliseconds, read, seconds, silent, trace.num_excluded)
             advance(len(batch))
 
 
@@ -171,7 +174,7 @@ def run(config: Config) -> None:
         queries[:1], 1, where=config.where
     )  # compiling and loading on first use is not part of a query's time
     num_own, num_excluded, seconds, milliseconds = 0, 0, 0.0, dict[str, float]()
-    silent = dict[str, list[str]]()
+    silent, num_tokens = dict[str, list[str]](), dict[str, int]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, num_excluded, seconds
@@ -181,6 +184,8 @@ def run(config: Config) -> None:
             num_excluded += part.num_excluded
             for name, ms in part.milliseconds.items():
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
+            for name, count in part.num_tokens.items():
+                num_tokens[name] = num_tokens.get(name, 0) + count
             for name, ids in part.without_terms.items():
                 silent[name] = silent.get(name, []) + ids
             yield from part.run.items()
@@ -203,6 +208,10 @@ def run(config: Config) -> None:
     total = 1000 * seconds / max(1, len(queries))
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
     costs = _costs(description, total, reranking, opener)
+    for cost, name in zip(costs[-len(reranking) :] if reranking else [], reranking, strict=True):
+        if read := num_tokens.get(name):
+            cost["tokens_per_query"] = round(read / max(1, len(queries)), 1)
+        cost |= _asked(next(step.stage for step in pipeline.steps if step.name == name))
     told = {"excluded": num_excluded} if excluded.source else {}
     job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
@@ -231,6 +240,12 @@ def _costs(
     return [stage_cost | {"peak_bytes": peak_bytes()} for stage_cost in costs]
 
 
+def _asked(stage: Any) -> dict[str, int]:
+    """Return what a step has asked of a language model, by the names of `data.manifest.stages`."""
+    found = stage.costs() if hasattr(stage, "costs") else {}
+    return {name: found[name] for name in ("calls", "prompt_tokens", "answer_tokens", "malformed") if name in found}
+
+
 def _prepared(part: Part, opener: Opener) -> "Prepared":
     """Prepare the reranker of a step."""
     return opener.prepared(STEPS[part.kind].methods()[part.method], part.settings)
@@ -243,7 +258,7 @@ def _size_of(model: "ModelFolder") -> dict[str, Any]:
 
 def _reranker_size(part: Part, opener: Opener) -> dict[str, Any]:
     """Return the identity and size of a reranking step's model, if it has one."""
-    if part.kind != "rank":
+    if not STEPS[part.kind].is_prepared:
         return {}
     prepared = _prepared(part, opener)
     return {name: value for name, value in prepared.identities().items() if name == "model"} | prepared.costs()
@@ -282,7 +297,7 @@ def _known_by_contents(description: Description, opener: Opener) -> str:
             return identity(value)
         if name != "model":
             return value
-        if part.kind == "rank":
+        if STEPS[part.kind].is_prepared:
             return _prepared(part, opener).identities().get(name, value)
         return opener.folder(value).identity
 
