@@ -1,4 +1,4 @@
-"""Ways to shorten documents for later steps: plain functions from settings to what can be opened."""
+"""Ways to shorten documents for later steps, as functions of their settings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from shortlist.rerankers.prepared import Prepared
 from shortlist.text.extracts import DECAY
 from shortlist.text.prompts import Prompt, named_prompt
 
-WORDS = 64
+EXTRACT_WORDS = 64
 """Most words of an extract, if nobody says another number."""
 TOKENS_A_WORD = 3
 """Tokens that a model may write for each word it is asked for."""
@@ -30,11 +30,14 @@ class Compressor(Protocol):
         ...
 
     def costs(self) -> dict[str, int]:
-        """Return the calls and tokens so far, by the names of `data.manifest.stages`; nothing if no model is asked."""
+        """Return the calls and tokens so far, by the names of `data.manifest.stages`.
+
+        A step that asks no language model has none.
+        """
         ...
 
 
-def extract(
+def by_extract(
     *, words: int | None = None, tokens: int | None = None, model: str | ModelFolder | None = None, decay: float = DECAY
 ) -> Prepared:
     """Prepare extracts: the sentences with most of the query's words, in their order.
@@ -52,12 +55,12 @@ def extract(
         raise UserError("`compress: extract` with words and tokens; give one of them.")
     if (tokens is None) != (model is None):
         raise UserError("`compress: extract` takes tokens together with the model whose tokens they are.")
-    room = tokens or words or (WORDS if words is None and tokens is None else 0)
+    room = tokens or words or (EXTRACT_WORDS if words is None and tokens is None else 0)
     if room < 1 or not 0 <= decay <= 1:
         raise UserError(f"`compress: extract` with {room} and decay {decay:g}; expected 1 or more, and 0 to 1.")
     folder = open_folder(model) if isinstance(model, str) else model
     return Prepared(
-        open=partial(late("pipeline.shortening", "Extracts"), room=room, decay=decay, folder=folder),
+        open=partial(late("pipeline.shortening", "open_extracts"), room=room, decay=decay, folder=folder),
         model=folder,
         identities=lambda: {} if folder is None else {"model": folder.identity},
         settings={"room": room, "decay": decay},
@@ -170,5 +173,5 @@ def writing_prompt(model: LanguageModelSettings, own: str) -> Prompt:
     return prompt
 
 
-COMPRESSORS: dict[str, Callable[..., Prepared]] = {"extract": extract, "summary": summary, "facts": facts}
+COMPRESSORS: dict[str, Callable[..., Prepared]] = {"extract": by_extract, "summary": summary, "facts": facts}
 """Ways to shorten by name; the keyword arguments of a function are its settings."""

@@ -1,4 +1,4 @@
-"""What shortens documents: extracts, summaries by a language model, and their best facts."""
+"""Compressors of documents: extracts, summaries by a language model, and their best facts."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,14 +22,14 @@ from shortlist.text.extracts import DECAY, Span, extract, sentences, word_weight
 from shortlist.text.prompts import Prompt
 from shortlist.text.rendering import QueryAndShown
 
-ALONE = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U00031fff"
-A_WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
+WORDS_OF_ONE_LETTER = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U00031fff"
+ANY_WORD = re.compile(rf"[{WORDS_OF_ONE_LETTER}]|[^\s{WORDS_OF_ONE_LETTER}]+")
 """A word, of scripts without spaces a letter."""
 
 
 def word_spans(text: str) -> list[Span]:
     """Find the beginning and end of each word."""
-    return [found.span() for found in A_WORD.finditer(text)]
+    return [found.span() for found in ANY_WORD.finditer(text)]
 
 
 @final
@@ -68,6 +68,11 @@ class Extracts:
             return list(map(word_spans, texts))
         found = encodings(self.tokenizer, texts)
         return [[(start, end) for start, end in one.offsets if end > start] for one in found]
+
+
+def open_extracts(*, room: int, decay: float, folder: ModelFolder | None) -> Extracts:
+    """Load what makes extracts; arguments as for `Extracts`."""
+    return Extracts(room=room, decay=decay, folder=folder)
 
 
 @final
@@ -131,7 +136,10 @@ class Summaries:
         self.writer, self.most = writer, most
 
     def shorten(self, lists: Sequence[Candidates]) -> list[list[Document]]:
-        """Shorten each document; one whose summary cannot be read, or is no shorter, keeps its text."""
+        """Shorten each document.
+
+        One whose summary cannot be read, or is no shorter, keeps its text.
+        """
         flat = [(query, document) for query, documents in lists for document in documents]
         long = [place for place, (_, document) in enumerate(flat) if len(word_spans(document.text)) > self.most]
         texts = self.writer([(flat[place][0], [flat[place][1]]) for place in long])
@@ -165,7 +173,7 @@ def open_summaries(*, prompt: Prompt, how: Mapping[str, Any]) -> Summaries:
 
 ScoreFacts = Callable[[Query, Sequence[str]], tuple[Float[np.ndarray, " facts"], Float[np.ndarray, "facts dim"] | None]]
 """Scores facts for a query, and gives their vectors of length 1 if they have any."""
-SPLITS: dict[str, Callable[[str], list[str]]] = {
+FACT_SPLITS: dict[str, Callable[[str], list[str]]] = {
     "sentences": lambda text: [text[start:end].strip() for start, end in sentences(text)],
     "lines": str.splitlines,
 }
@@ -174,7 +182,7 @@ SPLITS: dict[str, Callable[[str], list[str]]] = {
 
 @final
 class Facts:
-    """Keeps the facts of each document that are best for the query and a drafted answer.
+    """Keeps each document's best facts for the query and a drafted answer.
 
     Args:
         score: scores facts.
@@ -276,4 +284,4 @@ def open_facts(
         score = by_pairs(pointwise(model=folder, packed=packed, long_queries="cut").open())
     writer = None if prompt is None else open_writer(prompt, how)
     between = {"sentences": " ", "lines": "\n"}[split]
-    return Facts(score, split=SPLITS[split], between=between, keep=keep, share=share, writer=writer)
+    return Facts(score, split=FACT_SPLITS[split], between=between, keep=keep, share=share, writer=writer)

@@ -151,7 +151,7 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
 def _heads(
     step: Step, queries: Sequence[Query], before: Run, documents: FetchDocuments
 ) -> tuple[list[list[str]], list[Candidates]]:
-    """Return the ids of each query's first hits, and these hits with their texts where there are any."""
+    """Return the ids of each query's first hits, and their texts where there are any."""
     heads = [[hit.doc_id for hit in before.get(query.query_id, [])[: step.depth]] for query in queries]
     documents(list(dict.fromkeys(doc_id for head in heads for doc_id in head)))  # which fetches them together
     lists = [
@@ -165,7 +165,7 @@ def _heads(
 def compress(
     step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
 ) -> Found:
-    """Shorten the texts of each query's first hits for later steps; the hits stay as they are."""
+    """Shorten the texts of each query's first hits for later steps."""
     [before] = runs.values()
     _, lists = _heads(step, queries, before, documents)
     changed = {

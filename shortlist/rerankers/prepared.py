@@ -13,7 +13,7 @@ def any_query(queries: Iterable[Query]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A reranker that can be opened later, here or in another process, or what shortens texts for one.
+    """A reranker or a compressor that can be opened later, here or in another process.
 
     It also holds everything that its scores depend on.
 

@@ -37,7 +37,8 @@ def writer(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     torch.manual_seed(0)
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **shape)
+    start: dict[str, Any] = {"decoder_start_token_id": tokenizer.pad_token_id}
+    config = T5Config(vocab_size=len(tokenizer), **shape, **start)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
