@@ -296,6 +296,7 @@ TRAININGS: list[dict[str, Any]] = [
     {"reward": "ndcg,samples=3,tokens=4", "prompt": "first", "policy": "dapo"},
     {"reward": "list,samples=2,tokens=4", "policy": "pg"},
     {"reward": "exclusion,samples=2,tokens=4", "policy": "dpo"},
+    {"reward": "mrr,samples=3,tokens=4", "prompt": "first", "policy": "orpo,length=multiplied,beta=2.5"},
     {"reward": "binary,samples=3"},
 ]
 
