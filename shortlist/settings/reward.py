@@ -3,11 +3,10 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from shortlist.config import read_options
 from shortlist.errors import UserError, unknown
-from shortlist.math.losses.policy import LengthTerm
 from shortlist.math.rewards import ANSWER_REWARDS, LIST_REWARDS
 from shortlist.models.adapter_settings import ADAPTERS, parse_adapter
 from shortlist.models.kinds import named_kind
@@ -55,6 +54,9 @@ POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "orpo": {"beta": 0.1, "length": "none", "per_token": 0.1, "updates": 1},
 }
 """What `--policy` may name, with options and defaults; `updates` are the steps of the optimizer on what was sampled."""
+
+LENGTHS = ("none", "multiplied", "added")
+"""How `orpo` may count that an answer is shorter, as in `math.losses.policy.LENGTH_TERMS`, which loads PyTorch."""
 
 _AT_LEAST = {"samples": 2, "k": 1, "tokens": 0, "updates": 1, "clip": 0, "clip_above": 0, "kl": 0, "per_token": 0}
 _ABOVE_0 = ("temperature", "beta")
@@ -133,8 +135,8 @@ def _check(where: str, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name in _AT_LEAST and value < _AT_LEAST[name]:
             raise UserError(f"{where}: {name} is {value}; expected at least {_AT_LEAST[name]}.")
-        if name == "length" and value not in get_args(LengthTerm):
-            raise UserError(f"{where}: {unknown('length', value, get_args(LengthTerm))}")
+        if name == "length" and value not in LENGTHS:
+            raise UserError(f"{where}: {unknown('length', value, LENGTHS)}")
         if name in _ABOVE_0 and not value > 0:
             raise UserError(f"{where}: {name} is {value}; expected more than 0.")
 

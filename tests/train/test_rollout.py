@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from shortlist import train
 from shortlist.errors import UserError
+from shortlist.math.losses.policy import LENGTH_TERMS, draw_rankings, policy, ranked
 from shortlist.math.losses.policy import POLICIES as LOSSES
 from shortlist.math.losses.policy import REWARDS as RANKING_REWARDS
-from shortlist.math.losses.policy import draw_rankings, policy, ranked
 from shortlist.math.ranking import Ranking
 from shortlist.math.rewards import ANSWER_REWARDS, LIST_REWARDS
 from shortlist.models.folder import open_folder
@@ -26,7 +26,7 @@ from shortlist.models.heads import OutputHead
 from shortlist.models.language import LanguageModel, Wanted, output_embedding
 from shortlist.models.load import load_generator
 from shortlist.records import Group
-from shortlist.settings.reward import POLICY_OPTIONS, REWARD_KINDS, parse_rewarded, with_reward
+from shortlist.settings.reward import LENGTHS, POLICY_OPTIONS, REWARD_KINDS, parse_rewarded, with_reward
 from shortlist.settings.train_job import check_first
 from shortlist.text.batching import pad
 from shortlist.text.contract import named_contract
@@ -77,6 +77,10 @@ def graded(scores: list[float], grades: list[float]) -> Ranking:
 
 
 # Settings
+
+
+def test_lengths_that_may_be_named_are_those_of_the_loss():
+    assert tuple(LENGTH_TERMS) == LENGTHS
 
 
 @pytest.mark.parametrize("name", POLICY_OPTIONS)
