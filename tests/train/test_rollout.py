@@ -26,7 +26,7 @@ from shortlist.models.heads import OutputHead
 from shortlist.models.language import LanguageModel, Wanted, output_embedding
 from shortlist.models.load import load_generator
 from shortlist.records import Group
-from shortlist.settings.reward import LENGTHS, POLICY_OPTIONS, REWARD_KINDS, parse_rewarded, with_reward
+from shortlist.settings.reward import LENGTH_CHOICES, POLICY_OPTIONS, REWARD_KINDS, parse_rewarded, with_reward
 from shortlist.settings.train_job import check_first
 from shortlist.text.batching import pad
 from shortlist.text.contract import named_contract
@@ -80,7 +80,7 @@ def graded(scores: list[float], grades: list[float]) -> Ranking:
 
 
 def test_lengths_that_may_be_named_are_those_of_the_loss():
-    assert tuple(LENGTH_TERMS) == LENGTHS
+    assert tuple(LENGTH_TERMS) == LENGTH_CHOICES
 
 
 @pytest.mark.parametrize("name", POLICY_OPTIONS)
@@ -117,6 +117,7 @@ def test_a_reranker_that_answers_is_trained_as_the_language_model_that_it_is(tin
         ({"reward": "ndcg", "policy": "pg,kl=1"}, "unknown option of pg 'kl'"),
         ({"reward": "ndcg", "policy": "grpo,clip=0.1"}, "there is one; add updates=2"),
         ({"reward": "ndcg", "policy": "grpo,updates=0"}, "updates is 0; expected at least 1"),
+        ({"reward": "ndcg", "policy": "orpo,length=aded"}, "unknown length 'aded': perhaps 'added'"),
         ({"policy": "grpo"}, "--policy: says how rewards are learned from; add --reward"),
         ({"reward": "ndcg", "loss": ("policy",)}, "--loss policy: rewards rankings as --reward does"),
         ({"reward": "label", "loss": ("anchor=0.1",)}, "--loss anchor=0.1: is not for sampled answers"),
