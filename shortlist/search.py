@@ -209,9 +209,11 @@ def run(config: Config) -> None:
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
     costs = _costs(description, total, reranking, opener)
     for cost, name in zip(costs[-len(reranking) :] if reranking else [], reranking, strict=True):
-        if read := num_tokens.get(name):
+        asked = _asked(next(step.stage for step in pipeline.steps if step.name == name))
+        if read := num_tokens.get(name):  # answers to the first query are known from when everything was tried out
+            read = asked.get("prompt_tokens", 0) + asked.get("answer_tokens", 0) or read
             cost["tokens_per_query"] = round(read / max(1, len(queries)), 1)
-        cost |= _asked(next(step.stage for step in pipeline.steps if step.name == name))
+        cost |= asked
     told = {"excluded": num_excluded} if excluded.source else {}
     job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 

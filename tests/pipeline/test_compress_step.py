@@ -133,7 +133,7 @@ def test_a_language_model_here_writes_summaries(tiny: Tiny, built: Path, languag
         tiny,
         built,
         {"compress": "summary", "model": str(language_model), "words": 3, "depth": 1},
-        {"rank": "pointwise", "model": str(tiny.reranker), "depth": 2},
+        {"rank": "likelihood", "model": str(language_model), "depth": 1},
     )
     (tmp_path / "p.yaml").write_text(json.dumps(description))
     search.run(search.Config(pipeline=tmp_path / "p.yaml", out=tmp_path / "out.trec", k=3))
@@ -141,6 +141,10 @@ def test_a_language_model_here_writes_summaries(tiny: Tiny, built: Path, languag
     assert written["calls"] > 0
     assert written["prompt_tokens"] > written["answer_tokens"] >= 0
     assert "model" in written
+    ranked = next(stage for stage in stages(tmp_path / "out.trec") if stage["stage"] == "s1")
+    assert ranked["calls"] == 12  # the first query's too, which was asked before the time was taken
+    assert ranked["tokens_per_query"] == round(ranked["prompt_tokens"] / 12, 1)
+    assert "tokens_per_query" not in written
 
 
 def test_facts_that_are_best_are_kept_in_their_order_and_variety_counts_by_vectors():
