@@ -29,6 +29,7 @@ from shortlist.pipeline.opening import say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags
+from shortlist.pipeline.steps import STEPS
 from shortlist.pipeline.terms import without_terms
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import peak_bytes, progress, say
@@ -84,6 +85,8 @@ class FoundPart(NamedTuple):
     run: Run
     milliseconds: dict[str, float]
     """Time by step, as in `pipeline.Trace`."""
+    num_tokens: dict[str, int]
+    """Tokens that rerankers have read, by step."""
     seconds: float
     """Time of all steps together."""
     without_terms: dict[str, list[str]]
@@ -121,7 +124,8 @@ def search(
             trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer, exclude=exclude)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
             seconds, silent = time.perf_counter() - start, _silent(pipeline, batch, trace)
-            yield FoundPart(found, trace.milliseconds, seconds, silent, trace.num_excluded)
+            read = {name: given.num_tokens for name, given in trace.found.items() if given.num_tokens}
+            yield FoundPart(found, trace.milliseconds, read, seconds, silent, trace.num_excluded)
             advance(len(batch))
 
 
@@ -176,7 +180,7 @@ def run(config: Config) -> None:
         queries[:1], 1, where=config.where
     )  # compiling and loading on first use is not part of a query's time
     num_own, num_excluded, seconds, milliseconds = 0, 0, 0.0, dict[str, float]()
-    silent = dict[str, list[str]]()
+    silent, num_tokens = dict[str, list[str]](), dict[str, int]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, num_excluded, seconds
@@ -186,6 +190,8 @@ def run(config: Config) -> None:
             num_excluded += part.num_excluded
             for name, ms in part.milliseconds.items():
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
+            for name, count in part.num_tokens.items():
+                num_tokens[name] = num_tokens.get(name, 0) + count
             for name, ids in part.without_terms.items():
                 silent[name] = silent.get(name, []) + ids
             yield from part.run.items()
@@ -208,6 +214,12 @@ def run(config: Config) -> None:
     total = 1000 * seconds / max(1, len(queries))
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
     costs = _costs(description, total, reranking, opener)
+    for cost, name in zip(costs[-len(reranking) :] if reranking else [], reranking, strict=True):
+        asked = _asked(next(step.stage for step in pipeline.steps if step.name == name))
+        if read := num_tokens.get(name):  # answers to the first query are known from when everything was tried out
+            read = asked.get("prompt_tokens", 0) + asked.get("answer_tokens", 0) or read
+            cost["tokens_per_query"] = round(read / max(1, len(queries)), 1)
+        cost |= asked
     told = {"excluded": num_excluded} if excluded.source else {}
     job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
@@ -239,6 +251,12 @@ def _costs(
     return [stage_cost | {"peak_bytes": peak_bytes()} for stage_cost in costs]
 
 
+def _asked(stage: Any) -> dict[str, int]:
+    """Return what a step has asked of a language model, by the names of `data.manifest.stages`."""
+    found = stage.costs() if hasattr(stage, "costs") else {}
+    return {name: found[name] for name in ("calls", "prompt_tokens", "answer_tokens", "malformed") if name in found}
+
+
 def _size_of(model: "ModelFolder") -> dict[str, Any]:
     """Return a model's identity and size, for a manifest."""
     return {"model": model.identity} | model.costs
@@ -246,7 +264,7 @@ def _size_of(model: "ModelFolder") -> dict[str, Any]:
 
 def _reranker_size(part: Part, opener: Opener) -> dict[str, Any]:
     """Return the identity and size of a reranking step's model, if it has one."""
-    if part.kind != "rank":
+    if not STEPS[part.kind].is_prepared:
         return {}
     prepared = prepared_of(part, opener)
     return {name: value for name, value in prepared.identities().items() if name == "model"} | prepared.costs()

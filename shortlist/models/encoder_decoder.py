@@ -15,6 +15,7 @@ from shortlist.models.backbone import load_whole, real_tokens
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder
 from shortlist.models.kernels.linear import pack_linears
+from shortlist.models.outputs import Rows
 from shortlist.models.prefixes import PromptIds
 from shortlist.models.run import default_token_budget, pick_device
 from shortlist.text.batching import pad, token_batches
@@ -56,6 +57,27 @@ class EncoderDecoder:
                 found = self.model(encoder_outputs=states, attention_mask=mask, decoder_input_ids=ids).logits
             logits[numbers] = found[:, -1, list(tokens)].float().cpu()
         return logits
+
+    def log_probs(
+        self, prompts: Sequence[Sequence[PromptIds]], begun: Sequence[PromptIds], answers: Sequence[PromptIds]
+    ) -> Rows:
+        """Compute the log-probability of each token of each answer after its beginning.
+
+        Args:
+            prompts: the inputs of each prompt.
+            begun: the ids with which the decoder begins each answer.
+        """
+        found: list[Tensor] = [torch.empty(0)] * len(prompts)
+        whole = [[*start, *answer] for start, answer in zip(begun, answers, strict=True)]
+        for numbers, states, mask, ids in self._encoded(prompts, whole):
+            with torch.inference_mode():
+                logits = self.model(encoder_outputs=states, attention_mask=mask, decoder_input_ids=ids[:, :-1]).logits
+            told = logits.float().log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0].cpu()
+            for number, row in zip(numbers, told, strict=True):
+                found[number] = row[len(begun[number]) - 1 :]
+        return Rows(
+            torch.cat(found) if found else torch.empty(0), torch.tensor(list(map(len, found)), dtype=torch.long)
+        )
 
     def generate(
         self, prompts: Sequence[Sequence[PromptIds]], begun: Sequence[PromptIds], *, most: int, stop: Collection[int]

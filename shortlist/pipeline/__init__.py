@@ -432,7 +432,7 @@ class Pipeline:
                 else:
                     given = run(wanted[step.name])
             found[step.name] = given
-            texts.changed |= given.documents
+            texts.add(given)
         return Trace(found, texts.milliseconds, num_excluded)
 
     def _answer(self, query: Query, k: int, steps: Sequence[Step], answer: AnswerUnit) -> Answer:
@@ -502,7 +502,13 @@ def _together(before: Found | None, now: Found) -> Found:
     if before is None:
         return now
     num_placed = None if now.num_placed is None else {**(before.num_placed or {}), **now.num_placed}
-    return Found({**before.run, **now.run}, num_placed, {**before.documents, **now.documents})
+    return Found(
+        {**before.run, **now.run},
+        num_placed,
+        {**before.documents, **now.documents},
+        {**before.by_query, **now.by_query},
+        before.num_tokens + now.num_tokens,
+    )
 
 
 def _allowed(find: Callable[[int], Found], exclude: Exclusions, most: int, more: int) -> tuple[Found, int]:
@@ -603,10 +609,19 @@ class _Texts:
         self.collection = collection
         self.known: dict[str, Document] = {}
         self.changed: dict[str, Document] = {}
+        self.by_query: dict[str, dict[str, Document]] = {}
         self.milliseconds: dict[str, float] = {}
 
-    def __call__(self, doc_ids: Sequence[str]) -> dict[str, Document]:
-        return {doc_id: self.changed.get(doc_id, document) for doc_id, document in self.originals(doc_ids).items()}
+    def __call__(self, doc_ids: Sequence[str], query_id: str | None = None) -> dict[str, Document]:
+        own = {} if query_id is None else self.by_query.get(query_id, {})
+        originals = self.originals(doc_ids)
+        return {doc_id: own.get(doc_id) or self.changed.get(doc_id, originals[doc_id]) for doc_id in originals}
+
+    def add(self, found: Found) -> None:
+        """Take over the texts that a step has changed."""
+        self.changed |= found.documents
+        for query_id, documents in found.by_query.items():
+            self.by_query[query_id] = {**self.by_query.get(query_id, {}), **documents}
 
     def originals(self, doc_ids: Sequence[str]) -> dict[str, Document]:
         """Fetch documents as they are in the collection."""

@@ -31,7 +31,7 @@ def known_by_contents(description: Description, opener: Opener) -> str:
             return identity(value)
         if name != "model":
             return value
-        if part.kind == "rank":
+        if STEPS[part.kind].is_prepared:
             return prepared_of(part, opener).identities().get(name, value)
         return writer_identity(part.settings) if part.kind == "rewrite" else opener.folder(value).identity
 

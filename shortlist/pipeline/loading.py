@@ -147,6 +147,11 @@ class Opener:
         load = self.prepared(method, settings).open
         return self.model("reranker", str(settings.get("model", "")), load, method, *sorted(settings.items()))
 
+    def compressor(self, method: Callable[..., "Prepared"], settings: Mapping[str, Any]) -> Any:
+        """Load what shortens texts by a method in `pipeline.compressors.COMPRESSORS`."""
+        load = self.prepared(method, settings).open
+        return self.model("compressor", str(settings.get("model", "")), load, method, *sorted(settings.items()))
+
 
 def open_words(opener: Opener, *, index: Path | None = None, language: str | None = None) -> FirstStage:
     """Open a BM25 index from `shortlist index`.
@@ -300,6 +305,13 @@ def finder_of(contract: "InputContract") -> str:
     from shortlist.text.contract import PER_TOKEN, SPARSE
 
     return {PER_TOKEN: "late", **dict.fromkeys(SPARSE, "sparse")}.get(contract.reading.pooling, "dense")
+
+
+def compressors() -> Mapping[str, Callable[..., "Prepared"]]:
+    """Return the ways to shorten texts, imported when one is first named."""
+    from shortlist.pipeline.compressors import COMPRESSORS
+
+    return COMPRESSORS
 
 
 def rerankers() -> Mapping[str, Callable[..., "Prepared"]]:

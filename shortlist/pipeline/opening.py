@@ -99,8 +99,9 @@ def _before(part: Part, description: Description) -> list[Part]:
 
 def _model_of(part: Part, opener: Opener) -> str | None:
     """Return the identity of a step's model, as manifests of runs have it."""
-    if part.kind == "rank":
-        prepared = opener.prepared(STEPS["rank"].methods()[part.method], part.settings)
+    kind = STEPS[part.kind]
+    if kind.is_prepared:
+        prepared = opener.prepared(kind.methods()[part.method], part.settings)
         return prepared.identities().get("model")
     name = part.settings.get("model")
     if part.kind == "rewrite":

@@ -8,7 +8,6 @@ from typing import Any, final
 import numpy as np
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.answers import AnswerLog
 from shortlist.errors import UserError
 from shortlist.index.protocols import EmbedsDocuments, FirstStage
 from shortlist.math.feedback import vector_average
@@ -16,7 +15,6 @@ from shortlist.models.files import Precision
 from shortlist.pipeline.feedback import Revision, SearchedAgain, check_searched
 from shortlist.pipeline.loading import Opener
 from shortlist.records import Document, Hit, Query
-from shortlist.text.answers import said
 from shortlist.text.prompts import named_prompt
 
 REPEATED = 5
@@ -29,28 +27,23 @@ SearchWritten = Callable[[Revision, Sequence[str], int, Allowed | None], list[li
 
 
 @final
-class Writer:
+class PassageWriter:
     """Has a language model write a passage for each query.
 
-    What it has written is not asked for again.
-
     Args:
-        open_model: loads the model when it is first asked, and returns what its answers depend on besides.
+        open_writer: loads the model when it is first asked, and returns a `shortening.Writer`.
     """
 
-    def __init__(self, open_model: Callable[[], tuple[Any, Any]]) -> None:
-        self._open, self._lock, self._log = open_model, threading.Lock(), AnswerLog(None)
-        self._model: tuple[Any, Any] | None = None
+    def __init__(self, open_writer: Callable[[], Any]) -> None:
+        self._open, self._lock, self._writer = open_writer, threading.Lock(), None
 
     def __call__(self, queries: Sequence[Query]) -> list[str]:
-        """Write a passage for each query; it is empty where the model says nothing."""
-        from shortlist.rerankers.asking import QUESTION, ask_each
+        """Write a passage for each query; it is empty where nothing can be read."""
+        from shortlist.rerankers.asking import QUESTION
 
         with self._lock:  # the model answers one caller at a time
-            model, shared = self._model = self._model or self._open()
-            asked = [(QUESTION, [Document("", query.text)]) for query in queries]
-            answers = dict(ask_each(model, asked, self._log, shared=shared))
-        return [" ".join(said(answers[place]).split()) for place in range(len(queries))]
+            self._writer = self._writer or self._open()
+            return [text or "" for text in self._writer([(QUESTION, [Document("", query.text)]) for query in queries])]
 
 
 @final
@@ -190,7 +183,7 @@ def writer_identity(settings: Mapping[str, Any]) -> str:
     return model_identity(how_to_open({"model": settings["model"], "model_name": settings.get("model_name")}))["model"]
 
 
-def _writer(opener: Opener, prompt: str, model: str, model_name: str | None, how: Mapping[str, Any]) -> Writer:
+def _writer(opener: Opener, prompt: str, model: str, model_name: str | None, how: Mapping[str, Any]) -> PassageWriter:
     """Make the writer of these settings, once for all steps that have them.
 
     The model's name is looked up now, and the model is loaded when it is first asked.
@@ -198,16 +191,16 @@ def _writer(opener: Opener, prompt: str, model: str, model_name: str | None, how
     from shortlist.rerankers.language import how_to_open, is_server, language_model
 
     asks = named_prompt(prompt)
-    if asks.asks != "passage":
-        raise UserError(f"prompt: {prompt!r} does not ask for a passage; the prompt `passage` does.")
+    if asks.asks != "text":
+        raise UserError(f"prompt: {prompt!r} does not ask for a text; the prompt `passage` does.")
     settings = language_model(model, model_name=model_name, **how)
     if not is_server(model):
         settings["packed"] = opener.packed
     opened = how_to_open(settings)
 
-    def open_model() -> tuple[Any, Any]:
-        from shortlist.rerankers.opening import open_language_model
+    def open_now() -> Any:
+        from shortlist.pipeline.shortening import open_writer
 
-        return open_language_model(prompt=asks, reads="text", **opened)
+        return open_writer(asks, opened)
 
-    return opener.once(("writer", prompt, *sorted(settings.items())), lambda: Writer(open_model))
+    return opener.once(("writer", prompt, *sorted(settings.items())), lambda: PassageWriter(open_now))

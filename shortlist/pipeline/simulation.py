@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions
+from shortlist.errors import UserError
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.contents import prepared_of
 from shortlist.pipeline.loading import Opener
@@ -106,6 +107,12 @@ class PairScores:
         yield from zip(lists, np.split(scores, ends[:-1]), strict=True)
 
 
+SIMULATED = ("find", "fuse", "rank", "cut", "diversify")
+"""Kinds of steps that only read lists and scores, which can be remembered."""
+READ_BY_A_MODEL = (("find", "cur"), ("find", "tree"))
+"""First stages that read documents with a model."""
+
+
 class LastRun(NamedTuple):
     """Last result of a step, and the runs that it read."""
 
@@ -132,10 +139,16 @@ class Simulation:
     other. The texts that were read stay in memory.
 
     Raises:
-        UserError: as for `Pipeline.open`.
+        UserError: as for `Pipeline.open`, or a step is of a kind that is not simulated.
     """
 
     def __init__(self, description: Description, opener: Opener) -> None:
+        for part in description.steps:
+            if part.kind not in SIMULATED or (part.kind, part.method) in READ_BY_A_MODEL:
+                raise UserError(
+                    f"step {part.name!r}: `{part.kind}: {part.method}` cannot be tried with other numbers without "
+                    "doing all of its work again; leave it out."
+                )
         self.description = description
         resolved = with_own_indexes(description)
         self.pipeline = Pipeline.open(resolved, opener)
@@ -227,7 +240,8 @@ class Simulation:
     def _reading(self, documents: FetchDocuments) -> FetchDocuments:
         """Fetch texts once."""
 
-        def fetch(doc_ids: Sequence[str]) -> Mapping[str, Document]:
+        def fetch(doc_ids: Sequence[str], query_id: str | None = None) -> Mapping[str, Document]:
+            del query_id  # no step here changes a text for one query alone
             if missing := [doc_id for doc_id in doc_ids if doc_id not in self._texts]:
                 self._texts.update(documents(missing))
             return {doc_id: self._texts[doc_id] for doc_id in doc_ids}

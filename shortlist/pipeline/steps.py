@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from shortlist.errors import UserError
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.math.narrowing import num_near_top
 from shortlist.pipeline.feedback import FEEDBACKS, Revision, SearchedAgain
-from shortlist.pipeline.loading import FINDERS, Opener, rerankers
+from shortlist.pipeline.loading import FINDERS, Opener, compressors, rerankers
 from shortlist.pipeline.rewriting import REWRITINGS
 from shortlist.pipeline.variety import StoredVectors, by_mmr, chosen_first
 from shortlist.records import Document, Hit, Query, Run
@@ -28,8 +28,19 @@ from shortlist.rerankers.lists import score_lists
 FUSED_DEPTH = 100
 """Least number of ranks to fuse from each run. Few would not do, as a document that two runs rank 20th can win."""
 
-FetchDocuments = Callable[[Sequence[str]], Mapping[str, Document]]
-"""Fetches documents by id, with the changes that earlier steps made."""
+
+@runtime_checkable
+class FetchDocuments(Protocol):
+    """Fetches documents by id."""
+
+    def __call__(self, doc_ids: Sequence[str], query_id: str | None = None) -> Mapping[str, Document]:
+        """Return documents by id, with the changes that earlier steps made.
+
+        Args:
+            query_id: the query that they are for, as a step may change a text for one query only (None: without such
+                changes).
+        """
+        ...
 
 
 class Found(NamedTuple):
@@ -41,6 +52,10 @@ class Found(NamedTuple):
     all)."""
     documents: Mapping[str, Document] = {}
     """Documents whose texts the step has changed, for later steps."""
+    by_query: Mapping[str, Mapping[str, Document]] = {}
+    """Documents whose texts the step has changed for one query, by its id."""
+    num_tokens: int = 0
+    """Tokens that a reranker has read, without padding; 0 if nothing counts them."""
 
 
 class Step(NamedTuple):
@@ -109,6 +124,8 @@ class StepKind(NamedTuple):
     """Whether its scores only count down, so that no later step may cut by them."""
     searches: bool = False
     """Whether it searches an earlier first stage again, which the option `search` names."""
+    is_prepared: bool = False
+    """Whether its methods return a `rerankers.prepared.Prepared`, which knows the identity of its models."""
 
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
@@ -130,23 +147,46 @@ def fuse(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
 def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Rerank the first hits of each query; the others follow in their old order."""
     [before] = runs.values()
-    read = [before.get(query.query_id, []) for query in queries]
-    heads = [[hit.doc_id for hit in hits[: num_read(step, hits)]] for hits in read]
-    texts = documents(list(dict.fromkeys(doc_id for head in heads for doc_id in head)))
-    lists = [
-        Candidates(query, [texts[doc_id] for doc_id in head])
-        for query, head in zip(queries, heads, strict=True)
-        if head
-    ]
-    scores = np.full(sum(map(len, heads)), np.nan)
+    heads, lists = _heads(step, queries, before, documents)
+    scores, num_tokens = np.full(sum(map(len, heads)), np.nan), 0
     for part in score_lists(step.stage, lists):
         scores[part.numbers] = part.scores
+        num_tokens += part.num_tokens
     run, num_placed = {}, {}
     for query, query_scores in zip(queries, np.split(scores, np.cumsum(list(map(len, heads)))[:-1]), strict=True):
         hits = before.get(query.query_id, [])
         run[query.query_id] = reorder(hits, interpolate(hits, query_scores.tolist(), step.share))
         num_placed[query.query_id] = int((~np.isnan(query_scores)).sum())
-    return Found(run, num_placed)
+    return Found(run, num_placed, num_tokens=num_tokens)
+
+
+def _heads(
+    step: Step, queries: Sequence[Query], before: Run, documents: FetchDocuments
+) -> tuple[list[list[str]], list[Candidates]]:
+    """Return the ids of each query's first hits, and their texts where there are any."""
+    read = [before.get(query.query_id, []) for query in queries]
+    heads = [[hit.doc_id for hit in hits[: num_read(step, hits)]] for hits in read]
+    documents(list(dict.fromkeys(doc_id for head in heads for doc_id in head)))  # which fetches them together
+    lists = [
+        Candidates(query, list(documents(head, query.query_id).values()))
+        for query, head in zip(queries, heads, strict=True)
+        if head
+    ]
+    return heads, lists
+
+
+def compress(
+    step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
+) -> Found:
+    """Shorten the texts of each query's first hits for later steps."""
+    [before] = runs.values()
+    _, lists = _heads(step, queries, before, documents)
+    changed = {
+        query.query_id: {document.doc_id: document for document in shorter}
+        for (query, _), shorter in zip(lists, step.stage.shorten(lists), strict=True)
+    }
+    run = {query.query_id: before.get(query.query_id, []) for query in queries}
+    return Found(run, dict.fromkeys(run, 0), by_query=changed)
 
 
 def num_read(step: Step, hits: Sequence[Hit]) -> int:
@@ -222,6 +262,11 @@ def by_fuser(*, fuser: Path) -> Fuser:
 def open_ranker(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
     """Open the reranker of a method in RERANKERS."""
     return opener.reranker(method, settings)
+
+
+def open_compressor(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
+    """Open a way to shorten texts, a method in COMPRESSORS."""
+    return opener.compressor(method, settings)
 
 
 def open_cut(method: Callable[..., Any], opener: Opener, settings: Mapping[str, Any]) -> Any:
@@ -304,7 +349,8 @@ STEPS: dict[str, StepKind] = {
     "fuse": StepKind(
         fuse, lambda: {**FUSIONS, **FROM_FILES}, open_fusion, is_first_stage=True, num_read=None, fewest=FUSED_DEPTH
     ),
-    "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True),
+    "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True, is_prepared=True),
+    "compress": StepKind(compress, compressors, open_compressor, depth=100, is_prepared=True),
     "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
     "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100, counts_down=True),
     "rewrite": StepKind(

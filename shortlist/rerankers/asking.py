@@ -159,7 +159,9 @@ class Questions:
         """
         known = [number for number in numbers if not math.isnan(number)]
         if not known:
-            return [math.nan] * (1 if self.prompt.asks == "grade" else len(numbers)), ("none",)
+            return [math.nan] * (1 if self.prompt.asks in ("grade", "likelihood") else len(numbers)), ("none",)
+        if self.prompt.asks == "likelihood":
+            return [sum(known) / (len(known) if self.prompt.likelihood == "mean" else 1)], ()
         if self.prompt.asks == "order":
             return numbers, ("missing",) * (len(known) < len(numbers))
         if self.prompt.asks == "worst":  # the likeliest label is that of the worst document

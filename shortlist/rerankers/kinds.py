@@ -8,10 +8,12 @@ from shortlist.errors import UserError, in_python, unknown
 from shortlist.rerankers import Ranker
 from shortlist.rerankers.attention import by_attention
 from shortlist.rerankers.block import in_own_blocks
+from shortlist.rerankers.context import in_context
 from shortlist.rerankers.embedding import by_embedding
 from shortlist.rerankers.exclusion import exclusion
 from shortlist.rerankers.groupwise import graded_singly, groupwise
 from shortlist.rerankers.late import late_interaction
+from shortlist.rerankers.likelihood import by_likelihood
 from shortlist.rerankers.listwise import listwise
 from shortlist.rerankers.pairwise import pairwise
 from shortlist.rerankers.pointwise import pointwise
@@ -32,6 +34,8 @@ RERANKERS: dict[str, Callable[..., Prepared]] = {
     "exclusion": exclusion,
     "groupwise": groupwise,
     "graded": graded_singly,
+    "likelihood": by_likelihood,
+    "context": in_context,
 }
 """Methods by name; the keyword arguments of a function are the method's settings."""
 

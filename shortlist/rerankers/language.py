@@ -10,12 +10,10 @@ from shortlist.math.permutation import Plan, in_both_orders
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.rerankers.prepared import Prepared
-from shortlist.text.prompts import Asks, Prompt, named_prompt
+from shortlist.text.prompts import Answers, Asks, Prompt, named_prompt
 
 Orders = Literal[1, 2]
 """In how many orders documents are shown together: in one, or turned round too."""
-Answers = Literal["text", "logits"]
-"""How an answer is had: generated and parsed, or read from the labels' logits at one position."""
 
 
 class LanguageModelSettings(TypedDict, total=False):
@@ -60,6 +58,7 @@ def by_language_model(
     *,
     settings: Mapping[str, Any],
     model: LanguageModelSettings,
+    adjust: Callable[[Prompt], Prompt] | None = None,
 ) -> Prepared:
     """Prepare a reranker that asks a language model.
 
@@ -69,6 +68,7 @@ def by_language_model(
         plan: makes the plan of lists for a prompt.
         settings: the method's own settings, by name.
         model: the model and its prompt.
+        adjust: changes the prompt.
 
     Raises:
         UserError: there is no such model or prompt, or they do not fit together.
@@ -76,7 +76,8 @@ def by_language_model(
     prompt = named_prompt(model.get("prompt") or own)
     if prompt.asks not in asks:
         raise UserError(f"--prompt: {prompt.name!r} asks for {ASKED[prompt.asks]}; this method needs {ASKED[asks[0]]}.")
-    if prompt.encoder:
+    prompt = prompt if adjust is None else adjust(prompt)
+    if prompt.encoder and prompt.asks != "likelihood":
         raise UserError(
             f"--prompt: {prompt.name!r} is for an encoder with a decoder, which is not asked here; choose "
             "another prompt, with a causal language model."
@@ -84,8 +85,10 @@ def by_language_model(
     if model.get("model") is None:
         raise UserError("--model is missing: a language model's folder or hub name, or the address of a server.")
     reads = model.get("answers") or prompt.reads
-    if reads == "logits" and prompt.asks in ("grades", "top"):
-        raise UserError(f"--answers: what {prompt.name!r} asks for is not read from logits; choose text.")
+    if reads != "text" and prompt.asks in ("grades", "top"):
+        raise UserError(f"--answers: what {prompt.name!r} asks for is not read from {reads}; choose text.")
+    if reads == "likelihood" and is_server(model.get("model")):
+        raise UserError("--answers: a server does not tell how likely given texts are; choose text or logits.")
     plan_of = plan(prompt)
     check_plan(plan_of, prompt)
     shared = {"prompt": prompt.digest(), "answers": reads, "max_length": model.get("max_length")}
@@ -111,9 +114,10 @@ ASKED = {
     "grade": "a grade",
     "states": "hidden states",
     "queries": "queries",
-    "passage": "a passage",
     "attention": "nothing but attention",
     "blocks": "the relevant documents, each in a block of its own",
+    "likelihood": "how likely the query is",
+    "text": "a text",
 }
 
 

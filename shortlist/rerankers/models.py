@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from shortlist.errors import UserError
 from shortlist.models.encoder_decoder import EncoderDecoder
 from shortlist.models.generator import Generator
+from shortlist.models.outputs import split
 from shortlist.models.remote import Remote
 from shortlist.models.replies import ServerAnswer
 from shortlist.records import Document, Query
@@ -25,8 +26,9 @@ class RawAnswer(NamedTuple):
     """A model's answer to one prompt."""
 
     answer: str | list[float] | dict[str, Any]
-    """Text, or a number for each label: its logit or log-probability, NaN if it is not known; or, where a prompt is
-    `certain`, the `text` and the `probability` of its grade."""
+    """Text, or a number for each label: its logit or log-probability, NaN if it is not known. Where likelihood is asked
+    for, the log-probability of each of the query's tokens; where a prompt is `certain`, the `text` and the
+    `probability` of its grade."""
     prompt_tokens: int
     answer_tokens: int
 
@@ -76,7 +78,7 @@ class LocalModel:
     def replies(self, asked: Sequence[QueryAndShown]) -> Iterator[dict[int, RawAnswer]]:
         """Yield answers that are computed together."""
         rendered = self._rendered(asked)
-        answer = self._logits if self.renderer.reads == "logits" else self._texts
+        answer = {"logits": self._logits, "likelihood": self._log_probs, "text": self._texts}[self.renderer.reads]
         sizes = [len(one.ids) + one.answer_tokens for one in rendered]
         for places in batches_by_size(range(len(asked)), sizes, most=TOKENS_AT_ONCE, count=CALLS_AT_ONCE):
             replies = answer([asked[place] for place in places], [rendered[place] for place in places])
@@ -108,6 +110,21 @@ class LocalModel:
             place: RawAnswer([row[columns[token]] for token in ids], len(one.ids), 0)
             for place, (row, ids, one) in enumerate(zip(rows, labels, rendered, strict=True))
         }
+
+    def _log_probs(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
+        """Compute the log-probability of each label, or of each token of the only one."""
+        owners = [place for place, one in enumerate(rendered) for _ in one.labels]
+        labels = [label for one in rendered for label in one.labels]
+        if isinstance(self.generator, EncoderDecoder):
+            inputs, begun = encoder_inputs(rendered), [rendered[place].decoder_ids for place in owners]
+            rows = self.generator.log_probs([inputs[place] for place in owners], begun, labels)
+        else:
+            rows = self.generator.log_probs([rendered[place].ids for place in owners], labels)
+        numbers: list[list[float]] = [[] for _ in rendered]
+        for place, told in zip(owners, split(rows), strict=True):
+            numbers[place] += told.tolist() if self.renderer.prompt.asks == "likelihood" else [told.sum().item()]
+        read = [len(one.ids) + sum(map(len, one.labels)) for one in rendered]
+        return {place: RawAnswer(numbers[place], read[place], 0) for place in range(len(rendered))}
 
     def _texts(self, asked: Sequence[QueryAndShown], rendered: list[Rendered]) -> dict[int, RawAnswer]:
         most = max(one.answer_tokens for one in rendered)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shortlist.records import Query
-from shortlist.rerankers import Ranker
 
 
 def any_query(queries: Iterable[Query]) -> None:
@@ -14,7 +13,7 @@ def any_query(queries: Iterable[Query]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A reranker that can be opened later, here or in another process.
+    """A reranker or a compressor that can be opened later, here or in another process.
 
     It also holds everything that its scores depend on.
 
@@ -29,7 +28,7 @@ class Prepared:
         model: the opened value of the setting `model`, to pass on instead of a name that was looked up already.
     """
 
-    open: Callable[..., Ranker]
+    open: Callable[..., Any]
     identities: Callable[[], dict[str, str]] = dict
     settings: Mapping[str, Any] = field(default_factory=dict)
     whole_lists: bool = False

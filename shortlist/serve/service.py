@@ -222,6 +222,8 @@ class Service:
             return LateReranker(self._batched("late", name, model.retriever), stored=model.stored)
         if role == "reranker" and not (isinstance(model, Reranker) and model.segments in ("whole", "firstp")):
             return OneAtATime(model)
+        if role == "compressor":
+            return _guarded(model, "shorten")
         if role == "sparse" and model.contract.reading.queries == "lookup":
             return model  # no model has to run
         return self._batched(role, name, model)

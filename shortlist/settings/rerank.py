@@ -31,6 +31,7 @@ READING = (
     "model_name",
     "prompt",
     "answers",
+    "likelihood",
     "sort",
     "top",
     "passes",
@@ -61,7 +62,8 @@ class Config:
     model, by the best match of each of the query's tokens. attention: the attention that a language model's query pays
     to each candidate. block: the same in a model trained on candidates that do not see one another. embedding: vectors,
     of which the query's has read candidates too. The others ask a language model: listwise, pairwise, setwise,
-    tournament, exclusion, groupwise, graded."""
+    tournament, exclusion, groupwise, graded, context (all candidates at once); or read how likely the query is behind
+    each candidate: likelihood."""
     vectors: Path | None = None
     """late, embedding: vectors of the documents from `shortlist encode` with the model; the documents that they lack
     are encoded (None: all are)."""
@@ -98,9 +100,12 @@ class Config:
     """A server's name of its model; the key is read from SHORTLIST_API_KEY or OPENAI_API_KEY."""
     prompt: str | None = None
     """Prompt for a language model by name (None: the method's own); `inspect MODEL --prompt NAME` shows it."""
-    answers: Literal["text", "logits"] | None = None
-    """Have a language model's answers generated, or read them from the logits of the labels (None: as the prompt
-    says)."""
+    answers: Literal["text", "logits", "likelihood"] | None = None
+    """Have a language model's answers generated, or read them from the logits of the labels at one position, or from
+    the log-probabilities of labels of several tokens (None: as the prompt says)."""
+    likelihood: Literal["mean", "sum"] = "mean"
+    """likelihood: the mean or the sum of the log-probabilities of the query's tokens; both order a query's candidates
+    alike, and means compare across queries."""
     sort: Literal["heap", "bubble", "sliding", "all", "insertion"] | None = None
     """Which candidates are compared (None: those of a heapsort); pairwise: heap, bubble, sliding or all; setwise: heap,
     bubble or insertion."""

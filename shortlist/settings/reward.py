@@ -51,10 +51,14 @@ POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "dr-grpo": {"clip": 0.2, "kl": 0.0, "updates": 1},
     "dapo": {"clip": 0.2, "clip_above": 0.28, "updates": 1},
     "dpo": {"beta": 0.1, "updates": 1},
+    "orpo": {"beta": 0.1, "length": "none", "per_token": 0.1, "updates": 1},
 }
 """What `--policy` may name, with options and defaults; `updates` are the steps of the optimizer on what was sampled."""
 
-_AT_LEAST = {"samples": 2, "k": 1, "tokens": 0, "updates": 1, "clip": 0, "clip_above": 0, "kl": 0}
+LENGTH_CHOICES = ("none", "multiplied", "added")
+"""How `orpo` may count that an answer is shorter, as in `math.losses.policy.LENGTH_TERMS`, which loads PyTorch."""
+
+_AT_LEAST = {"samples": 2, "k": 1, "tokens": 0, "updates": 1, "clip": 0, "clip_above": 0, "kl": 0, "per_token": 0}
 _ABOVE_0 = ("temperature", "beta")
 
 
@@ -131,6 +135,8 @@ def _check(where: str, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name in _AT_LEAST and value < _AT_LEAST[name]:
             raise UserError(f"{where}: {name} is {value}; expected at least {_AT_LEAST[name]}.")
+        if name == "length" and str(value) not in LENGTH_CHOICES:
+            raise UserError(f"{where}: {unknown('length', str(value), LENGTH_CHOICES)}")
         if name in _ABOVE_0 and not value > 0:
             raise UserError(f"{where}: {name} is {value}; expected more than 0.")
 

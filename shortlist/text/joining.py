@@ -88,6 +88,8 @@ class Joiner:
 
 def stretches_of(text: Laid) -> list[Stretch]:
     """Take a text apart before each document, and behind the last one."""
+    if not text.text:
+        return [Stretch("", True, "", tuple(text.documents), tuple(text.queries))]
     cuts = [start for start, _ in text.documents if start and BREAK.match(text.text, start - 1)]
     end = text.documents[-1][1] if text.documents else 0
     behind = BREAK.search(text.text, end)
@@ -137,6 +139,8 @@ def _tokens(encoding: Any, start: int, end: int) -> slice:
 
     An empty one has the token behind it, or the last one.
     """
+    if not encoding.ids:
+        return slice(0, 0)
     first = next((token for i in range(start, end) if (token := encoding.char_to_token(i)) is not None), None)
     if first is None:
         length = len(encoding.ids)

@@ -24,18 +24,22 @@ from shortlist.text.answers import PARSES, Choices, Parsed
 from shortlist.text.templates import field_names
 
 Asks = Literal[
-    "order", "top", "best", "worst", "pair", "grades", "grade", "states", "queries", "attention", "blocks", "passage"
-]
+    "order", "top", "best", "worst", "pair", "grades", "grade", "states", "queries", "attention", "blocks",
+    "likelihood", "text",
+]  # fmt: skip
 """What is wanted of the documents: all of them in order, the best few in order, the best one, the worst one, the
 better one of two, a grade for each, a grade for the only one, nothing but hidden states at marked tokens, queries
-that the only one answers, nothing but attention, the relevant ones of documents that do not see one another, or a
-passage that answers the only one, which is a query."""
+that the only one answers, nothing but attention, the relevant ones of documents that do not see one another, how
+likely the query is behind the only one, or a text of the model's own about the only one."""
+Answers = Literal["text", "logits", "likelihood"]
+"""How an answer is had: generated and parsed, read from the labels' logits at one position, or from the log-probability
+of each label."""
 
 UNITS = ("words", "tokens", "characters")
 
-ONLY = {"pair": 2, "grade": 1, "queries": 1, "passage": 1}
+ONLY = {"pair": 2, "grade": 1, "queries": 1, "likelihood": 1, "text": 1}
 """The only number of documents that these prompts can show."""
-UNPARSED = ("states", "queries", "attention", "passage")
+UNPARSED = ("states", "queries", "attention", "likelihood", "text")
 """What needs no function to read scores from an answer."""
 
 TURN_FIELDS = {"query", "documents", "num", "labels", "most", "instruction"}
@@ -106,7 +110,7 @@ class Prompt:
     begins: str = ""
     """The text with which the answer begins, given to the model."""
     answer: str = "{label}"
-    """A label in the answer, behind `begins`."""
+    """A label in the answer, behind `begins`; where likelihood is asked for, the query in place of a label."""
     answers_between: str = ""
     """The text between two labels of an order in the answer."""
     answer_whole: str = "{answers}"
@@ -119,8 +123,12 @@ class Prompt:
     """The most tokens of an answer; "full": as many as an answer with all labels has."""
     certain: bool = False
     """Whether a generated grade is multiplied by its probability: that of its tokens, after what was written before."""
-    reads: Literal["text", "logits"] = "text"
-    """Whether the answer is generated and parsed, or read from the labels' logits, if nobody says otherwise."""
+    reads: Answers = "text"
+    """How the answer is had, if nobody says otherwise."""
+    likelihood: Literal["mean", "sum"] = "mean"
+    """Whether a query's likelihood is the mean or the sum of its tokens' log-probabilities."""
+    whole: bool = False
+    """Whether documents are never shortened for the model's sake: a prompt that is too long is refused."""
     marks: tuple[str, ...] = ()
     """Tokens whose hidden states are read: that of each document, then that of the query."""
     asking: Literal["end", "query"] = "end"

@@ -15,7 +15,7 @@ from shortlist.records import Document, Query
 from shortlist.text.conversations import Frame, applied, frame_of
 from shortlist.text.excerpts import Excerpts, encodings
 from shortlist.text.joining import Joiner
-from shortlist.text.labels import Ending, ending, single_ids
+from shortlist.text.labels import Ending, common_start, ending, single_ids
 from shortlist.text.layout import NO_DOCUMENTS, Laid, framed, join_laid, laid_out
 from shortlist.text.prompts import ONLY, Limit, Prompt
 
@@ -64,8 +64,7 @@ class Renderer:
     Args:
         tokenizer: a fast tokenizer; None for a server whose tokenizer is not known, which is asked with `messages`.
         most_tokens: the model's context; prompts leave room for the answer in it, and documents are shortened for that.
-        reads: "text" if the answer is generated, "logits" if it is read from the labels' logits (None: as the prompt
-            says).
+        reads: a value of `prompts.Answers` (None: as the prompt says).
 
     Raises:
         UserError: the tokenizer does not suit the prompt.
@@ -261,7 +260,27 @@ class Renderer:
                 one.asking = self._asking(one, one.query_spans.pop())
             self._end(one, len(documents))
             rendered.append(one)
+        if self.prompt.asks == "likelihood":
+            self._put_queries_behind(rendered, [query for query, _ in questions])
         return rendered
+
+    def _put_queries_behind(self, rendered: Sequence[Rendered], queries: Sequence[Query]) -> None:
+        """Let each query be the one label behind its prompt, tokenised together with it."""
+        answers = [self.prompt.answer.format(label=self._excerpts.query(query)) for query in queries]
+        if self.prompt.encoder:
+            for one, found in zip(rendered, encodings(self.tokenizer, answers), strict=True):
+                one.labels, one.answer_tokens = [tuple(found.ids)], len(found.ids)
+            return
+        wholes = [one.text + answer for one, answer in zip(rendered, answers, strict=True)]
+        for one, found in zip(rendered, encodings(self.tokenizer, wholes), strict=True):
+            kept = common_start([one.ids, found.ids])
+            one.ids, one.labels = one.ids[:kept], [tuple(found.ids[kept:])]
+            one.answer_tokens = len(found.ids) - kept
+
+    @property
+    def _reads_labels(self) -> bool:
+        """Whether labels are read here; a query in place of one is put behind later."""
+        return self.reads != "text" and self.prompt.asks != "likelihood"
 
     def _asking(self, one: Rendered, behind: slice) -> slice:
         """Find the tokens whose attention is read; `behind` are all those behind the documents."""
@@ -278,9 +297,9 @@ class Renderer:
             one.ids.append(self.tokenizer.eos_token_id)
             start = [self.tokenizer.pad_token_id]
             one.decoder_ids, one.begins = start + (self._ids(prompt.begins) if prompt.begins else []), prompt.begins
-            if self.reads == "logits":
+            if self._reads_labels:
                 one.decoder_ids = start + self._told(one, prompt.begins, one.decoder_ids[1:], count)
-        elif prompt.begins or self.reads == "logits":
+        elif prompt.begins or self._reads_labels:
             length = len(one.ids)
             one.ids = self._told(one, one.text, one.ids, count)
             one.begins = prompt.begins if len(one.ids) >= length else ""
@@ -296,13 +315,13 @@ class Renderer:
             self._endings[key] = ending(self.tokenizer, text, ids, self.prompt.continuations(max(count, 2)))
         known = self._endings[key]
         kept = ids[: len(ids) - known.drop]
-        if self.reads != "logits":
+        if not self._reads_labels:
             return kept
         one.labels = list(known.paths)[: len(self.prompt.choices(count).labels)]
         return [*kept, *known.add]
 
     def _answer_tokens(self, count: int) -> int:
-        if self.reads == "logits" or self.prompt.asks in ("states", "attention"):
+        if self.reads != "text" or self.prompt.asks in ("states", "attention"):
             return 0
         if isinstance(self.prompt.most_tokens, int):
             return min(self.prompt.most_tokens, (self.most_tokens or 10**9) // 2)
@@ -324,6 +343,12 @@ class Renderer:
         limit = self.prompt.limit or Limit(10**6, "words")
         longest = max(len(self._excerpts.whole(document).split()) for document in documents)
         while (excess := self._excess(one)) > 0:
+            if self.prompt.whole:
+                raise UserError(
+                    f"query {query.query_id!r}: {len(documents)} whole documents take {len(one.ids):,} tokens with the "
+                    f"prompt {self.prompt.name!r} and its answer {one.answer_tokens:,}, and the model reads "
+                    f"{self.most_tokens:,}; show fewer (--depth), or shorten them first (`compress:` in a pipeline)."
+                )
             step = max(1, excess // (len(documents) * (4 if limit.unit == "words" else 1)))
             limit = limit._replace(most=limit.most - step)
             if limit.most < FLOOR[limit.unit]:

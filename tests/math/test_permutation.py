@@ -15,6 +15,7 @@ from shortlist.math.permutation import (
     Question,
     Round,
     Verdict,
+    all_at_once,
     all_pairs,
     count_questions,
     exclusion,
@@ -60,6 +61,7 @@ ANY: dict[str, Callable[[int, int, int], Plan]] = {
     "tournaments": lambda num_docs, k, window: tournaments(num_docs, repeats=1 + k % 3),
     "exclusion": lambda num_docs, k, window: exclusion(num_docs, window=window),
     "groups": lambda num_docs, k, window: groups(num_docs, size=window, repeats=1 + k % 3),
+    "all_at_once": lambda num_docs, k, window: all_at_once(num_docs),
 }
 """Every plan for a number of documents, a k and a window."""
 
@@ -485,7 +487,7 @@ def test_no_answer_breaks_a_plan(name: str, num_docs: int, k: int, window: int, 
     assert len(set(placed.astype(np.float32))) == len(placed)
     if "sort" in name or "insertion" in name:
         assert len(placed) == min(k, num_docs)
-    elif name != "groups":
+    elif name not in ("groups", "all_at_once"):
         assert len(placed) == num_docs
 
 
@@ -494,6 +496,14 @@ def test_no_answer_breaks_a_plan(name: str, num_docs: int, k: int, window: int, 
 def test_a_plan_that_is_told_nothing_leaves_the_order_as_it_is(name: str, num_docs: int):
     scores = run_plan(ANY[name](num_docs, 5, 4), silent)
     assert order(scores) == list(range(np.isfinite(scores).sum()))
+
+
+def test_a_whole_list_is_asked_about_once_and_keeps_its_scores():
+    [[question]] = asked(all_at_once(4), silent)
+    assert question == (0, 1, 2, 3)
+    scores = run_plan(all_at_once(4), lambda questions: [[-3.0, -1.0, NAN, -2.0]])
+    np.testing.assert_allclose(scores, [-3, -1, NAN, -2], atol=1e-5)
+    assert asked(all_at_once(1), silent) == []
 
 
 def test_settings_too_small_to_compare_anything_are_refused():

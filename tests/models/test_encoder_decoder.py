@@ -9,6 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from shortlist.errors import UserError
 from shortlist.models.encoder_decoder import EncoderDecoder, load_encoder_decoder
 from shortlist.models.folder import ModelFolder, open_folder
+from shortlist.models.outputs import split
 
 PROMPTS = [[[5, 6, 7, 8, 9, 10, 11]], [[12, 13]], [[14, 15, 16, 17]], [[5, 9, 5, 9]]]
 APART = [[[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14]], [[15], [16, 17, 18], [19, 20, 21, 22]]]
@@ -42,6 +43,19 @@ def test_logits_are_those_of_each_prompt_alone(model: Any, prompts: list[list[li
     for row, inputs, ids in zip(found, prompts, begun, strict=True):
         expected = model(encoder_outputs=alone(model, inputs), decoder_input_ids=torch.tensor([ids])).logits
         torch.testing.assert_close(row, expected[0, -1, tokens], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, APART], ids=["one input", "apart"])
+@pytest.mark.parametrize("budget", [4, 100])
+@torch.inference_mode()
+def test_log_probs_are_those_of_each_answer_alone(model: Any, prompts: list[list[list[int]]], budget: int):
+    begun, answers = BEGUN[: len(prompts)], [[40, 41, 7], [8], [9, 10], [11]][: len(prompts)]
+    found = split(EncoderDecoder(model, token_budget=budget).log_probs(prompts, begun, answers))
+    for row, inputs, start, answer in zip(found, prompts, begun, answers, strict=True):
+        ids = torch.tensor([[*start, *answer]])
+        logs = model(encoder_outputs=alone(model, inputs), decoder_input_ids=ids).logits[0].log_softmax(-1)
+        expected = logs[len(start) - 1 : -1].gather(1, torch.tensor(answer)[:, None])[:, 0]
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, APART], ids=["one input", "apart"])

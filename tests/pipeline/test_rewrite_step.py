@@ -39,7 +39,7 @@ class Speaker:
 @pytest.fixture
 def speaker(monkeypatch: pytest.MonkeyPatch) -> Speaker:
     speaker = Speaker()
-    monkeypatch.setattr("shortlist.rerankers.opening.open_language_model", lambda **_: (speaker, {"model": "m"}))
+    monkeypatch.setattr("shortlist.pipeline.shortening.open_language_model", lambda **_: (speaker, {"model": "m"}))
     return speaker
 
 
@@ -115,7 +115,7 @@ def test_a_description_is_written_as_it_was_read(tiny, built):
 def test_what_cannot_be_rewritten_is_refused(tiny, built, speaker):
     with pytest.raises(UserError, match=r"step 'more': `rewrite: hyde` needs a first stage .*'words' does not"):
         Pipeline.load(pipeline=steps(tiny, built, "hyde", "words"))
-    with pytest.raises(UserError, match="'first' does not ask for a passage; the prompt `passage` does"):
+    with pytest.raises(UserError, match="'first' does not ask for a text; the prompt `passage` does"):
         REWRITINGS["hyde"](Opener(), model=str(tiny.speaker), prompt="first")
     with pytest.raises(UserError, match="--model-name is missing"):
         REWRITINGS["hyde"](Opener(), model="http://localhost:1")

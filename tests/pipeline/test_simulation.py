@@ -10,6 +10,7 @@ import yaml
 from tiny import Tiny
 
 from shortlist.data.collections import open_collection
+from shortlist.errors import UserError
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import draw_settings, usual_choices, with_numbers
@@ -147,3 +148,9 @@ def test_a_description_with_numbers_is_written_and_read_again(cascade: dict[str,
     description = with_numbers(parse_description(cascade, where="test"), {"both.weights": (0.1, 0.9)})
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(written(description), sort_keys=False))
     assert read_description(tmp_path / "p.yaml") == description
+
+
+def test_steps_that_search_again_or_change_texts_are_refused(cascade: dict[str, Any]):
+    description = described(cascade, again={"feedback": "rm3", "of": "both", "search": "words"})
+    with pytest.raises(UserError, match="step 'again': `feedback: rm3` cannot be tried"):
+        Simulation(description, Opener())

@@ -382,6 +382,32 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
         )
     ],
     "queries": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],
+    "likelihood": [("user", "Document: two lines [2]\n\nA search query that this document answers:")],
+    "likelihood-chat": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],
+    "likelihood-t5": [("user", "two\nlines [2]")],
+    "context": [
+        (
+            "user",
+            "Here are 2 documents, each behind its number.\n\n[1] two\nlines [2]\n\n[2] A title a text\n\n"
+            "Query: what is [1] x\n\nWhich documents answer the query? Reply with all numbers in brackets, the best "
+            "document first, such as [2] > [1], and nothing else.",
+        )
+    ],
+    "summary": [
+        (
+            "user",
+            "Shorten this document to at most 64 words. Keep what helps to tell whether it answers the query, and add "
+            "nothing. Reply with the shorter text alone.\n\nQuery: what is [1] x\n\nDocument: two\nlines [2]",
+        )
+    ],
+    "summary-alone": [
+        (
+            "user",
+            "Shorten this document to at most 64 words. Keep what people could look for in it, and add nothing. Reply "
+            "with the shorter text alone.\n\nDocument: two\nlines [2]",
+        )
+    ],
+    "draft-answer": [("user", "Answer this question in one or two sentences, as well as you can.\n\ntwo\nlines [2]")],
     "jina-reranker-v3": [
         (
             "system",
@@ -442,6 +468,8 @@ OWN_CHATS = {
     "jina-reranker-v3": chatml(*turns("jina-reranker-v3")) + "<think>\n\n</think>\n\n",
     "e2rank-plain": "<s>{}</s>".format(*(text for _, text in GOLDEN["e2rank-plain"])),
     "prp-t5": PRP,
+    "likelihood": "<s>Document: two lines [2]\n\nA search query that this document answers:",
+    "likelihood-t5": "two\nlines [2]",
     "setwise-t5": SETWISE,
     "icr-llama-3": f"<s><|start_header_id|>user<|end_header_id|>{LLAMA_3}<|eot_id|><|start_header_id|>assistant"
     "<|end_header_id|>",

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from shortlist import train
 from shortlist.errors import UserError
+from shortlist.math.losses.policy import LENGTH_TERMS, draw_rankings, policy, ranked
 from shortlist.math.losses.policy import POLICIES as LOSSES
 from shortlist.math.losses.policy import REWARDS as RANKING_REWARDS
-from shortlist.math.losses.policy import draw_rankings, policy, ranked
 from shortlist.math.ranking import Ranking
 from shortlist.math.rewards import ANSWER_REWARDS, LIST_REWARDS
 from shortlist.models.folder import open_folder
@@ -26,7 +26,7 @@ from shortlist.models.heads import OutputHead
 from shortlist.models.language import LanguageModel, Wanted, output_embedding
 from shortlist.models.load import load_generator
 from shortlist.records import Group
-from shortlist.settings.reward import POLICY_OPTIONS, REWARD_KINDS, parse_rewarded, with_reward
+from shortlist.settings.reward import LENGTH_CHOICES, POLICY_OPTIONS, REWARD_KINDS, parse_rewarded, with_reward
 from shortlist.settings.train_job import check_first
 from shortlist.text.batching import pad
 from shortlist.text.contract import named_contract
@@ -79,6 +79,10 @@ def graded(scores: list[float], grades: list[float]) -> Ranking:
 # Settings
 
 
+def test_lengths_that_may_be_named_are_those_of_the_loss():
+    assert tuple(LENGTH_TERMS) == LENGTH_CHOICES
+
+
 @pytest.mark.parametrize("name", POLICY_OPTIONS)
 def test_a_policys_options_are_those_of_its_loss(name: str):
     found = inspect.signature(LOSSES[name]).parameters.values()
@@ -113,6 +117,7 @@ def test_a_reranker_that_answers_is_trained_as_the_language_model_that_it_is(tin
         ({"reward": "ndcg", "policy": "pg,kl=1"}, "unknown option of pg 'kl'"),
         ({"reward": "ndcg", "policy": "grpo,clip=0.1"}, "there is one; add updates=2"),
         ({"reward": "ndcg", "policy": "grpo,updates=0"}, "updates is 0; expected at least 1"),
+        ({"reward": "ndcg", "policy": "orpo,length=aded"}, "unknown length 'aded': perhaps 'added'"),
         ({"policy": "grpo"}, "--policy: says how rewards are learned from; add --reward"),
         ({"reward": "ndcg", "loss": ("policy",)}, "--loss policy: rewards rankings as --reward does"),
         ({"reward": "label", "loss": ("anchor=0.1",)}, "--loss anchor=0.1: is not for sampled answers"),
@@ -296,6 +301,7 @@ TRAININGS: list[dict[str, Any]] = [
     {"reward": "ndcg,samples=3,tokens=4", "prompt": "first", "policy": "dapo"},
     {"reward": "list,samples=2,tokens=4", "policy": "pg"},
     {"reward": "exclusion,samples=2,tokens=4", "policy": "dpo"},
+    {"reward": "mrr,samples=3,tokens=4", "prompt": "first", "policy": "orpo,length=multiplied,beta=2.5"},
     {"reward": "binary,samples=3"},
 ]
 

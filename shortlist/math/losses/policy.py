@@ -11,6 +11,8 @@ from torch import Tensor
 from shortlist.math.losses.lists import discounts, ideal_dcg
 from shortlist.math.ranking import Ranking, Rollout
 
+LengthTerm = Literal["none", "multiplied", "added"]
+"""How ORPO counts that one sample is shorter."""
 Reward = Callable[[Float[Tensor, "queries samples k"], Float[Tensor, "queries docs"]], Float[Tensor, "queries samples"]]
 """A function of the grades of sampled documents, best first, and of the grades of the whole list."""
 
@@ -126,6 +128,47 @@ def dpo(rollout: Rollout, *, beta: float = 0.1) -> Float[Tensor, ""]:
     return (losses * (best != worst)).sum() / (best != worst).sum().clamp(min=1)
 
 
+def orpo(
+    rollout: Rollout, *, beta: float = 0.1, length: LengthTerm = "none", per_token: float = 0.1
+) -> Float[Tensor, ""]:
+    """Learn each question's best sample, and prefer its odds to the worst one's.
+
+    No start model is needed. A sample's probability is that of its mean step, and its odds are p / (1 - p). The value
+    is minus the mean log-probability of the best sample's steps, plus beta times -log sigmoid of the logarithm of the
+    ratio of odds. CoLoR, which trains a writer of short texts, lets that logarithm depend on how much shorter the best
+    sample is. Of samples with equal rewards the first one counts, and a question whose samples all have equal rewards
+    does not count.
+
+    Args:
+        beta: weight of the preference; CoLoR has 2.5.
+        length: `multiplied` multiplies the logarithm by `per_token` for each step that the best sample is shorter by,
+            and at least by 1, as CoLoR's code does; `added` adds as much to it, and at least 0; `none` leaves it.
+        per_token: what a step counts.
+
+    https://arxiv.org/abs/2403.07691
+    """
+    lengths = rollout.keep.sum(2)
+    means = _totals(rollout.log_probs, rollout.keep) / lengths.clamp(min=1)
+    best, worst = rollout.rewards.argmax(1, keepdim=True), rollout.rewards.argmin(1, keepdim=True)
+    log_odds = _log_odds(means.gather(1, best)) - _log_odds(means.gather(1, worst))
+    shorter = per_token * (lengths.gather(1, worst) - lengths.gather(1, best))
+    losses = beta * F.softplus(-LENGTH_TERMS[length](log_odds, shorter)) - means.gather(1, best)
+    return (losses * (best != worst)).sum() / (best != worst).sum().clamp(min=1)
+
+
+LENGTH_TERMS: dict[str, Callable[[Float[Tensor, "questions 1"], Float[Tensor, "questions 1"]], Tensor]] = {
+    "none": lambda log_odds, shorter: log_odds,
+    "multiplied": lambda log_odds, shorter: log_odds * shorter.clamp(min=1),
+    "added": lambda log_odds, shorter: log_odds + shorter.clamp(min=0),
+}
+"""What ORPO makes of the logarithm of the ratio of odds, where one sample is shorter."""
+
+
+def _log_odds(log_probs: Float[Tensor, "questions 1"]) -> Float[Tensor, "questions 1"]:
+    below_0 = log_probs.clamp(max=-1e-6)  # a certain sample has infinite odds
+    return below_0 - torch.log(-torch.expm1(below_0))
+
+
 def k3(
     log_probs: Float[Tensor, "questions samples steps"], start: Float[Tensor, "questions samples steps"]
 ) -> Float[Tensor, "questions samples steps"]:
@@ -177,6 +220,7 @@ POLICIES: dict[str, Callable[..., Float[Tensor, ""]]] = {
     "dr-grpo": dr_grpo,
     "dapo": dapo,
     "dpo": dpo,
+    "orpo": orpo,
 }
 """Losses of a Rollout, by the names that `train --policy` takes."""
 

@@ -18,7 +18,15 @@ from collections.abc import Callable
 from shortlist.math.permutation.answers import in_both_orders
 from shortlist.math.permutation.heaps import pair_heapsort, set_heapsort, set_insertion
 from shortlist.math.permutation.lists import listwise, pair_bubblesort, set_bubblesort, sliding_pairs
-from shortlist.math.permutation.points import Round, all_pairs, exclusion, groups, halving_rounds, tournaments
+from shortlist.math.permutation.points import (
+    Round,
+    all_at_once,
+    all_pairs,
+    exclusion,
+    groups,
+    halving_rounds,
+    tournaments,
+)
 from shortlist.math.permutation.running import (
     Count,
     Plan,
@@ -39,6 +47,7 @@ __all__ = [
     "Question",
     "Round",
     "Verdict",
+    "all_at_once",
     "all_pairs",
     "count_questions",
     "exclusion",
@@ -70,5 +79,6 @@ PLANS: dict[str, Callable[..., Plan]] = {
     "tournaments": tournaments,
     "exclusion": exclusion,
     "groups": groups,
+    "all_at_once": all_at_once,
 }
 """Plans by name; each takes the number of documents, and settings by keyword."""

@@ -130,6 +130,17 @@ def groups(num_docs: int, *, size: int, repeats: int = 1, seed: int = 0) -> Plan
     return told_apart(np.divide(totals, counts, out=np.full(num_docs, np.nan), where=counts > 0))
 
 
+def all_at_once(num_docs: int) -> Plan:
+    """Ask for scores of all documents at once, in first-stage order.
+
+    Equal scores are lowered by a little, in that order. Nothing is asked about a single document.
+    """
+    if num_docs < 2:
+        return np.full(num_docs, np.nan)
+    [scores] = yield [tuple(range(num_docs))]
+    return told_apart(np.array(scores, dtype=np.float64).clip(-INFINITE, INFINITE))
+
+
 def _tournament(
     num_docs: int, rounds: Sequence[Round], rng: np.random.Generator
 ) -> PlanPart[Float64[np.ndarray, " docs"]]:

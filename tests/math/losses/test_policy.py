@@ -16,6 +16,7 @@ from shortlist.math.losses.policy import (
     group_advantages,
     grpo,
     k3,
+    orpo,
     pg,
     policy,
     ranked,
@@ -176,6 +177,26 @@ def test_dpo_prefers_the_best_sample_to_the_worst_as_far_as_the_start_does_not()
     assert dpo(rollout._replace(rewards=torch.full((1, 3), 0.5))).item() == 0
     with pytest.raises(ValueError, match="start"):
         dpo(rollout._replace(start=None))
+
+
+def test_orpo_learns_the_best_sample_and_prefers_its_odds_and_its_length():
+    half, fifth = math.log(0.5), math.log(0.2)  # odds of 1 and of 1/4, so the logarithm of their ratio is log 4
+    keep = [[[True, True, False, False], [True] * 4]]
+    rollout = rollout_of([[[half, half, -9.0, -9.0], [fifth] * 4]], [[1.0, 0.0]], keep=keep)
+    nll = math.log(2)
+    assert orpo(rollout).item() == pytest.approx(nll + 0.1 * math.log(1 + 1 / 4), abs=1e-6)
+    multiplied = orpo(rollout, beta=2.5, length="multiplied", per_token=1.0)  # shorter by 2: 4 squared
+    assert multiplied.item() == pytest.approx(nll + 2.5 * math.log(1 + 1 / 16), abs=1e-6)
+    assert orpo(rollout, length="multiplied").item() == pytest.approx(orpo(rollout).item())  # 0.1 * 2 is below 1
+    added = orpo(rollout, length="added")
+    assert added.item() == pytest.approx(nll + 0.1 * math.log(1 + math.exp(-0.2) / 4), abs=1e-6)
+    turned = rollout._replace(rewards=torch.tensor([[0.0, 1.0]]))  # the longer one is the best: length says nothing
+    assert orpo(turned, length="added").item() == pytest.approx(orpo(turned).item())
+    gradient = gradient_of(orpo(rollout), rollout)
+    assert gradient[0] == gradient[1] < 0 == gradient[2] == gradient[3] < gradient[4] == gradient[7]
+    assert orpo(rollout._replace(rewards=torch.ones(1, 2))).item() == 0
+    certain = rollout_of([[[0.0], [-1.0]]], [[1.0, 0.0]])
+    assert torch.isfinite(orpo(certain))
 
 
 def test_the_estimated_divergence_is_never_below_0_and_pulls_back_to_the_start():
