@@ -48,7 +48,8 @@ class Config:
     """Run file to write."""
     method: str = "rrf"
     """Fusion method: `rrf` adds up ranks, `weighted` adds up scores scaled to [0, 1], `zscore` adds up scores scaled to
-    mean 0 and deviation 1, and `learned` learns from the judged queries of --dev-runs."""
+    mean 0 and deviation 1, `merge` takes scores that are on one scale as they are, and `learned` learns from the judged
+    queries of --dev-runs."""
     learner: Literal["logistic", "trees"] = "logistic"
     """To learn: a weighted sum (`logistic`), or small decision trees (`trees`, with LightGBM)."""
     fuser: Path | None = None

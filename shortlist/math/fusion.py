@@ -3,6 +3,7 @@
 Documents that two searchers both rank high are seldom wrong.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -66,6 +67,31 @@ def weighted(runs: Sequence[Run], *, weights: Sequence[float] | None = None, sca
         All queries and documents of all runs. Documents with equal scores keep the order in which they first occur.
     """
     return _fuse(runs, weights, scale)
+
+
+def merge(runs: Sequence[Run], *, weights: Sequence[float] | None = None) -> Run:
+    """Merge lists whose scores are on one scale, such as one model's over several sources.
+
+    A document's score is the greatest that it has in any list.
+
+    Args:
+        runs: the runs to merge.
+        weights: what each run's scores are multiplied by, which puts several scales on one (None: 1 each).
+
+    Returns:
+        All queries and documents of all runs. Documents with equal scores keep the order in which they first occur.
+    """
+    weights = [1.0] * len(runs) if weights is None else weights
+    merged: dict[str, dict[str, float]] = {}
+    for run, weight in zip(runs, weights, strict=True):
+        for query_id, hits in run.items():
+            best = merged.setdefault(query_id, {})
+            for hit in hits:
+                best[hit.doc_id] = max(weight * hit.score, best.get(hit.doc_id, -math.inf))
+    return {
+        query_id: sorted((Hit(*item) for item in best.items()), key=lambda hit: -hit.score)
+        for query_id, best in merged.items()
+    }
 
 
 def reorder(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
@@ -142,4 +168,9 @@ def _fuse_query(lists: Sequence[tuple[Sequence[Hit] | None, float]], scale: Scal
     return sorted(fused, key=lambda hit: -hit.score)
 
 
-FUSIONS: dict[str, Callable[..., Run]] = {"rrf": rrf, "weighted": weighted, "zscore": partial(weighted, scale=zscore)}
+FUSIONS: dict[str, Callable[..., Run]] = {
+    "rrf": rrf,
+    "weighted": weighted,
+    "zscore": partial(weighted, scale=zscore),
+    "merge": merge,
+}

@@ -106,7 +106,7 @@ class Sources:
     query_terms: int | None = None
     """Terms of a query to search by, the heaviest, over term weights of a sparse model (None: all)."""
     fusion: str = "rrf"
-    """Method to fuse several first stages: rrf, weighted or zscore, as in `shortlist fuse`."""
+    """Method to fuse several first stages: rrf, weighted, zscore or merge, as in `shortlist fuse`."""
     weights: tuple[float, ...] | None = None
     """Weight of each first stage: the --index paths in the order given, then --vectors."""
     engine: SpeedOnly[Engine] = "local"

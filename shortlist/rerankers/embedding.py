@@ -42,8 +42,8 @@ def by_embedding(
     Args:
         model: folder or hub name of a retriever or of a model with a projector.
         prompt: name of a prompt that asks for states (None: e2rank, or jina-reranker-v3 for a projector).
-        window: documents in a prompt: of a retriever, the first ones of the list; otherwise all of them, so many at a
-            time (None: as the prompt says).
+        window: documents in a prompt: of a retriever, the first ones of the list, or none with 0, so that it compares
+            vectors as in search; otherwise all of them, so many at a time (None: as the prompt says).
         vectors: vectors of the documents from `shortlist encode` with this retriever; documents that are not among them
             are encoded (None: all are).
         contract: input contract of a retriever or its name, for a folder without one.
@@ -61,7 +61,9 @@ def by_embedding(
     folder = open_folder(model, wanted="retriever") if isinstance(model, str) else model
     projects = folder.has_tensor(PROJECTOR[0])
     asked = readable_prompt(prompt or (MARKED if projects else UNMARKED), "states")
-    shown = _shown(asked, window)
+    shown = _shown(asked, window, least=int(projects))
+    if not shown and prompt:
+        raise UserError("--window 0: puts no document into a prompt; leave out --prompt.")
     how = {"prompt": asked, "window": shown, "max_length": max_length, "token_budget": token_budget}
     running = {"device": device, "precision": precision, "packed": packed}
     settings = {"prompt": asked.digest(), "window": shown, "max_length": max_length, "precision": precision}
@@ -80,7 +82,7 @@ def by_embedding(
             **whole,
         )
     read_by = folder.contract("document", contract)
-    if read_by.reading.pooling != "last":
+    if shown and read_by.reading.pooling != "last":
         raise UserError(
             f"--model {folder.name}: pools by {read_by.reading.pooling}, and a listwise prompt's vector is its last "
             "token's state; name a retriever that pools by last, such as RepLLaMA or E2Rank."
@@ -102,15 +104,15 @@ def by_embedding(
     )
 
 
-def _shown(prompt: Prompt, window: int | None) -> int:
+def _shown(prompt: Prompt, window: int | None, *, least: int) -> int:
     """Return the number of documents in a prompt.
 
     Raises:
-        UserError: it is below 1, or above what the prompt may show.
+        UserError: it is below the least, or above what the prompt may show.
     """
     shown, most = prompt.shown_at_once() if window is None else window, prompt.most_documents()
-    if shown < 1 or (most is not None and shown > most):
-        raise UserError(f"--window is {shown}; expected " + (f"1 to {most}." if most else "at least 1."))
+    if shown < least or (most is not None and shown > most):
+        raise UserError(f"--window is {shown}; expected " + (f"{least} to {most}." if most else f"at least {least}."))
     return shown
 
 

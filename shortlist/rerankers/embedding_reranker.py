@@ -32,7 +32,7 @@ class EmbeddingReranker:
     Args:
         retriever: encodes prompts, and documents that are not stored.
         renderer: makes token ids of the prompt.
-        window: documents in a prompt.
+        window: documents in a prompt; 0: queries are encoded alone, as the retriever reads them in search.
         stored: vectors of documents (None: all documents are encoded).
         token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
 
@@ -79,7 +79,10 @@ class EmbeddingReranker:
 
     def _score_part(self, lists: Sequence[Candidates], start: int) -> Iterator[Scored]:
         asked = [(query, documents[: self.window]) for query, documents in lists if documents]
-        prompts = [one.ids for one in self.renderer.render_many(asked)]
+        if self.window:
+            prompts = [one.ids for one in self.renderer.render_many(asked)]
+        else:
+            prompts = self.retriever.inputs.query_ids([query for query, _ in asked])
         queries = iter(run_model(self.retriever.model, prompts, token_budget=self.token_budget).values.numpy())
         sizes = iter(map(len, prompts))
         known = self._vectors({document.doc_id: document for _, documents in lists for document in documents})

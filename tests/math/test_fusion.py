@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from shortlist.math.fusion import FUSIONS, interpolate, minmax, reorder, rrf, weight_grid, weighted, zscore
+from shortlist.math.fusion import FUSIONS, interpolate, merge, minmax, reorder, rrf, weight_grid, weighted, zscore
 from shortlist.records import Hit, Run
 
 NAN = float("nan")
@@ -142,3 +142,10 @@ def test_reordering_loses_and_invents_nothing():
     new = reorder(hits, [rng.random() for _ in range(30)] + [NAN] * 20)
     assert sorted(hit.doc_id for hit in new) == sorted(hit.doc_id for hit in hits)
     assert [hit.score for hit in new] == sorted((hit.score for hit in new), reverse=True)
+
+
+def test_lists_on_one_scale_are_merged_by_their_scores():
+    news = {"q1": [Hit("a", 0.9), Hit("b", 0.2)], "q2": [Hit("c", -1.0)]}
+    papers = {"q1": [Hit("d", 0.5), Hit("b", 0.4)]}
+    assert merge([news, papers]) == {"q1": [Hit("a", 0.9), Hit("d", 0.5), Hit("b", 0.4)], "q2": [Hit("c", -1.0)]}
+    assert [hit.doc_id for hit in merge([news, papers], weights=[0.5, 1.0])["q1"]] == ["d", "a", "b"]

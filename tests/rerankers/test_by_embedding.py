@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import DOCUMENTS, QUERIES, Tiny, write_llama, write_projecting, write_speaker
 from transformers import AutoTokenizer, LlamaModel
 
+from shortlist import Retriever
 from shortlist.cli import main
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
@@ -73,6 +74,18 @@ def test_the_documents_in_the_prompt_and_their_order_change_scores_and_the_other
     moved = reranker.score(QUERIES[0], [DOCUMENTS[place] for place in ORDER])
     assert np.abs(moved - scores[ORDER]).max() > 1e-4
     assert np.abs(opened(retriever, window=5).score(QUERIES[0], DOCUMENTS[:5]) - scores).max() > 1e-4
+
+
+def test_without_documents_in_the_prompt_the_scores_are_those_of_search(retriever: Path, tiny: Tiny):
+    for folder in (retriever, tiny.retriever):  # pools by the last token, and by the mean
+        plain = Retriever.load(str(folder))
+        query, documents = plain.encode_queries(QUERIES[:1])[0], plain.encode_documents(DOCUMENTS[:5])
+        expected = documents @ query / np.linalg.norm(query) / np.linalg.norm(documents, axis=1)
+        np.testing.assert_allclose(
+            opened(folder, window=0, prompt=None).score(QUERIES[0], DOCUMENTS[:5]), expected, atol=1e-5
+        )
+    with pytest.raises(UserError, match="window 0: puts no document into a prompt"):
+        opened(retriever, window=0, prompt="e2rank-plain")
 
 
 def test_stored_vectors_are_read_and_only_others_are_encoded(
@@ -141,8 +154,8 @@ def test_settings_that_fit_no_model_are_refused(retriever: Path, tiny: Tiny):
         opened(retriever, prompt="first")
     with pytest.raises(UserError, match=r"has no projector .* 'jina-reranker-v3' needs one; take prompt e2rank"):
         opened(retriever, prompt="jina-reranker-v3")
-    with pytest.raises(UserError, match="window is 0; expected at least 1"):
-        opened(retriever, window=0)
+    with pytest.raises(UserError, match="window is -1; expected at least 0"):
+        opened(retriever, window=-1)
     with pytest.raises(UserError, match="pools by mean, and a listwise prompt's vector is its last token's state"):
         opened(tiny.bert, contract="e5")
 
