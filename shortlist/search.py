@@ -24,7 +24,7 @@ from shortlist.errors import UserError
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.opening import say_what_is_older
+from shortlist.pipeline.opening import folder_of, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 HITS_AT_ONCE = 8_000_000
 """Most hits in memory. A hit takes 170 bytes, and the queries of a training split find a hundred million hits."""
+MODELS = ("model", "retriever")
+"""Settings of steps that name a model."""
 RERANKED_AT_ONCE = 16
 """Queries to search at a time if there is a reranker. It is slow, so progress should be shown often."""
 
@@ -85,6 +87,8 @@ class FoundPart(NamedTuple):
     """By step: the ids of queries without a term that it could search by, for which it found nothing."""
     num_excluded: int
     """Number of hits that were left out because their queries exclude them."""
+    num_read: Mapping[str, int] = {}
+    """By step: number of documents that its model has read, all queries together."""
 
 
 def search(
@@ -116,7 +120,8 @@ def search(
             trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer, exclude=exclude)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
             seconds, silent = time.perf_counter() - start, _silent(pipeline, batch, trace)
-            yield FoundPart(found, trace.milliseconds, seconds, silent, trace.num_excluded)
+            num_read = {name: sum(step.num_read.values()) for name, step in trace.found.items() if step.num_read}
+            yield FoundPart(found, trace.milliseconds, seconds, silent, trace.num_excluded, num_read)
             advance(len(batch))
 
 
@@ -171,7 +176,7 @@ def run(config: Config) -> None:
         queries[:1], 1, where=config.where
     )  # compiling and loading on first use is not part of a query's time
     num_own, num_excluded, seconds, milliseconds = 0, 0, 0.0, dict[str, float]()
-    silent = dict[str, list[str]]()
+    silent, num_read = dict[str, list[str]](), dict[str, int]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, num_excluded, seconds
@@ -181,6 +186,8 @@ def run(config: Config) -> None:
             num_excluded += part.num_excluded
             for name, ms in part.milliseconds.items():
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
+            for name, count in part.num_read.items():
+                num_read[name] = num_read.get(name, 0) + count
             for name, ids in part.without_terms.items():
                 silent[name] = silent.get(name, []) + ids
             yield from part.run.items()
@@ -202,13 +209,14 @@ def run(config: Config) -> None:
     per_query = {name: ms / max(1, len(queries)) for name, ms in milliseconds.items()}
     total = 1000 * seconds / max(1, len(queries))
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
-    costs = _costs(description, total, reranking, opener)
+    pairs = {name: count / max(1, len(queries)) for name, count in num_read.items()}
+    costs = _costs(description, total, reranking, opener, pairs)
     told = {"excluded": num_excluded} if excluded.source else {}
     job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
 
 def _costs(
-    description: Description, total: float, reranking: Mapping[str, float], opener: Opener
+    description: Description, total: float, reranking: Mapping[str, float], opener: Opener, pairs: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Describe the cost of the first stages together, then of each later step.
 
@@ -217,17 +225,21 @@ def _costs(
     Args:
         total: milliseconds per query.
         reranking: the part of `total` in each step after the first stages.
+        pairs: documents read per query, by step.
     """
-    first = [part.settings for part in description.steps if part.name not in reranking]
-    folders = {path for settings in first for name in ("index", "vectors") if (path := settings.get(name))}
+    first = [part for part in description.steps if part.name not in reranking]
+    folders = {path for part in first for name in ("index", "vectors") if (path := part.settings.get(name))}
     cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
-    retrievers = list(dict.fromkeys(settings["model"] for settings in first if "model" in settings))
-    sizes = [_size_of(opener.folder(name)) for name in retrievers]
+    models = [folder_of(part, name, opener) for part in first for name in MODELS if name in part.settings]
+    sizes = [_size_of(model) for model in {model.identity: model for model in models}.values()]
+    by_first = [number for name, number in pairs.items() if name not in reranking]
+    cost |= {"pairs_per_query": round(sum(by_first), 1)} if by_first else {}
     costs = [{"stage": "search"} | cost | (sizes[0] if sizes else {})]
     costs += [{"stage": "search", "ms": 0.0} | size for size in sizes[1:]]
     later = {part.name: part for part in description.steps}
     for name, ms in reranking.items():
-        costs.append({"stage": name, "ms": round(ms, 3)} | _reranker_size(later[name], opener))
+        read = {"pairs_per_query": round(pairs[name], 1)} if name in pairs else {}
+        costs.append({"stage": name, "ms": round(ms, 3)} | read | _reranker_size(later[name], opener))
     return [stage_cost | {"peak_bytes": peak_bytes()} for stage_cost in costs]
 
 
@@ -280,11 +292,11 @@ def _known_by_contents(description: Description, opener: Opener) -> str:
     def known(part: Part, name: str, value: Any) -> Any:
         if isinstance(value, Path):
             return identity(value)
-        if name != "model":
+        if name not in MODELS:
             return value
         if part.kind == "rank":
             return _prepared(part, opener).identities().get(name, value)
-        return opener.folder(value).identity
+        return folder_of(part, name, opener).identity
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

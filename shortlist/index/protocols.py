@@ -1,9 +1,9 @@
 """Protocols of first stages, which take queries, and vector indexes, which take vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from shortlist.data.allowed import Allowed
 from shortlist.math.maxsim import TokenVectors
 from shortlist.math.terms import TermWeights
-from shortlist.records import Hit, Query, Run
+from shortlist.records import Document, Hit, Query, Run
 
 
 @runtime_checkable
@@ -25,6 +25,29 @@ class FirstStage(Protocol):
             allowed: the only documents to find (None: all). The hits are those that a search for all documents would
                 give if the others were left out of its list: k of them if there are as many.
         """
+        ...
+
+
+FetchDocuments = Callable[[Sequence[str]], Mapping[str, Document]]
+"""Fetches documents by id, with the changes that earlier steps of a pipeline made."""
+
+
+class ReadHits(NamedTuple):
+    """The hits of a search that reads documents."""
+
+    run: Run
+    num_read: dict[str, int]
+    """Number of documents that were read for each query."""
+
+
+@runtime_checkable
+class SearchesByReading(Protocol):
+    """A first stage whose model reads documents together with the query while it searches."""
+
+    def search_by_reading(
+        self, queries: Sequence[Query], k: int, documents: FetchDocuments, *, allowed: Allowed | None = None
+    ) -> ReadHits:
+        """Find the at most k best of the documents that are read for each query, best first."""
         ...
 
 

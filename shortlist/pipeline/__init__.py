@@ -499,7 +499,9 @@ def _together(before: Found | None, now: Found) -> Found:
     if before is None:
         return now
     num_placed = None if now.num_placed is None else {**(before.num_placed or {}), **now.num_placed}
-    return Found({**before.run, **now.run}, num_placed, {**before.documents, **now.documents})
+    num_read = {name: before.num_read.get(name, 0) + count for name, count in now.num_read.items()}
+    documents = {**before.documents, **now.documents}
+    return Found({**before.run, **now.run}, num_placed, documents, {**before.num_read, **num_read})
 
 
 def _allowed(find: Callable[[int], Found], exclude: Exclusions, most: int, more: int) -> tuple[Found, int]:

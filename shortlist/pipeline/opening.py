@@ -1,16 +1,21 @@
 """Opening of a description's steps, with every index and model loaded once."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shortlist.data.rules import Rule
 from shortlist.errors import UserError
-from shortlist.index.opening import say_if_older
+from shortlist.index.kinds import find_kind
+from shortlist.index.opening import is_older, kind_of, say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, Step
 
-READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair"}
+if TYPE_CHECKING:
+    from shortlist.models.folder import ModelFolder
+
+READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair", "cur": "pair"}
 """What the model of a method reads."""
 
 
@@ -43,11 +48,28 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
     steps = []
     for part in description.steps:
         kind = STEPS[part.kind]
+        _check_corpus(part, description)
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
         steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share))
     return steps
+
+
+def _check_corpus(part: Part, description: Description) -> None:
+    """Refuse an index that no other step can search, of another corpus.
+
+    Raises:
+        UserError: the corpus of the collection has changed, or it is another one.
+    """
+    index, collection = part.settings.get("index"), description.collection
+    if not isinstance(index, Path) or collection is None or find_kind(kind_of(index)).finder is None:
+        return
+    if is_older(index, collection):
+        raise UserError(
+            f"{index}: holds scores of other documents than {collection} has now; search that collection, or build the "
+            "index again."
+        )
 
 
 def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener) -> None:
@@ -84,8 +106,13 @@ def _model_of(part: Part, opener: Opener) -> str | None:
     if part.kind == "rank":
         prepared = opener.prepared(STEPS["rank"].methods()[part.method], part.settings)
         return prepared.identities().get("model")
-    name = part.settings.get("model")
-    return opener.folder(name).identity if isinstance(name, str) else None
+    return folder_of(part, "model", opener).identity if isinstance(part.settings.get("model"), str) else None
+
+
+def folder_of(part: Part, name: str, opener: Opener) -> "ModelFolder":
+    """Open the folder of a first stage's model, by the name of the setting."""
+    reads = READS.get(part.method) if name == "model" else None
+    return opener.folder(part.settings[name], "reranker" if reads == "pair" else "retriever")
 
 
 def say_what_is_older(description: Description, collection: str) -> None:

@@ -15,6 +15,7 @@ from shortlist.data.allowed import Allowed
 from shortlist.data.fusers import Fuser, read_fuser
 from shortlist.data.rules import Rule, kept, read_rule
 from shortlist.errors import UserError
+from shortlist.index.protocols import FetchDocuments, SearchesByReading
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.pipeline.loading import FINDERS, Opener, rerankers
 from shortlist.pipeline.variety import StoredVectors, by_mmr, chosen_first
@@ -24,9 +25,6 @@ from shortlist.rerankers.lists import score_lists
 
 FUSED_DEPTH = 100
 """Least number of ranks to fuse from each run. Few would not do, as a document that two runs rank 20th can win."""
-
-FetchDocuments = Callable[[Sequence[str]], Mapping[str, Document]]
-"""Fetches documents by id, with the changes that earlier steps made."""
 
 
 class Found(NamedTuple):
@@ -38,6 +36,8 @@ class Found(NamedTuple):
     all)."""
     documents: Mapping[str, Document] = {}
     """Documents whose texts the step has changed, for later steps."""
+    num_read: Mapping[str, int] = {}
+    """Number of documents that a model has read for each query, where the step knows."""
 
 
 class Step(NamedTuple):
@@ -101,6 +101,9 @@ class StepKind(NamedTuple):
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Search with a first stage."""
+    if isinstance(step.stage, SearchesByReading):
+        found = step.stage.search_by_reading(queries, most, documents, allowed=step.allowed)
+        return Found(found.run, num_read=found.num_read)
     if step.allowed is None:
         return Found(step.stage.search(queries, most))
     taken = signature(step.stage.search).parameters
@@ -133,7 +136,7 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
         hits = before.get(query.query_id, [])
         run[query.query_id] = reorder(hits, interpolate(hits, query_scores.tolist(), step.share))
         num_placed[query.query_id] = int((~np.isnan(query_scores)).sum())
-    return Found(run, num_placed)
+    return Found(run, num_placed, num_read=num_placed)
 
 
 def shorten(
