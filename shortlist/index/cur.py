@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from shortlist.data.allowed import Allowed
-from shortlist.data.files import atomic_write, optional_json, read_json, sha256, write_json
+from shortlist.data.files import atomic_write, optional_json, sha256, write_json
 from shortlist.data.formats import read_queries
 from shortlist.data.ids import DocIds
 from shortlist.data.manifest import identity, read_manifest, same_identity
@@ -172,8 +172,8 @@ def _join(folder: Path, parts: Sequence[Path], doc_ids: Sequence[str], results: 
 
 def _joined(folder: Path) -> dict[str, Any] | None:
     """Return the results of an interrupted command that had joined all parts."""
-    description = optional_json(folder / DESCRIPTION)
-    if not description or sha256(folder / SCORES, folder / DOC_IDS) != description["sha256"]:
+    description, files = optional_json(folder / DESCRIPTION), (folder / SCORES, folder / DOC_IDS)
+    if not description or not all(path.exists() for path in files) or sha256(*files) != description["sha256"]:
         return None
     for path in folder.glob(PARTS):
         path.unlink()
@@ -222,10 +222,10 @@ def open_cur(folder: Path, built: Mapping[str, Any], how: Opening) -> CurIndex:
     """
     del built, how
     try:
-        num_docs = read_json(folder / DESCRIPTION)["results"]["num_docs"]
+        num_docs = optional_json(folder / DESCRIPTION)["results"]["num_docs"]
         scores = np.load(folder / SCORES, allow_pickle=False)
         ids = DocIds([open_lines(folder / DOC_IDS, (folder / DOC_IDS).stat().st_size)], [num_docs])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: not a whole cur index ({reason}); make one with `shortlist index`.") from None
     return CurIndex(scores, ids)
