@@ -1,13 +1,11 @@
 """Search by a reranker alone, beside reranking what another search finds: recall of its best documents by pairs read.
 
-    shortlist init --from MINILM --layers 2 --out work/backbone
-    shortlist train reranker --backbone work/backbone --collection SCIFACT --groups GROUPS --max-length 64 --steps 200 \
-        --batch-size 4 --learning-rate 0.0003 --out work/reranker
-    python benchmarks/cur.py --scifact SCIFACT --model work/reranker --retriever MINILM --work work \
-        --out benchmarks/cur.md
+    shortlist functions --sources standard-library --out work/test
+    shortlist functions --sources installed --apart-from work/test --max-pairs 6000 --out work/train
+    python benchmarks/cur.py --test work/test --train work/train --work work/cur --out benchmarks/cur.md
 
 The documents are few enough to read them all for every query, so that the reranker's best are known. Its scores for
-anchor queries (of the training split) and test queries are two indexes of the kind `cur`: an interrupted run goes on.
+anchor queries (of other functions) and test queries are two indexes of the kind `cur`: an interrupted run goes on.
 Searches ask this table in place of the model; one is repeated with the model to see that it gives the same hits.
 """
 
@@ -47,17 +45,20 @@ Reads = Callable[[int, int], np.ndarray]
 class Config:
     """Settings of the study."""
 
-    scifact: Path
-    """SciFact in BEIR's form."""
-    model: Path
-    """The reranker, from the commands above."""
-    retriever: Path
-    """A dense retriever."""
+    test: Path
+    """Collection of functions with the documents and the test queries."""
+    train: Path
+    """Another one, whose queries are the anchors."""
+    model: str = "shortlist-mini"
+    """The reranker."""
+    retriever: str = "shortlist-mini"
     work: Path
     """Folder for everything that is made."""
+    words: int = 16
+    """Words of a document that are kept, so that reading them all is quick."""
     docs: int = 1000
     queries: int = 100
-    anchor_queries: int = 200
+    anchor_queries: int = 100
     step: int = 10
     """Budgets are tried in steps of so many pairs."""
     out: Path | None = None
@@ -66,23 +67,25 @@ class Config:
 
 def prepare(config: Config) -> None:
     """Write the test queries, the anchor queries, and documents among which the relevant ones are."""
-    scifact, folder = open_collection(config.scifact), config.work / "collection"
-    queries = scifact.queries("test")[: config.queries]
-    qrels = {query.query_id: scifact.qrels("test")[query.query_id] for query in queries}
-    corpus, wanted = list(scifact.corpus()), {doc_id for judged in qrels.values() for doc_id in judged}
+    test, folder = open_collection(config.test), config.work / "collection"
+    queries = random.Random(0).sample(test.queries("test"), config.queries)
+    qrels = {query.query_id: test.qrels("test")[query.query_id] for query in queries}
+    corpus, wanted = list(test.corpus()), {doc_id for judged in qrels.values() for doc_id in judged}
     others = [document.doc_id for document in corpus if document.doc_id not in wanted]
     wanted |= {*random.Random(0).sample(others, config.docs - len(wanted))}
-    write_corpus(folder / "corpus.jsonl", [document for document in corpus if document.doc_id in wanted])
+    first = [document._replace(text=" ".join(document.text.split()[: config.words])) for document in corpus]
+    write_corpus(folder / "corpus.jsonl", [document for document in first if document.doc_id in wanted])
     write_queries(folder / "queries.jsonl", queries)
     write_qrels(folder / "qrels" / "test.tsv", qrels)
-    anchors = random.Random(1).sample(scifact.queries("train"), config.anchor_queries)
+    train = open_collection(config.train)
+    anchors = random.Random(1).sample(train.queries(train.splits()[0]), config.anchor_queries)
     write_queries(config.work / "anchors.jsonl", anchors)
 
 
 def scored(config: Config, name: str, queries: Path) -> np.ndarray:
     """Score queries for all documents, or go on with it."""
     collection, out = str(config.work / "collection"), config.work / name
-    index.run(index.Config(kind="cur", collection=collection, queries=queries, model=str(config.model), out=out))
+    index.run(index.Config(kind="cur", collection=collection, queries=queries, model=config.model, out=out))
     return np.load(out / "scores.npy")
 
 
@@ -141,9 +144,9 @@ def rankings(config: Config, doc_ids: Sequence[str]) -> tuple[dict[str, np.ndarr
     collection = open_collection(config.work / "collection")
     queries, place = collection.queries("test"), {doc_id: number for number, doc_id in enumerate(doc_ids)}
     with tempfile.TemporaryDirectory() as folder:
-        run = BM25Index.build(collection.corpus(), folder=Path(folder)).search(queries, len(doc_ids))
+        run = BM25Index.build(collection.corpus(), analyser="code", folder=Path(folder)).search(queries, len(doc_ids))
     words = np.array([filled([place[hit.doc_id] for hit in run[query.query_id]], len(doc_ids)) for query in queries])
-    vectors, model = config.work / "vectors", str(config.retriever)
+    vectors, model = config.work / "vectors", config.retriever
     encode.run(EncodeConfig(model=model, collection=str(config.work / "collection"), out=vectors))
     store = VectorReader(vectors)
     assert [*store.doc_ids] == [*doc_ids]
@@ -160,7 +163,7 @@ def filled(found: Sequence[int], count: int) -> list[int]:
 def repeated(config: Config, truth: np.ndarray, best_reads: Reads, budget: int, anchors: int) -> str:
     """Search with the model, and compare with the search of the table."""
     folder = config.work / "collection"
-    step = {"find": "cur", "index": str(config.work / "anchors"), "model": str(config.model)}
+    step = {"find": "cur", "index": str(config.work / "anchors"), "model": config.model}
     step |= {"anchors": anchors, "budget": budget, "rounds": 5}
     pipeline = Pipeline.load(str(folder), pipeline={"steps": {"cur": step}})
     queries = open_collection(folder).queries("test")[:10]
@@ -178,8 +181,8 @@ def repeated(config: Config, truth: np.ndarray, best_reads: Reads, budget: int, 
     alone = (time.perf_counter() - start) / len(queries)
     return (
         f"- With the model, `find: cur` with {anchors} anchors, 5 rounds and a budget of {budget} read the same "
-        f"documents as with the table for {sum(same)} of {len(same)} queries; it took {1000 * seconds:,.0f} ms a query, "
-        f"of which choosing what to read took {1000 * alone:,.0f} ms."
+        f"documents as with the table for {sum(same)} of {len(same)} queries, taking {1000 * seconds:,.0f} ms a query, "
+        f"of them choosing what to read took {1000 * alone:,.0f} ms."
     )
 
 
@@ -247,8 +250,9 @@ def run(config: Config) -> None:
     )
     seconds = (read_manifest(config.work / "anchors") or {})["results"]["seconds"]
     said = [
-        f"- {config.docs:,} documents, {config.queries} test queries, {config.anchor_queries} anchor queries of the "
-        f"training split: {anchor_scores.size:,} anchor pairs, read in {duration(seconds)} beside other work.",
+        f"- {config.docs:,} functions of {config.words} words, {config.queries} test queries, {config.anchor_queries} "
+        f"anchor queries of other functions: {anchor_scores.size:,} anchor pairs, read in {duration(seconds)} beside "
+        "other work.",
         repeated(config, truth, cur(0.25, most, 5), 200, 50),
     ]
     spectrum = np.linalg.svd(anchor_scores.astype(np.float64), compute_uv=False)

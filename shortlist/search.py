@@ -24,7 +24,7 @@ from shortlist.errors import UserError
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.opening import folder_of, say_what_is_older
+from shortlist.pipeline.opening import model_folder, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags, written
 from shortlist.pipeline.steps import STEPS
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 HITS_AT_ONCE = 8_000_000
 """Most hits in memory. A hit takes 170 bytes, and the queries of a training split find a hundred million hits."""
-MODELS = ("model", "retriever")
+MODEL_SETTINGS = ("model", "retriever")
 """Settings of steps that name a model."""
 RERANKED_AT_ONCE = 16
 """Queries to search at a time if there is a reranker. It is slow, so progress should be shown often."""
@@ -230,7 +230,7 @@ def _costs(
     first = [part for part in description.steps if part.name not in reranking]
     folders = {path for part in first for name in ("index", "vectors") if (path := part.settings.get(name))}
     cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
-    models = [folder_of(part, name, opener) for part in first for name in MODELS if name in part.settings]
+    models = [model_folder(part, name, opener) for part in first for name in MODEL_SETTINGS if name in part.settings]
     sizes = [_size_of(model) for model in {model.identity: model for model in models}.values()]
     by_first = [number for name, number in pairs.items() if name not in reranking]
     cost |= {"pairs_per_query": round(sum(by_first), 1)} if by_first else {}
@@ -292,11 +292,11 @@ def _known_by_contents(description: Description, opener: Opener) -> str:
     def known(part: Part, name: str, value: Any) -> Any:
         if isinstance(value, Path):
             return identity(value)
-        if name not in MODELS:
+        if name not in MODEL_SETTINGS:
             return value
         if part.kind == "rank":
             return _prepared(part, opener).identities().get(name, value)
-        return folder_of(part, name, opener).identity
+        return model_folder(part, name, opener).identity
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

@@ -1,7 +1,7 @@
-"""The kind of index `cur`: a reranker's scores of some queries, the anchors, for all documents.
+"""The kind of index `cur`: a reranker's scores of anchor queries for all documents.
 
-From them and a new query's scores for a few documents, `math.cur` approximates its scores for all. The scores are
-written in parts as they become known, and joined at the end.
+From these scores and a new query's scores for a few documents, `math.cur` approximates its scores for all. The scores
+are written in parts as they become known, and joined at the end.
 """
 
 import time
@@ -32,7 +32,7 @@ from shortlist.rerankers.pointwise import pointwise
 from shortlist.rerankers.prepared import Prepared
 
 SCORES, DESCRIPTION, PARTS = "scores.npy", "index.json", "scores-*.npy"
-PAIRS_AT_ONCE = 4096
+PAIRS_IN_PART = 4096
 """Pairs that are sorted by length together, and about the most that an interruption loses."""
 MOST_PARTS = 4096
 PAIRS_TIMED = 256
@@ -105,7 +105,7 @@ def build_cur(documents: Iterable[Document], folder: Path, *, scoring: Scoring, 
 
 def _part_size(num_queries: int, num_docs: int) -> int:
     """Return the number of documents of a part."""
-    return max(1, PAIRS_AT_ONCE // num_queries, -(-num_docs // MOST_PARTS))
+    return max(1, PAIRS_IN_PART // num_queries, -(-num_docs // MOST_PARTS))
 
 
 def _is_whole(path: Path, num_queries: int, num_docs: int) -> bool:
@@ -214,7 +214,7 @@ class CurIndex:
         return self._anchors[count]
 
 
-def open_cur(folder: Path, built: Mapping[str, Any], how: Opening) -> CurIndex:
+def open_cur_index(folder: Path, built: Mapping[str, Any], how: Opening) -> CurIndex:
     """Open an index of the kind `cur`.
 
     Raises:
@@ -245,11 +245,11 @@ def check_scored_by(folder: Path, prepared: Prepared, name: str) -> None:
         )
 
 
-class Space(NamedTuple):
-    """What a search fits a query's scores to."""
+class SearchSpace(NamedTuple):
+    """The columns that a search fits a query's scores to, one for each document."""
 
     items: Float[np.ndarray, "dim docs"]
-    """The scores of anchor queries, or the documents' vectors, a column for each document."""
+    """The scores of anchor queries for the documents, or vectors of the documents."""
     doc_ids: Sequence[str]
     anchors: Int[np.ndarray, " anchors"]
     """Positions of the documents that are read first for every query."""
@@ -261,9 +261,10 @@ class Space(NamedTuple):
 
 @final
 class CurSearch:
-    """A first stage that searches with a reranker alone: it reads some documents to choose which to read next.
+    """A first stage that searches with a reranker alone.
 
-    The hits are the documents that were read, by the reranker's own scores.
+    It reads some documents to choose which to read next. The hits are the documents that were read, by the reranker's
+    own scores.
 
     Args:
         ranker: scores pairs.
@@ -271,7 +272,7 @@ class CurSearch:
         rounds: rounds after the anchor documents.
     """
 
-    def __init__(self, ranker: Ranker, space: Space, *, budget: int, rounds: int) -> None:
+    def __init__(self, ranker: Ranker, space: SearchSpace, *, budget: int, rounds: int) -> None:
         self.ranker, self.space, self.budget, self.rounds = ranker, space, budget, rounds
 
     def __repr__(self) -> str:
@@ -285,7 +286,9 @@ class CurSearch:
     def search_by_reading(
         self, queries: Sequence[Query], k: int, documents: FetchDocuments, *, allowed: Allowed | None = None
     ) -> ReadHits:
-        """Find the at most k best of the documents that are read; all queries advance together.
+        """Find the at most k best of the documents that are read.
+
+        All queries advance together.
 
         Args:
             documents: fetches texts by id.
@@ -324,15 +327,14 @@ class CurSearch:
         return ReadHits(run, num_read)
 
     def _hits(self, positions: Int[np.ndarray, " hits"], scores: Float[np.ndarray, " hits"]) -> list[Hit]:
-        return [
-            Hit(self.doc_ids[place], score) for place, score in zip(positions.tolist(), scores.tolist(), strict=True)
-        ]
+        doc_ids = [self.doc_ids[int(place)] for place in positions]
+        return list(map(Hit, doc_ids, scores.tolist()))
 
     def _read(
         self, queries: Sequence[Query], asked: Sequence[Int[np.ndarray, " asked"]], documents: FetchDocuments
     ) -> list[Float[np.ndarray, " asked"]]:
         """Score the documents that each query asks for."""
-        names = [[self.doc_ids[place] for place in positions.tolist()] for positions in asked]
+        names = [[self.doc_ids[int(place)] for place in positions] for positions in asked]
         texts = documents(list(dict.fromkeys(chain.from_iterable(names))))
         lists = [
             Candidates(query, [texts[doc_id] for doc_id in own]) for query, own in zip(queries, names, strict=True)

@@ -168,7 +168,7 @@ INDEXES: dict[str, IndexKind] = {
     "cur": IndexKind(
         reads="corpus",
         build=late("index.cur", "build_cur"),
-        open=late("index.cur", "open_cur"),
+        open=late("index.cur", "open_cur_index"),
         scoring=late("index.cur", "open_scoring"),
         forecast=late("index.cur", "forecast_cur"),
         finder="cur",

@@ -47,7 +47,7 @@ class SearchesByReading(Protocol):
     def search_by_reading(
         self, queries: Sequence[Query], k: int, documents: FetchDocuments, *, allowed: Allowed | None = None
     ) -> ReadHits:
-        """Find the at most k best of the documents that are read for each query, best first."""
+        """Find the at most k best of the documents read for each query."""
         ...
 
 

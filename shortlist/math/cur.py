@@ -21,7 +21,7 @@ AskScores = Generator[Int[np.ndarray, " asked"], Float[np.ndarray, " asked"], "I
 
 
 class ItemsRead(NamedTuple):
-    """The items whose scores a search has asked for, best first, equal ones in their order."""
+    """The items that a search has read, best first, equal ones in their order."""
 
     positions: Int[np.ndarray, " read"]
     scores: Float[np.ndarray, " read"]
@@ -58,7 +58,9 @@ def spread_items(scores: Float[np.ndarray, "queries items"], count: int) -> Int[
 def item_embeddings(
     scores: Float[np.ndarray, "queries items"], anchors: Int[np.ndarray, " anchors"], *, rcond: float = RCOND
 ) -> Float[np.ndarray, "anchors items"]:
-    """Compute the items' vectors whose products with a query's scores for the anchor items approximate all its scores.
+    """Compute vectors of the items from anchor queries' scores.
+
+    The products of an item's vector with a query's scores for the anchor items approximate its score.
 
     Args:
         scores: of the anchor queries for all items.
@@ -78,14 +80,17 @@ def approximate(
     return known @ embeddings
 
 
-def fit(
+def fit_scores(
     items: Float[np.ndarray, "dim items"],
     read: Int[np.ndarray, " read"],
     known: Float[np.ndarray, " read"],
     *,
     rcond: float = RCOND,
 ) -> Float[np.ndarray, " dim"]:
-    """Find the shortest vector whose products with the items read are nearest to their scores (least squares)."""
+    """Fit a vector whose products with the items read are nearest to their scores.
+
+    It is the shortest one of those with the least sum of squares.
+    """
     return np.linalg.lstsq(items[:, read].T.astype(np.float64), known.astype(np.float64), rcond=rcond)[0]
 
 
@@ -104,7 +109,7 @@ def with_prior(
     own = prior.vector @ items[:, read]
     deviation = known.std()
     scaled = (known - known.mean()) * (own.std() / deviation if deviation > 0 else 0.0) + own.mean()
-    return (1 - prior.share) * fit(items, read, scaled, rcond=rcond) + prior.share * prior.vector
+    return (1 - prior.share) * fit_scores(items, read, scaled, rcond=rcond) + prior.share * prior.vector
 
 
 def read_in_rounds(
@@ -117,7 +122,7 @@ def read_in_rounds(
     keep: Bool[np.ndarray, " items"] | None = None,
     rcond: float = RCOND,
 ) -> AskScores:
-    """Read anchor items, then in each round the items that the scores so far promise most of.
+    """Read anchor items, then in each round those that the scores so far promise.
 
     Args:
         items: the anchor queries' scores for all items, or vectors of the items.
@@ -137,7 +142,7 @@ def read_in_rounds(
     open_items[read] = False
     for size in _sizes(min(budget - len(anchors), int(open_items.sum())), rounds):
         if prior is None:
-            weights = fit(items, read, known, rcond=rcond)
+            weights = fit_scores(items, read, known, rcond=rcond)
         else:
             weights = with_prior(items, read, known, prior, rcond=rcond) if len(read) else prior.vector
         promised = np.where(open_items, weights @ items, -np.inf)
@@ -149,6 +154,6 @@ def read_in_rounds(
 
 
 def _sizes(count: int, rounds: int) -> list[int]:
-    """Split a number of items into rounds of equal sizes, the first ones larger by one where need be."""
+    """Split a number of items into rounds of nearly equal sizes, the first ones larger."""
     whole, more = divmod(max(count, 0), rounds)
     return [size for number in range(rounds) if (size := whole + (number < more))]

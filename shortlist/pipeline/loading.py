@@ -31,7 +31,7 @@ from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
 from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
-    from shortlist.index.cur import Space
+    from shortlist.index.cur import SearchSpace
     from shortlist.models.folder import ModelFolder
     from shortlist.rerankers.prepared import Prepared
     from shortlist.text.contract import InputContract
@@ -83,7 +83,7 @@ class Opener:
         return self._loaded[key]
 
     def folder(self, name: str, wanted: str = "retriever") -> "ModelFolder":
-        """Open the model folder of a retriever, or of another kind that is wanted, looking its name up once."""
+        """Open the folder of a retriever or another model, looking its name up once."""
         from shortlist.models.folder import open_folder
 
         return self.once(("folder", name, wanted), lambda: open_folder(name, wanted=wanted))
@@ -304,7 +304,7 @@ def open_cur(
     rounds: int = 5,
     prior: float = 0.5,
 ) -> SearchesByReading:
-    """Open a search by a pointwise reranker alone, over an index of its scores or over vectors of the documents.
+    """Open a search by a pointwise reranker alone, over its scores or over vectors.
 
     Args:
         model: reranker that gives one score to a pair: folder or hub name.
@@ -344,21 +344,21 @@ def open_cur(
     return CurSearch(opener.reranker(pointwise, settings), space, budget=budget, rounds=rounds)
 
 
-def _space_of_scores(opener: Opener, index: Path, anchors: int, prepared: "Prepared", model: str) -> "Space":
+def _space_of_scores(opener: Opener, index: Path, anchors: int, prepared: "Prepared", model: str) -> "SearchSpace":
     """Open an index of this reranker's scores."""
-    from shortlist.index.cur import Space, check_scored_by
+    from shortlist.index.cur import SearchSpace, check_scored_by
 
     if (kind := kind_of(index)) != "cur":
         raise UserError(f"{index}: an index of kind {kind}; `find: cur` searches one of kind cur.")
     check_scored_by(index, prepared, model)
     scores = opener.index(index, "anchors", lambda: open_index(index))
-    return Space(scores.scores, scores.doc_ids, scores.anchors(anchors))
+    return SearchSpace(scores.scores, scores.doc_ids, scores.anchors(anchors))
 
 
-def _space_of_vectors(opener: Opener, vectors: Path, retriever: str | None, prior: float) -> "Space":
+def _space_of_vectors(opener: Opener, vectors: Path, retriever: str | None, prior: float) -> "SearchSpace":
     """Open vectors of the documents with the model that made them."""
     from shortlist.data.stores.vectors import VectorReader
-    from shortlist.index.cur import Space
+    from shortlist.index.cur import SearchSpace
 
     if retriever is None:
         raise UserError("retriever is missing: `find: cur` over vectors takes the model that made them.")
@@ -368,7 +368,7 @@ def _space_of_vectors(opener: Opener, vectors: Path, retriever: str | None, prio
     encode = opener.retriever(retriever, dims=kept).encode_queries
     store = opener.index((vectors, "cur"), "take", lambda: VectorReader(vectors))
     items = store.take(np.arange(store.num_docs)).T
-    return Space(items, store.doc_ids, np.empty(0, dtype=np.int64), encode, prior)
+    return SearchSpace(items, store.doc_ids, np.empty(0, dtype=np.int64), encode, prior)
 
 
 FINDERS: dict[str, Callable[..., FirstStage | SearchesByReading]] = {

@@ -106,10 +106,10 @@ def _model_of(part: Part, opener: Opener) -> str | None:
     if part.kind == "rank":
         prepared = opener.prepared(STEPS["rank"].methods()[part.method], part.settings)
         return prepared.identities().get("model")
-    return folder_of(part, "model", opener).identity if isinstance(part.settings.get("model"), str) else None
+    return model_folder(part, "model", opener).identity if isinstance(part.settings.get("model"), str) else None
 
 
-def folder_of(part: Part, name: str, opener: Opener) -> "ModelFolder":
+def model_folder(part: Part, name: str, opener: Opener) -> "ModelFolder":
     """Open the folder of a first stage's model, by the name of the setting."""
     reads = READS.get(part.method) if name == "model" else None
     return opener.folder(part.settings[name], "reranker" if reads == "pair" else "retriever")

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from shortlist.data.formats import write_queries
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.index import cur
-from shortlist.index.cur import CurIndex, CurSearch, Scoring, Space, build_cur
+from shortlist.index.cur import CurIndex, CurSearch, Scoring, SearchSpace, build_cur
 from shortlist.index.opening import open_index
 from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
 from shortlist.models.save import save_model
@@ -53,7 +54,7 @@ EXACT = np.array([[score_of(query, document) for document in DOCUMENTS] for quer
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of two documents, and a forecast from two pairs."""
-    monkeypatch.setattr(cur, "PAIRS_AT_ONCE", 2 * len(QUERIES))
+    monkeypatch.setattr(cur, "PAIRS_IN_PART", 2 * len(QUERIES))
     monkeypatch.setattr(cur, "PAIRS_TIMED", 2)
 
 
@@ -125,7 +126,7 @@ def test_a_score_that_is_not_finite_is_refused(tmp_path: Path):
 
 
 def test_the_cost_is_foretold_without_an_index(config: index.Config, tmp_path: Path, capsys):
-    index.run(index.Config(**vars(config) | {"out": tmp_path / "other", "dry_run": True}))
+    index.run(replace(config, out=tmp_path / "other", dry_run=True))
     said = capsys.readouterr().out
     assert "12 anchor queries x 12 documents are 144 pairs to read, about" in said
     assert not (tmp_path / "other").exists()
@@ -145,26 +146,26 @@ def test_the_cost_is_foretold_without_an_index(config: index.Config, tmp_path: P
 )
 def test_what_it_cannot_be_made_of_is_refused(config: index.Config, tmp_path: Path, changes: Any, message: str):
     with pytest.raises(UserError, match=message):
-        index.run(index.Config(**vars(config) | {"out": tmp_path / "out"} | changes))
+        index.run(replace(config, **{"out": tmp_path / "out", **changes}))
 
 
 def test_another_model_or_other_queries_are_another_job(config: index.Config, tiny: Tiny, tmp_path: Path):
     save_model(shaken(reranker_to_train(str(tiny.llama), None, seed=0)), tmp_path / "other")
     with pytest.raises(UserError, match=r"holds another job \(model: .* there, .*other now\)"):
-        index.run(index.Config(**vars(config) | {"model": str(tmp_path / "other")}))
+        index.run(replace(config, model=str(tmp_path / "other")))
     write_queries(tmp_path / "few.jsonl", QUERIES[:3])
     with pytest.raises(UserError, match=r"holds another job \(queries: "):
-        index.run(index.Config(**vars(config) | {"queries": tmp_path / "few.jsonl"}))
+        index.run(replace(config, queries=tmp_path / "few.jsonl"))
 
 
 def test_an_index_that_is_not_whole_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not a whole cur index"):
-        cur.open_cur(tmp_path, {}, Opening())
+        cur.open_cur_index(tmp_path, {}, Opening())
 
 
 def search(ranker: Any, *, anchors: list[int], budget: int, rounds: int = 2) -> CurSearch:
     doc_ids = [document.doc_id for document in DOCUMENTS]
-    return CurSearch(ranker, Space(EXACT, doc_ids, np.array(anchors)), budget=budget, rounds=rounds)
+    return CurSearch(ranker, SearchSpace(EXACT, doc_ids, np.array(anchors)), budget=budget, rounds=rounds)
 
 
 def fetch(doc_ids: Sequence[str]) -> dict[str, Document]:

@@ -8,7 +8,7 @@ from shortlist.math.cur import (
     ItemsRead,
     Prior,
     approximate,
-    fit,
+    fit_scores,
     item_embeddings,
     read_in_rounds,
     spread_items,
@@ -63,7 +63,7 @@ def test_items_that_hardly_differ_do_not_explode():
     anchors = np.array([0, 1, 7])
     assert np.abs(approximate(known, item_embeddings(scores, anchors))).max() < 10 * np.abs(QUERY).max()
     assert np.abs(approximate(known, item_embeddings(scores, anchors, rcond=1e-12))).max() > 100 * np.abs(QUERY).max()
-    assert np.abs(fit(scores, anchors, known) @ scores).max() < 10 * np.abs(QUERY).max()
+    assert np.abs(fit_scores(scores, anchors, known) @ scores).max() < 10 * np.abs(QUERY).max()
 
 
 @pytest.mark.parametrize("anchors", [[4, 1], [1, 1]])
@@ -81,7 +81,7 @@ def test_the_items_that_tell_most_are_chosen_first():
 
 def test_the_shortest_of_all_vectors_that_fit_is_found():
     items = np.array([[1.0, 0.0, 5.0], [1.0, 0.0, 7.0], [0.0, 1.0, 9.0]])
-    np.testing.assert_allclose(fit(items, np.array([0, 1]), np.array([4.0, 3.0])), [2, 2, 3], atol=1e-12)
+    np.testing.assert_allclose(fit_scores(items, np.array([0, 1]), np.array([4.0, 3.0])), [2, 2, 3], atol=1e-12)
 
 
 def test_one_round_is_the_approximation_by_anchors():
@@ -101,7 +101,7 @@ def test_each_round_asks_for_what_the_scores_so_far_promise():
     _, asked = answered(read_in_rounds(scores, anchors=anchors, budget=10, rounds=3), query)
     assert [len(some) for some in asked] == [3, 3, 2, 2]
     read = [place for some in asked[:3] for place in some]
-    promised = fit(scores, np.array(read), query[read]) @ scores
+    promised = fit_scores(scores, np.array(read), query[read]) @ scores
     promised[read] = -np.inf
     assert asked[3] == np.sort(np.argsort(-promised)[:2]).tolist()
 
@@ -138,7 +138,7 @@ def test_scores_in_any_unit_mix_with_the_querys_own_vector_alike():
     np.testing.assert_allclose(with_prior(vectors, read, 50 * known - 7, Prior(own, 0.3)), mixed)
     products = own @ vectors[:, read]
     scaled = (known - 2) / known.std() * products.std() + products.mean()
-    np.testing.assert_allclose(mixed, 0.7 * fit(vectors, read, scaled) + 0.3 * own)
+    np.testing.assert_allclose(mixed, 0.7 * fit_scores(vectors, read, scaled) + 0.3 * own)
     assert np.isfinite(with_prior(vectors, read, np.ones(3), Prior(own, 0.3))).all()
 
 
