@@ -125,7 +125,7 @@ def _held(path: Path, num_queries: int) -> int:
     return columns if rows == num_queries else 0
 
 
-class Pace(NamedTuple):
+class ScoringPace(NamedTuple):
     """The measured speed of scoring."""
 
     seconds: float
@@ -142,7 +142,7 @@ class Pace(NamedTuple):
         )
 
 
-def _part_size(pace: Pace, num_queries: int, num_docs: int) -> int:
+def _part_size(pace: ScoringPace, num_queries: int, num_docs: int) -> int:
     """Choose the documents of a part: for some seconds, and not too many files."""
     pairs = min(PAIRS_IN_PART, PART_SECONDS / max(pace.seconds, 1e-9))
     return max(1, int(pairs / num_queries), -(-num_docs // MOST_PARTS))
@@ -166,14 +166,14 @@ def _score(scoring: Scoring, documents: Sequence[Document]) -> Float32[np.ndarra
     return scores
 
 
-def time_scoring(documents: Sequence[Document], scoring: Scoring) -> Pace:
+def time_scoring(documents: Sequence[Document], scoring: Scoring) -> ScoringPace:
     """Measure the speed by scoring some documents for some of the anchor queries."""
     asked = Scoring(scoring.prepared, scoring.queries[: max(1, PAIRS_TIMED // len(documents))], {})
     asked.__dict__["ranker"] = scoring.ranker  # loaded once
     _score(asked, documents[:1])  # compiles what the first use needs
     start = time.perf_counter()
     pairs = _score(asked, documents).size
-    return Pace((time.perf_counter() - start) / pairs, pairs)
+    return ScoringPace((time.perf_counter() - start) / pairs, pairs)
 
 
 def forecast_cur(documents: Iterator[Document], *, scoring: Scoring, num_docs: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ from shortlist.data.formats import write_queries
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.index import cur
-from shortlist.index.cur import CurIndex, CurSearch, Pace, Scoring, SearchSpace, build_cur
+from shortlist.index.cur import CurIndex, CurSearch, ScoringPace, Scoring, SearchSpace, build_cur
 from shortlist.index.opening import open_index
 from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
 from shortlist.models.save import save_model
@@ -106,10 +106,10 @@ def test_what_is_scored_before_an_interruption_is_kept(tmp_path: Path, capsys: p
 
 
 def test_a_part_takes_some_seconds_and_there_are_not_too_many():
-    assert cur._part_size(Pace(1e-3, 100), 100, 1000) == 40
-    assert cur._part_size(Pace(0.5, 100), 10, 1000) == 2
-    assert cur._part_size(Pace(5.0, 100), 10, 1000) == 1
-    assert cur._part_size(Pace(5.0, 100), 10, 8_192_000) == 2000
+    assert cur._part_size(ScoringPace(1e-3, 100), 100, 1000) == 40
+    assert cur._part_size(ScoringPace(0.5, 100), 10, 1000) == 2
+    assert cur._part_size(ScoringPace(5.0, 100), 10, 1000) == 1
+    assert cur._part_size(ScoringPace(5.0, 100), 10, 8_192_000) == 2000
 
 
 @pytest.mark.usefixtures("few_at_once")
