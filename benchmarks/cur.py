@@ -188,8 +188,8 @@ def repeated(config: Config, truth: np.ndarray, *, budget: int, anchors: int, ro
     alone = time.process_time() - start
     return (
         f"- With the model in place of the table, {anchors} anchors, {rounds} rounds and a budget of {budget} read the "
-        f"same documents for {same} of {REPEATED} queries, in {1000 * whole / REPEATED:,.0f} ms of processor time a query, "
-        f"of which choosing what to read is {1000 * alone / REPEATED:,.0f} ms."
+        f"same documents for {same} of {REPEATED} queries. A query took {1000 * whole / REPEATED:,.0f} ms of processor "
+        f"time, of which choosing what to read is {1000 * alone / REPEATED:,.0f} ms."
     )
 
 

@@ -102,7 +102,7 @@ def _scored_parts(
     start, size, num_queries = 0, 0, len(scoring.queries)
     while True:
         path = folder / PARTS.replace("*", f"{start:08}")
-        held = _held(path, num_queries)
+        held = _held(path)
         if not held and not size and (first := list(islice(stream, _docs_timed(scoring)))):
             pace, stream = time_scoring(first, scoring), chain(first, stream)
             say(f"index: {pace.foretell(num_queries, num_docs - start)}.")
@@ -117,12 +117,9 @@ def _scored_parts(
         start += len(part)
 
 
-def _held(path: Path, num_queries: int) -> int:
+def _held(path: Path) -> int:
     """Count the documents of a part that is there; 0 if it is not."""
-    if not path.exists():
-        return 0
-    rows, columns = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    return columns if rows == num_queries else 0
+    return np.load(path, mmap_mode="r", allow_pickle=False).shape[1] if path.exists() else 0
 
 
 class ScoringPace(NamedTuple):
