@@ -20,12 +20,13 @@ from shortlist.data.jobs import JobSpec, is_done, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
+from shortlist.index.protocols import SearchesByReading
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.budget import with_budget, within_budget
 from shortlist.pipeline.contents import known_by_contents, prepared_of
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.opening import say_what_is_older
+from shortlist.pipeline.opening import MODEL_SETTINGS, model_folder, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags
@@ -93,6 +94,8 @@ class FoundPart(NamedTuple):
     """By step: the ids of queries without a term that it could search by, for which it found nothing."""
     num_excluded: int
     """Number of hits that were left out because their queries exclude them."""
+    num_read: Mapping[str, int] = {}
+    """By step: number of documents that its model has read, all queries together."""
 
 
 def search(
@@ -107,7 +110,7 @@ def search(
 ) -> Iterator[FoundPart]:
     """Search the queries in parts, and yield their hits.
 
-    A part has at most HITS_AT_ONCE hits, and RERANKED_AT_ONCE queries if there is a reranker.
+    A part has at most HITS_AT_ONCE hits, and RERANKED_AT_ONCE queries if a reranker reads documents.
 
     Args:
         exclude_self: leave out the document with the query's id.
@@ -116,7 +119,7 @@ def search(
         exclude: ids of documents that a query may not find.
     """
     at_once = max(1, HITS_AT_ONCE // k)
-    if pipeline.rerankers:
+    if pipeline.rerankers or any(isinstance(step.stage, SearchesByReading) for step in pipeline.steps):
         at_once = min(at_once, RERANKED_AT_ONCE)
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):
@@ -124,8 +127,9 @@ def search(
             trace = pipeline.trace(batch, k + 1 if exclude_self else k, where=where, answer=answer, exclude=exclude)
             found = without_own(trace.last.run, k) if exclude_self else _first(trace.last.run, k)
             seconds, silent = time.perf_counter() - start, _silent(pipeline, batch, trace)
-            read = {name: given.num_tokens for name, given in trace.found.items() if given.num_tokens}
-            yield FoundPart(found, trace.milliseconds, read, seconds, silent, trace.num_excluded)
+            tokens = {name: given.num_tokens for name, given in trace.found.items() if given.num_tokens}
+            num_read = {name: sum(step.num_read.values()) for name, step in trace.found.items() if step.num_read}
+            yield FoundPart(found, trace.milliseconds, tokens, seconds, silent, trace.num_excluded, num_read)
             advance(len(batch))
 
 
@@ -180,7 +184,7 @@ def run(config: Config) -> None:
         queries[:1], 1, where=config.where
     )  # compiling and loading on first use is not part of a query's time
     num_own, num_excluded, seconds, milliseconds = 0, 0, 0.0, dict[str, float]()
-    silent, num_tokens = dict[str, list[str]](), dict[str, int]()
+    silent, num_tokens, num_read = dict[str, list[str]](), dict[str, int](), dict[str, int]()
 
     def found() -> Iterator[tuple[str, list[Hit]]]:
         nonlocal num_own, num_excluded, seconds
@@ -192,6 +196,8 @@ def run(config: Config) -> None:
                 milliseconds[name] = milliseconds.get(name, 0.0) + ms
             for name, count in part.num_tokens.items():
                 num_tokens[name] = num_tokens.get(name, 0) + count
+            for name, count in part.num_read.items():
+                num_read[name] = num_read.get(name, 0) + count
             for name, ids in part.without_terms.items():
                 silent[name] = silent.get(name, []) + ids
             yield from part.run.items()
@@ -213,7 +219,8 @@ def run(config: Config) -> None:
     per_query = {name: ms / max(1, len(queries)) for name, ms in milliseconds.items()}
     total = 1000 * seconds / max(1, len(queries))
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
-    costs = _costs(description, total, reranking, opener)
+    pairs = {name: count / max(1, len(queries)) for name, count in num_read.items()}
+    costs = _costs(description, total, reranking, opener, pairs)
     for cost, name in zip(costs[-len(reranking) :] if reranking else [], reranking, strict=True):
         asked = _asked(next(step.stage for step in pipeline.steps if step.name == name))
         if read := num_tokens.get(name):  # answers to the first query are known from when everything was tried out
@@ -225,7 +232,7 @@ def run(config: Config) -> None:
 
 
 def _costs(
-    description: Description, total: float, reranking: Mapping[str, float], opener: Opener
+    description: Description, total: float, reranking: Mapping[str, float], opener: Opener, pairs: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Describe the cost of the first stages together, then of each later step.
 
@@ -234,21 +241,31 @@ def _costs(
     Args:
         total: milliseconds per query.
         reranking: the part of `total` in each step after the first stages.
+        pairs: documents read per query, by step.
     """
-    found = [part for part in description.steps if part.name not in reranking]
-    folders = {path for part in found for name in ("index", "vectors") if (path := part.settings.get(name))}
+    first = [part for part in description.steps if part.name not in reranking]
+    folders = {path for part in first for name in ("index", "vectors") if (path := part.settings.get(name))}
     cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
-    models = {part.settings["model"]: part.settings for part in found if "model" in part.settings}
-    sizes = [
-        {"model": writer_identity(settings)} if is_server(name) else _size_of(opener.folder(name))
-        for name, settings in models.items()
-    ]
+    sizes = list({size["model"]: size for part in first for size in _sizes(part, opener)}.values())
+    by_first = [number for name, number in pairs.items() if name not in reranking]
+    cost |= {"pairs_per_query": round(sum(by_first), 1)} if by_first else {}
     costs = [{"stage": "search"} | cost | (sizes[0] if sizes else {})]
     costs += [{"stage": "search", "ms": 0.0} | size for size in sizes[1:]]
     later = {part.name: part for part in description.steps}
     for name, ms in reranking.items():
-        costs.append({"stage": name, "ms": round(ms, 3)} | _reranker_size(later[name], opener))
+        read = {"pairs_per_query": round(pairs[name], 1)} if name in pairs else {}
+        costs.append({"stage": name, "ms": round(ms, 3)} | read | _reranker_size(later[name], opener))
     return [stage_cost | {"peak_bytes": peak_bytes()} for stage_cost in costs]
+
+
+def _sizes(part: Part, opener: Opener) -> list[dict[str, Any]]:
+    """Return the identity and size of each model of a step.
+
+    Of a model on a server it is the identity alone.
+    """
+    if part.kind == "rewrite" and is_server(part.settings["model"]):
+        return [{"model": writer_identity(part.settings)}]
+    return [_size_of(model_folder(part, name, opener)) for name in MODEL_SETTINGS if name in part.settings]
 
 
 def _asked(stage: Any) -> dict[str, int]:

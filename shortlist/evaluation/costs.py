@@ -12,6 +12,7 @@ from shortlist.progress import duration, size
 COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ms_per_query": ("ms/query", lambda value: f"{value:,.1f}"),
     "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
+    "pairs_per_query": ("pairs/query", lambda value: f"{value:,.0f}"),
     "tokens_per_query": ("tokens/query", lambda value: f"{value:,.0f}"),
     "quality_per_token": ("per 1,000 tokens", lambda value: f"{value:.4f}"),
     "index_bytes": ("index", size),
@@ -27,7 +28,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """Costs that a manifest may state: the heading of the column, and the function that formats a value."""
 ASKING = ("calls", "prompt_tokens", "answer_tokens", "malformed")
 """Those of them that have a column only where a language model was asked."""
-OF_RERANKERS = ("tokens_per_query", "quality_per_token")
+OF_RERANKERS = ("pairs_per_query", "tokens_per_query", "quality_per_token")
 """Those that have a column only where a reranker said how much it read."""
 
 
@@ -44,6 +45,7 @@ def costs(made_by: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {
         "ms_per_query": round(sum(stage["ms"] for stage in made_by), 3),
         "tokens_per_second": speeds[-1] if speeds else None,
+        "pairs_per_query": round(sum(stage.get("pairs_per_query", 0) for stage in made_by), 1),
         "tokens_per_query": round(sum(stage.get("tokens_per_query", 0) for stage in made_by), 1),
         "index_bytes": sum(stage.get("index_bytes", 0) for stage in made_by),
         "peak_bytes": max((stage.get("peak_bytes", 0) for stage in made_by), default=0),

@@ -26,13 +26,18 @@ class Config:
     out: NotInJob[Path]
     """Folder to write; for pgvector and lance it only records where the index is."""
     kind: str = "bm25"
-    """bm25: an index of words. Over vectors: narrow (exact, with fewer bytes); hnsw, ivf-flat and ivf-pq (approximate,
-    with FAISS); pgvector (in PostgreSQL) and lance (in LanceDB). Over token vectors: narrow, late and late-centroids
-    (approximate). Over term weights: sparse (exact) and seismic (approximate)."""
+    """bm25: an index of words. cur: a reranker's scores of --queries for all documents. Over vectors: narrow (exact,
+    with fewer bytes); hnsw, ivf-flat and ivf-pq (approximate, with FAISS); pgvector (in PostgreSQL) and lance (in
+    LanceDB). Over token vectors: narrow, late and late-centroids (approximate). Over term weights: sparse (exact) and
+    seismic (approximate)."""
     collection: str | None = None
-    """Folder, `irds:` or `hf:` name of the corpus that BM25 reads; for other kinds, --check takes its queries."""
+    """Folder, `irds:` or `hf:` name of the corpus that BM25 and cur read; for other kinds, --check takes its
+    queries."""
     vectors: Path | None = None
-    """Vectors from `shortlist encode`, which every kind except BM25 reads."""
+    """Vectors from `shortlist encode`, which every kind except BM25 and cur reads."""
+    queries: Path | None = None
+    """cur: file of the anchor queries, such as training queries: JSON lines of _id and text, or id, tab, text. Each is
+    scored for all documents, once."""
     language: str = "english"
     """How BM25 splits text into words: a language or its code (english or en), `code` for source code, `whitespace` for
     text already split. Chinese, Japanese and Korean are split into pairs of characters (and Chinese characters)."""
@@ -62,8 +67,9 @@ class Config:
     """pgvector, lance: the table's name."""
     check: NotInJob[bool] = False
     """Compare the index with exact search: recall, speed, memory, disk."""
-    model: NotInJob[str | None] = None
-    """The retriever that made the vectors: --check embeds the queries of --collection with it."""
+    model: str | None = None
+    """cur: the reranker whose scores it holds, which gives one score to a pair. Otherwise the retriever that made the
+    vectors: --check embeds the queries of --collection with it."""
     split: NotInJob[str] = "test"
     """Which queries of the collection --check uses."""
     dry_run: NotInJob[bool] = False
@@ -83,6 +89,10 @@ def run(config: Config) -> None:
         why = "is exact" if kind.exact else "is not over vectors"
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
     source = _source(config, kind, title)
+    if kind.scoring is None and config.queries is not None:
+        raise UserError(f"--queries is for --kind cur; {title} has none, so leave it out.")
+    scoring = _scoring(config, kind)
+    settings |= {} if scoring is None else {"scoring": scoring}
     if config.expand is not None or config.phrases != Config.phrases:
         from shortlist.index.expansion import check_expansion
 
@@ -96,7 +106,7 @@ def run(config: Config) -> None:
     if why := _outdated(config.out, kind):
         say(f"index: {config.out}: {why}; building it again.")
         reopen(config.out, updating=False)
-    job = start_job(kept, _job_of(kept, kind, source))
+    job = start_job(kept, _job_of(kept, kind, source, scoring))
     if not job.done:
         start = time.perf_counter()
         if job.updating:
@@ -123,15 +133,22 @@ def is_current(config: Config) -> bool:
     config = replace(config, language=language_name(config.language))
     kind = find_kind(config.kind)
     source = _source(config, kind, kind.title or config.kind)
-    return is_finished(config, _job_of(config, kind, source)) and _outdated(config.out, kind) is None
+    job = _job_of(config, kind, source, _scoring(config, kind))
+    return is_finished(config, job) and _outdated(config.out, kind) is None
 
 
-def _job_of(kept: Config, kind: IndexKind, source: str | Path) -> JobSpec:
+def _scoring(config: Config, kind: IndexKind) -> Any:
+    """Open what documents are scored by, for a kind that holds scores."""
+    return None if kind.scoring is None else kind.scoring(model=config.model, queries=config.queries)
+
+
+def _job_of(kept: Config, kind: IndexKind, source: str | Path, scoring: Any) -> JobSpec:
     """Describe the job of building an index."""
-    as_if = kept if kind.reads == "corpus" else at_defaults(kept, ("collection",))
+    idle = () if kind.reads == "corpus" else ("collection",)
+    as_if = at_defaults(kept, idle if scoring is not None else (*idle, "model"))
     update = ("collection",) if kind.renew else ("vectors",) if kind.updates else ()
     writes = (*kind.writes, *kind.renewed)
-    inputs = _inputs(kind, source)
+    inputs = _inputs(kind, source) | ({} if scoring is None else dict(scoring.identities))
     if kept.expand not in (None, _NEIGHBOURS):
         inputs["expand"] = identity(Path(str(kept.expand)))
     return JobSpec("index", inputs, as_if=as_if, folder=True, update=update, writes=writes)

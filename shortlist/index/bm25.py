@@ -34,7 +34,7 @@ from shortlist.index.inverted import (
 )
 from shortlist.index.languages import language_name
 from shortlist.index.postings import Postings, PostingsSorter
-from shortlist.index.protocols import DocumentTexts, Opening, TermTotals, WeightedTerms
+from shortlist.index.protocols import FetchDocuments, Opening, TermTotals, WeightedTerms
 from shortlist.index.updates import (
     Layers,
     TermCounts,
@@ -199,7 +199,7 @@ class BM25Index:
         known = [[(numbers[word], weight) for word, weight in terms if word in numbers] for terms in queries]
         return self._index.find(known, k, allowed=allowed)
 
-    def document_terms(self, doc_ids: Sequence[str], texts: DocumentTexts) -> list[WeightedTerms]:
+    def document_terms(self, doc_ids: Sequence[str], texts: FetchDocuments) -> list[WeightedTerms]:
         """Count the known words of documents, whose texts are split as the corpus was."""
         found = texts(doc_ids)
         words = [self._analyse(f"{found[doc_id].title} {found[doc_id].text}") for doc_id in doc_ids]

@@ -44,6 +44,8 @@ def _over_corpus(
     corpus, given = KeyedCorpus(collection), dict(settings)
     if kind.renew is not None:
         given["keys"] = lambda: bytes(corpus.keys)
+    if kind.scoring is not None:
+        given["num_docs"] = collection.num_docs()
     documents = track(corpus, "indexing", collection.num_docs(), "documents")
     if expand is None:
         return dict(kind.build(documents, folder, **given))

@@ -47,6 +47,8 @@ def forecast_index(kind: IndexKind, source: str | Path, settings: Mapping[str, A
 
 def _over_corpus(kind: IndexKind, source: str | Path, settings: Mapping[str, Any]) -> dict[str, str]:
     collection = open_collection(str(source))
+    if kind.forecast is not None:
+        return dict(kind.forecast(collection.corpus(), num_docs=collection.num_docs(), **settings))
     total, count, part = collection.num_docs(), FIRST_DOCS, Measured(0, 0.0, 0)
     with tempfile.TemporaryDirectory() as name:
         while part.seconds < MEASURED_SECONDS / 4 and part.num_docs < total:  # the next measurement takes twice as long

@@ -68,6 +68,13 @@ class IndexKind(NamedTuple):
     """`outdated(folder)`: says why this package or its libraries can no longer use an index (None: they can)."""
     outside: bool = False
     """Whether the index is in a database, and its folder only records where. No trial index is built there."""
+    scoring: Callable[..., Any] | None = None
+    """`scoring(model=..., queries=...)`: opens what documents are scored by, whose `identities` are inputs of the job;
+    `build` gets it as `scoring`, and the number of documents as `num_docs`."""
+    forecast: Callable[..., Mapping[str, str]] | None = None
+    """`forecast(documents, **settings)`: foretells the cost in words (None: from building over a part)."""
+    finder: str | None = None
+    """The method of a step that alone can search it (None: any, by what it is over)."""
     title: str = ""
     """Its name in messages, if that differs from its name in `INDEXES`."""
 
@@ -158,6 +165,15 @@ INDEXES: dict[str, IndexKind] = {
     "hnsw": _approximate("hnsw", "links construction bits"),
     "ivf-flat": _approximate("ivf-flat", "lists"),
     "ivf-pq": _approximate("ivf-pq", "lists code_bytes"),
+    "cur": IndexKind(
+        reads="corpus",
+        build=late("index.cur", "build_cur"),
+        open=late("index.cur", "open_cur_index"),
+        scoring=late("index.cur", "open_scoring"),
+        forecast=late("index.cur", "forecast_cur"),
+        finder="cur",
+        writes=("scores-*.npy", "scores.npy", "doc_ids.txt", "index.json"),
+    ),
     "pgvector": IndexKind(
         reads="vectors",
         build=late("index.databases.pgvector", "load_pgvector"),

@@ -1,6 +1,6 @@
 """Protocols of first stages, which take queries, and vector indexes, which take vectors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -28,8 +28,39 @@ class FirstStage(Protocol):
         ...
 
 
-DocumentTexts = Callable[[Sequence[str]], Mapping[str, Document]]
-"""Fetches documents by id."""
+@runtime_checkable
+class FetchDocuments(Protocol):
+    """Fetches documents by id."""
+
+    def __call__(self, doc_ids: Sequence[str], query_id: str | None = None) -> Mapping[str, Document]:
+        """Return documents by id, with the changes that earlier steps of a pipeline made.
+
+        Args:
+            query_id: the query that they are for, as a step may change a text for one query only (None: without such
+                changes).
+        """
+        ...
+
+
+class ReadHits(NamedTuple):
+    """The hits of a search that reads documents."""
+
+    run: Run
+    num_read: dict[str, int]
+    """Number of documents that were read for each query."""
+
+
+@runtime_checkable
+class SearchesByReading(Protocol):
+    """A first stage whose model reads documents together with the query while it searches."""
+
+    def search_by_reading(
+        self, queries: Sequence[Query], k: int, documents: FetchDocuments, *, allowed: Allowed | None = None
+    ) -> ReadHits:
+        """Find the at most k best of the documents read for each query."""
+        ...
+
+
 WeightedTerms = Sequence[tuple[str, float]]
 """Words or other terms with their weights in a query; a term that occurs twice counts twice."""
 
@@ -76,7 +107,7 @@ class TermTotals(NamedTuple):
 class GivesTerms(SearchesTerms, Protocol):
     """A first stage that searches by terms, and returns its documents' terms."""
 
-    def document_terms(self, doc_ids: Sequence[str], texts: DocumentTexts) -> list[WeightedTerms]:
+    def document_terms(self, doc_ids: Sequence[str], texts: FetchDocuments) -> list[WeightedTerms]:
         """Return the terms of documents, each once, with their counts or weights.
 
         Args:

@@ -23,7 +23,7 @@ from shortlist.errors import UserError
 from shortlist.index.encoded import find_encoded, search_encoded
 from shortlist.index.flat import Best
 from shortlist.index.parameters import Footprint
-from shortlist.index.protocols import DocumentTexts, Opening, TermIndex, TermTotals, WeightedTerms
+from shortlist.index.protocols import FetchDocuments, Opening, TermIndex, TermTotals, WeightedTerms
 from shortlist.math.heaviest import heaviest
 from shortlist.math.postings import add_postings, best_scores, error_bound, left_out
 from shortlist.math.terms import TermWeights
@@ -514,7 +514,7 @@ class SparseSearch:
         """Find the k best documents for each query of weighted terms; unknown terms are ignored."""
         return self.find_by_weights(numbered_terms(self._numbers, queries), k, allowed=allowed)
 
-    def document_terms(self, doc_ids: Sequence[str], texts: DocumentTexts) -> list[WeightedTerms]:
+    def document_terms(self, doc_ids: Sequence[str], texts: FetchDocuments) -> list[WeightedTerms]:
         """Return the stored terms of documents, the heaviest first.
 
         Raises:

@@ -502,12 +502,14 @@ def _together(before: Found | None, now: Found) -> Found:
     if before is None:
         return now
     num_placed = None if now.num_placed is None else {**(before.num_placed or {}), **now.num_placed}
+    num_read = {name: before.num_read.get(name, 0) + count for name, count in now.num_read.items()}
     return Found(
         {**before.run, **now.run},
         num_placed,
         {**before.documents, **now.documents},
         {**before.by_query, **now.by_query},
         before.num_tokens + now.num_tokens,
+        {**before.num_read, **num_read},
     )
 
 

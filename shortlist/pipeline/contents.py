@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shortlist.config import markers
 from shortlist.data.manifest import identity
 from shortlist.pipeline.loading import Opener
+from shortlist.pipeline.opening import MODEL_SETTINGS, model_folder
 from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, Sources, written
 from shortlist.pipeline.steps import STEPS
@@ -29,11 +30,11 @@ def known_by_contents(description: Description, opener: Opener) -> str:
     def known(part: Part, name: str, value: Any) -> Any:
         if isinstance(value, Path):
             return identity(value)
-        if name != "model":
+        if name not in MODEL_SETTINGS:
             return value
         if STEPS[part.kind].is_prepared:
             return prepared_of(part, opener).identities().get(name, value)
-        return writer_identity(part.settings) if part.kind == "rewrite" else opener.folder(value).identity
+        return writer_identity(part.settings) if part.kind == "rewrite" else model_folder(part, name, opener).identity
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from shortlist.data.allowed import Allowed
 from shortlist.errors import UserError
 from shortlist.index.protocols import (
-    DocumentTexts,
+    FetchDocuments,
     GivesTerms,
     GivesVectors,
     SearchesTerms,
@@ -60,7 +60,7 @@ class Revision(NamedTuple):
     queries: Sequence[Query]
     heads: Sequence[Sequence[Hit]]
     """The feedback documents of each query, one at least."""
-    texts: DocumentTexts
+    texts: FetchDocuments
 
     @property
     def doc_ids(self) -> list[str]:

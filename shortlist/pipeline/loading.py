@@ -6,10 +6,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
+import numpy as np
+
 from shortlist.config import keyword_types
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 from shortlist.index.dense import DenseSearch
+from shortlist.index.kinds import find_kind
 from shortlist.index.opening import (
     HELD,
     check_held,
@@ -24,10 +27,11 @@ from shortlist.index.opening import (
     open_tokens,
     open_vectors,
 )
-from shortlist.index.protocols import FirstStage, Opening
+from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
 from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
+    from shortlist.index.cur import SearchSpace
     from shortlist.models.folder import ModelFolder
     from shortlist.rerankers.prepared import Prepared
     from shortlist.text.contract import InputContract
@@ -78,11 +82,11 @@ class Opener:
             self._loaded[key] = load()
         return self._loaded[key]
 
-    def folder(self, name: str) -> "ModelFolder":
-        """Open the model folder of a retriever, looking its name up once."""
+    def folder(self, name: str, wanted: str = "retriever") -> "ModelFolder":
+        """Open the folder of a retriever or another model, looking its name up once."""
         from shortlist.models.folder import open_folder
 
-        return self.once(("folder", name), lambda: open_folder(name))
+        return self.once(("folder", name, wanted), lambda: open_folder(name, wanted=wanted))
 
     def model(self, role: str, name: str, load: Callable[[], Any], *settings: Hashable) -> Any:
         """Load a model, and return it or its stand-in."""
@@ -168,6 +172,8 @@ def open_words(opener: Opener, *, index: Path | None = None, language: str | Non
 
 def open_any(opener: Opener, *, index: Path) -> FirstStage:
     """Open an index of any kind that needs no model."""
+    if finder := find_kind(kind_of(index)).finder:
+        raise UserError(f"{index}: an index of kind {kind_of(index)}; search it with `find: {finder}`.")
     if needs_model(index):
         raise UserError(
             f"{index}: an index of kind {kind_of(index)}, which needs a model; search it with `find: "
@@ -290,11 +296,92 @@ def open_sparse(
     return SparseSearch(retriever, opener.index((index, how), "find", lambda: open_terms(index, how)))
 
 
-FINDERS: dict[str, Callable[..., FirstStage]] = {
+def open_cur(
+    opener: Opener,
+    *,
+    model: str,
+    index: Path | None = None,
+    vectors: Path | None = None,
+    retriever: str | None = None,
+    contract: str | None = None,
+    anchors: int = 50,
+    budget: int = 200,
+    rounds: int = 5,
+    prior: float = 0.5,
+) -> SearchesByReading:
+    """Open a search by a pointwise reranker alone, over its scores or over vectors.
+
+    Args:
+        model: reranker that gives one score to a pair: folder or hub name.
+        index: index of the kind `cur`, of this reranker's scores.
+        vectors: vectors of the documents from `shortlist encode`, in place of an index.
+        retriever: model that made the vectors.
+        contract: the reranker's input contract by name, for a folder without one.
+        anchors: with an index: documents that are read first for every query.
+        budget: most documents to read for a query, anchors included.
+        rounds: rounds of reading after the anchors.
+        prior: with vectors: weight of the query's own vector beside the one that fits the scores, 0 to 1.
+
+    Raises:
+        UserError: neither or both are named, a number is out of range, or another model made the scores or vectors.
+    """
+    from shortlist.index.cur import CurSearch
+    from shortlist.rerankers.pointwise import pointwise
+
+    if (index is None) == (vectors is None):
+        raise UserError("`find: cur` takes an index of the kind cur, or vectors; not both, not neither.")
+    least = 1 if index is None else anchors
+    if budget < least or rounds < 1 or not 0 <= prior <= 1:
+        raise UserError(
+            f"`find: cur` with budget {budget}, rounds {rounds} and prior {prior:g}; expected a budget of {least} or "
+            f"more{'' if index is None else ' (the anchors)'}, 1 round or more and a prior from 0 to 1."
+        )
+    settings = {"model": model} | ({} if contract is None else {"contract": contract})
+    if index is not None:
+        if retriever is not None or prior != 0.5:
+            raise UserError("`find: cur` over an index has no retriever or prior; leave them out, or name vectors.")
+        space = _space_of_scores(opener, index, anchors, opener.prepared(pointwise, settings), model)
+    else:
+        if anchors != 50:
+            raise UserError("`find: cur` over vectors has no anchors; leave them out, or name an index.")
+        assert vectors is not None
+        space = _space_of_vectors(opener, vectors, retriever, prior)
+    return CurSearch(opener.reranker(pointwise, settings), space, budget=budget, rounds=rounds)
+
+
+def _space_of_scores(opener: Opener, index: Path, anchors: int, prepared: "Prepared", model: str) -> "SearchSpace":
+    """Open an index of this reranker's scores."""
+    from shortlist.index.cur import SearchSpace, check_scored_by
+
+    if (kind := kind_of(index)) != "cur":
+        raise UserError(f"{index}: an index of kind {kind}; `find: cur` searches one of kind cur.")
+    check_scored_by(index, prepared, model)
+    scores = opener.index(index, "anchors", lambda: open_index(index))
+    return SearchSpace(scores.scores, scores.doc_ids, scores.anchors(anchors))
+
+
+def _space_of_vectors(opener: Opener, vectors: Path, retriever: str | None, prior: float) -> "SearchSpace":
+    """Open vectors of the documents with the model that made them."""
+    from shortlist.data.stores.vectors import VectorReader
+    from shortlist.index.cur import SearchSpace
+
+    if retriever is None:
+        raise UserError("retriever is missing: `find: cur` over vectors takes the model that made them.")
+    check_held(vectors, "vectors")
+    check_vectors(vectors, opener.folder(retriever))
+    kept, _ = dims_to_search(vectors, None)
+    encode = opener.retriever(retriever, dims=kept).encode_queries
+    store = opener.index((vectors, "cur"), "take", lambda: VectorReader(vectors))
+    items = store.take(np.arange(store.num_docs)).T
+    return SearchSpace(items, store.doc_ids, np.empty(0, dtype=np.int64), encode, prior)
+
+
+FINDERS: dict[str, Callable[..., FirstStage | SearchesByReading]] = {
     "bm25": open_words,
     "dense": open_dense,
     "late": open_late,
     "sparse": open_sparse,
+    "cur": open_cur,
     "index": open_any,
 }
 """First stages by name; the keyword arguments of a function are its settings."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shortlist.data.rules import Rule
 from shortlist.errors import UserError
-from shortlist.index.opening import say_if_older
+from shortlist.index.kinds import find_kind
+from shortlist.index.opening import is_older, kind_of, say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
@@ -13,8 +15,13 @@ from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, Step
 
-READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair"}
+if TYPE_CHECKING:
+    from shortlist.models.folder import ModelFolder
+
+READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair", "cur": "pair"}
 """What the model of a method reads."""
+MODEL_SETTINGS = ("model", "retriever")
+"""Settings of steps that name a model."""
 
 
 def check_steps(description: Description, *, hub: bool = True) -> None:
@@ -47,6 +54,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
     for part in description.steps:
         kind = STEPS[part.kind]
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
+        _check_corpus(part, description)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
         step = Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop)
@@ -65,6 +73,22 @@ def _searched(part: Part, description: Description, steps: Sequence[Step]) -> Se
     while first is not None and named[first].kind == "cut":
         [first] = named[first].of
     return SearchedAgain(str(part.search), stage, own_scores=first == part.search)
+
+
+def _check_corpus(part: Part, description: Description) -> None:
+    """Refuse an index that no other step can search, of another corpus.
+
+    Raises:
+        UserError: the corpus of the collection has changed, or it is another one.
+    """
+    index, collection = part.settings.get("index"), description.collection
+    if not isinstance(index, Path) or collection is None or find_kind(kind_of(index)).finder is None:
+        return
+    if is_older(index, collection):
+        raise UserError(
+            f"{index}: holds scores of other documents than {collection} has now; search that collection, or build the "
+            "index again."
+        )
 
 
 def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener) -> None:
@@ -103,10 +127,15 @@ def _model_of(part: Part, opener: Opener) -> str | None:
     if kind.is_prepared:
         prepared = opener.prepared(kind.methods()[part.method], part.settings)
         return prepared.identities().get("model")
-    name = part.settings.get("model")
     if part.kind == "rewrite":
         return writer_identity(part.settings)
-    return opener.folder(name).identity if isinstance(name, str) else None
+    return model_folder(part, "model", opener).identity if isinstance(part.settings.get("model"), str) else None
+
+
+def model_folder(part: Part, name: str, opener: Opener) -> "ModelFolder":
+    """Open the folder of a first stage's model, by the name of the setting."""
+    reads = READS.get(part.method) if name == "model" else None
+    return opener.folder(part.settings[name], "reranker" if reads == "pair" else "retriever")
 
 
 def say_what_is_older(description: Description, collection: str) -> None:

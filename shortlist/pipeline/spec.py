@@ -14,6 +14,7 @@ from shortlist.config import SpeedOnly, flag_of, keyword_types, load_yaml
 from shortlist.data.rules import read_rule
 from shortlist.engine import Engine
 from shortlist.errors import UserError, unknown
+from shortlist.index.kinds import find_kind
 from shortlist.index.opening import HELD, held, kind_of, needs_model, searching
 from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.steps import STEPS, StepKind
@@ -243,6 +244,11 @@ def _named_first_stages(sources: Sources) -> list[Part]:
     """Describe the search of the indexes and vectors that flags name."""
     if sources.language is not None:
         raise UserError("--language is of the collection's own index; an --index was built with one.")
+    for path in sources.index:
+        if finder := find_kind(kind_of(path)).finder:
+            raise UserError(
+                f"--index {path}: an index of kind {kind_of(path)}; search it by a --pipeline with `find: {finder}`."
+            )
     over_vectors = [path for path in sources.index if needs_model(path)]
     if sources.vectors and not over_vectors:
         over_vectors = [sources.vectors]

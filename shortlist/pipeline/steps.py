@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from shortlist.data.allowed import Allowed
 from shortlist.data.fusers import Fuser, read_fuser
 from shortlist.data.rules import Rule, kept, read_rule
 from shortlist.errors import UserError
+from shortlist.index.protocols import FetchDocuments, SearchesByReading
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.math.narrowing import num_near_top
 from shortlist.pipeline.feedback import FEEDBACKS, Revision, SearchedAgain
@@ -27,20 +28,6 @@ from shortlist.rerankers.lists import score_lists
 
 FUSED_DEPTH = 100
 """Least number of ranks to fuse from each run. Few would not do, as a document that two runs rank 20th can win."""
-
-
-@runtime_checkable
-class FetchDocuments(Protocol):
-    """Fetches documents by id."""
-
-    def __call__(self, doc_ids: Sequence[str], query_id: str | None = None) -> Mapping[str, Document]:
-        """Return documents by id, with the changes that earlier steps made.
-
-        Args:
-            query_id: the query that they are for, as a step may change a text for one query only (None: without such
-                changes).
-        """
-        ...
 
 
 class Found(NamedTuple):
@@ -56,6 +43,8 @@ class Found(NamedTuple):
     """Documents whose texts the step has changed for one query, by its id."""
     num_tokens: int = 0
     """Tokens that a reranker has read, without padding; 0 if nothing counts them."""
+    num_read: Mapping[str, int] = {}
+    """Number of documents that a model has read for each query, where the step knows."""
 
 
 class Step(NamedTuple):
@@ -130,6 +119,9 @@ class StepKind(NamedTuple):
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Search with a first stage."""
+    if isinstance(step.stage, SearchesByReading):
+        found = step.stage.search_by_reading(queries, most, documents, allowed=step.allowed)
+        return Found(found.run, num_read=found.num_read)
     if step.allowed is None:
         return Found(step.stage.search(queries, most))
     taken = signature(step.stage.search).parameters
@@ -157,7 +149,7 @@ def rank(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
         hits = before.get(query.query_id, [])
         run[query.query_id] = reorder(hits, interpolate(hits, query_scores.tolist(), step.share))
         num_placed[query.query_id] = int((~np.isnan(query_scores)).sum())
-    return Found(run, num_placed, num_tokens=num_tokens)
+    return Found(run, num_placed, num_tokens=num_tokens, num_read=num_placed)
 
 
 def _heads(

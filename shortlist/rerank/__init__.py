@@ -125,7 +125,8 @@ def run(config: Config) -> None:
         milliseconds = 1000 * pace.seconds * pairs_per_query
         results["ms_per_query"] = round(milliseconds + ms_per_query(config.run), 3)
         tokens = {"tokens_per_query": round(pace.tokens * pairs_per_query, 1)} if pace.tokens else {}
-        cost_here = cost(prepared, made_from.get("model"), milliseconds, pace) | tokens | asking
+        read = {"pairs_per_query": round(pairs_per_query, 1)}
+        cost_here = cost(prepared, made_from.get("model"), milliseconds, pace) | read | tokens | asking
         results["stages"] = [*made_by, cost_here]
     if not results["not_reached"]:
         job.finish(**results)
