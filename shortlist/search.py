@@ -21,6 +21,7 @@ from shortlist.data.jobs import JobSpec, is_done, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
+from shortlist.index.protocols import StatesCosts
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.loading import Opener
@@ -211,6 +212,7 @@ def run(config: Config) -> None:
     reranking = {name: per_query.get(name, 0.0) for name in pipeline.rerankers}
     pairs = {name: count / max(1, len(queries)) for name, count in num_read.items()}
     costs = _costs(description, total, reranking, opener, pairs)
+    costs[0] |= _asked(pipeline)
     told = {"excluded": num_excluded} if excluded.source else {}
     job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
@@ -231,7 +233,7 @@ def _costs(
     folders = {path for part in first for name in ("index", "vectors") if (path := part.settings.get(name))}
     cost = {"ms": round(total - sum(reranking.values()), 3), "index_bytes": sum(map(folder_bytes, folders))}
     models = [model_folder(part, name, opener) for part in first for name in MODEL_SETTINGS if name in part.settings]
-    sizes = [_size_of(model) for model in {model.identity: model for model in models}.values()]
+    sizes = [_size_of(model) for model in {model.identity: model for model in models if model}.values()]
     by_first = [number for name, number in pairs.items() if name not in reranking]
     cost |= {"pairs_per_query": round(sum(by_first), 1)} if by_first else {}
     costs = [{"stage": "search"} | cost | (sizes[0] if sizes else {})]
@@ -241,6 +243,12 @@ def _costs(
         read = {"pairs_per_query": round(pairs[name], 1)} if name in pairs else {}
         costs.append({"stage": name, "ms": round(ms, 3)} | read | _reranker_size(later[name], opener))
     return [stage_cost | {"peak_bytes": peak_bytes()} for stage_cost in costs]
+
+
+def _asked(pipeline: Pipeline) -> dict[str, int]:
+    """Add up what first stages have asked language models, by the names of `data.manifest.stages`."""
+    told = [step.stage.costs() for step in pipeline.steps if isinstance(step.stage, StatesCosts)]
+    return {name: sum(one[name] for one in told) for name in sorted({name for one in told for name in one})}
 
 
 def _prepared(part: Part, opener: Opener) -> "Prepared":
@@ -296,7 +304,8 @@ def _known_by_contents(description: Description, opener: Opener) -> str:
             return value
         if part.kind == "rank":
             return _prepared(part, opener).identities().get(name, value)
-        return model_folder(part, name, opener).identity
+        folder = model_folder(part, name, opener)
+        return value if folder is None else folder.identity
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

@@ -23,16 +23,19 @@ from shortlist.errors import UserError, unknown
 from shortlist.text.answers import PARSES, Choices, Parsed
 from shortlist.text.templates import field_names
 
-Asks = Literal["order", "top", "best", "worst", "pair", "grades", "grade", "states", "queries", "attention", "blocks"]
+Asks = Literal[
+    "order", "top", "best", "worst", "pair", "grades", "grade", "states", "queries", "text", "attention", "blocks"
+]
 """What is wanted of the documents: all of them in order, the best few in order, the best one, the worst one, the
 better one of two, a grade for each, a grade for the only one, nothing but hidden states at marked tokens, queries
-that the only one answers, nothing but attention, or the relevant ones of documents that do not see one another."""
+that the only one answers, a text about them, nothing but attention, or the relevant ones of documents that do not see
+one another."""
 
 UNITS = ("words", "tokens", "characters")
 
 ONLY = {"pair": 2, "grade": 1, "queries": 1}
 """The only number of documents that these prompts can show."""
-UNPARSED = ("states", "queries", "attention")
+UNPARSED = ("states", "queries", "text", "attention")
 """What needs no function to read scores from an answer."""
 
 TURN_FIELDS = {"query", "documents", "num", "labels", "most", "instruction"}
