@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from shortlist.data.allowed import Allowed
@@ -308,7 +309,7 @@ def open_tree_index(folder: Path, built: Mapping[str, Any], how: Opening) -> Tre
         tree = Tree(arrays["starts"], arrays["leaves"])
         texts = NodeTexts(tree, arrays["nearest"], vectors.doc_ids, described)
         whole = tree.num_inner == description["num_nodes"] and len(described or texts.nearest) >= tree.num_inner - 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: not a whole tree ({reason}); make one with `shortlist index`.") from None
     if not whole:

@@ -9,7 +9,6 @@ from shortlist.math.permutation import Question, run_plans
 from shortlist.math.tree import Tree, Walked, descend, path_relevance, walk_by_scores, walk_in_slates
 
 
-
 def tree() -> Tree:
     """The root; its children 1, 2; below 1 the nodes 3, 4; below 2 the node 5; then two, one and three documents."""
     return Tree(np.array([1, 3, 5, 6, 8, 9, 12]), np.array([3, 0, 4, 1, 5, 2]))
@@ -133,9 +132,7 @@ def test_a_walk_with_budget_for_all_reads_every_node_once_and_finds_the_exact_or
 
 def test_a_walk_reads_the_best_first_and_ends_with_its_budget():
     scores = {1: 1.0, 2: 5.0, 5: 4.0, 9: 3.0, 10: 9.0, 11: 3.0, 3: 7.0, 4: 0.0}
-    walked, rounds = finish(
-        walk_by_scores(tree(), beam=1, budget=7), lambda nodes: [scores[node] for node in nodes]
-    )
+    walked, rounds = finish(walk_by_scores(tree(), beam=1, budget=7), lambda nodes: [scores[node] for node in nodes])
     assert rounds == [[(1, 2)], [(5,)], [(9, 10, 11)], [(3,)]]
     assert walked.positions.tolist() == [5, 1, 2]
     assert walked.scores.tolist() == [9.0, 3.0, 3.0]
