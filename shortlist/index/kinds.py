@@ -187,6 +187,7 @@ INDEXES: dict[str, IndexKind] = {
         writes=("tree.safetensors", "texts.jsonl", "answers.sqlite*", "index.json"),
         needs_model=True,
         footprint=late("index.tree", "tree_footprint"),
+        growth=late("index.tree", "tree_growth"),
     ),
     "pgvector": IndexKind(
         reads="vectors",

@@ -28,7 +28,7 @@ from shortlist.errors import UserError, not_given
 from shortlist.index.flat import check_queries
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import FetchDocuments, Opening
-from shortlist.math.clusters import FEWEST, cluster_tree, nearest_leaves, node_means
+from shortlist.math.clusters import FEWEST, PART, cluster_tree, nearest_leaves, node_means
 from shortlist.math.tree import Tree, descend
 from shortlist.progress import Advance, progress, say
 from shortlist.records import Document, Hit
@@ -44,6 +44,8 @@ NEAREST = 8
 """Documents, or nodes below, whose texts stand for a node's."""
 WORDS = 12
 """Words of a document without a title in a node's text."""
+WHOLE = 4096
+"""A search begins at the lowest level with at most so many nodes, which one product scores."""
 LEAST_READ = 4
 """The documents below the kept nodes are on average as many as this, in multiples of k."""
 
@@ -286,7 +288,9 @@ class TreeIndex:
         if keep is not None and np.count_nonzero(keep) <= beam * self._branch:  # no more than would be read anyway
             positions = np.flatnonzero(keep)
         else:
-            positions = np.sort(self.tree.leaves[descend(self.tree, self.centres, query, beam=beam, alive=alive)])
+            positions = np.sort(
+                self.tree.leaves[descend(self.tree, self.centres, query, beam=beam, whole=WHOLE, alive=alive)]
+            )
         scores = self.vectors.take(positions) @ query
         best = np.argsort(-scores, kind="stable")[:k]
         return scores[best], positions[best], len(positions)
@@ -325,6 +329,11 @@ def open_tree_index(folder: Path, built: Mapping[str, Any], how: Opening) -> Tre
 
 def _described(path: Path) -> dict[int, str]:
     return dict(map(json.loads, path.read_text("utf-8").splitlines()))
+
+
+def tree_growth(total: int, part: int) -> float:
+    """Estimate how many times as long clustering a document takes among more documents: there are more clusters."""
+    return min(total, PART) / min(part, PART)
 
 
 def tree_footprint(vectors: VectorReader, writing: Writing | None = None, **chosen: int) -> Footprint:

@@ -6,7 +6,7 @@ from jaxtyping import Float32, Int
 from shortlist.math.tree import Tree
 
 ITERATIONS = 8
-PART = 8192
+PART = 1 << 17
 """Most vectors that are clustered together, so that the time grows in proportion to their number."""
 ROWS_AT_ONCE = 4096
 FEWEST = 4
@@ -14,7 +14,7 @@ FEWEST = 4
 
 
 def cluster_tree(vectors: Float32[np.ndarray, "docs dim"], *, branch: int, seed: int = 0) -> Tree:
-    """Build a tree: cluster the documents, then the clusters' means, until `branch` are left.
+    """Build a tree: cluster the documents, then the clusters' means, until the root can have them all.
 
     Args:
         branch: about how many children a node has, and at most twice as many.
@@ -27,7 +27,7 @@ def cluster_tree(vectors: Float32[np.ndarray, "docs dim"], *, branch: int, seed:
         raise ValueError(f"expected a branch of {FEWEST} or more, and documents")
     rng, levels = np.random.default_rng(seed), list[list[Int[np.ndarray, " members"]]]()
     points, sizes = vectors, np.ones(len(vectors), dtype=np.float32)
-    while len(points) > branch:
+    while len(points) > 2 * branch:
         groups = balanced_clusters(points, branch, rng=rng)
         levels.append(groups)
         sums = np.stack([sizes[members] @ points[members] for members in groups])
@@ -51,7 +51,7 @@ def balanced_clusters(
     done, open_groups = list[Int[np.ndarray, " members"]](), [np.arange(len(points))]
     while open_groups:
         members = open_groups.pop()
-        if len(members) <= size or (len(members) <= 2 * size and len(members) < len(points)):
+        if len(members) <= 2 * size:
             done.append(members)
             continue
         count = -(-len(members) // size) if len(members) <= PART else -(-2 * len(members) // PART)
@@ -59,7 +59,7 @@ def balanced_clusters(
         order = np.argsort(numbers, kind="stable")
         parts = np.split(members[order], np.flatnonzero(np.diff(numbers[order])) + 1)
         open_groups += reversed(parts if len(parts) > 1 else np.array_split(members, count))
-    if 2 * len(done) <= len(points) or len(points) <= size:
+    if 2 * len(done) <= len(points) or len(points) <= 2 * size:
         return done
     order = np.concatenate(done)  # k-means takes out single points over and over
     return [np.sort(part) for part in np.array_split(order, -(-len(order) // size))]

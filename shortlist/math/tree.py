@@ -62,6 +62,13 @@ class Tree:
                 return depths
             first, depth = int(self.starts[first]), depth + 1
 
+    def level(self, most: int) -> tuple[int, int]:
+        """Return the first node and the end of the lowest level of inner nodes that has at most so many."""
+        first, end = 0, 1
+        while end < self.num_inner and self.starts[end] - end <= most:
+            first, end = end, int(self.starts[end])
+        return first, end
+
     @cached_property
     def spans(self) -> Int[np.ndarray, "inner 2"]:
         """The first leaf below each inner node, and the one behind its last."""
@@ -106,25 +113,29 @@ def descend(
     query: Float[np.ndarray, " dim"],
     *,
     beam: int,
+    whole: int = 1,
     alive: Bool[np.ndarray, " nodes"] | None = None,
 ) -> Int[np.ndarray, " leaves"]:
     """Return the leaves below the best nodes of the lowest level, going down level by level.
 
     Args:
         centres: vectors of the inner nodes; their products with the query's are scores.
-        beam: nodes that are kept of each level.
+        beam: nodes that are kept of the lowest level, and half of those that are kept of each other one.
+        whole: the first level to look at is the lowest with at most so many nodes.
         alive: the nodes to look at (None: all).
     """
-    nodes = np.zeros(1, dtype=np.int64)
+    nodes = np.arange(*tree.level(whole))
     while True:
-        nodes = tree.children(nodes)
         if alive is not None:
             nodes = nodes[alive[nodes]]
         if not len(nodes) or nodes[0] >= tree.num_inner:
             return nodes - tree.num_inner
-        if len(nodes) > beam:
-            scores = centres[nodes] @ query
-            nodes = np.sort(nodes[np.argpartition(-scores, beam - 1)[:beam]])
+        kept = beam if tree.starts[nodes[0]] >= tree.num_inner else 2 * beam
+        if len(nodes) > kept:
+            first, end = nodes[0], nodes[-1] + 1
+            scores = (centres[first:end] if len(nodes) == end - first else centres[nodes]) @ query
+            nodes = np.sort(nodes[np.argpartition(-scores, kept - 1)[:kept]])
+        nodes = tree.children(nodes)
 
 
 def walk_by_scores(

@@ -97,10 +97,23 @@ def test_a_node_has_the_mean_of_the_documents_below_and_knows_the_nearest():
 def test_going_down_keeps_the_best_nodes_of_each_level():
     means = np.array([[0], [1], [2], [5], [1], [3]], dtype=np.float32)
     one = np.ones(1, dtype=np.float32)
-    assert descend(tree(), means, one, beam=1).tolist() == [3, 4, 5]  # 2, then 5; 3 would be better
+    assert descend(tree(), means, one, beam=1).tolist() == [0, 1]  # 1 and 2, then of 3, 4 and 5 the best
     assert descend(tree(), means, one, beam=2).tolist() == [0, 1, 3, 4, 5]
     only = tree().alive(np.array([True, False, False, False, False, False]))
     assert descend(tree(), means, one, beam=1, alive=only).tolist() == [1]
+
+
+def test_upper_levels_keep_twice_as_many_nodes():
+    wide = Tree(np.array([1, 5, 6, 7, 8, 9, 10, 11, 12, 13]), np.arange(4))
+    means = np.array([[0], [4], [3], [2], [1], [0], [1], [2], [9]], dtype=np.float32)
+    one = np.ones(1, dtype=np.float32)
+    assert descend(wide, means, one, beam=1).tolist() == [1]  # of 1 and 2 the node 6, which beats 5
+    assert descend(wide, means, one, beam=1, whole=4).tolist() == [3]  # begins with 5 to 8
+
+
+def test_the_level_to_begin_with_is_the_lowest_that_is_small_enough():
+    assert [tree().level(most) for most in (1, 2, 3, 99)] == [(0, 1), (1, 3), (3, 6), (3, 6)]
+    assert Tree(np.array([1, 4]), np.arange(3)).level(99) == (0, 1)
 
 
 def test_with_all_nodes_kept_going_down_finds_exactly_the_best():
@@ -182,8 +195,7 @@ def test_a_slate_shows_the_best_of_its_level_and_seen_documents_again():
 
 
 def test_slates_of_different_scales_come_to_one_scale():
-    """A judge that gives every slate another shift misleads a walk that believes it, and less one that shows some
-    documents again."""
+    """A judge that shifts every slate misleads a walk, but hardly one that shows some documents again."""
     rows = points(200, seed=3)
     built = cluster_tree(rows, branch=6)
     means = node_means(built, rows[built.leaves])
@@ -198,7 +210,7 @@ def test_slates_of_different_scales_come_to_one_scale():
         return len({*walked.positions[:10].tolist()} & {*np.argsort(-(rows @ rows[query]))[:10].tolist()}) / 10
 
     plain, shifted, tied = (
-        np.mean([recall(query, shift, calibration) for query in range(0, 200, 20)])
+        np.mean([recall(query, shift, calibration) for query in range(0, 200, 40)])
         for shift, calibration in ((0.0, 10), (0.2, 0), (0.2, 10))
     )
     assert plain > 0.9
