@@ -4,9 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/tree.py --vectors work/vectors --model MODEL --collection COLLECTION \
         --out benchmarks/tree.md
 
-Random vectors lie round random centres, 50 to each, so nothing is above the clusters that a tree could find. A search
-by vectors answers one query at a time, as exact search does, the two in turn. The walk is led by an oracle, which
-grades each slate by exact inner products and its own shift, as a language model might; its calls are slates.
+Nested random vectors lie in clusters of clusters, as texts have subjects and subjects of those; flat ones lie round
+random centres, 50 to each, so that above these there is nothing for a tree to find. A search by vectors answers one
+query at a time, as exact search does, the two in turn. The walk is led by an oracle, which grades each slate by exact
+inner products and a shift of its own, as a language model might; its calls are slates.
 """
 
 import tempfile
@@ -32,6 +33,8 @@ from shortlist.models.retriever import Retriever
 K = 10
 BEAMS = (4, 16, 64, 256)
 PER_CENTRE = 50
+FAN, DECAY, FINEST = 16, 0.8, 0.5
+"""Clusters in a cluster, how much farther apart the wider ones are, and how far documents are from their cluster."""
 SHIFT = 0.1
 
 
@@ -56,12 +59,31 @@ class Config:
     """Markdown file to write too."""
 
 
-def random_store(folder: Path, count: int, config: Config) -> np.ndarray:
-    """Write unit vectors round random centres; returns queries of the same kind."""
-    rng = np.random.default_rng(count)
+def flat_vectors(count: int, config: Config, rng: np.random.Generator) -> np.ndarray:
+    """Draw vectors round random centres."""
     centres = rng.standard_normal((max(2, count // PER_CENTRE), config.dim)).astype(np.float32)
     rows = centres[rng.integers(len(centres), size=count + config.queries)]
-    rows += rng.standard_normal(rows.shape).astype(np.float32)
+    return rows + rng.standard_normal(rows.shape).astype(np.float32)
+
+
+def nested_vectors(count: int, config: Config, rng: np.random.Generator) -> np.ndarray:
+    """Draw vectors in clusters of clusters, each nearer to its own than these are to one another."""
+    numbers, rows = rng.integers(count, size=count + config.queries), np.zeros(config.dim, dtype=np.float32)
+    scale, size = 1.0, count
+    while size > FAN:
+        size = -(-size // FAN)
+        numbers //= FAN
+        rows = rows + scale * rng.standard_normal((size, config.dim)).astype(np.float32)[numbers]
+        scale /= DECAY
+    return rows + FINEST * rng.standard_normal((len(numbers), config.dim)).astype(np.float32)
+
+
+DRAWS = {"nested": nested_vectors, "flat": flat_vectors}
+
+
+def random_store(folder: Path, sort: str, count: int, config: Config) -> np.ndarray:
+    """Write random unit vectors; returns queries of the same kind."""
+    rows = DRAWS[sort](count, config, np.random.default_rng(count))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     VectorWriter(folder, config.dim).write_shard(0, [f"d{number}" for number in range(count)], rows[:count])
     return rows[count:]
@@ -69,8 +91,10 @@ def random_store(folder: Path, count: int, config: Config) -> np.ndarray:
 
 def stores(config: Config, folder: Path) -> Iterator[tuple[str, Path, np.ndarray]]:
     """Yield the name, folder and queries of each store."""
-    for count in config.sizes:
-        yield f"random {count:,}", folder / str(count), random_store(folder / str(count), count, config)
+    for sort in DRAWS:
+        for count in config.sizes:
+            store = folder / f"{sort}-{count}"
+            yield f"{sort} {count:,}", store, random_store(store, sort, count, config)
     if config.vectors and config.model and config.collection:
         queries = open_collection(config.collection).queries("test")[: config.queries]
         vectors = Retriever.load(config.model).encode_queries(queries)

@@ -46,7 +46,7 @@ WORDS = 12
 """Words of a document without a title in a node's text."""
 WHOLE = 4096
 """A search begins at the lowest level with at most so many nodes, which one product scores."""
-LEAST_READ = 4
+LEAST_READ = 16
 """The documents below the kept nodes are on average as many as this, in multiples of k."""
 
 
