@@ -1,12 +1,11 @@
 """Search by a reranker alone, beside reranking what another search finds: recall of its best documents by pairs read.
 
     shortlist functions --sources standard-library --out work/test
-    shortlist functions --sources installed --apart-from work/test --max-pairs 6000 --out work/train
-    python benchmarks/cur.py --test work/test --train work/train --work work/cur --out benchmarks/cur.md
+    python benchmarks/cur.py --test work/test --work work/cur --out benchmarks/cur.md
 
-The documents are few enough to read them all for every query, so that the reranker's best are known. Its scores for
-anchor queries (of other functions) and test queries are two indexes of the kind `cur`: an interrupted run goes on.
-Searches ask this table in place of the model; one is repeated with the model to see that it gives the same hits.
+The documents are few enough to read them all for every query, so that the reranker's best are known: an index of the
+kind `cur` of all queries, which goes on where it was interrupted. Each half of the queries is searched with the other
+half as anchors. Searches ask this table in place of the model; some are repeated with the model.
 """
 
 import random
@@ -22,21 +21,23 @@ import numpy as np
 import tyro
 from measuring import conditions, publish, quiet, table
 
-from shortlist import Pipeline, encode, index
+from shortlist import encode, index
 from shortlist.data.collections import open_collection
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
-from shortlist.data.manifest import read_manifest
 from shortlist.data.stores.vectors import VectorReader
 from shortlist.index.bm25 import BM25Index
+from shortlist.index.cur import CurSearch, SearchSpace
 from shortlist.math.cur import AskScores, ItemsRead, Prior, read_in_rounds, spread_items
 from shortlist.models.retriever import Retriever
-from shortlist.progress import duration
+from shortlist.rerankers.reranker import Reranker
 from shortlist.settings.encode import Config as EncodeConfig
 
 DEPTHS = (1, 10, 100)
 SHOWN = (25, 50, 100, 150, 200, 300, 400, 500)
-TARGETS = (0.8, 0.9, 0.95)
+TARGETS = (0.5, 0.8, 0.9, 0.95)
+REPEATED = 5
+"""Queries that are searched with the model too."""
 Reads = Callable[[int, int], np.ndarray]
 """Returns the positions that a method reads for a query, given the query's number and the budget of pairs."""
 
@@ -46,9 +47,7 @@ class Config:
     """Settings of the study."""
 
     test: Path
-    """Collection of functions with the documents and the test queries."""
-    train: Path
-    """Another one, whose queries are the anchors."""
+    """Collection of functions with the documents and the queries."""
     model: str = "shortlist-mini"
     """The reranker."""
     retriever: str = "shortlist-mini"
@@ -58,15 +57,14 @@ class Config:
     """Words of a document that are kept, so that reading them all is quick."""
     docs: int = 1000
     queries: int = 100
-    anchor_queries: int = 100
-    step: int = 10
+    step: int = 25
     """Budgets are tried in steps of so many pairs."""
     out: Path | None = None
     """Markdown file to write too; the curves are written beside it as SVG."""
 
 
 def prepare(config: Config) -> None:
-    """Write the test queries, the anchor queries, and documents among which the relevant ones are."""
+    """Write the queries, and documents among which the relevant ones are."""
     test, folder = open_collection(config.test), config.work / "collection"
     queries = random.Random(0).sample(test.queries("test"), config.queries)
     qrels = {query.query_id: test.qrels("test")[query.query_id] for query in queries}
@@ -77,15 +75,13 @@ def prepare(config: Config) -> None:
     write_corpus(folder / "corpus.jsonl", [document for document in first if document.doc_id in wanted])
     write_queries(folder / "queries.jsonl", queries)
     write_qrels(folder / "qrels" / "test.tsv", qrels)
-    train = open_collection(config.train)
-    anchors = random.Random(1).sample(train.queries(train.splits()[0]), config.anchor_queries)
-    write_queries(config.work / "anchors.jsonl", anchors)
 
 
-def scored(config: Config, name: str, queries: Path) -> np.ndarray:
-    """Score queries for all documents, or go on with it."""
-    collection, out = str(config.work / "collection"), config.work / name
-    index.run(index.Config(kind="cur", collection=collection, queries=queries, model=config.model, out=out))
+def scored(config: Config) -> np.ndarray:
+    """Score all queries for all documents, or go on with it."""
+    collection, out = config.work / "collection", config.work / "truth"
+    how: dict[str, Any] = {"queries": collection / "queries.jsonl", "model": config.model, "out": out}
+    index.run(index.Config(kind="cur", collection=str(collection), **how))
     return np.load(out / "scores.npy")
 
 
@@ -99,20 +95,33 @@ def read_by(plan: AskScores, scores: np.ndarray) -> ItemsRead:
             return done.value
 
 
+def halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the queries into two halves, as they come."""
+    numbers = np.arange(count)
+    return numbers[: count // 2], numbers[count // 2 :]
+
+
+def anchors_of(query: int, truth: np.ndarray) -> np.ndarray:
+    """Return the scores of the half without this query."""
+    first, second = halves(len(truth))
+    return truth[second if query in first else first]
+
+
 def ranked(order: np.ndarray, query: int, budget: int) -> np.ndarray:
     """Read the first documents of a ranking."""
     return order[query, :budget]
 
 
-def by_scores(anchor_scores: np.ndarray, truth: np.ndarray, share: float, most: int, rounds: int) -> Reads:
-    """Read anchor documents, this share of the budget but at most so many, then in rounds."""
+def by_scores(truth: np.ndarray, share: float, rounds: int) -> Reads:
+    """Read anchor documents, this share of the budget but no more than there are anchor queries, then in rounds."""
     chosen = {}
 
     def reads(query: int, budget: int) -> np.ndarray:
-        count = max(1, min(most, round(share * budget)))
-        if count not in chosen:
-            chosen[count] = spread_items(anchor_scores, count)
-        plan = read_in_rounds(anchor_scores, anchors=chosen[count], budget=budget, rounds=rounds)
+        scores = anchors_of(query, truth)
+        count = max(1, min(len(scores), round(share * budget)))
+        if (key := (query < len(truth) // 2, count)) not in chosen:
+            chosen[key] = spread_items(scores, count)
+        plan = read_in_rounds(scores, anchors=chosen[key], budget=budget, rounds=rounds)
         return read_by(plan, truth[query]).positions
 
     return reads
@@ -144,14 +153,15 @@ def rankings(config: Config, doc_ids: Sequence[str]) -> tuple[dict[str, np.ndarr
     collection = open_collection(config.work / "collection")
     queries, place = collection.queries("test"), {doc_id: number for number, doc_id in enumerate(doc_ids)}
     with tempfile.TemporaryDirectory() as folder:
-        run = BM25Index.build(collection.corpus(), analyser="code", folder=Path(folder)).search(queries, len(doc_ids))
+        built = BM25Index.build(collection.corpus(), analyser="code", folder=Path(folder))
+        run = built.search(queries, len(doc_ids))
     words = np.array([filled([place[hit.doc_id] for hit in run[query.query_id]], len(doc_ids)) for query in queries])
-    vectors, model = config.work / "vectors", config.retriever
-    encode.run(EncodeConfig(model=model, collection=str(config.work / "collection"), out=vectors))
+    vectors = config.work / "vectors"
+    encode.run(EncodeConfig(model=config.retriever, collection=str(config.work / "collection"), out=vectors))
     store = VectorReader(vectors)
     assert [*store.doc_ids] == [*doc_ids]
     items = store.take(np.arange(store.num_docs)).T
-    own = Retriever.load(model).encode_queries(queries)
+    own = Retriever.load(config.retriever).encode_queries(queries)
     return {"BM25": words, "dense": np.argsort(-(own @ items), axis=1, kind="stable")}, items, own
 
 
@@ -160,29 +170,26 @@ def filled(found: Sequence[int], count: int) -> list[int]:
     return [*found, *(place for place in range(count) if place not in {*found})]
 
 
-def repeated(config: Config, truth: np.ndarray, best_reads: Reads, budget: int, anchors: int) -> str:
+def repeated(config: Config, truth: np.ndarray, *, budget: int, anchors: int, rounds: int) -> str:
     """Search with the model, and compare with the search of the table."""
-    folder = config.work / "collection"
-    step = {"find": "cur", "index": str(config.work / "anchors"), "model": config.model}
-    step |= {"anchors": anchors, "budget": budget, "rounds": 5}
-    pipeline = Pipeline.load(str(folder), pipeline={"steps": {"cur": step}})
-    queries = open_collection(folder).queries("test")[:10]
-    doc_ids = [document.doc_id for document in open_collection(folder).corpus()]
-    start = time.perf_counter()
-    trace = pipeline.trace(queries, budget)
-    seconds = (time.perf_counter() - start) / len(queries)
-    same = [
-        {hit.doc_id for hit in trace.last.run[query.query_id]} == {doc_ids[i] for i in best_reads(number, budget)}
-        for number, query in enumerate(queries)
-    ]
-    start = time.perf_counter()
-    for number in range(len(queries)):
-        best_reads(number, budget)
-    alone = (time.perf_counter() - start) / len(queries)
+    collection = open_collection(config.work / "collection")
+    queries, scores = collection.queries("test")[:REPEATED], anchors_of(0, truth)
+    documents = {document.doc_id: document for document in collection.corpus()}
+    space = SearchSpace(scores, [*documents], spread_items(scores, anchors))
+    stage = CurSearch(Reranker.load(config.model), space, budget=budget, rounds=rounds)
+    start = time.process_time()
+    run, _ = stage.search_by_reading(queries, budget, lambda doc_ids: {one: documents[one] for one in doc_ids})
+    whole = time.process_time() - start
+    start, same = time.process_time(), 0
+    for number, query in enumerate(queries):
+        plan = read_in_rounds(scores, anchors=space.anchors, budget=budget, rounds=rounds)
+        read = {[*documents][place] for place in read_by(plan, truth[number]).positions.tolist()}
+        same += read == {hit.doc_id for hit in run[query.query_id]}
+    alone = time.process_time() - start
     return (
-        f"- With the model, `find: cur` with {anchors} anchors, 5 rounds and a budget of {budget} read the same "
-        f"documents as with the table for {sum(same)} of {len(same)} queries, taking {1000 * seconds:,.0f} ms a query, "
-        f"of them choosing what to read took {1000 * alone:,.0f} ms."
+        f"- With the model in place of the table, {anchors} anchors, {rounds} rounds and a budget of {budget} read the "
+        f"same documents for {same} of {REPEATED} queries. A query took {1000 * whole / REPEATED:,.0f} ms of processor "
+        f"time, of which choosing what to read is {1000 * alone / REPEATED:,.0f} ms."
     )
 
 
@@ -196,7 +203,7 @@ def draw(figure: Any, curves: dict[str, dict[int, list[float]]], budgets: Sequen
     for number, (k, axes) in enumerate(zip(DEPTHS, figure.subplots(1, len(DEPTHS), sharey=True), strict=True)):
         for color, (name, found) in zip((*COLORS, "#000000", "#999999"), curves.items(), strict=False):
             style = "--" if name.startswith("rerank") else "-"
-            axes.plot(budgets, found[k], style, color=color, linewidth=1.2, label=name if not number else None)
+            axes.plot(budgets, found[k], style, color=color, linewidth=1.2, label=None if number else name)
         axes.set(title=f"recall@{k}", xlabel="pairs read for a query")
         axes.grid(color="#dddddd", linewidth=0.5)
     figure.legend(loc="outside upper center", frameon=False, ncols=3)
@@ -206,41 +213,45 @@ def run(config: Config) -> None:
     """Score, search in all ways, and publish the curves."""
     under = conditions(None)
     quiet()
-    if not (config.work / "anchors.jsonl").exists():
+    if not (config.work / "collection" / "qrels" / "test.tsv").exists():
         prepare(config)
-    folder = config.work / "collection"
-    anchor_scores = scored(config, "anchors", config.work / "anchors.jsonl")
-    truth = scored(config, "truth", folder / "queries.jsonl")
-    doc_ids = [document.doc_id for document in open_collection(folder).corpus()]
+    truth = scored(config)
+    doc_ids = [document.doc_id for document in open_collection(config.work / "collection").corpus()]
     orders, items, own = rankings(config, doc_ids)
-    best = np.argsort(-truth, axis=1, kind="stable")
-    most = config.anchor_queries // 2
-    cur = partial(by_scores, anchor_scores, truth)
+    best, anchor_pairs = np.argsort(-truth, axis=1, kind="stable"), anchors_of(0, truth).size
     ways: dict[str, tuple[Reads, int]] = {
         f"rerank {name}": (partial(ranked, order), 0) for name, order in orders.items()
     }
-    ways["cur, 1 round (ANNCUR)"] = (cur(0.5, most, 1), anchor_scores.size)
-    ways["cur, 5 rounds (ADACUR)"] = (cur(0.25, most, 5), anchor_scores.size)
-    ways["cur, 10 rounds"] = (cur(0.1, most, 10), anchor_scores.size)
+    ways["cur, 1 round (ANNCUR)"] = (by_scores(truth, 0.5, 1), anchor_pairs)
+    ways["cur, 5 rounds (ADACUR)"] = (by_scores(truth, 0.2, 5), anchor_pairs)
+    ways["cur, 10 rounds"] = (by_scores(truth, 0.1, 10), anchor_pairs)
     for share in (0.0, 0.5):
         ways[f"vectors, 5 rounds, prior {share:g} (AXN)"] = (by_vectors(items, own, truth, share, 5), 0)
     budgets = list(range(config.step, config.docs + 1, config.step))
     curves = {name: recalls(reads, best, budgets) for name, (reads, _) in ways.items()}
-    sections = []
+    spectrum = np.linalg.svd(truth.astype(np.float64) - truth.mean(), compute_uv=False)
+    energy = np.cumsum(spectrum**2) / (spectrum**2).sum()
+    ranks = ", ".join(f"{int((energy < part).sum()) + 1} for {part:.0%}" for part in (0.5, 0.9, 0.99))
+    said = [
+        f"- {config.docs:,} functions, of which {config.words} words are kept, and {config.queries} queries; each half "
+        f"is searched with the other half as anchors, whose pairs are read once. Reranker {config.model}, dense "
+        f"retriever {config.retriever}. The scores' singular values: {ranks} of their squares, mean left out.",
+        repeated(config, truth, budget=200, anchors=40, rounds=5),
+    ]
+    sections = ["\n".join(said)]
     for k in DEPTHS:
         rows = [
             [name, f"{pairs:,}", *(f"{curves[name][k][budgets.index(b)]:.3f}" for b in SHOWN)]
             for name, (_, pairs) in ways.items()
         ]
-        sections.append(f"## Recall@{k} of the reranker's best of all documents, by pairs read for a query\n\n")
-        sections[-1] += table(["", "anchor pairs, once", *map(str, SHOWN)], rows)
+        title = f"## Recall@{k} of the reranker's best of all documents, by pairs read for a query"
+        sections.append(f"{title}\n\n{table(['', 'anchor pairs, once', *map(str, SHOWN)], rows)}")
     needed = {name: [least(found[100], budgets, target) for target in TARGETS] for name, found in curves.items()}
-    words = needed["rerank BM25"]
     rows = [
         [name, f"{ways[name][1]:,}"]
         + [
-            "-" if count is None else f"{count:,} ({(base or config.docs) / count:.1f} x fewer)"
-            for count, base in zip(counts, words, strict=True)
+            "-" if count is None or base is None else f"{count:,} ({count / base:.2f})"
+            for count, base in zip(counts, needed["rerank BM25"], strict=True)
         ]
         for name, counts in needed.items()
     ]
@@ -248,18 +259,6 @@ def run(config: Config) -> None:
         "## Pairs read for a query until recall@100 is reached\n\nIn brackets: as a part of those of `rerank BM25`.\n\n"
         + table(["", "anchor pairs, once", *(f"{target:g}" for target in TARGETS)], rows)
     )
-    seconds = (read_manifest(config.work / "anchors") or {})["results"]["seconds"]
-    said = [
-        f"- {config.docs:,} functions of {config.words} words, {config.queries} test queries, {config.anchor_queries} "
-        f"anchor queries of other functions: {anchor_scores.size:,} anchor pairs, read in {duration(seconds)} beside "
-        "other work.",
-        repeated(config, truth, cur(0.25, most, 5), 200, 50),
-    ]
-    spectrum = np.linalg.svd(anchor_scores.astype(np.float64), compute_uv=False)
-    energy = np.cumsum(spectrum**2) / (spectrum**2).sum()
-    ranks = ", ".join(f"{int((energy < part).sum()) + 1} for {part:.1%}" for part in (0.9, 0.99, 0.999))
-    said.append(f"- Singular values of the anchor scores that hold a share of their squares: {ranks}.")
-    sections.insert(0, "\n".join(said))
     if config.out:
         write_svg(config.out.with_suffix(".svg"), partial(draw, curves=curves, budgets=budgets), width=960, height=420)
         sections.append(f"![Recall by pairs read]({config.out.with_suffix('.svg').name})")

@@ -21,7 +21,7 @@ from shortlist.data.jobs import JobSpec, is_done, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
-from shortlist.index.protocols import StatesCosts
+from shortlist.index.protocols import SearchesByReading, StatesCosts
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.loading import Opener
@@ -104,7 +104,7 @@ def search(
 ) -> Iterator[FoundPart]:
     """Search the queries in parts, and yield their hits.
 
-    A part has at most HITS_AT_ONCE hits, and RERANKED_AT_ONCE queries if there is a reranker.
+    A part has at most HITS_AT_ONCE hits, and RERANKED_AT_ONCE queries if a reranker reads documents.
 
     Args:
         exclude_self: leave out the document with the query's id.
@@ -113,7 +113,7 @@ def search(
         exclude: ids of documents that a query may not find.
     """
     at_once = max(1, HITS_AT_ONCE // k)
-    if pipeline.rerankers:
+    if pipeline.rerankers or any(isinstance(step.stage, SearchesByReading) for step in pipeline.steps):
         at_once = min(at_once, RERANKED_AT_ONCE)
     with progress("searching", len(queries), "queries") as advance:
         for first in range(0, len(queries), at_once):

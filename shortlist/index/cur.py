@@ -25,6 +25,7 @@ from shortlist.index.inverted import DOC_IDS, id_line, open_lines
 from shortlist.index.protocols import FetchDocuments, Opening, ReadHits
 from shortlist.math.cur import Prior, read_in_rounds, spread_items
 from shortlist.progress import duration, say
+from shortlist.progress import size as num_bytes
 from shortlist.records import Document, Hit, Query
 from shortlist.rerankers import Candidates, Ranker
 from shortlist.rerankers.lists import score_lists
@@ -33,7 +34,9 @@ from shortlist.rerankers.prepared import Prepared
 
 SCORES, DESCRIPTION, PARTS = "scores.npy", "index.json", "scores-*.npy"
 PAIRS_IN_PART = 4096
-"""Pairs that are sorted by length together, and about the most that an interruption loses."""
+"""The most pairs that are sorted by length together."""
+PART_SECONDS = 10.0
+"""About the most that an interruption loses."""
 MOST_PARTS = 4096
 PAIRS_TIMED = 256
 """Pairs that are read to see how long one takes."""
@@ -83,33 +86,67 @@ def build_cur(documents: Iterable[Document], folder: Path, *, scoring: Scoring, 
     folder.mkdir(parents=True, exist_ok=True)
     if (results := _joined(folder)) is not None:
         return results
-    size = _part_size(len(scoring.queries), num_docs)
-    stream, doc_ids, parts = iter(documents), list[str](), list[Path]()
-    foretold = False
-    while part := list(islice(stream, size)):
-        path = folder / PARTS.replace("*", f"{len(parts):05}")
-        if not _is_whole(path, len(scoring.queries), len(part)):
-            if not foretold:
-                say(f"index: {forecast_scoring(part, scoring, num_docs - len(doc_ids))}.")
-                foretold = True
-            scores = _score(scoring, part)
-            with atomic_write(path, "wb") as file:
-                np.save(file, scores, allow_pickle=False)
+    doc_ids, parts = list[str](), list[Path]()
+    for path, part in _scored_parts(iter(documents), folder, scoring, num_docs):
         doc_ids += [document.doc_id for document in part]
         parts.append(path)
-    num_queries, count = len(scoring.queries), len(doc_ids)
-    return _join(
-        folder, parts, doc_ids, {"num_docs": count, "num_queries": num_queries, "num_pairs": num_queries * count}
-    )
+    count, num_queries = len(doc_ids), len(scoring.queries)
+    results = {"num_docs": count, "num_queries": num_queries, "num_pairs": num_queries * count}
+    return _join(folder, parts, doc_ids, results)
 
 
-def _part_size(num_queries: int, num_docs: int) -> int:
-    """Return the number of documents of a part."""
-    return max(1, PAIRS_IN_PART // num_queries, -(-num_docs // MOST_PARTS))
+def _scored_parts(
+    stream: Iterator[Document], folder: Path, scoring: Scoring, num_docs: int
+) -> Iterator[tuple[Path, list[Document]]]:
+    """Yield the written parts with their documents; a part is named by where it begins."""
+    start, size, num_queries = 0, 0, len(scoring.queries)
+    while True:
+        path = folder / PARTS.replace("*", f"{start:08}")
+        held = _held(path)
+        if not held and not size and (first := list(islice(stream, _docs_timed(scoring)))):
+            pace, stream = time_scoring(first, scoring), chain(first, stream)
+            say(f"index: {pace.foretell(num_queries, num_docs - start)}.")
+            size = _part_size(pace, num_queries, num_docs)
+        part = list(islice(stream, held or size or 1))
+        if not part:
+            return
+        if len(part) != held:
+            with atomic_write(path, "wb") as file:
+                np.save(file, _score(scoring, part), allow_pickle=False)
+        yield path, part
+        start += len(part)
 
 
-def _is_whole(path: Path, num_queries: int, num_docs: int) -> bool:
-    return path.exists() and np.load(path, mmap_mode="r", allow_pickle=False).shape == (num_queries, num_docs)
+def _held(path: Path) -> int:
+    """Count the documents of a part that is there; 0 if it is not."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).shape[1] if path.exists() else 0
+
+
+class ScoringPace(NamedTuple):
+    """The measured speed of scoring."""
+
+    seconds: float
+    """Seconds per pair."""
+    num_pairs: int
+    """Pairs that were timed."""
+
+    def foretell(self, num_queries: int, num_docs: int) -> str:
+        """Foretell in words what is left."""
+        pairs = num_queries * num_docs
+        return (
+            f"{num_queries:,} anchor queries x {num_docs:,} documents are {pairs:,} pairs to read, about "
+            f"{duration(self.seconds * pairs)} at {1000 * self.seconds:,.2f} ms a pair (from {self.num_pairs:,} pairs)"
+        )
+
+
+def _part_size(pace: ScoringPace, num_queries: int, num_docs: int) -> int:
+    """Choose the documents of a part: for some seconds, and not too many files."""
+    pairs = min(PAIRS_IN_PART, PART_SECONDS / max(pace.seconds, 1e-9))
+    return max(1, int(pairs / num_queries), -(-num_docs // MOST_PARTS))
+
+
+def _docs_timed(scoring: Scoring) -> int:
+    return max(1, PAIRS_TIMED // len(scoring.queries))
 
 
 def _score(scoring: Scoring, documents: Sequence[Document]) -> Float32[np.ndarray, "queries docs"]:
@@ -126,35 +163,23 @@ def _score(scoring: Scoring, documents: Sequence[Document]) -> Float32[np.ndarra
     return scores
 
 
-def forecast_scoring(documents: Sequence[Document], scoring: Scoring, num_docs: int) -> str:
-    """Foretell the time of scoring from some pairs, in words.
-
-    Args:
-        documents: the first ones.
-        num_docs: those to score.
-    """
-    count = len(scoring.queries)
-    part = documents[: max(1, PAIRS_TIMED // count)]
-    asked = Scoring(scoring.prepared, scoring.queries[: max(1, PAIRS_TIMED // len(part))], {})
+def time_scoring(documents: Sequence[Document], scoring: Scoring) -> ScoringPace:
+    """Measure the speed by scoring some documents for some of the anchor queries."""
+    asked = Scoring(scoring.prepared, scoring.queries[: max(1, PAIRS_TIMED // len(documents))], {})
     asked.__dict__["ranker"] = scoring.ranker  # loaded once
-    _score(asked, part[:1])  # compiles what the first use needs
+    _score(asked, documents[:1])  # compiles what the first use needs
     start = time.perf_counter()
-    _score(asked, part)
-    pairs = len(asked.queries) * len(part)
-    seconds = (time.perf_counter() - start) / pairs
-    return (
-        f"{count:,} anchor queries x {num_docs:,} documents are {count * num_docs:,} pairs to read, about "
-        f"{duration(seconds * count * num_docs)} at {1000 * seconds:,.2f} ms a pair (from {pairs:,} pairs)"
-    )
+    pairs = _score(asked, documents).size
+    return ScoringPace((time.perf_counter() - start) / pairs, pairs)
 
 
 def forecast_cur(documents: Iterator[Document], *, scoring: Scoring, num_docs: int) -> dict[str, str]:
     """Foretell the cost of an index of all documents, without building one."""
-    first = list(islice(documents, max(1, PAIRS_TIMED // len(scoring.queries))))
+    pace, num_queries = time_scoring(list(islice(documents, _docs_timed(scoring))), scoring), len(scoring.queries)
     return {
         "documents": f"{num_docs:,}",
-        "disk": f"{len(scoring.queries) * num_docs * 4 / 2**20:,.1f} MiB, and as much memory while searching",
-        "time": forecast_scoring(first, scoring, num_docs),
+        "disk": f"{num_bytes(num_queries * num_docs * 4)}, and as much memory while searching",
+        "time": pace.foretell(num_queries, num_docs),
     }
 
 

@@ -14,7 +14,7 @@ from shortlist.data.formats import write_queries
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.index import cur
-from shortlist.index.cur import CurIndex, CurSearch, Scoring, SearchSpace, build_cur
+from shortlist.index.cur import CurIndex, CurSearch, ScoringPace, Scoring, SearchSpace, build_cur
 from shortlist.index.opening import open_index
 from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
 from shortlist.models.save import save_model
@@ -92,7 +92,7 @@ def test_what_is_scored_before_an_interruption_is_kept(tmp_path: Path, capsys: p
     first, second = Counting(dies_after=4 * 12 + 3), Counting()  # two parts, with what the forecast reads
     with pytest.raises(KeyboardInterrupt):
         build_cur(DOCUMENTS, tmp_path, scoring=scoring(first), num_docs=12)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["scores-00000.npy", "scores-00001.npy"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["scores-00000000.npy", "scores-00000002.npy"]
     results = build_cur(DOCUMENTS, tmp_path, scoring=scoring(second), num_docs=12)
     assert {doc_id for _, doc_id in second.read} == {f"d{i}" for i in range(4, 12)}
     assert results == {"num_docs": 12, "num_queries": 12, "num_pairs": 144}
@@ -103,6 +103,13 @@ def test_what_is_scored_before_an_interruption_is_kept(tmp_path: Path, capsys: p
     third = Counting()
     assert build_cur(iter([]), tmp_path, scoring=scoring(third), num_docs=12) == results
     assert third.read == []
+
+
+def test_a_part_takes_some_seconds_and_there_are_not_too_many():
+    assert cur._part_size(ScoringPace(1e-3, 100), 100, 1000) == 40
+    assert cur._part_size(ScoringPace(0.5, 100), 10, 1000) == 2
+    assert cur._part_size(ScoringPace(5.0, 100), 10, 1000) == 1
+    assert cur._part_size(ScoringPace(5.0, 100), 10, 8_192_000) == 2000
 
 
 @pytest.mark.usefixtures("few_at_once")

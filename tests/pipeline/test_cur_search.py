@@ -71,6 +71,14 @@ def test_a_run_counts_the_pairs_that_were_read(tiny: Tiny, made: Path, tmp_path:
     assert first["model"] == second["model"]
 
 
+def test_queries_are_searched_a_few_at_a_time(tiny: Tiny, made: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "RERANKED_AT_ONCE", 5)
+    pipeline = Pipeline.load(str(tiny.collection), pipeline=step(tiny, made))
+    parts = list(search.search(pipeline, QUERIES, 5))
+    assert [len(part.run) for part in parts] == [5, 5, 2]
+    assert [part.num_read for part in parts] == [{"cur": 40}, {"cur": 40}, {"cur": 16}]
+
+
 def test_a_filter_is_kept(tiny: Tiny, made: Path, tmp_path: Path):
     documents = [one._replace(metadata={"even": not number % 2}) for number, one in enumerate(DOCUMENTS)]
     folder = write_collection(tmp_path / "data")
