@@ -147,7 +147,7 @@ def is_current(config: Config) -> bool:
 
 
 def _opened(config: Config, kind: IndexKind) -> dict[str, Any]:
-    """Open what documents are scored by, and what writes texts, for the kinds that have such."""
+    """Open what scores documents, and what writes texts, for kinds that have such."""
     opened: dict[str, Any] = {}
     if kind.scoring is not None:
         opened["scoring"] = kind.scoring(model=config.model, queries=config.queries)

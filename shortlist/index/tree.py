@@ -1,4 +1,4 @@
-"""The kind of index `tree`: hierarchical clusters of vectors, with texts that a model can walk by.
+"""The kind of index `tree`: hierarchical clusters of vectors, with texts for models.
 
 A search by vectors keeps the best nodes of each level and scores the documents below them exactly, from the store. A
 language model can describe the nodes; without one, a node's text is made of the documents nearest to its mean.
@@ -28,7 +28,7 @@ from shortlist.errors import UserError, not_given
 from shortlist.index.flat import check_queries
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import FetchDocuments, Opening
-from shortlist.math.clusters import FEWEST, PART, cluster_tree, nearest_leaves, node_means
+from shortlist.math.clusters import LEAST_BRANCH, PART_POINTS, cluster_tree, nearest_leaves, node_means
 from shortlist.math.tree import Tree, descend
 from shortlist.progress import Advance, progress, say
 from shortlist.records import Document, Hit
@@ -42,11 +42,11 @@ DEFAULTS = {"branch": 16, "effort": 64, "seed": 0}
 """Children of a node, about; nodes of a level that a search keeps; the seed of k-means."""
 NEAREST = 8
 """Documents, or nodes below, whose texts stand for a node's."""
-WORDS = 12
+FIRST_WORDS = 12
 """Words of a document without a title in a node's text."""
 WHOLE = 4096
 """A search begins at the lowest level with at most so many nodes, which one product scores."""
-LEAST_READ = 16
+READ_PER_HIT = 16
 """The documents below the kept nodes are on average as many as this, in multiples of k."""
 
 
@@ -117,7 +117,7 @@ def build_tree(
 
 
 def _checked(parameters: dict[str, int]) -> dict[str, int]:
-    for name, least in (("branch", FEWEST), ("effort", 1)):
+    for name, least in (("branch", LEAST_BRANCH), ("effort", 1)):
         if parameters[name] < least:
             raise UserError(f"{name} {parameters[name]}: expected at least {least}.")
     return parameters
@@ -181,7 +181,7 @@ def _below(
     doc_ids: Sequence[str],
     fetch: FetchDocuments,
 ) -> Iterator[list[Document]]:
-    """Yield what stands for each node: children that are described, or documents; the nearest to its mean."""
+    """Yield what stands for each node: the children, or documents, nearest to its mean."""
     for node in nodes.tolist():
         children = tree.children(np.array([node]))
         if children[0] >= tree.num_inner:
@@ -218,7 +218,7 @@ class NodeTexts(NamedTuple):
 
 def beginning(document: Document) -> str:
     """Return a document's title, or its first words."""
-    return document.title.strip() or " ".join(document.text.split(maxsplit=WORDS)[:WORDS])
+    return document.title.strip() or " ".join(document.text.split(maxsplit=FIRST_WORDS)[:FIRST_WORDS])
 
 
 @final
@@ -269,7 +269,7 @@ class TreeIndex:
             beam: nodes of a level to keep (None: the effort, and enough for k).
         """
         check_queries(queries, k, dim=self.vectors.dim)
-        beam = max(self.effort, -(-LEAST_READ * k // self._branch)) if beam is None else beam
+        beam = max(self.effort, -(-READ_PER_HIT * k // self._branch)) if beam is None else beam
         keep = None if allowed is None else allowed.mask(self.vectors.doc_ids)
         alive = None if keep is None else self.tree.alive(keep)
         found = [self._search(np.ascontiguousarray(query), k, beam, keep, alive) for query in queries]
@@ -332,12 +332,12 @@ def _described(path: Path) -> dict[int, str]:
 
 
 def tree_growth(total: int, part: int) -> float:
-    """Estimate how many times as long clustering a document takes among more documents: there are more clusters."""
-    return min(total, PART) / min(part, PART)
+    """Estimate how many times as long clustering a document takes among more documents."""
+    return min(total, PART_POINTS) / min(part, PART_POINTS)
 
 
 def tree_footprint(vectors: VectorReader, writing: Writing | None = None, **chosen: int) -> Footprint:
-    """Estimate the size of a tree over a store, and the calls that describe its nodes."""
+    """Estimate the size of a tree, and the calls that describe its nodes."""
     parameters = _checked(DEFAULTS | chosen)
     nodes = round(vectors.num_docs / parameters["branch"] * 1.2) + 1
     size = nodes * (4 * vectors.dim + 8 * NEAREST + 8) + 8 * vectors.num_docs

@@ -1,4 +1,4 @@
-"""Searches that walk a tree by what a reranker or a language model says of its nodes and documents."""
+"""Searches that walk a tree by a reranker or a language model."""
 
 import math
 import threading
@@ -18,9 +18,9 @@ from shortlist.rerankers import Candidates, Ranker
 from shortlist.rerankers.asking import Questions
 from shortlist.rerankers.lists import score_lists
 
-Shown = tuple[Query, list[Document]]
+SlateTexts = tuple[Query, list[Document]]
 """A query with the texts of a slate's nodes and documents."""
-Judge = Callable[[Sequence[Shown]], list[Verdict]]
+Judge = Callable[[Sequence[SlateTexts]], list[Verdict]]
 """Scores the texts of each slate."""
 
 
@@ -51,7 +51,9 @@ class TreeSearch:
     def search_by_reading(
         self, queries: Sequence[Query], k: int, documents: FetchDocuments, *, allowed: Allowed | None = None
     ) -> ReadHits:
-        """Find the at most k best of the documents that are read; all queries advance together.
+        """Find the at most k best of the documents that are read.
+
+        All queries advance together.
 
         Args:
             documents: fetches texts by id.
@@ -95,7 +97,7 @@ def by_ranker(index: TreeIndex, ranker: Ranker, *, beam: int, budget: int) -> Tr
         budget: most nodes and documents to read for a query.
     """
 
-    def judge(asked: Sequence[Shown]) -> list[Verdict]:
+    def judge(asked: Sequence[SlateTexts]) -> list[Verdict]:
         lists = [Candidates(query, texts) for query, texts in asked]
         scores = np.full(sum(len(texts) for _, texts in asked), np.nan)
         for part in score_lists(ranker, lists):
@@ -118,7 +120,7 @@ def by_questions(index: TreeIndex, questions: Questions, **settings: Any) -> Tre
     """
     grades, lock = questions.prompt.grades, threading.Lock()
 
-    def judge(asked: Sequence[Shown]) -> list[Verdict]:
+    def judge(asked: Sequence[SlateTexts]) -> list[Verdict]:
         with lock:  # searches of a server share the questions
             verdicts = questions(asked)
         return [[score / grades[-1] for score in verdict] if grades else to_shares(verdict) for verdict in verdicts]
@@ -130,7 +132,7 @@ def by_questions(index: TreeIndex, questions: Questions, **settings: Any) -> Tre
 
 
 def to_shares(verdict: Verdict) -> list[float]:
-    """Turn scores that mean only an order into shares: 1 for the best, and even steps down; NaN stays."""
+    """Turn scores that mean only an order into even steps down from 1; NaN stays."""
     known = sorted({score for score in verdict if not math.isnan(score)}, reverse=True)
     share = {score: 1 - rank / len(known) for rank, score in enumerate(known)}
     return [share.get(score, math.nan) for score in verdict]

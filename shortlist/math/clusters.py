@@ -5,26 +5,28 @@ from jaxtyping import Float32, Int
 
 from shortlist.math.tree import Tree
 
-ITERATIONS = 8
-PART = 1 << 17
+KMEANS_STEPS = 8
+PART_POINTS = 1 << 17
 """Most vectors that are clustered together, so that the time grows in proportion to their number."""
-ROWS_AT_ONCE = 4096
-FEWEST = 4
+POINTS_AT_ONCE = 4096
+LEAST_BRANCH = 4
 """The least fan-out: with fewer, a level may have as many nodes as the one below."""
 
 
 def cluster_tree(vectors: Float32[np.ndarray, "docs dim"], *, branch: int, seed: int = 0) -> Tree:
-    """Build a tree: cluster the documents, then the clusters' means, until the root can have them all.
+    """Build a tree from below, by clustering documents, then the clusters' means.
+
+    It ends when the root can have all of them.
 
     Args:
         branch: about how many children a node has, and at most twice as many.
         seed: decides where k-means begins.
 
     Raises:
-        ValueError: `branch` is below FEWEST, or there is no document.
+        ValueError: `branch` is below LEAST_BRANCH, or there is no document.
     """
-    if branch < FEWEST or not len(vectors):
-        raise ValueError(f"expected a branch of {FEWEST} or more, and documents")
+    if branch < LEAST_BRANCH or not len(vectors):
+        raise ValueError(f"expected a branch of {LEAST_BRANCH} or more, and documents")
     rng, levels = np.random.default_rng(seed), list[list[Int[np.ndarray, " members"]]]()
     points, sizes = vectors, np.ones(len(vectors), dtype=np.float32)
     while len(points) > 2 * branch:
@@ -54,7 +56,7 @@ def balanced_clusters(
         if len(members) <= 2 * size:
             done.append(members)
             continue
-        count = -(-len(members) // size) if len(members) <= PART else -(-2 * len(members) // PART)
+        count = -(-len(members) // size) if len(members) <= PART_POINTS else -(-2 * len(members) // PART_POINTS)
         numbers = kmeans(points[members], count, rng=rng)
         order = np.argsort(numbers, kind="stable")
         parts = np.split(members[order], np.flatnonzero(np.diff(numbers[order])) + 1)
@@ -66,7 +68,7 @@ def balanced_clusters(
 
 
 def kmeans(
-    points: Float32[np.ndarray, "points dim"], count: int, *, rng: np.random.Generator, iterations: int = ITERATIONS
+    points: Float32[np.ndarray, "points dim"], count: int, *, rng: np.random.Generator, iterations: int = KMEANS_STEPS
 ) -> Int[np.ndarray, " points"]:
     """Return the cluster of each point, by the nearest mean; a cluster may be empty."""
     means = points[np.sort(rng.choice(len(points), count, replace=False))]
@@ -88,8 +90,8 @@ def _nearest(
     """Find each point's nearest mean, and the square of its distance."""
     numbers, gaps = np.empty(len(points), dtype=np.int64), np.empty(len(points), dtype=np.float32)
     halves = 0.5 * np.square(means).sum(1)
-    for start in range(0, len(points), ROWS_AT_ONCE):
-        part = points[start : start + ROWS_AT_ONCE]
+    for start in range(0, len(points), POINTS_AT_ONCE):
+        part = points[start : start + POINTS_AT_ONCE]
         products = part @ means.T - halves
         best = products.argmax(1)
         numbers[start : start + len(part)] = best
@@ -115,7 +117,9 @@ def node_means(tree: Tree, vectors: Float32[np.ndarray, "leaves dim"]) -> Float3
 def nearest_leaves(
     tree: Tree, vectors: Float32[np.ndarray, "leaves dim"], means: Float32[np.ndarray, "inner dim"], count: int
 ) -> Int[np.ndarray, "inner count"]:
-    """Return the leaves below each inner node that are nearest to its mean, nearest first; -1 where there are fewer.
+    """Return the leaves below each inner node that are nearest to its mean.
+
+    The nearest is first, and -1 stands where there are fewer.
 
     Args:
         vectors: of the documents, in the order of the leaves.

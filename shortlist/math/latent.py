@@ -1,4 +1,4 @@
-"""Latent scores of items that were judged in several slates, each by a scale of its own.
+"""Latent scores of items that were judged in slates of different scales.
 
 The judged score of item v in slate s is taken for `a * tau * theta_v + b_s` (LATTICE, https://arxiv.org/abs/2510.13217).
 """
@@ -41,7 +41,7 @@ def latent_scores(
 def by_least_squares(
     items: Int[np.ndarray, " judged"], slates: Int[np.ndarray, " judged"], scores: Float[np.ndarray, " judged"]
 ) -> Float[np.ndarray, " items"]:
-    """Minimize the squares of `score - theta_v - b_s`, with shifts as small as can be."""
+    """Minimize the squares of `score - theta_v - b_s`, with the smallest shifts."""
     counts = np.zeros((int(slates.max()) + 1, int(items.max()) + 1))
     sums = np.zeros_like(counts)
     np.add.at(counts, (slates, items), 1)
@@ -101,7 +101,7 @@ def order_loss(scores: Float[Tensor, " judged"], places: Int[Tensor, "slates mos
 
 
 def crossing(values: Float[np.ndarray, " values"]) -> float:
-    """Find where the upper of two normal distributions, fitted to the values, becomes the likelier one."""
+    """Find where the upper of two fitted normal distributions becomes the likelier one."""
     low, high = float(values.min()), float(values.max())
     if high - low < np.sqrt(LEAST_VARIANCE):
         return low

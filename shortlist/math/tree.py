@@ -22,7 +22,7 @@ from shortlist.math.permutation import PlanPart, Question
 
 LEAST_LOCAL = 0.09
 """A node with no more than this is not lifted by its parent."""
-SAMPLED = 16.0
+SAMPLING_BASE = 16.0
 """Seen documents are shown again with a chance in proportion to this, to the power of their score: 4^(2s)."""
 
 
@@ -63,7 +63,7 @@ class Tree:
             first, depth = int(self.starts[first]), depth + 1
 
     def level(self, most: int) -> tuple[int, int]:
-        """Return the first node and the end of the lowest level of inner nodes that has at most so many."""
+        """Return where the lowest inner level with at most so many nodes begins and ends."""
         first, end = 0, 1
         while end < self.num_inner and self.starts[end] - end <= most:
             first, end = end, int(self.starts[end])
@@ -86,7 +86,7 @@ class Tree:
         return np.repeat(first - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
 
     def alive(self, keep: Bool[np.ndarray, " docs"] | None) -> Bool[np.ndarray, " nodes"]:
-        """Say for each node whether it is, or has below it, a document that may be found.
+        """Say for each node whether a document that may be found is there.
 
         Args:
             keep: whether the document at each position of the corpus may be found (None: all may).
@@ -116,7 +116,7 @@ def descend(
     whole: int = 1,
     alive: Bool[np.ndarray, " nodes"] | None = None,
 ) -> Int[np.ndarray, " leaves"]:
-    """Return the leaves below the best nodes of the lowest level, going down level by level.
+    """Return the leaves below the best nodes, going down level by level.
 
     Args:
         centres: vectors of the inner nodes; their products with the query's are scores.
@@ -141,7 +141,7 @@ def descend(
 def walk_by_scores(
     tree: Tree, *, beam: int, budget: int, keep: Bool[np.ndarray, " docs"] | None = None
 ) -> PlanPart[Walked]:
-    """Read the children of the best nodes seen so far, until nothing or no budget is left.
+    """Read the children of the best nodes seen so far, up to a budget.
 
     The scores of different slates must be comparable. With a budget for all nodes, every document is read.
 
@@ -182,7 +182,7 @@ def walk_in_slates(
     keep: Bool[np.ndarray, " docs"] | None = None,
     seed: int = 0,
 ) -> PlanPart[Walked]:
-    """Read the children of the nodes with the best paths, by scores that mean something only within a slate.
+    """Read the children of the best nodes, by scores that mean something within a slate.
 
     A slate of documents shows some seen ones again, and one of inner nodes the best seen node of their level, so that
     all slates can be brought to one scale.
@@ -229,12 +229,12 @@ def walk_in_slates(
 
 
 def path_relevance(local: float, parent: float, alpha: float) -> float:
-    """Mix a node's own score with its parent's path, unless it says that nothing is there."""
+    """Mix a node's own score with its parent's path, unless nothing is there."""
     return alpha * local + (1 - alpha) * parent if local > LEAST_LOCAL else local
 
 
 def _calibrated(judged: Sequence[tuple[int, int, float]], *, tau: float, share: float) -> dict[int, float]:
-    """Return a score of each node that was judged, on one scale whose largest is 1."""
+    """Return scores of the judged nodes on one scale, whose largest is 1."""
     if not judged:
         return {}
     slates, nodes, scores = (np.array(column) for column in zip(*judged, strict=True))
@@ -265,7 +265,7 @@ def _shown_again(
         return []
     scores = np.array([local[node] for node in leaves.tolist()])
     good = scores >= crossing(scores)
-    chances = SAMPLED ** scores[good]
+    chances = SAMPLING_BASE ** scores[good]
     count = min(most, int(good.sum()))
     return np.sort(rng.choice(leaves[good], count, replace=False, p=chances / chances.sum())).tolist()
 

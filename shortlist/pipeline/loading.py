@@ -409,7 +409,7 @@ def open_tree(
     log: str | None = None,
     **more: Unpack[LatticeSettings],
 ) -> FirstStage | SearchesByReading:
-    """Open an index of the kind `tree`, to be walked by vectors, a reranker or a language model.
+    """Open a tree that vectors, a reranker or a language model walk.
 
     Args:
         model: the retriever that made the vectors, a pointwise reranker, or a language model: folder or hub name, or

@@ -126,7 +126,10 @@ def _model_of(part: Part, opener: Opener) -> str | None:
 
 
 def model_folder(part: Part, name: str, opener: Opener) -> "ModelFolder | None":
-    """Open the folder of a first stage's model, by the name of the setting; None: it is on a server."""
+    """Open the folder of a first stage's model, by the name of the setting.
+
+    None stands for a model on a server.
+    """
     reads = what_is_read(part) if name == "model" else "document"
     if reads is None and is_server(part.settings[name]):
         return None
