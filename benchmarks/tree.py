@@ -169,7 +169,7 @@ def main(config: Config) -> None:
         folder = Path(temporary)
         for name, store, queries in stores(config, folder):
             start = time.perf_counter()
-            results = build_tree(VectorReader(store), folder / f"tree-{name}", advance=lambda _: None)
+            results = build_tree(VectorReader(store), folder / f"tree-{name}", advance=lambda amount=1, note="": None)
             seconds = time.perf_counter() - start
             tree = open_tree_index(folder / f"tree-{name}", {}, Opening(vectors=store))
             built.append([name, f"{seconds:.1f}", f"{results['num_nodes']:,}", str(results["depth"])])

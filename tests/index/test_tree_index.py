@@ -27,7 +27,7 @@ from shortlist.settings.encode import Config as EncodeConfig
 
 
 def built(store: Path, folder: Path, **chosen: int) -> Path:
-    build_tree(VectorReader(store), folder, advance=lambda _: None, **chosen)
+    build_tree(VectorReader(store), folder, advance=lambda amount=1, note="": None, **chosen)
     return folder
 
 
