@@ -14,7 +14,7 @@ from shortlist.data.formats import write_queries
 from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.index import cur
-from shortlist.index.cur import CurIndex, CurSearch, ScoringPace, Scoring, SearchSpace, build_cur
+from shortlist.index.cur import CurIndex, CurSearch, Scoring, ScoringPace, SearchSpace, build_cur
 from shortlist.index.opening import open_index
 from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
 from shortlist.models.save import save_model
