@@ -4,6 +4,7 @@ The pipeline may use BM25, vectors, both fused, or steps described in a file.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -227,6 +228,7 @@ def run(config: Config) -> None:
             read = asked.get("prompt_tokens", 0) + asked.get("answer_tokens", 0) or read
             cost["tokens_per_query"] = round(read / max(1, len(queries)), 1)
         cost |= asked
+    costs[0] |= _asked_by_first(pipeline)
     told = {"excluded": num_excluded} if excluded.source else {}
     job.finish(told, num_queries=len(queries), ms_per_query=round(total, 3), stages=costs)
 
@@ -265,13 +267,23 @@ def _sizes(part: Part, opener: Opener) -> list[dict[str, Any]]:
     """
     if part.kind == "rewrite" and is_server(part.settings["model"]):
         return [{"model": writer_identity(part.settings)}]
-    return [_size_of(model_folder(part, name, opener)) for name in MODEL_SETTINGS if name in part.settings]
+    folders = [model_folder(part, name, opener) for name in MODEL_SETTINGS if name in part.settings]
+    return [_size_of(folder) for folder in folders if folder]
 
 
 def _asked(stage: Any) -> dict[str, int]:
     """Return what a step has asked of a language model, by the names of `data.manifest.stages`."""
     found = stage.costs() if hasattr(stage, "costs") else {}
     return {name: found[name] for name in ("calls", "prompt_tokens", "answer_tokens", "malformed") if name in found}
+
+
+def _asked_by_first(pipeline: Pipeline) -> dict[str, int]:
+    """Add up what first stages have asked language models, by the same names."""
+    total = Counter[str]()
+    for step in pipeline.steps:
+        if step.name not in pipeline.rerankers:
+            total.update(_asked(step.stage))
+    return dict(total)
 
 
 def _size_of(model: "ModelFolder") -> dict[str, Any]:

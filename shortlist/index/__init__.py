@@ -27,17 +27,24 @@ class Config:
     """Folder to write; for pgvector and lance it only records where the index is."""
     kind: str = "bm25"
     """bm25: an index of words. cur: a reranker's scores of --queries for all documents. Over vectors: narrow (exact,
-    with fewer bytes); hnsw, ivf-flat and ivf-pq (approximate, with FAISS); pgvector (in PostgreSQL) and lance (in
-    LanceDB). Over token vectors: narrow, late and late-centroids (approximate). Over term weights: sparse (exact) and
-    seismic (approximate)."""
+    with fewer bytes); hnsw, ivf-flat and ivf-pq (approximate, with FAISS); tree (approximate, and for models that walk
+    it); pgvector (in PostgreSQL) and lance (in LanceDB). Over token vectors: narrow, late and late-centroids
+    (approximate). Over term weights: sparse (exact) and seismic (approximate)."""
     collection: str | None = None
-    """Folder, `irds:` or `hf:` name of the corpus that BM25 and cur read; for other kinds, --check takes its
-    queries."""
+    """Folder, `irds:` or `hf:` name of the corpus that BM25, cur and --writer read; for other kinds, --check
+    takes its queries."""
     vectors: Path | None = None
     """Vectors from `shortlist encode`, which every kind except BM25 and cur reads."""
     queries: Path | None = None
     """cur: file of the anchor queries, such as training queries: JSON lines of _id and text, or id, tab, text. Each is
     scored for all documents, once."""
+    writer: str | None = None
+    """tree: language model that describes the nodes from the documents of --collection: its folder or hub name, or the
+    address of an OpenAI-compatible server. Without one, a node has the titles of its most typical documents."""
+    writer_name: str | None = None
+    """The server's name of the language model."""
+    writer_prompt: str = "tree-node"
+    """Name of the prompt that asks for a description."""
     language: str = "english"
     """How BM25 splits text into words: a language or its code (english or en), `code` for source code, `whitespace` for
     text already split. Chinese, Japanese and Korean are split into pairs of characters (and Chinese characters)."""
@@ -55,8 +62,8 @@ class Config:
     set: tuple[str, ...] = ()
     """Parameters that replace the automatic ones, as name=value. hnsw: links, construction, bits; ivf: lists,
     code_bytes; both: effort, refine, sample; late: repetitions, bits, width; late-centroids: centroids, probes; both:
-    effort, refine; seismic: postings, clusters, energy, effort, heap, refine; pgvector: m, ef_construction; for lance
-    see the guide."""
+    effort, refine; seismic: postings, clusters, energy, effort, heap, refine; tree: branch, effort, seed; pgvector: m,
+    ef_construction; for lance see the guide."""
     exact: bool = False
     """pgvector, lance: build no approximate index; every search compares all vectors."""
     dsn: str | None = None
@@ -91,8 +98,10 @@ def run(config: Config) -> None:
     source = _source(config, kind, title)
     if kind.scoring is None and config.queries is not None:
         raise UserError(f"--queries is for --kind cur; {title} has none, so leave it out.")
-    scoring = _scoring(config, kind)
-    settings |= {} if scoring is None else {"scoring": scoring}
+    if kind.writing is None and (config.writer, config.writer_name, config.writer_prompt) != (None, None, "tree-node"):
+        raise UserError(f"--writer is for --kind tree; {title} has none, so leave it out.")
+    opened = _opened(config, kind)
+    settings |= opened
     if config.expand is not None or config.phrases != Config.phrases:
         from shortlist.index.expansion import check_expansion
 
@@ -106,7 +115,7 @@ def run(config: Config) -> None:
     if why := _outdated(config.out, kind):
         say(f"index: {config.out}: {why}; building it again.")
         reopen(config.out, updating=False)
-    job = start_job(kept, _job_of(kept, kind, source, scoring))
+    job = start_job(kept, _job_of(kept, kind, source, opened))
     if not job.done:
         start = time.perf_counter()
         if job.updating:
@@ -133,22 +142,28 @@ def is_current(config: Config) -> bool:
     config = replace(config, language=language_name(config.language))
     kind = find_kind(config.kind)
     source = _source(config, kind, kind.title or config.kind)
-    job = _job_of(config, kind, source, _scoring(config, kind))
+    job = _job_of(config, kind, source, _opened(config, kind))
     return is_finished(config, job) and _outdated(config.out, kind) is None
 
 
-def _scoring(config: Config, kind: IndexKind) -> Any:
-    """Open what documents are scored by, for a kind that holds scores."""
-    return None if kind.scoring is None else kind.scoring(model=config.model, queries=config.queries)
+def _opened(config: Config, kind: IndexKind) -> dict[str, Any]:
+    """Open what scores documents, and what writes texts, for kinds that have such."""
+    opened: dict[str, Any] = {}
+    if kind.scoring is not None:
+        opened["scoring"] = kind.scoring(model=config.model, queries=config.queries)
+    if kind.writing is not None:
+        names = ("collection", "writer", "writer_name", "writer_prompt")
+        opened["writing"] = kind.writing(**{name: getattr(config, name) for name in names})
+    return {name: value for name, value in opened.items() if value is not None}
 
 
-def _job_of(kept: Config, kind: IndexKind, source: str | Path, scoring: Any) -> JobSpec:
+def _job_of(kept: Config, kind: IndexKind, source: str | Path, opened: Mapping[str, Any]) -> JobSpec:
     """Describe the job of building an index."""
-    idle = () if kind.reads == "corpus" else ("collection",)
-    as_if = at_defaults(kept, idle if scoring is not None else (*idle, "model"))
+    idle = () if kind.reads == "corpus" or "writing" in opened else ("collection",)
+    as_if = at_defaults(kept, idle if "scoring" in opened else (*idle, "model"))
     update = ("collection",) if kind.renew else ("vectors",) if kind.updates else ()
     writes = (*kind.writes, *kind.renewed)
-    inputs = _inputs(kind, source) | ({} if scoring is None else dict(scoring.identities))
+    inputs = _inputs(kind, source) | {name: value for one in opened.values() for name, value in one.identities.items()}
     if kept.expand not in (None, _NEIGHBOURS):
         inputs["expand"] = identity(Path(str(kept.expand)))
     return JobSpec("index", inputs, as_if=as_if, folder=True, update=update, writes=writes)

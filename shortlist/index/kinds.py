@@ -71,6 +71,9 @@ class IndexKind(NamedTuple):
     scoring: Callable[..., Any] | None = None
     """`scoring(model=..., queries=...)`: opens what documents are scored by, whose `identities` are inputs of the job;
     `build` gets it as `scoring`, and the number of documents as `num_docs`."""
+    writing: Callable[..., Any] | None = None
+    """`writing(collection=..., writer=..., writer_name=..., writer_prompt=...)`: opens the language model that writes
+    texts, with `identities` as those of `scoring`, or gives None; `build` gets it as `writing`."""
     forecast: Callable[..., Mapping[str, str]] | None = None
     """`forecast(documents, **settings)`: foretells the cost in words (None: from building over a part)."""
     finder: str | None = None
@@ -173,6 +176,18 @@ INDEXES: dict[str, IndexKind] = {
         forecast=late("index.cur", "forecast_cur"),
         finder="cur",
         writes=("scores-*.npy", "scores.npy", "doc_ids.txt", "index.json"),
+    ),
+    "tree": IndexKind(
+        reads="vectors",
+        build=late("index.tree", "build_tree"),
+        open=late("index.tree", "open_tree_index"),
+        writing=late("index.tree", "open_writing"),
+        parameters=("branch", "effort", "seed"),
+        searching=("effort",),
+        writes=("tree.safetensors", "texts.jsonl", "answers.sqlite*", "index.json"),
+        needs_model=True,
+        footprint=late("index.tree", "tree_footprint"),
+        growth=late("index.tree", "tree_growth"),
     ),
     "pgvector": IndexKind(
         reads="vectors",

@@ -61,6 +61,15 @@ class SearchesByReading(Protocol):
         ...
 
 
+@runtime_checkable
+class StatesCosts(Protocol):
+    """A first stage that counts what it asks a language model."""
+
+    def costs(self) -> dict[str, int]:
+        """Return the calls, tokens and malformed answers so far, by the names of `data.manifest.stages`."""
+        ...
+
+
 WeightedTerms = Sequence[tuple[str, float]]
 """Words or other terms with their weights in a query; a term that occurs twice counts twice."""
 

@@ -34,7 +34,10 @@ def known_by_contents(description: Description, opener: Opener) -> str:
             return value
         if STEPS[part.kind].is_prepared:
             return prepared_of(part, opener).identities().get(name, value)
-        return writer_identity(part.settings) if part.kind == "rewrite" else model_folder(part, name, opener).identity
+        if part.kind == "rewrite":
+            return writer_identity(part.settings)
+        folder = model_folder(part, name, opener)
+        return value if folder is None else folder.identity
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Mapping
 from copy import copy
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, final
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from shortlist.text.contract import PER_TOKEN
 if TYPE_CHECKING:
     from shortlist.index.cur import SearchSpace
     from shortlist.models.folder import ModelFolder
+    from shortlist.rerankers.asking import Questions
     from shortlist.rerankers.prepared import Prepared
     from shortlist.text.contract import InputContract
 
@@ -376,12 +377,131 @@ def _space_of_vectors(opener: Opener, vectors: Path, retriever: str | None, prio
     return SearchSpace(items, store.doc_ids, np.empty(0, dtype=np.int64), encode, prior)
 
 
+Walker = Literal["vectors", "pointwise", "listwise"]
+"""What scores a tree's nodes: their mean vectors, a pointwise reranker, or a language model that grades slates."""
+
+LatticeSettings = TypedDict("LatticeSettings", {"lambda": float | None}, total=False)
+"""The weight of squared errors, whose name is a word of Python."""
+
+OF_WALKERS: dict[str, tuple[str, ...]] = {
+    "vectors": ("contract", "vectors", "beam"),
+    "pointwise": ("contract", "vectors", "beam", "budget"),
+    "listwise": (
+        *("vectors", "beam", "iterations", "alpha", "calibration", "tau", "lambda"),
+        *("model_name", "prompt", "max_length", "log"),
+    ),
+}
+"""The settings of `find: tree` that a walker has."""
+
+
+def open_tree(
+    opener: Opener,
+    *,
+    index: Path,
+    model: str,
+    walker: Walker = "vectors",
+    vectors: Path | None = None,
+    contract: str | None = None,
+    beam: int | None = None,
+    budget: int | None = None,
+    iterations: int | None = None,
+    alpha: float | None = None,
+    calibration: int | None = None,
+    tau: float | None = None,
+    model_name: str | None = None,
+    prompt: str | None = None,
+    max_length: int | None = None,
+    log: str | None = None,
+    **more: Unpack[LatticeSettings],
+) -> FirstStage | SearchesByReading:
+    """Open a tree that vectors, a reranker or a language model walk.
+
+    Args:
+        model: the retriever that made the vectors, a pointwise reranker, or a language model: folder or hub name, or
+            the address of a server.
+        walker: what the model is.
+        vectors: where the vectors are, if they have moved since the index was built.
+        contract: the input contract of a retriever or reranker by name, for a folder without one.
+        beam: nodes to go on from at a time (None: as the index says by vectors, otherwise 2).
+        budget: pointwise: most nodes and documents to read for a query (None: 200).
+        iterations: listwise: times that the best nodes are opened (None: 20).
+        alpha: listwise: weight of a node's own score beside its parent's path (None: 0.5).
+        calibration: listwise: most seen documents to show again in a slate (None: 10).
+        tau: listwise: scale of the latent scores (None: 5); with a lambda of 1 it changes nothing.
+        model_name: listwise: the server's name of the model.
+        prompt: listwise: name of a prompt that asks for grades or an order (None: tree-walk).
+        max_length: listwise: most tokens of a prompt with its answer.
+        log: listwise: file that keeps the answers, so that nothing is asked twice.
+        more: listwise: `lambda`, the weight of squared errors in the calibration, 0 to 1; 1 without it.
+
+    Raises:
+        UserError: a setting is not this walker's or out of range, it is no tree, or the model does not fit.
+    """
+    numbers = {"beam": beam, "budget": budget, "iterations": iterations, "alpha": alpha, "calibration": calibration}
+    numbers |= {"tau": tau, "lambda": more.get("lambda")}
+    asking = {"model_name": model_name, "prompt": prompt, "max_length": max_length, "log": log}
+    found = {**numbers, **asking, "vectors": vectors, "contract": contract}
+    given = {name: value for name, value in found.items() if value is not None}
+    _check_walk(walker, given)
+    if (kind := kind_of(index)) != "tree":
+        raise UserError(f"{index}: an index of kind {kind}; `find: tree` walks one of kind tree.")
+    if walker == "vectors":
+        return open_dense(opener, model=model, index=index, vectors=vectors, contract=contract, effort=beam)
+    tree = opener.index((index, vectors), "find", lambda: open_index(index, Opening(vectors=vectors)))
+    if walker == "pointwise":
+        from shortlist.index.walking import by_ranker
+        from shortlist.rerankers.pointwise import pointwise
+
+        settings = {"model": model} | ({} if contract is None else {"contract": contract})
+        return by_ranker(tree, opener.reranker(pointwise, settings), beam=beam or 2, budget=budget or 200)
+    from shortlist.index.walking import by_questions
+
+    names = {"beam": "beam", "iterations": "iterations", "alpha": "alpha", "calibration": "calibration"}
+    names |= {"tau": "tau", "lambda": "share"}
+    settings = {names[name]: value for name, value in numbers.items() if value is not None and name in names}
+    asked = tuple(asking.values())
+    questions = opener.once(("walker", model, *asked), lambda: _questions(model, *asked))
+    return by_questions(tree, questions, **settings)
+
+
+def _check_walk(walker: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings that a walker does not have, and numbers out of range."""
+    for name, value in given.items():
+        if name not in OF_WALKERS[walker]:
+            raise UserError(f"`find: tree` by {walker} has no {name}; leave it out, or choose another walker.")
+        least, most = {"alpha": (0, 1), "lambda": (0, 1), "calibration": (0, 100)}.get(name, (1e-9, float("inf")))
+        if isinstance(value, int | float) and not least <= value <= most:
+            wanted = "above 0" if most == float("inf") else f"{least} to {most}"
+            raise UserError(f"`find: tree` with {name} {value:g}; expected {wanted}.")
+
+
+def _questions(
+    model: str, model_name: str | None, prompt: str | None, max_length: int | None, log: str | None
+) -> "Questions":
+    """Open a language model that grades slates, or puts them in order."""
+    from shortlist.rerankers import opening
+    from shortlist.rerankers.asking import Questions
+    from shortlist.rerankers.language import ASKED, how_to_open, language_model
+    from shortlist.rerankers.limits import CallLimits
+    from shortlist.text.prompts import named_prompt
+
+    chosen = named_prompt(prompt or "tree-walk")
+    if chosen.asks not in ("grades", "order") or chosen.encoder:
+        raise UserError(f"prompt {chosen.name!r} asks for {ASKED[chosen.asks]}; a walk takes grades, or an order.")
+    how = how_to_open(
+        language_model(model, model_name=model_name, max_length=max_length, token_budget=None, precision="fp32")
+    )
+    asked, shared = opening.open_language_model(prompt=chosen, reads=chosen.reads, **how)
+    return Questions(asked, chosen, shared, limits=None if log is None else CallLimits(log=Path(log)))
+
+
 FINDERS: dict[str, Callable[..., FirstStage | SearchesByReading]] = {
     "bm25": open_words,
     "dense": open_dense,
     "late": open_late,
     "sparse": open_sparse,
     "cur": open_cur,
+    "tree": open_tree,
     "index": open_any,
 }
 """First stages by name; the keyword arguments of a function are its settings."""

@@ -6,22 +6,37 @@ from typing import TYPE_CHECKING
 
 from shortlist.data.rules import Rule
 from shortlist.errors import UserError
-from shortlist.index.kinds import find_kind
-from shortlist.index.opening import is_older, kind_of, say_if_older
+from shortlist.index.opening import is_older, say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, Step
+from shortlist.rerankers.language import is_server
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
 
-READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair", "cur": "pair"}
-"""What the model of a method reads."""
+READS = {
+    "dense": "document",
+    "late": "document",
+    "sparse": "document",
+    "pointwise": "pair",
+    "cur": "pair",
+    "tree": "document",
+    "vectors": "document",
+}
+"""What the model of a method, or of a walker, reads; others ask a language model."""
 MODEL_SETTINGS = ("model", "retriever")
 """Settings of steps that name a model."""
+HOLDS = {"cur": "scores", "tree": "a tree"}
+"""What an index holds of exactly its documents, by the method that searches it."""
+
+
+def what_is_read(part: Part) -> str | None:
+    """Return what the model of a step reads, where it is no language model."""
+    return READS.get(part.settings.get("walker", part.method))
 
 
 def check_steps(description: Description, *, hub: bool = True) -> None:
@@ -37,7 +52,7 @@ def check_steps(description: Description, *, hub: bool = True) -> None:
         for path in part.settings.values():
             if isinstance(path, Path) and not path.exists():
                 raise UserError(f"{path}: no such file or folder; step {part.name!r} reads it.")
-        model, reads = part.settings.get("model"), READS.get(part.method)
+        model, reads = part.settings.get("model"), what_is_read(part)
         if isinstance(model, str) and reads and (hub or Path(model).exists()):
             check_model(model, reads, part.settings.get("contract"))
 
@@ -76,18 +91,18 @@ def _searched(part: Part, description: Description, steps: Sequence[Step]) -> Se
 
 
 def _check_corpus(part: Part, description: Description) -> None:
-    """Refuse an index that no other step can search, of another corpus.
+    """Refuse an index that must hold exactly the collection's documents, and does not.
 
     Raises:
         UserError: the corpus of the collection has changed, or it is another one.
     """
     index, collection = part.settings.get("index"), description.collection
-    if not isinstance(index, Path) or collection is None or find_kind(kind_of(index)).finder is None:
+    if not isinstance(index, Path) or collection is None or part.method not in HOLDS:
         return
     if is_older(index, collection):
         raise UserError(
-            f"{index}: holds scores of other documents than {collection} has now; search that collection, or build the "
-            "index again."
+            f"{index}: holds {HOLDS[part.method]} of other documents than {collection} has now; search that "
+            "collection, or build the index again."
         )
 
 
@@ -129,13 +144,19 @@ def _model_of(part: Part, opener: Opener) -> str | None:
         return prepared.identities().get("model")
     if part.kind == "rewrite":
         return writer_identity(part.settings)
-    return model_folder(part, "model", opener).identity if isinstance(part.settings.get("model"), str) else None
+    folder = model_folder(part, "model", opener) if isinstance(part.settings.get("model"), str) else None
+    return None if folder is None else folder.identity
 
 
-def model_folder(part: Part, name: str, opener: Opener) -> "ModelFolder":
-    """Open the folder of a first stage's model, by the name of the setting."""
-    reads = READS.get(part.method) if name == "model" else None
-    return opener.folder(part.settings[name], "reranker" if reads == "pair" else "retriever")
+def model_folder(part: Part, name: str, opener: Opener) -> "ModelFolder | None":
+    """Open the folder of a first stage's model, by the name of the setting.
+
+    None stands for a model on a server.
+    """
+    reads = what_is_read(part) if name == "model" else "document"
+    if reads is None and is_server(part.settings[name]):
+        return None
+    return opener.folder(part.settings[name], {"pair": "reranker", None: "language-model"}.get(reads, "retriever"))
 
 
 def say_what_is_older(description: Description, collection: str) -> None:

@@ -114,10 +114,10 @@ ASKED = {
     "grade": "a grade",
     "states": "hidden states",
     "queries": "queries",
+    "text": "a text",
     "attention": "nothing but attention",
     "blocks": "the relevant documents, each in a block of its own",
     "likelihood": "how likely the query is",
-    "text": "a text",
 }
 
 

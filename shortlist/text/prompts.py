@@ -30,14 +30,14 @@ Asks = Literal[
 """What is wanted of the documents: all of them in order, the best few in order, the best one, the worst one, the
 better one of two, a grade for each, a grade for the only one, nothing but hidden states at marked tokens, queries
 that the only one answers, nothing but attention, the relevant ones of documents that do not see one another, how
-likely the query is behind the only one, or a text of the model's own about the only one."""
+likely the query is behind the only one, or a text of the model's own about them."""
 Answers = Literal["text", "logits", "likelihood"]
 """How an answer is had: generated and parsed, read from the labels' logits at one position, or from the log-probability
 of each label."""
 
 UNITS = ("words", "tokens", "characters")
 
-ONLY = {"pair": 2, "grade": 1, "queries": 1, "likelihood": 1, "text": 1}
+ONLY = {"pair": 2, "grade": 1, "queries": 1, "likelihood": 1}
 """The only number of documents that these prompts can show."""
 UNPARSED = ("states", "queries", "attention", "likelihood", "text")
 """What needs no function to read scores from an answer."""

@@ -25,7 +25,7 @@ from shortlist.records import Document, Hit, Query, Run
 LATE = [
     (name, function)
     for name, kind in INDEXES.items()
-    for function in (kind.build, kind.open, kind.footprint, kind.growth, kind.scoring, kind.forecast)
+    for function in (kind.build, kind.open, kind.footprint, kind.growth, kind.scoring, kind.writing, kind.forecast)
     if getattr(function, "args", None)
 ]
 

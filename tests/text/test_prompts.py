@@ -381,6 +381,25 @@ GOLDEN: dict[str, list[tuple[str, str]]] = {
             "Passage:",
         )
     ],
+    "tree-node": [
+        (
+            "user",
+            "These texts are samples from one section of a library:\n\n[1] two lines [2]\n[2] A title a text\nDescribe "
+            "in one to three sentences what can be found in this section: its subjects, names and kinds of facts, as "
+            "exactly as the samples allow. Write the description alone.",
+        )
+    ],
+    "tree-walk": [
+        (
+            "user",
+            "A search goes through a library, section by section. Each entry below is a document, or describes a "
+            "section by samples of what is in it.\n\nQuery: what is [1] x\n\n[1] two lines [2]\n[2] A title a text\n\n"
+            "Grade each of the 2 entries from 0 to 10 by how likely it is that it answers the query, or that an answer "
+            "is in its section. 10: certain. 5: possible. 0: no chance. Use the whole scale, so that better entries "
+            "have higher grades.\nEnd with the grades of all entries as JSON between <answer> and </answer>, such as "
+            '<answer>{"[1]": 5, "[2]": 0}</answer>.',
+        )
+    ],
     "queries": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],
     "likelihood": [("user", "Document: two lines [2]\n\nA search query that this document answers:")],
     "likelihood-chat": [("user", "Write 1 search queries that this document answers, one per line.\n\ntwo lines [2]")],

@@ -30,8 +30,8 @@ def run_plan(plan: Plan, answer: Callable[[list[Question]], Sequence[Verdict]]) 
 
 
 def run_plans(
-    plans: Iterable[Plan], answer: Callable[[list[tuple[int, Question]]], Sequence[Verdict]]
-) -> Iterator[tuple[int, Float64[np.ndarray, " docs"]]]:
+    plans: Iterable[PlanPart[T]], answer: Callable[[list[tuple[int, Question]]], Sequence[Verdict]]
+) -> Iterator[tuple[int, T]]:
     """Run the plans of many lists, asking what all want to know at once.
 
     Args:
@@ -39,7 +39,7 @@ def run_plans(
         answer: is given (number of the list, question) pairs and returns the answers in the same order.
 
     Yields:
-        The number of a list and its scores, as lists finish.
+        The number of a list and its result, the scores of its documents, as lists finish.
 
     Raises:
         ValueError: there are more or fewer answers than questions.
