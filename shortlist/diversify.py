@@ -103,6 +103,7 @@ READ_BY_CHOOSERS = {"mmr": "vectors", "coverage": "aspects"}
 NOT_CHOSEN = {
     "without_vector": "documents have no vector and were not chosen",
     "without_aspects": "queries have no sub-query and stay as they were",
+    "without_hits": "queries have sub-queries and no hits in the run",
 }
 
 
@@ -149,17 +150,13 @@ def _coverage(config: Config, run: RunColumns) -> tuple[Choose, dict[str, int]]:
             f"{OF_ASPECT}ASPECT behind it (such as {run.query_ids[0] + OF_ASPECT + '1'!r}); search "
             "sub-queries with such ids."
         )
-    if others := names.keys() - set(run.query_ids):
-        raise UserError(
-            f"{config.aspects}: {len(others):,} queries of its sub-queries are not in {config.run} "
-            f"(first {min(others)!r}); both must be of the same queries."
-        )
+    without_hits = len(names.keys() - set(run.query_ids))
     cover = partial(by_coverage, k=config.k, share=config.lambda_, alpha=config.alpha)
 
     def choose(query_id: str, hits: Sequence[Hit]) -> list[int]:
         return cover(hits, [aspects[name] for name in names[query_id]]) if query_id in names else []
 
-    return choose, {"without_aspects": len(missing)}
+    return choose, {"without_aspects": len(missing), "without_hits": without_hits}
 
 
 CHOOSERS = {"mmr": _mmr, "coverage": _coverage}

@@ -7,7 +7,7 @@ from shortlist.errors import UserError
 from shortlist.index.opening import say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.spec import Description, Part
+from shortlist.pipeline.spec import Description, Part, before, finder_of
 from shortlist.pipeline.steps import STEPS, Step
 
 READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair"}
@@ -40,13 +40,15 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
     """
     opener = opener or Opener()
     check_steps(description, hub=False)  # a name on the hub is looked up once, when it is loaded
-    steps = []
+    steps: list[Step] = []
     for part in description.steps:
         kind = STEPS[part.kind]
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
-        steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share))
+        name = finder_of(part, description.steps, f"step {part.name!r}")
+        finder = next((step for step in steps if step.name == name), None)
+        steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, finder=finder))
     return steps
 
 
@@ -59,7 +61,7 @@ def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener
     if rule.made_by is None:
         return
     calibrated = {stage["model"] for stage in rule.made_by if stage["model"] is not None}
-    found = {model for step in _before(part, description) if (model := _model_of(step, opener)) is not None}
+    found = {model for step in before(part, description.steps) if (model := _model_of(step, opener)) is not None}
     if found != calibrated:
         raise UserError(
             f"step {part.name!r}: {part.settings['rule']} was calibrated on a run of {_called(calibrated)}, and the "
@@ -69,14 +71,6 @@ def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener
 
 def _called(models: set[str]) -> str:
     return " and ".join(f"model {model[:20]}" for model in sorted(models)) or "no model"
-
-
-def _before(part: Part, description: Description) -> list[Part]:
-    """Return the steps that a step builds on."""
-    named, needed = {step.name: step for step in description.steps}, list(part.of)
-    for name in needed:
-        needed += [other for other in named[name].of if other not in needed]
-    return [named[name] for name in needed]
 
 
 def _model_of(part: Part, opener: Opener) -> str | None:
