@@ -12,12 +12,12 @@ from shortlist.pipeline.variety import OF_ASPECT, StoredVectors, by_coverage, by
 from shortlist.progress import say
 from shortlist.records import Hit, Query, Run
 
-SHARE = 0.7
+RELEVANCE_SHARE = 0.7
 """Weight of relevance against variety without a `lambda`."""
 ITSELF = OF_ASPECT + "0"
 """End of the id under which `shortlist aspects` writes the query itself."""
 
-Search = Callable[[Sequence[Query]], Run]
+SearchBefore = Callable[[Sequence[Query]], Run]
 """Searches by the first stage that found the lists."""
 
 
@@ -26,7 +26,7 @@ class Chooser(Protocol):
     """Chooses documents of several queries."""
 
     def __call__(
-        self, queries: Sequence[Query], lists: Sequence[Sequence[Hit]], most: int, search: Search
+        self, queries: Sequence[Query], lists: Sequence[Sequence[Hit]], most: int, search: SearchBefore
     ) -> list[list[int]]:
         """Return the places of the chosen hits in each query's list, best first.
 
@@ -57,7 +57,9 @@ def varied_by_mmr(opener: Opener, *, vectors: Path, k: int | None = None, **more
     stored = opener.once(("vectors by id", vectors), lambda: StoredVectors(vectors))
     told = _Once()
 
-    def choose(queries: Sequence[Query], lists: Sequence[Sequence[Hit]], most: int, search: Search) -> list[list[int]]:
+    def choose(
+        queries: Sequence[Query], lists: Sequence[Sequence[Hit]], most: int, search: SearchBefore
+    ) -> list[list[int]]:
         bare = [query for query, hits in zip(queries, lists, strict=True) if hits and not _any_in(stored, hits)]
         if len(bare) > 1 and len(bare) == sum(map(bool, lists)):
             doc_ids = [hit.doc_id for hits in lists for hit in hits]
@@ -91,7 +93,9 @@ def varied_by_coverage(
     asked = opener.once(("sub-queries", aspects), lambda: SubQueries(aspects))
     told = _Once()
 
-    def choose(queries: Sequence[Query], lists: Sequence[Sequence[Hit]], most: int, search: Search) -> list[list[int]]:
+    def choose(
+        queries: Sequence[Query], lists: Sequence[Sequence[Hit]], most: int, search: SearchBefore
+    ) -> list[list[int]]:
         parts = [asked.of(query) if hits else [] for query, hits in zip(queries, lists, strict=True)]
         wanted = {part.query_id: part for some in parts for part in some}
         found = search(list(wanted.values())) if wanted else {}
@@ -162,7 +166,7 @@ def _any_in(stored: StoredVectors, hits: Sequence[Hit]) -> bool:
 
 
 def _checked(method: str, k: int | None, **more: Any) -> float:
-    share = more.get("lambda", SHARE)
+    share = more.get("lambda", RELEVANCE_SHARE)
     if not 0 <= share <= 1 or (k is not None and k < 1):
         raise UserError(
             f"`diversify: {method}` with lambda {share:g} and k {k}; expected 0 to 1, and 1 or more documents, or no k."

@@ -7,7 +7,7 @@ from shortlist.errors import UserError
 from shortlist.index.opening import say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.spec import Description, Part, before, finder_of
+from shortlist.pipeline.spec import Description, Part, before, finder_before
 from shortlist.pipeline.steps import STEPS, Step
 
 READS = {"dense": "document", "late": "document", "sparse": "document", "pointwise": "pair"}
@@ -46,7 +46,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         stage = kind.open(kind.methods()[part.method], opener, part.settings)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
-        name = finder_of(part, description.steps, f"step {part.name!r}")
+        name = finder_before(part, description.steps, f"step {part.name!r}")
         finder = next((step for step in steps if step.name == name), None)
         steps.append(Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, finder=finder))
     return steps

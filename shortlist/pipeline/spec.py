@@ -425,7 +425,7 @@ def _checked(description: Description, where: str) -> Description:
     for part in description.steps:
         _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
         _check_cut(part, description.steps, f"{where}: steps.{part.name}")
-        finder_of(part, description.steps, f"{where}: steps.{part.name}")
+        finder_before(part, description.steps, f"{where}: steps.{part.name}")
     read = {name for part in description.steps for name in part.of}
     for part in description.steps[:-1]:
         if part.name not in read:
@@ -445,7 +445,7 @@ def _check_cut(part: Part, steps: Sequence[Part], where: str) -> None:
         )
 
 
-def finder_of(part: Part, steps: Sequence[Part], where: str) -> str | None:
+def finder_before(part: Part, steps: Sequence[Part], where: str) -> str | None:
     """Return the name of the step that searches a step's sub-queries, if it has any.
 
     Raises:
