@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from shortlist import diversify
+from shortlist.data.groups import groups_from_run
 from shortlist.data.headers import read_run_header
 from shortlist.data.manifest import read_manifest, stages
-from shortlist.data.runs import read_run, write_run
+from shortlist.data.runs import open_run, read_run, write_run
 from shortlist.data.stores.vectors import VectorWriter
 from shortlist.errors import UserError
 from shortlist.math.aspects import alpha_ndcg
@@ -50,6 +51,14 @@ def test_coverage_answers_each_sub_query_first(files: dict, tmp_path: Path, caps
     assert order(files, tmp_path, k=2, lambda_=0.1, **how) == "a c twin b d"
     assert json.loads(capsys.readouterr().out) == {"num_queries": 2, "without_aspects": 1, "without_hits": 0}
     assert order(files, tmp_path, k=5, lambda_=0.0, alpha=1.0, **how) == "a c twin b d"
+
+
+def test_ideal_lists_are_a_teacher_of_listwise_rankers(files: dict, tmp_path: Path):
+    found = order(files, tmp_path, method="ideal", aspects=tmp_path / "aspects.trec", k=4)
+    assert found == "a c twin b d"  # b and d answer nothing: their sub-queries' scores are scaled to 0
+    [first, second] = groups_from_run(open_run(tmp_path / "varied.trec"), 3)
+    assert (first.negatives, first.scores) == (("a", "c", "twin"), (5.0, 4.0, 3.0))
+    assert second.negatives == ("a", "twin")
 
 
 def test_a_query_without_hits_may_have_sub_queries(files: dict, tmp_path: Path, capsys):
@@ -96,6 +105,9 @@ def test_documents_without_a_vector_stay_behind_and_are_counted(files: dict, tmp
         ({"method": "coverage"}, "--aspects is missing: --method coverage reads it"),
         ({"vectors": "vectors", "method": "coverage"}, "--vectors is for --method mmr, not for coverage"),
         ({"vectors": "vectors", "alpha": 1.0}, "--alpha is for --method coverage"),
+        ({"method": "ideal"}, "--aspects is missing: --method ideal reads it"),
+        ({"method": "ideal", "aspects": "aspects.trec", "lambda_": 0.5}, "--lambda is for --method mmr and coverage"),
+        ({"aspects": "aspects.trec"}, "--aspects is for --method coverage and ideal, not for mmr"),
         ({"vectors": "vectors", "lambda_": 1.5}, "--lambda is 1.5; expected a number from 0 to 1"),
         ({"vectors": "vectors", "k": 0}, "--k is 0; expected at least 1"),
         ({"vectors": "others"}, "others: has no vector of any document of .*first 'a'.*of the same collection"),
