@@ -45,6 +45,9 @@ class Config:
     queries that a language model wrote for it, by the folder of `shortlist queries`."""
     phrases: int = 20
     """Most phrases, or queries, that --expand appends to a document."""
+    expand_weights: Path | None = None
+    """Weights of terms in the documents, from `shortlist encode` with a sparse model, by which --expand neighbours
+    chooses phrases (None: rare words say most)."""
     dtype: Literal["int8", "bfloat16"] = "int8"
     """Number type that a narrow index scans."""
     set: tuple[str, ...] = ()
@@ -83,10 +86,11 @@ def run(config: Config) -> None:
         why = "is exact" if kind.exact else "is not over vectors"
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
     source = _source(config, kind, title)
-    if config.expand is not None or config.phrases != Config.phrases:
+    if config.expand is not None or config.phrases != Config.phrases or config.expand_weights is not None:
         from shortlist.index.expansion import check_expansion
 
-        check_expansion(config.expand, config.phrases, over_words=config.kind == "bm25", dry_run=config.dry_run)
+        how = {"over_words": config.kind == "bm25", "dry_run": config.dry_run}
+        check_expansion(config.expand, config.phrases, weights=config.expand_weights, **how)
     if config.dry_run:
         from shortlist.index.forecast import forecast_index
 
@@ -105,8 +109,8 @@ def run(config: Config) -> None:
         results = renew_index(kind, source, job.out, settings) if renews else None
         if results is None:
             with nullcontext(job.out) if kind.writes else job.result() as folder:
-                expand = {} if config.expand is None else {"expand": (config.expand, config.phrases)}
-                results = build_index(kind, source, folder, settings, **expand)
+                how = {"how": config.expand, "count": config.phrases, "weights": config.expand_weights}
+                results = build_index(kind, source, folder, settings, expand=how if config.expand else None)
         _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     elif "changing" in job.manifest:  # an update was interrupted, and what it was for is as before
@@ -134,6 +138,8 @@ def _job_of(kept: Config, kind: IndexKind, source: str | Path) -> JobSpec:
     inputs = _inputs(kind, source)
     if kept.expand not in (None, _NEIGHBOURS):
         inputs["expand"] = identity(Path(str(kept.expand)))
+    if kept.expand_weights is not None:
+        inputs["expand_weights"] = identity(kept.expand_weights)
     return JobSpec("index", inputs, as_if=as_if, folder=True, update=update, writes=writes)
 
 
