@@ -93,6 +93,7 @@ def mix(sources: list[GroupGradients], target: GroupGradients) -> Mixed:
         ]
         path.append({"penalty": penalty, "weights": weights.tolist(), "error": float(np.mean(errors))})
     best = min(path, key=lambda step: step["error"])
+    path = [step | {"error": max(0.0, step["error"])} for step in path]  # below 0 where the length is mostly noise
     total = sum(best["weights"])
     return Mixed(np.array(best["weights"]) / total if total else np.zeros(len(sources)), path)
 
@@ -136,11 +137,11 @@ def run(config: Config) -> None:
         ]
         mixed = mix([gradients for gradients, _ in read], target)
         sizes = [size for _, size in read]
-        if (error := min(step["error"] for step in mixed.path)) > _NOISE:
-            say(
-                f"mix: the sources say {max(0, 1 - error):.1%} of what the target does, which is little. Bring other "
-                "sources, more groups (--most), or a model nearer to the texts."
-            )
+        error = min(step["error"] for step in mixed.path)
+        if error == 0 or error > _NOISE:
+            what = f"the sources say {1 - error:.1%} of what the target does, which is little"
+            what = "the target's gradient is mostly noise, and the error tells nothing" if error == 0 else what
+            say(f"mix: {what}. Bring more groups (--most), a model nearer to the texts, or other sources.")
         _write(config, mixed, list(sources), sizes)
         shares = dict(zip(sources, mixed.shares.tolist(), strict=True))
         seconds = round(time.perf_counter() - start, 3)

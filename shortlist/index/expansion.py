@@ -16,7 +16,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.index.analysis import ANALYSERS, UNSPACED
 from shortlist.index.bm25 import BM25Index
-from shortlist.index.informing import WordWeights, check_weights
+from shortlist.index.informing import WordWeights, check_term_weights
 from shortlist.math.phrases import Phrases, phrase_scores, phrases_of
 from shortlist.progress import track
 from shortlist.records import Document
@@ -232,4 +232,4 @@ def check_expansion(
     if how != SIMILAR:
         written_queries(how)
     if weights is not None:
-        check_weights(weights)
+        check_term_weights(weights)

@@ -13,9 +13,9 @@ from shortlist.index.opening import HELD, held
 from shortlist.math.phrases import informativeness
 from shortlist.math.terms import TermWeights
 
-STARTS = ("", "Ġ", "▁")
+WORD_MARKS = ("", "Ġ", "▁")
 """Marks that vocabularies put before a term that begins a word."""
-GOES_ON = ("##", "")
+REST_MARKS = ("##", "")
 """Marks before a term that continues a word."""
 
 
@@ -32,7 +32,7 @@ class WordWeights:
     """
 
     def __init__(self, folder: Path, doc_ids: Sequence[str]) -> None:
-        check_weights(folder)
+        check_term_weights(folder)
         self._store = TermReader(folder)
         places = {doc_id: position for position, doc_id in enumerate(self._store.doc_ids)}
         if missing := [doc_id for doc_id in doc_ids if doc_id not in places]:
@@ -66,7 +66,7 @@ class WordWeights:
         return float(terms[self._known[word]].mean()) if self._known[word] else 0.0
 
 
-def check_weights(folder: Path) -> None:
+def check_term_weights(folder: Path) -> None:
     """Refuse a folder without term weights.
 
     Raises:
@@ -87,7 +87,7 @@ def pieces(word: str, numbers: dict[str, int]) -> list[int]:
     """
     found, start = list[int](), 0
     while start < len(word):
-        marks = GOES_ON if start else STARTS
+        marks = REST_MARKS if start else WORD_MARKS
         fitting = ((end, mark + word[start:end]) for end in range(len(word), start, -1) for mark in marks)
         end, term = next(((end, term) for end, term in fitting if term in numbers), (0, ""))
         if not term:
