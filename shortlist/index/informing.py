@@ -60,7 +60,10 @@ class WordWeights:
         return informativeness(found, similarities, num_terms=self._store.num_terms)
 
     def of_word(self, word: str, terms: Float[np.ndarray, " terms"]) -> float:
-        """Return what a word says: the mean of the terms that it is written with, or 0 if it cannot be."""
+        """Return the mean of what the terms of a word say.
+
+        A word that the vocabulary cannot write says 0.
+        """
         if word not in self._known:
             self._known[word] = pieces(word, self._numbers)
         return float(terms[self._known[word]].mean()) if self._known[word] else 0.0
@@ -81,7 +84,7 @@ def check_term_weights(folder: Path) -> None:
 
 
 def pieces(word: str, numbers: dict[str, int]) -> list[int]:
-    """Split a word into terms of a vocabulary, each the longest that fits, as WordPiece does.
+    """Split a word into terms of a vocabulary, the longest first, as WordPiece does.
 
     The result is empty where no term fits.
     """
