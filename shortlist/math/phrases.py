@@ -72,7 +72,7 @@ def phrase_scores(phrases: Phrases, informativeness: Float[np.ndarray, " words"]
 def informativeness(
     documents: TermWeights, similarities: Float[np.ndarray, " neighbours"], *, num_terms: int, own: float = OWN_SHARE
 ) -> Float[np.ndarray, " terms"]:
-    """Compute how much each term says of a document, from its weights there and in neighbours.
+    """Compute how much each term says of a document and its neighbours.
 
     Args:
         documents: the document, then its neighbours. A text without weights of its own has no term.
