@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,7 +18,16 @@ from shortlist.data.manifest import identity, ms_per_query, read_manifest, stage
 from shortlist.data.runs import RunColumns, open_run, read_run_columns, write_run
 from shortlist.errors import UserError, not_given
 from shortlist.math.aspects import ALPHA
-from shortlist.pipeline.variety import OF_ASPECT, Choose, StoredVectors, by_coverage, by_mmr, by_query, chosen_first
+from shortlist.pipeline.variety import (
+    OF_ASPECT,
+    Choose,
+    StoredVectors,
+    by_coverage,
+    by_ideal,
+    by_mmr,
+    by_query,
+    chosen_first,
+)
 from shortlist.progress import track
 from shortlist.records import Hit
 
@@ -29,16 +38,17 @@ class Config:
     """Run whose lists are to be more varied."""
     out: NotInJob[Path]
     """Run file to write. Its scores count down, as the values by which documents are chosen are no scores."""
-    method: Literal["mmr", "coverage"] = "mmr"
+    method: Literal["mmr", "coverage", "ideal"] = "mmr"
     """mmr: a document counts less the more its vector is like that of one chosen before. coverage: it counts more the
-    better it answers sub-queries that those chosen before do not answer."""
+    better it answers sub-queries that those chosen before do not answer. ideal: nothing but such answers counts, and
+    aspects are weighed as RichRAG weighs them, for lists that teach a listwise ranker."""
     vectors: Path | None = None
     """mmr: vectors of the documents from `shortlist encode`."""
     aspects: Path | None = None
-    """coverage: run of sub-queries, whose ids are QUERY#ASPECT: the id of a query, and any name. Any search or reranker
-    may have made it."""
+    """coverage, ideal: run of sub-queries, whose ids are QUERY#ASPECT: the id of a query, and any name. Any search or
+    reranker may have made it."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.7
-    """Weight of relevance against variety, 0 to 1. With 1 nothing changes."""
+    """Weight of relevance against variety, 0 to 1, for mmr and coverage. With 1 nothing changes."""
     alpha: float = ALPHA
     """coverage: share of a sub-query's worth that a document which answers it fully takes away from later ones; 1 is
     xQuAD."""
@@ -74,7 +84,7 @@ def run(config: Config) -> None:
     _check(config)
     inputs = {
         name: identity(path)
-        for name in ("run", *READ_BY_CHOOSERS.values())
+        for name in ("run", READ_BY_CHOOSERS[config.method])
         if (path := getattr(config, name)) is not None
     }
     job = start_job(config, JobSpec("diversify", inputs))
@@ -98,11 +108,14 @@ def run(config: Config) -> None:
     print(f"chose {most} of the first {config.depth} documents of {results['num_queries']:,} queries{told}")
 
 
-READ_BY_CHOOSERS = {"mmr": "vectors", "coverage": "aspects"}
+Cover = Callable[[Sequence[Hit], Sequence[Sequence[Hit]]], list[int]]
+"""Chooses places among hits, given those of each sub-query."""
+READ_BY_CHOOSERS = {"mmr": "vectors", "coverage": "aspects", "ideal": "aspects"}
 """The setting that names what a method reads."""
 NOT_CHOSEN = {
     "without_vector": "documents have no vector and were not chosen",
     "without_aspects": "queries have no sub-query and stay as they were",
+    "without_hits": "queries have sub-queries and no hits in the run",
 }
 
 
@@ -115,12 +128,15 @@ def _check(config: Config) -> None:
             raise UserError(f"{flag_of(name)} is {getattr(config, name):g}; expected a number from 0 to 1.")
     if config.alpha != ALPHA and config.method != "coverage":
         raise UserError("--alpha is for --method coverage; leave it out.")
-    for method, name in READ_BY_CHOOSERS.items():
-        given = getattr(config, name) is not None
-        if given and method != config.method:
-            raise UserError(f"--{name} is for --method {method}, not for {config.method}; leave it out.")
-        if not given and method == config.method:
-            raise not_given(f"--{name}", f"--method {method} reads it")
+    if config.method == "ideal" and config.lambda_ != Config.lambda_:
+        raise UserError("--lambda is for --method mmr and coverage; leave it out.")
+    read = READ_BY_CHOOSERS[config.method]
+    for name in dict.fromkeys(READ_BY_CHOOSERS.values()):
+        if name != read and getattr(config, name) is not None:
+            methods = " and ".join(method for method, reads in READ_BY_CHOOSERS.items() if reads == name)
+            raise UserError(f"--{name} is for --method {methods}, not for {config.method}; leave it out.")
+    if getattr(config, read) is None:
+        raise not_given(f"--{read}", f"--method {config.method} reads it")
 
 
 def _mmr(config: Config, run: RunColumns) -> tuple[Choose, dict[str, int]]:
@@ -139,6 +155,14 @@ def _mmr(config: Config, run: RunColumns) -> tuple[Choose, dict[str, int]]:
 
 
 def _coverage(config: Config, run: RunColumns) -> tuple[Choose, dict[str, int]]:
+    return _answering(config, run, partial(by_coverage, k=config.k, share=config.lambda_, alpha=config.alpha))
+
+
+def _ideal(config: Config, run: RunColumns) -> tuple[Choose, dict[str, int]]:
+    return _answering(config, run, partial(by_ideal, k=config.k))
+
+
+def _answering(config: Config, run: RunColumns, cover: Cover) -> tuple[Choose, dict[str, int]]:
     assert config.aspects is not None
     aspects = open_run(config.aspects, ties=config.ties)
     names = by_query(aspects)
@@ -149,18 +173,13 @@ def _coverage(config: Config, run: RunColumns) -> tuple[Choose, dict[str, int]]:
             f"{OF_ASPECT}ASPECT behind it (such as {run.query_ids[0] + OF_ASPECT + '1'!r}); search "
             "sub-queries with such ids."
         )
-    if others := names.keys() - set(run.query_ids):
-        raise UserError(
-            f"{config.aspects}: {len(others):,} queries of its sub-queries are not in {config.run} "
-            f"(first {min(others)!r}); both must be of the same queries."
-        )
-    cover = partial(by_coverage, k=config.k, share=config.lambda_, alpha=config.alpha)
+    without_hits = len(names.keys() - set(run.query_ids))
 
     def choose(query_id: str, hits: Sequence[Hit]) -> list[int]:
         return cover(hits, [aspects[name] for name in names[query_id]]) if query_id in names else []
 
-    return choose, {"without_aspects": len(missing)}
+    return choose, {"without_aspects": len(missing), "without_hits": without_hits}
 
 
-CHOOSERS = {"mmr": _mmr, "coverage": _coverage}
+CHOOSERS = {"mmr": _mmr, "coverage": _coverage, "ideal": _ideal}
 """Functions that make what chooses a query's documents, with counts of what it cannot choose."""

@@ -17,7 +17,7 @@ from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.errors import UserError
 from shortlist.math.lasso import positive_lasso
-from shortlist.math.projection import GroupGradients, mean_gradient
+from shortlist.math.projection import GroupGradients, mean_gradient, products_of_means
 from shortlist.progress import say
 from shortlist.settings.sources import SourceSettings, parse_sources
 
@@ -41,8 +41,9 @@ class Config:
     """Split of the target's queries; it should not be the one to evaluate on."""
     most: int = 1000
     """Most groups of each source, and of the target, to read, drawn at random."""
-    temperature: float = 0.05
-    """Divides scores in the loss, as in training."""
+    temperature: float = 1.0
+    """Divides scores in the loss. With a low one, as in training, the few groups that the model gets wrong decide, and
+    their noise hides what a source is about."""
     contract: str | None = None
     """Input contract by name, for a model folder without one."""
     seed: int = 0
@@ -53,8 +54,8 @@ class Config:
     """Replace an output of another job instead of refusing."""
 
 
-_NOISE = 0.98
-"""Error above which a mixture is no better than chance: a real blend of two sources was missed at .994."""
+_NOISE = 0.9
+"""Error above which a mixture says little: half of the blends that lacked their sources had .93, with them .5."""
 
 
 class Mixed(NamedTuple):
@@ -63,7 +64,8 @@ class Mixed(NamedTuple):
     shares: Float[np.ndarray, " sources"]
     """Shares of the sources, which add up to 1; all 0 if none helps."""
     path: list[dict[str, Any]]
-    """For each penalty its weights, and the error on the half of the target that they were not fitted to."""
+    """For each penalty its weights, and the error on the half of the target that they were not fitted to, as a share of
+    the squared length of its gradient."""
 
 
 def mix(sources: list[GroupGradients], target: GroupGradients) -> Mixed:
@@ -72,23 +74,26 @@ def mix(sources: list[GroupGradients], target: GroupGradients) -> Mixed:
     Few weights are used, and none below 0.
 
     The penalty on the sum of weights is the one whose weights, fitted to one half of the target's groups, come nearest
-    to the gradient of the other half.
+    to the gradient of the other half. Distances are those between gradients of endless groups, as far as these groups
+    tell: the noise of a source's mean is taken out of its length, and that of the target is in no product of halves.
 
     https://arxiv.org/abs/2212.00570
     """
     columns = np.stack([mean_gradient(source).ravel() for source in sources], axis=1)
-    products = columns.T @ columns
-    halves = [_half(target, start) for start in (0, 1)]
-    largest = max(float((columns.T @ mean_gradient(target).ravel()).max()), 0.0)
-    path = []
+    products, halves = products_of_means(sources), [_half(target, start) for start in (0, 1)]
+    length = float(halves[0] @ halves[1])
+    length = length if length > 0 else float(sum(half @ half for half in halves))  # all of it is noise
+    fits = [columns.T @ half for half in (*halves, mean_gradient(target).ravel())]
+    largest, path = max(float(fits[2].max()), 0.0), []
     for penalty in PENALTIES:
-        errors = []
-        for fitted, other in (halves, halves[::-1]):
-            weights = positive_lasso(products, columns.T @ fitted, penalty * largest)
-            errors.append(float(((other - columns @ weights) ** 2).sum() / max(1e-30, (other**2).sum())))
-        weights = positive_lasso(products, columns.T @ mean_gradient(target).ravel(), penalty * largest)
+        first, second, weights = (positive_lasso(products, fit, penalty * largest) for fit in fits)
+        errors = [
+            1 + float(fitted @ products @ fitted - 2 * fitted @ other) / max(1e-30, length)
+            for fitted, other in ((first, fits[1]), (second, fits[0]))
+        ]
         path.append({"penalty": penalty, "weights": weights.tolist(), "error": float(np.mean(errors))})
     best = min(path, key=lambda step: step["error"])
+    path = [step | {"error": max(0.0, step["error"])} for step in path]  # below 0 where the length is mostly noise
     total = sum(best["weights"])
     return Mixed(np.array(best["weights"]) / total if total else np.zeros(len(sources)), path)
 
@@ -132,11 +137,11 @@ def run(config: Config) -> None:
         ]
         mixed = mix([gradients for gradients, _ in read], target)
         sizes = [size for _, size in read]
-        if (error := min(step["error"] for step in mixed.path)) > _NOISE:
-            say(
-                f"mix: the sources say {1 - error:.1%} of what half of the target does: hardly more than noise. Bring "
-                "more groups (--most), a model nearer to the texts, or other sources."
-            )
+        error = min(step["error"] for step in mixed.path)
+        if error == 0 or error > _NOISE:
+            what = f"the sources say {1 - error:.1%} of what the target does, which is little"
+            what = "the target's gradient is mostly noise, and the error tells nothing" if error == 0 else what
+            say(f"mix: {what}. Bring more groups (--most), a model nearer to the texts, or other sources.")
         _write(config, mixed, list(sources), sizes)
         shares = dict(zip(sources, mixed.shares.tolist(), strict=True))
         seconds = round(time.perf_counter() - start, 3)
@@ -172,7 +177,10 @@ def _gradients(
 def _write(config: Config, mixed: Mixed, names: list[str], sizes: list[int]) -> None:
     """Write the sources that help, with factors of their numbers of groups."""
     if not mixed.shares.any():
-        raise UserError(f"no source points where the target does: training on them would not help {config.collection}.")
+        raise UserError(
+            f"no source points where the target does, as far as {config.collection}'s groups tell; bring more of them "
+            "(--most), or other sources."
+        )
     given = load_yaml(config.sources)
     kept = {
         name: given[name] | {"weight": round(float(share) * sum(sizes) / size, 6)}

@@ -21,7 +21,7 @@ from shortlist.data.jobs import JobSpec, is_done, start_job
 from shortlist.data.manifest import identity
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
-from shortlist.index.protocols import SearchesByReading
+from shortlist.index.protocols import SearchesByReading, StatesCosts
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.budget import with_budget, within_budget
@@ -273,7 +273,7 @@ def _sizes(part: Part, opener: Opener) -> list[dict[str, Any]]:
 
 def _asked(stage: Any) -> dict[str, int]:
     """Return what a step has asked of a language model, by the names of `data.manifest.stages`."""
-    found = stage.costs() if hasattr(stage, "costs") else {}
+    found = stage.costs() if isinstance(stage, StatesCosts) else {}
     return {name: found[name] for name in ("calls", "prompt_tokens", "answer_tokens", "malformed") if name in found}
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from shortlist import diversify
+from shortlist.data.groups import groups_from_run
 from shortlist.data.headers import read_run_header
 from shortlist.data.manifest import read_manifest, stages
-from shortlist.data.runs import read_run, write_run
+from shortlist.data.runs import open_run, read_run, write_run
 from shortlist.data.stores.vectors import VectorWriter
 from shortlist.errors import UserError
 from shortlist.math.aspects import alpha_ndcg
@@ -48,8 +49,28 @@ def test_a_near_copy_moves_down_and_nothing_is_lost(files: dict, tmp_path: Path,
 def test_coverage_answers_each_sub_query_first(files: dict, tmp_path: Path, capsys):
     how = {"method": "coverage", "aspects": tmp_path / "aspects.trec", "overwrite": True, "json": True}
     assert order(files, tmp_path, k=2, lambda_=0.1, **how) == "a c twin b d"
-    assert json.loads(capsys.readouterr().out) == {"num_queries": 2, "without_aspects": 1}
+    assert json.loads(capsys.readouterr().out) == {"num_queries": 2, "without_aspects": 1, "without_hits": 0}
     assert order(files, tmp_path, k=5, lambda_=0.0, alpha=1.0, **how) == "a c twin b d"
+
+
+def test_ideal_lists_are_a_teacher_of_listwise_rankers(files: dict, tmp_path: Path):
+    found = order(files, tmp_path, method="ideal", aspects=tmp_path / "aspects.trec", k=4)
+    assert found == "a c twin b d"  # b and d answer nothing: their sub-queries' scores are scaled to 0
+    [first, second] = groups_from_run(open_run(tmp_path / "varied.trec"), 3)
+    assert (first.negatives, first.scores) == (("a", "c", "twin"), (5.0, 4.0, 3.0))
+    assert second.negatives == ("a", "twin")
+
+
+def test_a_query_without_hits_may_have_sub_queries(files: dict, tmp_path: Path, capsys):
+    write_run(tmp_path / "aspects.trec", {"q1#x": HITS, "q9#x": HITS})
+    order(files, tmp_path, method="coverage", aspects=tmp_path / "aspects.trec")
+    assert "1 queries have sub-queries and no hits in the run" in capsys.readouterr().out
+
+
+def test_a_list_without_any_vector_stays_as_it_is(files: dict, tmp_path: Path, capsys):
+    write_run(files["run"], {"q0": HITS, "q1": [Hit("newer", 2.0), Hit("new", 1.0)]})
+    assert order(files, tmp_path, vectors=tmp_path / "vectors") == "newer new"
+    assert "2 documents have no vector" in capsys.readouterr().out
 
 
 def test_more_aspects_are_covered_early_at_the_price_of_relevance(files: dict, tmp_path: Path):
@@ -84,17 +105,18 @@ def test_documents_without_a_vector_stay_behind_and_are_counted(files: dict, tmp
         ({"method": "coverage"}, "--aspects is missing: --method coverage reads it"),
         ({"vectors": "vectors", "method": "coverage"}, "--vectors is for --method mmr, not for coverage"),
         ({"vectors": "vectors", "alpha": 1.0}, "--alpha is for --method coverage"),
+        ({"method": "ideal"}, "--aspects is missing: --method ideal reads it"),
+        ({"method": "ideal", "aspects": "aspects.trec", "lambda_": 0.5}, "--lambda is for --method mmr and coverage"),
+        ({"aspects": "aspects.trec"}, "--aspects is for --method coverage and ideal, not for mmr"),
         ({"vectors": "vectors", "lambda_": 1.5}, "--lambda is 1.5; expected a number from 0 to 1"),
         ({"vectors": "vectors", "k": 0}, "--k is 0; expected at least 1"),
         ({"vectors": "others"}, "others: has no vector of any document of .*first 'a'.*of the same collection"),
         ({"vectors": "nowhere"}, "nowhere: no such file or folder"),
         ({"method": "coverage", "aspects": "run.trec"}, "no query id .first 'q1'. is a query of .*such as 'q1#1'"),
-        ({"method": "coverage", "aspects": "others.trec"}, "1 queries of its sub-queries are not in .*first 'q9'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(files: dict, tmp_path: Path, settings: dict, message: str):
     VectorWriter(tmp_path / "others", 2).write_shard(0, ["x"], np.ones((1, 2), dtype=np.float32))
-    write_run(tmp_path / "others.trec", {"q1#x": HITS, "q9#x": HITS})
     settings = {name: tmp_path / value if name in ("vectors", "aspects") else value for name, value in settings.items()}
     with pytest.raises(UserError, match=message):
         diversify.run(diversify.Config(**files, **settings))

@@ -57,6 +57,9 @@ class Config:
     queries that a language model wrote for it, by the folder of `shortlist queries`."""
     phrases: int = 20
     """Most phrases, or queries, that --expand appends to a document."""
+    expand_weights: Path | None = None
+    """Weights of terms in the documents, from `shortlist encode` with a sparse model, by which --expand neighbours
+    chooses phrases (None: rare words say most)."""
     dtype: Literal["int8", "bfloat16"] = "int8"
     """Number type that a narrow index scans."""
     set: tuple[str, ...] = ()
@@ -102,10 +105,11 @@ def run(config: Config) -> None:
         raise UserError(f"--writer is for --kind tree; {title} has none, so leave it out.")
     opened = _opened(config, kind)
     settings |= opened
-    if config.expand is not None or config.phrases != Config.phrases:
+    if config.expand is not None or config.phrases != Config.phrases or config.expand_weights is not None:
         from shortlist.index.expansion import check_expansion
 
-        check_expansion(config.expand, config.phrases, over_words=config.kind == "bm25", dry_run=config.dry_run)
+        how = {"over_words": config.kind == "bm25", "dry_run": config.dry_run}
+        check_expansion(config.expand, config.phrases, weights=config.expand_weights, **how)
     if config.dry_run:
         from shortlist.index.forecast import forecast_index
 
@@ -124,8 +128,8 @@ def run(config: Config) -> None:
         results = renew_index(kind, source, job.out, settings) if renews else None
         if results is None:
             with nullcontext(job.out) if kind.writes else job.result() as folder:
-                expand = {} if config.expand is None else {"expand": (config.expand, config.phrases)}
-                results = build_index(kind, source, folder, settings, **expand)
+                how = {"how": config.expand, "count": config.phrases, "weights": config.expand_weights}
+                results = build_index(kind, source, folder, settings, expand=how if config.expand else None)
         _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     elif "changing" in job.manifest:  # an update was interrupted, and what it was for is as before
@@ -166,6 +170,8 @@ def _job_of(kept: Config, kind: IndexKind, source: str | Path, opened: Mapping[s
     inputs = _inputs(kind, source) | {name: value for one in opened.values() for name, value in one.identities.items()}
     if kept.expand not in (None, _NEIGHBOURS):
         inputs["expand"] = identity(Path(str(kept.expand)))
+    if kept.expand_weights is not None:
+        inputs["expand_weights"] = identity(kept.expand_weights)
     return JobSpec("index", inputs, as_if=as_if, folder=True, update=update, writes=writes)
 
 

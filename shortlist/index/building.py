@@ -20,14 +20,14 @@ def build_index(
     folder: Path,
     settings: Mapping[str, Any],
     *,
-    expand: tuple[str, int] | None = None,
+    expand: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build an index and return the results for its manifest.
 
     Args:
         source: the collection's name, or the folder of the vectors, whichever the kind reads.
         settings: values for the names in the kind's `settings` and `parameters`.
-        expand: what is appended to documents, and how much, as for `index.expansion.open_expansion`.
+        expand: what is appended to documents: `how`, `count` and `weights` of `index.expansion.open_expansion`.
 
     Raises:
         UserError: the kind refuses the source or the settings.
@@ -38,7 +38,7 @@ def build_index(
 
 
 def _over_corpus(
-    kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any], expand: tuple[str, int] | None
+    kind: IndexKind, source: str | Path, folder: Path, settings: Mapping[str, Any], expand: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     collection = open_collection(str(source))
     corpus, given = KeyedCorpus(collection), dict(settings)
@@ -52,7 +52,7 @@ def _over_corpus(
     from shortlist.index.expansion import Expanded, open_expansion
 
     start = time.perf_counter()
-    append = open_expansion(expand[0], collection, language=settings["language"], count=expand[1])
+    append = open_expansion(collection, language=settings["language"], **expand)
     expanded = Expanded(documents, append, seconds=time.perf_counter() - start)
     results = dict(kind.build(expanded, folder, **given))
     for doc_id, appended in expanded.examples.items():

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.formats import full_text
@@ -16,6 +16,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.errors import UserError
 from shortlist.index.analysis import ANALYSERS, UNSPACED
 from shortlist.index.bm25 import BM25Index
+from shortlist.index.informing import WordWeights, check_term_weights
 from shortlist.math.phrases import Phrases, phrase_scores, phrases_of
 from shortlist.progress import track
 from shortlist.records import Document
@@ -42,9 +43,10 @@ class NeighbourPhrases:
     Args:
         collection: the documents.
         language: how texts are split into words, as for `BM25Index`.
+        weights: term weights of the documents, which say how much words say (None: how rare they are says it).
     """
 
-    def __init__(self, collection: Collection, *, language: str = "english") -> None:
+    def __init__(self, collection: Collection, *, language: str = "english", weights: Path | None = None) -> None:
         if language in UNSPACED:
             raise UserError(f"--expand {SIMILAR}: {language} has no spaces between words; expected another language.")
         self._analyse = ANALYSERS[language]
@@ -68,8 +70,8 @@ class NeighbourPhrases:
         for text in texts:
             documents[np.unique(stems[text[text >= 0]])] += 1
         self._rarity = np.log(len(texts) / np.maximum(documents, 1))
-        self._informativeness = self._rarity[stems]
         self._stem_of = stems
+        self._weights = None if weights is None else WordWeights(weights, [*self._index.doc_ids])
 
     def words_of(self, text: str) -> Int[np.ndarray, " _"]:
         """Number the words of a text; -1 stands for signs and stop words."""
@@ -106,7 +108,7 @@ class NeighbourPhrases:
             return []
         phrases = phrases_of([self._texts[place] for place, _ in found], np.array([score for _, score in found]))
         phrases = self._absent(phrases, words[words >= 0])
-        scores = phrase_scores(phrases, self._informativeness)
+        scores = phrase_scores(phrases, self._informativeness(phrases, found, own_id))
         best: dict[tuple[int, ...], str] = {}  # phrases of the same stems are the same
         for number in np.argsort(-scores, kind="stable").tolist():
             some = [word for word in phrases.words[number].tolist() if word >= 0]
@@ -114,6 +116,19 @@ class NeighbourPhrases:
             if len(best) == count:
                 break
         return list(best.values())
+
+    def _informativeness(
+        self, phrases: Phrases, found: Sequence[tuple[int, float]], own_id: str | None
+    ) -> Float[np.ndarray, " words"]:
+        """Compute how much the words of some phrases say, by their numbers."""
+        if self._weights is None:
+            return self._rarity[self._stem_of]
+        places, similarities = np.array([place for place, _ in found]), np.array([score for _, score in found])
+        own = None if own_id is None else self._places[own_id]
+        terms, values = self._weights.of_terms(own, places, similarities), np.zeros(len(self._spellings))
+        for word in np.unique(phrases.words[phrases.words >= 0]).tolist():
+            values[word] = self._weights.of_word(self._spellings[word], terms)
+        return values
 
     def _neighbours(self, words: Int[np.ndarray, " _"], own_id: str | None) -> list[tuple[int, float]]:
         """Find the documents that are found by the strongest words."""
@@ -156,12 +171,15 @@ def written_queries(name: str) -> dict[str, list[str]]:
     return found
 
 
-def open_expansion(how: str, collection: Collection, *, language: str, count: int) -> Append:
+def open_expansion(
+    collection: Collection, how: str, *, language: str, count: int, weights: Path | None = None
+) -> Append:
     """Make the function that says what is appended to each document.
 
     Args:
         how: `neighbours`, or a folder of `shortlist queries`.
         count: most phrases or queries of a document.
+        weights: term weights, as for `NeighbourPhrases`.
 
     Raises:
         UserError: the folder is none of `shortlist queries`, or the language has no words.
@@ -169,7 +187,7 @@ def open_expansion(how: str, collection: Collection, *, language: str, count: in
     if how != SIMILAR:
         queries = written_queries(how)
         return lambda place, document: queries.get(document.doc_id, [])[:count]
-    phrases = NeighbourPhrases(collection, language=language)
+    phrases = NeighbourPhrases(collection, language=language, weights=weights)
     return lambda place, document: phrases.of_document(place, document, count)
 
 
@@ -197,8 +215,12 @@ class Expanded:
             yield document._replace(text=" ".join([document.text, *appended]))
 
 
-def check_expansion(how: str | None, count: int, *, over_words: bool, dry_run: bool) -> None:
+def check_expansion(
+    how: str | None, count: int, *, weights: Path | None = None, over_words: bool, dry_run: bool
+) -> None:
     """Refuse an expansion that cannot be."""
+    if weights is not None and how != SIMILAR:
+        raise UserError(f"--expand-weights is for --expand {SIMILAR}; leave it out.")
     if how is None:
         raise UserError("--phrases is for --expand; leave it out.")
     if not over_words:
@@ -209,3 +231,5 @@ def check_expansion(how: str | None, count: int, *, over_words: bool, dry_run: b
         raise UserError("--dry-run does not foresee --expand, which takes some 10 ms a document; leave one out.")
     if how != SIMILAR:
         written_queries(how)
+    if weights is not None:
+        check_term_weights(weights)

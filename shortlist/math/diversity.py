@@ -130,3 +130,33 @@ def cover(
         weighed[place] = -np.inf
         left = left * (1 - alpha * aspects[:, place])
     return np.array(chosen, dtype=np.int64)
+
+
+def ideal_cover(aspects: Float[np.ndarray, "aspects docs"], *, k: int) -> Int[np.ndarray, " chosen"]:
+    """Choose documents as a ranker is taught to that answers all aspects early.
+
+    The next one has the highest gain: how well it answers each aspect, times how far the chosen ones are from answering
+    it fully, as shares of what all aspects lack. Once every aspect has the best answer that a candidate gives, nothing
+    counts as answered.
+
+    Args:
+        aspects: how well each candidate answers each aspect, between 0 and 1.
+        k: most documents to choose.
+
+    Returns:
+        Places of the chosen candidates, in order. Of equally good ones the first is chosen.
+
+    https://arxiv.org/abs/2406.12566
+    """
+    best, answered = aspects.max(1, initial=0), np.zeros(len(aspects))
+    is_left, chosen = np.ones(aspects.shape[1], dtype=bool), list[int]()
+    while len(chosen) < min(k, aspects.shape[1]):
+        lacking = 1 - answered
+        gains = lacking / lacking.sum() @ aspects
+        place = int(np.where(is_left, gains, -np.inf).argmax())
+        chosen.append(place)
+        is_left[place] = False
+        answered = np.maximum(answered, aspects[:, place])
+        if (answered == best).all():
+            answered = np.zeros(len(aspects))
+    return np.array(chosen, dtype=np.int64)

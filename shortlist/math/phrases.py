@@ -6,11 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from shortlist.math.terms import TermWeights
+
 PHRASE_WORDS = 3
 LENGTH_PRIOR = 0.25
 """Added to a phrase's length; it keeps single words from winning always."""
 COMMON = 1.5
 """Power of the share of neighbours that hold a phrase."""
+OWN_SHARE = 0.8
+"""Share of a document's own term weights beside those of its neighbours."""
 
 
 class Phrases(NamedTuple):
@@ -63,3 +67,21 @@ def phrase_scores(phrases: Phrases, informativeness: Float[np.ndarray, " words"]
     there = phrases.words >= 0
     sums = np.where(there, informativeness[phrases.words], 0).sum(1)
     return sums / (there.sum(1) + LENGTH_PRIOR) * phrases.shares**COMMON
+
+
+def informativeness(
+    documents: TermWeights, similarities: Float[np.ndarray, " neighbours"], *, num_terms: int, own: float = OWN_SHARE
+) -> Float[np.ndarray, " terms"]:
+    """Compute how much each term says of a document and its neighbours.
+
+    Args:
+        documents: the document, then its neighbours. A text without weights of its own has no term.
+        similarities: how near each neighbour is, 0 or more, not all 0.
+        num_terms: the size of the vocabulary.
+        own: share of the document's own weights.
+
+    https://arxiv.org/abs/2505.24219
+    """
+    shares = np.append(own, (1 - own) * similarities / similarities.sum())
+    weighed = documents.weights * np.repeat(shares, documents.counts)
+    return np.bincount(documents.terms, weights=weighed, minlength=num_terms)

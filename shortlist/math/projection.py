@@ -48,6 +48,27 @@ def mean_gradient(gradients: GroupGradients) -> Float[np.ndarray, "dim dim"]:
     return gradients.queries.T @ gradients.pulls / len(gradients.queries)
 
 
+SMALLEST = 1e-3
+"""Least eigenvalue of products of means, relative to the largest."""
+
+
+def products_of_means(sources: Sequence[GroupGradients]) -> Float[np.ndarray, "sources sources"]:
+    """Estimate the dot products of the gradients that sources would have with endless groups.
+
+    The square of a mean over few groups is too large by their noise, so that a source of noisy groups would get too
+    small a weight: the products of groups with themselves are left out. Eigenvalues that this makes too small are
+    raised.
+    """
+    means = np.stack([mean_gradient(source).ravel() for source in sources])
+    products = means @ means.T
+    for place, source in enumerate(sources):
+        count, own = len(source.queries), float((gradient_norms(source) ** 2).sum())
+        if count > 1:
+            products[place, place] = (count**2 * products[place, place] - own) / (count * (count - 1))
+    values, vectors = np.linalg.eigh(products)
+    return (vectors * np.maximum(values, SMALLEST * max(values.max(), 0))) @ vectors.T
+
+
 def along(gradients: GroupGradients, direction: Float[np.ndarray, "dim dim"]) -> Float[np.ndarray, " groups"]:
     """Return the dot product of each group's gradient with another one.
 

@@ -11,7 +11,7 @@ from shortlist.models.folder import check_model
 from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.rewriting import writer_identity
-from shortlist.pipeline.spec import Description, Part
+from shortlist.pipeline.spec import Description, Part, before, finder_before
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.rerankers.language import is_server
 
@@ -72,7 +72,10 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         _check_corpus(part, description)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
-        step = Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop)
+        name = finder_before(part, description.steps, f"step {part.name!r}")
+        finder = next((step for step in steps if step.name == name), None)
+        depth = part.depth or kind.depth
+        step = Step(part.name, kind, stage, part.of, depth, part.share, part.drop, finder=finder)
         if part.search is not None:
             step = step._replace(searched=_searched(part, description, steps))
             stage.check(part.name, step.searched)
@@ -115,7 +118,7 @@ def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener
     if rule.made_by is None:
         return
     calibrated = {stage["model"] for stage in rule.made_by if stage["model"] is not None}
-    found = {model for step in _before(part, description) if (model := _model_of(step, opener)) is not None}
+    found = {model for step in before(part, description.steps) if (model := _model_of(step, opener)) is not None}
     if found != calibrated:
         raise UserError(
             f"step {part.name!r}: {part.settings['rule']} was calibrated on a run of {_called(calibrated)}, and the "
@@ -125,15 +128,6 @@ def _check_rule(part: Part, rule: Rule, description: Description, opener: Opener
 
 def _called(models: set[str]) -> str:
     return " and ".join(f"model {model[:20]}" for model in sorted(models)) or "no model"
-
-
-def _before(part: Part, description: Description) -> list[Part]:
-    """Return the steps that a step builds on."""
-    named, needed = {step.name: step for step in description.steps}, list(part.of)
-    for name in needed:
-        step = named[name]
-        needed += [other for other in (*step.of, step.search) if other is not None and other not in needed]
-    return [named[name] for name in needed]
 
 
 def _model_of(part: Part, opener: Opener) -> str | None:

@@ -17,6 +17,7 @@ from shortlist.errors import UserError, unknown
 from shortlist.index.kinds import find_kind
 from shortlist.index.opening import HELD, held, kind_of, needs_model, searching
 from shortlist.math.fusion import FUSIONS
+from shortlist.pipeline.diversifiers import SEARCHING
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
@@ -486,6 +487,7 @@ def _checked(description: Description, where: str) -> Description:
     for part in description.steps:
         _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
         _check_cut(part, description.steps, f"{where}: steps.{part.name}")
+        finder_before(part, description.steps, f"{where}: steps.{part.name}")
     read = {name for part in description.steps for name in (*part.of, part.search)}
     for part in description.steps[:-1]:
         if part.name not in read:
@@ -503,6 +505,31 @@ def _check_cut(part: Part, steps: Sequence[Part], where: str) -> None:
             f"{where}: `cut: {part.method}` looks at scores, and those of {before.name} (`{before.kind}`) only count "
             "down; cut before that step, or by rank."
         )
+
+
+def finder_before(part: Part, steps: Sequence[Part], where: str) -> str | None:
+    """Return the name of the step that searches a step's sub-queries, if it has any.
+
+    Raises:
+        UserError: the step builds on several first stages.
+    """
+    if part.kind != "diversify" or part.method not in SEARCHING:
+        return None
+    finders = [step.name for step in before(part, steps) if step.kind == "find"]
+    if len(finders) > 1:
+        raise UserError(
+            f"{where}: `diversify: {part.method}` searches its sub-queries by the `find` before it, and there are "
+            f"{len(finders)} ({', '.join(finders)}); leave one, or give `shortlist diversify` a run of the sub-queries."
+        )
+    return finders[0]
+
+
+def before(part: Part, steps: Sequence[Part]) -> list[Part]:
+    """Return the steps that a step builds on."""
+    named, needed = {step.name: step for step in steps}, list(part.of)
+    for name in needed:
+        needed += [other for other in named[name].of if other not in needed]
+    return [named[name] for name in needed]
 
 
 def _cuts_by(part: Part) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from shortlist.errors import UserError
 from shortlist.index.protocols import FetchDocuments, SearchesByReading
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.math.narrowing import num_near_top
+from shortlist.pipeline.diversifiers import DIVERSIFIERS
 from shortlist.pipeline.feedback import FEEDBACKS, Revision, SearchedAgain
 from shortlist.pipeline.loading import FINDERS, Opener, compressors, rerankers
 from shortlist.pipeline.rewriting import REWRITINGS
-from shortlist.pipeline.variety import StoredVectors, by_mmr, chosen_first
+from shortlist.pipeline.variety import chosen_first
 from shortlist.records import Document, Hit, Query, Run
 from shortlist.rerankers import Candidates
 from shortlist.rerankers.lists import score_lists
@@ -53,7 +54,7 @@ class Step(NamedTuple):
     name: str
     kind: "StepKind"
     stage: Any = None
-    """A FirstStage, a function that fuses runs, a Ranker, a Rule, or a function that chooses hits."""
+    """A FirstStage, a function that fuses runs, a Ranker, a Rule, or a Chooser."""
     of: tuple[str, ...] = ()
     """Names of the earlier steps whose runs it reads."""
     depth: int | None = None
@@ -69,6 +70,8 @@ class Step(NamedTuple):
     """The first stage that a step searches again, with other queries."""
     num_placed: Mapping[str, int] | None = None
     """Number of each query's first hits that the step before has ranked itself, in this search (None: all)."""
+    finder: "Step | None" = None
+    """First stage that searches the sub-queries of this step, for a method in `SEARCHING`."""
 
 
 class StepFunction(Protocol):
@@ -199,10 +202,16 @@ def shorten(
 def vary(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
     """Choose varied documents among each query's first hits; the others follow unchanged."""
     [before] = runs.values()
+
+    def search(sub_queries: Sequence[Query]) -> Run:
+        if step.finder is None:
+            raise UserError(f"step {step.name!r} searches sub-queries and has no finder; open it from a description.")
+        return find(step.finder._replace(allowed=step.allowed), sub_queries, {}, documents, step.depth or most).run
+
+    lists = [before.get(query.query_id, []) for query in queries]
+    chosen = step.stage(queries, [hits[: step.depth] for hits in lists], most, search)
     run, num_placed = {}, {}
-    for query in queries:
-        hits = before.get(query.query_id, [])
-        places = step.stage(hits[: step.depth], most)
+    for query, hits, places in zip(queries, lists, chosen, strict=True):
         run[query.query_id], num_placed[query.query_id] = chosen_first(hits, places), len(places)
     return Found(run, num_placed)
 
@@ -297,38 +306,6 @@ def by_rule(*, rule: Path) -> Rule:
     """Read a rule of `shortlist cut calibrate`."""
     return read_rule(rule)
 
-
-MmrSettings = TypedDict("MmrSettings", {"lambda": float}, total=False)
-"""The weight of relevance, whose name is a word of Python."""
-
-
-def varied_by_mmr(opener: Opener, *, vectors: Path, k: int | None = None, **more: Unpack[MmrSettings]) -> Any:
-    """Choose documents by maximal marginal relevance, over stored vectors.
-
-    Args:
-        vectors: vectors of the documents from `shortlist encode`.
-        k: documents to choose (None: as many as are wanted).
-        more: `lambda`, the weight of relevance, 0 to 1; 0.7 without it.
-
-    Raises:
-        UserError: a number is out of range, or there are no such vectors.
-    """
-    share = more.get("lambda", 0.7)
-    if not 0 <= share <= 1 or (k is not None and k < 1):
-        raise UserError(
-            f"`diversify: mmr` with lambda {share:g} and k {k}; expected 0 to 1, and 1 or more documents, or no k."
-        )
-    stored = opener.once(("vectors by id", vectors), lambda: StoredVectors(vectors))
-
-    def choose(hits: Sequence[Hit], most: int) -> list[int]:
-        stored.check([hit.doc_id for hit in hits], where="the step before `diversify: mmr`")
-        return by_mmr(hits, stored, k=k or most, share=share)
-
-    return choose
-
-
-DIVERSIFIERS: dict[str, Callable[..., Any]] = {"mmr": varied_by_mmr}
-"""The ways to choose varied documents."""
 
 CUTTERS: dict[str, Callable[..., Rule]] = {"rule": by_rule, "rank": by_rank, "ratio": by_ratio, "score": by_score}
 """The ways to say where to cut."""

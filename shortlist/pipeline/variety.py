@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from shortlist.errors import UserError
 from shortlist.index.opening import check_held
-from shortlist.math.diversity import cover, mmr, scaled, unit_rows
+from shortlist.math.diversity import cover, ideal_cover, mmr, scaled, unit_rows
 from shortlist.records import Hit
 
 if TYPE_CHECKING:
@@ -87,14 +87,26 @@ def by_coverage(
     Args:
         aspects: the hits of each sub-query. Their scores are scaled to [0, 1], and what is not among them has 0.
     """
+    relevance = scaled(np.array([hit.score for hit in hits], dtype=np.float64))
+    return cover(relevance, _answers(hits, aspects), k=k, share=share, alpha=alpha).tolist()
+
+
+def by_ideal(hits: Sequence[Hit], aspects: Sequence[Sequence[Hit]], *, k: int) -> list[int]:
+    """Choose hits in the order that a listwise ranker is to learn.
+
+    Args:
+        aspects: as for `by_coverage`.
+    """
+    return ideal_cover(_answers(hits, aspects), k=k).tolist()
+
+
+def _answers(hits: Sequence[Hit], aspects: Sequence[Sequence[Hit]]) -> Float[np.ndarray, "aspects docs"]:
     rows = []
     for found in aspects:
         values = scaled(np.array([hit.score for hit in found], dtype=np.float64)).tolist()
         worth = {hit.doc_id: value for hit, value in zip(found, values, strict=True)}
         rows.append([worth.get(hit.doc_id, 0.0) for hit in hits])
-    relevance = scaled(np.array([hit.score for hit in hits], dtype=np.float64))
-    answers = np.array(rows, dtype=np.float64).reshape(len(rows), len(hits))
-    return cover(relevance, answers, k=k, share=share, alpha=alpha).tolist()
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(hits))
 
 
 def chosen_first(hits: Sequence[Hit], places: Sequence[int]) -> list[Hit]:

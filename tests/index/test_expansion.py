@@ -1,16 +1,21 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shortlist import index
 from shortlist.data.collections import open_collection
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.manifest import read_manifest
+from shortlist.data.stores.terms import TermWriter
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.index.expansion import NeighbourPhrases, written_queries
+from shortlist.index.informing import WordWeights, pieces
+from shortlist.math.terms import TermWeights
 from shortlist.records import Document, Query
 
 TEXTS = {
@@ -87,6 +92,53 @@ def test_a_changed_collection_is_expanded_again(collection: Path, capsys: pytest
     assert "f" in {hit.doc_id for hit in BM25Index.load(config.out).search(["oil"], 10)["0"]}
 
 
+VOCABULARY = ["wood", "##en", "bow", "violin", "needs"]
+
+
+def weighed(folder: Path, heavy: str, doc_ids: Sequence[str] = tuple(TEXTS)) -> Path:
+    """Term weights: one term is heavy in every document, the others are light."""
+    numbers = np.arange(len(VOCABULARY), dtype=np.int32)
+    weights = np.where(numbers == VOCABULARY.index(heavy), 3.0, 0.1).astype(np.float32)
+    count = len(doc_ids)
+    together = TermWeights(np.tile(numbers, count), np.tile(weights, count), np.full(count, len(numbers)))
+    TermWriter(folder, VOCABULARY).write_shard(0, doc_ids, together)
+    return folder
+
+
+def test_weights_of_a_sparse_model_decide_which_phrase_is_first(collection: Path):
+    opened = open_collection(collection)
+    [first, *_] = opened.corpus()
+    for heavy, expected in (("bow", "bow"), ("wood", "wooden")):
+        weights = weighed(collection.with_name(heavy), heavy)
+        assert NeighbourPhrases(opened, weights=weights).of_document(0, first, 1) == [expected]
+        assert NeighbourPhrases(opened, weights=weights).of_text("a violin or string", 10)
+
+
+def test_a_word_says_the_mean_of_its_own_and_its_neighbours_pieces(tmp_path: Path):
+    rows = TermWeights(
+        np.array([0, 1, 0, 2], dtype=np.int32), np.array([1, 2, 4, 8], dtype=np.float32), np.array([2, 1, 1])
+    )
+    TermWriter(tmp_path / "terms", VOCABULARY).write_shard(0, ["c", "a", "b"], rows)
+    weights = WordWeights(tmp_path / "terms", ["a", "b", "c"])
+    terms = weights.of_terms(2, np.array([0, 1]), np.array([3.0, 1.0]))  # of c, whose neighbours are a and b
+    assert terms.tolist() == pytest.approx([0.8 * 1 + 0.2 * 0.75 * 4, 0.8 * 2, 0.2 * 0.25 * 8, 0, 0])
+    assert [weights.of_word(word, terms) for word in ("bow", "wooden", "xy")] == pytest.approx([0.4, 1.5, 0])
+    alone = weights.of_terms(None, np.array([0, 1]), np.array([3.0, 1.0]))
+    assert alone.tolist() == pytest.approx([0.6, 0, 0.4, 0, 0])
+
+
+def test_marks_of_vocabularies_are_understood():
+    numbers = {term: number for number, term in enumerate(["Ġwood", "en", "▁bow", "##man"])}
+    assert [pieces(word, numbers) for word in ("wooden", "bowman", "en", "zen")] == [[0, 1], [2, 3], [1], []]
+
+
+def test_weights_of_another_collection_are_refused(collection: Path):
+    weights = weighed(collection.with_name("others"), "bow", ["a", "b", "z"])
+    config = index.Config(collection=str(collection), out=collection.with_name("index"), expand="neighbours")
+    with pytest.raises(UserError, match=r"lacks 4 of 6 documents \(first 'c'\); encode the collection"):
+        index.run(replace(config, expand_weights=weights))
+
+
 def test_written_queries_are_appended_to_their_documents(collection: Path, made: Path):
     config = index.Config(collection=str(collection), out=collection.with_name("index"), expand=str(made))
     index.run(config)
@@ -109,6 +161,11 @@ def test_queries_of_people_are_no_expansion(collection: Path, made: Path):
         ({"expand": "neighbours", "dry_run": True}, "--dry-run does not foresee --expand"),
         ({"expand": "neighbours", "kind": "hnsw", "vectors": Path("x")}, "it is for --kind bm25"),
         ({"expand": "neighbours", "language": "japanese"}, "japanese has no spaces"),
+        ({"expand_weights": Path("x")}, "--expand-weights is for --expand neighbours"),
+        (
+            {"expand": "neighbours", "expand_weights": Path("nowhere")},
+            "--expand-weights nowhere: holds no term weights",
+        ),
         ({"expand": "nowhere"}, "--expand nowhere: expected 'neighbours'"),
     ],
 )

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.math.diversity import cover, mmr, scaled, unit_rows
+from shortlist.math.diversity import cover, ideal_cover, mmr, scaled, unit_rows
 
 
 def plain_mmr(relevance: np.ndarray, vectors: np.ndarray, k: int, share: float) -> list[int]:
@@ -78,3 +78,21 @@ def test_scores_are_scaled_between_0_and_1_and_vectors_to_length_1():
     assert scaled(np.array([3.0, 2.0, 1.0])).tolist() == [1, 0.5, 0]
     assert scaled(np.array([2.0, 2.0])).tolist() == [1, 1]
     assert unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist() == [[0.6, 0.8], [0, 0]]
+
+
+def test_an_ideal_list_worked_out_by_hand():
+    aspects = np.array([[0.6, 0.7, 0.1, 0.2], [0.3, 0.0, 0.45, 0.2]])
+    # gains by halves: .45 .35 .275 .2; by 4 and 7 elevenths: - .2545 .3227 .2; by 8 and 11 nineteenths: - .2947 - .2
+    assert ideal_cover(aspects, k=4).tolist() == [0, 2, 1, 3]
+    assert ideal_cover(aspects, k=2).tolist() == [0, 2]
+
+
+def test_an_ideal_list_begins_anew_once_every_aspect_has_its_best_answer():
+    aspects = np.array([[0.6, 0.6, 0, 0], [0, 0, 0.5, 0.5]])
+    assert ideal_cover(aspects, k=4).tolist() == [0, 2, 1, 3]  # otherwise the last would have .25 against .24
+
+
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 99))
+def test_an_ideal_list_holds_every_document_once(num_aspects: int, num_docs: int, seed: int):
+    aspects = np.random.default_rng(seed).integers(0, 3, size=(num_aspects, num_docs)) / 2
+    assert sorted(ideal_cover(aspects, k=99).tolist()) == list(range(num_docs))

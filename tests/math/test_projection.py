@@ -9,6 +9,7 @@ from shortlist.math.projection import (
     gradient_norms,
     group_gradient,
     mean_gradient,
+    products_of_means,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -53,3 +54,14 @@ def test_norms_means_and_products_are_those_of_the_whole_matrices():
     direction = RANDOM.standard_normal((4, 4))
     np.testing.assert_allclose(along(gradients, direction), (whole * direction).sum((1, 2)))
     np.testing.assert_allclose(mean_gradient(concatenated([gradients, gradients])), whole.mean(0))
+
+
+def test_products_of_means_leave_out_those_of_groups_with_themselves():
+    ones = np.ones((2, 1))
+    first = GroupGradients(np.array([[1.0], [3.0]]), ones, np.zeros(2))
+    second = GroupGradients(np.array([[2.0], [2.0]]), ones, np.zeros(2))
+    products = products_of_means([first])
+    assert products == pytest.approx(np.array([[3.0]]))  # 1 times 3; the mean's square is 4
+    assert products_of_means([second]) == pytest.approx(np.array([[4.0]]))
+    both = products_of_means([first, second])  # 3 4 4 4 is of no vectors; its smaller eigenvalue is raised
+    assert np.linalg.eigvalsh(both).min() == pytest.approx(1e-3 * np.linalg.eigvalsh(both).max())
