@@ -91,9 +91,7 @@ def main(config: Config) -> None:
         index = sides[f"refine {config.refine[0]}"]
         measured = index.ram_bytes
     middle = {name: statistics.median(taken) for name, taken in times.items()}
-    rows = [
-        [name, f"{recalls[name]:.3f}", f"{ms:.2f}", f"{middle['exact'] / ms:.1f}"] for name, ms in middle.items()
-    ]
+    rows = [[name, f"{recalls[name]:.3f}", f"{ms:.2f}", f"{middle['exact'] / ms:.1f}"] for name, ms in middle.items()]
     sizes = []
     for docs in (config.docs, 10**7, 10**8, 10**9):
         foretold = memory_and_disk(KIND, automatic(KIND, docs, config.dim), docs, config.dim, dtype="float16")

@@ -162,7 +162,7 @@ def test_a_table_is_brought_up_to_date_by_the_same_command(
 
 def test_a_password_is_never_kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("psycopg")
-    monkeypatch.setattr(index, "build_index", lambda *given: {"dsn": given[-1]["dsn"]})
+    monkeypatch.setattr(index, "build_index", lambda *given, **more: {"dsn": given[-1]["dsn"]})
     dsn = "postgresql://me:hidden@localhost/texts"
     config = index.Config(kind="pgvector", vectors=store, dsn=dsn, out=tmp_path / "index")
     index.run(config)
