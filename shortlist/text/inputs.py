@@ -132,9 +132,7 @@ class Inputs:
         ids = self._marked(ids, skipping=form.skipped_in_queries)
         return [[token | OF_QUERY for token in row] for row in ids] if form.queries_marked else ids
 
-    def feedback_ids(
-        self, queries: Sequence[tuple[Query, Sequence[Document]]], *, cut: bool = True
-    ) -> list[list[int]]:
+    def feedback_ids(self, queries: Sequence[tuple[Query, Sequence[Document]]], *, cut: bool = True) -> list[list[int]]:
         """Tokenise queries, each with its feedback documents behind its text.
 
         Documents share the tokens that the query leaves, so that none is lost; of a query at least as much is kept as

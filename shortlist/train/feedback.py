@@ -1,7 +1,7 @@
 """Feedback encoders: queries that learn to read their first documents, beside vectors that stay."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -127,12 +127,8 @@ class Revisions:
             options: further arguments of `rank_batch`.
         """
         token_ids, depths = self.write(batch, rng=rng)
-        weight, outcome = self.settings.lol, None
-        if weight:
-
-            def outcome(ranking: Ranking) -> Outcome:
-                return compared(terms, ranking, torch.from_numpy(depths), weight=weight)
-
+        weight = self.settings.lol
+        outcome = partial(compared, terms, depths=torch.from_numpy(depths), weight=weight) if weight else None
         ranked = rank_batch(batch, token_ids, terms, versions=len(depths), outcome=outcome, **options)
 
         def objective(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
@@ -154,7 +150,7 @@ class Revisions:
 
 
 def compared(
-    terms: Sequence[Term], ranking: Ranking, depths: Int[Tensor, "versions queries"], *, weight: float
+    terms: Sequence[Term], ranking: Ranking, *, depths: Int[Tensor, "versions queries"], weight: float
 ) -> Outcome:
     """Add up the mean loss of all versions of queries, and what more documents make worse.
 
