@@ -1,4 +1,4 @@
-"""Settings of training a feedback encoder, which reads queries with the first documents of a run."""
+"""Settings of training a feedback encoder, which reads queries with documents."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from shortlist.settings.train import Config
 
 QUERY_LENGTH = 512
 """Most tokens of a query with its documents, if the settings name no other limit and the model has the positions."""
-WITHOUT = ("feedback_docs", "feedback_depth", "lol", "lol_compare")
+OF_FEEDBACK = ("feedback_docs", "feedback_depth", "lol", "lol_compare")
 """Settings that say nothing without --feedback."""
 NOT_WITH: dict[str, str] = {
     "sources": "a run is of one collection",
@@ -24,7 +24,7 @@ NOT_WITH: dict[str, str] = {
 
 
 class FeedbackSettings(NamedTuple):
-    """What queries are read with, all defaults filled in."""
+    """Documents that queries are read with, all defaults filled in."""
 
     docs: int
     """The most documents of a query."""
@@ -56,7 +56,7 @@ def check_feedback(config: Config) -> None:
         return getattr(config, name) != getattr(Config, name)
 
     if config.feedback is None:
-        for name in filter(changed, WITHOUT):
+        for name in filter(changed, OF_FEEDBACK):
             raise UserError(f"--{name.replace('_', '-')}: says how a run's documents are read; add --feedback RUN.")
         return
     if config.kind != "retriever":

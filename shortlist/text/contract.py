@@ -123,10 +123,10 @@ class Form:
         return replace(self, **too_long) if too_long else self
 
     def with_feedback(self, docs: int, *, separator: bool) -> "Form":
-        """Return the same form for queries that are read with documents, or alone if `docs` is 0.
+        """Return the same form for queries that are read with documents.
 
         Args:
-            docs: the most documents of a query.
+            docs: the most documents of a query (0: queries are read alone).
             separator: whether the tokenizer has a separator token. Otherwise a line that says `Document:` begins each
                 document.
         """

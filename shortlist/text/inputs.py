@@ -362,7 +362,7 @@ def _apart(pair: tuple[str, ...]) -> tuple[list[str], int, int]:
 
 
 def _last(template: Sequence[str]) -> int:
-    """Find the piece that is cut: the last with a field, if possible one of the document."""
+    """Find the piece that is cut: the last with a field, preferably of the document."""
     return max(range(len(template)), key=lambda i: (_has(template[i], DOCUMENT_FIELDS), _has(template[i], FIELDS), i))
 
 

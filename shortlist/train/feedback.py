@@ -31,12 +31,12 @@ from shortlist.train.losses import Term, needs, total_loss
 from shortlist.train.objectives import accuracy, rank_batch
 from shortlist.train.steps import Example, Outcome
 
-Heads = Mapping[str, Sequence[str]]
+FirstDocuments = Mapping[str, Sequence[str]]
 """The ids of each query's first documents, best first."""
 
 
-def feedback_heads(config: Config, part: OpenPart, *, depth: int) -> Heads:
-    """Read the first documents of all queries that are trained on, and say what is missing.
+def feedback_heads(config: Config, part: OpenPart, *, depth: int) -> FirstDocuments:
+    """Read the first documents of all training queries, and say what is missing.
 
     Raises:
         UserError: the run has no documents for any of them, or names documents that the collection lacks.
@@ -74,7 +74,13 @@ class Revisions:
     """
 
     def __init__(
-        self, inputs: Inputs, heads: Heads, collection: Collection, settings: FeedbackSettings, *, cut: bool = True
+        self,
+        inputs: Inputs,
+        heads: FirstDocuments,
+        collection: Collection,
+        settings: FeedbackSettings,
+        *,
+        cut: bool = True,
     ) -> None:
         self.inputs, self.heads, self.collection, self.settings = inputs, heads, collection, settings
         self._cut = cut
@@ -152,7 +158,7 @@ class Revisions:
 def compared(
     terms: Sequence[Term], ranking: Ranking, *, depths: Int[Tensor, "versions queries"], weight: float
 ) -> Outcome:
-    """Add up the mean loss of all versions of queries, and what more documents make worse.
+    """Compute the mean loss of all versions, and what more documents make worse.
 
     Args:
         terms: losses that are means over queries.
@@ -188,9 +194,9 @@ def make_revisions(config: Config, part: OpenPart, inputs: Inputs) -> Revisions 
 
 
 def frozen_documents(config: Config, backbone: ModelFolder, device: torch.device | None) -> Model | None:
-    """Load the model that embeds documents for a feedback encoder, as it was before; None for other trainings.
+    """Load the model that embeds documents for a feedback encoder.
 
-    Its contract, with `--max-length`, is the one that their vectors were made with. It computes in float32, as `encode`
+    There is none for other trainings. Its contract, with `--max-length`, is the one that their vectors were made with. It computes in float32, as `encode`
     does.
 
     Raises:

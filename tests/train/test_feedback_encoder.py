@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from tiny import DOCUMENTS, QUERIES, Tiny
 from torch import Tensor
 
-from shortlist import Pipeline, encode, train
+from shortlist import Pipeline, encode, export, inspect, train
 from shortlist.data.collections import open_collection
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
+from shortlist.export.card import card
 from shortlist.math.ranking import Ranking
 from shortlist.models.folder import open_folder
 from shortlist.models.outputs import Rows
@@ -26,7 +27,7 @@ from shortlist.settings.encode import Config as EncodeConfig
 from shortlist.settings.feedback import FeedbackSettings
 from shortlist.text.inputs import Inputs
 from shortlist.train.examples import Batch
-from shortlist.train.feedback import Heads, Revisions, compared, losses_of_queries
+from shortlist.train.feedback import FirstDocuments, Revisions, compared, losses_of_queries
 from shortlist.train.log import read_log
 from shortlist.train.losses import parse_losses, total_loss
 from shortlist.train.settings import check_settings
@@ -70,7 +71,7 @@ def inputs_of(encoder: Path) -> Inputs:
     return Inputs(folder.feedback_contract().form, folder.tokenizer)
 
 
-def revisions_of(encoder: Path, tiny: Tiny, heads: Heads = HEADS, **change: Any) -> Revisions:
+def revisions_of(encoder: Path, tiny: Tiny, heads: FirstDocuments = HEADS, **change: Any) -> Revisions:
     chosen = FeedbackSettings(**({"docs": 3, "depth": 3, "versions": 1, "lol": 0.0} | change))
     return Revisions(inputs_of(encoder), heads, open_collection(str(tiny.collection)), chosen)
 
@@ -308,3 +309,14 @@ def test_what_the_run_lacks_is_said_and_read_alone(tiny: Tiny, tmp_path: Path, c
     change: dict[str, Any] = {"skip_missing": True, "dry_run": True}
     train.run(settings(tiny, tmp_path / "model", tmp_path / "run.trec", **change))
     assert "no documents for 7 of 8 queries" in capsys.readouterr().err
+
+
+def test_an_encoder_is_described_and_no_other_tool_gets_it(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    inspect.run(inspect.Config(model=str(encoder)))
+    assert 'feedback   <sep> "{title} {text}", behind the query, for each of at most 3' in capsys.readouterr().out
+    folder = open_folder(str(encoder))
+    assert "| each of 3 documents behind the query | `<sep>`" in card(folder, folder.feedback_contract())
+    with pytest.raises(UserError, match="has no place for a query's documents"):
+        export.run(export.Config(model=str(encoder), to="sentence-transformers", out=tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Losses that keep scores near the start model's, in bands by grade, or no worse with more feedback."""
+"""Losses that keep scores near the start model's, or losses from growing with feedback."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
