@@ -75,8 +75,8 @@ def run(config: Config) -> None:
         )
     if contract.form.feedback and config.to not in ("merged", "peft"):
         raise UserError(
-            f"--to {config.to}: has no place for a query's documents, and {config.model} is a feedback encoder; expected "
-            "merged or peft."
+            f"--to {config.to}: has no place for a query's documents, and {config.model} is a feedback encoder; "
+            "expected merged or peft."
         )
     inputs = {"model": folder.identity, "contract": repr(sorted(contract.to_dict().items()))}
     as_if = replace(config, licence=config.licence or None)

@@ -196,8 +196,8 @@ def make_revisions(config: Config, part: OpenPart, inputs: Inputs) -> Revisions 
 def frozen_documents(config: Config, backbone: ModelFolder, device: torch.device | None) -> Model | None:
     """Load the model that embeds documents for a feedback encoder.
 
-    There is none for other trainings. Its contract, with `--max-length`, is the one that their vectors were made with. It computes in float32, as `encode`
-    does.
+    There is none for other trainings. Its contract, with `--max-length`, is the one that their vectors were made with.
+    It computes in float32, as `encode` does.
 
     Raises:
         UserError: the backbone is no retriever that documents can be embedded with.
