@@ -1,10 +1,10 @@
 """What a feedback encoder adds to a retriever, trained without and with LoL.
 
-    python benchmarks/feedback_encoder.py --model MINILM --work work/feedback-encoder --out benchmarks/feedback_encoder.md
+    python benchmarks/feedback_encoder.py --model MINILM --work work/encoders --out benchmarks/feedback_encoder.md
 
-The retriever searches the training queries, whose first documents the encoders learn to read, and then the test queries.
-All rows search the same vectors. Differences to the plain search are tested over queries (paired two-sided t-test,
-Holm-corrected). The encoder that is not trained is the retriever, which is given the same tokens.
+The retriever searches the training queries, whose first documents the encoders learn to read, and then the test
+queries. All rows search the same vectors. Differences to the plain search are tested over queries (paired two-sided
+t-test, Holm-corrected). The encoder that is not trained is the retriever, which is given the same tokens.
 """
 
 from dataclasses import dataclass
@@ -47,6 +47,8 @@ class Config:
     """Most tokens of a query with its documents."""
     max_length: int | None = None
     """Most tokens of a document in training (None: as its vectors were made)."""
+    negatives: int = 1
+    """Negatives of a query, from BM25."""
     steps: int = 50
     """Steps of each training."""
     batch_size: int = 16
@@ -62,6 +64,7 @@ def trained(config: Config, run: Path, name: str, **change: Any) -> Path:
     out = config.work / name
     settings: dict[str, Any] = {"batch_size": config.batch_size, "learning_rate": config.learning_rate}
     settings |= {"feedback_docs": config.docs, "query_length": config.query_length, "max_length": config.max_length}
+    settings |= {"negatives_from": "bm25", "negatives": config.negatives}
     settings |= {"temperature": 0.05, "warmup_steps": config.steps // 10, "steps": config.steps, "processes": 1}
     base: dict[str, Any] = {"kind": "retriever", "backbone": config.model, "collection": config.collection}
     train.run(train.Config(**base, out=out, feedback=run, **settings | change))
