@@ -206,7 +206,7 @@ def test_the_loss_of_versions_is_infonce_and_lol_written_out(encoder: Path, tiny
     frozen, rng = inputs_of(encoder), np.random.default_rng(0)
     example = revisions.example(BATCH, INFONCE, frozen, rng=rng)
     _, depths = revisions.write(BATCH, rng=np.random.default_rng(0))
-    queries, documents = random_rows(6), random_rows(6, seed=1)
+    queries, documents = random_rows(6, seed=2), random_rows(6, seed=1)
     outcome = example.objective(Rows(queries), guide_rows=Rows(documents))
     losses = F.cross_entropy(queries @ documents.T / 0.5, torch.tensor([0, 2, 4] * 2), reduction="none").view(2, 3)
     worse = [
@@ -216,6 +216,7 @@ def test_the_loss_of_versions_is_infonce_and_lol_written_out(encoder: Path, tiny
         if depths[a, q] > depths[b, q]
     ]
     assert len(worse) == 3
+    assert sum(worse) > 0
     assert float(outcome.loss) == pytest.approx(float(losses.mean()) + 0.5 * sum(worse) / 3, rel=1e-5)
     assert outcome.measured == {"lol": pytest.approx(sum(worse) / 3, abs=1e-6)}
 
@@ -237,7 +238,8 @@ def test_an_interrupted_training_with_lol_is_resumed_to_the_bit(
     tiny: Tiny, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ):
     change: dict[str, Any] = {"lol": 1.0, "feedback_depth": 6}
-    whole, broken = (settings(tiny, tmp_path / name, run, **change) for name in ("whole", "broken"))
+    own = Path(shutil.copy(run, tmp_path / "own.trec"))
+    whole, broken = (settings(tiny, tmp_path / name, own, **change) for name in ("whole", "broken"))
     train.run(whole)
     torch.manual_seed(99)
     interrupted(monkeypatch, broken, 3)
@@ -247,9 +249,9 @@ def test_an_interrupted_training_with_lol_is_resumed_to_the_bit(
     assert all("lol" in record for record in read_log(whole.out))
     form = open_folder(str(whole.out)).feedback_contract().form
     assert (form.feedback_docs, form.query_length) == (5, 64)
-    write_run(tmp_path / "other.trec", {"q0": [Hit("d0", 1.0)]})
+    write_run(own, {"q0": [Hit("d0", 1.0)]})  # another run in the same place
     with pytest.raises(UserError, match="another"):
-        train.run(settings(tiny, whole.out, tmp_path / "other.trec", **change))
+        train.run(whole)
 
 
 def test_a_dry_run_counts_the_tokens_of_queries_with_their_documents(
