@@ -304,6 +304,7 @@ def _page(found: dict[str, Any]) -> str:
         "head": found["head"] or "none",
         "tokenizer": f"{found['tokenizer']['size']:,} pieces; {special}",
         **{kind: _template(form, kind) for kind in TEMPLATES if getattr(form, kind)},
+        **({"feedback": _feedback(form)} if form.feedback else {}),
         "pooling": reading.pooling + (", of length 1" * reading.normalize) + (", both ways" * reading.bidirectional),
         **({"dimensions": dimensions} if (dimensions := _dimensions(reading)) else {}),
         **({"filled up": _filled(form)} if form.expansion else {}),
@@ -343,8 +344,15 @@ def _skipped(form: Form) -> str:
 
 
 def _template(form: Form, kind: str) -> str:
-    pieces = (piece if is_token(piece) else json.dumps(piece, ensure_ascii=False) for piece in getattr(form, kind))
-    return f"{' '.join(pieces)}, at most {getattr(form, f'{kind}_length')} tokens"
+    return f"{_pieces(getattr(form, kind))}, at most {getattr(form, f'{kind}_length')} tokens"
+
+
+def _pieces(template: Sequence[str]) -> str:
+    return " ".join(piece if is_token(piece) else json.dumps(piece, ensure_ascii=False) for piece in template)
+
+
+def _feedback(form: Form) -> str:
+    return f"{_pieces(form.feedback)}, behind the query, for each of at most {form.feedback_docs} documents"
 
 
 def _origin(manifest: dict[str, Any] | None) -> str:

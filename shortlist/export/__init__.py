@@ -73,6 +73,11 @@ def run(config: Config) -> None:
         raise UserError(
             f"--to {config.to}: is for a {wanted}, and {config.model} is a {kind.role}; choose another layout."
         )
+    if contract.form.feedback and config.to not in ("merged", "peft"):
+        raise UserError(
+            f"--to {config.to}: has no place for a query's documents, and {config.model} is a feedback encoder; "
+            "expected merged or peft."
+        )
     inputs = {"model": folder.identity, "contract": repr(sorted(contract.to_dict().items()))}
     as_if = replace(config, licence=config.licence or None)
     aside = ["README.md"]  # `push` writes another card

@@ -137,6 +137,9 @@ def _inputs(form: Form, reading: Reading) -> str:
         if template := getattr(form, kind):
             pieces = " ".join(f"`{p}`" if is_token(p) else f"`{json.dumps(p, ensure_ascii=False)}`" for p in template)
             rows.append(f"| {kind} | {pieces} | {getattr(form, f'{kind}_length')} |")
+    if form.feedback:
+        pieces = " ".join(f"`{p}`" if is_token(p) else f"`{json.dumps(p, ensure_ascii=False)}`" for p in form.feedback)
+        rows.append(f"| each of {form.feedback_docs} documents behind the query | {pieces} | as the query leaves |")
     pooled = f"Pooling: {reading.pooling}." + (" Vectors have length 1." if reading.normalize and not form.pair else "")
     pooled += _filled(form)
     pooled += f" They may be cut to {', '.join(map(str, reading.dims))} dimensions." if reading.dims else ""

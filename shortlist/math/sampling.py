@@ -72,6 +72,16 @@ def highest_allowed(positives: Collection[float], *, ratio: float | None = None,
     return float(min(by_ratio, by_margin))
 
 
+def draw_depths(
+    num_queries: int, versions: int, *, most: int, rng: np.random.Generator
+) -> Int[np.ndarray, "versions queries"]:
+    """Draw different numbers of documents for each query, from 0 to `most`, all equally likely.
+
+    https://arxiv.org/abs/2204.11545
+    """
+    return rng.permuted(np.tile(np.arange(most + 1), (num_queries, 1)), axis=1)[:, :versions].T
+
+
 def epoch_negatives(negatives: Sequence[str], number: int, *, epoch: int, seed: int | Sequence[int]) -> list[str]:
     """Choose the negatives of one group for an epoch.
 

@@ -217,6 +217,21 @@ class ModelFolder:
         contract = self.own_contract(reads)
         if contract is None:
             raise self._mistaken(reads)
+        if contract.form.feedback:
+            raise UserError(
+                f"{self.name}: is a feedback encoder, which reads queries with documents; a {ROLES[reads]} is wanted. "
+                "Name it in a step `feedback: encoder`, and elsewhere the retriever that it was trained from."
+            )
+        return self._within_positions(contract)
+
+    def feedback_contract(self) -> InputContract:
+        """Return the contract of a feedback encoder.
+
+        Raises:
+            UserError: it is another kind of model.
+        """
+        contract = self.own_contract("document") or InputContract()
+        contract.form.check_feedback(self.name)
         return self._within_positions(contract)
 
     def _within_positions(self, contract: InputContract) -> InputContract:
@@ -246,7 +261,9 @@ class ModelFolder:
         Raises:
             UserError: the model has no contract.
         """
-        contract = named_contract(given) if given else self.own_contract("pair") or self.contract("document")
+        if given:
+            return self._within_positions(named_contract(given))
+        contract = self.own_contract("pair") or self.own_contract("document") or self.contract("document")
         return self._within_positions(contract)
 
     def __getstate__(self) -> dict[str, Any]:

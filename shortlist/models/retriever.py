@@ -1,6 +1,6 @@
 """Retrievers, which turn texts into vectors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -16,6 +16,7 @@ from shortlist.models.run import (
     described_model,
     embed_documents,
     embed_queries,
+    embed_with_feedback,
 )
 from shortlist.records import Document, Query, as_documents, as_queries, is_one
 from shortlist.text.contract import Adjust, InputContract
@@ -96,6 +97,25 @@ class Retriever:
         """
         vectors = embed_queries(self.model, as_queries(queries), token_budget=token_budget, advance=advance)
         return vectors[0] if is_one(queries) else vectors
+
+    def encode_with_feedback(
+        self,
+        queries: Sequence[tuple[Query, Sequence[Document]]],
+        *,
+        token_budget: int | None = None,
+        advance: TextsDone | None = None,
+    ) -> Float[np.ndarray, "queries dim"]:
+        """Embed queries, each with the documents that were found for it.
+
+        Args:
+            queries: the queries with their documents, the best first; there may be none.
+            token_budget: as for `encode_queries`, and so is `advance`.
+
+        Raises:
+            UserError: the model reads queries alone.
+        """
+        self.contract.form.check_feedback(self.inputs.tokenizer.name_or_path)
+        return embed_with_feedback(self.model, queries, token_budget=token_budget, advance=advance)
 
     def encode_documents(
         self,

@@ -216,6 +216,18 @@ def embed_queries(
     return run_texts(model, model.inputs.query_ids, queries, token_budget=token_budget, advance=advance).values.numpy()
 
 
+def embed_with_feedback(
+    model: Model,
+    queries: Sequence[tuple[Query, Sequence[Document]]],
+    *,
+    token_budget: int | None = None,
+    advance: TextsDone | None = None,
+) -> Float[np.ndarray, "queries dim"]:
+    """Embed queries that are read with documents; options as in `run_model`."""
+    rows = run_texts(model, model.inputs.feedback_ids, queries, token_budget=token_budget, advance=advance)
+    return rows.values.numpy()
+
+
 def embed_documents(
     model: Model, documents: Sequence[Document], *, token_budget: int | None = None, advance: TextsDone | None = None
 ) -> Float[np.ndarray, "docs dim"]:

@@ -1,14 +1,18 @@
 """Searches again, with queries that are revised by the documents that were found for them."""
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float
 
 from shortlist.data.allowed import Allowed
+from shortlist.data.manifest import read_manifest, same_identity
 from shortlist.errors import UserError
+from shortlist.index.opening import made_by
 from shortlist.index.protocols import (
     FetchDocuments,
     GivesTerms,
@@ -30,7 +34,7 @@ from shortlist.math.feedback import (
 )
 from shortlist.pipeline.loading import Opener
 from shortlist.progress import say
-from shortlist.records import Hit, Query
+from shortlist.records import Document, Hit, Query
 
 DISTILLED_AT_ONCE = 256
 """Queries whose documents' vectors are in one array."""
@@ -81,6 +85,9 @@ class ByTerms:
     def __init__(self, revise: Callable[[Revision], list[WeightedTerms]]) -> None:
         self._revise = revise
 
+    def check(self, searched: SearchedAgain) -> None:
+        """Accept every first stage, as all of them give terms."""
+
     def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
         """Find the k best documents for each query."""
         queries, stage = self._revise(revision), revision.searched.stage
@@ -96,12 +103,87 @@ class ByVectors:
     def __init__(self, revise: Callable[[Revision], Float[np.ndarray, "queries dim"]]) -> None:
         self._revise = revise
 
+    def check(self, searched: SearchedAgain) -> None:
+        """Refuse a first stage that gives no vectors of documents.
+
+        Raises:
+            UserError: it gives none.
+        """
+        searched.stage.document_vectors([])
+
     def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
         """Find the k best documents for each query."""
         queries, stage = self._revise(revision), revision.searched.stage
         if allowed is None:
             return stage.find_by_vectors(queries, k)
         return stage.find_by_vectors(queries, k, allowed=allowed)
+
+
+@final
+class ByEncoder:
+    """Searches by queries that an encoder has read with their documents.
+
+    Args:
+        model: the encoder's name.
+        open_encoder: loads it.
+        trained_beside: the identity of the model whose documents' vectors it was trained with, if known.
+    """
+
+    gives, asks, expected = SearchesVectors, SearchesVectors, "one vector of each document, as `find: dense` does"
+
+    def __init__(self, model: str, open_encoder: Callable[[], Any], trained_beside: str | None) -> None:
+        self.model, self.trained_beside = model, trained_beside
+        self._open, self._lock = open_encoder, threading.Lock()
+        self._has_warned = False
+
+    def check(self, searched: SearchedAgain) -> None:
+        """Refuse vectors of another model than the encoder was trained beside.
+
+        Raises:
+            UserError: these are known to be of another.
+        """
+        store = getattr(getattr(searched.stage, "vectors", None), "vectors", None)
+        folder = getattr(store, "folder", None)
+        made = made_by(folder) if isinstance(folder, Path) else None
+        if made and self.trained_beside and not same_identity(made, self.trained_beside):
+            raise UserError(
+                f"{self.model}: was trained beside the vectors of another model than those of {folder}; "
+                "search those of the retriever that it started from."
+            )
+
+    def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
+        """Find the k best documents for each query."""
+        texts = revision.texts(revision.doc_ids)
+        pairs = [
+            (query, [texts[hit.doc_id] for hit in head])
+            for query, head in zip(revision.queries, revision.heads, strict=True)
+        ]
+        with self._lock:  # the inputs tell one caller at a time what was cut
+            vectors = self._encoded(pairs, revision.step)
+        stage = revision.searched.stage
+        if allowed is None:
+            return stage.find_by_vectors(vectors, k)
+        return stage.find_by_vectors(vectors, k, allowed=allowed)
+
+    def _encoded(
+        self, pairs: Sequence[tuple[Query, Sequence[Document]]], step: str
+    ) -> Float[np.ndarray, "queries dim"]:
+        encoder, cut = self._open(), dict[str, str]()
+
+        def count(kind: str, num_cut: int, num_texts: int) -> None:
+            if num_cut:
+                cut[kind] = f"{num_cut:,} of {num_texts:,} {kind}"
+
+        encoder.inputs.on_cut = None if self._has_warned else count
+        vectors = encoder.encode_with_feedback(pairs)
+        if cut:
+            self._has_warned = True
+            most = encoder.inputs.form.query_length
+            say(
+                f"step {step!r}: {' and '.join(cut.values())} were cut (said once), so that a query and its documents "
+                f"have {most} tokens."
+            )
+        return vectors
 
 
 @final
@@ -114,7 +196,7 @@ class Feedback:
         search: revises queries and searches by them.
     """
 
-    def __init__(self, method: str, docs: int, search: ByTerms | ByVectors) -> None:
+    def __init__(self, method: str, docs: int, search: ByTerms | ByVectors | ByEncoder) -> None:
         self.method, self.docs, self._search = method, docs, search
         self._has_warned = False
 
@@ -125,11 +207,10 @@ class Feedback:
             UserError: it searches by something of another kind, or gives nothing of its documents.
         """
         check_searched(f"step {step!r}: `feedback: {self.method}`", searched, self._search.gives, self._search.expected)
-        if isinstance(self._search, ByVectors):
-            try:
-                searched.stage.document_vectors([])
-            except UserError as error:
-                raise UserError(f"step {step!r}: {error}") from None
+        try:
+            self._search.check(searched)
+        except UserError as error:
+            raise UserError(f"step {step!r}: {error}") from None
 
     def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
         """Find the k best documents for each revised query.
@@ -253,12 +334,35 @@ def distilled_again(
     return Feedback("distill", docs, ByVectors(lambda revision: _by_distillation(revision, how)))
 
 
+def encoder_again(opener: Opener, *, model: str, docs: int | None = None) -> Feedback:
+    """Search by queries that a trained encoder reads with their documents.
+
+    Args:
+        model: feedback encoder, of `shortlist train retriever --feedback`.
+        docs: feedback documents of a query (None: the most that the encoder was trained with).
+
+    Raises:
+        UserError: `docs` is below 1 or more than have room, or the model is no feedback encoder.
+    """
+    folder = opener.folder(model)
+    form = folder.feedback_contract().form
+    count = form.feedback_docs if docs is None else docs
+    _check("encoder", docs=count)
+    if count > form.feedback_docs:
+        raise UserError(
+            f"`feedback: encoder` with docs {count}; {model} was trained with at most {form.feedback_docs} documents."
+        )
+    beside = (read_manifest(folder.path) or {}).get("made_from", {}).get("backbone")
+    return Feedback("encoder", count, ByEncoder(model, lambda: opener.feedback_encoder(model), beside))
+
+
 FEEDBACKS: dict[str, Callable[..., Feedback]] = {
     "rm3": rm3_again,
     "bo1": bo1_again,
     "average": average_again,
     "rocchio": rocchio_again,
     "distill": distilled_again,
+    "encoder": encoder_again,
 }
 """The ways to revise queries by documents."""
 

@@ -126,6 +126,17 @@ class Opener:
 
         return self.model(kind, name, load, contract, query_length, prompt, dims)
 
+    def feedback_encoder(self, name: str) -> Any:
+        """Load a feedback encoder, which reads queries with documents."""
+
+        def load() -> Any:
+            from shortlist.models.retriever import Retriever
+
+            folder = self.folder(name)
+            return Retriever.load(folder, contract=folder.feedback_contract(), packed=self.packed)
+
+        return self.once(("feedback encoder", name), load)
+
     def is_late(self, name: str, contract: str | None = None) -> bool:
         """Whether a retriever gives a vector for each token."""
         return self.folder(name).contract("document", contract).reading.pooling == PER_TOKEN

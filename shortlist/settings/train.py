@@ -145,6 +145,18 @@ class Config:
     views_weight: float | None = None
     """Train on --groups or judged pairs as usual, and in each step on views of as many documents of the corpus too,
     whose loss has this weight (None: on views alone)."""
+    feedback: Path | None = None
+    """Train a feedback encoder for retrievers (ANCE-PRF): a query is read with its first documents in this run, all
+    within --query-length tokens (None: 512). The vectors of documents stay those of --backbone."""
+    feedback_docs: int | None = None
+    """Feedback documents of a query, at most (None: 3, or 5 with --lol)."""
+    feedback_depth: int | None = None
+    """First documents of the run to draw these from, in any order (None: as many as are read, or 20 with --lol)."""
+    lol: float = 0.0
+    """Read each query with several numbers of feedback documents, drawn from 0 to --feedback-docs, and add what it
+    loses more with more of them, with this weight (LoL: 1)."""
+    lol_compare: int = 1
+    """Further versions of a query that --lol compares with the first."""
     attention_stop: bool = False
     """Language model: put an end token between query and document, and let tokens after it see nothing before it, so
     that it learns to hold a whole text; only tokens after it are predicted."""

@@ -9,9 +9,11 @@ from shortlist.config import settings_of, to_flags
 from shortlist.cores import may_have_gpu
 from shortlist.data.collections import check_collection, open_collection
 from shortlist.data.jobs import JobSpec, is_done
+from shortlist.data.manifest import identity
 from shortlist.errors import UserError
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import named_kind
+from shortlist.settings.feedback import check_feedback
 from shortlist.settings.parts import OpenPart, open_parts, settled, source_parts
 from shortlist.settings.processes import num_processes
 from shortlist.settings.reward import check_reward, with_reward
@@ -30,6 +32,9 @@ def check_first(config: Config) -> None:
     config = with_reward(config)
     check(config)
     check_reward(config)
+    check_feedback(config)
+    if config.feedback is not None and not config.feedback.exists():
+        raise UserError(f"--feedback {config.feedback}: no such file; expected a run over the training queries.")
     for part in source_parts(config):
         check_collection(part.settings.collection)
         groups = str(part.config.groups or "")
@@ -69,11 +74,13 @@ def job_of(config: Config, backbone: ModelFolder, parts: Sequence[OpenPart]) -> 
         **({"sources": sources} if config.sources else found[0]),
         **_heldout_identity(config),
         **({"guide": guide.identity} if guide else {}),
+        **({"feedback": identity(config.feedback)} if config.feedback else {}),
         **({"prompt": named_prompt(config.prompt).digest()} if config.prompt else {}),
     }
     written = f"{CHECKPOINTS}/step-*"
     aside = [LOG, DRAWING, f"{EVENTS}/events*", written]
     reads = [backbone.whole.path, *([guide.whole.path] if guide else [])]
+    reads += [config.feedback] if config.feedback else []
     reads += [Path(place) for place in places if place and Path(place).exists()]
     return JobSpec("train", inputs, folder=True, parts=written, aside=aside, reads=reads)
 

@@ -85,6 +85,11 @@ class Form:
     punctuation; names that the vocabulary lacks change nothing."""
     skipped_in_queries: bool = False
     """Whether these tokens give no vector in queries, either."""
+    feedback: tuple[str, ...] = ()
+    """Template of each document that a query is read with, behind the query's text; empty for models that read queries
+    alone."""
+    feedback_docs: int = 0
+    """The most documents that a query was read with in training."""
     queries_marked: bool = False
     """Sparse: whether a query's ids are marked, for models that encode queries in another way than documents."""
     echo: bool = False
@@ -116,6 +121,29 @@ class Form:
         lengths = {f"{kind}_length": getattr(self, f"{kind}_length") for kind in TEMPLATES if getattr(self, kind)}
         too_long = {name: longest for name, length in lengths.items() if longest is not None and length > longest}
         return replace(self, **too_long) if too_long else self
+
+    def with_feedback(self, docs: int, *, separator: bool) -> "Form":
+        """Return the same form for queries that are read with documents.
+
+        Args:
+            docs: the most documents of a query (0: queries are read alone).
+            separator: whether the tokenizer has a separator token. Otherwise a line that says `Document:` begins each
+                document.
+        """
+        template = ("<sep>", "{title} {text}") if separator else ("\nDocument: {title} {text}",)
+        return replace(self, feedback=template if docs else (), feedback_docs=docs)
+
+    def check_feedback(self, name: str) -> None:
+        """Refuse a model that reads queries alone.
+
+        Raises:
+            UserError: the form has no place for documents.
+        """
+        if not self.feedback:
+            raise UserError(
+                f"{name}: reads queries alone; expected a feedback encoder, such as `shortlist train retriever "
+                "--feedback RUN` makes."
+            )
 
     def with_instruction(self, instruction: str | None) -> "Form":
         """Return the same form with another instruction.
@@ -234,7 +262,7 @@ ORDER = (
 
 OF_QUERIES: dict[str, Any] = {"query": (), "query_length": 0, "prompts": ()}
 OF_QUERIES |= {"expansion": "", "expansion_length": 0, "expansion_read": False, "skipped_in_queries": False}
-OF_QUERIES |= {"queries_marked": False}
+OF_QUERIES |= {"queries_marked": False, "feedback": (), "feedback_docs": 0}
 """The settings of queries alone, with values that stand for none."""
 READING_OF_QUERIES: dict[str, Any] = {"queries": "", "keep_query_terms": 0}
 """Those of a reading."""

@@ -18,7 +18,7 @@ CHARACTERS_A_CALL = 1 << 21
 
 NO_TEXT = {"query": "", "url": "", "title": "", "text": ""}
 FIELDS = ("instruction", *NO_TEXT)
-FIELDS_OF = {"query": ("query",), "document": DOCUMENT_FIELDS, "pair": tuple(NO_TEXT)}
+FIELDS_OF = {"query": ("query",), "document": DOCUMENT_FIELDS, "pair": tuple(NO_TEXT), "feedback": DOCUMENT_FIELDS}
 """Fields of each template, besides {instruction}."""
 
 
@@ -57,7 +57,7 @@ class Inputs:
             raise UserError(
                 f"expansion of the input contract: {form.expansion!r} is no token; expected <mask> or <token:NAME>."
             )
-        for piece in filter(is_token, {*form.query, *form.document, *form.pair, form.expansion}):
+        for piece in filter(is_token, {*form.query, *form.document, *form.pair, *form.feedback, form.expansion}):
             name = token_name(piece)
             token_id = getattr(tokenizer, SPECIAL[piece]) if name is None else find_id(tokenizer, name)
             if token_id is None:
@@ -72,6 +72,9 @@ class Inputs:
             if getattr(form, kind):
                 self._check_fields(kind)
                 self._check_room(kind)
+        if form.feedback:
+            self._check_fields("feedback")
+            self.check_feedback(form.feedback_docs)
 
     @property
     def form(self) -> Form:
@@ -128,6 +131,52 @@ class Inputs:
             ids = [row + [filler] * (length - len(row)) for row in ids]
         ids = self._marked(ids, skipping=form.skipped_in_queries)
         return [[token | OF_QUERY for token in row] for row in ids] if form.queries_marked else ids
+
+    def feedback_ids(self, queries: Sequence[tuple[Query, Sequence[Document]]], *, cut: bool = True) -> list[list[int]]:
+        """Tokenise queries, each with its feedback documents behind its text.
+
+        Documents share the tokens that the query leaves, so that none is lost; of a query at least as much is kept as
+        fits into half of the room. With `cut=False`, ids may be of any length.
+        """
+        form, length = self.form, self.form.query_length if cut else None
+        of_query, of_document = _last(self._template("query")), _last(form.feedback)
+        rows = [{"query": query.text} for query, _ in queries]
+        shown = [self._fields(document) for _, documents in queries for document in documents]
+        texts = zip(*self._columns(form.query, rows, of_query, length), strict=True) if rows else ()
+        documents = zip(*self._columns(form.feedback, shown, of_document, length), strict=True) if shown else iter(())
+        ids, num_cut = [], [0, 0]
+        for (_, group), columns in zip(queries, texts, strict=True):
+            query, others = list(columns), [list(next(documents)) for _ in group]
+            if length is not None:
+                parts = [query[of_query], *(pieces[of_document] for pieces in others)]
+                room = length - sum(map(len, query)) - sum(len(p) for pieces in others for p in pieces)
+                kept = _shares([len(part) for part in parts], max(0, room + sum(map(len, parts))))
+                query[of_query] = parts[0][: kept[0]]
+                num_cut[0] += kept[0] < len(parts[0])
+                for pieces, part, most in zip(others, parts[1:], kept[1:], strict=True):
+                    pieces[of_document] = part[:most]
+                    num_cut[1] += most < len(part)
+            behind = [piece for pieces in others for piece in pieces]
+            ordered = [*query[: of_query + 1], *behind, *query[of_query + 1 :]]
+            ids.append([token for piece in ordered for token in piece])
+        if length is not None and self.on_cut:
+            self.on_cut("queries", num_cut[0], len(rows))
+            self.on_cut("feedback documents", num_cut[1], len(shown))
+        return ids
+
+    def check_feedback(self, docs: int) -> None:
+        """Refuse more documents than a query leaves tokens for.
+
+        Raises:
+            UserError: a document would have no token.
+        """
+        empty = (Query("", ""), [Document("", "")] * docs)
+        [bare] = self.feedback_ids([empty], cut=False)
+        if self.form.query_length < (least := len(bare) + 2 * docs):
+            raise UserError(
+                f"query_length is {self.form.query_length}, but prompt and special tokens take {len(bare)}, which "
+                f"leaves no room for a query and {docs} documents; expected at least {least} (--query-length)."
+            )
 
     def document_ids(self, documents: Sequence[Document], *, cut: bool = True) -> list[list[int]]:
         """Tokenise documents; without `cut`, ids may be of any length.
@@ -225,16 +274,8 @@ class Inputs:
         """
         if not rows:
             return []
-        last = max(
-            range(len(template)), key=lambda i: (_has(template[i], DOCUMENT_FIELDS), _has(template[i], FIELDS), i)
-        )
-        most = None if length is None else length + 1  # one more than is kept, to know what is cut
-        columns = [
-            [[self._special[piece]]] * len(rows)
-            if piece in self._special
-            else self._tokenize(piece, rows, most if i == last else None)
-            for i, piece in enumerate(template)
-        ]
+        last = _last(template)
+        columns = self._columns(template, rows, last, length)
         ids, num_cut = [], 0
         for row in zip(*columns, strict=True):
             parts = list(row)
@@ -246,6 +287,23 @@ class Inputs:
         if length is not None and self.on_cut:
             self.on_cut(kind, num_cut, len(rows))
         return ids
+
+    def _columns(
+        self, template: tuple[str, ...], rows: Sequence[dict[str, str]], last: int, length: int | None
+    ) -> list[list[list[int]]]:
+        """Tokenise each piece of a template with each row's fields.
+
+        Args:
+            last: the piece that may be cut.
+            length: the tokens of it to keep, and one more, to know what is cut (None: all).
+        """
+        most = None if length is None else length + 1
+        return [
+            [[self._special[piece]]] * len(rows)
+            if piece in self._special
+            else self._tokenize(piece, rows, most if i == last else None)
+            for i, piece in enumerate(template)
+        ]
 
     def _tokenize(self, piece: str, rows: Sequence[dict[str, str]], most: int | None) -> list[list[int]]:
         """Tokenise a piece with each row's fields, and keep the first `most` ids."""
@@ -301,6 +359,25 @@ def _apart(pair: tuple[str, ...]) -> tuple[list[str], int, int]:
     pieces = [part for piece in pair for part in re.split(r"(?<=\{query\})\s+", piece)]
     query, text = (next(i for i, piece in enumerate(pieces) if _has(piece, [field])) for field in ("query", "text"))
     return pieces, query, text
+
+
+def _last(template: Sequence[str]) -> int:
+    """Find the piece that is cut: the last with a field, preferably of the document."""
+    return max(range(len(template)), key=lambda i: (_has(template[i], DOCUMENT_FIELDS), _has(template[i], FIELDS), i))
+
+
+def _shares(lengths: Sequence[int], room: int) -> list[int]:
+    """Divide room among a query, which comes first, and documents.
+
+    The query may have half of it, and whatever the documents leave. These divide the rest evenly, and what a short one
+    leaves goes to longer ones.
+    """
+    kept = [min(lengths[0], max(room // 2, room - sum(lengths[1:])))] + [0] * (len(lengths) - 1)
+    left, others = room - kept[0], sorted(range(1, len(lengths)), key=lengths.__getitem__)
+    for done, place in enumerate(others):
+        kept[place] = min(lengths[place], left // (len(others) - done))
+        left -= kept[place]
+    return kept
 
 
 def _has(piece: str, names: Iterable[str]) -> bool:

@@ -18,6 +18,7 @@ from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.folder import ModelFolder, open_folder
 from shortlist.models.kinds import for_kind, named_kind
+from shortlist.models.run import Model
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.settings.parts import OpenPart, settled
@@ -27,6 +28,7 @@ from shortlist.settings.train_job import job_of, with_names
 from shortlist.text.contract import Form
 from shortlist.train.asking import asking_example, make_askings
 from shortlist.train.build import adapted_model, build_model, collect_parts
+from shortlist.train.feedback import Revisions, frozen_documents, make_revisions
 from shortlist.train.forecast import foresee_training
 from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_device
 from shortlist.train.guide import Guide, guide_of
@@ -85,13 +87,14 @@ def run(config: Config) -> None:
         )  # refuses what does not fit together
         make_askings(config, parts, empty)
         make_prompted(config, parts, empty)
+        revisions = make_revisions(config, parts[0], empty.inputs)
         if config.layers_sampled:
             hold_back(empty, parse_sampling(config.layers_sampled))
         if config.heldout_split and not views_alone(config):
             _warn_of_one_split(config, heldout_collection(config, parts), parts)
         if config.dry_run:
             if world.leads:
-                foresee_training(config, empty, mixture, world)
+                foresee_training(config, empty, mixture, world, revisions)
             return
         check_available(parse_optimizer(config.optimizer))
         job = start_job(config, job_of(config, backbone, parts)) if world.leads else None
@@ -102,7 +105,7 @@ def run(config: Config) -> None:
             return
         if job:
             _check_goes_on(config, job, world)
-        train(config, backbone, mixture, world, job)
+        train(config, backbone, mixture, world, job, revisions)
         if job:
             draw_loss(config.out)
             seconds = round(time.perf_counter() - start, 1)
@@ -141,18 +144,25 @@ def _check_goes_on(config: Config, job: Job, world: World) -> None:
 
 
 def train(
-    config: Config, backbone: ModelFolder, mixture: Mixture, world: World = ALONE, job: Job | None = None
+    config: Config,
+    backbone: ModelFolder,
+    mixture: Mixture,
+    world: World = ALONE,
+    job: Job | None = None,
+    revisions: Revisions | None = None,
 ) -> None:
     """Train from the newest checkpoint in `config.out`, if any; save the model there.
 
     Args:
         job: the job in the leading process, whose result the model is.
+        revisions: writes the queries of a feedback encoder.
     """
     device, bf16, steps = own_device(world), config.precision == "bf16", mixture.steps
     model, adapter = in_turn(partial(build_model, config, backbone, device, world, steps=steps), world)
     # before a checkpoint changes the weights
     start = Start(model, adapter=adapter is not None) if compares(mixture.parts) else None
     guide = in_turn(partial(guide_of, config, device), world)
+    frozen = in_turn(partial(frozen_documents, config, backbone, device), world)
     settings = parse_optimizer(config.optimizer, sharded=config.sharded)
     optimizer = new_optimizer(model, learning_rate=config.learning_rate, settings=settings)
     sampling = _sampling(config, model)
@@ -198,7 +208,7 @@ def train(
                 renewed = renew_negatives(refresh, model, mixture, span, **computing)
             state = fit(
                 model,
-                _examples(config, mixture, model, span, renewed, cut, guide, sparsity),
+                _examples(config, mixture, model, span, renewed, cut, guide, sparsity, frozen, revisions),
                 optimizer,
                 state,
                 steps=steps,
@@ -208,7 +218,7 @@ def train(
                 seed=config.seed,
                 after=after,
                 start=start,
-                guide=guide.model if guide else None,
+                guide=guide.model if guide else frozen,
                 adapter=adapter,
                 sampling=sampling,
                 world=world,
@@ -260,7 +270,10 @@ class Cut:
     """Counts the texts that were too long for the model, by kind."""
 
     def __init__(self, form: Form) -> None:
-        self._longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
+        longest = {"queries": form.query_length, "documents": form.document_length, "pairs": form.pair_length}
+        self._how = {kind: f"cut at {length} tokens" for kind, length in longest.items()}
+        shared = f"cut, so that a query and its documents have {form.query_length} tokens"
+        self._how |= {"queries": shared, "feedback documents": shared} if form.feedback else {}
         self._counts: dict[str, tuple[int, int]] = {}
 
     def count(self, kind: str, num_cut: int, num_texts: int) -> None:
@@ -272,7 +285,7 @@ class Cut:
         """Say how many texts were cut."""
         for kind, (num_cut, num_texts) in self._counts.items():
             if num_cut:
-                say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were cut at {self._longest[kind]} tokens.")
+                say(f"train: of {num_texts:,} {kind} read, {num_cut:,} were {self._how[kind]}.")
 
 
 def _refresh(config: Config) -> Refresh | None:
@@ -290,6 +303,8 @@ def _examples(
     cut: Cut,
     guide: Guide | None = None,
     sparsity: Sparsity | None = None,
+    frozen: Model | None = None,
+    revisions: Revisions | None = None,
 ) -> Iterator[Example]:
     """Make the examples of these steps."""
     terms, options = [losses(part.config) for part in mixture.parts], objective_options(config, model)
@@ -298,11 +313,15 @@ def _examples(
     inputs = [inputs_of(part, model.inputs) for part in mixture.parts]
     for own in inputs:
         own.on_cut = cut.count
+    revisions = revisions.with_inputs(inputs[0]) if revisions else None
     views = view_batches(config, mixture.parts[0].collection, steps) if config.views_weight else None
     for step, (number, batch) in enumerate(mixture.batches(steps, renewed), steps.start):
         batch = change_of(config, step)(batch) if views_alone(config) else batch
         if askings:
             yield asking_example(askings[number], batch, terms[number], rng=view_rng(config, step))
+            continue
+        if revisions and frozen:
+            yield revisions.example(batch, terms[number], frozen.inputs, rng=view_rng(config, step), **options)
             continue
         texts = text_options(config, step)
         if sparsity:

@@ -19,6 +19,7 @@ from shortlist.models.kinds import named_kind
 from shortlist.models.reading import make_readable
 from shortlist.models.save import Trainable
 from shortlist.progress import say
+from shortlist.settings.feedback import QUERY_LENGTH, feedback_settings
 from shortlist.settings.parts import (
     OpenPart,
     SourcePart,
@@ -162,15 +163,23 @@ def _lookup(config: Config, inputs: Inputs, size: int) -> torch.Tensor:
 
 def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     contract = named_contract(config.contract) if config.contract else None
+    feedback = feedback_settings(config)
+    if feedback:
+        backbone.contract("document", config.contract)  # refuses what embeds no documents
 
     def adjusted(contract: InputContract) -> InputContract:
-        contract = contract.with_lengths(query=config.query_length, document=config.max_length)
+        length = config.query_length
+        if feedback and length is None:
+            length = min(QUERY_LENGTH, backbone.num_positions or QUERY_LENGTH)
+        contract = contract.with_lengths(query=length, document=config.max_length)
         both_ways = contract.reading.bidirectional or config.bidirectional
         pooling = config.pooling or contract.reading.pooling
         reading = replace(contract.reading, bidirectional=both_ways, dims=config.dims, pooling=pooling)
         reading = replace(reading, cut=0) if config.dims else reading
         reading = replace(reading, **_sparse_reading(config))
         form = replace(contract.form, pair=with_stop(contract.form.pair)) if has_stop(config) else contract.form
+        separator = feedback is not None and backbone.tokenizer.sep_token_id is not None
+        form = form.with_feedback(feedback.docs if feedback else 0, separator=separator)
         return InputContract(form, reading)
 
     loading |= {} if config.dim is None else {"dim": config.dim}

@@ -27,6 +27,7 @@ from shortlist.train.asking import Asking, make_askings
 from shortlist.train.block_asking import BlockAsking
 from shortlist.train.build import weights_dtype
 from shortlist.train.examples import Batch, batches, num_steps
+from shortlist.train.feedback import Revisions
 from shortlist.train.gather import World, own_device
 from shortlist.train.loop import TOKENS
 from shortlist.train.memory import Memory, Pass, step_memory
@@ -122,6 +123,7 @@ def forecast(
     change: Callable[[Batch], Batch] | None = None,
     asking: Asking | BlockAsking | Sampler | None = None,
     prompted: Prompted | None = None,
+    revisions: Revisions | None = None,
     **precision: Any,
 ) -> Forecast:
     """Forecast a run.
@@ -137,6 +139,7 @@ def forecast(
         change: what becomes of each batch before it is trained on (None: nothing).
         asking: asks about groups with a prompt (None: the inputs are those of the kind of model).
         prompted: writes each group's query with its documents, beside a retriever's inputs.
+        revisions: writes queries with their first documents, as a feedback encoder's inputs.
         precision: `bf16`, `dtype`, `four_bit` and `optimizer` of `step_memory`.
 
     Raises:
@@ -145,6 +148,7 @@ def forecast(
     options = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
     drawn = _sample(groups, queries, collection, **options)
     measure = partial(_measure_prompts, asking) if asking else partial(_measure, kind, model, prompted)
+    measure = partial(_measure_revisions, revisions) if revisions else measure
     sample = [measure(change(batch) if change else batch) for batch in drawn]
     shares = [_passes(texts, token_budget, processes) for texts in sample]
     first = [by_process[0] for by_process in shares]  # the first process has the largest passes
@@ -183,8 +187,14 @@ def forecast(
     )
 
 
-def foresee_training(config: Config, model: Trainable, mixture: Mixture, world: World) -> None:
-    """Print what training would take, source by source; the model needs no weights."""
+def foresee_training(
+    config: Config, model: Trainable, mixture: Mixture, world: World, revisions: Revisions | None = None
+) -> None:
+    """Print what training would take, source by source; the model needs no weights.
+
+    Args:
+        revisions: as for `forecast`.
+    """
     device, inputs = own_device(world), model.inputs
     none = [None] * len(mixture.parts)
     askings = make_askings(config, mixture.parts, model) or none
@@ -218,6 +228,7 @@ def foresee_training(config: Config, model: Trainable, mixture: Mixture, world: 
             change=change_of(config, 0) if views_alone(config) else None,
             asking=asking,
             prompted=beside,
+            revisions=revisions,
         )
         print("\n".join(expected.lines()))
 
@@ -226,6 +237,8 @@ def _kept_bytes(config: Config, model: Trainable, parts: Sequence[OpenPart]) -> 
     """Count the bytes of weights beside the model: the guide's and those at the start."""
     guide = open_guide(config, weights=False)
     kept = 4 * guide.num_parameters if guide else 0
+    if config.feedback:
+        kept += 4 * sum(p.numel() for p in model.backbone.parameters())
     if compares(parts):
         kept += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad or not config.adapter)
     return kept
@@ -292,6 +305,14 @@ def _measure_prompts(asking: Asking | BlockAsking | Sampler, batch: Batch) -> _T
         for each in (asking.uncut, asking)
     )
     return _Texts(len(batch.queries), {"prompts": uncut}, {"prompts": cut})
+
+
+def _measure_revisions(revisions: Revisions, batch: Batch) -> _Texts:
+    uncut, cut = (
+        [len(ids) for ids in each.write(batch, rng=np.random.default_rng(0))[0]]
+        for each in (revisions.uncut, revisions)
+    )
+    return _Texts(len(batch.queries), {"queries": uncut}, {"queries": cut})
 
 
 def _passes(texts: _Texts, token_budget: int, processes: int) -> list[list[Pass]]:

@@ -127,6 +127,8 @@ def rank_batch(
     mixed: int = 0,
     unit: bool = True,
     similarity: Similarity = dot_products,
+    versions: int = 1,
+    outcome: Callable[[Ranking], Outcome] | None = None,
 ) -> Learn:
     """Rank all documents of the batch for every query.
 
@@ -138,7 +140,10 @@ def rank_batch(
         mixed: synthetic negatives for each query, mixtures of two negatives of its group.
         unit: whether the model's vectors have length 1, so that cut and mixed ones get it, too.
         similarity: scores documents by their rows and those of queries.
+        versions: how often each query's rows come, all queries after one another, before those of documents.
+        outcome: what a ranking comes to, all versions of all queries (None: the sum of all losses).
     """
+    count = versions * len(batch.queries)
     texts = [list(map(document_text_hash, group)) for group in batch.documents]
     together = [text for group in texts for text in group]
     columns: dict[int, list[int]] = {}
@@ -153,13 +158,13 @@ def rank_batch(
         [columns[text] if rank == known_at[text] else [] for rank, text in enumerate(group)]
         for group, known_at in zip(texts, first, strict=True)
     ]
-    known = _known(batch, places, keep)
+    known = _known(batch, places, keep).repeated(versions)
     hard = _negatives_of_each(places, known) if mixed and len(together) > 1 else None
 
     def parts(rows: Rows | None) -> list[tuple[Rows, Rows]]:
         """Split the rows into queries and documents, at each dimension."""
         cut = nested(rows.values, dims, unit=unit) if rows else []
-        return [apart(Rows(part, rows.counts if rows else None), len(batch.queries)) for part in cut]
+        return [apart(Rows(part, rows.counts if rows else None), count) for part in cut]
 
     def learn(rows: Rows, /, start_rows: Rows | None = None, guide_rows: Rows | None = None) -> Outcome:
         mixtures = None if hard is None else draw_mixtures(hard, mixed)
@@ -173,9 +178,9 @@ def rank_batch(
             if mixtures:
                 scores = mixed_scores(queries.values, documents.values, mixtures, unit=unit)
                 ranking = with_negatives_of_each(ranking, scores, mixtures.keep)
-            outcomes.append(_outcome(ranking, terms))
+            outcomes.append(outcome(ranking) if outcome else _outcome(ranking, terms))
         losses = [weight * each.loss for weight, each in zip(weights or [1.0] * len(outcomes), outcomes, strict=True)]
-        return Outcome(sum(losses[1:], start=losses[0]), outcomes[0].accuracy)
+        return outcomes[0]._replace(loss=sum(losses[1:], start=losses[0]))
 
     return learn
 
@@ -340,6 +345,10 @@ class KnownRanking(NamedTuple):
     relevance: Float[Tensor, "queries docs"]
     teacher: Float[Tensor, "queries docs"] | None
     keep: Bool[Tensor, "queries docs"]
+
+    def repeated(self, times: int) -> "KnownRanking":
+        """Repeat all rows, one after another, this many times."""
+        return KnownRanking(*(None if part is None else part.repeat(times, 1) for part in self))  # type: ignore[arg-type]
 
     def beside(
         self, scores: Float[Tensor, "queries docs"], *, start: Float[Tensor, "queries docs"] | None = None

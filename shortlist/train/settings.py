@@ -9,6 +9,7 @@ import numpy as np
 
 from shortlist.errors import UserError
 from shortlist.models.kinds import named_kind
+from shortlist.settings.feedback import check_feedback
 from shortlist.settings.parts import OpenPart, source_parts
 from shortlist.settings.reward import check_reward, parse_rewarded
 from shortlist.settings.sparsity import parse_regulariser
@@ -28,10 +29,13 @@ def check_settings(config: Config) -> None:
     """
     check(config)
     check_reward(config)
+    check_feedback(config)
     parse_optimizer(config.optimizer, sharded=config.sharded)
     if config.layers_sampled:
         parse_sampling(config.layers_sampled)
     terms = [term for part in source_parts(config) for term in losses(part.config)] + prompt_losses(config)
+    if config.lol and (whole := [term.name for term in terms if "shared documents" in needs(term)]):
+        raise UserError(f"--lol: compares the losses of single queries, and --loss {whole[0]} has none; leave out one.")
     if config.temperature is not None and not any(TEMPERATURE in term.parameters for term in terms):
         raise UserError("--temperature: no loss of --loss has a temperature; leave it out.")
 

@@ -43,7 +43,8 @@ class Example(NamedTuple):
     reads_start: bool = False
     """Whether a loss compares with the outputs that the model gave before training."""
     guide_ids: Sequence[list[int]] = ()
-    """A guide's inputs: every query, then every document; empty without a guide."""
+    """A guide's inputs: every query, then every document; empty without a guide. Or the documents whose vectors stay,
+    for the model that gives these."""
     asked: Sequence[Wanted] = ()
     """What a language model is asked about each input; empty for models that read whole inputs."""
     updates: int = 1

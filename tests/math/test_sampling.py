@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shortlist.math.sampling import draw_negatives, epoch_negatives, highest_allowed, interleave, shortfall
+from shortlist.math.sampling import draw_depths, draw_negatives, epoch_negatives, highest_allowed, interleave, shortfall
 
 CANDIDATES = [f"c{i}" for i in range(10)]
 CORPUS = CANDIDATES + [f"r{i}" for i in range(90)]
@@ -103,3 +103,15 @@ def test_the_positive_with_the_lowest_score_limits_the_negatives():
 def test_below_zero_a_share_of_the_positives_score_is_lower_too():
     assert highest_allowed([-2.0], ratio=0.75) == -2.5
     assert highest_allowed([2.0], ratio=0.75) == 1.5
+
+
+def test_depths_of_a_query_differ_and_all_are_equally_likely():
+    drawn = draw_depths(6000, 2, most=5, rng=rng())
+    assert drawn.shape == (2, 6000)
+    assert (drawn[0] != drawn[1]).all()
+    for version in drawn:
+        counts = np.bincount(version, minlength=6)
+        assert len(counts) == 6
+        assert (abs(counts - 1000) < 5 * 1000**0.5).all()
+    assert np.array_equal(drawn, draw_depths(6000, 2, most=5, rng=rng()))
+    assert sorted(draw_depths(1, 4, most=3, rng=rng())[:, 0]) == [0, 1, 2, 3]

@@ -486,7 +486,7 @@ def test_every_setting_survives_json():
     form = replace(
         form, expansion="<mask>", expansion_length=9, expansion_read=True, skipped_in_queries=True, echo=True
     )
-    form = replace(form, queries_marked=True)
+    form = replace(form, queries_marked=True).with_feedback(3, separator=True)
     reading = replace(reading, logs=2, logit_scale=0.5, keep_terms=9, keep_query_terms=8, left_out=("<cls>",))
     reading = replace(reading, weighing="tokens", queries="lookup")
     contract = InputContract(form, replace(reading, cut=8, dims=(16, 8)))

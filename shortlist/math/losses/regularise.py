@@ -1,6 +1,6 @@
-"""Losses that keep scores near the start model's, or in bands by grade."""
+"""Losses that keep scores near the start model's, or losses from growing with feedback."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shortlist.math.losses.lists import log_softmax, ordered_pairs, row_means
@@ -54,3 +54,23 @@ def bands(
     grades = ranking.relevance.float().masked_fill(~ranking.keep, 0).clamp(0, levels - 1)
     outside = ((values - (grades + 0.5) / levels).square() - epsilon).clamp(min=0)
     return row_means((margin - pairs.margins).clamp(min=0), pairs.counts) + pull * row_means(outside, ranking.keep)
+
+
+def lol(
+    losses: Float[Tensor, "versions queries"], depths: Int[Tensor, "versions queries"], *, margin: float = 0.0
+) -> Float[Tensor, ""]:
+    """Charge queries for losing more with more feedback documents than with fewer (LoL).
+
+    It is max(0, L(deeper) - L(shallower) + margin), averaged over all pairs of a query's versions, one of which has
+    more documents than the other. Both losses have a gradient, so the shallower one is pushed up.
+
+    Args:
+        losses: each query's loss, once for each version of the query.
+        depths: the number of documents that each version was read with.
+        margin: how much less a deeper version must lose.
+
+    https://arxiv.org/abs/2204.11545
+    """
+    deeper = depths[:, None] > depths[None]
+    excess = (losses[:, None] - losses[None] + margin).clamp(min=0)
+    return excess.masked_fill(~deeper, 0).sum() / deeper.sum().clamp(min=1)

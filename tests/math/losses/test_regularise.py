@@ -5,7 +5,7 @@ import torch
 from rankings import graded, random_scores, ranking, slope
 
 from shortlist.math.losses.contrastive import infonce
-from shortlist.math.losses.regularise import anchor, bands
+from shortlist.math.losses.regularise import anchor, bands, lol
 
 
 def sigmoid(x: float) -> float:
@@ -75,3 +75,28 @@ def test_fewer_levels_have_wider_bands():
     given = graded([0.0], [1])
     assert bands(given, levels=2, epsilon=0.0).item() == pytest.approx((0.5 - 0.75) ** 2)
     assert bands(given, levels=2, epsilon=0.0625).item() == 0
+
+
+def test_lol_equals_the_value_worked_out_by_hand_and_pushes_the_shallower_loss_up():
+    losses = torch.tensor([[0.5, 2.0], [0.9, 1.0], [0.3, 1.5]], requires_grad=True)
+    depths = torch.tensor([[0, 3], [2, 1], [5, 0]])
+    # the first query's pairs: 2 over 0 documents by 0.4, 5 over 0 and 2 by less than nothing; the second's: 3 over 1 by
+    # 1.0, 3 over 0 by 0.5, 1 over 0 by less than nothing
+    found = lol(losses, depths)
+    assert found.item() == pytest.approx((0.4 + 1.0 + 0.5) / 6)
+    found.backward()
+    assert losses.grad is not None
+    expected = [[-1 / 6, 2 / 6], [1 / 6, -1 / 6], [0, -1 / 6]]
+    torch.testing.assert_close(losses.grad, torch.tensor(expected))
+    assert lol(losses, depths, margin=0.1).item() == pytest.approx((0.5 + 1.1 + 0.6) / 6)
+
+
+def test_lol_does_not_depend_on_the_order_of_versions_or_on_what_all_lose():
+    losses = random_scores()
+    depths = torch.stack([torch.randperm(12)[: len(losses)] for _ in range(12)], 1)
+    shuffled = torch.randperm(len(losses))
+    torch.testing.assert_close(lol(losses, depths), lol(losses[shuffled], depths[shuffled]))
+    torch.testing.assert_close(lol(losses, depths), lol(losses + torch.arange(12), depths))
+    assert lol(losses, torch.full_like(depths, 3)) == 0
+    better = -depths.float()
+    assert lol(better, depths) == 0 < lol(-better, depths)
