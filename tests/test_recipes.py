@@ -155,7 +155,7 @@ def write_groups(path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [name for name in OURS if Path(name).stem != "beir-set"])  # a part of table2-beir
 def test_a_recipe_runs_from_end_to_end(name: str, ran: Callable[[str], Path]):
     out = ran(name)
     for step in steps_of(name):
