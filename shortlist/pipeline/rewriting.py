@@ -38,7 +38,7 @@ class PassageWriter:
         self._open, self._lock, self._writer = open_writer, threading.Lock(), None
 
     def __call__(self, queries: Sequence[Query]) -> list[str]:
-        """Write a passage for each query; it is empty where nothing can be read or asked."""
+        """Write a passage for each query; it is empty where none can be read."""
         from shortlist.rerankers.asking import QUESTION
 
         asked = list(dict.fromkeys(query.text for query in queries if query.text.strip()))
