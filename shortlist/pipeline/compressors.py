@@ -57,7 +57,8 @@ def by_extract(
         raise UserError("`compress: extract` takes tokens together with the model whose tokens they are.")
     room = tokens or words or (EXTRACT_WORDS if words is None and tokens is None else 0)
     if room < 1 or not 0 <= decay <= 1:
-        raise UserError(f"`compress: extract` with {room} and decay {decay:g}; expected 1 or more, and 0 to 1.")
+        what = "words" if tokens is None else "tokens"
+        raise UserError(f"`compress: extract` with {what} {room} and decay {decay:g}; expected 1 or more, and 0 to 1.")
     folder = open_folder(model) if isinstance(model, str) else model
     return Prepared(
         open=partial(late("pipeline.shortening", "open_extracts"), room=room, decay=decay, folder=folder),

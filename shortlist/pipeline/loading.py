@@ -503,7 +503,7 @@ def _questions(
         language_model(model, model_name=model_name, max_length=max_length, token_budget=None, precision="fp32")
     )
     asked, shared = opening.open_language_model(prompt=chosen, reads=chosen.reads, **how)
-    return Questions(asked, chosen, shared, limits=None if log is None else CallLimits(log=Path(log)))
+    return Questions(asked, chosen, shared, limits=None if log is None else CallLimits(log=Path(log)), warns=True)
 
 
 FINDERS: dict[str, Callable[..., FirstStage | SearchesByReading]] = {

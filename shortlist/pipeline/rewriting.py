@@ -38,12 +38,15 @@ class PassageWriter:
         self._open, self._lock, self._writer = open_writer, threading.Lock(), None
 
     def __call__(self, queries: Sequence[Query]) -> list[str]:
-        """Write a passage for each query; it is empty where nothing can be read."""
+        """Write a passage for each query; it is empty where none can be read."""
         from shortlist.rerankers.asking import QUESTION
 
+        asked = list(dict.fromkeys(query.text for query in queries if query.text.strip()))
         with self._lock:  # the model answers one caller at a time
             self._writer = self._writer or self._open()
-            return [text or "" for text in self._writer([(QUESTION, [Document("", query.text)]) for query in queries])]
+            texts = self._writer([(QUESTION, [Document("", text)]) for text in asked]) if asked else []
+        written = {text: passage or "" for text, passage in zip(asked, texts, strict=True)}
+        return [written.get(query.text, "") for query in queries]
 
 
 @final

@@ -50,6 +50,7 @@ class Questions:
         prompt: the prompt.
         shared: what all answers depend on, such as the model's identity, as JSON can hold it.
         limits: what the run allows (None: everything, and too many malformed answers are only reported).
+        warns: whether they are only reported in any case.
 
     Attributes:
         tally: what was asked so far.
@@ -58,10 +59,16 @@ class Questions:
     """
 
     def __init__(
-        self, model: AnswersQuestions, prompt: Prompt, shared: Any, *, limits: CallLimits | None = None
+        self,
+        model: AnswersQuestions,
+        prompt: Prompt,
+        shared: Any,
+        *,
+        limits: CallLimits | None = None,
+        warns: bool = False,
     ) -> None:
         self.model, self.prompt, self.shared = model, prompt, shared
-        self.limits, self._warns = limits or CallLimits(), limits is None
+        self.limits, self._warns = limits or CallLimits(), limits is None or warns
         self.log, self._details = AnswerLog(self.limits.log), Details(self.limits.details)
         self.tally, self.kinds = Tally(), Counter[str]()
         self.is_spent = self._has_warned = False

@@ -15,7 +15,7 @@ from shortlist.errors import UserError
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.rewriting import REWRITINGS
 from shortlist.pipeline.spec import parse_description, written
-from shortlist.records import Document
+from shortlist.records import Document, Query
 from shortlist.rerankers.models import RawAnswer
 from shortlist.text.prompts import named_prompt
 
@@ -119,3 +119,9 @@ def test_what_cannot_be_rewritten_is_refused(tiny, built, speaker):
         REWRITINGS["hyde"](Opener(), model=str(tiny.speaker), prompt="first")
     with pytest.raises(UserError, match="--model-name is missing"):
         REWRITINGS["hyde"](Opener(), model="http://localhost:1")
+
+
+def test_nothing_is_written_about_a_query_without_text(tiny, built, speaker):
+    words = Pipeline.load(pipeline=steps(tiny, built, "query2doc", "words"))
+    assert found(words, [Query("blank", " "), Query("empty", "")]) == {"blank": [], "empty": []}
+    assert speaker.asked == []

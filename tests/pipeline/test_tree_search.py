@@ -12,7 +12,8 @@ from shortlist.data.formats import write_corpus
 from shortlist.data.manifest import stages
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
-from shortlist.rerankers import opening
+from shortlist.rerankers import asking, opening
+from shortlist.rerankers.models import RawAnswer
 from shortlist.rerankers.reranker import Reranker
 from shortlist.settings.encode import Config as EncodeConfig
 
@@ -87,6 +88,20 @@ def test_a_run_counts_what_was_read_asked_and_answered_and_the_log_serves_the_ne
     search.run(search.Config(pipeline=tmp_path / "tree.yaml", k=5, out=tmp_path / "again"))
     assert read_run(tmp_path / "again") == run
     assert oracles[1].asked == []
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_answers_that_cannot_be_read_are_reported_with_a_log_too(
+    tiny: Tiny, made: Path, oracles: list[Oracle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, logged: bool
+):
+    monkeypatch.setattr(asking, "FEWEST", 1)
+    monkeypatch.setattr(
+        Oracle, "replies", lambda _, asked: iter([{n: RawAnswer("?", 1, 1) for n in range(len(asked))}])
+    )
+    log = {"log": str(tmp_path / "answers.sqlite")} if logged else {}
+    found(tiny, step(tiny, made, "listwise", iterations=2, **log), 2)
+    assert oracles
+    assert capsys.readouterr().err.count("answers are malformed") == 1
 
 
 def test_a_prompt_that_asks_for_an_order_walks_too(tiny: Tiny, made: Path, oracles: list[Oracle]):
