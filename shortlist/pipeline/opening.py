@@ -13,6 +13,7 @@ from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, before, finder_before
 from shortlist.pipeline.steps import STEPS, Step
+from shortlist.progress import say
 from shortlist.rerankers.language import is_server
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
             step = step._replace(searched=_searched(part, description, steps))
             stage.check(part.name, step.searched)
         steps.append(step)
+    if description.steps[-1].kind == "compress":
+        say(f"step {description.steps[-1].name!r}: no step behind it reads the shorter texts; leave it out.")
     return steps
 
 

@@ -98,7 +98,7 @@ class Questions:
                 self._keep({keys[some[number]]: reply for number, reply in replies.items()}, known)
         for key, one in zip(keys, asked, strict=True):
             yield self._verdict(key, known[key], one)
-        self.check_faults(fewest=FEWEST)
+        self.check_faults(fewest=1 if self._warns else FEWEST)
 
     def _within_limits(self, wanted: list[int]) -> Iterator[list[int]]:
         """Yield questions to ask as long as the limits allow.

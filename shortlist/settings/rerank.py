@@ -63,7 +63,7 @@ class Config:
     to each candidate. block: the same in a model trained on candidates that do not see one another. embedding: vectors,
     of which the query's has read candidates too. The others ask a language model: listwise, pairwise, setwise,
     tournament, exclusion, groupwise, graded, context (all candidates at once); or read how likely the query is behind
-    each candidate: likelihood."""
+    each candidate: likelihood. With the small model that ships, context and likelihood were never better than BM25."""
     vectors: Path | None = None
     """late, embedding: vectors of the documents from `shortlist encode` with the model; the documents that they lack
     are encoded (None: all are)."""

@@ -10,6 +10,7 @@ import pytest
 from tiny import DOCUMENTS, QUERIES, Tiny
 
 from shortlist import search
+from shortlist.cli import main
 from shortlist.data.manifest import stages
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
@@ -203,3 +204,11 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny: Tiny, built: Path, step:
         Pipeline.open(parse_description(steps(tiny, built, step), where="here", collection=None))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_shorter_texts_that_nothing_reads_are_said(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    index = tmp_path / "words"
+    assert not main(["index", "--collection", str(tiny.collection), "--out", str(index)])
+    steps = {"words": {"find": "bm25", "index": str(index)}, "short": {"compress": "extract", "words": 3}}
+    Pipeline.load(pipeline={"collection": str(tiny.collection), "steps": steps})
+    assert "step 'short': no step behind it reads the shorter texts" in capsys.readouterr().err
