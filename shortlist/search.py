@@ -27,16 +27,14 @@ from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.budget import with_budget, within_budget
 from shortlist.pipeline.contents import known_by_contents, prepared_of
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.opening import MODEL_SETTINGS, model_folder, say_what_is_older
+from shortlist.pipeline.opening import MODEL_SETTINGS, identity_of_model, model_folder, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
-from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags
 from shortlist.pipeline.steps import STEPS
 from shortlist.pipeline.terms import without_terms
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import peak_bytes, progress, say
 from shortlist.records import Hit, Query, Run
-from shortlist.rerankers.language import is_server
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
@@ -265,10 +263,13 @@ def _sizes(part: Part, opener: Opener) -> list[dict[str, Any]]:
 
     Of a model on a server it is the identity alone.
     """
-    if part.kind == "rewrite" and is_server(part.settings["model"]):
-        return [{"model": writer_identity(part.settings)}]
-    folders = [model_folder(part, name, opener) for name in MODEL_SETTINGS if name in part.settings]
-    return [_size_of(folder) for folder in folders if folder]
+    return [
+        _size_of(folder)
+        if (folder := model_folder(part, name, opener))
+        else {"model": identity_of_model(part, name, opener)}
+        for name in MODEL_SETTINGS
+        if name in part.settings
+    ]
 
 
 def _asked(stage: Any) -> dict[str, int]:

@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from shortlist.errors import UserError
 from shortlist.models.adapters import PREFIX, adapter_weights
@@ -251,11 +250,6 @@ def _today(key: str) -> str:
         if key.endswith(old):
             return key.removesuffix(old) + new
     return key
-
-
-def has_masked_head(config: Any) -> bool:
-    """Whether transformers has a masked-language-model head for a model of this configuration."""
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 HEAD_KEYS = (

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shortlist.config import markers
 from shortlist.data.manifest import identity
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.opening import MODEL_SETTINGS, model_folder
-from shortlist.pipeline.rewriting import writer_identity
+from shortlist.pipeline.opening import MODEL_SETTINGS, identity_of_model
 from shortlist.pipeline.spec import Description, Part, Sources, written
 from shortlist.pipeline.steps import STEPS
 
@@ -34,10 +33,7 @@ def known_by_contents(description: Description, opener: Opener) -> str:
             return value
         if STEPS[part.kind].is_prepared:
             return prepared_of(part, opener).identities().get(name, value)
-        if part.kind == "rewrite":
-            return writer_identity(part.settings)
-        folder = model_folder(part, name, opener)
-        return value if folder is None else folder.identity
+        return identity_of_model(part, name, opener)
 
     steps = {
         part.name: {n: known(part, n, v) for n, v in part.settings.items() if n not in markers(Sources)}

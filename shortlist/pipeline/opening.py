@@ -10,11 +10,10 @@ from shortlist.index.opening import is_older, say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.rewriting import writer_identity
 from shortlist.pipeline.spec import Description, Part, before, finder_before
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.progress import say
-from shortlist.rerankers.language import is_server
+from shortlist.rerankers.language import LanguageModelSettings, how_to_open, is_server, model_identity
 
 if TYPE_CHECKING:
     from shortlist.models.folder import ModelFolder
@@ -139,10 +138,15 @@ def _model_of(part: Part, opener: Opener) -> str | None:
     if kind.is_prepared:
         prepared = opener.prepared(kind.methods()[part.method], part.settings)
         return prepared.identities().get("model")
-    if part.kind == "rewrite":
-        return writer_identity(part.settings)
-    folder = model_folder(part, "model", opener) if isinstance(part.settings.get("model"), str) else None
-    return None if folder is None else folder.identity
+    return identity_of_model(part, "model", opener) if isinstance(part.settings.get("model"), str) else None
+
+
+def identity_of_model(part: Part, name: str, opener: Opener) -> str:
+    """Return the identity of a step's model, by the name of the setting."""
+    if folder := model_folder(part, name, opener):
+        return folder.identity
+    named: LanguageModelSettings = {"model": part.settings[name], "model_name": part.settings.get("model_name")}
+    return model_identity(how_to_open(named))["model"]
 
 
 def model_folder(part: Part, name: str, opener: Opener) -> "ModelFolder | None":

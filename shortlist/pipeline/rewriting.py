@@ -179,13 +179,6 @@ REWRITINGS: dict[str, Callable[..., Rewriting]] = {"hyde": hyde, "query2doc": qu
 """The ways to search by what a language model writes about a query."""
 
 
-def writer_identity(settings: Mapping[str, Any]) -> str:
-    """Return the identity of the language model that a step's settings name."""
-    from shortlist.rerankers.language import how_to_open, model_identity
-
-    return model_identity(how_to_open({"model": settings["model"], "model_name": settings.get("model_name")}))["model"]
-
-
 def _writer(opener: Opener, prompt: str, model: str, model_name: str | None, how: Mapping[str, Any]) -> PassageWriter:
     """Make the writer of these settings, once for all steps that have them.
 
