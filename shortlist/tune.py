@@ -27,13 +27,21 @@ from shortlist.math.exclusion import without_own
 from shortlist.math.pareto import frontier
 from shortlist.math.significance import randomisation_test
 from shortlist.math.tuning import CostLine, best_setting, cost_line, deal_folds, held_out
-from shortlist.pipeline.budget import COSTS_FILE, StepCosts, forecast_ms, steps_without
+from shortlist.pipeline.budget import (
+    COSTS_FILE,
+    StepCosts,
+    best_reached,
+    cheapest_reaching,
+    check_budget,
+    forecast_ms,
+    steps_without,
+)
 from shortlist.pipeline.contents import known_by_contents
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import Numbers, draw_settings, parse_choices, usual_choices, with_numbers
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.simulation import Simulation, reads_whole_lists
-from shortlist.pipeline.spec import Description, read_description, written
+from shortlist.pipeline.spec import BUDGETS, Description, read_description, written
 from shortlist.pipeline.steps import num_read
 from shortlist.progress import progress, say
 from shortlist.records import Qrels, Query
@@ -79,6 +87,9 @@ class Config:
     """Choose the cheapest setting whose quality lies at most so many standard errors below the best (0: the best)."""
     budget_ms: float | None = None
     """Choose the best pipeline that is forecast to take no more milliseconds per query (None: the best of all)."""
+    target_quality: float | None = None
+    """Choose the cheapest pipeline of the front whose quality, on queries that had no part in the choice, is at least
+    this, in place of --errors and --budget-ms."""
     exclude_self: bool | None = None
     """Leave out the document with the query's id (None: only where queries are also documents)."""
     seed: int = 0
@@ -199,11 +210,21 @@ def _line(counts: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -
 
 
 def report(
-    tried: Tried, *, folds: int, budget_ms: float | None = None, errors: float = 0.0, seed: int = 0
+    tried: Tried,
+    *,
+    folds: int,
+    measure: str = "quality",
+    budget_ms: float | None = None,
+    target_quality: float | None = None,
+    errors: float = 0.0,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Choose a setting, and say what each budget is worth.
 
     Args:
+        budget_ms: the most that what is chosen may cost (None: as much as it likes).
+        target_quality: choose the first point of the front whose `held_out` is at least this, in place of the best
+            (None: the best).
         errors: as for `best_setting`.
 
     Returns:
@@ -213,27 +234,79 @@ def report(
         `held_out`, that of choosing the best within its cost.
 
     Raises:
-        UserError: no setting is within the budget.
+        UserError: no setting is within the budget, or none reaches the target.
     """
     parts = deal_folds(tried.values.shape[1], folds, seed=seed)
-    allowed = tried.ms <= (np.inf if budget_ms is None else budget_ms)
-    if not allowed.any():
-        raise UserError(
-            f"--budget-ms {budget_ms:g}: no setting takes so little; the least that is reachable is "
-            f"{_up(float(tried.ms.min()))} ms."
-        )
-    best = best_setting(tried.values, tried.ms, allowed=allowed, errors=errors)
-    held = held_out(tried.values, tried.ms, parts, allowed=allowed, errors=errors)
+    within = partial(held_out, tried.values, tried.ms, parts)
+    places = on_front(tried)
+    helds = [within(allowed=tried.ms <= tried.ms[place]) for place in places]
+    front = [_point(tried, place, held) for place, held in zip(places, helds, strict=True)]
+    if target_quality is not None:
+        reached = cheapest_reaching([point["held_out"] for point in front], target_quality)
+        if reached is None:
+            said = best_reached({"front": front, "measure": measure})
+            raise UserError(f"--target-quality {target_quality:g}: no setting is so good; {said}.")
+        best, held = places[reached], helds[reached]
+    else:
+        allowed = tried.ms <= (np.inf if budget_ms is None else budget_ms)
+        if not allowed.any():
+            raise UserError(
+                f"--budget-ms {budget_ms:g}: no setting takes so little; the least that is reachable is "
+                f"{_up(float(tried.ms.min()))} ms."
+            )
+        best = best_setting(tried.values, tried.ms, allowed=allowed, errors=errors)
+        held = within(allowed=allowed, errors=errors)
+    return {"chosen": _compared(tried, best, held), "plain": _point(tried, 0, tried.values[0]), "front": front}
+
+
+def _compared(tried: Tried, place: int, held: Float[np.ndarray, " queries"]) -> dict[str, Any]:
+    """Describe what is chosen, and compare it with the pipeline as it was."""
     gains = held - tried.values[0]
-    chosen = _point(tried, best, held) | {
+    return _point(tried, place, held) | {
         "difference": float(gains.mean()),
         "p": randomisation_test(gains),
         "better": int((gains > 1e-9).sum()),
         "worse": int((gains < -1e-9).sum()),
     }
-    within = partial(held_out, tried.values, tried.ms, parts)
-    front = [_point(tried, place, within(allowed=tried.ms <= tried.ms[place])) for place in on_front(tried)]
-    return {"chosen": chosen, "plain": _point(tried, 0, tried.values[0]), "front": front}
+
+
+def depth_losses(
+    simulation: Simulation, judged: JudgedQueries, costs: StepCosts, tried: Tried, chosen: Numbers
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure what each varied depth loses, with all other numbers as chosen.
+
+    A step that the choice leaves out has its other numbers from the best setting with that step.
+
+    Returns:
+        By number, such as `pairs.depth`: its values, each with its cost, its quality on all queries, and what it loses
+        to the best of them.
+    """
+    found = {}
+    for name in dict.fromkeys(name for numbers in tried.settings for name in numbers if name.endswith(".depth")):
+        step = name.removesuffix("depth")
+        values = sorted({numbers[name] for numbers in tried.settings if name in numbers})
+        base = chosen if chosen.get(name) != 0 else {**chosen, **_own_numbers(tried, step)}
+        points = []
+        for depth in values:
+            numbers = {key: value for key, value in base.items() if depth or not key.startswith(step)} | {name: depth}
+            measured, read = judged.values(simulation, numbers)
+            pairs = {key: count / len(judged.queries) for key, count in read.items()}
+            points.append({"depth": depth, "ms": forecast_ms(costs, pairs, judged.k), "value": float(measured.mean())})
+        best = max(point["value"] for point in points)
+        found[name] = [point | {"ms": round(point["ms"], 4), "lost": best - point["value"]} for point in points]
+    return found
+
+
+def _own_numbers(tried: Tried, step: str) -> Numbers:
+    """Return a step's numbers in the best setting that has it.
+
+    Args:
+        step: its name with a dot.
+    """
+    means = tried.values.mean(axis=1)
+    places = [place for place, numbers in enumerate(tried.settings) if numbers.get(f"{step}depth")]
+    best = max(places, key=lambda place: means[place], default=0)
+    return {key: value for key, value in tried.settings[best].items() if key.startswith(step)}
 
 
 def on_front(tried: Tried) -> list[int]:
@@ -269,8 +342,8 @@ def run(config: Config) -> None:
     description = read_description(config.pipeline, collection=config.collection)
     if (name := description.collection) is None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
-    if description.budget_ms is not None or description.costs is not None:
-        raise UserError(f"{config.pipeline}: has a budget; leave out budget_ms and costs, which `tune` finds out.")
+    if any(getattr(description, name) is not None for name in BUDGETS):
+        raise UserError(f"{config.pipeline}: has a budget; leave out {', '.join(BUDGETS)}, which `tune` finds out.")
     opener = Opener()
     judged = _judged(config, name, k)
     settings = _settings(config, description, opener)
@@ -304,8 +377,9 @@ def _checked_k(config: Config) -> int:
         raise UserError(f"--errors is {config.errors:g}; expected 0 or more.")
     if config.k is not None and config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
-    if config.budget_ms is not None and config.budget_ms <= 0:
-        raise UserError(f"--budget-ms is {config.budget_ms:g}; expected more than 0.")
+    check_budget(config.budget_ms, config.target_quality)
+    if config.target_quality is not None and config.errors != Config.errors:
+        raise UserError("--errors with --target-quality: the target itself says what is good enough; leave out --errors.")
     measure = parse_measures([config.measure])[config.measure]
     cutoff = measure.params.get("cutoff")
     if config.k is not None and isinstance(cutoff, int) and config.k < cutoff:
@@ -367,6 +441,15 @@ def _tune(
     places = np.linspace(0, len(judged.queries) - 1, min(config.timed_queries, len(judged.queries))).astype(int)
     timed = time_steps(simulation, [judged.queries[place] for place in places], judged.k, greatest(settings))
     tried = try_settings(simulation, judged, settings, timed["steps"])
+    told = report(
+        tried,
+        folds=config.folds,
+        measure=config.measure,
+        budget_ms=config.budget_ms,
+        target_quality=config.target_quality,
+        errors=config.errors,
+        seed=config.seed,
+    )
     asked = round(sum(sum(read.values()) for read in tried.pairs) * len(judged.queries))
     varied = list(dict.fromkeys(name for numbers in settings for name in numbers))
     return {
@@ -380,7 +463,8 @@ def _tune(
         **timed,
         "varied": varied,
         "of": steps_without(description, varied),
-        **report(tried, folds=config.folds, budget_ms=config.budget_ms, errors=config.errors, seed=config.seed),
+        **told,
+        "depths": depth_losses(simulation, judged, timed["steps"], tried, told["chosen"]["numbers"]),
     }
 
 
@@ -398,10 +482,21 @@ def _front_in_words(costs: Mapping[str, Any]) -> str:
         lines.append(
             f"{point['ms']:9.2f} {point['pairs']:7.1f} {point['held_out']:9.4f} {point['value']:9.4f}  {label}{numbers}"
         )
+    losses = [
+        f"{point['ms']:9.2f} {point['value']:9.4f} {point['lost']:9.4f}  {name}={point['depth']}"
+        for name, points in costs["depths"].items()
+        for point in points
+    ]
+    if losses:
+        losses = ["what each depth loses, the other numbers as chosen, on all queries:"] + [
+            f"{'ms':>9} {measure:>9} {'lost':>9}  depth",
+            *losses,
+        ]
     chance = "" if chosen["p"] is None else f", p = {chosen['p']:.3g}"
     lines += [
         f"the column {measure} is of queries that had no part in the choice ({costs['folds']} folds); `chosen on` is "
         "of those that had",
+        *losses,
         f"chosen: {_in_words(chosen['numbers']) or 'as described'}, {chosen['ms']:.2f} ms",
         f"{measure} {chosen['held_out']:.4f}, {chosen['difference']:+.4f} over the pipeline as described{chance}; "
         f"{chosen['better']:,} queries are better, {chosen['worse']:,} worse",

@@ -138,6 +138,37 @@ def test_a_budget_bounds_what_is_chosen():
         report(some, folds=2, budget_ms=0.5)
 
 
+def test_a_target_gives_the_cheapest_point_of_the_front_that_reaches_it():
+    some = tried([[0.4, 0.4], [0.5, 0.5], [0.6, 0.6]], [1.0, 2.0, 3.0])
+    assert report(some, folds=2, target_quality=0.45)["chosen"]["numbers"] == {"a.depth": 1}
+    assert report(some, folds=2, target_quality=0.5)["chosen"]["held_out"] == 0.5
+    with pytest.raises(UserError, match=r"--target-quality 0.7: .* the best that was reached is nDCG 0.6000, in 3 ms"):
+        report(some, folds=2, measure="nDCG", target_quality=0.7)
+
+
+def test_a_target_counts_on_queries_that_had_no_part_in_the_choice():
+    values = [[0.5] * 4, [1.0, 1.0, 0.1, 0.1], [0.1, 0.1, 1.0, 1.0], [0.9] * 4]  # two that only seem good
+    told = report(tried(values, [1.0, 2.0, 2.0, 4.0]), folds=4, target_quality=0.52)
+    assert told["chosen"]["ms"] == 4.0
+    assert [point["value"] for point in told["front"]] == pytest.approx([0.5, 0.55, 0.9])
+
+
+def test_what_each_depth_loses_is_told_with_the_other_numbers_as_chosen(tuned: Path, capsys):
+    costs = costs_of(tuned)
+    told = costs["depths"]["near.depth"]
+    assert [point["depth"] for point in told] == [0, 5, 8]
+    assert min(point["lost"] for point in told) == 0
+    assert told[0]["ms"] < told[1]["ms"] <= told[2]["ms"]
+    for point in costs["front"]:
+        if point["numbers"].get("near.depth") == 0:
+            assert told[0]["value"] == pytest.approx(point["value"])
+    chosen = costs["chosen"]
+    [same] = [point for point in told if point["depth"] == chosen["numbers"].get("near.depth", 8)]
+    assert (same["value"], same["ms"]) == pytest.approx((chosen["value"], chosen["ms"]))
+    tune.run(config_of(tuned))
+    assert "what each depth loses" in capsys.readouterr().out
+
+
 def test_the_greatest_depths_come_first():
     assert greatest([{}, {"a.depth": 3, "a.share": 0.5}, {"a.depth": 9, "b.depth": 1}]) == {"a.depth": 9, "b.depth": 1}
 
@@ -153,6 +184,8 @@ def test_the_greatest_depths_come_first():
         ({"vary": ("near.model=3",)}, "--vary: unknown number 'near.model'"),
         ({"vary": ("near.share=3",)}, "share is 3.0; expected 0 to 1"),
         ({"budget_ms": -1.0}, "--budget-ms is -1; expected more than 0"),
+        ({"budget_ms": 1.0, "target_quality": 0.5}, "--budget-ms with --target-quality"),
+        ({"errors": 0.0, "target_quality": 0.5}, "--errors with --target-quality"),
         ({"folds": 100}, "expected at least --folds 100"),
     ],
 )
