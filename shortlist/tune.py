@@ -14,12 +14,13 @@ import yaml
 from jaxtyping import Float
 
 from shortlist.config import NotInJob
+from shortlist.data.answers import AnswerLog
 from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, find_excluded
 from shortlist.data.files import atomic_write, read_json, write_json
 from shortlist.data.formats import read_qrels
-from shortlist.data.jobs import JobSpec, start_job
+from shortlist.data.jobs import Job, JobSpec, start_job
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import parse_measures, per_query
@@ -40,14 +41,15 @@ from shortlist.pipeline.contents import known_by_contents
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import Numbers, draw_settings, parse_choices, usual_choices, with_numbers
 from shortlist.pipeline.own import with_own_indexes
-from shortlist.pipeline.simulation import Simulation, reads_whole_lists
+from shortlist.pipeline.simulation import Simulated, Simulation, reads_whole_lists
 from shortlist.pipeline.spec import BUDGETS, Description, read_description, written
-from shortlist.pipeline.steps import num_read
 from shortlist.progress import progress, say
 from shortlist.records import Qrels, Query
 
 PIPELINE = "pipeline.yaml"
 """The file in --out with the chosen pipeline."""
+KNOWN = "known.sqlite"
+"""The file in --out with scores and texts of models, until the work is done."""
 ALL_HITS = 1000
 """Hits of a query for a measure that has no cutoff."""
 SHALLOW = 4
@@ -111,8 +113,8 @@ class JudgedQueries(NamedTuple):
     exclude_self: bool = False
     exclude: Exclusions = NO_EXCLUSIONS
 
-    def values(self, simulation: Simulation, numbers: Numbers) -> tuple[Float[np.ndarray, " queries"], dict[str, int]]:
-        """Measure each query with these numbers, and count the pairs that each reranker reads."""
+    def values(self, simulation: Simulation, numbers: Numbers) -> tuple[Float[np.ndarray, " queries"], Simulated]:
+        """Measure each query with these numbers, and return what was found and read."""
         deeper = self.k + 1 if self.exclude_self else self.k
         found = simulation.run(self.queries, deeper, numbers, exclude=self.exclude)
         run = without_own(found.run, self.k) if self.exclude_self else found.run
@@ -120,7 +122,7 @@ class JudgedQueries(NamedTuple):
         by_query = per_query(
             hits, self.qrels, self.measure, relevance_level=self.relevance_level, complete=True
         )[self.measure]  # fmt: skip
-        return np.array([by_query[query.query_id] for query in self.queries]), found.pairs
+        return np.array([by_query[query.query_id] for query in self.queries]), found
 
 
 class Tried(NamedTuple):
@@ -136,16 +138,21 @@ class Tried(NamedTuple):
 
 def try_settings(simulation: Simulation, judged: JudgedQueries, settings: Sequence[Numbers], costs: StepCosts) -> Tried:
     """Measure the pipeline with each of these numbers."""
-    values, pairs = [], []
+    values, pairs, ms = [], [], []
     with progress("trying", len(settings), "settings") as advance:
         judged.values(simulation, greatest(settings))  # searches and scores as much as it can at once
         for numbers in settings:
             found, read = judged.values(simulation, numbers)
             values.append(found)
-            pairs.append({name: number / len(judged.queries) for name, number in read.items()})
+            pairs.append({name: number / len(judged.queries) for name, number in read.pairs.items()})
+            ms.append(forecast(costs, read, judged))
             advance()
-    ms = np.array([forecast_ms(costs, read, judged.k) for read in pairs])
-    return Tried(settings, np.array(values), pairs, ms)
+    return Tried(settings, np.array(values), pairs, np.array(ms))
+
+
+def forecast(costs: StepCosts, found: Simulated, judged: JudgedQueries) -> float:
+    """Forecast the milliseconds of a query from what all of them have read."""
+    return forecast_ms(costs, {name: number / len(judged.queries) for name, number in found.read.items()}, judged.k)
 
 
 def greatest(settings: Sequence[Numbers]) -> Numbers:
@@ -165,8 +172,8 @@ def time_steps(simulation: Simulation, queries: Sequence[Query], k: int, numbers
         `steps`: fixed milliseconds of each step, and those for each document that it reads; `measured`: the middle and
         the 95% point of the milliseconds per query at the greatest depths.
     """
-    rankers = simulation.rankers
-    depths = {f"{part.name}.depth": part.depth or 100 for part in simulation.description.steps if part.name in rankers}
+    readers = simulation.readers
+    depths = {f"{part.name}.depth": part.depth or 100 for part in simulation.description.steps if part.name in readers}
     deep = {name: max(1, value) for name, value in (depths | dict(numbers)).items()}
     shallow = {name: max(1, value // SHALLOW) if name in depths else value for name, value in deep.items()}
     counts: dict[str, list[list[float]]] = {}
@@ -175,15 +182,15 @@ def time_steps(simulation: Simulation, queries: Sequence[Query], k: int, numbers
     pipelines = [simulation.real(depths) for depths in (deep, shallow)]
     for pipeline in pipelines:
         pipeline.trace(queries[:1], k)  # compiling and loading on first use is not part of a query's time
+    if simulation.asks:  # what was asked once is answered at once: each query is timed at one depth
+        queries = queries[1:] or queries
     with progress("timing", len(queries), "queries") as advance:
-        for query in queries:
-            for level, pipeline in enumerate(pipelines):
+        for place, query in enumerate(queries):
+            for level in (place % 2,) if simulation.asks else (0, 1):
+                pipeline = pipelines[level]
                 trace = pipeline.trace([query], k)
-                read = {
-                    step.name: num_read(step, trace.found[step.of[0]].run.get(query.query_id, ()))
-                    for step in pipeline.steps
-                    if step.name in rankers
-                }
+                counted = simulation.num_read(trace, pipeline.steps)
+                read = {name: by_query.get(query.query_id, 0) for name, by_query in counted.items()}
                 read["documents"] = max(k, *read.values()) if read else k
                 for name, ms in trace.milliseconds.items():
                     times.setdefault(name, [[], []])[level].append(ms)
@@ -194,7 +201,7 @@ def time_steps(simulation: Simulation, queries: Sequence[Query], k: int, numbers
     lines = {name: _line(counts[name], times[name]) for name in times}
     return {
         "steps": {
-            name: {"fixed_ms": line.fixed} | ({"ms_per_document": line.each} if any(counts[name][0]) else {})
+            name: {"fixed_ms": line.fixed} | ({"ms_per_document": line.each} if any(map(any, counts[name])) else {})
             for name, line in lines.items()
         },
         "measured": {"middle_ms": float(np.median(whole)), "p95_ms": float(np.quantile(whole, 0.95))},
@@ -290,8 +297,7 @@ def depth_losses(
         for depth in values:
             numbers = {key: value for key, value in base.items() if depth or not key.startswith(step)} | {name: depth}
             measured, read = judged.values(simulation, numbers)
-            pairs = {key: count / len(judged.queries) for key, count in read.items()}
-            points.append({"depth": depth, "ms": forecast_ms(costs, pairs, judged.k), "value": float(measured.mean())})
+            points.append({"depth": depth, "ms": forecast(costs, read, judged), "value": float(measured.mean())})
         best = max(point["value"] for point in points)
         found[name] = [point | {"ms": round(point["ms"], 4), "lost": best - point["value"]} for point in points]
     return found
@@ -352,10 +358,13 @@ def run(config: Config) -> None:
         "collection": _digest((judged.queries, judged.qrels, judged.exclude)),
     }
     inputs |= {"qrels": identity(config.qrels)} if config.qrels is not None else {}
-    job = start_job(config, JobSpec("tune", inputs, folder=True))
+    spec = JobSpec("tune", inputs, folder=True, parts=KNOWN, writes=[f"{KNOWN}*"])
+    job = start_job(config, spec)
     if not job.done:
         start = time.perf_counter()
-        costs = _tune(config, description, opener, judged, settings)
+        log = AnswerLog(job.out / KNOWN)
+        costs = _tune(config, job, Simulation(description, opener, log=log), judged, settings)
+        log.close()
         with job.result() as folder:
             write_json(folder / COSTS_FILE, costs)
             with atomic_write(folder / PIPELINE) as file:
@@ -363,6 +372,8 @@ def run(config: Config) -> None:
                 yaml.safe_dump(written(best), file, sort_keys=False)
         seconds = round(time.perf_counter() - start, 3)
         counts = {name: costs[name] for name in ("queries", "settings", "pairs_scored", "pairs_asked", "chosen")}
+        for path in job.out.glob(f"{KNOWN}*"):
+            path.unlink()
         job.finish(counts, seconds=seconds)
     costs = read_json(job.out / COSTS_FILE)
     print(json.dumps(costs) if config.json else _front_in_words(costs))
@@ -379,7 +390,9 @@ def _checked_k(config: Config) -> int:
         raise UserError(f"--k is {config.k}; expected at least 1.")
     check_budget(config.budget_ms, config.target_quality)
     if config.target_quality is not None and config.errors != Config.errors:
-        raise UserError("--errors with --target-quality: the target itself says what is good enough; leave out --errors.")
+        raise UserError(
+            "--errors with --target-quality: the target itself says what is good enough; leave out --errors."
+        )
     measure = parse_measures([config.measure])[config.measure]
     cutoff = measure.params.get("cutoff")
     if config.k is not None and isinstance(cutoff, int) and config.k < cutoff:
@@ -434,12 +447,12 @@ def _settings(config: Config, description: Description, opener: Opener) -> list[
 
 
 def _tune(
-    config: Config, description: Description, opener: Opener, judged: JudgedQueries, settings: Sequence[Numbers]
+    config: Config, job: Job, simulation: Simulation, judged: JudgedQueries, settings: Sequence[Numbers]
 ) -> dict[str, Any]:
     """Time the steps, try the settings, and choose."""
-    simulation = Simulation(description, opener)
     places = np.linspace(0, len(judged.queries) - 1, min(config.timed_queries, len(judged.queries))).astype(int)
-    timed = time_steps(simulation, [judged.queries[place] for place in places], judged.k, greatest(settings))
+    some = [judged.queries[place] for place in places]
+    timed = job.decide("timed", lambda: time_steps(simulation, some, judged.k, greatest(settings)))
     tried = try_settings(simulation, judged, settings, timed["steps"])
     told = report(
         tried,
@@ -462,7 +475,7 @@ def _tune(
         "pairs_asked": asked,
         **timed,
         "varied": varied,
-        "of": steps_without(description, varied),
+        "of": steps_without(simulation.description, varied),
         **told,
         "depths": depth_losses(simulation, judged, timed["steps"], tried, told["chosen"]["numbers"]),
     }
@@ -488,7 +501,8 @@ def _front_in_words(costs: Mapping[str, Any]) -> str:
         for point in points
     ]
     if losses:
-        losses = ["what each depth loses, the other numbers as chosen, on all queries:"] + [
+        losses = [
+            "what each depth loses, the other numbers as chosen, on all queries:",
             f"{'ms':>9} {measure:>9} {'lost':>9}  depth",
             *losses,
         ]

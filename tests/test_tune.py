@@ -1,6 +1,9 @@
 """The stage `tune`, and the budgets that it makes possible."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import per_query
+from shortlist.pipeline.known import PairScores
 from shortlist.pipeline.numbers import with_numbers
 from shortlist.pipeline.spec import read_description
 from shortlist.tune import Tried, greatest, report
@@ -110,6 +114,57 @@ def test_what_people_copied_is_judgements_to_tune_on(tuned: Path, tiny: Tiny, tm
     )
     tune.run(tune.Config(pipeline=tuned / "pipeline.yaml", collection=str(made), out=out, timed_queries=1, folds=3))
     assert json.loads((out / "costs.json").read_text())["queries"] == 3
+
+
+def test_a_run_that_was_interrupted_goes_on_with_its_times_and_scores(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    counted: list[tuple[str, str]] = []
+    add = PairScores._read
+
+    def count(self: PairScores, inputs: Any) -> None:
+        counted.extend((query.query_id, document.doc_id) for query, [document] in inputs)
+        add(self, inputs)
+
+    monkeypatch.setattr(PairScores, "_read", count)
+    config = replace(config_of(tuned), out=tmp_path / "tuned")
+    tell = tune.report
+    monkeypatch.setattr(tune, "report", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        tune.run(config)
+    begun = read_manifest(tmp_path / "tuned") or {}
+    assert (begun["complete"], (tmp_path / "tuned" / "known.sqlite").exists()) == (False, True)
+    with pytest.raises(UserError, match="holds another job"):  # whose scores nobody deletes unasked
+        tune.run(replace(config, split="train", k=9, measure="nDCG@9"))
+    monkeypatch.setattr(tune, "report", tell)
+    first = list(counted)
+    tune.run(config)
+    assert sorted(counted) == sorted(set(first))  # no pair was scored again
+    costs = json.loads((tmp_path / "tuned" / "costs.json").read_text())
+    assert costs["pairs_scored"] == len(counted)
+    assert costs["steps"] == begun["decided"]["timed"]["steps"]
+    assert not list((tmp_path / "tuned").glob("known*"))
+    assert [point["value"] for point in costs["front"]]
+
+
+def test_a_pipeline_that_searches_again_is_tuned(tuned: Path, tiny: Tiny, tmp_path: Path):
+    steps = {
+        "words": {"find": "bm25", "index": str(tuned / "words"), "depth": 8},
+        "again": {"feedback": "rm3", "docs": 2, "depth": 8},
+        "short": {"compress": "extract", "words": 8, "depth": 6},
+        "near": {"rank": "pointwise", "model": str(tiny.reranker), "depth": 4},
+    }
+    (tmp_path / "pipeline.yaml").write_text(
+        yaml.safe_dump({"collection": str(tiny.collection), "steps": steps}, sort_keys=False)
+    )
+    out, vary = tmp_path / "out", ("again.weight=0.5,0.9", "short.depth=3,6", "near.depth=0,4")
+    tune.run(tune.Config(pipeline=tmp_path / "pipeline.yaml", qrels=tuned / "qrels.tsv", out=out, vary=vary, **QUICK))
+    costs = json.loads((out / "costs.json").read_text())
+    assert costs["steps"].keys() == {"words", "again", "short", "near", "documents"}
+    assert costs["steps"]["again"].keys() == {"fixed_ms"}
+    assert costs["steps"]["short"].keys() == costs["steps"]["near"].keys() == {"fixed_ms", "ms_per_document"}
+    assert costs["plain"]["pairs"] == 4  # what is shortened is no pair
+    assert read_description(out / "pipeline.yaml").steps[1].method == "rm3"
 
 
 def tried(values: list[list[float]], ms: list[float]) -> Tried:

@@ -78,7 +78,7 @@ def test_a_target_that_nothing_reached_is_refused_with_the_best_that_was(costs: 
 
 
 def test_a_budget_and_a_target_contradict(costs: Path):
-    with pytest.raises(UserError, match="--budget-ms with --target-quality: .* give one of them"):
+    with pytest.raises(UserError, match=r"--budget-ms with --target-quality: .* give one of them"):
         within_budget(with_budget(described(), Budget(5.0, 0.5, costs)))
     with pytest.raises(UserError, match="--target-quality without --costs"):
         within_budget(with_budget(described(), Budget(None, 0.5, None)))

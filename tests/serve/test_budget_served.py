@@ -50,7 +50,9 @@ def test_answers_are_those_within_the_budget(
     check_there(config)
     service = open_service(config)
     try:
-        answered = TestClient(create_app(service)).post("/search", json={"query": "which colour has the apple", "k": 8, "explain": True})
+        answered = TestClient(create_app(service)).post(
+            "/search", json={"query": "which colour has the apple", "k": 8, "explain": True}
+        )
     finally:
         service.close()
     [answer] = answered.json()["answers"]
