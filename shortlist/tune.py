@@ -19,7 +19,7 @@ from shortlist.data.beir import shares_ids
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, find_excluded
 from shortlist.data.files import atomic_write, read_json, write_json
-from shortlist.data.formats import read_qrels
+from shortlist.data.formats import read_qrels, read_queries
 from shortlist.data.jobs import Job, JobSpec, start_job
 from shortlist.data.manifest import identity
 from shortlist.errors import UserError
@@ -48,7 +48,7 @@ from shortlist.records import Qrels, Query
 
 PIPELINE = "pipeline.yaml"
 """The file in --out with the chosen pipeline."""
-KNOWN = "known.sqlite"
+KNOWN_FILE = "known.sqlite"
 """The file in --out with scores and texts of models, until the work is done."""
 ALL_HITS = 1000
 """Hits of a query for a measure that has no cutoff."""
@@ -68,6 +68,8 @@ class Config:
     """Split with the judged queries; it should not be the one to evaluate on."""
     qrels: Path | None = None
     """Judgements of these queries, such as those made of feedback (None: the split's)."""
+    queries: Path | None = None
+    """With --qrels: file of the judged queries, such as those that feedback is about (None: the split's)."""
     measure: str = "nDCG@10"
     """Measure of quality, as in `shortlist evaluate`."""
     relevance_level: int = 1
@@ -145,12 +147,12 @@ def try_settings(simulation: Simulation, judged: JudgedQueries, settings: Sequen
             found, read = judged.values(simulation, numbers)
             values.append(found)
             pairs.append({name: number / len(judged.queries) for name, number in read.pairs.items()})
-            ms.append(forecast(costs, read, judged))
+            ms.append(forecast_of(costs, read, judged))
             advance()
     return Tried(settings, np.array(values), pairs, np.array(ms))
 
 
-def forecast(costs: StepCosts, found: Simulated, judged: JudgedQueries) -> float:
+def forecast_of(costs: StepCosts, found: Simulated, judged: JudgedQueries) -> float:
     """Forecast the milliseconds of a query from what all of them have read."""
     return forecast_ms(costs, {name: number / len(judged.queries) for name, number in found.read.items()}, judged.k)
 
@@ -297,7 +299,7 @@ def depth_losses(
         for depth in values:
             numbers = {key: value for key, value in base.items() if depth or not key.startswith(step)} | {name: depth}
             measured, read = judged.values(simulation, numbers)
-            points.append({"depth": depth, "ms": forecast(costs, read, judged), "value": float(measured.mean())})
+            points.append({"depth": depth, "ms": forecast_of(costs, read, judged), "value": float(measured.mean())})
         best = max(point["value"] for point in points)
         found[name] = [point | {"ms": round(point["ms"], 4), "lost": best - point["value"]} for point in points]
     return found
@@ -357,12 +359,13 @@ def run(config: Config) -> None:
         "pipeline": _digest(known_by_contents(with_own_indexes(description), opener)),
         "collection": _digest((judged.queries, judged.qrels, judged.exclude)),
     }
-    inputs |= {"qrels": identity(config.qrels)} if config.qrels is not None else {}
-    spec = JobSpec("tune", inputs, folder=True, parts=KNOWN, writes=[f"{KNOWN}*"])
+    files = {"qrels": config.qrels, "queries": config.queries}
+    inputs |= {flag: identity(path) for flag, path in files.items() if path is not None}
+    spec = JobSpec("tune", inputs, folder=True, parts=KNOWN_FILE, writes=[f"{KNOWN_FILE}*"])
     job = start_job(config, spec)
     if not job.done:
         start = time.perf_counter()
-        log = AnswerLog(job.out / KNOWN)
+        log = AnswerLog(job.out / KNOWN_FILE)
         costs = _tune(config, job, Simulation(description, opener, log=log), judged, settings)
         log.close()
         with job.result() as folder:
@@ -372,7 +375,7 @@ def run(config: Config) -> None:
                 yaml.safe_dump(written(best), file, sort_keys=False)
         seconds = round(time.perf_counter() - start, 3)
         counts = {name: costs[name] for name in ("queries", "settings", "pairs_scored", "pairs_asked", "chosen")}
-        for path in job.out.glob(f"{KNOWN}*"):
+        for path in job.out.glob(f"{KNOWN_FILE}*"):
             path.unlink()
         job.finish(counts, seconds=seconds)
     costs = read_json(job.out / COSTS_FILE)
@@ -388,6 +391,8 @@ def _checked_k(config: Config) -> int:
         raise UserError(f"--errors is {config.errors:g}; expected 0 or more.")
     if config.k is not None and config.k < 1:
         raise UserError(f"--k is {config.k}; expected at least 1.")
+    if config.queries is not None and config.qrels is None:
+        raise UserError("--queries without --qrels: the judgements of these queries are missing.")
     check_budget(config.budget_ms, config.target_quality)
     if config.target_quality is not None and config.errors != Config.errors:
         raise UserError(
@@ -404,13 +409,12 @@ def _judged(config: Config, name: str, k: int) -> JudgedQueries:
     """Read the judged queries, and draw some if there are too many."""
     collection = open_collection(name)
     qrels = collection.qrels(config.split) if config.qrels is None else read_qrels(config.qrels)
-    queries = [query for query in collection.queries(config.split) if qrels.get(query.query_id)]
+    asked = collection.queries(config.split) if config.queries is None else read_queries(config.queries)
+    queries = [query for query in asked if qrels.get(query.query_id)]
     if len(queries) < config.folds:
         where = config.qrels or f"{name} ({config.split})"
-        raise UserError(
-            f"{where}: judges {len(queries)} queries of split {config.split!r}; expected at least --folds "
-            f"{config.folds}."
-        )
+        of = f"of split {config.split!r}" if config.queries is None else f"in {config.queries}"
+        raise UserError(f"{where}: judges {len(queries)} queries {of}; expected at least --folds {config.folds}.")
     drawn = np.random.default_rng(config.seed).permutation(len(queries))[: config.most_queries]
     queries = [queries[place] for place in sorted(drawn.tolist())]
     return JudgedQueries(

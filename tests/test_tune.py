@@ -112,8 +112,14 @@ def test_what_people_copied_is_judgements_to_tune_on(tuned: Path, tiny: Tiny, tm
             sources=(str(tmp_path / "log.jsonl"),), as_="feedback", collection=str(tiny.collection), out=made
         )
     )
-    tune.run(tune.Config(pipeline=tuned / "pipeline.yaml", collection=str(made), out=out, timed_queries=1, folds=3))
-    assert json.loads((out / "costs.json").read_text())["queries"] == 3
+    few: dict[str, Any] = {"pipeline": tuned / "pipeline.yaml", "timed_queries": 1, "folds": 3}
+    tune.run(tune.Config(**few, collection=str(made), out=out))
+    tune.run(
+        tune.Config(**few, queries=made / "queries.jsonl", qrels=made / "qrels" / "train.tsv", out=tmp_path / "same")
+    )
+    [one, other] = [json.loads((folder / "costs.json").read_text()) for folder in (out, tmp_path / "same")]
+    assert one["queries"] == other["queries"] == 3
+    assert one["plain"]["value"] == other["plain"]["value"]  # the same documents, which keep their indexes
 
 
 def test_a_run_that_was_interrupted_goes_on_with_its_times_and_scores(
@@ -241,6 +247,7 @@ def test_the_greatest_depths_come_first():
         ({"budget_ms": -1.0}, "--budget-ms is -1; expected more than 0"),
         ({"budget_ms": 1.0, "target_quality": 0.5}, "--budget-ms with --target-quality"),
         ({"errors": 0.0, "target_quality": 0.5}, "--errors with --target-quality"),
+        ({"queries": Path("q.jsonl")}, "--queries without --qrels"),
         ({"folds": 100}, "expected at least --folds 100"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Budgets and targets: the best numbers within a time per query, or the cheapest of a quality.
+"""Budgets and targets: the best numbers within a time, or the cheapest good enough.
 
 `shortlist tune` measures both, and writes them as costs.json.
 """
@@ -46,7 +46,7 @@ def steps_without(description: Description, varied: Sequence[str]) -> dict[str, 
 
 
 class Budget(NamedTuple):
-    """What numbers are chosen by, as flags say it."""
+    """A budget or a target, as flags say it."""
 
     budget_ms: float | None = None
     """Most milliseconds that a query is expected to take."""
@@ -67,7 +67,7 @@ def with_budget(description: Description, said: Budget) -> Description:
 
 
 def within_budget(description: Description) -> Description:
-    """Give a pipeline the best numbers within its budget, or the cheapest that reach its target.
+    """Give a pipeline the best numbers within its budget, or the cheapest for its target.
 
     One without either stays as it is.
 
@@ -89,9 +89,9 @@ def within_budget(description: Description) -> Description:
 
 
 def point_within(description: Description) -> Mapping[str, Any] | None:
-    """Choose the point of the front that a pipeline's budget or target asks for, with the `measure` of its quality.
+    """Choose the point of the front that a budget or target asks for.
 
-    None if it asks for nothing.
+    It has the `measure` of its quality too. None if the pipeline asks for nothing.
 
     Raises:
         UserError: there are no costs, they are of another pipeline, both a budget and a target are there, or no setting
@@ -153,16 +153,16 @@ def cheapest_reaching(qualities: Sequence[float], target: float) -> int | None:
     """Return the place of the first quality that reaches the target (None: none does).
 
     Args:
-        qualities: those of settings, the cheapest first.
+        qualities: those of settings, the cheapest first; they count with four decimals, as tables show them.
     """
-    return next((place for place, quality in enumerate(qualities) if quality >= target), None)
+    return next((place for place, quality in enumerate(qualities) if round(quality, 4) >= target), None)
 
 
 def best_reached(costs: Mapping[str, Any]) -> str:
-    """Say what the best setting of a front reaches, in numbers that can be asked for."""
+    """Say what the best setting of a front reaches."""
     best = max(costs["front"], key=lambda point: point["held_out"])
     return (
-        f"the best that was reached is {costs['measure']} {math.floor(best['held_out'] * 1e4) / 1e4:.4f}, in "
+        f"the best that was reached is {costs['measure']} {best['held_out']:.4f}, in "
         f"{best['ms']:.4g} ms, on queries that had no part in the choice"
     )
 

@@ -168,11 +168,11 @@ class ByEncoder:
     def _encoded(
         self, pairs: Sequence[tuple[Query, Sequence[Document]]], step: str
     ) -> Float[np.ndarray, "queries dim"]:
-        encoder, cut = self._open(), dict[str, str]()
+        encoder, cut = self._open(), list[str]()
 
         def count(kind: str, num_cut: int, num_texts: int) -> None:
             if num_cut:
-                cut[kind] = f"{num_cut:,} of {num_texts:,} {kind}"
+                cut.append(kind)
 
         encoder.inputs.on_cut = None if self._has_warned else count
         vectors = encoder.encode_with_feedback(pairs)
@@ -180,8 +180,8 @@ class ByEncoder:
             self._has_warned = True
             most = encoder.inputs.form.query_length
             say(
-                f"step {step!r}: {' and '.join(cut.values())} were cut (said once), so that a query and its documents "
-                f"have {most} tokens."
+                f"step {step!r}: some {' and '.join(cut)} were cut (said once), so that a query and its documents have "
+                f"{most} tokens."
             )
         return vectors
 

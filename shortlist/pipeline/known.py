@@ -20,15 +20,15 @@ from shortlist.rerankers.lists import score_lists
 
 EVERYTHING = 1 << 31
 """More hits than there are."""
-KEEP_SECONDS = 1.0
+LOST_SECONDS = 1.0
 """About the most that an interruption loses of scores that come one after another."""
 ScoredTogether = tuple[Query, tuple[Document, ...]]
 """A query with the documents whose scores depend on each other."""
 
 
 @final
-class Memory:
-    """Results by what they depend on, in memory and perhaps in a log that survives the process.
+class KnownResults:
+    """Results by what they depend on, in memory and perhaps in a log.
 
     Args:
         label: name of what computes them, which the log knows them by.
@@ -37,10 +37,10 @@ class Memory:
 
     def __init__(self, label: str, log: AnswerLog | None = None) -> None:
         self.label, self.log = label, log
-        self.known: dict[Hashable, Any] = {}
+        self.known: dict[Any, Any] = {}
 
     def missing(self, inputs: Iterable[Hashable]) -> list[Any]:
-        """Return the inputs, each once, of which neither memory nor log has a result."""
+        """Return the inputs, each once, whose results neither memory nor log has."""
         new = [one for one in dict.fromkeys(inputs) if one not in self.known]
         if self.log is None or not new:
             return new
@@ -60,7 +60,7 @@ class Memory:
 
 
 def _plain(value: Any) -> Any:
-    """Write what a result depends on so that JSON can hold it; metadata, which no model reads, is left out."""
+    """Write what a result depends on as JSON, without metadata, which no model reads."""
     if isinstance(value, Document):
         return list(value[:4])
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
@@ -72,7 +72,7 @@ def _plain_hits(hits: Sequence[Hit]) -> list[list[Any]]:
 
 @final
 class KnownHits:
-    """A first stage that searches once for each query, and gives the beginnings of what it found.
+    """A first stage that searches once and gives the beginnings of what it found.
 
     Args:
         stage: the first stage.
@@ -100,7 +100,7 @@ class KnownReadings:
     """A first stage that reads documents while it searches, once for each query."""
 
     def __init__(self, stage: SearchesByReading, label: str, *, log: AnswerLog | None = None) -> None:
-        self.stage, self.memory = stage, Memory(label, log)
+        self.stage, self.memory = stage, KnownResults(label, log)
         self.searches = 0
 
     def search_by_reading(
@@ -121,7 +121,7 @@ class KnownReadings:
 
 @final
 class KnownRevisions:
-    """A step that searches with other queries, once for each query and the documents that it is revised by.
+    """A step that revises each query once by the same documents, and searches.
 
     Args:
         stage: a `Feedback` or a `Rewriting`.
@@ -129,7 +129,7 @@ class KnownRevisions:
     """
 
     def __init__(self, stage: Any, label: str, *, exact: bool, log: AnswerLog | None = None) -> None:
-        self.stage, self.exact, self.memory = stage, exact, Memory(label, log)
+        self.stage, self.exact, self.memory = stage, exact, KnownResults(label, log)
         self.docs: int = stage.docs
         self.searches = 0
 
@@ -160,7 +160,7 @@ class KnownTexts:
     """A compressor that shortens each list of documents once for each query."""
 
     def __init__(self, stage: Compressor, label: str, *, log: AnswerLog | None = None) -> None:
-        self.stage, self.memory = stage, Memory(label, log)
+        self.stage, self.memory = stage, KnownResults(label, log)
 
     def shorten(self, lists: Sequence[Candidates]) -> list[list[Document]]:
         """Return the documents of each list in their order, with shorter texts."""
@@ -185,12 +185,12 @@ class PairScores:
 
     Args:
         ranker: the reranker.
-        label: as for `Memory`, and so is `log`.
+        label: as for `KnownResults`, and so is `log`.
         whole_lists: whether a score depends on the whole list, which is then scored anew if one document differs.
     """
 
     def __init__(self, ranker: Ranker, label: str = "", *, whole_lists: bool, log: AnswerLog | None = None) -> None:
-        self.ranker, self.whole_lists, self.memory = ranker, whole_lists, Memory(label, log)
+        self.ranker, self.whole_lists, self.memory = ranker, whole_lists, KnownResults(label, log)
         self.num_scored = 0
 
     def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
@@ -237,7 +237,7 @@ class PairScores:
                     np.subtract.at(left, owners[part.numbers], 1)
                     whole = [one for one in np.unique(owners[part.numbers]).tolist() if left[one] == 0]
                     new |= {inputs[one]: scores[ends[one] - lengths[one] : ends[one]].tolist() for one in whole}
-                    if time.monotonic() - kept > KEEP_SECONDS:
+                    if time.monotonic() - kept > LOST_SECONDS:
                         self.memory.add(new)
                         new, kept = {}, time.monotonic()
                     advance(len(part.numbers))

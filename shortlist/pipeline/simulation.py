@@ -17,7 +17,7 @@ from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, FetchDocuments, Found, Step, StepKind, num_read
 from shortlist.records import Document, Query, Run
 
-READERS = ("rank", "compress")
+READS_DEEP = ("rank", "compress")
 """Kinds of steps that read as many documents of each query as their depth says."""
 
 
@@ -74,7 +74,7 @@ class Simulation:
 
     @property
     def num_scored(self) -> int:
-        """Number of pairs that had to be scored so far, by this process or one before it."""
+        """Number of pairs scored so far, by this process or one before it."""
         return sum({id(ranker): ranker.num_scored for ranker in self.rankers.values()}.values())
 
     @property
@@ -89,7 +89,7 @@ class Simulation:
     @property
     def readers(self) -> list[str]:
         """Names of the steps that read documents as deep as they are told."""
-        return [part.name for part in self.resolved.steps if part.kind in READERS]
+        return [part.name for part in self.resolved.steps if part.kind in READS_DEEP]
 
     @property
     def asks(self) -> bool:
@@ -141,7 +141,7 @@ class Simulation:
         return steps
 
     def _finder(self, name: str) -> Step | None:
-        """Return the step that searches a step's sub-queries, each of which is searched once."""
+        """Return the step that searches a step's sub-queries, each once."""
         finder = self.real_steps[name].finder
         if finder is None:
             return None

@@ -283,7 +283,7 @@ def test_scores_and_texts_in_a_log_are_not_computed_again(
 
 
 def test_an_interruption_loses_no_score_that_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(known_stages, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(known_stages, "LOST_SECONDS", 0.0)
     COUNTED.clear()
     stub, documents = Stub(whole=False), [Document(f"d{place}", "abc"[place]) for place in range(3)]
     lists = [Candidates(Query(name, name), documents) for name in "pqr"]
