@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from shortlist.errors import UserError
 from shortlist.index.protocols import WeightedTerms
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
-from shortlist.pipeline.budget import with_budget
+from shortlist.pipeline.budget import Budget, with_budget
 from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
 from shortlist.pipeline.terms import term_matches, without_terms
 from shortlist.pipeline.wholes import AnswerUnit
@@ -51,8 +51,11 @@ class Config(Sources):
     budget_ms: float | None = None
     """With --costs: most milliseconds that the search is expected to take; the pipeline gets the best numbers
     within."""
+    target_quality: float | None = None
+    """With --costs, in place of --budget-ms: least quality, in the measure of `shortlist tune`; the pipeline gets the
+    cheapest numbers that reached it."""
     costs: Path | None = None
-    """With --budget-ms: costs.json of `shortlist tune` for this pipeline."""
+    """With --budget-ms or --target-quality: costs.json of `shortlist tune` for this pipeline."""
     k: int = 10
     """Documents to print."""
     where: str | None = None
@@ -105,7 +108,7 @@ def asked_pipeline(config: Config) -> Description:
     names = ("reranker", "reranker_contract", "depth", "reranker_share")
     second = {name: getattr(config, name) for name in names}
     description = from_file_or_flags(pipeline, config, collection=config.collection, **second)
-    return with_budget(description, config.budget_ms, config.costs)
+    return with_budget(description, Budget(config.budget_ms, config.target_quality, config.costs))
 
 
 def demo_pipeline(folder: Path) -> Path:

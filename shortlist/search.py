@@ -24,7 +24,7 @@ from shortlist.errors import UserError
 from shortlist.index.protocols import SearchesByReading, StatesCosts
 from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
-from shortlist.pipeline.budget import with_budget, within_budget
+from shortlist.pipeline.budget import Budget, with_budget, within_budget
 from shortlist.pipeline.contents import known_by_contents, prepared_of
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import MODEL_SETTINGS, identity_of_model, model_folder, say_what_is_older
@@ -55,8 +55,11 @@ class Config(Sources):
     """YAML file that describes all steps, rerankers included, in place of flags (docs/pipelines.md)."""
     budget_ms: NotInJob[float | None] = None
     """With --costs: most milliseconds that a query is expected to take; the pipeline gets the best numbers within."""
+    target_quality: NotInJob[float | None] = None
+    """With --costs, in place of --budget-ms: least quality, in the measure of `shortlist tune`; the pipeline gets the
+    cheapest numbers that reached it."""
     costs: NotInJob[Path | None] = None
-    """With --budget-ms: costs.json of `shortlist tune` for this pipeline."""
+    """With --budget-ms or --target-quality: costs.json of `shortlist tune` for this pipeline."""
     split: str = "test"
     """Split of the collection that has the queries."""
     k: int = 1000
@@ -155,7 +158,8 @@ def run(config: Config) -> None:
     description = from_file_or_flags(config.pipeline, config, collection=config.collection)
     if (name := description.collection) is None:
         raise UserError("--collection is missing: it says where the queries and documents are.")
-    description = with_own_indexes(within_budget(with_budget(description, config.budget_ms, config.costs)))
+    said = Budget(config.budget_ms, config.target_quality, config.costs)
+    description = with_own_indexes(within_budget(with_budget(description, said)))
     opener = Opener()
     bad: list[str] = []
     queries = open_collection(name).queries(config.split, bad.append if config.skip_missing else None)

@@ -1,6 +1,9 @@
 """The stage `tune`, and the budgets that it makes possible."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from shortlist.data.manifest import read_manifest
 from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.evaluation.measure import per_query
+from shortlist.pipeline.known import PairScores
 from shortlist.pipeline.numbers import with_numbers
 from shortlist.pipeline.spec import read_description
 from shortlist.tune import Tried, greatest, report
@@ -108,8 +112,65 @@ def test_what_people_copied_is_judgements_to_tune_on(tuned: Path, tiny: Tiny, tm
             sources=(str(tmp_path / "log.jsonl"),), as_="feedback", collection=str(tiny.collection), out=made
         )
     )
-    tune.run(tune.Config(pipeline=tuned / "pipeline.yaml", collection=str(made), out=out, timed_queries=1, folds=3))
-    assert json.loads((out / "costs.json").read_text())["queries"] == 3
+    few: dict[str, Any] = {"pipeline": tuned / "pipeline.yaml", "timed_queries": 1, "folds": 3}
+    tune.run(tune.Config(**few, collection=str(made), out=out))
+    tune.run(
+        tune.Config(**few, queries=made / "queries.jsonl", qrels=made / "qrels" / "train.tsv", out=tmp_path / "same")
+    )
+    [one, other] = [json.loads((folder / "costs.json").read_text()) for folder in (out, tmp_path / "same")]
+    assert one["queries"] == other["queries"] == 3
+    assert one["plain"]["value"] == other["plain"]["value"]  # the same documents, which keep their indexes
+
+
+def test_a_run_that_was_interrupted_goes_on_with_its_times_and_scores(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    counted: list[tuple[str, str]] = []
+    add = PairScores._read
+
+    def count(self: PairScores, inputs: Any) -> None:
+        counted.extend((query.query_id, document.doc_id) for query, [document] in inputs)
+        add(self, inputs)
+
+    monkeypatch.setattr(PairScores, "_read", count)
+    config = replace(config_of(tuned), out=tmp_path / "tuned")
+    tell = tune.report
+    monkeypatch.setattr(tune, "report", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        tune.run(config)
+    begun = read_manifest(tmp_path / "tuned") or {}
+    assert (begun["complete"], (tmp_path / "tuned" / "known.sqlite").exists()) == (False, True)
+    with pytest.raises(UserError, match="holds another job"):  # whose scores nobody deletes unasked
+        tune.run(replace(config, split="train", k=9, measure="nDCG@9"))
+    monkeypatch.setattr(tune, "report", tell)
+    first = list(counted)
+    tune.run(config)
+    assert sorted(counted) == sorted(set(first))  # no pair was scored again
+    costs = json.loads((tmp_path / "tuned" / "costs.json").read_text())
+    assert costs["pairs_scored"] == len(counted)
+    assert costs["steps"] == begun["decided"]["timed"]["steps"]
+    assert not list((tmp_path / "tuned").glob("known*"))
+    assert [point["value"] for point in costs["front"]]
+
+
+def test_a_pipeline_that_searches_again_is_tuned(tuned: Path, tiny: Tiny, tmp_path: Path):
+    steps = {
+        "words": {"find": "bm25", "index": str(tuned / "words"), "depth": 8},
+        "again": {"feedback": "rm3", "docs": 2, "depth": 8},
+        "short": {"compress": "extract", "words": 8, "depth": 6},
+        "near": {"rank": "pointwise", "model": str(tiny.reranker), "depth": 4},
+    }
+    (tmp_path / "pipeline.yaml").write_text(
+        yaml.safe_dump({"collection": str(tiny.collection), "steps": steps}, sort_keys=False)
+    )
+    out, vary = tmp_path / "out", ("again.weight=0.5,0.9", "short.depth=3,6", "near.depth=0,4")
+    tune.run(tune.Config(pipeline=tmp_path / "pipeline.yaml", qrels=tuned / "qrels.tsv", out=out, vary=vary, **QUICK))
+    costs = json.loads((out / "costs.json").read_text())
+    assert costs["steps"].keys() == {"words", "again", "short", "near", "documents"}
+    assert costs["steps"]["again"].keys() == {"fixed_ms"}
+    assert costs["steps"]["short"].keys() == costs["steps"]["near"].keys() == {"fixed_ms", "ms_per_document"}
+    assert costs["plain"]["pairs"] == 4  # what is shortened is no pair
+    assert read_description(out / "pipeline.yaml").steps[1].method == "rm3"
 
 
 def tried(values: list[list[float]], ms: list[float]) -> Tried:
@@ -138,6 +199,37 @@ def test_a_budget_bounds_what_is_chosen():
         report(some, folds=2, budget_ms=0.5)
 
 
+def test_a_target_gives_the_cheapest_point_of_the_front_that_reaches_it():
+    some = tried([[0.4, 0.4], [0.5, 0.5], [0.6, 0.6]], [1.0, 2.0, 3.0])
+    assert report(some, folds=2, target_quality=0.45)["chosen"]["numbers"] == {"a.depth": 1}
+    assert report(some, folds=2, target_quality=0.5)["chosen"]["held_out"] == 0.5
+    with pytest.raises(UserError, match=r"--target-quality 0.7: .* the best that was reached is nDCG 0.6000, in 3 ms"):
+        report(some, folds=2, measure="nDCG", target_quality=0.7)
+
+
+def test_a_target_counts_on_queries_that_had_no_part_in_the_choice():
+    values = [[0.5] * 4, [1.0, 1.0, 0.1, 0.1], [0.1, 0.1, 1.0, 1.0], [0.9] * 4]  # two that only seem good
+    told = report(tried(values, [1.0, 2.0, 2.0, 4.0]), folds=4, target_quality=0.52)
+    assert told["chosen"]["ms"] == 4.0
+    assert [point["value"] for point in told["front"]] == pytest.approx([0.5, 0.55, 0.9])
+
+
+def test_what_each_depth_loses_is_told_with_the_other_numbers_as_chosen(tuned: Path, capsys):
+    costs = costs_of(tuned)
+    told = costs["depths"]["near.depth"]
+    assert [point["depth"] for point in told] == [0, 5, 8]
+    assert min(point["lost"] for point in told) == 0
+    assert told[0]["ms"] < told[1]["ms"] <= told[2]["ms"]
+    for point in costs["front"]:
+        if point["numbers"].get("near.depth") == 0:
+            assert told[0]["value"] == pytest.approx(point["value"])
+    chosen = costs["chosen"]
+    [same] = [point for point in told if point["depth"] == chosen["numbers"].get("near.depth", 8)]
+    assert (same["value"], same["ms"]) == pytest.approx((chosen["value"], chosen["ms"]))
+    tune.run(config_of(tuned))
+    assert "what each depth loses" in capsys.readouterr().out
+
+
 def test_the_greatest_depths_come_first():
     assert greatest([{}, {"a.depth": 3, "a.share": 0.5}, {"a.depth": 9, "b.depth": 1}]) == {"a.depth": 9, "b.depth": 1}
 
@@ -153,6 +245,9 @@ def test_the_greatest_depths_come_first():
         ({"vary": ("near.model=3",)}, "--vary: unknown number 'near.model'"),
         ({"vary": ("near.share=3",)}, "share is 3.0; expected 0 to 1"),
         ({"budget_ms": -1.0}, "--budget-ms is -1; expected more than 0"),
+        ({"budget_ms": 1.0, "target_quality": 0.5}, "--budget-ms with --target-quality"),
+        ({"errors": 0.0, "target_quality": 0.5}, "--errors with --target-quality"),
+        ({"queries": Path("q.jsonl")}, "--queries without --qrels"),
         ({"folds": 100}, "expected at least --folds 100"),
     ],
 )

@@ -121,7 +121,7 @@ def interpolate(hits: Sequence[Hit], scores: Sequence[float], share: float) -> l
     Args:
         hits: the hits of the first stage, best first.
         scores: the second stage's scores of the first hits, with NaN for a hit that it did not read. Only the hits that
-            it read are mixed.
+            it read are mixed; one that is read alone has no deviation and gets 0.
         share: the weight of the second stage; 1 returns its scores unchanged.
 
     Returns:

@@ -1,11 +1,12 @@
-"""Budgets: the best numbers of a pipeline within a time per query.
+"""Budgets and targets: the best numbers within a time, or the cheapest good enough.
 
 `shortlist tune` measures both, and writes them as costs.json.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shortlist.data.files import read_json
 from shortlist.errors import UserError
@@ -44,48 +45,126 @@ def steps_without(description: Description, varied: Sequence[str]) -> dict[str, 
     }
 
 
-def with_budget(description: Description, budget_ms: float | None, costs: Path | None) -> Description:
-    """Return a pipeline with the budget that flags say, which replaces its own."""
+class Budget(NamedTuple):
+    """A budget or a target, as flags say it."""
+
+    budget_ms: float | None = None
+    """Most milliseconds that a query is expected to take."""
+    target_quality: float | None = None
+    """Least quality."""
+    costs: Path | None = None
+    """The costs.json of `shortlist tune`."""
+
+
+def with_budget(description: Description, said: Budget) -> Description:
+    """Return a pipeline with the budget or target that flags say, which replaces its own."""
+    named = said.budget_ms is not None or said.target_quality is not None
     return description._replace(
-        budget_ms=description.budget_ms if budget_ms is None else budget_ms,
-        costs=description.costs if costs is None else costs,
+        budget_ms=said.budget_ms if named else description.budget_ms,
+        target_quality=said.target_quality if named else description.target_quality,
+        costs=description.costs if said.costs is None else said.costs,
     )
 
 
 def within_budget(description: Description) -> Description:
-    """Give a pipeline the best numbers within its budget.
+    """Give a pipeline the best numbers within its budget, or the cheapest for its target.
 
-    One without a budget stays as it is.
+    One without either stays as it is.
 
     Raises:
-        UserError: there are no costs, they are of another pipeline, or the budget is less than any setting takes.
+        UserError: as for `point_within`.
     """
-    budget, path = description.budget_ms, description.costs
-    if budget is None and path is None:
+    best = point_within(description)
+    if best is None:
         return description
-    if budget is None or path is None:
-        found, wanted = ("--costs", "--budget-ms") if budget is None else ("--budget-ms", "--costs")
-        raise UserError(f"{found} without {wanted}: a budget takes both, and `shortlist tune` writes costs.json.")
-    if budget <= 0:
-        raise UserError(f"--budget-ms is {budget:g}; expected more than 0.")
+    budget, target = description.budget_ms, description.target_quality
+    say(
+        ("target" if budget is None else "budget")
+        + f": {best['ms']:.4g}{'' if budget is None else f' of {budget:g}'} ms expected, {best['measure']} "
+        + f"{best['held_out']:.4f}{'' if target is None else f' of {target:g} wanted'}: "
+        + (", ".join(f"{name} {value}" for name, value in best["numbers"].items()) or "as described")
+    )
+    chosen = description._replace(budget_ms=None, target_quality=None, costs=None)
+    return with_numbers(chosen, best["numbers"], where=str(description.costs))
+
+
+def point_within(description: Description) -> Mapping[str, Any] | None:
+    """Choose the point of the front that a budget or target asks for.
+
+    It has the `measure` of its quality too. None if the pipeline asks for nothing.
+
+    Raises:
+        UserError: there are no costs, they are of another pipeline, both a budget and a target are there, or no setting
+            is within the budget or reaches the target.
+    """
+    budget, target, path = description.budget_ms, description.target_quality, description.costs
+    if (budget, target, path) == (None, None, None):
+        return None
+    check_budget(budget, target)
+    if path is None or (budget is None and target is None):
+        given = "--costs" if path else "--target-quality" if budget is None else "--budget-ms"
+        wanted = "--costs" if path is None else "--budget-ms or --target-quality"
+        raise UserError(f"{given} without {wanted}: they go together, and `shortlist tune` writes costs.json.")
     costs = read_costs(path)
     if steps_without(description, costs["varied"]) != costs["of"]:
         raise UserError(
             f"{path}: holds the costs of other steps ({', '.join(costs['of'])}); expected those of the pipeline that "
             "`shortlist tune --pipeline` was given, apart from the numbers that it varied."
         )
+    best = _best_within(costs, budget, path) if target is None else _cheapest_reaching(costs, target, path)
+    return {**best, "measure": costs["measure"]}
+
+
+def check_budget(budget_ms: float | None, target_quality: float | None) -> None:
+    """Refuse a budget or target that is no number above 0, and both together.
+
+    Raises:
+        UserError: it is so.
+    """
+    if budget_ms is not None and target_quality is not None:
+        raise UserError(
+            "--budget-ms with --target-quality: the one asks for the best within a time, the other for the cheapest "
+            "that is good enough; give one of them."
+        )
+    for flag, value in {"--budget-ms": budget_ms, "--target-quality": target_quality}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag} is {value:g}; expected more than 0.")
+
+
+def _best_within(costs: Mapping[str, Any], budget: float | None, path: Path) -> Mapping[str, Any]:
+    assert budget is not None
     points = [point for point in costs["front"] if point["ms"] <= budget]
     if not points:
         raise UserError(
             f"--budget-ms {budget:g}: no setting in {path} takes so little; the least that is reachable is "
             f"{costs['front'][0]['ms']:g} ms."
         )
-    best = max(points, key=lambda point: point["held_out"])  # the first, and so the cheapest, of equal ones
-    say(
-        f"budget: {best['ms']:.4g} of {budget:g} ms expected, {costs['measure']} {best['held_out']:.4f}: "
-        + (", ".join(f"{name} {value}" for name, value in best["numbers"].items()) or "as described")
+    return max(points, key=lambda point: point["held_out"])  # the first, and so the cheapest, of equal ones
+
+
+def _cheapest_reaching(costs: Mapping[str, Any], target: float, path: Path) -> Mapping[str, Any]:
+    place = cheapest_reaching([point["held_out"] for point in costs["front"]], target)
+    if place is None:
+        raise UserError(f"--target-quality {target:g}: no setting in {path} is so good; {best_reached(costs)}.")
+    return costs["front"][place]
+
+
+def cheapest_reaching(qualities: Sequence[float], target: float) -> int | None:
+    """Return the place of the first quality that reaches the target (None: none does).
+
+    Args:
+        qualities: those of settings, the cheapest first; they count with four decimals, as tables show them.
+    """
+    return next((place for place, quality in enumerate(qualities) if round(quality, 4) >= target), None)
+
+
+def best_reached(costs: Mapping[str, Any]) -> str:
+    """Say what the best setting of a front reaches."""
+    best = max(costs["front"], key=lambda point: point["held_out"])
+    return (
+        f"the best that was reached is {costs['measure']} {best['held_out']:.4f}, in "
+        f"{best['ms']:.4g} ms, on queries that had no part in the choice"
     )
-    return with_numbers(description._replace(budget_ms=None, costs=None), best["numbers"], where=str(path))
 
 
 def read_costs(path: Path) -> Mapping[str, Any]:

@@ -168,11 +168,11 @@ class ByEncoder:
     def _encoded(
         self, pairs: Sequence[tuple[Query, Sequence[Document]]], step: str
     ) -> Float[np.ndarray, "queries dim"]:
-        encoder, cut = self._open(), dict[str, str]()
+        encoder, cut = self._open(), list[str]()
 
         def count(kind: str, num_cut: int, num_texts: int) -> None:
             if num_cut:
-                cut[kind] = f"{num_cut:,} of {num_texts:,} {kind}"
+                cut.append(kind)
 
         encoder.inputs.on_cut = None if self._has_warned else count
         vectors = encoder.encode_with_feedback(pairs)
@@ -180,8 +180,8 @@ class ByEncoder:
             self._has_warned = True
             most = encoder.inputs.form.query_length
             say(
-                f"step {step!r}: {' and '.join(cut.values())} were cut (said once), so that a query and its documents "
-                f"have {most} tokens."
+                f"step {step!r}: some {' and '.join(cut)} were cut (said once), so that a query and its documents have "
+                f"{most} tokens."
             )
         return vectors
 
@@ -194,10 +194,13 @@ class Feedback:
         method: its name, for messages.
         docs: feedback documents of a query.
         search: revises queries and searches by them.
+        reads_scores: whether the documents' scores count, and not only which documents they are.
     """
 
-    def __init__(self, method: str, docs: int, search: ByTerms | ByVectors | ByEncoder) -> None:
-        self.method, self.docs, self._search = method, docs, search
+    def __init__(
+        self, method: str, docs: int, search: ByTerms | ByVectors | ByEncoder, *, reads_scores: bool = False
+    ) -> None:
+        self.method, self.docs, self._search, self.reads_scores = method, docs, search, reads_scores
         self._has_warned = False
 
     def check(self, step: str, searched: SearchedAgain) -> None:
@@ -219,12 +222,13 @@ class Feedback:
         """
         if not revision.queries:
             return []
-        few = sum(len(head) < self.docs for head in revision.heads)
-        if few and not self._has_warned:
+        few = next((place for place, head in enumerate(revision.heads) if len(head) < self.docs), None)
+        if few is not None and not self._has_warned:
             self._has_warned = True
             say(
-                f"step {revision.step!r}: {few:,} of {len(revision.queries):,} queries have fewer than {self.docs} "
-                "feedback documents (said once); they are revised by those they have."
+                f"step {revision.step!r}: query {revision.queries[few].query_id!r} has {len(revision.heads[few]):,} "
+                f"feedback documents, and {self.docs} are wanted; such queries are revised by those they have (said "
+                "once)."
             )
         try:
             return self._search(revision, k, allowed)
@@ -262,7 +266,7 @@ def rm3_again(
         UserError: a number is out of range.
     """
     _check("rm3", docs=docs, terms=terms, weight=weight)
-    return Feedback("rm3", docs, ByTerms(lambda revision: _by_rm3(revision, terms, weight, scores)))
+    return Feedback("rm3", docs, ByTerms(lambda revision: _by_rm3(revision, terms, weight, scores)), reads_scores=True)
 
 
 def bo1_again(opener: Opener, *, docs: int = 3, terms: int = 10, weight: float = 0.5) -> Feedback:
@@ -331,7 +335,7 @@ def distilled_again(
             f"`feedback: distill` with rate {rate:g} and temperature {temperature:g}; expected finite numbers above 0."
         )
     how = {"steps": steps, "rate": rate, "temperature": temperature}
-    return Feedback("distill", docs, ByVectors(lambda revision: _by_distillation(revision, how)))
+    return Feedback("distill", docs, ByVectors(lambda revision: _by_distillation(revision, how)), reads_scores=True)
 
 
 def encoder_again(opener: Opener, *, model: str, docs: int | None = None) -> Feedback:

@@ -10,6 +10,7 @@ from shortlist.data.texts import Change
 from shortlist.errors import UserError
 from shortlist.index.opening import is_older
 from shortlist.pipeline import Pipeline
+from shortlist.pipeline.budget import within_budget
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description
@@ -46,7 +47,8 @@ class LivePipeline:
     """
 
     def __init__(self, description: Description, opener: Opener | None = None, *, command: str) -> None:
-        self._description, self._opener, self._command = description, opener or Opener(), command
+        self._opener, self._command = opener or Opener(), command
+        self._description = within_budget(description)  # by the steps as they are written, before own indexes are named
         self._lock = threading.Lock()
         self._seen: FileStates | None = None
         self._refused: FileStates | None = None

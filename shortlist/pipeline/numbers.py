@@ -19,8 +19,11 @@ FREE = {
     "rank": ("depth", "share", "drop"),
     "cut": ("depth", "at"),
     "diversify": ("depth", "lambda"),
+    "compress": ("depth",),
+    "feedback": ("depth", "docs", "terms", "weight", "alpha", "beta", "steps", "rate", "temperature"),
+    "rewrite": ("depth",),
 }
-"""The fields of each kind of step that may vary."""
+"""The fields of each kind of step that may vary: they change which scores count, and no time but by depths."""
 RANK_DEPTHS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Depths of rerankers to try, up to that in the description."""
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -53,7 +56,10 @@ def with_numbers(description: Description, numbers: Numbers, *, where: str = "nu
         kind = next(part.kind for part in description.steps if part.name == step)
         if field not in FREE.get(kind, ()):
             known = [f"{step}.{free}" for free in FREE.get(kind, ())]
-            raise UserError(f"{where}: {unknown('number', name, known)} Others would change the scores themselves.")
+            raise UserError(
+                f"{where}: {unknown('number', name, known)} Others would change what models read, and how long they "
+                "take."
+            )
         steps[step][field] = list(value) if isinstance(value, tuple) else value
     for part in description.steps:
         if part.kind == "rank" and steps[part.name].get("depth") == 0:

@@ -77,7 +77,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         depth = part.depth or kind.depth
         step = Step(part.name, kind, stage, part.of, depth, part.share, part.drop, finder=finder)
         if part.search is not None:
-            step = step._replace(searched=_searched(part, description, steps))
+            step = step._replace(searched=searched_again(part, description, steps))
             stage.check(part.name, step.searched)
         steps.append(step)
     if description.steps[-1].kind == "compress":
@@ -85,7 +85,7 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
     return steps
 
 
-def _searched(part: Part, description: Description, steps: Sequence[Step]) -> SearchedAgain:
+def searched_again(part: Part, description: Description, steps: Sequence[Step]) -> SearchedAgain:
     """Return the first stage that a step searches again."""
     named = {step.name: step for step in description.steps}
     [stage] = [step.stage for step in steps if step.name == part.search]

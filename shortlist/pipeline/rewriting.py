@@ -63,6 +63,8 @@ class Rewriting:
     """What these search by, in words."""
     docs: int = 0
     """Feedback documents that it reads."""
+    reads_scores: bool = False
+    """Whether the scores of these count."""
 
     def check(self, step: str, searched: SearchedAgain) -> None:
         """Refuse a first stage that this cannot search.

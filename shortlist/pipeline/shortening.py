@@ -119,7 +119,7 @@ class Writer:
         self.model.costs["malformed"] += unread
         if unread and not self._has_warned:
             self._has_warned = True
-            say(f"{unread:,} of {len(asked):,} texts could not be read; what they are about stays.")
+            say("texts that a language model wrote could not be read (said once); what they are about stays.")
         return found
 
 

@@ -1,177 +1,100 @@
 """Simulation of a pipeline with other numbers, which scores every pair once."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast, final
 
-import numpy as np
-from jaxtyping import Float
-
+from shortlist.data.answers import AnswerLog
+from shortlist.data.collections import Collection
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions
-from shortlist.errors import UserError
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.contents import prepared_of
+from shortlist.pipeline.known import KnownHits, KnownReadings, KnownRevisions, KnownTexts, PairScores
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import Numbers, with_numbers
+from shortlist.pipeline.opening import open_steps, searched_again
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, FetchDocuments, Found, Step, StepKind, num_read
-from shortlist.progress import progress
 from shortlist.records import Document, Query, Run
-from shortlist.rerankers import Candidates, Ranker, Scored
-from shortlist.rerankers.lists import score_lists
 
-
-@final
-class KnownHits:
-    """A first stage that searches once, and gives the beginnings of what it found.
-
-    Args:
-        stage: the first stage.
-        exact: whether a shorter search finds the beginning of a longer one. Otherwise each length is searched once.
-    """
-
-    def __init__(self, stage: Any, *, exact: bool) -> None:
-        self.stage, self.exact = stage, exact
-        self.found: dict[int, Run] = {}
-        self.searches = 0
-
-    def search(self, queries: Sequence[Query], k: int) -> Run:
-        """Find the first k hits of each query; the queries are the same each time."""
-        deepest = max(self.found, default=0)
-        if k not in self.found and not (self.exact and k <= deepest):
-            self.found = ({} if self.exact else self.found) | {k: self.stage.search(queries, k)}
-            self.searches += 1
-            deepest = max(deepest, k)
-        if k in self.found:
-            return self.found[k]
-        return {query_id: hits[:k] for query_id, hits in self.found[deepest].items()}
-
-
-@final
-class PairScores:
-    """A reranker that scores each pair, or each list, once.
-
-    Args:
-        ranker: the reranker.
-        whole_lists: whether a score depends on the whole list, which is then scored anew if one document differs.
-    """
-
-    def __init__(self, ranker: Ranker, *, whole_lists: bool) -> None:
-        self.ranker, self.whole_lists = ranker, whole_lists
-        self.known: dict[Any, Any] = {}
-        self.num_scored = 0
-
-    def score(self, query: Query, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
-        """Score the documents of one query."""
-        [part] = self.score_lists([Candidates(query, documents)])
-        return part.scores
-
-    def score_lists(self, lists: Iterable[Candidates]) -> Iterator[Scored]:
-        """Yield all scores at once, reading only what is not known."""
-        lists = [Candidates(query, tuple(documents)) for query, documents in lists]
-        (self._read_lists if self.whole_lists else self._read_pairs)(lists)
-        scores = [self._of(query.query_id, documents) for query, documents in lists]
-        found = np.concatenate(scores) if scores else np.empty(0)
-        yield Scored(np.arange(len(found)), found, 0)
-
-    def _of(self, query_id: str, documents: Sequence[Document]) -> Float[np.ndarray, " docs"]:
-        if self.whole_lists:
-            return self.known[query_id, documents]
-        return np.array([self.known[query_id, document] for document in documents], dtype=float)
-
-    def _read_pairs(self, lists: Sequence[Candidates]) -> None:
-        new = [
-            Candidates(query, [one for one in dict.fromkeys(documents) if (query.query_id, one) not in self.known])
-            for query, documents in lists
-        ]
-        for candidates, scores in self._read([candidates for candidates in new if candidates.documents]):
-            for document, score in zip(candidates.documents, scores.tolist(), strict=True):
-                self.known[candidates.query.query_id, document] = score
-
-    def _read_lists(self, lists: Sequence[Candidates]) -> None:
-        new = [one for one in lists if one.documents and (one.query.query_id, one.documents) not in self.known]
-        for candidates, scores in self._read(new):
-            self.known[candidates.query.query_id, candidates.documents] = scores
-
-    def _read(self, lists: Sequence[Candidates]) -> Iterator[tuple[Candidates, Float[np.ndarray, " docs"]]]:
-        """Score lists, and yield each with its scores."""
-        ends = np.cumsum([len(one.documents) for one in lists], dtype=int)
-        if not len(ends):
-            return
-        scores = np.full(int(ends[-1]), np.nan)
-        with progress("scoring", len(scores), "pairs") as advance:
-            for part in score_lists(self.ranker, lists):
-                scores[part.numbers] = part.scores
-                advance(len(part.numbers))
-        self.num_scored += len(scores)
-        yield from zip(lists, np.split(scores, ends[:-1]), strict=True)
-
-
-SIMULATED = ("find", "fuse", "rank", "cut", "diversify")
-"""Kinds of steps that only read lists and scores, which can be remembered."""
-READ_BY_A_MODEL = (("find", "cur"), ("find", "tree"))
-"""First stages that read documents with a model."""
+READS_DEEP = ("rank", "compress")
+"""Kinds of steps that read as many documents of each query as their depth says."""
 
 
 class LastRun(NamedTuple):
-    """Last result of a step, and the runs that it read."""
+    """Last result of a step, and what it read."""
 
     key: tuple[Any, ...]
-    runs: list[Run]
-    """The runs it read, kept so that no other run has their identity."""
+    read: list[Any]
+    """The runs and changed texts that it read, kept so that no others have their identity."""
     found: Found
 
 
 class Simulated(NamedTuple):
-    """Result of a pipeline, and the number of pairs that its rerankers read."""
+    """Result of a pipeline, and the number of documents that its steps read."""
 
     run: Run
     pairs: dict[str, int]
     """Pairs of a query and a document that each reranker reads, for all queries together."""
+    read: dict[str, int]
+    """The same of all steps that read documents as deep as they are told, compressors too."""
 
 
 @final
 class Simulation:
     """A pipeline over the same queries again and again, with other numbers each time.
 
-    It runs the steps of `Pipeline`, whose first stages and rerankers are replaced by ones that remember. What a step
-    found is used again as long as nothing before it changes, so settings that differ in late steps should follow each
-    other. The texts that were read stay in memory.
+    It runs the steps of `Pipeline`, whose first stages, rerankers and other models are replaced by ones that remember.
+    What a step found is used again as long as nothing before it changes, so settings that differ in late steps should
+    follow each other. The texts that were read stay in memory.
+
+    Args:
+        log: keeps scores and texts of models beyond this process (None: they are kept in memory).
 
     Raises:
-        UserError: as for `Pipeline.open`, or a step is of a kind that is not simulated.
+        UserError: as for `Pipeline.open`.
     """
 
-    def __init__(self, description: Description, opener: Opener) -> None:
-        for part in description.steps:
-            if part.kind not in SIMULATED or (part.kind, part.method) in READ_BY_A_MODEL:
-                raise UserError(
-                    f"step {part.name!r}: `{part.kind}: {part.method}` cannot be tried with other numbers without "
-                    "doing all of its work again; leave it out."
-                )
-        self.description = description
-        resolved = with_own_indexes(description)
-        self.pipeline = Pipeline.open(resolved, opener)
-        self._stages: dict[Any, Any] = {}
+    def __init__(self, description: Description, opener: Opener, *, log: AnswerLog | None = None) -> None:
+        self.description, self._opener, self._log = description, opener, log
+        self.resolved = with_own_indexes(description)
+        self.pipeline = Pipeline.open(self.resolved, opener)
+        self.collection = cast("Collection", TextsInMemory(self.pipeline.collection))
+        self._opened: dict[Any, Any] = {}
         self._kinds: dict[str, StepKind] = {}
-        self.finders: dict[str, KnownHits] = {}
         self.rankers: dict[str, PairScores] = {}
+        self.real_steps = {step.name: step for step in self.pipeline.steps}
         by_stage: dict[int, PairScores] = {}  # steps with the same model know the same scores
-        for part, step in zip(resolved.steps, self.pipeline.steps, strict=True):
-            if part.kind == "find":
-                self.finders[part.name] = KnownHits(step.stage, exact=_is_exact(part))
-            elif part.kind == "rank":
-                whole = reads_whole_lists(part, opener)
-                known = by_stage.setdefault(id(step.stage), PairScores(step.stage, whole_lists=whole))
-                self.rankers[part.name] = known
-        self._opener = opener
+        for part in self.resolved.steps:
+            if part.kind == "rank":
+                stage, whole = self.real_steps[part.name].stage, reads_whole_lists(part, opener)
+                known = PairScores(stage, part.name, whole_lists=whole, log=log)
+                self.rankers[part.name] = by_stage.setdefault(id(stage), known)
         self._last: dict[str, LastRun] = {}
-        self._texts: dict[str, Document] = {}
 
     @property
     def num_scored(self) -> int:
-        """Number of pairs scored so far."""
+        """Number of pairs scored so far, by this process or one before it."""
         return sum({id(ranker): ranker.num_scored for ranker in self.rankers.values()}.values())
+
+    @property
+    def searches(self) -> dict[str, int]:
+        """Number of times that each step that searches has searched so far."""
+        counts: dict[str, int] = {}
+        for (name, _), stage in self._opened.items():
+            if hasattr(stage, "searches"):
+                counts[name] = counts.get(name, 0) + stage.searches
+        return counts
+
+    @property
+    def readers(self) -> list[str]:
+        """Names of the steps that read documents as deep as they are told."""
+        return [part.name for part in self.resolved.steps if part.kind in READS_DEEP]
+
+    @property
+    def asks(self) -> bool:
+        """Whether a step asks a language model, which does not answer the same question twice."""
+        return any(asks_a_language_model(part, self._opener) for part in self.resolved.steps)
 
     def run(
         self, queries: Sequence[Query], k: int, numbers: Numbers, *, exclude: Exclusions = NO_EXCLUSIONS
@@ -181,43 +104,79 @@ class Simulation:
         Raises:
             UserError: as for `with_numbers`.
         """
-        steps = [self._step(part) for part in self._parts(numbers)]
-        trace = Pipeline(self.pipeline.collection, steps).trace(queries, k, exclude=exclude)
-        return Simulated(trace.last.run, self._pairs(trace, steps))
+        steps = self._steps(self._described(numbers))
+        trace = Pipeline(self.collection, steps).trace(queries, k, exclude=exclude)
+        read = {name: sum(counts.values()) for name, counts in self.num_read(trace, steps).items()}
+        return Simulated(trace.last.run, {name: read[name] for name in read if name in self.rankers}, read)
 
-    def _parts(self, numbers: Numbers) -> Sequence[Part]:
-        return with_numbers(self.description, numbers).steps if numbers else self.description.steps
-
-    def _pairs(self, trace: Trace, steps: Sequence[Step]) -> dict[str, int]:
-        """Count the pairs that each reranker reads."""
+    def num_read(self, trace: Trace, steps: Sequence[Step]) -> dict[str, dict[str, int]]:
+        """Count the documents of each query that each step in `readers` reads."""
+        readers = self.readers
         return {
-            step.name: sum(num_read(step, hits) for hits in trace.found[step.of[0]].run.values())
+            step.name: {query_id: num_read(step, hits) for query_id, hits in trace.found[step.of[0]].run.items()}
             for step in steps
-            if step.name in self.rankers
+            if step.name in readers
         }
 
     def real(self, numbers: Numbers) -> Pipeline:
         """Return the pipeline with these numbers itself, which remembers nothing."""
-        opened = {step.name: step.stage for step in self.pipeline.steps}
-        steps = []
-        for part in self._parts(numbers):
-            stage = opened[part.name] if part.kind in ("find", "rank") else self._opened(part)
-            steps.append(_step_of(part, STEPS[part.kind], stage))
-        return Pipeline(self.pipeline.collection, steps)
+        return Pipeline(self.pipeline.collection, open_steps(self._described(numbers), self._opener))
 
-    def _step(self, part: Part) -> Step:
-        stage = self.finders.get(part.name) or self.rankers.get(part.name) or self._opened(part)
-        if part.kind not in self._kinds:
-            self._kinds[part.kind] = STEPS[part.kind]._replace(run=self._remembering(STEPS[part.kind]))
-        return _step_of(part, self._kinds[part.kind], stage)
+    def _described(self, numbers: Numbers) -> Description:
+        return with_own_indexes(with_numbers(self.description, numbers)) if numbers else self.resolved
 
-    def _opened(self, part: Part) -> Any:
-        """Open a step without a model once for each of its settings."""
+    def _steps(self, description: Description) -> list[Step]:
+        """Put steps with stages that remember together."""
+        steps: list[Step] = []
+        for part in description.steps:
+            if part.kind not in self._kinds:
+                self._kinds[part.kind] = STEPS[part.kind]._replace(run=self._remembering(STEPS[part.kind]))
+            kind, stage = self._kinds[part.kind], self._stage(part)
+            depth = part.depth or kind.depth
+            finder = self._finder(part.name)
+            step = Step(part.name, kind, stage, part.of, depth, part.share, part.drop, finder=finder)
+            if part.search is not None:
+                step = step._replace(searched=searched_again(part, description, list(self.real_steps.values())))
+            steps.append(step)
+        return steps
+
+    def _finder(self, name: str) -> Step | None:
+        """Return the step that searches a step's sub-queries, each once."""
+        finder = self.real_steps[name].finder
+        if finder is None:
+            return None
+        part = next(part for part in self.resolved.steps if part.name == finder.name)
+        return finder._replace(
+            stage=self._once((f"finder of {name}", ""), lambda: _known_finder(part, finder.stage, self._log))
+        )
+
+    def _stage(self, part: Part) -> Any:
+        """Open a step's stage once for each of its settings, as one that remembers."""
+        if part.kind == "rank":
+            return self.rankers[part.name]
         key = (part.name, repr(sorted(part.settings.items())))
-        if key not in self._stages:
-            kind = STEPS[part.kind]
-            self._stages[key] = kind.open(kind.methods()[part.method], self._opener, part.settings)
-        return self._stages[key]
+        return self._once(key, lambda: self._known(part, ": ".join(key)))
+
+    def _known(self, part: Part, label: str) -> Any:
+        kind, real = STEPS[part.kind], next(one for one in self.resolved.steps if one.name == part.name)
+        if part.settings == real.settings:
+            stage = self.real_steps[part.name].stage
+        else:
+            stage = kind.open(kind.methods()[part.method], self._opener, part.settings)
+        if part.kind == "find":
+            return _known_finder(part, stage, self._log)
+        if part.kind == "compress":
+            return KnownTexts(stage, label, log=self._log)
+        if kind.searches:
+            searched = next(one for one in self.resolved.steps if one.name == part.search)
+            log = None if part.of else self._log  # revising by documents is searching, which is quick
+            return KnownRevisions(stage, label, exact=_is_exact(searched), log=log)
+        return stage
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._opened:
+            self._opened[key] = make()
+        return self._opened[key]
 
     def _remembering(self, kind: StepKind) -> Callable[..., Found]:
         """Return a kind's function, which runs again only where it reads something new."""
@@ -225,32 +184,45 @@ class Simulation:
         def run(
             step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int
         ) -> Found:
-            read = list(runs.values())
+            read = [*runs.values(), *self._changed_before(step.name), step.num_placed]
             key = (step.depth, step.share, step.drop, id(step.stage), most, *map(id, read))
             last = self._last.get(step.name)
             if last is None or last.key != key:
-                found = kind.run(step, queries, runs, self._reading(documents), most)
-                if found.documents:
-                    self._texts.clear()  # they are other texts for later steps
-                last = self._last[step.name] = LastRun(key, read, found)
+                last = self._last[step.name] = LastRun(key, read, kind.run(step, queries, runs, documents, most))
             return last.found
 
         return run
 
-    def _reading(self, documents: FetchDocuments) -> FetchDocuments:
-        """Fetch texts once."""
-
-        def fetch(doc_ids: Sequence[str], query_id: str | None = None) -> Mapping[str, Document]:
-            del query_id  # no step here changes a text for one query alone
-            if missing := [doc_id for doc_id in doc_ids if doc_id not in self._texts]:
-                self._texts.update(documents(missing))
-            return {doc_id: self._texts[doc_id] for doc_id in doc_ids}
-
-        return fetch
+    def _changed_before(self, name: str) -> list[Found]:
+        """List the results of the steps before this one that change texts."""
+        names = [part.name for part in self.resolved.steps]
+        before = self.resolved.steps[: names.index(name)]
+        return [self._last[part.name].found for part in before if part.kind == "compress" and part.name in self._last]
 
 
-def _step_of(part: Part, kind: StepKind, stage: Any) -> Step:
-    return Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop)
+@final
+class TextsInMemory:
+    """A collection whose texts are fetched once."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._known: dict[str, Document] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collection, name)
+
+    def documents(self, doc_ids: Sequence[str]) -> dict[str, Document]:
+        """Return the documents with these ids."""
+        if missing := [doc_id for doc_id in doc_ids if doc_id not in self._known]:
+            self._known |= self._collection.documents(missing)
+        return {doc_id: self._known[doc_id] for doc_id in doc_ids}
+
+
+def _known_finder(part: Part, stage: Any, log: AnswerLog | None) -> Any:
+    """Return a first stage that remembers."""
+    if hasattr(stage, "search_by_reading"):
+        return KnownReadings(stage, f"{part.name}: {sorted(part.settings.items())!r}", log=log)
+    return KnownHits(stage, exact=_is_exact(part))
 
 
 def _is_exact(part: Part) -> bool:
@@ -261,3 +233,10 @@ def _is_exact(part: Part) -> bool:
 def reads_whole_lists(part: Part, opener: Opener) -> bool:
     """Whether the scores of a reranking step depend on the whole list."""
     return prepared_of(part, opener).whole_lists
+
+
+def asks_a_language_model(part: Part, opener: Opener) -> bool:
+    """Whether a step asks a language model, whose answers it remembers."""
+    if STEPS[part.kind].is_prepared:
+        return prepared_of(part, opener).asks
+    return part.kind == "rewrite" or part.settings.get("walker") == "listwise"

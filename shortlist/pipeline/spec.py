@@ -33,6 +33,8 @@ OF_A_MODEL = ("contract", "query_length", "prompt", "dims", "effort", "refine", 
 """Flags that say how a model's output is searched."""
 SPEED_ONLY = ("memory_gib",)
 """Settings that are left out in silence where they mean nothing."""
+BUDGETS = ("budget_ms", "target_quality", "costs")
+"""Fields of a description that choose its numbers."""
 FLAG_DEFAULTS = {"reranker_share": 1.0}
 FLAGS = {"depth": "--depth", "share": "--reranker-share", "weights": "--weights"}
 
@@ -71,8 +73,10 @@ class Description(NamedTuple):
     """Folder, `irds:` or `hf:` name."""
     budget_ms: float | None = None
     """Most milliseconds that a query is expected to take (None: as the steps are described)."""
+    target_quality: float | None = None
+    """Least quality, as `shortlist tune` measures it, to be had for as little time as possible (None: no least)."""
     costs: Path | None = None
-    """With a budget: costs.json of `shortlist tune`, which says what can be had for how much."""
+    """With a budget or a target: costs.json of `shortlist tune`, which says what can be had for how much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +158,14 @@ def parse_description(content: Mapping[str, Any], *, where: str, collection: str
     return _checked(Description(tuple(parts), collection or found, *budget), where)
 
 
-def _budget(content: Mapping[str, Any], where: str) -> tuple[float | None, Path | None]:
-    """Read the budget and the file of costs that go with it."""
-    wanted = {"budget_ms": float, "costs": Path}
-    budget, costs = (
+def _budget(content: Mapping[str, Any], where: str) -> tuple[float | None, float | None, Path | None]:
+    """Read the budget or the target, and the file of costs that goes with it."""
+    wanted = {"budget_ms": float, "target_quality": float, "costs": Path}
+    budget, target, costs = (
         None if content.get(name) is None else convert(content[name], wanted[name], f"{where}: {name}")
         for name in wanted
     )
-    return budget, costs
+    return budget, target, costs
 
 
 def written(description: Description) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def written(description: Description) -> dict[str, Any]:
         said |= {"depth": part.depth} if part.depth is not None else {}
         said |= {name: value for name in ("share", "drop") if (value := getattr(part, name)) != 1}
         steps[part.name] = said
-    said = {name: _plain(getattr(description, name)) for name in ("collection", "budget_ms", "costs")}
+    said = {name: _plain(getattr(description, name)) for name in ("collection", *BUDGETS)}
     return {name: value for name, value in said.items() if value is not None} | {"steps": steps}
 
 

@@ -43,8 +43,11 @@ class Config:
     """YAML file that describes all steps of a search, in place of --vectors, --index and --bm25 (docs/pipelines.md)."""
     budget_ms: float | None = None
     """With --costs: most milliseconds that a search is expected to take; the pipeline gets the best numbers within."""
+    target_quality: float | None = None
+    """With --costs, in place of --budget-ms: least quality, in the measure of `shortlist tune`; the pipeline gets the
+    cheapest numbers that reached it."""
     costs: Path | None = None
-    """With --budget-ms: costs.json of `shortlist tune` for this pipeline."""
+    """With --budget-ms or --target-quality: costs.json of `shortlist tune` for this pipeline."""
     reranker: str | None = None
     """Reranker to score with, and to rerank search results with: folder or hub name."""
     reranker_contract: str | None = None
@@ -127,20 +130,24 @@ def check_servable(config: Config) -> None:
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
         if getattr(config, name) <= 0:
             raise UserError(f"{flag_of(name)} is {getattr(config, name)}; expected more than 0.")
-    served_pipeline(config)
+    if served_pipeline(config) is None and (config.budget_ms or config.target_quality or config.costs):
+        raise UserError("a budget or target is for searches, and nothing is searched; give --pipeline or --collection.")
 
 
 def check_there(config: Config) -> None:
     """Refuse missing models and files before PyTorch is loaded.
 
     Raises:
-        UserError: the collection, an index, vectors or a model is missing, or is of another kind.
+        UserError: the collection, an index, vectors or a model is missing, or is of another kind; or no setting is
+            within the budget.
     """
     from shortlist.data.collections import check_collection
     from shortlist.models.folder import check_model
+    from shortlist.pipeline.budget import point_within
     from shortlist.pipeline.opening import check_steps
 
     if described := served_pipeline(config):
+        point_within(described)
         check_collection(described.collection or "")
         check_steps(described)
     if config.retriever:
@@ -175,12 +182,12 @@ def served_pipeline(config: Config) -> "Description | None":
     Raises:
         UserError: the flags or the file do not describe a pipeline.
     """
-    from shortlist.pipeline.budget import with_budget
+    from shortlist.pipeline.budget import Budget, with_budget
     from shortlist.pipeline.spec import Sources, from_flags, read_description
 
+    said = Budget(config.budget_ms, config.target_quality, config.costs)
     if config.pipeline:
-        description = read_description(config.pipeline, collection=config.collection)
-        return with_budget(description, config.budget_ms, config.costs)
+        return with_budget(read_description(config.pipeline, collection=config.collection), said)
     if not config.collection:
         return None
     dense = config.vectors or config.index or not config.bm25
@@ -193,7 +200,7 @@ def served_pipeline(config: Config) -> "Description | None":
     )
     second = {"reranker_contract": config.reranker_contract, "reranker_share": config.reranker_share}
     description = from_flags(sources, collection=config.collection, reranker=config.reranker, **second)
-    return with_budget(description, config.budget_ms, config.costs)
+    return with_budget(description, said)
 
 
 def open_service(config: Config) -> "Service":

@@ -124,7 +124,7 @@ def test_a_summary_stands_for_its_text_and_what_cannot_be_read_keeps_it(capsys: 
     assert [second, *rest] == documents[1:]  # unread, refused, longer than the text, short enough
     assert len(model.asked) == 4
     assert stage.costs() == {"calls": 4, "prompt_tokens": 40, "answer_tokens": 12, "malformed": 2}
-    assert "2 of 4 texts could not be read" in capsys.readouterr().err
+    assert "texts that a language model wrote could not be read (said once)" in capsys.readouterr().err
     assert stage.shorten(lists[:1]) == [[first, second]]  # nothing is asked twice
     assert stage.costs()["calls"] == 4
 
