@@ -41,8 +41,8 @@ class Sample(NamedTuple):
 def sampled(documents: TokenVectors) -> Sample:
     """Make a sample of documents, whose vectors may have any length, and find from where vectors are near.
 
-    Cosines of different models spread differently, so it is the cosine that the nearest vectors of a share SHARE_NEAR of
-    documents exceed, for vectors of other documents.
+    Cosines of different models spread differently, so the bound is the one that a share SHARE_NEAR of documents exceed
+    with vectors of other documents.
     """
     there = documents.counts > 0
     some = TokenVectors(unit_rows(documents.values), documents.counts[there])
