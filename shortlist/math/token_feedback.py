@@ -21,12 +21,12 @@ from shortlist.math.diversity import unit_rows
 from shortlist.math.matching import late_scores
 from shortlist.math.maxsim import TokenVectors
 
-PROBES = 256
+PROBED = 256
 """Token vectors that show how near documents come to one of another document."""
 SHARE_NEAR = 0.1
 """Share of other documents that are near a document's token vector, on average over tokens."""
 
-Vectors = Float[np.ndarray, "tokens dim"]
+_Vectors = Float[np.ndarray, "tokens dim"]
 
 
 class Sample(NamedTuple):
@@ -39,26 +39,26 @@ class Sample(NamedTuple):
 
 
 def sampled(documents: TokenVectors) -> Sample:
-    """Make a sample of documents, whose vectors may have any length, and find from where vectors are near.
+    """Make a sample of documents, and find from where vectors are near.
 
     Cosines of different models spread differently, so the bound is the one that a share SHARE_NEAR of documents exceed
     with vectors of other documents.
     """
     there = documents.counts > 0
     some = TokenVectors(unit_rows(documents.values), documents.counts[there])
-    probes = np.unique(np.linspace(0, len(some.values) - 1, PROBES).astype(np.int64))
+    probes = np.unique(np.linspace(0, len(some.values) - 1, PROBED).astype(np.int64))
     owners = np.repeat(np.arange(len(some)), some.counts)[probes]
     cosines = best_cosines(some.values[probes], some)
     others = cosines[owners[:, None] != np.arange(len(some))]
     return Sample(some, float(np.quantile(others, 1 - SHARE_NEAR)) if len(others) else 1.0)
 
 
-def best_cosines(vectors: Vectors, documents: TokenVectors) -> Float[np.ndarray, "tokens docs"]:
-    """Compute the cosine of each vector with the nearest vector of each document, which have length 1."""
+def best_cosines(vectors: _Vectors, documents: TokenVectors) -> Float[np.ndarray, "tokens docs"]:
+    """Compute each vector's cosine with the nearest vector, of length 1, of each document."""
     return late_scores(TokenVectors(unit_rows(vectors), np.ones(len(vectors), dtype=np.int64)), documents)
 
 
-def rarity(vectors: Vectors, sample: Sample) -> Float[np.ndarray, " tokens"]:
+def vector_rarity(vectors: _Vectors, sample: Sample) -> Float[np.ndarray, " tokens"]:
     """Compute how rare vectors are, from 0 (near every document) to 1 (near none).
 
     It is ln((N + 1) / (n + 1)) / ln(N + 1) where n of N documents have a vector near it.
@@ -68,8 +68,8 @@ def rarity(vectors: Vectors, sample: Sample) -> Float[np.ndarray, " tokens"]:
     return np.log((num_docs + 1) / (near + 1)) / math.log(num_docs + 1)
 
 
-def cluster_means(vectors: Vectors, count: int) -> Float[np.ndarray, "means dim"]:
-    """Return the means of at most `count` clusters of vectors by k-means, always the same for the same ones."""
+def cluster_means(vectors: _Vectors, count: int) -> Float[np.ndarray, "means dim"]:
+    """Return the means of at most `count` clusters of vectors, by k-means without chance."""
     if not len(vectors):
         return vectors
     numbers = kmeans(vectors, min(count, len(vectors)), rng=np.random.default_rng(0))
@@ -80,14 +80,14 @@ def cluster_means(vectors: Vectors, count: int) -> Float[np.ndarray, "means dim"
 
 
 def with_rarest(
-    query: Vectors,
+    query: _Vectors,
     means: Float[np.ndarray, "means dim"],
     rarities: Float[np.ndarray, " means"],
     *,
     most: int,
     beta: float,
 ) -> Float[np.ndarray, "longer dim"]:
-    """Append the rarest means to a query's vectors, at a weight of beta times their rarity.
+    """Append the rarest means to a query's vectors, times beta and their rarity.
 
     Of equally rare ones the first are taken; what has no weight is left out.
     """

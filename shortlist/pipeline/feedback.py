@@ -55,7 +55,7 @@ SCORE_WEIGHTS: dict[str, Callable[..., Any]] = {
 
 
 class SearchedAgain(NamedTuple):
-    """The first stage that a step searches again."""
+    """The first stage that a step searches with other queries."""
 
     name: str
     stage: Any
@@ -161,7 +161,7 @@ class ByTokens:
 
     def _revised(self, revision: Revision) -> list[Float[np.ndarray, "_ dim"]]:
         """Add centroids of their documents' token vectors to some queries."""
-        from shortlist.math.token_feedback import cluster_means, rarity, with_rarest
+        from shortlist.math.token_feedback import cluster_means, vector_rarity, with_rarest
 
         stage: GivesTokens = revision.searched.stage
         known = dict(zip(revision.doc_ids, stage.document_tokens(revision.doc_ids), strict=True))
@@ -171,7 +171,7 @@ class ByTokens:
         ]
         if not any(map(len, means)):
             return list(stage.query_tokens(revision.queries))
-        found = rarity(np.concatenate(means), self._sampled(stage))
+        found = vector_rarity(np.concatenate(means), self._sampled(stage))
         rarities = np.split(found, np.cumsum(list(map(len, means)))[:-1])
         return [
             with_rarest(*one, most=self._centroids, beta=self._beta)

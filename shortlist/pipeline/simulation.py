@@ -198,18 +198,25 @@ class Simulation:
 
     def real(self, numbers: Numbers) -> Pipeline:
         """Return the pipeline with these numbers itself, which remembers nothing."""
-        opened = {step.name: step.stage for step in self.pipeline.steps}
         steps = []
         for part in self._parts(numbers):
-            stage = opened[part.name] if part.kind in ("find", "rank") else self._opened(part)
-            steps.append(_step_of(part, STEPS[part.kind], stage))
+            stage = self._as_opened(part).stage if part.kind in ("find", "rank") else self._opened(part)
+            steps.append(self._step_of(part, STEPS[part.kind], stage))
         return Pipeline(self.pipeline.collection, steps)
 
     def _step(self, part: Part) -> Step:
         stage = self.finders.get(part.name) or self.rankers.get(part.name) or self._opened(part)
         if part.kind not in self._kinds:
             self._kinds[part.kind] = STEPS[part.kind]._replace(run=self._remembering(STEPS[part.kind]))
-        return _step_of(part, self._kinds[part.kind], stage)
+        return self._step_of(part, self._kinds[part.kind], stage)
+
+    def _step_of(self, part: Part, kind: StepKind, stage: Any) -> Step:
+        searched, depth = self._as_opened(part).searched, part.depth or kind.depth
+        return Step(part.name, kind, stage, part.of, depth, part.share, part.drop, searched=searched)
+
+    def _as_opened(self, part: Part) -> Step:
+        """Return a step of the pipeline as it is described."""
+        return next(step for step in self.pipeline.steps if step.name == part.name)
 
     def _opened(self, part: Part) -> Any:
         """Open a step without a model once for each of its settings."""
@@ -247,10 +254,6 @@ class Simulation:
             return {doc_id: self._texts[doc_id] for doc_id in doc_ids}
 
         return fetch
-
-
-def _step_of(part: Part, kind: StepKind, stage: Any) -> Step:
-    return Step(part.name, kind, stage, part.of, part.depth or kind.depth, part.share, part.drop)
 
 
 def _is_exact(part: Part) -> bool:

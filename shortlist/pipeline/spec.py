@@ -17,7 +17,6 @@ from shortlist.errors import UserError, unknown
 from shortlist.index.kinds import find_kind
 from shortlist.index.opening import HELD, held, kind_of, needs_model, searching
 from shortlist.math.fusion import FUSIONS
-from shortlist.pipeline.diversifiers import SEARCHING
 from shortlist.pipeline.steps import STEPS, StepKind
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
@@ -52,7 +51,7 @@ class Part(NamedTuple):
     share: float = 1.0
     drop: float = 1.0
     search: str | None = None
-    """The first stage that the step searches again."""
+    """The first stage that the step searches, with other queries."""
 
 
 OWN_WORDS = Part("bm25", "find", "bm25")
@@ -361,7 +360,7 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
         raise UserError(f"{where}: {unknown(kinds[0], str(method), methods)}")
     what = f"{kinds[0]}: {method}"
     known = known_settings(methods[method])
-    options = {option: OPTIONS[option] for option in _options(kind) if option not in known}
+    options = {option: OPTIONS[option] for option in _options(kind, method) if option not in known}
     values: dict[str, Any] = {}
     for field, value in fields.items():
         if field == kinds[0]:
@@ -375,15 +374,15 @@ def _part(name: str, fields: Any, earlier: Sequence[Part], where: str) -> Part:
             raise UserError(f"{where}: {field} is missing; `{what}` takes it.")
     chosen = {option: values.pop(option) for option in options if option in values}
     chosen["of"] = _read_by(kind, chosen.get("of"), earlier, where)
-    if kind.searches:
+    if method in kind.searching:
         chosen["search"] = _searched_by(chosen.get("search"), chosen["of"], earlier, where)
     return Part(name, kinds[0], method, values, **chosen)
 
 
-def _options(kind: StepKind) -> list[str]:
-    """List the options of this kind of step, besides the settings of its method."""
-    reads = [] if kind.num_read == 0 else ["of"]
-    return [*reads, "depth", *(["share", "drop"] if kind.mixes else []), *(["search"] if kind.searches else [])]
+def _options(kind: StepKind, method: str) -> list[str]:
+    """List the options of a step, besides the settings of its method."""
+    reads, mixes = [] if kind.num_read == 0 else ["of"], ["share", "drop"] if kind.mixes else []
+    return [*reads, "depth", *mixes, *(["search"] if method in kind.searching else [])]
 
 
 def known_settings(method: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
@@ -450,10 +449,10 @@ def _read_by(kind: StepKind, of: Sequence[str] | None, earlier: Sequence[Part], 
 
 
 def _searched_by(search: str | None, of: Sequence[str], earlier: Sequence[Part], where: str) -> str:
-    """Find the first stage that a step searches again.
+    """Find the first stage that a step searches with other queries.
 
-    It is the one named, or the only one that the step's run came from. A step that reads no run
-    searches the first stage before it.
+    It is the one named, or the only one that the step's run came from. A step that reads no run searches the first
+    stage before it.
     """
     names = [part.name for part in earlier if _can_be_searched(part)]
     if search is not None:
@@ -464,7 +463,7 @@ def _searched_by(search: str | None, of: Sequence[str], earlier: Sequence[Part],
     if len(found) != 1:
         raise UserError(
             f"{where}: search is missing: its documents come from {' and '.join(found) or 'no step'}; say which first "
-            f"stage to search again ({', '.join(names) or 'there is none'})."
+            f"stage to search ({', '.join(names) or 'there is none'})."
         )
     return found[0]
 
@@ -474,12 +473,13 @@ def sources_of(names: Sequence[str], steps: Sequence[Part]) -> list[str]:
     named, queue = {part.name: part for part in steps}, list(names)
     for name in queue:
         part = named[name]
-        queue += [other for other in ([part.search] if part.search else part.of) if other not in queue]
+        others = [part.search] if part.search and STEPS[part.kind].searches_again else part.of
+        queue += [other for other in others if other not in queue]
     return [name for name in queue if _can_be_searched(named[name])]
 
 
 def _can_be_searched(part: Part) -> bool:
-    return STEPS[part.kind].num_read == 0 and not STEPS[part.kind].searches
+    return STEPS[part.kind].num_read == 0 and not STEPS[part.kind].searching
 
 
 def _checked(description: Description, where: str) -> Description:
@@ -487,7 +487,6 @@ def _checked(description: Description, where: str) -> Description:
     for part in description.steps:
         _check_ranges(part, lambda field, name=part.name: f"{where}: steps.{name}: {field}")
         _check_cut(part, description.steps, f"{where}: steps.{part.name}")
-        finder_before(part, description.steps, f"{where}: steps.{part.name}")
     read = {name for part in description.steps for name in (*part.of, part.search)}
     for part in description.steps[:-1]:
         if part.name not in read:
@@ -505,23 +504,6 @@ def _check_cut(part: Part, steps: Sequence[Part], where: str) -> None:
             f"{where}: `cut: {part.method}` looks at scores, and those of {before.name} (`{before.kind}`) only count "
             "down; cut before that step, or by rank."
         )
-
-
-def finder_before(part: Part, steps: Sequence[Part], where: str) -> str | None:
-    """Return the name of the step that searches a step's sub-queries, if it has any.
-
-    Raises:
-        UserError: the step builds on several first stages.
-    """
-    if part.kind != "diversify" or part.method not in SEARCHING:
-        return None
-    finders = [step.name for step in before(part, steps) if step.kind == "find"]
-    if len(finders) > 1:
-        raise UserError(
-            f"{where}: `diversify: {part.method}` searches its sub-queries by the `find` before it, and there are "
-            f"{len(finders)} ({', '.join(finders)}); leave one, or give `shortlist diversify` a run of the sub-queries."
-        )
-    return finders[0]
 
 
 def before(part: Part, steps: Sequence[Part]) -> list[Part]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from shortlist.math.maxsim import TokenVectors, maxsim
-from shortlist.math.token_feedback import Sample, cluster_means, rarity, sampled, with_rarest
+from shortlist.math.token_feedback import Sample, cluster_means, sampled, vector_rarity, with_rarest
 
 RNG = np.random.default_rng(3)
 
@@ -18,7 +18,7 @@ def test_a_query_gets_the_rarest_means_worked_out_by_hand():
     assert means[order] == pytest.approx(np.array([[0.9, 0.1], [0, 1]]))
     # cosines with the documents' nearest vectors: (.99, .99, .99) and (.8, .6, 1), of which those above .7 are near
     documents = TokenVectors(rows((1, 0), (0.6, 0.8), (1, 0), (0.8, 0.6), (1, 0), (0, 1)), np.array([2, 2, 2]))
-    found = rarity(means[order], Sample(documents, 0.7))
+    found = vector_rarity(means[order], Sample(documents, 0.7))
     assert found == pytest.approx([0, np.log(4 / 3) / np.log(4)])
     query = rows((0.6, 0.8))
     longer = with_rarest(query, means[order], found, most=2, beta=0.5)
@@ -43,14 +43,14 @@ def test_a_vector_times_a_weight_has_its_score_times_the_weight():
 def test_rarity_does_not_depend_on_lengths_and_goes_from_0_to_1():
     documents = TokenVectors(RNG.normal(size=(60, 8)).astype(np.float32), np.full(20, 3))
     sample, probes = sampled(documents), RNG.normal(size=(9, 8)).astype(np.float32)
-    found = rarity(probes, sample)
+    found = vector_rarity(probes, sample)
     assert ((found >= 0) & (found <= 1)).all()
     assert len(np.unique(found)) > 2
     longer = TokenVectors(documents.values * np.linspace(0.5, 3, 60, dtype=np.float32)[:, None], documents.counts)
-    assert rarity(4 * probes, sampled(longer)).tolist() == found.tolist()
-    assert rarity(np.zeros((1, 8), np.float32), sample).tolist() == [1.0]
+    assert vector_rarity(4 * probes, sampled(longer)).tolist() == found.tolist()
+    assert vector_rarity(np.zeros((1, 8), np.float32), sample).tolist() == [1.0]
     same = TokenVectors(np.ones((5, 8), np.float32), np.ones(5, np.int64))
-    assert rarity(probes[:1], Sample(same, -1.0)).tolist() == [0.0]
+    assert vector_rarity(probes[:1], Sample(same, -1.0)).tolist() == [0.0]
 
 
 def test_a_tenth_of_the_documents_is_near_a_vector_of_another_one():
