@@ -5,9 +5,10 @@
 
 Rows of a model that is not named are left out. Quality: SciFact and NFCorpus, each method beside the search whose
 queries it revises, with the queries that it helped and hurt, and the time of the second search. Differences are tested
-over queries (paired two-sided t-test, Holm-corrected over the rows of a collection). No setting was chosen on these queries. `distill` learns from
-the fusion of BM25 and dense search, which stands for a reranker here. Speed: random unit vectors, all queries together;
-each method beside one plain search and two, in one process, in turns. What is encoded is not encoded again.
+over queries (paired two-sided t-test, Holm-corrected over the rows of a collection). No setting was chosen on these
+queries. `distill` learns from the fusion of BM25 and dense search, which stands for a reranker here. Speed: random unit
+vectors, all queries together; each method beside one plain search and two, in one process, in turns. What is encoded is
+not encoded again.
 """
 
 import statistics
