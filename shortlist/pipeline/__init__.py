@@ -13,11 +13,12 @@ from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.pipeline.budget import within_budget
+from shortlist.pipeline.flags import Sources, from_file_or_flags
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memory_steps
 from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
-from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
+from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import STEPS, Found, Step
 from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks
 from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one

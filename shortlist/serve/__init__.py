@@ -176,7 +176,8 @@ def served_pipeline(config: Config) -> "Description | None":
         UserError: the flags or the file do not describe a pipeline.
     """
     from shortlist.pipeline.budget import with_budget
-    from shortlist.pipeline.spec import Sources, from_flags, read_description
+    from shortlist.pipeline.flags import Sources, from_flags
+    from shortlist.pipeline.spec import read_description
 
     if config.pipeline:
         description = read_description(config.pipeline, collection=config.collection)
