@@ -1,12 +1,14 @@
 """What pseudo-relevance feedback does to search, and what it costs.
 
     python benchmarks/feedback.py --model SPLADE --dense MINILM --work work/feedback --out benchmarks/feedback.md
+    python benchmarks/feedback.py --late LATE --docs 0 --work work/feedback
 
-Quality: SciFact and NFCorpus, each method beside the search whose queries it revises, with the queries that it helped
-and hurt, and the time of the second search. Differences are tested over queries (paired two-sided t-test,
-Holm-corrected over the rows of a collection). No setting was chosen on these queries. `distill` learns from
-the fusion of BM25 and dense search, which stands for a reranker here. Speed: random unit vectors, all queries together;
-each method beside one plain search and two, in one process, in turns. What is encoded is not encoded again.
+Rows of a model that is not named are left out. Quality: SciFact and NFCorpus, each method beside the search whose
+queries it revises, with the queries that it helped and hurt, and the time of the second search. Differences are tested
+over queries (paired two-sided t-test, Holm-corrected over the rows of a collection). No setting was chosen on these
+queries. `distill` learns from the fusion of BM25 and dense search, which stands for a reranker here. Speed: random unit
+vectors, all queries together; each method beside one plain search and two, in one process, in turns. What is encoded is
+not encoded again.
 """
 
 import statistics
@@ -50,9 +52,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "dense, rocchio": {"feedback": "rocchio", "of": "dense"},
     "dense, distill from both": {"feedback": "distill", "of": "both", "search": "dense"},
     "BM25 and dense (both)": {},
+    "late": {},
+    "late, tokens": {"feedback": "tokens", "of": "late"},
 }
 """Rows of the table, with the step that searches again."""
-PLAIN = {"BM25": "words", "sparse": "sparse", "dense": "dense", "BM25 and dense (both)": "both"}
+PLAIN = {"BM25": "words", "sparse": "sparse", "dense": "dense", "BM25 and dense (both)": "both", "late": "late"}
 REWRITES = {
     "BM25, query2doc": {"rewrite": "query2doc", "search": "words"},
     "dense, query2doc": {"rewrite": "query2doc", "search": "dense"},
@@ -64,10 +68,12 @@ FAST = {"average": {}, "rocchio": {}, "distill": {}}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    model: str
+    model: str | None = None
     """Trained masked language model, read with the contract `splade`."""
-    dense: str
+    dense: str | None = None
     """Retriever with one vector for a text."""
+    late: str | None = None
+    """Late-interaction model."""
     work: Path
     """Folder for everything that is made."""
     writer: str | None = None
@@ -101,25 +107,26 @@ def made(config: Config, name: str) -> dict[str, Any]:
     """Index and encode a collection, and describe its first stages."""
     folder, collection = config.work / name, str(config.data / name)
     index.run(index.Config(collection=collection, out=folder / "words"))
-    dense: dict[str, Any] = {"model": config.dense}
-    sparse: dict[str, Any] = {"model": config.model, "contract": "splade"}
-    for stored, how in (("dense", dense), ("sparse", sparse)):
-        encode.run(EncodeConfig(collection=collection, out=folder / stored, **how))
-    return {
-        "words": {"find": "bm25", "index": str(folder / "words"), "depth": K},
-        "dense": {"find": "dense", "vectors": str(folder / "dense"), "depth": K, **dense},
-        "sparse": {"find": "sparse", "vectors": str(folder / "sparse"), "depth": K, **sparse},
-        "both": {"fuse": "zscore", "of": ["words", "dense"], "depth": K},
-    }
+    stages: dict[str, Any] = {"words": {"find": "bm25", "index": str(folder / "words"), "depth": K}}
+    models = {"dense": config.dense, "sparse": config.model, "late": config.late}
+    for kind, model in models.items():
+        if model is not None:
+            how: dict[str, Any] = {"model": model} | ({"contract": "splade"} if kind == "sparse" else {})
+            encode.run(EncodeConfig(collection=collection, out=folder / kind, **how))
+            stages[kind] = {"find": kind, "vectors": str(folder / kind), "depth": K, **how}
+    return stages | ({"both": {"fuse": "zscore", "of": ["words", "dense"], "depth": K}} if config.dense else {})
+
+
+def needed(row: str, step: Mapping[str, Any]) -> list[str]:
+    """Return the first stages of a row."""
+    return [name for name in (PLAIN.get(row), step.get("of"), step.get("search")) if name]
 
 
 def opened(config: Config, name: str, stages: Mapping[str, Any], row: str, step: Mapping[str, Any]) -> Pipeline:
     """Open the pipeline of a row, with the steps that lead to its last one alone."""
-    steps, needed = dict(stages), [PLAIN.get(row, ""), step.get("of", ""), step.get("search", "")]
-    if step:
-        steps["again"] = dict(step)
-    needed += steps["both"]["of"] if "both" in needed else []
-    steps = {name: one for name, one in steps.items() if name in (*needed, "again")}
+    names = needed(row, step)
+    names += stages["both"]["of"] if "both" in names else []
+    steps = {name: one for name, one in stages.items() if name in names} | ({"again": dict(step)} if step else {})
     description = {"collection": str(config.data / name), "steps": steps}
     return Pipeline.open(parse_description(description, where=row), OPENER)
 
@@ -152,6 +159,7 @@ def quality(config: Config, name: str) -> str:
     found = {
         row: searched(opened(config, name, stages, row, step), queries, qrels)
         for row, step in (ROWS | rewrites).items()
+        if all(stage in stages for stage in needed(row, step))
     }
     beside = {row: plain for row in found if row not in PLAIN and (plain := row.split(",")[0])}
     changes = {

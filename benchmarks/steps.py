@@ -102,58 +102,81 @@ def tables(config: Config, stages: Steps) -> Iterator[tuple[str, dict[str, Steps
     pairs = {"rank": "pointwise", "model": config.reranker}
     hyde, query2doc = ({"rewrite": how, **writer} for how in ("hyde", "query2doc"))
     again = [{"feedback": how} for how in ("rm3", "bo1")]
-    yield "Words", {
-        "BM25": behind("words"),
-        **{f"feedback: {step['feedback']}": behind("words", step) for step in again},
-        "rewrite: query2doc": behind("words", query2doc | {"search": "words"}),
-    }
+    yield (
+        "Words",
+        {
+            "BM25": behind("words"),
+            **{f"feedback: {step['feedback']}": behind("words", step) for step in again},
+            "rewrite: query2doc": behind("words", query2doc | {"search": "words"}),
+        },
+    )
     again = [{"feedback": how} for how in ("average", "rocchio")]
     fused = {"words": stages["words"], "dense": stages["dense"], "both": {"fuse": "zscore"}}
-    yield "Vectors", {
-        "vectors": behind("dense"),
-        **{f"feedback: {step['feedback']}": behind("dense", step) for step in again},
-        "feedback: distill, from words and vectors": fused | {"again": {"feedback": "distill", "search": "dense"}},
-        "rewrite: hyde": behind("dense", hyde | {"search": "dense"}),
-        "rewrite: query2doc": behind("dense", query2doc | {"search": "dense"}),
-        "find: tree, by vectors": {"tree": stages["branches"]},
-        "words and vectors, fused": fused,
-    }
+    yield (
+        "Vectors",
+        {
+            "vectors": behind("dense"),
+            **{f"feedback: {step['feedback']}": behind("dense", step) for step in again},
+            "feedback: distill, from words and vectors": fused | {"again": {"feedback": "distill", "search": "dense"}},
+            "rewrite: hyde": behind("dense", hyde | {"search": "dense"}),
+            "rewrite: query2doc": behind("dense", query2doc | {"search": "dense"}),
+            "find: tree, by vectors": {"tree": stages["branches"]},
+            "words and vectors, fused": fused,
+        },
+    )
     if config.late:
-        yield "Late interaction", {
-            "late": behind("late"),
-            "feedback: centroids": behind("late", {"feedback": "centroids"}),
-        }
+        yield (
+            "Late interaction",
+            {
+                "late": behind("late"),
+                "feedback: centroids": behind("late", {"feedback": "centroids"}),
+            },
+        )
     deep = pairs | {"depth": config.depth}
     alone = {"find: cur, by vectors": {"cur": stages["axn"]}, "find: tree, by the reranker": {"tree": stages["read"]}}
     if config.anchors:
         alone |= {"find: cur": {"cur": stages["cur"]}}
     moved = {"dense": stages["dense"], "step0": deep, "again": {"feedback": "distill", "search": "dense"}}
-    yield f"A reranker of pairs, {config.depth} deep", {
-        "BM25, pairs": behind("words", deep),
-        "the same with drop .6": behind("words", deep | {"drop": 0.6}),
-        "vectors, pairs": behind("dense", deep),
-        "vectors, pairs, feedback: distill": moved,
-        **alone,
-    }
+    yield (
+        f"A reranker of pairs, {config.depth} deep",
+        {
+            "BM25, pairs": behind("words", deep),
+            "the same with drop .6": behind("words", deep | {"drop": 0.6}),
+            "vectors, pairs": behind("dense", deep),
+            "vectors, pairs, feedback: distill": moved,
+            **alone,
+        },
+    )
     few = {"depth": config.few}
     short = [{"compress": "extract", "words": 48}, {"compress": "summary", "prompt": "summary-alone", **writer}]
     facts = {"compress": "facts", "model": config.retriever, "keep": 3}
-    ways = {"extract": short[0], "summary": short[1], "facts": facts, "facts, with a draft": facts | {"writer": config.writer}}
+    ways = {
+        "extract": short[0],
+        "summary": short[1],
+        "facts": facts,
+        "facts, with a draft": facts | {"writer": config.writer},
+    }
     if config.trained_writer:
         ways["summary, trained"] = short[1] | {"model": config.trained_writer}
-    yield f"Shorter texts, {config.few} deep", {
-        "BM25, pairs": behind("words", pairs | few),
-        "BM25 alone": behind("words"),
-        **{f"compress: {name}": behind("words", step | few, pairs | few) for name, step in ways.items()},
-    }
+    yield (
+        f"Shorter texts, {config.few} deep",
+        {
+            "BM25, pairs": behind("words", pairs | few),
+            "BM25 alone": behind("words"),
+            **{f"compress: {name}": behind("words", step | few, pairs | few) for name, step in ways.items()},
+        },
+    )
     likelihood = {"rank": "likelihood", "prompt": "likelihood-chat", **writer}
-    yield f"A language model reads, {config.few} deep", {
-        "BM25": behind("words"),
-        "rank: likelihood": behind("words", likelihood | few),
-        "compress: extract, rank: likelihood": behind("words", short[0] | few, likelihood | few),
-        "rank: context": behind("words", {"rank": "context", **writer} | few),
-        "compress: extract, rank: context": behind("words", short[0] | few, {"rank": "context", **writer} | few),
-    }
+    yield (
+        f"A language model reads, {config.few} deep",
+        {
+            "BM25": behind("words"),
+            "rank: likelihood": behind("words", likelihood | few),
+            "compress: extract, rank: likelihood": behind("words", short[0] | few, likelihood | few),
+            "rank: context": behind("words", {"rank": "context", **writer} | few),
+            "compress: extract, rank: context": behind("words", short[0] | few, {"rank": "context", **writer} | few),
+        },
+    )
 
 
 class Row:

@@ -14,7 +14,8 @@ from shortlist.errors import UserError
 from shortlist.index.protocols import WeightedTerms
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
 from shortlist.pipeline.budget import Budget, with_budget
-from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
+from shortlist.pipeline.flags import Sources, from_file_or_flags
+from shortlist.pipeline.spec import Description
 from shortlist.pipeline.terms import term_matches, without_terms
 from shortlist.pipeline.wholes import AnswerUnit
 from shortlist.progress import say

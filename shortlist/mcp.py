@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortlist.errors import UserError
-from shortlist.pipeline.spec import Sources, from_file_or_flags
+from shortlist.pipeline.flags import Sources, from_file_or_flags
 
 if TYPE_CHECKING:
     from shortlist.pipeline.loading import Opener

@@ -22,7 +22,7 @@ from shortlist.errors import UserError
 from shortlist.index.analysis import ANALYSERS
 from shortlist.models.files import Precision
 from shortlist.pipeline import Pipeline
-from shortlist.pipeline.spec import Sources, from_file_or_flags
+from shortlist.pipeline.flags import Sources, from_file_or_flags
 from shortlist.progress import progress, say
 from shortlist.records import Document, Qrels, Query, Run
 from shortlist.rerankers.asking import QUESTION, ask_each

@@ -26,10 +26,11 @@ from shortlist.math.exclusion import count_own, without_own
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.budget import Budget, with_budget, within_budget
 from shortlist.pipeline.contents import known_by_contents, prepared_of
+from shortlist.pipeline.flags import Sources, from_file_or_flags
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import MODEL_SETTINGS, identity_of_model, model_folder, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
-from shortlist.pipeline.spec import Description, Part, Sources, from_file_or_flags
+from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS
 from shortlist.pipeline.terms import without_terms
 from shortlist.pipeline.wholes import AnswerUnit

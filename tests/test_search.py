@@ -24,7 +24,7 @@ from shortlist.models.retriever import Retriever
 from shortlist.models.run import embed_documents, embed_queries
 from shortlist.models.save import save_model
 from shortlist.pipeline import Pipeline
-from shortlist.pipeline.spec import from_flags
+from shortlist.pipeline.flags import from_flags
 from shortlist.pipeline.steps import FUSED_DEPTH
 from shortlist.records import Run
 from shortlist.text.inputs import Inputs

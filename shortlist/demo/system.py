@@ -16,7 +16,8 @@ from shortlist.data.files import atomic_write
 from shortlist.data.manifest import read_manifest
 from shortlist.late import late
 from shortlist.pipeline import Pipeline
-from shortlist.pipeline.spec import Sources, from_flags, written
+from shortlist.pipeline.flags import Sources, from_flags
+from shortlist.pipeline.spec import written
 from shortlist.recipe import run_recipe
 
 EXAMPLES = ("parse an ISO date", "remove a directory and everything in it", "split a string the way a shell would")

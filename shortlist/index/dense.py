@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from shortlist.data.allowed import Allowed
 from shortlist.errors import UserError
-from shortlist.index.encoded import find_encoded, search_encoded
+from shortlist.index.encoded import find_encoded, search_encoded, stored_positions
 from shortlist.index.protocols import VectorIndex
 from shortlist.records import Document, Hit, Query, Run, as_queries
 
@@ -74,10 +74,4 @@ class DenseSearch:
                 f"{self.vectors!r} gives no vectors of documents; search vectors of `shortlist encode` here, or an "
                 "index over them, without an engine."
             )
-        places = store.doc_ids.places_of(doc_ids)
-        if lacking := [doc_id for doc_id in doc_ids if doc_id not in places]:
-            raise UserError(
-                f"{store.folder}: has no vector of {len(lacking):,} of {len(doc_ids):,} documents, such as "
-                f"{lacking[0]!r}; encode the collection again."
-            )
-        return store.take(np.array([places[doc_id] for doc_id in doc_ids], dtype=np.int64))
+        return store.take(stored_positions(store, doc_ids, "vector"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from shortlist.data.allowed import Allowed
 from shortlist.data.stores.tokens import TokenBlock, TokenReader
 from shortlist.errors import UserError
-from shortlist.index.encoded import find_encoded, search_encoded
+from shortlist.index.encoded import find_encoded, search_encoded, stored_positions
 from shortlist.index.flat import CANDIDATES_BYTES, Best, free_bytes
 from shortlist.index.leaders import Leaders
 from shortlist.index.protocols import TokenIndex
@@ -36,6 +36,8 @@ CANDIDATE_TOKENS = 1 << 14
 """Tokens of candidates that are copied from the store at a time."""
 NARROW_REFINE = 4
 """The number of candidates of a narrow scan, in multiples of k."""
+SAMPLED_DOCS, SAMPLED_TOKENS = 1000, 1 << 16
+"""The most documents, and about the most of their tokens, in a sample of the store."""
 FEWEST_COMPARED = 32
 """The least number of candidates from whose scores the error of a narrow scan is estimated."""
 
@@ -397,3 +399,27 @@ class LateSearch:
     def find_by_tokens(self, queries: TokenVectors, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
         """Find the k best documents for each query, given by its token vectors."""
         return find_encoded(self.index, queries, k, allowed=allowed)
+
+    def document_tokens(self, doc_ids: Sequence[str]) -> TokenVectors:
+        """Return the token vectors of documents as float32, read from the store in one go.
+
+        Raises:
+            UserError: the index knows no store of token vectors, or one of the documents has none.
+        """
+        return self._store.take(stored_positions(self._store, doc_ids, "token vectors"))
+
+    def sampled_tokens(self) -> TokenVectors:
+        """Return the token vectors of some documents that have any, evenly spread over the store."""
+        there = np.flatnonzero(self._store.counts)
+        count = min(len(there), SAMPLED_DOCS, max(SAMPLED_TOKENS * len(there) // max(self._store.num_tokens, 1), 1))
+        return self._store.take(there[np.linspace(0, len(there) - 1, count).astype(np.int64)] if count else there)
+
+    @property
+    def _store(self) -> TokenReader:
+        store = getattr(self.index, "tokens", None)
+        if not isinstance(store, TokenReader):
+            raise UserError(
+                f"{self.index!r} gives no token vectors of documents; search those of `shortlist encode` here, or an "
+                "index over them, without an engine."
+            )
+        return store

@@ -139,6 +139,27 @@ class GivesVectors(SearchesVectors, Protocol):
 
 
 @runtime_checkable
+class GivesTokens(FirstStage, Protocol):
+    """A first stage that searches by token vectors, and returns its documents' token vectors."""
+
+    def query_tokens(self, queries: Sequence[Query]) -> TokenVectors:
+        """Return the token vectors that `search` uses for these queries."""
+        ...
+
+    def find_by_tokens(self, queries: TokenVectors, k: int, *, allowed: Allowed | None = None) -> list[list[Hit]]:
+        """Find the at most k best documents for each query of token vectors, best first."""
+        ...
+
+    def document_tokens(self, doc_ids: Sequence[str]) -> TokenVectors:
+        """Return the token vectors of documents, as float32."""
+        ...
+
+    def sampled_tokens(self) -> TokenVectors:
+        """Return the token vectors of some documents, which stand for the collection."""
+        ...
+
+
+@runtime_checkable
 class EmbedsDocuments(SearchesVectors, Protocol):
     """A first stage that searches by vectors, and computes vectors of new texts."""
 

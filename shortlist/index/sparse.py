@@ -20,7 +20,7 @@ from shortlist.data.files import atomic_write
 from shortlist.data.stores.shards import DEAD
 from shortlist.data.stores.terms import TermReader
 from shortlist.errors import UserError
-from shortlist.index.encoded import find_encoded, search_encoded
+from shortlist.index.encoded import find_encoded, search_encoded, stored_positions
 from shortlist.index.flat import Best
 from shortlist.index.parameters import Footprint
 from shortlist.index.protocols import FetchDocuments, Opening, TermIndex, TermTotals, WeightedTerms
@@ -521,13 +521,7 @@ class SparseSearch:
             UserError: one of them has none stored.
         """
         store: TermReader = self.index.terms
-        places = store.doc_ids.places_of(doc_ids)
-        if lacking := [doc_id for doc_id in doc_ids if doc_id not in places]:
-            raise UserError(
-                f"{store.folder}: has no term weights of {len(lacking):,} of {len(doc_ids):,} documents, such as "
-                f"{lacking[0]!r}; encode the collection again."
-            )
-        found = store.take(np.array([places[doc_id] for doc_id in doc_ids], dtype=np.int64))
+        found = store.take(stored_positions(store, doc_ids, "term weights"))
         return [named_terms(self.retriever.terms, *document) for document in found]
 
     def term_totals(self, terms: Sequence[str]) -> TermTotals:

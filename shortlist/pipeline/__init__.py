@@ -13,11 +13,12 @@ from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.pipeline.budget import within_budget
+from shortlist.pipeline.flags import Sources, from_file_or_flags
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memory_steps
 from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
-from shortlist.pipeline.spec import Description, Sources, from_file_or_flags
+from shortlist.pipeline.spec import Description
 from shortlist.pipeline.steps import STEPS, Found, Step
 from shortlist.pipeline.wholes import AT_FIRST, MORE, AnswerUnit, best_chunks
 from shortlist.records import Document, Hit, Query, as_documents, as_queries, is_one
@@ -422,11 +423,11 @@ class Pipeline:
         more = max((len(exclude.get(query.query_id, ())) for query in queries), default=0)
         for step in steps:
             runs = {name: found[name].run for name in step.of}
-            if step.kind.searches and step.of:
+            if step.kind.searches_again and step.of:
                 step = step._replace(num_placed=_num_placed(step.of[0], steps, found))
             run = partial(step.kind.run, step, queries, runs, texts)
             with texts.timed(step.name):
-                if more and (step.kind.num_read == 0 or step.kind.searches):
+                if more and (step.kind.num_read == 0 or step.kind.searches_again):
                     given, gone = _allowed(run, exclude, wanted[step.name], more)
                     num_excluded += gone
                 else:
@@ -473,7 +474,7 @@ class Pipeline:
             raise UserError(f"depth is {depth}; expected at least 1.")
         if depth is not None and later:
             steps = [step._replace(depth=depth if step.name == later[0] else min(depth, step.depth or depth))
-                     if step.name in later and not step.kind.searches else step for step in steps]  # fmt: skip
+                     if step.name in later and not step.kind.searches_again else step for step in steps]  # fmt: skip
         if where is not None:
             steps = [step._replace(allowed=self.metadata.allowed(where)) for step in steps]
         last = first_stage if first_stage and not (later and rerank is not False) else steps[-1].name
@@ -566,7 +567,7 @@ def _wanted(steps: Sequence[Step], k: int) -> dict[str, int]:
         if step.kind.is_first_stage and step.depth is not None:
             wanted[step.name] = step.depth
         for name in step.of:
-            docs = step.stage.docs if step.kind.searches else 0
+            docs = step.stage.docs if step.kind.searches_again else 0
             wanted[name] = max(wanted[name], wanted[step.name], step.depth or 0, step.kind.fewest, docs)
     return wanted
 

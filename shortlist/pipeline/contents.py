@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from shortlist.config import markers
 from shortlist.data.manifest import identity
+from shortlist.pipeline.flags import Sources
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import MODEL_SETTINGS, identity_of_model
-from shortlist.pipeline.spec import Description, Part, Sources, written
+from shortlist.pipeline.spec import Description, Part, written
 from shortlist.pipeline.steps import STEPS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ ITSELF = OF_ASPECT + "0"
 """End of the id under which `shortlist aspects` writes the query itself."""
 
 SearchBefore = Callable[[Sequence[Query]], Run]
-"""Searches by the first stage that found the lists."""
+"""Searches by a first stage."""
 
 
 @runtime_checkable
@@ -113,8 +113,8 @@ def varied_by_coverage(
 
 DIVERSIFIERS: dict[str, Callable[..., Chooser]] = {"mmr": varied_by_mmr, "coverage": varied_by_coverage}
 """The ways to choose varied documents."""
-SEARCHING = ("coverage",)
-"""Those that search sub-queries by the one first stage before them."""
+COVERING = ("coverage",)
+"""Those that search sub-queries by a first stage."""
 
 
 @final

@@ -2,9 +2,9 @@
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, final
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from shortlist.index.opening import made_by
 from shortlist.index.protocols import (
     FetchDocuments,
     GivesTerms,
+    GivesTokens,
     GivesVectors,
     SearchesTerms,
     SearchesVectors,
@@ -32,12 +33,18 @@ from shortlist.math.feedback import (
     score_shares,
     vector_average,
 )
+from shortlist.math.maxsim import TokenVectors
 from shortlist.pipeline.loading import Opener
 from shortlist.progress import say
 from shortlist.records import Document, Hit, Query
 
+if TYPE_CHECKING:
+    from shortlist.math.token_feedback import Sample
+
 DISTILLED_AT_ONCE = 256
 """Queries whose documents' vectors are in one array."""
+EXPANDED_AT_ONCE = 64
+"""Queries whose documents' token vectors are in memory together."""
 ScoreWeights = Literal["shares", "softmax", "equal"]
 """How scores weigh feedback documents."""
 SCORE_WEIGHTS: dict[str, Callable[..., Any]] = {
@@ -48,7 +55,7 @@ SCORE_WEIGHTS: dict[str, Callable[..., Any]] = {
 
 
 class SearchedAgain(NamedTuple):
-    """The first stage that a step searches again."""
+    """The first stage that a step searches with other queries."""
 
     name: str
     stage: Any
@@ -117,6 +124,67 @@ class ByVectors:
         if allowed is None:
             return stage.find_by_vectors(queries, k)
         return stage.find_by_vectors(queries, k, allowed=allowed)
+
+
+@final
+class ByTokens:
+    """Adds token vectors to queries, and searches by them.
+
+    Args:
+        clusters: clusters of the token vectors of a query's documents.
+        centroids: the most centroids to add.
+        beta: weight of the rarest possible centroid beside a token of the query.
+    """
+
+    gives, asks, expected = GivesTokens, GivesTokens, "token vectors, as `find: late` does"
+
+    def __init__(self, clusters: int, centroids: int, beta: float) -> None:
+        self._clusters, self._centroids, self._beta = clusters, centroids, beta
+        self._lock, self._sample = threading.Lock(), cast("Sample | None", None)
+
+    def check(self, searched: SearchedAgain) -> None:
+        """Refuse a first stage that gives no token vectors of documents.
+
+        Raises:
+            UserError: it gives none.
+        """
+        searched.stage.document_tokens([])
+
+    def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
+        """Find the k best documents for each query."""
+        stage: GivesTokens = revision.searched.stage
+        texts = [vectors for part in _parts(revision, EXPANDED_AT_ONCE) for vectors in self._revised(part)]
+        queries = TokenVectors(np.concatenate(texts), np.array(list(map(len, texts))))
+        return (
+            stage.find_by_tokens(queries, k) if allowed is None else stage.find_by_tokens(queries, k, allowed=allowed)
+        )
+
+    def _revised(self, revision: Revision) -> list[Float[np.ndarray, "_ dim"]]:
+        """Add centroids of their documents' token vectors to some queries."""
+        from shortlist.math.token_feedback import cluster_means, vector_rarity, with_rarest
+
+        stage: GivesTokens = revision.searched.stage
+        known = dict(zip(revision.doc_ids, stage.document_tokens(revision.doc_ids), strict=True))
+        means = [
+            cluster_means(np.concatenate([known[hit.doc_id] for hit in head]), self._clusters)
+            for head in revision.heads
+        ]
+        if not any(map(len, means)):
+            return list(stage.query_tokens(revision.queries))
+        found = vector_rarity(np.concatenate(means), self._sampled(stage))
+        rarities = np.split(found, np.cumsum(list(map(len, means)))[:-1])
+        return [
+            with_rarest(*one, most=self._centroids, beta=self._beta)
+            for one in zip(stage.query_tokens(revision.queries), means, rarities, strict=True)
+        ]
+
+    def _sampled(self, stage: GivesTokens) -> "Sample":
+        """Sample the collection once."""
+        from shortlist.math.token_feedback import sampled
+
+        with self._lock:
+            self._sample = self._sample or sampled(stage.sampled_tokens())
+        return self._sample
 
 
 @final
@@ -198,7 +266,7 @@ class Feedback:
     """
 
     def __init__(
-        self, method: str, docs: int, search: ByTerms | ByVectors | ByEncoder, *, reads_scores: bool = False
+        self, method: str, docs: int, search: ByTerms | ByVectors | ByTokens | ByEncoder, *, reads_scores: bool = False
     ) -> None:
         self.method, self.docs, self._search, self.reads_scores = method, docs, search, reads_scores
         self._has_warned = False
@@ -338,6 +406,29 @@ def distilled_again(
     return Feedback("distill", docs, ByVectors(lambda revision: _by_distillation(revision, how)), reads_scores=True)
 
 
+def tokens_again(
+    opener: Opener, *, docs: int = 3, clusters: int = 24, centroids: int = 10, beta: float = 1.0
+) -> Feedback:
+    """Add the rarest centroids of their documents' token vectors to queries' token vectors.
+
+    Args:
+        docs: feedback documents of a query.
+        clusters: clusters of their token vectors.
+        centroids: the most centroids to add.
+        beta: weight of a centroid that no document is near, beside a token of the query; others have less.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    _check("tokens", docs=docs, clusters=clusters, centroids=centroids)
+    if centroids > clusters or not 0 <= beta < math.inf:
+        raise UserError(
+            f"`feedback: tokens` with centroids {centroids}, clusters {clusters} and beta {beta:g}; expected no more "
+            "centroids than clusters, and a finite beta of 0 or more."
+        )
+    return Feedback("tokens", docs, ByTokens(clusters, centroids, beta))
+
+
 def encoder_again(opener: Opener, *, model: str, docs: int | None = None) -> Feedback:
     """Search by queries that a trained encoder reads with their documents.
 
@@ -366,6 +457,7 @@ FEEDBACKS: dict[str, Callable[..., Feedback]] = {
     "average": average_again,
     "rocchio": rocchio_again,
     "distill": distilled_again,
+    "tokens": tokens_again,
     "encoder": encoder_again,
 }
 """The ways to revise queries by documents."""
@@ -468,11 +560,16 @@ def _each_vector(
     return np.stack([revise(query, found.of_hits(head), **how) for query, head in pairs])
 
 
+def _parts(revision: Revision, count: int) -> Iterator[Revision]:
+    """Yield at most `count` queries with their documents at a time."""
+    for first in range(0, len(revision.queries), count):
+        here = slice(first, first + count)
+        yield revision._replace(queries=revision.queries[here], heads=revision.heads[here])
+
+
 def _by_distillation(revision: Revision, how: Mapping[str, Any]) -> Float[np.ndarray, "queries dim"]:
     parts = []
-    for first in range(0, len(revision.queries), DISTILLED_AT_ONCE):
-        here = slice(first, first + DISTILLED_AT_ONCE)
-        some = revision._replace(queries=revision.queries[here], heads=revision.heads[here])
+    for some in _parts(revision, DISTILLED_AT_ONCE):
         found, most = _vectors(some), max(map(len, some.heads))
         documents = np.zeros((len(some.heads), most, found.queries.shape[1]), dtype=np.float32)
         scores = np.full((len(some.heads), most), np.nan)

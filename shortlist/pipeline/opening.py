@@ -10,7 +10,7 @@ from shortlist.index.opening import is_older, say_if_older
 from shortlist.models.folder import check_model
 from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.spec import Description, Part, before, finder_before
+from shortlist.pipeline.spec import Description, Part, before
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.progress import say
 from shortlist.rerankers.language import LanguageModelSettings, how_to_open, is_server, model_identity
@@ -72,21 +72,19 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         _check_corpus(part, description)
         if part.kind == "cut":
             _check_rule(part, stage, description, opener)
-        name = finder_before(part, description.steps, f"step {part.name!r}")
-        finder = next((step for step in steps if step.name == name), None)
         depth = part.depth or kind.depth
-        step = Step(part.name, kind, stage, part.of, depth, part.share, part.drop, finder=finder)
-        if part.search is not None:
-            step = step._replace(searched=searched_again(part, description, steps))
-            stage.check(part.name, step.searched)
+        searched = searched_by(part, description, steps) if part.search is not None else None
+        step = Step(part.name, kind, stage, part.of, depth, part.share, part.drop, searched=searched)
+        if kind.searches_again:
+            stage.check(part.name, searched)
         steps.append(step)
     if description.steps[-1].kind == "compress":
         say(f"step {description.steps[-1].name!r}: no step behind it reads the shorter texts; leave it out.")
     return steps
 
 
-def searched_again(part: Part, description: Description, steps: Sequence[Step]) -> SearchedAgain:
-    """Return the first stage that a step searches again."""
+def searched_by(part: Part, description: Description, steps: Sequence[Step]) -> SearchedAgain:
+    """Return the first stage that a step searches with other queries."""
     named = {step.name: step for step in description.steps}
     [stage] = [step.stage for step in steps if step.name == part.search]
     first = part.of[0] if part.of else None

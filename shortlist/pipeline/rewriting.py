@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from functools import partial
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -49,18 +50,24 @@ class PassageWriter:
         return [written.get(query.text, "") for query in queries]
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Rewriting:
-    """A way to search by what a language model writes about queries."""
+class PassageSearch(NamedTuple):
+    """A way to search by queries and their passages."""
 
-    method: str
-    write: Write
     search: SearchWritten
     needs: Any
     """Protocol of the first stages that it can search."""
     expected: str
     """What these search by, in words."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Rewriting:
+    """A search by what a language model writes about queries."""
+
+    method: str
+    how: PassageSearch
+    write: Write
     docs: int = 0
     """Feedback documents that it reads."""
     reads_scores: bool = False
@@ -72,11 +79,11 @@ class Rewriting:
         Raises:
             UserError: it searches by something of another kind.
         """
-        check_searched(f"step {step!r}: `rewrite: {self.method}`", searched, self.needs, self.expected)
+        check_searched(f"step {step!r}: `rewrite: {self.method}`", searched, self.how.needs, self.how.expected)
 
     def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
         """Find the k best documents for each query."""
-        return self.search(revision, self.write(revision.queries), k, allowed)
+        return self.how.search(revision, self.write(revision.queries), k, allowed)
 
 
 def by_passage_vectors(revision: Revision, passages: Sequence[str], k: int, allowed: Allowed | None) -> list[list[Hit]]:
@@ -125,7 +132,15 @@ def _found(search: Callable[..., Any], queries: Any, k: int, allowed: Allowed | 
     return search(queries, k) if allowed is None else search(queries, k, allowed=allowed)
 
 
-def hyde(
+PASSAGE_SEARCHES = {
+    "hyde": PassageSearch(by_passage_vectors, EmbedsDocuments, "one vector of each document, as `find: dense` does"),
+    "query2doc": PassageSearch(by_longer_texts, FirstStage, "queries"),
+}
+"""The ways to search by what a language model writes about a query."""
+
+
+def open_rewriting(
+    method: str,
     opener: Opener,
     *,
     model: str,
@@ -135,9 +150,10 @@ def hyde(
     precision: Precision = "fp32",
     token_budget: int | None = None,
 ) -> Rewriting:
-    """Search by the mean of a query's vector and a passage's.
+    """Search by queries and by passages that a language model writes to answer them.
 
     Args:
+        method: how queries and passages are searched by, a key of PASSAGE_SEARCHES.
         model: the language model: folder or hub name, or the address of an OpenAI-compatible server.
         model_name: the server's name of the model.
         prompt: name of the prompt, which asks for a passage.
@@ -149,36 +165,13 @@ def hyde(
     """
     how: dict[str, Any] = {"max_length": max_length, "token_budget": token_budget, "precision": precision}
     write = _writer(opener, prompt, model, model_name, how)
-    how = {"needs": EmbedsDocuments, "expected": "one vector of each document, as `find: dense` does"}
-    return Rewriting(method="hyde", write=write, search=by_passage_vectors, **how)
+    return Rewriting(method=method, how=PASSAGE_SEARCHES[method], write=write)
 
 
-def query2doc(
-    opener: Opener,
-    *,
-    model: str,
-    model_name: str | None = None,
-    prompt: str = "passage",
-    max_length: int | None = None,
-    precision: Precision = "fp32",
-    token_budget: int | None = None,
-) -> Rewriting:
-    """Search by a query's text with a passage written to answer it.
-
-    Args:
-        model: the language model and how it runs, as for `hyde`.
-
-    Raises:
-        UserError: there is no such model or prompt.
-    """
-    how: dict[str, Any] = {"max_length": max_length, "token_budget": token_budget, "precision": precision}
-    write = _writer(opener, prompt, model, model_name, how)
-    how = {"needs": FirstStage, "expected": "queries"}
-    return Rewriting(method="query2doc", write=write, search=by_longer_texts, **how)
-
-
-REWRITINGS: dict[str, Callable[..., Rewriting]] = {"hyde": hyde, "query2doc": query2doc}
-"""The ways to search by what a language model writes about a query."""
+REWRITINGS: dict[str, Callable[..., Rewriting]] = {
+    method: partial(open_rewriting, method) for method in PASSAGE_SEARCHES
+}
+"""The same, to be opened."""
 
 
 def _writer(opener: Opener, prompt: str, model: str, model_name: str | None, how: Mapping[str, Any]) -> PassageWriter:

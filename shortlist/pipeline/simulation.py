@@ -8,10 +8,11 @@ from shortlist.data.collections import Collection
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions
 from shortlist.pipeline import Pipeline, Trace
 from shortlist.pipeline.contents import prepared_of
+from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.known import KnownHits, KnownReadings, KnownRevisions, KnownTexts, PairScores
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.numbers import Numbers, with_numbers
-from shortlist.pipeline.opening import open_steps, searched_again
+from shortlist.pipeline.opening import open_steps, searched_by
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description, Part
 from shortlist.pipeline.steps import STEPS, FetchDocuments, Found, Step, StepKind, num_read
@@ -133,22 +134,18 @@ class Simulation:
                 self._kinds[part.kind] = STEPS[part.kind]._replace(run=self._remembering(STEPS[part.kind]))
             kind, stage = self._kinds[part.kind], self._stage(part)
             depth = part.depth or kind.depth
-            finder = self._finder(part.name)
-            step = Step(part.name, kind, stage, part.of, depth, part.share, part.drop, finder=finder)
-            if part.search is not None:
-                step = step._replace(searched=searched_again(part, description, list(self.real_steps.values())))
-            steps.append(step)
+            searched = None if part.search is None else self._searched(part, description)
+            steps.append(Step(part.name, kind, stage, part.of, depth, part.share, part.drop, searched=searched))
         return steps
 
-    def _finder(self, name: str) -> Step | None:
-        """Return the step that searches a step's sub-queries, each once."""
-        finder = self.real_steps[name].finder
-        if finder is None:
-            return None
-        part = next(part for part in self.resolved.steps if part.name == finder.name)
-        return finder._replace(
-            stage=self._once((f"finder of {name}", ""), lambda: _known_finder(part, finder.stage, self._log))
-        )
+    def _searched(self, part: Part, description: Description) -> SearchedAgain:
+        """Return the first stage that a step searches; a step that reads what was found anew searches it once."""
+        found = searched_by(part, description, list(self.real_steps.values()))
+        if STEPS[part.kind].searches_again:
+            return found
+        finder = next(one for one in self.resolved.steps if one.name == found.name)
+        key = (f"{found.name} of {part.name}", "")
+        return found._replace(stage=self._once(key, lambda: _known_finder(finder, found.stage, self._log)))
 
     def _stage(self, part: Part) -> Any:
         """Open a step's stage once for each of its settings, as one that remembers."""
@@ -167,7 +164,7 @@ class Simulation:
             return _known_finder(part, stage, self._log)
         if part.kind == "compress":
             return KnownTexts(stage, label, log=self._log)
-        if kind.searches:
+        if kind.searches_again:
             searched = next(one for one in self.resolved.steps if one.name == part.search)
             log = None if part.of else self._log  # revising by documents is searching, which is quick
             return KnownRevisions(stage, label, exact=_is_exact(searched), log=log)

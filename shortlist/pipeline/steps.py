@@ -3,7 +3,7 @@
 A kind is a plain function from runs and documents to runs and documents, and a line in `STEPS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -18,7 +18,7 @@ from shortlist.errors import UserError
 from shortlist.index.protocols import FetchDocuments, SearchesByReading
 from shortlist.math.fusion import FUSIONS, interpolate, reorder
 from shortlist.math.narrowing import num_near_top
-from shortlist.pipeline.diversifiers import DIVERSIFIERS
+from shortlist.pipeline.diversifiers import COVERING, DIVERSIFIERS
 from shortlist.pipeline.feedback import FEEDBACKS, Revision, SearchedAgain
 from shortlist.pipeline.loading import FINDERS, Opener, compressors, rerankers
 from shortlist.pipeline.rewriting import REWRITINGS
@@ -67,11 +67,9 @@ class Step(NamedTuple):
     allowed: Allowed | None = None
     """The only documents that a first stage may find in this search (None: all)."""
     searched: SearchedAgain | None = None
-    """The first stage that a step searches again, with other queries."""
+    """The first stage that a step searches, with other queries."""
     num_placed: Mapping[str, int] | None = None
     """Number of each query's first hits that the step before has ranked itself, in this search (None: all)."""
-    finder: "Step | None" = None
-    """First stage that searches the sub-queries of this step, for a method in `SEARCHING`."""
 
 
 class StepFunction(Protocol):
@@ -114,10 +112,15 @@ class StepKind(NamedTuple):
     """Whether it mixes its scores with the earlier ones, by a share, and may read fewer where those drop."""
     counts_down: bool = False
     """Whether its scores only count down, so that no later step may cut by them."""
-    searches: bool = False
-    """Whether it searches an earlier first stage again, which the option `search` names."""
+    searching: Collection[str] = ()
+    """Its methods that search an earlier first stage with other queries, which the option `search` names."""
     is_prepared: bool = False
     """Whether its methods return a `rerankers.prepared.Prepared`, which knows the identity of its models."""
+
+    @property
+    def searches_again(self) -> bool:
+        """Whether its hits are those that another search of an earlier first stage finds."""
+        return self.is_first_stage and bool(self.searching)
 
 
 def find(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], documents: FetchDocuments, most: int) -> Found:
@@ -204,9 +207,9 @@ def vary(step: Step, queries: Sequence[Query], runs: Mapping[str, Run], document
     [before] = runs.values()
 
     def search(sub_queries: Sequence[Query]) -> Run:
-        if step.finder is None:
-            raise UserError(f"step {step.name!r} searches sub-queries and has no finder; open it from a description.")
-        return find(step.finder._replace(allowed=step.allowed), sub_queries, {}, documents, step.depth or most).run
+        assert step.searched is not None
+        first = Step(step.searched.name, STEPS["find"], step.searched.stage, allowed=step.allowed)
+        return find(first, sub_queries, {}, documents, step.depth or most).run
 
     lists = [before.get(query.query_id, []) for query in queries]
     chosen = step.stage(queries, [hits[: step.depth] for hits in lists], most, search)
@@ -321,9 +324,9 @@ STEPS: dict[str, StepKind] = {
     "rank": StepKind(rank, rerankers, open_ranker, depth=100, mixes=True, is_prepared=True),
     "compress": StepKind(compress, compressors, open_compressor, depth=100, is_prepared=True),
     "cut": StepKind(shorten, lambda: CUTTERS, open_cut),
-    "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100, counts_down=True),
+    "diversify": StepKind(vary, lambda: DIVERSIFIERS, open_finder, depth=100, counts_down=True, searching=COVERING),
     "rewrite": StepKind(
-        search_rewritten, lambda: REWRITINGS, open_finder, is_first_stage=True, num_read=0, searches=True
+        search_rewritten, lambda: REWRITINGS, open_finder, is_first_stage=True, num_read=0, searching=REWRITINGS
     ),
-    "feedback": StepKind(search_again, lambda: FEEDBACKS, open_finder, is_first_stage=True, searches=True),
+    "feedback": StepKind(search_again, lambda: FEEDBACKS, open_finder, is_first_stage=True, searching=FEEDBACKS),
 }

@@ -183,7 +183,8 @@ def served_pipeline(config: Config) -> "Description | None":
         UserError: the flags or the file do not describe a pipeline.
     """
     from shortlist.pipeline.budget import Budget, with_budget
-    from shortlist.pipeline.spec import Sources, from_flags, read_description
+    from shortlist.pipeline.flags import Sources, from_flags
+    from shortlist.pipeline.spec import read_description
 
     said = Budget(config.budget_ms, config.target_quality, config.costs)
     if config.pipeline:

@@ -14,8 +14,10 @@ from shortlist.errors import UserError
 from shortlist.index.opening import open_index
 from shortlist.pipeline import Pipeline
 from shortlist.pipeline.diversifiers import SubQueries, varied_by_mmr
+from shortlist.pipeline.feedback import SearchedAgain
 from shortlist.pipeline.loading import Opener
 from shortlist.pipeline.opening import open_steps
+from shortlist.pipeline.simulation import Simulation
 from shortlist.pipeline.spec import Description, parse_description, written
 from shortlist.pipeline.steps import STEPS, Found, Step
 from shortlist.records import Hit, Query, Run
@@ -198,17 +200,41 @@ def test_sub_queries_obey_the_filter_of_the_search(covering: dict):
         return words.stage.search(queries, k, allowed=allowed)
 
     noted = words._replace(stage=SimpleNamespace(search=search))
-    pipeline.steps, few = [noted, varied._replace(finder=noted)], Allowed(["d0", "d1"])
+    pipeline.steps, few = [noted, varied._replace(searched=SearchedAgain("words", noted.stage))], Allowed(["d0", "d1"])
     pipeline.__dict__["metadata"] = SimpleNamespace(allowed=lambda where: few)
     pipeline.trace(Query("q0", SUB_QUERIES["q0#0"]), 3, where="year > 1")
     assert asked == [(8, few), (8, few)]
 
 
-def test_coverage_over_several_first_stages_is_refused(covering: dict):
-    steps = covering["steps"]
-    more = {"words": steps["words"], "more": steps["words"], "both": {"fuse": "rrf"}, "varied": steps["varied"]}
-    with pytest.raises(UserError, match=r"steps.varied: .*by the `find` before it, and there are 2 \(words, more\)"):
-        parse_description({"steps": more}, where="here")
+def test_coverage_searches_the_first_stage_that_its_run_came_from_or_the_one_named(covering: dict):
+    words, varied = covering["steps"]["words"], covering["steps"]["varied"]
+
+    def search(given: dict, **steps: dict) -> str | None:
+        return parse_description({"steps": {"words": words, **steps, "varied": given}}, where="here").steps[-1].search
+
+    cut = {"cut": "rank", "at": 5}
+    assert search(varied, short=cut) == "words"
+    assert search(varied, again={"feedback": "rm3"}) == "words"
+    assert search(varied, more={"rewrite": "query2doc", "model": "m"}) == "words"
+    assert search(varied, first=varied, again={"feedback": "rm3"}) == "words"
+    both = {"more": words, "both": {"fuse": "rrf"}}
+    with pytest.raises(UserError, match=r"steps.varied: search is missing: its documents come from words and more"):
+        search(varied, **both)
+    with pytest.raises(UserError, match=r"steps.varied: search: unknown earlier step that finds documents 'both'"):
+        search(varied | {"search": "both"}, **both)
+    assert search(varied | {"search": "more"}, **both) == "more"
+    with pytest.raises(UserError, match="unknown setting of `diversify: mmr` 'search'"):
+        search({"diversify": "mmr", "vectors": "v", "search": "words"})
+
+
+def test_other_numbers_before_coverage_are_tried(covering: dict, tiny: Tiny):
+    description = parse_description(covering, where="here")
+    simulation, queries = Simulation(description, Opener()), read_queries(tiny.collection / "queries.jsonl")
+    for depth in (3, 8):
+        steps = covering["steps"] | {"words": covering["steps"]["words"] | {"depth": depth}}
+        expected = Pipeline.load(pipeline=covering | {"steps": steps}).trace(queries, 8).last.run
+        assert simulation.run(queries, 8, {"words.depth": depth}).run == expected
+        assert simulation.real({"words.depth": depth}).trace(queries, 8).last.run == expected
 
 
 def test_queries_that_are_no_sub_queries_are_refused(covering: dict, tiny: Tiny):

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from shortlist.errors import UserError
+from shortlist.pipeline.flags import Sources, from_flags
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.spec import Sources, from_flags, parse_description
+from shortlist.pipeline.spec import parse_description
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.records import Hit, Query
 

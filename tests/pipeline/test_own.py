@@ -14,8 +14,9 @@ from shortlist.data.claims import claim_output
 from shortlist.data.formats import write_corpus
 from shortlist.errors import UserError
 from shortlist.pipeline import own
+from shortlist.pipeline.flags import Sources, from_flags
 from shortlist.pipeline.own import places_of, with_own_indexes
-from shortlist.pipeline.spec import Sources, from_flags, parse_description
+from shortlist.pipeline.spec import parse_description
 from shortlist.records import Document
 
 

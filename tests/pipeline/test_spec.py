@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from shortlist.errors import UserError
-from shortlist.pipeline.spec import Description, Part, Sources, from_flags, parse_description, read_description, written
+from shortlist.pipeline.flags import Sources, from_flags
+from shortlist.pipeline.spec import Description, Part, parse_description, read_description, written
 
 WORDS = {"words": {"find": "bm25", "index": "w"}}
 DENSE = {"dense": {"find": "dense", "model": "m", "vectors": "v"}}
