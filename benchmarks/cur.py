@@ -191,7 +191,8 @@ def repeated(config: Config, truth: np.ndarray, anchors: np.ndarray, near: NearD
     return (
         f"- With the model in place of the table, the ridge regression over both with {ROUNDS} rounds and a budget of "
         f"{budget} reads the same documents for {same} of {REPEATED} queries. A query took "
-        f"{1000 * whole / REPEATED:,.0f} ms of processor time, of which choosing what to read is {1000 * alone / REPEATED:,.0f} ms."
+        f"{1000 * whole / REPEATED:,.0f} ms of processor time, of which choosing what to read is "
+        f"{1000 * alone / REPEATED:,.0f} ms."
     )
 
 
@@ -248,8 +249,8 @@ def run(config: Config) -> None:
     said = [
         f"- {config.docs:,} documents of {config.test.name}, of whose texts {config.words} words are kept; "
         f"{config.queries} queries of its split {config.split}, and {config.anchors} of {config.anchor_split} as "
-        f"anchors. Reranker {Path(config.model).name}, dense retriever {Path(config.retriever).name}. The scores' singular "
-        f"values: {ranks} of their squares, mean left out.",
+        f"anchors. Reranker {Path(config.model).name}, dense retriever {Path(config.retriever).name}. The scores' "
+        f"singular values: {ranks} of their squares, mean left out.",
         repeated(config, truth, anchors, near, budget=200),
     ]
     sections = ["\n".join(said)]
